@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.app import LazyGroup, stillroom
-from stillroom.recipes import comment_recipe, recipe_schema
+from stillroom.recipes import recipe_schema, render_template
 from stillroom.registry import list_kinds, list_methods, read_docstring
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,12 +65,12 @@ def recipes_page() -> str:
             summary,
             "",
             "```yaml",
-            comment_recipe(kind).rstrip(),
+            render_template(kind).rstrip(),
             "```",
             "",
         ]
     lines += ["## flow/make", "", "The main job.", "", "```yaml"]
-    lines += [comment_recipe("flow", "make").rstrip(), "```", ""]
+    lines += [render_template("flow", "make").rstrip(), "```", ""]
     return "\n".join(lines)
 
 

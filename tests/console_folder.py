@@ -2,7 +2,7 @@
 
 import json
 
-from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.model.metadata import DiffusionMetadata
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.rag.recipe import RagRecipe

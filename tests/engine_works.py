@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.jobs.engines import LocalEngine, Opened
-from stillroom.jobs.engines.hand import Hand, settle
-from stillroom.jobs.engines.work import close_opened
+from stillroom.jobs.engines import LocalEngine, WorkerResources
+from stillroom.jobs.engines.interfaces import close_resources
+from stillroom.jobs.engines.worker import RayWorker, unpack_results
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Squares:
     refused: int = -1
     concurrency: int = 1
 
-    def open(self) -> Opened[int, int]:
+    def open(self) -> WorkerResources[int, int]:
         with self.notes.open("a") as file:
             file.write(f"open {os.getpid()}\n")
 
@@ -48,7 +48,7 @@ class Squares:
             with self.notes.open("a") as file:
                 file.write(f"close {os.getpid()}\n")
 
-        return Opened(square, (close,))
+        return WorkerResources(square, (close,))
 
     def done(self) -> list[tuple[int, int]]:
         lines = [line.split() for line in self.notes.read_text().splitlines()]
@@ -71,7 +71,7 @@ class PicklingEngine(LocalEngine):
 
     def __init__(self, elsewhere: Path | None = None) -> None:
         super().__init__()
-        self.hand = Hand(1, {})
+        self.hand = RayWorker(1, {})
         self.elsewhere = elsewhere
         self.sent = bytearray()
         self.calls: list[tuple[str, int]] = []
@@ -86,12 +86,12 @@ class PicklingEngine(LocalEngine):
         self.sent += packed + items
         with chdir(self.elsewhere) if self.elsewhere else nullcontext():
             # In a context of its own, as a worker's process has one.
-            return settle(Context().run(self.hand.run, key, lambda: packed, items))
+            return unpack_results(Context().run(self.hand.run, key, lambda: packed, items))
 
     def close(self) -> None:
         super().close()
         for opened in self.hand._opened.values():  # a worker's process would end
-            close_opened(opened.run)
+            close_resources(opened.run)
 
     def count(self) -> dict[str, int]:
         """How many items each kind of work was given."""

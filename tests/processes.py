@@ -28,10 +28,10 @@ _PRELOADED = [
     "stillroom.cli",
     "stillroom.distill.run",
     "stillroom.flow",
-    "stillroom.rag.index",
+    "stillroom.rag.index.searcher",
     "stillroom.merge.run",
     "stillroom.train.loop",
-    "stillroom.train.ranks",
+    "stillroom.train.distributed",
 ]
 
 

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measuring import measure
 from peers import peer_folder
 
-from stillroom.diffusion.canvas import Request
-from stillroom.diffusion.decoding import DecodeSettings
-from stillroom.diffusion.metadata import DiffusionMetadata
-from stillroom.diffusion.model import DiffusionModel
-from stillroom.diffusion.sampling import generate
-from stillroom.models.causal import build_causal_lm
+from stillroom.diffusion.model.metadata import DiffusionMetadata
+from stillroom.diffusion.model.network import DiffusionModel
+from stillroom.diffusion.sampling.sampler import generate
+from stillroom.diffusion.sampling.sequence import InfillRequest
+from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.models.local.causal_lm import build_causal_lm
 
 VERSION, BLOCK, VOCABULARY = "0.42.1", 32, 8192
 MASK, END = VOCABULARY - 1, VOCABULARY - 2
@@ -35,8 +35,8 @@ ASKED = os.environ.get("STILLROOM_BENCH_CASES", "p256,p512,p1024").split(",")
 
 def make_model() -> DiffusionModel:
     """Return a block-causal Llama of 8 layers of width 256, random weights."""
+    from stillroom.diffusion.model.initialization import init_weights
     from stillroom.diffusion.recipe import ScratchSettings
-    from stillroom.diffusion.starting import draw_network
 
     start = ScratchSettings(layers=8, width=256, heads=4, context_length=2048)
     config = {
@@ -50,7 +50,7 @@ def make_model() -> DiffusionModel:
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     }
-    tensors = draw_network(start, config, 0)
+    tensors = init_weights(start, config, 0)
     # wider weights: else every logit is alike, and the order is noise
     tensors = {name: t * 3 if t.dim() > 1 else t for name, t in tensors.items()}
     network = build_causal_lm(
@@ -97,9 +97,11 @@ def main() -> None:
         rng = torch.Generator().manual_seed(prompt)
         ids = torch.randint(0, END, (1, prompt), generator=rng)
         settings = DecodeSettings(end={"stop_early": False, "never": False})
-        request = Request(tuple(ids[0].tolist()), length)
+        request = InfillRequest(tuple(ids[0].tolist()), length)
 
-        def ours(request: Request = request, settings: DecodeSettings = settings) -> list[int]:
+        def ours(
+            request: InfillRequest = request, settings: DecodeSettings = settings
+        ) -> list[int]:
             (sample,) = generate(model, [request], settings)
             return list(sample.ids[len(request.ids) :])
 

@@ -25,17 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import ROOT
 from worlds import is_valid, make_forms
 
-from stillroom.diffusion.canvas import Request
-from stillroom.diffusion.choosing import draw_exponential
-from stillroom.diffusion.decoding import DecodeSettings
-from stillroom.diffusion.model import DiffusionModel
-from stillroom.diffusion.opening import open_diffusion
+from stillroom.diffusion.model.loading import open_diffusion
+from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.requests import prompt_request
-from stillroom.diffusion.sampling import generate
+from stillroom.diffusion.sampling.sampler import generate
+from stillroom.diffusion.sampling.sequence import (
+    InfillRequest,
+    build_prompt_request,
+    draw_exponential,
+)
+from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
-from stillroom.models.chat import render_prompt
+from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Prompt, write_records
 
 ASKED = int(os.environ.get("STILLROOM_BENCH_TEXTS", "100"))
@@ -79,7 +81,7 @@ def train_model(name: str, **settings: Any) -> Path:
 
 
 @torch.inference_mode()
-def reference(model: DiffusionModel, request: Request, rng: torch.Generator) -> list[int]:
+def reference(model: DiffusionModel, request: InfillRequest, rng: torch.Generator) -> list[int]:
     """Write as LLaDA's algorithm does: one place a step, everything read and drawn every time."""
     mask = model.metadata.mask_token_id
     x = torch.tensor([*request.ids, *[mask] * request.max_new_tokens])
@@ -142,9 +144,9 @@ def main() -> None:
 
     ends = set(full.metadata.end_token_ids)
 
-    def ask(model: DiffusionModel, number: int) -> Request:
+    def ask(model: DiffusionModel, number: int) -> InfillRequest:
         prompt = Prompt((forms[number].messages[0],))
-        return prompt_request(model.tokenizer, prompt, PLACES, number)
+        return build_prompt_request(model.tokenizer, prompt, PLACES, number)
 
     def way(model: DiffusionModel, **settings: Any) -> dict[str, float]:
         chosen = DecodeSettings(temperature=1.0, **settings)

@@ -23,15 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from worlds import VALUES, make_forms
 
-from stillroom.diffusion.learning import OBJECTIVES, Course
-from stillroom.diffusion.objective import DiffusionObjective
-from stillroom.diffusion.objectives.vrpo import Vrpo
-from stillroom.diffusion.opening import open_diffusion
-from stillroom.diffusion.pairs import PairSource
+from stillroom.diffusion.interfaces import OBJECTIVES, ObjectiveContext
+from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.recipe import DiffusionRecipe
+from stillroom.diffusion.training.loss import DiffusionLoss
+from stillroom.diffusion.training.objectives.vrpo import Vrpo
+from stillroom.diffusion.training.preferences import PreferenceDataSource
 from stillroom.flow import run_recipe
 from stillroom.records import Message, Record, write_records
-from stillroom.train.ranks import Ranks
+from stillroom.train.distributed import ProcessGroup
 
 PLAIN = {"is_stratified": False, "counted": False}
 WAYS: dict[str, dict[str, Any]] = {
@@ -87,14 +87,16 @@ def measure_way(method: Vrpo, start: Path, policy: Path, said: dict[str, Any]) -
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": 1})})
     base, model = (open_diffusion(str(folder), dtype="float32") for folder in (start, policy))
     pairs = method.encode(recipe, model, make_pairs(PAIRS, 3)).items
-    objective = DiffusionObjective(model, has_times=False)
+    objective = DiffusionLoss(model, has_times=False)
     scores, spreads = [], []
     for pair in pairs:
         values, gradients = [], []
-        source = PairSource(method, Course(recipe, model, [pair], DRAWS, None))  # type: ignore[arg-type]
+        source = PreferenceDataSource(method, ObjectiveContext(recipe, model, [pair], DRAWS, None))  # type: ignore[arg-type]
         source.reference._copy = base.network
         for step in range(DRAWS):
-            values.append(source.begin(step, model.network, Ranks(alone=True))["preference/margin"])
+            values.append(
+                source.begin(step, model.network, ProcessGroup(alone=True))["preference/margin"]
+            )
             if step % 4 == 0:
                 model.network.zero_grad()
                 for group in source.plan(step):

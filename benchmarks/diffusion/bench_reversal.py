@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import ROOT
 from worlds import make_facts
 
-from stillroom.diffusion.canvas import Request
-from stillroom.diffusion.decoding import DecodeSettings
-from stillroom.diffusion.model import DiffusionModel
-from stillroom.diffusion.opening import open_diffusion
+from stillroom.diffusion.model.loading import open_diffusion
+from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.sampling import generate
-from stillroom.evaluate.plots import Plot, draw_plot
+from stillroom.diffusion.sampling.sampler import generate
+from stillroom.diffusion.sampling.sequence import InfillRequest
+from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.evaluate.charts import Plot, render_plot
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
 from stillroom.records import write_records
@@ -95,7 +95,7 @@ def ask_diffusion(model: DiffusionModel, sentences: list[tuple[list[str], int]])
         ids[place + 1] = None
         if place == 2:  # what stands behind the asked name is not told either
             ids[place + 2] = None
-        requests.append(Request(tuple(ids)))
+        requests.append(InfillRequest(tuple(ids)))
     samples = generate(model, requests, DecodeSettings(commit="top_k", rows=64))
     places = [place + 1 for _, place in sentences]
     hits = [s.ids[at] == want for s, at, want in zip(samples, places, wanted, strict=True)]
@@ -164,7 +164,7 @@ def draw_shares(rows: list[dict[str, float]]) -> str:
         tuple(min(own) for own in values),
         tuple(max(own) for own in values),
     )
-    found = re.search(r"<svg.*</svg>", draw_plot(plot), re.DOTALL)
+    found = re.search(r"<svg.*</svg>", render_plot(plot), re.DOTALL)
     style = (
         "svg{background:#fff}text{font:13px system-ui,sans-serif;fill:#23211d}.label{text-anchor:"
         "end}.tick{text-anchor:middle;fill:#66615a;font-size:12px}.grid{stroke:#e3ded5}"

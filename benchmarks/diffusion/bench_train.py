@@ -23,15 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measuring import measure
 from worlds import make_forms
 
-from stillroom.diffusion.lessons import encode_lessons
-from stillroom.diffusion.likelihood import score_text
-from stillroom.diffusion.model import DiffusionModel
-from stillroom.diffusion.objective import DiffusionObjective
-from stillroom.diffusion.opening import load_prepared
+from stillroom.diffusion.evaluation.likelihood import score_text
+from stillroom.diffusion.interfaces import ESTIMATORS
+from stillroom.diffusion.model.initialization import prepare_initial_checkpoint
+from stillroom.diffusion.model.loading import load_prepared
+from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.scoring import ESTIMATORS
-from stillroom.diffusion.source import NoisySource
-from stillroom.diffusion.starting import prepare_start
+from stillroom.diffusion.training.data import CorruptedDataSource, tokenize_records
+from stillroom.diffusion.training.loss import DiffusionLoss
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "15"))
 
@@ -52,13 +51,13 @@ class Step:
         )
         texts = [m.content for record in records for m in record.messages]
         texts += [f"w{at}" for at in range(8000)]  # a vocabulary like that of a small real model
-        prepare_start(recipe, lambda: texts, folder)
+        prepare_initial_checkpoint(recipe, lambda: texts, folder)
         self.model: DiffusionModel = load_prepared(folder)
-        lessons, _ = encode_lessons(
+        lessons, _ = tokenize_records(
             self.model.tokenizer, records, max_tokens=128, include_prompt=True, first=1
         )
-        self.source = NoisySource(lessons, recipe, self.model.metadata, 1000)
-        self.objective = DiffusionObjective(self.model, has_times=not recipe.noising.is_causal)
+        self.source = CorruptedDataSource(lessons, recipe, self.model.metadata, 1000)
+        self.objective = DiffusionLoss(self.model, has_times=not recipe.noising.is_causal)
         self.number = 0
 
     def __call__(self) -> None:

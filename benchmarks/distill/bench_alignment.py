@@ -15,16 +15,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measuring import measure
 
-from stillroom.distill.align_files import open_tokenizer
-from stillroom.distill.alignment import align
-from stillroom.distill.token_spans import Placed, place_tokens
+from stillroom.distill.cross_tokenizer.alignment import align
+from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
+from stillroom.distill.data.plain_text import open_tokenizer
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.models.token_bytes import read_token_bytes
+from stillroom.models.tokenization.token_bytes import read_token_bytes
 
 TOKENS = 2_000
 
 
-def warp(teacher: Placed, student: Placed) -> np.ndarray:
+def warp(teacher: TokenSpans, student: TokenSpans) -> np.ndarray:
     """Return the pairs of the cheapest warping path, (P, 2)."""
     before = np.maximum(teacher.starts[:, None], student.starts[None, :])
     after = np.minimum(teacher.ends[:, None], student.ends[None, :])
@@ -45,7 +45,7 @@ def warp(teacher: Placed, student: Placed) -> np.ndarray:
     return np.asarray(path[::-1])
 
 
-def groups(path: np.ndarray, teacher: Placed, student: Placed) -> list[tuple[int, ...]]:
+def groups(path: np.ndarray, teacher: TokenSpans, student: TokenSpans) -> list[tuple[int, ...]]:
     """Return a path's runs, cut where it passes two tokens that end at one byte."""
     ends = teacher.ends[path[:, 0]] == student.ends[path[:, 1]]
     parts = np.split(path, np.flatnonzero(ends)[:-1] + 1)
@@ -75,9 +75,9 @@ def main() -> None:
     ]
     text = "\n".join(pydoc_data.topics.topics.values())[:40_000]
     # So long that the side with more tokens has about TOKENS.
-    longest = max(len(place_tokens(*side, text)) for side in sides)
+    longest = max(len(locate_tokens(*side, text)) for side in sides)
     text = text[: len(text) * TOKENS // longest]
-    teacher, student = (place_tokens(*side, text) for side in sides)
+    teacher, student = (locate_tokens(*side, text) for side in sides)
     found = align(teacher, student)
     ours = [
         (a, b, c, d)
@@ -94,7 +94,7 @@ def main() -> None:
     )
     measure(
         "distill/align/with_spans_vs_dtw",
-        lambda: align(*(place_tokens(*side, text) for side in sides)),
+        lambda: align(*(locate_tokens(*side, text) for side in sides)),
         ("dynamic time warping, numpy", lambda: warp(teacher, student)),
         lambda: [tokenizer.encode(text) for tokenizer, _ in sides],
     )

@@ -27,17 +27,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from commands import print_figure
 
-from stillroom.distill.cache import TeacherCache
-from stillroom.distill.cache_header import CacheHeader, row_bytes
-from stillroom.distill.cache_import_distillkit import Compression, read_distillkit
-from stillroom.distill.capture import Scorer
-from stillroom.distill.encode import Lesson, make_batch
-from stillroom.distill.engine import DistillObjective
-from stillroom.distill.head import Head, body_of, chunked_loss
-from stillroom.distill.method import METHODS
+from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
+from stillroom.distill.interfaces import METHODS
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.logit_cache.capture import LogitCapturer
+from stillroom.distill.logit_cache.importer import CompressionConfig, read_distillkit
+from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
+from stillroom.distill.losses.lm_head import LMHead, compute_chunked_loss, get_body
+from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.train.precision import body_precision
+from stillroom.train.precision import autocast_body
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 VOCABULARY, TOKENS = 49152, 256
@@ -73,10 +73,10 @@ def take_turns(
     return seconds
 
 
-def lesson_of(seed: int, tokens: int = TOKENS) -> Lesson:
+def lesson_of(seed: int, tokens: int = TOKENS) -> TokenizedRecord:
     """Return random token ids, all positions wanted."""
     ids = np.random.default_rng(seed).integers(0, VOCABULARY, tokens)
-    return Lesson(f"r{seed}", ids.astype(np.int64), np.arange(tokens - 1))
+    return TokenizedRecord(f"r{seed}", ids.astype(np.int64), np.arange(tokens - 1))
 
 
 def measure_capture() -> None:
@@ -98,13 +98,13 @@ def measure_capture() -> None:
         def bare(
             model: Any = model, batch: Any = batch, weight: Any = weight, precision: str = precision
         ) -> object:
-            with torch.no_grad(), body_precision(precision, torch.device("cpu")):
-                hidden = body_of(model)(input_ids=batch.input_ids, use_cache=False)
+            with torch.no_grad(), autocast_body(precision, torch.device("cpu")):
+                hidden = get_body(model)(input_ids=batch.input_ids, use_cache=False)
                 return hidden.last_hidden_state[0].to(weight.dtype) @ weight.t()
 
         ways: dict[str, Callable[[], Any]] = {"bare": bare}
         for mode, width in (("top_k", K), ("sampled", DRAWS)):
-            scorer = Scorer(model, header(mode, width, precision))
+            scorer = LogitCapturer(model, header(mode, width, precision))
             ways[mode] = lambda scorer=scorer: scorer.rows(lesson)
         seconds = take_turns(ways)
         for mode in ("top_k", "sampled"):
@@ -122,7 +122,7 @@ def measure_capture() -> None:
             )
 
 
-def fill(cache: TeacherCache, lessons: list[Lesson], seed: int = 0) -> None:
+def fill(cache: LogitCache, lessons: list[TokenizedRecord], seed: int = 0) -> None:
     """Write rows of a long-tailed teacher."""
     rng = np.random.default_rng(seed)
     width, mode = cache.header.width, cache.header.mode
@@ -164,11 +164,11 @@ def measure_step(work: Path) -> None:
 
     ways["transformers"] = ce
     for mode, width in (("top_k", K), ("sampled", DRAWS)):
-        cache = TeacherCache.open(work / mode, header(mode, width))
+        cache = LogitCache.open(work / mode, header(mode, width))
         fill(cache, lessons)
-        objective = DistillObjective(METHODS.build("forward_kl"), rows=VOCABULARY)
+        objective = DistillationLoss(METHODS.build("forward_kl"), rows=VOCABULARY)
 
-        def learn(cache: TeacherCache = cache, objective: DistillObjective = objective) -> None:
+        def learn(cache: LogitCache = cache, objective: DistillationLoss = objective) -> None:
             student.zero_grad()
             loss = objective(student, make_batch(lessons, cache.target(lessons)))
             (loss.total / plain.valid).backward()
@@ -184,9 +184,9 @@ def measure_step(work: Path) -> None:
 
     def chunked() -> None:
         student.zero_grad()
-        hidden = body_of(student)(input_ids=plain.input_ids, use_cache=False).last_hidden_state
+        hidden = get_body(student)(input_ids=plain.input_ids, use_cache=False).last_hidden_state
         picked = hidden.reshape(-1, hidden.shape[-1])[plain.flat]
-        total, _ = chunked_loss(picked, Head.of(student), score, tiles=True)
+        total, _ = compute_chunked_loss(picked, LMHead.of(student), score, tiles=True)
         (total / plain.valid).backward()
 
     ways["chunked"] = chunked
@@ -201,7 +201,7 @@ def measure_step(work: Path) -> None:
             print_figure(name, "of a CE step", ratio, (f"CE step, {peer}", [1.0]), None, cpu_s=cpu)
 
 
-def write_kit(folder: Path, lessons: list[Lesson]) -> None:
+def write_kit(folder: Path, lessons: list[TokenizedRecord]) -> None:
     """Write the same number of positions in DistillKit's layout, k 128, its recommended fields."""
     folder.mkdir()
     fields = {
@@ -213,7 +213,7 @@ def write_kit(folder: Path, lessons: list[Lesson]) -> None:
         "term_dtype": "float32",
         "delta_encoding": False,
     }
-    Compression.model_validate(fields)
+    CompressionConfig.model_validate(fields)
     lines = [f"{name}: {value}" for name, value in fields.items()]
     (folder / "compression_config.yaml").write_text("\n".join(lines).replace("'", '"') + "\n")
     rng, size = np.random.default_rng(1), 16 * 2 + 6 * 4
@@ -243,7 +243,7 @@ def measure_reading(work: Path) -> None:
         return [(torch.from_numpy(one.tokens), torch.from_numpy(one.logprobs)) for one in found]
 
     for mode, width in (("top_k", K), ("sampled", DRAWS)):
-        cache = TeacherCache.open(work / f"read-{mode}", header(mode, width))
+        cache = LogitCache.open(work / f"read-{mode}", header(mode, width))
         fill(cache, lessons)
         size = sum(path.stat().st_size for path in cache.folder.glob("*.bin")) / positions
         groups = [lessons[at : at + 4] for at in range(0, len(lessons), 4)]

@@ -24,9 +24,9 @@ from pydoc_data.topics import topics
 import torch
 from benchmarks.peers import peer_python
 
-from stillroom.checkpoints.dequantize import dequantize_gguf
-from stillroom.models.causal import load_causal_lm
+from stillroom.checkpoints.gguf import dequantize_gguf
 from stillroom.models.hub import resolve_checkpoint
+from stillroom.models.local.causal_lm import load_causal_lm
 from stillroom.provenance import digest_text
 from stillroom.records import Message, Origin, Record, write_records
 

@@ -41,20 +41,20 @@ def make_inputs(positions: int, valid: float) -> dict[str, Tensor]:
 
 def way_of_ours(beta: float) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
     """Return our loss as a function of the inputs and the student's hidden states."""
-    from stillroom.distill.engine import TeacherStates, position_loss
-    from stillroom.distill.head import Head
-    from stillroom.distill.method import METHODS
+    from stillroom.distill.interfaces import METHODS
+    from stillroom.distill.losses.lm_head import LMHead
+    from stillroom.distill.trainers.loss import TeacherStates, compute_position_loss
 
     names = {0.0: "forward_kl", 1.0: "reverse_kl"}
     objective = METHODS.build(names.get(beta) or {"name": "jsd", "beta": beta})
 
     def way(inputs: dict[str, Tensor], hidden: Tensor) -> Tensor:
         mask = inputs["mask"]
-        teacher = Head(inputs["teacher_head"], None, VOCABULARY)
-        total, _ = position_loss(
+        teacher = LMHead(inputs["teacher_head"], None, VOCABULARY)
+        total, _ = compute_position_loss(
             objective,
             hidden[mask],
-            Head(inputs["head"], None, VOCABULARY),
+            LMHead(inputs["head"], None, VOCABULARY),
             TeacherStates(inputs["teacher_hidden"][mask], teacher),
             inputs["labels"][mask],
         )

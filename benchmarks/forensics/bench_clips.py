@@ -20,11 +20,11 @@ import av
 import cv2
 import numpy as np
 
-from stillroom.forensics.clips import open_clip, space_frames
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.face import Image
-from stillroom.forensics.faces import FaceFinder
-from stillroom.forensics.scanning import scan_clip
+from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_detection import FaceFinder
+from stillroom.forensics.media.face_tracking import scan_clip
+from stillroom.forensics.media.video import open_clip, sample_frames
+from stillroom.forensics.synthesis.faces import draw_face
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = Path(os.environ.get("FACES", "../shared/data/media/faces-synthetic"))
@@ -86,7 +86,7 @@ def take(path: str) -> tuple[float, float, int]:
     """Return CPU seconds, peak memory in MB and decoded frames of taking 32 frames."""
     start = time.process_time()
     clip = open_clip(Path(path))
-    count = sum(1 for _ in space_frames(clip, 32))
+    count = sum(1 for _ in sample_frames(clip, 32))
     assert count == 32
     spent = time.process_time() - start
     return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, clip.decoded
@@ -160,7 +160,7 @@ def measure_scan(folder: Path) -> None:
         for track in scan.tracks
         for sight in track.sights
     }
-    frames = list(space_frames(open_clip(folder / "hd.mp4"), 32))
+    frames = list(sample_frames(open_clip(folder / "hd.mp4"), 32))
     for frame in frames:
         start = time.process_time()
         found = find(frame.image, 0)

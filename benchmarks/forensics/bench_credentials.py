@@ -12,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from stillroom.forensics.credentials import read_credentials, verify_file
+from stillroom.forensics.c2pa.credentials import read_credentials, verify_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

@@ -21,18 +21,21 @@ import torch
 
 from stillroom.evaluate import Metric
 from stillroom.flow import run_recipe
-from stillroom.forensics.bases import open_bases
-from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.explaining import pointing_game
-from stillroom.forensics.face import Face, Image
-from stillroom.forensics.learning import Faces, split_faces
-from stillroom.forensics.measures import area_under_curve, cluster_interval
-from stillroom.forensics.method import FORGERIES
-from stillroom.forensics.proving import CONDITIONS, make_trial
+from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
+from stillroom.forensics.inference.trained_detector import TrainedDetector
+from stillroom.forensics.interfaces import IMAGE_FORGERIES
+from stillroom.forensics.media.augmentation import to_channels_first
+from stillroom.forensics.media.face import Face, Image
+from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
 from stillroom.forensics.recipe import ForensicsRecipe
-from stillroom.forensics.streams import LinearSpectrum
-from stillroom.forensics.treatments import compress
-from stillroom.forensics.views import to_planes
+from stillroom.forensics.synthesis.faces import open_faces
+from stillroom.forensics.training.train_image import FaceSplits, split_faces
+from stillroom.forensics.training.validation import (
+    IMAGE_CONDITIONS,
+    make_validation_set,
+    run_pointing_game,
+)
 from stillroom.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +104,8 @@ def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
     return TrainedDetector.open(out, device="cpu"), float(clock.read_text()) / 60
 
 
-def faces_of(recipe: ForensicsRecipe) -> Faces:
-    bases = open_bases(
+def faces_of(recipe: ForensicsRecipe) -> FaceSplits:
+    bases = open_faces(
         recipe.faces, [], seed=recipe.seed, count=recipe.count, size=SIZE, say=lambda line: None
     )
     return split_faces(bases, recipe)
@@ -134,12 +137,12 @@ def measure_auc() -> None:
         faces = faces_of(recipe)
         strangers = faces.of(faces.test)  # second faces of swaps are of test people, too
         for name, settings in TESTS.items():
-            trial = make_trial(
+            trial = make_validation_set(
                 strangers,
-                [FORGERIES.build(settings)],
+                [IMAGE_FORGERIES.build(settings)],
                 seed=1000 + seed,
             )
-            for condition, change in CONDITIONS.items():
+            for condition, change in IMAGE_CONDITIONS.items():
                 found.setdefault(f"{name}/{condition}", []).append(
                     trial.measure(detector, change, name)
                 )
@@ -151,7 +154,7 @@ def measure_auc() -> None:
             aim=AIMS[name],
             cpu_minutes=minutes,
         )
-        for condition in list(CONDITIONS)[1:]:
+        for condition in list(IMAGE_CONDITIONS)[1:]:
             summarize(f"forensics/auc/{name}/{condition}", found[f"{name}/{condition}"])
 
 
@@ -162,7 +165,7 @@ def measure_control() -> None:
         recipe = recipe_of(seed, shuffle_labels=True)
         detector, _ = train("shuffled", recipe)
         faces = faces_of(recipe).of(faces_of(recipe).test)
-        trial = make_trial(faces, [FORGERIES.build("sbi")], seed=1000 + seed)
+        trial = make_validation_set(faces, [IMAGE_FORGERIES.build("sbi")], seed=1000 + seed)
         found.append(trial.measure(detector, lambda image: image, "auc"))
     summarize("forensics/auc/shuffled_labels", found, wanted=0.5)
 
@@ -176,8 +179,10 @@ def measure_explain() -> None:
             detector, _ = train("cnn", recipe)
             faces = faces_of(recipe)
             strangers = faces.of(faces.test)
-            trial = make_trial(strangers, [FORGERIES.build(settings)], seed=1000 + seed)
-            rows.append(pointing_game(detector, trial, seed=seed))
+            trial = make_validation_set(
+                strangers, [IMAGE_FORGERIES.build(settings)], seed=1000 + seed
+            )
+            rows.append(run_pointing_game(detector, trial, seed=seed))
         hits, chance, control, middle = (
             statistics.mean(getattr(row, key) for row in rows)
             for key in ("hits", "chance", "random_weights", "middle")
@@ -219,12 +224,12 @@ def load_synthetic() -> list[Face]:
     settings = {"folder": str(SYNTHETIC), "synthetic_source": "StyleGAN", "margin": 1.5}
     base = recipe_of(0)
     recipe = base.model_copy(update={"faces": type(base.faces).model_validate(settings)})
-    bases = open_bases(recipe.faces, [], seed=0, count=400, size=SIZE, say=lambda line: None)
+    bases = open_faces(recipe.faces, [], seed=0, count=400, size=SIZE, say=lambda line: None)
     return [bases[number] for number in range(len(bases))]
 
 
 def upsampled(face: Face, number: int) -> Image:
-    forgery = FORGERIES.build("upsample")
+    forgery = IMAGE_FORGERIES.build("upsample")
     return forgery.forge([face], np.random.default_rng([number, 0x5EC])).image
 
 
@@ -234,7 +239,7 @@ def same_for_all(side: int, quality: int) -> Callable[[Image], Image]:
     def treat(image: Image) -> Image:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
-        return compress(np.repeat(small[..., None], 3, axis=2), quality)
+        return compress_jpeg(np.repeat(small[..., None], 3, axis=2), quality)
 
     return treat
 
@@ -246,12 +251,12 @@ def tell_whole(
     images = [treat(face.image) for face in (*real, *fake)]
     labels = np.array([0] * len(real) + [1] * len(fake))
     people = [face.identity for face in (*real, *fake)]
-    network = LinearSpectrum(images[0].shape[0], 48, 12)
+    network = SpectrumClassifier(images[0].shape[0], 48, 12)
     with torch.inference_mode():
-        spectra = network.describe(torch.from_numpy(to_planes(images))).double().numpy()
+        spectra = network.describe(torch.from_numpy(to_channels_first(images))).double().numpy()
     plain = np.array([[image.mean(), image.std()] for image in images])
     scores = fold_scores(spectra, labels, people)
-    metric = cluster_interval(labels, scores, people)
+    metric = bootstrap_auc(labels, scores, people)
     control = area_under_curve(labels, fold_scores(plain, labels, people))
     tell(
         f"forensics/auc/whole_image/{name}",

@@ -17,10 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.forgeries.sbi import Sbi
-from stillroom.forensics.hulls import HULL_KINDS, draw_hull
-from stillroom.forensics.treatments import blend
+from stillroom.forensics.media.masks import HULL_KINDS, draw_hull
+from stillroom.forensics.media.transforms import blend
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.synthesis.image_forgeries.sbi import Sbi
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = Path(os.environ.get("PEER", ROOT / "build/peers/albumentations"))

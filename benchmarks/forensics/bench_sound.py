@@ -21,19 +21,29 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.forensics.content import is_same_sound, pack_sketch, resemble_sound, sketch_sound
-from stillroom.forensics.method import RESYNTHESES
-from stillroom.forensics.sound_mark import BITS, CHANCE, SoundMark, measure_snr
-from stillroom.forensics.sound_views import add_noise, code_sound
-from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import (
-    RATE,
-    Waves,
-    from_spectrum,
-    level,
-    load_wave,
+from stillroom.forensics.interfaces import AUDIO_FORGERIES
+from stillroom.forensics.media.audio import (
+    SAMPLE_RATE,
+    AudioSamples,
+    compute_stft,
+    invert_stft,
+    load_waveform,
+    normalize_peak,
     resample,
-    to_spectrum,
+)
+from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
+from stillroom.forensics.synthesis.voices import draw_voice
+from stillroom.forensics.watermark.audio import (
+    AUDIO_FALSE_MATCH_RATE,
+    AUDIO_PAYLOAD_BITS,
+    AudioWatermark,
+    measure_snr,
+)
+from stillroom.forensics.watermark.fingerprint import (
+    compare_audio,
+    fingerprint_audio,
+    is_same_audio,
+    pack_fingerprint,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +54,14 @@ UNMARKED = int(os.environ.get("UNMARKED", "500"))
 SECONDS, SNR = 4.0, 18.0
 ATTACKS = {
     "none": lambda values: values,
-    "mp3_64": lambda values: code_sound(values, "mp3", 64_000),
-    "aac_64": lambda values: code_sound(values, "aac", 64_000),
-    "resample_44100": lambda values: resample(resample(values, RATE, 44_100), 44_100, RATE),
-    "resample_12000": lambda values: resample(resample(values, RATE, 12_000), 12_000, RATE),
+    "mp3_64": lambda values: apply_audio_codec(values, "mp3", 64_000),
+    "aac_64": lambda values: apply_audio_codec(values, "aac", 64_000),
+    "resample_44100": lambda values: resample(
+        resample(values, SAMPLE_RATE, 44_100), 44_100, SAMPLE_RATE
+    ),
+    "resample_12000": lambda values: resample(
+        resample(values, SAMPLE_RATE, 12_000), 12_000, SAMPLE_RATE
+    ),
     "noise20": lambda values: add_noise(values, 20.0, np.random.default_rng(len(values))),
     "crop10": lambda values: values[int(0.07 * len(values)) : int(0.97 * len(values))],
     "crop25": lambda values: values[int(0.2 * len(values)) : int(0.95 * len(values))],
@@ -61,15 +75,15 @@ def tell(what: str, value: float, **more: object) -> None:
     print(json.dumps(line), flush=True)
 
 
-def spoken(count: int) -> list[Waves]:
+def spoken(count: int) -> list[AudioSamples]:
     """Return pieces of people's speech, other speakers in turn."""
-    speakers: dict[str, list[Waves]] = {}
+    speakers: dict[str, list[AudioSamples]] = {}
     for path in sorted(SPEECH.glob("*.wav")):
-        speakers.setdefault(path.stem.split("_")[1], []).append(load_wave(path))
-    length = round(SECONDS * RATE)
+        speakers.setdefault(path.stem.split("_")[1], []).append(load_waveform(path))
+    length = round(SECONDS * SAMPLE_RATE)
     wholes = [np.concatenate(parts) for parts in speakers.values()]
     pieces = [
-        level(whole[at * length : (at + 1) * length])
+        normalize_peak(whole[at * length : (at + 1) * length])
         for at in range(max((len(whole) // length for whole in wholes), default=0))
         for whole in wholes
         if (at + 1) * length <= len(whole)
@@ -77,13 +91,13 @@ def spoken(count: int) -> list[Waves]:
     return pieces[:count]
 
 
-def gather() -> dict[str, list[Waves]]:
+def gather() -> dict[str, list[AudioSamples]]:
     voices = [draw_voice(2, number, SECONDS) for number in range(COUNT)]
     found = {"drawn": [voice.values for voice in voices], "people": spoken(COUNT)}
     for name in ("vocoder", "espeak"):
         if name == "espeak" and shutil.which("espeak-ng") is None:
             continue
-        method = RESYNTHESES.build(name)
+        method = AUDIO_FORGERIES.build(name)
         found[name] = [
             method.forge([voice], np.random.default_rng([1, at])).values
             for at, voice in enumerate(voices)
@@ -91,12 +105,12 @@ def gather() -> dict[str, list[Waves]]:
     return {name: sounds for name, sounds in found.items() if sounds}
 
 
-def lay_on(before: Waves, marked: Waves, other: Waves) -> Waves:
+def lay_on(before: AudioSamples, marked: AudioSamples, other: AudioSamples) -> AudioSamples:
     """Return another sound with the gains that a mark made, as who has no key would copy it."""
     count = min(len(before), len(other))
-    spectra = [to_spectrum(values[:count], 1024, 256) for values in (before, marked, other)]
+    spectra = [compute_stft(values[:count], 1024, 256) for values in (before, marked, other)]
     gain = np.clip(np.abs(spectra[1]) / np.maximum(np.abs(spectra[0]), 1e-4), 0.2, 5)
-    return from_spectrum(spectra[2] * gain, 1024, 256, count)
+    return invert_stft(spectra[2] * gain, 1024, 256, count)
 
 
 def main() -> None:
@@ -108,7 +122,10 @@ def main() -> None:
     for kind, sounds in gather().items():
         kinds[kind] = len(sounds)
         for values in sounds:
-            mark, payload = SoundMark(rng.bytes(32)), int(rng.integers(0, 2**BITS))
+            mark, payload = (
+                AudioWatermark(rng.bytes(32)),
+                int(rng.integers(0, 2**AUDIO_PAYLOAD_BITS)),
+            )
             start = time.process_time()
             try:
                 marked = mark.embed(values, payload, snr=SNR)
@@ -120,15 +137,15 @@ def main() -> None:
             embeds.append(middle - start)
             reads.append(time.process_time() - middle)
             ratios.append(measure_snr(values, marked))
-            kept = pack_sketch(sketch_sound(marked))
+            kept = pack_fingerprint(fingerprint_audio(marked))
             for name, attack in ATTACKS.items():
                 attacked = np.asarray(attack(marked), np.float32)
                 hits[name].append(mark.read(attacked).payload == payload)
                 if hits[name][-1]:
-                    same[name].append(is_same_sound(resemble_sound(kept, attacked)))
+                    same[name].append(is_same_audio(compare_audio(kept, attacked)))
             other = lay_on(values, marked, draw_voice(5, len(ratios), SECONDS).values)
             if mark.read(other).payload == payload:
-                copied.append(resemble_sound(kept, other))
+                copied.append(compare_audio(kept, other))
     tell(
         "forensics/sound_mark/snr",
         statistics.mean(ratios),
@@ -146,7 +163,7 @@ def main() -> None:
         )
     tell(
         "forensics/sound_mark/copied_told",
-        sum(not is_same_sound(likeness) for likeness in copied) / max(len(copied), 1),
+        sum(not is_same_audio(likeness) for likeness in copied) / max(len(copied), 1),
         read=len(copied),
         copied=len(ratios),
         highest_likeness=round(max(copied, default=0.0), 3),
@@ -161,9 +178,9 @@ def main() -> None:
     false = decodings = 0
     for number in range(UNMARKED):
         values = np.roll(base[number % len(base)], 977 * number)
-        found = SoundMark(rng.bytes(32)).read(np.asarray(values, np.float32))
+        found = AudioWatermark(rng.bytes(32)).read(np.asarray(values, np.float32))
         false, decodings = false + (found.payload is not None), decodings + found.decodings
-    expected = decodings * CHANCE
+    expected = decodings * AUDIO_FALSE_MATCH_RATE
     tell("forensics/sound_mark/false_positives", false, readings=UNMARKED, expected=expected)
 
 

@@ -29,20 +29,23 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.flow import run_recipe
-from stillroom.forensics.bases import open_bases
-from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.face import Face
-from stillroom.forensics.intervals import draw_areas
-from stillroom.forensics.learning import split_faces, split_identities
-from stillroom.forensics.measures import cluster_interval
-from stillroom.forensics.method import FORGERIES, RESYNTHESES
-from stillroom.forensics.moving import move_face
-from stillroom.forensics.proving import CONDITIONS, Trial, apply_change, make_trial
-from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
-from stillroom.forensics.sound_learning import make_sound_trial
-from stillroom.forensics.voices import open_voices
-from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import Wave
+from stillroom.forensics.benchmark.metrics import bootstrap_areas, bootstrap_auc
+from stillroom.forensics.inference.trained_detector import TrainedDetector
+from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
+from stillroom.forensics.media.audio import Waveform
+from stillroom.forensics.media.face import Face
+from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
+from stillroom.forensics.synthesis.faces import open_faces, split_identities
+from stillroom.forensics.synthesis.voices import draw_voice, open_voices
+from stillroom.forensics.training.pairs import animate_face
+from stillroom.forensics.training.train_audio import make_audio_validation_set
+from stillroom.forensics.training.train_image import split_faces
+from stillroom.forensics.training.validation import (
+    IMAGE_CONDITIONS,
+    ValidationSet,
+    apply_perturbation,
+    make_validation_set,
+)
 from stillroom.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,9 +114,9 @@ def recipe_of_faces(epochs: float, **detector: Any) -> ForensicsRecipe:
     )
 
 
-def move_whole(faces: list[Face]) -> Trial:
+def move_whole(faces: list[Face]) -> ValidationSet:
     """Return clips of faces forged once, then moved as their twins are: nothing trembles."""
-    method, fakes, twins, masks = FORGERIES.build(SWAPS["swap_alpha"]), [], [], []
+    method, fakes, twins, masks = IMAGE_FORGERIES.build(SWAPS["swap_alpha"]), [], [], []
     for number, face in enumerate(faces):
         others = [one for one in faces if one.identity != face.identity]
         rng = np.random.default_rng([SEED, number, 0x5EAD])
@@ -121,12 +124,12 @@ def move_whole(faces: list[Face]) -> Trial:
         lot = int(rng.integers(2**63))
         for image, clips in ((forged.image, fakes), (forged.twin, twins)):
             still = Face(image, face.landmarks, face.name, face.identity, face.digest)
-            moved = move_face(still, FRAMES, np.random.default_rng(lot))
+            moved = animate_face(still, FRAMES, np.random.default_rng(lot))
             clips.append(np.stack([one.image for one in moved]))
         masks.append(np.stack([forged.mask] * FRAMES))
     count, groups = len(faces), tuple(face.identity for face in faces)
     labels = (*[1] * count, *[0] * count)
-    return Trial((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
+    return ValidationSet((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
 
 
 def measure_time() -> None:
@@ -136,20 +139,22 @@ def measure_time() -> None:
     head, head_minutes = train("head", recipe)
     for name, one in (("head", head), ("frames", base)):
         print(json.dumps({"what": name, **one.about.figures}), flush=True)
-    bases = open_bases(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
+    bases = open_faces(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
     faces = split_faces(bases, recipe)
     people, seen = [], Counter[str]()
     for face in faces.of(faces.test):
         seen[face.identity] += 1
         people += [face] if seen[face.identity] <= EACH else []
     trials = {
-        name: make_trial(people, [FORGERIES.build(how)], seed=1000 + SEED, frames=FRAMES)
+        name: make_validation_set(
+            people, [IMAGE_FORGERIES.build(how)], seed=1000 + SEED, frames=FRAMES
+        )
         for name, how in SWAPS.items()
     }
     trials["swap_alpha_steady"] = move_whole(people)
     for name, trial in trials.items():
         for condition in UNDER:
-            clips = [apply_change(CONDITIONS[condition], clip) for clip in trial.images]
+            clips = [apply_perturbation(IMAGE_CONDITIONS[condition], clip) for clip in trial.images]
             over_time = head.logits(clips)
             frames = base.logits([frame for clip in clips for frame in clip])
             mean = frames.reshape(len(clips), FRAMES).mean(axis=1)
@@ -158,13 +163,13 @@ def measure_time() -> None:
 
 
 def beside(
-    what: str, trial: Trial, ours: npt.NDArray[np.float64], plain: npt.NDArray[np.float64]
+    what: str, trial: ValidationSet, ours: npt.NDArray[np.float64], plain: npt.NDArray[np.float64]
 ) -> None:
     """Print the area of the head, of the frames' mean, and their difference over the same draws."""
-    found = cluster_interval(trial.labels, ours, trial.groups)
-    mean = cluster_interval(trial.labels, plain, trial.groups)
-    apart = draw_areas(trial.labels, ours, trial.groups, 0)
-    apart = apart - draw_areas(trial.labels, plain, trial.groups, 0)
+    found = bootstrap_auc(trial.labels, ours, trial.groups)
+    mean = bootstrap_auc(trial.labels, plain, trial.groups)
+    apart = bootstrap_areas(trial.labels, ours, trial.groups, 0)
+    apart = apart - bootstrap_areas(trial.labels, plain, trial.groups, 0)
     low, high = np.quantile(apart[np.isfinite(apart)], (0.025, 0.975))
     tell(
         what,
@@ -199,7 +204,7 @@ def recipe_of_ears(model: str, ways: list[str]) -> ForensicsRecipe:
     )
 
 
-def people_speaking() -> tuple[Wave, ...]:
+def people_speaking() -> tuple[Waveform, ...]:
     """Return recordings of people, cut to one length; each speaker's digits are put end to end."""
     if not SPEECH.is_dir():
         return ()
@@ -208,7 +213,7 @@ def people_speaking() -> tuple[Wave, ...]:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             place.symlink_to(path.resolve())
-    sound = SoundSettings(folder=str(RUNS / "speakers"), basis=BASIS, seconds=SECONDS)
+    sound = AudioSettings(folder=str(RUNS / "speakers"), basis=BASIS, seconds=SECONDS)
     return open_voices(sound, [], seed=SEED, count=600, say=lambda line: None).waves
 
 
@@ -225,7 +230,9 @@ def measure_ears() -> None:
             for way in WAYS:
                 sources = {"drawn": strangers, **({"people": spoken} if spoken else {})}
                 for whose, waves in sources.items():
-                    trial = make_sound_trial(waves, [RESYNTHESES.build(way)], seed=1000 + SEED)
+                    trial = make_audio_validation_set(
+                        waves, [AUDIO_FORGERIES.build(way)], seed=1000 + SEED
+                    )
                     for condition in ("clean", "mp3_64") if model == "lfcc" else ("clean",):
                         metric = trial.measure(detector, condition)
                         tell(
@@ -266,7 +273,9 @@ def measure_people() -> None:
         detector, minutes = train(f"lfcc-people-{seed}", checked)
         strangers = [spoken[at] for at in places["test"]]
         for way in WAYS:
-            trial = make_sound_trial(strangers, [RESYNTHESES.build(way)], seed=1000 + seed)
+            trial = make_audio_validation_set(
+                strangers, [AUDIO_FORGERIES.build(way)], seed=1000 + seed
+            )
             tell(
                 f"forensics/ears/lfcc_of_people/{way}",
                 trial.measure(detector, "clean").value,

@@ -19,11 +19,21 @@ import cv2
 import numpy as np
 from benchmarks.peers import peer_folder
 
-from stillroom.forensics.content import match_picture, pack_sketch, sketch_picture
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.face import Image
-from stillroom.forensics.treatments import compress
-from stillroom.forensics.watermark import BITS, Reading, Watermark, lay_out, measure_psnr
+from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.watermark.fingerprint import (
+    fingerprint_image,
+    match_image,
+    pack_fingerprint,
+)
+from stillroom.forensics.watermark.image import (
+    IMAGE_PAYLOAD_BITS,
+    ImageWatermark,
+    ImageWatermarkResult,
+    align_luma,
+    measure_psnr,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = Path(os.environ.get("FACES", "../shared/data/media/faces-synthetic"))
@@ -80,19 +90,19 @@ def border(image: Image) -> Image:
 
 ATTACKS = {
     "none": lambda image: image,
-    "jpeg75": lambda image: compress(image, 75),
-    "jpeg50": lambda image: compress(image, 50),
+    "jpeg75": lambda image: compress_jpeg(image, 75),
+    "jpeg50": lambda image: compress_jpeg(image, 50),
     "half": half,
-    "half_jpeg50": lambda image: compress(half(image), 50),
+    "half_jpeg50": lambda image: compress_jpeg(half(image), 50),
     "blur1": lambda image: cv2.GaussianBlur(image, (0, 0), 1),
     "noise8": noisy,
-    "caption10_jpeg75": lambda image: compress(caption(image), 75),
+    "caption10_jpeg75": lambda image: compress_jpeg(caption(image), 75),
     "border5": border,
 }
 CROPS = {
     "crop5": crop(0.05),
     "crop10": crop(0.1),
-    "crop10_jpeg75": lambda i: compress(crop(0.1)(i), 75),
+    "crop10_jpeg75": lambda i: compress_jpeg(crop(0.1)(i), 75),
     "crop10_caption10": lambda i: caption(crop(0.1)(i)),
 }
 
@@ -105,8 +115,8 @@ def tell(what: str, value: float, **more: object) -> None:
 def main() -> None:
     cv2.setNumThreads(1)
     images, kind = load(COUNT, SIZE)
-    mark, rng = Watermark(b"a key of thirty-two bytes, or so"), np.random.default_rng(1)
-    payloads = [int(rng.integers(0, 2**BITS)) for _ in images]
+    mark, rng = ImageWatermark(b"a key of thirty-two bytes, or so"), np.random.default_rng(1)
+    payloads = [int(rng.integers(0, 2**IMAGE_PAYLOAD_BITS)) for _ in images]
     embed_s, read_s, marked = [], [], []
     for image, payload in zip(images, payloads, strict=True):
         start = time.process_time()
@@ -129,8 +139,8 @@ def main() -> None:
             attacked = attack(image)
             found = mark.read(attacked, search=name in CROPS)
             if found.payload == payload:
-                laid = sketch_picture(lay_out(attacked, found))
-                likeness.append(match_picture(row, laid))
+                laid = fingerprint_image(align_luma(attacked, found))
+                likeness.append(match_image(row, laid))
         tell(
             f"forensics/watermark/exact_share/{name}",
             len(likeness) / len(marked),
@@ -154,10 +164,12 @@ def main() -> None:
 
 
 def sketch(image: Image) -> str:
-    return pack_sketch(sketch_picture(lay_out(image, Reading(0, 0.0))))
+    return pack_fingerprint(fingerprint_image(align_luma(image, ImageWatermarkResult(0, 0.0))))
 
 
-def copy(mark: Watermark, images: list[Image], marked: list[Image], payloads: list[int]) -> None:
+def copy(
+    mark: ImageWatermark, images: list[Image], marked: list[Image], payloads: list[int]
+) -> None:
     """Lay the difference that each mark made on the next picture, as who has no key would."""
     likeness = []
     for at, image in enumerate(images):
@@ -165,8 +177,8 @@ def copy(mark: Watermark, images: list[Image], marked: list[Image], payloads: li
         copied = np.clip(other + marked[at].astype(int) - image, 0, 255).astype(np.uint8)
         found = mark.read(copied, search=True)
         if found.payload == payloads[at]:
-            laid = sketch_picture(lay_out(copied, found))
-            likeness.append(match_picture(sketch(marked[at]), laid))
+            laid = fingerprint_image(align_luma(copied, found))
+            likeness.append(match_image(sketch(marked[at]), laid))
     tell(
         "forensics/watermark/copied_told",
         sum(cells is None for cells, _ in likeness) / max(len(likeness), 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.checkpoints import CheckpointWriter
-from stillroom.checkpoints.numbers import narrow, widen
+from stillroom.checkpoints.dtypes import narrow, widen
 
 SHAPES = {
     "1m": (2048, 128, 344, 4, 4, 2),

@@ -29,12 +29,19 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
-from stillroom.evaluate.metrics import paired_difference
+from stillroom.evaluate.metrics.bootstrap import paired_difference
 from stillroom.jobs import Job
-from stillroom.merge.opening import open_merge
+from stillroom.merge.engine.merge import open_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import run
-from stillroom.merge.scoring import Measure, Score, Scorer, mean_of, per_record, row_of
+from stillroom.merge.search.scoring import (
+    MergeScorer,
+    Score,
+    ScoringSettings,
+    build_score_row,
+    mean_over_records,
+    mean_per_token,
+)
 from stillroom.models import load_causal_lm
 from stillroom.provenance import Artifact
 from stillroom.recipes import dump_recipe
@@ -108,8 +115,8 @@ class Judge:
     """Scores models on the held-out records, by which one chooses, and on the test records."""
 
     def __init__(self, scratch: Path, held_out: list[Record], test: list[Record]) -> None:
-        self.scorer = Scorer(
-            Measure(max_tokens=512), scratch, lambda line: print(line, file=sys.stderr)
+        self.scorer = MergeScorer(
+            ScoringSettings(max_tokens=512), scratch, lambda line: print(line, file=sys.stderr)
         )
         self.held_out, self.test = held_out, test
         self.chosen_by: dict[str, float] = {}
@@ -119,7 +126,7 @@ class Judge:
     def add(self, name: str, recipe: MergeRecipe, *, is_hand: bool = False) -> None:
         merge = open_merge(recipe)
         held_out = self.scorer.score(merge, self.held_out)
-        self.chosen_by[name] = mean_of(held_out, range(len(held_out)))
+        self.chosen_by[name] = mean_over_records(held_out, range(len(held_out)))
         self.scores[name] = self.scorer.score(merge, self.test)
         self.hands += [name] if is_hand else []
 
@@ -131,19 +138,22 @@ class Judge:
     ) -> None:
         ours = self.scores[name]
         half = len(ours) // 2
-        row = row_of(name, ours, range(len(ours)), seed)
+        row = build_score_row(name, ours, range(len(ours)), seed)
         line = {"what": f"merge/gain/{what}", "seed": seed, "value": row["loss"], "unit": "nats"}
         line |= {"name": name, "low": row["low"], "high": row["high"], "n": row["n"]}
-        line["each_text"] = [mean_of(ours, range(half)), mean_of(ours, range(half, len(ours)))]
+        line["each_text"] = [
+            mean_over_records(ours, range(half)),
+            mean_over_records(ours, range(half, len(ours))),
+        ]
         if against is not None:
             gap = paired_difference(
-                [per_record(one) for one in ours],
-                [per_record(one) for one in self.scores[against]],
+                [mean_per_token(one) for one in ours],
+                [mean_per_token(one) for one in self.scores[against]],
                 seed=seed,
             )
             line["peer"] = {
                 "name": against,
-                "value": mean_of(self.scores[against], range(len(ours))),
+                "value": mean_over_records(self.scores[against], range(len(ours))),
             }
             line["difference"] = {"value": gap.value, "low": gap.low, "high": gap.high}
         line |= more | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}

@@ -17,12 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import build_index, hold_out, read_docs_qa, read_squad
 
-from stillroom.evaluate.generation import measure_abstention
-from stillroom.models.script import ScriptedModel
-from stillroom.rag.answer import ask
-from stillroom.rag.index import Index
-from stillroom.rag.method import ANSWERING
-from stillroom.rag.ways import parse_method
+from stillroom.evaluate.metrics.answers import abstention_scores
+from stillroom.models.backends.scripted import ScriptedModel
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import ANSWER_STRATEGIES
+from stillroom.rag.retrieval.pipeline import parse_method
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     name = f"{given.set}-held-{given.every}" + ("-words" if given.words else "")
     with Index.open(build_index(name, texts, embedder="static" if given.words else "")) as index:
         for way in given.ways:
-            method = parse_method(ANSWERING, way)
+            method = parse_method(ANSWER_STRATEGIES, way)
             did, why = [], []
             for one in questions:
                 answer = ask(
@@ -52,7 +52,7 @@ def main() -> None:
                 did.append(bool(answer.details["refusal"]))
                 why.append(answer.details["trace"][-1]["step"])
             should = [not one.is_answerable for one in questions]
-            for metric in measure_abstention(should, did, way, seed=0):
+            for metric in abstention_scores(should, did, way, seed=0):
                 line = {
                     "set": given.set,
                     "embedder": "words" if given.words else "MiniLM",

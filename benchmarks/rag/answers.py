@@ -30,7 +30,7 @@ from benchmarks.rag.question_sets import BUILD, Asked, build_index, hold_out, re
 from stillroom.errors import Cancelled
 from stillroom.models import open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.measuring.reading_job import ReadingPlan, evaluate_answers
+from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
 
 WAYS = ("convex", "convex=>direct!drop", "convex=>corrective:queries=0!drop")
 SHOWN = (
@@ -72,11 +72,13 @@ def endpoint() -> Iterator[str]:
     """Serve the embedded model on this machine as an endpoint; yield its reference."""
     import uvicorn
 
-    from stillroom.serve import Served, create_app
+    from stillroom.serve import ServedModel, create_app
 
     model = open_text_model(DEFAULT_TEACHER, num_threads=1)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Served("smol", model)), log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(ServedModel("smol", model)), log_level="error")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -101,7 +103,7 @@ def main() -> None:
     asked = write_questions(choose(questions, given.most), texts)
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(endpoint()) if given.endpoint else DEFAULT_TEACHER
-        plan = ReadingPlan(index, asked, reference, ways=tuple(given.ways), k=given.k, depth=10)
+        plan = AnswerEvalPlan(index, asked, reference, ways=tuple(given.ways), k=given.k, depth=10)
         kind = "endpoint" if given.endpoint else "embedded"
         out = BUILD / f"docs-qa/answers-{kind}-{given.most}"
         if given.seconds:

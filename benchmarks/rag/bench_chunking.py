@@ -19,7 +19,7 @@ from commands import print_figure
 from peers import peer_python
 
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
-from stillroom.models.locating import WordTokens
+from stillroom.models.tokenization.token_counter import CachedWordTokenizer
 from stillroom.records import Document
 from stillroom.text import CHUNKERS
 
@@ -63,7 +63,7 @@ def ask(peer: subprocess.Popen[str]) -> dict[str, Any]:
     return told
 
 
-def cut(texts: list[str], counter: WordTokens, name: str) -> tuple[float, list[str]]:
+def cut(texts: list[str], counter: CachedWordTokenizer, name: str) -> tuple[float, list[str]]:
     """Cut the texts our way; return processor seconds and passages."""
     chunker = CHUNKERS.build({"name": name, "size": SIZE})
     start = time.process_time()
@@ -97,7 +97,7 @@ def main() -> None:
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     folder = resolve_checkpoint(DEFAULT_EMBEDDER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    backend = WordTokens(tokenizer, threading.Lock())._backend
+    backend = CachedWordTokenizer(tokenizer, threading.Lock())._backend
     peers = {name: start_peer(name, folder, paths) for name in PEERS}
     ours: list[float] = []
     bounds: list[float] = []
@@ -105,7 +105,7 @@ def main() -> None:
     told: dict[str, dict[str, Any]] = {}
     passages: list[str] = []
     for repeat in range(REPEATS + 1):
-        counter = WordTokens(tokenizer, threading.Lock())
+        counter = CachedWordTokenizer(tokenizer, threading.Lock())
         spent, passages = cut(texts, counter, "recursive")
         bare = tokenize(texts, backend)
         told = {name: ask(peer) for name, peer in peers.items()}

@@ -19,8 +19,12 @@ from commands import print_figure
 from corpus import prepare
 from searching import time_queries
 
-from stillroom.rag.engines.sketches import ApproximateEngine, Sketches
-from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
+from stillroom.rag.search_engines.dense import (
+    ApproximateEngine,
+    BinaryCodes,
+    DenseEngine,
+    VectorCodes,
+)
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10
@@ -36,7 +40,7 @@ def main() -> None:
     asked = np.load(folder / "query-vectors.npy")
     exact = DenseEngine([vectors], codes=[VectorCodes.encode(vectors)])
     start = time.process_time()
-    sketches = Sketches.make(vectors)
+    sketches = BinaryCodes.make(vectors)
     making = time.process_time() - start
     engine = ApproximateEngine(exact, sketches=[sketches])
     told = engine.calibrate(asked[::2], k=K)

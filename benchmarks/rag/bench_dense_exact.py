@@ -26,7 +26,7 @@ from corpus import prepare
 from searching import Peer, compare, overlap
 from tests.postgres import serve
 
-from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
+from stillroom.rag.search_engines.dense import DenseEngine, VectorCodes
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10

@@ -23,9 +23,9 @@ from commands import print_figure
 from corpus import passages, prepare, queries
 from searching import time_queries
 
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
-from stillroom.rag.fusion import reciprocal_rank
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
+from stillroom.rag.search_engines.dense import DenseEngine, VectorCodes
+from stillroom.rag.search_engines.keyword import KeywordEngine
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 TENANTS = 100
@@ -54,7 +54,7 @@ def main() -> None:
             lists = [words.search(terms[at], DEPTH, mask=mask)]
             lists.append(dense.search(aims[at], DEPTH, mask=mask))
             ranked = [list(zip(rows.tolist(), got.tolist(), strict=True)) for rows, got in lists]
-            return [row for row, _ in reciprocal_rank(ranked)[:K]]
+            return [row for row, _ in fuse_reciprocal_ranks(ranked)[:K]]
 
         found = []
         for at in range(len(asked)):

@@ -29,13 +29,12 @@ from corpus import passages, queries
 
 from stillroom.jobs import Job
 from stillroom.models.embedders.static import Static
-from stillroom.rag import upkeep
-from stillroom.rag.index import Index
-from stillroom.rag.method import make_query
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import make_query
+from stillroom.rag.maintenance import update
+from stillroom.rag.maintenance.update import delete_documents, update_index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
-from stillroom.rag.updating import update_index
-from stillroom.rag.upkeep import delete_documents
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 FILES = int(os.environ.get("STILLROOM_BENCH_FILES", "2500"))
@@ -181,7 +180,7 @@ def measure_deletes(out: Path, index: Index, more: dict[str, object]) -> None:
     """Print how long it takes until another process does not find a deleted document any more."""
     seen, returned, spent, before_commit = [], [], [], []
     committed: list[float] = []
-    renew = upkeep.renew_manifest
+    renew = update.update_manifest
 
     def note(writer: object) -> None:
         committed.append(time.process_time())
@@ -191,7 +190,7 @@ def measure_deletes(out: Path, index: Index, more: dict[str, object]) -> None:
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert watcher.stdin
     assert watcher.stdout
-    upkeep.renew_manifest = note
+    update.update_manifest = note
     for at in range(REPEATS):
         index.refresh()
         passage = index.passage_at(at * 50)
@@ -205,7 +204,7 @@ def measure_deletes(out: Path, index: Index, more: dict[str, object]) -> None:
         spent.append((time.process_time() - cpu) * 1000)
         before_commit.append((committed[-1] - cpu) * 1000)
         seen.append((float(watcher.stdout.readline()) - start) * 1000)
-    upkeep.renew_manifest = renew
+    update.update_manifest = renew
     watcher.communicate()
     print_figure(
         "rag/delete_visible_ms",

@@ -21,9 +21,8 @@ from commands import print_figure
 from corpus import content_words, passages, prepare, queries
 from searching import Peer, compare, hit_rate, overlap, time_queries
 
-from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.search_engines.keyword import KeywordEngine, Postings, write_postings
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10

@@ -23,11 +23,11 @@ import bm25s
 import Stemmer
 from benchmarks.rag.quality import READERS, JudgedSet
 
-from stillroom.evaluate.metrics import paired_difference
-from stillroom.evaluate.retrieval import score_run
+from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.retrievers.keyword import Keyword
 from stillroom.rag.run import run

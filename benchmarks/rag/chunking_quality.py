@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import peer_python
 
 from stillroom.models import SpanEmbedder, open_embedder
+from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
-from stillroom.models.protocols import Embedder, TextKind
-from stillroom.models.vectors import text_room
+from stillroom.models.interfaces import Embedder, TextKind
 from stillroom.provenance import digest_json
-from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.types import build_embedding_texts
 from stillroom.text import CHUNKERS, parse_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str])
         assert document.text == (DATA / f"{name}.md").read_text(encoding="utf-8")
         count = vectors.embedder.count_tokens
         passages = list(chunker.chunk(document, count=count, embed=vectors.embed))
-        texts = passage_texts(passages, vectors.embedder, with_headings=False)
+        texts = build_embedding_texts(passages, vectors.embedder, with_headings=False)
         rows: Sequence[NDArray[np.float32] | None] = [None] * len(passages)
         if is_late:
             assert isinstance(vectors.embedder, SpanEmbedder)
@@ -250,7 +250,7 @@ def main() -> None:
                 round(x, 4) for x in (float(gain.mean()), *interval(gain))
             ]
         line |= {"passages": len(pieces), "n": len(questions)}
-        room = text_room(embedder)
+        room = get_max_text_tokens(embedder)
         line["truncated"] = sum(embedder.count_tokens(piece.text) > room for piece in pieces)
         print(json.dumps(line), flush=True)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import peer_python
 
-from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.analysis.analyzer import Analyzer
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("STILLROOM_BENCH_CORPUS", ROOT / "build" / "bench" / "rag-corpus"))

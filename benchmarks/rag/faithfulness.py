@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import build_index, read_docs_qa, read_squad
 
-from stillroom.rag.index import Index
-from stillroom.rag.method import CHECKERS
-from stillroom.text.sentences import split_sentences
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import CHECKERS
+from stillroom.text.language import split_sentences
 
 PAIRS, DRAWS = 100, 2_000
 KINDS = ("number", "negation", "name")

@@ -24,7 +24,7 @@ from quality import DATA, KEPT
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.models import open_embedder
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import DEFAULT_EMBEDDER, RagRecipe
 
 DRAWS = 2_000

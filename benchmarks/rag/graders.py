@@ -30,8 +30,8 @@ from benchmarks.rag.question_sets import (
 
 from stillroom.models import TextModel, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.index import Index
-from stillroom.rag.method import GRADERS, Grader, Query
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import GRADERS, Query, RelevanceGrader
 
 FOUND, READ, DRAWS = 10, 5, 2_000
 
@@ -67,7 +67,7 @@ def best_threshold(grades: NDArray[np.float64], labels: NDArray[np.bool_]) -> fl
 
 
 def grade(
-    one: Asked, index: Index, grader: Grader, model: TextModel | None, depth: int
+    one: Asked, index: Index, grader: RelevanceGrader, model: TextModel | None, depth: int
 ) -> tuple[list[float], list[bool]]:
     """Return the grades of what is found for a question, and whether each passage answers it."""
     query = Query(one.text)

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stillroom.evaluate import bootstrap
 from stillroom.flow import run_recipe
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.job import GraphPlan, build_graph
-from stillroom.rag.graphs.tree_job import TreePlan, build_tree
-from stillroom.rag.index import Index
-from stillroom.rag.ways import parse_way
+from stillroom.rag.graph.job import GraphPlan, build_graph
+from stillroom.rag.graph.tree_job import TreePlan, build_tree
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.recipes import parse_recipe
 
 CHAINS, K = 40, 5
@@ -117,7 +117,7 @@ def search(index: Index, way: str, graph: Path, tree: Path, query: str, k: int) 
     """Return the documents of the first k passages."""
     if way.startswith("graph"):
         way = f"{way}{',' if ':' in way else ':'}graph={graph}"
-    chosen = parse_way(f"raptor:tree={tree}" if way == "raptor" else way)
+    chosen = parse_pipeline(f"raptor:tree={tree}" if way == "raptor" else way)
     hits = index.retrieve(query, k, retriever=chosen.retriever)
     return [hit.passage.location.path for hit in hits]
 

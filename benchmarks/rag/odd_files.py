@@ -19,12 +19,12 @@ from pathlib import Path
 
 from stillroom.errors import StillroomError
 from stillroom.records import Document, Passage
-from stillroom.text.method import CHUNKERS, Chunker, Limits
-from stillroom.text.reading import parse_file, scan_folder
-from stillroom.text.worker import Worker
+from stillroom.text.interfaces import CHUNKERS, Chunker, ParseLimits
+from stillroom.text.parser_process import ParserProcess
+from stillroom.text.reader import parse_file, scan_folder
 
 CUTTERS = ({"name": "heading"}, {"name": "recursive", "size": 60}, {"name": "parent_child"})
-LIMITS = Limits(ocr="never", timeout_s=30)
+LIMITS = ParseLimits(ocr="never", timeout_s=30)
 SLOW_S = 25.0
 
 
@@ -56,7 +56,7 @@ def find_misplaced(passage: Passage, data: bytes, encoding: str) -> str:
     return "" if is_same else f"{place} is called exact and is not the passage"
 
 
-def examine(path: Path, root: Path, worker: Worker) -> tuple[str, list[str]]:
+def examine(path: Path, root: Path, worker: ParserProcess) -> tuple[str, list[str]]:
     """Return the outcome of one file and its faults."""
     begun = time.monotonic()
     try:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     outcomes: Counter[str] = Counter()
     faulty = 0
-    with Worker() as worker:
+    with ParserProcess() as worker:
         for folder in parser.parse_args().folders:
             for path in scan_folder(folder).files:
                 outcome, faults = examine(path, folder, worker)

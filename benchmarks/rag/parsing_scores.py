@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from stillroom.text import words
+from stillroom.text import split_words
 
 __all__ = ["Found", "Table", "read_markdown", "score"]
 
@@ -81,8 +81,8 @@ def score(reference: Found, text: str) -> dict[str, float]:
     if reference.tables:
         scores["cells"] = f1(relations(found.tables or []), relations(reference.tables))
     if reference.headings:
-        wanted = [(level, " ".join(words(title))) for level, title in reference.headings]
-        given = [(level, " ".join(words(title))) for level, title in found.headings or []]
+        wanted = [(level, " ".join(split_words(title))) for level, title in reference.headings]
+        given = [(level, " ".join(split_words(title))) for level, title in found.headings or []]
         scores["headings"] = f1(Counter(given), Counter(wanted))
         scores["titles"] = f1(Counter(t for _, t in given), Counter(t for _, t in wanted))
     return scores
@@ -90,14 +90,14 @@ def score(reference: Found, text: str) -> dict[str, float]:
 
 def bag(lines: Iterable[str]) -> Counter:
     """Return the words of lines, counted."""
-    return Counter(word for line in lines for word in words(line))
+    return Counter(word for line in lines for word in split_words(line))
 
 
 def relations(tables: Sequence[Table]) -> Counter:
     """Return the pairs of neighboring cells that are not blank, with their direction."""
     pairs: Counter = Counter()
     for table in tables:
-        rows = [["".join(words(cell)) or cell.strip() for cell in row] for row in table]
+        rows = [["".join(split_words(cell)) or cell.strip() for cell in row] for row in table]
         width = max(map(len, rows), default=0)
         filled = [row + [""] * (width - len(row)) for row in rows]
         for way, lines in (("across", filled), ("down", list(zip(*filled, strict=True)))):
@@ -109,11 +109,11 @@ def relations(tables: Sequence[Table]) -> Counter:
 
 def order(wanted: Sequence[str], found: Sequence[str]) -> float:
     """Return how many of the reference's lines come in its order, over all that can be told."""
-    sequence = [word for line in found for word in words(line)]
+    sequence = [word for line in found for word in split_words(line)]
     where: dict[tuple[str, ...], list[int]] = {}
     for at in range(len(sequence) - _NGRAM + 1):
         where.setdefault(tuple(sequence[at : at + _NGRAM]), []).append(at)
-    starts = [tuple(words(line)[:_NGRAM]) for line in wanted]
+    starts = [tuple(split_words(line)[:_NGRAM]) for line in wanted]
     counts = Counter(starts)
     told = [start for start in starts if len(start) == _NGRAM and counts[start] == 1]
     if not told:

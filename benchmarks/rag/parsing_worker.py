@@ -16,15 +16,15 @@ from pathlib import Path
 
 def stillroom() -> Callable[[Path], str]:
     """Read with Stillroom, in this process."""
-    from stillroom.text.method import Limits, Source
-    from stillroom.text.sniffing import choose_parser
+    from stillroom.text.interfaces import ParseLimits, SourceFile
+    from stillroom.text.reader import detect_parser
 
-    limits = Limits(ocr="auto" if os.environ.get("STILLROOM_BENCH_OCR") else "never")
+    limits = ParseLimits(ocr="auto" if os.environ.get("STILLROOM_BENCH_OCR") else "never")
 
     def convert(path: Path) -> str:
         data = path.read_bytes()
-        parser = choose_parser(path.name, data)
-        return parser.parse(data, Source(path.name, "0" * 64, limits=limits)).text
+        parser = detect_parser(path.name, data)
+        return parser.parse(data, SourceFile(path.name, "0" * 64, limits=limits)).text
 
     return convert
 

@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import DATA
 
-from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.support import Evidence
-from stillroom.text.sentences import split_sentences
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.text.language import split_sentences
 
 NAME = re.compile(r"\b[A-Z][\w'’-]+(?:\s+(?:of\s+)?[A-Z][\w'’-]+)*")
 NUMBER = re.compile(r"\b\d+(?:[.,:]\d+)*\b")
@@ -289,10 +289,10 @@ def main() -> None:
     analyzer = Analyzer()
     lexicon = Lexicon(path, analyzer)
     told: dict[tuple[bool, str], list[bool]] = defaultdict(list)
-    evidence, held = Evidence([], analyzer, lexicon), ()  # type: ignore[arg-type]
+    evidence, held = SourceTexts([], analyzer, lexicon), ()  # type: ignore[arg-type]
     for case in make_cases(path, half):
         if held != case.shown:
-            evidence, held = Evidence(case.shown, analyzer, lexicon), case.shown  # type: ignore[arg-type,assignment]
+            evidence, held = SourceTexts(case.shown, analyzer, lexicon), case.shown  # type: ignore[arg-type,assignment]
         getattr(evidence, "ask", lambda _: None)(case.question)
         is_supported = evidence.find(case.text).score >= evidence.threshold
         told[case.is_right, case.kind].append(is_supported)

@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.evaluate.collections import CorpusRow
+from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
-from stillroom.rag.index import Index
-from stillroom.rag.measuring.collection import unpack_corpus
-from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
-from stillroom.rag.method import DEFAULT_RETRIEVER
+from stillroom.rag.evaluation.retrieval import unpack_corpus
+from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.recipe import RagRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,9 @@ def measure(judged: JudgedSet, ways: dict[str, str], count: int) -> None:
     """Print one line a way."""
     index = build_index(judged)
     queries, qrels, asked = write_judgements(judged, index, count)
-    plan = Plan(index, queries, qrels, tuple(ways.values()), (MEASURE, "recall@10", "mrr@10"))
+    plan = RetrievalEvalPlan(
+        index, queries, qrels, tuple(ways.values()), (MEASURE, "recall@10", "mrr@10")
+    )
     out = KEPT / judged.name / f"report-{count}-{len(ways)}"
     _, report = evaluate_retrieval(
         plan, out, resume=True, overwrite=True, reporter=choose_reporter()

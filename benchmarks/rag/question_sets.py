@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs import Job
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 

@@ -38,9 +38,8 @@ from markdown_it import MarkdownIt
 from stillroom.jobs import Job
 from stillroom.models import TextModel, open_embedder, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.answer import ask
-from stillroom.rag.flags import flag_text
-from stillroom.rag.index import Index
+from stillroom.rag.generation.answer import ask, flag_text
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 from stillroom.records import Answer, Prompt, Sampling

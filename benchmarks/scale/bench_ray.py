@@ -29,13 +29,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
-from stillroom.flow.run import run_job
+from stillroom.flow.job import run_job
 from stillroom.jobs import Job
 from stillroom.jobs.engines import Engine, LocalEngine
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 from stillroom.recipes.engine import RaySettings
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.deduplication import Deduplication, deduplicate
+from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench" / "scale" / "ray"
@@ -87,7 +87,7 @@ def run_reading(engine: Engine, name: str) -> tuple[str, float]:
     """Return the digest and the seconds of the job that reads."""
     start = time.perf_counter()
     artifact, _ = deduplicate(
-        Deduplication((WORK / "many.jsonl",)), WORK / name, overwrite=True, engine=engine
+        DeduplicationSettings((WORK / "many.jsonl",)), WORK / name, overwrite=True, engine=engine
     )
     return artifact.digest, time.perf_counter() - start
 

@@ -29,15 +29,15 @@ from benchmarks.serve.asked import QUESTION, THINGS, TOKENS
 
 from stillroom.models import open_text_model
 from stillroom.records import Message, Prompt, Sampling
-from stillroom.serve import Served, create_app
-from stillroom.serve.counters import Counters
+from stillroom.serve import ServedModel, create_app
+from stillroom.serve.middleware.metrics import ServerMetrics
 
 MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 TURN_S = 12.0
 CLIENTS = Path(__file__).with_name("load_clients.py")
 
 
-class Keeping(Counters):
+class Keeping(ServerMetrics):
     """Keeps the server's own seconds of every request, besides counting them."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ def main() -> None:
     given = parser.parse_args()
     counters, model = Keeping(), open_text_model(MODEL)
     listening = socket.create_server(("127.0.0.1", 0))
-    app = create_app(Served("small", model), counters=counters)
+    app = create_app(ServedModel("small", model), counters=counters)
     config = uvicorn.Config(app, log_level="error", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

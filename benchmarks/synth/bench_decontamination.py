@@ -30,14 +30,14 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-from stillroom.evaluate.final_answer import find_answer
+from stillroom.evaluate.final_answer import extract_answer
 from stillroom.models import open_embedder
 from stillroom.records import Record
-from stillroom.synth.leak_check import Answers, Limits
-from stillroom.text.contamination import ItemIndex, count_texts
-from stillroom.text.normalize import words
-from stillroom.text.rewording import RewordingIndex
-from stillroom.text.sentences import split_sentences
+from stillroom.synth.dedup.leakage import BenchmarkAnswers, LeakThresholds
+from stillroom.text.dedup.contamination import BenchmarkIndex, count_document_frequencies
+from stillroom.text.dedup.paraphrases import ParaphraseIndex
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import split_words
 
 HERE = Path(__file__).parent
 ITEMS, COMPARED = 300, 1500
@@ -46,7 +46,7 @@ EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 
 def grams(text: str, n: int = 13) -> set[tuple[str, ...]]:
     """Return the word n-grams, as the baseline has them: none of a shorter text."""
-    found = words(text)
+    found = split_words(text)
     return {tuple(found[at : at + n]) for at in range(len(found) - n + 1)}
 
 
@@ -85,9 +85,9 @@ def say(what: str, value: float, **more: object) -> None:
 
 def measure_words(items: Sequence[str], texts: Sequence[str]) -> None:
     """Print recall and false alarms of finding by words, beside the baseline."""
-    frequency, count = count_texts(texts)
-    index = ItemIndex(items, frequency=frequency, texts=count)
-    heads = ItemIndex([" ".join(item.split()[:8]) for item in items])
+    frequency, count = count_document_frequencies(texts)
+    index = BenchmarkIndex(items, frequency=frequency, texts=count)
+    heads = BenchmarkIndex([" ".join(item.split()[:8]) for item in items])
     table = [grams(item) for item in items]
     every = set().union(*table)
     for kind, copies in planted(items, texts).items():
@@ -119,11 +119,11 @@ def measure_words(items: Sequence[str], texts: Sequence[str]) -> None:
 
 def measure_meanings(items: Sequence[str], texts: Sequence[str]) -> None:
     """Print recall of rewordings and false alarms, beside cosine alone."""
-    frequency, count = count_texts(texts)
+    frequency, count = count_document_frequencies(texts)
     embedder = open_embedder(EMBEDDER)
     vectors = embedder.embed(items, kind="passage")
-    index = RewordingIndex(items, vectors, frequency=frequency, texts=count)
-    limit = Limits().reworded
+    index = ParaphraseIndex(items, vectors, frequency=frequency, texts=count)
+    limit = LeakThresholds().reworded
     compared = texts[-COMPARED:]
     near = [
         index.find(t, v)
@@ -160,12 +160,12 @@ def measure_kinds(items: Sequence[str], texts: Sequence[str]) -> None:
     rows = json.loads((HERE / "rephrasings.json").read_text())["rephrasings"]
     every = list(dict.fromkeys([*items, *(row["item"] for row in rows)]))
     aside = set(every)
-    frequency, count = count_texts(text for text in texts if text not in aside)
+    frequency, count = count_document_frequencies(text for text in texts if text not in aside)
     embedder = open_embedder(EMBEDDER)
-    index = RewordingIndex(
+    index = ParaphraseIndex(
         every, embedder.embed(every, kind="passage"), frequency=frequency, texts=count
     )
-    limit = Limits().reworded
+    limit = LeakThresholds().reworded
     vectors = embedder.embed([row["text"] for row in rows], kind="passage")
     hits: dict[tuple[str, bool], list[bool]] = {}
     for row, vector in zip(rows, vectors, strict=True):
@@ -189,12 +189,12 @@ def measure_answers(items: Sequence[str], texts: Sequence[str], answers: Mapping
     told = dict(answers) | {row["item"]: row["answer"] for row in rows}
     every = list(dict.fromkeys([*items, *(row["item"] for row in rows)]))
     others = [text for text in texts if text not in set(every)][-COMPARED:]
-    frequency, count = count_texts(others)
+    frequency, count = count_document_frequencies(others)
     embedder = open_embedder(EMBEDDER)
-    index = RewordingIndex(
+    index = ParaphraseIndex(
         every, embedder.embed(every, kind="passage"), frequency=frequency, texts=count
     )
-    known = Answers([told.get(item, "") for item in every])
+    known = BenchmarkAnswers([told.get(item, "") for item in every])
     pairs = [(row["text"], row["answer"]) for row in rows]
     pairs += [(text, told.get(text, "")) for text in others]
     vectors = embedder.embed([text for text, _ in pairs], kind="passage")
@@ -209,7 +209,7 @@ def measure_answers(items: Sequence[str], texts: Sequence[str], answers: Mapping
             )
             scores.append(found.score if found is not None and is_own else 0.0)
         null = sorted(scores[len(rows) :], reverse=True)
-        limit = Limits().reworded
+        limit = LeakThresholds().reworded
         if name == "with":
             alarms = sum(score >= limit for score in null)
         else:  # as many, from a lower limit on if need be
@@ -234,7 +234,7 @@ def read_questions(path: Path | None) -> tuple[list[str], list[str]]:
         for text in topics.values()
         for begin, end in split_sentences(text)
     }
-    fit = sorted(one for one in found if 12 <= len(words(one)) <= 60)
+    fit = sorted(one for one in found if 12 <= len(split_words(one)) <= 60)
     random.Random(0).shuffle(fit)
     missing = ITEMS - len(told)
     return [*told, *fit[:missing]], fit[missing:]
@@ -251,7 +251,7 @@ def main(path: Path | None, *, kinds_alone: bool) -> None:
     if path is not None:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            answers[row["question"]] = find_answer(row["answer"])
+            answers[row["question"]] = extract_answer(row["answer"])
     measure_answers(items, texts, answers)
 
 

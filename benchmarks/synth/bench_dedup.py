@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from benchmarks.peers import peer_python
 
-from stillroom.text.near_duplicates import find_duplicates
-from stillroom.text.shingling import shingle_texts
+from stillroom.text.dedup.near_duplicates import find_duplicates
+from stillroom.text.dedup.shingles import build_shingle_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench" / "synth" / "dedup"
@@ -66,7 +66,7 @@ def grams(words: Sequence[int]) -> set[tuple[int, ...]]:
 def run_ours(texts: Sequence[str]) -> tuple[float, set[int]]:
     """Return CPU seconds and what fell."""
     begun = time.process_time()
-    found = find_duplicates(shingle_texts(texts), threshold=THRESHOLD)
+    found = find_duplicates(build_shingle_sets(texts), threshold=THRESHOLD)
     return time.process_time() - begun, {one.index for one in found}
 
 

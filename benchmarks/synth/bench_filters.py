@@ -26,11 +26,11 @@ from typing import Any
 import planted_faults as faults
 
 from stillroom.records import Location, Message, Origin, Passage, Record
-from stillroom.synth.method import FILTERS, Context
-from stillroom.synth.panel import Panel
-from stillroom.synth.wording import content_stems
-from stillroom.text.personal import find_personal
-from stillroom.text.sentences import split_sentences
+from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.lexical_overlap import extract_content_stems
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.text.language import split_sentences
+from stillroom.text.safety import find_pii
 
 GOOD, HELD_OUT, PLANTED, MEASURED = 1000, 300, 200, 300
 SCHEMA = {
@@ -259,10 +259,10 @@ def _names_its_article(record: Record) -> bool:
 
 
 def measure_kind(
-    kind: Kind, good: Sequence[Record], planted: Sequence[Record], context: Context
+    kind: Kind, good: Sequence[Record], planted: Sequence[Record], context: FilterContext
 ) -> None:
     """Judge the good and the planted records, and print recall and precision."""
-    panel = Panel([FILTERS.build({"name": kind.filter, **kind.settings})], context)
+    panel = FilterChain([FILTERS.build({"name": kind.filter, **kind.settings})], context)
     wrong, scores = 0, []
     for record in good:
         verdict = panel.judge(record)[1]
@@ -301,7 +301,7 @@ def tell(kind: str, figure: str, value: float, told: dict[str, Any]) -> None:
     )
 
 
-def measure_lookalikes(context: Context) -> None:
+def measure_lookalikes(context: FilterContext) -> None:
     """Say how much ordinary prose in the words of orders is taken for one."""
     judge = FILTERS.build({"name": "injection"}).begin(context)
     turns = [(Message("user", "What?"), Message("assistant", said)) for said in faults.NO_ORDERS]
@@ -309,13 +309,15 @@ def measure_lookalikes(context: Context) -> None:
     tell("injection", "lookalikes_dropped", dropped / len(turns), {"n": len(turns)})
 
 
-def measure_masks(planted: Sequence[Record], good: Sequence[Record], context: Context) -> None:
+def measure_masks(
+    planted: Sequence[Record], good: Sequence[Record], context: FilterContext
+) -> None:
     """Mask the planted records: what is found afterwards was missed; good ones are let be."""
     judge = FILTERS.build({"name": "personal", "action": "mask"}).begin(context)
     clean = 0
     for record in planted:
         after = judge.judge(record).changed or record
-        clean += not find_personal(after.messages[-1].content) and after is not record
+        clean += not find_pii(after.messages[-1].content) and after is not record
     touched = sum(judge.judge(record).changed is not None for record in good)
     told = {"n": len(planted), "good": len(good), "good_changed": touched}
     tell("masked", "recall", clean / len(planted), told)
@@ -349,8 +351,8 @@ def main(path: Path, *, with_models: bool) -> None:
     held_out, spare = pool[:HELD_OUT], pool[HELD_OUT:]
     frequency: Counter[str] = Counter()
     for passage in passages:
-        frequency.update(set(content_stems(passage.text)))
-    context = Context({one.id: one for one in passages}, frequency, held_out)
+        frequency.update(set(extract_content_stems(passage.text)))
+    context = FilterContext({one.id: one for one in passages}, frequency, held_out)
     kinds = list_measured(good, rng) if with_models else list_kinds(good, held_out, rng)
     for kind in kinds:
         carriers = spare[:PLANTED] if len(spare) >= PLANTED else [*spare, *good][:PLANTED]

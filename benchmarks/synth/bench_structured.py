@@ -21,29 +21,50 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
+from stillroom.evaluate.json_output import describe_violation
 from stillroom.records import Location, Origin, Passage
-from stillroom.synth.method import Seed
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import choice_of, list_of, object_of, text_of, violation_of
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    make_array_schema,
+    make_enum_schema,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import WorkItem
 
 NUMBER = {"type": "number", "minimum": 0, "maximum": 1000}
 SCHEMAS = {
-    "kind": object_of(classification=choice_of("yes", "no")),
-    "score": object_of(score=choice_of(1, 2, 3, 4, 5)),
-    "scores": object_of(first=choice_of(*range(1, 11)), second=choice_of(*range(1, 11))),
-    "query": object_of(query=text_of(100, 6)),
-    "instance": object_of(input=text_of(80, 0), output=text_of(80)),
-    "labelled": object_of(output=text_of(20), input=text_of(80, 0)),
-    "critique": object_of(
-        problems=list_of(text_of(60, 8), 2, 0), good_enough=choice_of("yes", "no")
+    "kind": make_object_schema(classification=make_enum_schema("yes", "no")),
+    "score": make_object_schema(score=make_enum_schema(1, 2, 3, 4, 5)),
+    "scores": make_object_schema(
+        first=make_enum_schema(*range(1, 11)), second=make_enum_schema(*range(1, 11))
     ),
-    "syllabus": object_of(
-        sessions=list_of(object_of(title=text_of(30), concepts=list_of(text_of(20), 2)), 2)
+    "query": make_object_schema(query=make_string_schema(100, 6)),
+    "instance": make_object_schema(input=make_string_schema(80, 0), output=make_string_schema(80)),
+    "labelled": make_object_schema(output=make_string_schema(20), input=make_string_schema(80, 0)),
+    "critique": make_object_schema(
+        problems=make_array_schema(make_string_schema(60, 8), 2, 0),
+        good_enough=make_enum_schema("yes", "no"),
     ),
-    "arguments": object_of(
-        city=text_of(30), days={"type": "integer", "minimum": 1, "maximum": 14}, limit=NUMBER
+    "syllabus": make_object_schema(
+        sessions=make_array_schema(
+            make_object_schema(
+                title=make_string_schema(30), concepts=make_array_schema(make_string_schema(20), 2)
+            ),
+            2,
+        )
     ),
-    "row": object_of(name=text_of(30), price=NUMBER, sold={"type": "boolean"}, note=text_of(60)),
+    "arguments": make_object_schema(
+        city=make_string_schema(30),
+        days={"type": "integer", "minimum": 1, "maximum": 14},
+        limit=NUMBER,
+    ),
+    "row": make_object_schema(
+        name=make_string_schema(30),
+        price=NUMBER,
+        sold={"type": "boolean"},
+        note=make_string_schema(60),
+    ),
 }
 TASKS = [
     "Fill in the form about this: {text}",
@@ -59,7 +80,7 @@ THINGS = (
 PLACES = "in winter, near Rome, at night, on the hill, by the sea"
 
 
-class Form(Stepwise):
+class Form(StepwiseGenerator):
     """Asks for one value of one schema."""
 
     templates: ClassVar = {}
@@ -73,14 +94,14 @@ class Form(Stepwise):
     def longest(self) -> int:
         return 300
 
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         name, words = unit.seed.passage.text.split("\n", 1)
         found = yield from unit.fill(words, SCHEMAS[name], what=name)
         if found is not None:
             unit.keep([], {"value": found, "schema": name})
 
 
-def seeds(count: int) -> list[Seed]:
+def seeds(count: int) -> list[WorkItem]:
     """Return records to ask for, of all schemas in turn."""
     things, places = THINGS.split(", "), PLACES.split(", ")
     made = []
@@ -92,7 +113,7 @@ def seeds(count: int) -> list[Seed]:
         text = f"{name}\n{task.replace('{text}', about)}"
         place = Location("", "", 0, 0)
         made.append(
-            Seed(Passage(f"d{number}", 0, len(text), text, place, origin=Origin()), "train")
+            WorkItem(Passage(f"d{number}", 0, len(text), text, place, origin=Origin()), "train")
         )
     return made
 
@@ -115,7 +136,7 @@ def work(state: Path, count: int, seconds: float) -> dict[str, dict]:
             for seed, draft in zip(group, Form().generate(group, model), strict=True):
                 name = seed.passage.text.split("\n", 1)[0]
                 values = [one.fields["value"] for one in draft.records]
-                fits = bool(values) and not violation_of(values[0], SCHEMAS[name])
+                fits = bool(values) and not describe_violation(values[0], SCHEMAS[name])
                 row = {
                     "key": seed.key,
                     "schema": name,

@@ -31,9 +31,9 @@ from pathlib import Path
 from benchmarks.synth.engine_runs import ROOT, say
 
 from stillroom.records import Message, Origin, Record, write_records
-from stillroom.synth.students import StudentSettings
-from stillroom.synth.worth import Worth, measure_worth
-from stillroom.synth.worth_report import leaderboard
+from stillroom.synth.experiments.ablations import DataValueStudy
+from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
+from stillroom.synth.experiments.students import StudentSettings
 from stillroom.train import LoraSettings, TrainSettings
 
 WORK = ROOT / "build" / "bench" / "synth" / "worth"
@@ -125,7 +125,7 @@ def main(path: Path, seeds: int) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     write_records(WORK / "human.jsonl", held_out)
     write_records(WORK / "mixed.jsonl", mixed)
-    plan = Worth(
+    plan = DataValueStudy(
         (WORK / "mixed.jsonl",),
         WORK / "human.jsonl",
         "fault",
@@ -133,8 +133,8 @@ def main(path: Path, seeds: int) -> None:
         held_out=HELD_OUT,
         student=STUDENT,
     )
-    _, _, measured = measure_worth(plan, WORK / "report", overwrite=True)
-    for row in leaderboard(measured):
+    _, _, measured = run_data_value_study(plan, WORK / "report", overwrite=True)
+    for row in make_leaderboard(measured):
         say(
             f"synth/worth/planted/{row.family}/{row.group}",
             row.worth.value,
@@ -190,7 +190,7 @@ def compare_kept(
 ) -> None:
     """Say what is lost by what a run dropped, at equal records and at equal tokens."""
     for equal in ("records", "tokens"):
-        plan = Worth(
+        plan = DataValueStudy(
             (run,),
             human,
             "filter",
@@ -201,8 +201,8 @@ def compare_kept(
             student=student,
             groups=("all filters",),
         )
-        _, _, measured = measure_worth(plan, WORK / f"{name}-{equal}", overwrite=True)
-        for row in leaderboard(measured):
+        _, _, measured = run_data_value_study(plan, WORK / f"{name}-{equal}", overwrite=True)
+        for row in make_leaderboard(measured):
             say(
                 f"synth/worth/{name}/{equal}/{row.group}",
                 row.worth.value,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.gguf_header import check_gguf
-from stillroom.checkpoints.header import read_header
+from stillroom.checkpoints.gguf import check_gguf
+from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError
 
 CONFIG = '{"model_type": "llama"}'

@@ -13,10 +13,10 @@ from stillroom.records import Document
 from stillroom.text import (
     CHUNKERS,
     PARSERS,
-    Failure,
-    Limits,
-    Source,
-    Worker,
+    ParseFailure,
+    ParseLimits,
+    ParserProcess,
+    SourceFile,
     parse_bytes,
     parse_folder,
     scan_folder,
@@ -79,11 +79,13 @@ def make_pdf(pages: int, text: str = "Hello from PDF.") -> bytes:
 
 @pytest.fixture(scope="module")
 def worker():
-    with Worker() as one:
+    with ParserProcess() as one:
         yield one
 
 
-def refuse(data: bytes, name: str, worker: Worker, limits: Limits | None = None) -> DataError:
+def refuse(
+    data: bytes, name: str, worker: ParserProcess, limits: ParseLimits | None = None
+) -> DataError:
     with pytest.raises(DataError) as caught:
         parse_bytes(data, name, limits=limits, worker=worker)
     problem = caught.value.problems[0]
@@ -92,10 +94,10 @@ def refuse(data: bytes, name: str, worker: Worker, limits: Limits | None = None)
     return caught.value
 
 
-def outcome(data: bytes, name: str, worker: Worker | None = None, **limits: float) -> str:
+def outcome(data: bytes, name: str, worker: ParserProcess | None = None, **limits: float) -> str:
     """Return the code of the error that the bytes give, or 'read'."""
     try:
-        parse_bytes(data, name, worker=worker, limits=Limits(**limits))
+        parse_bytes(data, name, worker=worker, limits=ParseLimits(**limits))
     except DataError as error:
         return error.code
     return "read"
@@ -124,7 +126,7 @@ def test_a_member_that_lies_about_its_size_is_refused(worker):
 
 def test_an_archive_with_too_many_members_is_refused(worker):
     many = make_zip({**DOCX_PARTS, **{f"x/{number}": "" for number in range(60)}})
-    limits = Limits(archive_entries=50)
+    limits = ParseLimits(archive_entries=50)
     assert refuse(many, "a.docx", worker, limits).code == "document.unsafe-archive"
 
 
@@ -310,11 +312,11 @@ def test_a_hanging_file_is_ended_and_the_next_one_read(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[stillroom.text.parsers]\nhostile = hostile:Hostile\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     parser = PARSERS.build("hostile")
-    limits = Limits(timeout_s=1, memory_bytes=2**30)
-    source = Source("a.html", "0" * 64, "text/html", limits=limits)
+    limits = ParseLimits(timeout_s=1, memory_bytes=2**30)
+    source = SourceFile("a.html", "0" * 64, "text/html", limits=limits)
     good = b"<p>A paragraph of text.</p>"
-    monkeypatch.setattr("stillroom.text.worker._WALL", 3.0)
-    with Worker() as one:
+    monkeypatch.setattr("stillroom.text.parser_process._WALL_FACTOR", 3.0)
+    with ParserProcess() as one:
         assert one.parse(parser, good + b"<p>print</p>", source).text.endswith("print")
         # As on a busy machine: the clock goes on while the process waits for a processor.
         assert one.parse(parser, good + b"<p>wait</p>", source).text.endswith("wait")
@@ -341,10 +343,10 @@ def test_one_process_serves_a_whole_folder_and_bad_files_stop_nothing(tmp_path: 
     (tmp_path / "08.txt").write_bytes(b"")
     (tmp_path / "09.txt").write_bytes(b"x" * 3000)
     start = time.monotonic()
-    found = list(parse_folder(tmp_path, limits=Limits(file_bytes=2000)))
+    found = list(parse_folder(tmp_path, limits=ParseLimits(file_bytes=2000)))
     assert time.monotonic() - start < 10
     assert sum(isinstance(one, Document) for one in found) == 30
-    assert {one.path: one.code for one in found if isinstance(one, Failure)} == {
+    assert {one.path: one.code for one in found if isinstance(one, ParseFailure)} == {
         "05.docx": "document.unreadable",
         "06.pdf": "document.unreadable",
         "07.gif": "document.unknown-format",

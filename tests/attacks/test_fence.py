@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from stillroom.serve import fence
+from stillroom.serve.jobs import sandbox
 
 TRIES = """
 import json, os, pathlib, socket, stat, subprocess, sys
-from stillroom.serve.fence import put_up_fence, system_folders
+from stillroom.serve.jobs.sandbox import put_up_fence, system_folders
 told = json.load(sys.stdin)
 inside, outside = pathlib.Path(told["inside"]), pathlib.Path(told["outside"])
 assert put_up_fence(readable=system_folders(), writable=[inside], ports=[told["open"]])
@@ -59,7 +59,7 @@ FREE = {"read inside", "write inside", "a named port", "noise", "a size outside"
 """What works; the last two are told in the documents as what no fence refuses."""
 
 
-@pytest.mark.skipif(not fence.can_fence(), reason="this kernel has no Landlock")
+@pytest.mark.skipif(not sandbox.is_sandbox_available(), reason="this kernel has no Landlock")
 def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
@@ -89,7 +89,7 @@ def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
         answered.close()
         assert process.wait(20) == 0
         process.stdout.close()
-    version = fence._version()
+    version = sandbox._read_landlock_version()
     left = FREE | ({"another port"} if version < 4 else set())
     left |= {"an abstract socket", "a signal"} if version < 6 else set()
     assert {name for name, is_free in found.items() if is_free} == left
@@ -101,12 +101,12 @@ def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
     [(-1, "no Landlock"), (0, "no Landlock"), (3, "older than Linux 6.7"), (4, ""), (7, "")],
 )
 def test_what_a_kernel_cannot_fence_is_said_where_media_are_looked_at(monkeypatch, version, said):
-    from stillroom.serve.server import LooksHere, run_server
+    from stillroom.serve.server import MediaCheckSettings, run_server
 
-    monkeypatch.setattr(fence, "_version", lambda: version)
+    monkeypatch.setattr(sandbox, "_read_landlock_version", lambda: version)
     monkeypatch.setattr("stillroom.serve.server.run_app", lambda *_, **__: None)
     lines = []
-    run_server((), port=0, looks=LooksHere(), say=lines.append)
+    run_server((), port=0, looks=MediaCheckSettings(), say=lines.append)
     told = [line for line in lines if "this kernel" in line]
     assert len(told) == bool(said)
     assert said in "".join(told)

@@ -14,8 +14,15 @@ from tests.unit.text.papers import write_objects
 
 from stillroom.errors import DataError, MissingExtraError, StillroomError
 from stillroom.records import Document
-from stillroom.text import Failure, Limits, Worker, parse_bytes, parse_file, parse_folder
-from stillroom.text.front_matter import read_front_matter
+from stillroom.text import (
+    ParseFailure,
+    ParseLimits,
+    ParserProcess,
+    parse_bytes,
+    parse_file,
+    parse_folder,
+)
+from stillroom.text.documents.builder import read_front_matter
 
 docx = pytest.importorskip("docx")
 openpyxl = pytest.importorskip("openpyxl")
@@ -29,7 +36,7 @@ SECONDS = 30  # far more than any takes, far less than what a hang would
 
 @pytest.fixture(scope="module")
 def worker():
-    with Worker() as one:
+    with ParserProcess() as one:
         yield one
 
 
@@ -292,12 +299,12 @@ MAILS = {
 }
 
 
-def outcome(data: bytes, name: str, worker: Worker) -> str:
+def outcome(data: bytes, name: str, worker: ParserProcess) -> str:
     """Return the code of the refusal, or 'read'; fail on whatever else, and on slowness."""
     start = time.monotonic()
     refusal: StillroomError | None = None
     try:
-        document = parse_bytes(data, name, worker=worker, limits=Limits(timeout_s=SECONDS))
+        document = parse_bytes(data, name, worker=worker, limits=ParseLimits(timeout_s=SECONDS))
     except (DataError, MissingExtraError) as error:
         refusal = error
     assert time.monotonic() - start < SECONDS
@@ -355,8 +362,8 @@ def test_one_mark_over_and_over_is_read_soon(suffix, piece, worker):
 def test_a_text_that_takes_too_long_stops_nothing_else(tmp_path: Path):
     (tmp_path / "a.md").write_bytes(b"# x\n" * 500_000)
     (tmp_path / "b.md").write_bytes(b"# Fine\n\nand read.\n")
-    first, second = parse_folder(tmp_path, limits=Limits(timeout_s=1.5))
-    assert isinstance(first, Failure)
+    first, second = parse_folder(tmp_path, limits=ParseLimits(timeout_s=1.5))
+    assert isinstance(first, ParseFailure)
     assert first.code == "document.timeout"
     assert isinstance(second, Document)
 
@@ -380,7 +387,7 @@ def test_names_with_line_ends_and_broken_bytes_are_shown_on_one_line(tmp_path: P
     odd = os.fsencode(tmp_path) + b"/a\nb\xff\x1b[31m.txt"
     Path(os.fsdecode(odd)).write_bytes(bytes(5000))
     (failure,) = parse_folder(tmp_path)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ParseFailure)
     assert "\n" not in str(failure)
     assert "\x1b" not in str(failure)
 

@@ -9,11 +9,11 @@ import pytest
 from tests.unit.serve.test_app import Embedder, ask_documents, served
 from tests.unit.serve.test_jobs import fill
 
-from stillroom.rag.access import Access
-from stillroom.serve import Limits, create_app
-from stillroom.serve.keys import ApiKey
-from stillroom.serve.looking import Looker
-from stillroom.serve.running import JobRunner
+from stillroom.rag.index.view import AccessContext
+from stillroom.serve import RequestLimits, create_app
+from stillroom.serve.access import ApiKey
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.workspace import Workspace
 
 KEYS = {"acme": "acmes-key-of-enough-length", "bolt": "bolts-key-of-enough-length"}
@@ -136,7 +136,7 @@ async def fuzz(app, count, seed):
     "count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
-    keys = [ApiKey(key, Access(name)) for name, key in KEYS.items()]
+    keys = [ApiKey(key, AccessContext(name)) for name, key in KEYS.items()]
     both = served(ask=ask_documents, embedder=Embedder(), rule="tenants")
     with Workspace(tmp_path, has_tenants=True).open() as space:
         fill(space.root("acme").folder)
@@ -144,7 +144,11 @@ def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
         runner = JobRunner(space, waiting=3)
         runner.begin_stop()  # recipes that are whole by chance are refused, too
         app = create_app(
-            both, api_keys=keys, jobs=runner, looker=Looker(), limits=Limits(max_new_tokens=64)
+            both,
+            api_keys=keys,
+            jobs=runner,
+            looker=MediaCheckService(),
+            limits=RequestLimits(max_new_tokens=64),
         )
         statuses = asyncio.run(fuzz(app, count, seed=count))
     assert set(statuses) <= {200, 400, 403, 404, 409, 413, 415, 422, 503}, statuses

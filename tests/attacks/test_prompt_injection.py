@@ -6,9 +6,9 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.answer import ask
-from stillroom.rag.index import Index
-from stillroom.rag.prompting import render_prompt
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation.prompt import render_prompt
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 from stillroom.testing import scripted_model

@@ -13,15 +13,14 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.answer import ask
-from stillroom.rag.flags import flag_text
-from stillroom.rag.index import Index
-from stillroom.rag.prompting import render_prompt
+from stillroom.rag.generation.answer import ask, flag_text
+from stillroom.rag.generation.prompt import render_prompt
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 from stillroom.records import Hit, Location, Passage, Sampling
 from stillroom.testing import scripted_model
-from stillroom.text.normalize import count_invisible
+from stillroom.text.unicode import count_invisible
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks/rag/red_team.py"
 QUESTION = "When does the Larkfield museum open?"

@@ -7,17 +7,17 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from stillroom.recipes import list_kinds, recipe_class
-from stillroom.recipes.shapes import targets_of
-from stillroom.registry.listing import find_seams, list_methods
-from stillroom.registry.method import Seam
+from stillroom.recipes import find_recipe_class, list_kinds
+from stillroom.recipes.schema import iter_targets
+from stillroom.registry.catalog import find_registries, list_methods
+from stillroom.registry.method import Registry
 from stillroom.testing import check_method
 
 METHODS = list(list_methods())
 
 
 def test_every_seam_says_what_it_is_for():
-    for name in find_seams():
+    for name in find_registries():
         assert importlib.import_module(name).SEAM
 
 
@@ -42,7 +42,7 @@ def settings_of(*models):
         seen.add(model)
         yield model
         for field in model.model_fields.values():
-            targets = targets_of(field.annotation, field.metadata)
+            targets = iter_targets(field.annotation, field.metadata)
             ahead += [one for one in targets if isinstance(one, type)]  # methods are roots
 
 
@@ -60,9 +60,9 @@ def is_fraction(annotation):
 
 
 def test_every_setting_with_a_fraction_is_finite():
-    methods = [Seam(row.seam, BaseModel).get(row.name) for row in METHODS]
+    methods = [Registry(row.seam, BaseModel).get(row.name) for row in METHODS]
     found, infinite = set(), set()
-    for model in settings_of(*map(recipe_class, list_kinds()), *methods):
+    for model in settings_of(*map(find_recipe_class, list_kinds()), *methods):
         for name, field in model.model_fields.items():
             if not is_fraction(field.annotation):
                 continue

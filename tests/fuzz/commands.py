@@ -256,20 +256,25 @@ def draw_recipe(rng: random.Random, recipes: list[tuple[str, str]], folder: Path
 def list_recipes() -> list[tuple[str, str]]:
     """Return a commented recipe of every kind and method, with its name."""
     from stillroom.errors import StillroomError
-    from stillroom.recipes import comment_recipe
-    from stillroom.registry.listing import find_seams, name_examples, name_kinds, names_in
+    from stillroom.recipes import render_template
+    from stillroom.registry.catalog import (
+        find_registries,
+        list_examples,
+        list_kind_names,
+        list_names,
+    )
 
     found = []
-    for kind in name_kinds():
-        folders = [folder for seam, folder in find_seams().items() if f".{kind}." in seam]
+    for kind in list_kind_names():
+        folders = [folder for seam, folder in find_registries().items() if f".{kind}." in seam]
         names = [
             None,
-            *name_examples(kind),
-            *(one for folder in folders for one in names_in(folder)),
+            *list_examples(kind),
+            *(one for folder in folders for one in list_names(folder)),
         ]
         for method in dict.fromkeys(names):
             with contextlib.suppress(StillroomError):
-                found.append((f"{kind}/{method}", comment_recipe(kind, method)))
+                found.append((f"{kind}/{method}", render_template(kind, method)))
     return found
 
 

@@ -11,12 +11,12 @@ import uvicorn
 from stillroom.errors import BackendError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder, open_text_model
-from stillroom.models.script import ScriptedModel
-from stillroom.rag.answer import ask, ask_stream
-from stillroom.rag.index import Index
+from stillroom.models.backends.scripted import ScriptedModel
+from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
-from stillroom.serve import Served, create_app
+from stillroom.serve import ServedModel, create_app
 from stillroom.testing import scripted_model
 
 QUESTION = "What is the capital of France?"
@@ -54,7 +54,9 @@ def index(tmp_path_factory):
 @contextlib.contextmanager
 def behind_endpoint(model):
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Served("smol", model)), log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(ServedModel("smol", model)), log_level="error")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

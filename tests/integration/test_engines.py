@@ -12,23 +12,24 @@ import pytest
 from PIL import Image
 from tests.engine_works import PicklingEngine
 from tests.integration.main_job import digests, write_documents
-from tests.unit.forensics.test_clips import wav, write_clip
+from tests.unit.forensics.media.test_video import wav, write_clip
 from tests.unit.text.parsers.test_office import make_pdf
 
 from stillroom.errors import MissingExtraError, ResourceError
-from stillroom.flow.run import run_job, run_recipe
-from stillroom.forensics.certificates import init_ca
-from stillroom.forensics.checking import Checking, check_file, check_files, list_media
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.lab import open_lab
-from stillroom.forensics.marking import Made, Marker
-from stillroom.forensics.signing import sign_file
-from stillroom.forensics.watermark import Watermark
+from stillroom.flow.job import run_job
+from stillroom.flow.run import run_recipe
+from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.check.check import FileCheckTask, check_file, check_files, list_media
+from stillroom.forensics.labeling.lab import open_lab
+from stillroom.forensics.labeling.signature import sign_file
+from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.recipes import dump_recipe, parse_recipe
-from stillroom.synth.deduplication import Deduplication, deduplicate
-from stillroom.text import reading
+from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
+from stillroom.text import reader
 
 GRAPH = """
 version: 1
@@ -78,7 +79,7 @@ def engine(monkeypatch):
     def open_engine(choice, tell=print):
         yield made
 
-    monkeypatch.setattr("stillroom.flow.chain.open_engine", open_engine)
+    monkeypatch.setattr("stillroom.flow.pipeline.open_engine", open_engine)
     return made
 
 
@@ -123,7 +124,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
     init_ca(tmp_path / "ca")
     (tmp_path / "made.pdf").write_bytes(make_pdf(["The made report counts cod."]))
     sign_file(tmp_path / "made.pdf", papers / "made.pdf", tmp_path / "ca", made_by="a generator")
-    read = reading._read
+    read = reader._read_file
 
     def read_or_not(path, name, limits):
         if name == "large.md":
@@ -132,7 +133,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
             raise MissingExtraError.of("pymupdf", "documents", "this format")
         return read(path, name, limits)
 
-    monkeypatch.setattr(reading, "_read", read_or_not)
+    monkeypatch.setattr(reader, "_read_file", read_or_not)
     text = 'version: 1\nkind: rag\ndocuments: papers\nembedder: "builtin:static"\nmax_failed: 0.5\n'
     recipe = parse_recipe(text)
     made, said = {}, {}
@@ -156,7 +157,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
 
 
 def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("stillroom.synth.deduplication._PIECE_BYTES", 700)
+    monkeypatch.setattr("stillroom.synth.dedup.near_duplicates._PIECE_BYTES", 700)
     lines = []
     for number in range(60):
         text = " ".join(f"word{(number % 20) * 7 + at}" for at in range(12))
@@ -164,7 +165,7 @@ def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatc
         lines += ["", "{broken"] if number % 25 == 7 else []
     (tmp_path / "one.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "two.jsonl").write_text("\ufeff" + "\n".join(lines[::-1]))
-    plan = Deduplication((tmp_path / "one.jsonl", tmp_path / "two.jsonl"))
+    plan = DeduplicationSettings((tmp_path / "one.jsonl", tmp_path / "two.jsonl"))
     engine = PicklingEngine()
 
     here, counts = deduplicate(plan, tmp_path / "here")
@@ -182,7 +183,7 @@ def test_files_that_are_named_from_here_are_found_by_workers_elsewhere(tmp_path,
     row = {"messages": [{"role": "assistant", "content": "one two three four five six"}]}
     (tmp_path / "one.jsonl").write_text(2 * (json.dumps(row) + "\n") + "{broken\n")
     engine = PicklingEngine(tmp_path / "elsewhere")
-    plan = Deduplication((Path("one.jsonl"),))
+    plan = DeduplicationSettings((Path("one.jsonl"),))
     here, counts = deduplicate(plan, tmp_path / "here")
     there, same = deduplicate(plan, tmp_path / "there", engine=engine)
     assert counts == same
@@ -199,9 +200,9 @@ def media(tmp_path, monkeypatch):
     folder.mkdir()
     plain, face = draw_face(7, 1, 160).image, draw_face(7, 0, 160).image
     kind = "compositeWithTrainedAlgorithmicMedia"
-    Marker(lab).emit(Made(face, "sbi", 1, "run", kind), folder / "lab.jpg")
+    LabeledImageWriter(lab).emit(GeneratedImage(face, "sbi", 1, "run", kind), folder / "lab.jpg")
     Image.fromarray(plain).save(folder / "plain.png")
-    marked = Watermark(lab.key).embed(face, 77, psnr=38)
+    marked = ImageWatermark(lab.key).embed(face, 77, psnr=38)
     write_clip(folder / "lab.mp4", [plain] * 10 + [marked] * 10)
     wav(folder / "voice.wav", 0.4 * np.sin(np.arange(16000) * 0.3))
     (folder / "cut.mp4").write_bytes((folder / "lab.mp4").read_bytes()[:600])
@@ -214,7 +215,7 @@ def test_files_are_checked_alike_on_other_workers(media, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     engine = PicklingEngine(tmp_path / "elsewhere")
     here = [check_file(path, lab=lab) for path in paths]
-    there = list(check_files(Checking(()), paths, engine, lab=lab))
+    there = list(check_files(FileCheckTask(()), paths, engine, lab=lab))
     assert [one.to_json() for one in there] == [one.to_json() for one in here]
     assert [one.path.name for one in here if one.trace is not None and one.trace.watermark] == [
         "lab.jpg",
@@ -226,7 +227,7 @@ def test_files_are_checked_alike_on_other_workers(media, tmp_path):
 def test_no_key_of_the_lab_leaves_the_process(media):
     lab, paths = media
     engine = PicklingEngine()
-    list(check_files(Checking(()), paths[:2], engine, lab=lab))
+    list(check_files(FileCheckTask(()), paths[:2], engine, lab=lab))
     signing = "".join(lab.signer.key.splitlines()[1:-1])
     sent = bytes(engine.sent).replace(b"\n", b"")
     assert lab.trust.anchors.encode().replace(b"\n", b"") in sent
@@ -244,7 +245,7 @@ def test_a_file_that_is_another_on_the_worker_is_not_called_checked(media):
             block[0].write_bytes(block[0].read_bytes() + b"more")
             return found
 
-    (one,) = check_files(Checking(()), [paths[-2]], Changing(), lab=lab)
+    (one,) = check_files(FileCheckTask(()), [paths[-2]], Changing(), lab=lab)
     assert one.error == "it is not the file that a worker checked"
 
 

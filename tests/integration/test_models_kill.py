@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from stillroom.models.cache import CompletionCache, cached
+from stillroom.models.cache import CompletionCache, wrap_with_cache
 from stillroom.records import Prompt, Sampling
 from stillroom.testing import scripted_model
 
@@ -46,7 +46,7 @@ def test_a_kill_loses_nothing_that_was_done(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     model = scripted_model(lambda prompt: prompt.text.upper(), fingerprint="m")
-    again = cached(model, path)
+    again = wrap_with_cache(model, path)
     kept = len(again.cache)
     assert kept > 20
     given = again.generate([Prompt(text=f"row {n}") for n in range(kept + 5)], Sampling())

@@ -12,7 +12,15 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.flow import run_recipe
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.objects import connect, exists, is_address, mirror, publish, read_range, writing
+from stillroom.objects import (
+    connect,
+    exists,
+    is_address,
+    mirror_folder,
+    open_for_writing,
+    publish_folder,
+    read_range,
+)
 from stillroom.provenance import digest_file, read_artifact
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, RecordWriter, read_records, write_records
@@ -66,7 +74,7 @@ def test_what_breaks_off_leaves_the_old_object(server):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert list(read_records(address)) == RECORDS[:1]
-    with pytest.raises(TypeError), writing(f"{server}/broken/new") as file:
+    with pytest.raises(TypeError), open_for_writing(f"{server}/broken/new") as file:
         list(map(file.write, [b"x" * (20 << 20), None]))  # more than one part
     assert not exists(f"{server}/broken/new")
 
@@ -74,7 +82,7 @@ def test_what_breaks_off_leaves_the_old_object(server):
 @pytest.mark.slow
 def test_an_object_of_several_parts_is_whole(server):
     data = bytes(range(256)) * (40 << 12)  # 40 MiB
-    with writing(f"{server}/large") as file:
+    with open_for_writing(f"{server}/large") as file:
         for start in range(0, len(data), 1 << 20):
             file.write(data[start : start + (1 << 20)])
     assert read_range(f"{server}/large", 0, len(data)) == data
@@ -127,7 +135,7 @@ def test_a_merge_of_published_jobs_keeps_what_they_came_from(server, tmp_path):
         )
         told = made.to_json() | {"origin": {"kind": kind, "chain": [], "license": f"L-{at}"}}
         (tmp_path / f"run{at}" / "artifact.json").write_text(json.dumps(told))
-        publish(tmp_path / f"run{at}", f"{server}/kept/run{at}")
+        publish_folder(tmp_path / f"run{at}", f"{server}/kept/run{at}")
         parents.append(made)
     here = run_recipe(merge(tmp_path, tmp_path / "run0", tmp_path / "run1"), tmp_path / "here")
     there = run_recipe(
@@ -189,7 +197,7 @@ def test_a_job_takes_records_from_a_bucket_and_says_so(server, tmp_path, kind):
     )
     told = {"format": 1, "kind": "records", "files": [["output/records.jsonl", 1, "d"]]}
     (records / "artifact.json").write_text(json.dumps({**told, "parents": []}))
-    publish(records, f"{server}/{kind}/records")
+    publish_folder(records, f"{server}/{kind}/records")
     (tmp_path / "script.json").write_text(json.dumps({"*": "There are 4."}))
     model = tiny_checkpoint(tmp_path / "model")
 
@@ -235,13 +243,13 @@ steps:
 
 def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):
     run_recipe(merge(tmp_path, tiny_checkpoint(tmp_path / "a")), tmp_path / "run")
-    publish(tmp_path / "run", f"{server}/half")
+    publish_folder(tmp_path / "run", f"{server}/half")
     store, path = connect(f"{server}/half/artifact.json")
     store.rm_file(path)
     done = CliRunner().invoke(stillroom, ["fetch", f"{server}/half", str(tmp_path / "half")])
     assert done.exception.code == "object.unfinished"
     with pytest.raises(DataError, match="no finished job"):
-        publish(tmp_path / "a", f"{server}/no")
+        publish_folder(tmp_path / "a", f"{server}/no")
 
 
 def test_a_shortened_checkpoint_is_refused(server, tmp_path):
@@ -272,7 +280,7 @@ def test_documents_in_a_bucket_make_the_index_of_a_folder(server, tmp_path):
     assert there.digest == here.digest
     assert read_artifact(tmp_path / "there").parents[0].path == f"{server}/documents"
     store.rm_file(f"{path}/one.md")
-    assert [file.name for file in mirror(f"{server}/documents").rglob("*.*")] == ["two.txt"]
+    assert [file.name for file in mirror_folder(f"{server}/documents").rglob("*.*")] == ["two.txt"]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +303,7 @@ def test_what_is_not_there_is_said(server):
     with pytest.raises(DataError, match="holds no records"):
         list(read_records(f"{server}/nothing"))
     with pytest.raises(DataError) as caught:
-        mirror(f"{server}/nothing")
+        mirror_folder(f"{server}/nothing")
     assert caught.value.code == "object.missing"
 
 
@@ -315,7 +323,7 @@ def test_a_name_that_leads_outside_is_refused(server):
     store, path = connect(f"{server}/evil")
     store.pipe_file(f"{path}/a/../../../x.md", b"x")
     with pytest.raises(DataError) as caught:
-        mirror(f"{server}/evil")
+        mirror_folder(f"{server}/evil")
     assert caught.value.code in {"object.name", "object.missing"}
 
 

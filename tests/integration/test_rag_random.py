@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from tests.postgres import serve
 
-from stillroom.rag.store.manifest import renew_manifest
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.storing import STORES, open_store
-from stillroom.rag.upkeep import check_index
-from stillroom.testing.words import WordDocument, describe_words
+from stillroom.rag.interfaces import STORES
+from stillroom.rag.maintenance.update import check_index
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.snapshots import open_store, update_manifest
+from stillroom.rag.types import DocumentMetadata
+from stillroom.testing.store import WordDocument, describe_word_index
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,13 +29,13 @@ BOTH = """
 import json, os, random, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-from stillroom.rag.access import Access
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.storing import open_store
-from stillroom.testing.words import WordDocument, WordEmbedder
+from stillroom.rag.index.view import Access
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import Query
+from stillroom.rag.types import Facts
+from stillroom.rag.storage.folder.commit import Change
+from stillroom.rag.storage.snapshots import open_store
+from stillroom.testing.store import WordDocument, WordEmbedder
 
 folder, models, stop, seed = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 rng = random.Random(seed)
@@ -163,13 +163,13 @@ def walk(store, place, *, seconds, seed):
     models.mkdir()
     rng = random.Random(seed)
     model = draw_model(rng)
-    with STORES.build(store).create(folder, describe_words("tenants")) as writer:
+    with STORES.build(store).create(folder, describe_word_index("tenants")) as writer:
         puts = [
-            (WordDocument(path, one[0]), Facts({"year": one[1]}, one[2], tuple(one[3])))
+            (WordDocument(path, one[0]), DocumentMetadata({"year": one[1]}, one[2], tuple(one[3])))
             for path, one in sorted(model.items())
         ]
-        writer.commit(Change(puts=puts), reason="built", keep=3)
-        renew_manifest(writer)
+        writer.commit(IndexUpdate(puts=puts), reason="built", keep=3)
+        update_manifest(writer)
     (models / "1.json").write_text(json.dumps(model))
     readers = [start(READ, folder, models, stop, seed + at) for at in (1, 2)]
     until, changes, kills = time.monotonic() + seconds, 0, 0
@@ -193,7 +193,7 @@ def walk(store, place, *, seconds, seed):
         assert reader.returncode == 0, complaint
         asked.append(int(told))
     with open_store(folder).write() as writer:
-        renew_manifest(writer)
+        update_manifest(writer)
     assert check_index(folder) == []
     open_store(folder).discard()
     print(f"{store}: {changes} changes, {sum(asked)} questions, {kills} kills")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.property.rag_words import build
 
-from stillroom.rag.store.writer import Writer
-from stillroom.rag.upkeep import check_index
+from stillroom.rag.maintenance.update import check_index
+from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = 12
@@ -22,9 +22,9 @@ KILLS = 8
 WRITE = """
 import sys
 from pathlib import Path
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.writer import Writer
+from stillroom.rag.types import Facts
+from stillroom.rag.storage.folder.commit import Change
+from stillroom.rag.storage.folder.writer import Writer
 from tests.property.rag_words import Words
 
 folder, turn = Path(sys.argv[1]), int(sys.argv[2])
@@ -44,8 +44,8 @@ while True:
 READ = """
 import sys
 from pathlib import Path
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import Query
 from tests.property.rag_words import Embedder
 
 folder, stop = Path(sys.argv[1]), Path(sys.argv[2])
@@ -104,7 +104,7 @@ def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
         looked, moved = map(int, told.split())
         assert looked >= KILLS
         assert moved >= 2
-    with Writer.open(folder) as writer:
+    with FolderIndexWriter.open(folder) as writer:
         assert writer.ledger.find_snapshot().documents == DOCUMENTS
     left = [one for one in check_index(folder) if one.path != "index.json"]
     assert left == []

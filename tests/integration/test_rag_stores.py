@@ -3,7 +3,7 @@
 import pytest
 from tests.postgres import serve
 
-from stillroom.rag.storing import STORES
+from stillroom.rag.interfaces import STORES
 from stillroom.testing import check_store
 
 

@@ -11,14 +11,14 @@ import time
 import httpx
 from tests.integration.test_serve_openai import KEY, Endless, live
 
-from stillroom.serve import Limits, Served, create_app
-from stillroom.serve.counters import Counters
+from stillroom.serve import RequestLimits, ServedModel, create_app
+from stillroom.serve.middleware.metrics import ServerMetrics
 
 BODY = {"model": "run", "messages": [{"role": "user", "content": "x"}], "stream": True}
 
 _SERVER = """
 import asyncio, contextlib
-from stillroom.serve.listening import address_of, listen, run_app
+from stillroom.serve.server import address_of, listen, run_app
 
 @contextlib.contextmanager
 def mounted():
@@ -60,9 +60,9 @@ def test_streams_and_waiters_that_outlast_the_drain_are_told(monkeypatch):
         return opened[-1]
 
     monkeypatch.setattr("tests.integration.test_serve_openai.create_app", keep)
-    model, counters, told = Endless(), Counters(), {}
-    limits = Limits(running=1, waiting=4)
-    with live(Served("run", model), limits=limits, counters=counters) as address:
+    model, counters, told = Endless(), ServerMetrics(), {}
+    limits = RequestLimits(running=1, waiting=4)
+    with live(ServedModel("run", model), limits=limits, counters=counters) as address:
         headers = {"Authorization": f"Bearer {KEY}"}
 
         def ask(name):

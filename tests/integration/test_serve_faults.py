@@ -16,9 +16,9 @@ from tests.integration.test_serve_openai import KEY, Endless, live
 from tests.unit.models.endpoint_server import Server
 from tests.unit.serve import test_jobs as jobs
 
-from stillroom.serve import Limits, Served
-from stillroom.serve.connecting import patient_protocol
+from stillroom.serve import RequestLimits, ServedModel
 from stillroom.serve.mounts import Mount, open_mounts
+from stillroom.serve.server import build_header_timeout_protocol
 from stillroom.testing import scripted_model
 
 BODY = {"model": "far", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
@@ -78,8 +78,8 @@ def test_a_backend_that_dies_within_a_stream_ends_it_with_an_error(far):
 
 def test_clients_that_are_cut_leave_the_line_and_the_engine():
     model = Endless()
-    limits = Limits(running=1, waiting=4)
-    with live(Served("run", model), limits=limits) as address:
+    limits = RequestLimits(running=1, waiting=4)
+    with live(ServedModel("run", model), limits=limits) as address:
         host, port = address.removeprefix("http://").split(":")
         body = json.dumps({**BODY, "model": "run", "stream": True, "max_tokens": 2000}).encode()
         head = (
@@ -120,8 +120,8 @@ def test_who_waits_is_served_in_turn_key_by_key():
 
     model.generate = slow
     other = "another-key-of-length"
-    limits = Limits(running=1, waiting=4)
-    with live(Served("run", model), limits=limits, more_keys=[other]) as address:
+    limits = RequestLimits(running=1, waiting=4)
+    with live(ServedModel("run", model), limits=limits, more_keys=[other]) as address:
 
         def ask(key, text):
             body = {**BODY, "model": "run", "messages": [{"role": "user", "content": text}]}
@@ -142,7 +142,9 @@ def test_who_waits_is_served_in_turn_key_by_key():
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():
-    with live(Served("run", scripted_model({"*": "x"})), limits=Limits(body_s=0.3)) as address:
+    with live(
+        ServedModel("run", scripted_model({"*": "x"})), limits=RequestLimits(body_s=0.3)
+    ) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as slow:
             slow.sendall(
@@ -163,7 +165,7 @@ def impatient(seconds):
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(
-            app, http=patient_protocol(seconds), lifespan="off", log_level="warning"
+            app, http=build_header_timeout_protocol(seconds), lifespan="off", log_level="warning"
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -195,10 +197,10 @@ def test_a_head_that_does_not_come_is_not_waited_for():
 
 
 def test_a_key_asks_no_more_often_than_it_may():
-    served = Served("run", scripted_model({"*": "x"}))
+    served = ServedModel("run", scripted_model({"*": "x"}))
     headers = {"Authorization": f"Bearer {KEY}"}
     with (
-        live(served, limits=Limits(requests_per_minute=2)) as address,
+        live(served, limits=RequestLimits(requests_per_minute=2)) as address,
         httpx.Client(base_url=address, headers=headers) as client,
     ):
         statuses = [client.get("/v1/models").status_code for _ in range(3)]

@@ -15,7 +15,7 @@ from tests.unit.models.endpoint_server import Server
 
 from stillroom.models import open_text_model
 from stillroom.records import Answer, Citation, Completion, Location
-from stillroom.serve import Limits, Served, create_app
+from stillroom.serve import RequestLimits, ServedModel, create_app
 from stillroom.serve.mounts import Mount, open_mounts
 from stillroom.testing import scripted_model, tiny_checkpoint
 
@@ -96,7 +96,7 @@ USER = [{"role": "user", "content": "Where does it rise?"}]
 
 
 def test_chat_with_annotations_whole_and_streamed():
-    with client_of(Served("run", scripted_model({"*": "x"}), ask_documents)) as client:
+    with client_of(ServedModel("run", scripted_model({"*": "x"}), ask_documents)) as client:
         whole = client.chat.completions.create(model="run", messages=USER)
         message = whole.choices[0].message
         mark = message.annotations[0].url_citation
@@ -120,7 +120,7 @@ def test_chat_with_annotations_whole_and_streamed():
 
 
 def test_models_completions_and_embeddings():
-    served = Served("run", scripted_model({"*": "and so on"}), embedder=Embedder())
+    served = ServedModel("run", scripted_model({"*": "and so on"}), embedder=Embedder())
     with client_of(served) as client:
         assert [model.id for model in client.models.list()] == ["run", "embedder"]
         done = client.completions.create(model="run", prompt="Once", max_tokens=2)
@@ -137,7 +137,7 @@ def test_models_completions_and_embeddings():
 def test_a_real_model_streams_what_it_says_whole(tmp_path):
     model = open_text_model(str(tiny_checkpoint(tmp_path)))
     try:
-        with client_of(Served("tiny", model)) as client:
+        with client_of(ServedModel("tiny", model)) as client:
             settings = {"model": "tiny", "messages": USER, "max_tokens": 8, "seed": 3}
             whole = client.chat.completions.create(**settings)
             told = {"stream": True, "stream_options": {"include_usage": True}}
@@ -163,7 +163,7 @@ def test_several_texts_of_a_real_model_are_those_of_as_many_requests(tmp_path, i
     model = open_text_model(str(tiny_checkpoint(tmp_path)))
     settings = {"model": "tiny", "max_tokens": 6, "temperature": 1.0}
     settings |= {"messages": USER} if is_chat else {"prompt": "Once"}
-    with contextlib.closing(model), client_of(Served("tiny", model)) as client:
+    with contextlib.closing(model), client_of(ServedModel("tiny", model)) as client:
         create = client.chat.completions.create if is_chat else client.completions.create
 
         def text_of(choice):
@@ -189,7 +189,7 @@ def test_several_texts_of_a_real_model_are_those_of_as_many_requests(tmp_path, i
 
 
 def test_errors_become_the_clients_own():
-    served = Served("run", scripted_model({"*": "x"}))
+    served = ServedModel("run", scripted_model({"*": "x"}))
     with client_of(served, key="wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
     with client_of(served) as client:
@@ -203,7 +203,7 @@ def test_errors_become_the_clients_own():
 
 def test_a_full_server_says_when_to_come_again():
     model = Endless()
-    with client_of(Served("run", model), limits=Limits(running=1, waiting=0)) as client:
+    with client_of(ServedModel("run", model), limits=RequestLimits(running=1, waiting=0)) as client:
         stream = client.chat.completions.create(model="run", messages=USER, stream=True)
         next(iter(stream))
         with pytest.raises(openai.RateLimitError) as full:
@@ -217,7 +217,7 @@ def test_a_client_that_leaves_stops_its_generation_and_frees_the_slot(is_stream)
     model = Endless()
     body = {"model": "run", "messages": USER, "stream": is_stream}
     headers = {"Authorization": f"Bearer {KEY}"}
-    with live(Served("run", model), limits=Limits(running=1, waiting=0)) as address:
+    with live(ServedModel("run", model), limits=RequestLimits(running=1, waiting=0)) as address:
         url = f"{address}/v1/chat/completions"
         with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.5) as client:
             if is_stream:
@@ -241,7 +241,7 @@ def test_a_client_that_leaves_stops_its_generation_and_frees_the_slot(is_stream)
 
 
 def test_raw_events_end_with_done():
-    with live(Served("run", scripted_model({"*": "x"}))) as address:
+    with live(ServedModel("run", scripted_model({"*": "x"}))) as address:
         reply = httpx.post(
             f"{address}/v1/chat/completions",
             json={"model": "run", "messages": USER, "stream": True},

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from tests.integration.test_serve_openai import KEY, Endless, ask_documents, client_of, live
 from tests.unit.models.endpoint_server import Server
 
-from stillroom.serve import Limits, Served, create_app
+from stillroom.serve import RequestLimits, ServedModel, create_app
 from stillroom.serve.mounts import Mount, open_mounts
 from stillroom.testing import scripted_model
 
@@ -29,7 +29,7 @@ class Add(BaseModel):
 
 
 def test_an_answer_from_documents_whole_streamed_and_gone_on_with():
-    with client_of(Served("run", scripted_model({"*": "x"}), ask_documents)) as client:
+    with client_of(ServedModel("run", scripted_model({"*": "x"}), ask_documents)) as client:
         whole = client.responses.create(**ASKED)
         assert whole.output_text == "It rises in the north [1]."
         (message,) = whole.output
@@ -51,7 +51,7 @@ def test_an_answer_from_documents_whole_streamed_and_gone_on_with():
 
 def test_a_schema_is_parsed_into_its_class():
     model = scripted_model({"*": '{"name": "Elbe", "length": 1094}'})
-    with client_of(Served("run", model)) as client:
+    with client_of(ServedModel("run", model)) as client:
         parsed = client.responses.parse(**ASKED, text_format=River)
         assert parsed.output_parsed == River(name="Elbe", length=1094)
         assert model.asked[-1].schema["properties"].keys() == {"name", "length"}
@@ -105,7 +105,7 @@ def test_functions_are_called_and_their_outcome_is_sent_on():
 
 
 def test_errors_become_the_clients_own():
-    served = Served("run", scripted_model({"*": "x"}))
+    served = ServedModel("run", scripted_model({"*": "x"}))
     with client_of(served, key="wrong") as client, pytest.raises(openai.AuthenticationError):
         client.responses.create(**ASKED)
     with client_of(served) as client:
@@ -120,7 +120,9 @@ def test_errors_become_the_clients_own():
 
 
 def test_a_full_server_says_when_to_come_again():
-    with client_of(Served("run", Endless()), limits=Limits(running=1, waiting=0)) as client:
+    with client_of(
+        ServedModel("run", Endless()), limits=RequestLimits(running=1, waiting=0)
+    ) as client:
         stream = client.responses.create(**ASKED, stream=True)
         next(iter(stream))
         with pytest.raises(openai.RateLimitError) as full:
@@ -133,7 +135,7 @@ def test_a_full_server_says_when_to_come_again():
 def test_a_client_that_leaves_stops_its_generation(is_stream):
     model = Endless()
     headers = {"Authorization": f"Bearer {KEY}"}
-    with live(Served("run", model)) as address:
+    with live(ServedModel("run", model)) as address:
         with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.5) as client:
             url, body = f"{address}/v1/responses", {**ASKED, "stream": is_stream}
             with client.stream("POST", url, json=body, headers=headers) as reply:
@@ -150,7 +152,7 @@ def test_a_stream_that_outlasts_the_drain_is_told(monkeypatch):
 
     monkeypatch.setattr("tests.integration.test_serve_openai.create_app", keep)
     model = Endless()
-    with client_of(Served("run", model)) as client:
+    with client_of(ServedModel("run", model)) as client:
         stream = client.responses.create(**ASKED, stream=True)
         next(iter(stream))
         until = time.monotonic() + 30

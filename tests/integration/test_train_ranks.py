@@ -16,9 +16,9 @@ import torch
 from stillroom.jobs import Job
 from stillroom.train.loop import Loss, train
 from stillroom.train.lora import whole
-from stillroom.train.ranks import Ranks, leave
+from stillroom.train.distributed import Ranks, leave
 from stillroom.train.settings import TrainSettings
-from stillroom.train.source import RecordSource
+from stillroom.train.data import RecordSource
 
 out, poison, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ.get("RANK", "0")
 sharding, stop, resume = sys.argv[3], sys.argv[4] == "stop", sys.argv[4] == "resume"
@@ -154,7 +154,7 @@ def test_a_bad_record_stops_every_rank(tmp_path: Path, sharding: str) -> None:
 
 def test_what_the_main_process_cannot_do_no_process_waits_for(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom stillroom.train.ranks import Ranks, leave\n"
+        "import sys\nfrom stillroom.train.distributed import Ranks, leave\n"
         "with Ranks() as ranks:\n"
         "    assert ranks.on_main(lambda: 40 + 2 + ranks.rank) == 42\n"
         "    try:\n        ranks.on_main(lambda: [][7])\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.exporting import export_records
+from stillroom.synth.output.dataset import export_records
 
 pytestmark = pytest.mark.peer
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from stillroom.distill.head import Head, chunked_loss
-from stillroom.distill.method import METHODS
-from stillroom.distill.targets import Dense, Sampled, TopKTail
+from stillroom.distill.interfaces import METHODS
+from stillroom.distill.losses.lm_head import LMHead, compute_chunked_loss
+from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
 
 V, N, K = 17, 6, 5
 CHOICES = [
@@ -55,11 +55,11 @@ def draw(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return student.requires_grad_(), teacher
 
 
-def top_k(teacher: torch.Tensor, heat: float) -> tuple[TopKTail, torch.Tensor]:
+def top_k(teacher: torch.Tensor, heat: float) -> tuple[TopKTargets, torch.Tensor]:
     logp = torch.log_softmax(teacher / heat, -1)
     top = logp.topk(K, -1)
     tail = torch.logsumexp(logp.scatter(-1, top.indices, -torch.inf), -1)
-    return TopKTail(top.indices, top.values, tail, heat), top.indices
+    return TopKTargets(top.indices, top.values, tail, heat), top.indices
 
 
 def bucketed(probabilities: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_equals_the_definition(choice: dict, form: str, heat: float) -> None:
         target, ids = top_k(teacher, heat)
         q, p = bucketed(q, ids), bucketed(p, ids)
     else:
-        target = Dense(teacher)
+        target = DenseTargets(teacher)
     wanted = reference(choice, q, p) * heat**2
     (gradient,) = torch.autograd.grad(wanted.sum(), student)
     loss, grad = objective.divergence(student.detach(), target)
@@ -90,11 +90,11 @@ def test_equals_the_definition(choice: dict, form: str, heat: float) -> None:
 def test_t2_scale_can_be_left_out() -> None:
     student, teacher = draw()
     scaled, grad = METHODS.build({"name": "forward_kl", "temperature": 2.0}).divergence(
-        student.detach(), Dense(teacher)
+        student.detach(), DenseTargets(teacher)
     )
     plain, plain_grad = METHODS.build(
         {"name": "forward_kl", "temperature": 2.0, "t2_scale": False}
-    ).divergence(student.detach(), Dense(teacher))
+    ).divergence(student.detach(), DenseTargets(teacher))
     torch.testing.assert_close(scaled, 4 * plain)
     torch.testing.assert_close(grad, 4 * plain_grad)
 
@@ -103,13 +103,13 @@ def test_sampled_targets_are_unbiased() -> None:
     student, teacher = draw()
     objective = METHODS.build("forward_kl")
     logp = torch.log_softmax(teacher, -1)
-    exact, exact_grad = objective.divergence(student.detach(), Dense(teacher))
+    exact, exact_grad = objective.divergence(student.detach(), DenseTargets(teacher))
     generator = torch.Generator().manual_seed(1)
     draws = 200_000
     ids = torch.multinomial(logp.exp(), draws, replacement=True, generator=generator)
     counts = torch.stack([torch.bincount(row, minlength=V) for row in ids]).double()
     every = torch.arange(V).expand(N, V)
-    loss, grad = objective.divergence(student.detach(), Sampled(every, counts / draws, logp))
+    loss, grad = objective.divergence(student.detach(), SampledTargets(every, counts / draws, logp))
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
     torch.testing.assert_close(grad, exact_grad, rtol=0, atol=0.01)
 
@@ -124,7 +124,7 @@ def test_mixes_in_the_cross_entropy() -> None:
     kl = reference({"name": "forward_kl"}, q, p)
     wanted = 0.3 * kl + 0.7 * nats
     (gradient,) = torch.autograd.grad(wanted.sum(), student)
-    loss, grad, parts = objective.score(student.detach(), Dense(teacher), labels)
+    loss, grad, parts = objective.score(student.detach(), DenseTargets(teacher), labels)
     torch.testing.assert_close(loss, wanted.detach())
     torch.testing.assert_close(grad, gradient)
     assert parts["cross_entropy"] == pytest.approx(float(nats.detach().sum()))
@@ -143,7 +143,7 @@ def test_the_chunked_head_equals_a_dense_one(cap: float, has_bias: bool, chunk_r
     teacher = torch.randn(N, rows, generator=generator, dtype=torch.float64)
     labels = torch.arange(N)
     objective = METHODS.build({"name": "jsd", "ce_weight": 0.2})
-    head = Head(weight, bias if has_bias else None, rows, 0.5, cap)
+    head = LMHead(weight, bias if has_bias else None, rows, 0.5, cap)
 
     raw = hidden @ weight[:rows].t() + (bias[:rows] if has_bias else 0.0)
     logits = raw * 0.5
@@ -154,10 +154,10 @@ def test_the_chunked_head_equals_a_dense_one(cap: float, has_bias: bool, chunk_r
     leaves = [hidden, weight, *([bias] if has_bias else [])]
     gradients = torch.autograd.grad(wanted, leaves)
 
-    total, parts = chunked_loss(
+    total, parts = compute_chunked_loss(
         hidden,
         head,
-        lambda z, a, b: objective.score(z, Dense(teacher[a:b]), labels[a:b]),
+        lambda z, a, b: objective.score(z, DenseTargets(teacher[a:b]), labels[a:b]),
         chunk_rows=chunk_rows,
     )
     found = torch.autograd.grad(total, leaves)
@@ -176,10 +176,10 @@ def test_gradcheck_of_the_chunked_head() -> None:
     objective = METHODS.build({"name": "skew_kl", "temperature": 1.5})
 
     def loss(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return chunked_loss(
+        return compute_chunked_loss(
             h,
-            Head(w, None, V),
-            lambda z, a, b: objective.score(z, Dense(teacher[a:b]), labels[a:b]),
+            LMHead(w, None, V),
+            lambda z, a, b: objective.score(z, DenseTargets(teacher[a:b]), labels[a:b]),
         )[0]
 
     assert torch.autograd.gradcheck(loss, (hidden, weight))
@@ -194,7 +194,7 @@ def test_top_k_alone_starves_the_tail_and_a_tail_bucket_does_not() -> None:
     tail = p[k:].sum().log()[None]
     objective = METHODS.build("forward_kl")
 
-    def fit(target: TopKTail) -> float:
+    def fit(target: TopKTargets) -> float:
         logits = torch.zeros(1, size, dtype=torch.float64)
         for _ in range(400):
             _, grad = objective.divergence(logits, target)
@@ -202,7 +202,7 @@ def test_top_k_alone_starves_the_tail_and_a_tail_bucket_does_not() -> None:
         return float(torch.softmax(logits, -1)[0, :k].sum())
 
     true = float(p[:k].sum())
-    with_tail = fit(TopKTail(ids, p[:k].log()[None], tail))
-    without = fit(TopKTail(ids, p[:k].log()[None], torch.full((1,), -math.inf).double()))
+    with_tail = fit(TopKTargets(ids, p[:k].log()[None], tail))
+    without = fit(TopKTargets(ids, p[:k].log()[None], torch.full((1,), -math.inf).double()))
     assert with_tail == pytest.approx(true, abs=0.01)
     assert without > 0.9, f"the teacher gives them {true:.3f}"

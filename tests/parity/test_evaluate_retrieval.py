@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stillroom.evaluate.retrieval import retrieval_metrics
+from stillroom.evaluate.metrics.retrieval import retrieval_metrics
 
 
 def reference(ranking, grades):

@@ -10,8 +10,7 @@ import sqlite3
 
 import pytest
 
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.rag.search_engines.keyword import KeywordEngine, Postings, write_postings
 
 
 @pytest.fixture(scope="module")

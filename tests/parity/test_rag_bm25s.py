@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.rag.search_engines.keyword import KeywordEngine, Postings, write_postings
 
 pytestmark = pytest.mark.peer
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
-from stillroom.evaluate.collections import read_qrels, read_run, write_run
-from stillroom.evaluate.retrieval import score_run
+from stillroom.evaluate.metrics.retrieval import score_run
+from stillroom.evaluate.qa.collections import read_qrels, read_run, write_run
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.distill.zoo import EXACT, LINES, MAKERS, make
 
-from stillroom.distill.alignment import KINDS, Region, align
-from stillroom.distill.token_spans import Placed, place_tokens
-from stillroom.models.token_bytes import SPECIAL, UNKNOWN
+from stillroom.distill.cross_tokenizer.alignment import KINDS, SharedSpan, align
+from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
+from stillroom.models.tokenization.token_bytes import SPECIAL, UNKNOWN
 
 PIECES = st.sampled_from(
     [
@@ -88,7 +88,7 @@ def text_chunks(found):
 @settings(max_examples=250, deadline=None)
 @given(ANY, ANY, TEXTS, st.booleans())
 def test_alignment_is_what_an_exhaustive_search_finds(one, other, text, add):
-    sides = [place_tokens(*make(name), text, add_special_tokens=add) for name in (one, other)]
+    sides = [locate_tokens(*make(name), text, add_special_tokens=add) for name in (one, other)]
     assert text_chunks(align(*sides)) == search(*sides)
 
 
@@ -97,7 +97,7 @@ def test_alignment_is_what_an_exhaustive_search_finds(one, other, text, add):
 def test_exact_tokenizers_cover_every_byte_of_plain_text(one, other, text):
     for mark in UNLIKE_PLAIN:
         text = text.replace(mark, "")
-    sides = [place_tokens(*make(name), text) for name in (one, other)]
+    sides = [locate_tokens(*make(name), text) for name in (one, other)]
     assert all(side.is_exact for side in sides)
     found = align(*sides)
     assert text_chunks(found) == walk(*sides)
@@ -114,7 +114,7 @@ def test_exact_tokenizers_cover_every_byte_of_plain_text(one, other, text):
 @settings(max_examples=100, deadline=None)
 @given(ANY, ANY, TEXTS)
 def test_sides_can_be_exchanged(one, other, text):
-    sides = [place_tokens(*make(name), text) for name in (one, other)]
+    sides = [locate_tokens(*make(name), text) for name in (one, other)]
     found, turned = align(*sides), align(*reversed(sides))
     assert found.teacher.tolist() == turned.student.tolist()
     assert found.student.tolist() == turned.teacher.tolist()
@@ -124,7 +124,7 @@ def test_sides_can_be_exchanged(one, other, text):
 @settings(max_examples=60, deadline=None)
 @given(ANY, TEXTS)
 def test_a_tokenizer_aligns_with_itself_token_by_token(name, text):
-    side = place_tokens(*make(name), text)
+    side = locate_tokens(*make(name), text)
     found = align(side, side)
     if side.is_exact:
         sizes = side.ends - side.starts
@@ -134,15 +134,15 @@ def test_a_tokenizer_aligns_with_itself_token_by_token(name, text):
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(EXACT), TEXTS, TEXTS, TEXTS)
 def test_what_surrounds_a_message_moves_no_chunk_within_it(name, text, before, after):
-    whole = place_tokens(*make(name), text)
+    whole = locate_tokens(*make(name), text)
     size, begin = len(text.encode()), len(before.encode())
     raw = (before + text + after).encode()
     places = np.arange(len(raw))
     # The student reads one byte a token, so that every border is one of its own.
     kinds = np.zeros(len(raw), np.uint8)
     read = np.frombuffer(raw, np.uint8)
-    bytewise = Placed(read, places * 0, places, places + 1, kinds, {}, is_exact=True)
-    kept = text_chunks(align(whole, bytewise, [Region(0, begin, size)] if size else []))
+    bytewise = TokenSpans(read, places * 0, places, places + 1, kinds, {}, is_exact=True)
+    kept = text_chunks(align(whole, bytewise, [SharedSpan(0, begin, size)] if size else []))
     for low, high, first, last in kept:
         assert first == whole.starts[low] + begin
         assert last == whole.ends[high - 1] + begin
@@ -154,7 +154,7 @@ def test_what_surrounds_a_message_moves_no_chunk_within_it(name, text, before, a
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_places_do_not_go_back(name):
     for text in LINES:
-        side = place_tokens(*make(name), text, add_special_tokens=True)
+        side = locate_tokens(*make(name), text, add_special_tokens=True)
         assert (np.diff(side.starts) >= 0).all()
         assert (side.ends >= side.starts).all()
         assert side.ends.max() <= len(text.encode())

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.evaluate.metrics import bootstrap, paired_difference
-from stillroom.evaluate.plots import Plot, draw_plot, format_value
-from stillroom.evaluate.retrieval import retrieval_metrics
+from stillroom.evaluate.charts import Plot, format_value, render_plot
+from stillroom.evaluate.metrics.bootstrap import bootstrap, paired_difference
+from stillroom.evaluate.metrics.retrieval import retrieval_metrics
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 6))
 lists = st.lists(numbers, min_size=2, max_size=30)
@@ -67,7 +67,7 @@ def test_every_number_can_be_shown(value, unit):
 )
 def test_plots_of_anything_are_drawn_and_escaped(caption, rows, kind):
     labels, values = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
-    drawn = draw_plot(Plot(caption, labels, values, kind=kind))
+    drawn = render_plot(Plot(caption, labels, values, kind=kind))
     assert bool(drawn) == any(math.isfinite(value) for value in values)
     assert drawn.count("<svg") == drawn.count("</svg>")
     assert "<script" not in drawn

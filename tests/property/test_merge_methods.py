@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stillroom.merge.arithmetic import keep_random
-from stillroom.merge.blocks import ArrayBlocks, merge_arrays
-from stillroom.merge.method import METHODS, Assembly, Block, Place
-from stillroom.merge.trim import find_cuts, is_kept, trim
+from stillroom.merge.interfaces import (
+    METHODS,
+    ArchitectureMerge,
+    BlockContext,
+    InMemoryBlocks,
+    RowBlock,
+    merge_arrays,
+)
+from stillroom.merge.tensors.task_vectors import bernoulli_mask
+from stillroom.merge.tensors.trimming import find_thresholds, mask_above, trim
 
 FEW = settings(max_examples=60, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
@@ -21,7 +27,7 @@ NAMES = [  # without those that need statistics, or place whole tensors
     name
     for name in METHODS.names()
     if not any(field.is_required() for field in METHODS.get(name).model_fields.values())
-    and not issubclass(METHODS.get(name), Assembly)
+    and not issubclass(METHODS.get(name), ArchitectureMerge)
 ]
 BASED = [name for name in NAMES if METHODS.get(name).needs_base]
 SUMS = ["breadcrumbs", "dare_linear", "della_linear", "linear", "model_stock", "task_arithmetic"]
@@ -43,7 +49,7 @@ def named(name, **values):
 def place(parents, weights=None, seed=0, name="w"):
     count = len(parents)
     keys = tuple("abcdefgh"[:count])
-    return Place(name, parents[0].shape, keys, tuple(weights or [1.0] * count), seed=seed)
+    return BlockContext(name, parents[0].shape, keys, tuple(weights or [1.0] * count), seed=seed)
 
 
 def merge(method, base, parents, weights=None, rows=None, seed=0):
@@ -123,7 +129,7 @@ def test_the_order_of_models_changes_nothing_but_rounding(name, data, weights, o
     eighths = arrays.arrays(np.int8, shape, elements=st.integers(-32, 32))
     base, *parents = [np.asarray(data.draw(eighths) / 8, np.float64) for _ in range(4)]
     at = place(parents, weights)
-    other = Place("w", shape, *(tuple(x[i] for i in order) for x in (at.keys, at.weights)))
+    other = BlockContext("w", shape, *(tuple(x[i] for i in order) for x in (at.keys, at.weights)))
     merged = merge_arrays(named(name), base, parents, at)
     moved = merge_arrays(named(name), base, [parents[i] for i in order], other)
     assert np.allclose(merged, moved, atol=1e-12)
@@ -163,9 +169,9 @@ def count_kept(density, size):
 )
 @FEW
 def test_a_cut_keeps_the_exact_share_largest_first_then_first_ones(vector, densities, rows):
-    at = Place("w", vector.shape, ("a",), (1.0,))
-    blocks = ArrayBlocks(None, [vector], at, rows)
-    cuts = find_cuts([blocks], lambda block: [block.parents[0]] * len(densities), densities)
+    at = BlockContext("w", vector.shape, ("a",), (1.0,))
+    blocks = InMemoryBlocks(None, [vector], at, rows)
+    cuts = find_thresholds([blocks], lambda block: [block.parents[0]] * len(densities), densities)
     for density, cut in zip(densities, cuts, strict=True):
         got = np.concatenate([trim(block.parents[0], cut, block.at) for block in blocks])
         kept = largest(vector, count_kept(density, vector.size))
@@ -200,8 +206,10 @@ BIG = ["constant", "few", "heavy", "hidden", "normal", "rounded", "sorted", "str
 def test_the_cut_of_a_big_tensor_is_that_of_a_full_sort(kind):
     vector = big_vector(kind)
     densities = [0.2, 0.001, 0.9999, 1e-9, 0.0]
-    blocks = ArrayBlocks(None, [vector], Place("w", vector.shape, ("a",), (1.0,)), rows=16)
-    cuts = find_cuts([blocks], lambda block: [block.parents[0]] * len(densities), densities)
+    blocks = InMemoryBlocks(
+        None, [vector], BlockContext("w", vector.shape, ("a",), (1.0,)), rows=16
+    )
+    cuts = find_thresholds([blocks], lambda block: [block.parents[0]] * len(densities), densities)
     order = np.argsort(-np.abs(vector).ravel(), kind="stable")
     for density, cut in zip(densities, cuts, strict=True):
         kept = np.zeros(vector.size, bool)
@@ -216,13 +224,15 @@ def test_a_cut_over_many_tensors_ranks_them_together_by_name_and_element():
     tensors = {f"w{n}": rng.integers(-2, 3, (90 + n, 7)).astype(np.float32) for n in range(12)}
     names = sorted(tensors)
     blocks = [
-        ArrayBlocks(None, [tensors[n]], Place(n, tensors[n].shape, ("a",), (1.0,)), rows=5)
+        InMemoryBlocks(
+            None, [tensors[n]], BlockContext(n, tensors[n].shape, ("a",), (1.0,)), rows=5
+        )
         for n in names
     ]
     flat = np.concatenate([tensors[name].ravel() for name in names])
     for density in (0.03, 0.2, 0.5, 0.77):
-        (cut,) = find_cuts(blocks, lambda block: [block.parents[0]], [density])
-        got = [trim(tensors[name], cut, Place(name, (), (), ())).ravel() for name in names]
+        (cut,) = find_thresholds(blocks, lambda block: [block.parents[0]], [density])
+        got = [trim(tensors[name], cut, BlockContext(name, (), (), ())).ravel() for name in names]
         kept = largest(flat, count_kept(density, flat.size))
         assert np.array_equal(np.concatenate(got), flat * kept)
 
@@ -230,15 +240,17 @@ def test_a_cut_over_many_tensors_ranks_them_together_by_name_and_element():
 @given(start=st.integers(0, 5000), count=st.integers(1, 300), density=st.floats(0, 1))
 @FEW
 def test_a_random_mask_is_the_same_from_wherever_it_is_read(start, count, density):
-    whole = keep_random((6000,), density, "key", Place("w", (6000,), (), ()))
-    part = keep_random((count,), density, "key", Place("w", (6000,), (), (), offset=start))
+    whole = bernoulli_mask((6000,), density, "key", BlockContext("w", (6000,), (), ()))
+    part = bernoulli_mask(
+        (count,), density, "key", BlockContext("w", (6000,), (), (), offset=start)
+    )
     assert np.array_equal(part, whole[start : start + count])
 
 
 def test_a_random_mask_keeps_the_share_it_should_and_differs_by_seed_tensor_and_model():
     shape = (400, 500)
     masks = [
-        keep_random(shape, 0.3, key, Place(name, shape, (), (), seed=seed))
+        bernoulli_mask(shape, 0.3, key, BlockContext(name, shape, (), (), seed=seed))
         for key in "ab"
         for name in "wv"
         for seed in (0, 1)
@@ -254,7 +266,7 @@ class _Made:
 
     def __init__(self, make, rows=16, width=8192, blocks=128):
         self.make, self.rows, self.width, self.count = make, rows, width, blocks
-        self.at = Place("w", (rows * blocks, width), ("a",), (1.0,))
+        self.at = BlockContext("w", (rows * blocks, width), ("a",), (1.0,))
         self.size = rows * blocks * width
 
     def __len__(self):
@@ -264,7 +276,7 @@ class _Made:
         if number >= self.count:
             raise IndexError(number)
         at = replace(self.at, offset=number * self.rows * self.width)
-        return Block(None, (self.make(number, (self.rows, self.width)),), at)
+        return RowBlock(None, (self.make(number, (self.rows, self.width)),), at)
 
     def each(self, reduce):
         return [reduce(self[number]) for number in range(self.count)]
@@ -285,10 +297,10 @@ MISLEADING = {
 def test_a_sample_that_misleads_holds_no_tensor_in_memory(kind):
     tensor = _Made(MISLEADING[kind])
     tracemalloc.start()
-    (cut,) = find_cuts([tensor], lambda block: [block.parents[0]], [0.3])
+    (cut,) = find_thresholds([tensor], lambda block: [block.parents[0]], [0.3])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    kept = sum(is_kept(block.parents[0], cut, block.at).sum() for block in tensor)
+    kept = sum(mask_above(block.parents[0], cut, block.at).sum() for block in tensor)
     assert kept == int(0.3 * tensor.size)
     assert peak < 40e6  # the tensor's magnitudes alone would be 67 MB
 
@@ -300,6 +312,7 @@ def test_threads_that_come_in_any_order_find_the_same_cut():
     shuffled.each = lambda reduce: [reduce(shuffled[number]) for number in order]
     for density in (0.001, 0.2, 0.5, 0.9):
         found = [
-            find_cuts([each], lambda b: [b.parents[0]], [density]) for each in (made, shuffled)
+            find_thresholds([each], lambda b: [b.parents[0]], [density])
+            for each in (made, shuffled)
         ]
         assert found[0] == found[1]

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stillroom.merge.blocks import merge_arrays
-from stillroom.merge.method import METHODS, Place
+from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
 
 FEW = settings(max_examples=40, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
@@ -33,7 +32,7 @@ def named(name, **values):
 def merge(method, base, parents, weights=None, rows=None):
     keys = tuple("abc"[: len(parents)])
     weights = tuple(weights or [1.0] * len(parents))
-    at = Place("layer.weight", base.shape, keys, weights, seed=1)
+    at = BlockContext("layer.weight", base.shape, keys, weights, seed=1)
     return merge_arrays(method, base, parents, at, rows=rows)
 
 

@@ -11,14 +11,14 @@ import pytest
 from tests.property.rag_words import WORDS, Embedder, Words, build, describe
 
 from stillroom.errors import DataError, ResourceError
-from stillroom.rag.access import Access
-from stillroom.rag.answer import ask
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
-from stillroom.rag.semantic_cache import SemanticCache
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.writer import Writer
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.index.view import AccessContext
+from stillroom.rag.interfaces import Query
+from stillroom.rag.storage.folder.writer import FolderIndexWriter
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.types import DocumentMetadata
 from stillroom.testing import scripted_model
 
 TENANTS = [f"tenant{number}" for number in range(8)]
@@ -39,14 +39,14 @@ def shared(tmp_path_factory):
         words = " ".join(rng.choices(WORDS, k=6))
         labels = tuple(rng.sample(LABELS, rng.randint(0, 2)))
         tenant = rng.choice([*TENANTS, ""])
-        facts = Facts(
+        facts = DocumentMetadata(
             {"year": rng.randint(2000, 2010), "tag": ["a", "b"][: number % 3]}, tenant, labels
         )
         model[f"d{number}.txt"] = (f"{words} canary{number}\nsecond line {words}", facts)
     folder = tmp_path_factory.mktemp("access") / "output"
-    with Writer.create(folder, describe("tenants")) as writer:
+    with FolderIndexWriter.create(folder, describe("tenants")) as writer:
         puts = [(Words(path, text), facts) for path, (text, facts) in sorted(model.items())]
-        writer.commit(Change(puts=puts), reason="built", keep=4)
+        writer.commit(IndexUpdate(puts=puts), reason="built", keep=4)
     return folder, model
 
 
@@ -55,7 +55,7 @@ def open_as(folder, access):
 
 
 def random_access(rng):
-    return Access(rng.choice(TENANTS), rng.sample(LABELS, rng.randint(0, 3)))
+    return AccessContext(rng.choice(TENANTS), rng.sample(LABELS, rng.randint(0, 3)))
 
 
 def texts_of(index):
@@ -136,12 +136,12 @@ def test_a_filter_is_exact_at_every_selectivity(shared, tmp_path, share):
     _, model = shared
     plain = {path: text for path, (text, _) in model.items()}
     build(tmp_path / "open", {})
-    with Writer.open(tmp_path / "open") as writer:
+    with FolderIndexWriter.open(tmp_path / "open") as writer:
         puts = [
-            (Words(path, text), Facts(model[path][1].fields))
+            (Words(path, text), DocumentMetadata(model[path][1].fields))
             for path, text in sorted(plain.items())
         ]
-        writer.commit(Change(puts=puts), reason="filled", keep=4)
+        writer.commit(IndexUpdate(puts=puts), reason="filled", keep=4)
     with Index.open(tmp_path / "open", embedder=Embedder()) as index:
         shown = index.restrict(share)
         rows = [index.row_of(shown.passage_at(row).id) for row in range(len(shown))]
@@ -154,14 +154,16 @@ def test_a_filter_is_exact_at_every_selectivity(shared, tmp_path, share):
 
 
 def test_revoking_a_label_takes_effect_at_the_next_refresh(tmp_path):
-    access = Access("t", ["staff"])
-    with Writer.create(tmp_path / "output", describe("tenants")) as writer:
-        puts = [(Words("a.txt", "word1 secret"), Facts({}, "t", ("staff",)))]
-        writer.commit(Change(puts=puts), reason="built", keep=4)
+    access = AccessContext("t", ["staff"])
+    with FolderIndexWriter.create(tmp_path / "output", describe("tenants")) as writer:
+        puts = [(Words("a.txt", "word1 secret"), DocumentMetadata({}, "t", ("staff",)))]
+        writer.commit(IndexUpdate(puts=puts), reason="built", keep=4)
     with open_as(tmp_path / "output", access) as index:
         assert len(index) == 1
-        with Writer.open(tmp_path / "output") as writer:
-            writer.commit(Change(facts={1: Facts({}, "t", ())}), reason="revoked", keep=4)
+        with FolderIndexWriter.open(tmp_path / "output") as writer:
+            writer.commit(
+                IndexUpdate(facts={1: DocumentMetadata({}, "t", ())}), reason="revoked", keep=4
+            )
         assert index.refresh()
         assert len(index) == 0
         assert index.search_keyword(Query("secret"), 5) == []
@@ -169,12 +171,12 @@ def test_revoking_a_label_takes_effect_at_the_next_refresh(tmp_path):
 
 @pytest.mark.parametrize(
     ("rule", "access", "code"),
-    [("tenants", None, "rag.access-needed"), ("open", Access("t"), "rag.no-tenants")],
+    [("tenants", None, "rag.access-needed"), ("open", AccessContext("t"), "rag.no-tenants")],
 )
 def test_an_index_opens_only_as_it_was_made(tmp_path, rule, access, code):
-    Writer.create(tmp_path / "output", describe(rule)).close()
-    with Writer.open(tmp_path / "output") as writer:
-        writer.commit(Change(), reason="built", keep=4)
+    FolderIndexWriter.create(tmp_path / "output", describe(rule)).close()
+    with FolderIndexWriter.open(tmp_path / "output") as writer:
+        writer.commit(IndexUpdate(), reason="built", keep=4)
     with pytest.raises(DataError) as caught:
         Index.open(tmp_path / "output", access=access)
     assert caught.value.problems[0].code == code
@@ -182,7 +184,7 @@ def test_an_index_opens_only_as_it_was_made(tmp_path, rule, access, code):
 
 def test_an_asker_without_a_tenant_is_refused():
     with pytest.raises(DataError) as caught:
-        Access("")
+        AccessContext("")
     assert caught.value.problems[0].code == "rag.bad-access"
 
 
@@ -190,7 +192,7 @@ def test_every_query_leaves_a_line_without_its_text(shared):
     folder, _ = shared
     audit = folder.parent / "audit.jsonl"
     audit.unlink(missing_ok=True)
-    with open_as(folder, Access("tenant1", ["staff"])) as index:
+    with open_as(folder, AccessContext("tenant1", ["staff"])) as index:
         hits = index.retrieve("word1 word2 confidential", 3, retriever="hybrid")
         index.search_keyword(Query("word3"), 2)
         index.restrict("year > 2001").retrieve("word4", 2)
@@ -198,7 +200,7 @@ def test_every_query_leaves_a_line_without_its_text(shared):
             index.passage(hits[0].passage.id)
         lines = [json.loads(line) for line in audit.read_text().splitlines()]
         assert len(lines) == 3 + bool(hits)
-    with open_as(folder, Access("nobody")) as index:
+    with open_as(folder, AccessContext("nobody")) as index:
         assert index.retrieve("word1 confidential", 3) == []
         last = json.loads(audit.read_text().splitlines()[-1])
         assert (last["tenant"], last["given"]) == ("nobody", [])
@@ -211,7 +213,11 @@ def test_every_query_leaves_a_line_without_its_text(shared):
 def test_no_kept_answer_crosses_tenants_or_filters(shared):
     folder, _ = shared
     cache, model = SemanticCache(), scripted_model(lambda prompt: "It is so [1].", fingerprint="m")
-    askers = [Access("tenant1", ["staff"]), Access("tenant1", ["user:x"]), Access("tenant2")]
+    askers = [
+        AccessContext("tenant1", ["staff"]),
+        AccessContext("tenant1", ["user:x"]),
+        AccessContext("tenant2"),
+    ]
     scopes = set()
     for access in askers:
         with open_as(folder, access) as index:
@@ -231,7 +237,7 @@ def test_what_cannot_be_noted_is_not_answered(shared):
     audit.mkdir()
     try:
         with (
-            open_as(folder, Access("tenant1")) as index,
+            open_as(folder, AccessContext("tenant1")) as index,
             pytest.raises(ResourceError) as caught,
         ):
             index.retrieve("word1", 1)
@@ -262,7 +268,7 @@ def test_a_filter_is_part_of_what_a_kept_answer_depends_on(shared):
     folder, _ = shared
     cache = SemanticCache()
     asked = scripted_model(lambda prompt: "x", fingerprint="one")
-    with open_as(folder, Access(TENANTS[0])) as index:
+    with open_as(folder, AccessContext(TENANTS[0])) as index:
         scopes = {
             index.scope,
             index.restrict("year >= 2005").scope,

@@ -6,10 +6,14 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.citations import CitationParser, Mark, format_marks
-from stillroom.rag.composing import Composer
-from stillroom.rag.support import Evidence
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.generation.citations import (
+    CitationMark,
+    CitationParser,
+    CitationStream,
+    format_citations,
+)
+from stillroom.rag.generation.grounding import SourceTexts
 
 PARTS = [
     "Paris is big",
@@ -67,14 +71,15 @@ def parse(pieces, count):
     parser = CitationParser(count)
     out = [one for piece in pieces for one in parser.feed(piece)] + parser.finish()
     joined = "".join(
-        one.space + format_marks(one.numbers) if isinstance(one, Mark) else one.text for one in out
+        one.space + format_citations(one.numbers) if isinstance(one, CitationMark) else one.text
+        for one in out
     )
     return joined, parser.removed
 
 
 def compose(pieces, count):
     passages = ["Paris is big. It is old.", "Dogs bark! They guard."][:count]
-    composer = Composer(Evidence(passages, ANALYZER, FlatLexicon()), count)
+    composer = CitationStream(SourceTexts(passages, ANALYZER, FlatLexicon()), count)
     text = "".join(composer.feed(piece) for piece in pieces) + composer.finish()
     return text, composer.statements, composer.numbers, composer.removed
 

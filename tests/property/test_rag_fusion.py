@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.index import best_positions
+from stillroom.rag.index.view import find_top_positions
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 
 rankings = st.lists(
     st.lists(st.integers(0, 30), unique=True, max_size=12).map(
@@ -18,7 +18,7 @@ rankings = st.lists(
 
 @given(rankings)
 def test_every_row_appears_once_in_falling_order(lists):
-    fused = reciprocal_rank(lists)
+    fused = fuse_reciprocal_ranks(lists)
     assert {row for row, _ in fused} == {row for ranked in lists for row, _ in ranked}
     assert len(fused) == len({row for row, _ in fused})
     scores = [score for _, score in fused]
@@ -29,11 +29,11 @@ def test_every_row_appears_once_in_falling_order(lists):
 def test_the_order_of_lists_does_not_matter(lists, random):
     shuffled = list(lists)
     random.shuffle(shuffled)
-    one, other = reciprocal_rank(lists), reciprocal_rank(shuffled)
+    one, other = fuse_reciprocal_ranks(lists), fuse_reciprocal_ranks(shuffled)
     assert dict(one) == pytest.approx(dict(other))
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0, 2.5]), max_size=40), st.integers(1, 50))
 def test_the_best_are_those_of_a_full_stable_sort(scores, k):
     expected = sorted(range(len(scores)), key=lambda at: (-scores[at], at))[:k]
-    assert best_positions(np.array(scores), k).tolist() == expected
+    assert find_top_positions(np.array(scores), k).tolist() == expected

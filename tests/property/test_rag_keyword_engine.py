@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Postings, write_postings
-from stillroom.text.impacts import TermCache
+from stillroom.rag.search_engines.keyword import KeywordEngine, Postings, write_postings
+from stillroom.text.bm25 import TermImpactCache
 
 VARIANTS = ["lucene", "robertson", "atire", "bm25l", "bm25+"]
 WORDS = [f"w{at}" for at in range(8)]
@@ -155,7 +154,7 @@ def test_what_may_not_be_seen_changes_no_score(large):
 
 
 def test_a_small_cache_keeps_its_bound_and_the_scores(large):
-    cache = TermCache(limit_bytes=40_000)
+    cache = TermImpactCache(limit_bytes=40_000)
     small, roomy = make_engine([large], cache=cache), make_engine([large])
     for at in range(1, 120):
         query = {f"t{at}": 1.0, f"t{at + 1}": 1.0}
@@ -165,7 +164,7 @@ def test_a_small_cache_keeps_its_bound_and_the_scores(large):
 
 
 def test_threads_see_what_one_thread_sees(large):
-    engine = make_engine([large], cache=TermCache(limit_bytes=100_000))
+    engine = make_engine([large], cache=TermImpactCache(limit_bytes=100_000))
     alone = make_engine([large])
     queries = [{f"t{at}": 1.0, f"t{at % 17 + 1}": 2.0} for at in range(1, 200)]
     expected = [alone.search(query, 10)[0].tolist() for query in queries]
@@ -184,7 +183,7 @@ def test_threads_see_what_one_thread_sees(large):
 
 
 def test_two_views_share_a_cache_and_no_scores(large):
-    cache = TermCache()
+    cache = TermImpactCache()
     whole = make_engine([large], cache=cache)
     half = make_engine([large], np.arange(3000) < 1500, cache=cache)
     assert whole.search({"t9": 1.0}, 3000)[0].max() >= 1500

@@ -7,10 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines import sketches as module
-from stillroom.rag.engines.mixing import mix_rows, mixing_of
-from stillroom.rag.engines.sketches import SKETCHES, ApproximateEngine, Sketches
-from stillroom.rag.engines.vectors import DenseEngine
+from stillroom.rag.search_engines import dense as module
+from stillroom.rag.search_engines.arrays import build_rotation, rotate_rows
+from stillroom.rag.search_engines.dense import (
+    BINARY_CODES,
+    ApproximateEngine,
+    BinaryCodes,
+    DenseEngine,
+)
 
 
 def make_topics(count, width, seed=0):
@@ -46,8 +50,8 @@ def test_what_is_found_is_allowed_scored_exactly_and_in_order(seed, count, width
 
 def test_a_sketch_counts_the_signs_of_a_rotation():
     vectors = make_topics(200, 128)
-    made = Sketches.make(vectors)
-    order, signs = mixing_of(128)
+    made = BinaryCodes.make(vectors)
+    order, signs = build_rotation(128)
     mixing = np.zeros((128, 128))
     mixing[order, np.arange(128)] = signs
     blocks = np.kron(np.eye(2), scipy.linalg.hadamard(64)) / 8
@@ -63,8 +67,8 @@ def test_a_sketch_counts_the_signs_of_a_rotation():
 @settings(max_examples=40, deadline=None)
 def test_a_vector_is_mixed_to_the_same_bits_among_any_others(seed, width, count):
     vectors = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
-    alone = np.concatenate([mix_rows(vectors[row : row + 1]) for row in range(count)])
-    assert alone.tobytes() == mix_rows(vectors).tobytes()
+    alone = np.concatenate([rotate_rows(vectors[row : row + 1]) for row in range(count)])
+    assert alone.tobytes() == rotate_rows(vectors).tobytes()
 
 
 def test_recall_is_measured_and_reached():
@@ -128,15 +132,15 @@ def test_a_wide_filter_costs_no_recall():
 
 def test_sketches_come_back_from_their_file_and_damage_is_named(tmp_path):
     vectors = make_topics(100, 48)
-    made = Sketches.make(vectors)
+    made = BinaryCodes.make(vectors)
     made.write(tmp_path)
-    opened = Sketches.open(tmp_path)
+    opened = BinaryCodes.open(tmp_path)
     assert len(opened) == 100
     assert opened.compare(vectors[3]).tolist() == made.compare(vectors[3]).tolist()
-    data = (tmp_path / SKETCHES).read_bytes()
-    (tmp_path / SKETCHES).write_bytes(data[:-1])
+    data = (tmp_path / BINARY_CODES).read_bytes()
+    (tmp_path / BINARY_CODES).write_bytes(data[:-1])
     with pytest.raises(IntegrityError) as caught:
-        Sketches.open(tmp_path)
+        BinaryCodes.open(tmp_path)
     assert caught.value.code == "rag.index-damaged"
 
 

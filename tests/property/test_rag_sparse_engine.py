@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines.sparse_engine import (
+from stillroom.rag.search_engines.sparse import (
     WEIGHTS,
     SparseEngine,
     TermWeights,
     merge_term_weights,
     write_term_weights,
 )
-from stillroom.text.impacts import TermCache
+from stillroom.text.bm25 import TermImpactCache
 
 WORDS = [f"w{at}" for at in range(9)]
 weights = st.sampled_from([0.0, -1.0, 0.25, 0.5, 1.0, 1.5, 0.1])
@@ -68,7 +68,7 @@ def test_no_passages_and_unknown_terms_find_nothing(tmp_path):
     nothing, some = open_parts(tmp_path, [[], [{}, {"a": 1.0}]])
     assert (len(nothing), len(some)) == (0, 2)
     assert SparseEngine([nothing]).search({"a": 1.0}, 3)[0].tolist() == []
-    engine = SparseEngine([nothing, some], cache=TermCache(limit_bytes=1))
+    engine = SparseEngine([nothing, some], cache=TermImpactCache(limit_bytes=1))
     assert engine.search({"b": 1.0}, 3)[0].tolist() == []
     assert engine.search({"a": 1.0, "b": 1.0}, 3)[0].tolist() == [1]
 

@@ -10,11 +10,12 @@ import random
 import pytest
 from tests.property.rag_words import WORDS, Words, build, open_index
 
-from stillroom.rag.method import Query
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.schema import FOREVER, open_ledger
-from stillroom.rag.store.writer import Writer
+from stillroom.rag.interfaces import Query
+from stillroom.rag.storage.folder.catalog import open_catalog
+from stillroom.rag.storage.folder.writer import FolderIndexWriter
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.snapshots import FOREVER
+from stillroom.rag.types import DocumentMetadata
 
 
 def keys_of(writer):
@@ -39,14 +40,14 @@ def change_once(rng, writer, model, marker):
         name = rng.choice(names)
         if kind == "delete":
             del model[name]
-            change = Change(removes=[keys[name]])
+            change = IndexUpdate(removes=[keys[name]])
         elif kind == "rename":
             new = f"r/{marker}.txt"
             model[new] = model.pop(name)
-            change = Change(moves=[(Words(new, model[new]), Facts(), keys[name])])
+            change = IndexUpdate(moves=[(Words(new, model[new]), DocumentMetadata(), keys[name])])
         else:
             model[name] = make_text(rng)
-            change = Change(puts=[(Words(name, model[name]), Facts())])
+            change = IndexUpdate(puts=[(Words(name, model[name]), DocumentMetadata())])
     else:
         fresh = {f"{rng.choice('abc')}/{marker}-{n}.txt": make_text(rng) for n in range(3)}
         fresh = fresh if kind == "many" else dict(list(fresh.items())[:1])
@@ -56,7 +57,9 @@ def change_once(rng, writer, model, marker):
         for name, key in keys.items():
             if key in gone:
                 del model[name]
-        change = Change(puts=[(Words(*one), Facts()) for one in fresh.items()], removes=gone)
+        change = IndexUpdate(
+            puts=[(Words(*one), DocumentMetadata()) for one in fresh.items()], removes=gone
+        )
     writer.commit(change, reason="random", keep=3)
 
 
@@ -85,7 +88,7 @@ def walk(folder, seed, steps, every):
     build(folder / "live", model)
     with open_index(folder / "live") as reader:
         for step in range(steps):
-            with Writer.open(folder / "live") as writer:
+            with FolderIndexWriter.open(folder / "live") as writer:
                 change_once(rng, writer, model, step)
             reader.refresh()
             if step % 10 == 0 or steps < 300:
@@ -105,10 +108,10 @@ def test_random_changes_leave_what_a_dict_has_and_a_fresh_build_gives(tmp_path, 
 @pytest.mark.timeout(3_600)
 def test_ten_thousand_random_changes(tmp_path, monkeypatch):
     def open_unsynced(path):  # what is tested is not power loss, and the disk would take hours
-        connection = open_ledger(path)
+        connection = open_catalog(path)
         connection.execute("PRAGMA synchronous=OFF")
         return connection
 
-    monkeypatch.setattr("stillroom.rag.store.writer.open_ledger", open_unsynced)
+    monkeypatch.setattr("stillroom.rag.storage.folder.writer.open_catalog", open_unsynced)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     walk(tmp_path, 7, steps=10_000, every=1_000)

@@ -6,9 +6,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines import token_engine as module
-from stillroom.rag.engines.token_engine import TokenEngine
-from stillroom.rag.engines.token_vectors import TOKENS, TokenVectors, merge_token_vectors
+from stillroom.rag.search_engines import late_interaction as module
+from stillroom.rag.search_engines.late_interaction import (
+    TOKENS,
+    TokenEngine,
+    TokenVectors,
+    merge_token_vectors,
+)
 
 
 def make_passages(rng, count, width, *, twins):
@@ -130,7 +134,7 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):
     for name in ("merged", "own"):
         (folder / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stillroom.rag.engines.token_vectors._BLOCK_TOKENS", 5)
+        patch.setattr("stillroom.rag.search_engines.late_interaction._ENCODED_BLOCK_TOKENS", 5)
         pieces = zip(parts, masks, strict=True)
         assert merge_token_vectors(folder / "merged", pieces) == len(rows)
     TokenVectors.join(rows, 20, bits=bits).write(folder / "own")

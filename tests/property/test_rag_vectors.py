@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines import vectors as module
-from stillroom.rag.engines.vectors import CODES, DenseEngine, VectorCodes
+from stillroom.rag.search_engines import dense as module
+from stillroom.rag.search_engines.dense import CODES, DenseEngine, VectorCodes
 
 KINDS = ("spread", "twins", "zeros", "spikes", "levels", "huge", "tiny", "half")
 
@@ -62,8 +62,8 @@ def test_the_best_rows_are_those_of_scoring_all(kind, integers, data):
     k = data.draw(st.integers(1, 12))
     engine = DenseEngine(parts, alive)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_has_integers", lambda: integers)
-        patch.setattr(module, "_WORTH_LOADING", 0)
+        patch.setattr(module, "_has_exact_integers", lambda: integers)
+        patch.setattr(module, "_MIN_ROWS_FOR_TORCH", 0)
         patch.setattr(module, "_GATHERED_SHARE", data.draw(st.sampled_from([1, 24, 1000])))
         found, scores = engine.search(query, k, mask=mask)
     assert (found.tolist(), scores.tolist()) == best_of(vectors, query, allowed, k)
@@ -114,19 +114,19 @@ def test_codes_come_back_from_their_file_and_damage_is_named(tmp_path):
 
 
 def test_products_that_overflow_are_noticed(monkeypatch):
-    module._has_integers.cache_clear()
-    right = module._multiply
+    module._has_exact_integers.cache_clear()
+    right = module._multiply_codes
 
     def saturating(codes, code):
         pairs = (codes.astype(np.int64) + 128) * code  # as processors do that want one unsigned
         halves = np.clip(pairs[:, ::2] + pairs[:, 1::2], -(2**15), 2**15 - 1)
         return halves.sum(axis=1) - 128 * code.astype(np.int64).sum()
 
-    monkeypatch.setattr(module, "_multiply", saturating)
-    assert not module._has_integers()
-    module._has_integers.cache_clear()
-    monkeypatch.setattr(module, "_multiply", right)
-    assert module._has_integers()
+    monkeypatch.setattr(module, "_multiply_codes", saturating)
+    assert not module._has_exact_integers()
+    module._has_exact_integers.cache_clear()
+    monkeypatch.setattr(module, "_multiply_codes", right)
+    assert module._has_exact_integers()
 
 
 def test_threads_make_codes_once_and_see_what_one_thread_sees():
@@ -150,7 +150,7 @@ def test_threads_make_codes_once_and_see_what_one_thread_sees():
 def test_a_lone_question_to_a_small_index_loads_no_torch():
     code = (
         "import sys, numpy as np\n"
-        "from stillroom.rag.engines.vectors import DenseEngine\n"
+        "from stillroom.rag.search_engines.dense import DenseEngine\n"
         "rows = DenseEngine([np.eye(64, dtype='f4')]).search(np.eye(64, dtype='f4')[5], 1)[0]\n"
         "assert rows.tolist() == [5] and 'torch' not in sys.modules"
     )

@@ -6,9 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import RecipeError
-from stillroom.recipes.emitting import emit
-from stillroom.recipes.overrides import apply_overrides
-from stillroom.recipes.reading import MAX_DEPTH, read_yaml
+from stillroom.recipes.loader import apply_overrides
+from stillroom.recipes.yaml_text import MAX_DEPTH, emit_yaml, read_yaml
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 scalars = (
@@ -34,7 +33,7 @@ values = st.recursive(
 @example({"a": "x\n\n y \nz\n\n"})
 @example({"\x85": "\u2028\ufeff\x7f"})
 def test_what_is_written_is_read_back(data):
-    text = "\n".join(emit(data)) + "\n"
+    text = "\n".join(emit_yaml(data)) + "\n"
     tree = read_yaml(text, "r.yaml")
     assert not tree.problems
     assert tree.data == (data or None)

@@ -6,13 +6,12 @@ from hypothesis import strategies as st
 from tests.unit.synth.conftest import make_passage
 
 from stillroom.records import Message, Record
-from stillroom.synth.evidence import find_statements
 from stillroom.synth.filters.duplicate import Duplicate
-from stillroom.synth.method import FILTERS, Context
-from stillroom.synth.openings import find_openings
+from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.prompting.conversation import find_statements
+from stillroom.synth.prompting.question_prefixes import find_question_prefixes, trim_question
+from stillroom.synth.prompting.requests import clean_answer, clean_question, parse_qa_pair
 from stillroom.synth.recipe import DEFAULT_FILTERS
-from stillroom.synth.replies import clean_answer, clean_question, parse_pair
-from stillroom.synth.trimming import trim_question
 
 WORDS = st.sampled_from(
     str.split('the bee bees wax is in of what does do ? . , " ( ) make made 35 hive')
@@ -32,7 +31,7 @@ RECORDS = st.builds(Record, st.lists(TURNS, max_size=3).map(tuple), FIELDS)
 @given(record=RECORDS, held_out=RECORDS)
 @settings(max_examples=40, deadline=None)
 def test_filters_are_total_and_deterministic(name, record, held_out):
-    context = Context(held_out=[held_out])
+    context = FilterContext(held_out=[held_out])
     first = FILTERS.build(name).begin(context).judge(record)
     assert first == FILTERS.build(name).begin(context).judge(record)
     assert first.keep or first.reason
@@ -48,7 +47,7 @@ PAIRS = st.lists(
 
 
 def fold(pairs):
-    judge = Duplicate().begin(Context())
+    judge = Duplicate().begin(FilterContext())
     kept = []
     for question, answer in pairs:
         text = " ".join(answer)
@@ -83,7 +82,7 @@ def test_in_any_order_every_dropped_record_repeats_one_that_is_kept(pairs, rng):
 def test_reading_any_text_never_fails(text):
     assert "\n" not in clean_question(text)
     assert "\n" not in clean_answer(text)
-    parse_pair(text)
+    parse_qa_pair(text)
     passage = make_passage("bees", text, start=7)
     for quote in find_statements(passage):
         assert passage.text[quote.start - 7 : quote.end - 7] == quote.text
@@ -94,7 +93,7 @@ def test_reading_any_text_never_fails(text):
 @settings(deadline=None)
 def test_a_trimmed_question_is_a_beginning_of_what_was_said(statement, tail):
     statement = f"The {statement} is kept by bees in a hive."
-    for opening in find_openings(statement, statement):
+    for opening in find_question_prefixes(statement, statement):
         question, reason = trim_question(opening.text + tail, opening, statement)
         assert bool(question) != bool(reason)
         if question:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.synth.conftest import make_passages
 
-from stillroom.synth.plan import order_items, split_documents
+from stillroom.synth.pipeline.inputs import order_items, split_documents
 
 IDS = st.sets(st.text(min_size=1, max_size=12), min_size=2, max_size=40)
 SHARES = st.floats(0.05, 0.95)

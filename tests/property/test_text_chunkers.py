@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stillroom.records import Document
 from stillroom.records import Heading as Section
 from stillroom.text import CHUNKERS, estimate_tokens
-from stillroom.text.graphemes import is_safe_cut
+from stillroom.text.unicode import is_grapheme_boundary
 
 BLOCKS = st.sampled_from(
     [
@@ -93,15 +93,17 @@ def test_passages_cover_the_text_in_order_and_within_the_size(count, text, name,
         assert _is_parent(passage, text)
         assert not text[covered : passage.start].strip()
         last, covered = passage.start, passage.end
-        assert is_safe_cut(text, passage.start) or _is_monster(text, passage.start)
-        unsplittable = sum(is_safe_cut(passage.text, i) for i in range(1, len(passage.text))) == 0
+        assert is_grapheme_boundary(text, passage.start) or _is_monster(text, passage.start)
+        unsplittable = (
+            sum(is_grapheme_boundary(passage.text, i) for i in range(1, len(passage.text))) == 0
+        )
         assert measure(passage.text) <= size or unsplittable or _has_cluster(passage.text)
     assert not text[covered:].strip()
 
 
 def _is_monster(text: str, position: int) -> bool:
     """Whether the cluster at a position is longer than any writing has."""
-    return not any(is_safe_cut(text, at) for at in range(max(position - 60, 1), position))
+    return not any(is_grapheme_boundary(text, at) for at in range(max(position - 60, 1), position))
 
 
 def _has_cluster(text: str) -> bool:

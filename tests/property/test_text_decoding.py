@@ -5,10 +5,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
-from stillroom.text.decoding import ByteMap, decode, make_anchors
-from stillroom.text.markup import tokenize
-from stillroom.text.normalize import strip_invisible, token_f1, words
-from stillroom.text.sentences import split_sentences
+from stillroom.text.documents.html import tokenize
+from stillroom.text.encoding import ByteMap, build_anchors, decode_text
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import split_words, strip_invisible, token_f1
 
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\x00\ufeff"), max_size=300
@@ -19,7 +19,7 @@ TEXT = st.text(
 @given(text=TEXT, encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
 def test_every_character_of_a_marked_encoding_maps_to_its_bytes(text, encoding):
     data = text.encode(encoding)
-    decoded = decode(data, "x")
+    decoded = decode_text(data, "x")
     if encoding == "utf-8" and decoded.encoding != "utf-8":
         return
     assert decoded.text == text
@@ -33,10 +33,10 @@ def test_every_character_of_a_marked_encoding_maps_to_its_bytes(text, encoding):
 @given(data=st.binary(max_size=400))
 def test_any_bytes_are_text_or_refused_and_anchors_tile_them(data):
     try:
-        decoded = decode(data, "x")
+        decoded = decode_text(data, "x")
     except DataError:
         return
-    anchors = make_anchors(decoded)
+    anchors = build_anchors(decoded)
     position = 0
     for anchor in anchors:
         assert anchor.start == position < anchor.end
@@ -99,7 +99,7 @@ def test_sentences_cover_all_but_white_space(text):
 @given(text=TEXT, other=TEXT)
 def test_normalizing_is_stable_and_scores_are_shares(text, other):
     assert strip_invisible(strip_invisible(text)) == strip_invisible(text)
-    assert words(" ".join(words(text))) == words(text)
+    assert split_words(" ".join(split_words(text))) == split_words(text)
     assert token_f1(text, text) == 1.0
     assert 0.0 <= token_f1(text, other) <= 1.0
     assert token_f1(text, other) == token_f1(other, text)
@@ -115,8 +115,8 @@ def test_normalizing_is_stable_and_scores_are_shares(text, other):
 def test_a_damaged_text_with_a_mark_leads_to_bytes_of_the_file(text, encoding, cut, byte):
     data = text.encode(encoding)
     data = data[:4] + data[4:][:cut] + byte + data[4:][cut + 1 :]
-    decoded = decode(data, "x")
-    anchors = make_anchors(decoded)
+    decoded = decode_text(data, "x")
+    anchors = build_anchors(decoded)
     assert [one.byte_end for one in anchors[:-1]] == [one.byte_start for one in anchors[1:]]
     assert (anchors[-1].byte_end if anchors else len(data)) == len(data)
 
@@ -134,9 +134,9 @@ def test_a_damaged_text_with_a_mark_leads_to_bytes_of_the_file(text, encoding, c
 def test_text_of_seven_bits_is_read_and_leads_to_all_of_its_bytes(text, encoding, declared):
     spare = b"\x1b(B" if encoding == "iso2022_jp" else b""
     data = text.encode(encoding) + spare
-    decoded = decode(data, "x", declared=declared)
+    decoded = decode_text(data, "x", declared=declared)
     assert decoded.text == text
-    (anchor,) = make_anchors(decoded)
+    (anchor,) = build_anchors(decoded)
     assert (anchor.byte_start, anchor.byte_end, anchor.is_exact) == (0, len(data), False)
 
 
@@ -157,11 +157,11 @@ def read_whole(data, encoding):
 def test_what_is_called_exact_is_the_bytes_own_text(text, encoding, tail):
     data = text.encode(encoding) + tail
     try:
-        decoded = decode(data, "x")
+        decoded = decode_text(data, "x")
     except DataError:
         return
     where = ByteMap(decoded)
-    for anchor in make_anchors(decoded):
+    for anchor in build_anchors(decoded):
         own = read_whole(data[anchor.byte_start : anchor.byte_end], decoded.encoding)
         assert anchor.is_exact == (own == decoded.text[anchor.start : anchor.end])
         assert where.at(anchor.start) == anchor.byte_start

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.checkpoints.checkpoint import Checkpoint
-    from stillroom.checkpoints.dequantize import dequantize_gguf
+    from stillroom.checkpoints.gguf import dequantize_gguf
     from stillroom.checkpoints.writer import CheckpointWriter
 
 __all__ = ["Checkpoint", "CheckpointWriter", "dequantize_gguf"]
@@ -22,7 +22,7 @@ __all__ = ["Checkpoint", "CheckpointWriter", "dequantize_gguf"]
 _HOMES = {
     "Checkpoint": "stillroom.checkpoints.checkpoint",
     "CheckpointWriter": "stillroom.checkpoints.writer",
-    "dequantize_gguf": "stillroom.checkpoints.dequantize",
+    "dequantize_gguf": "stillroom.checkpoints.gguf",
 }
 
 

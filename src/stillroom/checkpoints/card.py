@@ -1,4 +1,4 @@
-"""Cards: the README.md of a checkpoint, with YAML front matter that hubs and people read."""
+"""Model cards: README.md with YAML front matter as the Hugging Face hub reads it."""
 
 from __future__ import annotations
 

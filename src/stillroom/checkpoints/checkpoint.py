@@ -1,4 +1,4 @@
-"""Checkpoint: a folder of weights, config and tokenizer, opened without loading it.
+"""A checkpoint on disk: weights, config and tokenizer, opened without loading them.
 
 Tensors come one at a time or in blocks of rows; quantized ones as the plain tensors they stand
 for. The fingerprint names the tensors, not the files: the same weights in one file or seven have
@@ -15,23 +15,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints.card import read_card
-from stillroom.checkpoints.digests import Hasher, load_digests, save_digests
-from stillroom.checkpoints.header import FLOATS, TensorEntry
-from stillroom.checkpoints.quantization import find_quantization, plain_config
-from stillroom.checkpoints.store import Store, open_store, torch_dtype
+from stillroom.checkpoints.digests import Hasher, fingerprint_of, load_digests, save_digests
+from stillroom.checkpoints.gguf import DEQUANTIZED
+from stillroom.checkpoints.quantization import drop_quantization, find_quantization
+from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
+from stillroom.checkpoints.store import TensorStore, open_store, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_file, digest_json, find_output
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "as_bytes", "fingerprint_of"]
+__all__ = [
+    "Checkpoint",
+]
+
 
 _BLOCK_BYTES = 4 << 20
+
+
 _MAX_CONFIG = 10_000_000
-DEQUANTIZED = "dequantized-from-"
+
+
 """What the tag of a card begins with that says from what the weights were dequantized."""
+
+
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -41,25 +52,25 @@ class Checkpoint:
     Use ``Checkpoint.open``. Tensors belong to the caller: changing one changes no file.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], store: Store) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], store: TensorStore) -> None:
         """Stand over an opened store; callers use ``open``."""
         self.folder = folder
-        self.config = plain_config(config)
+        self.config = drop_quantization(config)
         """What config.json says; of quantization it says nothing, since tensors come plain."""
         self.quantization = find_quantization(folder, config)
         """What is said of quantization; the weights may be plain all the same."""
         self._stored = store
 
     @cached_property
-    def _store(self) -> Store:
+    def _store(self) -> TensorStore:
         """The plain tensors; made when one is asked for first.
 
         Raises:
             CheckpointError: If they are quantized in a way that is not known here.
         """
-        from stillroom.checkpoints.dequantized import as_plain
+        from stillroom.checkpoints.store import dequantize_store
 
-        return as_plain(self._stored, self.quantization, self.folder, self.config)
+        return dequantize_store(self._stored, self.quantization, self.folder, self.config)
 
     @classmethod
     def open(
@@ -284,30 +295,13 @@ class Checkpoint:
         return named if isinstance(named, str) else ""
 
 
-def _digest_tensor(store: Store, name: str) -> str:
+def _digest_tensor(store: TensorStore, name: str) -> str:
     """Return the BLAKE3 digest of one tensor's bytes, read in blocks."""
     entry, digest = store.entries[name], Hasher()
     step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
     for start in range(0, entry.rows, step):
         digest.update(store.read(name, start, min(start + step, entry.rows)))
     return digest.hexdigest()
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return a contiguous tensor's bytes without a copy."""
-    import torch
-
-    flat = tensor.detach().contiguous().view(-1)
-    if not flat.numel():
-        return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy().data)
-
-
-def fingerprint_of(entries: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """Return the fingerprint of tensors given as name, type, shape and digest of bytes."""
-    return digest_json(
-        [[name, dtype, list(shape), digest] for name, dtype, shape, digest in sorted(entries)]
-    )
 
 
 def _open_file(path: Path, cache: Path | None) -> Path:
@@ -319,7 +313,7 @@ def _open_file(path: Path, cache: Path | None) -> Path:
             expected="a folder with config.json and model.safetensors, or a .gguf file",
             next="give the folder that the file lies in",
         )
-    from stillroom.checkpoints.dequantize import dequantize_gguf
+    from stillroom.checkpoints.gguf import dequantize_gguf
 
     return dequantize_gguf(path, cache)
 

@@ -1,4 +1,4 @@
-"""Digests of tensors: BLAKE3 of their bytes, kept while the files are what they were.
+"""BLAKE3 digests and fingerprints of tensors, cached while the files are unchanged.
 
 A checkpoint is read whole to be named, and BLAKE3 (aumasson et al. 2020) does that at several times
 the speed of sha256. What is kept is keyed by every file's place, size, times and inode; whoever
@@ -10,19 +10,35 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
 
-__all__ = ["Hasher", "cache_folder", "load_digests", "save_digests"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Hasher",
+    "as_bytes",
+    "cache_folder",
+    "fingerprint_of",
+    "load_digests",
+    "save_digests",
+]
+
 
 Hasher = blake3
+
+
 _FRESH_NS = 2_000_000_000
-_kept: dict[str, dict[str, str]] = {}
+
+
+_cache: dict[str, dict[str, str]] = {}
 
 
 def cache_folder() -> Path:
@@ -36,8 +52,8 @@ def cache_folder() -> Path:
 def load_digests(files: Sequence[Path]) -> dict[str, str] | None:
     """Return the kept digests by tensor, if the files are what they were; else None."""
     key = _key(files)
-    if key in _kept:
-        return _kept[key]
+    if key in _cache:
+        return _cache[key]
     try:
         values = json.loads((_folder() / f"{key}.json").read_bytes())
     except (OSError, ValueError):
@@ -50,7 +66,7 @@ def load_digests(files: Sequence[Path]) -> dict[str, str] | None:
 def save_digests(files: Sequence[Path], digests: Mapping[str, str]) -> None:
     """Keep digests; on disk too, unless a file is so new that its time may not tell a change."""
     key = _key(files)
-    _kept[key] = dict(digests)
+    _cache[key] = dict(digests)
     newest = max(max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in files)
     if time.time_ns() - newest < _FRESH_NS:
         return
@@ -74,3 +90,20 @@ def _key(files: Sequence[Path]) -> str:
 
 def _folder() -> Path:
     return cache_folder() / "digests"
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a contiguous tensor's bytes without a copy."""
+    import torch
+
+    flat = tensor.detach().contiguous().view(-1)
+    if not flat.numel():
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def fingerprint_of(entries: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """Return the fingerprint of tensors given as name, type, shape and digest of bytes."""
+    return digest_json(
+        [[name, dtype, list(shape), digest] for name, dtype, shape, digest in sorted(entries)]
+    )

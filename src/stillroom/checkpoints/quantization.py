@@ -1,4 +1,4 @@
-"""What a checkpoint says of how its weights are quantized, and which tensors they stand for.
+"""Quantization schemes of checkpoints, and the tensors that quantized weights represent.
 
 A layout that is known becomes plain tensors under the names that the architecture gives them; any
 other is refused by its name, and so is a folder whose tensors are codes while nothing says of what:
@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.checkpoints.codes import (
+from stillroom.checkpoints.quantized_tensors import (
     AwqTensor,
     BlockwiseTensor,
     GptqTensor,
     Int8Tensor,
-    MxExperts,
-    Nested,
+    Mxfp4Experts,
+    NestedQuantization,
     PackedTensor,
-    Parts,
-    Quantized,
+    QuantizedTensor,
     ScaledTensor,
+    StoredParts,
 )
 from stillroom.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from stillroom.checkpoints.header import TensorEntry
+    from stillroom.checkpoints.safetensors_format import TensorEntry
 
-__all__ = ["Quantization", "find_quantization", "lay_out", "plain_config"]
+__all__ = ["Quantization", "drop_quantization", "find_quantization", "map_quantized_tensors"]
 
 _KEYS = ("quantization_config", "compression_config")
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
@@ -48,7 +48,7 @@ _ENDS = (
     *("_scale", "_scale_inv", "_scale_2", "_global_scale", "_zero_point", "_shape", "_g_idx"),
     *("_format", "_packed", "_blocks", "_scales"),
 )
-_MOST = 1_000_000
+_MAX_NOTES = 1_000_000
 _LARGEST_NOTE = 65_536
 _LONGEST_LABEL = 80
 
@@ -105,7 +105,7 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
     return None
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def drop_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config without what it says of quantization."""
     plain = {key: value for key, value in config.items() if key not in _KEYS}
     inner = plain.get("text_config")
@@ -114,9 +114,9 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def lay_out(
-    found: Quantization | None, folder: Path, entries: Mapping[str, TensorEntry], parts: Parts
-) -> tuple[dict[str, Quantized], frozenset[str]]:
+def map_quantized_tensors(
+    found: Quantization | None, folder: Path, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> tuple[dict[str, QuantizedTensor], frozenset[str]]:
     """Return the tensors that stored ones stand for, and the names of those that make them up.
 
     Args:
@@ -129,7 +129,7 @@ def lay_out(
         CheckpointError: If the layout is not known, or the tensors are not as it says.
     """
     if found is None:
-        _refuse_unsaid(folder, entries)
+        _refuse_undeclared(folder, entries)
         return {}, frozenset()
     if found.method not in _LAYOUTS:
         _refuse_unknown(found, entries)
@@ -170,8 +170,8 @@ def _read(folder: Path, said: Any, method: str) -> Quantization:
 
 def _read_json(path: Path) -> Any:
     try:
-        if path.stat().st_size > _MOST:
-            raise ValueError(f"it is larger than {_MOST} bytes")
+        if path.stat().st_size > _MAX_NOTES:
+            raise ValueError(f"it is larger than {_MAX_NOTES} bytes")
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -203,7 +203,7 @@ def _refuse_unknown(found: Quantization, entries: Mapping[str, TensorEntry]) -> 
             raise found.refuse(f"this layout is not known here ('{name:.120}', {entry.dtype})")
 
 
-def _refuse_unsaid(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
+def _refuse_undeclared(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse codes of which config.json does not say that they are; 8-bit floats may be weights."""
     for name, entry in entries.items():
         is_float = entry.dtype.startswith("F8") and not {f"{name}_scale", f"{name}_scale_inv"} & (
@@ -219,7 +219,7 @@ def _refuse_unsaid(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
             )
 
 
-def _belonging(name: str, each: Quantized, entries: Mapping[str, TensorEntry]) -> set[str]:
+def _belonging(name: str, each: QuantizedTensor, entries: Mapping[str, TensorEntry]) -> set[str]:
     """Return the stored tensors that make up a quantized one, and that nothing else needs."""
     whole = {f"{name}{end}" for end in _ENDS} | {name}
     if isinstance(each, AwqTensor | GptqTensor):
@@ -232,8 +232,8 @@ def _belonging(name: str, each: Quantized, entries: Mapping[str, TensorEntry]) -
 
 
 def _fp8(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     """8-bit floats with one scale, one a row, or one a block, which is multiplied."""
     stated = found.said.get("weight_block_size")
     for name, entry in entries.items():
@@ -275,8 +275,8 @@ def _scaled(
 
 
 def _gptq(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     form = str(found.said.get("checkpoint_format") or found.said.get("format") or "gptq")
     if form not in {"gptq", "gptq_v2"}:
         raise found.refuse(f"its format '{form:.40}' is not known here")
@@ -305,15 +305,17 @@ def _gptq(
         )
 
 
-def _check_order(found: Quantization, name: str, inputs: int, groups: int, parts: Parts) -> None:
+def _check_order(
+    found: Quantization, name: str, inputs: int, groups: int, parts: StoredParts
+) -> None:
     order = np.asarray(parts.whole(name))
     if order.shape != (inputs,) or not 0 <= int(order.min()) <= int(order.max()) < groups:
         raise found.refuse(f"'{name}' does not name a group that is there for each of {inputs}")
 
 
 def _awq(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     version = str(found.said.get("version") or found.said.get("format") or "gemm").lower()
     bits = int(found.said.get("bits") or found.said.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
@@ -331,8 +333,8 @@ def _awq(
 
 
 def _bitsandbytes(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     for stem in _stems(entries, "SCB"):
         codes = entries[f"{stem}weight"]
         if len(codes.shape) != 2 or entries[f"{stem}SCB"].shape != codes.shape[:1]:
@@ -351,7 +353,7 @@ def _bitsandbytes(
         yield stem[:-1], _blockwise(found, stem, said, entries)
 
 
-def _few(parts: Parts, name: str, entries: Mapping[str, TensorEntry]) -> list[int]:
+def _few(parts: StoredParts, name: str, entries: Mapping[str, TensorEntry]) -> list[int]:
     """Return the numbers of a tensor that may be there and holds a few."""
     entry = entries.get(name)
     if entry is None or entry.size_bytes > _LARGEST_NOTE:
@@ -371,7 +373,7 @@ def _blockwise(
         run = int(said["nested_blocksize"])
         sizes |= {"nested_absmax": -(-blocks // run), "nested_quant_map": 256}
         offset = float(said["nested_offset"])
-        nested = Nested(run, offset, f"{stem}nested_absmax", f"{stem}nested_quant_map")
+        nested = NestedQuantization(run, offset, f"{stem}nested_absmax", f"{stem}nested_quant_map")
     if codes.dtype != "U8" or codes.size_bytes != -(-count // 2) or min(shape) < 1 or block < 1:
         raise found.refuse(f"'{stem[:-1]}' does not hold {count} codes of 4 bits")
     for part, size in sizes.items():
@@ -381,8 +383,8 @@ def _blockwise(
 
 
 def _compressed(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     sparse = found.said.get("sparsity_config")
     if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
         raise found.refuse(f"its sparse format '{sparse['format']!s:.40}' is not known here")
@@ -410,7 +412,7 @@ def _packed(
     stem: str,
     schemes: list[dict[str, Any]],
     entries: Mapping[str, TensorEntry],
-    parts: Parts,
+    parts: StoredParts,
 ) -> PackedTensor:
     codes, scale = entries[f"{stem}weight_packed"], entries[f"{stem}weight_scale"]
     over = f"{stem}weight_global_scale"
@@ -466,8 +468,8 @@ def _group(found: Quantization, shape: tuple[int, ...], scale: TensorEntry) -> i
 
 
 def _modelopt(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     named = str(found.said.get("quant_algo") or found.said.get("quant_algorithm"))
     if named not in {"FP8", "NVFP4"}:
         raise found.refuse("FP8 and NVFP4 are known of this method")
@@ -483,8 +485,8 @@ def _modelopt(
 
 
 def _mxfp4(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: Parts
-) -> Iterator[tuple[str, Quantized]]:
+    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> Iterator[tuple[str, QuantizedTensor]]:
     for name, codes in entries.items():
         stem = name.removesuffix("_blocks")
         if stem == name:
@@ -497,7 +499,7 @@ def _mxfp4(
         ):
             raise found.refuse(f"'{name}' {codes.shape} is not (experts, outputs, runs, 16)")
         experts, outputs, runs, half = codes.shape
-        yield stem, MxExperts((experts, 2 * half * runs, outputs), name, f"{stem}_scales")
+        yield stem, Mxfp4Experts((experts, 2 * half * runs, outputs), name, f"{stem}_scales")
 
 
 def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
@@ -510,7 +512,10 @@ def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
 
 _LAYOUTS: Mapping[
     str,
-    Callable[[Quantization, Mapping[str, TensorEntry], Parts], Iterator[tuple[str, Quantized]]],
+    Callable[
+        [Quantization, Mapping[str, TensorEntry], StoredParts],
+        Iterator[tuple[str, QuantizedTensor]],
+    ],
 ] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes lie: safetensors files, sharded or not, or a permitted pickle.
+"""Tensor stores: safetensors files, object storage, permitted pickles and dequantized weights.
 
 A store gives entries by name and reads rows of one tensor. It knows nothing of config or tokenizer.
 """
@@ -6,17 +6,22 @@ A store gives entries by name and reads rows of one tensor. It knows nothing of 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from stillroom.checkpoints.header import (
+from stillroom.checkpoints.dtypes import narrow
+from stillroom.checkpoints.quantization import Quantization, map_quantized_tensors
+from stillroom.checkpoints.quantized_tensors import QuantizedTensor, StoredParts
+from stillroom.checkpoints.safetensors_format import (
+    DTYPE_SIZES,
     LONG_NAMES,
     TensorEntry,
     is_crowded,
@@ -24,23 +29,42 @@ from stillroom.checkpoints.header import (
     read_header,
 )
 from stillroom.errors import CheckpointError
-from stillroom.objects import Remote, joined, read_range, remote_of
+from stillroom.objects import RemoteFolder, find_remote, join_address, read_range
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PickleStore", "RemoteStore", "SafetensorsStore", "Store", "open_store", "torch_dtype"]
+__all__ = [
+    "DequantizedStore",
+    "PickleStore",
+    "RemoteStore",
+    "SafetensorsStore",
+    "TensorStore",
+    "dequantize_store",
+    "open_store",
+    "torch_dtype",
+]
 
 
 INDEX_FILE = "model.safetensors.index.json"
+
+
 _SINGLE = "model.safetensors"
+
+
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
 _MAX_INDEX = 100_000_000
+
+
 _MAX_LISTED = 1 << 19
+
+
 """The most tensors of a checkpoint: GPTQ of a trillion parameters in 384 experts has 280,000."""
 
 
-class Store(Protocol):
+class TensorStore(Protocol):
     """Named tensors on disk."""
 
     @property
@@ -149,14 +173,14 @@ class RemoteStore:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class _WeightsFolder:
     """The safetensors files of a checkpoint, here or in an object store: which, and their headers.
 
     Both are followed alike: an index names its shards, else it is the one file of that name.
     """
 
     folder: Path
-    remote: Remote | None
+    remote: RemoteFolder | None
 
     def has(self, file: str) -> bool:
         """Return whether there is such a file of weights."""
@@ -169,16 +193,16 @@ class _Folder:
         path = self.folder / file
         if self.remote is None:
             return read_header(path)
-        read = partial(read_range, joined(self.remote.address, file))
+        read = partial(read_range, join_address(self.remote.address, file))
         return parse_header(path, self.remote.left[file], read)
 
-    def open(self, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> Store:
+    def open(self, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> TensorStore:
         """Return the store of tensors, given the file that each lies in."""
         if self.remote is None:
             places = {name: self.folder / file for name, file in homes.items()}
             return SafetensorsStore(places, entries)
         address = self.remote.address
-        there = {name: joined(address, file) for name, file in homes.items()}
+        there = {name: join_address(address, file) for name, file in homes.items()}
         return RemoteStore(
             self.folder.with_name(f"{self.folder.name}.objects.json"), there, entries
         )
@@ -230,14 +254,14 @@ def torch_dtype(kind: str) -> torch.dtype:
     return dtype
 
 
-def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
+def open_store(folder: Path, *, allow_pickle: bool = False) -> TensorStore:
     """Open the weights of a folder.
 
     Raises:
         CheckpointError: If there are none, they are broken, or only a pickle that is not allowed.
     """
-    remote = remote_of(folder)
-    weights = _Folder(folder, remote if remote is not None and remote.left else None)
+    remote = find_remote(folder)
+    weights = _WeightsFolder(folder, remote if remote is not None and remote.left else None)
     index = folder / INDEX_FILE
     if index.is_file():
         return _open_shards(weights, index)
@@ -264,7 +288,7 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
     )
 
 
-def _open_shards(weights: _Folder, index: Path) -> Store:
+def _open_shards(weights: _WeightsFolder, index: Path) -> TensorStore:
     homes = {name: _shard_name(weights, index, name, file) for name, file in _read_index(index)}
     entries: dict[str, TensorEntry] = {}
     for file in sorted(set(homes.values())):
@@ -294,7 +318,7 @@ def _read_index(index: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _shard_name(weights: _Folder, index: Path, name: str, file: str) -> str:
+def _shard_name(weights: _WeightsFolder, index: Path, name: str, file: str) -> str:
     if Path(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
         raise _bad_index(index, f"it looks for '{name:.80}' in {file!r:.80}")
     if not weights.has(file):
@@ -326,3 +350,81 @@ def _refuse(path: Path, what: str) -> CheckpointError:
         expected="a state dict of plain tensors",
         next="convert it to safetensors where it was made",
     )
+
+
+_SHORT = {LONG_NAMES[kind]: kind for kind in ("BF16", "F16", "F32")}
+
+
+class DequantizedStore:
+    """Plain tensors, those that are stored so and those that codes stand for."""
+
+    def __init__(
+        self,
+        store: TensorStore,
+        tensors: Mapping[str, QuantizedTensor],
+        used: frozenset[str],
+        kind: str,
+    ) -> None:
+        """Stand over a store.
+
+        Args:
+            store: What is on disk.
+            tensors: What its codes stand for.
+            used: The stored tensors that are codes, scales and the like.
+            kind: The storage type that codes are dequantized to.
+        """
+        self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
+        self.files = store.files
+        made = {
+            name: TensorEntry(name, kind, each.shape, 0, math.prod(each.shape) * DTYPE_SIZES[kind])
+            for name, each in tensors.items()
+        }
+        plain = {name: entry for name, entry in store.entries.items() if name not in used}
+        self.entries: Mapping[str, TensorEntry] = plain | made
+
+    def map(self, name: str) -> torch.Tensor:
+        """Return a whole tensor; one that codes stand for is in memory of its own."""
+        import torch
+
+        if name not in self._tensors:
+            return self._store.map(name)
+        entry, data = self.entries[name], self.read(name, 0, self.entries[name].rows)
+        dtype = torch_dtype(entry.dtype)
+        if not len(data):
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return rows' bytes in memory of their own."""
+        each = self._tensors.get(name)
+        if each is None:
+            return self._store.read(name, start, stop)
+        if start == stop:
+            return bytearray()
+        bits = narrow(each.rows(self._parts, start, stop), self.entries[name].dtype)
+        return bytearray(bits.tobytes())
+
+
+def dequantize_store(
+    store: TensorStore, found: Quantization | None, folder: Path, config: Mapping[str, Any]
+) -> TensorStore:
+    """Return a store of plain tensors over what is stored: itself, where nothing is quantized.
+
+    Raises:
+        CheckpointError: If weights are quantized in a way that is not known here.
+    """
+    tensors, used = map_quantized_tensors(found, folder, store.entries, StoredParts(store))
+    if not tensors:
+        return store
+    return DequantizedStore(store, tensors, used, _choose_dtype(config))
+
+
+def _choose_dtype(config: Mapping[str, Any]) -> str:
+    """Return the storage type that a config names for its weights; bfloat16 where none is."""
+    inner = config.get("text_config")
+    for holder in (config, inner if isinstance(inner, Mapping) else {}):
+        for key in ("dtype", "torch_dtype"):
+            named = str(holder.get(key) or "").removeprefix("torch.")
+            if named in _SHORT:
+                return _SHORT[named]
+    return "BF16"

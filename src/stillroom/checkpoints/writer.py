@@ -1,4 +1,4 @@
-"""CheckpointWriter: writes a checkpoint tensor by tensor, in bounded memory and fixed bytes.
+"""Checkpoint writer: tensor by tensor, in bounded memory, with reproducible bytes.
 
 With a plan (names, types and shapes known beforehand) every block of rows goes straight to its
 place in its shard. Without one, tensors go to one scratch file first and are moved to their shards
@@ -16,10 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints.card import write_card
-from stillroom.checkpoints.checkpoint import as_bytes, fingerprint_of
-from stillroom.checkpoints.digests import Hasher
-from stillroom.checkpoints.header import FLOATS, LONG_NAMES
-from stillroom.checkpoints.layout import Layout, Place, Shape, lay_out
+from stillroom.checkpoints.digests import Hasher, as_bytes, fingerprint_of
+from stillroom.checkpoints.safetensors_format import (
+    FLOATS,
+    LONG_NAMES,
+    ShardLayout,
+    TensorLocation,
+    TensorShape,
+    plan_shards,
+)
 from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
@@ -59,7 +64,7 @@ class CheckpointWriter:
         config: Mapping[str, Any],
         shard_size: int = DEFAULT_SHARD_SIZE,
         dtype: torch.dtype | None = None,
-        plan: Mapping[str, Shape] | None = None,
+        plan: Mapping[str, TensorShape] | None = None,
         in_place: bool = False,
     ) -> None:
         """Prepare to write ``folder``.
@@ -82,16 +87,16 @@ class CheckpointWriter:
         self.dtype = dtype
         self.digests: dict[str, str] = {}
         self._in_place = in_place
-        self._plan: dict[str, Shape] = {}
+        self._plan: dict[str, TensorShape] = {}
         self._planned = plan is not None
-        self._layout: Layout | None = None
+        self._layout: ShardLayout | None = None
         self._files: dict[str, int] = {}
         self._spots: dict[str, int] = {}
         self._end = 0
         self._work = folder if in_place else folder.with_name(f".{folder.name}.writing")
         if plan is not None:
             self._plan = {name: (self._stored(kind), shape) for name, (kind, shape) in plan.items()}
-            self._layout = lay_out(self._plan, shard_size)
+            self._layout = plan_shards(self._plan, shard_size)
 
     def __enter__(self) -> CheckpointWriter:
         """Make the working folder and, with a plan, the shards at their final size."""
@@ -135,7 +140,7 @@ class CheckpointWriter:
             row += block.shape[0] if block.dim() else 1
         self.end(name)
 
-    def begin(self, name: str, shape: Shape) -> None:
+    def begin(self, name: str, shape: TensorShape) -> None:
         """Begin a tensor that comes in blocks of rows, from the first to the last.
 
         Raises:
@@ -149,7 +154,7 @@ class CheckpointWriter:
         self._plan[name] = shape
         self._hash = Hasher()
         if self._layout is None:
-            place = Place(_SCRATCH, self._end, *shape)
+            place = TensorLocation(_SCRATCH, self._end, *shape)
             self._spots[name] = self._end
             self._end += place.size_bytes
         else:
@@ -264,7 +269,7 @@ class CheckpointWriter:
             return dtype
         return _name_dtype(self.dtype)
 
-    def _lay_shards(self, layout: Layout) -> None:
+    def _lay_shards(self, layout: ShardLayout) -> None:
         for stale in [*self._work.glob("*.safetensors"), self._work / INDEX_FILE]:
             if stale.name not in layout.sizes:
                 stale.unlink(missing_ok=True)
@@ -280,7 +285,7 @@ class CheckpointWriter:
                 missing[0] if missing else "(any)", "was never written", "every planned tensor"
             )
         if self._layout is None:
-            self._layout = lay_out(self._plan, self.shard_size)
+            self._layout = plan_shards(self._plan, self.shard_size)
             self._lay_shards(self._layout)
             self._move_scratch(self._layout)
         if self._layout.index:
@@ -294,7 +299,7 @@ class CheckpointWriter:
             sync_folder(self._work)
             replace_folder(self._work, self.folder)
 
-    def _move_scratch(self, layout: Layout) -> None:
+    def _move_scratch(self, layout: ShardLayout) -> None:
         scratch = self._descriptor(_SCRATCH)
         for name, place in layout.places.items():
             done = 0
@@ -327,7 +332,7 @@ class CheckpointWriter:
         return self._files[file]
 
 
-def plan_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+def plan_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorShape]:
     """Return the plan of tensors that are in memory, for ``CheckpointWriter(plan=...)``."""
     return {
         name: (_name_dtype(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()

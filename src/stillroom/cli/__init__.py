@@ -1,4 +1,4 @@
-"""The command line: Click commands, one file each, that only parse, call and print.
+"""Command line: Click commands that parse options, call one function and print its result.
 
 ``stillroom VERB`` is what is true of every room; ``stillroom NOUN VERB`` is one room's own. Results
 go to standard output, talk to standard error. Commands are loaded when they are called, so that

@@ -1,4 +1,4 @@
-"""The root command, lazy loading of the others, and how errors end the process."""
+"""Root command, lazy loading of commands, and exit codes of errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stillroom import __version__
-from stillroom.cli.options import has_printed_json, print_json
+from stillroom.cli.output import has_printed_json, print_json
 from stillroom.errors import (
     MissingExtraError,
     Problem,
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from pydantic import ValidationError
 
-__all__ = ["LazyGroup", "is_reader_gone", "main", "stillroom"]
+__all__ = ["LazyGroup", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
-_READER_GONE = 141  # what shells say of a process that a closed pipe ended
+_BROKEN_PIPE_CODE = 141  # what shells say of a process that a closed pipe ended
 # Loading modules makes objects that stay; looking for garbage among them every 700 (Python's own
 # threshold) took a tenth of a small command's time.
-_OBJECTS_BETWEEN_COLLECTIONS = 50_000
-_CARDS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+_GC_THRESHOLD = 50_000
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 """What a driver of NVIDIA (also on Jetson and WSL) or AMD makes where it has found a card."""
 _EXAMPLES = """
 \b
@@ -43,33 +43,57 @@ Examples:
   stillroom ask run "What does the with statement do?"
 """
 _COMMANDS = {
-    "ask": ("stillroom.cli.ask", "Answer a question from a run's documents, with citations."),
-    "check": ("stillroom.cli.check", "Validate a recipe and estimate memory, disk and time."),
-    "checkpoint": ("stillroom.cli.checkpoint", "Checkpoints' own verbs."),
-    "completion": ("stillroom.cli.completion", "Print what makes a shell complete commands."),
-    "console": ("stillroom.cli.console", "Show a folder's runs, records and models in a browser."),
-    "diffusion": ("stillroom.cli.diffusion", "Diffusion's own verbs."),
-    "distill": ("stillroom.cli.distill", "Distillation's own verbs."),
-    "doctor": ("stillroom.cli.doctor", "Say what this machine has and what is missing."),
-    "forensics": ("stillroom.cli.forensics", "Forensics' own verbs."),
-    "list": ("stillroom.cli.list", "List methods, kinds, backends or jobs."),
-    "make": ("stillroom.cli.make", "Turn a folder of documents into a model you own."),
-    "merge": ("stillroom.cli.merge", "Merging's own verbs."),
-    "new": ("stillroom.cli.new", "Print a commented recipe."),
-    "rag": ("stillroom.cli.rag", "Retrieval's own verbs."),
-    "run": ("stillroom.cli.run", "Run a recipe of any kind."),
+    "ask": (
+        "stillroom.cli.ask:ask_command",
+        "Answer a question from a run's documents, with citations.",
+    ),
+    "check": (
+        "stillroom.cli.recipes:check_command",
+        "Validate a recipe and estimate memory, disk and time.",
+    ),
+    "checkpoint": ("stillroom.cli.checkpoint:checkpoint_group", "Checkpoints' own verbs."),
+    "completion": (
+        "stillroom.cli.completion:completion_command",
+        "Print what makes a shell complete commands.",
+    ),
+    "console": (
+        "stillroom.cli.serve:console_command",
+        "Show a folder's runs, records and models in a browser.",
+    ),
+    "diffusion": ("stillroom.cli.diffusion:diffusion_group", "Diffusion's own verbs."),
+    "distill": ("stillroom.cli.distill:distill_group", "Distillation's own verbs."),
+    "doctor": (
+        "stillroom.cli.doctor:doctor_command",
+        "Say what this machine has and what is missing.",
+    ),
+    "forensics": ("stillroom.cli.forensics:forensics_group", "Forensics' own verbs."),
+    "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
+    "make": (
+        "stillroom.cli.recipes:make_command",
+        "Turn a folder of documents into a model you own.",
+    ),
+    "merge": ("stillroom.cli.merge:merge_group", "Merging's own verbs."),
+    "new": ("stillroom.cli.recipes:new_command", "Print a commented recipe."),
+    "rag": ("stillroom.cli.rag:rag_group", "Retrieval's own verbs."),
+    "run": ("stillroom.cli.recipes:run_command", "Run a recipe of any kind."),
     "serve": (
-        "stillroom.cli.serve",
+        "stillroom.cli.serve:serve_command",
         "Serve a run behind an OpenAI-compatible API, jobs of clients, or both.",
     ),
     "show": (
-        "stillroom.cli.show",
+        "stillroom.cli.show:show_command",
         "Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.",
     ),
-    "synth": ("stillroom.cli.synth", "Synthetic data's own verbs."),
-    "fetch": ("stillroom.cli.fetch", "Bring a published job's folder here."),
-    "publish": ("stillroom.cli.publish", "Send a finished job to an object store."),
-    "verify": ("stillroom.cli.verify", "Recompute digests and name what changed."),
+    "synth": ("stillroom.cli.synth:synth_group", "Synthetic data's own verbs."),
+    "fetch": ("stillroom.cli.artifacts:fetch_command", "Bring a published job's folder here."),
+    "publish": (
+        "stillroom.cli.artifacts:publish_command",
+        "Send a finished job to an object store.",
+    ),
+    "verify": (
+        "stillroom.cli.artifacts:verify_command",
+        "Recompute digests and name what changed.",
+    ),
 }
 
 
@@ -93,7 +117,8 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in self.lazy:
             return None
-        command = importlib.import_module(self.lazy[cmd_name][0]).command
+        module, _, name = self.lazy[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is not a command")
         return command
@@ -105,7 +130,7 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from stillroom.registry.listing import suggest
+            from stillroom.registry.catalog import suggest
 
             hint = suggest(args[0], self.lazy) if args else ""
             said = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
@@ -136,46 +161,46 @@ def stillroom() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code that docs/reference/errors.md gives."""
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    gc.set_threshold(_GC_THRESHOLD)
     code = _run()
-    if is_reader_gone():
-        code = _READER_GONE
+    if is_output_closed():
+        code = _BROKEN_PIPE_CODE
     gc.freeze()  # the process ends: nothing is left to look through
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from stillroom.train.ranks import leave
+        from stillroom.train.distributed import exit_process
 
-        leave(code)
+        exit_process(code)
     sys.exit(code)
 
 
-def _say_fault(error: Exception) -> int:
+def _report_unexpected_error(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError):
-        from stillroom.jobs.extras import extra_of
+        from stillroom.jobs.extras import find_extra
 
-        if extra := extra_of(error.name or ""):
+        if extra := find_extra(error.name or ""):
             missing = MissingExtraError.of(str(error.name), extra, "this command")
-            _tell(missing.problems, str(missing))
+            _report_problems(missing.problems, str(missing))
             return missing.exit_code
     if isinstance(error, UnicodeDecodeError) or (
         isinstance(error, OSError) and error.filename is not None
     ):
-        return _tell_file(error)
+        return _report_file_error(error)
     if "pydantic" in sys.modules:
         from pydantic import ValidationError
 
         if isinstance(error, ValidationError):
-            return _tell_settings(error)
+            return _report_invalid_settings(error)
     told = Problem(
         f"{type(error).__name__}: {error}",
         "internal",
         expected="no such error: it is a fault of Stillroom's",
         next="run again with --debug and report the traceback",
     )
-    _tell([told], str(told))
+    _report_problems([told], str(told))
     return 1
 
 
-def _tell_settings(error: ValidationError) -> int:
+def _report_invalid_settings(error: ValidationError) -> int:
     """Report settings of a command that their method refuses."""
     problems: list[Problem] = []
     for one in error.errors(include_url=False):
@@ -185,23 +210,23 @@ def _tell_settings(error: ValidationError) -> int:
             continue
         place = ".".join(map(str, one["loc"])) or "the settings"
         problems.append(
-            Problem(f"{place}: {one['msg']}", "recipe.value", next=_say_where_listed(error.title))
+            Problem(f"{place}: {one['msg']}", "recipe.value", next=_find_settings_hint(error.title))
         )
     refused = RecipeError(problems)
-    _tell(refused.problems, str(refused))
+    _report_problems(refused.problems, str(refused))
     return refused.exit_code
 
 
-def _say_where_listed(title: str) -> str:
+def _find_settings_hint(title: str) -> str:
     """Return where the settings of a class are listed: by its method's name, if it is a method."""
-    from stillroom.registry.listing import find_seams, names_in
+    from stillroom.registry.catalog import find_registries, list_names
 
-    names = [name for folder in find_seams().values() for name in names_in(folder)]
+    names = [name for folder in find_registries().values() for name in list_names(folder)]
     found = next((name for name in names if name.replace("_", "") == title.lower()), "")
     return f"stillroom show {found} lists its settings" if found else "see --help of the command"
 
 
-def _tell_file(error: OSError | UnicodeDecodeError) -> int:
+def _report_file_error(error: OSError | UnicodeDecodeError) -> int:
     """Report a file that the system refuses (by name, permissions, type), or that is no text."""
     if isinstance(error, UnicodeDecodeError):
         what = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
@@ -212,11 +237,11 @@ def _tell_file(error: OSError | UnicodeDecodeError) -> int:
         expected = "a path that the system lets this user read or write"
         next_step = "check the path, its permissions and what lies there"
     refused = ResourceError(what, code="resource.file", expected=expected, next=next_step)
-    _tell(refused.problems, str(refused))
+    _report_problems(refused.problems, str(refused))
     return refused.exit_code
 
 
-def _tell(problems: Sequence[Problem], text: str = "") -> None:
+def _report_problems(problems: Sequence[Problem], text: str = "") -> None:
     """Say what is wrong on standard error, and with --json on standard output, if it has nothing.
 
     So what a program reads there is one JSON value, however the command ends.
@@ -227,7 +252,7 @@ def _tell(problems: Sequence[Problem], text: str = "") -> None:
         print_json({"problems": [asdict(one) for one in problems]})
 
 
-def is_reader_gone() -> bool:
+def is_output_closed() -> bool:
     """Return whether who read our output has closed it, as ``head`` does; what is left is dropped.
 
     The signal that would end the process instead (SIGPIPE) stays ignored, as Python has it: it
@@ -250,7 +275,7 @@ def is_reader_gone() -> bool:
     return gone
 
 
-def _quieten() -> None:
+def _silence_libraries() -> None:
     """Keep libraries from drawing bars and warnings: ours are the ones the user reads."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
@@ -261,7 +286,7 @@ def _quieten() -> None:
         os.environ.setdefault(name, value)
 
 
-def _wait_passively() -> None:
+def _set_passive_wait() -> None:
     """Let idle threads of OpenMP sleep at a barrier, where they would spin.
 
     Spinning threads take the cores from the one that they wait for: beside other work a step of
@@ -270,20 +295,20 @@ def _wait_passively() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _spare_triton() -> None:
+def _disable_triton() -> None:
     """Let torch do without triton where no card is there that it could compile for.
 
     Importing it takes time, and as a process ends it fills the screen with leaks of its bindings
     (3.9, as torch 2.15 brings it). Torch's builds for processors come without it.
     """
-    if not any(os.path.exists(device) for device in _CARDS):  # noqa: PTH110
+    if not any(os.path.exists(device) for device in _GPU_DEVICES):  # noqa: PTH110
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # what import reads as no
 
 
 def _run() -> int:
-    _quieten()
-    _wait_passively()
-    _spare_triton()
+    _silence_libraries()
+    _set_passive_wait()
+    _disable_triton()
     debug = "--debug" in sys.argv
     out, err = sys.stdout, sys.stderr
     try:
@@ -294,37 +319,43 @@ def _run() -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
-        _tell([Problem(error.format_message(), "usage", next="see --help of the command")])
+        _report_problems(
+            [Problem(error.format_message(), "usage", next="see --help of the command")]
+        )
         return 2
     except (click.Abort, KeyboardInterrupt):
-        told = Problem("interrupted" + _say_how_to_go_on(), "job.cancelled")
-        _tell([told], told.what)
+        told = Problem("interrupted" + _find_resume_hint(), "job.cancelled")
+        _report_problems([told], told.what)
         return 130
     except StillroomError as error:
         if debug:
             raise
-        _tell(error.problems, _fit_screen(error))
+        _report_problems(error.problems, _truncate_to_screen(error))
         return error.exit_code
     except SystemExit:
         if sys.stdout is out:
             raise
         # click wraps both streams and ends so on any broken pipe: our output's, or a socket's.
         sys.stdout, sys.stderr = out, err
-        return _READER_GONE if is_reader_gone() else _say_fault(BrokenPipeError("a peer went"))
+        return (
+            _BROKEN_PIPE_CODE
+            if is_output_closed()
+            else _report_unexpected_error(BrokenPipeError("a peer went"))
+        )
     except Exception as error:
         if debug:
             raise
-        return _say_fault(error)
+        return _report_unexpected_error(error)
 
 
-def _say_how_to_go_on() -> str:
+def _find_resume_hint() -> str:
     """Return the hint for commands that leave something to go on with."""
     words = sys.argv[1:3]
     is_resumable = words[:1] in (["make"], ["run"]) or words == ["rag", "index"]
     return "; run the same command again with --resume" if is_resumable else ""
 
 
-def _fit_screen(error: StillroomError) -> str:
+def _truncate_to_screen(error: StillroomError) -> str:
     """Return an error's problems, as many as one screen holds, and the count of the others."""
     texts = [str(problem) for problem in error.problems]
     heights = [text.count("\n") + 1 for text in texts]

@@ -1,12 +1,25 @@
-"""``stillroom checkpoint``: what can be done with a finished checkpoint."""
+"""``stillroom checkpoint``: model cards and GGUF export."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stillroom.cli.app import LazyGroup
+from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from stillroom.models.gguf.comparison import GgufComparison
+    from stillroom.models.gguf.export import GgufExport, GgufType
+
+__all__ = [
+    "card_command",
+    "checkpoint_group",
+    "export_command",
+]
 
 
 @click.group(
@@ -14,11 +27,11 @@ __all__ = ["command"]
     cls=LazyGroup,
     lazy={
         "card": (
-            "stillroom.cli.checkpoint_card",
+            "stillroom.cli.checkpoint:card_command",
             "Write a checkpoint's model card from its lineage.",
         ),
         "export": (
-            "stillroom.cli.checkpoint_export",
+            "stillroom.cli.checkpoint:export_command",
             "Write a checkpoint as a GGUF file that llama.cpp runs.",
         ),
     },
@@ -29,5 +42,137 @@ Examples:
   stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check
 """,
 )
-def command() -> None:
+def checkpoint_group() -> None:
     """Checkpoints' own verbs."""
+
+
+@click.command(
+    "card",
+    epilog="""
+\b
+Examples:
+  stillroom checkpoint card run
+  stillroom checkpoint card run --name "Reference student" --out README.md
+""",
+)
+@click.argument("checkpoint", type=existing_path)
+@click.option("--name", default="", help="What the model is called; by default the folder's name.")
+@click.option(
+    "--report",
+    "reports",
+    type=existing_path,
+    multiple=True,
+    help="A job that evaluated it; a run brings its own. May be repeated.",
+)
+@click.option("--out", type=existing_path, help="A file to write; printed where none is given.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def card_command(
+    checkpoint: Path,
+    name: str,
+    reports: tuple[Path, ...],
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint's model card from its lineage.
+
+    Base models, records with their shares of human and synthetic text, method, evaluation with
+    intervals, limits and digests, with the front matter that the Hugging Face hub reads.
+    """
+    from stillroom.errors import DataError
+    from stillroom.flow.model_card import collect_card_context, render_card
+    from stillroom.jobs.files import atomic_write
+
+    if out is not None and out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="the name of a new file",
+            next="give another --out, or --overwrite",
+        )
+    text = render_card(collect_card_context(checkpoint, reports), name)
+    if out is not None:
+        with atomic_write(out) as file:
+            file.write(text)
+    if as_json:
+        print_json({"card": text, "out": str(out) if out else None})
+    else:
+        click.echo(f"{out}: {len(text.splitlines())} lines" if out else text, nl=out is not None)
+
+
+@click.command(
+    "export",
+    epilog="""
+\b
+Examples:
+  stillroom checkpoint export run --to gguf --out student.gguf
+  stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check
+""",
+)
+@click.argument("checkpoint")
+@click.option("--to", "target", type=click.Choice(["gguf"]), required=True, help="The format.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["f32", "bf16", "f16", "q8_0"]),
+    help="Of the matrices; by default as they are stored.",
+)
+@click.option("--name", default="", help="What the file calls the model; by default its own name.")
+@click.option("--check", is_flag=True, help="Run it in llama.cpp beside transformers.")
+@click.option("--out", type=existing_path, required=True, help="The file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def export_command(
+    checkpoint: str,
+    target: str,
+    kind: GgufType | None,
+    name: str,
+    check: bool,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint as a GGUF file that llama.cpp runs.
+
+    CHECKPOINT is a run (its model is meant), a job's or a Hugging Face folder, or hub:NAME; its
+    tokenizer, chat template, license and origin go into the file. With --check, texts are cut and
+    written on by both engines, and a file that is not computed alike is an error, which leaves what
+    was at --out.
+    """
+    from stillroom.flow.opening import find_checkpoint
+    from stillroom.models.gguf.comparison import compare_gguf
+    from stillroom.models.gguf.export import export_gguf
+
+    folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
+    compared: list[GgufComparison] = []
+
+    def prove(path: Path, stored: GgufType) -> None:
+        compared.append(compare_gguf(folder, path, stored, name=out))
+
+    told = export_gguf(
+        folder,
+        out,
+        type=kind,
+        name=name,
+        artifact=artifact,
+        overwrite=overwrite,
+        prove=prove if check else None,
+    )
+    found = compared[0] if compared else None
+    if as_json:
+        print_json({**told.to_json(), "compared": found.to_json() if found else None})
+    else:
+        _print_export(told, found)
+
+
+def _print_export(told: GgufExport, found: GgufComparison | None) -> None:
+    tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(told.tensors.items()))
+    click.echo(f"{told.path}: {told.architecture}, {told.size_bytes / 1e6:.1f} MB, {tensors}")
+    for name, why in told.left_out.items():
+        click.echo(f"left out: {name}: {why}")
+    for note in told.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"compared: {found}" if found else "not compared with transformers: --check does")

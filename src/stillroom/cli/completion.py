@@ -1,14 +1,26 @@
-"""``stillroom completion``: what makes a shell complete commands, options and names."""
+"""``stillroom completion``: shell completion scripts, and completion of names."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from stillroom.cli.options import debug_option
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
-_VARIABLE = "_STILLROOM_COMPLETE"
+__all__ = [
+    "complete_recipes",
+    "complete_seams",
+    "complete_shown",
+    "complete_stores",
+    "completion_command",
+]
+
+
+_COMPLETE_VARIABLE = "_STILLROOM_COMPLETE"
 
 
 @click.command(
@@ -23,7 +35,7 @@ Examples:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @debug_option
-def command(shell: str) -> None:
+def completion_command(shell: str) -> None:
     """Print what makes a shell complete commands.
 
     Put it where SHELL looks for such files, as the examples do, and open a new one. Names of
@@ -36,5 +48,59 @@ def command(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:  # click brings all three
         raise click.UsageError(f"no completion for {shell}")
-    script = kind(stillroom, {}, "stillroom", _VARIABLE)
+    script = kind(stillroom, {}, "stillroom", _COMPLETE_VARIABLE)
     click.echo(script.source_template % script.source_vars())
+
+
+def complete_recipes(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Complete KIND, and KIND/METHOD behind a slash."""
+    from stillroom.registry.catalog import (
+        find_registries,
+        list_examples,
+        list_kind_names,
+        list_names,
+    )
+
+    kind, slash, start = incomplete.partition("/")
+    if not slash:
+        return [name for name in list_kind_names() if name.startswith(kind)]
+    seams = {seam: folder for seam, folder in find_registries().items() if f".{kind}." in seam}
+    names = {name for folder in seams.values() for name in list_names(folder)}
+    if kind in list_kind_names():
+        names.update(list_examples(kind))
+    return [f"{kind}/{name}" for name in sorted(names) if name.startswith(start)]
+
+
+def complete_seams(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Complete a folder of methods, as ``merge.methods``."""
+    from stillroom.registry.catalog import find_registries
+
+    short = [seam.removeprefix("stillroom.") for seam in find_registries()]
+    return [seam for seam in short if seam.startswith(incomplete)]
+
+
+def complete_stores(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Complete where an index can lie."""
+    from stillroom.registry.catalog import find_registries, list_names
+
+    names = list_names(find_registries()["stillroom.rag.stores"])
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_shown(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete a method's name, or a path where none begins so."""
+    from click.shell_completion import CompletionItem
+
+    from stillroom.registry.catalog import find_registries, list_names
+
+    names = sorted({name for folder in find_registries().values() for name in list_names(folder)})
+    found = [name for name in names if incomplete and name.startswith(incomplete)]
+    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]

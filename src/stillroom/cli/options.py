@@ -1,44 +1,54 @@
-"""Flags that mean the same in every command."""
+"""Options that commands share, and their parameter types.
+
+Click's own types let NaN through every bound, as no comparison with it is true.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.types import FloatParamType
 
 if TYPE_CHECKING:
+    from stillroom.rag.index.view import AccessContext
     from stillroom.recipes import EngineChoice
 
 __all__ = [
+    "FiniteFloat",
+    "FiniteFloatRange",
     "access_options",
+    "build_access",
     "debug_option",
     "engine_option",
     "existing_path",
-    "hang",
-    "has_printed_json",
     "job_options",
     "json_option",
-    "print_json",
+    "qrels_options",
     "read_engine",
+    "resolve_qrels",
     "view_options",
 ]
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
 
 existing_path = click.Path(exists=False, path_type=Path)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+
+
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
 )
-_JSON_VERSION = 1
 
 
-def job_options(function: F) -> F:
+def job_options(function: CommandT) -> CommandT:
     """Add --overwrite, --resume, --quiet and --debug."""
     for option in (
         debug_option,
@@ -50,7 +60,7 @@ def job_options(function: F) -> F:
     return function
 
 
-def engine_option(function: F) -> F:
+def engine_option(function: CommandT) -> CommandT:
     """Add --engine: where the work is done."""
     return click.option(
         "--engine",
@@ -83,7 +93,7 @@ def read_engine(written: str) -> EngineChoice:
     return EngineChoice.model_validate(written)
 
 
-def access_options(function: F) -> F:
+def access_options(function: CommandT) -> CommandT:
     """Add --tenant and --principal: who asks."""
     for option in (
         click.option(
@@ -98,7 +108,7 @@ def access_options(function: F) -> F:
     return function
 
 
-def view_options(function: F) -> F:
+def view_options(function: CommandT) -> CommandT:
     """Add --where, --snapshot, --tenant and --principal: what of an index is asked, and by whom."""
     function = access_options(function)
     for option in (
@@ -109,33 +119,68 @@ def view_options(function: F) -> F:
     return function
 
 
-def hang(lead: str, text: str, *, always: bool = False) -> str:
-    """Return a row of a table, its text wrapped to the terminal and hung below itself.
+class FiniteFloat(FloatParamType):
+    """Any number but NaN and the infinite ones."""
 
-    Args:
-        lead: What stands before the text: names, padded.
-        text: The last column.
-        always: Wrap to $COLUMNS where there is no terminal, too; else a row stays one line there,
-            as other programs want it.
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number.
+
+        Raises:
+            click.BadParameter: If it is none, not finite, or out of bounds.
+        """
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is not a finite number.", param, ctx)
+        return number
+
+
+class FiniteFloatRange(FiniteFloat, click.FloatRange):
+    """A number within bounds; NaN and the infinite ones are in none."""
+
+
+JudgedCommandT = TypeVar("JudgedCommandT", bound=Callable[..., Any])
+
+
+def qrels_options(function: JudgedCommandT) -> JudgedCommandT:
+    """Add --collection, --split, --queries and --qrels."""
+    for option in (
+        click.option(
+            "--qrels", type=existing_path, help="TREC's or BEIR's columns, or JSON lines."
+        ),
+        click.option(
+            "--queries", type=existing_path, help="JSON lines, or lines of id, tab, text."
+        ),
+        click.option(
+            "--split", default="test", show_default=True, help="Of the collection's judgements."
+        ),
+        click.option("--collection", type=existing_path, help="A folder in BEIR's layout."),
+    ):
+        function = option(function)
+    return function
+
+
+def resolve_qrels(
+    collection: Path | None, split: str, queries: Path | None, qrels: Path | None
+) -> tuple[Path, Path]:
+    """Return where queries and judgements are; single files go before the collection's.
+
+    Raises:
+        click.UsageError: If one of them is not said.
     """
-    if not always and not sys.stdout.isatty():
-        return lead + text
-    width = max(shutil.get_terminal_size().columns, 30)
-    indent = " " * len(lead) if width >= 2 * len(lead) else "    "
-    return click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
+    from stillroom.evaluate.qa.collections import find_collection
+
+    if collection is not None:
+        found = find_collection(collection, split)
+        queries, qrels = queries or found.queries, qrels or found.qrels
+    if queries is None or qrels is None:
+        raise click.UsageError("give --collection, or --queries and --qrels")
+    return queries, qrels
 
 
-_printed: list[bool] = []
+def build_access(tenant: str, principals: Sequence[str]) -> AccessContext | None:
+    """Return who asks, or nobody where no tenant is named."""
+    from stillroom.rag.index.view import AccessContext
 
-
-def has_printed_json() -> bool:
-    """Return whether this process has printed its result as JSON."""
-    return bool(_printed)
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print a result as one JSON object with its version."""
-    _printed.append(True)
-    text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
-    # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
-    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return AccessContext(tenant, principals) if tenant or principals else None

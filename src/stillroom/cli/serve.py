@@ -1,4 +1,4 @@
-"""``stillroom serve``: a run behind an OpenAI-compatible API."""
+"""``stillroom serve`` and ``console``: the HTTP server and the web console."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from stillroom.cli.asking import ask_options, ask_settings
-from stillroom.cli.judged import find_access
-from stillroom.cli.options import access_options, debug_option, existing_path
+from stillroom.cli.ask import ask_options, ask_settings
+from stillroom.cli.options import access_options, build_access, debug_option, existing_path
 
-__all__ = ["command"]
+__all__ = [
+    "console_command",
+    "serve_command",
+]
 
 
 @click.command(
@@ -105,7 +107,7 @@ Examples:
 @access_options
 @ask_options
 @debug_option
-def command(
+def serve_command(
     mounts: tuple[str, ...],
     host: str,
     port: int,
@@ -143,13 +145,13 @@ def command(
     kernel where it has Landlock; where not, that is said at the start.
     """
     from stillroom.errors import RecipeError
-    from stillroom.rag.tracing import observe_if_asked
-    from stillroom.serve import JobsHere, Limits, LooksHere, run_server
-    from stillroom.serve.confining import Openings
+    from stillroom.rag.observability import configure_from_environment
+    from stillroom.serve import JobServerSettings, MediaCheckSettings, RequestLimits, run_server
+    from stillroom.serve.jobs.recipe_policy import RecipePolicy
     from stillroom.serve.mounts import parse_mount
 
     if new_key is not None:
-        click.echo(_draw_key(api_key_file, new_key))
+        click.echo(_create_key(api_key_file, new_key))
         return
     if not mounts and jobs is None and not forensics:
         raise RecipeError(
@@ -168,27 +170,27 @@ def command(
             next="add --forensics",
         )
     found = [parse_mount(text, model) for text in mounts]
-    openings = Openings(endpoints, allow_hub, variables)
+    openings = RecipePolicy(endpoints, allow_hub, variables)
 
-    observe_if_asked()
+    configure_from_environment()
     run_server(
         found,
         host=host,
         port=port,
         settings=ask_settings(given),
         api_key_file=api_key_file,
-        access=find_access(tenant, principals),
-        limits=Limits(requests_per_minute=rate),
+        access=build_access(tenant, principals),
+        limits=RequestLimits(requests_per_minute=rate),
         log=(lambda line: click.echo(line, err=True)) if has_log else None,
-        looks=LooksHere(detectors, official, trust) if forensics else None,
-        jobs=JobsHere(jobs, job_workers, openings) if jobs is not None else None,
+        looks=MediaCheckSettings(detectors, official, trust) if forensics else None,
+        jobs=JobServerSettings(jobs, job_workers, openings) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )
 
 
-def _draw_key(path: Path | None, words: str) -> str:
+def _create_key(path: Path | None, words: str) -> str:
     from stillroom.errors import RecipeError
-    from stillroom.serve.keys import write_key
+    from stillroom.serve.access import create_key
 
     if path is None:
         raise RecipeError(
@@ -198,4 +200,76 @@ def _draw_key(path: Path | None, words: str) -> str:
             expected="--api-key-file FILE beside it",
             next="stillroom serve --new-key '' --api-key-file keys.txt",
         )
-    return write_key(path, words)
+    return create_key(path, words)
+
+
+@click.command(
+    "console",
+    epilog="""
+\b
+Examples:
+  stillroom console
+  stillroom console ./runs --port 0
+""",
+)
+@click.argument("folder", type=existing_path, default=Path())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8152,
+    show_default=True,
+    help="The port; 0 takes a free one.",
+)
+@click.option(
+    "--allow-endpoint",
+    "endpoints",
+    multiple=True,
+    help="An address that recipes of jobs may ask models at; may be repeated.",
+)
+@click.option("--allow-hub", is_flag=True, help="Let recipes of jobs download from the hub.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=existing_path,
+    multiple=True,
+    help="A trained detector that looks at each face of media; may be repeated.",
+)
+@click.option(
+    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+)
+@click.option(
+    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+)
+@access_options
+@debug_option
+def console_command(
+    folder: Path,
+    host: str,
+    port: int,
+    endpoints: tuple[str, ...],
+    allow_hub: bool,
+    detectors: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
+    tenant: str,
+    principals: tuple[str, ...],
+) -> None:
+    """Show a folder's runs, records and models in a browser.
+
+    Listens on this machine alone, fetches nothing from elsewhere, and asks for the key that it
+    prints with its address. FOLDER is the folder that your runs lie in; by default this one.
+    """
+    from stillroom.console import run_console
+    from stillroom.serve.jobs.recipe_policy import RecipePolicy
+    from stillroom.serve.media_check import MediaCheckService
+
+    run_console(
+        folder,
+        host=host,
+        port=port,
+        access=build_access(tenant, principals),
+        openings=RecipePolicy(endpoints, allow_hub),
+        looker=MediaCheckService(detectors=detectors, official=official, trust=trust),
+        say=lambda line: click.echo(line, err=True),
+    )

@@ -1,4 +1,4 @@
-"""``stillroom show``: one screen about a run, an artifact or a method."""
+"""``stillroom show`` and ``list``: runs, artifacts, jobs and methods."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
-from stillroom.cli.naming import complete_shown
-from stillroom.cli.options import debug_option, existing_path, hang, json_option, print_json
-from stillroom.cli.rows import print_rows
+from stillroom.cli.completion import complete_seams, complete_shown
+from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.output import format_row, print_json, print_rows
 
-__all__ = ["command"]
+__all__ = [
+    "list_command",
+    "show_command",
+]
 
 
 @click.command(
@@ -43,7 +46,7 @@ Examples:
 )
 @json_option
 @debug_option
-def command(
+def show_command(
     what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
 ) -> None:
     """Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.
@@ -75,7 +78,7 @@ def _show_lineage(
 
     answer = read_answer(path) if path.is_file() and not record else None
     if answer is not None:
-        node = walk_answer(answer, within or _asked_of(answer.asked_of, path))
+        node = walk_answer(answer, within or _find_answer_source(answer.asked_of, path))
     else:
         node = walk_record(path, record) if record else walk_lineage(path, examples=examples)
     if as_json:
@@ -84,7 +87,7 @@ def _show_lineage(
         click.echo(render_tree(node))
 
 
-def _asked_of(named: str, answer: Path) -> Path:
+def _find_answer_source(named: str, answer: Path) -> Path:
     """Return the folder that an answer names.
 
     Raises:
@@ -104,7 +107,7 @@ def _asked_of(named: str, answer: Path) -> Path:
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:
-    from stillroom.jobs import count_seconds
+    from stillroom.jobs import sum_work_seconds
     from stillroom.provenance import read_artifact
 
     artifact = read_artifact(path)
@@ -117,7 +120,7 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         ("made", f"{artifact.created}, seed {artifact.seed}"),
         ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
     ]
-    if seconds := count_seconds(path):
+    if seconds := sum_work_seconds(path):
         rows.append(("took", f"{seconds:.1f} s"))
     if artifact.origin:
         rows.append(("origin", _describe_origin(artifact.origin)))
@@ -132,10 +135,10 @@ def _describe_origin(origin: Mapping[str, Any]) -> str:
 
 
 def _show_cache(path: Path, as_json: bool) -> None:
-    from stillroom.distill import TeacherCache
-    from stillroom.distill.cache import describe_cache
+    from stillroom.distill import LogitCache
+    from stillroom.distill.logit_cache.cache import describe_cache
 
-    with TeacherCache.open(path) as cache:
+    with LogitCache.open(path) as cache:
         found = describe_cache(cache)
     if as_json:
         print_json({"cache": found})
@@ -149,7 +152,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 def _show_method(name: str, as_json: bool) -> None:
     from stillroom.errors import DataError
-    from stillroom.registry.listing import list_methods, read_docstring, read_settings, suggest
+    from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
     known = list(list_methods())
     found = [row for row in known if row.name == name]
@@ -180,5 +183,92 @@ def _show_method(name: str, as_json: bool) -> None:
         names = max((len(one.name) for one in settings), default=0) + 2
         values = max((len(one.default) for one in settings), default=0) + 2
         for one in settings:
-            click.echo(hang(f"  {one.name:{names}}{one.default:{values}}", one.description))
+            click.echo(format_row(f"  {one.name:{names}}{one.default:{values}}", one.description))
         click.echo("")
+
+
+@click.command(
+    "list",
+    epilog="""
+\b
+Examples:
+  stillroom list methods
+  stillroom list methods merge.methods
+""",
+)
+@click.argument("what", type=click.Choice(["methods", "kinds", "backends", "jobs"]))
+@click.argument("seam", default="", shell_complete=complete_seams)
+@json_option
+@debug_option
+def list_command(what: str, seam: str, as_json: bool) -> None:
+    """List methods, kinds, backends or jobs.
+
+    SEAM narrows methods to one folder (as `merge.methods`), and names the folder for jobs.
+    """
+    rows = _list_rows(what, seam)
+    if as_json:
+        print_json({what: rows})
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    group = ""
+    for row in rows:
+        if row.get("seam", "") != group:
+            group = row["seam"]
+            click.echo(f"\n{group.removeprefix('stillroom.')}")
+        click.echo(format_row(f"  {row['name']:{width}}  ", row["summary"]))
+
+
+def _list_rows(what: str, seam: str) -> list[dict[str, str]]:
+    if what == "kinds":
+        return _list_kind_rows()
+    if what == "jobs":
+        return _list_job_rows(Path(seam or "."))
+    return _list_method_rows("models.backends" if what == "backends" else seam)
+
+
+def _list_method_rows(seam: str) -> list[dict[str, str]]:
+    from stillroom.errors import RecipeError
+    from stillroom.registry.catalog import find_registries, list_methods, suggest
+
+    seams = find_registries()
+    if seam:
+        name = f"stillroom.{seam.removeprefix('stillroom.')}"
+        if name not in seams:
+            short = [known.removeprefix("stillroom.") for known in seams]
+            raise RecipeError(
+                f"'{seam}' is not a folder of methods",
+                code="recipe.unknown-seam",
+                expected=f"one of: {', '.join(short)}",
+                next=suggest(seam, short) or "stillroom list methods",
+            )
+        seams = {name: seams[name]}
+    return [
+        {
+            "name": row.name,
+            "seam": row.seam,
+            "summary": row.summary + (" (experimental)" if row.status == "experimental" else ""),
+            "paper": row.paper,
+        }
+        for row in list_methods(seams)
+    ]
+
+
+def _list_kind_rows() -> list[dict[str, str]]:
+    from stillroom.registry.catalog import list_kinds
+
+    return [{"name": name, "summary": summary} for name, summary in list_kinds().items()]
+
+
+def _list_job_rows(folder: Path) -> list[dict[str, str]]:
+    from stillroom.provenance import ARTIFACT_FILE, read_artifact
+
+    rows = []
+    for path in sorted(folder.glob("*")):
+        if (path / ARTIFACT_FILE).is_file():
+            artifact = read_artifact(path)
+            line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+            rows.append({"name": path.name, "summary": line})
+    for path in sorted(folder.glob(".*.partial")):
+        name = path.name.removeprefix(".").removesuffix(".partial")
+        rows.append({"name": name, "summary": "unfinished; go on with --resume"})
+    return rows

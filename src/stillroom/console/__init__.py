@@ -1,4 +1,4 @@
-"""Web pages over a served folder; they speak only to ``serve``.
+"""Web console over a served folder, built on the Python API of ``serve``.
 
 Server-rendered, with a little plain JavaScript; every asset comes from this package and the policy
 of the pages lets nothing else in. In: a folder of runs. Out: pages on this machine.
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.console.app import create_console
-    from stillroom.console.running import run_console
+    from stillroom.console.server import run_console
 
 __all__ = ["create_console", "run_console"]
 
-_HOMES = {"create_console": "app", "run_console": "running"}
+_HOMES = {"create_console": "app", "run_console": "server"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The console as one ASGI app: pages, assets, and the API beneath the same door."""
+"""ASGI app of the console: pages, static assets and the HTTP API behind one authentication."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stillroom.console.desk import Desk, PageLink
-from stillroom.console.door import Door
-from stillroom.console.pages import (
-    ask,
-    diffusion,
-    forensics,
-    lineage,
-    make,
-    merge,
-    models,
-    records,
-    sources,
-)
+from stillroom.console.auth import ConsoleAuth
+from stillroom.console.page_context import PageContext, PageLink
+from stillroom.console.pages import ask, jobs, models, records
+from stillroom.console.pages import ask as sources
+from stillroom.console.pages import models as diffusion
+from stillroom.console.pages import models as forensics
+from stillroom.console.pages import models as merge
+from stillroom.console.pages import records as lineage
 from stillroom.errors import Problem, StillroomError
 from stillroom.serve.app import create_app
-from stillroom.serve.looking import Looker
-from stillroom.serve.refusals import Refusal, explain
+from stillroom.serve.errors import ApiError, to_api_error
+from stillroom.serve.media_check import MediaCheckService
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from stillroom.rag.access import Access
-    from stillroom.serve.running import JobRunner
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.serve.jobs.runner import JobRunner
 
 __all__ = ["create_console"]
 
@@ -51,7 +46,7 @@ _PAGES = (
     PageLink("/forensics", "Forensics", "What is known of a picture or clip"),
     PageLink("/lineage", "Lineage", "Anything back to its bytes"),
 )
-_OF_MODELS = (
+_MODEL_PATHS = (
     "/v1/chat/",
     "/v1/responses",
     "/v1/completions",
@@ -64,9 +59,9 @@ def create_console(
     folder: Path,
     *,
     key: str,
-    access: Access | None = None,
+    access: AccessContext | None = None,
     runner: JobRunner | None = None,
-    looker: Looker | None = None,
+    looker: MediaCheckService | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
@@ -79,25 +74,27 @@ def create_console(
         looker: Looks at media; by default one that has no detectors and trusts nobody.
         names: Names of this machine that are answered to beside its own three.
     """
-    desk_holder: list[Desk] = []
+    desk_holder: list[PageContext] = []
 
     async def refuse(request: Request, status: int, said: str) -> Response:
         return await desk_holder[0].refuse(request, status, said)
 
-    door = Door(_unset, key=key, refuse=refuse, names=names)
-    desk = Desk(folder.absolute(), token=door.token, pages=_PAGES, access=access)
+    door = ConsoleAuth(_refuse_unbuilt, key=key, refuse=refuse, names=names)
+    desk = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
     desk_holder.append(desk)
-    looking = looker or Looker()
+    looking = looker or MediaCheckService()
     api = create_app(None, jobs=runner, looker=looking)
-    door.app = _Console(desk, _pages(desk, api, runner, looking), api)
+    door.app = _ConsoleApp(desk, _build_pages(desk, api, runner, looking), api)
     return door
 
 
-async def _unset(scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse_unbuilt(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("the console is not built yet")
 
 
-def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None, looker: Looker) -> Starlette:
+def _build_pages(
+    desk: PageContext, api: FastAPI, runner: JobRunner | None, looker: MediaCheckService
+) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
 
@@ -124,56 +121,56 @@ def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None, looker: Looker) -
     return Starlette(
         routes=[
             Route("/", home),
-            *ask.routes(desk),
-            *make.routes(desk, runner),
-            *records.routes(desk),
-            *models.routes(desk),
-            *merge.routes(desk),
-            *diffusion.routes(desk),
-            *forensics.routes(desk, looker),
-            *lineage.routes(desk),
-            *sources.routes(desk),
+            *ask.ask_routes(desk),
+            *jobs.job_routes(desk, runner),
+            *records.record_routes(desk),
+            *models.model_routes(desk),
+            *merge.merge_routes(desk),
+            *diffusion.diffusion_routes(desk),
+            *forensics.forensics_routes(desk, looker),
+            *lineage.lineage_routes(desk),
+            *sources.source_routes(desk),
             Mount("/static", static),
         ],
         exception_handlers={
             404: on_missing,
             405: on_method,
             StillroomError: on_error,
-            Refusal: on_error,
+            ApiError: on_error,
             Exception: on_error,
         },
         lifespan=lifespan,
     )
 
 
-class _Console:
+class _ConsoleApp:
     """Sends what asks a model to the model that ``at`` names, and jobs to their API."""
 
-    def __init__(self, desk: Desk, pages: ASGIApp, api: ASGIApp) -> None:
+    def __init__(self, desk: PageContext, pages: ASGIApp, api: ASGIApp) -> None:
         self.desk, self.pages, self.api = desk, pages, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self.pages(scope, receive, send)
             return
-        if not scope["path"].startswith(_OF_MODELS):
-            await self.api(_without_key(scope), receive, send)
+        if not scope["path"].startswith(_MODEL_PATHS):
+            await self.api(_strip_credentials(scope), receive, send)
             return
         at = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
         holding = self.desk.shelf.use(at)
         try:
             opened = await self.desk.work(holding.__enter__)
         except Exception as error:  # noqa: BLE001  # told to the client as the API tells it
-            refusal = explain(error)
+            refusal = to_api_error(error)
             await JSONResponse(refusal.to_json(), refusal.status)(scope, receive, send)
             return
         try:
-            await opened.app(_without_key(scope), receive, send)
+            await opened.app(_strip_credentials(scope), receive, send)
         finally:
             holding.__exit__(None, None, None)
 
 
-def _without_key(scope: Scope) -> Scope:
+def _strip_credentials(scope: Scope) -> Scope:
     """Return a request as the API beneath sees it: the door has looked at where it came from."""
     left = {b"authorization", b"cookie", b"host", b"origin"}
     kept = [(key, value) for key, value in scope["headers"] if key not in left]

@@ -1,4 +1,4 @@
-"""Room 4: masked diffusion language models, that write in any order and see both ways.
+"""Masked diffusion language models: training, sampling in any order, infilling and likelihood.
 
 The idea: a network that sees every position learns to fill in masked tokens. Text is written by
 unmasking, the surest places first, many at once where they do not depend on each other; holes
@@ -18,45 +18,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.diffusion.canvas import Request
-    from stillroom.diffusion.decoding import DecodeSettings
-    from stillroom.diffusion.layout import LAYOUTS, Layout
-    from stillroom.diffusion.likelihood import score_text
-    from stillroom.diffusion.metadata import DiffusionMetadata
-    from stillroom.diffusion.model import DiffusionModel, Reading
-    from stillroom.diffusion.opening import open_diffusion
+    from stillroom.diffusion.evaluation.likelihood import score_text
+    from stillroom.diffusion.interfaces import (
+        CHECKPOINT_FORMATS,
+        CheckpointFormat,
+        LikelihoodEstimate,
+    )
+    from stillroom.diffusion.model.loading import open_diffusion
+    from stillroom.diffusion.model.metadata import DiffusionMetadata
+    from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest
     from stillroom.diffusion.recipe import DiffusionRecipe
-    from stillroom.diffusion.sampling import generate
-    from stillroom.diffusion.scoring import Bound
+    from stillroom.diffusion.sampling.sampler import generate
+    from stillroom.diffusion.sampling.sequence import InfillRequest
+    from stillroom.diffusion.sampling.settings import DecodeSettings
 
 __all__ = [
-    "LAYOUTS",
-    "Bound",
+    "CHECKPOINT_FORMATS",
+    "CheckpointFormat",
     "DecodeSettings",
     "DiffusionMetadata",
     "DiffusionModel",
     "DiffusionRecipe",
-    "Layout",
-    "Reading",
-    "Request",
+    "ForwardRequest",
+    "InfillRequest",
+    "LikelihoodEstimate",
     "generate",
     "open_diffusion",
     "score_text",
 ]
 
 _HOMES = {
-    "Bound": "scoring",
-    "score_text": "likelihood",
-    "generate": "sampling",
-    "Request": "canvas",
-    "DecodeSettings": "decoding",
+    "LikelihoodEstimate": "interfaces",
+    "score_text": "evaluation.likelihood",
+    "generate": "sampling.sampler",
+    "InfillRequest": "sampling.sequence",
+    "DecodeSettings": "sampling.settings",
     "DiffusionRecipe": "recipe",
-    "LAYOUTS": "layout",
-    "DiffusionMetadata": "metadata",
-    "DiffusionModel": "model",
-    "Layout": "layout",
-    "Reading": "model",
-    "open_diffusion": "opening",
+    "CHECKPOINT_FORMATS": "interfaces",
+    "DiffusionMetadata": "model.metadata",
+    "DiffusionModel": "model.network",
+    "CheckpointFormat": "interfaces",
+    "ForwardRequest": "model.network",
+    "open_diffusion": "model.loading",
 }
 
 

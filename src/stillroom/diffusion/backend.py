@@ -1,4 +1,4 @@
-"""A diffusion checkpoint as a TextModel, so that everything that asks a model can ask it.
+"""Text-model backend for diffusion checkpoints, registered as ``models.backends`` ``diffusion``.
 
 It comes in by the door that plug-ins use: an entry point of the seam models.backends, chosen where
 config.json says ``stillroom_backend: diffusion``. Streamed text only grows: a place is given out
@@ -17,23 +17,31 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.caching import CACHES, CacheMethod
-from stillroom.diffusion.decoding import DecodeSettings
-from stillroom.diffusion.presets import Preset, find_preset, read_preset
-from stillroom.diffusion.scoring import ESTIMATORS, Estimator
-from stillroom.diffusion.steps import COMMITS, CommitRule
+from stillroom.diffusion.interfaces import ESTIMATORS, UNMASK_RULES, LikelihoodEstimator, UnmaskRule
+from stillroom.diffusion.sampling.kv_cache import KV_CACHES, KVCacheMethod
+from stillroom.diffusion.sampling.settings import (
+    DecodeSettings,
+    DecodingPreset,
+    find_preset,
+    read_preset,
+)
 from stillroom.errors import BackendError, RecipeError
-from stillroom.models.method import Backend
-from stillroom.models.protocols import CanvasStep, Score, TextModel
-from stillroom.models.requests import check_room, cut_at_stop, held_back, spread_sampling
-from stillroom.models.streams import with_end
+from stillroom.models.interfaces import Backend, DenoisingStep, Score, TextModel
+from stillroom.models.requests import (
+    broadcast_sampling,
+    count_held_back,
+    cut_at_stop,
+    limit_new_tokens,
+    stream_with_completion,
+)
 from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from stillroom.diffusion.filling import Filled
-    from stillroom.diffusion.model import DiffusionModel
-    from stillroom.diffusion.writing import Event, Sample
-    from stillroom.models.token_bytes import TokenBytes
+    from stillroom.diffusion.constrained.infilling import InfillResult
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.sampler import StepEvent
+    from stillroom.diffusion.sampling.sequence import SampledSequence
+    from stillroom.models.tokenization.token_bytes import TokenBytes
 
 __all__ = ["Diffusion"]
 
@@ -57,14 +65,14 @@ class Diffusion(Backend):
     block_length: int | None = Field(
         None, ge=1, description="places written before the next ones are begun"
     )
-    commit: Annotated[CommitRule, COMMITS.choice("threshold")] = Field(
-        default_factory=lambda: COMMITS.build("threshold"),
+    commit: Annotated[UnmaskRule, UNMASK_RULES.choice("threshold")] = Field(
+        default_factory=lambda: UNMASK_RULES.build("threshold"),
         description="how many places are written in one step",
     )
-    cache: Annotated[CacheMethod, CACHES.choice()] | None = Field(
+    cache: Annotated[KVCacheMethod, KV_CACHES.choice()] | None = Field(
         None, description="what of earlier calls is used again; null is what changes nothing"
     )
-    estimator: Annotated[Estimator, ESTIMATORS.choice("chain_rule")] = Field(
+    estimator: Annotated[LikelihoodEstimator, ESTIMATORS.choice("chain_rule")] = Field(
         default_factory=lambda: ESTIMATORS.build("chain_rule"),
         description="how completions are scored: chain_rule gives every token its own number",
     )
@@ -74,7 +82,7 @@ class Diffusion(Backend):
     def open(self, reference: str) -> TextModel:
         import torch
 
-        from stillroom.diffusion.opening import open_diffusion
+        from stillroom.diffusion.model.loading import open_diffusion
 
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
@@ -88,7 +96,7 @@ class Diffusion(Backend):
             )
         return _DiffusionTextModel(model, self, self._preset(model, Path(reference)))
 
-    def _preset(self, model: DiffusionModel, checkpoint: Path) -> Preset | None:
+    def _preset(self, model: DiffusionModel, checkpoint: Path) -> DecodingPreset | None:
         """Read the preset, which must have been measured on these weights."""
         named = {"block_length", "commit", "cache"} & self.model_fields_set
         place = Path(self.preset) if self.preset is not None else None
@@ -113,7 +121,7 @@ class _DiffusionTextModel:
     """A TextModel over a diffusion model; one request at a time."""
 
     def __init__(
-        self, model: DiffusionModel, engine: Diffusion, preset: Preset | None = None
+        self, model: DiffusionModel, engine: Diffusion, preset: DecodingPreset | None = None
     ) -> None:
         from stillroom.provenance import digest_json
 
@@ -146,7 +154,7 @@ class _DiffusionTextModel:
         completions: list[Completion] = []
         is_stopped = is_cancelled or (lambda: False)
         for index, (prompt, one) in enumerate(
-            zip(prompts, spread_sampling(prompts, sampling), strict=True)
+            zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
         ):
             if is_stopped():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
@@ -160,7 +168,7 @@ class _DiffusionTextModel:
         """Yield the text in pieces; a piece is given out once nothing before it is open."""
         done = Completion("", model=self.fingerprint)
         with closing(self.stream_canvas(prompt, sampling)) as steps:
-            for item in with_end(steps):
+            for item in stream_with_completion(steps):
                 if isinstance(item, Completion):
                     done = item
                 elif isinstance(item, str):
@@ -169,11 +177,11 @@ class _DiffusionTextModel:
 
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling
-    ) -> Generator[str | CanvasStep, None, Completion]:
+    ) -> Generator[str | DenoisingStep, None, Completion]:
         """Yield what ``stream`` yields, and each step before the piece that it settled."""
         import queue
 
-        from stillroom.diffusion.writing import Event
+        from stillroom.diffusion.sampling.sampler import StepEvent
 
         events: queue.Queue[Any] = queue.Queue()
         is_left = threading.Event()
@@ -192,7 +200,7 @@ class _DiffusionTextModel:
                 found = events.get()
                 if isinstance(found, Exception):
                     raise found
-                if isinstance(found, Event):
+                if isinstance(found, StepEvent):
                     yield self._canvas_step(found)
                 text = self._settled(found, sampling)
                 if text.startswith(given) and len(text) > len(given):
@@ -211,8 +219,8 @@ class _DiffusionTextModel:
         """
         import torch
 
-        from stillroom.diffusion.likelihood import Scorer, score_text
-        from stillroom.diffusion.requests import prompt_request
+        from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood, score_text
+        from stillroom.diffusion.sampling.sequence import build_prompt_request
 
         model, scores = self._opened(), []
         for prompt, completion in zip(prompts, completions, strict=True):
@@ -220,13 +228,13 @@ class _DiffusionTextModel:
             if not after:
                 scores.append(Score(()))
                 continue
-            before = [token or 0 for token in prompt_request(model.tokenizer, prompt, 0).ids]
-            check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
+            before = [token or 0 for token in build_prompt_request(model.tokenizer, prompt, 0).ids]
+            limit_new_tokens(len(before) + len(after) - 1, 1, self.context_length, self.name)
             ids, places = before + after, range(len(before), len(before) + len(after))
             with self._lock:
                 if self.engine.estimator.method_name() == "chain_rule":
-                    scorer = Scorer(model, ids, places, rows=self.engine.rows)
-                    scores.append(Score(_chain(scorer, torch)))
+                    scorer = MaskedLikelihood(model, ids, places, rows=self.engine.rows)
+                    scores.append(Score(_causal_logprobs(scorer, torch)))
                 else:
                     bound = score_text(model, ids, places, self.engine.estimator)
                     scores.append(Score((bound.value / len(after),) * len(after)))
@@ -269,20 +277,20 @@ class _DiffusionTextModel:
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
         is_cancelled: Callable[[], bool],
-    ) -> tuple[Filled, int]:
+    ) -> tuple[InfillResult, int]:
         """Fill the skeleton of a prompt's schema; stops do not cut what must parse."""
-        from stillroom.diffusion.filling import Filler
-        from stillroom.diffusion.requests import prompt_request
-        from stillroom.diffusion.skeleton import build_skeleton
-        from stillroom.models.token_bytes import read_token_bytes
+        from stillroom.diffusion.constrained.infilling import JsonInfiller
+        from stillroom.diffusion.constrained.json_template import build_template
+        from stillroom.diffusion.sampling.sequence import build_prompt_request
+        from stillroom.models.tokenization.token_bytes import read_token_bytes
 
         model = self._opened()
-        skeleton = build_skeleton(prompt.schema or {})
+        skeleton = build_template(prompt.schema or {})
         if self._table is None:
             self._table = read_token_bytes(model.tokenizer)
-        ids = prompt_request(model.tokenizer, prompt, 0).ids
-        room = check_room(len(ids), sampling.max_new_tokens, self.context_length, self.name)
-        filler = Filler(model, self._table, self._settings(sampling))
+        ids = build_prompt_request(model.tokenizer, prompt, 0).ids
+        room = limit_new_tokens(len(ids), sampling.max_new_tokens, self.context_length, self.name)
+        filler = JsonInfiller(model, self._table, self._settings(sampling))
         with self._lock:
             filled = filler.fill(
                 ids,
@@ -294,32 +302,34 @@ class _DiffusionTextModel:
             )
         return filled, len(ids)
 
-    def _canvas_step(self, event: Event) -> CanvasStep:
-        from stillroom.diffusion.requests import piece_texts
+    def _canvas_step(self, event: StepEvent) -> DenoisingStep:
+        from stillroom.diffusion.sampling.sequence import decode_tokens
 
         first = event.tail
-        texts = piece_texts(self._opened().tokenizer, event.ids)
+        texts = decode_tokens(self._opened().tokenizer, event.ids)
         pieces = tuple(
             None if event.is_open[at] else texts[at] for at in range(first, len(event.ids))
         )
         written = tuple(at - first for at in event.written if at >= first)
         changed = tuple(at - first for at in event.changed if at >= first)
-        return CanvasStep(event.step, event.nfe, pieces, written, changed)
+        return DenoisingStep(event.step, event.nfe, pieces, written, changed)
 
     def _write(
         self,
         prompt: Prompt,
         sampling: Sampling,
-        on_step: Callable[[Event], None] | None,
+        on_step: Callable[[StepEvent], None] | None,
         is_cancelled: Callable[[], bool],
-    ) -> tuple[Sample, int]:
-        from stillroom.diffusion.requests import prompt_request
-        from stillroom.diffusion.sampling import generate
+    ) -> tuple[SampledSequence, int]:
+        from stillroom.diffusion.sampling.sampler import generate
+        from stillroom.diffusion.sampling.sequence import build_prompt_request
 
         model = self._opened()
-        request = prompt_request(model.tokenizer, prompt, sampling.max_new_tokens, sampling.seed)
+        request = build_prompt_request(
+            model.tokenizer, prompt, sampling.max_new_tokens, sampling.seed
+        )
         length = len(request.ids)
-        room = check_room(length, sampling.max_new_tokens, self.context_length, self.name)
+        room = limit_new_tokens(length, sampling.max_new_tokens, self.context_length, self.name)
         settings = self._settings(sampling)
         with self._lock:
             (sample,) = generate(
@@ -339,12 +349,12 @@ class _DiffusionTextModel:
         }
         return self.settings.model_copy(update=drawn)
 
-    def _complete(self, sample: Sample, length: int, sampling: Sampling) -> Completion:
+    def _complete(self, sample: SampledSequence, length: int, sampling: Sampling) -> Completion:
         text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
         reason = "stop" if is_cut else sample.finish_reason
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
-    def _settled(self, found: Event | Completion | str, sampling: Sampling) -> str:
+    def _settled(self, found: StepEvent | Completion | str, sampling: Sampling) -> str:
         """Return the text that no later step changes."""
         if isinstance(found, str):
             return found
@@ -355,7 +365,7 @@ class _DiffusionTextModel:
             stop += 1
         settled = self._decode(found.ids[found.tail : stop]).rstrip("\ufffd")
         text, is_cut = cut_at_stop(settled, sampling.stop)
-        return text if is_cut else text[: len(text) - held_back(text, sampling.stop)]
+        return text if is_cut else text[: len(text) - count_held_back(text, sampling.stop)]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(
@@ -365,7 +375,7 @@ class _DiffusionTextModel:
         )
 
 
-def _chain(scorer: Any, torch: Any) -> tuple[float, ...]:
+def _causal_logprobs(scorer: Any, torch: Any) -> tuple[float, ...]:
     """Return the log-probability of each token, those before it known."""
     count = len(scorer.places)
     masks = torch.ones(count, count, dtype=torch.bool).triu()

@@ -1,4 +1,4 @@
-"""What a diffusion model starts from, what it learns, and how it is noised."""
+"""Recipe of a diffusion training job: initialization, objective and corruption."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.diffusion.learning import OBJECTIVES, Objective
-from stillroom.diffusion.noise import NOISINGS, SCHEDULES, Noising, Schedule
+from stillroom.diffusion.interfaces import (
+    CORRUPTIONS,
+    NOISE_SCHEDULES,
+    OBJECTIVES,
+    Corruption,
+    DiffusionObjective,
+    NoiseSchedule,
+)
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
-    "AnswerSettings",
+    "AnswerTrainingSettings",
+    "DiffusionOutputSettings",
     "DiffusionRecipe",
     "NoiseSettings",
-    "OutSettings",
     "ScratchSettings",
     "ValidationSettings",
 ]
@@ -72,7 +78,7 @@ class NoiseSettings(Settings):
         return self
 
 
-class AnswerSettings(Settings):
+class AnswerTrainingSettings(Settings):
     """How answers are learned, where prompts are given."""
 
     one_turn: bool = Field(
@@ -110,7 +116,7 @@ class ValidationSettings(Settings):
     )
 
 
-class OutSettings(Settings):
+class DiffusionOutputSettings(Settings):
     """How the checkpoint is written."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -145,17 +151,17 @@ class DiffusionRecipe(Recipe):
         description="whether a state predicts the next token; null keeps what the start does: an "
         "autoregressive one's do, a new network's do not",
     )
-    objective: Annotated[Objective, OBJECTIVES.choice("bound")] = Field(
+    objective: Annotated[DiffusionObjective, OBJECTIVES.choice("bound")] = Field(
         default_factory=lambda: OBJECTIVES.build("bound"),
         description="what it is trained towards: bound says what is said, vrpo prefers chosen "
         "answers to rejected ones, diffu_grpo is rewarded by a verifier",
     )
-    noising: Annotated[Noising, NOISINGS.choice("independent")] = Field(
-        default_factory=lambda: NOISINGS.build("independent"),
+    noising: Annotated[Corruption, CORRUPTIONS.choice("independent")] = Field(
+        default_factory=lambda: CORRUPTIONS.build("independent"),
         description="the noisy copies that a text is learned from",
     )
-    schedule: Annotated[Schedule, SCHEDULES.choice("linear")] = Field(
-        default_factory=lambda: SCHEDULES.build("linear"),
+    schedule: Annotated[NoiseSchedule, NOISE_SCHEDULES.choice("linear")] = Field(
+        default_factory=lambda: NOISE_SCHEDULES.build("linear"),
         description="how much is masked at which time",
     )
     noise: NoiseSettings = Field(default_factory=NoiseSettings, description="which times are drawn")
@@ -173,8 +179,8 @@ class DiffusionRecipe(Recipe):
         default=False,
         description="learn all that is said, as in pretraining, not the answers alone",
     )
-    answers: AnswerSettings = Field(
-        default_factory=AnswerSettings, description="how answers are learned"
+    answers: AnswerTrainingSettings = Field(
+        default_factory=AnswerTrainingSettings, description="how answers are learned"
     )
     max_tokens: int = Field(
         default=512, ge=2, description="tokens of a record; what is longer is cut and counted"
@@ -185,8 +191,8 @@ class DiffusionRecipe(Recipe):
     validation: ValidationSettings = Field(
         default_factory=ValidationSettings, description="what is measured on held-out records"
     )
-    out: OutSettings = Field(
-        default_factory=OutSettings, description="how the checkpoint is written"
+    out: DiffusionOutputSettings = Field(
+        default_factory=DiffusionOutputSettings, description="how the checkpoint is written"
     )
 
     @model_validator(mode="after")

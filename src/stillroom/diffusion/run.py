@@ -1,4 +1,4 @@
-"""The job of kind ``diffusion``: a start and records in, a diffusion checkpoint out."""
+"""Job of kind ``diffusion``: trains from an initial checkpoint and records, writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
-from stillroom.diffusion.learning import Course, Lessons
-from stillroom.diffusion.lessons import encode_lessons
-from stillroom.diffusion.metadata import CONFIG_KEY, DiffusionMetadata
-from stillroom.diffusion.model import DiffusionModel
-from stillroom.diffusion.objective import DiffusionObjective
-from stillroom.diffusion.opening import check_attention, load_prepared, load_trained
+from stillroom.diffusion.evaluation.likelihood import Validation
+from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
+from stillroom.diffusion.model.initialization import (
+    check_initial_checkpoint,
+    prepare_initial_checkpoint,
+    read_json,
+)
+from stillroom.diffusion.model.loading import check_attention, load_prepared, load_trained
+from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
+from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
-from stillroom.diffusion.starting import check_start, prepare_start, read_json
-from stillroom.diffusion.validating import Validation
+from stillroom.diffusion.training.data import tokenize_records
+from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.jobs import Estimate, Job
 from stillroom.models import resolve_checkpoint
-from stillroom.objects import local
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Link, Origin, combine_origins
+from stillroom.train.data import RecordSplit, split_records
+from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import train
 from stillroom.train.lora import add_lora, export_tensors
-from stillroom.train.precision import fixed_threads
-from stillroom.train.ranks import Ranks
-from stillroom.train.split import Split, split_records
+from stillroom.train.precision import limit_threads
 
 __all__ = ["estimate", "run"]
 
@@ -49,13 +53,13 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         DataError: If there is nothing to learn.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    with Ranks() as ranks, fixed_threads(recipe.train.threads):
-        split = split_records(local(recipe.records))
+    with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
+        split = split_records(resolve_local(recipe.records))
         start = ranks.share_path(job.scratch / "start")
         said = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
-        recipe = _within(recipe, model, job)
+        recipe = _limit_context(recipe, model, job)
         lessons, counts = _encode(recipe, split, model, job)
         validation = _hold_out(recipe, split, model)
         measure = partial(_measure, recipe, split, validation, job)
@@ -63,7 +67,7 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         details["before"] = ranks.on_main(partial(measure, "measure before"))
         details["train"] = _train(recipe, job, model, lessons, validation, ranks)
         is_whole = ranks.count == 1 or recipe.train.sharding == "none"
-        tensors = _gather(model, ranks, is_whole=is_whole)
+        tensors = _gather_weights(model, ranks, is_whole=is_whole)
 
         def write_and_measure() -> Artifact:
             """Write the checkpoint; a model in parts is measured as it was written."""
@@ -71,22 +75,22 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
             if not is_whole:
                 validation.model = load_trained(job.output, model)
             details["after"] = measure("measure after")
-            return _finish(recipe, job, model, split, details)
+            return _publish(recipe, job, model, split, details)
 
         return ranks.on_main(write_and_measure)
 
 
-def _prepare(recipe: DiffusionRecipe, split: Split, start: Path, job: Job) -> str:
+def _prepare(recipe: DiffusionRecipe, split: RecordSplit, start: Path, job: Job) -> str:
     """Make what training starts from, and return what it is."""
-    check_start(recipe)
+    check_initial_checkpoint(recipe)
     with job.phase("start", 1, "networks") as progress:
-        said = prepare_start(recipe, lambda: _texts(split), start)
+        said = prepare_initial_checkpoint(recipe, lambda: _count_texts(split), start)
         progress.advance()
     job.say(f"starts from {said}")
     return said
 
 
-def _within(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
+def _limit_context(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
     """Return the recipe with no more tokens a record than the model knows positions."""
     most = model.context_length
     if recipe.max_tokens <= most:
@@ -95,7 +99,9 @@ def _within(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> Diffusi
     return recipe.model_copy(update={"max_tokens": most})
 
 
-def _gather(model: DiffusionModel, ranks: Ranks, *, is_whole: bool) -> dict[str, torch.Tensor]:
+def _gather_weights(
+    model: DiffusionModel, ranks: ProcessGroup, *, is_whole: bool
+) -> dict[str, torch.Tensor]:
     """Return the weights on the main rank; where each has a part, all ranks gather them."""
     if ranks.is_main:
         return dict(export_tensors(model.network))
@@ -105,15 +111,15 @@ def _gather(model: DiffusionModel, ranks: Ranks, *, is_whole: bool) -> dict[str,
     return {}
 
 
-def _finish(
+def _publish(
     recipe: DiffusionRecipe,
     job: Job,
     model: DiffusionModel,
-    split: Split,
+    split: RecordSplit,
     details: dict[str, Any],
 ) -> Artifact:
     """Tell what the checkpoint came to, and publish it."""
-    _tell(details, job)
+    _report(details, job)
     return job.finish(
         "checkpoint",
         parents=_parents(recipe, job),
@@ -128,7 +134,7 @@ def _finish(
 
 def estimate(recipe: DiffusionRecipe) -> Estimate:
     """Return memory, disk and time of the job; a start that is not here counts as 135M."""
-    parameters, vocabulary, basis = _size_of(recipe)
+    parameters, vocabulary, basis = _count_parameters(recipe)
     records = _count_records(recipe)
     steps = (
         recipe.train.count_steps(records * recipe.objective.steps_per_batch)
@@ -154,7 +160,7 @@ def estimate(recipe: DiffusionRecipe) -> Estimate:
     )
 
 
-def _size_of(recipe: DiffusionRecipe) -> tuple[int, int, str]:
+def _count_parameters(recipe: DiffusionRecipe) -> tuple[int, int, str]:
     """Return parameters, vocabulary and what they are known from."""
     start = recipe.start
     if isinstance(start, ScratchSettings):
@@ -170,18 +176,18 @@ def _size_of(recipe: DiffusionRecipe) -> tuple[int, int, str]:
 
 
 def _count_records(recipe: DiffusionRecipe) -> int:
-    path = local(recipe.records)
+    path = resolve_local(recipe.records)
     return len(split_records(path).train) if path.exists() else 0
 
 
-def _texts(split: Split) -> Iterator[str]:
+def _count_texts(split: RecordSplit) -> Iterator[str]:
     for record in split.train:
         yield from (message.content for message in record.messages)
 
 
 def _encode(
-    recipe: DiffusionRecipe, split: Split, model: DiffusionModel, job: Job
-) -> tuple[Lessons, dict[str, Any]]:
+    recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel, job: Job
+) -> tuple[TokenizedDataset, dict[str, Any]]:
     with job.phase("encode", len(split.train), "records") as progress:
         lessons = recipe.objective.encode(recipe, model, split.train, progress.advance)
     found = {**lessons.counts, "passed_over": split.passed_over}
@@ -200,8 +206,8 @@ def _encode(
     return lessons, found
 
 
-def _hold_out(recipe: DiffusionRecipe, split: Split, model: DiffusionModel) -> Validation:
-    held_out, _ = encode_lessons(
+def _hold_out(recipe: DiffusionRecipe, split: RecordSplit, model: DiffusionModel) -> Validation:
+    held_out, _ = tokenize_records(
         model.tokenizer,
         split.held_out[: recipe.validation.records],
         max_tokens=recipe.max_tokens,
@@ -214,7 +220,7 @@ def _hold_out(recipe: DiffusionRecipe, split: Split, model: DiffusionModel) -> V
 
 
 def _measure(
-    recipe: DiffusionRecipe, split: Split, validation: Validation, job: Job, name: str
+    recipe: DiffusionRecipe, split: RecordSplit, validation: Validation, job: Job, name: str
 ) -> dict[str, Any]:
     """Measure, once: a resumed run takes what was measured before."""
     journal = job.journal("measured")
@@ -231,9 +237,9 @@ def _train(
     recipe: DiffusionRecipe,
     job: Job,
     model: DiffusionModel,
-    lessons: Lessons,
+    lessons: TokenizedDataset,
     validation: Validation,
-    ranks: Ranks,
+    ranks: ProcessGroup,
 ) -> dict[str, Any]:
     network = model.network
     if recipe.train.lora is not None:
@@ -243,8 +249,8 @@ def _train(
     has_times = objective.has_times and not recipe.noising.is_causal
     trained = train(
         network,
-        objective.begin(Course(recipe, model, lessons.items, steps, job)),
-        DiffusionObjective(model, has_times=has_times),
+        objective.begin(ObjectiveContext(recipe, model, lessons.items, steps, job)),
+        DiffusionLoss(model, has_times=has_times),
         recipe.train,
         job,
         seed=recipe.seed,
@@ -256,7 +262,7 @@ def _train(
 
 
 def _validate(
-    validation: Validation, recipe: DiffusionRecipe, job: Job, ranks: Ranks
+    validation: Validation, recipe: DiffusionRecipe, job: Job, ranks: ProcessGroup
 ) -> Callable[[int, nn.Module], None] | None:
     every, is_sharded = recipe.validation.every, recipe.train.sharding != "none"
     if not every or not validation.lessons:
@@ -278,7 +284,7 @@ def _write(
     model: DiffusionModel,
     tensors: dict[str, torch.Tensor],
     start: Path,
-    split: Split,
+    split: RecordSplit,
 ) -> str:
     """Write the checkpoint; an autoregressive one is an ordinary one, without metadata."""
     config = read_json(start / "config.json")
@@ -320,14 +326,14 @@ def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
 
 
 def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
-    found = [make_parent("records", local(recipe.records), job.out)]
+    found = [make_parent("records", resolve_local(recipe.records), job.out)]
     if not isinstance(recipe.start, ScratchSettings):
         stored = Checkpoint.open(resolve_checkpoint(recipe.start))
         found.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
     return found
 
 
-def _origin(recipe: DiffusionRecipe, split: Split) -> Origin:
+def _origin(recipe: DiffusionRecipe, split: RecordSplit) -> Origin:
     """Return the checkpoint's origin: synthetic, under all licenses involved."""
     parts = [record.origin for record in split.train]
     fingerprint = ""
@@ -341,7 +347,7 @@ def _origin(recipe: DiffusionRecipe, split: Split) -> Origin:
     return Origin("synthetic", (Link(method, fingerprint),), combine_origins(parts).license)
 
 
-def _tell(details: dict[str, Any], job: Job) -> None:
+def _report(details: dict[str, Any], job: Job) -> None:
     before, after = details["before"], details["after"]
     for name, value in after.items():
         is_told = name.startswith(("preference/", "reward/"))

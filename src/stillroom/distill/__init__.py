@@ -1,4 +1,4 @@
-"""Room 2: a small student learns a teacher's whole next-token distribution, not only its answers.
+"""Knowledge distillation of language models, from logits, text, features or rollouts.
 
 The idea: at every position the teacher says how likely each token is; the student is trained to say
 the same. The teacher is run once and what it says is kept in a cache; the student starts from some
@@ -17,30 +17,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.distill.cache import TeacherCache
-    from stillroom.distill.fidelity import Fidelity, measure_fidelity
-    from stillroom.distill.initialize import initialize_student
-    from stillroom.distill.method import METHODS, Objective
+    from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
+    from stillroom.distill.interfaces import METHODS, DistillationObjective
+    from stillroom.distill.logit_cache.cache import LogitCache
+    from stillroom.distill.pruning.student import initialize_student
     from stillroom.distill.recipe import DistillRecipe
 
 __all__ = [
     "METHODS",
     "DistillRecipe",
+    "DistillationObjective",
     "Fidelity",
-    "Objective",
-    "TeacherCache",
+    "LogitCache",
     "initialize_student",
     "measure_fidelity",
 ]
 
 _HOMES = {
-    "METHODS": "method",
+    "METHODS": "interfaces",
     "DistillRecipe": "recipe",
-    "Fidelity": "fidelity",
-    "Objective": "method",
-    "TeacherCache": "cache",
-    "initialize_student": "initialize",
-    "measure_fidelity": "fidelity",
+    "Fidelity": "evaluation.metrics",
+    "DistillationObjective": "interfaces",
+    "LogitCache": "logit_cache.cache",
+    "initialize_student": "pruning.student",
+    "measure_fidelity": "evaluation.metrics",
 }
 
 

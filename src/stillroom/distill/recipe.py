@@ -1,4 +1,4 @@
-"""Which teacher teaches which student what, and for how long."""
+"""Recipe of a distillation: teacher, student, data, loss, training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.context import ContextSettings
-from stillroom.distill.crossing import CROSSINGS, Crossing
-from stillroom.distill.feature import FeatureLoss
-from stillroom.distill.method import FEATURES, METHODS, ROLLOUTS, Objective
-from stillroom.distill.prune_settings import PruneSettings
-from stillroom.distill.rationale import RationaleSettings
-from stillroom.distill.rollout import RolloutPolicy
-from stillroom.distill.sequence import SequenceSettings, WriterSettings
-from stillroom.distill.targets import TargetMode
-from stillroom.distill.teacher_settings import (
-    ServerTeacher,
+from stillroom.distill.interfaces import (
+    CROSS_TOKENIZER_LOSSES,
+    FEATURE_LOSSES,
+    METHODS,
+    ROLLOUT_POLICIES,
+    CrossTokenizerLoss,
+    DistillationObjective,
+    FeatureLoss,
+    RolloutPolicy,
+)
+from stillroom.distill.settings import (
+    EndpointTeacherSettings,
+    GenerationSettings,
+    PruneSettings,
+    RationaleSettings,
+    SequenceSettings,
+    TargetMode,
     TeacherChoice,
-    check_shares,
+    TeacherContextSettings,
+    check_teacher_weights,
 )
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
 
-__all__ = ["DistillRecipe", "FidelitySettings", "OutSettings", "TargetSettings"]
+__all__ = ["DistillRecipe", "FidelitySettings", "StudentOutputSettings", "TargetSettings"]
 
 
 class TargetSettings(Settings):
@@ -87,7 +94,7 @@ class FidelitySettings(Settings):
     )
 
 
-class OutSettings(Settings):
+class StudentOutputSettings(Settings):
     """How checkpoints are written."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -119,16 +126,16 @@ class DistillRecipe(Recipe):
         default_factory=PruneSettings,
         description="how to make the student from the teacher, or a checkpoint to start from",
     )
-    method: Annotated[Objective, METHODS.choice()] = Field(
+    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
         default_factory=lambda: METHODS.build("forward_kl"),
         description="the divergence to lower, with its settings",
     )
-    crossing: Annotated[Crossing, CROSSINGS.choice()] | None = Field(
+    crossing: Annotated[CrossTokenizerLoss, CROSS_TOKENIZER_LOSSES.choice()] | None = Field(
         default=None,
         description="the loss where teacher and student have different tokenizers, in place of "
         "method; null requires one tokenizer",
     )
-    features: tuple[Annotated[FeatureLoss, FEATURES.choice()], ...] = Field(
+    features: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
         default=(),
         description="losses on what happens inside both, beside the divergence; they need "
         "targets.mode live",
@@ -143,11 +150,11 @@ class DistillRecipe(Recipe):
     rationale: RationaleSettings | None = Field(
         default=None, description="learn rationales beside the answers; null learns answers alone"
     )
-    context: ContextSettings | None = Field(
+    context: TeacherContextSettings | None = Field(
         default=None,
         description="what the teacher reads before the question and the student does not",
     )
-    rollouts: Annotated[RolloutPolicy, ROLLOUTS.choice()] | None = Field(
+    rollouts: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] | None = Field(
         default=None,
         description="who writes text to learn on besides the records; null learns from records "
         "alone",
@@ -167,7 +174,9 @@ class DistillRecipe(Recipe):
     fidelity: FidelitySettings = Field(
         default_factory=FidelitySettings, description="what is measured, before and after"
     )
-    out: OutSettings = Field(default_factory=OutSettings, description="how checkpoints are written")
+    out: StudentOutputSettings = Field(
+        default_factory=StudentOutputSettings, description="how checkpoints are written"
+    )
 
     @model_validator(mode="after")
     def _method_takes_targets(self) -> DistillRecipe:
@@ -247,7 +256,7 @@ class DistillRecipe(Recipe):
 
     @model_validator(mode="after")
     def _rollouts_have_a_teacher(self) -> DistillRecipe:
-        policy, is_served = self.rollouts, isinstance(self.teacher, ServerTeacher)
+        policy, is_served = self.rollouts, isinstance(self.teacher, EndpointTeacherSettings)
         if policy is None:
             return self
         if isinstance(self.teacher, tuple):
@@ -280,9 +289,9 @@ class DistillRecipe(Recipe):
         if isinstance(self.teacher, str):
             return self
         if isinstance(self.teacher, tuple):
-            check_shares(self.teacher)
+            check_teacher_weights(self.teacher)
         first = self.teacher[0].teacher if isinstance(self.teacher, tuple) else self.teacher
-        if isinstance(first, ServerTeacher) and not isinstance(self.student, str):
+        if isinstance(first, EndpointTeacherSettings) and not isinstance(self.student, str):
             raise ValueError(
                 "a teacher behind a server has no layers to take: 'student' must be a checkpoint"
             )
@@ -295,13 +304,16 @@ class DistillRecipe(Recipe):
     @property
     def teacher_only_writes(self) -> bool:
         """Whether text is all that is learned of the teacher: a server without a tokenizer."""
-        return isinstance(self.teacher, ServerTeacher) and self.teacher.tokenizer is None
+        return isinstance(self.teacher, EndpointTeacherSettings) and self.teacher.tokenizer is None
 
     @model_validator(mode="after")
     def _writers_write(self) -> DistillRecipe:
         shares = self.teacher if isinstance(self.teacher, tuple) else ()
         for share in shares:
-            if isinstance(share.teacher, ServerTeacher) and share.teacher.tokenizer is None:
+            if (
+                isinstance(share.teacher, EndpointTeacherSettings)
+                and share.teacher.tokenizer is None
+            ):
                 raise ValueError("among several teachers a server needs its 'tokenizer'")
         if not self.teacher_only_writes:
             return self
@@ -330,7 +342,9 @@ class DistillRecipe(Recipe):
         """Refuse targets that a server cannot tell, or several teachers cannot keep."""
         mode = self.targets.mode
         shares = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
-        served = [isinstance(getattr(one, "teacher", one), ServerTeacher) for one in shares]
+        served = [
+            isinstance(getattr(one, "teacher", one), EndpointTeacherSettings) for one in shares
+        ]
         if self.crossing is None and (mode == "live" or (mode == "dense" and any(served))):
             raise ValueError(
                 f"targets.mode '{mode}' takes a teacher in this process, and live only one: use "
@@ -339,7 +353,7 @@ class DistillRecipe(Recipe):
 
     def _refuse_writers(self) -> None:
         """Refuse several teachers where none is named that writes."""
-        writers: dict[str, WriterSettings | None] = {"sequence": self.sequence}
+        writers: dict[str, GenerationSettings | None] = {"sequence": self.sequence}
         if self.rationale is not None:
             writers["rationale.write"] = self.rationale.write
         for name, settings in writers.items():
@@ -350,7 +364,9 @@ class DistillRecipe(Recipe):
     def _verifiers_can_judge(self) -> DistillRecipe:
         if self.sequence is None:
             return self
-        is_served = isinstance(self.teacher, ServerTeacher) and self.sequence.model is None
+        is_served = (
+            isinstance(self.teacher, EndpointTeacherSettings) and self.sequence.model is None
+        )
         names = [one.method_name() for one in self.sequence.verifiers if one.needs_scores]
         if names and (is_served or str(self.sequence.model).startswith(("http://", "https://"))):
             raise ValueError(

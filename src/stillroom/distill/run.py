@@ -1,4 +1,4 @@
-"""The distillation job, top to bottom: preflight, lessons, student, teacher, training, fidelity.
+"""Distillation job: preflight, data, student, teacher, training, evaluation.
 
 One way for every kind of teacher; what differs between them is in its lane.
 """
@@ -11,42 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.checks import run_preflight
-from stillroom.distill.cross_lane import CrossLane
-from stillroom.distill.examining import Examiner, Taught
-from stillroom.distill.lane import HomeLane, Lane
-from stillroom.distill.lessons import split_records
-from stillroom.distill.lineage import (
-    close_card,
-    list_parents,
-    student_card,
-    student_origin,
-    warn_of_teachers,
-)
-from stillroom.distill.preflight import Finding, Preflight
-from stillroom.distill.preparing import Prepared, writer_parents
-from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.sizing import estimate
-from stillroom.distill.teachers import open_teachers
-from stillroom.distill.teaching import Classroom, refuse_course
-from stillroom.distill.told_lane import ToldLane
-from stillroom.distill.writing import (
+from stillroom.distill.data.preparation import PreparedData, list_generator_parents
+from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
+from stillroom.distill.output import (
     ADAPTER,
-    candidate_steps,
-    keep_candidates,
+    choose_candidate_steps,
+    finish_card,
+    list_parents,
+    make_candidate_writer,
+    make_student_card,
+    make_student_origin,
+    warn_about_teachers,
     write_adapter,
     write_student,
 )
-from stillroom.distill.written_lane import WrittenLane
+from stillroom.distill.preflight.audits import PreflightFinding, PreflightReport
+from stillroom.distill.preflight.checks import run_preflight
+from stillroom.distill.preflight.resources import estimate
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.teachers.ensemble import open_teachers
+from stillroom.distill.trainers.cross_tokenizer import CrossTokenizerTrainer
+from stillroom.distill.trainers.local import LocalTeacherTrainer
+from stillroom.distill.trainers.offline import OfflineLogitsTrainer, TextOnlyTrainer
+from stillroom.distill.trainers.trainer import (
+    DistillationContext,
+    DistillationTrainer,
+    check_rollouts_present,
+)
 from stillroom.jobs import Job
-from stillroom.jobs.processes import refuse_several
+from stillroom.jobs.machine import require_single_process
 from stillroom.models import load_causal_lm
-from stillroom.objects import local
+from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact
+from stillroom.train.data import split_records
+from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import train
 from stillroom.train.lora import add_lora
-from stillroom.train.precision import fixed_threads
-from stillroom.train.ranks import Ranks
+from stillroom.train.precision import limit_threads
 
 __all__ = ["estimate", "run"]
 
@@ -61,23 +62,23 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    flight = _fly_before(recipe, job)
-    refuse_course(recipe)
-    kind = _lane_of(recipe)
+    flight = _run_preflight(recipe, job)
+    check_rollouts_present(recipe)
+    kind = _make_trainer(recipe)
     with (
-        Ranks() as ranks,
-        fixed_threads(recipe.train.threads),
+        ProcessGroup() as ranks,
+        limit_threads(recipe.train.threads),
         open_teachers(recipe.teacher, job) as chairs,
     ):
         lane = kind(recipe, job, chairs)
-        warn_of_teachers(lane.teachers, job)
-        split = split_records(local(recipe.records))
+        warn_about_teachers(lane.teachers, job)
+        split = split_records(resolve_local(recipe.records))
         prepared = ranks.on_main(lambda: lane.prepare(split))
         start, kept = ranks.on_main(lambda: lane.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = ranks.on_main(partial(lane.admit, student, tokenizer))
-        card = student_card(recipe, lane.teachers, prepared)
-        room = Classroom(
+        card = make_student_card(recipe, lane.teachers, prepared)
+        room = DistillationContext(
             recipe,
             job,
             lane.teachers[0],
@@ -91,37 +92,41 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
             ranks=ranks,
         )
         with lane.hear(room) as yardsticks:
-            examiner = Examiner(lane, split, yardsticks)
-            _tell(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
-            taught = _teach(lane, room, start, card)
+            examiner = FidelityEvaluator(lane, split, yardsticks)
+            _report_findings(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
+            taught = _train_student(lane, room, start, card)
             details = {**kept, "records": prepared.counts, **lane.describe(), **taught.details}
             del student, room
             return ranks.on_main(lambda: _finish(examiner, taught, prepared, details))
 
 
-def _lane_of(recipe: DistillRecipe) -> type[Lane]:
+def _make_trainer(recipe: DistillRecipe) -> type[DistillationTrainer]:
     """Return the lane of a recipe's kind of teacher; only a teacher in this process has ranks.
 
     Raises:
         RecipeError: If several processes were started for what one does.
     """
     if recipe.crossing is not None:
-        refuse_several("a distillation across tokenizers")
-        return CrossLane
+        require_single_process("a distillation across tokenizers")
+        return CrossTokenizerTrainer
     if isinstance(recipe.teacher, str):
-        return HomeLane
+        return LocalTeacherTrainer
     if recipe.teacher_only_writes:
-        refuse_several("a distillation from a server that writes")
-        return WrittenLane
-    refuse_several("a distillation from a server or from several teachers")
-    return ToldLane
+        require_single_process("a distillation from a server that writes")
+        return TextOnlyTrainer
+    require_single_process("a distillation from a server or from several teachers")
+    return OfflineLogitsTrainer
 
 
-def _teach(lane: Lane, room: Classroom, start: Path, card: dict[str, Any]) -> Taught:
+def _train_student(
+    lane: DistillationTrainer, room: DistillationContext, start: Path, card: dict[str, Any]
+) -> TrainedStudent:
     """Train the student by its course, write it, and return what both came to."""
     recipe, job, ranks = room.recipe, room.job, room.ranks
-    steps = candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
-    on_step = keep_candidates(job.output, start, steps, recipe.out, card, writes=ranks.is_main)
+    steps = choose_candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
+    on_step = make_candidate_writer(
+        job.output, start, steps, recipe.out, card, writes=ranks.is_main
+    )
     lora = recipe.train.lora
     if lora is not None:
         room = replace(room, student=add_lora(room.student, lora, recipe.seed))
@@ -139,7 +144,7 @@ def _teach(lane: Lane, room: Classroom, start: Path, card: dict[str, Any]) -> Ta
         )
         details = {"train": asdict(trained), **course.details}
     measured = bool(recipe.fidelity.records and room.held_out)
-    whole = close_card(card, lane.closing, measured=measured, candidates=len(steps))
+    whole = finish_card(card, lane.closing, measured=measured, candidates=len(steps))
     details["fingerprint"] = write_student(
         room.student, job.output, start, recipe.out, whole, in_place=True, writes=ranks.is_main
     )
@@ -147,11 +152,14 @@ def _teach(lane: Lane, room: Classroom, start: Path, card: dict[str, Any]) -> Ta
         base, folder = str(recipe.student), job.output / ADAPTER
         write_adapter(room.student, folder, base, recipe.out, writes=ranks.is_main)
         details["adapter"] = {"folder": ADAPTER, "base": room.start}
-    return Taught(start, room.lessons, room.rows, trained, card, details)
+    return TrainedStudent(start, room.lessons, room.rows, trained, card, details)
 
 
 def _finish(
-    examiner: Examiner, taught: Taught, prepared: Prepared, details: dict[str, Any]
+    examiner: FidelityEvaluator,
+    taught: TrainedStudent,
+    prepared: PreparedData,
+    details: dict[str, Any],
 ) -> Artifact:
     """Measure what was written, and publish it."""
     lane = examiner.lane
@@ -159,8 +167,8 @@ def _finish(
     fidelity = examiner.examine_student(taught)
     return job.finish(
         "checkpoint",
-        parents=[*list_parents(recipe, job, teachers), *writer_parents(recipe)],
-        origin=student_origin(lane.method, teachers, prepared.records).to_json(),
+        parents=[*list_parents(recipe, job, teachers), *list_generator_parents(recipe)],
+        origin=make_student_origin(lane.method, teachers, prepared.records).to_json(),
         details={
             **details,
             "parameters": Checkpoint.open(job.output).parameters,
@@ -169,7 +177,7 @@ def _finish(
     )
 
 
-def _fly_before(recipe: DistillRecipe, job: Job) -> Preflight:
+def _run_preflight(recipe: DistillRecipe, job: Job) -> PreflightReport:
     """Run the preflight, tell what is worth knowing, and stop where it cannot go well."""
     flight = run_preflight(recipe, job.out)
     flight.write(job.work)
@@ -179,11 +187,11 @@ def _fly_before(recipe: DistillRecipe, job: Job) -> Preflight:
     return flight
 
 
-def _tell(flight: Preflight, found: Finding | None, job: Job) -> None:
+def _report_findings(flight: PreflightReport, found: PreflightFinding | None, job: Job) -> None:
     """Add what was found once the student stood there."""
     if found is None:
         return
     flight.findings.append(found)
     flight.write(job.work)
-    for line in Preflight([found]).lines(least="note"):
+    for line in PreflightReport([found]).lines(least="note"):
         job.say(line)

@@ -1,4 +1,4 @@
-"""Evaluate: numbers with intervals, and the report that holds them.
+"""Evaluation: metrics with confidence intervals, judges, verifiers and reports.
 
 Retrieval is measured as trec_eval does, answers as SQuAD does, beliefs as nats per token; every
 number comes with a 95 % bootstrap interval over the units it was measured on. In: a records
@@ -14,59 +14,59 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.agreement import Agreement, kl_and_agreement
-    from stillroom.evaluate.answerer import Answerer, open_answerer
-    from stillroom.evaluate.loss import held_out_loss, perplexity
-    from stillroom.evaluate.metrics import (
-        LEAST_UNITS,
+    from stillroom.evaluate.charts import Plot
+    from stillroom.evaluate.interfaces import RagSystem, open_rag_system
+    from stillroom.evaluate.lm.divergence import DistributionAgreement, measure_agreement
+    from stillroom.evaluate.lm.loss import held_out_loss, perplexity
+    from stillroom.evaluate.metrics.bootstrap import (
+        MIN_UNITS,
         Metric,
         bootstrap,
         paired_difference,
-        say_few,
+        warn_small_sample,
     )
-    from stillroom.evaluate.plots import Plot
+    from stillroom.evaluate.metrics.retrieval import retrieval_metrics
     from stillroom.evaluate.recipe import EvaluateRecipe
     from stillroom.evaluate.report import Report, Table, merge_reports
-    from stillroom.evaluate.retrieval import retrieval_metrics
 
 __all__ = [
-    "LEAST_UNITS",
-    "Agreement",
-    "Answerer",
+    "MIN_UNITS",
+    "DistributionAgreement",
     "EvaluateRecipe",
     "Metric",
     "Plot",
+    "RagSystem",
     "Report",
     "Table",
     "bootstrap",
     "held_out_loss",
-    "kl_and_agreement",
+    "measure_agreement",
     "merge_reports",
-    "open_answerer",
+    "open_rag_system",
     "paired_difference",
     "perplexity",
     "retrieval_metrics",
-    "say_few",
+    "warn_small_sample",
 ]
 
 _HOMES = {
-    "LEAST_UNITS": "metrics",
-    "Agreement": "agreement",
-    "Answerer": "answerer",
+    "MIN_UNITS": "metrics.bootstrap",
+    "DistributionAgreement": "lm.divergence",
+    "RagSystem": "interfaces",
     "EvaluateRecipe": "recipe",
-    "Metric": "metrics",
-    "Plot": "plots",
+    "Metric": "metrics.bootstrap",
+    "Plot": "charts",
     "Report": "report",
     "Table": "report",
-    "bootstrap": "metrics",
-    "held_out_loss": "loss",
-    "kl_and_agreement": "agreement",
+    "bootstrap": "metrics.bootstrap",
+    "held_out_loss": "lm.loss",
+    "measure_agreement": "lm.divergence",
     "merge_reports": "report",
-    "open_answerer": "answerer",
-    "paired_difference": "metrics",
-    "perplexity": "loss",
-    "retrieval_metrics": "retrieval",
-    "say_few": "metrics",
+    "open_rag_system": "interfaces",
+    "paired_difference": "metrics.bootstrap",
+    "perplexity": "lm.loss",
+    "retrieval_metrics": "metrics.retrieval",
+    "warn_small_sample": "metrics.bootstrap",
 }
 
 

@@ -6,62 +6,116 @@ Knows the marks that people and models put before an answer (``The answer is``, 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
+import resource
+import selectors
+import subprocess
+import sys
+import threading
 from fractions import Fraction
-from typing import Literal
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import IO, Literal
 
-from stillroom.text.normalize import exact_match
+from stillroom.errors import MissingExtraError
+from stillroom.text.unicode import exact_match
 
 __all__ = [
-    "Find",
-    "answer_key",
-    "changes_number",
-    "find_answer",
-    "is_marked",
-    "read_answers",
-    "same_answer",
+    "ExtractionMode",
+    "extract_answer",
+    "extract_answers",
+    "is_answer_marked",
+    "is_number_modifier",
+    "is_same_answer",
+    "is_same_formula",
+    "normalize_answer",
 ]
 
-Find = Literal["marked", "number", "whole"]
+
+ExtractionMode = Literal["marked", "number", "whole"]
+
 
 _MARK = re.compile(
     r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE
 )
+
+
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
+
+
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-_FRINGE = " \t*_`\"'$"
+
+
+_SURROUNDING_MARKS = " \t*_`\"'$"
+
+
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|[ \u2009\u202f])(?=\d{3}(?!\d))")
+
+
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)(\d+)")
+
+
 _MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
+
+
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?")
+
+
 _EXACT = re.compile(r"\d|[()\[\]{}]")
+
+
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
 _ARTICLES = frozenset({"a", "an", "the"})
-_WORDED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_PAIRS = {"(": ")", "[": "]", "{": "}"}
+
+
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+
+
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+
+
 _DISPLAY = re.compile(r"\$\$.{0,400}?\$\$|\\\[.{0,400}?\\\]", re.DOTALL)
+
+
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_]|[$\\<])")
-_MATHS = re.compile(
+
+
+_MATH_SPAN = re.compile(
     r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]"
 )
+
+
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
     r"(?:(?:exactly|precisely|simply|just|equal to|about|approximately|roughly)\s+)?"
 )
-_DENIAL = re.compile(
+
+
+_NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
     r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*)\b|n['\u2019]t\b|\?\s*$",
     re.IGNORECASE,
 )
+
+
 _COUNTED = re.compile(
     r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
     r"(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!]*"
 )
-_LEADS = re.compile(  # what may stand before a number that a mark sets off, and leaves it as it is
+
+
+_LEADING_WORDS = re.compile(  # what may stand before a number that a mark sets off, and leaves it as it is
     r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
     re.IGNORECASE,
 )
-_CHANGES = re.compile(  # what a number is not alone before; words of one letter are variables
+
+
+_NUMBER_MODIFIER = re.compile(  # what a number is not alone before; words of one letter are variables
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
     r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
@@ -69,23 +123,37 @@ _CHANGES = re.compile(  # what a number is not alone before; words of one letter
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
     re.IGNORECASE,
 )
+
+
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
     r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
 )
+
+
 _FINAL = re.compile(  # a heading is none, though it may number a step
     r"\bfinal\s+answer\s*(?:is|:|=)[^\n\d$\\]{0,200}[\d$\\]|"
     r"^####[ \t]*\$?[-+\u2212]?[\d.,/]+%?\$?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+
+
 _COMMANDS = re.compile(r"\\[a-z]+")
-_LONGEST_JOIN = 60
-_MOST_BOXES = 32
+
+
+_MAX_JOIN = 60
+
+
+_MAX_BOXES = 32
+
+
 _JOINS = re.compile(r"\b(?:and|or)\b|,|;")
+
+
 _OPERATOR = re.compile(r"[\\^=<>+*/]|(?:\b[a-zA-Z]|\d|^)\s*[-−]\s*(?:[a-zA-Z]\b|\d)")
 
 
-def find_answer(text: str, find: Find = "marked") -> str:
+def extract_answer(text: str, find: ExtractionMode = "marked") -> str:
     """Return the final answer of a text, or an empty string where there is none.
 
     Args:
@@ -98,50 +166,50 @@ def find_answer(text: str, find: Find = "marked") -> str:
     if find == "number":
         numbers = _NUMBER.findall(text)
         return numbers[-1].strip() if numbers else ""
-    return _last_boxed(text) or _unwrap(_statement(text)[0])
+    return _find_last_boxed(text) or _unwrap_brackets(_answer_line(text)[0])
 
 
-def read_answers(text: str, find: Find = "marked") -> list[str]:
+def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     """Return what the final answer of a text may be read as, as it stands first.
 
     A statement in words is also read as what it ends in ("the largest n is 34.", "so $x < 3$.",
     "12 apples"), unless it denies something. Of several statements one alone is read.
     """
-    found = find_answer(text, find)
-    if not found or find != "marked" or _last_boxed(text):
+    found = extract_answer(text, find)
+    if not found or find != "marked" or _find_last_boxed(text):
         return [found] if found else []
-    line, is_first = _statement(text)
+    line, is_first = _answer_line(text)
     sentences = [one for one in _SENTENCE.split(line) if re.search(r"\d|\$|\\", one)] or [line]
     sentence = sentences[0 if is_first else -1]
-    read = [found, _unwrap(sentence)]
-    if not _DENIAL.search(sentence):
+    read = [found, _unwrap_brackets(sentence)]
+    if not _NEGATION.search(sentence):
         copulas = list(_COPULA.finditer(sentence))
         told = sentence[copulas[-1].end() :] if copulas else sentence
-        spans = list(_MATHS.finditer(sentence))
+        spans = list(_MATH_SPAN.finditer(sentence))
         if copulas:
-            read.append(_unwrap(told))
-        if len(spans) == 1 and not re.search(r"\d", _MATHS.sub("", sentence)):
+            read.append(_unwrap_brackets(told))
+        if len(spans) == 1 and not re.search(r"\d", _MATH_SPAN.sub("", sentence)):
             read.append(next(filter(None, spans[0].groups())))
-        read.append(_counted(told.strip(), is_first))
+        read.append(_counted_number(told.strip(), is_first))
     return [one for one in dict.fromkeys(map(str.strip, read)) if one]
 
 
-def _counted(told: str, is_marked: bool) -> str:
+def _counted_number(told: str, is_marked: bool) -> str:
     """Return the one number among words that do not change it, which a mark may set off."""
     found = _COUNTED.fullmatch(told)
-    if found is None or changes_number(found[3]):
+    if found is None or is_number_modifier(found[3]):
         return ""
-    if found[1] and not (is_marked and _LEADS.fullmatch(found[1])):
+    if found[1] and not (is_marked and _LEADING_WORDS.fullmatch(found[1])):
         return ""
     return found[2].lstrip("$\u20ac\u00a3 ")
 
 
-def changes_number(words: str) -> bool:
+def is_number_modifier(words: str) -> bool:
     """Return whether words after a number make it another one, or deny it; a unit does not."""
-    return bool(_CHANGES.search(words) or _DENIAL.search(words))
+    return bool(_NUMBER_MODIFIER.search(words) or _NEGATION.search(words))
 
 
-def _statement(text: str) -> tuple[str, bool]:
+def _answer_line(text: str) -> tuple[str, bool]:
     """Return the line that states the answer, and whether a mark says where it begins."""
     text = _DISPLAY.sub(
         lambda found: " ".join(found[0].split()), text.split("<|")[0].replace('\\"', '"')
@@ -151,30 +219,32 @@ def _statement(text: str) -> tuple[str, bool]:
     return (lines[0 if marks else -1], bool(marks)) if lines else ("", bool(marks))
 
 
-def is_marked(text: str) -> bool:
+def is_answer_marked(text: str) -> bool:
     """Return whether a text says which part of it is the answer."""
     return bool(_BOXED.search(text) or _MARK.search(text))
 
 
-def answer_key(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """Return what equal answers have in common: the number that it is, else its words and marks."""
-    bare = _without_font(answer)
-    number = _as_number(bare)
+    bare = _strip_text_command(answer)
+    number = _parse_number(bare)
     if number is not None:
         return str(number)
-    return " ".join(_tokens(bare.rstrip("!?;,:. ") if re.search("[^\\W\\d_]", bare) else bare))
+    return " ".join(
+        _tokenize_answer(bare.rstrip("!?;,:. ") if re.search("[^\\W\\d_]", bare) else bare)
+    )
 
 
-def same_answer(one: str, other: str) -> bool:
+def is_same_answer(one: str, other: str) -> bool:
     """Return whether two answers are equal: as numbers where both are numbers, else in words.
 
     A decimal comma is taken for one where the other answer has a point and the same digits. In the
     second, which may be known to be right, ``2,5`` stays two numbers.
     """
-    one, other = _without_font(one), _without_font(other)
-    if _has_comma_for_point(one, other, 1) or _has_comma_for_point(other, one, 2):
+    one, other = _strip_text_command(one), _strip_text_command(other)
+    if _has_decimal_comma(one, other, 1) or _has_decimal_comma(other, one, 2):
         return True
-    numbers = _as_number(one), _as_number(other)
+    numbers = _parse_number(one), _parse_number(other)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
     if not one.strip() or not other.strip():
@@ -182,20 +252,20 @@ def same_answer(one: str, other: str) -> bool:
     if _OPERATOR.search(one) or _OPERATOR.search(other):  # in words x+1 and x-1 are the same
         return "".join(one.split()) == "".join(other.split())
     if any(_EXACT.search(text) for text in (one, other)):  # (1,2) is neither [1,2] nor 12
-        return _tokens(one) == _tokens(other)
+        return _tokenize_answer(one) == _tokenize_answer(other)
     return bool(exact_match(one, other))
 
 
-def _has_comma_for_point(one: str, other: str, places: int) -> bool:
-    found = _DECIMAL_COMMA.fullmatch(_unwrap(one).replace("{,}", ","))
+def _has_decimal_comma(one: str, other: str, places: int) -> bool:
+    found = _DECIMAL_COMMA.fullmatch(_unwrap_brackets(one).replace("{,}", ","))
     if found is None or len(found[1]) < places:
         return False
-    return found[0].replace(",", ".") == _unwrap(other)
+    return found[0].replace(",", ".") == _unwrap_brackets(other)
 
 
-def _as_number(text: str) -> Fraction | None:
+def _parse_number(text: str) -> Fraction | None:
     """Return the number that a text is; its commas may set off thousands and nothing else."""
-    bare = _THOUSANDS.sub("", _unwrap(text).strip("%").strip().replace("−", "-"))
+    bare = _THOUSANDS.sub("", _unwrap_brackets(text).strip("%").strip().replace("−", "-"))
     mixed = _MIXED.fullmatch(bare)
     if mixed is None and not _PLAIN.fullmatch(bare):
         return None
@@ -209,22 +279,22 @@ def _as_number(text: str) -> Fraction | None:
         return None
 
 
-def _without_font(text: str) -> str:
+def _strip_text_command(text: str) -> str:
     r"""Return what stands in ``\text{...}`` where that is all there is."""
-    found = _WORDED.fullmatch(text.strip().strip("$ "))
+    found = _TEXT_COMMAND.fullmatch(text.strip().strip("$ "))
     return found[1] if found else text
 
 
-def _tokens(text: str) -> list[str]:
+def _tokenize_answer(text: str) -> list[str]:
     """Return the words and marks of an answer, without articles and what stands around it."""
-    bare = _THOUSANDS.sub("", _unwrap(text)).casefold()
+    bare = _THOUSANDS.sub("", _unwrap_brackets(text)).casefold()
     return [token for token in _TOKEN.findall(bare) if token not in _ARTICLES]
 
 
-def _last_boxed(text: str) -> str:
+def _find_last_boxed(text: str) -> str:
     """Return what stands in the last box, or in the list of boxes that it ends."""
-    starts = list(_BOXED.finditer(text))[-_MOST_BOXES:]
-    boxes = [one for start in starts if (one := _boxed_at(text, start))]
+    starts = list(_BOXED.finditer(text))[-_MAX_BOXES:]
+    boxes = [one for start in starts if (one := _read_boxed(text, start))]
     if not boxes or _BOXED.search(text, boxes[-1][1]):
         return ""  # the last one is never closed
     if _FINAL.search(text, boxes[-1][1]):
@@ -239,16 +309,16 @@ def _last_boxed(text: str) -> str:
 
 def _is_list(between: str) -> bool:
     """Return whether what stands between two boxes makes them items of one answer."""
-    if len(between) > _LONGEST_JOIN or not _LIST.fullmatch(between):
+    if len(between) > _MAX_JOIN or not _LIST.fullmatch(between):
         return False
     return bool(_JOINS.search(between)) or not re.search(r"\w|\n", _COMMANDS.sub("", between))
 
 
-def _boxed_at(text: str, start: re.Match[str]) -> tuple[int, int, str] | None:
+def _read_boxed(text: str, start: re.Match[str]) -> tuple[int, int, str] | None:
     at = start.end()
     if text[at - 1] != "{":  # \boxed 5, as some write it
         word = text[at:].split()[0]
-        return start.start(), at + len(word), word.strip(_FRINGE).removesuffix(".")
+        return start.start(), at + len(word), word.strip(_SURROUNDING_MARKS).removesuffix(".")
     depth = 1
     for end in range(at, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -257,19 +327,185 @@ def _boxed_at(text: str, start: re.Match[str]) -> tuple[int, int, str] | None:
     return None
 
 
-def _unwrap(text: str) -> str:
+def _unwrap_brackets(text: str) -> str:
     """Return a text without marks around it, and without a pair of brackets around one thing."""
-    bare = _trim(text)
+    bare = _trim_marks(text)
     while (
-        len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1] and not set(bare[1:-1]) & set("()[]{},")
+        len(bare) > 1
+        and _BRACKETS.get(bare[0]) == bare[-1]
+        and not set(bare[1:-1]) & set("()[]{},")
     ):
-        bare = _trim(bare[1:-1])
+        bare = _trim_marks(bare[1:-1])
     return bare
 
 
-def _trim(text: str) -> str:
+def _trim_marks(text: str) -> str:
     """Return a text without marks around it; the point that begins .5 is none."""
-    bare = text.strip(_FRINGE)
+    bare = text.strip(_SURROUNDING_MARKS)
     while bare.endswith("."):
-        bare = bare[:-1].rstrip(_FRINGE)
-    return bare if re.match(r"\.\d", bare) else bare.lstrip(_FRINGE + ".")
+        bare = bare[:-1].rstrip(_SURROUNDING_MARKS)
+    return bare if re.match(r"\.\d", bare) else bare.lstrip(_SURROUNDING_MARKS + ".")
+
+
+_MAX_FORMULA = 300
+
+
+_TIMEOUT_S = 6.0
+
+
+_STARTUP_S = 120.0
+
+
+_FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
+
+
+_PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+
+
+_MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
+
+
+_TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
+
+
+_UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
+
+
+_UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
+
+
+_UNIT = re.compile(r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
+
+
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
+
+
+_SERVER = """
+import json, sys, logging
+logging.disable(logging.CRITICAL)
+from math_verify import parse, verify
+sides = [parse(text, parsing_timeout=None) for text in ("$x^2$", "$0.5$")]
+verify(*sides, timeout_seconds=None)  # loads what the first comparison needs
+print("ready", flush=True)
+for line in sys.stdin:
+    one, other = json.loads(line)
+    try:
+        sides = [parse(f"${text}$", parsing_timeout=None) for text in (other, one)]
+        same = all(sides) and bool(verify(*sides, timeout_seconds=None))
+    except Exception:
+        same = False
+    print(int(same), flush=True)
+"""
+
+
+def is_same_formula(one: str, other: str) -> bool:
+    """Return whether two answers are equal as formulas, sets, intervals or equations.
+
+    Raises:
+        MissingExtraError: If math-verify is not installed and one of the two is a formula.
+    """
+    # Math-Verify drops an upright e or i: 1 - 1/e would equal 1 + 1/e
+    one, other = (_UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (one, other))
+    if max(len(one), len(other)) > _MAX_FORMULA or not (
+        _FORMULA.search(one) and _FORMULA.search(other)
+    ):
+        return False
+    one, other = _strip_unit(one), _strip_unit(other)
+    if any(_differs_in_kind(*sides) for sides in ((one, other), (other, one))):
+        return False
+    if find_spec("math_verify") is None:
+        raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
+    return _compare_in_process(one, other)
+
+
+def _strip_unit(text: str) -> str:
+    r"""Return a formula without the unit (``\text{ square inches}``) that ends it."""
+    found = _UNIT.search(text)
+    return text if found is None or is_number_modifier(found[1]) else text[: found.start()]
+
+
+def _differs_in_kind(one: str, other: str) -> bool:
+    """Return whether two answers differ in kind, which Math-Verify overlooks.
+
+    It compares what stands right of an equation's sign, a matrix of zeros with 0, what is unequal
+    as if it were equal, and the last number of a sentence.
+    """
+    if _PROSE.search(one) or bool(_UNEQUAL.search(one)) > bool(_UNEQUAL.search(other)):
+        return True
+    return bool(
+        _PLAIN_NUMBER.fullmatch(one) and (_MATRIX.search(other) or _TO_ZERO.fullmatch(other))
+    )
+
+
+@lru_cache(maxsize=4096)
+def _compare_in_process(one: str, other: str) -> bool:
+    with _LOCK:
+        return _SERVER_PROCESS.ask(one, other)
+
+
+class _MathVerifyProcess:
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, one: str, other: str) -> bool:
+        process = self._process or self._start()
+        try:
+            _require_pipe(process.stdin).write(json.dumps([one, other]).encode() + b"\n")
+            _require_pipe(process.stdin).flush()
+            said = self._line(_TIMEOUT_S)
+        except OSError:
+            said = b""
+        if said not in {b"0", b"1"}:
+            self._stop()
+        return said == b"1"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and words
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(sys.path)},
+            preexec_fn=_limit_memory,
+            start_new_session=True,
+        )
+        self._line(_STARTUP_S)
+        return self._process
+
+    def _line(self, timeout_s: float) -> bytes:
+        process = self._process
+        if process is None:
+            return b""
+        with selectors.DefaultSelector() as ready:
+            ready.register(_require_pipe(process.stdout), selectors.EVENT_READ)
+            if not ready.select(timeout_s):
+                return b""
+        return _require_pipe(process.stdout).readline().strip()
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+
+def _limit_memory() -> None:
+    """Bound the memory of the process that is being started."""
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+
+def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise OSError("the process has no pipe")
+    return pipe
+
+
+_LOCK = threading.Lock()
+
+
+_SERVER_PROCESS = _MathVerifyProcess()

@@ -1,4 +1,4 @@
-"""Which answers of which models are measured on which questions, and how."""
+"""Recipe of the evaluation of models and an index on held-out questions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pydantic import Field, field_validator
 
 from stillroom.recipes import Recipe, Reference, Settings
 
-__all__ = ["AnswerSettings", "EvaluateRecipe"]
+__all__ = ["AnswerSamplingSettings", "EvaluateRecipe"]
 
 
-class AnswerSettings(Settings):
+class AnswerSamplingSettings(Settings):
     """How answers are drawn."""
 
     max_new_tokens: int = Field(96, ge=1, le=8192, description="longest answer, in tokens")
@@ -44,8 +44,8 @@ class EvaluateRecipe(Recipe):
     )
     k: int = Field(5, ge=1, le=100, description="passages shown with a question")
     depth: int = Field(50, ge=10, le=1000, description="passages retrieved to measure retrieval on")
-    sampling: AnswerSettings = Field(
-        default_factory=lambda: AnswerSettings.model_validate({}),
+    sampling: AnswerSamplingSettings = Field(
+        default_factory=lambda: AnswerSamplingSettings.model_validate({}),
         description="how answers are drawn",
     )
     backend: str = Field("auto", description="engine that runs the models")

@@ -1,4 +1,4 @@
-"""The job of kind ``evaluate``: questions in, report out.
+"""Evaluation job: retrieval, answers, fidelity and sizes into one report.
 
 Figures that depend on the clock stand in timings.json beside the output, so that the same work
 gives the same artifact; the flow merges both into the run's report.
@@ -11,18 +11,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.evaluate.answerer import open_answerer
-from stillroom.evaluate.answers import Asked, ask_models, measure_answers, measure_speed
-from stillroom.evaluate.beliefs import has_weights, initial_fidelity, measure_beliefs
-from stillroom.evaluate.metrics import Metric, say_few
-from stillroom.evaluate.plots import Plot
-from stillroom.evaluate.questions import find_records, pick_questions
-from stillroom.evaluate.ranking import measure_retrieval, retrieve_all
+from stillroom.evaluate.charts import Plot
+from stillroom.evaluate.interfaces import open_rag_system
+from stillroom.evaluate.lm.fidelity import has_weights, measure_fidelity, read_initial_fidelity
+from stillroom.evaluate.metrics.bootstrap import Metric, warn_small_sample
+from stillroom.evaluate.qa.answers import (
+    AnsweredQuestion,
+    ask_models,
+    measure_answers,
+    measure_retrieval,
+    measure_speed,
+    retrieve_all,
+)
+from stillroom.evaluate.qa.questions import find_records, select_questions
 from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.evaluate.report import Report, Table
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.models import resolve_checkpoint
-from stillroom.objects import is_stored, local
+from stillroom.objects import is_store_address, resolve_local
 from stillroom.provenance import Artifact, Parent, find_artifact, make_parent
 from stillroom.records import read_records
 
@@ -30,7 +36,7 @@ __all__ = ["TIMINGS", "estimate", "run"]
 
 TIMINGS = "timings.json"
 _BYTES_PER_SECOND = 5e9
-_OVERHEAD = 600_000_000
+_OVERHEAD_BYTES = 600_000_000
 _WEIGHTS = (".safetensors", ".gguf")
 
 
@@ -45,9 +51,9 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     """
     bad_rows: list[int] = []
     records = read_records(
-        find_records(local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
+        find_records(resolve_local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
     )
-    questions, passed_over = pick_questions(
+    questions, passed_over = select_questions(
         records,
         limit=recipe.max_questions,
         seed=recipe.seed,
@@ -55,12 +61,12 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     )
     if bad_rows:
         passed_over["unreadable row"] = len(bad_rows)
-    report = Report("Held-out questions", _say_asked(len(questions), len(recipe.models)))
+    report = Report("Held-out questions", _describe_questions(len(questions), len(recipe.models)))
     if not questions:
         job.say(f"warning: {report.summary}")
     answerer = None
     if recipe.index and questions:
-        answerer = open_answerer(Path(recipe.index), recipe.answerer)
+        answerer = open_rag_system(Path(recipe.index), recipe.answerer)
     found = {}
     if answerer:
         found = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
@@ -72,13 +78,13 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     if asked:
         _add_answers(report, asked, recipe)
     if recipe.fidelity and questions:
-        before, missing = initial_fidelity(recipe)
-        metrics, notes = measure_beliefs(recipe, questions, job)
+        before, missing = read_initial_fidelity(recipe)
+        metrics, notes = measure_fidelity(recipe, questions, job)
         passed_over.update({**missing, **notes})
         _add_fidelity(report, [*before, *metrics], recipe)
     _add_sizes(report, recipe)
-    passed_over.update(_count_cut(asked))
-    _add_left_out(report, passed_over)
+    passed_over.update(_count_truncations(asked))
+    _add_omissions(report, passed_over)
     with atomic_write(job.output / "answers.jsonl") as file:
         file.writelines(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in asked)
     report.write(job.output)
@@ -99,7 +105,7 @@ def estimate(recipe: EvaluateRecipe) -> Estimate:
     tokens = recipe.max_questions * modes * recipe.sampling.max_new_tokens
     unknown = [name for name, size in sizes.items() if not size]
     return Estimate(
-        memory_bytes=2 * sum(biggest) + _OVERHEAD,
+        memory_bytes=2 * sum(biggest) + _OVERHEAD_BYTES,
         disk_bytes=recipe.max_questions * modes * len(recipe.models) * (2000 + 2000 * recipe.k),
         seconds=sum(tokens * size / _BYTES_PER_SECOND for size in sizes.values()),
         memory_knob="set fidelity=false, or evaluate smaller models",
@@ -109,7 +115,7 @@ def estimate(recipe: EvaluateRecipe) -> Estimate:
     )
 
 
-def _say_asked(questions: int, models: int) -> str:
+def _describe_questions(questions: int, models: int) -> str:
     if not questions:
         return (
             "No held-out question could be asked: nothing here says what the models know. "
@@ -117,7 +123,7 @@ def _say_asked(questions: int, models: int) -> str:
         )
     shown = f"{questions} held-out question{'s were' if questions > 1 else ' was'} asked"
     said = f"{shown} of {models} model{'s' if models > 1 else ''}."
-    return f"{said} {say_few(questions, 'questions')}".rstrip()
+    return f"{said} {warn_small_sample(questions, 'questions')}".rstrip()
 
 
 def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:
@@ -132,7 +138,7 @@ def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRe
     report.add(metrics[1], is_headline=True)
 
 
-def _add_answers(report: Report, asked: Sequence[Asked], recipe: EvaluateRecipe) -> None:
+def _add_answers(report: Report, asked: Sequence[AnsweredQuestion], recipe: EvaluateRecipe) -> None:
     metrics = measure_answers(asked, seed=recipe.seed)
     shown = [metric for metric in metrics if metric.name.endswith("/f1")]
     report.section(
@@ -191,7 +197,7 @@ def _add_sizes(report: Report, recipe: EvaluateRecipe) -> None:
         report.add(sizes[-1], is_headline=True)
 
 
-def _add_left_out(report: Report, counts: Mapping[str, int]) -> None:
+def _add_omissions(report: Report, counts: Mapping[str, int]) -> None:
     rows = tuple((reason, str(count)) for reason, count in counts.items())
     report.section(
         "Left out",
@@ -202,7 +208,7 @@ def _add_left_out(report: Report, counts: Mapping[str, int]) -> None:
     )
 
 
-def _count_cut(asked: Sequence[Asked]) -> dict[str, int]:
+def _count_truncations(asked: Sequence[AnsweredQuestion]) -> dict[str, int]:
     """Count answers that ended at the token limit, and passages that did not fit."""
     counts: dict[str, int] = {}
     for one in asked:
@@ -229,12 +235,12 @@ def _write_timings(recipe: EvaluateRecipe, job: Job) -> None:
 
 
 def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
-    parents = [make_parent("records", local(recipe.records), job.out)]
+    parents = [make_parent("records", resolve_local(recipe.records), job.out)]
     if recipe.index:
         parents.append(make_parent("index", Path(recipe.index), job.out))
     for name, reference in recipe.models.items():
         path = Path(reference)
-        published = find_artifact(reference) if is_stored(reference) else None
+        published = find_artifact(reference) if is_store_address(reference) else None
         if published is not None:
             parents.append(Parent(name, reference, published.digest, published.kind))
         elif path.exists():

@@ -1,4 +1,4 @@
-"""A sandbox for code that a model wrote: a process apart, with no network, no files and no time.
+"""Sandbox for model-written code: a separate process without network or files.
 
 The process is a bare interpreter (the standard library alone) that closes its doors itself before
 it compiles a line (``stillroom.evaluate.isolation``); where the kernel cannot close them, nothing
@@ -33,17 +33,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillroom.errors import ResourceError
-from stillroom.evaluate.isolation import view
-from stillroom.evaluate.isolation.peer import OF_ITS_OWN
+from stillroom.evaluate.isolation import namespaces
+from stillroom.evaluate.isolation.peer import CUSTOM_EXCEPTION
 
-__all__ = ["Outcome", "run_code", "run_tests"]
+__all__ = ["ExecutionResult", "run_code", "run_tests"]
 
 _LOG = logging.getLogger("stillroom.evaluate")
-_START = Path(view.__file__).with_name("start.py")
+_START = Path(namespaces.__file__).with_name("start.py")
 _OUTPUT_BYTES = 1 << 18
 _MAX_CODE = 1 << 20
-_PATIENCE_S = 60.0  # for an interpreter to start where everything else is slow, too
-_DOORS = {
+_STARTUP_S = 60.0  # for an interpreter to start where everything else is slow, too
+_MECHANISMS = {
     "files": "Landlock (Linux 5.13 or newer)",
     "calls": "seccomp on x86-64 or 64-bit ARM",
 }
@@ -52,7 +52,7 @@ _SLOTS = threading.BoundedSemaphore(max(os.cpu_count() or 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ExecutionResult:
     """How code ended: ``reason`` is empty where it came to its end; what it printed.
 
     A reason is a fixed phrase or the name of one of Python's exceptions, never the code's words.
@@ -75,7 +75,7 @@ def run_code(
     timeout_s: float = 5.0,
     memory_bytes: int = 512 * 2**20,
     readable: Sequence[Path] = (),
-) -> Outcome:
+) -> ExecutionResult:
     """Run Python code apart from everything.
 
     How it ended is what its own process says: judge it by what it printed. ``run_tests`` is for
@@ -91,7 +91,7 @@ def run_code(
     Raises:
         ResourceError: If the kernel cannot isolate the process; nothing was run.
     """
-    return _run(parts, None, stdin, timeout_s, memory_bytes, readable)
+    return _run_sandboxed(parts, None, stdin, timeout_s, memory_bytes, readable)
 
 
 def run_tests(
@@ -100,7 +100,7 @@ def run_tests(
     *,
     timeout_s: float = 5.0,
     memory_bytes: int = 512 * 2**20,
-) -> Outcome:
+) -> ExecutionResult:
     """Run a program, and tests of it in a process that it cannot reach.
 
     The tests use the program's names as if they shared its namespace. Their reason tells how they
@@ -115,25 +115,25 @@ def run_tests(
     Raises:
         ResourceError: If the kernel cannot isolate the processes; nothing was run.
     """
-    return _run([program], tests, "", timeout_s, memory_bytes, ())
+    return _run_sandboxed([program], tests, "", timeout_s, memory_bytes, ())
 
 
-def _run(
+def _run_sandboxed(
     parts: Sequence[str],
     tests: Sequence[str] | None,
     stdin: str,
     timeout_s: float,
     memory_bytes: int,
     readable: Sequence[Path],
-) -> Outcome:
+) -> ExecutionResult:
     if sum(map(len, [*parts, *(tests or ())])) > _MAX_CODE:
-        return Outcome("too much code", "", "")
+        return ExecutionResult("too much code", "", "")
     nonce = secrets.token_hex(16)
     order: dict[str, object] = {
         "cpu_s": max(1, round(timeout_s + 0.5)),
         "memory_bytes": memory_bytes,
         "output_bytes": _OUTPUT_BYTES,
-        "readable": [*_own_files(), *(str(path.resolve()) for path in readable)],
+        "readable": [*_interpreter_files(), *(str(path.resolve()) for path in readable)],
         "namespaces": _NAMESPACES,
     }
     given: dict[str, object] = {"program": list(parts), "stdin": stdin}
@@ -142,23 +142,25 @@ def _run(
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         stack.enter_context(_SLOTS)
-        code, told = _start(order, given, out, err, timeout_s)
+        code, told = _run_processes(order, given, out, err, timeout_s)
         if not told and code == -signal.SIGXCPU:  # a busy machine did not come to start it
-            code, told = _start(order, given, out, err, timeout_s + _PATIENCE_S)
-        shown, errors = _read(out), _read(err)
+            code, told = _run_processes(order, given, out, err, timeout_s + _STARTUP_S)
+        shown, errors = _read_output(out), _read_output(err)
     if not told.get("ready"):
-        raise _cannot_isolate(told.get("doors"), errors)
+        raise _isolation_error(told.get("doors"), errors)
     if not told["doors"]["view"]:
-        _tell_what_is_open()
+        _warn_of_open_access()
     if tests is not None and told.get("verdict") == nonce:
         reason = str(told["reason"])
-        return Outcome(reason and _reason_of(code, told, reason), shown, errors)
+        return ExecutionResult(reason and _failure_reason(code, told, reason), shown, errors)
     if tests is None and told.get("end") == "":
-        return Outcome("", shown, errors)
-    return Outcome(_reason_of(code, told, _exception_of(told.get("end"))), shown, errors)
+        return ExecutionResult("", shown, errors)
+    return ExecutionResult(
+        _failure_reason(code, told, _exception_name(told.get("end"))), shown, errors
+    )
 
 
-def _start(
+def _run_processes(
     order: dict[str, object],
     given: dict[str, object],
     out: IO[bytes],
@@ -169,7 +171,7 @@ def _start(
     with contextlib.ExitStack() as files:
         reader, writer = os.pipe()
         pipe = files.enter_context(os.fdopen(reader, "rb"))
-        passed = {name: _file_of(value, files) for name, value in given.items()}
+        passed = {name: _anonymous_file(value, files) for name, value in given.items()}
         stdin = passed.pop("stdin")
         told = order | {"tests": -1} | passed | {"report": writer}
         command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(told)]
@@ -194,10 +196,10 @@ def _start(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return code, _reported(pipe.read(1 << 16))
+        return code, _parse_report(pipe.read(1 << 16))
 
 
-def _file_of(value: object, files: contextlib.ExitStack) -> int:
+def _anonymous_file(value: object, files: contextlib.ExitStack) -> int:
     """Return the number of a nameless file that holds a text, or a value as JSON."""
     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
     text = value if isinstance(value, str) else json.dumps(value)
@@ -206,7 +208,7 @@ def _file_of(value: object, files: contextlib.ExitStack) -> int:
     return file.fileno()
 
 
-def _reported(lines: bytes) -> dict[str, Any]:
+def _parse_report(lines: bytes) -> dict[str, Any]:
     """Return what the processes reported, by key.
 
     A program that is run without tests holds the pipe: it cannot take back what was said of its
@@ -228,26 +230,26 @@ def _reported(lines: bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _tell_what_is_open() -> None:
+def _warn_of_open_access() -> None:
     _LOG.warning(
         "this machine gives no view of files apart (user namespaces): code in the sandbox can "
         "read, change and reach nothing, but it can learn which files exist"
     )
 
 
-def _own_files() -> list[str]:
+def _interpreter_files() -> list[str]:
     """Return what the interpreter reads of itself: its library, and the shared ones."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     paths |= {sysconfig.get_config_var("LIBDIR") or "", "/usr/lib", "/lib", "/lib64"}
     return sorted(path for path in paths if path and Path(path).exists())
 
 
-def _read(file: IO[bytes]) -> str:
+def _read_output(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read(_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
-def _reason_of(code: int, told: dict[str, Any], said: str) -> str:
+def _failure_reason(code: int, told: dict[str, Any], said: str) -> str:
     """Return how code ended that did not come to its end, in fixed words."""
     killed = [status & 127 for status in told.get("ended", {}).values()]
     if code == -signal.SIGXCPU or signal.SIGXCPU in killed or not killed:
@@ -257,16 +259,16 @@ def _reason_of(code: int, told: dict[str, Any], said: str) -> str:
     return {"SystemExit": "ended early", "": "ended early"}.get(said, said)
 
 
-def _exception_of(said: object) -> str:
+def _exception_name(said: object) -> str:
     """Return the name of an exception that a program says it ended by, and no other word of it."""
     kind = getattr(builtins, said, None) if isinstance(said, str) else None
     is_known = isinstance(kind, type) and issubclass(kind, BaseException)
-    return str(said) if is_known or said == OF_ITS_OWN else ""
+    return str(said) if is_known or said == CUSTOM_EXCEPTION else ""
 
 
-def _cannot_isolate(doors: object, errors: str) -> ResourceError:
+def _isolation_error(doors: object, errors: str) -> ResourceError:
     missing = (
-        [_DOORS[name] for name, closed in doors.items() if not closed and name in _DOORS]
+        [_MECHANISMS[name] for name, closed in doors.items() if not closed and name in _MECHANISMS]
         if isinstance(doors, dict)
         else []
     )

@@ -1,4 +1,4 @@
-"""Run a recipe by its kind, and chains of recipes whose unchanged steps are skipped.
+"""Running of recipes by kind, and of pipelines whose unchanged steps are skipped.
 
 ``run_recipe`` does one job in one folder. A ``kind: flow`` recipe names steps that take each
 other's artifacts (``{from: step}``); every step lies in a folder named by the digest of its recipe
@@ -8,7 +8,7 @@ main job.
 
 from stillroom.flow.inputs import check_inputs
 from stillroom.flow.opening import OpenedRun, open_index, open_run
-from stillroom.flow.recipe import FlowRecipe, Step
+from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.flow.run import (
     estimate_recipe,
     outline_recipe,
@@ -19,8 +19,8 @@ from stillroom.flow.run import (
 
 __all__ = [
     "FlowRecipe",
+    "FlowStep",
     "OpenedRun",
-    "Step",
     "check_inputs",
     "estimate_recipe",
     "open_index",

@@ -1,4 +1,4 @@
-"""Opening a run or an index so that it answers."""
+"""Lookup of steps in a finished run, and opening of runs and indexes for answers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stillroom.records import Answer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.access import Access
-    from stillroom.rag.asking import AskSettings
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.settings import AnswerOptions
 
 __all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_index", "open_run"]
 
@@ -31,14 +31,14 @@ class OpenedRun:
     model: TextModel
     name: str
 
-    def ask(self, question: str, **settings: Unpack[AskSettings]) -> Iterator[str | Answer]:
+    def ask(self, question: str, **settings: Unpack[AnswerOptions]) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
 
         Args:
             question: What is asked.
-            settings: Fields of ``stillroom.rag.answer.Asking``.
+            settings: Fields of ``stillroom.rag.generation.answer.AnswerSettings``.
         """
-        from stillroom.rag.answer import ask_stream
+        from stillroom.rag.generation.answer import ask_stream
 
         yield from ask_stream(self.index, self.model, question, **settings)
 
@@ -136,7 +136,7 @@ def open_index(
     say: Callable[[str], None] | None = None,
     where: str = "",
     snapshot: str | None = None,
-    access: Access | None = None,
+    access: AccessContext | None = None,
 ) -> Iterator[OpenedRun]:
     """Open an index and a model until the body ends.
 
@@ -153,7 +153,7 @@ def open_index(
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:
         shown = opened.restrict(where) if where else opened

@@ -1,4 +1,4 @@
-"""A chain of recipes: each step takes documents, checkpoints or the steps before it.
+"""Recipe of a pipeline: steps that take documents, checkpoints or the output of earlier steps.
 
 A step is a recipe of any other kind, without ``version``; wherever it takes a path it may say
 ``{from: STEP}`` or ``{from: inputs.NAME}`` instead.
@@ -22,10 +22,10 @@ from pydantic import (
 )
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, recipe_class
-from stillroom.registry.listing import suggest
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, find_recipe_class
+from stillroom.registry.catalog import suggest
 
-__all__ = ["Answering", "FlowRecipe", "Step", "engine_of", "find_sources"]
+__all__ = ["FlowRecipe", "FlowStep", "ServingSteps", "engine_of", "find_sources"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -34,7 +34,7 @@ _PLACEHOLDER = "step:"
 
 
 @dataclass(frozen=True)
-class Step:
+class FlowStep:
     """One step: which settings were written, and its recipe with ``step:NAME`` for sources."""
 
     written: frozenset[str]
@@ -43,7 +43,7 @@ class Step:
 
     def build(self, places: Mapping[str, str], seed: int) -> Recipe:
         """Return the recipe with real paths for its sources, and the flow's seed by default."""
-        data = _replace(self.recipe.model_dump(mode="json"), places)
+        data = _fill_placeholders(self.recipe.model_dump(mode="json"), places)
         if "seed" not in self.written:
             data["seed"] = seed
         built = type(self.recipe).model_validate(data)
@@ -52,7 +52,7 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a flow writes them: ``{from: NAME}`` for sources."""
-        data: dict[str, Any] = _restore(self.recipe.model_dump(mode="json"))
+        data: dict[str, Any] = _restore_references(self.recipe.model_dump(mode="json"))
         del data["version"]
         if "seed" not in self.written:
             del data["seed"]
@@ -76,33 +76,37 @@ def find_sources(value: object) -> list[str]:
     return []
 
 
-def _place(value: object) -> Any:
+def _insert_placeholders(value: object) -> Any:
     """Return a value with every ``{from: NAME}`` replaced by its placeholder."""
     if isinstance(value, Mapping):
         if set(value) == {"from"}:
             return _PLACEHOLDER + str(value["from"])
-        return {key: _place(item) for key, item in value.items()}
-    return [_place(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _insert_placeholders(item) for key, item in value.items()}
+    return (
+        [_insert_placeholders(item) for item in value] if isinstance(value, list | tuple) else value
+    )
 
 
-def _replace(value: Any, places: Mapping[str, str]) -> Any:
+def _fill_placeholders(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, str) and value.startswith(_PLACEHOLDER):
         return places[value.removeprefix(_PLACEHOLDER)]
     if isinstance(value, dict):
-        return {key: _replace(item, places) for key, item in value.items()}
-    return [_replace(item, places) for item in value] if isinstance(value, list) else value
+        return {key: _fill_placeholders(item, places) for key, item in value.items()}
+    return (
+        [_fill_placeholders(item, places) for item in value] if isinstance(value, list) else value
+    )
 
 
-def _restore(value: Any) -> Any:
+def _restore_references(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_PLACEHOLDER):
         return {"from": value.removeprefix(_PLACEHOLDER)}
     if isinstance(value, dict):
-        return {key: _restore(item) for key, item in value.items()}
-    return [_restore(item) for item in value] if isinstance(value, list) else value
+        return {key: _restore_references(item) for key, item in value.items()}
+    return [_restore_references(item) for item in value] if isinstance(value, list) else value
 
 
-def _build_step(value: object) -> Step:
-    if isinstance(value, Step):
+def _build_step(value: object) -> FlowStep:
+    if isinstance(value, FlowStep):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         raise RecipeError(
@@ -119,11 +123,11 @@ def _build_step(value: object) -> Step:
             next="write its steps into this flow",
         )
     sources = tuple(dict.fromkeys(find_sources(value)))
-    recipe = recipe_class(value["kind"]).model_validate(_place(value))
-    return Step(frozenset(value), sources, recipe)
+    recipe = find_recipe_class(value["kind"]).model_validate(_insert_placeholders(value))
+    return FlowStep(frozenset(value), sources, recipe)
 
 
-class Answering(BaseModel):
+class ServingSteps(BaseModel):
     """Which steps answer when the run is asked or served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -147,7 +151,7 @@ class FlowRecipe(Recipe):
     steps: dict[
         str,
         Annotated[
-            Step,
+            FlowStep,
             BeforeValidator(_build_step),
             PlainSerializer(lambda step: step.to_json()),
             WithJsonSchema({"type": "object", "required": ["kind"]}),
@@ -157,7 +161,7 @@ class FlowRecipe(Recipe):
         examples=[{"index": {"kind": "rag", "documents": "path/to/documents"}}],
     )
     engine: EngineChoice = ENGINE
-    answer: Answering | None = Field(None, description="what `ask` and `serve` open")
+    answer: ServingSteps | None = Field(None, description="what `ask` and `serve` open")
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -184,25 +188,29 @@ class FlowRecipe(Recipe):
                     )
                 )
             problems += [
-                _unknown(source, f"steps.{name}", known)
+                _unknown_source_problem(source, f"steps.{name}", known)
                 for source in step.sources
                 if source not in known
             ]
             known.append(name)
-        problems += _other_clusters(self)
+        problems += _check_clusters(self)
         if self.answer:
             for field, source in (("index", self.answer.index), ("model", self.answer.model)):
                 if source not in self.steps:
-                    problems.append(_unknown(source, f"answer.{field}", list(self.steps)))
+                    problems.append(
+                        _unknown_source_problem(source, f"answer.{field}", list(self.steps))
+                    )
             inputs = [f"inputs.{name}" for name in self.inputs]
             if self.answer.fallback and self.answer.fallback not in inputs:
-                problems.append(_unknown(self.answer.fallback, "answer.fallback", inputs))
+                problems.append(
+                    _unknown_source_problem(self.answer.fallback, "answer.fallback", inputs)
+                )
         if problems:
             raise RecipeError(problems)
         return self
 
 
-def _other_clusters(recipe: FlowRecipe) -> list[Problem]:
+def _check_clusters(recipe: FlowRecipe) -> list[Problem]:
     """Return a problem for each step whose cluster is not the first that is named."""
     named = [
         ("engine", recipe.engine),
@@ -211,7 +219,7 @@ def _other_clusters(recipe: FlowRecipe) -> list[Problem]:
     found = [(where, chosen.ray.address) for where, chosen in named if chosen and chosen.ray]
     return [
         Problem(
-            f"the Ray cluster is {_shown(address)}, and {_shown(found[0][1])} in {found[0][0]}",
+            f"the Ray cluster is {_format_address(address)}, and {_format_address(found[0][1])} in {found[0][0]}",
             "recipe.engine",
             where,
             "one cluster for all steps of a flow: one process joins no two",
@@ -222,11 +230,11 @@ def _other_clusters(recipe: FlowRecipe) -> list[Problem]:
     ]
 
 
-def _shown(address: str | None) -> str:
+def _format_address(address: str | None) -> str:
     return f"at '{address}'" if address else "one that is started for the job"
 
 
-def _unknown(source: str, where: str, known: list[str]) -> Problem:
+def _unknown_source_problem(source: str, where: str, known: list[str]) -> Problem:
     return Problem(
         f"'{source}' is neither an input nor an earlier step",
         "recipe.unknown-step",

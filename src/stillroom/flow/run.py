@@ -1,4 +1,4 @@
-"""Running recipes: one job by its kind, or a flow step by step.
+"""Entry points that run, estimate, outline and preflight a recipe of any kind.
 
 A flow's folder holds ``steps/NAME-KEY`` (one job folder each), ``report.json``, ``report.html`` and
 ``artifact.json``, which is the single commit point: readers open the steps that it names, and steps
@@ -14,31 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, RecipeError
+from stillroom.flow.job import run_job
 from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
-from stillroom.jobs.engines import Engine, open_engine, refuse_missing
-from stillroom.jobs.files import full_disk_as_error
-from stillroom.jobs.processes import count_processes, refuse_several
+from stillroom.jobs.engines import require_engine
+from stillroom.jobs.machine import count_processes, require_single_process
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
-from stillroom.records import Origin
-from stillroom.text.examining import examined_by
 
 if TYPE_CHECKING:
-    from stillroom.distill.preflight import Preflight
+    from stillroom.distill.preflight.audits import PreflightReport
 
 __all__ = [
     "estimate_recipe",
     "outline_recipe",
     "preflight_recipe",
     "read_make_recipe",
-    "run_job",
     "run_make",
     "run_recipe",
 ]
 
-_MAKE = Path(__file__).with_name("make.yaml")
-_TOGETHER = ("distill", "diffusion")  # kinds that several processes do as one
+
+_MAKE_RECIPE = Path(__file__).with_name("make.yaml")
+
+
+_DISTRIBUTED_KINDS = ("distill", "diffusion")  # kinds that several processes do as one
 
 
 def run_recipe(
@@ -61,27 +61,27 @@ def run_recipe(
     Raises:
         StillroomError: As the kind's own ``run`` does.
     """
-    if count_processes() > 1 and recipe.kind in _TOGETHER:
-        return _run_together(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
-    refuse_several(f"a recipe of kind {recipe.kind}")
-    for one in _list_parts(recipe):
-        refuse_missing(engine_of(one))
+    if count_processes() > 1 and recipe.kind in _DISTRIBUTED_KINDS:
+        return _run_distributed(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+    require_single_process(f"a recipe of kind {recipe.kind}")
+    for one in _list_recipes(recipe):
+        require_engine(engine_of(one))
     if isinstance(recipe, FlowRecipe):
-        from stillroom.flow.chain import FlowRun  # one job alone need not load what chains need
+        from stillroom.flow.pipeline import FlowRun  # one job alone need not load what chains need
 
         return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
-    job = _begin(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+    job = _start_job(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     return run_job(recipe, job) if job is not None else read_artifact(out)
 
 
-def _list_parts(recipe: Recipe) -> list[Recipe]:
+def _list_recipes(recipe: Recipe) -> list[Recipe]:
     """Return a recipe, and those of a flow's steps."""
     if isinstance(recipe, FlowRecipe):
         return [recipe, *(step.recipe for step in recipe.steps.values())]
     return [recipe]
 
 
-def _begin(
+def _start_job(
     recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
 ) -> Job | None:
     """Start a job whose machine suffices, or return None where it was finished already."""
@@ -94,20 +94,20 @@ def _begin(
     )
 
 
-def _run_together(
+def _run_distributed(
     recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
 ) -> Artifact:
     """Do a job as one of several processes.
 
     The first writes; the others keep what they note of themselves in a folder that is thrown away.
     """
-    from stillroom.train.ranks import Ranks
+    from stillroom.train.distributed import ProcessGroup
 
-    with Ranks() as ranks:
+    with ProcessGroup() as ranks:
         jobs: list[Job] = []
 
         def begin() -> bool:
-            job = _begin(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+            job = _start_job(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
             jobs.extend([job] if job is not None else [])
             return job is not None
 
@@ -120,52 +120,10 @@ def _run_together(
             return run_job(recipe, Job.start(Path(folder) / "job", text, seed=recipe.seed))
 
 
-def _examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Have forensics say where a file is from; it is loaded for the first file that is read."""
-    from stillroom.forensics.examiner import examine
-
-    return examine(path, origin)
-
-
-def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
-    """Hand a started job to the room that its recipe's kind names.
-
-    Args:
-        recipe: Of one job.
-        job: Started.
-        engine: What does the work, where a chain has opened one and the recipe names none.
-    """
-    chosen = engine_of(recipe)
-    if chosen is not None and engine is not None and chosen.ray is None:
-        return _run_on(engine, recipe, job)
-    try:
-        with open_engine(chosen, job.say) as opened:
-            return _run_on(opened, recipe, job)
-    finally:
-        job.close()
-
-
-def _run_on(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
-    job.engine = engine
-    if engine.is_remote:
-        job.event("engine", name=engine.name, workers=engine.num_workers)
-    room = importlib.import_module(f"stillroom.{recipe.kind}.run")
-    # Rooms write with many libraries; a full disk is the same error from all of them.
-    with full_disk_as_error(job.out):
-        try:
-            with job.interruptible(), examined_by(_examine):
-                artifact = room.run(recipe, job)
-        finally:
-            job.close()
-    if not isinstance(artifact, Artifact):
-        raise TypeError(f"stillroom.{recipe.kind}.run.run gave no Artifact")
-    return artifact
-
-
 def estimate_recipe(recipe: Recipe) -> Estimate:
     """Return what a recipe will need; for a flow, of all steps whose inputs exist already."""
     if isinstance(recipe, FlowRecipe):
-        from stillroom.flow.chain import FlowRun
+        from stillroom.flow.pipeline import FlowRun
 
         return FlowRun(recipe, Path("run"), None).estimate()
     estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
@@ -178,10 +136,10 @@ def outline_recipe(recipe: Recipe) -> list[str]:
     """Return lines that draw the steps within a job, for kinds whose recipes have some."""
     if recipe.kind != "synth":
         return []
-    from stillroom.synth.outline import draw_graph
+    from stillroom.synth.pipeline.graph import format_graph
     from stillroom.synth.recipe import SynthRecipe
 
-    return draw_graph(recipe) if isinstance(recipe, SynthRecipe) else []
+    return format_graph(recipe) if isinstance(recipe, SynthRecipe) else []
 
 
 def preflight_recipe(
@@ -191,7 +149,7 @@ def preflight_recipe(
     loads: bool = False,
     fetch: bool = False,
     machine: bool = True,
-) -> Preflight | None:
+) -> PreflightReport | None:
     """Return what would go wrong in a job, found before it starts; None for kinds without a check.
 
     Args:
@@ -203,7 +161,7 @@ def preflight_recipe(
     """
     if recipe.kind != "distill":
         return None
-    from stillroom.distill.checks import run_preflight
+    from stillroom.distill.preflight.checks import run_preflight
     from stillroom.distill.recipe import DistillRecipe
 
     if not isinstance(recipe, DistillRecipe):
@@ -215,7 +173,7 @@ def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:
     """Return the main job's recipe for a folder of documents; paths start at the current one."""
     placed = [f"inputs.documents={str(folder.absolute())!r}", *overrides]
     recipe = parse_recipe(
-        _MAKE.read_text(encoding="utf-8"), str(_MAKE.name), placed, folder=Path.cwd()
+        _MAKE_RECIPE.read_text(encoding="utf-8"), str(_MAKE_RECIPE.name), placed, folder=Path.cwd()
     )
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the main job is not a flow", code="recipe.wrong-kind")

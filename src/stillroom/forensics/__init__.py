@@ -1,4 +1,4 @@
-"""Room 6: a forgery lab that marks all it writes, provenance that can be checked, and detectors.
+"""Media forensics: labeled synthetic forgeries, C2PA provenance, watermarks, and forgery detectors.
 
 The idea: seeing is no longer believing, so whoever makes forgeries for tests must mark them, and
 whoever judges a file must say what is known of it in an order that never mixes: what it is signed
@@ -17,81 +17,87 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.forensics.certificates import init_ca
-    from stillroom.forensics.consent import Consent, write_consent
-    from stillroom.forensics.credentials import (
+    from stillroom.forensics.c2pa.certificates import init_ca
+    from stillroom.forensics.c2pa.credentials import (
         Credentials,
         Signer,
         TrustList,
         sign_bytes,
         verify_file,
     )
-    from stillroom.forensics.drawing import draw_face
-    from stillroom.forensics.face import Face
-    from stillroom.forensics.lab import Lab, open_lab
-    from stillroom.forensics.ledger import Ledger
-    from stillroom.forensics.marking import Made, Marker, unmarked_files
-    from stillroom.forensics.method import EDITS, FORGERIES, Edit, Forged, Forgery
+    from stillroom.forensics.interfaces import (
+        BENIGN_EDITS,
+        IMAGE_FORGERIES,
+        BenignEdit,
+        ForgedImage,
+        ImageForgery,
+    )
+    from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+    from stillroom.forensics.labeling.lab import Lab, Ledger, open_lab
+    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
+    from stillroom.forensics.media.face import Face
     from stillroom.forensics.recipe import ForensicsRecipe
     from stillroom.forensics.run import estimate, run
-    from stillroom.forensics.watermark import Reading, Watermark
+    from stillroom.forensics.synthesis.consent import Consent, write_consent
+    from stillroom.forensics.synthesis.faces import draw_face
+    from stillroom.forensics.watermark.image import ImageWatermark, ImageWatermarkResult
 
 __all__ = [
-    "EDITS",
-    "FORGERIES",
+    "BENIGN_EDITS",
+    "IMAGE_FORGERIES",
+    "BenignEdit",
     "Consent",
     "Credentials",
-    "Edit",
     "Face",
     "ForensicsRecipe",
-    "Forged",
-    "Forgery",
+    "ForgedImage",
+    "GeneratedImage",
+    "ImageForgery",
+    "ImageWatermark",
+    "ImageWatermarkResult",
     "Lab",
+    "LabeledImageWriter",
     "Ledger",
-    "Made",
-    "Marker",
-    "Reading",
     "Signer",
     "TrustList",
-    "Watermark",
     "draw_face",
     "estimate",
+    "find_unmarked_files",
     "init_ca",
     "open_lab",
     "run",
     "sign_bytes",
-    "unmarked_files",
     "verify_file",
     "write_consent",
 ]
 
 _HOMES = {
-    "EDITS": "method",
-    "FORGERIES": "method",
-    "Consent": "consent",
-    "Credentials": "credentials",
-    "Edit": "method",
-    "Face": "face",
+    "BENIGN_EDITS": "interfaces",
+    "IMAGE_FORGERIES": "interfaces",
+    "Consent": "synthesis.consent",
+    "Credentials": "c2pa.credentials",
+    "BenignEdit": "interfaces",
+    "Face": "media.face",
     "ForensicsRecipe": "recipe",
-    "Forged": "method",
-    "Forgery": "method",
-    "Lab": "lab",
-    "Ledger": "ledger",
-    "Made": "marking",
-    "Marker": "marking",
-    "Reading": "watermark",
-    "Signer": "credentials",
-    "TrustList": "credentials",
-    "Watermark": "watermark",
-    "draw_face": "drawing",
+    "ForgedImage": "interfaces",
+    "ImageForgery": "interfaces",
+    "Lab": "labeling.lab",
+    "Ledger": "labeling.lab",
+    "GeneratedImage": "labeling.writers",
+    "LabeledImageWriter": "labeling.writers",
+    "ImageWatermarkResult": "watermark.image",
+    "Signer": "c2pa.credentials",
+    "TrustList": "c2pa.credentials",
+    "ImageWatermark": "watermark.image",
+    "draw_face": "synthesis.faces",
     "estimate": "run",
-    "init_ca": "certificates",
-    "open_lab": "lab",
+    "init_ca": "c2pa.certificates",
+    "open_lab": "labeling.lab",
     "run": "run",
-    "sign_bytes": "credentials",
-    "unmarked_files": "marking",
-    "verify_file": "credentials",
-    "write_consent": "consent",
+    "sign_bytes": "c2pa.credentials",
+    "find_unmarked_files": "labeling.dataset_writer",
+    "verify_file": "c2pa.credentials",
+    "write_consent": "synthesis.consent",
 }
 
 

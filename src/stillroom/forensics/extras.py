@@ -1,4 +1,4 @@
-"""The optional packages of this room, and the small packages that carry model files.
+"""Checks for optional packages, and lookup of model files that packages carry.
 
 Model packages are installed without their own dependencies: of each, one file of weights is used,
 and nothing is imported.
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from stillroom.errors import MissingExtraError
 
-__all__ = ["find_model_file", "need"]
+__all__ = ["find_model_file", "require_packages"]
 
 
-def need(*modules: str, extra: str = "forensics") -> None:
+def require_packages(*modules: str, extra: str = "forensics") -> None:
     """Refuse to go on without the modules that an extra brings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which faces are forged how, how many, how split; and who learns from them."""
+"""ForensicsRecipe: source faces or voices, forgery methods, identity splits, and detector training."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
-from stillroom.forensics.choices import LEAST_S
-from stillroom.forensics.detector_settings import DetectorSettings
-from stillroom.forensics.idle_settings import find_changed
-from stillroom.forensics.method import (
-    EDITS,
-    FORGERIES,
-    RESYNTHESES,
-    Edit,
-    Forgery,
-    Resynthesis,
+from stillroom.forensics.interfaces import (
+    AUDIO_FORGERIES,
+    BENIGN_EDITS,
+    IMAGE_FORGERIES,
+    MIN_WATERMARK_SECONDS,
+    AudioForgery,
+    BenignEdit,
+    ImageForgery,
 )
-from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, Settings, refuse_engine
+from stillroom.forensics.settings import DetectorSettings, find_changed_settings
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, Settings, engine_error
 
 __all__ = [
-    "BaseSettings",
+    "AudioSettings",
     "FacesSettings",
     "ForensicsRecipe",
     "MarkingSettings",
-    "OutSettings",
-    "SoundSettings",
+    "MediaOutputSettings",
+    "SourceSettings",
     "SplitSettings",
 ]
 
 
-class BaseSettings(Settings):
+class SourceSettings(Settings):
     """Whose faces or voices. Without a folder they are drawn by program, and are nobody's."""
 
     group: ClassVar[str] = "faces"
@@ -92,7 +91,7 @@ class BaseSettings(Settings):
         return self
 
 
-class FacesSettings(BaseSettings):
+class FacesSettings(SourceSettings):
     """Whose faces, and how much of the picture about them."""
 
     margin: float = Field(
@@ -100,12 +99,12 @@ class FacesSettings(BaseSettings):
     )
 
 
-class SoundSettings(BaseSettings):
+class AudioSettings(SourceSettings):
     """Forge sounds instead of faces: whose voices, by which methods, how long."""
 
     group: ClassVar[str] = "sound"
-    methods: list[Annotated[Resynthesis, RESYNTHESES.choice("vocoder")]] = Field(
-        default_factory=lambda: [RESYNTHESES.build("vocoder")],
+    methods: list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]] = Field(
+        default_factory=lambda: [AUDIO_FORGERIES.build("vocoder")],
         min_length=1,
         description="how sounds are forged; one is drawn by lot each time",
     )
@@ -142,7 +141,7 @@ class SplitSettings(Settings):
     )
 
 
-class OutSettings(Settings):
+class MediaOutputSettings(Settings):
     """The files that are written."""
 
     format: Literal["jpg", "png"] = Field(default="jpg", description="of every image alike")
@@ -155,7 +154,7 @@ _MODES = {
     "sound detector": "learns a detector of sounds, and writes no file",
     "known": "learns from the fakes of a benchmark",
 }
-_WITHOUT_EFFECT = {
+_UNUSED_SETTINGS = {
     "sound": ("method", "faces", "edits", "size", "marking", "out", "workers"),
     "detector": ("edits", "marking", "out", "workers"),
     "sound detector": (
@@ -186,7 +185,7 @@ class ForensicsRecipe(Recipe):
     """Make forgeries for testing detectors, each with its mask, its real twin, and its marks."""
 
     kind: Literal["forensics"] = Field(default="forensics", description="make marked forgeries")
-    method: Annotated[Forgery, FORGERIES.choice("sbi")] = Field(
+    method: Annotated[ImageForgery, IMAGE_FORGERIES.choice("sbi")] = Field(
         default="sbi",
         validate_default=True,
         description="how the fakes are made",
@@ -194,7 +193,7 @@ class ForensicsRecipe(Recipe):
     faces: FacesSettings = Field(
         default_factory=FacesSettings, description="whose faces are forged"
     )
-    edits: list[Annotated[Edit, EDITS.choice()]] = Field(
+    edits: list[Annotated[BenignEdit, BENIGN_EDITS.choice()]] = Field(
         default_factory=list,
         description="what is done to the real twins, drawn by lot; [] leaves them as they are",
     )
@@ -210,8 +209,8 @@ class ForensicsRecipe(Recipe):
     split: SplitSettings = Field(
         default_factory=SplitSettings, description="what the files are for"
     )
-    out: OutSettings = Field(default_factory=OutSettings, description="the files")
-    sound: SoundSettings | None = Field(
+    out: MediaOutputSettings = Field(default_factory=MediaOutputSettings, description="the files")
+    sound: AudioSettings | None = Field(
         default=None,
         description="forge sounds instead of faces: method, faces, edits, size, marking, out and "
         "workers are then without effect, and have to be left as they are",
@@ -234,23 +233,27 @@ class ForensicsRecipe(Recipe):
                 expected="the group 'sound' for lfcc and aasist, and none for other detectors",
                 next="sound: {}" if hears else "detector.model=lfcc",
             )
-        if self.sound is not None and self.detector is None and self.sound.seconds < LEAST_S:
+        if (
+            self.sound is not None
+            and self.detector is None
+            and self.sound.seconds < MIN_WATERMARK_SECONDS
+        ):
             raise RecipeError(
                 f"sounds of {self.sound.seconds:g} s are too short to carry a mark, and none is "
                 "written without",
                 code="forensics.too-short",
                 where="sound.seconds",
-                expected=f"at least {LEAST_S:g}, but where a detector learns from them in memory",
+                expected=f"at least {MIN_WATERMARK_SECONDS:g}, but where a detector learns from them in memory",
                 next="sound.seconds=4",
             )
         return self
 
     @model_validator(mode="after")
     def _set_what_counts(self) -> ForensicsRecipe:
-        for mode, names in _WITHOUT_EFFECT.items():
+        for mode, names in _UNUSED_SETTINGS.items():
             if not _is_of(self, mode):
                 continue
-            if idle := find_changed(self, names):
+            if idle := find_changed_settings(self, names):
                 raise RecipeError(
                     f"the recipe {_MODES[mode]}: {', '.join(idle)} would do nothing",
                     code="forensics.other-sense" if "sound" in mode else "forensics.without-effect",
@@ -263,7 +266,7 @@ class ForensicsRecipe(Recipe):
     @model_validator(mode="after")
     def _fakes_need_consent(self) -> ForensicsRecipe:
         if self.engine.ray is not None and (self.detector or self.sound) is not None:
-            raise refuse_engine("detectors learn, and sounds are forged, on one machine")
+            raise engine_error("detectors learn, and sounds are forged, on one machine")
         group = "sound" if self.sound is not None else "faces"
         if self.detector is None and (self.sound or self.faces).basis:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""The job of kind ``forensics``: faces in, a set of marked forgeries or a detector of them out."""
+"""The ``forensics`` job: build a labeled forgery set or train a detector."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.forensics.casting import Cast, cast_faces
-from stillroom.forensics.extras import need
+from stillroom.forensics.extras import require_packages
 from stillroom.forensics.recipe import ForensicsRecipe
+from stillroom.forensics.synthesis.pairing import IdentityPairing, pair_identities
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import Artifact, digest_text, make_parent
 from stillroom.recipes import dump_recipe
 from stillroom.records import Link, Origin
 
 if TYPE_CHECKING:
-    from stillroom.forensics.bases import Bases
-    from stillroom.forensics.detector_settings import DetectorSettings
-    from stillroom.forensics.face import Face
-    from stillroom.forensics.marking import Made, Marker
-    from stillroom.forensics.method import Forged
-    from stillroom.forensics.set_writing import Rows
+    from stillroom.forensics.interfaces import ForgedImage
+    from stillroom.forensics.labeling.dataset_writer import ManifestRows
+    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
+    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.settings import DetectorSettings
+    from stillroom.forensics.synthesis.faces import FaceSource
 
 __all__ = ["estimate", "run"]
 
@@ -34,13 +34,13 @@ _SECONDS_LEARNED = 0.035
 _SECONDS_FORGED = 0.01
 _SECONDS_SOUND = 0.018
 # Of a detector of sounds, by name or size: seconds and bytes that learning from a second takes.
-_HEARD = {
+_AUDIO_DETECTOR_COSTS = {
     "lfcc": (0.0045, 3_100_000),
     "tiny": (0.25, 67_000_000),
     "light": (0.58, 136_000_000),
     "full": (0.65, 160_000_000),
 }
-_AT_ONCE = 8
+_TASKS_PER_WORKER = 8
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,23 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on to the same pixels.
     """
     if recipe.detector is not None:
-        from stillroom.forensics.learning import learn
+        from stillroom.forensics.training.train_image import train_detector
 
-        return learn(recipe, job)
+        return train_detector(recipe, job)
     if recipe.sound is not None:
-        from stillroom.forensics.sound_run import run_sounds
+        from stillroom.forensics.synthesis.audio_dataset import build_audio_dataset
 
-        return run_sounds(recipe, recipe.sound, job)
-    need("cv2", "c2pa", "cryptography", "PIL")
-    from stillroom.forensics.bases import open_bases
-    from stillroom.forensics.lab import open_lab
-    from stillroom.forensics.marking import Marker
-    from stillroom.forensics.set_writing import write_set
+        return build_audio_dataset(recipe, recipe.sound, job)
+    require_packages("cv2", "c2pa", "cryptography", "PIL")
+    from stillroom.forensics.labeling.dataset_writer import write_dataset
+    from stillroom.forensics.labeling.lab import open_lab
+    from stillroom.forensics.labeling.writers import LabeledImageWriter
+    from stillroom.forensics.synthesis.faces import open_faces
 
     lab = open_lab()
     rows_before = lab.ledger.verify()
     uses = [recipe.method.method_name(), *(edit.method_name() for edit in recipe.edits)]
-    bases = open_bases(
+    bases = open_faces(
         recipe.faces,
         uses,
         seed=recipe.seed,
@@ -89,13 +89,13 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         size=recipe.size,
         say=job.say,
     )
-    marker = Marker(lab, psnr=recipe.marking.psnr, quality=recipe.out.quality)
+    marker = LabeledImageWriter(lab, psnr=recipe.marking.psnr, quality=recipe.out.quality)
 
-    def make(done: Collection[int]) -> Iterator[tuple[int, Rows]]:
+    def make(done: Collection[int]) -> Iterator[tuple[int, ManifestRows]]:
         for task, forged in _forge_all(recipe, bases, done, job):
             yield task.number, _write(task, forged, bases, marker, job.output)
 
-    rows = write_set(job, lab, make, count=recipe.count, unit="images", rows_before=rows_before)
+    rows = write_dataset(job, lab, make, count=recipe.count, unit="images", rows_before=rows_before)
     return job.finish(
         "media",
         parents=[make_parent("faces", Path(recipe.faces.folder), job.out)]
@@ -156,7 +156,7 @@ def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> E
     if recipe.sound is not None:
         share = recipe.sound.seconds
         name = getattr(settings.model, "size", settings.model.method_name())
-        heard, held = _HEARD.get(name, _HEARD["full"])
+        heard, held = _AUDIO_DETECTOR_COSTS.get(name, _AUDIO_DETECTOR_COSTS["full"])
         each, size = share * (_SECONDS_SOUND + heard), share * held
         what, knob = f"sounds and as many fakes of {share:g} s", "sound.seconds"
     steps = settings.train.count_steps(recipe.count)
@@ -172,19 +172,23 @@ def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> E
 
 
 def _forge_all(
-    recipe: ForensicsRecipe, bases: Bases, done: Collection[int], job: Job
-) -> Iterator[tuple[_Task, Forged]]:
+    recipe: ForensicsRecipe, bases: FaceSource, done: Collection[int], job: Job
+) -> Iterator[tuple[_Task, ForgedImage]]:
     """Yield forgeries in order; with several workers they are made in other processes.
 
     A cluster's workers are streamed to, a few tasks ahead: each holds whole faces, and marks are
     made here as the forgeries come.
     """
     numbers = [number for number in range(recipe.count) if number not in done]
-    cast = cast_faces([bases.identity(at) for at in range(len(bases))], recipe.method.faces_needed)
+    cast = pair_identities(
+        [bases.identity(at) for at in range(len(bases))], recipe.method.faces_needed
+    )
     tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
     if job.engine.is_remote:
         sent = deque[_Task]()
-        for forged in job.engine.stream(_Forging(), _note(tasks, sent), pause=job.check_cancelled):
+        for forged in job.engine.stream(
+            _ForgeryTask(), _record_tasks(tasks, sent), pause=job.check_cancelled
+        ):
             yield sent.popleft(), forged
         return
     if recipe.workers == 1:
@@ -192,58 +196,62 @@ def _forge_all(
             yield task, _forge(task)
         return
     with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
-        while batch := list(islice(tasks, _AT_ONCE * recipe.workers)):
+        while batch := list(islice(tasks, _TASKS_PER_WORKER * recipe.workers)):
             yield from zip(batch, pool.map(_forge, batch), strict=True)
 
 
 @dataclass(frozen=True)
-class _Forging:
+class _ForgeryTask:
     """The work of a cluster's worker."""
 
     concurrency: int = 1
 
-    def open(self) -> Callable[[Sequence[_Task]], list[Forged]]:
+    def open(self) -> Callable[[Sequence[_Task]], list[ForgedImage]]:
         return lambda tasks: [_forge(task) for task in tasks]
 
 
-def _note(tasks: Iterator[_Task], sent: deque[_Task]) -> Iterator[_Task]:
+def _record_tasks(tasks: Iterator[_Task], sent: deque[_Task]) -> Iterator[_Task]:
     """Yield tasks and keep them until their forgeries come."""
     for task in tasks:
         sent.append(task)
         yield task
 
 
-def _make_task(recipe: ForensicsRecipe, bases: Bases, cast: Cast, number: int) -> _Task:
+def _make_task(
+    recipe: ForensicsRecipe, bases: FaceSource, cast: IdentityPairing, number: int
+) -> _Task:
     chosen, block = cast.choose(number)
     return _Task(number, tuple(bases[at] for at in chosen), recipe, block)
 
 
-def _forge(task: _Task) -> Forged:
+def _forge(task: _Task) -> ForgedImage:
     """Make one forgery; all chance comes from the recipe's seed and its number."""
     import cv2
     import numpy as np
 
-    from stillroom.forensics.colours import keep_grey
-    from stillroom.forensics.method import Forged
+    from stillroom.forensics.interfaces import ForgedImage
+    from stillroom.forensics.media.transforms import preserve_grayscale
 
     cv2.setNumThreads(1)
     rng = np.random.default_rng([task.recipe.seed, task.number, 0xF0A])
-    forged = keep_grey(task.recipe.method.forge(task.faces, rng), task.faces[0].image)
+    forged = preserve_grayscale(task.recipe.method.forge(task.faces, rng), task.faces[0].image)
     if not task.recipe.edits:
         return forged
     edit = task.recipe.edits[int(rng.integers(len(task.recipe.edits)))]
     face = task.faces[0]
     twin = edit.edit(type(face)(**{**vars(face), "image": forged.twin}), rng)
-    return Forged(forged.image, forged.mask, twin, {**forged.details, "edit": edit.method_name()})
+    return ForgedImage(
+        forged.image, forged.mask, twin, {**forged.details, "edit": edit.method_name()}
+    )
 
 
 def _write(
-    task: _Task, forged: Forged, bases: Bases, marker: Marker, output: Path
+    task: _Task, forged: ForgedImage, bases: FaceSource, marker: LabeledImageWriter, output: Path
 ) -> list[dict[str, Any]]:
     """Write a forgery, its mask and its real twin; return their rows of the manifest."""
     import numpy as np
 
-    from stillroom.forensics.bases import choose_split
+    from stillroom.forensics.synthesis.faces import choose_split
 
     recipe, face = task.recipe, task.faces[0]
     name = f"{task.number:06d}"
@@ -276,25 +284,25 @@ def _write(
     return rows
 
 
-def _describe(task: _Task, forged: Forged, bases: Bases, label: int) -> Made:
-    from stillroom.forensics.finishing import describe_twin
-    from stillroom.forensics.marking import Made
-    from stillroom.forensics.treatments import mask_box
+def _describe(task: _Task, forged: ForgedImage, bases: FaceSource, label: int) -> GeneratedImage:
+    from stillroom.forensics.labeling.marks import classify_twin
+    from stillroom.forensics.labeling.writers import GeneratedImage
+    from stillroom.forensics.media.transforms import find_mask_box
 
     recipe = task.recipe
     path = bases.path(task.number % len(bases))
     method = recipe.method
-    kind, source = describe_twin(bases.origin)
+    kind, source = classify_twin(bases.origin)
     generator = str(forged.details.get("edit", "twin"))
     if label:
         kind, source, generator = "forged", str(method.source_type), method.method_name()
-    return Made(
+    return GeneratedImage(
         image=forged.image if label else forged.twin,
         generator=generator,
         seed=recipe.seed,
         run=_name_run(recipe),
         source_type=source,
-        box=mask_box(forged.mask) if label else (0, 0, 0, 0),
+        box=find_mask_box(forged.mask) if label else (0, 0, 0, 0),
         consent=bases.consent,
         kind=kind,
         whose=bases.origin,
@@ -314,7 +322,7 @@ def _name_run(recipe: ForensicsRecipe) -> str:
 
 def _read_parent(path: Path) -> tuple[bytes, str] | None:
     """Return the picture that a face comes from, which credentials name as the parent."""
-    from stillroom.forensics.kinds import kind_of
+    from stillroom.forensics.media.file_types import detect_file_type
 
-    kind = kind_of(path)
+    kind = detect_file_type(path)
     return (path.read_bytes(), kind.mime) if kind is not None and kind.mime else None

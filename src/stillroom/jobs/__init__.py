@@ -1,45 +1,45 @@
-"""Job: one run of one recipe, in one folder, that survives a kill.
+"""Jobs: one run of a recipe in one folder, resumable after a kill.
 
 ``Job`` works under a temporary name and is renamed when all is written and synced; ``Journal``
 keeps finished units of work so that ``--resume`` goes on to the same bytes; ``files`` writes
 atomically; ``estimate`` says beforehand what a job will need.
 """
 
-from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.job import Job, count_seconds, working_folder
+from stillroom.jobs.job import Job, get_working_folder, sum_work_seconds
 from stillroom.jobs.journal import Journal, read_journal
+from stillroom.jobs.machine import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.progress import (
-    Listener,
+    EventListener,
     Progress,
     QuietReporter,
     Reporter,
     choose_reporter,
-    plain_line,
-    tell_listener,
+    emit_event,
+    escape_line,
 )
-from stillroom.jobs.spill import Spilled, SpilledRecords
+from stillroom.jobs.spill import DiskList, DiskRecordList
 
 __all__ = [
+    "DiskList",
+    "DiskRecordList",
     "Estimate",
+    "EventListener",
     "Job",
     "Journal",
-    "Listener",
     "Machine",
     "Progress",
     "QuietReporter",
     "Reporter",
-    "Spilled",
-    "SpilledRecords",
     "atomic_write",
     "check_fits",
     "choose_reporter",
-    "count_seconds",
     "describe_machine",
-    "plain_line",
+    "emit_event",
+    "escape_line",
+    "get_working_folder",
     "read_journal",
     "replace_folder",
+    "sum_work_seconds",
     "sync_folder",
-    "tell_listener",
-    "working_folder",
 ]

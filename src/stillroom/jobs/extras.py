@@ -1,4 +1,4 @@
-"""Which optional parts of Stillroom are installed, by what the package itself declares.
+"""Installed optional dependencies, from the package's metadata.
 
 Read from the installed metadata, so that a new extra is known here without a word; ``PURPOSES``
 says in words what each lets a user do (a contract test holds the two together). Imports none of
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-__all__ = ["PURPOSES", "Extra", "extra_of", "list_extras"]
+__all__ = ["PURPOSES", "Extra", "find_extra", "list_extras"]
 
 PURPOSES: Mapping[str, str] = {
     "console": "the console in a browser",
@@ -67,7 +67,7 @@ class Extra:
     missing: tuple[str, ...]
 
 
-def extra_of(module: str) -> str:
+def find_extra(module: str) -> str:
     """Return the extra that brings a module which parts of Stillroom import at once; or empty."""
     return _MODULES.get(module.partition(".")[0], "")
 
@@ -83,10 +83,10 @@ def list_extras() -> list[Extra]:
         name, extra = _NAME.match(line), _EXTRA.search(line)
         if name and extra and name[0] != "stillroom" and extra[1] not in _NOT_FOR_USERS:
             packages.setdefault(extra[1], []).append(name[0])
-    return [_look(name, packages[name]) for name in sorted(packages)]
+    return [_read_extra(name, packages[name]) for name in sorted(packages)]
 
 
-def _look(name: str, packages: list[str]) -> Extra:
+def _read_extra(name: str, packages: list[str]) -> Extra:
     found: dict[str, str] = {}
     for package in packages:
         try:

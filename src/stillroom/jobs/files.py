@@ -1,4 +1,4 @@
-"""Writing so that a kill or a full disk never loses what was there before."""
+"""Atomic file and folder writes, disk-full errors and shared SQLite databases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import shutil
+import sqlite3
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +17,21 @@ from stillroom.errors import ResourceError, StillroomError
 
 __all__ = [
     "atomic_write",
-    "exchange_folders",
     "full_disk_as_error",
+    "open_shared_database",
     "replace_folder",
+    "swap_folders",
     "sync_folder",
 ]
 
-_HERE, _EXCHANGE = -100, 2
+
+_AT_FDCWD, _EXCHANGE = -100, 2
+
+
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
-_FULL = ("No space left on device", "database or disk is full")
+
+_DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def _means_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     said = str(error)
-    return not isinstance(error, StillroomError) and any(text in said for text in _FULL)
+    return not isinstance(error, StillroomError) and any(text in said for text in _DISK_FULL_TEXTS)
 
 
 @contextmanager
@@ -130,7 +137,7 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
-def exchange_folders(one: Path, other: Path) -> None:
+def swap_folders(one: Path, other: Path) -> None:
     """Give two folders on one file system each other's name, in one step where the system can.
 
     Linux exchanges them at once; elsewhere ``other`` is missing for a moment.
@@ -138,7 +145,7 @@ def exchange_folders(one: Path, other: Path) -> None:
     library = ctypes.CDLL(None, use_errno=True)
     rename = getattr(library, "renameat2", None)
     names = os.fsencode(one), os.fsencode(other)
-    if rename is None or rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) != 0:
+    if rename is None or rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) != 0:
         aside = other.with_name(f".{other.name}.exchanged")
         other.rename(aside)
         one.rename(other)
@@ -152,3 +159,51 @@ def _sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_RETRY_S = 0.01
+
+
+def open_shared_database(
+    path: Path | str, schema: str = "", wait_s: float = 60.0
+) -> sqlite3.Connection:
+    """Open or create the database at ``path`` with a write-ahead log; statements commit at once.
+
+    The connection may be used from any thread, by one at a time.
+
+    Args:
+        path: The file, or ``:memory:``.
+        schema: A statement that makes what is not there yet.
+        wait_s: How many seconds a statement, or the opening, waits for other processes.
+
+    Raises:
+        sqlite3.DatabaseError: If the file is no database, or stays locked.
+    """
+    connection = sqlite3.connect(
+        path, timeout=wait_s, isolation_level=None, check_same_thread=False
+    )
+    try:
+        _enable_wal(connection, time.monotonic() + wait_s)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(schema)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _enable_wal(connection: sqlite3.Connection, until: float) -> None:
+    """Switch to the write-ahead log.
+
+    SQLite does not wait here: where two processes open a new file at once, one is told at once that
+    the database is locked, however long its timeout.
+    """
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return

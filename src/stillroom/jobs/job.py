@@ -1,4 +1,4 @@
-"""Job: the folder of one run, from its first byte to its rename.
+"""Job: the working folder, journal, events and artifact of one run.
 
 Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
 ``metrics.jsonl``, ``output/``. While it runs, all that lies in a hidden neighbour
@@ -22,25 +22,25 @@ from types import FrameType
 from typing import Any
 
 from stillroom.errors import Cancelled, DataError, ResourceError
+from stillroom.jobs.engines.interfaces import Engine
 from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.engines.work import Engine
 from stillroom.jobs.files import atomic_write, full_disk_as_error, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
-from stillroom.jobs.progress import Progress, QuietReporter, Reporter, tell_listener
+from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
     ArtifactKind,
     Parent,
     describe_host,
-    installed_versions,
     list_files,
+    list_installed_versions,
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
-from stillroom.provenance.sources import place_parent
+from stillroom.provenance.sources import make_parent_absolute
 
-__all__ = ["Job", "count_seconds", "working_folder"]
+__all__ = ["Job", "get_working_folder", "sum_work_seconds"]
 
 _WORKING_ONLY = ("journals", "scratch", ".lock")
 
@@ -102,9 +102,9 @@ class Job:
             ResourceError: If another process holds the folder, or the disk is full.
         """
         cls.recover(out)
-        work = working_folder(out)
+        work = get_working_folder(out)
         if out.exists() and not (resume and work.exists()):
-            _refuse_taken(out, overwrite=overwrite)
+            _require_free_folder(out, overwrite=overwrite)
         unfinished = work.exists() and not resume
         with full_disk_as_error(out):
             work.mkdir(parents=True, exist_ok=True)
@@ -269,12 +269,12 @@ class Job:
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
             timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(place_parent(one, self.work) for one in parents),
+            parents=tuple(make_parent_absolute(one, self.work) for one in parents),
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
             details=details or {},
-            versions=installed_versions(),
+            versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
         )
@@ -296,7 +296,7 @@ class Job:
         Returns:
             Whether ``out`` is now a finished folder.
         """
-        work = working_folder(out)
+        work = get_working_folder(out)
         if (work / ARTIFACT_FILE).is_file():
             for name in _WORKING_ONLY:
                 path = work / name
@@ -310,7 +310,7 @@ class Job:
     @property
     def seconds(self) -> float:
         """The time spent so far, over all sittings of a resumed run."""
-        return count_seconds(self.work)
+        return sum_work_seconds(self.work)
 
     def close(self) -> None:
         """Close journals and give the folder free; the working folder stays."""
@@ -323,10 +323,10 @@ class Job:
         with full_disk_as_error(self.work), (self.work / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
         kind = "metric" if name == "metrics.jsonl" else "event"
-        tell_listener(self.reporter, kind, fields)
+        emit_event(self.reporter, kind, fields)
 
 
-def count_seconds(folder: Path) -> float:
+def sum_work_seconds(folder: Path) -> float:
     """Return the seconds a job worked, by its events: the sum over its sittings."""
     total, begun, last = 0.0, 0.0, 0.0
     path = folder / "events.jsonl"
@@ -343,7 +343,7 @@ def count_seconds(folder: Path) -> float:
     return round(total + last - begun, 3)
 
 
-def _refuse_taken(out: Path, *, overwrite: bool) -> None:
+def _require_free_folder(out: Path, *, overwrite: bool) -> None:
     """Refuse a folder that stands in the way; only artifacts and empty folders are replaced."""
     if not overwrite:
         raise DataError(
@@ -361,7 +361,7 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def working_folder(out: Path) -> Path:
+def get_working_folder(out: Path) -> Path:
     """Return where a job whose folder shall be ``out`` works until it is finished."""
     return out.with_name(f".{out.name}.partial")
 

@@ -1,4 +1,4 @@
-"""Journal: finished units of work by key, appended and synced, torn tails cut off.
+"""Append-only journal of finished units of work, with truncation of torn tails.
 
 A unit that is in the journal is never done again; one that is not is done again from scratch. Each
 line carries a digest of itself, so that a half-written or damaged line is recognised. Memory holds
@@ -39,7 +39,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._places: dict[str, int] = {}
         self._end = 0
-        for key, _, place, end in _lines(path):
+        for key, _, place, end in _iter_lines(path):
             self._places[key], self._end = place, end
         self._file = path.open("ab")
         if path.stat().st_size > self._end:
@@ -153,7 +153,7 @@ class Journal:
                     expected="a file that nobody else writes",
                     next="run the same command again with --resume",
                 )
-        return _value_of(b"".join(parts).partition(b"\n")[0])[1]
+        return _parse_line(b"".join(parts).partition(b"\n")[0])[1]
 
 
 def read_journal(path: Path) -> dict[str, Any]:
@@ -161,10 +161,10 @@ def read_journal(path: Path) -> dict[str, Any]:
 
     For those who read while another writes: a line that is not whole yet is not seen.
     """
-    return {key: value for key, value, _, _ in _lines(path)}
+    return {key: value for key, value, _, _ in _iter_lines(path)}
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
+def _iter_lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
     """Yield key, value, begin and end of every line up to the first that is not sound."""
     if not path.exists():
         return
@@ -174,11 +174,11 @@ def _lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
             mark, _, body = line.removesuffix(b"\n").partition(b" ")
             if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
                 return
-            key, value = _value_of(line[:-1])
+            key, value = _parse_line(line[:-1])
             yield key, value, begin, begin + len(line)
             begin += len(line)
 
 
-def _value_of(line: bytes) -> tuple[str, Any]:
+def _parse_line(line: bytes) -> tuple[str, Any]:
     key, value = json.loads(line.partition(b" ")[2].decode("utf-8", "surrogatepass"))
     return key, value

@@ -1,4 +1,4 @@
-"""Progress: a rate and an end time within a second, on a terminal or as plain lines.
+"""Progress and event reporting, on a terminal or as plain lines.
 
 A Reporter draws; a Progress counts one phase. Neither writes to standard output: results go there,
 talk goes to standard error.
@@ -13,15 +13,15 @@ from types import TracebackType
 from typing import Protocol, TextIO, TypeVar, runtime_checkable
 
 __all__ = [
+    "EventListener",
     "LineReporter",
-    "Listener",
     "Progress",
     "QuietReporter",
     "Reporter",
     "TerminalReporter",
     "choose_reporter",
-    "plain_line",
-    "tell_listener",
+    "emit_event",
+    "escape_line",
 ]
 
 T = TypeVar("T")
@@ -45,20 +45,20 @@ class Reporter(Protocol):
 
 
 @runtime_checkable
-class Listener(Protocol):
+class EventListener(Protocol):
     """A reporter that wants what happens as values, too, and not only as lines to draw."""
 
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
         """Take what happened: ``progress``, ``metric``, ``step``, or an event of a job."""
 
 
-def tell_listener(reporter: Reporter, kind: str, fields: Mapping[str, object]) -> None:
+def emit_event(reporter: Reporter, kind: str, fields: Mapping[str, object]) -> None:
     """Tell a reporter what happened, if it listens."""
-    if isinstance(reporter, Listener):
+    if isinstance(reporter, EventListener):
         reporter.hear(kind, fields)
 
 
-def plain_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """Return a text as one line whose control and direction characters are written out.
 
     What is said names files, and a file's name may hold line ends and what steers a terminal.
@@ -94,15 +94,15 @@ class LineReporter:
 
     def show(self, line: str) -> None:
         """Print the state as a line."""
-        print(plain_line(line), file=self.stream, flush=True)
+        print(escape_line(line), file=self.stream, flush=True)
 
     def end(self, line: str) -> None:
         """Print the final state as a line."""
-        print(plain_line(line), file=self.stream, flush=True)
+        print(escape_line(line), file=self.stream, flush=True)
 
     def say(self, line: str) -> None:
         """Print the message."""
-        print(plain_line(line), file=self.stream, flush=True)
+        print(escape_line(line), file=self.stream, flush=True)
 
 
 class TerminalReporter(LineReporter):
@@ -112,15 +112,15 @@ class TerminalReporter(LineReporter):
 
     def show(self, line: str) -> None:
         """Redraw the line in place."""
-        print(f"\r\x1b[2K{plain_line(line)}", end="", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{escape_line(line)}", end="", file=self.stream, flush=True)
 
     def end(self, line: str) -> None:
         """Redraw the line and leave it."""
-        print(f"\r\x1b[2K{plain_line(line)}", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{escape_line(line)}", file=self.stream, flush=True)
 
     def say(self, line: str) -> None:
         """Print the message on a line of its own."""
-        print(f"\r\x1b[2K{plain_line(line)}", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{escape_line(line)}", file=self.stream, flush=True)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:
@@ -184,7 +184,7 @@ class Progress:
         fields = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit}
         spent, worked = time.monotonic() - self._start, self.done - self._first
         rate = round(worked / spent, 6) if worked and spent > 0 else None
-        tell_listener(self._reporter, "progress", {**fields, "rate": rate, "note": note})
+        emit_event(self._reporter, "progress", {**fields, "rate": rate, "note": note})
 
     def _line(self, *, final: bool = False, note: str = "") -> str:
         spent = time.monotonic() - self._start

@@ -1,4 +1,4 @@
-"""Rows that lie in a file while a job collects them, so that memory does not grow with them."""
+"""Disk-backed lists of rows and records."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import IO, Any, Self, TypeVar, overload
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.records import Record, RecordWriter, encode_record
 
-__all__ = ["Spilled", "SpilledRecords"]
+__all__ = ["DiskList", "DiskRecordList"]
 
 T = TypeVar("T")
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
-class Spilled(Sequence[T]):
+class DiskList(Sequence[T]):
     """A list that can grow, be counted, read by index and gone through; its rows lie in a file.
 
     The file belongs to the list: what lay there before is overwritten, and whoever made the folder
@@ -102,7 +102,7 @@ class Spilled(Sequence[T]):
             self._writer.flush()
 
 
-class SpilledRecords(Spilled[Record]):
+class DiskRecordList(DiskList[Record]):
     """Records in a file, each in the line that it has in any file of records."""
 
     def __init__(self, path: Path) -> None:

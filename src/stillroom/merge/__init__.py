@@ -1,4 +1,4 @@
-"""Merging: one checkpoint from several of the same architecture, without training.
+"""Model merging: one checkpoint from several of the same architecture, without training.
 
 A merge reads row blocks of every parent, combines them in arithmetic one step wider than their
 storage, and writes the result to its place: memory is a few blocks whatever the size of the models.
@@ -18,19 +18,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.merge.method import METHODS, MergeMethod
+    from stillroom.merge.engine.merge import merge_checkpoints
+    from stillroom.merge.interfaces import METHODS, MergeMethod
     from stillroom.merge.recipe import MergeRecipe
     from stillroom.merge.run import estimate, run
-    from stillroom.merge.stream import merge_checkpoints
 
 __all__ = ["METHODS", "MergeMethod", "MergeRecipe", "estimate", "merge_checkpoints", "run"]
 
 _HOMES = {
-    "METHODS": "stillroom.merge.method",
-    "MergeMethod": "stillroom.merge.method",
+    "METHODS": "stillroom.merge.interfaces",
+    "MergeMethod": "stillroom.merge.interfaces",
     "MergeRecipe": "stillroom.merge.recipe",
     "estimate": "stillroom.merge.run",
-    "merge_checkpoints": "stillroom.merge.stream",
+    "merge_checkpoints": "stillroom.merge.engine.merge",
     "run": "stillroom.merge.run",
 }
 

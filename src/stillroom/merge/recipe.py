@@ -1,4 +1,4 @@
-"""Which checkpoints become one, by which method, with which weights."""
+"""The recipe of a merge: checkpoints, method, weights, layer slices and tensor groups."""
 
 from __future__ import annotations
 
@@ -9,33 +9,29 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.merge.method import METHODS, Assembly, MergeMethod, no_counterpart
-from stillroom.merge.search_recipe import SearchSettings, SmokeSettings
-from stillroom.merge.tokenizer import TokenizerSettings
-from stillroom.recipes import (
-    ENGINE,
-    EngineChoice,
-    Recipe,
-    Reference,
-    Settings,
-    Size,
-    refuse_engine,
+from stillroom.merge.interfaces import (
+    METHODS,
+    ArchitectureMerge,
+    MergeMethod,
+    mergekit_unsupported_error,
 )
+from stillroom.merge.settings import SearchSettings, SmokeSettings, TokenizerSettings
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, Settings, Size, engine_error
 
 __all__ = [
+    "MergeOutputSettings",
     "MergeRecipe",
     "ModelEntry",
-    "OutSettings",
-    "SelectSettings",
+    "ParameterOverride",
+    "SelectionSettings",
     "Slice",
     "SliceModel",
-    "TensorPart",
-    "Variation",
-    "vary_method",
+    "TensorGroup",
+    "override_settings",
 ]
 
-OWN = ("density", "epsilon", "gamma", "residual_scale")
-_OF_BLOCKS = (
+PER_MODEL_SETTINGS = ("density", "epsilon", "gamma", "residual_scale")
+_BLOCK_SETTINGS = (
     "vary",
     "slices",
     "parts",
@@ -46,7 +42,7 @@ _OF_BLOCKS = (
     "exclude",
     "rest",
 )
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ModelEntry(Settings):
@@ -82,11 +78,11 @@ class ModelEntry(Settings):
     @property
     def own(self) -> dict[str, float]:
         """The settings of the method that this model has of its own."""
-        listed = {name: getattr(self, name) for name in OWN}
+        listed = {name: getattr(self, name) for name in PER_MODEL_SETTINGS}
         return {name: value for name, value in listed.items() if value is not None}
 
 
-class Variation(Settings):
+class ParameterOverride(Settings):
     """One setting, other than elsewhere for some tensors or along the layers."""
 
     setting: str = Field(description="the method's setting, or a model's: weight, density, ...")
@@ -103,7 +99,7 @@ class Variation(Settings):
     )
 
     @model_validator(mode="after")
-    def _check_one(self) -> Variation:
+    def _check_one(self) -> ParameterOverride:
         if (self.value is None) == (not self.layers):
             raise ValueError("give either 'value' or 'layers'")
         return self
@@ -140,7 +136,7 @@ class Slice(Settings):
     """Layers of the result: one model's, or several models' merged."""
 
     models: tuple[SliceModel, ...] = Field(min_length=1, description="whose layers")
-    vary: tuple[Variation, ...] = Field(
+    vary: tuple[ParameterOverride, ...] = Field(
         (), description="settings of this slice; 'model' counts this slice's models"
     )
 
@@ -157,7 +153,7 @@ class Slice(Settings):
         return stop - start
 
 
-class TensorPart(Settings):
+class TensorGroup(Settings):
     """Which models take part in some tensors, as those of a vision tower."""
 
     tensors: tuple[str, ...] = Field(
@@ -169,7 +165,7 @@ class TensorPart(Settings):
         description="whose are merged there, as numbers in 'models' from 0, and the base's; "
         "default all",
     )
-    vary: tuple[Variation, ...] = Field(
+    vary: tuple[ParameterOverride, ...] = Field(
         (), description="settings there; 'model' is a number in 'models'"
     )
 
@@ -178,12 +174,12 @@ class TensorPart(Settings):
         return any(fnmatchcase(name, pattern) for pattern in self.tensors)
 
 
-class SelectSettings(Settings):
+class SelectionSettings(Settings):
     """Score candidates on records beside their parents, and keep the best."""
 
     records: Reference = Field(description="a records artifact or file that judges")
     split: str = Field("held_out", description="only records with this fields.split; empty is all")
-    mixes: tuple[Share, ...] | None = Field(
+    mixes: tuple[Fraction, ...] | None = Field(
         None,
         description="candidates on the line from the base (0) to the merge (1); default 0.5 and "
         "0.75 where there is a base",
@@ -201,7 +197,7 @@ class SelectSettings(Settings):
     )
 
 
-class OutSettings(Settings):
+class MergeOutputSettings(Settings):
     """How the merged checkpoint is stored."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -222,7 +218,7 @@ class MergeRecipe(Recipe):
     )
     models: tuple[ModelEntry, ...] = Field(min_length=1, description="what is merged")
     engine: EngineChoice = ENGINE
-    select: SelectSettings | None = Field(
+    select: SelectionSettings | None = Field(
         None, description="score candidates on held-out records and keep the best"
     )
     search: SearchSettings | None = Field(
@@ -257,13 +253,13 @@ class MergeRecipe(Recipe):
         description="blocks that are worked on at once; 0 chooses by cores and disk. It changes "
         "no bit",
     )
-    vary: tuple[Variation, ...] = Field(
+    vary: tuple[ParameterOverride, ...] = Field(
         (), description="settings for some tensors or along the layers; the first that fits counts"
     )
     slices: tuple[Slice, ...] = Field(
         (), description="stack the result of layers; default every layer in its place"
     )
-    parts: tuple[TensorPart, ...] = Field(
+    parts: tuple[TensorGroup, ...] = Field(
         (),
         description="tensors that not all models take part in, or with settings of their own; the "
         "first part that a tensor fits counts",
@@ -285,15 +281,15 @@ class MergeRecipe(Recipe):
     rest: Literal["refuse", "copy"] = Field(
         "refuse", description="what is done with a tensor that not all models have"
     )
-    out: OutSettings = Field(
-        default_factory=lambda: OutSettings.model_validate({}),
+    out: MergeOutputSettings = Field(
+        default_factory=lambda: MergeOutputSettings.model_validate({}),
         description="how the result is stored",
     )
 
     @model_validator(mode="after")
     def _check_method(self) -> MergeRecipe:
         if self.engine.ray is not None and self.search is None:
-            raise refuse_engine("a merge without a search streams through one machine")
+            raise engine_error("a merge without a search streams through one machine")
         problems = [
             *self._find_unused(),
             *self._find_missing(),
@@ -327,7 +323,7 @@ class MergeRecipe(Recipe):
 
     def _find_bad_assembly(self) -> list[Problem]:
         """Refuse what only a merge of blocks heeds."""
-        if not isinstance(self.method, Assembly):
+        if not isinstance(self.method, ArchitectureMerge):
             return []
         name = self.method.method_name()
         return [
@@ -338,7 +334,7 @@ class MergeRecipe(Recipe):
                 "a setting that changes something",
                 f"leave {key} out; merge the models with another method first",
             )
-            for key in _OF_BLOCKS
+            for key in _BLOCK_SETTINGS
             if getattr(self, key) != type(self).model_fields[key].get_default()
         ]
 
@@ -373,7 +369,9 @@ class MergeRecipe(Recipe):
                 found += self._check_variation(variation, f"{where}.{number}", count)
         return found
 
-    def _check_variation(self, variation: Variation, where: str, count: int) -> list[Problem]:
+    def _check_variation(
+        self, variation: ParameterOverride, where: str, count: int
+    ) -> list[Problem]:
         setting = variation.setting
         if variation.model is not None:
             if variation.model >= count:
@@ -402,7 +400,7 @@ class MergeRecipe(Recipe):
             ]
         try:
             for value in variation.layers or (variation.value,):
-                vary_method(self.method, {setting: value})
+                override_settings(self.method, {setting: value})
         except ValueError as error:
             text = str(error).splitlines()
             return [
@@ -468,7 +466,7 @@ class MergeRecipe(Recipe):
 
     def _find_bad_compat(self) -> list[Problem]:
         if self.compat == "mergekit" and not self.method.replicates:
-            return list(no_counterpart(self.method.method_name()).problems)
+            return list(mergekit_unsupported_error(self.method.method_name()).problems)
         if self.compute is not None and self.compat != "mergekit":
             return [
                 Problem(
@@ -482,7 +480,7 @@ class MergeRecipe(Recipe):
         return []
 
 
-def vary_method(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
+def override_settings(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
     """Return a method with some settings changed, checked as a recipe's are.
 
     Raises:

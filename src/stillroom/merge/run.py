@@ -1,33 +1,56 @@
-"""The job of kind ``merge``: checkpoints in, one checkpoint out."""
+"""The merge job: its estimate, its plan explained, and the run that publishes a checkpoint.
+
+Reads headers, configs and a sample of the bytes to time the disk; never a whole model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
-from stillroom.merge.device import tell_unused
-from stillroom.merge.method import Assembly
-from stillroom.merge.opening import open_merge
-from stillroom.merge.plan import plan_merge
+from stillroom.merge.engine.merge import Merge, MergeResult, open_merge
+from stillroom.merge.interfaces import ArchitectureMerge
+from stillroom.merge.planning.inputs import MergeSource, limit_run_checkpoints
+from stillroom.merge.planning.plan import MergePlan, PlannedTensor, plan_merge
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.sources import Source, shorten_runs
-from stillroom.merge.stream import Merge, Merged
-from stillroom.objects import is_address, local
+from stillroom.merge.tensors.linear_algebra import warn_unused_device
+from stillroom.merge.tensors.structure import count_layers
+from stillroom.objects import is_address, resolve_local
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
-from stillroom.records import Link, Origin, combine_origins
+from stillroom.records import Link, Origin, combine_origins, find_license_warnings
+from stillroom.registry import suggest
 
 if TYPE_CHECKING:
-    from stillroom.merge.search_result import Found
+    from stillroom.merge.search.run import SearchResult
 
-__all__ = ["estimate", "run"]
+__all__ = [
+    "compare_sources",
+    "estimate",
+    "estimate_seconds",
+    "explain_tensor",
+    "list_warnings",
+    "run",
+]
+
 
 _BYTES_PER_SECOND = 2e8
+
+
 _OPERATIONS_PER_SECOND = 1.5e10
+
+
 _TOKENS_PER_RECORD = 300
+
+
 _GGUF_GROWTH = 7
 
 
@@ -40,14 +63,14 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         DataError: If the records that should judge have nothing to judge by.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    recipe = shorten_runs(recipe, job.say)
+    recipe = limit_run_checkpoints(recipe, job.say)
     started = open_merge(recipe, job.say)
     base, parents, sources = started.base, list(started.parents), list(started.sources)
-    merge, details, found = _choose(recipe, started, job)
+    merge, details, found = _select_or_search(recipe, started, job)
     made = found.recipe if found else recipe
     if found is not None and found.details["helped"]:
         sources = list(merge.sources)
-    unused = tell_unused(recipe.device, recipe.method, recipe.compat)
+    unused = warn_unused_device(recipe.device, recipe.method, recipe.compat)
     for line in (*unused, *merge.plan().notes):
         job.say(line)
     journal = job.journal("tensors")
@@ -66,11 +89,11 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
             finish=lambda writer: _write_card(writer, made, sources, details),
         )
     if found is not None:
-        from stillroom.merge.search_result import write_found
+        from stillroom.merge.search.run import write_search_result
 
-        write_found(found, job)
+        write_search_result(found, job)
     if recipe.smoke:
-        details = {**details, "smoke": _smoke(recipe, started, job)}
+        details = {**details, "smoke": _run_smoke_test(recipe, started, job)}
     if merged.error:
         job.say(
             f"relative error against float64 {merged.error['stored']:.2e}; the storage type alone "
@@ -78,65 +101,65 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")
-    if isinstance(recipe.method, Assembly):
+    if isinstance(recipe.method, ArchitectureMerge):
         warnings = recipe.method.review(Checkpoint.open(job.output))
         for warning in warnings:
             job.say(f"warning: {warning}")
         details = {**details, "notes": list(plan.notes), "warnings": list(warnings)}
     return job.finish(
         "checkpoint",
-        parents=_parents(recipe, base, parents, job.out),
-        origin=_origin(recipe, sources).to_json(),
-        details=_details(made, merged, sources) | details,
+        parents=_list_parents(recipe, base, parents, job.out),
+        origin=_combine_origin(recipe, sources).to_json(),
+        details=_build_details(made, merged, sources) | details,
     )
 
 
-def _choose(
+def _select_or_search(
     recipe: MergeRecipe, merge: Merge, job: Job
-) -> tuple[Merge, dict[str, Any], Found | None]:
+) -> tuple[Merge, dict[str, Any], SearchResult | None]:
     """Return the merge to write, what is to be said of the choice, and what a search found.
 
     What judges merges is loaded where it is asked for: that takes longer than a small merge does.
     """
     details: dict[str, Any] = {}
     if recipe.select:
-        from stillroom.merge.select import select_merge
+        from stillroom.merge.search.selection import select_merge
 
         merge, details = select_merge(recipe, merge, job)
     if recipe.search:
-        from stillroom.merge.search import search_merge
+        from stillroom.merge.search.run import search_merge
 
         found = search_merge(recipe, merge, job)
         return found.merge, {"search": found.details}, found
     return merge, details, None
 
 
-def _smoke(recipe: MergeRecipe, merge: Merge, job: Job) -> dict[str, Any]:
+def _run_smoke_test(recipe: MergeRecipe, merge: Merge, job: Job) -> dict[str, Any]:
     """Check what was written, beside the parents of the merge that the recipe began with."""
-    from stillroom.merge.select import list_parents
-    from stillroom.merge.smoke import check_output
+    from stillroom.merge.search.selection import list_parent_candidates
+    from stillroom.merge.verification import run_smoke_test
 
-    copies = {each.name: each.merge for each in list_parents(recipe, merge)}
-    return check_output(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
+    copies = {each.name: each.merge for each in list_parent_candidates(recipe, merge)}
+    return run_smoke_test(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
 
 
 def estimate(recipe: MergeRecipe) -> Estimate:
     """Say what a merge will need, from headers alone; sources that do not exist yet count zero."""
     try:
-        if any(_is_far(reference) for reference in _references(recipe)):
+        if any(_is_unavailable(reference) for reference in _list_references(recipe)):
             raise FileNotFoundError
         plan = plan_merge(recipe)
         read, written = plan.read_bytes * plan.passes, plan.written_bytes
         memory, basis = plan.memory_bytes, "headers of the models"
     except FileNotFoundError:
-        sizes = [_weigh(reference) for reference in _references(recipe)]
+        sizes = [_measure_size(reference) for reference in _list_references(recipe)]
         read, written = sum(sizes), max(sizes)
         memory, basis = 100_000_000, "sizes of those models that are there"
     seconds = (read + written) / _BYTES_PER_SECOND
     memory += 300_000_000
     judge = recipe.search or recipe.select
     if judge:
-        from stillroom.merge.select import count_candidates
+        from stillroom.merge.search.selection import count_candidates
 
         count = count_candidates(recipe) + (recipe.search.count_scored() if recipe.search else 0)
         tokens = judge.max_records * min(judge.max_tokens, _TOKENS_PER_RECORD)
@@ -152,11 +175,11 @@ def estimate(recipe: MergeRecipe) -> Estimate:
     )
 
 
-def _references(recipe: MergeRecipe) -> list[str]:
+def _list_references(recipe: MergeRecipe) -> list[str]:
     return [*([recipe.base] if recipe.base else []), *(m.checkpoint for m in recipe.models)]
 
 
-def _is_far(reference: str) -> bool:
+def _is_unavailable(reference: str) -> bool:
     """Whether a reference cannot be read cheaply now: not there yet, remote, or quantized."""
     path = Path(reference)
     return not path.is_dir() or not any(
@@ -164,7 +187,7 @@ def _is_far(reference: str) -> bool:
     )
 
 
-def _weigh(reference: str) -> int:
+def _measure_size(reference: str) -> int:
     path = Path(reference)
     if path.is_file():
         return path.stat().st_size * _GGUF_GROWTH
@@ -172,22 +195,22 @@ def _weigh(reference: str) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _parents(
-    recipe: MergeRecipe, base: Source | None, parents: list[Source], near: Path
+def _list_parents(
+    recipe: MergeRecipe, base: MergeSource | None, parents: list[MergeSource], near: Path
 ) -> list[Parent]:
-    listed = [_parent("base", recipe.base, base, near)] if base and recipe.base else []
+    listed = [_describe_parent("base", recipe.base, base, near)] if base and recipe.base else []
     stops = accumulate(max(entry.along_run, 1) for entry in recipe.models)
     listed += [
-        _parent("model", entry.checkpoint, parents[stop - 1], near)
+        _describe_parent("model", entry.checkpoint, parents[stop - 1], near)
         for entry, stop in zip(recipe.models, stops, strict=True)
     ]
     for judged in (recipe.select, recipe.search, recipe.smoke):
         if judged and judged.records:
-            listed.append(make_parent("records", local(judged.records), near))
+            listed.append(make_parent("records", resolve_local(judged.records), near))
     return listed
 
 
-def _parent(role: str, reference: str, source: Source, near: Path) -> Parent:
+def _describe_parent(role: str, reference: str, source: MergeSource, near: Path) -> Parent:
     path = Path(reference)
     if not is_address(reference) and (path / ARTIFACT_FILE).is_file():
         return make_parent(role, path, near)
@@ -198,9 +221,9 @@ def _parent(role: str, reference: str, source: Source, near: Path) -> Parent:
     return Parent(role, shown, source.fingerprint, "checkpoint")
 
 
-def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
+def _combine_origin(recipe: MergeRecipe, sources: list[MergeSource]) -> Origin:
     """Return the origin of the result: that of all parents together, and this step."""
-    made = [find_artifact(reference) for reference in _references(recipe)]
+    made = [find_artifact(reference) for reference in _list_references(recipe)]
     origins = [
         Origin.from_json(artifact.origin) if artifact.origin else Origin()
         for artifact in made
@@ -215,7 +238,7 @@ def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
     )
 
 
-def _dequantized(sources: list[Source]) -> dict[str, str]:
+def _list_dequantized(sources: list[MergeSource]) -> dict[str, str]:
     """Return from what the weights of each source were dequantized, of those that were."""
     return {
         source.name: source.checkpoint.dequantized_from
@@ -224,12 +247,14 @@ def _dequantized(sources: list[Source]) -> dict[str, str]:
     }
 
 
-def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict[str, Any]:
+def _build_details(
+    recipe: MergeRecipe, merged: MergeResult, sources: list[MergeSource]
+) -> dict[str, Any]:
     return {
         "method": recipe.method.model_dump(mode="json"),
         "fingerprint": merged.fingerprint,
         "sources": {source.name: source.fingerprint for source in sources},
-        **({"dequantized": made} if (made := _dequantized(sources)) else {}),
+        **({"dequantized": made} if (made := _list_dequantized(sources)) else {}),
         "merged": merged.merged,
         "copied": list(merged.copied),
         "tied": list(merged.tied),
@@ -241,7 +266,7 @@ def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict
 def _write_card(
     writer: CheckpointWriter,
     recipe: MergeRecipe,
-    sources: list[Source],
+    sources: list[MergeSource],
     details: Mapping[str, Any],
 ) -> None:
     name = recipe.method.method_name()
@@ -254,15 +279,15 @@ def _write_card(
     lines += [
         f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
     ]
-    made = _dequantized(sources)
+    made = _list_dequantized(sources)
     if made:
         listed = ", ".join(f"{source} from {kind}" for source, kind in made.items())
         lines += ["", f"Dequantized before they were merged: {listed}."]
     if details:
-        from stillroom.merge.search_result import say_found
+        from stillroom.merge.search.run import format_search
 
         searched = details.get("search")
-        lines += ["", say_found(searched) if searched else _say_selection(details)]
+        lines += ["", format_search(searched) if searched else _format_selection(details)]
     licenses = combine_origins(Origin(license=source.license) for source in sources)
     writer.write_card(
         f"{name} merge",
@@ -274,7 +299,7 @@ def _write_card(
     )
 
 
-def _say_selection(details: Mapping[str, Any]) -> str:
+def _format_selection(details: Mapping[str, Any]) -> str:
     if "left_out" in details:
         return f"No merge was judged: {details['left_out']}. Kept as it is: {details['kept']}."
     helped = "did" if details["helped"] else "did not"
@@ -282,3 +307,121 @@ def _say_selection(details: Mapping[str, Any]) -> str:
         f"Kept of {len(details['candidates'])} candidates: {details['kept']}. "
         f"Merging {helped} lower the held-out loss."
     )
+
+
+_SAMPLE_BYTES = 64 << 20
+
+
+_READ_BYTES = 4 << 20
+
+
+_ARITHMETIC_BYTES_PER_SECOND = 1.0e9
+
+
+_SHOWN = ("model_type", "hidden_size", "num_attention_heads", "vocab_size")
+
+
+def compare_sources(sources: Sequence[MergeSource]) -> list[dict[str, Any]]:
+    """Return one row a source: what its config, tokenizer and headers say."""
+    rows = []
+    for source in sources:
+        checkpoint = source.checkpoint
+        kinds = Counter(checkpoint.entry(name).dtype for name in checkpoint.names())
+        rows.append(
+            {
+                "name": source.name,
+                **{key: checkpoint.config.get(key) for key in _SHOWN},
+                "layers": count_layers(checkpoint.config),
+                "parameters": checkpoint.parameters,
+                "dtypes": dict(kinds.most_common()),
+                "tied": checkpoint.is_tied,
+                "vocabulary": checkpoint.vocabulary_digest[:12],
+                "license": source.license,
+                "bytes": checkpoint.size_bytes,
+            }
+        )
+    return rows
+
+
+def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
+    """Return what a user should know before the merge: one-sided tensors, licenses, mixed types."""
+    found = []
+    every = {name for source in sources for name in source.checkpoint.names()}
+    for source in sources:
+        lacking = sorted(every - set(source.checkpoint.names()) - set(plan.tied))
+        if lacking:
+            more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
+            shown = ", ".join(lacking[:4]) + more
+            found.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
+    licenses = [(source.name, source.license) for source in sources]
+    found += find_license_warnings(licenses, "the models", "this merge")
+    kinds = {tensor.stored for tensor in plan.tensors if tensor.is_merged}
+    if len(kinds) > 1:
+        found.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")
+    return found
+
+
+def estimate_seconds(plan: MergePlan, sources: Sequence[MergeSource]) -> tuple[float, float]:
+    """Return how long the merge will take, and the bytes a second that a sample was read with.
+
+    The sample is what lies on disk now; a file that was just read comes from memory, faster.
+    """
+    rate = _measure_read_rate(sources)
+    moved = plan.read_bytes * plan.passes
+    return (moved + plan.written_bytes) / rate + moved / _ARITHMETIC_BYTES_PER_SECOND, rate
+
+
+def explain_tensor(plan: MergePlan, sources: Sequence[MergeSource], name: str) -> dict[str, Any]:
+    """Return what becomes of one tensor, with every setting as it holds there.
+
+    Raises:
+        RecipeError: If the result has no such tensor.
+    """
+    tensor = next((each for each in plan.tensors if each.name == name), None)
+    if tensor is None:
+        near = suggest(name, [each.name for each in plan.tensors])
+        raise RecipeError(
+            f"the result has no tensor '{name}'",
+            code="merge.no-tensor",
+            where=name,
+            expected=f"one of its {len(plan.tensors)} tensors",
+            next=f"did you mean '{near}'?" if near else "stillroom merge plan --json lists them",
+        )
+    inputs: list[dict[str, Any]] = [
+        {"source": sources[home.source].name, "tensor": home.name} for home in tensor.parents
+    ]
+    if tensor.tuned is not None:
+        for row, weight, own in zip(inputs, tensor.tuned.weights, tensor.tuned.own, strict=True):
+            row |= {"weight": weight, **dict(own)}
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "stored": tensor.stored,
+        "layer": tensor.layer,
+        "is_token_table": tensor.is_table,
+        "method": tensor.tuned.method.model_dump(mode="json")
+        if tensor.tuned
+        else _describe_copy(tensor),
+        "base": tensor.base.name if tensor.base else None,
+        "parents": inputs,
+    }
+
+
+def _describe_copy(tensor: PlannedTensor) -> str:
+    return "made" if tensor.made else "copy"
+
+
+def _measure_read_rate(sources: Sequence[MergeSource]) -> float:
+    """Time reading up to 64 MB from the sources' files, bytes a second."""
+    files = [path for source in sources for path in source.checkpoint.files]
+    share = max(_READ_BYTES, _SAMPLE_BYTES // max(len(files), 1))
+    done, begun = 0, time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            size = path.stat().st_size
+            file.seek(max(0, (size - share) // 2), os.SEEK_SET)
+            left = share
+            while left > 0 and (data := file.read(min(left, _READ_BYTES))):
+                left -= len(data)
+                done += len(data)
+    return max(done, 1) / max(time.perf_counter() - begun, 1e-6) if done else math.inf

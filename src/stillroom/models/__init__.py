@@ -1,4 +1,4 @@
-"""Models: whatever generates, scores or embeds text, whichever engine does the work.
+"""Language models, embedders and rerankers behind common protocols, whatever the engine.
 
 ``open_text_model`` and ``open_embedder`` turn a reference (a folder, a ``.gguf`` file,
 ``hub:NAME``, an endpoint's address) into something that speaks the protocols of ``protocols``.
@@ -12,66 +12,69 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.models.cache import CompletionCache, cached
-    from stillroom.models.causal import load_causal_lm
-    from stillroom.models.chat import render_chat
+    from stillroom.models.cache import CompletionCache, wrap_with_cache
+    from stillroom.models.factory import open_embedder, open_reranker, open_text_model
     from stillroom.models.hub import resolve_checkpoint
-    from stillroom.models.method import BACKENDS, EMBEDDERS, Backend, EmbedderMethod
-    from stillroom.models.opening import open_embedder, open_reranker, open_text_model
-    from stillroom.models.protocols import (
+    from stillroom.models.interfaces import (
+        BACKENDS,
+        EMBEDDERS,
+        AsyncModel,
+        Backend,
         ConcurrentModel,
         Embedder,
-        Reranker,
+        EmbedderMethod,
+        RerankerModel,
         Score,
         SpanEmbedder,
-        SubmittingModel,
         TextModel,
         TokenEmbedder,
     )
+    from stillroom.models.local.causal_lm import load_causal_lm
+    from stillroom.models.tokenization.chat_template import render_chat
 
 __all__ = [
     "BACKENDS",
     "EMBEDDERS",
+    "AsyncModel",
     "Backend",
     "CompletionCache",
     "ConcurrentModel",
     "Embedder",
     "EmbedderMethod",
-    "Reranker",
+    "RerankerModel",
     "Score",
     "SpanEmbedder",
-    "SubmittingModel",
     "TextModel",
     "TokenEmbedder",
-    "cached",
     "load_causal_lm",
     "open_embedder",
     "open_reranker",
     "open_text_model",
     "render_chat",
     "resolve_checkpoint",
+    "wrap_with_cache",
 ]
 
 _HOMES = {
-    "BACKENDS": "method",
-    "EMBEDDERS": "method",
-    "Backend": "method",
+    "BACKENDS": "interfaces",
+    "EMBEDDERS": "interfaces",
+    "Backend": "interfaces",
     "CompletionCache": "cache",
-    "ConcurrentModel": "protocols",
-    "SubmittingModel": "protocols",
-    "Embedder": "protocols",
-    "EmbedderMethod": "method",
-    "Reranker": "protocols",
-    "Score": "protocols",
-    "SpanEmbedder": "protocols",
-    "TextModel": "protocols",
-    "TokenEmbedder": "protocols",
-    "cached": "cache",
-    "load_causal_lm": "causal",
-    "open_embedder": "opening",
-    "open_reranker": "opening",
-    "open_text_model": "opening",
-    "render_chat": "chat",
+    "ConcurrentModel": "interfaces",
+    "AsyncModel": "interfaces",
+    "Embedder": "interfaces",
+    "EmbedderMethod": "interfaces",
+    "RerankerModel": "interfaces",
+    "Score": "interfaces",
+    "SpanEmbedder": "interfaces",
+    "TextModel": "interfaces",
+    "TokenEmbedder": "interfaces",
+    "wrap_with_cache": "cache",
+    "load_causal_lm": "local.causal_lm",
+    "open_embedder": "factory",
+    "open_reranker": "factory",
+    "open_text_model": "factory",
+    "render_chat": "tokenization.chat_template",
     "resolve_checkpoint": "hub",
 }
 

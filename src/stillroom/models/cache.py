@@ -1,4 +1,4 @@
-"""CompletionCache: nothing is asked twice, not even by another process or after a kill.
+"""Completion cache in SQLite, shared between processes and safe after a kill.
 
 The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
 with its seed. Kept in SQLite with a write-ahead log: a row is safe against a kill as soon as
@@ -18,25 +18,24 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.jobs.databases import open_shared_database
-from stillroom.jobs.files import full_disk_as_error
-from stillroom.models.behind import ModelBefore
-from stillroom.models.choosing import Chosen, weigh_given
-from stillroom.models.protocols import (
+from stillroom.jobs.files import full_disk_as_error, open_shared_database
+from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
+from stillroom.models.interfaces import (
+    AsyncModel,
     ConcurrentModel,
+    DelegatingModel,
     Score,
-    SubmittingModel,
     TemplatedModel,
     TextModel,
 )
-from stillroom.models.requests import spread_sampling
+from stillroom.models.requests import broadcast_sampling
 from stillroom.provenance import canonical_json, digest_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 
-__all__ = ["CachedModel", "CompletionCache", "cached"]
+__all__ = ["CachedModel", "CompletionCache", "wrap_with_cache"]
 
-Done = Callable[[Completion | BaseException], None]
-_TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+OnDone = Callable[[Completion | BaseException], None]
+_CREATE_TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 
 class CompletionCache:
@@ -53,7 +52,7 @@ class CompletionCache:
         self._lock = threading.Lock()
         try:
             with full_disk_as_error(path):
-                self._database = open_shared_database(path, _TABLE)
+                self._database = open_shared_database(path, _CREATE_TABLE)
         except sqlite3.DatabaseError as error:
             raise DataError(
                 f"{path} cannot be used as a completion cache: {error}",
@@ -111,14 +110,14 @@ class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
                 raise OSError(errno.ENOSPC, str(error)) from error
 
 
-class CachedModel(ModelBefore):
+class CachedModel(DelegatingModel):
     """A TextModel that asks the model behind it only for what the cache does not hold.
 
     It can be asked without a thread that waits, and shows its chat template, where the model behind
     can and does: it has ``submit`` and ``render`` then, else not.
     """
 
-    submit: Callable[[Prompt, Sampling, Done], None]
+    submit: Callable[[Prompt, Sampling, OnDone], None]
     """See ``SubmittingModel``."""
     render: Callable[[Sequence[Message]], str]
     """See ``TemplatedModel``."""
@@ -131,8 +130,8 @@ class CachedModel(ModelBefore):
         self.hits = 0
         """Completions that came from the cache, or of what was asked at the same time."""
         self._lock = threading.Lock()
-        self._asked: dict[str, list[Done]] = {}  # by key, while the model behind is asked
-        if isinstance(model, SubmittingModel):
+        self._asked: dict[str, list[OnDone]] = {}  # by key, while the model behind is asked
+        if isinstance(model, AsyncModel):
             self._pass_on = model.submit
             self.submit = self._submit
         if isinstance(model, TemplatedModel):
@@ -156,7 +155,7 @@ class CachedModel(ModelBefore):
         Raises:
             Cancelled: If the job is stopped meanwhile; finished completions are kept.
         """
-        samplings = spread_sampling(prompts, sampling)
+        samplings = broadcast_sampling(prompts, sampling)
         places: dict[str, list[int]] = {}
         for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
             places.setdefault(self.cache.key(self.fingerprint, prompt, one), []).append(index)
@@ -219,13 +218,15 @@ class CachedModel(ModelBefore):
         """Score with the model behind; scores are not kept."""
         return self.model.score(prompts, completions)
 
-    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
+    def choose(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> list[ChoiceProbabilities]:
         """Weigh options with the model behind; chances are not kept.
 
         Raises:
             BackendError: If its engine tells none.
         """
-        return weigh_given(self.model, prompts, options)
+        return score_options_by_logprob(self.model, prompts, options)
 
     def count_tokens(self, text: str) -> int:
         """Count with the model behind."""
@@ -236,7 +237,7 @@ class CachedModel(ModelBefore):
         self.model.close()
         self.cache.close()
 
-    def _submit(self, prompt: Prompt, sampling: Sampling, done: Done) -> None:
+    def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
         """Answer from the cache at once, or ask; what is in flight already is asked once."""
         key = self.cache.key(self.fingerprint, prompt, sampling)
         with self._lock:
@@ -277,6 +278,6 @@ class CachedModel(ModelBefore):
             done(value)
 
 
-def cached(model: TextModel, path: Path, job: Job | None = None) -> CachedModel:
+def wrap_with_cache(model: TextModel, path: Path, job: Job | None = None) -> CachedModel:
     """Return ``model`` behind the completion cache at ``path``."""
     return CachedModel(model, CompletionCache(path), job)

@@ -1,4 +1,4 @@
-"""From a reference to files on this machine.
+"""Resolution of model references to files on this machine.
 
 ``hub:NAME[@revision]`` is looked for, in order: under ``$STILLROOM_MODELS``, in the Hugging Face
 cache, on the hub (only when it answers within two seconds and HF_HUB_OFFLINE is not set), and among
@@ -8,6 +8,7 @@ the models that come as Python packages. Pickled weights are never fetched.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
 import threading
@@ -19,22 +20,32 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from stillroom.errors import CheckpointError
-from stillroom.objects import exists, is_address, mirror
+from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
 
 __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_TEACHER",
     "find_config",
-    "list_packaged",
+    "list_packaged_models",
+    "read_backend_name",
     "resolve_checkpoint",
 ]
 
+
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
-_CONNECT_S = 2.0
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
-_TRUE = {"1", "on", "yes", "true"}
+
+
+_CONNECT_TIMEOUT_S = 2.0
+
+
+_HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
+
+
+_TRUE_VALUES = {"1", "on", "yes", "true"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def _resolve_address(address: str, *, weights: bool) -> Path:
     whole = address.rstrip("/")
     if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
         whole += "/output"
-    return mirror(whole, leaves=() if weights else (".safetensors",))
+    return mirror_folder(whole, leaves=() if weights else (".safetensors",))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:
@@ -124,7 +135,7 @@ def find_config(reference: str, *, fetch: bool) -> Path | None:
     kept, _ = _look_in_models(name, revision)
     places = [_config_in(_single_gguf(kept)) if kept else None]
     places.append(_config_file(name, revision, local_files_only=True))
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE_VALUES
     if not any(places) and fetch and not is_offline and _hub_answers():
         places.append(_config_file(name, revision, local_files_only=False))
     packaged = _PACKAGED.get(name.lower())
@@ -214,10 +225,10 @@ def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:
 
 
 def _look_on_hub(name: str, revision: str) -> tuple[Path | None, str]:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE_VALUES:
         return None, "HF_HUB_OFFLINE is set"
     if not _hub_answers():
-        return None, f"no answer within {_CONNECT_S:.0f} s"
+        return None, f"no answer within {_CONNECT_TIMEOUT_S:.0f} s"
     return _snapshot(name, revision, local_files_only=False)
 
 
@@ -236,7 +247,7 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
             name,
             revision=revision or None,
             local_files_only=local_files_only,
-            allow_patterns=list(_WANTED),
+            allow_patterns=list(_HUB_FILES),
             etag_timeout=5,
         )
     except LocalEntryNotFoundError:
@@ -260,7 +271,9 @@ def _hub_answers() -> bool:
 
     def connect() -> None:
         try:
-            with socket.create_connection((target.hostname or "", port), timeout=_CONNECT_S):
+            with socket.create_connection(
+                (target.hostname or "", port), timeout=_CONNECT_TIMEOUT_S
+            ):
                 answered.set()
         except (OSError, UnicodeError):
             return
@@ -268,11 +281,11 @@ def _hub_answers() -> bool:
     # Name resolution has no timeout of its own, hence the thread.
     thread = threading.Thread(target=connect, daemon=True, name="stillroom-hub-probe")
     thread.start()
-    thread.join(_CONNECT_S)
+    thread.join(_CONNECT_TIMEOUT_S)
     return answered.is_set()
 
 
-def list_packaged() -> list[str]:
+def list_packaged_models() -> list[str]:
     """Return the packages that are installed here and carry a model."""
     return [packaged.distribution for packaged in _PACKAGED.values() if _find_packaged(packaged)]
 
@@ -288,3 +301,12 @@ def _find_packaged(packaged: _Packaged) -> Path | None:
             if path.is_file():
                 return path if path.suffix == ".gguf" else path.parent
     return None
+
+
+def read_backend_name(folder: Path) -> str:
+    """Return the backend that a checkpoint names, as a plug-in's do; empty where it names none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("stillroom_backend") or "") if isinstance(config, dict) else ""

@@ -1,16 +1,26 @@
-"""What every backend does with a request: match samplings to prompts, cut at stops, check room."""
+"""Request handling shared by backends: samplings, stop strings, context length, worker threads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 from stillroom.errors import BackendError
-from stillroom.records import Prompt, Sampling
+from stillroom.records import Completion, Prompt, Sampling
 
-__all__ = ["check_room", "cut_at_stop", "held_back", "spread_sampling"]
+__all__ = [
+    "broadcast_sampling",
+    "count_held_back",
+    "cut_at_stop",
+    "limit_new_tokens",
+    "run_in_threads",
+    "stream_with_completion",
+]
 
 
-def spread_sampling(
+def broadcast_sampling(
     prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
 ) -> list[Sampling]:
     """Return one sampling for each prompt.
@@ -36,7 +46,7 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
-def held_back(text: str, stops: Sequence[str]) -> int:
+def count_held_back(text: str, stops: Sequence[str]) -> int:
     """Return how many last characters may be the beginning of a stop string, so must wait."""
     longest = 0
     for stop in stops:
@@ -47,7 +57,9 @@ def held_back(text: str, stops: Sequence[str]) -> int:
     return longest
 
 
-def check_room(prompt_tokens: int, max_new_tokens: int, context_length: int, name: str) -> int:
+def limit_new_tokens(
+    prompt_tokens: int, max_new_tokens: int, context_length: int, name: str
+) -> int:
     """Return how many tokens may be generated: what was asked, or what the context has left.
 
     Raises:
@@ -62,3 +74,96 @@ def check_room(prompt_tokens: int, max_new_tokens: int, context_length: int, nam
             next="shorten the prompt, or raise context_length where the model allows",
         )
     return min(max_new_tokens, room)
+
+
+_POLL_S = 0.1
+
+
+def run_in_threads(
+    ask: Callable[[int, Callable[[], bool]], Completion],
+    count: int,
+    num_workers: int,
+    fingerprint: str,
+    on_done: Callable[[int, Completion], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> list[Completion]:
+    """Call ``ask(index, is_stopped)`` for every index on worker threads.
+
+    Args:
+        ask: Gives one completion; may look at ``is_stopped`` and give up early.
+        count: How many there are.
+        num_workers: How many at once.
+        fingerprint: Names the model in the completions of what was cancelled.
+        on_done: Called on this thread as each is done.
+        is_cancelled: Asked on this thread several times a second.
+
+    Returns:
+        The completions in order; those not done are ``cancelled``.
+    """
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(count):
+        todo.put(index)
+    done: queue.SimpleQueue[tuple[int, Completion | BaseException]] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                index = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((index, ask(index, stopped.is_set)))
+            except BaseException as error:  # noqa: BLE001  # raised again on the caller's thread
+                done.put((index, error))
+                return
+
+    threads = [
+        threading.Thread(target=work, daemon=True, name=f"stillroom-ask-{number}")
+        for number in range(min(num_workers, count))
+    ]
+    for thread in threads:
+        thread.start()
+    completions = [Completion("", "cancelled", model=fingerprint)] * count
+    try:
+        _collect_results(done, count, completions, on_done, is_cancelled)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    return completions
+
+
+def _collect_results(
+    done: queue.SimpleQueue[tuple[int, Completion | BaseException]],
+    count: int,
+    completions: list[Completion],
+    on_done: Callable[[int, Completion], None] | None,
+    is_cancelled: Callable[[], bool] | None,
+) -> None:
+    left = count
+    while left:
+        if is_cancelled is not None and is_cancelled():
+            return
+        try:
+            index, given = done.get(timeout=_POLL_S)
+        except queue.Empty:
+            continue
+        left -= 1
+        if isinstance(given, BaseException):
+            raise given
+        completions[index] = given
+        if on_done is not None and given.finish_reason != "cancelled":
+            on_done(index, given)
+
+
+T = TypeVar("T")
+
+
+def stream_with_completion(stream: Generator[T, None, Completion]) -> Generator[T | Completion]:
+    """Yield what a model's stream yields, and last the completion that it returns.
+
+    To be read where the completion matters as well as what comes before it: a ``for`` loop drops
+    what a generator returns. Who leaves midway closes the stream.
+    """
+    yield (yield from stream)

@@ -1,4 +1,4 @@
-"""Object stores: files at addresses such as ``s3://bucket/folder``, through fsspec.
+"""Object stores at addresses such as ``s3://bucket/folder``, through fsspec.
 
 ``connect`` opens a store; ``read_range`` reads a part of an object; ``writing`` writes one that
 appears whole or not at all; ``mirror`` keeps a copy of a folder here; ``publish`` sends a folder
@@ -11,29 +11,37 @@ from stillroom.objects.address import (
     connect,
     exists,
     is_address,
-    is_stored,
-    joined,
+    is_store_address,
+    join_address,
+    open_for_writing,
     read_range,
-    writing,
 )
-from stillroom.objects.folders import fetch, publish
-from stillroom.objects.mirrors import Remote, address_of, list_objects, local, mirror, remote_of
+from stillroom.objects.mirrors import (
+    RemoteFolder,
+    fetch_folder,
+    find_address,
+    find_remote,
+    list_objects,
+    mirror_folder,
+    publish_folder,
+    resolve_local,
+)
 
 __all__ = [
     "ObjectFile",
-    "Remote",
-    "address_of",
+    "RemoteFolder",
     "connect",
     "exists",
-    "fetch",
+    "fetch_folder",
+    "find_address",
+    "find_remote",
     "is_address",
-    "is_stored",
-    "joined",
+    "is_store_address",
+    "join_address",
     "list_objects",
-    "local",
-    "mirror",
-    "publish",
+    "mirror_folder",
+    "open_for_writing",
+    "publish_folder",
     "read_range",
-    "remote_of",
-    "writing",
+    "resolve_local",
 ]

@@ -1,4 +1,4 @@
-"""One object at an address: opened, read in part, or written so that it appears whole."""
+"""Objects at addresses: opening, range reads and atomic writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = [
     "connect",
     "exists",
     "is_address",
-    "is_stored",
-    "joined",
+    "is_store_address",
+    "join_address",
+    "open_for_writing",
     "read_range",
-    "told",
-    "writing",
+    "store_failure_as_error",
 ]
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -35,7 +35,7 @@ def is_address(text: str) -> bool:
     return _ADDRESS.fullmatch(text) is not None
 
 
-def is_stored(text: str) -> bool:
+def is_store_address(text: str) -> bool:
     """Return whether a text is the address of a store that can be read; an endpoint's is not."""
     found = _ADDRESS.fullmatch(text)
     return found is not None and found[1] in _PACKAGES
@@ -78,7 +78,7 @@ def connect(address: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def told(address: str) -> Iterator[None]:
+def store_failure_as_error(address: str) -> Iterator[None]:
     """Turn what a store raises into an error that names the address.
 
     Raises:
@@ -94,7 +94,7 @@ def told(address: str) -> Iterator[None]:
             next="check bucket and name",
         ) from error
     except Exception as error:
-        if not _is_of_a_store(error):
+        if not _is_store_error(error):
             raise
         raise DataError(
             f"{address} cannot be reached: {str(error) or type(error).__name__:.200}",
@@ -111,7 +111,7 @@ def exists(address: str) -> bool:
         DataError: If the store does not answer.
     """
     store, path = connect(address)
-    with told(address):
+    with store_failure_as_error(address):
         store.invalidate_cache()
         try:
             return bool(store.info(path)["type"] == "file")
@@ -143,7 +143,7 @@ class ObjectFile:
             DataError: If it is missing, or the store does not answer.
         """
         store, path = connect(self.address)
-        with told(self.address):
+        with store_failure_as_error(self.address):
             return int(store.size(path))
 
     @contextmanager
@@ -154,7 +154,7 @@ class ObjectFile:
             DataError: If it is missing, or the store does not answer.
         """
         store, path = connect(self.address)
-        with told(self.address), store.open(path, mode) as file:
+        with store_failure_as_error(self.address), store.open(path, mode) as file:
             yield io.BufferedReader(file, _READ_BYTES)
 
 
@@ -165,7 +165,7 @@ def read_range(address: str, start: int, stop: int) -> bytes:
         DataError: If it is missing, shorter, or cannot be reached.
     """
     store, path = connect(address)
-    with told(address):
+    with store_failure_as_error(address):
         data = bytes(store.cat_file(path, start=start, end=stop))
     if len(data) != stop - start:
         raise DataError(
@@ -178,7 +178,7 @@ def read_range(address: str, start: int, stop: int) -> bytes:
 
 
 @contextmanager
-def writing(address: str) -> Iterator[IO[bytes]]:
+def open_for_writing(address: str) -> Iterator[IO[bytes]]:
     """Write an object that appears when the body ends well, and not at all otherwise.
 
     What was there before stays until then: parts are sent as they come, and the store puts them
@@ -188,7 +188,7 @@ def writing(address: str) -> Iterator[IO[bytes]]:
         DataError: If the store refuses or does not answer.
     """
     store, path = connect(address)
-    with told(address):
+    with store_failure_as_error(address):
         file = store.open(path, "wb", block_size=_BLOCK_BYTES, autocommit=False)
         try:
             yield cast("IO[bytes]", file)
@@ -202,7 +202,7 @@ def writing(address: str) -> Iterator[IO[bytes]]:
         store.invalidate_cache()
 
 
-def joined(address: str, name: str) -> str:
+def join_address(address: str, name: str) -> str:
     """Return the address of a file below a folder's."""
     return f"{address.rstrip('/')}/{name}"
 
@@ -213,7 +213,7 @@ def _settings(scheme: str) -> dict[str, Any]:
     return {"default_block_size": _BLOCK_BYTES, "use_listings_cache": False}
 
 
-def _is_of_a_store(error: Exception) -> bool:
+def _is_store_error(error: Exception) -> bool:
     """Return whether an error is a store's: an OSError, or one of the libraries below fsspec."""
     whose = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or whose in {"botocore", "aiobotocore", "aiohttp"}

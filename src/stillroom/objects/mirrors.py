@@ -1,4 +1,4 @@
-"""Mirrors: folders of objects kept here, one for each address, and brought up to date when asked.
+"""Local mirrors of remote folders, and publishing and fetching of job folders.
 
 All jobs of a user share them, so a mirror is changed under a lock, a file at a time: each appears
 whole under its name, and one that vanished there vanishes here. What was copied is compared by size
@@ -6,6 +6,9 @@ and mark (ETag, or the time of change) with what is there now, and by size and t
 what lies here, so that neither a changed object nor a damaged copy is taken for the other. A job
 that reads a mirror while another brings in changes sees them; who reads documents proves each by
 its digest.
+
+An object store renames nothing. What makes a folder whole is its manifest (``artifact.json``),
+which is sent last and removed first: who reads a folder without one reads an unfinished one.
 """
 
 from __future__ import annotations
@@ -23,16 +26,30 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError, ResourceError
-from stillroom.objects.address import connect, is_address, joined, told
+from stillroom.objects.address import connect, is_address, join_address, store_failure_as_error
 
-__all__ = ["Remote", "address_of", "download", "list_objects", "local", "mirror", "remote_of"]
+__all__ = [
+    "MANIFEST",
+    "RemoteFolder",
+    "download",
+    "fetch_folder",
+    "find_address",
+    "find_remote",
+    "list_objects",
+    "mirror_folder",
+    "publish_folder",
+    "resolve_local",
+]
 
-_NOTE_S = 30.0
+
+_NOTE_INTERVAL_S = 30.0
+
+
 """How often what was copied is noted while more is being copied."""
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFolder:
     """Where a mirrored folder comes from, and its objects that were left there: size by name."""
 
     address: str
@@ -40,7 +57,7 @@ class Remote:
     is_object: bool = False
 
 
-def mirror(address: str, *, leaves: tuple[str, ...] = (), cache: Path | None = None) -> Path:
+def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | None = None) -> Path:
     """Return a folder here with the objects of a folder there; what did not change stays.
 
     Args:
@@ -62,43 +79,43 @@ def mirror(address: str, *, leaves: tuple[str, ...] = (), cache: Path | None = N
     told_apart = "\n".join([address, *leaves])
     folder = home / hashlib.sha256(told_apart.encode()).hexdigest()[:20]
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _lock_mirror(folder):
         found, is_object = list_objects(address)
-        _Mirror(address, folder, leaves, found, is_object).update()
+        _LockedMirror(address, folder, leaves, found, is_object).update()
     return folder / next(iter(found)) if is_object else folder
 
 
-def local(reference: str) -> Path:
+def resolve_local(reference: str) -> Path:
     """Return the path that a reference names: a mirror where it is an address.
 
     Raises:
-        DataError: As ``mirror`` does.
+        DataError: As ``mirror_folder`` does.
     """
-    return mirror(reference) if is_address(reference) else Path(reference)
+    return mirror_folder(reference) if is_address(reference) else Path(reference)
 
 
-def remote_of(folder: Path) -> Remote | None:
+def find_remote(folder: Path) -> RemoteFolder | None:
     """Return where a mirrored folder comes from; None where it is none."""
     note = _read_note(folder.absolute())
     if not note:
         return None
-    return Remote(note["address"], note["left"], note.get("is_object", False))
+    return RemoteFolder(note["address"], note["left"], note.get("is_object", False))
 
 
-def address_of(path: Path) -> str:
+def find_address(path: Path) -> str:
     """Return the address of a file or folder that lies in a mirror; empty where it lies in none."""
     path = path.absolute()
     for folder in (path, *path.parents):
-        remote = remote_of(folder)
+        remote = find_remote(folder)
         if remote is not None:
             inside = path.relative_to(folder).as_posix()
             is_whole = inside == "." or remote.is_object
-            return remote.address if is_whole else joined(remote.address, inside)
+            return remote.address if is_whole else join_address(remote.address, inside)
     return ""
 
 
 @dataclass
-class _Mirror:
+class _LockedMirror:
     """A mirror that this process has locked."""
 
     address: str
@@ -121,11 +138,11 @@ class _Mirror:
         copied, noted = [], time.monotonic()
         try:
             for name in wanted:
-                source = self.address if self.is_object else joined(self.address, name)
+                source = self.address if self.is_object else join_address(self.address, name)
                 download(source, self.folder / name)
-                kept[name] = self.found[name] | {"here": _mark_here(self.folder / name)}
+                kept[name] = self.found[name] | {"here": _local_version(self.folder / name)}
                 copied.append(name)
-                if time.monotonic() - noted > _NOTE_S:  # a kill costs no more than this
+                if time.monotonic() - noted > _NOTE_INTERVAL_S:  # a kill costs no more than this
                     self._note(kept, left)
                     noted = time.monotonic()
             changed = self._changed(copied)
@@ -135,14 +152,14 @@ class _Mirror:
             if copied or self._outline(kept, left) != before:
                 self._note(kept, left)
         if changed:
-            raise _changed_meanwhile(self.address, changed)
+            raise _changed_error(self.address, changed)
 
     def _is_same(self, name: str, entry: Mapping[str, Any]) -> bool:
         """Return whether a file here is still what was copied, of an object as it is now."""
         there = self.found.get(name)
         if there is None or any(entry.get(key) != value for key, value in there.items()):
             return False
-        return bool(entry.get("here")) and entry["here"] == _mark_here(self.folder / name)
+        return bool(entry.get("here")) and entry["here"] == _local_version(self.folder / name)
 
     def _remove(self) -> None:
         """Remove what is no object any more, and folders that are empty then."""
@@ -177,7 +194,7 @@ class _Mirror:
         }
 
     def _note(self, kept: Mapping[str, Any], left: set[str]) -> None:
-        note = _note_of(self.folder)
+        note = _note_path(self.folder)
         temporary = note.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self._outline(kept, left), indent=1))
         temporary.replace(note)
@@ -190,7 +207,7 @@ def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
         DataError: If there is nothing, a name leads outside, or the store does not answer.
     """
     store, base = connect(address)
-    with told(address):
+    with store_failure_as_error(address):
         store.invalidate_cache()
         listed = store.find(base, detail=True)
         if not listed:
@@ -201,12 +218,14 @@ def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
         inside = path.strip("/").removeprefix(base.strip("/")).strip("/")
         name = inside or base.rsplit("/", 1)[-1]
         if ".." in name.split("/") or "\0" in name or "\\" in name:
-            raise _outside(address, name, "leads outside of its folder")
+            raise _outside_error(address, name, "leads outside of its folder")
         if name and entry.get("type") != "directory" and not path.endswith("/"):
-            found[name] = {"size": int(entry["size"]), "mark": _mark_there(entry)}
+            found[name] = {"size": int(entry["size"]), "mark": _remote_version(entry)}
     for name in found:
         if any("/".join(name.split("/")[:at]) in found for at in range(1, name.count("/") + 1)):
-            raise _outside(address, name, "lies below another object as if that were a folder")
+            raise _outside_error(
+                address, name, "lies below another object as if that were a folder"
+            )
     return found, is_object
 
 
@@ -221,12 +240,12 @@ def download(address: str, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     store, path = connect(address)
     try:
-        with told(address):
+        with store_failure_as_error(address):
             try:
                 store.get_file(path, str(temporary))
             except OSError as error:
                 if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                    raise _disk_full(address, target) from error
+                    raise _disk_full_error(address, target) from error
                 raise
         temporary.replace(target)
     finally:
@@ -234,14 +253,14 @@ def download(address: str, target: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_mirror(folder: Path) -> Iterator[None]:
     """Have a mirror to oneself, waiting for who brings it up to date now."""
     with folder.with_name(f"{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _mark_there(entry: Mapping[str, Any]) -> str:
+def _remote_version(entry: Mapping[str, Any]) -> str:
     """Return what changes with an object: its ETag, or when it was written."""
     for key in ("ETag", "etag", "mtime", "LastModified", "created"):
         if entry.get(key):
@@ -249,7 +268,7 @@ def _mark_there(entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def _mark_here(path: Path) -> list[int]:
+def _local_version(path: Path) -> list[int]:
     """Return size and time of change of a file; empty where there is none."""
     try:
         state = path.stat()
@@ -260,13 +279,13 @@ def _mark_here(path: Path) -> list[int]:
 
 def _read_note(folder: Path) -> dict[str, Any]:
     """Return what is noted of a mirror; empty where the folder is none."""
-    if not folder.name or not (note := _note_of(folder)).is_file():
+    if not folder.name or not (note := _note_path(folder)).is_file():
         return {}
     found: dict[str, Any] = json.loads(note.read_text())
     return found
 
 
-def _note_of(folder: Path) -> Path:
+def _note_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.objects.json")
 
 
@@ -275,7 +294,7 @@ def _cache_folder() -> Path:
     return cache / "stillroom" / "objects"
 
 
-def _outside(address: str, name: str, how: str) -> DataError:
+def _outside_error(address: str, name: str, how: str) -> DataError:
     return DataError(
         f"the object {name!r:.120} has a name that {how}",
         code="object.name",
@@ -285,7 +304,7 @@ def _outside(address: str, name: str, how: str) -> DataError:
     )
 
 
-def _disk_full(address: str, target: Path) -> ResourceError:
+def _disk_full_error(address: str, target: Path) -> ResourceError:
     return ResourceError(
         f"the disk is full while {address} is copied",
         code="resource.disk-full",
@@ -295,7 +314,7 @@ def _disk_full(address: str, target: Path) -> ResourceError:
     )
 
 
-def _changed_meanwhile(address: str, names: list[str]) -> DataError:
+def _changed_error(address: str, names: list[str]) -> DataError:
     return DataError(
         f"{len(names)} objects changed while they were copied, the first is {names[0]!r:.120}",
         code="object.changed",
@@ -303,3 +322,80 @@ def _changed_meanwhile(address: str, names: list[str]) -> DataError:
         expected="objects that stay as they are meanwhile",
         next="run again",
     )
+
+
+MANIFEST = "artifact.json"
+
+
+def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> int:
+    """Send a folder with a manifest; return how many objects were sent.
+
+    Raises:
+        DataError: If the folder is unfinished, another lies at the address and ``overwrite`` is
+            not given, or the store refuses.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise DataError(
+            f"{folder} holds no {MANIFEST}: it is no finished job",
+            code="object.unfinished",
+            expected="the folder of a finished job",
+            next="finish it with --resume",
+        )
+    store, base = connect(address)
+    with store_failure_as_error(address):
+        try:
+            before = set(store.find(base))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"the bucket of {address} does not exist",
+                code="object.missing",
+                expected="a bucket that is there: publishing makes none",
+                next="make it with the store's own tools, or check its name",
+            ) from error
+        manifest = join_address(base, MANIFEST)
+        if before and not overwrite:
+            raise DataError(
+                f"something lies at {address} already",
+                code="object.exists",
+                expected="an address with nothing below it",
+                next="choose another, or replace it with --overwrite",
+            )
+        if any(path.endswith(f"/{MANIFEST}") and path.strip("/") == manifest for path in before):
+            store.rm_file(manifest)
+        names = sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        )
+        for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
+            store.put_file(str(folder / name), join_address(base, name))
+        sent = {join_address(base, name) for name in names}
+        for path in before:
+            if path.strip("/") not in {one.strip("/") for one in sent}:
+                store.rm_file(path)
+        store.invalidate_cache()
+    return len(names)
+
+
+def fetch_folder(address: str, folder: Path) -> int:
+    """Bring a published folder here, manifest last; return how many files came.
+
+    Raises:
+        DataError: If there is no manifest, or the folder is there already.
+    """
+    if folder.exists():
+        raise DataError(
+            f"{folder} exists already",
+            code="data.exists",
+            expected="a new folder",
+            next="choose another",
+        )
+    found, is_object = list_objects(address)
+    if is_object or MANIFEST not in found:
+        raise DataError(
+            f"{address} holds no {MANIFEST}",
+            code="object.unfinished",
+            expected="what `stillroom publish` has sent, whole",
+            next="publish it again",
+        )
+    for name in [*(name for name in found if name != MANIFEST), MANIFEST]:
+        download(join_address(address, name), folder / name)
+    return len(found)

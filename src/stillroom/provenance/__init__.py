@@ -1,11 +1,11 @@
-"""Where a thing came from and whether it is still what it was.
+"""Provenance: artifacts, digests, lineage and verification.
 
 ``digests`` names bytes; ``artifact`` is the file that every job leaves (artifact.json); ``lineage``
 walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes digests and
 names what changed. Knows files only: no model is loaded here.
 """
 
-from stillroom.provenance.answers import KeptAnswer, read_answer
+from stillroom.provenance.answers import StoredAnswer, read_answer
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -18,35 +18,45 @@ from stillroom.provenance.artifact import (
 )
 from stillroom.provenance.digests import (
     canonical_json,
-    digest_as,
     digest_bytes,
     digest_file,
     digest_json,
     digest_large_file,
+    digest_like,
     digest_text,
 )
-from stillroom.provenance.ledger import LEDGER, connect_ledger, read_ledger
-from stillroom.provenance.lineage import walk_answer, walk_lineage, walk_record
-from stillroom.provenance.sources import find_passages, resolve_parent
-from stillroom.provenance.tree import Node, render_tree
-from stillroom.provenance.verify import Finding, verify
+from stillroom.provenance.lineage import (
+    ProvenanceNode,
+    render_tree,
+    walk_answer,
+    walk_lineage,
+    walk_record,
+)
+from stillroom.provenance.sources import (
+    LEDGER,
+    connect_ledger,
+    find_passages,
+    read_ledger,
+    resolve_parent,
+)
+from stillroom.provenance.verify import IntegrityMismatch, verify_artifact
 
 __all__ = [
     "ARTIFACT_FILE",
     "LEDGER",
     "Artifact",
     "FileEntry",
-    "Finding",
-    "KeptAnswer",
-    "Node",
+    "IntegrityMismatch",
     "Parent",
+    "ProvenanceNode",
+    "StoredAnswer",
     "canonical_json",
     "connect_ledger",
-    "digest_as",
     "digest_bytes",
     "digest_file",
     "digest_json",
     "digest_large_file",
+    "digest_like",
     "digest_text",
     "find_artifact",
     "find_output",
@@ -57,7 +67,7 @@ __all__ = [
     "read_ledger",
     "render_tree",
     "resolve_parent",
-    "verify",
+    "verify_artifact",
     "walk_answer",
     "walk_lineage",
     "walk_record",

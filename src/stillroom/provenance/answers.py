@@ -1,4 +1,4 @@
-"""An answer that was kept or served as JSON: what it says, of which model, and what it cites.
+"""Stored answers as JSON: text, model, index and citations.
 
 Takes what ``--json`` prints and OpenAI's objects as our server gives them. Knows the text of the
 file only; nothing of where its passages lie now.
@@ -14,13 +14,13 @@ from typing import Any
 
 from stillroom.errors import DataError
 
-__all__ = ["CitedPlace", "KeptAnswer", "read_answer"]
+__all__ = ["CitedSpan", "StoredAnswer", "read_answer"]
 
 _MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class CitedPlace:
+class CitedSpan:
     """What one citation says of its passage."""
 
     number: int
@@ -34,7 +34,7 @@ class CitedPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswer:
+class StoredAnswer:
     """An answer's text, its model, what it was asked of, and its citations.
 
     ``asked_of`` is the folder that was asked, if the file says; ``index`` is the digest of the
@@ -45,10 +45,10 @@ class KeptAnswer:
     model: str
     asked_of: str
     index: str
-    cited: tuple[CitedPlace, ...]
+    cited: tuple[CitedSpan, ...]
 
 
-def read_answer(path: Path) -> KeptAnswer | None:
+def read_answer(path: Path) -> StoredAnswer | None:
     """Return the answer that a file holds, or None if it is no answer.
 
     Raises:
@@ -60,17 +60,17 @@ def read_answer(path: Path) -> KeptAnswer | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    found = _find(content)
+    found = _find_answer(content)
     if found is None:
         return None
     text, citations, details = found
     try:
-        return KeptAnswer(
+        return StoredAnswer(
             text,
             str(content.get("model", "")),
             str(content.get("asked_of", "")),
             str(details.get("index", "")),
-            tuple(map(_read_place, citations)),
+            tuple(map(_read_citation, citations)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -82,7 +82,7 @@ def read_answer(path: Path) -> KeptAnswer | None:
         ) from error
 
 
-def _find(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:
+def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:
     """Return text, citations and details of either shape."""
     if not isinstance(content, dict):
         return None
@@ -96,8 +96,8 @@ def _find(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:
     return None
 
 
-def _read_place(one: Any) -> CitedPlace:
-    return CitedPlace(
+def _read_citation(one: Any) -> CitedSpan:
+    return CitedSpan(
         int(one["number"]),
         str(one["passage_id"]),
         str(one["path"]),

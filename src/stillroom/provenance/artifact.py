@@ -1,4 +1,4 @@
-"""artifact.json: what a job left, from what, made how.
+"""artifact.json: kind, files, parents and environment of a job's output.
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files alone (paths and bytes), so that the same work on the same machine gives the same digest
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.objects import address_of, exists, is_address, joined, mirror
+from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
 from stillroom.provenance.digests import digest_file, digest_json
 
 __all__ = [
@@ -30,8 +30,8 @@ __all__ = [
     "describe_host",
     "find_artifact",
     "find_output",
-    "installed_versions",
     "list_files",
+    "list_installed_versions",
     "make_parent",
     "read_artifact",
 ]
@@ -212,8 +212,8 @@ def find_artifact(reference: str) -> Artifact | None:
     if not is_address(reference):
         folder = Path(reference)
         return read_artifact(folder) if (folder / ARTIFACT_FILE).is_file() else None
-    manifest = joined(reference, ARTIFACT_FILE)
-    return read_artifact(mirror(manifest).parent) if exists(manifest) else None
+    manifest = join_address(reference, ARTIFACT_FILE)
+    return read_artifact(mirror_folder(manifest).parent) if exists(manifest) else None
 
 
 def find_output(path: Path, *kinds: ArtifactKind) -> Path:
@@ -254,14 +254,14 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
-    shown = address_of(path) or shown  # of what is mirrored from an object store
+    shown = find_address(path) or shown  # of what is mirrored from an object store
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind)
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
 
 
-def installed_versions() -> dict[str, str]:
+def list_installed_versions() -> dict[str, str]:
     """Return the versions of the packages whose numerics may shape an artifact."""
     return dict(_find_versions())
 

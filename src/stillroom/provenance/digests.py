@@ -1,4 +1,4 @@
-"""Digests: sha256 of bytes, and of JSON values in one canonical form; BLAKE3 of what is large."""
+"""SHA-256 and BLAKE3 digests of bytes, files and canonical JSON."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 __all__ = [
     "canonical_json",
-    "digest_as",
     "digest_bytes",
     "digest_file",
     "digest_json",
     "digest_large_file",
+    "digest_like",
     "digest_text",
 ]
 
@@ -51,7 +51,7 @@ def digest_large_file(path: Path) -> str:
     return _BLAKE3 + blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def digest_as(path: Path, digest: str) -> str:
+def digest_like(path: Path, digest: str) -> str:
     """Return the digest of a file in the way in which another digest of it was made."""
     return digest_large_file(path) if digest.startswith(_BLAKE3) else digest_file(path)
 

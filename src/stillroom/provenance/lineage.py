@@ -1,4 +1,4 @@
-"""Lineage: from an artifact back through its parents to the byte ranges of documents.
+"""Lineage tree from an artifact, record or answer down to byte ranges of documents.
 
 Reads artifact.json, records and passages; nothing that it cannot find is left out: a missing parent
 is shown as missing, one that changed as changed, and a circle is named. Loads no model.
@@ -7,13 +7,14 @@ is shown as missing, one that changed as changed, and a circle is named. Loads n
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.provenance.answers import CitedPlace, KeptAnswer
+from stillroom.provenance.answers import CitedSpan, StoredAnswer
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.sources import (
@@ -21,25 +22,33 @@ from stillroom.provenance.sources import (
     find_dropped,
     find_passages,
     find_records,
-    holds_passages,
+    has_passages,
+    has_path,
     is_reference,
     iter_documents,
     iter_passages,
     list_ancestors,
-    look_at_document,
-    names_something,
+    locate_document,
     resolve_parent,
 )
-from stillroom.provenance.tree import SHOWN_DIGITS, Node
 from stillroom.records import Passage, Record, find_record_file, read_records
 
-__all__ = ["walk_answer", "walk_lineage", "walk_record"]
+__all__ = [
+    "ProvenanceNode",
+    "render_tree",
+    "walk_answer",
+    "walk_lineage",
+    "walk_record",
+]
+
 
 _MAX_DEPTH = 64
+
+
 _EXCERPT = 80
 
 
-def walk_lineage(path: Path, *, examples: int = 3) -> Node:
+def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
     """Return the tree of what an artifact was made from, down to documents.
 
     Args:
@@ -50,13 +59,13 @@ def walk_lineage(path: Path, *, examples: int = 3) -> Node:
         DataError: If the path is missing, or its artifact.json cannot be read.
     """
     if not path.exists():
-        raise _missing(path)
+        raise _missing_error(path)
     if (path / ARTIFACT_FILE).exists():
         read_artifact(path)  # a broken root is an error; a broken parent is shown as such
-    return _Walker(max(examples, 0)).artifact(path, path.name or str(path))
+    return _LineageWalker(max(examples, 0)).artifact(path, path.name or str(path))
 
 
-def walk_record(path: Path, record_id: str) -> Node:
+def walk_record(path: Path, record_id: str) -> ProvenanceNode:
     """Return the tree of one record or passage: its chain, down to the bytes of documents.
 
     Args:
@@ -68,8 +77,8 @@ def walk_record(path: Path, record_id: str) -> Node:
         DataError: If the path is missing, or no artifact on the way holds the record.
     """
     if not path.exists():
-        raise _missing(path)
-    walker = _Walker(0)
+        raise _missing_error(path)
+    walker = _LineageWalker(0)
     if record_id.startswith("pas-"):
         sources = [folder for folder, _ in list_ancestors(path)]
         node = walker.passages(sources, [record_id])[0]
@@ -95,7 +104,7 @@ def walk_record(path: Path, record_id: str) -> Node:
     )
 
 
-def walk_answer(answer: KeptAnswer, within: Path) -> Node:
+def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     """Return the tree of an answer: each citation's passage and its bytes, then what was asked.
 
     Args:
@@ -106,8 +115,8 @@ def walk_answer(answer: KeptAnswer, within: Path) -> Node:
         DataError: If the path is missing.
     """
     if not within.exists():
-        raise _missing(within)
-    walker = _Walker(0)
+        raise _missing_error(within)
+    walker = _LineageWalker(0)
     folders = [(folder, artifact) for folder, artifact in list_ancestors(within)]
     sources = [folder for folder, _ in folders]
     cited = [walker.cited(sources, one) for one in answer.cited]
@@ -116,14 +125,18 @@ def walk_answer(answer: KeptAnswer, within: Path) -> Node:
         notes.append("it cites nothing")
     states = [one.details.get("index", "") for _, one in folders if one.kind == "index"]
     if answer.index and states and answer.index not in states:
-        notes.append(f"the index has changed since: it was {answer.index[:SHOWN_DIGITS]} then")
+        notes.append(
+            f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"
+        )
     text = " ".join(answer.text.split())
     title = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
     below = walker.artifact(within, "asked of")
-    return Node(f"“{title}”", "answer", "", "", "synthetic", (*cited, below), tuple(notes))
+    return ProvenanceNode(
+        f"“{title}”", "answer", "", "", "synthetic", (*cited, below), tuple(notes)
+    )
 
 
-class _Walker:
+class _LineageWalker:
     """Walks once; an artifact that was shown in full is referred to afterwards."""
 
     def __init__(self, examples: int) -> None:
@@ -131,12 +144,12 @@ class _Walker:
         self.open: list[Path] = []
         self.shown: set[Path] = set()
 
-    def artifact(self, folder: Path, title: str, parent: Parent | None = None) -> Node:
+    def artifact(self, folder: Path, title: str, parent: Parent | None = None) -> ProvenanceNode:
         """Return the node of an artifact, a file or a folder at ``folder``."""
         here = Path(os.path.normpath(folder.absolute()))
         if not here.exists():
             digest = parent.digest if parent else ""
-            return Node(
+            return ProvenanceNode(
                 title, "missing", digest, str(folder), notes=("nothing lies here any more",)
             )
         if not (here / ARTIFACT_FILE).is_file():
@@ -144,9 +157,11 @@ class _Walker:
         try:
             artifact = read_artifact(here)
         except DataError as error:
-            return Node(title, "broken", path=str(here), notes=(error.problems[0].what,))
-        node = Node(title, artifact.kind, artifact.digest, str(here), _origin_of(artifact))
-        notes = _compare(artifact.digest, parent)
+            return ProvenanceNode(title, "broken", path=str(here), notes=(error.problems[0].what,))
+        node = ProvenanceNode(
+            title, artifact.kind, artifact.digest, str(here), _origin_of(artifact)
+        )
+        notes = _compare_digest(artifact.digest, parent)
         if here in self.open or len(self.open) > _MAX_DEPTH:
             return replace(node, notes=(*notes, "it is among its own parents: a circle"))
         if here in self.shown:
@@ -157,9 +172,9 @@ class _Walker:
         self.shown.add(here)
         return replace(node, children=tuple(children), notes=(*notes, *more))
 
-    def contents(self, folder: Path, artifact: Artifact) -> tuple[list[Node], list[str]]:
+    def contents(self, folder: Path, artifact: Artifact) -> tuple[list[ProvenanceNode], list[str]]:
         """Return examples out of an artifact, then its parents, with notes."""
-        children: list[Node] = []
+        children: list[ProvenanceNode] = []
         notes: list[str] = []
         try:
             if artifact.kind == "records":
@@ -174,49 +189,53 @@ class _Walker:
             children.append(self.parent(folder, parent))
         return children, notes
 
-    def parent(self, folder: Path, parent: Parent) -> Node:
-        if not names_something(parent):
-            return Node(str(parent.role), "broken", notes=("its path is no text",))
+    def parent(self, folder: Path, parent: Parent) -> ProvenanceNode:
+        if not has_path(parent):
+            return ProvenanceNode(str(parent.role), "broken", notes=("its path is no text",))
         if is_reference(parent.path):
             kind = parent.kind or "reference"
-            return Node(parent.role, kind, parent.digest, parent.path)
+            return ProvenanceNode(parent.role, kind, parent.digest, parent.path)
         return self.artifact(resolve_parent(folder, parent), parent.role, parent)
 
-    def foreign(self, path: Path, title: str, parent: Parent | None) -> Node:
+    def foreign(self, path: Path, title: str, parent: Parent | None) -> ProvenanceNode:
         """Return the node of data made elsewhere."""
         kind = "file" if path.is_file() else "folder"
         digest = parent.digest if parent else ""
         notes: tuple[str, ...] = ()
         if path.is_file() and len(digest) == 64:
-            notes = _compare(digest_file(path), parent)
-        return Node(
+            notes = _compare_digest(digest_file(path), parent)
+        return ProvenanceNode(
             title, parent.kind if parent and parent.kind else kind, digest, str(path), "", (), notes
         )
 
-    def records(self, folder: Path) -> list[Node]:
+    def records(self, folder: Path) -> list[ProvenanceNode]:
         """Return nodes of the first records."""
         if not self.examples:
             return []
         found = islice(read_records(find_record_file(folder / "output")), self.examples)
         return [self.record(folder, record) for record in found]
 
-    def record(self, folder: Path, record: Record) -> Node:
+    def record(self, folder: Path, record: Record) -> ProvenanceNode:
         """Return a record over the steps that made it, the latest first."""
         sources = [found for found, _ in list_ancestors(folder)]
-        children: tuple[Node, ...] = ()
+        children: tuple[ProvenanceNode, ...] = ()
         for link in record.origin.chain:  # oldest first, so that each step encloses those before
             parents = [name for name in link.parents if name != record.id]
             known = self.passages(sources, [name for name in parents if name.startswith("pas-")])
             known += self.documents(sources, [name for name in parents if name.startswith("doc-")])
             others = [
-                Node(name, "record" if name.startswith("rec-") else "reference")
+                ProvenanceNode(name, "record" if name.startswith("rec-") else "reference")
                 for name in parents
                 if not name.startswith(("pas-", "doc-"))
             ]
             notes = (f"model {link.model}",) if link.model else ()
-            children = (Node(link.method, "step", "", "", "", (*known, *others, *children), notes),)
+            children = (
+                ProvenanceNode(
+                    link.method, "step", "", "", "", (*known, *others, *children), notes
+                ),
+            )
         notes = () if record.origin.chain else ("no chain is recorded",)
-        return Node(
+        return ProvenanceNode(
             record.id,
             "record",
             "",
@@ -226,27 +245,29 @@ class _Walker:
             notes,
         )
 
-    def first_passages(self, folder: Path) -> list[Node]:
+    def first_passages(self, folder: Path) -> list[ProvenanceNode]:
         ids = [row.get("id", "") for row in islice(iter_passages(folder), self.examples)]
         return self.passages([folder], ids)
 
-    def passages(self, sources: list[Path], ids: list[str]) -> list[Node]:
+    def passages(self, sources: list[Path], ids: list[str]) -> list[ProvenanceNode]:
         """Return a node per passage, over the bytes of its document."""
         left = list(dict.fromkeys(ids))
-        nodes: dict[str, Node] = {}
+        nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
             wanted = [name for name in left if name not in nodes]
-            if not wanted or not holds_passages(folder):
+            if not wanted or not has_passages(folder):
                 continue
             for name, passage in find_passages(folder, wanted).items():
                 nodes[name] = self.passage(folder, passage)
         absent = "in no index that this was made from"
-        return [nodes.get(name) or Node(name, "missing", notes=(absent,)) for name in left]
+        return [
+            nodes.get(name) or ProvenanceNode(name, "missing", notes=(absent,)) for name in left
+        ]
 
-    def passage(self, folder: Path, passage: Passage) -> Node:
+    def passage(self, folder: Path, passage: Passage) -> ProvenanceNode:
         place = passage.location
-        file, notes = look_at_document(folder, place.path, place.digest)
-        document = Node(
+        file, notes = locate_document(folder, place.path, place.digest)
+        document = ProvenanceNode(
             str(place),
             "document",
             place.digest,
@@ -258,22 +279,26 @@ class _Walker:
         text = " ".join(passage.text.split())
         excerpt = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
         origin = _origin_text(passage.origin.to_json())
-        return Node(passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",))
+        return ProvenanceNode(
+            passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",)
+        )
 
-    def cited(self, sources: list[Path], one: CitedPlace) -> Node:
+    def cited(self, sources: list[Path], one: CitedSpan) -> ProvenanceNode:
         """Return a citation's node over its passage, or over the bytes that it named then."""
         (found,) = self.passages(sources, [one.passage_id])
         if found.kind == "missing":
-            here = next((folder for folder in sources if holds_passages(folder)), None)
-            file, notes = look_at_document(here, one.path, one.digest) if here else (None, ())
+            here = next((folder for folder in sources if has_passages(folder)), None)
+            file, notes = locate_document(here, one.path, one.digest) if here else (None, ())
             place = f"{one.path}: bytes {one.byte_start}-{one.byte_end}"
-            below = Node(place, "document", one.digest, str(file or ""), one.origin, (), notes)
+            below = ProvenanceNode(
+                place, "document", one.digest, str(file or ""), one.origin, (), notes
+            )
             found = replace(found, children=(below,))
-        return Node(f"[{one.number}]", "citation", children=(found,))
+        return ProvenanceNode(f"[{one.number}]", "citation", children=(found,))
 
-    def documents(self, sources: list[Path], ids: list[str]) -> list[Node]:
+    def documents(self, sources: list[Path], ids: list[str]) -> list[ProvenanceNode]:
         """Return a node per document."""
-        nodes: dict[str, Node] = {}
+        nodes: dict[str, ProvenanceNode] = {}
         for folder in sources:
             wanted = {name for name in ids if name not in nodes}
             if not wanted:
@@ -281,18 +306,20 @@ class _Walker:
             for row in iter_documents(folder, wanted):
                 if row.get("id") in wanted:
                     path, digest = str(row.get("path", "")), str(row.get("digest", ""))
-                    file, notes = look_at_document(folder, path, digest)
+                    file, notes = locate_document(folder, path, digest)
                     shown = str(file) if file else ""
                     origin = _origin_text(row.get("origin"))
-                    nodes[row["id"]] = Node(path, "document", digest, shown, origin, (), notes)
+                    nodes[row["id"]] = ProvenanceNode(
+                        path, "document", digest, shown, origin, (), notes
+                    )
         absent = "in no index that this was made from"
-        return [nodes.get(name) or Node(name, "missing", notes=(absent,)) for name in ids]
+        return [nodes.get(name) or ProvenanceNode(name, "missing", notes=(absent,)) for name in ids]
 
 
-def _compare(digest: str, parent: Parent | None) -> tuple[str, ...]:
+def _compare_digest(digest: str, parent: Parent | None) -> tuple[str, ...]:
     if parent is None or not parent.digest or parent.digest == digest:
         return ()
-    return (f"changed since: it was {parent.digest[:SHOWN_DIGITS]} when this was made",)
+    return (f"changed since: it was {parent.digest[:SHOWN_DIGEST_DIGITS]} when this was made",)
 
 
 def _origin_of(artifact: Artifact) -> str:
@@ -310,10 +337,78 @@ def _origin_text(origin: Any) -> str:
     return ", ".join(f"{value} {key}" for key, value in sorted(counts.items()))
 
 
-def _missing(path: Path) -> DataError:
+def _missing_error(path: Path) -> DataError:
     return DataError(
         f"{path} does not exist",
         code="data.missing",
         expected="an artifact, or a file of records",
         next="check the path",
     )
+
+
+SHOWN_DIGEST_DIGITS = 16
+
+
+"""How much of a digest is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceNode:
+    """One thing in a lineage, and what it was made from.
+
+    ``kind`` is an artifact's kind, or one of ``record``, ``step``, ``passage``, ``document``,
+    ``file``, ``folder``, ``reference``, ``missing`` and ``broken``; ``notes`` are facts that a
+    reader must see, one line each.
+    """
+
+    title: str
+    kind: str
+    digest: str = ""
+    path: str = ""
+    origin: str = ""
+    children: tuple[ProvenanceNode, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, children within."""
+        return {
+            "title": self.title,
+            "kind": self.kind,
+            "digest": self.digest,
+            "path": self.path,
+            "origin": self.origin,
+            "notes": list(self.notes),
+            "children": [child.to_json() for child in self.children],
+        }
+
+
+def render_tree(node: ProvenanceNode, *, ascii: bool = False) -> str:
+    """Return the tree as lines for a terminal; control characters are shown, never sent.
+
+    Args:
+        node: The root.
+        ascii: Draw with ASCII alone.
+    """
+    marks = ("|- ", "`- ", "|  ", "   ") if ascii else ("├─ ", "└─ ", "│  ", "   ")
+    return "\n".join(_render_node(node, "", "", marks)) + "\n"
+
+
+def _render_node(
+    node: ProvenanceNode, head: str, tail: str, marks: tuple[str, ...]
+) -> Iterator[str]:
+    parts = [node.title, node.kind, node.digest[:SHOWN_DIGEST_DIGITS], node.origin, node.path]
+    yield head + _printable("  ".join(part for part in parts if part))
+    for note in node.notes:
+        yield f"{tail}{marks[2] if node.children else marks[3]}{_printable(note)}"
+    for index, child in enumerate(node.children):
+        is_last = index == len(node.children) - 1
+        yield from _render_node(
+            child,
+            tail + (marks[1] if is_last else marks[0]),
+            tail + (marks[3] if is_last else marks[2]),
+            marks,
+        )
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

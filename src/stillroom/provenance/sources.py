@@ -1,42 +1,57 @@
-"""Finding what a lineage names: parents, records, passages and documents, read one by one."""
+"""Lookup of parents, records, passages and documents, in files and in an index's ledger.
+
+Two views are promised to whoever opens the file, with Stillroom or without: ``current_passages``
+(id, path, position, body) and ``current_documents`` (id, path, digest, body). A passage's body is
+JSON; a document's is JSON compressed by zlib. What else the file holds belongs to the room that
+writes it. Nothing is written here.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import sqlite3
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.provenance.artifact import Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
-from stillroom.provenance.ledger import LEDGER, read_ledger
 from stillroom.records import Passage, Record, find_record_file, read_records
 
 __all__ = [
+    "LEDGER",
+    "connect_ledger",
     "count_origins",
     "find_dropped",
     "find_passages",
     "find_records",
-    "holds_passages",
+    "has_passages",
+    "has_path",
+    "is_path_parent",
     "is_reference",
     "iter_documents",
     "iter_objects",
     "iter_passages",
     "list_ancestors",
-    "look_at_document",
-    "names_path",
-    "names_something",
-    "place_parent",
+    "locate_document",
+    "make_parent_absolute",
+    "read_ledger",
     "resolve_parent",
 ]
 
+
 _PASSAGES = "output/passages.jsonl"
+
+
 _DOCUMENTS = "output/documents.jsonl"
+
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
@@ -52,7 +67,7 @@ def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
         try:
             passage = Passage.from_json(row)
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(index_folder / "output", error) from error
+            raise _damaged_error(index_folder / "output", error) from error
         if passage.id in wanted:
             found[passage.id] = passage
             if len(found) == len(wanted):
@@ -60,7 +75,7 @@ def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
     return found
 
 
-def holds_passages(folder: Path) -> bool:
+def has_passages(folder: Path) -> bool:
     """Return whether an artifact's folder holds passages, in an index or in a file of them."""
     return (folder / "output" / LEDGER).is_file() or (folder / _PASSAGES).is_file()
 
@@ -85,14 +100,14 @@ def resolve_parent(folder: Path, parent: Parent) -> Path:
     return path if path.is_absolute() else Path(os.path.normpath(folder.absolute() / path))
 
 
-def place_parent(parent: Parent, work: Path) -> Parent:
+def make_parent_absolute(parent: Parent, work: Path) -> Parent:
     """Return a parent as its artifact names it: what was named from the working folder, whole.
 
     Args:
         parent: As a recipe names it; relative to the artifact, or to where this process works.
         work: The folder that becomes the artifact's.
     """
-    if not names_path(parent) or not parent.path or parent.path.startswith("../"):
+    if not is_path_parent(parent) or not parent.path or parent.path.startswith("../"):
         return parent
     path = Path(parent.path)
     if path.is_absolute() or (work / path).exists() or not path.exists():
@@ -105,14 +120,14 @@ def is_reference(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
-def names_something(parent: Parent) -> bool:
+def has_path(parent: Parent) -> bool:
     """Return whether a parent's path is text at all; a stranger's artifact.json may hold else."""
     return isinstance(parent.path, str)
 
 
-def names_path(parent: Parent) -> bool:
+def is_path_parent(parent: Parent) -> bool:
     """Return whether a parent is named by a path, not by a reference."""
-    return names_something(parent) and not is_reference(parent.path)
+    return has_path(parent) and not is_reference(parent.path)
 
 
 def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
@@ -126,7 +141,7 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
             continue
         yield folder, artifact
         for parent in artifact.parents:
-            if not names_path(parent):
+            if not is_path_parent(parent):
                 continue
             found = resolve_parent(folder, parent)
             if found not in seen:
@@ -134,14 +149,14 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
                 waiting.append(found)
 
 
-def look_at_document(index: Path, path: str, digest: str) -> tuple[Path | None, tuple[str, ...]]:
+def locate_document(index: Path, path: str, digest: str) -> tuple[Path | None, tuple[str, ...]]:
     """Return where a document of an index lies now, and whether it is what was read."""
     try:
         parents = read_artifact(index).parents
     except DataError:
         return None, ("the index is not an artifact, so its documents' folder is unknown",)
     for parent in parents:
-        if parent.role == "documents" and names_path(parent):
+        if parent.role == "documents" and is_path_parent(parent):
             root = resolve_parent(index, parent)
             file = root if root.is_file() else root / path
             if not Path(os.path.normpath(file)).is_relative_to(root):
@@ -165,9 +180,9 @@ def iter_objects(path: Path, ids: set[str] | None = None) -> Iterator[dict[str, 
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise _damaged(path, error) from error
+                raise _damaged_error(path, error) from error
             if not isinstance(row, dict):
-                raise _damaged(path, TypeError("a line is not an object"))
+                raise _damaged_error(path, TypeError("a line is not an object"))
             yield row
 
 
@@ -212,7 +227,7 @@ def count_origins(folder: Path) -> list[str]:
     return notes
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged_error(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is damaged: {error}",
         code="data.damaged",
@@ -220,3 +235,106 @@ def _damaged(path: Path, error: Exception) -> DataError:
         expected="what a finished job wrote",
         next=f"stillroom verify {path.parent.parent}",
     )
+
+
+LEDGER = "ledger.sqlite"
+
+
+_TIMEOUT_S = 30.0
+
+
+_BATCH_IDS = 500
+
+
+_BY_ID = {
+    "passages": "SELECT p.body FROM passages p WHERE p.id IN ({}) AND EXISTS ("
+    "SELECT 1 FROM documents d JOIN current_documents c ON c.key = d.key "
+    "WHERE d.content = p.key >> 24)",
+    "documents": "SELECT body FROM current_documents WHERE id IN ({})",
+}
+
+
+def connect_ledger(path: Path, *, write: bool = False) -> sqlite3.Connection:
+    """Open a ledger that exists; without ``write`` no statement can change it.
+
+    A reader may still roll back what a killed writer left half-done, as SQLite does; where the
+    disk is read-only it does not.
+
+    Raises:
+        sqlite3.Error: If there is no such file, or it is no database.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=_TIMEOUT_S,
+        check_same_thread=False,
+        isolation_level=None,
+    )
+    if not write:
+        connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def read_ledger(
+    output: Path, view: Literal["passages", "documents"], ids: Iterable[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the newest passages in order, or documents, as plain JSON values.
+
+    Args:
+        output: The folder that holds ledger.sqlite.
+        view: Which of the two.
+        ids: Only these; by default all.
+
+    Raises:
+        DataError: If the ledger is damaged, or has tenants: it is then read through an index that
+            knows who asks.
+    """
+    path = output / LEDGER
+    try:
+        connection = connect_ledger(path)
+        try:
+            _refuse_tenants(connection, path)
+            for body in _read_bodies(connection, view, None if ids is None else sorted(set(ids))):
+                row = json.loads(zlib.decompress(body) if view == "documents" else body)
+                if not isinstance(row, dict):
+                    raise TypeError("a row is not an object")
+                yield row
+        finally:
+            connection.close()
+    except DataError:
+        raise
+    except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}",
+            code="data.damaged",
+            where=str(path),
+            expected="what a finished job wrote",
+            next=f"stillroom verify {output.parent}",
+        ) from error
+
+
+def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.execute("SELECT value FROM settings WHERE name = 'description'").fetchone()
+    if json.loads(found[0])["settings"].get("access", "open") != "open":
+        raise DataError(
+            "the index has tenants: its passages are not read without saying who asks",
+            code="data.restricted",
+            where=str(path),
+            expected="an index that is open to all",
+            next="open it by stillroom.rag.Index with an Access",
+        )
+
+
+def _read_bodies(
+    connection: sqlite3.Connection, view: str, ids: Sequence[str] | None
+) -> Iterator[bytes]:
+    """Yield bodies; the view is one of two names, never a user's text."""
+    if ids is None:
+        for (body,) in connection.execute(f"SELECT body FROM current_{view}"):  # noqa: S608
+            yield body
+        return
+    for start in range(0, len(ids), _BATCH_IDS):
+        some = ids[start : start + _BATCH_IDS]
+        marks = ",".join("?" * len(some))
+        for (body,) in connection.execute(_BY_ID[view].format(marks), some):
+            yield body

@@ -1,4 +1,4 @@
-"""Verify: recompute every digest of an artifact and of the parents that lie next to it.
+"""Verification of an artifact's files and parents by digest.
 
 An artifact.json may come from a stranger: its paths never lead out of its folder, links are not
 followed, and only regular files are opened. Parents beyond the neighborhood (absolute paths) are
@@ -23,16 +23,16 @@ from stillroom.provenance.artifact import (
     Parent,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_as, digest_file
-from stillroom.provenance.sources import is_reference, names_something, resolve_parent
+from stillroom.provenance.digests import digest_file, digest_like
+from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
-__all__ = ["Finding", "verify"]
+__all__ = ["IntegrityMismatch", "verify_artifact"]
 
-FindingKind = Literal["changed", "missing", "extra", "link", "unsafe", "broken"]
+MismatchKind = Literal["changed", "missing", "extra", "link", "unsafe", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class IntegrityMismatch:
     """One difference between what was recorded and what lies there.
 
     ``path`` is relative to the folder that was verified; ``what`` continues a sentence that begins
@@ -41,14 +41,14 @@ class Finding:
 
     path: str
     what: str
-    kind: FindingKind
+    kind: MismatchKind
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"path": self.path, "what": self.what, "kind": self.kind}
 
 
-def verify(path: Path, *, parents: bool = True) -> list[Finding]:
+def verify_artifact(path: Path, *, parents: bool = True) -> list[IntegrityMismatch]:
     """Return every difference between an artifact's record and its files; none means sound.
 
     Args:
@@ -61,15 +61,15 @@ def verify(path: Path, *, parents: bool = True) -> list[Finding]:
     if not (path / ARTIFACT_FILE).exists():
         read_artifact(path)  # raises the error that says so
     root = Path(os.path.normpath(path.absolute()))
-    return list(_Verifier(root, follow=parents).folder(root))
+    return list(_ArtifactVerifier(root, follow=parents).folder(root))
 
 
-class _Verifier:
+class _ArtifactVerifier:
     def __init__(self, root: Path, *, follow: bool) -> None:
         self.root, self.follow = root, follow
         self.seen: set[Path] = set()
 
-    def folder(self, folder: Path) -> Iterator[Finding]:
+    def folder(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield what differs in one artifact's folder, then in its parents'."""
         self.seen.add(folder)
         record = folder / ARTIFACT_FILE
@@ -95,7 +95,7 @@ class _Verifier:
 
     def recipe(
         self, folder: Path, artifact: Artifact, entries: tuple[FileEntry, ...]
-    ) -> Iterator[Finding]:
+    ) -> Iterator[IntegrityMismatch]:
         path = folder / "recipe.yaml"
         if not artifact.recipe_digest or any(entry.path == path.name for entry in entries):
             return
@@ -106,7 +106,7 @@ class _Verifier:
         elif digest_file(path) != artifact.recipe_digest:
             yield self.find(path, "has changed", "changed")
 
-    def files(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[Finding]:
+    def files(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[IntegrityMismatch]:
         seen: set[str] = set()
         for entry in entries:
             if not _is_safe(entry.path):
@@ -123,7 +123,7 @@ class _Verifier:
             seen.add(entry.path)
             yield from self.file(folder, path, entry)
 
-    def file(self, folder: Path, path: Path, entry: FileEntry) -> Iterator[Finding]:
+    def file(self, folder: Path, path: Path, entry: FileEntry) -> Iterator[IntegrityMismatch]:
         if _crosses_link(folder, path):
             yield self.find(path, "is reached through a symbolic link", "link")
         elif not path.exists():
@@ -132,10 +132,10 @@ class _Verifier:
             yield self.find(path, "is not a regular file", "link")
         elif (size := path.stat().st_size) != entry.size_bytes:
             yield self.find(path, f"has changed: {size} bytes, not {entry.size_bytes}", "changed")
-        elif digest_as(path, str(entry.digest)) != entry.digest:
+        elif digest_like(path, str(entry.digest)) != entry.digest:
             yield self.find(path, "has changed: the size is as recorded, the digest not", "changed")
 
-    def extras(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[Finding]:
+    def extras(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[IntegrityMismatch]:
         listed = {entry.path for entry in entries if _is_safe(entry.path)}
         output = folder / "output"
         if output.is_symlink():
@@ -152,9 +152,9 @@ class _Verifier:
                 elif name in files:
                     yield self.find(path, "is not listed in artifact.json", "extra")
 
-    def parent(self, folder: Path, parent: Parent) -> Iterator[Finding]:
+    def parent(self, folder: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield what differs in a parent: in full where it is a neighbor, else by its digest."""
-        if not names_something(parent):
+        if not has_path(parent):
             yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
             return
         if is_reference(parent.path):
@@ -178,7 +178,7 @@ class _Verifier:
             if (path / ARTIFACT_FILE).exists() and path not in self.seen:
                 yield from self.folder(path)
 
-    def distant(self, path: Path, parent: Parent) -> Iterator[Finding]:
+    def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent is still what it was, as far as it says itself."""
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
         if (path / ARTIFACT_FILE).is_file():
@@ -191,9 +191,9 @@ class _Verifier:
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
             yield self.find(path, what, "changed")
 
-    def find(self, path: Path, what: str, kind: FindingKind) -> Finding:
+    def find(self, path: Path, what: str, kind: MismatchKind) -> IntegrityMismatch:
         shown = os.path.relpath(path, self.root) if self._is_near(path) else str(path)
-        return Finding(PurePosixPath(shown).as_posix(), what, kind)
+        return IntegrityMismatch(PurePosixPath(shown).as_posix(), what, kind)
 
     def _is_near(self, path: Path) -> bool:
         return path.is_relative_to(self.root.parent)

@@ -20,15 +20,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer import ask, ask_stream
-    from stillroom.rag.index import Index
-    from stillroom.rag.method import RERANKERS, RETRIEVERS, TRANSFORMS, Query
+    from stillroom.rag.generation.answer import ask, ask_stream
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
     from stillroom.rag.recipe import RagRecipe
 
 __all__ = [
+    "QUERY_TRANSFORMS",
     "RERANKERS",
     "RETRIEVERS",
-    "TRANSFORMS",
     "Index",
     "Query",
     "RagRecipe",
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "RERANKERS": "method",
-    "RETRIEVERS": "method",
-    "TRANSFORMS": "method",
-    "Index": "index",
-    "Query": "method",
+    "RERANKERS": "interfaces",
+    "RETRIEVERS": "interfaces",
+    "QUERY_TRANSFORMS": "interfaces",
+    "Index": "index.searcher",
+    "Query": "interfaces",
     "RagRecipe": "recipe",
-    "ask": "answer",
-    "ask_stream": "answer",
+    "ask": "generation.answer",
+    "ask_stream": "generation.answer",
 }
 
 

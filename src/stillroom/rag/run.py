@@ -1,4 +1,4 @@
-"""Build an index: list, parse, cut and embed documents, then write the files."""
+"""Job that builds an index: discover, parse, chunk and embed documents, then write the files."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import StillroomError
 from stillroom.jobs import Estimate
 from stillroom.provenance import digest_text, find_output
-from stillroom.rag.approximation import describe_recall, keep_recall
-from stillroom.rag.contextual import estimate_contexts, open_context_writer
-from stillroom.rag.cutting import fit_chunker
-from stillroom.rag.encoders import estimate_encoders, open_encoders
-from stillroom.rag.ingest import Failed, Ingester
-from stillroom.rag.listing import (
-    Found,
+from stillroom.rag.embedding.passages import check_pooling, estimate_encoders, open_encoders
+from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
+from stillroom.rag.ingestion.pipeline import (
+    DocumentFile,
+    FailedDocument,
+    IngestPipeline,
+    build_documents_parent,
+    build_embedder_parent,
+    build_index_config,
     check_failures,
-    describe_index,
     digest_files,
-    documents_parent,
-    embedder_parent,
-    find_documents,
-    read_facts,
+    discover_documents,
+    read_document_metadata,
 )
-from stillroom.rag.measuring.sweep_settings import refuse_sweep
-from stillroom.rag.pooling import check_pooling
-from stillroom.rag.store.description import Description, write_index_file
-from stillroom.rag.store.manifest import is_timed
-from stillroom.rag.store.parts import Facts, Part
-from stillroom.rag.store.protocol import Holdings, Store
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.snapshots import Snapshot
-from stillroom.rag.store.writer import KEPT_SNAPSHOTS
-from stillroom.rag.storing import open_store
+from stillroom.rag.ingestion.preparation import estimate_contexts, fit_chunker, open_context_writer
+from stillroom.rag.recipe import reject_sweep
+from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
+from stillroom.rag.storage.protocol import IndexStorage, IndexUpdate, ReusableContent
+from stillroom.rag.storage.snapshots import (
+    IndexConfig,
+    Snapshot,
+    is_timed_file,
+    open_store,
+    write_index_file,
+)
+from stillroom.rag.types import DocumentMetadata, StagedDocument
 from stillroom.records import Origin
-from stillroom.text.worker import Worker
+from stillroom.text.parser_process import ParserProcess
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -67,8 +68,8 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     Raises:
         DataError: If the folder holds no document, or too many of them fail.
     """
-    refuse_sweep(recipe)
-    root, scan = find_documents(recipe.documents)
+    reject_sweep(recipe)
+    root, scan = discover_documents(recipe.documents)
     if embedder is None:
         from stillroom.models import open_embedder
 
@@ -79,21 +80,21 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         open_context_writer(recipe, job),
         open_encoders(recipe.sparse, recipe.tokens, embedder),
     )
-    description = describe_index(recipe, embedder, contexts, encoders)
+    description = build_index_config(recipe, embedder, contexts, encoders)
     found, unread = digest_files(root, scan, job)
     held = _open_previous(job, description)
-    with Worker() as worker, contexts or nullcontext():
-        ingester = Ingester(recipe, root, embedder, worker, job, held, contexts, encoders)
+    with ParserProcess() as worker, contexts or nullcontext():
+        ingester = IngestPipeline(recipe, root, embedder, worker, job, held, contexts, encoders)
         parts, failures, reused = _ingest(found, ingester, held, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
-    facts = read_facts(recipe, [one.path for one in found], job)
+    facts = read_document_metadata(recipe, [one.path for one in found], job)
     snapshot, recall = _write(
         recipe,
         job,
         description,
         embedder,
-        [(part, facts.get(part.entry.path, Facts())) for part in parts],
+        [(part, facts.get(part.entry.path, DocumentMetadata())) for part in parts],
         failures,
     )
     details: dict[str, Any] = {
@@ -111,18 +112,18 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     }
     if held is not None:
         held.close()
-    replaced = _find_replaced(job)
+    replaced = _find_replaced_store(job)
     artifact = job.finish(
         "index",
         parents=[
-            documents_parent(root, found),
-            embedder_parent(recipe.embedder, embedder.fingerprint),
+            build_documents_parent(root, found),
+            build_embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),
         ],
         origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),
         details=details,
-        is_timed=is_timed,
+        is_timed=is_timed_file,
     )
     if replaced is not None:
         replaced.discard()
@@ -135,7 +136,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     Raises:
         DataError: If the folder holds no document.
     """
-    _, scan = find_documents(recipe.documents)
+    _, scan = discover_documents(recipe.documents)
     files = scan.files
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
@@ -160,7 +161,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     return replace(embedding + contexts, memory_bytes=memory)
 
 
-def _open_previous(job: Job, description: Description) -> Holdings | None:
+def _open_previous(job: Job, description: IndexConfig) -> ReusableContent | None:
     """Return the job's previous index, or None, saying why, where it cannot be used."""
     if job.previous is None:
         return None
@@ -169,7 +170,9 @@ def _open_previous(job: Job, description: Description) -> Holdings | None:
         store = open_store(find_output(job.previous, "index"))
         store.read(verify=True).close()
         held = store.hold()
-        if _vector_kind(Description.from_json(held.description)) != _vector_kind(description):
+        if _describe_vectors(IndexConfig.from_json(held.description)) != _describe_vectors(
+            description
+        ):
             job.say("the previous index is not used: its vectors are of another kind")
             held.close()
             return None
@@ -181,7 +184,7 @@ def _open_previous(job: Job, description: Description) -> Holdings | None:
     return held
 
 
-def _find_replaced(job: Job) -> Store | None:
+def _find_replaced_store(job: Job) -> IndexStorage | None:
     """Return the store of the index in whose place the new one comes; its data elsewhere go."""
     if job.previous is None or job.previous != job.out:
         return None
@@ -192,25 +195,25 @@ def _find_replaced(job: Job) -> Store | None:
         return None
 
 
-def _vector_kind(description: Description) -> tuple[str, str]:
+def _describe_vectors(description: IndexConfig) -> tuple[str, str]:
     return str(description.embedder["fingerprint"]), str(description.settings["vectors"])
 
 
 def _ingest(
-    found: Sequence[Found],
-    ingester: Ingester,
-    held: Holdings | None,
-    description: Description,
+    found: Sequence[DocumentFile],
+    ingester: IngestPipeline,
+    held: ReusableContent | None,
+    description: IndexConfig,
     job: Job,
-) -> tuple[list[Part], list[Failed], int]:
-    parts: list[Part] = []
-    failures: list[Failed] = []
+) -> tuple[list[StagedDocument], list[FailedDocument], int]:
+    parts: list[StagedDocument] = []
+    failures: list[FailedDocument] = []
     reused = 0
     same = held is not None and held.description["preparation"] == description.preparation
-    known: dict[str, Part | Failed] = {}
+    known: dict[str, StagedDocument | FailedDocument] = {}
     for item in found:
         job.check_cancelled()
-        part: Part | Failed | None = None
+        part: StagedDocument | FailedDocument | None = None
         if held is not None and same:
             part = held.take(item.path, item.digest)
             reused += part is not None
@@ -221,7 +224,7 @@ def _ingest(
     with job.phase("index", len(found), "documents") as progress:
         for item in found:
             part = known.pop(item.path, None) or next(made)
-            if isinstance(part, Failed):
+            if isinstance(part, FailedDocument):
                 failures.append(part)
                 job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
             else:
@@ -233,22 +236,22 @@ def _ingest(
 def _write(
     recipe: RagRecipe,
     job: Job,
-    description: Description,
+    description: IndexConfig,
     embedder: Embedder,
-    puts: Sequence[tuple[Part, Facts]],
-    failures: Sequence[Failed],
+    puts: Sequence[tuple[StagedDocument, DocumentMetadata]],
+    failures: Sequence[FailedDocument],
 ) -> tuple[Snapshot, dict[str, Any] | None]:
     with job.phase("write", len(puts), "documents") as progress:
         writer = recipe.store.create(job.output, description.to_json())
         with writer:
-            change = Change(
+            change = IndexUpdate(
                 puts=puts,
                 failures=[failed.to_json() for failed in failures],
             )
             snapshot = writer.commit(
-                change, reason="built", keep=KEPT_SNAPSHOTS, check=job.check_cancelled
+                change, reason="built", keep=DEFAULT_KEPT_SNAPSHOTS, check=job.check_cancelled
             )
-            recall = keep_recall(writer, embedder)
+            recall = measure_recall_if_due(writer, embedder)
         write_index_file(job.output, description, snapshot)
         progress.advance(len(puts))
     if recall is not None:
@@ -256,7 +259,7 @@ def _write(
     return snapshot, recall
 
 
-def _count_duplicates(parts: Sequence[Part]) -> int:
+def _count_duplicates(parts: Sequence[StagedDocument]) -> int:
     """Return how many passages repeat the text of an earlier one, white space aside."""
     seen, count = set(), 0
     for part in parts:

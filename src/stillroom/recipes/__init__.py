@@ -1,4 +1,4 @@
-"""Recipe: one job as YAML 1.2, validated before anything starts.
+"""Recipes: one job as validated YAML 1.2.
 
 A room declares its recipe in ``stillroom/<room>/recipe.py`` as a subclass of ``Recipe``; it is
 found by its ``kind`` and imported only when chosen. ``load_recipe`` reads a file and reports every
@@ -6,13 +6,15 @@ problem at once, each with its line and column. From the same declaration come t
 and the JSON Schema. Knows no room by name and imports neither torch nor a model.
 """
 
-from stillroom.recipes.comments import comment_recipe
-from stillroom.recipes.emitting import dump_recipe
-from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, refuse_engine
-from stillroom.recipes.kinds import list_kinds, recipe_class
-from stillroom.recipes.loading import build_recipe, load_recipe, locate_settings, parse_recipe
-from stillroom.recipes.references import list_references
-from stillroom.recipes.schema import recipe_schema, write_schema
+from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, engine_error
+from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe
+from stillroom.recipes.schema import (
+    find_recipe_class,
+    list_kinds,
+    list_references,
+    recipe_schema,
+    write_schema,
+)
 from stillroom.recipes.settings import (
     Destination,
     Duration,
@@ -22,8 +24,10 @@ from stillroom.recipes.settings import (
     Settings,
     Size,
     check_references,
-    resolve_in,
+    resolve_references_in,
 )
+from stillroom.recipes.template import render_template
+from stillroom.recipes.yaml_text import dump_recipe
 
 __all__ = [
     "ENGINE",
@@ -38,16 +42,16 @@ __all__ = [
     "Size",
     "build_recipe",
     "check_references",
-    "comment_recipe",
     "dump_recipe",
+    "engine_error",
+    "find_recipe_class",
     "list_kinds",
     "list_references",
     "load_recipe",
-    "locate_settings",
+    "make_setting_locator",
     "parse_recipe",
-    "recipe_class",
     "recipe_schema",
-    "refuse_engine",
-    "resolve_in",
+    "render_template",
+    "resolve_references_in",
     "write_schema",
 ]

@@ -1,4 +1,4 @@
-"""EngineChoice: where a job's work is done. It decides nothing of what the job makes.
+"""Execution engine settings: local processes or a Ray cluster.
 
 So it is no part of the resolved recipe: a run may be begun on one machine and gone on with on a
 cluster, and its recipe and its bytes are the same. Which engine did the work is in the events.
@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 from stillroom.errors import RecipeError
 from stillroom.recipes.settings import Settings
 
-__all__ = ["ENGINE", "EngineChoice", "RaySettings", "refuse_engine"]
+__all__ = ["ENGINE", "EngineChoice", "RaySettings", "engine_error"]
 
 _NAMES = ("local", "ray")
 
@@ -87,7 +87,7 @@ ENGINE: Any = Field(
 """The field ``engine`` of every kind whose work an engine can spread."""
 
 
-def refuse_engine(why: str) -> RecipeError:
+def engine_error(why: str) -> RecipeError:
     """Return the error of a recipe whose work cannot be spread."""
     return RecipeError(
         f"engine: ray would be ignored: {why}",

@@ -1,4 +1,4 @@
-"""What pydantic refuses, said as problems of a recipe: each with its line, column and remedy."""
+"""Validation errors of recipes with line, column and remedy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import Problem, StillroomError
-from stillroom.recipes.reading import Path, Tree, dotted
-from stillroom.recipes.shapes import clean_path, find_group
-from stillroom.registry.listing import suggest
+from stillroom.recipes.schema import clean_path, find_group
+from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
+from stillroom.registry.catalog import suggest
 
-__all__ = ["explain"]
+__all__ = ["explain_validation"]
 
-_SHOWN = 60
+_MAX_SHOWN = 60
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _PREFIXES = ("Input should be ", "Value error, ")
 
 
-def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:
+def explain_validation(
+    error: ValidationError, model: type[BaseModel], tree: YamlTree
+) -> list[Problem]:
     """Return one problem for everything that is wrong; alternatives of one value are joined.
 
     Errors that methods and validators raised within are taken apart and placed where they belong.
@@ -28,7 +30,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[
     it is not told that it could have been of another.
     """
     problems: list[Problem] = []
-    refused: dict[Path, int] = {}
+    refused: dict[KeyPath, int] = {}
     every = list(_flatten(error, ()))
     paths = [
         clean_path(one.location, tree.data, is_missing=one.details["type"] == "missing")
@@ -40,11 +42,11 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[
         if problem is not None:
             problems.append(_place(problem, found.location, tree))
         elif kind in _UNKNOWN:
-            problems.append(_unknown(found.location, model, tree))
+            problems.append(_unknown_setting(found.location, model, tree))
         elif kind == "missing":
-            problems.append(_missing(found.location, model, tree))
+            problems.append(_missing_setting(found.location, model, tree))
         elif not _is_other_shape(found.details, path, paths):
-            made = _refused(path, found.details, tree)
+            made = _refused_value(path, found.details, tree)
             if path in refused and made.expected:
                 before = problems[refused[path]]
                 problems[refused[path]] = replace(
@@ -56,7 +58,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[
     return list(dict.fromkeys(problems))
 
 
-def _is_other_shape(details: Any, path: Path, paths: Sequence[Path]) -> bool:
+def _is_other_shape(details: Any, path: KeyPath, paths: Sequence[KeyPath]) -> bool:
     """Whether a mapping or a list is only told to be of another shape than it was checked as."""
     return (
         str(details["type"]).endswith("_type")
@@ -66,13 +68,13 @@ def _is_other_shape(details: Any, path: Path, paths: Sequence[Path]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FlatError:
     location: tuple[str | int, ...]
     details: Any
     problem: Problem | None = None
 
 
-def _flatten(error: ValidationError, outer: tuple[str | int, ...]) -> Iterator[_Found]:
+def _flatten(error: ValidationError, outer: tuple[str | int, ...]) -> Iterator[_FlatError]:
     for details in error.errors(include_url=False):
         location = (*outer, *details["loc"])
         inner = details.get("ctx", {}).get("error")
@@ -80,12 +82,12 @@ def _flatten(error: ValidationError, outer: tuple[str | int, ...]) -> Iterator[_
             yield from _flatten(inner, location)
         elif isinstance(inner, StillroomError):
             for problem in inner.problems:
-                yield _Found(location, details, problem)
+                yield _FlatError(location, details, problem)
         else:
-            yield _Found(location, details)
+            yield _FlatError(location, details)
 
 
-def _place(problem: Problem, location: tuple[str | int, ...], tree: Tree) -> Problem:
+def _place(problem: Problem, location: tuple[str | int, ...], tree: YamlTree) -> Problem:
     """Give a problem that a method raised the place of the value it was raised for."""
     path = clean_path(location, tree.data, is_missing=False)
     if problem.where:
@@ -93,16 +95,18 @@ def _place(problem: Problem, location: tuple[str | int, ...], tree: Tree) -> Pro
         if not tree.holds(named):
             return problem
         path = named
-    what = f"{dotted(path)}: {problem.what}" if path else problem.what
+    what = f"{format_path(path)}: {problem.what}" if path else problem.what
     return replace(problem, what=what, where=tree.place_of_value(path))
 
 
-def _unknown(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree) -> Problem:
+def _unknown_setting(
+    location: tuple[str | int, ...], model: type[BaseModel], tree: YamlTree
+) -> Problem:
     path = clean_path(location, tree.data, is_missing=False)
     group = find_group(model, location, tree.data)
     known = [name for name in group.known if name not in {"version", "kind"}]
     return Problem(
-        f"{dotted(path)} is not a setting" + (f" of '{group.label}'" if group.label else ""),
+        f"{format_path(path)} is not a setting" + (f" of '{group.label}'" if group.label else ""),
         "recipe.unknown-key",
         tree.place_of_key(path),
         f"one of: {', '.join(known)}" if known else f"no settings: '{group.label}' has none",
@@ -110,12 +114,14 @@ def _unknown(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree
     )
 
 
-def _missing(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree) -> Problem:
+def _missing_setting(
+    location: tuple[str | int, ...], model: type[BaseModel], tree: YamlTree
+) -> Problem:
     path = clean_path(location, tree.data, is_missing=True)
     group = find_group(model, location, tree.data)
     field = group.model.model_fields.get(str(location[-1])) if group.model else None
     return Problem(
-        f"{dotted(path)} is missing",
+        f"{format_path(path)} is missing",
         "recipe.missing",
         tree.place_of_key(path[:-1]),
         (field.description or "") if field else "",
@@ -123,14 +129,14 @@ def _missing(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree
     )
 
 
-def _refused(path: Path, details: Any, tree: Tree) -> Problem:
+def _refused_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
     message = str(details["msg"])
     value = details.get("input")
     for prefix in _PREFIXES:
         message = message.removeprefix(prefix)
-    name = dotted(path) or "the recipe"
+    name = format_path(path) or "the recipe"
     is_scalar = value is None or isinstance(value, str | int | float | bool)
-    shown = f" cannot be {_show(value)}" if is_scalar else " does not fit"
+    shown = f" cannot be {_format_value(value)}" if is_scalar else " does not fit"
     if details["type"] in {"value_error", "assertion_error"}:
         return Problem(f"{name}: {message}", "recipe.value", tree.place_of_value(path))
     choices = str(details.get("ctx", {}).get("expected", ""))
@@ -144,6 +150,6 @@ def _refused(path: Path, details: Any, tree: Tree) -> Problem:
     )
 
 
-def _show(value: object) -> str:
+def _format_value(value: object) -> str:
     text = "null" if value is None else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,14 +1,40 @@
-"""JSON Schema of all recipes, for editors: one branch per kind."""
+"""Recipe kinds, their JSON Schema, and the settings and references at a path of a recipe."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-from stillroom.recipes.kinds import list_kinds, recipe_class
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-__all__ = ["SCHEMA_FILE", "recipe_schema", "write_schema"]
+from stillroom.errors import RecipeError
+from stillroom.recipes.settings import REFERENCE_FORMAT, Recipe
+from stillroom.recipes.yaml_text import KeyPath, format_path
+from stillroom.registry import catalog
+from stillroom.registry.method import Method, MethodField
+
+__all__ = [
+    "SCHEMA_FILE",
+    "SettingsGroup",
+    "clean_path",
+    "find_field",
+    "find_group",
+    "find_kind_folder",
+    "find_recipe_class",
+    "iter_targets",
+    "list_kinds",
+    "list_references",
+    "recipe_schema",
+    "write_schema",
+]
+
 
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
@@ -17,7 +43,7 @@ def recipe_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) that every recipe fits, chosen by its ``kind``."""
     branches: dict[str, Any] = {}
     for kind in list_kinds():
-        branch = recipe_class(kind).model_json_schema(
+        branch = find_recipe_class(kind).model_json_schema(
             ref_template=f"#/$defs/{kind}/$defs/{{model}}", by_alias=True
         )
         branch["required"] = list(dict.fromkeys(["kind", *branch.get("required", [])]))
@@ -37,3 +63,197 @@ def write_schema(path: Path = SCHEMA_FILE) -> Path:
     text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def list_kinds() -> list[str]:
+    """Return the name of every kind, sorted."""
+    return catalog.list_kind_names(_PACKAGE)
+
+
+def find_kind_folder(kind: str) -> Path:
+    """Return the folder of the package that a kind belongs to.
+
+    Raises:
+        RecipeError: If there is no such kind; the nearest name is suggested.
+    """
+    known = list_kinds()
+    if kind not in known:
+        raise RecipeError(
+            f"'{kind}' is not a kind of recipe",
+            code="recipe.unknown-kind",
+            expected=f"one of: {', '.join(known)}",
+            next=catalog.suggest(kind, known) or "stillroom list kinds",
+        )
+    return _PACKAGE / kind
+
+
+def find_recipe_class(kind: str) -> type[Recipe]:
+    """Return the class whose ``kind`` is the given one, importing only its recipe module.
+
+    Raises:
+        RecipeError: If there is no such kind.
+    """
+    folder = find_kind_folder(kind)
+    module = importlib.import_module(f"{_PACKAGE.name}.{folder.name}.recipe")
+    for member in vars(module).values():
+        if not inspect.isclass(member) or not issubclass(member, Recipe):
+            continue
+        if member.__module__ == module.__name__ and member.model_fields["kind"].default == kind:
+            return member
+    raise TypeError(f"{module.__name__} declares no Recipe whose kind is '{kind}'")
+
+
+SettingTarget = type[BaseModel] | MethodField[Any]
+
+
+@dataclass(frozen=True)
+class SettingsGroup:
+    """A group of settings: how messages call it, and the settings it has."""
+
+    label: str
+    known: tuple[str, ...]
+    model: type[BaseModel] | None = None
+
+
+def iter_targets(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[SettingTarget]:
+    """Yield the models and choices that an annotation contains, however deep in containers."""
+    for mark in metadata:
+        if isinstance(mark, MethodField):
+            yield mark
+            return
+    if get_origin(annotation) is Annotated:
+        bare, *marks = get_args(annotation)
+        yield from iter_targets(bare, marks)
+    elif inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from iter_targets(part)
+
+
+def find_field(model: type[BaseModel], key: str) -> FieldInfo | None:
+    """Return the field that a recipe writes as ``key``."""
+    for name, info in model.model_fields.items():
+        if key == (info.alias or name):
+            return info
+    return None
+
+
+def clean_path(location: tuple[str | int, ...], data: Any, *, is_missing: bool) -> KeyPath:
+    """Return pydantic's location without the tags it adds for unions and functions.
+
+    Args:
+        location: What pydantic says.
+        data: The values that were validated.
+        is_missing: Whether the last part names something that the data lacks.
+    """
+    path: list[str | int] = []
+    for part in location[:-1] if is_missing else location:
+        inside, below = _step(data, part)
+        if inside:
+            path.append(part)
+            data = below
+    return (*path, location[-1]) if is_missing and location else tuple(path)
+
+
+def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: Any) -> SettingsGroup:
+    """Return the group that the last part of pydantic's location is, or should be, a setting of."""
+    targets: list[SettingTarget] = [model]
+    path: list[str | int] = []
+    for part in location[:-1]:
+        inside, below = _step(data, part)
+        if not inside:
+            named = [one for one in targets if _is_tag_of(getattr(one, "__name__", ""), part)]
+            targets = named or targets
+            continue
+        path.append(part)
+        models = list(_matching_models(targets, data)) or list(_model_of_kind(data))
+        fields = (find_field(found, str(part)) for found in models)
+        field = next((field for field in fields if field is not None), None)
+        if field is not None:
+            targets = list(iter_targets(field.annotation, field.metadata))
+        data = below
+    found = list(_matching_models(targets, data)) or list(_model_of_kind(data))
+    known = dict.fromkeys(
+        info.alias or name for each in found for name, info in each.model_fields.items()
+    )
+    return SettingsGroup(_label_group(found, data, path), tuple(known), found[0] if found else None)
+
+
+def _is_tag_of(name: str, tag: str | int) -> bool:
+    """Whether a tag of a union, ``Name`` or ``tuple[Name, ...]``, is that of a model."""
+    return bool(name) and name in re.split(r"\W+", str(tag))
+
+
+def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[type[BaseModel]]:
+    for target in targets:
+        if not isinstance(target, MethodField):
+            yield target
+            continue
+        name = data.get("name", target.default) if isinstance(data, Mapping) else data
+        if isinstance(name, str):
+            try:
+                yield target.seam.get(name)
+            except RecipeError:  # reported where the choice itself was validated
+                continue
+
+
+def _model_of_kind(data: Any) -> Iterator[type[BaseModel]]:
+    """Yield the recipe that a step of a flow is, where only its kind says so."""
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    if isinstance(kind, str) and kind in list_kinds():
+        yield find_recipe_class(kind)
+
+
+def _label_group(models: list[type[BaseModel]], data: Any, path: list[str | int]) -> str:
+    for model in models:
+        if issubclass(model, Method):
+            return model.method_name()
+        if issubclass(model, Recipe) and isinstance(data, Mapping):
+            return str(data.get("kind", "recipe"))
+    return format_path(tuple(path))
+
+
+def _step(data: Any, part: str | int) -> tuple[bool, Any]:
+    """Return whether ``data`` has the part, and what is there."""
+    if isinstance(data, Mapping) and part in data:
+        return True, data[part]
+    if isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data):
+        return True, data[part]
+    return False, data
+
+
+def list_references(settings: BaseModel) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every ``Reference`` of validated settings with its path, in the order declared.
+
+    What a job makes where it is not there (``Destination``) is none.
+    """
+    for name, info in type(settings).model_fields.items():
+        is_named = REFERENCE_FORMAT in info.metadata or _contains_reference(info.annotation)
+        yield from _find_references(
+            getattr(settings, name), (info.alias or name,), is_named=is_named
+        )
+
+
+def _find_references(value: Any, path: KeyPath, *, is_named: bool) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(value, BaseModel):
+        yield from (((*path, *inner), text) for inner, text in list_references(value))
+    elif isinstance(value, str):
+        if is_named:
+            yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _find_references(part, (*path, key), is_named=is_named)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _find_references(part, (*path, index), is_named=is_named)
+
+
+def _contains_reference(annotation: Any) -> bool:
+    """Return whether a Reference stands in an annotation, however deep in containers."""
+    if get_origin(annotation) is Annotated and REFERENCE_FORMAT in get_args(annotation):
+        return True
+    return any(_contains_reference(part) for part in get_args(annotation))

@@ -1,4 +1,4 @@
-"""``Recipe``, the root of every room's recipe, and the types its settings may have.
+"""Recipe and Settings base classes, and the types of settings.
 
 Knows how a setting is written and read; not where it stands in a file.
 """
@@ -29,17 +29,17 @@ from pydantic_core import CoreSchema, core_schema
 from stillroom.errors import RecipeError
 
 __all__ = [
-    "REFERENCE_FORM",
+    "REFERENCE_FORMAT",
     "Destination",
     "Duration",
-    "Form",
     "Recipe",
     "Reference",
     "Secret",
+    "SettingFormat",
     "Settings",
     "Size",
     "check_references",
-    "resolve_in",
+    "resolve_references_in",
 ]
 
 MAX_SEED = 2**63 - 1
@@ -62,7 +62,7 @@ class Recipe(Settings):
 
 
 @dataclass(frozen=True)
-class Form:
+class SettingFormat:
     """How a value is written, for the commented recipe; NAME stands for the setting's name."""
 
     hint: str
@@ -80,14 +80,14 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 
 
 def _parse_size(value: object) -> object:
-    return _quantity(value, _SIZE_UNITS, "a size as 500MB, 2GB or 1.5GiB", whole=True)
+    return _parse_quantity(value, _SIZE_UNITS, "a size as 500MB, 2GB or 1.5GiB", whole=True)
 
 
 def _parse_duration(value: object) -> object:
-    return _quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
+    return _parse_quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
 
 
-def _quantity(value: object, units: dict[str, Any], wanted: str, *, whole: bool) -> object:
+def _parse_quantity(value: object, units: dict[str, Any], wanted: str, *, whole: bool) -> object:
     """Return the number that a text with a unit means; other values go through unchanged."""
     if not isinstance(value, str):
         return value
@@ -103,7 +103,7 @@ Size = Annotated[
     int,
     BeforeValidator(_parse_size),
     Field(ge=0),
-    Form("bytes, as 500MB or 2GiB", "1GB"),
+    SettingFormat("bytes, as 500MB or 2GiB", "1GB"),
     WithJsonSchema(
         {
             "anyOf": [
@@ -122,7 +122,7 @@ Duration = Annotated[
     float,
     BeforeValidator(_parse_duration),
     Field(ge=0),
-    Form("seconds, as 30s or 5min", "30s"),
+    SettingFormat("seconds, as 30s or 5min", "30s"),
     WithJsonSchema(
         {
             "anyOf": [
@@ -140,7 +140,7 @@ _HUB = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
 @contextmanager
-def resolve_in(folder: Path | None) -> Iterator[None]:
+def resolve_references_in(folder: Path | None) -> Iterator[None]:
     """Within the body, relative paths of a ``Reference`` start at ``folder``."""
     token = _FOLDER.set(folder)
     try:
@@ -149,7 +149,9 @@ def resolve_in(folder: Path | None) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
-_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar("stillroom_check", default=None)
+_REFERENCE_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar(
+    "stillroom_check", default=None
+)
 
 
 @contextmanager
@@ -159,15 +161,15 @@ def check_references(check: Callable[[str], None]) -> Iterator[None]:
     Args:
         check: Raises a RecipeError where a reference may not be used.
     """
-    token = _CHECK.set(check)
+    token = _REFERENCE_CHECK.set(check)
     try:
         yield
     finally:
-        _CHECK.reset(token)
+        _REFERENCE_CHECK.reset(token)
 
 
 def _resolve_reference(value: str) -> str:
-    check = _CHECK.get()
+    check = _REFERENCE_CHECK.get()
     if check is not None:
         check(value)
     if not value or "\0" in value:
@@ -196,12 +198,12 @@ def _resolve_reference(value: str) -> str:
     return os.path.normpath(folder.absolute() / path) if folder else str(path)
 
 
-REFERENCE_FORM = Form("a path or hub:org/name[@revision]", "path/to/NAME")
+REFERENCE_FORMAT = SettingFormat("a path or hub:org/name[@revision]", "path/to/NAME")
 
 Reference = Annotated[
     str,
     AfterValidator(_resolve_reference),
-    REFERENCE_FORM,
+    REFERENCE_FORMAT,
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A path or ``hub:org/name[@revision]``.
@@ -213,7 +215,7 @@ anything with a scheme stays as it is written.
 Destination = Annotated[
     str,
     AfterValidator(_resolve_reference),
-    Form("a path", "path/to/NAME"),
+    SettingFormat("a path", "path/to/NAME"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A path, as a ``Reference`` is written, of what a job makes where it is not there yet."""

@@ -1,4 +1,4 @@
-"""The nouns that travel: documents, passages, prompts, completions and records.
+"""Data types shared by all rooms: documents, passages, prompts, completions and records.
 
 All are frozen dataclasses that know how to become JSON and come back. Every Document, Passage and
 Record carries an Origin: human, synthetic or unknown, the chain that made it, and its license.
@@ -6,7 +6,6 @@ Readers and writers stream JSONL (zstd too) and Parquet, and load the field's ow
 """
 
 from stillroom.records.document import Anchor, Document, Heading, Location, Passage
-from stillroom.records.exchange import Answer, Citation, Completion, Hit, Message, Prompt, Sampling
 from stillroom.records.files import (
     RecordWriter,
     count_records,
@@ -20,10 +19,19 @@ from stillroom.records.origin import (
     Link,
     Origin,
     combine_origins,
-    content_id,
-    warn_of_licenses,
+    find_license_warnings,
+    make_content_id,
 )
-from stillroom.records.record import Record
+from stillroom.records.types import (
+    Answer,
+    Citation,
+    Completion,
+    Hit,
+    Message,
+    Prompt,
+    Record,
+    Sampling,
+)
 
 __all__ = [
     "Anchor",
@@ -43,14 +51,14 @@ __all__ = [
     "RecordWriter",
     "Sampling",
     "combine_origins",
-    "content_id",
     "count_records",
     "encode_record",
+    "find_license_warnings",
     "find_record_file",
     "from_row",
     "guess_format",
+    "make_content_id",
     "read_records",
     "to_row",
-    "warn_of_licenses",
     "write_records",
 ]

@@ -1,4 +1,4 @@
-"""Document and Passage: parsed text that knows which bytes and pages it stands on.
+"""Document and Passage: parsed text with byte ranges and pages.
 
 Character offsets are Python string offsets into ``Document.text``; byte offsets count from the
 first byte of the source file. For archive formats (docx, epub) bytes are those of the whole file
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from stillroom.records.origin import Origin, content_id
+from stillroom.records.origin import Origin, make_content_id
 
 __all__ = ["Anchor", "Document", "Heading", "Location", "Passage"]
 
@@ -106,7 +106,7 @@ class Document:
     @property
     def id(self) -> str:
         """An id that follows from the path and the bytes."""
-        return content_id("doc", self.path, self.digest)
+        return make_content_id("doc", self.path, self.digest)
 
     @property
     def _encoding(self) -> str:
@@ -231,7 +231,7 @@ class Passage:
     def id(self) -> str:
         """An id that follows from the document, the span and the text."""
         if not self._id:  # made once: a job asks for it at every step
-            made = content_id("pas", self.document_id, self.start, self.end, self.text)
+            made = make_content_id("pas", self.document_id, self.start, self.end, self.text)
             object.__setattr__(self, "_id", made)
         return self._id
 

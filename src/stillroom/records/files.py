@@ -1,4 +1,4 @@
-"""Reading and writing files of records, in memory bounded by one row or one batch.
+"""Reading and writing of record files in bounded memory.
 
 Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
 writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank
@@ -19,19 +19,19 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 from stillroom.errors import DataError, ResourceError
-from stillroom.objects import ObjectFile, exists, is_address, writing
+from stillroom.objects import ObjectFile, exists, is_address, open_for_writing
 from stillroom.records.formats import from_row
-from stillroom.records.record import Record
 from stillroom.records.streams import (
     LINE_SUFFIXES,
     MAX_ROW_BYTES,
-    Span,
+    ByteSpan,
+    find_suffix,
     iter_lines,
     iter_rows,
     open_parquet,
-    suffix_of,
-    too_large,
+    row_too_large_error,
 )
+from stillroom.records.types import Record
 
 __all__ = [
     "RecordWriter",
@@ -55,7 +55,7 @@ def read_records(
     *,
     format: str | None = None,
     on_drop: OnDrop | None = None,
-    span: Span | None = None,
+    span: ByteSpan | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a file one by one.
 
@@ -101,11 +101,11 @@ def count_records(path: Path | str) -> int:
         DataError: If the file is missing, of no known suffix, or damaged.
     """
     file = find_record_file(path)
-    if suffix_of(file) == ".parquet":
+    if find_suffix(file) == ".parquet":
         with open_parquet(file) as parquet:
             return int(parquet.metadata.num_rows)
     return sum(
-        1 for _ in (iter_lines(file) if suffix_of(file) in LINE_SUFFIXES else iter_rows(file))
+        1 for _ in (iter_lines(file) if find_suffix(file) in LINE_SUFFIXES else iter_rows(file))
     )
 
 
@@ -150,14 +150,14 @@ def find_record_file(path: Path | str) -> Path:
             expected="a file of records",
             next="check the path; relative paths start at the folder of the recipe",
         )
-    suffix_of(path)
+    find_suffix(path)
     return path
 
 
 def _find_object(address: str) -> ObjectFile:
     if exists(address):
         found = ObjectFile(address)
-        suffix_of(found)
+        find_suffix(found)
         return found
     for folder in (address.rstrip("/"), f"{address.rstrip('/')}/output"):
         for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
@@ -191,7 +191,7 @@ class RecordWriter:
         self.path = path = Path(path)
         self.count = 0
         self._file: IO[bytes]
-        suffix = suffix_of(path)
+        suffix = find_suffix(path)
         if suffix not in {*LINE_SUFFIXES, ".parquet"}:
             raise DataError(
                 f"records are not written as {suffix}",
@@ -206,12 +206,12 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         """Open a temporary neighbour of the file, or begin to send an object's parts."""
         if self._address:
-            self._sending = writing(self._address)
+            self._sending = open_for_writing(self._address)
             self._file = self._sending.__enter__()
             self._sink = _SINKS[self._kind](self._file)
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _full_disk(self.path):
+        with _full_disk_as_error(self.path):
             self._file = self._temporary.open("wb")
             self._sink = _SINKS[self._kind](self._file)
         return self
@@ -228,7 +228,7 @@ class RecordWriter:
             return
         try:
             if kind is None:
-                with _full_disk(self.path):
+                with _full_disk_as_error(self.path):
                     self._sink.close()
                     self._file.flush()
                     os.fsync(self._file.fileno())
@@ -265,7 +265,7 @@ class RecordWriter:
             DataError: If a field is not plain JSON, or the record exceeds the row limit.
             ResourceError: If the disk is full.
         """
-        with _unwritable_as_error(self.count + 1, self.path), _full_disk(self.path):
+        with _unwritable_as_error(self.count + 1, self.path), _full_disk_as_error(self.path):
             self._sink.write(record)
         self.count += 1
 
@@ -280,7 +280,7 @@ class RecordWriter:
             ResourceError: If the disk is full.
         """
         if self._kind in LINE_SUFFIXES:
-            with _full_disk(self.path):
+            with _full_disk_as_error(self.path):
                 shutil.copyfileobj(lines, self._sink.file, _COPIED_BYTES)
             self.count += count
             return
@@ -300,10 +300,10 @@ def encode_record(record: Record, number: int, path: Path) -> bytes:
         DataError: If a field is not plain JSON, or the record exceeds the row limit.
     """
     with _unwritable_as_error(number, path):
-        return _line_of(record)
+        return _encode_line(record)
 
 
-def _line_of(record: Record) -> bytes:
+def _encode_line(record: Record) -> bytes:
     row = record.to_json()
     try:
         line = _UNESCAPED.encode(row).encode()
@@ -329,12 +329,12 @@ def _unwritable_as_error(number: int, path: Path) -> Iterator[None]:
         ) from error
 
 
-class _Lines:
+class _LineSink:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
 
     def write(self, record: Record) -> None:
-        self.file.write(_line_of(record))
+        self.file.write(_encode_line(record))
 
     def close(self) -> None:
         pass
@@ -343,7 +343,7 @@ class _Lines:
         pass
 
 
-class _ZstdLines(_Lines):
+class _ZstdLineSink(_LineSink):
     def __init__(self, file: IO[bytes]) -> None:
         import zstandard
 
@@ -353,7 +353,7 @@ class _ZstdLines(_Lines):
         self.file.close()
 
 
-class _Parquet:
+class _ParquetSink:
     def __init__(self, file: IO[bytes]) -> None:
         import pyarrow.parquet
 
@@ -394,11 +394,11 @@ class _Parquet:
 
 
 _SINKS: dict[str, Callable[[IO[bytes]], Any]] = {
-    ".jsonl": _Lines,
-    ".ndjson": _Lines,
-    ".jsonl.zst": _ZstdLines,
-    ".ndjson.zst": _ZstdLines,
-    ".parquet": _Parquet,
+    ".jsonl": _LineSink,
+    ".ndjson": _LineSink,
+    ".jsonl.zst": _ZstdLineSink,
+    ".ndjson.zst": _ZstdLineSink,
+    ".parquet": _ParquetSink,
 }
 
 
@@ -421,11 +421,11 @@ def _record_schema() -> Any:
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_ROW_BYTES:
-        raise too_large()
+        raise row_too_large_error()
 
 
 @contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
+def _full_disk_as_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

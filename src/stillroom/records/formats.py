@@ -1,4 +1,4 @@
-"""Rows of the field's own formats, made into Records and back.
+"""Conversion between Records and rows of common dataset formats.
 
 Knows the shapes of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
@@ -16,9 +16,8 @@ from datetime import date, time
 from typing import Any, NoReturn
 
 from stillroom.errors import DataError
-from stillroom.records.exchange import Message
 from stillroom.records.origin import Origin
-from stillroom.records.record import Record
+from stillroom.records.types import Message, Record
 
 __all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
 
@@ -71,7 +70,7 @@ def guess_format(row: Mapping[str, Any]) -> str:
     if "text" in row:
         return "text"
     keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
-    return _refuse(
+    return _format_error(
         f"the row's keys ({keys}) are those of no known format",
         expected="messages, conversations, instruction and output, prompt and completion, question "
         "and answer, or text",
@@ -89,7 +88,7 @@ def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
         DataError: If the format is unknown, or the row is not of it.
     """
     if not isinstance(row, Mapping):
-        _refuse(f"the row is {_kind(row)}", expected="an object with named values")
+        _format_error(f"the row is {_kind(row)}", expected="an object with named values")
     format = guess_format(row) if format is None else format
     if format not in _READERS:
         raise DataError(
@@ -101,7 +100,7 @@ def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
     try:
         return _READERS[format](row)
     except KeyError as error:
-        return _refuse(f"the row has no {error}", expected=f"a row of format {format}")
+        return _format_error(f"the row has no {error}", expected=f"a row of format {format}")
 
 
 def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
@@ -133,7 +132,7 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
             return {"question": messages[0]["content"], "answer": messages[1]["content"], **rest}
         case "prompt_completion" if roles and roles[-1] == "assistant":
             return {"prompt": messages[:-1], "completion": messages[-1:], **rest}
-    return _refuse(
+    return _format_error(
         f"format '{format}' cannot hold messages of roles {', '.join(roles) or 'none'}",
         expected=f"one of: {', '.join(FORMATS)}, and messages that fit it",
     )
@@ -145,21 +144,25 @@ def _from_stillroom(row: Mapping[str, Any]) -> Record:
         try:
             fields = json.loads(fields or "{}", parse_constant=_refuse_constant)
         except (json.JSONDecodeError, RecursionError) as error:
-            _refuse(f"fields is not JSON: {error}", expected="an object as JSON text")
+            _format_error(f"fields is not JSON: {error}", expected="an object as JSON text")
     if fields is not None and not isinstance(fields, Mapping):
-        _refuse(f"fields is {_kind(fields)}", expected="an object")
+        _format_error(f"fields is {_kind(fields)}", expected="an object")
     origin = row["origin"]
     if origin is not None and not isinstance(origin, Mapping):
-        _refuse(f"origin is {_kind(origin)}", expected="an object with kind, chain and license")
+        _format_error(
+            f"origin is {_kind(origin)}", expected="an object with kind, chain and license"
+        )
     turns = _list(row["messages"], "messages")
-    data = {"messages": turns, "fields": _plain(fields or {}), "origin": origin}
+    data = {"messages": turns, "fields": _plain_json(fields or {}), "origin": origin}
     for turn in turns:
         if not isinstance(turn, Mapping):
-            _refuse(f"a message is {_kind(turn)}", expected="an object with role and content")
+            _format_error(f"a message is {_kind(turn)}", expected="an object with role and content")
     try:
         return Record.from_json(data)
     except (TypeError, AttributeError, KeyError) as error:
-        return _refuse(f"the origin cannot be read: {error}", expected="what Stillroom writes")
+        return _format_error(
+            f"the origin cannot be read: {error}", expected="what Stillroom writes"
+        )
 
 
 def _from_messages(row: Mapping[str, Any]) -> Record:
@@ -183,7 +186,7 @@ def _from_alpaca(row: Mapping[str, Any]) -> Record:
         turns.append(("system", _text(system, "system"), {}))
     for pair in _list(row.get("history") or [], "history"):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            _refuse("an item of history is not a pair", expected="[question, answer]")
+            _format_error("an item of history is not a pair", expected="[question, answer]")
         turns.append(("user", _text(pair[0], "history"), {}))
         turns.append(("assistant", _text(pair[1], "history"), {}))
     asked = _text(row["instruction"], "instruction")
@@ -231,17 +234,17 @@ def _turns(value: object, name: str) -> list[_Turn]:
     turns: list[_Turn] = []
     for item in _list(value, name):
         if not isinstance(item, Mapping):
-            _refuse(f"an item of {name} is {_kind(item)}", expected="an object")
+            _format_error(f"an item of {name} is {_kind(item)}", expected="an object")
         role_key = "role" if "role" in item else "from"
         content_key = "content" if "content" in item else "value"
         role = _ROLES.get(str(item.get(role_key, "")).lower())
         if role is None:
-            _refuse(
+            _format_error(
                 f"an item of {name} has the role {item.get(role_key)!r}",
                 expected=f"one of: {', '.join(_ROLES)}",
             )
         if any(item.get(call) for call in _CALLS):
-            _refuse(f"an item of {name} calls a tool", expected="turns of text only")
+            _format_error(f"an item of {name} calls a tool", expected="turns of text only")
         extras = {
             key: part
             for key, part in item.items()
@@ -257,73 +260,75 @@ def _content(value: object, name: str) -> str:
         parts = []
         for part in value:
             if not isinstance(part, Mapping) or part.get("type") != "text":
-                _refuse(f"an item of {name} holds a part that is no text", expected="text parts")
+                _format_error(
+                    f"an item of {name} holds a part that is no text", expected="text parts"
+                )
             parts.append(_text(part.get("text"), name))
         return "".join(parts)
     return _text(value, name)
 
 
 def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record:
-    fields = {key: _plain(value) for key, value in row.items() if key not in used}
-    origin = _take_origin(fields)
-    extras = {str(i): _plain(extra) for i, (_, _, extra) in enumerate(turns) if extra}
+    fields = {key: _plain_json(value) for key, value in row.items() if key not in used}
+    origin = _pop_origin(fields)
+    extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:
         fields[EXTRAS_FIELD] = extras
     messages = (Message.from_json({"role": role, "content": text}) for role, text, _ in turns)
     return Record(tuple(messages), fields, origin)
 
 
-def _take_origin(fields: dict[str, Any]) -> Origin:
+def _pop_origin(fields: dict[str, Any]) -> Origin:
     """Take the origin that a foreign row carries out of its fields; else nobody knows."""
     carried = fields.get("origin")
     if isinstance(carried, str) and carried in _ORIGIN_KINDS:
         del fields["origin"]
-        return Origin.from_json({"kind": carried, "license": _license(fields)})
+        return Origin.from_json({"kind": carried, "license": _parse_license(fields)})
     if isinstance(carried, Mapping) and set(carried) <= _ORIGIN_KEYS and "kind" in carried:
         try:
             origin = Origin.from_json(carried)
         except (KeyError, TypeError, AttributeError) as error:
-            _refuse(f"the origin cannot be read: {error}", expected="what Stillroom writes")
+            _format_error(f"the origin cannot be read: {error}", expected="what Stillroom writes")
         del fields["origin"]
         return origin
-    return Origin(license=_license(fields))
+    return Origin(license=_parse_license(fields))
 
 
-def _license(fields: Mapping[str, Any]) -> str:
+def _parse_license(fields: Mapping[str, Any]) -> str:
     value = fields.get("license")
     return value if isinstance(value, str) else ""
 
 
-def _plain(value: Any) -> Any:
+def _plain_json(value: Any) -> Any:
     """Return JSON values; dates become text, what JSON cannot hold is refused."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            _refuse(f"a value is {value}", expected="finite numbers, or null")
+            _format_error(f"a value is {value}", expected="finite numbers, or null")
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _plain_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_plain_json(part) for part in value]
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
-    return _refuse(f"a value is {_kind(value)}", expected="values that JSON can hold")
+    return _format_error(f"a value is {_kind(value)}", expected="values that JSON can hold")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    _refuse(f"a value is {name}", expected="finite numbers, or null")
+    _format_error(f"a value is {name}", expected="finite numbers, or null")
 
 
 def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        _refuse(f"{name} is {_kind(value)}", expected="a list")
+        _format_error(f"{name} is {_kind(value)}", expected="a list")
     return list(value)
 
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        _refuse(f"{name} is {_kind(value)}", expected="text")
+        _format_error(f"{name} is {_kind(value)}", expected="text")
     return value
 
 
@@ -332,7 +337,7 @@ def _kind(value: object) -> str:
     return names.get(type(value).__name__, f"of type {type(value).__name__}")
 
 
-def _refuse(what: str, *, expected: str) -> NoReturn:
+def _format_error(what: str, *, expected: str) -> NoReturn:
     raise DataError(
         what,
         code="data.row",

@@ -1,4 +1,4 @@
-"""Origin: who or what made a thing, by which chain, under which license.
+"""Origin: who or what produced a thing, by which chain of steps, under which license.
 
 Knows nothing of files or models; parents are ids, models are fingerprints.
 """
@@ -18,8 +18,8 @@ __all__ = [
     "Origin",
     "OriginKind",
     "combine_origins",
-    "content_id",
-    "warn_of_licenses",
+    "find_license_warnings",
+    "make_content_id",
 ]
 
 OriginKind = Literal["human", "synthetic", "unknown"]
@@ -111,7 +111,7 @@ def combine_origins(origins: Iterable[Origin]) -> Origin:
     licenses: dict[str, None] = {}
     for origin in origins:
         kinds.add(origin.kind)
-        licenses |= dict.fromkeys(_terms(origin.license))
+        licenses |= dict.fromkeys(_split_terms(origin.license))
     kind: OriginKind = (
         "human" if kinds == {"human"} else "synthetic" if "synthetic" in kinds else "unknown"
     )
@@ -120,7 +120,7 @@ def combine_origins(origins: Iterable[Origin]) -> Origin:
     return Origin(kind, (), " AND ".join(sorted(licenses)))
 
 
-def _terms(license: str) -> list[str]:
+def _split_terms(license: str) -> list[str]:
     """Return what a license joins with ``AND``; one that offers a choice stays whole."""
     if " OR " in license:
         is_wrapped = license.startswith("(") and license.endswith(")") and license.count("(") == 1
@@ -128,7 +128,7 @@ def _terms(license: str) -> list[str]:
     return [term for term in license.split(" AND ") if term]
 
 
-def warn_of_licenses(licenses: Sequence[tuple[str, str]], who: str, act: str) -> list[str]:
+def find_license_warnings(licenses: Sequence[tuple[str, str]], who: str, act: str) -> list[str]:
     """Return what a user should know of the licenses of what a thing is made of.
 
     Args:
@@ -150,7 +150,7 @@ def warn_of_licenses(licenses: Sequence[tuple[str, str]], who: str, act: str) ->
     return found
 
 
-def content_id(prefix: str, *parts: object) -> str:
+def make_content_id(prefix: str, *parts: object) -> str:
     """Return ``prefix-`` and 20 hex digits of the sha256 of the parts as canonical JSON."""
     text = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"

@@ -1,4 +1,4 @@
-"""The rows of a file, whatever its format, in memory bounded by one row or one batch.
+"""Streaming readers of JSONL, JSON, CSV, text and Parquet rows.
 
 A row that cannot be read is yielded as the error that says why, so that a reader may go on; damage
 to the file itself raises.
@@ -22,16 +22,16 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_ROW_BYTES",
     "SUFFIXES",
-    "Span",
-    "cut_lines",
+    "ByteSpan",
+    "find_suffix",
     "iter_lines",
     "iter_rows",
     "open_parquet",
-    "suffix_of",
-    "too_large",
+    "row_too_large_error",
+    "split_lines",
 ]
 
-Span = tuple[int, int]
+ByteSpan = tuple[int, int]
 
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
@@ -44,7 +44,7 @@ _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
 
 
-def suffix_of(path: Path | ObjectFile) -> str:
+def find_suffix(path: Path | ObjectFile) -> str:
     """Return which of ``SUFFIXES`` a file's name ends with.
 
     Raises:
@@ -62,7 +62,7 @@ def suffix_of(path: Path | ObjectFile) -> str:
     return max(found, key=len)
 
 
-def cut_lines(path: Path | ObjectFile, size_bytes: int) -> list[Span | None]:
+def split_lines(path: Path | ObjectFile, size_bytes: int) -> list[ByteSpan | None]:
     """Return spans of a file of lines, each of whole lines and about so large, in order.
 
     A file that cannot be entered in the middle is one span, None, which is all of it.
@@ -70,7 +70,7 @@ def cut_lines(path: Path | ObjectFile, size_bytes: int) -> list[Span | None]:
     if isinstance(path, ObjectFile):
         return [None]
     total = path.stat().st_size
-    if suffix_of(path) not in (".jsonl", ".ndjson") or total <= size_bytes:
+    if find_suffix(path) not in (".jsonl", ".ndjson") or total <= size_bytes:
         return [None]
     edges = [0]
     with path.open("rb") as file:
@@ -84,15 +84,16 @@ def cut_lines(path: Path | ObjectFile, size_bytes: int) -> list[Span | None]:
     return [*zip(edges, [*edges[1:], total], strict=True)]
 
 
-def iter_rows(path: Path, span: Span | None = None) -> Iterator[tuple[int, Any]]:
+def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, Any]]:
     """Yield each row's number with its values, or with the error that kept it from being read.
 
     Args:
         path: The file.
-        span: First and last + 1 byte, as ``cut_lines`` gives them, of which rows are numbered from
+        span: First and last + 1 byte, as ``split_lines`` gives them, of which rows are numbered
+            from
             1; default all.
     """
-    suffix = suffix_of(path)
+    suffix = find_suffix(path)
     if suffix == ".parquet":
         yield from _parquet_rows(path)
     elif suffix == ".json":
@@ -121,10 +122,10 @@ def _text_row(line: bytes) -> Any:
         return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
 
 
-def iter_lines(path: Path, span: Span | None = None) -> Iterator[tuple[int, bytes | DataError]]:
+def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, bytes | DataError]]:
     """Yield the numbered lines that are not blank; one beyond the limit is yielded as its error."""
     with path.open("rb") as raw:
-        file: IO[bytes] = _unpack(raw, path) if path.name.lower().endswith(".zst") else raw
+        file: IO[bytes] = _open_zstd(raw, path) if path.name.lower().endswith(".zst") else raw
         number = 0
         if span is not None:
             raw.seek(span[0])
@@ -137,12 +138,12 @@ def iter_lines(path: Path, span: Span | None = None) -> Iterator[tuple[int, byte
             if len(line) > MAX_ROW_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_ROW_BYTES)
-                yield number, too_large()
+                yield number, row_too_large_error()
             elif line.strip():
                 yield number, line
 
 
-def _unpack(file: IO[bytes], path: Path) -> IO[bytes]:
+def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
     return io.BufferedReader(_ZstdReader(file, path), 2**17)
 
 
@@ -176,7 +177,7 @@ class _ZstdReader(io.RawIOBase):
         self._left = b""
         if not data:
             if self._frame is not None:
-                _damaged(self._path, "the zstd stream is cut off")
+                _damaged_error(self._path, "the zstd stream is cut off")
             return False
         try:
             if self._frame is None:
@@ -185,7 +186,7 @@ class _ZstdReader(io.RawIOBase):
             if self._frame.eof:
                 self._left, self._frame = self._frame.unused_data, None
         except self._error as error:
-            _damaged(self._path, f"it is not sound zstd: {error}", error)
+            _damaged_error(self._path, f"it is not sound zstd: {error}", error)
         return True
 
 
@@ -206,7 +207,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
         ):
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        _damaged(path, f"it is not sound Parquet: {error}", error)
+        _damaged_error(path, f"it is not sound Parquet: {error}", error)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -236,7 +237,7 @@ def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:
             text = file.read().decode("utf-8-sig")
         data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        _damaged(path, f"it is not JSON: {error}", error)
+        _damaged_error(path, f"it is not JSON: {error}", error)
     yield from enumerate(data if isinstance(data, list) else [data], 1)
 
 
@@ -255,7 +256,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
             else:
                 yield number, row
     except csv.Error as error:
-        _damaged(path, f"it is not CSV after row {number}: {error}", error)
+        _damaged_error(path, f"it is not CSV after row {number}: {error}", error)
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
@@ -264,11 +265,11 @@ def _csv_lines(path: Path) -> Iterator[str]:
         while line := file.readline(MAX_ROW_BYTES + 1):
             number += 1
             if len(line) > MAX_ROW_BYTES:
-                _damaged(path, f"line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB")
+                _damaged_error(path, f"line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB")
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                _damaged(path, f"line {number}, byte {error.start} is not UTF-8", error)
+                _damaged_error(path, f"line {number}, byte {error.start} is not UTF-8", error)
 
 
 def _row_error(what: str, expected: str) -> DataError:
@@ -280,7 +281,7 @@ def _row_error(what: str, expected: str) -> DataError:
     )
 
 
-def too_large() -> DataError:
+def row_too_large_error() -> DataError:
     """Return the error of a row beyond ``MAX_ROW_BYTES``."""
     return DataError(
         f"the row is larger than {MAX_ROW_BYTES // 2**20} MiB",
@@ -294,7 +295,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _damaged(path: Path | ObjectFile, what: str, cause: Exception | None = None) -> NoReturn:
+def _damaged_error(path: Path | ObjectFile, what: str, cause: Exception | None = None) -> NoReturn:
     raise DataError(
         f"{path} is damaged: {what}",
         code="data.damaged",

@@ -1,45 +1,46 @@
-"""Interchangeable methods: a folder of files, one class each, found by file name.
+"""Registries of interchangeable methods: one folder, one class a file.
 
 ``listing`` reads first docstring lines with ``ast`` and imports nothing, so that the command line
 can list a hundred methods without torch or pydantic. ``method`` holds ``Method``, the base of every
-interchangeable algorithm, and ``Seam``, the folder they are chosen from; both are loaded on first
-use only.
+interchangeable algorithm, and ``Registry``, the folder they are chosen from; both are loaded on
+first use only.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stillroom.registry.listing import (
-    Listed,
-    find_seams,
+from stillroom.registry.catalog import (
+    MethodListing,
+    find_registries,
     list_kinds,
     list_methods,
-    names_in,
+    list_names,
     read_docstring,
     suggest,
 )
 
 if TYPE_CHECKING:
-    from stillroom.registry.method import Method, Seam
+    from stillroom.registry.method import Method, Registry
 
 __all__ = [
-    "Listed",
     "Method",
-    "Seam",
-    "find_seams",
+    "MethodListing",
+    "Registry",
+    "find_registries",
     "list_kinds",
     "list_methods",
-    "names_in",
+    "list_names",
     "read_docstring",
     "suggest",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load ``Method`` and ``Seam`` (and with them pydantic) on first use."""
-    if name in {"Method", "Seam"}:
-        from stillroom.registry import method
+    """Load ``Method`` and ``Registry`` (and with them pydantic) on first use."""
+    from stillroom.registry.method import Method, Registry
 
-        return getattr(method, name)
+    for member in (Method, Registry):
+        if member.__name__ == name:
+            return member
     raise AttributeError(name)

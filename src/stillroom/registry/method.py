@@ -1,4 +1,4 @@
-"""``Method``, the base of every interchangeable algorithm, and ``Seam``, the folder it stands in.
+"""Method, the base class of all methods, and Registry, which finds them by file name.
 
 A method's pydantic fields are its hyper-parameters: one declaration gives validation, JSON Schema,
 the commented recipe, the reference page and the console's form. A seam knows its folder and its
@@ -24,9 +24,9 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
-from stillroom.registry.listing import names_in, suggest
+from stillroom.registry.catalog import list_names, suggest
 
-__all__ = ["Choice", "Method", "Seam"]
+__all__ = ["Method", "MethodField", "Registry"]
 
 
 class Method(BaseModel):
@@ -68,7 +68,7 @@ class Method(BaseModel):
 M = TypeVar("M", bound=Method)
 
 
-class Seam(Generic[M]):
+class Registry(Generic[M]):
     """A folder of interchangeable methods that share one base class.
 
     Strangers add methods by an entry point whose group is the seam's dotted name.
@@ -88,7 +88,7 @@ class Seam(Generic[M]):
     def names(self) -> list[str]:
         """Return every method's name: the folder's files, then plug-ins'."""
         return sorted(
-            {*names_in(self.folder), *(entry.name for entry in entry_points(group=self.group))}
+            {*list_names(self.folder), *(entry.name for entry in entry_points(group=self.group))}
         )
 
     def get(self, name: str) -> type[M]:
@@ -144,14 +144,14 @@ class Seam(Generic[M]):
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of a choice: one branch per method of the folder."""
         branches = []
-        for name in names_in(self.folder):
+        for name in list_names(self.folder):
             schema = self.get(name).model_json_schema(mode="validation")
             schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
             schema["required"] = ["name", *schema.get("required", [])]
-            branches.append(_inline(schema, schema.pop("$defs", {})))
-        return {"anyOf": [{"type": "string", "enum": names_in(self.folder)}, *branches]}
+            branches.append(_inline_definitions(schema, schema.pop("$defs", {})))
+        return {"anyOf": [{"type": "string", "enum": list_names(self.folder)}, *branches]}
 
-    def choice(self, default: str = "") -> Choice[M]:
+    def choice(self, default: str = "") -> MethodField[M]:
         """Return the annotation of a recipe field that chooses one method of this seam.
 
         Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
@@ -159,10 +159,10 @@ class Seam(Generic[M]):
         Args:
             default: The method that settings without a name are of, as the field's own default is.
         """
-        return Choice(self, default)
+        return MethodField(self, default)
 
 
-def _inline(value: Any, definitions: dict[str, Any]) -> Any:
+def _inline_definitions(value: Any, definitions: dict[str, Any]) -> Any:
     """Return a schema with its own ``$defs`` put where they are referred to.
 
     A branch becomes part of a larger schema, where references to its root would lead elsewhere.
@@ -171,15 +171,19 @@ def _inline(value: Any, definitions: dict[str, Any]) -> Any:
         name = str(value.get("$ref", "")).removeprefix("#/$defs/")
         if name in definitions:
             rest = {key: part for key, part in value.items() if key != "$ref"}
-            return {**_inline(definitions[name], definitions), **rest}
-        return {key: _inline(part, definitions) for key, part in value.items()}
-    return [_inline(part, definitions) for part in value] if isinstance(value, list) else value
+            return {**_inline_definitions(definitions[name], definitions), **rest}
+        return {key: _inline_definitions(part, definitions) for key, part in value.items()}
+    return (
+        [_inline_definitions(part, definitions) for part in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
-class Choice(Generic[M]):
+class MethodField(Generic[M]):
     """Tells pydantic how a field chooses a method: by name and settings; dumps it the same way."""
 
-    def __init__(self, seam: Seam[M], default: str = "") -> None:
+    def __init__(self, seam: Registry[M], default: str = "") -> None:
         """Choose from ``seam``; settings without a name are those of ``default``."""
         self.seam, self.default = seam, default
 

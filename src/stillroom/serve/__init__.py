@@ -1,4 +1,4 @@
-"""Serve: a run behind an OpenAI-compatible API, and jobs, on this machine unless told otherwise.
+"""HTTP server of runs behind an OpenAI-compatible API, and of jobs that clients submit.
 
 Chat answers from the run's documents with citations, or from the model alone; completions and
 embeddings besides. Keys are compared in constant time, sizes and concurrency are bounded, a client
@@ -11,20 +11,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillroom.serve.access import RequestLimits
     from stillroom.serve.app import create_app
-    from stillroom.serve.limits import Limits
-    from stillroom.serve.served import Served, open_run
-    from stillroom.serve.server import JobsHere, LooksHere, run_server
+    from stillroom.serve.mounts import ServedModel, open_run
+    from stillroom.serve.server import JobServerSettings, MediaCheckSettings, run_server
 
-__all__ = ["JobsHere", "Limits", "LooksHere", "Served", "create_app", "open_run", "run_server"]
+__all__ = [
+    "JobServerSettings",
+    "MediaCheckSettings",
+    "RequestLimits",
+    "ServedModel",
+    "create_app",
+    "open_run",
+    "run_server",
+]
 
 _HOMES = {
-    "JobsHere": "server",
-    "Limits": "limits",
-    "LooksHere": "server",
-    "Served": "served",
+    "JobServerSettings": "server",
+    "RequestLimits": "access",
+    "MediaCheckSettings": "server",
+    "ServedModel": "mounts",
     "create_app": "app",
-    "open_run": "served",
+    "open_run": "mounts",
     "run_server": "server",
 }
 

@@ -1,49 +1,71 @@
-"""The app: OpenAI's endpoints over what is served, and jobs.
+"""FastAPI application of the server, and an LRU cache of applications for models of a folder.
 
 Routes only translate; limits, keys, threads and jobs have modules of their own.
+
+A run answers from its documents, a checkpoint by itself; both are opened as mounts are. Each has an
+API of its own (``create_app`` over one ``Served``), so that limits and slots are those of one
+model.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
 
-from stillroom.serve import answers
-from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
-from stillroom.serve.describing import STREAMED, add_description
-from stillroom.serve.desk import Desk
-from stillroom.serve.forensics_routes import add_forensics
-from stillroom.serve.guard import Guard
-from stillroom.serve.job_routes import add_jobs
-from stillroom.serve.keys import ApiKey
-from stillroom.serve.limits import Limits
-from stillroom.serve.looking import Looker
-from stillroom.serve.refusals import add_handlers
-from stillroom.serve.responses_wire import ResponsesRequest
-from stillroom.serve.running import JobRunner
-from stillroom.serve.served import Served
-from stillroom.serve.wire import (
+from stillroom.errors import DataError
+from stillroom.flow.opening import find_step
+from stillroom.serve import openapi
+from stillroom.serve.access import ApiKey, RequestLimits
+from stillroom.serve.errors import add_error_handlers
+from stillroom.serve.jobs.routes import add_job_routes
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.media_check import MediaCheckService, add_media_check_route
+from stillroom.serve.middleware.auth import AuthMiddleware
+from stillroom.serve.middleware.concurrency import ResourceLRU
+from stillroom.serve.middleware.metrics import (
+    METRICS_CONTENT_TYPE,
+    MetricsMiddleware,
+    ServerMetrics,
+)
+from stillroom.serve.mounts import Mount, ServedModel, open_mount
+from stillroom.serve.openai.handler import ModelService
+from stillroom.serve.openai.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     RerankRequest,
 )
+from stillroom.serve.openai.responses_requests import ResponsesRequest
+from stillroom.serve.openapi import STREAM_RESPONSES, add_openapi
+from stillroom.serve.views.folder import read_folder_artifact, resolve_name, to_name
+from stillroom.serve.views.sources import has_tenants
 
-__all__ = ["create_app"]
+if TYPE_CHECKING:
+    from stillroom.rag.index.view import AccessContext
+
+__all__ = [
+    "ModelCache",
+    "OpenModel",
+    "create_app",
+]
 
 
 def create_app(
-    served: Served | Sequence[Served] | None,
+    served: ServedModel | Sequence[ServedModel] | None,
     *,
     api_keys: Sequence[str | ApiKey] = (),
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     jobs: JobRunner | None = None,
-    looker: Looker | None = None,
-    counters: Counters | None = None,
+    looker: MediaCheckService | None = None,
+    counters: ServerMetrics | None = None,
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Return the API of what is served.
@@ -59,8 +81,8 @@ def create_app(
         counters: Counts what is done; by default the app's own.
         log: Told every request as one line of JSON, without anything that was said.
     """
-    bounds = limits or Limits()
-    counters = counters or Counters()
+    bounds = limits or RequestLimits()
+    counters = counters or ServerMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,30 +93,32 @@ def create_app(
             await jobs.stop()
 
     app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None, lifespan=lifespan)
-    add_handlers(app)
+    add_error_handlers(app)
     keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]
-    app.add_middleware(Guard, api_keys=keys, limits=bounds)
-    app.add_middleware(Counting, counters=counters, log=log)  # the last one added is the outermost
+    app.add_middleware(AuthMiddleware, api_keys=keys, limits=bounds)
+    app.add_middleware(
+        MetricsMiddleware, counters=counters, log=log
+    )  # the last one added is the outermost
 
-    mounts = [served] if isinstance(served, Served) else list(served or ())
-    desk = app.state.desk = Desk(mounts, bounds, counters)
-    _add_health(app, counters, jobs)
-    _add_models(app, desk)
+    mounts = [served] if isinstance(served, ServedModel) else list(served or ())
+    desk = app.state.desk = ModelService(mounts, bounds, counters)
+    _add_health_routes(app, counters, jobs)
+    _add_model_routes(app, desk)
     if jobs is not None:
-        add_jobs(app, jobs, bounds)
+        add_job_routes(app, jobs, bounds)
     if looker is not None:
-        add_forensics(app, looker, bounds)
-    add_description(app, desk.names)
+        add_media_check_route(app, looker, bounds)
+    add_openapi(app, desk.names)
     return app
 
 
-def _add_health(app: FastAPI, counters: Counters, jobs: JobRunner | None) -> None:
-    @app.get("/healthz", responses={200: {"model": answers.Status}})
+def _add_health_routes(app: FastAPI, counters: ServerMetrics, jobs: JobRunner | None) -> None:
+    @app.get("/healthz", responses={200: {"model": openapi.ServerStatus}})
     async def healthz() -> dict[str, str]:
         """Say that the server lives."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={200: {"model": answers.Status}})
+    @app.get("/readyz", responses={200: {"model": openapi.ServerStatus}})
     async def readyz() -> Response:
         """Say whether the server takes requests: 503 while it stops."""
         if getattr(app.state, "is_stopping", False) or (jobs is not None and jobs.is_stopping):
@@ -107,23 +131,23 @@ def _add_health(app: FastAPI, counters: Counters, jobs: JobRunner | None) -> Non
     )
     async def metrics() -> Response:
         """Say what the server has done, as Prometheus reads it."""
-        return Response(counters.render(), media_type=CONTENT_TYPE)
+        return Response(counters.render(), media_type=METRICS_CONTENT_TYPE)
 
 
-def _add_models(app: FastAPI, desk: Desk) -> None:
-    @app.get("/v1/models", responses={200: {"model": answers.ModelList}})
+def _add_model_routes(app: FastAPI, desk: ModelService) -> None:
+    @app.get("/v1/models", responses={200: {"model": openapi.ModelList}})
     async def models() -> dict[str, Any]:
         """List what is mounted."""
         return {"object": "list", "data": [desk.describe(name) for name in desk.names]}
 
-    @app.get("/v1/models/{name:path}", responses={200: {"model": answers.ModelRow}})
+    @app.get("/v1/models/{name:path}", responses={200: {"model": openapi.ModelInfo}})
     async def model(name: str) -> dict[str, Any]:
         """Describe one of what is mounted."""
         return desk.describe(name)
 
     @app.post(
         "/v1/chat/completions",
-        responses={200: {"model": answers.Chat, **STREAMED[200]}},
+        responses={200: {"model": openapi.ChatCompletion, **STREAM_RESPONSES[200]}},
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat turn, from documents or by the model alone, whole or streamed."""
@@ -131,7 +155,7 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
 
     @app.post(
         "/v1/responses",
-        responses={200: {"model": answers.Responded, **STREAMED[200]}},
+        responses={200: {"model": openapi.ResponseObject, **STREAM_RESPONSES[200]}},
     )
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a chat turn in items, whole or as typed events; nothing of it is stored."""
@@ -139,18 +163,108 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
 
     @app.post(
         "/v1/completions",
-        responses={200: {"model": answers.TextCompletion, **STREAMED[200]}},
+        responses={200: {"model": openapi.TextCompletion, **STREAM_RESPONSES[200]}},
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a raw text, whole or streamed."""
         return await desk.complete(body, request)
 
-    @app.post("/v1/embeddings", responses={200: {"model": answers.Embeddings}})
+    @app.post("/v1/embeddings", responses={200: {"model": openapi.EmbeddingList}})
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Turn texts into vectors."""
         return await desk.embed(body, request)
 
-    @app.post("/v1/rerank", responses={200: {"model": answers.Reranked}})
+    @app.post("/v1/rerank", responses={200: {"model": openapi.RerankResponse}})
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """Order documents by how well they fit a query."""
         return await desk.rerank(body, request)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """What is open under a name: what answers, and its API."""
+
+    app: ASGIApp
+    served: ServedModel
+
+
+class ModelCache:
+    """Opens runs and checkpoints of a folder by name, at most ``kept`` at once."""
+
+    def __init__(
+        self,
+        root: Path,
+        access: AccessContext | None = None,
+        *,
+        limits: RequestLimits | None = None,
+        kept: int = 3,
+        references: Callable[[], set[str]] | None = None,
+    ) -> None:
+        """Stand over a folder.
+
+        Args:
+            root: The folder.
+            access: Who asks, of indexes with tenants.
+            limits: Of each that is opened.
+            kept: How many stay open.
+            references: Gives the ``hub:`` references that may be opened beside the folder's own.
+        """
+        self.root, self.access = root, access
+        self.limits = limits or RequestLimits()
+        self._references = references or set
+        self._open = ResourceLRU[str, OpenModel](kept, "models")
+
+    def open(self, name: str) -> ServedModel:
+        """Open what a name stands for, unless it is open; blocks while a model is read.
+
+        Raises:
+            DataError: If it is neither a run nor a checkpoint, or lies outside.
+            CheckpointError: If its model cannot be read.
+            ResourceError: If all that is open is in use.
+        """
+        with self.use(name) as opened:
+            return opened.served
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[OpenModel]:
+        """Hold what a name stands for open until the body ends; raises as ``open`` does."""
+        if not name.startswith("hub:"):  # "a", "./a" and a link to it are one
+            name = to_name(self.root, resolve_name(self.root, name)) or name
+        with self._open.use(name, partial(self._serve, name)) as opened:
+            yield opened
+
+    def close(self) -> None:
+        """Close all that is open."""
+        self._open.close()
+
+    @contextmanager
+    def _serve(self, name: str) -> Iterator[OpenModel]:
+        if name.startswith("hub:"):
+            mount, access = self._find_reference(name), None
+        else:
+            mount, access = self._find(name)
+        with open_mount(mount, access=access) as served:
+            yield OpenModel(create_app(served, limits=self.limits), served)
+
+    def _find_reference(self, name: str) -> Mount:
+        if name not in self._references():
+            raise DataError(
+                f"{name!r:.200} made nothing that lies in this folder",
+                code="data.missing",
+                expected="a checkpoint of the folder, or one that something in it names",
+                next="open the list of models",
+            )
+        return Mount(name, name)
+
+    def _find(self, name: str) -> tuple[Mount, AccessContext | None]:
+        """Return what a name is mounted as, and who asks it."""
+        found, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
+        if not found.is_run and found.kind != "checkpoint":
+            raise DataError(
+                f"{name!r:.200} is {found.kind}, which does not answer",
+                code="data.wrong-kind",
+                expected="a run or a checkpoint",
+                next="open the list of models",
+            )
+        is_guarded = found.is_run and has_tenants(find_step(folder, "index"))
+        return Mount(folder.resolve().name, str(folder)), self.access if is_guarded else None

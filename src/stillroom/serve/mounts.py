@@ -1,4 +1,4 @@
-"""Mounts: artifacts under names that clients ask for.
+"""Served models: runs, indexes and checkpoints under the names that clients request.
 
 ``NAME=PATH`` mounts what lies at a path under a name, ``PATH`` alone under the folder's own name,
 ``NAME=INDEX+MODEL`` an index with the model that answers from it. What a path is says itself: a
@@ -13,21 +13,202 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stillroom.errors import RecipeError
-from stillroom.models import open_text_model, resolve_checkpoint
+from stillroom.flow.opening import find_model, find_step
+from stillroom.models import (
+    ConcurrentModel,
+    Embedder,
+    TextModel,
+    open_text_model,
+    resolve_checkpoint,
+)
+from stillroom.models.interfaces import (
+    BatchingModel,
+    DenoisingModel,
+    OpenAIPassthroughModel,
+    RerankerModel,
+)
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
-from stillroom.serve.served import Served, open_run
+from stillroom.records import Answer, Message, Sampling
 
 if TYPE_CHECKING:
-    from stillroom.rag.access import Access
-    from stillroom.rag.asking import AskSettings
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.settings import AnswerOptions, AnswerOptionTexts
 
-__all__ = ["Mount", "open_mount", "open_mounts", "parse_mount"]
+__all__ = [
+    "AnswerFunction",
+    "Mount",
+    "ServedModel",
+    "open_mount",
+    "open_mounts",
+    "open_run",
+    "parse_mount",
+]
 
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
-_ADDRESS = re.compile(r"[a-z][a-z0-9.-]+:")
+
+class AnswerFunction(Protocol):
+    """Answers from documents: pieces of text as they come, then the Answer."""
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        k: int,
+        *,
+        settings: AnswerOptionTexts,
+        access: AccessContext | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Iterator[str | Answer]:
+        """Answer the last message; ``k`` passages are shown to the model.
+
+        Args:
+            messages: The conversation; what comes before the last message is read where the way
+                begins with the transform last_turn.
+            sampling: How the answer is drawn.
+            k: How many passages are shown.
+            settings: What the client wants otherwise than the server does it.
+            access: Who asks, as the client's key says; None where it says nobody.
+            is_cancelled: Once true, the client has left.
+
+        Raises:
+            RecipeError: If the client names an unknown method.
+            DataError: If the index has tenants and nobody is named.
+        """
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One mount: a model, what embeds, what reranks, and what answers from documents.
+
+    Clients name what they want: ``name`` answers from documents where there are any, ``bare_name``
+    is the model alone, ``embedder_name`` makes vectors; without a model the name is that of the
+    embedder or the reranker itself.
+    """
+
+    name: str
+    model: TextModel | None = None
+    ask: AnswerFunction | None = None
+    embedder: Embedder | None = None
+    embedder_name: str = "embedder"
+    reranker: RerankerModel | None = None
+    k: int = 3
+    rule: str = "open"
+    """Whether all see all of the index (``open``), or each their own (``tenants``)."""
+
+    @property
+    def bare_name(self) -> str:
+        """The name under which the model answers alone."""
+        return f"{self.name}-bare" if self.ask else self.name
+
+    @property
+    def names(self) -> list[str]:
+        """Every name a client may ask for."""
+        names = [self.name, self.bare_name] if self.ask else [self.name]
+        if self.embedder is not None and self.embedder_name not in names:
+            names.append(self.embedder_name)
+        return names
+
+    def abilities(self, name: str) -> list[str]:
+        """Return which endpoints answer to a name."""
+        if name == self.embedder_name and self.embedder is not None:
+            return ["embeddings", "rerank"]
+        if self.reranker is not None:
+            return ["rerank"]
+        if self.model is None:
+            return []
+        found = ["chat.completions", "responses", "completions"]
+        if self.ask is not None and name == self.name:
+            return [*found, "citations"]
+        if isinstance(self.model, DenoisingModel):
+            found.append("canvas")
+        if isinstance(self.model, OpenAIPassthroughModel):
+            found.append("tools")
+        return found
+
+    @property
+    def lanes(self) -> int:
+        """How many answers the engine writes at once."""
+        if isinstance(self.model, ConcurrentModel):
+            return self.model.concurrency
+        return self.model.lanes if isinstance(self.model, BatchingModel) else 1
+
+
+@contextmanager
+def open_run(
+    run: Path,
+    *,
+    name: str = "",
+    model: str = "",
+    settings: AnswerOptions | None = None,
+    access: AccessContext | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[ServedModel]:
+    """Open a finished run's index and model (or another model) until the body ends.
+
+    Args:
+        run: The folder of the run, or of an index if a model is given.
+        name: What clients call it; by default the folder's name.
+        model: Another model than the run's own.
+        settings: How questions are answered where a client does not say.
+        access: As whom is asked where a client does not say, of an index with tenants.
+        say: Told what a ``hub:`` reference was resolved to.
+
+    Raises:
+        DataError: If the run is unfinished or names no index and model.
+        CheckpointError: If the model cannot be found.
+    """
+    from stillroom.rag.generation.answer import ask_stream
+    from stillroom.rag.index.user_cache import PerUserIndexCache
+    from stillroom.rag.interfaces import Query
+    from stillroom.rag.settings import parse_answer_settings
+
+    is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
+    folder = find_output(run if is_index else find_step(run, "index"), "index")
+    reference = model or find_model(run)
+    own: AnswerOptions = settings or {}
+    with PerUserIndexCache(folder, default=access) as audience:
+        text_model = open_text_model(reference, say=say)
+
+        def ask(
+            messages: Sequence[Message],
+            sampling: Sampling,
+            k: int,
+            *,
+            settings: AnswerOptionTexts,
+            access: AccessContext | None = None,
+            is_cancelled: Callable[[], bool],
+        ) -> Iterator[str | Answer]:
+            # As it is now: what was deleted, or is theirs no more, is in no answer from then on.
+            index = audience.seen_by(access)
+            query = Query(messages[-1].content, history=tuple(messages[:-1]))
+            wanted: AnswerOptions = {**own, **parse_answer_settings(settings), "k": k}
+            return ask_stream(
+                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+            )
+
+        try:
+            yield ServedModel(
+                name or run.resolve().name,
+                text_model,
+                ask,
+                audience.embedder,
+                k=own.get("k", ServedModel.k),
+                rule=audience.rule,
+            )
+        finally:
+            text_model.close()
+
+
+def _read_kind(path: Path) -> str:
+    return read_artifact(path).kind
+
+
+_NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
+
+
+_REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +230,9 @@ def parse_mount(text: str, model: str = "") -> Mount:
     Raises:
         RecipeError: If no name is given and the path has none.
     """
-    named = None if Path(text).exists() else _NAMED.fullmatch(text)
+    named = None if Path(text).exists() else _NAMED_MOUNT.fullmatch(text)
     name, reference = (named[1], named[2]) if named else ("", text)
-    if not Path(reference).exists() and not _ADDRESS.match(reference):
+    if not Path(reference).exists() and not _REFERENCE_SCHEME.match(reference):
         path, plus, own = reference.partition("+")
         reference, model = (path, own) if plus else (reference, model)
     if not name:
@@ -72,10 +253,10 @@ def parse_mount(text: str, model: str = "") -> Mount:
 def open_mounts(
     mounts: Sequence[Mount],
     *,
-    settings: AskSettings | None = None,
-    access: Access | None = None,
+    settings: AnswerOptions | None = None,
+    access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
-) -> Iterator[list[Served]]:
+) -> Iterator[list[ServedModel]]:
     """Open all until the body ends.
 
     Args:
@@ -90,7 +271,7 @@ def open_mounts(
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     with ExitStack() as opened:
-        found: list[Served] = []
+        found: list[ServedModel] = []
         for mount in mounts:
             served = opened.enter_context(
                 open_mount(mount, settings=settings, access=access, say=say)
@@ -115,10 +296,10 @@ def open_mounts(
 def open_mount(
     mount: Mount,
     *,
-    settings: AskSettings | None = None,
-    access: Access | None = None,
+    settings: AnswerOptions | None = None,
+    access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
-) -> Iterator[Served]:
+) -> Iterator[ServedModel]:
     """Open one until the body ends, as what it is.
 
     Args:
@@ -156,34 +337,34 @@ def open_mount(
 @contextmanager
 def _open_checkpoint(
     mount: Mount, folder: Path, say: Callable[[str], None] | None
-) -> Iterator[Served]:
+) -> Iterator[ServedModel]:
     """Open a checkpoint as what it is; references that are no folders are models that write."""
     from stillroom.models import open_embedder
-    from stillroom.models.opening import open_reranker
+    from stillroom.models.factory import open_reranker
 
     if mount.reference.startswith("hub:"):
         folder = resolve_checkpoint(mount.reference, say=say)
-    what = _look_at(folder)
+    what = _detect_model_type(folder)
     if what == "embedder":
         embedder = open_embedder(str(folder), say=say)
-        yield Served(mount.name, embedder=embedder, embedder_name=mount.name)
+        yield ServedModel(mount.name, embedder=embedder, embedder_name=mount.name)
         return
     if what == "reranker":
         reranker = open_reranker(str(folder), say=say)
         try:
-            yield Served(mount.name, reranker=reranker)
+            yield ServedModel(mount.name, reranker=reranker)
         finally:
             reranker.close()
         return
     is_said = folder != Path(mount.reference)
     model = open_text_model(mount.reference, say=None if is_said else say)
     try:
-        yield Served(mount.name, model)
+        yield ServedModel(mount.name, model)
     finally:
         model.close()
 
 
-def _look_at(folder: Path) -> str:
+def _detect_model_type(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "embedder"
     try:

@@ -1,38 +1,60 @@
-"""Running the server: where it listens, which keys it takes, and how it stops."""
+"""HTTP server: listening socket, API keys, startup checks and graceful shutdown.
+
+The server bounds how long a body may take and how long a connection may rest between requests; a
+head that comes a byte at a time is neither, and enough of them would take every file descriptor.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from stillroom.errors import DataError, MissingExtraError, RecipeError
-from stillroom.serve.confining import Openings
-from stillroom.serve.fence import find_gap
-from stillroom.serve.keys import ApiKey, read_keys
-from stillroom.serve.limits import Limits
-from stillroom.serve.listening import address_of, is_loopback, listen, run_app
+from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.serve.access import ApiKey, RequestLimits, read_keys
+from stillroom.serve.jobs.recipe_policy import RecipePolicy
+from stillroom.serve.jobs.sandbox import describe_sandbox_gap
 
 if TYPE_CHECKING:
-    from stillroom.rag.access import Access
-    from stillroom.rag.asking import AskSettings
-    from stillroom.serve.mounts import Mount
-    from stillroom.serve.running import JobRunner
-    from stillroom.serve.served import Served
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.settings import AnswerOptions
+    from stillroom.serve.jobs.runner import JobRunner
+    from stillroom.serve.mounts import Mount, ServedModel
 
-__all__ = ["JobsHere", "LooksHere", "check_host", "run_server"]
+__all__ = [
+    "JobServerSettings",
+    "MediaCheckSettings",
+    "build_header_timeout_protocol",
+    "check_host",
+    "format_url",
+    "is_loopback",
+    "listen",
+    "run_app",
+    "run_server",
+]
 
-_VARIABLE = "STILLROOM_API_KEY"
-_LAST_WORDS_S = 1.0
+
+_KEY_VARIABLE = "STILLROOM_API_KEY"
+
+
+_FINAL_EVENT_S = 1.0
+
+
 """How long before the end of its time a stream is told that it ends."""
 
 
 @dataclass(frozen=True)
-class LooksHere:
+class MediaCheckSettings:
     """With what media of clients are looked at; see ``looking.Looker``."""
 
     detectors: tuple[Path, ...] = ()
@@ -41,12 +63,12 @@ class LooksHere:
 
 
 @dataclass(frozen=True)
-class JobsHere:
+class JobServerSettings:
     """Where jobs of clients run, how many at once, and what they may reach beside the folder."""
 
     folder: Path
     running: int = 1
-    openings: Openings = field(default_factory=Openings)
+    openings: RecipePolicy = field(default_factory=RecipePolicy)
 
 
 def run_server(
@@ -54,12 +76,12 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 8151,
     *,
-    settings: AskSettings | None = None,
+    settings: AnswerOptions | None = None,
     api_key_file: Path | None = None,
-    access: Access | None = None,
-    limits: Limits | None = None,
-    jobs: JobsHere | None = None,
-    looks: LooksHere | None = None,
+    access: AccessContext | None = None,
+    limits: RequestLimits | None = None,
+    jobs: JobServerSettings | None = None,
+    looks: MediaCheckSettings | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
@@ -90,32 +112,32 @@ def run_server(
     check_host(host, keys)
     try:
         from stillroom.serve.app import create_app
-        from stillroom.serve.looking import Looker
+        from stillroom.serve.media_check import MediaCheckService
         from stillroom.serve.mounts import open_mounts
     except ImportError as error:
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
 
     tell = say or (lambda line: None)
-    bounds = limits or Limits()
+    bounds = limits or RequestLimits()
     with ExitStack() as opened:
         listening = opened.enter_context(listen(host, port))
         served = opened.enter_context(
             open_mounts(mounts, settings=settings, access=access, say=say)
         )
-        _check_askers(served, keys, access)
-        runner = opened.enter_context(_open_jobs(jobs, keys)) if jobs else None
-        looker = Looker(**vars(looks)) if looks is not None else None
+        _check_key_tenants(served, keys, access)
+        runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
+        looker = MediaCheckService(**vars(looks)) if looks is not None else None
         app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
         names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
         names += ["forensics"] if looker else []
-        tell(f"serving {', '.join(names)} at {address_of(listening, host)}/v1")
-        if (runner or looker) and (gap := find_gap()):
+        tell(f"serving {', '.join(names)} at {format_url(listening, host)}/v1")
+        if (runner or looker) and (gap := describe_sandbox_gap()):
             tell(gap)
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
 
         def on_stop() -> None:
             app.state.is_stopping = True
-            app.state.desk.end_by(time.monotonic() + max(bounds.drain_s - _LAST_WORDS_S, 0))
+            app.state.desk.end_by(time.monotonic() + max(bounds.drain_s - _FINAL_EVENT_S, 0))
             if runner is not None:
                 runner.begin_stop()
 
@@ -123,9 +145,9 @@ def run_server(
 
 
 @contextmanager
-def _open_jobs(jobs: JobsHere, keys: Sequence[ApiKey]) -> Iterator[JobRunner]:
+def _open_job_runner(jobs: JobServerSettings, keys: Sequence[ApiKey]) -> Iterator[JobRunner]:
     """Hold the folder of jobs until the body ends."""
-    from stillroom.serve.running import JobRunner
+    from stillroom.serve.jobs.runner import JobRunner
     from stillroom.serve.workspace import Workspace
 
     for endpoint in jobs.openings.endpoints:
@@ -149,7 +171,9 @@ def _check_endpoint(endpoint: str) -> None:
         )
 
 
-def _check_askers(served: Sequence[Served], keys: Sequence[ApiKey], access: Access | None) -> None:
+def _check_key_tenants(
+    served: Sequence[ServedModel], keys: Sequence[ApiKey], access: AccessContext | None
+) -> None:
     """Refuse keys that nobody could ask with, before the first question."""
     named = [key for key in keys if key.access is not None and "models" in key.scopes]
     rules = {one.rule for one in served if one.ask is not None}
@@ -183,5 +207,156 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
             code="serve.open-host",
             where="--host",
             expected="127.0.0.1, or keys",
-            next=f"export {_VARIABLE}=... or give --api-key-file",
+            next=f"export {_KEY_VARIABLE}=... or give --api-key-file",
         )
+
+
+"""What this machine calls itself."""
+
+
+_HEADER_TIMEOUT_S = 15.0
+
+
+_BACKLOG = 512
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def format_url(listening: socket.socket, host: str) -> str:
+    """Return the address that a client asks, under the host that was named."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket.
+
+    Raises:
+        ResourceError: If the address is not this machine's, or the port is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(found[4])
+            listening.listen(_BACKLOG)  # who comes before the server has begun waits, unrefused
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen at {host}:{port}: {error.strerror or error}",
+            code="serve.port",
+            where="--host, --port",
+            expected="an address of this machine and a free port",
+            next="choose another --port; 0 takes a free one",
+        ) from error
+    return listening
+
+
+def run_app(
+    app: Any, listening: socket.socket, *, drain_s: int, on_stop: Callable[[], None]
+) -> None:
+    """Serve an ASGI app until it is interrupted, or asked to end (SIGTERM), and return then.
+
+    Args:
+        app: The app.
+        listening: A bound socket.
+        drain_s: How long requests that run are waited for at the end.
+        on_stop: Called before they are, so that those end that would go on for ever.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            on_stop()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        http=build_header_timeout_protocol(_HEADER_TIMEOUT_S),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=drain_s,
+    )
+    with _survive_signal(signal.SIGTERM):
+        Server(config).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _survive_signal(number: signal.Signals) -> Iterator[None]:
+    """Let a signal end the body alone: uvicorn raises it once more when it has stopped.
+
+    Taken as it comes by default, it would end the process there, before models, traces and locks
+    are closed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+class _HeaderTimer:
+    """Runs while a head is awaited; further bytes of the same head do not set it back."""
+
+    def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
+        self._seconds, self._ring = seconds, ring
+        self._timer: asyncio.TimerHandle | None = None
+
+    def run(self, *, is_awaited: bool) -> None:
+        if not is_awaited:
+            self.stop()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._ring)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, closing connections whose next request's head takes too long.
+
+    Args:
+        head_s: Seconds from a connection's start, or a head's first bytes, to its end.
+    """
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    base: Any = AutoHTTPProtocol
+
+    class Patient(base):  # type: ignore[misc]  # whichever of uvicorn's two is installed
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._clock = _HeaderTimer(head_s, self._give_up)
+            self._clock.run(is_awaited=True)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._clock.run(is_awaited=self._awaits_head())
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._clock.stop()
+            super().connection_lost(exc)
+
+        def _awaits_head(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _give_up(self) -> None:
+            if self._awaits_head():
+                self.transport.close()
+
+    return cast("type[asyncio.Protocol]", Patient)

@@ -1,4 +1,4 @@
-"""Synthetic data: a teacher writes questions and answers that stand on the documents' own words.
+"""Synthetic data: records written by a teacher model, filtered, selected and exported.
 
 Documents are split into ``train`` and ``held_out`` before anything is asked, so that no document
 feeds both. A generator asks the teacher about one passage at a time; filters judge every record and
@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.synth.method import FILTERS, GENERATORS, Filter, Generator
+    from stillroom.synth.interfaces import FILTERS, GENERATORS, Filter, Generator
     from stillroom.synth.recipe import SynthRecipe
     from stillroom.synth.run import estimate, preview
 
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FILTERS": "method",
-    "GENERATORS": "method",
-    "Filter": "method",
-    "Generator": "method",
+    "FILTERS": "interfaces",
+    "GENERATORS": "interfaces",
+    "Filter": "interfaces",
+    "Generator": "interfaces",
     "SynthRecipe": "recipe",
     "estimate": "run",
     "preview": "run",

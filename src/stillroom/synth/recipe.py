@@ -1,4 +1,4 @@
-"""What to start from, which teacher, how it is asked and what is kept."""
+"""Recipe of a synthetic data job: seeds, teacher, generator, filters, targets and budget."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from pydantic import (
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import Destination, EngineChoice, Recipe, Reference, Settings
-from stillroom.synth.graph import Step, check_steps, refuse_both, sources_of
-from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
-from stillroom.synth.mixing import MixSettings
+from stillroom.synth.interfaces import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
+from stillroom.synth.pipeline.graph import (
+    GraphStep,
+    check_steps,
+    make_conflict_error,
+    resolve_sources,
+)
+from stillroom.synth.selection import MixSettings
 
 __all__ = [
     "DEFAULT_FILTERS",
     "DEFAULT_TEACHER",
-    "EVERYTHING",
+    "UNLIMITED",
     "BudgetSettings",
     "EngineSettings",
     "SynthRecipe",
@@ -29,7 +34,7 @@ __all__ = [
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_FILTERS = PASSAGE_FILTERS
-EVERYTHING = 1_000_000_000
+UNLIMITED = 1_000_000_000
 """A target that is never reached: all that comes is kept."""
 _DEFAULTS: dict[str, Any] = {"generator": "grounded_qa", "filters": list(DEFAULT_FILTERS)}
 
@@ -163,7 +168,7 @@ class SynthRecipe(Recipe):
     cache: Destination | None = Field(
         None, description="file that keeps completions, so that edited recipes ask only what is new"
     )
-    steps: dict[str, Step] = Field(
+    steps: dict[str, GraphStep] = Field(
         default_factory=dict,
         description="a graph in place of generator and filters: steps by name, in order, each with "
         "one of generator, filters and select, and what it takes its records from",
@@ -185,7 +190,7 @@ class SynthRecipe(Recipe):
     @property
     def sources(self) -> dict[str, tuple[str, ...]]:
         """What each step takes."""
-        return sources_of(self.steps, self.first)
+        return resolve_sources(self.steps, self.first)
 
     @model_validator(mode="before")
     @classmethod
@@ -196,10 +201,10 @@ class SynthRecipe(Recipe):
         for name in ("generator", "filters"):
             written = data.get(name)
             if written is not None and written != _DEFAULTS[name]:
-                raise refuse_both(name)
+                raise make_conflict_error(name)
         if data.get("include_passages"):
-            raise refuse_both("include_passages")
-        every = {"target": {"train": EVERYTHING, "held_out": EVERYTHING}, "include_passages": 0}
+            raise make_conflict_error("include_passages")
+        every = {"target": {"train": UNLIMITED, "held_out": UNLIMITED}, "include_passages": 0}
         rest = {key: value for key, value in data.items() if key not in {"generator", "filters"}}
         return {**every, **rest}
 
@@ -237,20 +242,22 @@ class SynthRecipe(Recipe):
             return self
         takes, name = self.generator.takes, self.generator.method_name()
         if self.index and self.seeds:
-            raise _misfit("index and seeds are both given", "one of them", "leave one out")
+            raise _make_misfit_error(
+                "index and seeds are both given", "one of them", "leave one out"
+            )
         if not self.start and "nothing" not in takes:
             key = self.generator.recipe_key()
-            raise _misfit(
+            raise _make_misfit_error(
                 f"{name} starts from {' or '.join(takes)}, and the recipe names none",
                 f"{key}: a path",
                 f"name it under {key}",
             )
         if self.start and takes == ("nothing",):
-            raise _misfit(
+            raise _make_misfit_error(
                 f"{name} starts from nothing", "neither index nor seeds", "leave both out"
             )
         return self
 
 
-def _misfit(what: str, expected: str, next_step: str) -> RecipeError:
+def _make_misfit_error(what: str, expected: str, next_step: str) -> RecipeError:
     return RecipeError(what, code="synth.seeds", expected=expected, next=next_step)

@@ -1,4 +1,4 @@
-"""The job: split what is started from, ask and judge the held-out side, then the training side.
+"""Synth job: generate and filter the held-out split, then the training split, and write both.
 
 The held-out side comes first, so that training records can be kept clear of it. Every finished unit
 is journaled; a killed run goes on with ``--resume`` and ends with the same bytes.
@@ -15,42 +15,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Estimate, Job, atomic_write
-from stillroom.jobs.ahead import map_ahead
-from stillroom.objects import local
+from stillroom.jobs.engines.interfaces import map_prefetched
+from stillroom.objects import resolve_local
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
-from stillroom.records import (
-    Message,
-    Origin,
-    Passage,
-    Record,
-    RecordWriter,
-    combine_origins,
+from stillroom.records import Message, Origin, Passage, Record, RecordWriter, combine_origins
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, GeneratorState
+from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.output.page import ReportInput, is_report_page, render_report
+from stillroom.synth.output.summary import (
+    describe_shortfall,
+    make_graph_report,
+    make_no_records_error,
+    make_report,
+    require_records,
 )
-from stillroom.synth.budget import Purse
-from stillroom.synth.comparing import Comparison
-from stillroom.synth.graph_job import preview_graph, run_graph
-from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
-from stillroom.synth.items import Item, document_of, kind_of, text_of_item
-from stillroom.synth.lending import Lending
-from stillroom.synth.method import Context, Corpus, Draft, Filter, Seed, Split, Verdict, Writer
-from stillroom.synth.outline import forecast_steps
-from stillroom.synth.page import Told, draw_run, is_page
-from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seeds, split_items
-from stillroom.synth.recipe import SynthRecipe
-from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
-from stillroom.synth.source import Source, read_items
-from stillroom.synth.tallying import Sample
+from stillroom.synth.pipeline.executor import (
+    MemoryCache,
+    PipelineExecutor,
+    RunCache,
+    preview_graph,
+    run_filters,
+)
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.pipeline.graph import estimate_steps
+from stillroom.synth.pipeline.inputs import (
+    DocumentFrequency,
+    PipelineInputs,
+    SplitPlan,
+    iter_draws,
+    iter_work_items,
+    list_seed_texts,
+    order_items,
+    read_inputs,
+    split_items,
+)
+from stillroom.synth.pipeline.results import CostTracker, GraphResult, SplitResult, reject_record
+from stillroom.synth.pipeline.scheduler import generate_units
+from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats, TextSample
+from stillroom.synth.recipe import UNLIMITED, SynthRecipe
+from stillroom.synth.seeds import read_seeds
+from stillroom.synth.selection import MixtureResult, mix_records
+from stillroom.synth.types import (
+    GenerationResult,
+    GeneratorContext,
+    RejectedRecord,
+    Split,
+    WorkItem,
+    get_document_id,
+    get_item_text,
+    get_seed_kind,
+)
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Preview", "estimate", "preview", "run"]
+__all__ = [
+    "UnitPreview",
+    "estimate",
+    "preview",
+    "run",
+    "run_graph",
+]
 
-_TOKENS_A_SECOND = 60.0
-_PROMPT_TOKENS_A_SECOND = 250.0
-_KEPT_SHARE = 0.5
+
+_TOKENS_PER_SECOND = 60.0
+
+
+_PROMPT_TOKENS_PER_SECOND = 250.0
+
+
+_PASS_RATE = 0.5
+
+
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
-_NAMES = {
+
+
+_SEED_NOUNS = {
     "passages": ("passages", "documents"),
     "records": ("records", "records"),
     "topics": ("topics", "topics"),
@@ -58,27 +98,15 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Preview:
+class UnitPreview:
     """One unit of a preview: what was asked about, and every record with its verdict.
 
     ``seed`` is None for a unit that has come through a graph.
     """
 
-    seed: Seed | None
-    records: tuple[tuple[Record, str, Verdict], ...]
+    seed: WorkItem | None
+    records: tuple[tuple[Record, str, FilterResult], ...]
     failures: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    source: Source | None
-    sides: Mapping[str, Split]
-    items: Mapping[Split, list[Item]]
-    frequency: Mapping[str, int]
-
-    def context(self, models: Lending, held_out: Sequence[Record] = (), seed: int = 0) -> Context:
-        by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
-        return Context(by_id, self.frequency, held_out, models, seed)
 
 
 def run(recipe: SynthRecipe, job: Job) -> Artifact:
@@ -89,24 +117,24 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         BackendError: If the teacher fails; what was asked before is in the journal.
     """
     if recipe.steps:
-        with _lend(recipe, job) as models:
+        with _open_model_pool(recipe, job) as models:
             return run_graph(recipe, job, models)
-    plan = _make_plan(recipe)
-    _say_plan(plan, job)
-    purse = Purse(recipe.budget)
-    with _lend(recipe, job) as models, ExitStack() as closing:
+    plan = _make_split_plan(recipe)
+    _log_plan(plan, job)
+    purse = CostTracker(recipe.budget)
+    with _open_model_pool(recipe, job) as models, ExitStack() as closing:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
-        held_out = _harvest(recipe, plan, "held_out", context, model, job, purse, closing)
+        held_out = _run_split(recipe, plan, "held_out", context, model, job, purse, closing)
         context = plan.context(models, list(held_out.kept), recipe.seed)
-        comparison = Comparison([text_of_item(item) for item in plan.items["train"]])
-        train = _harvest(
+        comparison = DiversityComparison([get_item_text(item) for item in plan.items["train"]])
+        train = _run_split(
             recipe, plan, "train", context, model, job, purse, closing, comparison.look_ahead
         )
-        refuse_nothing(train, recipe)
+        require_records(train, recipe)
         if train.tally.made:
             comparison.begin(train.tally.made)
-        texts, refused = _passage_records(recipe, plan, context, job)
+        texts, refused = _make_passage_records(recipe, plan, context, job)
         harvests = (held_out, train)
         origin = _write_records(job.output / "records.jsonl", train, texts, held_out)
         report = make_report(
@@ -119,7 +147,7 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
         dropped = chain(held_out.dropped, train.dropped, refused)
-        told = Told(
+        told = ReportInput(
             report,
             train.tally,
             held_out.tally,
@@ -129,33 +157,35 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
             recipe.filters,
         )
         with atomic_write(job.output / "report.html") as file:
-            file.write(draw_run(told))
+            file.write(render_report(told))
     ended = purse.reached()
     for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
         job.say(shortfall)
     return job.finish(
         "records",
-        parents=_parents(recipe, plan, model, job),
+        parents=_list_parents(recipe, plan, model, job),
         origin=origin.to_json(),
         details={"counts": report["splits"], "teacher": model.fingerprint},
-        is_timed=is_page,
+        is_timed=is_report_page,
     )
 
 
 def estimate(recipe: SynthRecipe) -> Estimate:
     """Return what the job will need, from its targets and the size of the teacher's file."""
     if recipe.steps:
-        forecasts = forecast_steps(recipe)
+        forecasts = estimate_steps(recipe)
         wanted, asks = sum(one.gives for one in forecasts), sum(one.asks for one in forecasts)
-        seconds = sum(one.tokens for one in forecasts) / _TOKENS_A_SECOND / 4
+        seconds = sum(one.tokens for one in forecasts) / _TOKENS_PER_SECOND / 4
     else:
         wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
         generator = recipe.generator
-        asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / generator.gives)
-        seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
+        asks = wanted / _PASS_RATE * max(1.0, generator.asks / generator.gives)
+        seconds = asks * (
+            generator.longest / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
+        )
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
-    start = local(recipe.start) if recipe.start else None
+    start = resolve_local(recipe.start) if recipe.start else None
     names = ("passages.jsonl", "records.jsonl", LEDGER)
     files = [start] if start and start.is_file() else []
     if start and not files:
@@ -171,24 +201,26 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     )
 
 
-def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
+def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
     """Yield the first ``n`` training units with every verdict, writing nothing.
 
     Held-out records are not asked for, so ``decontaminate`` has nothing to compare with.
     """
     if recipe.steps:
-        with _lend(recipe) as models:
+        with _open_model_pool(recipe) as models:
             for found, fell in preview_graph(recipe, models, n):
-                yield Preview(None, tuple(found), tuple(fell))
+                yield UnitPreview(None, tuple(found), tuple(fell))
         return
-    plan = _make_plan(recipe)
-    seeds = list(islice(_seeds(recipe, plan, "train"), n))
-    writer = _begin(recipe, plan, "train")
-    with _lend(recipe) as models:
+    plan = _make_split_plan(recipe)
+    seeds = list(islice(_iter_split_items(recipe, plan, "train"), n))
+    writer = _start_generator(recipe, plan, "train")
+    with _open_model_pool(recipe) as models:
         model = models.text_model(recipe.model)
-        panel = Panel(recipe.filters, plan.context(models, seed=recipe.seed))
+        panel = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
         shelf: dict[str, Any] = {}
-        drafts = draft_units(seeds, writer, model, _Forgetting(shelf), batch_size=recipe.batch_size)
+        drafts = generate_units(
+            seeds, writer, model, MemoryCache(shelf), batch_size=recipe.batch_size
+        )
         for seed, draft in zip(seeds, drafts, strict=True):
             judged = []
             for record in draft.records:
@@ -197,44 +229,31 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
                     panel.admit(verdict.changed or record)
                 judged.append((verdict.changed or record, name, verdict))
             failures = tuple((failure.reason, failure.text) for failure in draft.failures)
-            yield Preview(seed, tuple(judged), failures)
+            yield UnitPreview(seed, tuple(judged), failures)
 
 
-class _Forgetting:
-    """A shelf in memory."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def get(self, key: str, default: object = None) -> object:
-        return self._values.get(key, default)
-
-    def put(self, key: str, value: object) -> None:
-        self._values[key] = value
-
-
-def _make_plan(recipe: SynthRecipe) -> _Plan:
+def _make_split_plan(recipe: SynthRecipe) -> SplitPlan:
     if not recipe.start:
-        return _Plan(None, {}, {side: [] for side in _SPLITS}, {})
+        return SplitPlan(None, {}, {side: [] for side in _SPLITS}, {})
     takes = recipe.generator.takes
     if recipe.index and "passages" in takes:  # the texts of records are passages there
         takes = tuple(kind for kind in takes if kind != "records")
-    source = read_items(recipe.start, takes)
+    source = read_seeds(recipe.start, takes)
     sides = split_items(source.items, recipe.held_out, recipe.seed)
     items = {
         side: order_items(
-            (item for item in source.items if sides[document_of(item)] == side), recipe.seed
+            (item for item in source.items if sides[get_document_id(item)] == side), recipe.seed
         )
         for side in _SPLITS
     }
-    return _Plan(source, sides, items, Occurrences(source.items))
+    return SplitPlan(source, sides, items, DocumentFrequency(source.items))
 
 
-def _begin(recipe: SynthRecipe, plan: _Plan, split: Split) -> Writer:
-    return recipe.generator.begin(Corpus(split, plan.items[split], recipe.seed))
+def _start_generator(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> GeneratorState:
+    return recipe.generator.begin(GeneratorContext(split, plan.items[split], recipe.seed))
 
 
-def _wanted(recipe: SynthRecipe, plan: _Plan, split: Split) -> int:
+def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
     """Return how many records a side is to give; none where it has nothing to start from."""
     if split == "held_out" and not recipe.held_out:
         return 0
@@ -243,41 +262,41 @@ def _wanted(recipe: SynthRecipe, plan: _Plan, split: Split) -> int:
     return recipe.target.train if split == "train" else recipe.target.held_out
 
 
-def _seeds(recipe: SynthRecipe, plan: _Plan, split: Split) -> Iterator[Seed]:
+def _iter_split_items(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> Iterator[WorkItem]:
     if plan.source is None or recipe.generator.draws:
-        count = _wanted(recipe, plan, split) * recipe.attempts
-        return plan_draws(split, seed=recipe.seed, count=count)
-    return plan_seeds(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
+        count = _num_wanted(recipe, plan, split) * recipe.attempts
+        return iter_draws(split, seed=recipe.seed, count=count)
+    return iter_work_items(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
 
 
-def _harvest(
+def _run_split(
     recipe: SynthRecipe,
-    plan: _Plan,
+    plan: SplitPlan,
     split: Split,
-    context: Context,
+    context: FilterContext,
     model: TextModel,
     job: Job,
-    purse: Purse,
+    purse: CostTracker,
     closing: ExitStack,
-    on_kept: Callable[[Sample], None] = lambda made: None,
-) -> Harvest:
-    wanted = _wanted(recipe, plan, split)
+    on_kept: Callable[[TextSample], None] = lambda made: None,
+) -> SplitResult:
+    wanted = _num_wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
-    panel = Panel(recipe.filters, context, job.journal("measures"))
-    drafts: Iterator[Draft] = draft_units(
-        _seeds(recipe, plan, split),
-        _begin(recipe, plan, split),
+    panel = FilterChain(recipe.filters, context, job.journal("measures"))
+    drafts: Iterator[GenerationResult] = generate_units(
+        _iter_split_items(recipe, plan, split),
+        _start_generator(recipe, plan, split),
         model,
         journal,
         batch_size=recipe.batch_size,
         pause=job.check_cancelled,
     )
     if job.engine.is_remote:
-        drafts = _judge_ahead(drafts, panel, job)
+        drafts = _filter_ahead(drafts, panel, job)
     with job.phase(f"asking for {split} records", wanted, "records") as progress:
 
-        def show(harvest: Harvest) -> None:
+        def show(harvest: SplitResult) -> None:
             news = len(harvest.kept) - progress.done
             on_kept(harvest.tally.made)
             progress.advance(
@@ -288,13 +307,15 @@ def _harvest(
         share = 1.0
         if split == "held_out":  # which comes first, and must leave enough for training
             share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
-        harvest = Harvest.spilled(split, job.scratch, closing)
-        return gather(split, drafts, panel, wanted, show, purse, share, harvest)
+        harvest = SplitResult.spilled(split, job.scratch, closing)
+        return run_filters(split, drafts, panel, wanted, show, purse, share, harvest)
 
 
-def _judge_ahead(drafts: Iterator[Draft], panel: Panel, job: Job) -> Iterator[Draft]:
+def _filter_ahead(
+    drafts: Iterator[GenerationResult], panel: FilterChain, job: Job
+) -> Iterator[GenerationResult]:
     """Yield drafts when workers have judged what they can of them; some are drafted ahead."""
-    ahead = map_ahead(
+    ahead = map_prefetched(
         lambda draft: panel.spread(draft.records),
         drafts,
         workers=2 * job.engine.num_workers,
@@ -305,7 +326,7 @@ def _judge_ahead(drafts: Iterator[Draft], panel: Panel, job: Job) -> Iterator[Dr
 
 
 @contextmanager
-def _lend(recipe: SynthRecipe, job: Job | None = None) -> Iterator[Lending]:
+def _open_model_pool(recipe: SynthRecipe, job: Job | None = None) -> Iterator[ModelPool]:
     """Yield what opens the teacher and the models of filters; closed at the end of the body."""
     engine = recipe.engine
     settings: dict[str, Any] = {
@@ -327,21 +348,21 @@ def _lend(recipe: SynthRecipe, job: Job | None = None) -> Iterator[Lending]:
     shared = {"num_threads": engine.num_threads}
     cache = Path(recipe.cache) if recipe.cache else None
     say = None if job is None else job.say
-    models = Lending(shared, cache, say, settings_of={recipe.model: teacher}, job=job)
+    models = ModelPool(shared, cache, say, settings_of={recipe.model: teacher}, job=job)
     try:
         yield models
     finally:
         models.close()
 
 
-def _passage_records(
-    recipe: SynthRecipe, plan: _Plan, context: Context, job: Job
-) -> tuple[list[Record], list[Dropped]]:
+def _make_passage_records(
+    recipe: SynthRecipe, plan: SplitPlan, context: FilterContext, job: Job
+) -> tuple[list[Record], list[RejectedRecord]]:
     """Return train passages as plain-text records, and those a filter refused."""
     filters: list[Filter] = [chosen for chosen in recipe.filters if chosen.judges_passages]
-    panel = Panel(filters, context, job.journal("measures"))
+    panel = FilterChain(filters, context, job.journal("measures"))
     kept: list[Record] = []
-    dropped: list[Dropped] = []
+    dropped: list[RejectedRecord] = []
     for passage in plan.items["train"]:
         if not isinstance(passage, Passage):
             break  # what is no document is not trained on as it stands
@@ -361,12 +382,12 @@ def _passage_records(
             panel.admit(verdict.changed or record)
             kept.append(verdict.changed or record)
         else:
-            dropped.append(drop_record("train", name, verdict, passage.id, record))
+            dropped.append(reject_record("train", name, verdict, passage.id, record))
     return kept, dropped
 
 
 def _write_records(
-    path: Path, train: Harvest, texts: Sequence[Record], held_out: Harvest
+    path: Path, train: SplitResult, texts: Sequence[Record], held_out: SplitResult
 ) -> Origin:
     """Write the records of both sides; return their common origin."""
     with RecordWriter(path) as writer:
@@ -384,12 +405,12 @@ def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def _say_plan(plan: _Plan, job: Job) -> None:
+def _log_plan(plan: SplitPlan, job: Job) -> None:
     if plan.source is None:
         job.say("nothing to start from but the teacher")
         return
     held_out = sum(side == "held_out" for side in plan.sides.values())
-    kind, whole = _NAMES[kind_of(plan.source.items[0])]
+    kind, whole = _SEED_NOUNS[get_seed_kind(plan.source.items[0])]
     first = f"{len(plan.sides)} {whole}, {held_out} held out"
     train, kept = len(plan.items["train"]), len(plan.items["held_out"])
     if kind != whole or train + kept != len(plan.sides):
@@ -399,9 +420,157 @@ def _say_plan(plan: _Plan, job: Job) -> None:
         job.say(f"{count} rows of {plan.source.path} left out: {reason}")
 
 
-def _parents(recipe: SynthRecipe, plan: _Plan, model: TextModel, job: Job) -> list[Parent]:
+def _list_parents(recipe: SynthRecipe, plan: SplitPlan, model: TextModel, job: Job) -> list[Parent]:
     teacher = Parent("teacher", recipe.model, model.fingerprint, "checkpoint")
     if plan.source is None:
         return [teacher]
-    role = kind_of(plan.source.items[0])
-    return [make_parent(role, local(recipe.start), job.out), teacher]
+    role = get_seed_kind(plan.source.items[0])
+    return [make_parent(role, resolve_local(recipe.start), job.out), teacher]
+
+
+def run_graph(recipe: SynthRecipe, job: Job, models: ModelPool) -> Artifact:
+    """Do the job of a recipe that has steps.
+
+    Raises:
+        DataError: If there is nothing to start from, or no training record is kept.
+        BackendError: If a teacher fails; what was asked before is on the shelves.
+    """
+    with ExitStack() as closing:
+        return _run_graph_job(recipe, job, models, closing)
+
+
+def _run_graph_job(
+    recipe: SynthRecipe, job: Job, models: ModelPool, closing: ExitStack
+) -> Artifact:
+    start = read_inputs(recipe)
+    purse = CostTracker(recipe.budget)
+    shelves = RunCache.of(job)
+
+    comparison = DiversityComparison(list_seed_texts(start))
+
+    def harvest(split: Split, aside: Sequence[Record]) -> GraphResult:
+        return _run_graph_split(
+            recipe, start, split, aside, models, shelves, job, purse, closing, comparison
+        )
+
+    try:
+        held_out = harvest("held_out", ())
+        train = harvest("train", list(held_out.harvest.kept))
+    finally:
+        shelves.close()
+    new = train.harvest.kept
+    if not new:
+        raise make_no_records_error(train)
+    if train.harvest.tally.made and recipe.mix is None:
+        comparison.begin(train.harvest.tally.made)
+    mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
+    left_out = mixed.dropped if mixed is not None else ()
+
+    def dropped() -> Iterator[RejectedRecord]:
+        return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
+
+    trained = _write_graph_records(job.output / "records.jsonl", train, held_out, mixed)
+    _write_graph_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped()))
+    _write_graph_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
+    report = make_graph_report(recipe, start, (held_out, train), mixed, trained, purse)
+    with atomic_write(job.output / "report.json") as file:
+        json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+    told = ReportInput(
+        report,
+        trained,
+        held_out.harvest.tally,
+        dropped(),
+        comparison,
+        [step.model or recipe.model for step in recipe.steps.values() if step.generator],
+        [one for step in recipe.steps.values() for one in step.filters],
+    )
+    with atomic_write(job.output / "report.html") as file:
+        file.write(render_report(told))
+    ended = purse.reached()
+    if ended:
+        job.say(f"warning: {len(new)} training records kept; {ended}")
+    origin = combine_origins([*trained.origins, *held_out.harvest.tally.origins])
+    return job.finish(
+        "records",
+        parents=_list_graph_parents(recipe, start, models, job),
+        origin=origin.to_json(),
+        details={"counts": report["splits"]},
+        is_timed=is_report_page,
+    )
+
+
+def _run_graph_split(
+    recipe: SynthRecipe,
+    start: PipelineInputs,
+    split: Split,
+    held_out: Sequence[Record],
+    models: ModelPool,
+    shelves: RunCache,
+    job: Job,
+    purse: CostTracker,
+    closing: ExitStack,
+    comparison: DiversityComparison,
+) -> GraphResult:
+    target = recipe.target
+    wanted = target.train if split == "train" else target.held_out
+    if split == "held_out" and not recipe.held_out:
+        wanted = 0
+    share = 1.0
+    if split == "held_out":
+        known = target.held_out < UNLIMITED or target.train < UNLIMITED
+        share = target.held_out / (target.held_out + target.train) if known else recipe.held_out
+    context = start.context(models, held_out, recipe.seed)
+    scratch = job.scratch / split
+    graph = PipelineExecutor(recipe, start, split, context, shelves, scratch, job.check_cancelled)
+    total = wanted if wanted < UNLIMITED else 0
+    with job.phase(f"making {split} records", total, "records") as progress:
+
+        def show(crop: GraphResult) -> None:
+            one = crop.harvest
+            if split == "train" and recipe.mix is None:
+                comparison.look_ahead(one.tally.made)
+            note = f"{one.asked} asked, {len(one.dropped)} dropped, {purse.note()}"
+            progress.advance(len(one.kept) - progress.done, note)
+
+        return graph.harvest(wanted, closing, purse, share, show)
+
+
+def _write_graph_records(
+    path: Path, train: GraphResult, held_out: GraphResult, mixed: MixtureResult | None
+) -> RecordStats:
+    """Write the records of both sides; return the tally of those to train on."""
+    trained = train.harvest.tally
+    with RecordWriter(path) as writer:
+        if mixed is None:
+            train.harvest.write_to(writer)
+        else:
+            trained = RecordStats()
+            for record in trained.watch(mixed.records):
+                writer.write(record)
+        held_out.harvest.write_to(writer)
+    return trained
+
+
+def _write_graph_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def _list_graph_parents(
+    recipe: SynthRecipe, start: PipelineInputs, models: ModelPool, job: Job
+) -> list[Parent]:
+    found = []
+    for name, place in (("index", recipe.index), ("seeds", recipe.seeds)):
+        if place and name in start.sources:
+            role = get_seed_kind(start.sources[name].items[0])
+            found.append(make_parent(role, resolve_local(place), job.out))
+    mixed = recipe.mix.records if recipe.mix else ()
+    found += [make_parent("mixed in", resolve_local(place), job.out) for place in mixed]
+    teachers = {
+        step.model or recipe.model for step in recipe.steps.values() if step.generator is not None
+    }
+    for place in sorted(teachers):
+        model = models.text_model(place)
+        found.append(Parent("teacher", place, model.fingerprint, "checkpoint"))
+    return found

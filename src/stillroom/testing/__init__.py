@@ -1,4 +1,4 @@
-"""The public test kit: small real checkpoints, a scripted model, and checks every method must pass.
+"""Test kit: tiny checkpoints, a scripted model, and contract checks of methods and stores.
 
 ``tiny_checkpoint`` writes a real Llama-architecture folder with a real tokenizer in a fraction of a
 second; ``scripted_model`` gives a TextModel that answers from a function; ``check_method`` runs the

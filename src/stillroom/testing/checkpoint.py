@@ -1,4 +1,4 @@
-"""A tiny but real checkpoint: Llama architecture, byte-level tokenizer, chat template.
+"""Tiny Llama checkpoint with byte-level tokenizer and chat template.
 
 Its weights are random: it knows no language, only the shapes, files and special tokens of one that
 does. Same arguments, same bytes.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stillroom.checkpoints.fresh import CHAT_TEMPLATE, write_fresh_checkpoint
+from stillroom.checkpoints.random_init import CHAT_TEMPLATE, write_random_checkpoint
 
 __all__ = ["CHAT_TEMPLATE", "tiny_checkpoint"]
 
@@ -55,7 +55,7 @@ def tiny_checkpoint(
     Returns:
         ``folder``.
     """
-    return write_fresh_checkpoint(
+    return write_random_checkpoint(
         folder,
         _SENTENCES,
         seed=seed,

@@ -1,4 +1,4 @@
-"""What must hold for every method of a family: the identities of its mathematics."""
+"""Mathematical identities that every method of a family must satisfy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stillroom.distill.feature import FeatureLoss, HeadLoss, Heads, StateLoss
-from stillroom.distill.method import Objective
-from stillroom.distill.targets import Dense, TopKTail
-from stillroom.merge.blocks import merge_arrays
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.distill.interfaces import (
+    DistillationObjective,
+    FeatureLoss,
+    HiddenStateLoss,
+    RelationLoss,
+)
+from stillroom.distill.losses.targets import DenseTargets, TopKTargets
+from stillroom.distill.types import AttentionHeads
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, merge_arrays
 from stillroom.records import Document
-from stillroom.text.method import Chunker
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["check_chunker", "check_feature", "check_merge_method", "check_objective"]
 
@@ -47,7 +51,7 @@ def _check_merge(method: MergeMethod, tensor: Array, count: int, what: str) -> N
     for array in (*parents, *([base] if base is not None else [])):
         array.flags.writeable = False  # as those that are mapped from a file
     keys = tuple(f"parent{number}" for number in range(count))
-    at = Place("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
+    at = BlockContext("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
     merged = merge_arrays(method, base, parents, at)
     _require(merged.shape == tensor.shape, f"{what} changes the shape")
     _require(merged.dtype == tensor.dtype, f"{what} changes the type")
@@ -59,7 +63,7 @@ def _check_merge(method: MergeMethod, tensor: Array, count: int, what: str) -> N
     _require(same, f"{what} changes its inputs")
 
 
-def check_objective(method: Objective) -> None:
+def check_objective(method: DistillationObjective) -> None:
     """Check that equal distributions cost nothing, and that the gradient is the loss's own.
 
     Raises:
@@ -68,12 +72,12 @@ def check_objective(method: Objective) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 11, generator=rng, dtype=torch.float64)
     name = method.method_name()
-    for target in (Dense(logits.clone()), _top_k(logits, method.temperature)):
+    for target in (DenseTargets(logits.clone()), _top_k(logits, method.temperature)):
         loss, grad = method.divergence(logits.clone(), target)
         _require(bool(loss.abs().max() < 1e-6), f"{name} of equal distributions is not 0")
         _require(bool(grad.abs().max() < 1e-6), f"{name} of equal distributions has a gradient")
     other = torch.randn(5, 11, generator=rng, dtype=torch.float64)
-    loss, grad = method.divergence(logits.clone(), Dense(other))
+    loss, grad = method.divergence(logits.clone(), DenseTargets(other))
     _require(bool((loss >= -1e-9).all()), f"{name} is negative")
     if method.detaches_weights:
         return  # its gradient holds weights fixed that the loss does not
@@ -81,7 +85,7 @@ def check_objective(method: Objective) -> None:
     for entry in range(3):
         moved = logits.clone()
         moved[:, entry] += step
-        raised, _ = method.divergence(moved, Dense(other))
+        raised, _ = method.divergence(moved, DenseTargets(other))
         slope = (raised - loss) / step
         _require(
             bool(torch.allclose(slope, grad[:, entry], atol=1e-4)),
@@ -102,11 +106,13 @@ def check_feature(method: FeatureLoss) -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    if isinstance(method, StateLoss):
+    if isinstance(method, HiddenStateLoss):
         left, right = draw(3, 8), draw(3, 8)
         same, other = method.compare(left, left.clone()), method.compare(left, right)
-    elif isinstance(method, HeadLoss):
-        one, two = (Heads(draw(4, 5, 8), draw(2, 5, 8), draw(2, 5, 8), 0.5) for _ in range(2))
+    elif isinstance(method, RelationLoss):
+        one, two = (
+            AttentionHeads(draw(4, 5, 8), draw(2, 5, 8), draw(2, 5, 8), 0.5) for _ in range(2)
+        )
         method.check(one, two)
         same, other = (method.compare(one, side, rows, visible) for side in (one, two))
     else:
@@ -148,11 +154,11 @@ def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
     return unit
 
 
-def _top_k(logits: torch.Tensor, temperature: float) -> TopKTail:
+def _top_k(logits: torch.Tensor, temperature: float) -> TopKTargets:
     logprobs = torch.log_softmax(logits / temperature, -1)
     top = logprobs.topk(4)
     tail = torch.log1p(-top.values.exp().sum(-1))
-    return TopKTail(top.indices, top.values, tail, temperature)
+    return TopKTargets(top.indices, top.values, tail, temperature)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks that every method of every seam must pass: its contract, and its family's identities.
+"""Contract checks of every method of every registry.
 
 Lists, schemas and recipes rely on the contract; the identities are in ``families``.
 """
@@ -10,7 +10,7 @@ import importlib
 import inspect
 from pathlib import Path
 
-from stillroom.registry import Method, Seam
+from stillroom.registry import Method, Registry
 
 __all__ = ["check_method"]
 
@@ -35,31 +35,30 @@ def check_method(seam: str, name: str) -> None:
         _check_family(method())
 
 
-def _find_seam(group: str) -> Seam[Method]:
-    room = importlib.import_module(f"{group.rsplit('.', 1)[0]}.method")
+def _find_seam(group: str) -> Registry[Method]:
+    room = importlib.import_module(f"{'.'.join(group.split('.')[:2])}.interfaces")
     for member in vars(room).values():
-        if isinstance(member, Seam) and member.group == group:
+        if isinstance(member, Registry) and member.group == group:
             return member
     raise AssertionError(f"{room.__name__} holds no Seam for {group}")
 
 
 def _check_family(method: Method) -> None:
-    from stillroom.distill.feature import FeatureLoss
-    from stillroom.distill.method import Objective
-    from stillroom.merge.method import Assembly, MergeMethod
+    from stillroom.distill.interfaces import DistillationObjective, FeatureLoss
+    from stillroom.merge.interfaces import ArchitectureMerge, MergeMethod
     from stillroom.testing.families import (
         check_chunker,
         check_feature,
         check_merge_method,
         check_objective,
     )
-    from stillroom.text.method import Chunker
+    from stillroom.text.interfaces import Chunker
 
-    if isinstance(method, Assembly):
+    if isinstance(method, ArchitectureMerge):
         return  # its verb places whole tensors: it has no identity on blocks
     if isinstance(method, MergeMethod):
         check_merge_method(method)
-    elif isinstance(method, Objective):
+    elif isinstance(method, DistillationObjective):
         check_objective(method)
     elif isinstance(method, FeatureLoss):
         check_feature(method)

@@ -1,11 +1,11 @@
-"""A TextModel for tests that answers from a function, a list or a map."""
+"""Scripted TextModel for tests, and stream reading."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
-from stillroom.models.script import Script, ScriptedModel
-from stillroom.models.streams import with_end
+from stillroom.models.backends.scripted import Script, ScriptedModel
+from stillroom.models.requests import stream_with_completion
 from stillroom.records import Completion
 
 __all__ = ["read_stream", "scripted_model"]
@@ -14,7 +14,7 @@ __all__ = ["read_stream", "scripted_model"]
 def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Completion]:
     """Return what a model's stream yields, and the completion that it returns at its end."""
     pieces, done = list[str](), Completion("")
-    for item in with_end(stream):
+    for item in stream_with_completion(stream):
         if isinstance(item, Completion):
             done = item
         else:

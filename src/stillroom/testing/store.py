@@ -1,41 +1,66 @@
-"""Checks that every store of an index must pass, whatever it is made of.
+"""Contract checks of index stores, with documents of hashed words.
 
 A dictionary says what a store should hold, and a folder built from it at once is the reference: a
 store that was changed step by step must have its digest, give its passages in its order and find
 them with its scores. Asked as somebody, it must behave as an index of their documents alone.
+
+A line is a passage. Nothing is parsed and nothing embedded, so that thousands of changes are tried
+in seconds, and any two indexes of the same documents must be equal to the last digit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stillroom.errors import DataError, ResourceError
-from stillroom.rag.access import Access
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
-from stillroom.rag.notices import collect_notices
-from stillroom.rag.store.manifest import renew_manifest
-from stillroom.rag.store.parts import Facts
-from stillroom.rag.store.publishing import Change
-from stillroom.rag.storing import STORES, IndexStore, open_store
-from stillroom.testing.words import WordDocument, WordEmbedder, describe_words
+from stillroom.rag.analysis.analyzer import ANALYZER_VERSION, Analyzer
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.index.view import AccessContext
+from stillroom.rag.interfaces import STORES, IndexStore, Query
+from stillroom.rag.observability import collect_warnings
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.snapshots import open_store, update_manifest
+from stillroom.rag.types import DocumentEntry, DocumentMetadata, EmbeddingDigest, encode_json_line
+from stillroom.records import Document, Location, Passage
 
 if TYPE_CHECKING:
-    from stillroom.rag.store.protocol import StoreWriter
-    from stillroom.rag.view import Ranking
+    from numpy.typing import NDArray
 
-__all__ = ["check_store"]
+    from stillroom.models.interfaces import TextKind, Vectors
+    from stillroom.rag.index.view import RowRanking
+    from stillroom.rag.storage.protocol import IndexWriter
+
+__all__ = [
+    "WordDocument",
+    "WordEmbedder",
+    "check_store",
+    "describe_word_index",
+    "embed_words",
+]
+
 
 _WORDS = [f"word{number}" for number in range(40)]
+
+
 _TENANTS = ("", "acme", "zeta", "quux")
+
+
 _LABELS = ("public", "staff", "group:a", "user:x")
-_KEPT = 3
-_Model = dict[str, tuple[str, Facts]]
+
+
+_KEPT_SNAPSHOTS = 3
+
+
+_ExpectedState = dict[str, tuple[str, DocumentMetadata]]
 
 
 def check_store(
@@ -54,36 +79,38 @@ def check_store(
         AssertionError: If a promise is broken; says which.
     """
     rng = random.Random(seed)
-    with _built(store, place / "walk", "open", _draw(rng, 12)) as trial:
+    with _open_built(store, place / "walk", "open", _draw_documents(rng, 12)) as trial:
         _check_steps(trial, place, rng, steps)
         _check_snapshots(trial)
         _check_one_commit_point(trial)
         _check_one_writer(trial)
-    with _built(store, place / "tenants", "tenants", _draw(rng, 60)) as trial:
+    with _open_built(store, place / "tenants", "tenants", _draw_documents(rng, 60)) as trial:
         _check_access(trial, place / "alone", rng, filters)
-    with _built(store, place / "filters", "open", _draw(rng, 40)) as trial:
+    with _open_built(store, place / "filters", "open", _draw_documents(rng, 40)) as trial:
         _check_filters(trial, rng, filters)
 
 
 @dataclass
-class _Trial:
+class _StoreTrial:
     """A store under trial, and what it should hold."""
 
     folder: Path
-    model: _Model
+    model: _ExpectedState
     access: str
 
     def open(self, **settings: Any) -> Index:
         return Index.open(self.folder, embedder=WordEmbedder(), audit=False, **settings)
 
-    def write(self) -> StoreWriter:
+    def write(self) -> IndexWriter:
         return open_store(self.folder).write()
 
 
 @contextmanager
-def _built(store: IndexStore, folder: Path, access: str, model: _Model) -> Iterator[_Trial]:
+def _open_built(
+    store: IndexStore, folder: Path, access: str, model: _ExpectedState
+) -> Iterator[_StoreTrial]:
     _build(store, folder, access, model)
-    trial = _Trial(folder, dict(model), access)
+    trial = _StoreTrial(folder, dict(model), access)
     try:
         yield trial
         _require(open_store(folder).check() == [], "check finds something in a sound index")
@@ -91,18 +118,18 @@ def _built(store: IndexStore, folder: Path, access: str, model: _Model) -> Itera
         open_store(folder).discard()
 
 
-def _build(store: IndexStore, folder: Path, access: str, model: _Model) -> None:
-    with store.create(folder, describe_words(access)) as writer:
+def _build(store: IndexStore, folder: Path, access: str, model: _ExpectedState) -> None:
+    with store.create(folder, describe_word_index(access)) as writer:
         puts = [(WordDocument(path, text), facts) for path, (text, facts) in sorted(model.items())]
-        writer.commit(Change(puts=puts), reason="built", keep=_KEPT)
-        renew_manifest(writer)
+        writer.commit(IndexUpdate(puts=puts), reason="built", keep=_KEPT_SNAPSHOTS)
+        update_manifest(writer)
 
 
-def _draw(rng: random.Random, count: int) -> _Model:
+def _draw_documents(rng: random.Random, count: int) -> _ExpectedState:
     return {f"{rng.choice('abc')}/d{number}.txt": _draw_one(rng, number) for number in range(count)}
 
 
-def _draw_one(rng: random.Random, number: int) -> tuple[str, Facts]:
+def _draw_one(rng: random.Random, number: int) -> tuple[str, DocumentMetadata]:
     lines = [" ".join(rng.choices(_WORDS, k=rng.randint(2, 8))) for _ in range(rng.randint(1, 3))]
     lines[0] += f" canary{number}"
     fields = {
@@ -112,16 +139,16 @@ def _draw_one(rng: random.Random, number: int) -> tuple[str, Facts]:
         **({"day": f"20{rng.randint(10, 24)}-01-31"} if rng.random() < 0.5 else {}),
     }
     labels = tuple(rng.sample(_LABELS, rng.randint(0, 2)))
-    return "\n".join(lines), Facts(fields, rng.choice(_TENANTS), labels)
+    return "\n".join(lines), DocumentMetadata(fields, rng.choice(_TENANTS), labels)
 
 
-def _check_steps(trial: _Trial, place: Path, rng: random.Random, steps: int) -> None:
+def _check_steps(trial: _StoreTrial, place: Path, rng: random.Random, steps: int) -> None:
     """Change one thing after another under a reader that follows."""
     with trial.open() as reader:
         for step in range(steps):
             with trial.write() as writer:
                 _change_once(trial, writer, rng, step)
-                renew_manifest(writer)
+                update_manifest(writer)
             _require(reader.refresh(), "a commit makes no newer snapshot")
             _compare_with_model(reader, trial.model, rng)
         reference = place / f"fresh{rng.random()}"
@@ -132,7 +159,7 @@ def _check_steps(trial: _Trial, place: Path, rng: random.Random, steps: int) -> 
             _require(reader.fields == fresh.fields, "equal documents have other fields")
 
 
-def _change_once(trial: _Trial, writer: StoreWriter, rng: random.Random, step: int) -> None:
+def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, step: int) -> None:
     """Do one random change to the store and to the model."""
     keys = writer.list_keys()
     _require(list(keys) == sorted(trial.model), "list_keys has other paths, or another order")
@@ -147,17 +174,17 @@ def _change_once(trial: _Trial, writer: StoreWriter, rng: random.Random, step: i
         return
     if kind == "delete" and len(names) > 4:
         del trial.model[name]
-        change = Change(removes=[keys[name]])
+        change = IndexUpdate(removes=[keys[name]])
     elif kind == "rename" and names:
         text, facts = trial.model.pop(name)
         trial.model[f"r/{step}.txt"] = text, facts
-        change = Change(moves=[(WordDocument(f"r/{step}.txt", text), facts, keys[name])])
+        change = IndexUpdate(moves=[(WordDocument(f"r/{step}.txt", text), facts, keys[name])])
     elif kind == "tell" and names:
         trial.model[name] = trial.model[name][0], fresh[1]
-        change = Change(facts={keys[name]: fresh[1]})
+        change = IndexUpdate(facts={keys[name]: fresh[1]})
     elif kind == "change" and names:
         trial.model[name] = fresh
-        change = Change(puts=[(WordDocument(name, fresh[0]), fresh[1])])
+        change = IndexUpdate(puts=[(WordDocument(name, fresh[0]), fresh[1])])
     else:
         more = {f"n/{step}-{at}.txt": _draw_one(rng, 10_000 + 10 * step + at) for at in range(3)}
         gone = names[:1] if kind == "many" and len(names) > 4 else []
@@ -165,8 +192,8 @@ def _change_once(trial: _Trial, writer: StoreWriter, rng: random.Random, step: i
             del trial.model[one]
         trial.model.update(more)
         puts = [(WordDocument(path, text), facts) for path, (text, facts) in more.items()]
-        change = Change(puts=puts, removes=[keys[one] for one in gone])
-    snapshot = writer.commit(change, reason="random", keep=_KEPT)
+        change = IndexUpdate(puts=puts, removes=[keys[one] for one in gone])
+    snapshot = writer.commit(change, reason="random", keep=_KEPT_SNAPSHOTS)
     _require(snapshot.documents == len(trial.model), "the snapshot counts other documents")
 
 
@@ -188,11 +215,11 @@ def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Rand
         _require(index.document(one.document_id).path == one.location.path, "nor its document")
 
 
-def _search(index: Index) -> list[tuple[Ranking, Ranking, list[str]]]:
+def _search(index: Index) -> list[tuple[RowRanking, RowRanking, list[str]]]:
     asked = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
     lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
     phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
-    with collect_notices():
+    with collect_warnings():
         return [
             (
                 index.search_keyword(Query(text), 7),
@@ -203,15 +230,15 @@ def _search(index: Index) -> list[tuple[Ranking, Ranking, list[str]]]:
         ]
 
 
-def _check_snapshots(trial: _Trial) -> None:
+def _check_snapshots(trial: _StoreTrial) -> None:
     """An old snapshot stays while it is read or kept, then goes with what only it holds."""
     path = sorted(trial.model)[0]
     with trial.open() as old:
         before, passage = old.digest, old.passage_at(0)
         with trial.write() as writer:
             key = writer.list_documents()[path].key
-            writer.commit(Change(removes=[key]), reason="gone", keep=1)
-            renew_manifest(writer)
+            writer.commit(IndexUpdate(removes=[key]), reason="gone", keep=1)
+            update_manifest(writer)
         text, _ = trial.model.pop(path)
         _require(old.passage_at(0) == passage, "what an open reader sees was removed")
         with trial.open(snapshot=before) as again:
@@ -223,8 +250,8 @@ def _check_snapshots(trial: _Trial) -> None:
                 f"{text!r} is found after its delete",
             )
     with trial.write() as writer:
-        writer.commit(Change(), reason="nothing", keep=1)
-        renew_manifest(writer)
+        writer.commit(IndexUpdate(), reason="nothing", keep=1)
+        update_manifest(writer)
     _require(len(open_store(trial.folder).snapshots()) == 1, "a snapshot stays that nobody reads")
     try:
         trial.open(snapshot=before).close()
@@ -239,7 +266,7 @@ def _check_snapshots(trial: _Trial) -> None:
         reading.close()
 
 
-def _check_one_commit_point(trial: _Trial) -> None:
+def _check_one_commit_point(trial: _StoreTrial) -> None:
     """A change that is given up has never been."""
 
     def give_up() -> None:
@@ -248,8 +275,8 @@ def _check_one_commit_point(trial: _Trial) -> None:
     with trial.open() as reader:
         before = reader.digest
         for change in (
-            Change(puts=[(WordDocument("z.txt", "word1 zzz"), Facts())]),
-            Change(removes=[told.key for told in _documents(trial).values()]),
+            IndexUpdate(puts=[(WordDocument("z.txt", "word1 zzz"), DocumentMetadata())]),
+            IndexUpdate(removes=[told.key for told in _documents(trial).values()]),
         ):
             writer = trial.write()
             try:
@@ -266,12 +293,12 @@ def _check_one_commit_point(trial: _Trial) -> None:
             _require(not again.search_keyword(Query("zzz"), 3), "its text is found")
 
 
-def _documents(trial: _Trial) -> dict[str, Any]:
+def _documents(trial: _StoreTrial) -> dict[str, Any]:
     with trial.write() as writer:
         return dict(writer.list_documents())
 
 
-def _check_one_writer(trial: _Trial) -> None:
+def _check_one_writer(trial: _StoreTrial) -> None:
     with trial.write():
         try:
             trial.write().close()
@@ -281,16 +308,16 @@ def _check_one_writer(trial: _Trial) -> None:
     raise AssertionError("two may write at once")
 
 
-def _grants(facts: Facts, access: Access) -> bool:
+def _is_granted(facts: DocumentMetadata, access: AccessContext) -> bool:
     names = {*access.principals, "public"}
     return facts.tenant == access.tenant and bool(names & set(facts.labels))
 
 
-def _check_access(trial: _Trial, alone: Path, rng: random.Random, filters: int) -> None:
+def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: int) -> None:
     """Whoever asks sees an index of their documents alone, by any filter and any method."""
     for number in range(8):
-        access = Access(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
-        own = {path: one for path, one in trial.model.items() if _grants(one[1], access)}
+        access = AccessContext(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
+        own = {path: one for path, one in trial.model.items() if _is_granted(one[1], access)}
         reference = alone / str(number)
         _build(STORES.build("folder"), reference, "open", own)
         with (
@@ -311,7 +338,7 @@ def _check_access(trial: _Trial, alone: Path, rng: random.Random, filters: int) 
 
 
 def _check_canaries(
-    index: Index, model: _Model, own: Mapping[str, Any], rng: random.Random
+    index: Index, model: _ExpectedState, own: Mapping[str, Any], rng: random.Random
 ) -> None:
     try:
         shown = index.restrict(_draw_filter(rng))
@@ -356,7 +383,7 @@ def _draw_filter(rng: random.Random, depth: int = 0) -> str:
     return f"({_draw_filter(rng, depth + 1)}) {kind} ({_draw_filter(rng, depth + 1)})"
 
 
-def _check_filters(trial: _Trial, rng: random.Random, filters: int) -> None:
+def _check_filters(trial: _StoreTrial, rng: random.Random, filters: int) -> None:
     """A filter leaves the same passages as in a folder, and changes no score."""
     reference = trial.folder.parent / "reference"
     _build(STORES.build("folder"), reference, "open", trial.model)
@@ -385,3 +412,107 @@ def _texts(value: Any) -> list[str]:
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise AssertionError(what)
+
+
+_WIDTH = 16
+
+
+class WordEmbedder:
+    """Hashed words in a few dimensions."""
+
+    fingerprint = "test"
+    dimensions = _WIDTH
+    max_tokens = 1000
+    truncated = 0
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many words there are."""
+        return len(text.split())
+
+    def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
+        """Return one row a text, (N, D) float32."""
+        return np.array([embed_words(text) for text in texts])
+
+
+@lru_cache(maxsize=4096)
+def _word(word: str) -> NDArray[np.float64]:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return np.random.default_rng(seed).normal(size=_WIDTH)
+
+
+def embed_words(text: str) -> NDArray[np.float32]:
+    """Return the normalized sum of a text's words' vectors, (D,)."""
+    total = np.zeros(_WIDTH)
+    for word in text.split():
+        total += _word(word)
+    return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
+
+
+@dataclass
+class WordDocument:
+    """A document whose lines are its passages; a ``Part`` of an index."""
+
+    path: str
+    text: str
+    front: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def document(self) -> Document:
+        """The document as a parser would give it."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        told = {"front_matter": dict(self.front)} if self.front else {}
+        return Document(self.path, digest, "text/plain", self.text, title="t", metadata=told)
+
+    @property
+    def entry(self) -> DocumentEntry:
+        """What the index says of the document."""
+        return DocumentEntry(self.path, self.document.digest, len(self.text.split("\n")), 0)
+
+    def passages(self) -> Iterator[Passage]:
+        """Yield the lines with their places."""
+        document, start = self.document, 0
+        for line in self.text.split("\n"):
+            place = Location(self.path, document.digest, start, start + len(line))
+            yield Passage(document.id, start, start + len(line), line, place, title="t")
+            start += len(line) + 1
+
+    def document_line(self) -> bytes:
+        """Return the document as a line of JSON, without the line end."""
+        return encode_json_line(self.document.to_json())
+
+    def passage_lines(self) -> list[bytes]:
+        """Return the passages as lines of JSON, without the line ends."""
+        return [encode_json_line(passage.to_json()) for passage in self.passages()]
+
+    def marks(self) -> list[EmbeddingDigest]:
+        """Return what is known of each passage's vector."""
+        lines = self.text.split("\n")
+        return [EmbeddingDigest(hashlib.sha256(line.encode()).digest(), False) for line in lines]
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Return the passages' vectors, (N, D)."""
+        return np.array([embed_words(line) for line in self.text.split("\n")])
+
+
+def describe_word_index(access: str = "open", **settings: Any) -> dict[str, Any]:
+    """Return what shapes an index of such documents.
+
+    Args:
+        access: ``open`` or ``tenants``.
+        settings: Beside those that every index has.
+    """
+    return {
+        "preparation": "test",
+        "settings": {
+            "vectors": "float32",
+            "access": access,
+            "keyword": {"k1": 1.2, "b": 0.75, "heading_weight": 1.0, "stemming": "none"},
+            **settings,
+        },
+        "embedder": {"reference": "test", "fingerprint": "test", "dimensions": _WIDTH},
+        "analyzer": {
+            "version": ANALYZER_VERSION,
+            "stemming": "none",
+            "fingerprint": Analyzer("none").fingerprint,
+        },
+    }

@@ -1,69 +1,69 @@
-"""Documents to text, text to passages, and what else rooms need to know of text.
+"""Document parsing, chunking, deduplication and text analysis.
 
 ``parse_folder`` reads a folder into Documents whose every character leads back to bytes and pages;
 a Chunker cuts them into Passages. Beside them: normalization and answer scores (``normalize``),
 sentences, languages, near duplicates and n-gram overlap (``similarity``).
 """
 
-from stillroom.text.language import detect_language
-from stillroom.text.measuring import estimate_tokens
-from stillroom.text.method import (
+from stillroom.text.chunking.tokens import estimate_tokens
+from stillroom.text.dedup.near_duplicates import Duplicate, find_near_duplicates
+from stillroom.text.dedup.shingles import (
+    MinHasher,
+    NgramIndex,
+    hash_shingles,
+    jaccard_similarity,
+    ngram_overlap,
+)
+from stillroom.text.interfaces import (
     CHUNKERS,
     PARSERS,
     Chunker,
-    Limits,
+    ParseLimits,
     Parser,
-    Source,
+    SourceFile,
     TextEmbedder,
     TokenCounter,
 )
-from stillroom.text.near_duplicates import Duplicate, find_near_duplicates
-from stillroom.text.normalize import (
-    exact_match,
-    normalize_text,
-    strip_invisible,
-    token_f1,
-    words,
-)
-from stillroom.text.reading import (
-    Failure,
-    Scan,
+from stillroom.text.language import detect_language, split_sentences
+from stillroom.text.parser_process import ParserProcess
+from stillroom.text.reader import (
+    FolderScan,
+    ParseFailure,
     list_documents,
     parse_bytes,
     parse_file,
     parse_folder,
     scan_folder,
 )
-from stillroom.text.sentences import split_sentences
-from stillroom.text.similarity import (
-    MinHasher,
-    NgramIndex,
-    jaccard,
-    ngram_overlap,
-    shingles,
+from stillroom.text.unicode import (
+    exact_match,
+    normalize_text,
+    split_words,
+    strip_invisible,
+    token_f1,
 )
-from stillroom.text.worker import Worker
 
 __all__ = [
     "CHUNKERS",
     "PARSERS",
     "Chunker",
     "Duplicate",
-    "Failure",
-    "Limits",
+    "FolderScan",
     "MinHasher",
     "NgramIndex",
+    "ParseFailure",
+    "ParseLimits",
     "Parser",
-    "Scan",
-    "Source",
+    "ParserProcess",
+    "SourceFile",
     "TextEmbedder",
     "TokenCounter",
-    "Worker",
     "detect_language",
     "estimate_tokens",
     "exact_match",
     "find_near_duplicates",
-    "jaccard",
+    "hash_shingles",
+    "jaccard_similarity",
     "list_documents",
     "ngram_overlap",
     "normalize_text",
@@ -71,9 +71,8 @@ __all__ = [
     "parse_file",
     "parse_folder",
     "scan_folder",
-    "shingles",
     "split_sentences",
+    "split_words",
     "strip_invisible",
     "token_f1",
-    "words",
 ]

@@ -1,4 +1,4 @@
-"""BM25: how occurrences of a term become a score, in each of the five BM25s.
+"""BM25 term weights in five variants, and exact top-k ranking over sums of them.
 
 Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as Kamphuis et al. 2020
 have them, "Which BM25 Do You Mean?", ECIR; the lower bounds by Lv and Zhai 2011, "When Documents
@@ -6,52 +6,60 @@ Are Very Long, BM25 Fails!", SIGIR (BM25L, 0.5), and "Lower-bounding Term Freque
 CIKM (BM25+, 1).
 
 Does not know where terms and their occurrences lie: in a file of postings or in memory.
+
+A row's score is one sum in one order, whatever the mask and however the rows are found: the same
+bits. Does not know where impacts come from: BM25, or a model that learned them.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stillroom.text.impacts import Impacts
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "Bm25Variant",
-    "Weighing",
-    "at_zero",
+    "BM25Parameters",
+    "BM25Variant",
+    "TermImpactCache",
+    "TermImpacts",
+    "compute_idf",
     "default_delta",
-    "idf_of",
-    "saturate",
+    "rank_rows",
+    "saturate_frequency",
+    "score_absent",
     "weigh_term",
 ]
 
-Bm25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
+
+BM25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
 
 
 @dataclass(frozen=True, slots=True)
-class Weighing:
+class BM25Parameters:
     """How occurrences become scores; a key of the cache."""
 
     k1: float = 1.2
     b: float = 0.75
     headings: float = 1.0
     body: float = 1.0
-    variant: Bm25Variant = "lucene"
+    variant: BM25Variant = "lucene"
     delta: float = 0.5
 
 
-def default_delta(variant: Bm25Variant) -> float:
+def default_delta(variant: BM25Variant) -> float:
     """Return the lower bound that a variant's own paper has."""
     return 1.0 if variant == "bm25+" else 0.5
 
 
-def idf_of(variant: Bm25Variant, frequency: int, population: int) -> float:
+def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
     """Return what a term counts that ``frequency`` of the rows hold, in nats; never below 0."""
     if variant == "lucene":
         return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
@@ -66,8 +74,8 @@ def idf_of(variant: Bm25Variant, frequency: int, population: int) -> float:
     return math.log((population + 1) / frequency)
 
 
-def saturate(
-    how: Weighing, frequency: NDArray[np.float64], norm: NDArray[np.float64]
+def saturate_frequency(
+    how: BM25Parameters, frequency: NDArray[np.float64], norm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return what occurrences score before the idf; ``norm`` is 1 for a row of average length."""
     if how.variant in {"lucene", "robertson"}:
@@ -80,7 +88,7 @@ def saturate(
     return scores + how.delta if how.variant == "bm25+" else scores
 
 
-def at_zero(how: Weighing) -> float:
+def score_absent(how: BM25Parameters) -> float:
     """Return what no occurrence scores before the idf."""
     if how.variant == "bm25+":
         return how.delta
@@ -90,12 +98,12 @@ def at_zero(how: Weighing) -> float:
 
 
 def weigh_term(
-    how: Weighing,
+    how: BM25Parameters,
     rows: NDArray[np.int64],
     frequency: NDArray[np.float64],
     lengths: NDArray[np.float64],
     population: int,
-) -> Impacts:
+) -> TermImpacts:
     """Return what a term adds to each row that holds it; nothing where its idf is 0.
 
     Of BM25L and BM25+ a row that lacks the term gets what zero occurrences score, so that all rows
@@ -108,9 +116,137 @@ def weigh_term(
         lengths: The terms of each of them over the mean of all rows, (N,).
         population: How many rows there are.
     """
-    idf = idf_of(how.variant, len(rows), population)
+    idf = compute_idf(how.variant, len(rows), population)
     if not len(rows) or idf <= 0:
-        return Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
-    absent = idf * at_zero(how)
-    values = idf * saturate(how, frequency, 1 - how.b + how.b * lengths) - absent
-    return Impacts(rows, values, float(values.max()), absent)
+        return TermImpacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
+    absent = idf * score_absent(how)
+    values = idf * saturate_frequency(how, frequency, 1 - how.b + how.b * lengths) - absent
+    return TermImpacts(rows, values, float(values.max()), absent)
+
+
+@dataclass(frozen=True, slots=True)
+class TermImpacts:
+    """What a term adds to the rows that hold it: rows ascending (N,), values (N,), their maximum.
+
+    ``absent`` is what it adds to the others; ``values`` are above it by what they say.
+    """
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
+    most: float
+    absent: float
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory they take."""
+        return self.rows.nbytes + self.values.nbytes + 512
+
+
+class TermImpactCache:
+    """What terms add, by last use, up to a number of bytes; shared by engines and threads."""
+
+    def __init__(self, limit_bytes: int = 96 << 20) -> None:
+        """Keep at most ``limit_bytes``, and always the last one asked for."""
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._kept: OrderedDict[Hashable, TermImpacts] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> TermImpacts | None:
+        """Return what is kept under a key, or None."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: Hashable, value: TermImpacts) -> None:
+        """Keep a value and let go of those that were not used for longest."""
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = value
+            self.size_bytes += value.size_bytes
+            while self.size_bytes > self.limit_bytes and len(self._kept) > 1:
+                self.size_bytes -= self._kept.popitem(last=False)[1].size_bytes
+
+
+WeightedImpacts = Sequence[tuple[float, TermImpacts]]
+
+
+def rank_rows(
+    weighted: Iterable[tuple[str, float, TermImpacts]],
+    count: int,
+    k: int,
+    mask: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the best ``k`` rows of a weighted sum of impacts, best first, ties by row; exact.
+
+    Args:
+        weighted: Terms, all different, their weights, above 0, and their impacts, none empty.
+        count: How many rows there are.
+        k: How many rows to return; only those that some term adds to.
+        mask: Which rows may be found, (N,) bool.
+    """
+    # The one order in which every row's score is summed: what can add most comes first.
+    ordered = sorted(weighted, key=lambda item: (-item[1] * item[2].most, item[0]))
+    summands = [(weight, one) for _, weight, one in ordered]
+    if not summands:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    if mask is not None and (rows := _narrow_mask(mask, summands)) is not None:
+        scores = _score_rows(rows, summands)
+    else:
+        rows, scores = _score_all(count, summands, k, mask)
+    return _top_k(rows, scores, k)
+
+
+def _narrow_mask(mask: NDArray[np.bool_], weighted: WeightedImpacts) -> NDArray[np.int64] | None:
+    """Return the mask's rows where looking each of them up is less work than scoring all."""
+    allowed = int(np.count_nonzero(mask))
+    touched = sum(len(one.rows) for _, one in weighted) + len(mask) // 3
+    # A binary search takes about as long as adding sixteen postings.
+    return np.flatnonzero(mask) if allowed * 16 * len(weighted) < touched else None
+
+
+def _score_rows(rows: NDArray[np.int64], weighted: WeightedImpacts) -> NDArray[np.float64]:
+    """Return the scores of rows, ascending, by looking each up in every term's rows."""
+    scores = np.zeros(len(rows))
+    for weight, one in weighted:
+        at = np.searchsorted(one.rows, rows)
+        at[at == len(one.rows)] = 0
+        held = one.rows[at] == rows
+        scores[held] += weight * one.values[at[held]]
+    return scores
+
+
+def _score_all(
+    count: int, weighted: WeightedImpacts, k: int, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return rows and scores of all that may be among the best ``k``."""
+    scores = np.zeros(count)
+    for weight, one in weighted:
+        scores[one.rows] += one.values if weight == 1.0 else weight * one.values
+    if mask is not None:
+        np.multiply(scores, mask, out=scores)
+    limit = 0.0
+    for _, one in weighted:
+        if len(one.rows) >= k:
+            some = scores[one.rows]
+            limit = float(np.partition(some, len(some) - k)[len(some) - k])
+            break
+    rows = np.flatnonzero(scores >= limit if limit > 0 else scores > 0)
+    return rows, scores[rows]
+
+
+def _top_k(
+    rows: NDArray[np.int64], scores: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the best ``k`` with a score above 0, best first, ties by row."""
+    if len(rows) > k:
+        limit = max(float(np.partition(scores, len(rows) - k)[len(rows) - k]), 0.0)
+        near = scores >= limit
+        rows, scores = rows[near], scores[near]
+    order = np.lexsort((rows, -scores))[:k]
+    rows, scores = rows[order], scores[order]
+    above = scores > 0
+    return rows[above], scores[above]

@@ -1,7 +1,12 @@
-"""Where definitions begin in source code, so that it can be cut by function and class.
+"""Source code: language detection, definitions and identifier-free token n-grams.
 
 Knows the lines that begin a definition in some twenty languages, by pattern; it parses none of
 them, so a definition within a string or a comment may be taken for one.
+
+Code that was rephrased has other names, other comments, its conditions turned round, and the same
+calls in much the same order. Runs of tokens are made in which every name that the code gives itself
+is one and the same, and names that others gave (members after a dot, keywords) stand as they are.
+Knows the outer form that languages of braces and of indentation share, and parses none.
 """
 
 from __future__ import annotations
@@ -11,15 +16,29 @@ from collections.abc import Iterator
 
 from stillroom.records import Heading
 
-__all__ = ["CODE_SUFFIXES", "find_definitions", "is_code", "language_of"]
+__all__ = [
+    "CODE_SUFFIXES",
+    "detect_code_language",
+    "extract_token_trigrams",
+    "find_code",
+    "find_definitions",
+    "is_code",
+]
+
 
 _INDENT = r"^([ \t]*)"
+
+
 _MODIFIERS = (
     r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|open"
     r"|override|sealed|data|partial|virtual|unsafe|extern|inline|const|pub(?:\([^)\n]{0,40}\))?)"
     r"[ \t]+)*"
 )
+
+
 _TYPES = "class|interface|enum|record|struct|object|trait|fun|func|def|namespace|extension|protocol"
+
+
 _PATTERNS = {
     "python": rf"{_INDENT}(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)",
     "javascript": (
@@ -50,6 +69,8 @@ _PATTERNS = {
     "perl": rf"{_INDENT}(?:sub|package)[ \t]+([\w:]+)",
     "julia": rf"{_INDENT}(?:function|struct|mutable[ \t]+struct|module|macro)[ \t]+([\w.!]+)",
 }
+
+
 _BY_SUFFIX = {
     "python": ".py .pyi",
     "javascript": ".js .mjs .ts .tsx .jsx",
@@ -66,13 +87,19 @@ _BY_SUFFIX = {
     "perl": ".pl",
     "julia": ".jl",
 }
-_OTHER = (
+
+
+_OTHER_SUFFIXES = (
     ".css .scss .yaml .yml .toml .ini .cfg .conf .xml .xsl .svg .tex .bib .proto .graphql .cmake"
     " .mk .diff .patch"
 )
+
+
 _LANGUAGES = {
     suffix: language for language, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()
 }
+
+
 _SHEBANGS = (
     (re.compile(r"python[\d.]*\b"), "python"),
     (re.compile(r"(?:ba|da|z|k)?sh\b"), "shell"),
@@ -83,27 +110,42 @@ _SHEBANGS = (
     (re.compile(r"lua\b"), "lua"),
     (re.compile(r"Rscript\b"), "r"),
 )
-_NOT_NAMES = frozenset({"if", "for", "while", "switch", "return", "else", "sizeof", "catch"})
-_MOST = 20_000
-_TAB = 4
-_MOST_LEAD = 40
-_LEADS = ("@", "#", "//", "/*", "*", "--")
-_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "cmakelists.txt")
 
-CODE_SUFFIXES = (*_LANGUAGES, *_OTHER.split())
+
+_NOT_NAMES = frozenset({"if", "for", "while", "switch", "return", "else", "sizeof", "catch"})
+
+
+_MAX_DEFINITIONS = 20_000
+
+
+_TAB_WIDTH = 4
+
+
+_MAX_LEAD_LINES = 40
+
+
+_LEAD_MARKS = ("@", "#", "//", "/*", "*", "--")
+
+
+_FILE_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "cmakelists.txt")
+
+
+CODE_SUFFIXES = (*_LANGUAGES, *_OTHER_SUFFIXES.split())
+
+
 """The suffixes of files that are code, or written like it."""
 
 
 def is_code(path: str, text: str) -> bool:
     """Say whether a file is code: by its name, or by its first line."""
     name = path.rsplit("/", 1)[-1].lower()
-    return name.endswith(CODE_SUFFIXES) or name in _NAMES or bool(_shebang(text))
+    return name.endswith(CODE_SUFFIXES) or name in _FILE_NAMES or bool(_read_shebang(text))
 
 
-def language_of(path: str, text: str) -> str:
+def detect_code_language(path: str, text: str) -> str:
     """Return the programming language of a file, or an empty string."""
     suffix = "." + path.rsplit(".", 1)[-1].lower()
-    return _LANGUAGES.get(suffix, "") or _shebang(text)
+    return _LANGUAGES.get(suffix, "") or _read_shebang(text)
 
 
 def find_definitions(text: str, language: str) -> Iterator[Heading]:
@@ -114,22 +156,22 @@ def find_definitions(text: str, language: str) -> Iterator[Heading]:
     flags = re.MULTILINE | (re.IGNORECASE if language == "sql" else 0)
     indents: list[int] = []
     for number, match in enumerate(re.finditer(pattern, text, flags)):
-        if number >= _MOST:
+        if number >= _MAX_DEFINITIONS:
             return
-        indent, name = len(match.group(1).expandtabs(_TAB)), match.group(2)
+        indent, name = len(match.group(1).expandtabs(_TAB_WIDTH)), match.group(2)
         if name in _NOT_NAMES:
             continue
         while indents and indents[-1] >= indent:
             indents.pop()
         indents.append(indent)
-        yield Heading(_with_lead(text, match.start()), min(len(indents), 6), name)
+        yield Heading(_extend_to_lead(text, match.start()), min(len(indents), 6), name)
 
 
-def _with_lead(text: str, start: int) -> int:
+def _extend_to_lead(text: str, start: int) -> int:
     """Return where a definition begins with the decorators and comments right above it."""
-    for _ in range(_MOST_LEAD):
+    for _ in range(_MAX_LEAD_LINES):
         line = text.rfind("\n", 0, max(start - 1, 0)) + 1
-        if line >= start or not text[line:start].lstrip().startswith(_LEADS):
+        if line >= start or not text[line:start].lstrip().startswith(_LEAD_MARKS):
             break
         if text.startswith("#!", line):
             break
@@ -137,8 +179,81 @@ def _with_lead(text: str, start: int) -> int:
     return start
 
 
-def _shebang(text: str) -> str:
+def _read_shebang(text: str) -> str:
     if not text.startswith("#!"):
         return ""
     line = text[:200].split("\n", 1)[0]
     return next((language for pattern, language in _SHEBANGS if pattern.search(line)), "")
+
+
+_FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
+
+
+_CODE_LINE = re.compile(
+    r"^\s*(?:(?:async\s+)?def\s+\w+\s*\(|class\s+\w+.*[:{]\s*$|return\b|(?:if|for|while|elif)\b.*[:{]\s*$"
+    r"|(?:import|from)\s+\w+|[\w.\[\]]+\s*(?:[-+*/|&]?=)\s*\S|[\w.]+\(.*\)\s*;?\s*$|[{}]\s*;?\s*$"
+    r"|(?:const|let|var|public|private|static|func|fn|function)\b|.*[;{]\s*$|@\w+|else\b.*[:{]\s*$"
+    r"|(?:try|finally|else)\s*[:{]\s*$|raise\b|yield\b|#include\b)"
+)
+
+
+_TOKEN = re.compile(
+    r"(?P<skip>\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|//[^\n]*|\#[^\n]*)"
+    r"|(?P<text>\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`[^`]*`)"
+    r"|(?P<number>\b\d[\w.]*)|(?P<name>\.?[^\W\d]\w*)|(?P<sign>[-+*/%&|^<>=!:]=?|[\[\](){}?~@])",
+    re.DOTALL,
+)
+
+
+_COMMENT = re.compile(
+    r"\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|^\s*(?:#|//)[^\n]*", re.DOTALL | re.MULTILINE
+)
+
+
+_KEYWORDS = frozenset(
+    str.split(
+        """and as assert async await break case catch class const continue def default del do elif
+        else except extends final finally fn for from func function global if import in instanceof
+        interface is lambda let match new nonlocal not null none true false or pass private
+        protected public raise return self static struct super switch this throw try typeof var
+        void while with yield"""
+    )
+)
+
+
+_MIRRORED_OPERATORS = {">": "<", ">=": "<=", "+=": "=", "-=": "=", "*=": "="}
+
+
+_NGRAM = 3
+
+
+_MIN_CODE_LINES, _MIN_CODE_SHARE = 3, 0.5
+
+
+def find_code(text: str) -> str:
+    """Return the code in a text: what is fenced, else all of it where most lines are code."""
+    fenced = [match[2] for match in _FENCE.finditer(text)]
+    if fenced:
+        return "\n".join(fenced)
+    bare = _COMMENT.sub("", text)
+    lines = [line for line in bare.split("\n") if line.strip()]
+    held = sum(bool(_CODE_LINE.match(line)) for line in lines)
+    return text if held >= _MIN_CODE_LINES and held >= _MIN_CODE_SHARE * len(lines) else ""
+
+
+def extract_token_trigrams(text: str) -> list[str]:
+    """Return runs of three tokens of the code in a text, in order; none where there is no code."""
+    tokens = [
+        _normalize_token(match) for match in _TOKEN.finditer(find_code(text)) if not match["skip"]
+    ]
+    return [" ".join(tokens[at : at + _NGRAM]) for at in range(len(tokens) - _NGRAM + 1)]
+
+
+def _normalize_token(match: re.Match[str]) -> str:
+    if match["name"]:
+        name = match["name"]
+        is_known = name[0] == "." or name.lower() in _KEYWORDS
+        return name.lower() if is_known else "v"
+    if match["text"]:
+        return "s"
+    return match["number"] or _MIRRORED_OPERATORS.get(match["sign"], match["sign"])

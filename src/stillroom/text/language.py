@@ -1,7 +1,9 @@
-"""Which language a text is in, by character n-grams; offline, 97 languages.
+"""Language identification and rule-based sentence segmentation.
 
 Knows nothing of programming languages: give it prose. py3langid was chosen over lingua (whose wheel
 is 96 MB to its 5) and fastText (whose model must be downloaded).
+
+Knows nothing of grammar or of any one language beyond its abbreviations. Linear, offset-exact.
 """
 
 from __future__ import annotations
@@ -10,17 +12,32 @@ import re
 from functools import lru_cache
 from typing import Protocol, cast
 
-__all__ = ["detect_language"]
+__all__ = [
+    "detect_language",
+    "split_sentences",
+    "split_windows",
+]
 
-_SAMPLE = 2000
+
+_SAMPLE_CHARACTERS = 2000
+
+
 _LETTERS = re.compile(r"[^\W\d_]")
-_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
+_CJK_LETTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
 _MIN_LETTERS = 20
+
+
 _MIN_CONFIDENCE = 0.95
+
+
 _NO_LANGUAGE = "zxx"
 
 
-class _Identifier(Protocol):
+class _LanguageIdentifier(Protocol):
     def classify(self, text: str) -> tuple[str, float]: ...
 
 
@@ -30,22 +47,161 @@ def detect_language(text: str) -> str:
     Unsure means: fewer than 20 letters (7 in Chinese, Japanese and Korean), or a confidence below
     0.95. Samples from the start and the middle of the text are looked at.
     """
-    sample = text[:_SAMPLE]
-    if len(text) > 4 * _SAMPLE:
+    sample = text[:_SAMPLE_CHARACTERS]
+    if len(text) > 4 * _SAMPLE_CHARACTERS:
         middle = len(text) // 2
-        sample += " " + text[middle : middle + _SAMPLE]
-    letters = len(_LETTERS.findall(sample)) + 2 * len(_WIDE.findall(sample))
+        sample += " " + text[middle : middle + _SAMPLE_CHARACTERS]
+    letters = len(_LETTERS.findall(sample)) + 2 * len(_CJK_LETTERS.findall(sample))
     if letters < _MIN_LETTERS:
         return ""
-    code, confidence = _identifier().classify(sample.encode("utf-8", "replace").decode("utf-8"))
+    code, confidence = _load_identifier().classify(
+        sample.encode("utf-8", "replace").decode("utf-8")
+    )
     return code if confidence >= _MIN_CONFIDENCE and len(code) == 2 else ""
 
 
 @lru_cache(maxsize=1)
-def _identifier() -> _Identifier:
+def _load_identifier() -> _LanguageIdentifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     codes = [code for code in identifier.labels if len(code) == 2 or code == _NO_LANGUAGE]
     identifier.set_languages(codes)
-    return cast("_Identifier", identifier)
+    return cast("_LanguageIdentifier", identifier)
+
+
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof sr jr st rev hon gen col capt lt sgt maj adm gov sen rep pres"  # noqa: SIM905
+    " inc ltd co corp llc dept univ assn bros est"
+    " vs etc al ca cf viz approx resp eq eqs fig figs sec ch chap vol no nos nr pp pg ed eds ref"
+    " refs art par tab thm lem prop def ex app min max avg"
+    " jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun"
+    " bzw usw ggf evtl zzgl inkl sog str abs hr fr dipl"
+    " env mme mlle bd av sra srta ud uds vd ing arq".split()
+)
+
+
+_DOTTED_ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){1,}[^\W\d_]?$")  # e.g, U.S, z.B
+
+
+_CLOSERS = "\"'”’»)\\]}）」』】〉》"
+
+
+_WIDE_STOPS = "。！？｡؟۔।॥።"
+
+
+# What ends a sentence comes first in the pattern, so that the search skips all other characters; a
+# run of stops is taken whole, wherever it stands, so that it is read once.
+_SENTENCE_END = re.compile(
+    rf"[.!?…{_WIDE_STOPS}\r\n](?:(?<=[.!?…])[.!?…]*+[{_CLOSERS}]*+|(?<=[{_WIDE_STOPS}])[{_CLOSERS}]*+"
+    r"|(?:(?<=\n)|(?<=\r)\n)[ \t]*(?:\r?\n[ \t]*)+)"
+)
+
+
+_LAST_WORD = re.compile(r"\n?([^\s(\[\"'“‘«]{1,40})")  # before a stop, read backwards
+
+
+_NEXT_CHARACTER = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
+
+
+_MAX_NUMBER_LENGTH = 5  # of an item of a list: xviii
+
+
+_ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Return the spans of the sentences of a text, in order.
+
+    Spans have no white space at their ends; what lies between them is white space. An empty line
+    always ends a sentence; a line's end alone never does.
+    """
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        if match.group()[0] in ".!?…" and not _is_sentence_end(text, match.start(), match.end()):
+            continue
+        _append_span(text, start, match.end(), spans)
+        start = match.end()
+    _append_span(text, start, len(text), spans)
+    return spans
+
+
+def split_windows(text: str, size: int) -> list[str]:
+    """Return windows of so many sentences, each beginning in the middle of the one before."""
+    spans = split_sentences(text)
+    if not spans:
+        return []
+    step = max(1, size // 2)
+    starts = [0, *range(step, max(len(spans) - size + step, 1), step)]
+    return [text[spans[at][0] : spans[min(at + size, len(spans)) - 1][1]] for at in starts]
+
+
+def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:
+    piece = text[start:end]
+    short = piece.strip()
+    if short:
+        begin = start + len(piece) - len(piece.lstrip())
+        spans.append((begin, begin + len(short)))
+
+
+def _is_sentence_end(text: str, start: int, end: int) -> bool:
+    """Say whether the stop at text[start:end] ends a sentence."""
+    if end < len(text) and not text[end].isspace():
+        return False
+    following = _NEXT_CHARACTER.match(text, end, end + 64)
+    character = following.group(2) if following else ""
+    if character and character.islower():
+        return False
+    if text[start:end].rstrip(_CLOSERS) != ".":
+        return True
+    before = text[max(start - 48, 0) : start]
+    word = _LAST_WORD.match(before[::-1])
+    if word is None:
+        return True
+    last = word.group(1)[::-1]
+    if last.lower().strip("([\"'") in _ABBREVIATIONS:
+        return False
+    if len(last) <= _MAX_NUMBER_LENGTH and _ENUMERATION.search(before + "."):
+        return False
+    if len(last) == 1 and last.isupper() and last != "I":
+        return False  # an initial
+    return not (
+        _DOTTED_ABBREVIATION.fullmatch(last)
+        and character.isalnum()
+        and not _starts_sentence(text, end)
+    )
+
+
+_SENTENCE_STARTERS = frozenset(
+    [
+        "the",
+        "this",
+        "that",
+        "these",
+        "it",
+        "he",
+        "she",
+        "we",
+        "they",
+        "in",
+        "on",
+        "at",
+        "a",
+        "an",
+        "but",
+        "and",
+        "however",
+    ]
+)
+
+
+_FIRST_WORD = re.compile(r"\s*([^\W\d_]+)")
+
+
+def _starts_sentence(text: str, end: int) -> bool:
+    """Say whether the word after a dotted abbreviation is one that begins sentences."""
+    match = _FIRST_WORD.match(text, end, end + 64)
+    return bool(
+        match and match.group(1)[0].isupper() and match.group(1).lower() in _SENTENCE_STARTERS
+    )

@@ -1,4 +1,4 @@
-"""The one training loop of the house: every room that trains goes through here.
+"""Training loop, data order, LoRA and distributed training shared by all rooms.
 
 AdamW (decay on matrices only) under a constant, cosine or linear schedule; gradient accumulation
 whose loss is normalized over the whole optimizer step; clipping; bfloat16 where the machine has it;
@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
+    from stillroom.train.data import BatchSource, MicroBatch, RecordSource
     from stillroom.train.loop import Loss, Objective, TrainSummary, train
     from stillroom.train.lora import add_lora, export_tensors
-    from stillroom.train.source import MicroBatch, RecordSource, Source
 
 __all__ = [
+    "BatchSource",
     "LoraSettings",
     "Loss",
     "MicroBatch",
     "Objective",
     "RecordSource",
-    "Source",
     "TrainSettings",
     "TrainSummary",
     "add_lora",
@@ -40,10 +40,10 @@ __all__ = [
 
 _HOMES = {
     "Loss": "loop",
-    "MicroBatch": "source",
+    "MicroBatch": "data",
     "Objective": "loop",
-    "RecordSource": "source",
-    "Source": "source",
+    "RecordSource": "data",
+    "BatchSource": "data",
     "TrainSummary": "loop",
     "add_lora": "lora",
     "export_tensors": "lora",

@@ -1,4 +1,4 @@
-"""The training loop: what happens in each optimizer step, and nothing about what is learned.
+"""Training loop: optimizer steps, accumulation, checkpointing and logging.
 
 The loss of a step is the sum over all valid positions of all its micro-batches on all ranks,
 divided by their number once, so that neither the split into micro-batches nor the number of ranks
@@ -23,14 +23,12 @@ from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.jobs import Job
 from stillroom.jobs.progress import Progress
 from stillroom.provenance import digest_json
-from stillroom.train.lora import whole
-from stillroom.train.precision import body_precision, steady_torch
-from stillroom.train.ranks import Ranks
-from stillroom.train.schedule import learning_rate_at
-from stillroom.train.settings import TrainSettings
-from stillroom.train.sharding import shard_modules, whole_state
-from stillroom.train.source import MicroBatch, Source
-from stillroom.train.state import kept_buffers, load_state, save_state, trainable
+from stillroom.train.checkpoint import load_state, named_buffers, named_trainable, save_state
+from stillroom.train.data import BatchSource, MicroBatch
+from stillroom.train.distributed import ProcessGroup, gather_optimizer_state, shard_modules
+from stillroom.train.lora import gather_tensor
+from stillroom.train.precision import autocast_body, deterministic_torch
+from stillroom.train.settings import TrainSettings, compute_learning_rate
 
 __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
 
@@ -71,7 +69,7 @@ class TrainSummary:
 
 def train(
     model: nn.Module,
-    source: Source[B],
+    source: BatchSource[B],
     objective: Objective[B],
     settings: TrainSettings,
     job: Job,
@@ -81,7 +79,7 @@ def train(
     on_step: Callable[[int, nn.Module], None] | None = None,
     reads_every: int = 0,
     beside: nn.Module | None = None,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
 
@@ -117,25 +115,25 @@ def train(
             expected="at least one record with a position that bears loss",
             next="check the records, their split and max_tokens",
         )
-    group = contextlib.nullcontext(ranks) if ranks is not None else Ranks()
-    with group as joined, steady_torch(settings, model) as precision:
+    group = contextlib.nullcontext(ranks) if ranks is not None else ProcessGroup()
+    with group as joined, deterministic_torch(settings, model) as precision:
         modules = (model,) if beside is None else (model, beside)
-        run = _Run(modules, source, objective, settings, job, seed, joined, precision, name)
+        run = _TrainingRun(modules, source, objective, settings, job, seed, joined, precision, name)
         return run.run(on_step, reads_every)
 
 
-class _Run(Generic[B]):
+class _TrainingRun(Generic[B]):
     """One call of ``train``: its optimizer, its totals and its steps."""
 
     def __init__(
         self,
         modules: Sequence[nn.Module],
-        source: Source[B],
+        source: BatchSource[B],
         objective: Objective[B],
         settings: TrainSettings,
         job: Job,
         seed: int,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         precision: str,
         name: str,
     ) -> None:
@@ -148,7 +146,7 @@ class _Run(Generic[B]):
         self.shards = None
         if settings.sharding == "fsdp" and ranks.count > 1:
             self.shards = shard_modules(modules, ranks.count)
-        self.parameters = [value for _, value in trainable(modules)]
+        self.parameters = [value for _, value in named_trainable(modules)]
         self.optimizer = make_optimizer(self.parameters, settings)
         file = STATE_FILE if name == "train" else f"{name}-{STATE_FILE}"
         self.state_path = ranks.share_path(job.scratch / file)
@@ -195,7 +193,7 @@ class _Run(Generic[B]):
         positions = sum(self.source.valid(group) for group in plan)
         torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.settings, step, self.steps)
+            group["lr"] = compute_learning_rate(self.settings, step, self.steps)
         sums, tokens = self._accumulate(step, plan, max(positions, 1))
         if self.shards is None:
             self.ranks.sum_gradients(self.parameters)
@@ -267,10 +265,10 @@ class _Run(Generic[B]):
             found.append(self.objective(self.model, batch))
             return found[0].total
 
-        with body_precision(self.precision, self.device):
+        with autocast_body(self.precision, self.device):
             total = run() if self.shards is None else self.shards(run)
         if not math.isfinite(float(total.detach()) / positions):
-            raise _not_finite("loss", step, batch)
+            raise _not_finite_error("loss", step, batch)
         return Loss(total, found[0].parts)
 
     def _backward(self, total: Tensor, positions: int, *, counts: bool) -> None:
@@ -283,9 +281,9 @@ class _Run(Generic[B]):
 
     def _clip(self, step: int) -> float:
         limit = self.settings.max_grad_norm or math.inf
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        norm = float(gather_tensor(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
-            raise _not_finite("gradient", step, None)
+            raise _not_finite_error("gradient", step, None)
         return norm
 
     def _note(
@@ -339,10 +337,12 @@ class _Run(Generic[B]):
     def _save(self, step: int) -> None:
         if self.shards is None and not self.ranks.is_main:
             return
-        weights = {name: whole(value.detach()) for name, value in trainable(self.modules)}
-        moments = whole_state(self.optimizer.state_dict())
+        weights = {
+            name: gather_tensor(value.detach()) for name, value in named_trainable(self.modules)
+        }
+        moments = gather_optimizer_state(self.optimizer.state_dict())
         if self.ranks.is_main:
-            buffers = {name: value.detach() for name, value in kept_buffers(self.modules)}
+            buffers = {name: value.detach() for name, value in named_buffers(self.modules)}
             path = self.state_path
             save_state(path, self.identity, step, weights, moments, self.totals, buffers)
 
@@ -371,7 +371,7 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
     return int(digest_json(["train", seed, step, rank])[:15], 16)
 
 
-def _not_finite(what: str, step: int, batch: MicroBatch | None) -> DataError:
+def _not_finite_error(what: str, step: int, batch: MicroBatch | None) -> DataError:
     names = list(batch.record_ids) if batch is not None else []
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return DataError(

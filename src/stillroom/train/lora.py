@@ -1,4 +1,4 @@
-"""LoRA through peft: add low-rank layers, and export plain tensors with them merged in.
+"""LoRA through peft: low-rank layers and export of merged weights.
 
 Source: Hu et al. 2021, arXiv:2106.09685. Merging is done on the exported copy, never in place, so
 that exporting in the middle of a run leaves the run as it was.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stillroom.errors import MissingExtraError
 from stillroom.train.settings import LoraSettings
 
-__all__ = ["add_lora", "export_adapter", "export_tensors", "plain_model", "whole"]
+__all__ = ["add_lora", "export_adapter", "export_tensors", "gather_tensor", "unwrap_model"]
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
@@ -48,7 +48,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
         return cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
 
 
-def plain_model(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the model below peft's wrapper, or the model itself."""
     unwrap = getattr(model, "get_base_model", None)
     return cast("nn.Module", unwrap()) if callable(unwrap) else model
@@ -60,16 +60,16 @@ def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Where the model is sharded, its tensors are gathered one by one, and every rank must go through
     all of them.
     """
-    for name, parameter in plain_model(model).named_parameters():
+    for name, parameter in unwrap_model(model).named_parameters():
         if ".lora_" in name:
             continue
-        tensor = whole(parameter.detach())
+        tensor = gather_tensor(parameter.detach())
         if ".base_layer." in name:
             owner, _, leaf = name.partition(".base_layer.")
-            layer = plain_model(model).get_submodule(owner)
+            layer = unwrap_model(model).get_submodule(owner)
             name = f"{owner}.{leaf}"
             if leaf == "weight":
-                tensor = tensor + whole(_addition(layer)).to(tensor.dtype)
+                tensor = tensor + gather_tensor(_low_rank_update(layer)).to(tensor.dtype)
         yield name, tensor
 
 
@@ -85,7 +85,7 @@ def export_adapter(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict
     import peft
 
     kept = peft.get_peft_model_state_dict(cast("Any", model), save_embedding_layers=False)
-    tensors = {name: whole(tensor.detach()).contiguous() for name, tensor in kept.items()}
+    tensors = {name: gather_tensor(tensor.detach()).contiguous() for name, tensor in kept.items()}
     said: dict[str, Any] = cast("Any", model).peft_config["default"].to_dict()
     said |= {"base_model_name_or_path": base, "inference_mode": True}
     plain = {
@@ -95,14 +95,14 @@ def export_adapter(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict
     return tensors, plain
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor as it is, or gathered where each rank holds a part of it."""
     gather = getattr(tensor, "full_tensor", None)
     return cast("Tensor", gather()) if callable(gather) else tensor
 
 
 @torch.no_grad()
-def _addition(layer: nn.Module) -> Tensor:
+def _low_rank_update(layer: nn.Module) -> Tensor:
     total = None
     for adapter in cast("Any", layer).active_adapters:
         part = cast("Any", layer).get_delta_weight(adapter)

@@ -1,4 +1,4 @@
-"""Which arithmetic a machine does well, and the torch state a run needs while it lasts."""
+"""Numeric precision, thread count and determinism of torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from stillroom.models.causal import choose_dtype
-from stillroom.train.lora import plain_model
+from stillroom.models.local.causal_lm import choose_dtype
+from stillroom.train.lora import unwrap_model
 from stillroom.train.settings import TrainSettings
 
-__all__ = ["body_precision", "choose_precision", "fixed_threads", "product_dtype", "steady_torch"]
+__all__ = [
+    "autocast_body",
+    "choose_precision",
+    "deterministic_torch",
+    "limit_threads",
+    "matmul_dtype",
+]
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -26,7 +32,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
+def limit_threads(threads: int) -> Iterator[None]:
     """Within the body torch computes with so many CPU threads.
 
     0 is one for every core, shared among the processes of a launcher on this machine.
@@ -41,7 +47,7 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def steady_torch(settings: TrainSettings, model: nn.Module) -> Iterator[str]:
+def deterministic_torch(settings: TrainSettings, model: nn.Module) -> Iterator[str]:
     """Set what a run needs of torch and of the model, and put back what was there before.
 
     Within the body the model is in training mode, the number of CPU threads is fixed (sums split
@@ -51,21 +57,21 @@ def steady_torch(settings: TrainSettings, model: nn.Module) -> Iterator[str]:
         The precision that was chosen: ``float32`` or ``bfloat16``.
     """
     device, was_training = next(model.parameters()).device, model.training
-    plain = plain_model(model)
+    plain = unwrap_model(model)
     if settings.gradient_checkpointing:
-        _checkpoint(plain, on=True)
+        _set_gradient_checkpointing(plain, on=True)
     model.train()
     devices = [device] if device.type == "cuda" else []
     try:
-        with fixed_threads(settings.threads), torch.random.fork_rng(devices=devices):
+        with limit_threads(settings.threads), torch.random.fork_rng(devices=devices):
             yield choose_precision(settings.precision, device)
     finally:
         model.train(was_training)
         if settings.gradient_checkpointing:
-            _checkpoint(plain, on=False)
+            _set_gradient_checkpointing(plain, on=False)
 
 
-def body_precision(
+def autocast_body(
     precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[object]:
     """Return the context in which a transformer's body is computed.
@@ -77,12 +83,12 @@ def body_precision(
     return contextlib.nullcontext()
 
 
-def product_dtype(precision: str) -> torch.dtype | None:
+def matmul_dtype(precision: str) -> torch.dtype | None:
     """Return the type of a product's operands for code outside autocast; None is their own."""
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-def _checkpoint(model: nn.Module, *, on: bool) -> None:
+def _set_gradient_checkpointing(model: nn.Module, *, on: bool) -> None:
     """Turn gradient checkpointing of a Hugging Face model on or off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in older versions

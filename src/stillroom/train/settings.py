@@ -1,12 +1,20 @@
-"""TrainSettings: how to train, free of torch, so that a recipe can hold and check it."""
+"""Training settings and learning-rate schedule, without torch.
+
+Knows no optimizer.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["LoraSettings", "TrainSettings"]
+__all__ = [
+    "LoraSettings",
+    "TrainSettings",
+    "compute_learning_rate",
+]
 
 
 class LoraSettings(BaseModel):
@@ -109,3 +117,21 @@ class TrainSettings(BaseModel):
         if self.steps is not None:
             return self.steps
         return max(1, round(self.epochs * records / self.batch_size))
+
+
+def compute_learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+    """Return the learning rate of optimizer step ``step`` (from 0) of ``steps``.
+
+    The warmup rises linearly and never starts at zero; the first step after it has the peak. Cosine
+    and linear reach ``final_share`` of the peak at the last step.
+    """
+    peak = settings.learning_rate
+    warmup = settings.warmup_steps(steps)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return peak
+    done = (step - warmup) / max(steps - 1 - warmup, 1)
+    if settings.schedule == "cosine":
+        done = (1 - math.cos(math.pi * min(done, 1.0))) / 2
+    return peak * (1 - (1 - settings.final_share) * min(done, 1.0))

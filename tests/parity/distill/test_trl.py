@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillroom.distill.engine import TeacherStates, position_loss
-from stillroom.distill.head import Head
-from stillroom.distill.method import METHODS
+from stillroom.distill.interfaces import METHODS
+from stillroom.distill.losses.lm_head import LMHead
+from stillroom.distill.trainers.loss import TeacherStates, compute_position_loss
 
 pytestmark = pytest.mark.peer
 
@@ -105,7 +105,7 @@ def run_ours(case, tensors):
     shape = case.get("head", {})
 
     def head(weight, side):
-        return Head(
+        return LMHead(
             weight,
             None,
             VOCABULARY,
@@ -114,7 +114,7 @@ def run_ours(case, tensors):
         )
 
     valid = tensors["labels"] != -100
-    total, _ = position_loss(
+    total, _ = compute_position_loss(
         objective,
         hidden[valid],
         head(weight, "student"),

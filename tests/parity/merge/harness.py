@@ -15,14 +15,13 @@ import pytest
 import torch
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.merge.mergekit import read_mergekit
-from stillroom.merge.method import METHODS, Place
-from stillroom.merge.rules import rules_of
-from stillroom.merge.sources import open_sources
-from stillroom.merge.stream import Merge
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.interfaces import METHODS, BlockContext
+from stillroom.merge.planning.inputs import open_sources, read_rules
+from stillroom.merge.planning.recipe_files import read_mergekit_config
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
-from stillroom.train.precision import fixed_threads
+from stillroom.train.precision import limit_threads
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
 SEED = 1
@@ -180,18 +179,18 @@ def run_ours(case, dtype, family):
         start = origin.tensor(name).to(getattr(torch, dtype)) if origin else None
         weights = tuple(case.weights[: case.models])
         keys = tuple(str(number) for number in range(case.models))
-        at = Place(name, tuple(parents[0].shape), keys, weights, case.own, SEED)
-        with fixed_threads(1):  # as mergekit is held to
+        at = BlockContext(name, tuple(parents[0].shape), keys, weights, case.own, SEED)
+        with limit_threads(1):  # as mergekit is held to
             merged[name] = method.replicate(start, parents, at)
     return merged
 
 
 def run_their_file(path, out):
     """Run a file of mergekit's with our engine; returns the tensors."""
-    (imported,) = read_mergekit(path)
+    (imported,) = read_mergekit_config(path)
     recipe = build_recipe(imported.recipe | {"seed": SEED})
     base, parents = open_sources(recipe)
-    Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed).write(out)
+    Merge(recipe.method, base, parents, read_rules(recipe), recipe.seed).write(out)
     made = Checkpoint.open(out)
     return {name: made.tensor(name) for name in made.names()}
 

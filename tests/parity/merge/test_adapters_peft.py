@@ -8,9 +8,9 @@ import pytest
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import RecipeError
-from stillroom.merge.adapter_merge import merge_adapters
-from stillroom.merge.adapters import AdaptedCheckpoint, Adapter
-from stillroom.merge.extract import extract_lora
+from stillroom.merge.lora.adapter import AdaptedCheckpoint, Adapter
+from stillroom.merge.lora.combination import merge_adapters
+from stillroom.merge.lora.extraction import extract_lora
 from stillroom.testing import tiny_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,8 +17,8 @@ from tests.parity.merge.harness import find_mergekit
 from tests.unit.merge.test_architectures import make
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.merge.loading import load_merge
-from stillroom.merge.opening import open_merge
+from stillroom.merge.engine.merge import open_merge
+from stillroom.merge.planning.recipe_files import load_merge
 
 pytestmark = pytest.mark.peer
 

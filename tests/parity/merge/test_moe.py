@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from tests.parity.merge.harness import find_mergekit
 from tests.unit.merge.conftest import fine_tune
-from tests.unit.merge.test_moe import qwen
+from tests.unit.merge.planning.test_moe import qwen
 from transformers import AutoModelForCausalLM
 
 from stillroom.cli.app import stillroom

@@ -18,10 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.merge.mergekit import read_mergekit
-from stillroom.merge.rules import rules_of
-from stillroom.merge.sources import open_sources
-from stillroom.merge.stream import Merge
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.planning.inputs import open_sources, read_rules
+from stillroom.merge.planning.recipe_files import read_mergekit_config
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
 
@@ -380,13 +379,13 @@ def place(text, folder):
 def merge_ours(path, folder):
     """Run a file of mergekit's; returns the folder of the last merge."""
     made = {}
-    for imported in read_mergekit(path):
+    for imported in read_mergekit_config(path):
         text = json.dumps(imported.recipe)
         for name, done in made.items():
             text = text.replace(f'"step:{name}"', json.dumps(str(done)))
         recipe = build_recipe(json.loads(text) | {"seed": harness.SEED})
         base, parents = open_sources(recipe)
-        merge = Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
+        merge = Merge(recipe.method, base, parents, read_rules(recipe), recipe.seed)
         made[imported.name] = folder / imported.name
         merge.write(made[imported.name])
     return made[imported.name]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.header import build_header
 from stillroom.checkpoints.quantization import find_quantization
+from stillroom.checkpoints.safetensors_format import build_header
 from stillroom.errors import CheckpointError
 from stillroom.testing import tiny_checkpoint
 

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from pydantic import ValidationError, create_model
 
 from stillroom.cli import app, options
+from stillroom.cli.output import print_json
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
-from stillroom.rag.storing import STORES
+from stillroom.rag.interfaces import STORES
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run_main(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
         monkeypatch.setattr(app.stillroom, "main", fail)
-        monkeypatch.setattr(options, "_printed", [])
+        monkeypatch.setattr(options, "_printed_results", [])
         with pytest.raises(SystemExit) as caught:
             app.main()
         told = capsys.readouterr()
@@ -103,12 +104,12 @@ def test_the_next_step_names_a_method_as_show_knows_it(run_main, title, said):
 
 def test_an_error_after_the_result_leaves_the_result_alone(monkeypatch, capsys):
     def fail(**settings):
-        options.print_json({"seconds": 1})
+        print_json({"seconds": 1})
         raise ResourceError("no", code="resource.memory")
 
     monkeypatch.setattr(sys, "argv", ["stillroom", "check", "x.yaml", "--json"])
     monkeypatch.setattr(app.stillroom, "main", fail)
-    monkeypatch.setattr(options, "_printed", [])
+    monkeypatch.setattr(options, "_printed_results", [])
     with pytest.raises(SystemExit):
         app.main()
     told = capsys.readouterr()
@@ -187,7 +188,7 @@ def test_a_reader_that_goes_ends_a_command_quietly(tmp_path):
 
 
 def test_a_broken_socket_is_no_reader_that_went(run_main, monkeypatch, capsys):
-    monkeypatch.setattr(app, "is_reader_gone", lambda: False)
+    monkeypatch.setattr(app, "is_output_closed", lambda: False)
     code, told = run_main(BrokenPipeError(32, "Broken pipe"))
     assert code == 1
     assert "[internal]" in told
@@ -204,8 +205,8 @@ def test_a_broken_pipe_is_no_signal_that_ends_a_server(monkeypatch):
 @pytest.mark.parametrize(("cards", "is_spared"), [((), True), ((os.devnull,), False)])
 def test_triton_is_not_imported_where_there_is_no_card(monkeypatch, cards, is_spared):
     monkeypatch.delitem(sys.modules, "triton", raising=False)
-    monkeypatch.setattr(app, "_CARDS", cards)
-    app._spare_triton()
+    monkeypatch.setattr(app, "_GPU_DEVICES", cards)
+    app._disable_triton()
     assert ("triton" in sys.modules) == is_spared
     if is_spared:
         assert importlib.util.find_spec("triton") is None

@@ -8,19 +8,20 @@ from stillroom.errors import StillroomError
 
 
 @pytest.mark.parametrize(
-    ("module", "code"),
+    ("target", "code"),
     [
-        ("check", "recipe.encoding"),
-        ("forensics_init_ca", "data.exists"),
-        ("merge_plan", "recipe.encoding"),
-        ("rag_rebuild", "data.not-an-artifact"),
-        ("synth_drops", "data.row"),
+        ("stillroom.cli.recipes:check_command", "recipe.encoding"),
+        ("stillroom.cli.forensics.provenance:init_ca_command", "data.exists"),
+        ("stillroom.cli.merge.run:plan_command", "recipe.encoding"),
+        ("stillroom.cli.rag.migration:rebuild_command", "data.not-an-artifact"),
+        ("stillroom.cli.synth.records:drops_command", "data.row"),
     ],
 )
-def test_a_file_of_other_bytes_is_refused_by_its_place(module, code, tmp_path):
+def test_a_file_of_other_bytes_is_refused_by_its_place(target, code, tmp_path):
     path = tmp_path / "junk.bin"
     path.write_bytes(b"kind: \xe9\xff\x00\n")
-    command = importlib.import_module(f"stillroom.cli.{module}").command
+    module, name = target.split(":")
+    command = getattr(importlib.import_module(module), name)
     with pytest.raises(StillroomError) as caught:
         command.main([str(path)], standalone_mode=False)
     assert caught.value.code == code
@@ -28,7 +29,8 @@ def test_a_file_of_other_bytes_is_refused_by_its_place(module, code, tmp_path):
 
 
 def test_a_folder_without_an_index_is_not_rebuilt(tmp_path):
-    command = importlib.import_module("stillroom.cli.rag_rebuild").command
+    module, name = "stillroom.cli.rag.migration:rebuild_command".split(":")
+    command = getattr(importlib.import_module(module), name)
     with pytest.raises(StillroomError) as caught:
         command.main([str(tmp_path)], standalone_mode=False)
     assert caught.value.code == "data.not-an-artifact"

@@ -4,13 +4,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stillroom.cli.options import (
-    debug_option,
-    existing_path,
-    job_options,
-    json_option,
-    print_json,
-)
+from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.output import print_json
 
 
 @click.command()
@@ -61,11 +56,11 @@ def test_unknown_flags_are_refused(flag):
 
 
 def test_a_row_is_wrapped_at_a_terminal_and_whole_in_a_pipe(monkeypatch):
-    from stillroom.cli.options import hang
+    from stillroom.cli.output import format_row
 
     monkeypatch.setenv("COLUMNS", "40")
     text = "one two three four five six seven eight nine"
-    assert hang("name  ", text) == f"name  {text}"
-    rows = hang("name  ", text, always=True).splitlines()
+    assert format_row("name  ", text) == f"name  {text}"
+    rows = format_row("name  ", text, always=True).splitlines()
     assert rows[1].startswith("      ")
     assert max(map(len, rows)) <= 40

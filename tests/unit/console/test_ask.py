@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 from tests.console_folder import HOSTILE, KEY, SAID, build_tenants
 
 from stillroom.console import create_console
-from stillroom.rag.access import Access
+from stillroom.rag.index.view import AccessContext
 from stillroom.serve.views.sources import Sources
 
 
@@ -130,12 +130,12 @@ def test_models_are_opened_of_the_folder_alone(client, token):
 
 def test_a_tenant_is_shown_its_own_alone(tmp_path):
     folder = build_tenants(tmp_path)
-    with Sources(folder, Access("a")).seen("index") as index:
+    with Sources(folder, AccessContext("a")).seen("index") as index:
         own = index.passage_at(0)
     assert "aword" in own.text
-    with Sources(folder, Access("b")).seen("index") as index:
+    with Sources(folder, AccessContext("b")).seen("index") as index:
         other = index.passage_at(0).id
-    app = create_console(folder, key=KEY, access=Access("a"))
+    app = create_console(folder, key=KEY, access=AccessContext("a"))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         client.get(f"/?key={KEY}")
         assert "aword" in client.get("/source", params={"at": "index", "passage": own.id}).text

@@ -7,7 +7,7 @@ from tests.console_folder import KEY, write
 
 from stillroom.console import create_console
 from stillroom.recipes import parse_recipe
-from stillroom.serve.running import JobRunner
+from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.views.forms import MAIN_JOB, describe_form, list_forms
 from stillroom.serve.workspace import Workspace
 

@@ -5,8 +5,7 @@ from tests.console_folder import HOSTILE, KEY, build_tenants
 from stillroom.console import create_console
 from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.serve.views.graph import draw_graph
-from stillroom.serve.views.lineage import trace
+from stillroom.serve.views.lineage import layout_lineage_graph, trace_lineage
 from stillroom.serve.views.models import list_models
 from stillroom.testing import tiny_checkpoint
 
@@ -60,7 +59,7 @@ def test_a_model_answers_by_itself(client, token):
 
 
 def test_the_graph_names_what_everything_was_made_from(folder):
-    graph = draw_graph(folder, ["run/steps/index"])
+    graph = layout_lineage_graph(folder, ["run/steps/index"])
     assert {spot.kind for spot in graph.spots} == {"index", "folder", "elsewhere"}
     index = next(spot for spot in graph.spots if spot.kind == "index")
     documents = next(spot for spot in graph.spots if spot.kind == "folder")
@@ -87,8 +86,8 @@ def test_no_word_of_a_tenant_is_walked(tmp_path):
     def titles(node):
         return [node.title, *node.notes, *(one for child in node.children for one in titles(child))]
 
-    told = " ".join(titles(trace(folder, "index")))
+    told = " ".join(titles(trace_lineage(folder, "index")))
     assert "aword" not in told
     assert "bword" not in told
     with pytest.raises(DataError, match="tenants"):
-        trace(folder, "index", record="pas-anything")
+        trace_lineage(folder, "index", record="pas-anything")

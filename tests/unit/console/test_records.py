@@ -9,11 +9,15 @@ from stillroom.console import create_console
 from stillroom.errors import DataError, ResourceError
 from stillroom.jobs import Job
 from stillroom.provenance import make_parent, read_artifact, walk_record
-from stillroom.rag.access import Access
+from stillroom.rag.index.view import AccessContext
 from stillroom.records import Link, Message, Origin, Record, read_records, write_records
-from stillroom.serve.reviews import Review, write_reviewed
-from stillroom.serve.views.generators import compare_generators
-from stillroom.serve.views.records import Wanted, list_records_of, open_set
+from stillroom.serve.views.records import (
+    RecordsQuery,
+    compare_generators,
+    list_records,
+    open_record_set,
+)
+from stillroom.serve.views.reviews import ReviewLog, write_reviewed_records
 from stillroom.serve.views.sources import Sources
 
 
@@ -24,11 +28,11 @@ def made(tmp_path):
 
 @pytest.fixture
 def review(tmp_path):
-    return Review(tmp_path / "reviews", "digest")
+    return ReviewLog(tmp_path / "reviews", "digest")
 
 
 def look(tmp_path, review, **wanted):
-    return list_records_of(Sources(tmp_path), "set", Wanted(**wanted), review)
+    return list_records(Sources(tmp_path), "set", RecordsQuery(**wanted), review)
 
 
 def test_records_come_in_pages(client):
@@ -59,7 +63,7 @@ def test_decisions_are_filtered_undone_and_survive(tmp_path, made, review):
     key = made[0].id
     review.decide(key, "reject", seen=0, note="dull")
     assert look(tmp_path, review, decision="reject").total == 1
-    again = Review(tmp_path / "reviews", "digest")
+    again = ReviewLog(tmp_path / "reviews", "digest")
     assert again.latest(key)[0].note == "dull"
     again.decide(key, "undo", seen=1)
     assert again.latest(key) == (None, 2)
@@ -71,7 +75,7 @@ def test_a_torn_line_costs_itself_alone(tmp_path, made, review):
         review.decide(made[number].id, "accept", seen=0)
     data = review.path.read_bytes()
     review.path.write_bytes(data[:-7])
-    again = Review(tmp_path / "reviews", "digest")
+    again = ReviewLog(tmp_path / "reviews", "digest")
     assert len(again.trail()) == 2
     again.decide(made[2].id, "accept", seen=0)
     assert review.path.read_bytes().count(b"\n") == 3
@@ -111,7 +115,7 @@ def test_a_full_disk_is_said_and_decides_nothing(made, review, monkeypatch):
     def full(*_):
         raise ResourceError("the disk is full", code="resource.disk-full")
 
-    monkeypatch.setattr("stillroom.serve.reviews.Journal.put", full)
+    monkeypatch.setattr("stillroom.serve.views.reviews.Journal.put", full)
     with pytest.raises(ResourceError):
         review.decide(made[0].id, "accept", seen=0)
     assert review.latest(made[0].id) == (None, 0)
@@ -124,7 +128,7 @@ def test_what_was_accepted_becomes_records_with_the_trail(tmp_path, made, review
     review.decide(edited.id, "edit", seen=0, messages=turns)
     review.decide(edited.id, "accept", seen=1)  # the edit stays
     review.decide("dropped-0", "accept", seen=0)
-    artifact = write_reviewed(tmp_path / "set", review, tmp_path / "out", "set")
+    artifact = write_reviewed_records(tmp_path / "set", review, tmp_path / "out", "set")
     assert artifact.details["review"] == {"kept": 44, "edited": 1, "rejected": 1, "rescued": 1}
     rows = {record.messages[0].content: record for record in read_records(tmp_path / "out")}
     assert len(rows) == 45
@@ -146,13 +150,15 @@ def test_of_nothing_no_artifact_is_made(tmp_path, review):
     review.decide(made[0].id, "reject", seen=0)
     for _ in range(2):  # pressed again it says the same
         with pytest.raises(DataError) as told:
-            write_reviewed(tmp_path / "few", review, tmp_path / "out", "few")
+            write_reviewed_records(tmp_path / "few", review, tmp_path / "out", "few")
         assert told.value.code == "console.nothing-left"
     review.decide(made[0].id, "accept", seen=1)
     Job.start(tmp_path / "out", "killed: while it was written").close()
-    assert write_reviewed(tmp_path / "few", review, tmp_path / "out", "few").kind == "records"
+    assert (
+        write_reviewed_records(tmp_path / "few", review, tmp_path / "out", "few").kind == "records"
+    )
     with pytest.raises(DataError):
-        write_reviewed(tmp_path / "few", review, tmp_path / "out", "few")
+        write_reviewed_records(tmp_path / "few", review, tmp_path / "out", "few")
 
 
 def test_deciding_works_by_forms_alone(client, token, folder):
@@ -206,14 +212,17 @@ def test_generators_are_compared(tmp_path, made, review, client):
 
 def test_what_is_no_set_of_records_is_not_shown(tmp_path, client):
     folder = build_tenants(tmp_path)
-    with pytest.raises(DataError, match="holds no records"), open_set(Sources(folder), "index"):
+    with (
+        pytest.raises(DataError, match="holds no records"),
+        open_record_set(Sources(folder), "index"),
+    ):
         pass
     assert client.get("/records?at=../secret").status_code == 404
     assert client.get("/records?at=run").status_code == 400
 
 
 def passage_of(folder, tenant):
-    with Sources(folder, Access(tenant)).seen("index") as index:
+    with Sources(folder, AccessContext(tenant)).seen("index") as index:
         return index.passage_at(0).id
 
 
@@ -255,7 +264,7 @@ def console_of(folder, access=None):
 
 
 def test_a_tenant_is_shown_the_records_of_its_own_passages_and_what_all_may_see(tenants):
-    app, client = console_of(tenants, Access("a"))
+    app, client = console_of(tenants, AccessContext("a"))
     with client:
         client.get(f"/?key={KEY}")
         page = client.get("/records?at=set").text
@@ -280,7 +289,7 @@ def test_a_tenant_is_shown_the_records_of_its_own_passages_and_what_all_may_see(
         client.post("/records/write", data={"token": app.token, "at": "set"})
     rows = list(read_records(tenants / "reviewed/set-1"))
     assert [one.messages[1].content for one in rows] == ["It is afell."]
-    app, client = console_of(tenants, Access("b"))
+    app, client = console_of(tenants, AccessContext("b"))
     with client:
         client.get(f"/?key={KEY}")
         assert shown not in client.get("/records/trail?at=set").text

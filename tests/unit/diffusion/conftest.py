@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.model.metadata import DiffusionMetadata
 from stillroom.testing import tiny_checkpoint
 
 MASK = 300
@@ -37,7 +37,7 @@ def say_diffusion(folder, **metadata):
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """Return a function that opens a tiny model with some metadata, each once."""
-    from stillroom.diffusion.opening import open_diffusion
+    from stillroom.diffusion.model.loading import open_diffusion
 
     made = {}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.model.metadata import DiffusionMetadata
 
 MASK, END = 9, 8
 

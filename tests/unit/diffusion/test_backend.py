@@ -11,10 +11,10 @@ from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.backend import Diffusion
 from stillroom.errors import BackendError
-from stillroom.models.opening import open_text_model
-from stillroom.models.protocols import CanvasModel, CanvasStep, TextModel
+from stillroom.models.factory import open_text_model
+from stillroom.models.interfaces import DenoisingModel, DenoisingStep, TextModel
 from stillroom.records import Message, Prompt, Sampling
-from stillroom.serve import Limits, Served, create_app
+from stillroom.serve import RequestLimits, ServedModel, create_app
 from stillroom.testing import read_stream, tiny_checkpoint
 
 PROMPT = Prompt((Message("user", "Say something."),))
@@ -85,10 +85,10 @@ def test_a_schema_is_held_whole_and_streamed(model):
 
 
 def test_steps_are_streamed_between_the_pieces(model):
-    assert isinstance(model, CanvasModel)
+    assert isinstance(model, DenoisingModel)
     sampling = Sampling(max_new_tokens=6)
     items = list(model.stream_canvas(PROMPT, sampling))
-    steps = [item for item in items if isinstance(item, CanvasStep)]
+    steps = [item for item in items if isinstance(item, DenoisingStep)]
     assert "".join(item for item in items if isinstance(item, str)) == "".join(
         model.stream(PROMPT, sampling)
     )
@@ -100,7 +100,7 @@ def test_steps_are_streamed_between_the_pieces(model):
 
 
 def test_the_server_shows_the_canvas_and_frees_the_slot_of_who_leaves(model):
-    app = create_app(Served("run", model), limits=Limits(running=1, waiting=0))
+    app = create_app(ServedModel("run", model), limits=RequestLimits(running=1, waiting=0))
     body = {"model": "run", "messages": [{"role": "user", "content": "A jar?"}], "stream": True}
     body["stream_options"] = {"include_canvas": True}
 
@@ -170,12 +170,12 @@ def test_scores_are_the_chain_from_left_to_right(model):
     assert len(score.logprobs) == model.count_tokens("Yes, so it is.")
     assert all(value < 0 for value in score.logprobs)
     assert model.score([PROMPT], [""])[0].logprobs == ()
-    from stillroom.diffusion.likelihood import score_text
-    from stillroom.diffusion.requests import prompt_request
-    from stillroom.diffusion.scoring import ESTIMATORS
+    from stillroom.diffusion.evaluation.likelihood import score_text
+    from stillroom.diffusion.interfaces import ESTIMATORS
+    from stillroom.diffusion.sampling.sequence import build_prompt_request
 
     opened = model.model
-    before = list(prompt_request(opened.tokenizer, PROMPT, 0).ids)
+    before = list(build_prompt_request(opened.tokenizer, PROMPT, 0).ids)
     after = opened.tokenizer("Yes, so it is.", add_special_tokens=False)["input_ids"]
     places = range(len(before), len(before) + len(after))
     chain = score_text(opened, before + after, places, ESTIMATORS.build("chain_rule"))
@@ -222,7 +222,7 @@ def test_a_checkpoint_names_the_backend_that_serves_it(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["stillroom_backend"] == "diffusion"
     from stillroom.models import open_text_model
-    from stillroom.models.method import BACKENDS
+    from stillroom.models.interfaces import BACKENDS
 
     if "diffusion" not in BACKENDS.names():  # an installation from before this entry point
         pytest.skip("reinstall the package: pip install -e .")

@@ -8,15 +8,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from tests.unit.diffusion.conftest import MASK, say_diffusion
-from tests.unit.diffusion.test_layouts import LLADA, llada_tensors, write
+from tests.unit.diffusion.model.formats.test_formats import LLADA, llada_tensors, write
 from tests.unit.diffusion.test_training import chats, plains
 
 from stillroom.cli.app import stillroom
-from stillroom.diffusion.expecting import expect_of
-from stillroom.diffusion.opening import open_diffusion
-from stillroom.diffusion.requests import decode, holes_request, piece_texts
-from stillroom.diffusion.watching import TerminalView, write_animation
-from stillroom.diffusion.writing import Event
+from stillroom.diffusion.model.initialization import describe_expected_quality
+from stillroom.diffusion.model.loading import open_diffusion
+from stillroom.diffusion.sampling.animation import TerminalAnimation, write_animation
+from stillroom.diffusion.sampling.sampler import StepEvent
+from stillroom.diffusion.sampling.sequence import build_infill_request, decode_sample, decode_tokens
 from stillroom.errors import StillroomError
 from stillroom.records import write_records
 from stillroom.testing import tiny_checkpoint
@@ -73,7 +73,7 @@ def test_fills_holes_and_keeps_the_rest(folder):
     found = call_json("sample", folder, "--holes", "A jar [[3]] plums [[2]].")
     assert re.match(r"A jar .*plums.*\.$", found["samples"][0]["text"], re.DOTALL)
     tokenizer = open_diffusion(folder).tokenizer
-    request = holes_request(tokenizer, "A jar [[3]] plums [[2]].")
+    request = build_infill_request(tokenizer, "A jar [[3]] plums [[2]].")
     assert request.ids.count(None) == 5
     assert request.max_new_tokens == 0
 
@@ -168,14 +168,14 @@ def test_a_page_escapes_what_tokens_say(folder, tmp_path):
     tokenizer = open_diffusion(folder).tokenizer
     ids = tuple(tokenizer("</script><b>&")["input_ids"])
     count = len(ids)
-    event = Event(0, 0, 1, ids, (False,) * count, (0,), (), (1.0,) * count, 0)
+    event = StepEvent(0, 0, 1, ids, (False,) * count, (0,), (), (1.0,) * count, 0)
     write_animation(tmp_path / "p.html", [event], tokenizer, title="<i>")
     text = (tmp_path / "p.html").read_text()
     assert text.count("</script>") == 1
     assert "<i>" not in text
     assert "&lt;b&gt;&amp;" in text
     ids = tuple(tokenizer("@DATA@ @GIVEN@ <!-- <script>")["input_ids"])
-    event = Event(0, 0, 1, ids, (False,) * len(ids), (0,), (), (1.0,) * len(ids), 0)
+    event = StepEvent(0, 0, 1, ids, (False,) * len(ids), (0,), (), (1.0,) * len(ids), 0)
     write_animation(tmp_path / "p.html", [event], tokenizer, title="@LAST@")
     text = (tmp_path / "p.html").read_text()
     assert text.count("const frames") == 1
@@ -204,7 +204,7 @@ def test_tokens_of_a_text_join_to_the_text(folder):
     tokenizer = open_diffusion(folder).tokenizer
     said = "Plums — 蜂蜜, naïve."
     ids = tokenizer(said)["input_ids"]
-    assert "".join(piece_texts(tokenizer, ids)) == said
+    assert "".join(decode_tokens(tokenizer, ids)) == said
 
 
 def test_the_terminal_view_redraws_and_marks(folder, monkeypatch):
@@ -215,23 +215,23 @@ def test_the_terminal_view_redraws_and_marks(folder, monkeypatch):
             return True
 
     tokenizer, stream = open_diffusion(folder).tokenizer, Terminal()
-    view = TerminalView(tokenizer, stream)
+    view = TerminalAnimation(tokenizer, stream)
     ids = (40, 41, MASK)
-    view.show(Event(0, 0, 1, ids, (False, False, True), (1,), (), (1.0,) * 3, 0))
-    view.show(Event(0, 1, 2, ids, (False, True, True), (), (1,), (1.0,) * 3, 0))
+    view.show(StepEvent(0, 0, 1, ids, (False, False, True), (1,), (), (1.0,) * 3, 0))
+    view.show(StepEvent(0, 1, 2, ids, (False, True, True), (), (1,), (1.0,) * 3, 0))
     drawn = stream.getvalue()
     assert "\x1b[1;32m" in drawn
     assert "\x1b[1;31m" in drawn
     # "step 0, 1 readings, 1 open" and one line of text: no more is drawn over
     assert re.findall(r"\x1b\[(\d+)A\x1b\[J", drawn) == ["2"]
     ids = tuple(tokenizer("word " * 20)["input_ids"])
-    view = TerminalView(tokenizer, stream)
-    event = Event(0, 0, 1, ids, (False,) * len(ids), (1, 2), (), (1.0,) * len(ids), 0)
+    view = TerminalAnimation(tokenizer, stream)
+    event = StepEvent(0, 0, 1, ids, (False,) * len(ids), (1, 2), (), (1.0,) * len(ids), 0)
     text = view.draw(event, color=False)
     view.show(event)
     view.show(event)
     ids = tuple(tokenizer("a\x1b[2Jb\tc")["input_ids"])
-    event = Event(0, 0, 1, ids, (False,) * len(ids), (), (), (1.0,) * len(ids), 0)
+    event = StepEvent(0, 0, 1, ids, (False,) * len(ids), (), (), (1.0,) * len(ids), 0)
     assert view.draw(event, color=False) == "a\u241b[2Jb\u2409c"  # shown, not obeyed
     lines = 1 + -(-len(text) // 30)
     assert stream.getvalue().count(f"\x1b[{lines}A\x1b[J") == 1
@@ -347,7 +347,7 @@ def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
 
 
 def test_what_to_expect_goes_by_the_tokens():
-    said = [expect_of(10**power, by_blocks=False) for power in (5, 6, 8, 10)]
+    said = [describe_expected_quality(10**power, by_blocks=False) for power in (5, 6, 8, 10)]
     assert len({text.partition("tokens")[2] for text in said}) == 4
     assert all("6.5e10" in text for text in said)
 
@@ -375,11 +375,11 @@ def test_trains_a_recipe_and_says_what_it_came_to(tmp_path):
 
 def test_what_is_written_is_told_whole_or_new(folder):
     model = open_diffusion(folder)
-    from stillroom.diffusion.canvas import Request
-    from stillroom.diffusion.decoding import DecodeSettings
-    from stillroom.diffusion.sampling import generate
+    from stillroom.diffusion.sampling.sampler import generate
+    from stillroom.diffusion.sampling.sequence import InfillRequest
+    from stillroom.diffusion.sampling.settings import DecodeSettings
 
     ids = tuple(model.tokenizer("The still")["input_ids"])
-    (sample,) = generate(model, [Request(ids, 3)], DecodeSettings(end={"never": True}))
-    assert decode(model.tokenizer, sample, whole=True).startswith("The still")
-    assert not decode(model.tokenizer, sample, whole=False).startswith("The still")
+    (sample,) = generate(model, [InfillRequest(ids, 3)], DecodeSettings(end={"never": True}))
+    assert decode_sample(model.tokenizer, sample, whole=True).startswith("The still")
+    assert not decode_sample(model.tokenizer, sample, whole=False).startswith("The still")

@@ -9,15 +9,17 @@ import torch
 from pydantic import ValidationError
 from tests.unit.diffusion.conftest import MASK, say_diffusion
 
-from stillroom.diffusion.lessons import Lesson, encode_lessons
-from stillroom.diffusion.likelihood import score_text
-from stillroom.diffusion.loss import masked_loss
-from stillroom.diffusion.noise import NOISINGS, SCHEDULES
-from stillroom.diffusion.objective import DiffusionObjective
-from stillroom.diffusion.opening import open_diffusion
+from stillroom.diffusion.evaluation.likelihood import score_text
+from stillroom.diffusion.interfaces import CORRUPTIONS, ESTIMATORS, NOISE_SCHEDULES
+from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.recipe import DiffusionRecipe
-from stillroom.diffusion.scoring import ESTIMATORS
-from stillroom.diffusion.source import BUCKETS, NoisySource
+from stillroom.diffusion.training.data import (
+    TIME_BUCKETS,
+    CorruptedDataSource,
+    MaskableExample,
+    tokenize_records,
+)
+from stillroom.diffusion.training.loss import DiffusionLoss, masked_cross_entropy
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -68,7 +70,7 @@ def make_recipe(tmp_path):
 
 def lesson(length=9, first=3):
     ids = np.arange(4, 4 + length)
-    return Lesson("r", ids, ((first, length),))
+    return MaskableExample("r", ids, ((first, length),))
 
 
 # -- the head at masked places ----------------------------------------------------------------
@@ -76,12 +78,12 @@ def lesson(length=9, first=3):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_chunked_loss_is_the_plain_one_with_its_gradients(monkeypatch, bias):
-    monkeypatch.setattr("stillroom.diffusion.loss._CHUNK_NUMBERS", 11 * 3)
+    monkeypatch.setattr("stillroom.diffusion.training.loss._CHUNK_ELEMENTS", 11 * 3)
     torch.manual_seed(0)
     head = torch.nn.Linear(5, 11, bias=bias).double()
     states = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     labels, scale = torch.randint(10, (8,)), torch.rand(8)
-    total, losses = masked_loss(states, head, labels, scale, never=10)
+    total, losses = masked_cross_entropy(states, head, labels, scale, never=10)
     (total * 3).backward()
     found = [states.grad.clone(), *(p.grad.clone() for p in head.parameters())]
     states.grad = None
@@ -98,9 +100,9 @@ def test_the_chunked_loss_is_the_plain_one_with_its_gradients(monkeypatch, bias)
 # -- schedules and noisings -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULES.names())
+@pytest.mark.parametrize("name", NOISE_SCHEDULES.names())
 def test_a_schedule_goes_from_nothing_to_everything_and_knows_its_slope(name):
-    schedule = SCHEDULES.build(name)
+    schedule = NOISE_SCHEDULES.build(name)
     t = np.linspace(0.01, 1, 100)
     share = schedule.share(t)
     assert schedule.share(np.array([0.0]))[0] == pytest.approx(0)
@@ -111,7 +113,7 @@ def test_a_schedule_goes_from_nothing_to_everything_and_knows_its_slope(name):
     assert np.allclose(slope, schedule.slope(t), atol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.names())
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES.names())
 @pytest.mark.parametrize("name", ["independent", "complementary"])
 @pytest.mark.parametrize("metadata", [{}, {"attention": "block_causal", "block_size": 4}])
 def test_the_expected_loss_is_the_bound_whatever_noising_and_schedule(
@@ -127,9 +129,9 @@ def test_the_expected_loss_is_the_bound_whatever_noising_and_schedule(
         train={"batch_size": 700, "micro_tokens": 700 * 9},
         **metadata,
     )
-    source = NoisySource([text], recipe, model.metadata, 10)
+    source = CorruptedDataSource([text], recipe, model.metadata, 10)
     source.begin(0, model.network, None)
-    objective = DiffusionObjective(model)
+    objective = DiffusionLoss(model)
     total = units = 0
     values = []
     with torch.no_grad():
@@ -148,8 +150,8 @@ def test_complements_ask_for_every_token_once():
     noised = np.array([False, True, True, True, True, True])
     rng = np.random.default_rng(0)
     for t in (0.1, 0.5, 1.0):
-        one, two = NOISINGS.build("complementary").copies(
-            noised, np.full(6, t), SCHEDULES.build("linear"), rng
+        one, two = CORRUPTIONS.build("complementary").copies(
+            noised, np.full(6, t), NOISE_SCHEDULES.build("linear"), rng
         )
         assert (one.is_learned ^ two.is_learned)[1:].all()
         assert not (one.is_masked | two.is_masked)[0]
@@ -160,9 +162,11 @@ def test_complements_ask_for_every_token_once():
 
 def test_a_complement_is_logged_by_its_own_time():
     noised, rng = np.ones(20_000, dtype=bool), np.random.default_rng(0)
-    for name in SCHEDULES.names():
-        schedule = SCHEDULES.build(name)
-        _, two = NOISINGS.build("complementary").copies(noised, np.full(20_000, 0.8), schedule, rng)
+    for name in NOISE_SCHEDULES.names():
+        schedule = NOISE_SCHEDULES.build(name)
+        _, two = CORRUPTIONS.build("complementary").copies(
+            noised, np.full(20_000, 0.8), schedule, rng
+        )
         assert schedule.share(two.t[:1])[0] == pytest.approx(two.is_masked.mean(), abs=0.02)
 
 
@@ -171,7 +175,9 @@ def test_a_complement_is_logged_by_its_own_time():
 
 def source_of(make_model, make_recipe, lessons, metadata=None, **settings):
     model = make_model(double=True, **(metadata or {}))
-    return NoisySource(lessons, make_recipe(**(metadata or {}), **settings), model.metadata, 10)
+    return CorruptedDataSource(
+        lessons, make_recipe(**(metadata or {}), **settings), model.metadata, 10
+    )
 
 
 def texts_of(source, step):
@@ -203,7 +209,7 @@ def test_micro_batches_do_not_change_a_step(make_model, make_recipe):
             train={"micro_tokens": micro, "batch_size": 6},
         )
         source.begin(1, model.network, None)
-        objective = DiffusionObjective(model)
+        objective = DiffusionLoss(model)
         with torch.no_grad():
             losses = [objective(model.network, source.load(g)) for g in source.plan(1)]
         total = sum(float(loss.total) for loss in losses)
@@ -249,7 +255,7 @@ def test_prompts_are_given_and_answers_noised(make_model, make_recipe):
 
 
 def test_of_a_conversation_one_turn_is_learned_with_all_before_it(make_model, make_recipe):
-    talk = Lesson("r", np.arange(4, 16), ((2, 5), (8, 12)))
+    talk = MaskableExample("r", np.arange(4, 16), ((2, 5), (8, 12)))
     source = source_of(make_model, make_recipe, [talk], train={"batch_size": 40})
     source.begin(0, None, None)
     assert {len(text.ids) for text in source._texts} == {5, 12}
@@ -319,7 +325,7 @@ def test_texts_are_shortened_now_and_then_in_pretraining(make_model, make_recipe
 
 
 def test_encoding_finds_answers_turns_and_what_is_cut(plain):
-    from stillroom.models.causal import load_tokenizer
+    from stillroom.models.local.causal_lm import load_tokenizer
 
     tokenizer = load_tokenizer(plain)
     talk = Record(
@@ -331,15 +337,15 @@ def test_encoding_finds_answers_turns_and_what_is_cut(plain):
         )
     )
     kwargs = {"max_tokens": 400, "include_prompt": False, "first": 0}
-    (found,), counts = encode_lessons(tokenizer, [talk], **kwargs)
+    (found,), counts = tokenize_records(tokenizer, [talk], **kwargs)
     said = [tokenizer.decode(found.ids[a:b]) for a, b in found.turns]
     assert said == ["Yes.<|im_end|>", "No.<|im_end|>"]
     assert counts.noised == found.noised.sum()
-    _, counts = encode_lessons(tokenizer, [talk], **{**kwargs, "max_tokens": len(found.ids) - 3})
+    _, counts = tokenize_records(tokenizer, [talk], **{**kwargs, "max_tokens": len(found.ids) - 3})
     assert counts.cut == 1
-    none, counts = encode_lessons(tokenizer, [talk], **{**kwargs, "max_tokens": 3})
+    none, counts = tokenize_records(tokenizer, [talk], **{**kwargs, "max_tokens": 3})
     assert (none, counts.left_out) == ([], 1)
-    (whole,), _ = encode_lessons(tokenizer, [talk], **{**kwargs, "include_prompt": True})
+    (whole,), _ = tokenize_records(tokenizer, [talk], **{**kwargs, "include_prompt": True})
     assert whole.turns == ((1, len(whole.ids)),)
 
 
@@ -375,7 +381,7 @@ def test_a_model_of_characters_learns_and_opens_again(make_recipe, tmp_path):
     assert model.tokenizer.decode(model.tokenizer("a jar")["input_ids"][1:]) == "a jar"
     logged = metrics(folder)
     assert len(logged["loss"]) == 60
-    assert {f"masked_ce/t<{high:g}" for _, high in BUCKETS} <= set(logged)
+    assert {f"masked_ce/t<{high:g}" for _, high in TIME_BUCKETS} <= set(logged)
     assert logged["masked_ce/t<0.25"][-1] < logged["masked_ce/t<0.25"][0]
     assert read_artifact(folder).kind == "checkpoint"
 
@@ -415,13 +421,13 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(make_recipe, tmp_path, 
     whole, _ = run(recipe, tmp_path, "whole")
     calls = []
 
-    def stop(self, network, batch, plain=DiffusionObjective.__call__):
+    def stop(self, network, batch, plain=DiffusionLoss.__call__):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return plain(self, network, batch)
 
-    monkeypatch.setattr(DiffusionObjective, "__call__", stop)
+    monkeypatch.setattr(DiffusionLoss, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path, "stopped")
     monkeypatch.undo()
@@ -456,17 +462,17 @@ def test_a_twin_of_an_autoregressive_checkpoint_learns_from_the_same_start(make_
 
 def test_the_mask_token_begins_as_the_mean_of_all(tmp_path, make_recipe):
     from stillroom.checkpoints import Checkpoint
-    from stillroom.diffusion.starting import prepare_start
+    from stillroom.diffusion.model.initialization import prepare_initial_checkpoint
 
     folder = tiny_checkpoint(tmp_path / "ar", hidden=32)
-    prepare_start(make_recipe(start=str(folder)), lambda: (), tmp_path / "start")
+    prepare_initial_checkpoint(make_recipe(start=str(folder)), lambda: (), tmp_path / "start")
     name = "model.embed_tokens.weight"
     before = Checkpoint.open(folder).tensor(name)
     after = Checkpoint.open(tmp_path / "start").tensor(name)
     assert torch.equal(after[:-1], before)
     assert torch.allclose(after[-1], before.mean(0), atol=1e-6)
     unshifted = make_recipe(start=str(folder), logit_shift=False)
-    prepare_start(unshifted, lambda: (), tmp_path / "other")
+    prepare_initial_checkpoint(unshifted, lambda: (), tmp_path / "other")
     assert open_diffusion(str(tmp_path / "other")).metadata.logit_shift is False
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from stillroom.distill.cache import TeacherCache
-from stillroom.distill.cache_header import CacheHeader
-from stillroom.distill.capture import capture_teacher
-from stillroom.distill.encode import encode_lessons
+from stillroom.distill.data.tokenized import tokenize_records
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.logit_cache.capture import capture_teacher
+from stillroom.distill.logit_cache.storage import CacheHeader
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.records import Message, Record, write_records
@@ -45,7 +45,7 @@ def loaded(teacher_folder):
 
 @pytest.fixture
 def lessons(loaded):
-    found, _ = encode_lessons(loaded[1], make_records(6), max_tokens=128, include_prompt=False)
+    found, _ = tokenize_records(loaded[1], make_records(6), max_tokens=128, include_prompt=False)
     return found
 
 
@@ -82,7 +82,7 @@ def make_cache(tmp_path, make_header, loaded, lessons, job):
 
     def make(folder="cache", *, fill=True, shard_bytes=1 << 30, **changes):
         header = make_header(**changes)
-        cache = TeacherCache.open(tmp_path / folder, header, shard_bytes=shard_bytes)
+        cache = LogitCache.open(tmp_path / folder, header, shard_bytes=shard_bytes)
         opened.append(cache)
         if fill:
             capture_teacher(loaded[0], lessons, cache, job)

@@ -11,18 +11,18 @@ from tests.unit.distill.conftest import make_records
 from transformers import PreTrainedTokenizerFast
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.cache import TeacherCache
-from stillroom.distill.cross_fidelity import NOT_DEFINED, CrossFidelity
-from stillroom.distill.cross_lessons import Reader, encode_cross
+from stillroom.checkpoints.random_init import CHAT_TEMPLATE
+from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
+from stillroom.distill.evaluation.teacher_distance import UNDEFINED_METRICS, CrossTokenizerFidelity
+from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import run
 from stillroom.errors import Cancelled, CheckpointError, DataError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
-from stillroom.models.token_bytes import read_token_bytes
+from stillroom.models.tokenization.token_bytes import read_token_bytes
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint
-from stillroom.testing.checkpoint import CHAT_TEMPLATE
 
 FAST = {"steps": 25, "batch_size": 6, "threads": 1, "learning_rate": 1e-2, "precision": "float32"}
 
@@ -77,13 +77,13 @@ def do(tmp_path):
 def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_folder):
     artifact, folder = do(make_recipe(fidelity={"control": True}))
     found = artifact.details["crossing_fidelity"]
-    before, after = (CrossFidelity.from_json(found[name]) for name in ("initial", "final"))
+    before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < 0.7 * before.mean("divergence")
-    control = CrossFidelity.from_json(found["control"])
+    control = CrossTokenizerFidelity.from_json(found["control"])
     assert after.mean("divergence") < control.mean("divergence")
     assert after.mean("teacher_bits") == before.mean("teacher_bits")
     written = json.loads((folder / "output" / "fidelity.json").read_text())
-    assert written["not_defined"] == list(NOT_DEFINED)
+    assert written["not_defined"] == list(UNDEFINED_METRICS)
     assert written["summary"]["final"]["student_bits"]["value"] == pytest.approx(
         after.mean("student_bits")
     )
@@ -120,13 +120,13 @@ def test_a_sentencepiece_student_learns_from_a_byte_level_teacher(
 ):
     artifact, _ = do(make_recipe(student=str(sentencepiece_folder)))
     found = artifact.details["crossing_fidelity"]
-    before, after = (CrossFidelity.from_json(found[name]) for name in ("initial", "final"))
+    before, after = (CrossTokenizerFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < before.mean("divergence")
 
 
 def test_stopped_while_the_teacher_speaks_it_ends_with_the_same_bytes(make_recipe, do, monkeypatch):
     whole, _ = do(make_recipe(), "whole")
-    real, added = TeacherCache.add, []
+    real, added = LogitCache.add, []
 
     def add(self, lesson, rows):
         real(self, lesson, rows)
@@ -135,12 +135,12 @@ def test_stopped_while_the_teacher_speaks_it_ends_with_the_same_bytes(make_recip
             raise Cancelled("stopped", code="job.cancelled")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherCache, "add", add)
+        patch.setattr(LogitCache, "add", add)
         with pytest.raises(Cancelled):
             do(make_recipe(), "part")
     captured = []
     monkeypatch.setattr(
-        TeacherCache,
+        LogitCache,
         "add",
         lambda self, one, rows: (captured.append(one.key), real(self, one, rows)),
     )
@@ -157,12 +157,12 @@ def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teache
     assert header["about"] == {"name": teacher_folder.name}
     teacher, tokenizer = load_causal_lm(teacher_folder, dtype="float32", device="cpu")
     record = next(one for one in make_records(12) if one.fields["split"] == "train")
-    reader = Reader(tokenizer, read_token_bytes(tokenizer), 512)
-    (lesson,), _ = encode_cross(reader, reader, [record], include_prompt=True)
+    reader = TokenizerView(tokenizer, read_token_bytes(tokenizer), 512)
+    (lesson,), _ = encode_aligned(reader, reader, [record], include_prompt=True)
     with torch.no_grad():
         logits = teacher(input_ids=torch.tensor(lesson.teacher_ids)[None]).logits[0].double()
     own = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(lesson.teacher_ids[1:])[:, None])
-    with TeacherCache.open(cache) as opened:
+    with LogitCache.open(cache) as opened:
         kept = next(one for one in opened.lessons() if np.array_equal(one.ids, lesson.teacher_ids))
         spoken = opened.read(kept)["logprob"]
     np.testing.assert_allclose(spoken, own[kept.positions, 0], atol=1e-4)
@@ -171,12 +171,12 @@ def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teache
 def test_numbers_are_not_lost_on_a_tokenizer_of_single_digits():
     """A number that is one token of the teacher and several digits of the student is one chunk."""
     wide, narrow = (
-        Reader(PreTrainedTokenizerFast(tokenizer_object=tokenizer), tokens, 128)
+        TokenizerView(PreTrainedTokenizerFast(tokenizer_object=tokenizer), tokens, 128)
         for tokenizer, tokens in map(zoo.make, ("byte_level", "byte_level_digits"))
     )
     record = Record((Message("assistant", "In 1999 the house kept 345 drops and 12."),))
     heard = []
-    (lesson,), _ = encode_cross(
+    (lesson,), _ = encode_aligned(
         wide,
         narrow,
         [record],

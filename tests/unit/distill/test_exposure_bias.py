@@ -7,18 +7,18 @@ import pytest
 import torch
 import transformers
 
-from stillroom.distill.encode import Lesson, make_batch
-from stillroom.distill.engine import DistillObjective
-from stillroom.distill.method import METHODS, ROLLOUTS
-from stillroom.distill.rollout_reading import PlainReading
-from stillroom.distill.rollout_source import RolloutSource
-from stillroom.distill.rollout_text import RolloutPrompt
-from stillroom.distill.rollout_writing import Author, Writer
+from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
+from stillroom.distill.interfaces import METHODS, ROLLOUT_POLICIES
+from stillroom.distill.on_policy.collators import SameTokenizerCollator
+from stillroom.distill.on_policy.generation import GenerationModel, RolloutGenerator
+from stillroom.distill.on_policy.rollout import OnPolicyPrompt
+from stillroom.distill.on_policy.source import RolloutBatchSource
+from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.jobs import Journal
 from stillroom.records import Record
+from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss, train
 from stillroom.train.settings import TrainSettings
-from stillroom.train.source import RecordSource
 
 LETTERS, LENGTH, OPENING, STEPS = 16, 24, 2, 200
 
@@ -64,22 +64,25 @@ def source_of(lessons, seed):
 
 def lessons_of(texts):
     positions = np.arange(OPENING - 1, LENGTH - 1)
-    return [Lesson(f"text-{at}", row.astype(np.int64), positions) for at, row in enumerate(texts)]
+    return [
+        TokenizedRecord(f"text-{at}", row.astype(np.int64), positions)
+        for at, row in enumerate(texts)
+    ]
 
 
 def prompts_of(texts):
     return [
-        RolloutPrompt(Record(()), f"text-{at}", (), tuple(int(one) for one in row[:OPENING]))
+        OnPolicyPrompt(Record(()), f"text-{at}", (), tuple(int(one) for one in row[:OPENING]))
         for at, row in enumerate(texts)
     ]
 
 
 def writer_of(model, seed, **fields):
-    policy = ROLLOUTS.build(
+    policy = ROLLOUT_POLICIES.build(
         {"name": "on_policy", "max_new_tokens": LENGTH - OPENING, "rows": 16, **fields}
     )
-    author = Author(model, rows=LETTERS, precision="float32")
-    return Writer(policy, author, None, ends=frozenset(), max_tokens=LENGTH, seed=seed)
+    author = GenerationModel(model, rows=LETTERS, precision="float32")
+    return RolloutGenerator(policy, author, None, ends=frozenset(), max_tokens=LENGTH, seed=seed)
 
 
 def gaps(student, teacher, texts, seed):
@@ -121,12 +124,12 @@ def learn(teacher, job, seed, share, count=48):
     source = records
     if share:
         writer = writer_of(student, seed, student_share=share)
-        source = RolloutSource(
+        source = RolloutBatchSource(
             records, lessons, prompts_of(texts), writer.policy, writer,
             Journal(job.scratch / f"own-{seed}.jsonl"),
-            reading=PlainReading(), size=len(lessons), steps=STEPS, say=job.say,
+            reading=SameTokenizerCollator(), size=len(lessons), steps=STEPS, say=job.say,
         )  # fmt: skip
-    objective = DistillObjective(METHODS.build("forward_kl"), rows=LETTERS, teacher=teacher)
+    objective = DistillationLoss(METHODS.build("forward_kl"), rows=LETTERS, teacher=teacher)
     seen = [0]
 
     def tally(model, batch):

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
-from stillroom.distill.checks import run_preflight
+from stillroom.distill.preflight.checks import run_preflight
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import run
 from stillroom.errors import CheckpointError

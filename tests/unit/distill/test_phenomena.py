@@ -11,12 +11,16 @@ import pytest
 import torch
 import transformers
 
-from stillroom.distill.control import CrossEntropy
-from stillroom.distill.encode import Batch
-from stillroom.distill.engine import DistillObjective
-from stillroom.distill.method import METHODS
-from stillroom.distill.targets import Dense, Sampled, TopKTail
-from stillroom.evaluate.calibration import TemperatureFit, bin_positions, calibration_error
+from stillroom.distill.data.tokenized import Batch
+from stillroom.distill.evaluator import BaselineLoss
+from stillroom.distill.interfaces import METHODS
+from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
+from stillroom.distill.trainers.loss import DistillationLoss
+from stillroom.evaluate.metrics.calibration import (
+    TemperatureScaler,
+    bin_confidences,
+    expected_calibration_error,
+)
 
 pytestmark = pytest.mark.slow
 SIZE, LENGTH, SCARCE = 64, 32, 200
@@ -81,7 +85,7 @@ def logits_of(model, ids):
 @cache
 def make_teacher(seed, count=10 * SCARCE):
     with torch.random.fork_rng():
-        return train(draw_text(seed, count, 1), seed, 400, CrossEntropy(SIZE))
+        return train(draw_text(seed, count, 1), seed, 400, BaselineLoss(SIZE))
 
 
 def loss_of(model, ids):
@@ -91,13 +95,15 @@ def loss_of(model, ids):
 def error_of(model, ids):
     """Return the calibration error on one half, before and after a temperature from the other."""
     half = len(ids) // 2
-    fit = TemperatureFit()
+    fit = TemperatureScaler()
     fit.add(logits_of(model, ids[:half]), ids[:half, 1:].flatten())
     logits, labels = logits_of(model, ids[half:]), ids[half:, 1:].flatten()
     found = []
     for scale in (1.0, fit.temperature):
         confidence, token = torch.softmax(logits / scale, -1).max(-1)
-        found.append(calibration_error([bin_positions(confidence, token == labels)]).value)
+        found.append(
+            expected_calibration_error([bin_confidences(confidence, token == labels)]).value
+        )
     return (*found, fit.temperature)
 
 
@@ -106,15 +112,15 @@ def test_a_teacher_of_ten_times_the_data_beats_scarce_labels(seed):
     scarce, held_out = draw_text(seed, SCARCE, 2), draw_text(seed, 200, 3)
     teacher, steps, along = make_teacher(seed), 200, []
     told = logits_of(teacher, scarce).view(SCARCE, LENGTH - 1, SIZE)
-    objective = DistillObjective(METHODS.build("forward_kl"), rows=SIZE)
+    objective = DistillationLoss(METHODS.build("forward_kl"), rows=SIZE)
     student = train(
-        scarce, seed, steps, objective, lambda chosen: Dense(told[chosen].flatten(0, 1))
+        scarce, seed, steps, objective, lambda chosen: DenseTargets(told[chosen].flatten(0, 1))
     )
     control = train(
         scarce,
         seed,
         steps,
-        CrossEntropy(SIZE),
+        BaselineLoss(SIZE),
         on_step=lambda model: along.append(loss_of(model, held_out)),
     )
     losses = {
@@ -130,24 +136,24 @@ def test_a_teacher_of_ten_times_the_data_beats_scarce_labels(seed):
 def test_top_k_renormalized_is_overconfident_and_drawn_targets_are_not(seed):
     learned, held_out = draw_text(seed, 10 * SCARCE, 4), draw_text(seed, 400, 3)
     whole = torch.log_softmax(logits_of(make_teacher(seed), learned), -1)
-    kept = TopKTail.from_logits(whole, 4)
+    kept = TopKTargets.from_logits(whole, 4)
     cut = kept.logprobs - kept.logprobs.logsumexp(-1, keepdim=True)
-    drawn = Sampled.from_logits(whole, 12, torch.Generator().manual_seed(seed))
+    drawn = SampledTargets.from_logits(whole, 12, torch.Generator().manual_seed(seed))
     places = torch.arange(len(whole)).view(len(learned), -1)
 
     def renormalized(chosen):
         at = places[chosen].flatten()
-        return TopKTail(kept.ids[at], cut[at], torch.full((len(at),), -math.inf))
+        return TopKTargets(kept.ids[at], cut[at], torch.full((len(at),), -math.inf))
 
     def bucket(chosen):
         at = places[chosen].flatten()
-        return TopKTail(kept.ids[at], kept.logprobs[at], kept.tail[at])
+        return TopKTargets(kept.ids[at], kept.logprobs[at], kept.tail[at])
 
     def draws(chosen):
         at = places[chosen].flatten()
-        return Sampled(drawn.ids[at], drawn.weights[at], drawn.logprobs[at])
+        return SampledTargets(drawn.ids[at], drawn.weights[at], drawn.logprobs[at])
 
-    objective = DistillObjective(METHODS.build("forward_kl"), rows=SIZE)
+    objective = DistillationLoss(METHODS.build("forward_kl"), rows=SIZE)
     errors = {"teacher": error_of(make_teacher(seed), held_out)}
     for target_of in (renormalized, bucket, draws):
         student = train(learned, seed, 300, objective, target_of)

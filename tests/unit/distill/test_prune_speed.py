@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.encode import Lesson
-from stillroom.distill.initialize import initialize_student, plan_student
-from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.data.tokenized import TokenizedRecord
+from stillroom.distill.pruning.student import initialize_student, plan_student
+from stillroom.distill.settings import PruneSettings
 from stillroom.testing import tiny_checkpoint
 
 TOKENS, WIDTH, ROWS, LIMIT, STRIDE = 24, 48, 16, 360, 4
@@ -71,7 +71,7 @@ def test_a_pruned_start_needs_a_third_of_the_steps(seed, tmp_path):
     reached = train(teacher, language, seed, steps=500)
     teacher.save_pretrained(tmp_path / "teacher")
     rows = language.rows(np.random.default_rng(99), 16).numpy()
-    lessons = [Lesson(str(n), row, np.arange(1, WIDTH - 1)) for n, row in enumerate(rows)]
+    lessons = [TokenizedRecord(str(n), row, np.arange(1, WIDTH - 1)) for n, row in enumerate(rows)]
     checkpoint, until = Checkpoint.open(tmp_path / "teacher"), reached + 0.15
     for prune, share in (("depth", 0.7), ("width", 0.7), ("both", 0.5)):
         settings = PruneSettings(prune=prune, max_parameters=share, choose="kl")

@@ -4,8 +4,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.settings import PruneSettings
 from stillroom.errors import RecipeError
 from stillroom.recipes import dump_recipe, parse_recipe
 

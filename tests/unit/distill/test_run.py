@@ -6,11 +6,12 @@ import torch
 from tests.unit.distill.conftest import make_records
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.cache import TeacherCache
-from stillroom.distill.fidelity import Fidelity, measure_fidelity
+from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.preflight.resources import estimate
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.run import estimate, run
-from stillroom.distill.teacher import Teacher, common_rows
+from stillroom.distill.run import run
+from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
@@ -182,7 +183,7 @@ def test_refuses_a_student_of_another_vocabulary(teacher_folder, tmp_path, job):
     other = tiny_checkpoint(tmp_path / "other", vocabulary=300)
     student, tokenizer = load_causal_lm(other, dtype="float32", device="cpu")
     with pytest.raises(CheckpointError) as caught:
-        common_rows(Teacher.find(str(teacher_folder), job), student, tokenizer)
+        count_shared_rows(LocalTeacher.find(str(teacher_folder), job), student, tokenizer)
     assert caught.value.code == "distill.vocabulary"
 
 
@@ -201,7 +202,7 @@ def test_refuses_records_without_an_answer_in_reach(make_recipe, do):
 
 
 def test_data_without_splits_is_split_by_id(tmp_path):
-    from stillroom.distill.lessons import split_records
+    from stillroom.train.data import split_records
 
     records = [Record((Message("user", f"{n}?"), Message("assistant", "Yes."))) for n in range(200)]
     write_records(tmp_path / "r.jsonl", records)
@@ -303,12 +304,12 @@ def test_the_teacher_speaks_of_no_record_that_no_step_reads(make_recipe, do, tmp
         train={**FAST, "steps": 1, "batch_size": 3},
     )
     do(recipe)
-    with TeacherCache.open(cache) as opened:
+    with LogitCache.open(cache) as opened:
         assert len(list(opened.lessons())) == 3
     again = make_recipe(
         targets={"mode": "top_k", "k": 8, "cache": str(cache)},
         train={**FAST, "steps": 2, "batch_size": 3},
     )
     do(again, "again")
-    with TeacherCache.open(cache) as opened:
+    with LogitCache.open(cache) as opened:
         assert len(list(opened.lessons())) == 6

@@ -92,8 +92,9 @@ def test_a_student_learns_what_its_teacher_reads_in_context(do):
 def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
     import torch
 
-    from stillroom.distill.context import ContextSettings, add_context, hear_record
-    from stillroom.evaluate.spans import encode_record
+    from stillroom.distill.data.preparation import add_context, encode_with_context
+    from stillroom.distill.settings import TeacherContextSettings
+    from stillroom.evaluate.lm.encoding import encode_record
 
     records = [
         Record(one.messages, {**one.fields, "passage": "Every still is hot."})
@@ -110,8 +111,8 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
     model, tokenizer = loaded
     held_out = records[0]
     own = encode_record(tokenizer, held_out, max_tokens=512)
-    told = hear_record(ContextSettings(**context), tokenizer, held_out, own)
-    assert add_context(ContextSettings(**context), held_out) is not None
+    told = encode_with_context(TeacherContextSettings(**context), tokenizer, held_out, own)
+    assert add_context(TeacherContextSettings(**context), held_out) is not None
     sides = [
         torch.log_softmax(
             model(input_ids=torch.tensor(one.ids)[None]).logits[0, torch.tensor(one.targets) - 1],

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
+from stillroom.distill.on_policy.source import RolloutBatchSource
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.rollout_source import RolloutSource
 from stillroom.distill.run import run
 from stillroom.errors import BackendError, Cancelled, RecipeError
 from stillroom.jobs import Job
@@ -141,7 +141,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server,
     whole, _ = do(recipe, "whole")
     asked = len(server.bodies)
     server.bodies.clear()
-    real = RolloutSource.plan
+    real = RolloutBatchSource.plan
 
     def plan(self, step):
         if step == 3:
@@ -149,7 +149,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server,
         return real(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RolloutSource, "plan", plan)
+        patch.setattr(RolloutBatchSource, "plan", plan)
         with pytest.raises(Cancelled):
             do(recipe, "part")
     resumed, folder = do(recipe, "part", resume=True)

@@ -6,14 +6,18 @@ from tests.unit.distill import families
 from tests.unit.distill.conftest import make_records
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.encode import encode_lessons
-from stillroom.distill.initialize import initialize_student, plan_student, student_parameters
-from stillroom.distill.prune_settings import PruneSettings
-from stillroom.distill.width_axes import StudentShape
-from stillroom.distill.width_choice import choose_width
-from stillroom.distill.width_statistics import WidthStatistics, gather_width_statistics
+from stillroom.distill.data.tokenized import tokenize_records
+from stillroom.distill.pruning.importance import WidthStatistics, gather_width_statistics
+from stillroom.distill.pruning.shapes import StudentShape
+from stillroom.distill.pruning.student import (
+    count_student_parameters,
+    initialize_student,
+    plan_student,
+)
+from stillroom.distill.pruning.width import select_width
+from stillroom.distill.settings import PruneSettings
 from stillroom.errors import CheckpointError, DataError, RecipeError
-from stillroom.models.causal import load_tokenizer
+from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.testing import tiny_checkpoint
 
 IDS = torch.tensor([[1, 17, 300, 42, 9, 77, 5, 250, 31, 8, 120, 4]])
@@ -23,7 +27,7 @@ GONE = {"ffn": [3, 50, 95], "hidden": list(range(28)), "kv": [1]}
 @pytest.fixture(scope="module")
 def lessons(tmp_path_factory):
     folder = tiny_checkpoint(tmp_path_factory.mktemp("w") / "t", vocabulary=families.VOCABULARY)
-    found, _ = encode_lessons(
+    found, _ = tokenize_records(
         load_tokenizer(folder), make_records(3), max_tokens=48, include_prompt=True
     )
     return found
@@ -36,7 +40,7 @@ def prune(model, folder, lessons, **settings):
     plan = plan_student(checkpoint, wanted, lambda: model, lessons)
     student = initialize_student(teacher, folder / "student", plan)
     opened = Checkpoint.open(student)
-    assert opened.parameters == student_parameters(checkpoint, wanted)
+    assert opened.parameters == count_student_parameters(checkpoint, wanted)
     return *families.load(student), plan, opened
 
 
@@ -241,11 +245,11 @@ def test_heads_are_compared_within_their_group():
     teacher = StudentShape(1, 8, 4, 6, 3, 1)
     scores = torch.tensor([9.0, 8.0, 1.0, 2.0, 5.0, 4.0], dtype=torch.float64)
     statistics = WidthStatistics({0: torch.arange(4.0)}, {0: scores}, torch.arange(8.0))
-    kept = choose_width(teacher, StudentShape(1, 4, 2, 3, 3, 1), statistics, [0])
+    kept = select_width(teacher, StudentShape(1, 4, 2, 3, 3, 1), statistics, [0])
     assert kept.layers[0].heads == (0, 3, 4)  # globally 0, 1, 4 are the largest
     assert kept.layers[0].ffn == (2, 3)
     assert kept.hidden == (4, 5, 6, 7)
-    kept = choose_width(teacher, StudentShape(1, 8, 4, 2, 2, 1), statistics, [0])
+    kept = select_width(teacher, StudentShape(1, 8, 4, 2, 2, 1), statistics, [0])
     assert kept.layers[0].kv_heads == (0, 2)
     assert kept.layers[0].heads == (0, 4)
     assert kept.index("qkv", 0).tolist() == [0, 4, 6, 8, 9, 11]
@@ -266,7 +270,7 @@ def test_heads_are_compared_within_their_group():
 def test_refuses_sizes_that_no_model_can_have(tmp_path, settings, where):
     teacher = Checkpoint.open(tiny_checkpoint(tmp_path / "t"))
     with pytest.raises(RecipeError) as caught:
-        student_parameters(teacher, PruneSettings(max_parameters=1.0, **settings))
+        count_student_parameters(teacher, PruneSettings(max_parameters=1.0, **settings))
     assert caught.value.code == "distill.prune-shape"
     assert caught.value.problems[0].where == where
 
@@ -275,7 +279,7 @@ def test_gpt2_ties_its_heads_to_its_width(tmp_path):
     teacher = Checkpoint.open(families.save(families.make_model("gpt2"), tmp_path / "t"))
     settings = PruneSettings(max_parameters=1.0, hidden_size=32, attention_heads=4)
     with pytest.raises(RecipeError) as caught:
-        student_parameters(teacher, settings)
+        count_student_parameters(teacher, settings)
     assert caught.value.code == "distill.prune-shape"
 
 
@@ -284,10 +288,12 @@ def test_gpt2_ties_its_heads_to_its_width(tmp_path):
 def test_sizes_are_found_for_a_share(prune, family, tmp_path):
     teacher = Checkpoint.open(families.save(families.make_model(family), tmp_path / "t"))
     for share in (0.9, 0.6, 0.45):
-        parameters = student_parameters(teacher, PruneSettings(max_parameters=share, prune=prune))
+        parameters = count_student_parameters(
+            teacher, PruneSettings(max_parameters=share, prune=prune)
+        )
         assert 0.8 * share < parameters / teacher.parameters <= share
     with pytest.raises(RecipeError) as caught:
-        student_parameters(teacher, PruneSettings(max_parameters=0.01, prune=prune))
+        count_student_parameters(teacher, PruneSettings(max_parameters=0.01, prune=prune))
     assert caught.value.code == "distill.too-large"
 
 
@@ -304,9 +310,11 @@ def test_refuses_a_family_it_does_not_know(tmp_path):
     teacher = tiny_checkpoint(tmp_path / "t")
     rewrite(teacher, lambda config: config.update(model_type="olmo3"))
     with pytest.raises(CheckpointError) as caught:
-        student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
+        count_student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
     assert caught.value.code == "distill.prune-family"
-    assert student_parameters(Checkpoint.open(teacher), PruneSettings(layers=1, max_parameters=1.0))
+    assert count_student_parameters(
+        Checkpoint.open(teacher), PruneSettings(layers=1, max_parameters=1.0)
+    )
 
 
 def test_refuses_a_tensor_it_does_not_know_by_name(tmp_path):
@@ -317,7 +325,7 @@ def test_refuses_a_tensor_it_does_not_know_by_name(tmp_path):
     tensors["model.layers.0.mlp.experts.0.down_proj.weight"] = torch.zeros(64, 128)
     save_file(tensors, teacher / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
+        count_student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
     assert caught.value.code == "distill.prune-tensor"
     assert caught.value.problems[0].where == "model.layers.0.mlp.experts.0.down_proj.weight"
 
@@ -326,7 +334,7 @@ def test_refuses_a_config_that_does_not_say_its_heads(tmp_path):
     teacher = tiny_checkpoint(tmp_path / "t")
     rewrite(teacher, lambda config: config.pop("num_attention_heads"))
     with pytest.raises(CheckpointError) as caught:
-        student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
+        count_student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
     assert caught.value.code == "distill.prune-tensor"
 
 

@@ -160,7 +160,7 @@ EXACT = ("byte_level", "byte_level_digits", "byte_level_prefix", "llama_legacy",
 @functools.cache
 def make(name):
     """Return a tokenizer and its tokens' bytes."""
-    from stillroom.models.token_bytes import read_token_bytes
+    from stillroom.models.tokenization.token_bytes import read_token_bytes
 
     tokenizer = MAKERS[name]()
     return tokenizer, read_token_bytes(tokenizer)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.evaluate.final_answer import find_answer, read_answers, same_answer
+from stillroom.evaluate.final_answer import extract_answer, extract_answers, is_same_answer
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from stillroom.evaluate.final_answer import find_answer, read_answers, same_answ
     ],
 )
 def test_finds_what_is_marked_or_the_last_line(text, wanted):
-    assert find_answer(text) == wanted
+    assert extract_answer(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_finds_what_is_marked_or_the_last_line(text, wanted):
     ],
 )
 def test_reads_a_statement_in_words(text, wanted):
-    assert read_answers(text) == wanted
+    assert extract_answers(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -69,25 +69,25 @@ def test_reads_a_statement_in_words(text, wanted):
     ],
 )
 def test_reads_no_number_that_words_change(text):
-    assert "5" not in read_answers(f"The answer is {text}")
+    assert "5" not in extract_answers(f"The answer is {text}")
 
 
 @pytest.mark.parametrize("text", ["exactly 5", "a total of 5 apples", "only 5 km", "about 5."])
 def test_reads_a_number_that_words_leave_as_it_is(text):
-    assert "5" in read_answers(f"The answer is {text}")
+    assert "5" in extract_answers(f"The answer is {text}")
 
 
 @pytest.mark.parametrize("end", ["#", "#### ", " final answer is", " final answer is x"])
 def test_the_time_to_find_an_answer_grows_with_the_text(end):
     begun = process_time()
-    assert find_answer(r"\boxed{5}" + end * (200_000 // len(end)))[:1] == "5"
+    assert extract_answer(r"\boxed{5}" + end * (200_000 // len(end)))[:1] == "5"
     assert process_time() - begun < 5
 
 
 def test_finds_the_last_number_and_the_whole():
-    assert find_answer("from 3 to 1,204.5 kg", "number") == "1,204.5"
-    assert find_answer("none here", "number") == ""
-    assert find_answer("  all of it \n", "whole") == "all of it"
+    assert extract_answer("from 3 to 1,204.5 kg", "number") == "1,204.5"
+    assert extract_answer("none here", "number") == ""
+    assert extract_answer("  all of it \n", "whole") == "all of it"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_finds_the_last_number_and_the_whole():
     ],
 )
 def test_compares_as_numbers_or_in_words(one, other, same):
-    assert same_answer(one, other) is same
+    assert is_same_answer(one, other) is same
 
 
 @given(st.integers(-(10**9), 10**9))
 def test_a_number_is_found_however_it_is_set(number):
-    assert same_answer(find_answer(f"Thus the answer is ${number:,}$."), str(number))
+    assert is_same_answer(extract_answer(f"Thus the answer is ${number:,}$."), str(number))

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics import Metric, bootstrap
-from stillroom.evaluate.plots import Plot, draw_plot, format_value
+from stillroom.evaluate.charts import Plot, format_value, render_plot
+from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
 from stillroom.evaluate.report import Report, Table, merge_reports
 
 HOSTILE = '<script>alert("x")</script>'
@@ -134,12 +134,12 @@ def test_numbers_as_people_read_them(value, unit, shown):
 
 @pytest.mark.parametrize("values", [(), (float("nan"),)])
 def test_a_plot_of_nothing_is_nothing(values):
-    assert draw_plot(Plot("x", ("a",) * len(values), values)) == ""
+    assert render_plot(Plot("x", ("a",) * len(values), values)) == ""
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e12, 1e-9])
 @pytest.mark.parametrize("kind", ["bars", "intervals"])
 def test_plots_stay_within_their_frame(value, kind):
-    drawn = draw_plot(Plot("x", ("a", "b"), (value, value), kind=kind))
+    drawn = render_plot(Plot("x", ("a", "b"), (value, value), kind=kind))
     for x in re.findall(r'\b(?:x|x1|cx|width)="(-?[\d.]+)"', drawn):
         assert 0 <= float(x) <= 720

@@ -8,10 +8,10 @@ import textwrap
 import pytest
 
 from stillroom.errors import Cancelled, DataError, RecipeError
-from stillroom.evaluate import answers as answers_module
 from stillroom.evaluate import run as run_module
-from stillroom.evaluate.answerer import Answerer, open_answerer
-from stillroom.evaluate.questions import find_records, pick_questions
+from stillroom.evaluate.interfaces import RagSystem, open_rag_system
+from stillroom.evaluate.qa import answers as answers_module
+from stillroom.evaluate.qa.questions import find_records, select_questions
 from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.evaluate.report import Report
 from stillroom.evaluate.run import estimate, run
@@ -60,7 +60,7 @@ def answer_from_passages(prompt):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "open_answerer", lambda path, name: Towns())
+    monkeypatch.setattr(run_module, "open_rag_system", lambda path, name: Towns())
     monkeypatch.setattr(
         answers_module, "open_text_model", lambda ref, backend: scripted_model(answer_from_passages)
     )
@@ -230,7 +230,7 @@ def test_fidelity_before_distillation_is_read_from_the_artifact(world):
 
 def test_nothing_to_ask_is_an_error_that_counts_why():
     with pytest.raises(DataError, match="not held out") as caught:
-        pick_questions([record(0, split="train")], limit=5, seed=0)
+        select_questions([record(0, split="train")], limit=5, seed=0)
     assert caught.value.code == "data.no-questions"
 
 
@@ -247,16 +247,16 @@ def test_without_a_question_the_report_says_so_where_the_recipe_goes_on(world):
 
 def test_the_choice_of_questions_does_not_depend_on_their_order():
     rows = [record(at) for at in range(9)]
-    one, skipped = pick_questions(rows, limit=4, seed=0)
-    two, _ = pick_questions(rows[::-1], limit=4, seed=0)
+    one, skipped = select_questions(rows, limit=4, seed=0)
+    two, _ = select_questions(rows[::-1], limit=4, seed=0)
     assert {question.id for question in one} == {question.id for question in two}
     assert skipped == {"more than max_questions": 5}
-    assert {q.id for q in pick_questions(rows, limit=4, seed=1)[0]} != {q.id for q in one}
+    assert {q.id for q in select_questions(rows, limit=4, seed=1)[0]} != {q.id for q in one}
 
 
 def test_records_made_elsewhere_are_asked_whole():
     row = Record((Message("user", "Why?"), Message("assistant", "Because.")))
-    questions, _ = pick_questions([row, row], limit=5, seed=0)
+    questions, _ = select_questions([row, row], limit=5, seed=0)
     assert [(q.text, q.answer) for q in questions] == [("Why?", "Because.")]
 
 
@@ -268,12 +268,12 @@ def test_a_folder_without_records_is_refused(tmp_path):
 
 def test_an_unknown_answerer_names_the_known(tmp_path):
     with pytest.raises(RecipeError) as caught:
-        open_answerer(tmp_path, "nonesuch")
+        open_rag_system(tmp_path, "nonesuch")
     assert caught.value.code == "recipe.unknown-answerer"
 
 
 def test_the_protocol_is_checkable():
-    assert isinstance(Towns(), Answerer)
+    assert isinstance(Towns(), RagSystem)
 
 
 @pytest.mark.parametrize("models", [{}, {"a/b": "x"}, {"": "x"}])

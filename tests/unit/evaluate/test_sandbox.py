@@ -84,16 +84,16 @@ def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
 
 def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(monkeypatch, caplog):
     monkeypatch.setattr(sandbox, "_NAMESPACES", False)
-    sandbox._tell_what_is_open.cache_clear()
+    sandbox._warn_of_open_access.cache_clear()
     for code in ("open('/etc/passwd')", "import os; os.kill(os.getppid(), 0)"):
         assert run_code([code]).reason == "PermissionError"
     assert run_tests("def f(n): return n", ["assert f(1) == 1"]).is_done
     assert caplog.text.count("can learn which files exist") == 1
-    sandbox._tell_what_is_open.cache_clear()
+    sandbox._warn_of_open_access.cache_clear()
 
 
 def test_no_path_of_the_host_is_seen(caplog, tmp_path):
-    sandbox._tell_what_is_open.cache_clear()
+    sandbox._warn_of_open_access.cache_clear()
     outcome = run_code([f"import os\nos.stat({str(tmp_path)!r})"])
     if "user namespaces" in caplog.text:
         pytest.skip("this machine gives no user namespaces")
@@ -113,10 +113,10 @@ def test_nothing_is_left_running():
 def test_a_start_that_took_too_long_is_tried_again_with_patience(monkeypatch):
     given = []
 
-    def slow(order, files, out, err, timeout_s, plain=sandbox._start):
+    def slow(order, files, out, err, timeout_s, plain=sandbox._run_processes):
         given.append(timeout_s)
         return (-signal.SIGXCPU, {}) if len(given) == 1 else plain(order, files, out, err, 60)
 
-    monkeypatch.setattr(sandbox, "_start", slow)
+    monkeypatch.setattr(sandbox, "_run_processes", slow)
     assert run_code(["print(1)"], timeout_s=1).output == "1\n"
-    assert given == [1, 1 + sandbox._PATIENCE_S]
+    assert given == [1, 1 + sandbox._STARTUP_S]

@@ -1,8 +1,8 @@
 import pytest
 
-from stillroom.cli.check import command as check
+from stillroom.cli.recipes import check_command as check
 from stillroom.errors import CheckpointError, DataError
-from stillroom.flow.inputs import check_inputs, find_inputs
+from stillroom.flow.inputs import check_inputs, resolve_inputs
 from stillroom.recipes import parse_recipe
 
 FLOW = """\
@@ -90,7 +90,7 @@ def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch
 
 def test_hub_names_are_looked_for(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    find_inputs({"teacher": "builtin:static", "documents": "/nowhere"})
+    resolve_inputs({"teacher": "builtin:static", "documents": "/nowhere"})
     with pytest.raises(CheckpointError) as caught:
-        find_inputs({"teacher": "hub:nobody/nothing"})
+        resolve_inputs({"teacher": "hub:nobody/nothing"})
     assert caught.value.code == "checkpoint.not-found"

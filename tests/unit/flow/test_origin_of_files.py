@@ -7,12 +7,11 @@ from PIL import Image
 from tests.unit.text.parsers.test_office import make_pdf
 
 from stillroom.flow import run_recipe
-from stillroom.rag.index import Index
-from stillroom.rag.sources import describe_sources
+from stillroom.rag.generation.answer import describe_sources
+from stillroom.rag.index.searcher import Index
 from stillroom.recipes import parse_recipe
 from stillroom.records import Hit, Origin
-from stillroom.text.examining import examine_file, examined_by
-from stillroom.text.reading import parse_file
+from stillroom.text.reader import check_origin, parse_file, use_origin_check
 
 pytest.importorskip("c2pa")
 
@@ -27,8 +26,8 @@ def _own_lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
     """A folder with a plain file, a signed one, one that a program made, one that was changed."""
-    from stillroom.forensics.certificates import init_ca
-    from stillroom.forensics.signing import sign_file
+    from stillroom.forensics.c2pa.certificates import init_ca
+    from stillroom.forensics.labeling.signature import sign_file
 
     base = tmp_path_factory.mktemp("documents")
     init_ca(base / "ca")
@@ -81,54 +80,54 @@ def test_sources_of_an_answer_say_it(passages):
 
 
 def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
-    from stillroom.forensics.drawing import draw_face
-    from stillroom.forensics.examiner import examine
-    from stillroom.forensics.lab import open_lab
-    from stillroom.forensics.marking import Made, Marker, read_image
+    from stillroom.forensics.check.origin import examine_origin
+    from stillroom.forensics.labeling.lab import open_lab
+    from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter, read_image
+    from stillroom.forensics.synthesis.faces import draw_face
 
-    made = Made(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
-    Marker(open_lab()).emit(made, tmp_path / "a.png")
+    made = GeneratedImage(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
+    LabeledImageWriter(open_lab()).emit(made, tmp_path / "a.png")
     Image.fromarray(read_image(tmp_path / "a.png")).save(tmp_path / "stripped.jpg", quality=80)
     Image.effect_noise((160, 160), 40).convert("RGB").save(tmp_path / "plain.png")
     human = Origin("human")
     for name in ("a.png", "stripped.jpg"):
-        origin, told = examine(tmp_path / name, human)
+        origin, told = examine_origin(tmp_path / name, human)
         assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.lab")
         assert "watermark" in told[0]
-    origin, told = examine(tmp_path / "plain.png", human)
+    origin, told = examine_origin(tmp_path / "plain.png", human)
     assert (origin.kind, told) == ("human", ())
     assert origin.chain[-1].method == "forensics.check.unknown"
     face = draw_face(1, 2, 160).image
-    twin = Made(face, "twin", 1, "run", "humanEdits", kind="real", whose="person")
-    Marker(open_lab()).emit(twin, tmp_path / "twin.png")
-    origin, told = examine(tmp_path / "twin.png", human)
+    twin = GeneratedImage(face, "twin", 1, "run", "humanEdits", kind="real", whose="person")
+    LabeledImageWriter(open_lab()).emit(twin, tmp_path / "twin.png")
+    origin, told = examine_origin(tmp_path / "twin.png", human)
     assert (origin.kind, origin.chain[-1].method) == ("human", "forensics.check.lab")
     assert "real twin of a forgery" in told[0]
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    assert examine(tmp_path / "broken.png", human) == (human, ())
+    assert examine_origin(tmp_path / "broken.png", human) == (human, ())
 
 
 def test_what_was_found_is_told_with_the_document(documents):
-    from stillroom.forensics.examiner import examine
+    from stillroom.forensics.check.origin import examine_origin
 
-    with examined_by(examine):
+    with use_origin_check(examine_origin):
         document = parse_file(documents / "made.pdf")
     assert "made or composed by a program" in document.metadata["notices"][-1]
     assert document.origin.kind == "synthetic"
     plain = parse_file(documents / "made.pdf")
     assert plain.origin == Origin()
-    assert examine_file(documents / "made.pdf", Origin()) == (Origin(), ())
+    assert check_origin(documents / "made.pdf", Origin()) == (Origin(), ())
 
 
 def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, monkeypatch):
     from stillroom.errors import MissingExtraError
-    from stillroom.forensics import examiner
+    from stillroom.forensics.check import origin as examiner
 
     def missing(*given, **more):
         raise MissingExtraError.of("c2pa", "forensics", "the forensics room")
 
-    monkeypatch.setattr(examiner, "need", missing)
-    origin, told = examiner.examine(documents / "made.pdf", Origin())
+    monkeypatch.setattr(examiner, "require_packages", missing)
+    origin, told = examiner.examine_origin(documents / "made.pdf", Origin())
     assert origin == Origin()
     assert told[0].startswith("where it is from was not checked: ")
 
@@ -136,8 +135,8 @@ def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, mon
 def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(tmp_path):
     from tests.unit.text.parsers.test_clip import write_clip
 
-    from stillroom.forensics.certificates import init_ca
-    from stillroom.forensics.signing import sign_file
+    from stillroom.forensics.c2pa.certificates import init_ca
+    from stillroom.forensics.labeling.signature import sign_file
 
     pytest.importorskip("av")
     init_ca(tmp_path / "ca")
@@ -145,9 +144,9 @@ def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(t
     (tmp_path / "films").mkdir()
     film = tmp_path / "films" / "talk.mp4"
     sign_file(tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator")
-    from stillroom.forensics.examiner import examine
+    from stillroom.forensics.check.origin import examine_origin
 
-    with examined_by(examine):
+    with use_origin_check(examine_origin):
         document = parse_file(film, origin=Origin("human"))
     assert document.text == "Title: Cod are counted."
     assert document.origin.kind == "synthetic"

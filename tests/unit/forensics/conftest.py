@@ -19,21 +19,21 @@ def _own_lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lab(_own_lab):
-    from stillroom.forensics.lab import open_lab
+    from stillroom.forensics.labeling.lab import open_lab
 
     return open_lab()
 
 
 @pytest.fixture(scope="session")
 def faces():
-    from stillroom.forensics.drawing import draw_face
+    from stillroom.forensics.synthesis.faces import draw_face
 
     return [draw_face(7, number, 160) for number in range(6)]
 
 
 def widen(about):
     """Return what is known of a detector as if nothing were strange to it."""
-    from stillroom.forensics.domain import FileTraits
+    from stillroom.forensics.inference.domain import FileTraits
 
     far = dict.fromkeys(about.domain.clouds, 1e9)
     limits = {"still": far, "video": far}

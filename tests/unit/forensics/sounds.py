@@ -2,7 +2,7 @@
 
 import wave
 
-from stillroom.forensics.waves import RATE
+from stillroom.forensics.media.audio import SAMPLE_RATE
 
 
 def write_sound(path, values):
@@ -11,6 +11,6 @@ def write_sound(path, values):
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes((values * 32767).astype("<i2").tobytes())
     return path

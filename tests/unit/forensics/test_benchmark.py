@@ -10,35 +10,43 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
-from stillroom.forensics.audits import (
+from stillroom.forensics.benchmark.audit import (
+    compute_difference_hash,
     find_leaks,
-    find_twins,
-    outline,
-    tell_by_file,
+    find_near_duplicates,
+    fit_file_trait_baseline,
 )
-from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.importing import import_deepfakebench, import_faceforensics
-from stillroom.forensics.intervals import measure_scores, pick_threshold
-from stillroom.forensics.items import Item, digest_items, read_items, write_items
-from stillroom.forensics.measures import (
+from stillroom.forensics.benchmark.evaluation import (
+    EvaluationProtocol,
+    compare_evaluations,
+    evaluate_folds,
+    evaluate_scores,
+    open_protocol,
+    read_evaluation,
+    read_scores,
+    write_evaluation,
+)
+from stillroom.forensics.benchmark.manifest import (
+    ManifestItem,
+    digest_items,
+    import_deepfakebench,
+    import_faceforensics,
+    read_items,
+    write_items,
+)
+from stillroom.forensics.benchmark.metrics import (
     area_under_curve,
     average_precision,
+    bootstrap_auc,
     brier_score,
-    calibration_gap,
-    cluster_interval,
+    compute_tpr_at_fpr,
     equal_error_rate,
-    rate_at,
+    expected_calibration_error,
+    measure_scores,
+    select_threshold,
 )
-from stillroom.forensics.protocol import Protocol, open_protocol
-from stillroom.forensics.splits import leave_one_out, split_items
-from stillroom.forensics.standing import (
-    compare_standings,
-    read_scores,
-    read_standing,
-    score_folds,
-    score_items,
-    write_standing,
-)
+from stillroom.forensics.benchmark.splits import leave_one_out, split_items
+from stillroom.forensics.synthesis.faces import draw_face
 
 
 def make_items(people=20, generators=("a", "b"), frames=1):
@@ -49,7 +57,7 @@ def make_items(people=20, generators=("a", "b"), frames=1):
             for frame in range(frames):
                 name = f"{generator or 'real'}-{person}-{frame}"
                 items.append(
-                    Item(
+                    ManifestItem(
                         id=name,
                         path=f"{name}.png",
                         label=1 if generator else 0,
@@ -140,7 +148,7 @@ class TestSplits:
 
     def test_what_hangs_together_or_lacks_a_column_is_refused(self):
         joined = [dataclasses.replace(item, others=("p0",)) for item in make_items(10)]
-        for items in (joined, [Item("a", "a.png", 0), Item("b", "b.png", 1)]):
+        for items in (joined, [ManifestItem("a", "a.png", 0), ManifestItem("b", "b.png", 1)]):
             with pytest.raises(DataError) as caught:
                 split_items(items)
             assert caught.value.code == "forensics.split"
@@ -170,18 +178,19 @@ class TestAudits:
     def test_different_drawn_faces_are_no_twins_and_a_copy_is(self):
         faces = [draw_face(3, number, 96).image for number in range(12)]
         items = [
-            Item(str(at), f"{at}.png", 0, split="train" if at % 2 else "test") for at in range(12)
+            ManifestItem(str(at), f"{at}.png", 0, split="train" if at % 2 else "test")
+            for at in range(12)
         ]
-        assert find_twins(items, [outline(face) for face in faces]) == []
+        assert find_near_duplicates(items, [compute_difference_hash(face) for face in faces]) == []
         faces[5] = np.clip(faces[2].astype(int) + 6, 0, 255).astype(np.uint8)[1:, 1:]
-        (line,) = find_twins(items, [outline(face) for face in faces])
+        (line,) = find_near_duplicates(items, [compute_difference_hash(face) for face in faces])
         assert line.startswith("2 (test) and 5 (train) differ in")
 
     def test_the_file_alone_tells_nothing_where_both_classes_are_alike(self):
         rng = np.random.default_rng(0)
         items = make_items(40, ("a",))
         traits = [{"format": "JPEG", "bytes a pixel": float(rng.normal())} for _ in items]
-        metric, _ = tell_by_file(items, traits)
+        metric, _ = fit_file_trait_baseline(items, traits)
         assert metric.low < 0.5 < metric.high
 
     @pytest.mark.parametrize(
@@ -199,7 +208,7 @@ class TestAudits:
             }
             for item in items
         ]
-        metric, tells = tell_by_file(items, traits)
+        metric, tells = fit_file_trait_baseline(items, traits)
         assert metric.value > 0.9
         assert next(iter(tells)).startswith(name)
 
@@ -210,9 +219,9 @@ class TestAudits:
                 name = f"{label}-{number}.{'png' if label else 'jpg'}"
                 image = draw_face(5, number, 96).image
                 Image.fromarray(image).save(tmp_path / name)
-                items.append(Item(name, name, label, source=str(number), split="train"))
+                items.append(ManifestItem(name, name, label, source=str(number), split="train"))
         items[1] = dataclasses.replace(items[1], split="test")
-        items.append(Item("gone", "gone.png", 1, source="x", split="test"))
+        items.append(ManifestItem("gone", "gone.png", 1, source="x", split="test"))
         write_items(tmp_path / "m.csv", items)
         done = CliRunner().invoke(
             stillroom, ["forensics", "benchmark", "audit", str(tmp_path / "m.csv")]
@@ -233,10 +242,14 @@ class TestIntervals:
         assert found["auc"].value == pytest.approx(area_under_curve(labels, scores))
         assert found["ap"].value == pytest.approx(average_precision(labels, scores))
         assert found["eer"].value == pytest.approx(equal_error_rate(labels, scores))
-        assert found["tpr_at_fpr_1"].value == pytest.approx(rate_at(labels, scores, 0.01))
-        assert found["tpr_at_fpr_0.1"].value == pytest.approx(rate_at(labels, scores, 0.001))
+        assert found["tpr_at_fpr_1"].value == pytest.approx(
+            compute_tpr_at_fpr(labels, scores, 0.01)
+        )
+        assert found["tpr_at_fpr_0.1"].value == pytest.approx(
+            compute_tpr_at_fpr(labels, scores, 0.001)
+        )
         assert found["brier"].value == pytest.approx(brier_score(labels, scores))
-        assert found["ece"].value == pytest.approx(calibration_gap(labels, scores))
+        assert found["ece"].value == pytest.approx(expected_calibration_error(labels, scores))
         mean = ((scores >= 0.5)[labels == 1].mean() + (scores < 0.5)[labels == 0].mean()) / 2
         assert found["balanced_accuracy"].value == pytest.approx(mean)
         assert all(one.low <= one.value + 1e-9 for name, one in found.items() if "ece" not in name)
@@ -246,7 +259,7 @@ class TestIntervals:
         labels, groups = np.arange(400) % 2, (np.arange(400) // 8).tolist()
         scores = rng.normal(size=400) + labels + rng.normal(size=50)[np.arange(400) // 8]
         one = measure_scores(labels, scores, groups)["auc"]
-        other = cluster_interval(labels, scores, groups)
+        other = bootstrap_auc(labels, scores, groups)
         assert (one.value, one.n) == (pytest.approx(other.value), other.n)
         assert one.low == pytest.approx(other.low, abs=0.01)
         assert one.high == pytest.approx(other.high, abs=0.01)
@@ -254,12 +267,12 @@ class TestIntervals:
     def test_one_class_has_no_figure(self):
         found = measure_scores([0, 0], [0.1, 0.9], ["a", "b"])
         assert all(one.note == "one class is missing" for one in found.values())
-        assert pick_threshold([1, 1], [0.1, 0.2]) is None
+        assert select_threshold([1, 1], [0.1, 0.2]) is None
 
 
 class TestStanding:
     def score(self, items, scores, **settings):
-        return score_items(items, scores, resamples=200, split="", **settings)
+        return evaluate_scores(items, scores, resamples=200, split="", **settings)
 
     def test_a_detector_blind_to_one_generator_is_seen_to_be(self):
         items = make_items(40, frames=3)
@@ -276,9 +289,9 @@ class TestStanding:
     def test_a_threshold_is_never_chosen_on_what_is_tested(self):
         items = split_items(make_items(40), by="source", held_out=0.4, validation=0.3)
         scores = tell(items)
-        threshold = score_items(items, scores, resamples=50).threshold
+        threshold = evaluate_scores(items, scores, resamples=50).threshold
         moved = {item.id: scores[item.id] + (9 if item.split == "test" else 0) for item in items}
-        assert score_items(items, moved, resamples=50).threshold == threshold
+        assert evaluate_scores(items, moved, resamples=50).threshold == threshold
         assert self.score(make_items(4), tell(items)).threshold is None
 
     def test_missing_scores_are_refused_or_counted(self):
@@ -298,8 +311,8 @@ class TestStanding:
         ours = self.score(items, tell(items), detector="ours")
         theirs = self.score(items, tell(items, seed=1), detector="theirs", unit="clip")
         for one in (ours, theirs):
-            write_standing(tmp_path / f"{one.detector}.json", one)
-            assert read_standing(tmp_path / f"{one.detector}.json").to_json() == one.to_json()
+            write_evaluation(tmp_path / f"{one.detector}.json", one)
+            assert read_evaluation(tmp_path / f"{one.detector}.json").to_json() == one.to_json()
         words = [
             "forensics",
             "benchmark",
@@ -313,25 +326,25 @@ class TestStanding:
 
     def test_a_protocol_that_was_changed_is_noticed(self, tmp_path):
         items = make_items(5)
-        write_standing(tmp_path / "a.json", self.score(items, tell(items)))
+        write_evaluation(tmp_path / "a.json", self.score(items, tell(items)))
         text = (tmp_path / "a.json").read_text().replace('"crop": "whole picture"', '"crop": "x"')
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DataError, match="not the one"):
-            read_standing(tmp_path / "a.json")
+            read_evaluation(tmp_path / "a.json")
 
     def test_pairs_are_compared_on_the_same_items(self):
         items = make_items(60, ("a",))
         good, bad = tell(items, step=2), tell(items, step=0.1, seed=3)
-        better = compare_standings(self.score(items, good), self.score(items, bad))
+        better = compare_evaluations(self.score(items, good), self.score(items, bad))
         assert better.p_value < 1e-4
         assert better.low > 0
-        same = compare_standings(self.score(items, good), self.score(items, good))
+        same = compare_evaluations(self.score(items, good), self.score(items, good))
         assert (same.difference, same.p_value) == (0, 1)
         assert "no difference shown" in same.line()
 
     def test_leaving_generators_out_is_measured_fold_by_fold(self):
         items = make_items(40)
-        folds = score_folds(items, tell(items, blind=("b",), step=9), "generator")
+        folds = evaluate_folds(items, tell(items, blind=("b",), step=9), "generator")
         assert folds["a"].value == 1.0
         assert folds["b"].value < 0.75
 
@@ -367,7 +380,7 @@ class TestStanding:
             dataclasses.replace(plain, versions={}),
         ]
         assert len({plain.digest, *(one.digest for one in others)}) == len(others) + 1
-        assert Protocol.from_json(plain.to_json()) == plain
+        assert EvaluationProtocol.from_json(plain.to_json()) == plain
         with pytest.raises(DataError):
             open_protocol(items, unit="video")
 

@@ -7,31 +7,37 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from tests.unit.forensics.media.test_video import write_clip
 from tests.unit.forensics.sounds import write_sound
-from tests.unit.forensics.test_clips import write_clip
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.check_page import draw_check_page
-from stillroom.forensics.checking import check_file
-from stillroom.forensics.content import (
-    pack_sketch,
-    resemble_picture,
-    resemble_sound,
-    sketch_picture,
-    sketch_sound,
+from stillroom.forensics.check.check import check_file
+from stillroom.forensics.check.origin import examine_origin
+from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.interfaces import IMAGE_FORGERIES
+from stillroom.forensics.labeling.lab import open_lab
+from stillroom.forensics.labeling.lookup import look_up_file, look_up_image
+from stillroom.forensics.labeling.writers import (
+    IMAGE_LABELS,
+    GeneratedAudio,
+    GeneratedImage,
+    LabeledAudioWriter,
+    LabeledImageWriter,
+    read_image,
 )
-from stillroom.forensics.examiner import examine
-from stillroom.forensics.lab import open_lab
-from stillroom.forensics.marking import LABELS, Made, Marker, read_image
-from stillroom.forensics.method import FORGERIES
-from stillroom.forensics.sound_mark import SoundMark
-from stillroom.forensics.sound_marking import MadeSound, SoundMarker
-from stillroom.forensics.sound_views import code_sound
-from stillroom.forensics.tracing import trace_file, trace_image
-from stillroom.forensics.treatments import compress
-from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.watermark import Watermark, measure_psnr
-from stillroom.forensics.waves import from_spectrum, load_wave, to_spectrum
+from stillroom.forensics.media.audio import compute_stft, invert_stft, load_waveform
+from stillroom.forensics.media.augmentation import apply_audio_codec
+from stillroom.forensics.media.transforms import compress_jpeg
+from stillroom.forensics.synthesis.voices import draw_voice
+from stillroom.forensics.watermark.audio import AudioWatermark
+from stillroom.forensics.watermark.fingerprint import (
+    compare_audio,
+    compare_image,
+    fingerprint_audio,
+    fingerprint_image,
+    pack_fingerprint,
+)
+from stillroom.forensics.watermark.image import ImageWatermark, measure_psnr
 from stillroom.records import Origin
 
 
@@ -49,8 +55,10 @@ def lab(tmp_path_factory):
 def marked(lab, faces, tmp_path_factory):
     """A forgery of the lab's, as it was before its mark, and with it."""
     path = tmp_path_factory.mktemp("marked") / "forgery.png"
-    made = Made(faces[0].image, "sbi", 1, "copied", "compositeWithTrainedAlgorithmicMedia")
-    Marker(lab).emit(made, path)
+    made = GeneratedImage(
+        faces[0].image, "sbi", 1, "copied", "compositeWithTrainedAlgorithmicMedia"
+    )
+    LabeledImageWriter(lab).emit(made, path)
     return faces[0].image, read_image(path)
 
 
@@ -68,7 +76,7 @@ def test_a_mark_that_was_copied_to_another_picture_is_told_as_that(copied, lab, 
     path = tmp_path / "copied.png"
     Image.fromarray(copied).save(path)
     found = check_file(path, lab=lab)
-    assert Watermark(lab.key).read(copied).payload is not None  # it was there to be found
+    assert ImageWatermark(lab.key).read(copied).payload is not None  # it was there to be found
     assert found.trace.content == "differs"
     for said in (found.verdict, found.trace.line()):
         assert "its content differs from what the mark was written into" in said
@@ -79,14 +87,14 @@ def test_a_mark_that_was_copied_to_another_picture_is_told_as_that(copied, lab, 
     assert told["content"] == "differs"
     assert told["likeness"] < 0.92
     assert "content" not in told["row"]  # the sketch would help to make a picture that resembles it
-    page = draw_check_page([found])
+    page = render_check_page([found])
     assert "wrote into another picture" in page
-    assert LABELS["forged"] not in page
+    assert IMAGE_LABELS["forged"] not in page
 
 
 def test_a_copied_mark_makes_a_picture_neither_synthetic_nor_human(copied, tmp_path):
     Image.fromarray(copied).save(tmp_path / "copied.png")
-    origin, told = examine(tmp_path / "copied.png", Origin("human"))
+    origin, told = examine_origin(tmp_path / "copied.png", Origin("human"))
     assert (origin.kind, origin.chain[-1].method) == ("unknown", "forensics.check.elsewhere")
     assert "its content differs" in told[0]
 
@@ -115,18 +123,18 @@ def test_a_forgery_under_a_caption_or_border_is_still_told_as_synthetic(
 ):
     path = tmp_path / "captioned.jpg"
     Image.fromarray(cover(marked[1], **covered)).save(path, quality=90)
-    assert trace_file(path, lab).content == "same"
-    origin, _ = examine(path, Origin("human"))
+    assert look_up_file(path, lab).content == "same"
+    origin, _ = examine_origin(path, Origin("human"))
     assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.lab")
     # A caption is no way to make a mark count that was copied.
-    assert trace_image(cover(copied, **covered), lab).content != "same"
+    assert look_up_image(cover(copied, **covered), lab).content != "same"
 
 
 @pytest.mark.parametrize(
     "edit",
     [
         lambda image: image,
-        lambda image: compress(image, 50),
+        lambda image: compress_jpeg(image, 50),
         lambda image: cv2.resize(image, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA),
         lambda image: cv2.GaussianBlur(image, (0, 0), 1),
         lambda image: np.clip(image * 0.8 + 30, 0, 255).astype(np.uint8),
@@ -136,18 +144,18 @@ def test_a_forgery_under_a_caption_or_border_is_still_told_as_synthetic(
     ids=["none", "jpeg-50", "smaller", "blur", "paler", "crop-2", "crop-9"],
 )
 def test_a_mark_on_its_own_picture_counts_after_edits(edit, marked, lab):
-    found = trace_image(np.ascontiguousarray(edit(marked[1])), lab)
+    found = look_up_image(np.ascontiguousarray(edit(marked[1])), lab)
     assert found.content == "same"
     assert found.verdict == "carries this lab's watermark: made by this lab, to test detectors"
 
 
 def test_a_row_from_before_sketches_were_kept_leaves_it_open(lab, faces):
-    image = Watermark(lab.key).embed(faces[2].image, 4711)
-    found = trace_image(image, lab)
+    image = ImageWatermark(lab.key).embed(faces[2].image, 4711)
+    found = look_up_image(image, lab)
     assert (found.row, found.content) == (None, "unknown")
     row = {"watermark": format(4711, "012x"), "generator": "sbi", "seed": 1}
     lab.ledger.append(row)
-    found = trace_image(image, lab)
+    found = look_up_image(image, lab)
     assert found.content == "unknown"
     assert "whether its content is what was marked is not known" in found.verdict
     assert "is not known" in found.line()
@@ -157,7 +165,7 @@ def test_of_a_clips_frames_the_one_that_the_mark_was_written_into_counts(
     copied, marked, lab, tmp_path
 ):
     write_clip(tmp_path / "both.mp4", [copied] * 10 + [marked[1]] * 10)
-    assert trace_file(tmp_path / "both.mp4", lab).content == "same"
+    assert look_up_file(tmp_path / "both.mp4", lab).content == "same"
     write_clip(tmp_path / "copied.mp4", [copied] * 10)
     found = check_file(tmp_path / "copied.mp4", lab=lab)
     assert found.trace.content == "differs"
@@ -168,52 +176,54 @@ def test_a_mark_that_was_copied_to_another_sound_is_told_as_that(lab, tmp_path):
     voice = draw_voice(5, 0, 4.0).values
     others = (draw_voice(5, number, 4.0).values for number in range(1, 9))
     path = tmp_path / "a.wav"
-    SoundMarker(lab).emit(MadeSound(voice, "vocoder", 1, "copied", "algorithmicMedia"), path)
-    before, after = (to_spectrum(values, 1024, 256) for values in (voice, load_wave(path)))
+    LabeledAudioWriter(lab).emit(
+        GeneratedAudio(voice, "vocoder", 1, "copied", "algorithmicMedia"), path
+    )
+    before, after = (compute_stft(values, 1024, 256) for values in (voice, load_waveform(path)))
     gain = np.clip(np.abs(after) / np.maximum(np.abs(before), 1e-4), 0.2, 5)
     copied = (
-        from_spectrum(to_spectrum(other, 1024, 256) * gain, 1024, 256, len(other))
+        invert_stft(compute_stft(other, 1024, 256) * gain, 1024, 256, len(other))
         for other in others
     )
     # Not every sound carries on what is laid on it.
-    values = next(one for one in copied if SoundMark(lab.key).read(one).payload is not None)
-    found = trace_file(write_sound(tmp_path / "copied.wav", values), lab)
+    values = next(one for one in copied if AudioWatermark(lab.key).read(one).payload is not None)
+    found = look_up_file(write_sound(tmp_path / "copied.wav", values), lab)
     assert found.content == "differs"
     assert "made by this lab" not in found.verdict
-    edited = code_sound(load_wave(path), "aac", 64_000)[5000:] * np.float32(0.4)
-    assert trace_file(write_sound(tmp_path / "edited.wav", edited), lab).content == "same"
+    edited = apply_audio_codec(load_waveform(path), "aac", 64_000)[5000:] * np.float32(0.4)
+    assert look_up_file(write_sound(tmp_path / "edited.wav", edited), lab).content == "same"
 
 
 def test_a_twins_mark_on_its_own_forgery_does_not_call_it_real(lab, faces, tmp_path):
-    forged = FORGERIES.build("swap").forge(faces[:2], np.random.default_rng(1))
+    forged = IMAGE_FORGERIES.build("swap").forge(faces[:2], np.random.default_rng(1))
     read = {}
     for kind, image in (("real", forged.twin), ("forged", forged.image)):
         (tmp_path / kind).mkdir()
         source = "humanEdits" if kind == "real" else "compositeWithTrainedAlgorithmicMedia"
-        made = Made(image, kind, 1, "pair", source, kind=kind)
-        Marker(lab).emit(made, tmp_path / kind / "0.png")
+        made = GeneratedImage(image, kind, 1, "pair", source, kind=kind)
+        LabeledImageWriter(lab).emit(made, tmp_path / kind / "0.png")
         read[kind] = read_image(tmp_path / kind / "0.png")
-        assert trace_image(read[kind], lab).content == "same"
-        assert trace_image(compress(read[kind], 50), lab).content == "same"
+        assert look_up_image(read[kind], lab).content == "same"
+        assert look_up_image(compress_jpeg(read[kind], 50), lab).content == "same"
     mark = read["real"].astype(int) - forged.twin
     copied = np.clip(forged.image.astype(int) + mark, 0, 255).astype(np.uint8)
-    found = trace_image(copied, lab)
+    found = look_up_image(copied, lab)
     assert found.row["kind"] == "real"
     assert found.content == "differs"
     assert f"more to ledger row {found.nearer}" in found.line()
-    assert found.nearer == trace_image(read["forged"], lab).row["number"]
+    assert found.nearer == look_up_image(read["forged"], lab).row["number"]
     assert "real twin" not in found.verdict
 
 
 def test_sketches_of_what_has_no_structure_resemble_each_other_alone(faces):
     flat = np.full((256, 256), 90, np.float32)
-    kept = pack_sketch(sketch_picture(flat))
-    assert resemble_picture(kept, sketch_picture(flat + 40)) > 0.99
+    kept = pack_fingerprint(fingerprint_image(flat))
+    assert compare_image(kept, fingerprint_image(flat + 40)) > 0.99
     face = cv2.resize(faces[0].image[..., 1], (256, 256)).astype(np.float32)
-    assert resemble_picture(kept, sketch_picture(face)) < 0.5
-    assert resemble_picture(kept, np.full((16, 16), np.nan)) == 0.0
+    assert compare_image(kept, fingerprint_image(face)) < 0.5
+    assert compare_image(kept, np.full((16, 16), np.nan)) == 0.0
     silence = np.zeros(48_000, np.float32)
-    kept = pack_sketch(sketch_sound(silence))
-    assert resemble_sound(kept, silence) > 0.99
-    assert resemble_sound(kept, draw_voice(5, 1, 4.0).values) < 0.5
-    assert resemble_sound(kept, silence[:100]) == 0.0
+    kept = pack_fingerprint(fingerprint_audio(silence))
+    assert compare_audio(kept, silence) > 0.99
+    assert compare_audio(kept, draw_voice(5, 1, 4.0).values) < 0.5
+    assert compare_audio(kept, silence[:100]) == 0.0

@@ -14,14 +14,19 @@ from PIL import Image
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.camera_traces import says_of_camera
-from stillroom.forensics.certificates import init_ca
-from stillroom.forensics.check_page import draw_check_page
-from stillroom.forensics.checking import check_file
-from stillroom.forensics.consent import write_consent
-from stillroom.forensics.marking import LABELS, Made, Marker, decode_image, read_image
-from stillroom.forensics.signing import sign_file
-from stillroom.forensics.watermark import Watermark
+from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.check.check import check_file
+from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.labeling.signature import sign_file
+from stillroom.forensics.labeling.writers import (
+    IMAGE_LABELS,
+    GeneratedImage,
+    LabeledImageWriter,
+    decode_image,
+    read_image,
+)
+from stillroom.forensics.synthesis.consent import find_camera_evidence, write_consent
+from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.provenance import digest_file
 from stillroom.recipes import parse_recipe
 
@@ -104,7 +109,7 @@ def test_consent_is_asked_again_when_a_run_goes_on(people, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Marker, "emit", stop)
+        patch.setattr(LabeledImageWriter, "emit", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, tmp_path / "run")
     record.unlink()
@@ -129,7 +134,7 @@ def exif(**tags):
 def test_photographs_do_not_pass_for_pictures_of_nobody(tags, people, tmp_path):
     path = pictures(people)[0]
     Image.open(path).save(path.with_suffix(".jpg"), exif=exif(**tags))
-    assert says_of_camera(path) == ""
+    assert find_camera_evidence(path) == ""
     with pytest.raises(DataError, match=r"a\.jpg is said to be made by StyleGAN") as caught:
         forge(people, tmp_path / "run", faces={"synthetic_source": "StyleGAN"})
     assert caught.value.code == "forensics.photograph"
@@ -137,14 +142,14 @@ def test_photographs_do_not_pass_for_pictures_of_nobody(tags, people, tmp_path):
 
 
 def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):
-    from stillroom.forensics.credentials import sign_bytes
+    from stillroom.forensics.c2pa.credentials import sign_bytes
 
     path = pictures(people)[0]
     signed = sign_bytes(
         path.read_bytes(), "image/png", {"title": "a"}, lab.signer, source_type="digitalCapture"
     )
     path.write_bytes(signed)
-    assert says_of_camera(path) == "credentials of a captured picture"
+    assert find_camera_evidence(path) == "credentials of a captured picture"
 
 
 def test_a_bomb_is_refused_before_it_is_asked_for_a_camera(people, tmp_path):
@@ -175,7 +180,7 @@ def test_a_claim_that_nobody_is_shown_is_recorded_and_labels_the_twin(people, tm
         assert row["whose"] == "synthetic: StyleGAN"
         assert row["kind"] == ("forged" if is_fake else "synthetic")
         assert row["kind"] == "forged" or row["source_type"] == "trainedAlgorithmicMedia"
-        assert LABELS[row["kind"]].encode() in path.read_bytes()
+        assert IMAGE_LABELS[row["kind"]].encode() in path.read_bytes()
         assert b"synthetic: StyleGAN" in path.read_bytes()
 
 
@@ -183,7 +188,7 @@ def test_a_real_twin_is_not_said_to_be_made(people, tmp_path, lab):
     record = consent(people, tmp_path / "c.json")
     forge(people, tmp_path / "run", faces={"consent": record})
     twin, fake = (tmp_path / "run/output" / name / "000000.jpg" for name in ("real", "fake"))
-    assert LABELS["real"].encode() in twin.read_bytes()
+    assert IMAGE_LABELS["real"].encode() in twin.read_bytes()
     assert b"Not a photograph" not in twin.read_bytes()
     assert b"Not a photograph" in fake.read_bytes()
     found = check_file(twin, lab=lab)
@@ -191,23 +196,23 @@ def test_a_real_twin_is_not_said_to_be_made(people, tmp_path, lab):
         "kept by this lab as the real twin of a forgery, to test detectors"
     )
     assert "made by" not in found.trace.line()
-    page = draw_check_page([found])
-    assert LABELS["real"] in page
-    assert LABELS["forged"] not in page
+    page = render_check_page([found])
+    assert IMAGE_LABELS["real"] in page
+    assert IMAGE_LABELS["forged"] not in page
 
 
 def test_a_twin_of_before_is_labelled_as_far_as_is_known(forgery, lab):
     found = check_file(forgery, lab=lab)
     before = {"source_type": "humanEdits", "generator": "twin", "seed": 1, "time": "", "number": 0}
     old = dataclasses.replace(found, trace=dataclasses.replace(found.trace, row=before))
-    assert "which of these it is is not known" in draw_check_page([old])
+    assert "which of these it is is not known" in render_check_page([old])
     assert "made or kept by this lab" in old.verdict
 
 
 @pytest.fixture
 def forgery(lab, faces, tmp_path):
-    made = Made(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
-    Marker(lab).emit(made, tmp_path / "forgery.png")
+    made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
+    LabeledImageWriter(lab).emit(made, tmp_path / "forgery.png")
     return tmp_path / "forgery.png"
 
 
@@ -234,10 +239,10 @@ def test_other_peoples_files_are_signed_as_before(tmp_path, faces):
 
 
 def test_a_forgery_leaves_through_the_page_with_label_and_mark(forgery, lab):
-    page = draw_check_page([check_file(forgery, lab=lab)])
-    assert f"<figcaption>{LABELS['forged']}</figcaption>" in page
+    page = render_check_page([check_file(forgery, lab=lab)])
+    assert f"<figcaption>{IMAGE_LABELS['forged']}</figcaption>" in page
     data = re.search(r"data:image/jpeg;base64,([^\"]+)", page).group(1)
-    assert Watermark(lab.key).read(decode_image(base64.b64decode(data))).payload is not None
+    assert ImageWatermark(lab.key).read(decode_image(base64.b64decode(data))).payload is not None
 
 
 def test_no_command_writes_media_but_what_the_marker_made(people, tmp_path, lab):
@@ -250,7 +255,7 @@ def test_no_command_writes_media_but_what_the_marker_made(people, tmp_path, lab)
             continue
         data = path.read_bytes()
         if path.suffix == ".jpg":
-            assert Marker(lab).missing_marks(path, rows) == []
+            assert LabeledImageWriter(lab).missing_marks(path, rows) == []
         elif path.suffix == ".npy":
             assert np.load(io.BytesIO(data)).ndim == 2
         else:

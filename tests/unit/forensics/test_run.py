@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import estimate_recipe, run_recipe
-from stillroom.forensics.audits import audit_items
-from stillroom.forensics.items import read_items
-from stillroom.forensics.marking import read_image, unmarked_files
-from stillroom.forensics.set_writing import MANIFEST
+from stillroom.forensics.benchmark.audit import audit_items
+from stillroom.forensics.benchmark.manifest import read_items
+from stillroom.forensics.labeling.dataset_writer import MANIFEST, find_unmarked_files
+from stillroom.forensics.labeling.writers import read_image
 from stillroom.recipes import parse_recipe
 
 
@@ -57,7 +57,7 @@ def test_a_set_has_no_leaks(made):
 
 def test_every_image_is_marked(made, lab):
     out, _ = made
-    assert unmarked_files(out / "output", lab) == {}
+    assert find_unmarked_files(out / "output", lab) == {}
     assert len(list((out / "output").rglob("*.jpg"))) == 6
 
 
@@ -87,10 +87,10 @@ def test_no_split_shares_a_person_with_another(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
-    from stillroom.forensics import marking
+    from stillroom.forensics.labeling import writers
 
     _, artifact = made
-    emit, count = marking.Marker.emit, []
+    emit, count = writers.LabeledImageWriter.emit, []
 
     def fail(self, *given):
         count.append(1)
@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return emit(self, *given)
 
-    monkeypatch.setattr(marking.Marker, "emit", fail)
+    monkeypatch.setattr(writers.LabeledImageWriter, "emit", fail)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe(edits="[recompress]"), tmp_path / "killed")
-    monkeypatch.setattr(marking.Marker, "emit", emit)
+    monkeypatch.setattr(writers.LabeledImageWriter, "emit", emit)
     resumed = run_recipe(recipe(edits="[recompress]"), tmp_path / "killed", resume=True)
     assert resumed.digest == artifact.digest
 

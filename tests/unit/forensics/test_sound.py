@@ -16,30 +16,29 @@ from tests.unit.forensics.sounds import write_sound
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError, MissingExtraError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
-from stillroom.forensics.checking import check_file
-from stillroom.forensics.credentials import read_credentials
-from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.domain import FileTraits
-from stillroom.forensics.graphs import GraphNetwork
-from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
-from stillroom.forensics.listening import listen
-from stillroom.forensics.marking import unmarked_files
-from stillroom.forensics.method import RESYNTHESES
-from stillroom.forensics.published_sound import import_aasist
-from stillroom.forensics.sound_mark import SoundMark, measure_snr
-from stillroom.forensics.sound_marking import LABELS, MadeSound, SoundMarker
-from stillroom.forensics.sound_views import add_noise, code_sound
-from stillroom.forensics.sounds import hear_sound
-from stillroom.forensics.tracing import trace_file
-from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import (
-    RATE,
-    from_spectrum,
-    load_wave,
-    mel_bands,
+from stillroom.forensics.c2pa.credentials import read_credentials
+from stillroom.forensics.check.check import check_file
+from stillroom.forensics.inference.conversion import import_aasist
+from stillroom.forensics.inference.domain import FileTraits
+from stillroom.forensics.inference.tracks import score_recording
+from stillroom.forensics.inference.trained_detector import TrainedDetector
+from stillroom.forensics.interfaces import AUDIO_FORGERIES
+from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+from stillroom.forensics.labeling.lookup import look_up_file
+from stillroom.forensics.labeling.writers import AUDIO_LABELS, GeneratedAudio, LabeledAudioWriter
+from stillroom.forensics.media.audio import (
+    SAMPLE_RATE,
+    compute_stft,
+    invert_stft,
+    load_waveform,
+    make_mel_filterbank,
+    read_audio,
     resample,
-    to_spectrum,
 )
+from stillroom.forensics.media.augmentation import add_noise, apply_audio_codec
+from stillroom.forensics.networks.audio import AasistNetwork, LfccFrontend, LfccNetwork
+from stillroom.forensics.synthesis.voices import draw_voice
+from stillroom.forensics.watermark.audio import AudioWatermark, measure_snr
 from stillroom.recipes import parse_recipe
 
 pytest.importorskip("av")
@@ -52,18 +51,18 @@ def voices():
 
 def test_a_spectrum_comes_back_as_the_sound(voices):
     given = voices[0].values
-    back = from_spectrum(to_spectrum(given, 1024, 256), 1024, 256, len(given))
+    back = invert_stft(compute_stft(given, 1024, 256), 1024, 256, len(given))
     np.testing.assert_allclose(back, given, atol=1e-4)
-    assert mel_bands(40, 1024).shape == (40, 513)
-    assert np.all(mel_bands(40, 1024).sum(axis=1) > 0)
+    assert make_mel_filterbank(40, 1024).shape == (40, 513)
+    assert np.all(make_mel_filterbank(40, 1024).sum(axis=1) > 0)
 
 
 def test_resampling_keeps_what_both_rates_hold():
-    time = np.arange(RATE) / RATE
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
-    there = resample(tone, RATE, 44_100)
+    there = resample(tone, SAMPLE_RATE, 44_100)
     assert len(there) == 44_100
-    np.testing.assert_allclose(resample(there, 44_100, RATE), tone, atol=1e-3)
+    np.testing.assert_allclose(resample(there, 44_100, SAMPLE_RATE), tone, atol=1e-3)
 
 
 def test_drawn_voices_are_of_their_seed_and_of_a_speaker(voices):
@@ -73,9 +72,9 @@ def test_drawn_voices_are_of_their_seed_and_of_a_speaker(voices):
     assert np.abs(voices[0].values).max() == pytest.approx(0.7, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in RESYNTHESES.names() if name != "espeak"])
+@pytest.mark.parametrize("name", [name for name in AUDIO_FORGERIES.names() if name != "espeak"])
 def test_each_method_forges_where_it_says(name, voices):
-    method = RESYNTHESES.build(name)
+    method = AUDIO_FORGERIES.build(name)
     given = [voices[0], voices[3]][: method.waves_needed]
     forged = method.forge(given, np.random.default_rng(2))
     again = method.forge(given, np.random.default_rng(2))
@@ -89,10 +88,10 @@ def test_each_method_forges_where_it_says(name, voices):
 
 
 def test_a_vocoder_keeps_the_loudness_of_bands(voices):
-    forged = RESYNTHESES.build("vocoder").forge(voices[:1], np.random.default_rng(0))
-    filters = mel_bands(20, 1024)
+    forged = AUDIO_FORGERIES.build("vocoder").forge(voices[:1], np.random.default_rng(0))
+    filters = make_mel_filterbank(20, 1024)
     bands = [
-        np.log(np.abs(to_spectrum(one, 1024, 256)) @ filters.T + 1e-3)
+        np.log(np.abs(compute_stft(one, 1024, 256)) @ filters.T + 1e-3)
         for one in (forged.values, forged.twin)
     ]
     assert np.corrcoef(bands[0].ravel(), bands[1].ravel())[0, 1] > 0.9
@@ -102,10 +101,10 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
     import shutil
 
     if shutil.which("espeak-ng") is not None:
-        made = RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+        made = AUDIO_FORGERIES.build("espeak").forge(voices[:1], np.random.default_rng(0))
         assert made.values.std() > 0.01
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    method = RESYNTHESES.build({"name": "espeak", "program": "espeak"})
+    method = AUDIO_FORGERIES.build({"name": "espeak", "program": "espeak"})
     with pytest.raises(MissingExtraError, match="espeak is not here"):
         method.forge(voices[:1], np.random.default_rng(0))
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
@@ -115,7 +114,7 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(DataError) as caught:
-        RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+        AUDIO_FORGERIES.build("espeak").forge(voices[:1], np.random.default_rng(0))
     assert caught.value.code == "forensics.speaking"
 
 
@@ -140,7 +139,7 @@ def test_a_program_that_speaks_nothing_is_said(channels, width, count, voices, m
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/true")
     monkeypatch.setattr(subprocess, "run", answer)
     with pytest.raises(DataError, match=r"espeak-ng spoke (nothing|in another format)") as caught:
-        RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+        AUDIO_FORGERIES.build("espeak").forge(voices[:1], np.random.default_rng(0))
     assert caught.value.code == "forensics.speaking"
 
 
@@ -156,21 +155,21 @@ def wave_bytes(channels, width, count):
 
 @pytest.fixture(scope="module")
 def marked(voices):
-    forged = RESYNTHESES.build("vocoder").forge(voices[:1], np.random.default_rng(0)).values
-    mark = SoundMark(b"k" * 32)
+    forged = AUDIO_FORGERIES.build("vocoder").forge(voices[:1], np.random.default_rng(0)).values
+    mark = AudioWatermark(b"k" * 32)
     return mark, forged, mark.embed(forged, 0xDEADBEEF, snr=18)
 
 
 class TestMark:
     def test_one_that_cannot_be_read_back_is_made_louder(self, marked, monkeypatch):
         mark, plain, _ = marked
-        read, asked = SoundMark.read, []
+        read, asked = AudioWatermark.read, []
 
         def fail_once(self, values):
             asked.append(values)
             return read(self, values if len(asked) > 1 else plain)
 
-        monkeypatch.setattr(SoundMark, "read", fail_once)
+        monkeypatch.setattr(AudioWatermark, "read", fail_once)
         there = mark.embed(plain, 0xDEADBEEF, snr=18)
         assert measure_snr(plain, there) == pytest.approx(16, abs=0.1)
 
@@ -183,10 +182,10 @@ class TestMark:
         "attack",
         [
             lambda values: values,
-            lambda values: code_sound(values, "mp3", 64_000),
-            lambda values: code_sound(values, "aac", 64_000),
-            lambda values: resample(resample(values, RATE, 44_100), 44_100, RATE),
-            lambda values: resample(resample(values, RATE, 12_000), 12_000, RATE),
+            lambda values: apply_audio_codec(values, "mp3", 64_000),
+            lambda values: apply_audio_codec(values, "aac", 64_000),
+            lambda values: resample(resample(values, SAMPLE_RATE, 44_100), 44_100, SAMPLE_RATE),
+            lambda values: resample(resample(values, SAMPLE_RATE, 12_000), 12_000, SAMPLE_RATE),
             lambda values: add_noise(values, 20.0, np.random.default_rng(3)),
             lambda values: values[3000:-5000],
             lambda values: values * np.float32(0.2),
@@ -200,7 +199,7 @@ class TestMark:
     def test_nobody_elses_sound_carries_it(self, marked, voices):
         mark, plain, there = marked
         assert mark.read(plain).payload is None
-        assert SoundMark(b"x" * 32).read(there).payload is None
+        assert AudioWatermark(b"x" * 32).read(there).payload is None
         for wave_ in voices:
             assert mark.read(wave_.values).payload is None
         assert mark.read(np.zeros(100, np.float32)).payload is None
@@ -208,10 +207,10 @@ class TestMark:
     def test_what_cannot_carry_it_is_said(self, marked):
         mark, plain, _ = marked
         with pytest.raises(DataError) as caught:
-            mark.embed(plain[:RATE], 1)
+            mark.embed(plain[:SAMPLE_RATE], 1)
         assert caught.value.code == "forensics.too-short"
         with pytest.raises(DataError) as caught:
-            mark.embed(np.zeros(4 * RATE, np.float32), 1)
+            mark.embed(np.zeros(4 * SAMPLE_RATE, np.float32), 1)
         assert caught.value.code == "forensics.mark-failed"
 
 
@@ -240,11 +239,11 @@ def test_a_set_of_sounds_is_marked_in_four_ways(made, lab):
     assert artifact.kind == "media"
     rows = rows_of(out)
     assert [row["label"] for row in rows] == [1, 0, 1, 0]
-    assert unmarked_files(out / "output", lab) == {}
+    assert find_unmarked_files(out / "output", lab) == {}
     data = (out / "output" / rows[0]["path"]).read_bytes()
     found = read_credentials(data, "audio/wav", [lab.trust])
     assert (found.integrity, found.trust) == ("intact", "lab")
-    assert LABELS["forged"].encode() in data
+    assert AUDIO_LABELS["forged"].encode() in data
     mark = rows[0]["watermark"]
     assert lab.ledger.find_all([mark])[mark]["file"] == "000000.wav"
     mask = np.load(out / "output" / rows[0]["mask"])
@@ -261,9 +260,9 @@ def test_the_same_seed_gives_the_same_samples(made, tmp_path):
 def test_a_stripped_and_cut_sound_is_found_again_and_said(made, lab, tmp_path):
     out, _ = made
     row = rows_of(out)[0]
-    values = load_wave(out / "output" / row["path"])[2000:]
+    values = load_waveform(out / "output" / row["path"])[2000:]
     write_sound(tmp_path / "cut.wav", values)
-    assert trace_file(tmp_path / "cut.wav", lab).watermark == row["watermark"]
+    assert look_up_file(tmp_path / "cut.wav", lab).watermark == row["watermark"]
     found = check_file(tmp_path / "cut.wav", lab=lab)
     assert found.credentials.lines()[0].startswith("no provenance")
     assert found.verdict == "carries this lab's watermark: made by this lab, to test detectors"
@@ -273,13 +272,13 @@ def test_a_stripped_and_cut_sound_is_found_again_and_said(made, lab, tmp_path):
 
 def test_a_trace_says_what_was_read_and_how_often_chance_could_have_fitted(made, lab, tmp_path):
     out, _ = made
-    marked = trace_file(out / "output" / rows_of(out)[0]["path"], lab)
+    marked = look_up_file(out / "output" / rows_of(out)[0]["path"], lab)
     assert 1 <= marked.decodings <= 8
     assert marked.chance == marked.decodings * 2**-24
     assert f"of files without one, {marked.chance:.1g} show as much by chance" in marked.line()
     # 30 s: runs of 12 s from 0, 6, 12, 18 s on, and no part a second time.
     long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
-    plain = trace_file(write_sound(tmp_path / "long.wav", long), lab)
+    plain = look_up_file(write_sound(tmp_path / "long.wav", long), lab)
     assert (plain.watermark, plain.decodings) == ("", 4 * 8)
     assert plain.covered == "the first 30.0 s of sound"
     assert "no watermark of this lab in the first 30.0 s of sound" in plain.line()
@@ -287,28 +286,28 @@ def test_a_trace_says_what_was_read_and_how_often_chance_could_have_fitted(made,
 
 
 def test_only_the_first_minutes_are_read_and_that_is_said(lab, tmp_path, monkeypatch):
-    from stillroom.forensics import tracing
+    from stillroom.forensics.labeling import lookup
 
-    monkeypatch.setattr(tracing, "_MOST_HEARD", 12 * RATE)
+    monkeypatch.setattr(lookup, "_MAX_AUDIO_SAMPLES", 12 * SAMPLE_RATE)
     long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
-    found = trace_file(write_sound(tmp_path / "long.wav", long), lab)
+    found = look_up_file(write_sound(tmp_path / "long.wav", long), lab)
     assert (found.covered, found.decodings) == ("the first 18.0 s of sound", 2 * 8)
 
 
 def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monkeypatch):
-    from stillroom.forensics import sound_marking
+    from stillroom.forensics.labeling import writers
 
-    made = MadeSound(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
+    made = GeneratedAudio(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
     for part, broken in (
         ("sign_bytes", lambda data, *rest, **more: data),
-        ("_read_label", lambda data: LABELS["real"]),
+        ("_read_label", lambda data: AUDIO_LABELS["real"]),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(sound_marking, part, broken)
+            patch.setattr(writers, part, broken)
             with pytest.raises(IntegrityError) as caught:
-                SoundMarker(lab).emit(made, tmp_path / "a.wav")
+                LabeledAudioWriter(lab).emit(made, tmp_path / "a.wav")
             assert caught.value.code == "forensics.unmarked"
-    marker = SoundMarker(lab)
+    marker = LabeledAudioWriter(lab)
     monkeypatch.setattr(marker._mark, "embed", lambda values, payload, snr: values)
     with pytest.raises(IntegrityError, match="watermark"):
         marker.emit(made, tmp_path / "a.wav")
@@ -319,7 +318,7 @@ def test_a_strange_sound_in_a_set_is_named(lab, tmp_path, voices):
     write_sound(tmp_path / "b.wav", voices[0].values)
     (tmp_path / "c.wav").write_bytes(b"RIFF")
     (tmp_path / "d.mp3").write_bytes(b"ID3")
-    assert set(unmarked_files(tmp_path, lab)) == {"b.wav", "c.wav", "d.mp3"}
+    assert set(find_unmarked_files(tmp_path, lab)) == {"b.wav", "c.wav", "d.mp3"}
 
 
 def test_recipes_that_mix_senses_are_refused():
@@ -408,7 +407,7 @@ def trained(tmp_path_factory):
 def test_a_detector_of_sounds_is_learned_with_a_card(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "lfcc of vocoder"
-    assert detector.about.pixels == RATE // 2
+    assert detector.about.pixels == SAMPLE_RATE // 2
     assert set(detector.about.figures["auc"]) == {
         *("clean", "mp3_64", "aac_64", "noise20", "telephone")
     }
@@ -428,9 +427,9 @@ def test_a_detector_of_sounds_goes_on_from_one_of_its_make_and_size(trained, tmp
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
-    from stillroom.forensics.sound_learning import SoundSource
+    from stillroom.forensics.training.train_audio import AudioPairDataset
 
-    load, calls = SoundSource.load, []
+    load, calls = AudioPairDataset.load, []
 
     def dies(self, group):
         calls.append(group)
@@ -438,7 +437,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return load(self, group)
 
-    monkeypatch.setattr(SoundSource, "load", dies)
+    monkeypatch.setattr(AudioPairDataset, "load", dies)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(parse_recipe(LEARN), tmp_path / "run")
     run_recipe(parse_recipe(LEARN), tmp_path / "run", resume=True)
@@ -468,7 +467,7 @@ def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
 
     def reasons(values):
         path = write_sound(tmp_path / "a.wav", values)
-        (course,) = listen([detector], path, hear_sound(path), 0.5)
+        (course,) = score_recording([detector], path, read_audio(path), 0.5)
         return " ".join(course.reasons)
 
     voice = draw_voice(6, 0, 2.0).values
@@ -480,9 +479,9 @@ def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
 
 
 def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeypatch):
-    from stillroom.forensics import listening
+    from stillroom.forensics.inference import tracks
 
-    half = RATE // 2
+    half = SAMPLE_RATE // 2
     voice = draw_voice(6, 0, 4.0).values
     values = np.concatenate([voice[: 6 * half], np.zeros(2 * half, np.float32), voice[: half // 4]])
     path = write_sound(tmp_path / "a.wav", values)
@@ -497,7 +496,7 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
         "passed over 2 runs of 0.5 s nearly silent",
         "the last 0.1 s, too short for a run, not heard",
     ]
-    monkeypatch.setattr(listening, "_MOST_RUNS", 3)
+    monkeypatch.setattr(tracks, "_MAX_SEGMENTS", 3)
     found = said()
     assert len(found["times"]) == 2
     assert found["notes"][:2] == [
@@ -508,7 +507,7 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
 
 
 def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
-    front = LinearCepstrum(20)
+    front = LfccFrontend(20)
     waves = torch.randn(1, 8000, generator=torch.Generator().manual_seed(1)) * 0.1
     one, other = front(waves), front(waves * 2)
     assert torch.allclose(one[:, 0, 1:], other[:, 0, 1:], atol=1e-3)
@@ -518,7 +517,7 @@ def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
 
 
 @pytest.mark.parametrize(
-    "network", [CepstralNetwork(4, 20), GraphNetwork("tiny")], ids=["lfcc", "aasist"]
+    "network", [LfccNetwork(4, 20), AasistNetwork("tiny")], ids=["lfcc", "aasist"]
 )
 def test_one_sound_is_judged_as_in_a_batch(network):
     waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)) * 0.1
@@ -531,14 +530,14 @@ def test_one_sound_is_judged_as_in_a_batch(network):
 
 @pytest.mark.parametrize(("size", "wanted"), [("full", 297_866), ("light", 85_306)])
 def test_aasist_has_the_papers_number_of_weights(size, wanted):
-    network = GraphNetwork(size)
+    network = AasistNetwork(size)
     second_output = network.head.in_features + 1  # theirs has two
     assert sum(value.numel() for value in network.parameters()) + second_output == wanted
 
 
 def as_published(network, bona_fide):
     """Return a network's weights by their published names; the second output is bona fide."""
-    from stillroom.forensics import published_sound as ours
+    from stillroom.forensics.inference import conversion as ours
 
     back = {}
     for name in network.state_dict():
@@ -567,7 +566,7 @@ def candidates(ours):
 def test_published_weights_of_aasist_are_turned_round(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = GraphNetwork("light", as_released=True)
+        network = AasistNetwork("light", as_released=True)
     torch.save(as_published(network, bona_fide=3.0), tmp_path / "AASIST-L.pth")
     import_aasist(tmp_path / "AASIST-L.pth", tmp_path / "out")
     detector = TrainedDetector.open(tmp_path / "out", device="cpu")
@@ -593,9 +592,9 @@ def test_what_is_not_aasist_is_refused(tmp_path):
 
 
 def test_a_sound_that_cannot_be_coded_is_said(monkeypatch):
-    from stillroom.forensics import sound_views
+    from stillroom.forensics.media import augmentation
 
-    monkeypatch.setitem(sound_views._CODECS, "mp3", ("no such codec", "mp3", 44_100))
+    monkeypatch.setitem(augmentation._CODECS, "mp3", ("no such codec", "mp3", 44_100))
     with pytest.raises(DataError) as caught:
-        code_sound(np.zeros(RATE, np.float32), "mp3", 64_000)
+        apply_audio_codec(np.zeros(SAMPLE_RATE, np.float32), "mp3", 64_000)
     assert caught.value.code == "forensics.sound-coding"

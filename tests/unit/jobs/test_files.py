@@ -1,105 +1,54 @@
-import os
+import multiprocessing
 import sqlite3
 
 import pytest
 
-from stillroom.errors import ResourceError
-from stillroom.jobs import Job, atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.files import open_shared_database
+
+TABLE = "CREATE TABLE IF NOT EXISTS rows (value INTEGER)"
 
 
-def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "x"
-    path.write_text("old")
-    with pytest.raises(RuntimeError):
-        write_half(path)
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+def open_all(folder, together, failures):
+    for number in range(60):
+        together.wait(30)
+        try:
+            shared = open_shared_database(folder / f"{number}.sqlite", TABLE)
+        except sqlite3.Error as error:
+            failures.put(str(error))
+        else:
+            shared.execute("INSERT INTO rows VALUES (1)")
+            shared.close()
+    failures.put(None)
 
 
-def write_half(path):
-    with atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError
+def test_processes_that_open_a_new_file_at_once_all_may_write(tmp_path):
+    context = multiprocessing.get_context("fork")
+    together, failures = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(target=open_all, args=(tmp_path, together, failures)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    assert [failures.get(timeout=60) for _ in processes] == [None] * 4
+    for process in processes:
+        process.join(30)
+    for path in tmp_path.glob("*.sqlite"):
+        shared = open_shared_database(path, TABLE)
+        assert shared.execute("SELECT sum(value) FROM rows").fetchone() == (4,)
+        shared.close()
 
 
-def test_text_is_utf8_with_plain_newlines(tmp_path):
-    with atomic_write(tmp_path / "x") as file:
-        file.write("é\n")
-    assert (tmp_path / "x").read_bytes() == "é\n".encode()
+def test_a_file_that_stays_locked_is_told_of_when_the_wait_is_over(tmp_path):
+    path = tmp_path / "a.sqlite"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        open_shared_database(path, TABLE, wait_s=0.1)
+    holder.close()
 
 
-def test_replaced_folder_is_the_new_one_and_the_old_is_gone(tmp_path):
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    replace_folder(tmp_path / "new", tmp_path / "old")
-    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-
-
-def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
-    with pytest.raises(ResourceError) as caught, full_disk_as_error(tmp_path):
-        raise sqlite3.OperationalError("database or disk is full")
-    assert caught.value.code == "resource.disk-full"
-    with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
-        raise sqlite3.OperationalError("no such table: passages")
-
-
-@pytest.fixture
-def synced(monkeypatch):
-    """Return the files and folders that are forced to disk, by device and number."""
-    found, force = set(), os.fsync
-
-    def fsync(file):
-        found.add(os.fstat(file)[1:3])
-        force(file)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return found
-
-
-def place(path):
-    return path.stat()[1:3]
-
-
-def test_a_folder_is_forced_to_disk_with_all_in_it_but_what_is_named(tmp_path, synced):
-    outside, folder = tmp_path / "outside", tmp_path / "folder"
-    for path in (outside / "x", folder / "a" / "b" / "x", folder / "y", folder / "scratch" / "z"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
-    (folder / "link").symlink_to(outside)
-    sync_folder(folder, but={"scratch"})
-    left = (outside / "x", folder / "scratch", folder / "scratch" / "z")
-    assert not synced & {place(path) for path in left}
-    wanted = (folder, folder / "a", folder / "a" / "b", folder / "a" / "b" / "x", folder / "y")
-    assert synced >= {place(path) for path in wanted}
-    sync_folder(folder)
-    assert synced >= {place(path) for path in left[1:]}
-
-
-def test_a_finished_job_has_forced_to_disk_what_stays_of_it(tmp_path, synced):
-    job = Job.start(tmp_path / "out", "x: 1\n")
-    job.journal("units").put("a", 1)
-    (job.scratch / "z").write_text("helps the run")
-    scratch = place(job.scratch / "z")
-    journal = place(job.work / "journals" / "units.jsonl")
-    (job.output / "rows").mkdir()
-    (job.output / "rows" / "a").write_text("stays")
-    job.finish("records")
-    kept = [path for path in (tmp_path / "out").rglob("*") if path.name != ".lock"]
-    assert synced >= {place(path) for path in kept}
-    assert journal in synced  # as whoever put was promised
-    assert scratch not in synced
-
-
-def test_a_pipe_is_written_into_and_stays_one(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with atomic_write(pipe) as file:
-        file.write("one line\n")
-    assert os.read(reader, 100) == b"one line\n"
-    os.close(reader)
-    assert pipe.is_fifo()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "a.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        open_shared_database(path, TABLE)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from stillroom.errors import Cancelled, DataError, ResourceError
-from stillroom.jobs import Job, count_seconds
+from stillroom.jobs import Job, sum_work_seconds
 from stillroom.provenance import Parent, read_artifact
 
 RECIPE = "version: 1\nkind: test\n"
@@ -146,7 +146,7 @@ def test_seconds_are_those_of_all_sittings(tmp_path):
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "events.jsonl").write_text(text + '{"time": "20')
-    assert count_seconds(tmp_path) == 7.0
+    assert sum_work_seconds(tmp_path) == 7.0
 
 
 def test_full_disk_names_the_disk_and_the_next_step(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.jobs import SpilledRecords
+from stillroom.jobs import DiskRecordList
 from stillroom.records import (
     Link,
     Message,
@@ -24,7 +24,7 @@ RECORDS = [
 
 
 def test_what_was_put_comes_back_in_order_and_by_index(tmp_path):
-    spilled = SpilledRecords(tmp_path / "kept.jsonl")
+    spilled = DiskRecordList(tmp_path / "kept.jsonl")
     for record in RECORDS[:30]:
         spilled.append(record)
     assert list(spilled) == RECORDS[:30]
@@ -42,7 +42,7 @@ def test_what_was_put_comes_back_in_order_and_by_index(tmp_path):
 
 
 def test_nothing_is_empty(tmp_path):
-    spilled = SpilledRecords(tmp_path / "kept.jsonl")
+    spilled = DiskRecordList(tmp_path / "kept.jsonl")
     assert not spilled
     assert list(spilled) == []
     spilled.close()
@@ -54,7 +54,7 @@ def test_what_is_copied_is_what_is_written(tmp_path, suffix):
     if suffix == ".parquet":  # which holds whole characters only
         records = [Record((Message("assistant", "é"),), {"at": at}, ORIGIN) for at in range(50)]
     written, copied = tmp_path / f"written{suffix}", tmp_path / f"copied{suffix}"
-    with SpilledRecords(tmp_path / "kept.jsonl") as spilled, RecordWriter(copied) as writer:
+    with DiskRecordList(tmp_path / "kept.jsonl") as spilled, RecordWriter(copied) as writer:
         writer.write(records[0])
         for record in records:
             spilled.append(record)
@@ -67,7 +67,7 @@ def test_what_is_copied_is_what_is_written(tmp_path, suffix):
 
 
 def test_a_record_that_no_file_can_hold_is_refused_when_it_comes(tmp_path):
-    with SpilledRecords(tmp_path / "kept.jsonl") as spilled:
+    with DiskRecordList(tmp_path / "kept.jsonl") as spilled:
         spilled.append(RECORDS[0])
         with pytest.raises(DataError, match="record 2 cannot be written"):
             spilled.append(Record((Message("assistant", "x"),), {"score": float("nan")}, ORIGIN))

@@ -9,10 +9,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import ShapeError
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.planning.inputs import open_sources, read_rules
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.rules import rules_of
-from stillroom.merge.sources import open_sources
-from stillroom.merge.stream import Merge
 from stillroom.testing import tiny_checkpoint
 
 
@@ -45,7 +44,7 @@ def test_a_mean_of_two_adapters_is_the_mean_of_what_peft_merges(settings, tmp_pa
         }
     )
     opened, parents = open_sources(recipe)
-    Merge(recipe.method, opened, parents, rules_of(recipe)).write(tmp_path / "out")
+    Merge(recipe.method, opened, parents, read_rules(recipe)).write(tmp_path / "out")
     out = Checkpoint.open(tmp_path / "out")
     for name in out.names():
         wanted = (3 * first[name] + second[name]) / 4

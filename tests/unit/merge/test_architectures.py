@@ -7,18 +7,16 @@ import transformers
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import RecipeError
 from stillroom.merge import merge_checkpoints
-from stillroom.merge.architecture import (
-    find_stacks,
-    layer_count,
-    main_stack,
-    relayer_config,
-    split_layer,
-)
-from stillroom.merge.opening import open_merge
+from stillroom.merge.engine.merge import Merge, open_merge
+from stillroom.merge.planning.inputs import open_sources, read_rules
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.rules import rules_of
-from stillroom.merge.sources import open_sources
-from stillroom.merge.stream import Merge
+from stillroom.merge.tensors.structure import (
+    count_layers,
+    find_main_stack,
+    find_stacks,
+    restack_config,
+    split_layer_name,
+)
 from stillroom.recipes import parse_recipe
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
@@ -111,10 +109,10 @@ def test_a_mean_of_any_architecture_loads_and_is_the_mean(name, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_layers_are_found_by_names(name, prefix, tmp_path):
     opened = Checkpoint.open(make(tmp_path / "m", name, 0))
-    stack = main_stack(opened.names(), opened.config)
+    stack = find_main_stack(opened.names(), opened.config)
     assert stack is not None
     assert stack.prefix == prefix
-    assert stack.count == layer_count(opened.config)
+    assert stack.count == count_layers(opened.config)
 
 
 def test_a_vision_tower_has_a_stack_of_its_own():
@@ -123,14 +121,14 @@ def test_a_vision_tower_has_a_stack_of_its_own():
     names += ["language_model.lm_head.weight"]
     assert {stack.count for stack in find_stacks(names).values()} == {4, 6}
     config = {"vision_config": {"depth": 4}, "text_config": {"num_hidden_layers": 6}}
-    stack = main_stack(names, config)
+    stack = find_main_stack(names, config)
     assert stack is not None
     assert stack.prefix == "language_model.model.layers."
 
 
 def test_lists_of_one_entry_a_layer_follow_their_layers():
     config = {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"], "eos": [1, 2]}
-    assert relayer_config(config, [0, 1, 1, 2]) == {
+    assert restack_config(config, [0, 1, 1, 2]) == {
         "num_hidden_layers": 4,
         "layer_types": ["a", "b", "b", "c"],
         "eos": [1, 2],
@@ -151,7 +149,7 @@ def test_stacked_layers_load_and_hold_what_the_slices_say(tmp_path):
         }
     )
     base, parents = open_sources(recipe)
-    merge = Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
+    merge = Merge(recipe.method, base, parents, read_rules(recipe), recipe.seed)
     merge.write(tmp_path / "out")
     out = Checkpoint.open(tmp_path / "out")
     assert out.config["num_hidden_layers"] == 5
@@ -199,7 +197,7 @@ def test_a_vision_tower_can_come_from_one_model_and_have_its_own_weights(name, t
         if "projector" in each or "visual.merger" in each:
             part, wanted = "projector", second
         elif "vision_tower" in each or "visual." in each:
-            layer = split_layer(each)
+            layer = split_layer_name(each)
             part, share = "vision", layer[1] if layer else 0  # of two layers: 0 and 1
             wanted = start + share * (first - start)
         else:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tests.unit.merge.conftest import fine_tune
-from tests.unit.merge.test_moe import qwen
-from tests.unit.merge.test_transplant import refill, retokenize
+from tests.unit.merge.planning.test_moe import qwen
+from tests.unit.merge.planning.test_transplant import refill, retokenize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.errors import RecipeError
-from stillroom.merge.mergekit import is_mergekit, read_mergekit
-from stillroom.merge.verify import verify_merge
+from stillroom.merge.planning.recipe_files import is_mergekit_config, read_mergekit_config
+from stillroom.merge.verification import verify_merge
 from stillroom.provenance import read_artifact
 from stillroom.testing import tiny_checkpoint
 
@@ -150,7 +150,7 @@ def test_what_a_mixture_cannot_honor_is_refused(trio, tmp_path, change, code, wh
 
 def test_a_file_of_mergekit_moe_runs_unchanged(trio, tmp_path):
     path = write(THEIRS, trio, tmp_path / "theirs.yml")
-    assert is_mergekit(path.read_text())
+    assert is_mergekit_config(path.read_text())
     out = tmp_path / "out"
     tell("merge", "run", path, "dtype=bfloat16", "seed=4", "--out", out, "--quiet")
     made = Checkpoint.open(out)
@@ -183,7 +183,7 @@ def test_keys_of_mergekit_moe_that_cannot_be_honored_are_errors_with_their_line(
     assert change[0] in THEIRS
     path = write(THEIRS.replace(*change), trio, tmp_path / "theirs.yml")
     with pytest.raises(RecipeError) as caught:
-        read_mergekit(path)
+        read_mergekit_config(path)
     found = [p for p in caught.value.problems if p.code == f"merge.mergekit-{code}"]
     assert any(what in str(problem) for problem in found), str(caught.value)
     assert all(re.search(r"theirs\.yml:\d+:\d+", problem.where) for problem in found)

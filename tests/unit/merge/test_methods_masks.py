@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from stillroom.errors import RecipeError
-from stillroom.merge.blocks import ArrayBlocks, merge_arrays
-from stillroom.merge.method import METHODS, Place
+from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks, merge_arrays
 
 ROWS = (None, 1, 3)
 
@@ -20,7 +19,7 @@ def named(name, **settings):
 def merge(method, base, parents, weights=None, rows=None, **more):
     weights = weights or [1.0] * len(parents)
     keys = tuple(f"p{number}" for number in range(len(parents)))
-    at = Place("w", parents[0].shape, keys, tuple(weights), **more)
+    at = BlockContext("w", parents[0].shape, keys, tuple(weights), **more)
     return merge_arrays(method, base, parents, at, rows=rows)
 
 
@@ -76,8 +75,8 @@ def test_arcee_fusion_finds_quartiles_of_a_large_tensor_exactly():
     base, (other,) = family((2100, 2100), 1)
     base, other = base.astype(np.float32), other.astype(np.float32)
     method = named("arcee_fusion")
-    at = Place("w", base.shape, ("p",), (1.0,))
-    measured = method.measure(ArrayBlocks(base, [other], at, rows=64))
+    at = BlockContext("w", base.shape, ("p",), (1.0,))
+    measured = method.measure(InMemoryBlocks(base, [other], at, rows=64))
     importance = np.abs(other - base) * measured["divergence"]
     ordered = np.sort(importance.astype(np.float32).ravel())
     low, middle, high = (float(ordered[int(part * (base.size - 1))]) for part in (0.25, 0.5, 0.75))
@@ -118,19 +117,19 @@ def test_ramplus_enlarges_what_is_unique_by_what_is_shared(count):
 def test_ramplus_counts_over_the_whole_model_where_asked():
     method = named("ramplus_tl", r=1, alpha=5, count="model")
     one, two = family(share=0.4, seed=1), family(share=0.7, seed=2)
-    at = Place("w", (11, 7), ("a", "b", "c"), (1.0,) * 3)
-    found = method.survey([ArrayBlocks(*each, at) for each in (one, two)])
+    at = BlockContext("w", (11, 7), ("a", "b", "c"), (1.0,) * 3)
+    found = method.survey([InMemoryBlocks(*each, at) for each in (one, two)])
     shared = unique = 0
     for base, parents in (one, two):
         _, changed, votes = count_changes(base, parents, 1e-5)
         shared += (changed[0] & (votes > 1)).sum()
         unique += (changed[0] & (votes == 1)).sum()
     assert found[0] == [shared, unique]
-    blocks = ArrayBlocks(*one, replace(at, overall=found))
+    blocks = InMemoryBlocks(*one, replace(at, overall=found))
     assert method.measure(blocks)[0] == pytest.approx(1 + min(shared / unique, 5))
     # A tensor that alone counts over the model has nothing but itself to count.
-    assert method.measure(ArrayBlocks(*one, at)) == named("ramplus_tl", r=1, alpha=5).measure(
-        ArrayBlocks(*one, at)
+    assert method.measure(InMemoryBlocks(*one, at)) == named("ramplus_tl", r=1, alpha=5).measure(
+        InMemoryBlocks(*one, at)
     )
 
 
@@ -225,8 +224,8 @@ def test_emr_serves_one_model_with_mask_and_scale(rescale):
 def test_emr_scales_over_the_whole_model():
     method = named("emr", task=1)
     one, two = family(seed=1), family(seed=2)
-    at = Place("w", (11, 7), ("a", "b", "c"), (1.0,) * 3)
-    found = method.survey([ArrayBlocks(*each, at) for each in (one, two)])
+    at = BlockContext("w", (11, 7), ("a", "b", "c"), (1.0,) * 3)
+    found = method.survey([InMemoryBlocks(*each, at) for each in (one, two)])
     wanted = served = 0.0
     for base, parents in (one, two):
         deltas = np.stack([parent - base for parent in parents])
@@ -234,7 +233,7 @@ def test_emr_scales_over_the_whole_model():
         wanted += np.abs(deltas[1]).sum()
         served += np.abs(elected * (elected * deltas[1] > 0)).sum()
     assert found["ratio"] == pytest.approx(wanted / served, rel=1e-12)
-    blocks = ArrayBlocks(*one, replace(at, overall=found))
+    blocks = InMemoryBlocks(*one, replace(at, overall=found))
     assert method.measure(blocks) == found["ratio"]
     assert named("emr", task=2).measure(blocks) == named("emr", task=2, rescale="tensor").measure(
         blocks
@@ -283,7 +282,7 @@ def test_blocks_change_no_bit_in_single_precision(name):
 def test_without_a_base_they_say_so(name):
     method = named(name)
     parents = [torch.ones(3)] * min(2, method.most_parents)
-    at = Place("w", (3,), ("a", "b")[: len(parents)], (1.0,) * len(parents))
+    at = BlockContext("w", (3,), ("a", "b")[: len(parents)], (1.0,) * len(parents))
     with pytest.raises(RecipeError) as error:
         method.replicate(None, parents, at)
     assert error.value.code == "merge.base"

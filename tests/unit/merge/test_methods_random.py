@@ -7,9 +7,8 @@ import torch
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import RecipeError
 from stillroom.merge import merge_checkpoints
-from stillroom.merge.arithmetic import LEVELS, draw_levels, keep_random
-from stillroom.merge.blocks import merge_arrays
-from stillroom.merge.method import METHODS, Place
+from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
+from stillroom.merge.tensors.task_vectors import PROBABILITY_LEVELS, bernoulli_mask, philox_uint16
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
 
@@ -19,7 +18,7 @@ def named(name, **values):
 
 
 def place(shape, seed=0, weights=WEIGHTS, own=()):
-    return Place("w", shape, ("a", "b", "c")[: len(weights)], tuple(weights), own, seed)
+    return BlockContext("w", shape, ("a", "b", "c")[: len(weights)], tuple(weights), own, seed)
 
 
 def family(shape, dtype=np.float64):
@@ -39,13 +38,15 @@ def vote(vectors, weights, normalize=True):
 def thin_by_rank(vector, density, epsilon, key, at, rescale=True):
     """MagPrune in float64: of every row the smallest are kept with density - epsilon."""
     rows = vector.reshape(-1, vector.shape[-1])
-    drawn, kept = draw_levels(rows.shape, key, at), np.zeros_like(rows)
+    drawn, kept = philox_uint16(rows.shape, key, at), np.zeros_like(rows)
     for number, row in enumerate(rows):
         for rank, element in enumerate(np.argsort(np.abs(row), kind="stable")):
             rising = 2 * rank / (len(row) - 1) - 1 if len(row) > 1 else 0
-            level = round((density + epsilon * rising) * LEVELS)
+            level = round((density + epsilon * rising) * PROBABILITY_LEVELS)
             if drawn[number, rank] < level:
-                kept[number, element] = row[element] * (LEVELS / level if rescale else 1)
+                kept[number, element] = row[element] * (
+                    PROBABILITY_LEVELS / level if rescale else 1
+                )
     return kept.reshape(vector.shape)
 
 
@@ -56,7 +57,7 @@ def test_dare_is_its_formula_in_float64(name, rescale):
     at = place(base.shape, own=({"density": 0.25}, {}, {"density": 1.0}))
     kept = []
     for parent, key, density in zip(parents, "abc", (0.25, 0.5, 1.0), strict=True):
-        mask = keep_random(base.shape, density, key, at)
+        mask = bernoulli_mask(base.shape, density, key, at)
         kept.append((parent - base) * mask / (density if rescale else 1))
     changes = {"dare_linear": sum(w * v for w, v in zip(WEIGHTS, kept, strict=True))}
     changes["dare_ties"] = vote(kept, WEIGHTS)
@@ -157,7 +158,7 @@ def test_the_fate_of_an_element_depends_on_seed_and_model_not_on_the_other_model
 
 
 def test_draws_are_spread_evenly_over_all_levels():
-    drawn = draw_levels((1000, 1000), "a", place((1000, 1000)))
+    drawn = philox_uint16((1000, 1000), "a", place((1000, 1000)))
     counts = np.bincount(drawn.ravel() >> 8, minlength=256)
     assert abs(counts - 1e6 / 256).max() < 5 * (1e6 / 256) ** 0.5
 

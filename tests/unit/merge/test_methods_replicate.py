@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import METHODS, Place
-from stillroom.merge.replicas import drop_by_rank, keep_largest, keep_middle, match_length, slerp
+from stillroom.merge.interfaces import METHODS, BlockContext
+from stillroom.merge.mergekit.torch_arithmetic import (
+    drop_by_rank,
+    keep_largest,
+    keep_middle,
+    match_l1_norm,
+    slerp,
+)
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
 SHAPE = (5, 8)
@@ -28,7 +34,7 @@ def family(shape=SHAPE, dtype=torch.float64):
 def replicate(settings, base, parents, weights=WEIGHTS, own=()):
     method = METHODS.build(settings)
     keys = tuple("abc"[: len(parents)])
-    at = Place("w", tuple(parents[0].shape), keys, weights[: len(parents)], own)
+    at = BlockContext("w", tuple(parents[0].shape), keys, weights[: len(parents)], own)
     before = [tensor.clone() for tensor in (*parents, *([base] if base is not None else []))]
     merged = method.replicate(base, parents, at)
     after = [*parents, *([base] if base is not None else [])]
@@ -143,7 +149,7 @@ def test_densities_outside_0_to_1_keep_all_or_nothing(density, left):
 
 def test_what_is_all_dropped_is_not_rescaled():
     vector = torch.ones(4)
-    assert torch.equal(match_length(torch.zeros(4), vector), torch.zeros(4))
+    assert torch.equal(match_l1_norm(torch.zeros(4), vector), torch.zeros(4))
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from stillroom.errors import RecipeError
-from stillroom.merge.blocks import merge_arrays
-from stillroom.merge.method import METHODS, Place
-from stillroom.merge.spectral import decompose
+from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
+from stillroom.merge.tensors.linear_algebra import decompose
 
 NAMES = ("tsv_m", "iso_c", "iso_cts", "wudi")
 
@@ -18,7 +17,7 @@ def named(name, **settings):
 
 def merge(method, base, parents, name="model.layers.0.self_attn.q_proj.weight"):
     keys = tuple(f"p{number}" for number in range(len(parents)))
-    at = Place(name, parents[0].shape, keys, (1.0,) * len(parents))
+    at = BlockContext(name, parents[0].shape, keys, (1.0,) * len(parents))
     return merge_arrays(method, base, parents, at)
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from stillroom.errors import RecipeError
-from stillroom.merge.blocks import merge_arrays
-from stillroom.merge.method import METHODS, Place
+from stillroom.merge.interfaces import METHODS, BlockContext, merge_arrays
 
 NAMES = ("nuslerp", "multislerp", "karcher")
 WEIGHTS = (0.5137, 0.3071, 0.1963)
@@ -18,7 +17,7 @@ def named(name, **settings):
 
 def place(shape, weights):
     keys = tuple(f"p{number}" for number in range(len(weights)))
-    return Place("layers.0.weight", shape, keys, tuple(weights))
+    return BlockContext("layers.0.weight", shape, keys, tuple(weights))
 
 
 def merge(method, base, parents, weights=None, rows=None):

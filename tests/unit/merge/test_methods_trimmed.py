@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.errors import RecipeError
-from stillroom.merge.blocks import ArrayBlocks, merge_arrays
-from stillroom.merge.method import METHODS, Place
+from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks, merge_arrays
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
 SHAPES = {"a.weight": (7, 9), "b.weight": (5,), "c.weight": (2, 3, 4)}
@@ -26,12 +25,12 @@ def merge_models(method, base, parents, rows=None, own=()):
     """Merge whole models in memory, as the engine does: survey, then tensor by tensor."""
     blocks = []
     for name in sorted(base):
-        at = Place(name, base[name].shape, ("a", "b", "c"), WEIGHTS, own)
-        blocks.append(ArrayBlocks(base[name], [parent[name] for parent in parents], at, rows))
+        at = BlockContext(name, base[name].shape, ("a", "b", "c"), WEIGHTS, own)
+        blocks.append(InMemoryBlocks(base[name], [parent[name] for parent in parents], at, rows))
     overall = method.survey(blocks)
     merged = {}
     for each in blocks:
-        at = Place(each.at.name, each.at.shape, each.at.keys, WEIGHTS, own, overall=overall)
+        at = BlockContext(each.at.name, each.at.shape, each.at.keys, WEIGHTS, own, overall=overall)
         merged[at.name] = merge_arrays(
             Surveyed(method, overall), base[at.name], [p[at.name] for p in parents], at, rows=rows
         )

@@ -10,11 +10,11 @@ from tests.unit.merge.conftest import rewrite
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
-from stillroom.merge.extract import extract_task_vector
-from stillroom.merge.plan import plan_merge
+from stillroom.merge.lora.extraction import extract_task_vector
+from stillroom.merge.planning.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import run
-from stillroom.merge.verify import verify_merge
+from stillroom.merge.verification import verify_merge
 from stillroom.recipes import dump_recipe
 
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -11,17 +11,17 @@ import pytest
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, CheckpointError
 from stillroom.jobs import Job
-from stillroom.merge.plan import plan_merge
+from stillroom.merge.engine.merge import merge_checkpoints
+from stillroom.merge.planning.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import estimate, run
-from stillroom.merge.stream import merge_checkpoints
-from stillroom.merge.verify import verify_merge
+from stillroom.merge.verification import verify_merge
 from stillroom.recipes import dump_recipe
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-import stillroom.merge.stream as stream
+import stillroom.merge.engine.executor as stream
 from stillroom.jobs import Job
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import run

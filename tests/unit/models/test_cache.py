@@ -4,16 +4,16 @@ from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.models import open_text_model
 from stillroom.models.backends.scripted import Scripted
-from stillroom.models.cache import CompletionCache, cached
+from stillroom.models.cache import CompletionCache, wrap_with_cache
 from stillroom.records import Completion, Prompt, Sampling
 from stillroom.testing import read_stream, scripted_model
 
 
 def test_only_what_is_missing_is_asked(tmp_path):
     model = scripted_model(lambda prompt: prompt.text.upper(), fingerprint="m1")
-    first = cached(model, tmp_path / "c.sqlite")
+    first = wrap_with_cache(model, tmp_path / "c.sqlite")
     first.generate([Prompt(text="a"), Prompt(text="b")], Sampling())
-    second = cached(model, tmp_path / "c.sqlite")
+    second = wrap_with_cache(model, tmp_path / "c.sqlite")
     done = second.generate([Prompt(text="b"), Prompt(text="c"), Prompt(text="a")], Sampling())
     assert [c.text for c in done] == ["B", "C", "A"]
     assert [prompt.text for prompt in model.asked] == ["a", "b", "c"]
@@ -26,7 +26,7 @@ def test_only_what_is_missing_is_asked(tmp_path):
 def test_the_same_prompt_twice_in_a_call_is_asked_once_and_reported_twice(tmp_path):
     model = scripted_model({"*": "yes"})
     seen = []
-    with_cache = cached(model, tmp_path / "c.sqlite")
+    with_cache = wrap_with_cache(model, tmp_path / "c.sqlite")
     with_cache.generate(
         [Prompt(text="a")] * 3, Sampling(), on_done=lambda index, c: seen.append(index)
     )
@@ -50,7 +50,7 @@ def test_everything_a_completion_depends_on_is_in_the_key(other):
 
 
 def test_cancelled_completions_are_not_kept(tmp_path):
-    with_cache = cached(scripted_model({"*": "yes"}), tmp_path / "c.sqlite")
+    with_cache = wrap_with_cache(scripted_model({"*": "yes"}), tmp_path / "c.sqlite")
     done = with_cache.generate([Prompt(text="a")], Sampling(), is_cancelled=lambda: True)
     assert done[0].finish_reason == "cancelled"
     assert len(with_cache.cache) == 0
@@ -99,7 +99,7 @@ def test_what_is_done_before_a_failure_is_kept(tmp_path):
             raise RuntimeError("broken")
         return "ok"
 
-    with_cache = cached(scripted_model(answer, fingerprint="m"), tmp_path / "c.sqlite")
+    with_cache = wrap_with_cache(scripted_model(answer, fingerprint="m"), tmp_path / "c.sqlite")
     with pytest.raises(RuntimeError):
         with_cache.generate([Prompt(text="good"), Prompt(text="bad")], Sampling())
     assert len(with_cache.cache) == 1
@@ -108,7 +108,7 @@ def test_what_is_done_before_a_failure_is_kept(tmp_path):
 
 def test_a_stream_comes_from_the_cache_when_it_can(tmp_path):
     model = scripted_model({"*": "one two"})
-    with_cache = cached(model, tmp_path / "c.sqlite")
+    with_cache = wrap_with_cache(model, tmp_path / "c.sqlite")
     assert len(list(with_cache.stream(Prompt(text="a"), Sampling()))) == 2
     with_cache.generate([Prompt(text="a")], Sampling())
     (kept,) = with_cache.generate([Prompt(text="a")], Sampling())

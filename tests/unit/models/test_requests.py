@@ -1,32 +1,52 @@
+import threading
+import time
+
 import pytest
 
-from stillroom.errors import BackendError
-from stillroom.models.requests import check_room, cut_at_stop, held_back, spread_sampling
-from stillroom.records import Prompt, Sampling
+from stillroom.models.requests import run_in_threads
+from stillroom.records import Completion
 
 
-def test_one_sampling_serves_all_and_a_list_must_fit():
-    prompts = [Prompt(text="a"), Prompt(text="b")]
-    assert spread_sampling(prompts, Sampling(seed=3)) == [Sampling(seed=3)] * 2
-    with pytest.raises(BackendError) as caught:
-        spread_sampling(prompts, [Sampling()])
-    assert caught.value.code == "backend.request"
+def test_order_is_kept_and_reports_come_on_the_callers_thread():
+    threads = set()
+
+    def ask(index, is_stopped):
+        time.sleep(0.01 * (4 - index))
+        return Completion(str(index))
+
+    done = run_in_threads(
+        ask, 4, 4, "m", lambda index, completion: threads.add(threading.current_thread())
+    )
+    assert [c.text for c in done] == ["0", "1", "2", "3"]
+    assert threads == {threading.current_thread()}
 
 
-def test_the_earliest_stop_cuts():
-    assert cut_at_stop("one two three", ("three", "two")) == ("one ", True)
-    assert cut_at_stop("one", ("", "two")) == ("one", False)
+def test_the_first_error_stops_the_rest():
+    asked = []
+
+    def ask(index, is_stopped):
+        asked.append(index)
+        if index == 1:
+            raise KeyError("broken")
+        time.sleep(0.02)
+        return Completion("")
+
+    with pytest.raises(KeyError):
+        run_in_threads(ask, 100, 2, "m")
+    assert len(asked) < 10
 
 
-@pytest.mark.parametrize(
-    ("text", "held"), [("hello\n", 1), ("hello\n\n", 2), ("hello", 0), ("", 0)]
-)
-def test_the_beginning_of_a_stop_waits(text, held):
-    assert held_back(text, ("\n\nQ",)) == held
+def test_cancelling_reaches_a_completion_in_work():
+    def ask(index, is_stopped):
+        while not is_stopped():
+            time.sleep(0.01)
+        return Completion("", "cancelled")
+
+    begun = time.monotonic()
+    done = run_in_threads(ask, 3, 2, "m", is_cancelled=lambda: time.monotonic() - begun > 0.1)
+    assert {c.finish_reason for c in done} == {"cancelled"}
+    assert time.monotonic() - begun < 2
 
 
-def test_a_prompt_without_room_is_refused_and_a_tight_one_gets_less():
-    assert check_room(90, 50, 100, "m") == 10
-    with pytest.raises(BackendError, match="100 tokens") as caught:
-        check_room(100, 1, 100, "m")
-    assert caught.value.code == "backend.context"
+def test_nothing_asked_gives_nothing():
+    assert run_in_threads(lambda index, stopped: Completion(""), 0, 2, "m") == []

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models import Embedder, TokenEmbedder, open_embedder
-from stillroom.models.vectors import text_room
+from stillroom.models.encoders.text_encoder import get_max_text_tokens
 
 WORDS = "the river mill ground corn sugar lemon north query : a of and".split()
 MODULES = "sentence_transformers.models"
@@ -110,7 +110,7 @@ def test_long_texts_are_cut_and_counted(encoder):
 @pytest.mark.parametrize("prompts", [None, {"passage": "query : the river "}])
 def test_a_text_of_as_many_tokens_as_there_is_room_for_is_read_whole(encoder, prompts):
     embedder = open_embedder(str(encoder(longest=12, prompts=prompts)))
-    room = text_room(embedder)
+    room = get_max_text_tokens(embedder)
     assert room == (10 if prompts is None else 5)
     text = " ".join(["mill"] * room)
     assert embedder.count_tokens(text) == room

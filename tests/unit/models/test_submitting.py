@@ -9,9 +9,9 @@ import pytest
 
 from stillroom.errors import BackendError, Cancelled
 from stillroom.models import open_text_model
-from stillroom.models.cache import CompletionCache, cached
-from stillroom.models.pool import Member, PoolModel
-from stillroom.models.protocols import SubmittingModel, TemplatedModel
+from stillroom.models.cache import CompletionCache, wrap_with_cache
+from stillroom.models.endpoints.pool import LoadBalancedModel, PoolEndpoint
+from stillroom.models.interfaces import AsyncModel, TemplatedModel
 from stillroom.records import Completion, Message, Prompt, Sampling
 from stillroom.testing import scripted_model
 
@@ -102,7 +102,7 @@ def teacher(tmp_path):
 
 @pytest.fixture
 def model(teacher, tmp_path):
-    made = cached(teacher, tmp_path / "c.sqlite")
+    made = wrap_with_cache(teacher, tmp_path / "c.sqlite")
     yield made
     made.close()
 
@@ -111,7 +111,7 @@ def test_a_cache_gives_what_generate_gives(serve, completion, tmp_path):
     server = serve(script(completion))
     patience = {"tries": 1, "max_wait_s": 0.01}
     one, other = (
-        cached(open_text_model(f"{server.address}#m", **patience), tmp_path / name)
+        wrap_with_cache(open_text_model(f"{server.address}#m", **patience), tmp_path / name)
         for name in ("one.sqlite", "other.sqlite")
     )
     for _ in range(2):
@@ -176,7 +176,9 @@ def test_a_cache_that_cannot_be_written_is_told(model, teacher):
 
 def test_many_threads_ask_for_the_same_few_and_each_is_asked_once(serve, completion, tmp_path):
     server = serve(lambda path, body, headers: (200, completion("x"), {}, 0.05))
-    model = cached(open_text_model(f"{server.address}#m", concurrency=4), tmp_path / "c.sqlite")
+    model = wrap_with_cache(
+        open_text_model(f"{server.address}#m", concurrency=4), tmp_path / "c.sqlite"
+    )
     start = threading.Barrier(8)
 
     def ask(number):
@@ -193,7 +195,7 @@ def test_many_threads_ask_for_the_same_few_and_each_is_asked_once(serve, complet
 
 def test_who_waits_for_a_model_that_is_closed_is_told(serve, completion, tmp_path):
     server = serve(lambda path, body, headers: (200, completion("x"), {}, 20.0))
-    model = cached(open_text_model(f"{server.address}#m"), tmp_path / "c.sqlite")
+    model = wrap_with_cache(open_text_model(f"{server.address}#m"), tmp_path / "c.sqlite")
     futures = [submit(model, f"p{at}") for at in range(3)]
     waiting = ThreadPoolExecutor(1).submit(model.generate, [prompt("waits")], SAMPLING)
     until = time.monotonic() + WAIT_S
@@ -205,18 +207,18 @@ def test_who_waits_for_a_model_that_is_closed_is_told(serve, completion, tmp_pat
 
 
 def test_only_what_can_be_asked_so_says_that_it_can(tmp_path, teacher):
-    plain = cached(scripted_model({"*": "x"}), tmp_path / "a.sqlite")
-    asked = cached(teacher, tmp_path / "b.sqlite")
-    assert isinstance(asked, SubmittingModel)
-    assert not isinstance(plain, SubmittingModel)
+    plain = wrap_with_cache(scripted_model({"*": "x"}), tmp_path / "a.sqlite")
+    asked = wrap_with_cache(teacher, tmp_path / "b.sqlite")
+    assert isinstance(asked, AsyncModel)
+    assert not isinstance(plain, AsyncModel)
     assert getattr_static(plain, "submit", None) is None  # how later Pythons look
     assert isinstance(plain, TemplatedModel) == isinstance(plain.model, TemplatedModel)
     assert getattr_static(asked, "render", None) is None
-    hedged = PoolModel([Member(Teacher()), Member(Teacher())], hedge_after_s=1)
-    mixed = PoolModel([Member(Teacher()), Member(scripted_model({"*": "x"}))])
-    assert isinstance(PoolModel([Member(Teacher())], hedge_after_s=1), SubmittingModel)
-    assert not isinstance(hedged, SubmittingModel)
-    assert not isinstance(mixed, SubmittingModel)
+    hedged = LoadBalancedModel([PoolEndpoint(Teacher()), PoolEndpoint(Teacher())], hedge_after_s=1)
+    mixed = LoadBalancedModel([PoolEndpoint(Teacher()), PoolEndpoint(scripted_model({"*": "x"}))])
+    assert isinstance(LoadBalancedModel([PoolEndpoint(Teacher())], hedge_after_s=1), AsyncModel)
+    assert not isinstance(hedged, AsyncModel)
+    assert not isinstance(mixed, AsyncModel)
     plain.close()
     asked.close()
 
@@ -254,7 +256,7 @@ def test_a_pool_fails_as_generate_does(serve, completion, said):
 
 def test_what_fails_is_passed_over_and_left_to_rest():
     first, second = Teacher(), Teacher()
-    pool = PoolModel([Member(first), Member(second, 0.0)])
+    pool = LoadBalancedModel([PoolEndpoint(first), PoolEndpoint(second, 0.0)])
     future = submit(pool, "a")
     first.answer(fault("backend.unavailable"))
     assert not future.done()
@@ -271,7 +273,7 @@ def test_what_fails_is_passed_over_and_left_to_rest():
 
 def test_what_a_request_did_wrong_is_asked_of_no_other():
     first, second = Teacher(), Teacher()
-    future = submit(PoolModel([Member(first), Member(second)]), "a")
+    future = submit(LoadBalancedModel([PoolEndpoint(first), PoolEndpoint(second)]), "a")
     mine, other = (first, second) if first.asked else (second, first)
     mine.answer(fault("backend.refused"))
     assert future.result(0).code == "backend.refused"
@@ -280,16 +282,16 @@ def test_what_a_request_did_wrong_is_asked_of_no_other():
 
 def test_where_all_fail_all_are_named_and_a_closed_one_is_told():
     first, second = Teacher(), Teacher()
-    pool = PoolModel([Member(first), Member(second, 0.0)])
+    pool = LoadBalancedModel([PoolEndpoint(first), PoolEndpoint(second, 0.0)])
     future = submit(pool, "a")
     first.answer(fault("backend.timeout"))
     second.answer(fault("backend.broken"))
     assert len(future.result(0).problems) == 2
-    pool = PoolModel([Member(first), Member(second, 0.0)])
+    pool = LoadBalancedModel([PoolEndpoint(first), PoolEndpoint(second, 0.0)])
     future = submit(pool, "a")
     second.close()
     first.answer(fault("backend.timeout"))
     assert future.result(0).code == "backend.closed"
     first.close()
     with pytest.raises(BackendError):
-        submit(PoolModel([Member(first)]), "a")
+        submit(LoadBalancedModel([PoolEndpoint(first)]), "a")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stillroom.errors import BackendError, MissingExtraError
-from stillroom.models import TextModel, grammar, open_text_model
-from stillroom.models.causal import load_causal_lm
-from stillroom.models.chat import render_prompt
+from stillroom.models import TextModel, open_text_model
+from stillroom.models.local import grammar
+from stillroom.models.local.causal_lm import load_causal_lm
+from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream, tiny_checkpoint
 
@@ -185,7 +186,7 @@ def test_half_a_character_is_read_as_any_that_is_not_known(model, odd):
 
 
 def test_a_tokenizer_that_reads_half_characters_is_saved_by_its_own_name(model, tmp_path):
-    from stillroom.models.causal import load_tokenizer
+    from stillroom.models.local.causal_lm import load_tokenizer
 
     model.tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -211,7 +212,7 @@ def test_a_tokenizer_reads_half_characters_whatever_is_asked_of_it_and_after_a_p
 def test_a_tokenizer_in_python_is_pickled_too(tmp_path):
     from transformers import CanineTokenizer
 
-    from stillroom.models.causal import load_tokenizer
+    from stillroom.models.local.causal_lm import load_tokenizer
 
     CanineTokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "canine"}')

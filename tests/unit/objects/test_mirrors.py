@@ -14,7 +14,7 @@ import pytest
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, DataError, ResourceError
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.objects import address_of, connect, mirror, remote_of
+from stillroom.objects import connect, find_address, find_remote, mirror_folder
 from stillroom.provenance import find_artifact, make_parent
 from stillroom.testing import tiny_checkpoint
 
@@ -47,40 +47,40 @@ def names(folder):
 def test_only_what_changed_is_copied_again(store):
     store.pipe_file("papers/one.md", b"one")
     store.pipe_file("papers/deep/two.md", b"two")
-    folder = mirror("memory://papers")
+    folder = mirror_folder("memory://papers")
     assert sorted(store.fetched) == ["one.md", "two.md"]
     store.pipe_file("papers/one.md", b"ONE")  # of the same size
-    assert mirror("memory://papers/") == folder
+    assert mirror_folder("memory://papers/") == folder
     assert (folder / "one.md").read_bytes() == b"ONE"
     assert sorted(store.fetched) == ["one.md", "one.md", "two.md"]
 
 
 def test_a_copy_that_was_damaged_here_is_made_again(store):
     store.pipe_file("papers/one.md", b"one")
-    file = mirror("memory://papers") / "one.md"
+    file = mirror_folder("memory://papers") / "one.md"
     file.write_bytes(b"eno")
-    assert (mirror("memory://papers") / "one.md").read_bytes() == b"one"
+    assert (mirror_folder("memory://papers") / "one.md").read_bytes() == b"one"
 
 
 def test_what_vanished_there_vanishes_here_with_its_folder(store):
     store.pipe_file("papers/one.md", b"one")
     store.pipe_file("papers/deep/er/two.md", b"two")
-    folder = mirror("memory://papers")
+    folder = mirror_folder("memory://papers")
     (folder / "deep" / ".two.md.99.tmp").write_text("of a download that was killed")
     store.rm_file("papers/deep/er/two.md")
     store.pipe_file("papers/deep", b"now an object")
-    mirror("memory://papers")
+    mirror_folder("memory://papers")
     assert names(folder) == ["deep", "one.md"]
     assert (folder / "deep").read_bytes() == b"now an object"
 
 
 def test_a_second_job_waits_until_the_first_has_brought_the_mirror_up_to_date(store):
     store.pipe_file("papers/one.md", b"one")
-    folder = mirror("memory://papers")
+    folder = mirror_folder("memory://papers")
     store.pipe_file("papers/one.md", b"changed")
     with folder.with_name(f"{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = threading.Thread(target=mirror, args=("memory://papers",))
+        other = threading.Thread(target=mirror_folder, args=("memory://papers",))
         other.start()
         time.sleep(0.2)
         assert (folder / "one.md").read_bytes() == b"one"
@@ -111,10 +111,10 @@ def test_an_object_that_changes_while_it_is_copied_is_said(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "get_file", get_file)
         with pytest.raises(DataError) as caught:
-            mirror("memory://papers")
+            mirror_folder("memory://papers")
     assert caught.value.code == "object.changed"
     store.fetched.clear()
-    assert (mirror("memory://papers") / "one.md").read_bytes() == b"else"
+    assert (mirror_folder("memory://papers") / "one.md").read_bytes() == b"else"
     assert store.fetched == ["one.md"]  # the other was whole
 
 
@@ -132,10 +132,10 @@ def test_what_was_copied_before_an_error_is_not_copied_again(store, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "get_file", fail)
         with pytest.raises(ResourceError) as caught:
-            mirror("memory://papers")
+            mirror_folder("memory://papers")
     assert caught.value.code == "resource.disk-full"
     store.fetched.clear()
-    assert names(mirror("memory://papers")) == ["one.md", "two.md"]
+    assert names(mirror_folder("memory://papers")) == ["one.md", "two.md"]
     assert store.fetched == ["two.md"]
 
 
@@ -143,7 +143,7 @@ def test_an_object_below_another_is_refused_by_name(store):
     store.store["/papers/one"] = _memory_file(store, b"one")
     store.store["/papers/one/two"] = _memory_file(store, b"two")
     with pytest.raises(DataError, match="below another object") as caught:
-        mirror("memory://papers")
+        mirror_folder("memory://papers")
     assert caught.value.code == "object.name"
 
 
@@ -155,12 +155,15 @@ def _memory_file(store, data):
 
 def test_addresses_of_what_lies_in_a_mirror(store, tmp_path):
     store.pipe_file("papers/output/one.md", b"one")
-    folder = mirror("memory://papers")
-    assert address_of(folder) == "memory://papers"
-    assert address_of(folder / "output" / "one.md") == "memory://papers/output/one.md"
-    assert address_of(mirror("memory://papers/output/one.md")) == "memory://papers/output/one.md"
-    assert address_of(tmp_path) == ""
-    assert remote_of(Path("/")) is None
+    folder = mirror_folder("memory://papers")
+    assert find_address(folder) == "memory://papers"
+    assert find_address(folder / "output" / "one.md") == "memory://papers/output/one.md"
+    assert (
+        find_address(mirror_folder("memory://papers/output/one.md"))
+        == "memory://papers/output/one.md"
+    )
+    assert find_address(tmp_path) == ""
+    assert find_remote(Path("/")) is None
 
 
 def test_a_file_at_the_root_of_the_disk_has_a_parent(tmp_path):

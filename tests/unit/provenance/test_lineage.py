@@ -15,7 +15,7 @@ from stillroom.provenance import (
     walk_lineage,
     walk_record,
 )
-from stillroom.provenance.tree import Node
+from stillroom.provenance.lineage import ProvenanceNode
 from stillroom.records import Message, Origin, Record, write_records
 
 
@@ -224,7 +224,9 @@ def test_the_tree_is_drawn_and_control_characters_are_not_sent(run):
     assert lines[0].startswith("merge  checkpoint  ")
     assert lines[1].startswith("└─ student  checkpoint")
     assert any("│  " in line and "bytes" in line for line in lines)
-    evil = Node("a\x1b[2J\n", "kind", children=(Node("b", "c", notes=("n\x07",)),))
+    evil = ProvenanceNode(
+        "a\x1b[2J\n", "kind", children=(ProvenanceNode("b", "c", notes=("n\x07",)),)
+    )
     assert render_tree(evil, ascii=True) == "a\\x1b[2J\\n  kind\n`- b  c\n      n\\x07\n"
     assert json.loads(json.dumps(walk_lineage(run.root).to_json()))["kind"] == "report"
 

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.provenance import verify
+from stillroom.provenance import verify_artifact
 
 
 def found(path, **settings):
-    return {(finding.path, finding.kind) for finding in verify(path, **settings)}
+    return {(finding.path, finding.kind) for finding in verify_artifact(path, **settings)}
 
 
 def rewrite(folder, change):
@@ -21,10 +21,10 @@ def rewrite(folder, change):
 
 
 def test_a_sound_run_has_no_findings(run, tmp_path):
-    assert verify(run.root) == []
+    assert verify_artifact(run.root) == []
     shutil.move(run.root, tmp_path / "moved")
-    assert verify(tmp_path / "moved") == []
-    assert verify(tmp_path / "moved" / "steps" / "merge") == []
+    assert verify_artifact(tmp_path / "moved") == []
+    assert verify_artifact(tmp_path / "moved" / "steps" / "merge") == []
 
 
 def test_each_changed_missing_and_extra_file_is_named(run):
@@ -80,7 +80,7 @@ def test_a_parent_made_anew_is_noticed_at_the_child(run):
 
     digest = read_artifact(run.distill).digest
     rewrite(run.distill, lambda data: data.update(digest=digest))
-    assert verify(run.distill) == []
+    assert verify_artifact(run.distill) == []
     assert found(run.merge) == {("../distill", "changed")}
     assert found(run.root) == {("steps/distill", "changed")}
 
@@ -101,7 +101,7 @@ def test_a_far_file_is_compared_by_its_digest(run, tmp_path):
             {"role": "seeds", "kind": "", "path": str(far), "digest": "0" * 64}
         ),
     )
-    assert [finding.kind for finding in verify(run.merge)] == ["changed"]
+    assert [finding.kind for finding in verify_artifact(run.merge)] == ["changed"]
 
 
 @pytest.mark.parametrize(
@@ -221,15 +221,15 @@ def test_circles_end_and_no_artifact_is_an_error(run, tmp_path):
             {"role": "loop", "kind": "checkpoint", "path": "../merge", "digest": ""}
         ),
     )
-    assert verify(run.merge) == []
+    assert verify_artifact(run.merge) == []
     with pytest.raises(DataError) as caught:
-        verify(tmp_path)
+        verify_artifact(tmp_path)
     assert caught.value.code == "data.not-an-artifact"
 
 
 def test_findings_are_plain_json(run):
     (run.merge / "output/x").write_text("x")
-    (finding,) = verify(run.merge)
+    (finding,) = verify_artifact(run.merge)
     assert finding.to_json() == {
         "path": "output/x",
         "what": "is not listed in artifact.json",

@@ -4,7 +4,7 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 

@@ -5,7 +5,7 @@ import shutil
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.job import GraphPlan, build_graph
+from stillroom.rag.graph.job import GraphPlan, build_graph
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 

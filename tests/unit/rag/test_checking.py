@@ -8,11 +8,10 @@ import pytest
 
 from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
-from stillroom.provenance import verify
-from stillroom.rag.index import Index
+from stillroom.provenance import verify_artifact
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.maintenance.update import check_index, delete_documents, repair_index
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.repairing import repair_index
-from stillroom.rag.upkeep import check_index, delete_documents
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_segments_are_made_again_from_the_ledger(place, name, how):
     assert [one.is_derived for one in check_index(place)] == [True]
     repair_index(place, embedder=open_embedder("static"))
     assert check_index(place) == []
-    assert verify(place, parents=False) == []
+    assert verify_artifact(place, parents=False) == []
     with Index.open(place) as index:
         assert index.digest == digest
         assert index.retrieve("cats at night in France", 9) == hits
@@ -122,4 +121,4 @@ def test_orphans_and_derived_files_are_named_and_mended(place):
     }
     repair_index(place)
     assert check_index(place) == []
-    assert verify(place, parents=False) == []
+    assert verify_artifact(place, parents=False) == []

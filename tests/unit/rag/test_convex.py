@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from stillroom.rag.fusion import combine_scores, normalize_scores
-from stillroom.rag.method import RETRIEVERS, Query
+from stillroom.rag.interfaces import RETRIEVERS, Query
+from stillroom.rag.retrieval.ranking import fuse_scores, normalize_scores
 
 KEYWORD = [(7, 12.0), (3, 8.0), (5, 2.0)]
 DENSE = [(3, 0.9), (9, 0.5), (7, 0.1)]
@@ -69,7 +69,7 @@ def test_an_outlier_below_counts_no_less_than_an_absent_one():
 
 def test_equal_sums_are_ordered_by_best_rank_then_row():
     lists = [[(8, 1.0)], [(2, 1.0)]]
-    fused = combine_scores(lists, [0.5, 0.5], normalization="minmax", floors=[0, 0])
+    fused = fuse_scores(lists, [0.5, 0.5], normalization="minmax", floors=[0, 0])
     assert [row for row, _ in fused] == [2, 8]
 
 

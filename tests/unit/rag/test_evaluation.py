@@ -5,16 +5,23 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
-from stillroom.evaluate.collections import CorpusRow, read_run
+from stillroom.evaluate.qa.collections import CorpusRow, read_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.measuring.collection import collection_id, unpack_corpus
-from stillroom.rag.measuring.evaluation import Found, Searched, choose_unit, list_misses, search_one
-from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
+from stillroom.rag.evaluation.retrieval import (
+    QueryResult,
+    RunResults,
+    choose_unit,
+    get_corpus_id,
+    list_missed_documents,
+    search_query,
+    unpack_corpus,
+)
+from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
 from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.run import run
-from stillroom.rag.ways import parse_way
-from stillroom.text.reading import scan_folder
+from stillroom.text.reader import scan_folder
 
 QUERIES = {
     "1": "how long does a cat sleep",
@@ -49,7 +56,7 @@ def plan(judged, built, **changes):
         "depth": 5,
         "k": 2,
     }
-    return Plan(**{**fields, **changes})
+    return RetrievalEvalPlan(**{**fields, **changes})
 
 
 def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_path):
@@ -80,21 +87,23 @@ def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_
 
 
 def test_misses_name_the_stage_that_lost_them():
-    one = Searched(tuple("abcd"), tuple("dcba"), 0.0, 0.0)
+    one = QueryResult(tuple("abcd"), tuple("dcba"), 0.0, 0.0)
     qrels = {"q": {"d": 1, "c": 1, "b": 1, "y": 1, "z": 1, "a": 0}}
-    misses = list_misses(Found("way", {"q": one}), qrels, set("abcdy"), k=2)["q"]
+    misses = list_missed_documents(RunResults("way", {"q": one}), qrels, set("abcdy"), k=2)["q"]
     assert [(miss.name, miss.rank, miss.stage) for miss in misses] == [
         ("c", 3, "rerank"),
         ("d", 4, "rerank"),
         ("y", None, "retrieve"),
         ("z", None, "index"),
     ]
-    low = list_misses(Found("way", {"q": one}), {"q": {"b": 1}}, set("abcd"), k=1)["q"]
+    low = list_missed_documents(RunResults("way", {"q": one}), {"q": {"b": 1}}, set("abcd"), k=1)[
+        "q"
+    ]
     assert [(miss.rank, miss.stage) for miss in low] == [(2, "rank")]
 
 
 def test_a_documents_best_passage_stands_for_it(index):
-    found = search_one(index, parse_way("keyword"), "cats dogs", unit="path", depth=5)
+    found = search_query(index, parse_pipeline("keyword"), "cats dogs", unit="path", depth=5)
     assert len(found.ranked) == len(set(found.ranked))
     assert set(found.ranked) == {"animals/cats.md", "animals/dogs.md"}
     assert found.seconds > 0
@@ -111,14 +120,14 @@ def test_judgements_of_another_folder_are_refused(index):
 
 
 def test_ways_are_written_in_a_line():
-    way = parse_way("expand > hybrid:keyword_weight=2,depth=50 + proximity")
+    way = parse_pipeline("expand > hybrid:keyword_weight=2,depth=50 + proximity")
     assert (way.retriever.keyword_weight, way.retriever.depth) == (2.0, 50)
     assert way.reranker.method_name() == "proximity"
     assert way.transform.method_name() == "expand"
     with pytest.raises(RecipeError, match="hybird"):
-        parse_way("hybird")
+        parse_pipeline("hybird")
     with pytest.raises(RecipeError, match="KEY=VALUE"):
-        parse_way("hybrid:fast")
+        parse_pipeline("hybrid:fast")
 
 
 def test_what_cannot_be_evaluated_is_refused_before_a_job_starts(judged, built, tmp_path):
@@ -141,7 +150,7 @@ def test_a_corpus_becomes_documents_and_ids_come_back(tmp_path):
     assert unpack_corpus(rows, tmp_path / "documents") == len(ids)
     files = scan_folder(tmp_path / "documents").files
     paths = {file.relative_to(tmp_path / "documents").as_posix(): file for file in files}
-    assert {collection_id(path) for path in paths} == set(ids)
+    assert {get_corpus_id(path) for path in paths} == set(ids)
     assert paths["0000/a.txt"].read_text() == "Title\n\nText of a."
     with pytest.raises(DataError) as caught:
         unpack_corpus(rows, tmp_path / "documents")
@@ -194,7 +203,7 @@ def test_a_query_that_is_a_row_of_the_corpus_does_not_find_itself(tmp_path):
         "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in queries.items())
     )
     (tmp_path / "qrels.tsv").write_text("for\t0\tagainst\t1\nother\t0\tother\t1\n")
-    plan = Plan(
+    plan = RetrievalEvalPlan(
         tmp_path / "index",
         tmp_path / "queries.jsonl",
         tmp_path / "qrels.tsv",

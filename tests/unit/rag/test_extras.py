@@ -16,21 +16,20 @@ from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.flow import estimate_recipe
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.models.term_weights import TermEncoder
-from stillroom.models.token_states import ColbertEncoder
-from stillroom.rag import migrating
-from stillroom.rag.comparing import compare_readings
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
-from stillroom.rag.migrating import drop_source, migrate_index
+from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import STORES, Query
+from stillroom.rag.maintenance import migration
+from stillroom.rag.maintenance.migration import compare_stores, drop_source, migrate_index
+from stillroom.rag.maintenance.update import (
+    compact_index,
+    delete_documents,
+    repair_index,
+    update_index,
+)
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.repairing import repair_index
 from stillroom.rag.run import run
-from stillroom.rag.store.checking import check_folder
-from stillroom.rag.store.folder_store import FolderStore
-from stillroom.rag.storing import STORES
-from stillroom.rag.updating import update_index
-from stillroom.rag.upkeep import compact_index, delete_documents
+from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.recipes import parse_recipe
 
 WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
@@ -83,22 +82,22 @@ def copied(built, tmp_path):
 
 
 def ranking(index, way, query=QUERY, k=6):
-    from stillroom.rag.ways import parse_way
+    from stillroom.rag.retrieval.pipeline import parse_pipeline
 
-    hits = index.retrieve(query, k, retriever=parse_way(way).retriever)
+    hits = index.retrieve(query, k, retriever=parse_pipeline(way).retriever)
     return [(hit.passage.id, pytest.approx(hit.score, abs=1e-6)) for hit in hits]
 
 
 def texts_of(index):
-    from stillroom.rag.prefixes import passage_texts
+    from stillroom.rag.types import build_embedding_texts
 
     passages = [index.passage_at(row) for row in range(len(index))]
-    return passages, passage_texts(passages, open_embedder("static"), with_headings=True)
+    return passages, build_embedding_texts(passages, open_embedder("static"), with_headings=True)
 
 
 def test_scores_are_those_of_the_models(built, models):
     place = built
-    splade, colbert = TermEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
+    splade, colbert = SparseEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
     with Index.open(place / "index") as index:
         passages, texts = texts_of(index)
         (asked,) = splade.encode([QUERY])
@@ -155,7 +154,7 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models)
 def test_what_did_not_change_is_not_read_again(copied, models, monkeypatch):
     place = copied
     read = []
-    for kind in (TermEncoder, ColbertEncoder):
+    for kind in (SparseEncoder, ColbertEncoder):
         own = kind.encode
         monkeypatch.setattr(
             kind,
@@ -340,7 +339,7 @@ def test_they_move_to_qdrant_and_back_and_follow_their_folder(copied, models, mo
     assert after != before
     compact_index(index)
     with monkeypatch.context() as patch:  # killed between the switch and what follows it
-        patch.setattr(migrating, "replace_folder", lambda *given: 1 / 0)
+        patch.setattr(migration, "replace_folder", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             migrate_index(index, STORES.build("folder"))
     with Index.open(index) as opened:
@@ -373,7 +372,7 @@ def test_a_copy_with_other_weights_or_vectors_differs(built, copied):
             stack.callback(old.close)
             stack.callback(new.close)
             with pytest.raises(IntegrityError, match=name.replace("_", " ")):
-                compare_readings(old, new, copied, queries=64)
+                compare_stores(old, new, copied, queries=64)
         file.write_bytes(kept)
 
 

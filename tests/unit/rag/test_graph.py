@@ -8,17 +8,21 @@ from click.testing import CliRunner
 from tests.unit.rag.graphs import HOPS, THEMES, TOPICS, bytes_of, make_graph, make_index
 
 from stillroom.cli import stillroom
-from stillroom.cli.rag_graph_show import _check
+from stillroom.cli.rag.graph import _check_graph
 from stillroom.errors import DataError, IntegrityError
 from stillroom.models import open_embedder
-from stillroom.provenance import render_tree, verify, walk_lineage
+from stillroom.provenance import render_tree, verify_artifact, walk_lineage
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.communities import find_communities
-from stillroom.rag.graphs.graph import Graph, Sight, open_graph
-from stillroom.rag.graphs.parts import Edge, Entity
-from stillroom.rag.graphs.show import check_graph
-from stillroom.rag.index import Index
-from stillroom.rag.notices import collect_notices
+from stillroom.rag.graph.communities import find_communities
+from stillroom.rag.graph.knowledge_graph import (
+    GraphVisibility,
+    KnowledgeGraph,
+    check_graph,
+    open_graph,
+)
+from stillroom.rag.graph.types import Entity, GraphEdge
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.observability import collect_warnings
 
 SMALL = {
     "warsaw.md": "Marie Curie was born in Warsaw. Warsaw is the capital of Poland.\n",
@@ -106,7 +110,7 @@ def test_every_way_gives_the_same_twice_and_at_most_k(hops):
 
 
 def test_every_mention_is_what_its_passage_says(small):
-    graph = Graph.open(small / "graph")
+    graph = KnowledgeGraph.open(small / "graph")
     assert len(graph.entities) > 5
     with Index.open(small / "index") as index:
         assert not check_graph(graph, index)
@@ -118,7 +122,7 @@ def test_every_mention_is_what_its_passage_says(small):
 
 
 def test_lineage_leads_from_the_graph_to_the_documents(small):
-    assert not verify(small / "graph", parents=False)
+    assert not verify_artifact(small / "graph", parents=False)
     tree = render_tree(walk_lineage(small / "graph"))
     assert re.search(r"\w+\.md: bytes 0-\d+", tree)
 
@@ -160,20 +164,22 @@ def test_what_the_index_does_not_hold_any_more_is_not_found(tmp_path):
     make_graph(make_index(tmp_path, HOPS), tmp_path / "graph")
     make_index(tmp_path, {name: text for name, text in HOPS.items() if name != "yard.md"})
     for name in ("graph_local", "graph_global", "graph_hybrid"):
-        with collect_notices() as told:
+        with collect_warnings() as told:
             assert "yard.md" not in paths(tmp_path, "Fairhaven Yard", 9, name=name)
         assert "changed since" in told[0]
 
 
 def test_a_report_is_used_only_where_all_that_it_stands_on_may_be_seen(tmp_path):
     make_graph(make_index(tmp_path, SMALL), tmp_path / "graph")
-    graph = Graph.open(tmp_path / "graph")
+    graph = KnowledgeGraph.open(tmp_path / "graph")
     with Index.open(tmp_path / "index") as index:
-        whole = [one for one in graph.communities if Sight(graph, index).sees_all(one.rows)]
+        whole = [
+            one for one in graph.communities if GraphVisibility(graph, index).sees_all(one.rows)
+        ]
     assert len(whole) == len(graph.communities)
     index = make_index(tmp_path, {name: SMALL[name] for name in SMALL if name != "prizes.md"})
     with Index.open(index) as opened:
-        sight = Sight(graph, opened)
+        sight = GraphVisibility(graph, opened)
         gone = {at for at in range(len(graph.sources)) if sight.row(at) is None}
         assert len(gone) == 1
         for one in graph.communities:
@@ -206,7 +212,7 @@ def test_a_damaged_graph_is_refused_and_not_taken_over(tmp_path):
     path = tmp_path / "graph" / "output" / "entities.jsonl"
     path.write_bytes(path.read_bytes().replace(b"Marie", b"Maria"))
     with pytest.raises(IntegrityError) as caught:
-        Graph.open(tmp_path / "graph")
+        KnowledgeGraph.open(tmp_path / "graph")
     assert caught.value.code == "rag.graph-damaged"
     artifact, _ = make_graph(index, tmp_path / "graph")
     assert artifact.details["extracted"] == len(SMALL)
@@ -215,7 +221,7 @@ def test_a_damaged_graph_is_refused_and_not_taken_over(tmp_path):
 
 def test_a_graph_of_another_embedder_is_refused(small):
     with Index.open(small / "index", embedder=open_embedder("static")) as index:
-        graph = Graph.open(small / "graph")
+        graph = KnowledgeGraph.open(small / "graph")
         object.__setattr__(graph.description, "embedder", "other")
         with pytest.raises(IntegrityError) as caught:
             graph.meet(index)
@@ -227,7 +233,7 @@ def cliques(count, size, *, near=0.3):
     number = count * size
     entities = [Entity(f"e{at:02}", f"E{at}", "", (), "", ((0, 0, 1),)) for at in range(number)]
     edges = [
-        Edge(one, two, 1.0 if one // size == two // size else near, (), "", ())
+        GraphEdge(one, two, 1.0 if one // size == two // size else near, (), "", ())
         for one in range(number)
         for two in range(one + 1, number)
         if one // size == two // size or (one // size % 2 == 0 and two // size == one // size + 1)
@@ -243,7 +249,7 @@ def test_communities_follow_from_the_graph_and_keep_their_ids():
     assert find_communities(entities, edges, max_size=10) == groups
     # An entity more, at the end: the communities that it does not touch keep their ids.
     more = [*entities, Entity("z", "Z", "", (), "", ((0, 0, 1),))]
-    longer = find_communities(more, [*edges, Edge(29, 30, 1.0, (), "", ())], max_size=10)
+    longer = find_communities(more, [*edges, GraphEdge(29, 30, 1.0, (), "", ())], max_size=10)
     assert len({one.id for one in groups} & {one.id for one in longer}) >= 4
 
 
@@ -289,10 +295,10 @@ def test_an_unknown_entity_and_a_flaw_are_named(small, tmp_path):
     assert done.exception.code == "rag.no-such-entity"
     place = make_index(tmp_path, HOPS)
     make_graph(place, tmp_path / "graph")
-    graph = Graph.open(tmp_path / "graph")
+    graph = KnowledgeGraph.open(tmp_path / "graph")
     graph.entities[0] = Entity("x", "nothing of that kind", "", (), "", ((0, 0, 4),))
     with Index.open(place) as index, pytest.raises(IntegrityError) as caught:
-        _check(graph, index)
+        _check_graph(graph, index)
     assert caught.value.code == "rag.graph-flaw"
     words = ["rag", "graph-show", str(small / "graph"), "--check", "--index", str(place)]
     assert CliRunner().invoke(stillroom, words).exit_code == 0  # other passages: none is seen
@@ -303,14 +309,14 @@ def test_graphml_is_read_by_another_tool(small, tmp_path):
     words = ["rag", "graph-show", str(small / "graph"), "--graphml", str(tmp_path / "g.graphml")]
     assert CliRunner().invoke(stillroom, words).exit_code == 0
     read = networkx.read_graphml(tmp_path / "g.graphml")
-    graph = Graph.open(small / "graph")
+    graph = KnowledgeGraph.open(small / "graph")
     assert read.number_of_nodes() == len(graph.entities)
     assert read.number_of_edges() == len(graph.edges)
     assert {data["name"] for _, data in read.nodes(data=True)} == {e.name for e in graph.entities}
 
 
 def test_vectors_are_the_embedders_of_the_texts(small):
-    graph = Graph.open(small / "graph")
+    graph = KnowledgeGraph.open(small / "graph")
     own = open_embedder("static").embed([one.text for one in graph.entities], kind="passage")
     assert np.array_equal(own, graph.entity_vectors)
 
@@ -336,7 +342,7 @@ def test_passages_that_are_found_lend_what_they_mention_to_the_search(tmp_path):
         **{f"yard{at}.md": f"Work at Yard {at}0 begins at six.\n" for at in range(8)},
     }
     make_graph(make_index(tmp_path, pages), tmp_path / "graph", extractor=NounPhrases(prune=0))
-    assert Graph.open(tmp_path / "graph").find("Name3x") is None
+    assert KnowledgeGraph.open(tmp_path / "graph").find("Name3x") is None
     query = "the ship Name3x"
     assert "yard3.md" in paths(tmp_path, query, 6, name="graph_local")
     assert "yard3.md" not in paths(tmp_path, query, 6, name="graph_local", passages=0)

@@ -9,12 +9,12 @@ from tests.unit.rag.graphs import write_pages
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.rag.access import Access
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.job import GraphPlan, build_graph
-from stillroom.rag.graphs.tree_job import TreePlan, build_tree
-from stillroom.rag.index import Index
-from stillroom.rag.notices import collect_notices
+from stillroom.rag.graph.job import GraphPlan, build_graph
+from stillroom.rag.graph.tree_job import TreePlan, build_tree
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.index.view import AccessContext
+from stillroom.rag.observability import collect_warnings
 from stillroom.rag.recipe import RagRecipe
 
 TENANTS = ("acme", "bolt", "crux")
@@ -41,7 +41,7 @@ def shared(tmp_path_factory):
     )
     run_recipe(recipe, place / "index")
     for tenant in TENANTS:
-        access = Access(tenant)
+        access = AccessContext(tenant)
         plan = GraphPlan(place / "index", NounPhrases(min_count=1, prune=0), access=access)
         build_graph(plan, place / f"graph-{tenant}")
         build_tree(
@@ -69,7 +69,7 @@ def test_no_way_finds_what_another_tenant_owns(shared, asker, owner):
         for name in ("graph_local", "graph_global", "graph_hybrid")
     ]
     ways.append({"name": "raptor", "tree": str(shared / f"tree-{owner}")})
-    with Index.open(shared / "index", access=Access(asker)) as index, collect_notices():
+    with Index.open(shared / "index", access=AccessContext(asker)) as index, collect_warnings():
         for way in ways:
             hits = index.retrieve("Project Falcon", 50, retriever=way)
             assert all(hit.passage.location.path.startswith(asker) for hit in hits)
@@ -78,7 +78,7 @@ def test_no_way_finds_what_another_tenant_owns(shared, asker, owner):
 
 
 def test_a_filter_holds_within_a_graph_too(shared):
-    with Index.open(shared / "index", access=Access("acme")) as index:
+    with Index.open(shared / "index", access=AccessContext("acme")) as index:
         some = index.restrict("path ~ 'acme/0*'")
         way = {"name": "graph_local", "graph": str(shared / "graph-acme")}
         hits = some.retrieve("Project Falcon", 50, retriever=way)

@@ -10,11 +10,9 @@ from tests.unit.rag.graphs import bytes_of, make_graph, make_index
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.rag.extractors.model import Model
-from stillroom.rag.graphs.estimate import estimate_graph
-from stillroom.rag.graphs.graph import Graph
-from stillroom.rag.graphs.job import GraphPlan
-from stillroom.rag.graphs.show import check_graph
-from stillroom.rag.index import Index
+from stillroom.rag.graph.job import GraphPlan, estimate_graph
+from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, check_graph
+from stillroom.rag.index.searcher import Index
 from stillroom.records import Location, Passage
 from stillroom.testing import scripted_model
 
@@ -143,7 +141,7 @@ def test_a_models_graph_is_grounded_described_and_reported(tmp_path):
     index = make_index(tmp_path, PAGES)
     model = scripted_model(reader, fingerprint="reader")
     artifact, description = make_graph(index, tmp_path / "graph", model=model, extractor=FREE)
-    graph = Graph.open(tmp_path / "graph")
+    graph = KnowledgeGraph.open(tmp_path / "graph")
     with Index.open(index) as opened:
         assert not check_graph(graph, opened)
     trust = graph.entities[graph.find("harbour trusts")]
@@ -189,7 +187,7 @@ def test_many_descriptions_are_summarized(tmp_path):
     pages = {f"p{at}.md": f"Station {at} is of Harbour Trust.\n" for at in range(9)}
     model = scripted_model(talkative, fingerprint="t")
     make_graph(make_index(tmp_path, pages), tmp_path / "graph", model=model, extractor=FREE)
-    graph = Graph.open(tmp_path / "graph")
+    graph = KnowledgeGraph.open(tmp_path / "graph")
     assert graph.entities[0].description == "A trust that owns stations."
 
 

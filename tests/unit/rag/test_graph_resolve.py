@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 
-from stillroom.rag.extraction import Extraction, Mention, Relation
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.parts import SourcePassage
-from stillroom.rag.graphs.relate import drop_lonely, relate_entities
-from stillroom.rag.graphs.resolve import merge_key, resolve_entities
+from stillroom.rag.graph.entities import (
+    drop_isolated_nodes,
+    normalize_name,
+    relate_entities,
+    resolve_entities,
+)
+from stillroom.rag.graph.types import SourcePassage
+from stillroom.rag.interfaces import Mention, PassageExtraction, Relation
 
 
 def made(*rows, aliases=None, documents=None):
@@ -14,7 +18,7 @@ def made(*rows, aliases=None, documents=None):
     for number, names in enumerate(rows):
         mentions = tuple(Mention(name, 10 * at, 10 * at + 5, at) for at, name in enumerate(names))
         pairs = tuple((aliases or {}).get(number, ()))
-        extractions.append(Extraction(mentions, (), pairs))
+        extractions.append(PassageExtraction(mentions, (), pairs))
         sources.append(SourcePassage(f"pas-{number}", (documents or {}).get(number, "doc"), "k"))
     return sources, extractions
 
@@ -36,14 +40,14 @@ def keys(resolved):
     ],
 )
 def test_names_of_one_thing_have_one_key(one, other):
-    assert merge_key(one) == merge_key(other) != ""
+    assert normalize_name(one) == normalize_name(other) != ""
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("bus", "bu"), ("GPT-3", "GPT-4"), ("class", "clas"), ("foo_1", "foo_2")]
 )
 def test_names_of_two_things_have_two(one, other):
-    assert merge_key(one) != merge_key(other)
+    assert normalize_name(one) != normalize_name(other)
 
 
 def test_an_acronym_is_what_its_own_document_says_and_else_what_all_agree_on():
@@ -103,7 +107,7 @@ def test_a_relation_weighs_what_stands_together_more_often_than_chance():
     weights = {(names[one.source], names[one.target]): one.weight for one in edges}
     assert weights == {("cat", "purr"): pytest.approx(2 * np.log(2 * 4 / (2 * 2)), abs=1e-6)}
     assert edges[0].mentions == ((0, 0, 15), (1, 0, 15))
-    fewer, moved = drop_lonely(resolved, edges)
+    fewer, moved = drop_isolated_nodes(resolved, edges)
     assert keys(fewer) == ["cat", "purr", "thing"]  # "once" leads nowhere
     assert (moved[0].source, moved[0].target) == (0, 1)
     assert fewer.of[3] == (2, None)
@@ -120,10 +124,10 @@ def test_phrases_further_apart_than_the_window_are_not_related():
 
 
 def test_an_extraction_survives_json():
-    one = Extraction(
+    one = PassageExtraction(
         (Mention("cat", 0, 3, 0, "animal", "sleeps"),),
         (Relation("cat", "dog", 0, 9, ("fights",), "they fight", 2.0),),
         (("NPC", "Nobel Prize Committee"),),
         {"ungrounded": 2},
     )
-    assert Extraction.from_json(one.to_json()) == one
+    assert PassageExtraction.from_json(one.to_json()) == one

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 
 PAGES = {
     "de.txt": "Die alten Häuser stehen auf dem Hügel. In diesen Häusern wohnt seit Jahren niemand.",

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.index import Index
-from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
-from stillroom.rag.prefixes import passage_texts
-from stillroom.rag.rarity import weigh_tokens
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.rerankers.late_interaction import weigh_tokens
+from stillroom.rag.types import build_embedding_texts
 
 
 class Tokens:
@@ -69,7 +69,9 @@ def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens, by_rari
     weights = [idf("dog"), idf("guard"), 0.0, idf("hous")] if by_rarity else [1.0] * 4
     embed = with_tokens.embedder.embed_tokens
     (asked,) = embed([query.text], kind="query")
-    texts = passage_texts([hit.passage for hit in hits], with_tokens.embedder, with_headings=True)
+    texts = build_embedding_texts(
+        [hit.passage for hit in hits], with_tokens.embedder, with_headings=True
+    )
     own = [reference(asked, embed([text], kind="passage")[0], weights) for text in texts]
     low, high = min(own), max(own)
     expected = {h.passage.id: (s - low) / (high - low) for h, s in zip(hits, own, strict=True)}
@@ -92,7 +94,7 @@ def test_hits_beyond_the_depth_are_not_read_and_follow(with_tokens):
     method = RERANKERS.build({"name": "late_interaction", "depth": 2})
     again = method.rerank(query, hits, with_tokens)
     passages = [hit.passage for hit in hits[:2]]
-    texts = passage_texts(passages, with_tokens.embedder, with_headings=True)
+    texts = build_embedding_texts(passages, with_tokens.embedder, with_headings=True)
     assert with_tokens.embedder.read == [query.text, *texts]
     assert texts[0].startswith(f"{passages[0].title}\n")
     assert [hit.passage.id for hit in again[2:]] == [hit.passage.id for hit in hits[2:]]

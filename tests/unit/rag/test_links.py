@@ -5,9 +5,9 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.composing import Composer
-from stillroom.rag.support import Evidence
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.generation.citations import CitationStream
+from stillroom.rag.generation.grounding import SourceTexts
 
 EVIL = "http://evil.example/?q=secret"
 RENDER = MarkdownIt("commonmark", {"html": True})
@@ -19,7 +19,9 @@ class FlatLexicon:
 
 
 def composed(text, **settings):
-    composer = Composer(Evidence(["Paris is big."], Analyzer(), FlatLexicon()), 1, **settings)
+    composer = CitationStream(
+        SourceTexts(["Paris is big."], Analyzer(), FlatLexicon()), 1, **settings
+    )
     return composer.feed(text) + composer.finish(), composer.broken
 
 

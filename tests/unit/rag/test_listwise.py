@@ -4,8 +4,8 @@ import re
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
-from stillroom.rag.notices import collect_notices
+from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.observability import collect_warnings
 from stillroom.testing import scripted_model
 
 QUERY = Query("a cat or a dog at night in the house of Paris 17 3.11.7")
@@ -49,7 +49,7 @@ def test_one_window_is_the_models_order(index, hits):
     ['{"order": [2, 2, 99, 0, -1, "3", true, null]}', "{", "nothing", '{"order": 2}', "[2]"],
 )
 def test_every_answer_gives_a_permutation_and_repairs_are_said(index, hits, answer):
-    with collect_notices() as told:
+    with collect_warnings() as told:
         again = RERANKERS.build("listwise").rerank(
             QUERY, hits, index, scripted_model(lambda _: answer)
         )

@@ -3,10 +3,10 @@ import json
 import pytest
 from tests.unit.rag.graphs import THEMES, TOPICS, make_graph, make_index
 
-from stillroom.rag.answer import ask, ask_stream
-from stillroom.rag.answering.map_reduce import MapReduce
-from stillroom.rag.graphs.graph import Graph
-from stillroom.rag.index import Index
+from stillroom.rag.answer_strategies.map_reduce import MapReduce
+from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
+from stillroom.rag.index.searcher import Index
 from stillroom.records import Answer
 from stillroom.testing import scripted_model
 
@@ -80,7 +80,7 @@ def test_where_nothing_helps_it_abstains(themes):
 def test_answers_that_cannot_be_read_are_told_and_never_used(themes):
     found = answered(themes, scripted_model({"*": "I do not know."}))
     assert found.details["abstained"]
-    reports = sum(one.level == 0 for one in Graph.open(themes / "graph").communities)
+    reports = sum(one.level == 0 for one in KnowledgeGraph.open(themes / "graph").communities)
     assert f"{min(reports, 16)} reports were weighed unreadably" in found.details["notices"][0]
 
 

@@ -1,33 +1,33 @@
 import pytest
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.method import RERANKERS, RETRIEVERS, TRANSFORMS, Query
+from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.testing import scripted_model
 
 
 def test_fusion_is_the_stated_formula():
     first = [(7, 9.0), (3, 8.0), (5, 7.0)]
     second = [(3, 0.1), (9, 0.05)]
-    fused = dict(reciprocal_rank([first, second], k=60, weights=[1.0, 2.0]))
+    fused = dict(fuse_reciprocal_ranks([first, second], k=60, weights=[1.0, 2.0]))
     assert fused == pytest.approx({7: 1 / 61, 3: 1 / 62 + 2 / 61, 5: 1 / 63, 9: 2 / 62})
 
 
 def test_equal_scores_are_ordered_by_best_rank_then_row():
-    assert [row for row, _ in reciprocal_rank([[(8, 1)], [(2, 1)]])] == [2, 8]
+    assert [row for row, _ in fuse_reciprocal_ranks([[(8, 1)], [(2, 1)]])] == [2, 8]
     lists = [[(1, 0), (2, 0)], [(2, 0), (1, 0)], [(5, 0)]]
-    assert [row for row, _ in reciprocal_rank(lists)] == [1, 2, 5]
+    assert [row for row, _ in fuse_reciprocal_ranks(lists)] == [1, 2, 5]
 
 
 def test_fusing_nothing_gives_nothing():
-    assert reciprocal_rank([]) == []
-    assert reciprocal_rank([[], []]) == []
+    assert fuse_reciprocal_ranks([]) == []
+    assert fuse_reciprocal_ranks([[], []]) == []
 
 
 def test_hybrid_is_the_fusion_of_both_legs(index):
     query = Query("a cat or a dog at night")
     legs = [index.search_keyword(query, 100), index.search_dense(query, 100)]
-    expected = [row for row, _ in reciprocal_rank(legs)][:4]
+    expected = [row for row, _ in fuse_reciprocal_ranks(legs)][:4]
     found = RETRIEVERS.build("hybrid").retrieve(query, 4, index)
     assert [index.row_of(hit.passage.id) for hit in found] == expected
 
@@ -57,7 +57,7 @@ def test_a_reranker_keeps_the_hits_and_orders_them(index, name):
 
 
 def test_proximity_prefers_words_that_stand_together(build, folder, tmp_path):
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
     filler = " ".join(f"filler{at}" for at in range(40))
     (folder / "far.txt").write_text(f"solar {filler} kettle {filler} end")
@@ -70,7 +70,7 @@ def test_proximity_prefers_words_that_stand_together(build, folder, tmp_path):
 
 
 def test_expansion_keeps_the_own_terms_and_adds_from_the_first_passages(index):
-    (query,) = TRANSFORMS.build("expand").rewrite(Query("purring cats"), index, None)
+    (query,) = QUERY_TRANSFORMS.build("expand").rewrite(Query("purring cats"), index, None)
     assert {"pur", "cat"} & set(query.terms)
     assert "sleep" in query.terms
     assert query.text == "purring cats"
@@ -79,7 +79,7 @@ def test_expansion_keeps_the_own_terms_and_adds_from_the_first_passages(index):
 
 def test_expansion_of_an_unknown_word_changes_nothing(index):
     query = Query("zzzz")
-    assert TRANSFORMS.build("expand").rewrite(query, index, None) == [query]
+    assert QUERY_TRANSFORMS.build("expand").rewrite(query, index, None) == [query]
 
 
 def test_hyde_searches_with_what_the_model_writes(index):
@@ -98,7 +98,7 @@ def test_hyde_without_a_model_is_refused(index):
 
 
 def test_several_queries_are_fused(index, monkeypatch):
-    method = TRANSFORMS.build("expand")
+    method = QUERY_TRANSFORMS.build("expand")
     queries = [Query("cat"), Query("dog")]
     monkeypatch.setattr(type(method), "rewrite", lambda *_: queries)
     hits = index.retrieve("pets", 2, retriever="keyword", transform=method)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
 
 QUERY = Query("a cat or a dog at night in the house of Paris")
 
@@ -45,7 +45,7 @@ def test_relevance_alone_keeps_the_order(index):
 
 
 def test_a_copy_comes_last(build, folder, tmp_path):
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
     for name in ("one", "two"):
         (folder / f"{name}.txt").write_text(f"The kettle boils water for tea. Note {name}.")

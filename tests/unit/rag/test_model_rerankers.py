@@ -3,10 +3,10 @@
 import pytest
 
 from stillroom.errors import RecipeError
-from stillroom.rag import readers
-from stillroom.rag.index import Index
-from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
-from stillroom.rag.prefixes import located_text
+from stillroom.rag import model_calls
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.types import get_text_with_headings
 
 QUERY = Query("a cat or a dog at night in the house of Paris")
 METHODS = [
@@ -27,12 +27,12 @@ class Reader:
 @pytest.mark.parametrize("settings", METHODS, ids=[one["name"] for one in METHODS])
 def test_hits_are_ordered_by_the_models_scores(index, monkeypatch, settings):
     reader = Reader()
-    monkeypatch.setattr(readers, "_open", lambda reference, settings: reader)
+    monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
     hits = RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
     method = RERANKERS.build({**settings, "depth": 3})
     again = method.rerank(QUERY, hits, index)
-    assert reader.read == [located_text(hit.passage) for hit in hits[:3]]
-    lengths = [len(located_text(hit.passage)) for hit in again[:3]]
+    assert reader.read == [get_text_with_headings(hit.passage) for hit in hits[:3]]
+    lengths = [len(get_text_with_headings(hit.passage)) for hit in again[:3]]
     assert lengths == sorted(lengths, reverse=True)
     assert [hit.passage.id for hit in again[3:]] == [hit.passage.id for hit in hits[3:]]
     assert method.rerank(QUERY, [], index) == []
@@ -47,7 +47,7 @@ def test_a_row_of_a_table_is_read_with_its_header_under_its_headings(
     (folder / "stock.md").write_text(table)
     build(chunker={"name": "recursive", "size": 60})
     reader = Reader()
-    monkeypatch.setattr(readers, "_open", lambda reference, settings: reader)
+    monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
     with Index.open(tmp_path / "index") as index:
         hits = index.retrieve("part 40", 1, retriever="keyword")
         RERANKERS.build(settings).rerank(Query("part 40"), hits, index)

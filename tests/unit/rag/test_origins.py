@@ -1,4 +1,4 @@
-from stillroom.rag.sources import count_origins
+from stillroom.rag.generation.answer import count_origins
 
 SOURCES = [
     {"number": 1, "origin": "human"},

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.rag.graphs.phrases import find_acronyms, find_phrases
+from stillroom.rag.analysis.phrases import find_acronyms, find_phrases
 
 
 def phrases(text, language=""):

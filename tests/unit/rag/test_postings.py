@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines.arrays import write_arrays
-from stillroom.rag.engines.phrases import find_phrase, place
-from stillroom.rag.engines.postings import (
+from stillroom.rag.analysis.phrases import encode_position, find_phrase_rows
+from stillroom.rag.search_engines.arrays import write_arrays
+from stillroom.rag.search_engines.keyword import (
     FIELDS,
     POSTINGS,
     Postings,
@@ -48,7 +48,7 @@ def test_every_occurrence_is_found_where_it_stands(tmp_path):
         for column, field in enumerate(FIELDS):
             assert counts[column].tolist() == [rows[at][1 + column].count(term) for at in holding]
             expected = [
-                (at, place(spot))
+                (at, encode_position(spot))
                 for at, row in enumerate(rows)
                 for spot, word in enumerate(row[1 + column])
                 if word == term
@@ -70,7 +70,9 @@ def test_a_term_occurring_more_than_255_times_keeps_its_count(tmp_path):
     postings = write(tmp_path / "one", [("p", [], ["a"] * 70_000, 0, 70_000)])
     number = postings.find("a")
     assert postings.look_up(number)[2].tolist() == [70_000]
-    assert postings.occurrences(number, "body")[1].tolist() == list(map(place, range(70_000)))
+    assert postings.occurrences(number, "body")[1].tolist() == list(
+        map(encode_position, range(70_000))
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -158,7 +160,7 @@ def test_phrases_are_found_wherever_their_words_and_parts_stand():
 
         def occurrences(term, spots=spots):
             every = sorted(
-                (row, place(*at, is_last=is_last))
+                (row, encode_position(*at, is_last=is_last))
                 for (row, own), found in spots.items()
                 for at, is_last in found
                 if own == term
@@ -176,7 +178,7 @@ def test_phrases_are_found_wherever_their_words_and_parts_stand():
             )
             for _ in range(rng.randrange(1, 4))
         ]
-        found = find_phrase(words, occurrences).tolist()
+        found = find_phrase_rows(words, occurrences).tolist()
         assert found == find_by_hand(words, spots)
         hits += len(found)
     assert 100 < hits < 1100

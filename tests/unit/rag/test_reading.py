@@ -7,20 +7,26 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
-from stillroom.evaluate.judging import ModelJudge
-from stillroom.evaluate.question_sets import Evidence, JudgedQuestion, read_question_set
+from stillroom.evaluate.judges import BinaryJudge
+from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion, read_question_set
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.models.protocols import Score
-from stillroom.models.script import ScriptedModel
-from stillroom.rag.grading import Bench, control_judge
-from stillroom.rag.index import Index
-from stillroom.rag.measuring import reading_job
-from stillroom.rag.measuring.locating import EvidenceMap, Place, label_ranking
-from stillroom.rag.measuring.reading import Reading, ShownPassage, blame, holds
-from stillroom.rag.measuring.reading_job import ReadingPlan, evaluate_answers
-from stillroom.rag.method import CHECKERS
+from stillroom.models.backends.scripted import ScriptedModel
+from stillroom.models.interfaces import Score
+from stillroom.rag.evaluation import answer_job
+from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
+from stillroom.rag.evaluation.answers import (
+    AnswerGrader,
+    AnswerTrace,
+    ShownPassage,
+    attribute_failure,
+    contains_evidence,
+    measure_judge_control,
+)
+from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import CHECKERS
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 from stillroom.records import Message, Record
@@ -67,7 +73,7 @@ def asked(tmp_path):
 
 def plan(built, questions, model, **changes):
     fields = {"ways": ("keyword", "dense"), "k": 2, "depth": 5}
-    return ReadingPlan(built, questions, model, **{**fields, **changes})
+    return AnswerEvalPlan(built, questions, model, **{**fields, **changes})
 
 
 def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, tmp_path):
@@ -126,43 +132,56 @@ def reading(**changes):
         "seconds": 0.0,
         "search_seconds": 0.0,
     }
-    return Reading(**{**fields, **changes})
+    return AnswerTrace(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
     ("places", "is_right", "stage"),
     [
-        ([Place(False, frozenset())], False, "parse"),
-        ([Place(True, frozenset())], False, "chunk"),
-        ([Place(True, frozenset("z"))], False, "retrieve"),
-        ([Place(True, frozenset("e"))], False, "rank"),
-        ([Place(True, frozenset("a"))], False, "rerank"),
-        ([Place(True, frozenset("b"))], False, "read"),
-        ([Place(False, frozenset()), Place(True, frozenset("c"))], False, "read"),
-        ([Place(True, frozenset("c"))], True, "cite"),
-        ([Place(True, frozenset("b"))], True, ""),
+        ([EvidenceLocation(False, frozenset())], False, "parse"),
+        ([EvidenceLocation(True, frozenset())], False, "chunk"),
+        ([EvidenceLocation(True, frozenset("z"))], False, "retrieve"),
+        ([EvidenceLocation(True, frozenset("e"))], False, "rank"),
+        ([EvidenceLocation(True, frozenset("a"))], False, "rerank"),
+        ([EvidenceLocation(True, frozenset("b"))], False, "read"),
+        (
+            [EvidenceLocation(False, frozenset()), EvidenceLocation(True, frozenset("c"))],
+            False,
+            "read",
+        ),
+        ([EvidenceLocation(True, frozenset("c"))], True, "cite"),
+        ([EvidenceLocation(True, frozenset("b"))], True, ""),
         ([], True, ""),
         ([], False, "read"),
     ],
 )
 def test_the_stage_to_blame_is_the_one_that_lost_the_evidence(places, is_right, stage):
-    assert blame(reading(), places, is_right=is_right, k=2) == stage
+    assert attribute_failure(reading(), places, is_right=is_right, k=2) == stage
 
 
 def test_a_hit_that_was_left_out_of_the_prompt_is_blamed_on_showing():
     left_out = reading(shown=(shown("b"),), ranked=tuple("bcadef"))
-    assert blame(left_out, [Place(True, frozenset("c"))], is_right=False, k=2) == "show"
+    assert (
+        attribute_failure(left_out, [EvidenceLocation(True, frozenset("c"))], is_right=False, k=2)
+        == "show"
+    )
 
 
 def test_a_wider_passage_than_was_found_holds_what_lies_in_it():
     parent = shown("parent", "A cat sleeps. It purrs.", start=10, end=40)
-    assert holds(parent, Place(True, frozenset("x"), frozenset({("d", 15, 30)})))
-    assert not holds(parent, Place(True, frozenset("x"), frozenset({("d", 15, 41)})))
-    assert not holds(parent, Place(True, frozenset("x"), frozenset({("e", 15, 30)})))
-    cut_apart = Place(True, frozenset(), quotes=("cat sleeps it purrs",))
-    assert holds(parent, cut_apart)
-    assert blame(reading(shown=(parent,)), [cut_apart], is_right=False, k=2) == "read"
-    assert not holds(parent, Place(True, frozenset(), quotes=("at sleeps",)))
+    assert contains_evidence(
+        parent, EvidenceLocation(True, frozenset("x"), frozenset({("d", 15, 30)}))
+    )
+    assert not contains_evidence(
+        parent, EvidenceLocation(True, frozenset("x"), frozenset({("d", 15, 41)}))
+    )
+    assert not contains_evidence(
+        parent, EvidenceLocation(True, frozenset("x"), frozenset({("e", 15, 30)}))
+    )
+    cut_apart = EvidenceLocation(True, frozenset(), quotes=("cat sleeps it purrs",))
+    assert contains_evidence(parent, cut_apart)
+    assert attribute_failure(reading(shown=(parent,)), [cut_apart], is_right=False, k=2) == "read"
+    assert not contains_evidence(parent, EvidenceLocation(True, frozenset(), quotes=("at sleeps",)))
 
 
 def test_answers_from_joined_passages_are_graded(tmp_path, asked):
@@ -187,22 +206,31 @@ def test_evidence_is_found_by_span_quotation_name_and_answer(index):
 
     def locate(*evidence, answers=("x",)):
         places = found.locate(JudgedQuestion("q", "?", answers, evidence))
-        return [Place(one.in_documents, one.passages) for one in places]
+        return [EvidenceLocation(one.in_documents, one.passages) for one in places]
 
-    span = Evidence("", "animals/cats.md", start, start + 10)
-    assert locate(span) == [Place(True, frozenset({cat.id}))]
-    too_long = Evidence("", cat.document_id, start, start + 10_000)
-    assert locate(too_long) == [Place(True, frozenset())]  # cut apart
-    assert locate(Evidence("A CAT  sleeps, sixteen")) == [Place(True, frozenset({cat.id}))]
-    assert locate(Evidence("sleeps sixteen", "animals/dogs.md")) == [Place(False, frozenset())]
-    assert locate(Evidence(name="animals/cats.md"))[0].passages == {cat.id}
-    assert locate(Evidence(name="nowhere.md")) == [Place(False, frozenset())]
+    span = EvidenceSpan("", "animals/cats.md", start, start + 10)
+    assert locate(span) == [EvidenceLocation(True, frozenset({cat.id}))]
+    too_long = EvidenceSpan("", cat.document_id, start, start + 10_000)
+    assert locate(too_long) == [EvidenceLocation(True, frozenset())]  # cut apart
+    assert locate(EvidenceSpan("A CAT  sleeps, sixteen")) == [
+        EvidenceLocation(True, frozenset({cat.id}))
+    ]
+    assert locate(EvidenceSpan("sleeps sixteen", "animals/dogs.md")) == [
+        EvidenceLocation(False, frozenset())
+    ]
+    assert locate(EvidenceSpan(name="animals/cats.md"))[0].passages == {cat.id}
+    assert locate(EvidenceSpan(name="nowhere.md")) == [EvidenceLocation(False, frozenset())]
     assert locate(answers=("sixteen hours", "nothing such"))[0].passages == {cat.id}
-    assert locate(Evidence("ixteen hour")) == [Place(False, frozenset())]  # whole words only
+    assert locate(EvidenceSpan("ixteen hour")) == [
+        EvidenceLocation(False, frozenset())
+    ]  # whole words only
 
 
 def test_a_ranking_names_each_piece_of_evidence_once():
-    places = {"q#0": Place(True, frozenset("ab")), "q#1": Place(True, frozenset("b"))}
+    places = {
+        "q#0": EvidenceLocation(True, frozenset("ab")),
+        "q#1": EvidenceLocation(True, frozenset("b")),
+    }
     ranked = label_ranking("xabc", places)
     assert [name for name, _ in ranked] == ["x", "q#0", "q#1", "c"]
     assert [score for _, score in ranked] == [4.0, 3.0, 2.0, 1.0]
@@ -267,19 +295,19 @@ def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge
             holds = rest.split("\n")[0] in shown
             return -1.0 if (holds or not can_judge) == (word == "Yes") else -2.0
 
-    judge = ModelJudge(Judge({"*": ""}))
+    judge = BinaryJudge(Judge({"*": ""}))
     with Index.open(built) as opened:
-        bench = Bench(opened, judge, CHECKERS.build("overlap"), {}, {})
+        bench = AnswerGrader(opened, judge, CHECKERS.build("overlap"), {}, {})
         bench.shelf = Shelf()
         evidence = EvidenceMap(opened)
         found = []
         for one in read_question_set(questions):
             (place,) = evidence.locate(one)
             found.append((one.evidence[0].quote, opened.passage(min(place.passages)).text))
-        metric = control_judge(bench, found)
+        metric = measure_judge_control(bench, found)
         assert metric.n == 6
         assert metric.value == (1.0 if can_judge else 0.5)
-        assert control_judge(bench, found[:1]) is None
+        assert measure_judge_control(bench, found[:1]) is None
     same = plan(built, questions, model, ways=("keyword",), judge=model, judge_way="json")
     _, report = evaluate_answers(same, tmp_path / "out")
     assert "means nothing" in report.summary  # it writes no verdicts at all
@@ -292,7 +320,7 @@ class Shelf(dict):
 def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path, monkeypatch):
     questions, model = asked()
     evaluate_answers(plan(built, questions, model), tmp_path / "whole")
-    read, calls = reading_job.read_question, []
+    read, calls = answer_job.run_question, []
 
     def stop_after_three(*args, **kwargs):
         calls.append(args)
@@ -300,12 +328,12 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
             raise Cancelled("stop", code="job.cancelled")
         return read(*args, **kwargs)
 
-    monkeypatch.setattr(reading_job, "read_question", stop_after_three)
+    monkeypatch.setattr(answer_job, "run_question", stop_after_three)
     with pytest.raises(Cancelled):
         evaluate_answers(plan(built, questions, model), tmp_path / "out")
     calls.clear()
     monkeypatch.setattr(
-        reading_job, "read_question", lambda *a, **k: calls.append(a) or read(*a, **k)
+        answer_job, "run_question", lambda *a, **k: calls.append(a) or read(*a, **k)
     )
     evaluate_answers(plan(built, questions, model), tmp_path / "out", resume=True)
     assert len(calls) == 10 - 3
@@ -384,7 +412,7 @@ def test_question_sets_are_read_as_the_field_keeps_them(tmp_path):
     }
     (tmp_path / "squad.json").write_text(json.dumps(squad))
     one, two = read_question_set(tmp_path / "squad.json")
-    assert one.evidence == (Evidence("It has 2.1 million people."),)
+    assert one.evidence == (EvidenceSpan("It has 2.1 million people."),)
     assert (one.answers, two.answers, two.is_answerable) == (("2.1 million",), (), False)
     ragas = {"user_input": "Why?", "reference": "So.", "reference_contexts": ["It is so."]}
     (tmp_path / "ragas.jsonl").write_text(json.dumps(ragas) + "\n")
@@ -400,13 +428,13 @@ def test_question_sets_are_read_as_the_field_keeps_them(tmp_path):
     )
     (beir / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n")
     (judged,) = read_question_set(beir)
-    assert (judged.answers, judged.evidence) == (("So.",), (Evidence(name="d1"),))
+    assert (judged.answers, judged.evidence) == (("So.",), (EvidenceSpan(name="d1"),))
     fields = {"evidence": {"quote": "It is so.", "start": 3, "end": 12}, "document_id": "d"}
     record = Record((Message("user", "Why?"), Message("assistant", "So.")), fields)
     (tmp_path / "records.jsonl").write_text(json.dumps(record.to_json()) + "\n")
     found = read_question_set(tmp_path / "records.jsonl")[0]
     assert (found.text, found.answers) == ("Why?", ("So.",))
-    assert found.evidence == (Evidence("It is so.", "d", 3, 12),)
+    assert found.evidence == (EvidenceSpan("It is so.", "d", 3, 12),)
 
 
 def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):

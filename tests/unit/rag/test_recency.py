@@ -5,11 +5,11 @@ import datetime
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.answer import ask
-from stillroom.rag.index import Index
-from stillroom.rag.method import RERANKERS, Query
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import RERANKERS, Query
 from stillroom.rag.rerankers.recency import Recency
-from stillroom.rag.semantic_cache import SemanticCache
 from stillroom.records import Hit
 from stillroom.testing import scripted_model
 

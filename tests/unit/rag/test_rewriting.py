@@ -3,10 +3,10 @@ import json
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.rag.drafting import distinct_texts
-from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.method import RETRIEVERS, TRANSFORMS, Query
-from stillroom.rag.notices import collect_notices
+from stillroom.rag.interfaces import QUERY_TRANSFORMS, RETRIEVERS, Query
+from stillroom.rag.model_calls import drop_duplicate_texts
+from stillroom.rag.observability import collect_warnings
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.records import Message
 from stillroom.testing import scripted_model
 
@@ -20,7 +20,7 @@ def answers(*texts):
 @pytest.mark.parametrize("name", ASKING)
 def test_the_query_comes_first_and_each_text_once(index, name):
     model = answers("Dogs at night", "who  BARKS at strangers", "guards")
-    queries = TRANSFORMS.build(name).rewrite(Query("who barks at strangers"), index, model)
+    queries = QUERY_TRANSFORMS.build(name).rewrite(Query("who barks at strangers"), index, model)
     assert queries[0] == Query("who barks at strangers")
     texts = [query.text for query in queries]
     assert "Dogs at night" in texts
@@ -47,13 +47,15 @@ def test_the_query_comes_first_and_each_text_once(index, name):
 )
 def test_what_cannot_be_read_falls_back_and_is_said(index, name, answer):
     query = Query("who barks at strangers")
-    with collect_notices() as told:
-        queries = TRANSFORMS.build(name).rewrite(query, index, scripted_model(lambda _: answer))
+    with collect_warnings() as told:
+        queries = QUERY_TRANSFORMS.build(name).rewrite(
+            query, index, scripted_model(lambda _: answer)
+        )
     assert queries == [query]
     assert len(told) == 1
     assert name in told[0]
     with pytest.warns(UserWarning, match="could not be read"):
-        TRANSFORMS.build(name).rewrite(query, index, scripted_model(lambda _: answer))
+        QUERY_TRANSFORMS.build(name).rewrite(query, index, scripted_model(lambda _: answer))
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -72,20 +74,20 @@ def test_rewordings_are_fused_by_reciprocal_rank(index):
         index.search_keyword(Query(text), 4)
         for text in ("who barks", "capital of France", "how long cats sleep")
     ]
-    expected = [index.passage_at(row).id for row, _ in reciprocal_rank(legs)][:4]
+    expected = [index.passage_at(row).id for row, _ in fuse_reciprocal_ranks(legs)][:4]
     assert [hit.passage.id for hit in found] == expected
 
 
 def test_text_around_the_json_is_passed_over(index):
     model = scripted_model(lambda _: 'Sure:\n```json\n{"queries": ["guards"]}\n``` done')
-    queries = TRANSFORMS.build("step_back").rewrite(Query("who barks"), index, model)
+    queries = QUERY_TRANSFORMS.build("step_back").rewrite(Query("who barks"), index, model)
     assert [query.text for query in queries] == ["who barks", "guards"]
 
 
 def test_the_last_turn_becomes_a_question_that_stands_alone(index):
     history = (Message("user", "What is the capital of France?"), Message("assistant", "Paris."))
     model = answers("How many inhabitants has Paris?")
-    (query,) = TRANSFORMS.build("last_turn").rewrite(
+    (query,) = QUERY_TRANSFORMS.build("last_turn").rewrite(
         Query("How many live there?", history=history), index, model
     )
     assert query == Query("How many inhabitants has Paris?")
@@ -99,24 +101,24 @@ def test_the_last_turn_becomes_a_question_that_stands_alone(index):
 
 def test_a_first_turn_asks_no_model(index):
     query = Query("who barks")
-    assert TRANSFORMS.build("last_turn").rewrite(query, index, None) == [query]
+    assert QUERY_TRANSFORMS.build("last_turn").rewrite(query, index, None) == [query]
     with pytest.raises(DataError):
-        TRANSFORMS.build("last_turn").rewrite(
+        QUERY_TRANSFORMS.build("last_turn").rewrite(
             Query("and cats?", history=(Message("user", "dogs?"),)), index, None
         )
 
 
 def test_an_unreadable_standalone_question_falls_back(index):
     query = Query("and cats?", history=(Message("user", "Do dogs bark?"),))
-    with collect_notices() as told:
-        assert TRANSFORMS.build("last_turn").rewrite(
+    with collect_warnings() as told:
+        assert QUERY_TRANSFORMS.build("last_turn").rewrite(
             query, index, scripted_model(lambda _: "?")
         ) == [query]
     assert len(told) == 1
 
 
 def test_the_first_of_equal_texts_stays():
-    assert distinct_texts(["A  b", "c", "a B", "C"]) == ["A  b", "c"]
+    assert drop_duplicate_texts(["A  b", "c", "a B", "C"]) == ["A  b", "c"]
 
 
 def test_retrievers_take_a_query_with_history(index):

@@ -6,8 +6,8 @@ import pytest
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.provenance.sources import look_at_document
-from stillroom.rag.index import Index
+from stillroom.provenance.sources import locate_document
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import estimate, run
 
@@ -253,5 +253,5 @@ def test_documents_that_were_named_from_elsewhere_are_found_beside_a_citation(
     monkeypatch.chdir("/")
     with Index.open(tmp_path / "jobs/one") as index:
         place = index.passage_at(0).location
-    found = look_at_document(tmp_path / "jobs/one", place.path, place.digest)
+    found = locate_document(tmp_path / "jobs/one", place.path, place.digest)
     assert found == (tmp_path / "documents" / "mill.txt", ())

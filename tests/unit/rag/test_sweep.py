@@ -13,14 +13,13 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
-from stillroom.evaluate.metrics import correct_p_values
+from stillroom.evaluate.metrics.bootstrap import adjust_p_values
 from stillroom.models import open_embedder
-from stillroom.rag.measuring.sweep_job import run_sweep
-from stillroom.rag.measuring.sweep_settings import build_variant, list_configurations
-from stillroom.rag.measuring.sweeping import Cost, Measured, judge_sweep
-from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.embedding.cache import CachedEmbedder
+from stillroom.rag.evaluation.sweep import SweepCost, SweepRow, evaluate_sweep
+from stillroom.rag.evaluation.sweep_job import run_sweep
+from stillroom.rag.recipe import RagRecipe, build_variant, list_configurations
 from stillroom.rag.run import run
-from stillroom.rag.vector_cache import CachedEmbedder
 
 TOPICS = ["otter", "heron", "badger", "lynx", "weasel", "marten", "beaver", "stoat", "raven", "owl"]
 
@@ -150,19 +149,19 @@ def measured(name, values, cpu_ms=1.0):
     configuration = list_configurations(
         RagRecipe(documents="x", sweep={"ways": [name], "questions": "q"}).sweep
     )[0]
-    cost = Cost(cpu_ms, cpu_ms, cpu_ms, 1000, 10, 1.0, 10)
-    return Measured(configuration, {f"q{at}": v for at, v in enumerate(values)}, cost)
+    cost = SweepCost(cpu_ms, cpu_ms, cpu_ms, 1000, 10, 1.0, 10)
+    return SweepRow(configuration, {f"q{at}": v for at, v in enumerate(values)}, cost)
 
 
 def test_a_winner_by_luck_is_not_recommended():
     rng = np.random.default_rng(0)
     first = measured("first", rng.random(60))
     lucky = [measured(f"noise{at}", rng.random(60)) for at in range(20)]
-    outcome = judge_sweep([first, *lucky], measure="m", held_out=0.5)
+    outcome = evaluate_sweep([first, *lucky], measure="m", held_out=0.5)
     assert outcome.best is not first
     assert not outcome.is_gain
     better = measured("better", np.minimum(np.array(list(first.values.values())) + 0.2, 1), 3.0)
-    outcome = judge_sweep([first, better, *lucky], measure="m", held_out=0.5)
+    outcome = evaluate_sweep([first, better, *lucky], measure="m", held_out=0.5)
     assert outcome.best is better
     assert outcome.is_gain
     verdicts = {one.measured.configuration.way: one for one in outcome.changes}
@@ -171,14 +170,14 @@ def test_a_winner_by_luck_is_not_recommended():
     shown = sum(one.verdict == "gain" for one in outcome.changes)
     assert shown == 1  # of twenty comparisons with noise, none survives the correction
     with pytest.raises(DataError) as caught:
-        judge_sweep([measured("first", [0.0] * 12)], measure="m", held_out=0.5)
+        evaluate_sweep([measured("first", [0.0] * 12)], measure="m", held_out=0.5)
     assert caught.value.code == "rag.too-few-queries"
 
 
 def test_holms_correction():
-    assert correct_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert correct_p_values([0.9, 0.8]) == [1.0, 1.0]
-    assert correct_p_values([]) == []
+    assert adjust_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_p_values([0.9, 0.8]) == [1.0, 1.0]
+    assert adjust_p_values([]) == []
 
 
 def test_what_cannot_be_swept_is_refused_before_anything_is_built(recipe, tmp_path):
@@ -201,7 +200,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_built(recipe, tmp_pa
 
 def test_judgements_of_passages_cannot_tell_chunkers_apart(recipe, tmp_path):
     from stillroom.jobs import Job
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
     job = Job.start(tmp_path / "index", "recipe\n")
     run(build_variant(recipe(), {}), job, embedder=open_embedder("static"))

@@ -3,7 +3,7 @@
 import pytest
 
 from stillroom.rag import ask
-from stillroom.rag.index import Index
+from stillroom.rag.index.searcher import Index
 from stillroom.testing import scripted_model
 
 ROWS = "\n".join(f"| Q{at} | {at * 7} | {at % 5} |" for at in range(90))

@@ -8,10 +8,9 @@ from tests.unit.rag.graphs import THEMES, TOPICS, bytes_of, make_index
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
-from stillroom.rag.graphs.tree import Tree, open_tree
-from stillroom.rag.graphs.tree_job import TreePlan, build_tree
-from stillroom.rag.graphs.tree_layers import cluster_vectors
-from stillroom.rag.index import Index
+from stillroom.rag.graph.summary_tree import SummaryTree, cluster_vectors, open_tree
+from stillroom.rag.graph.tree_job import TreePlan, build_tree
+from stillroom.rag.index.searcher import Index
 from stillroom.testing import scripted_model
 
 
@@ -62,7 +61,7 @@ def test_vectors_that_have_nothing_in_common_stay_alone():
 
 
 def test_topics_are_summarized_together_in_the_documents_own_words(themes):
-    tree = Tree.open(themes / "tree")
+    tree = SummaryTree.open(themes / "tree")
     first = [one for one in tree.nodes if one.level == 1]
     with Index.open(themes / "index") as index:
         for node in first:
@@ -80,7 +79,7 @@ def test_topics_are_summarized_together_in_the_documents_own_words(themes):
 
 
 def test_a_summary_leads_to_its_passages(themes):
-    tree = Tree.open(themes / "tree")
+    tree = SummaryTree.open(themes / "tree")
     node = next(one for one in tree.nodes if one.level == 1 and "Eels" in one.text)
     paths = found(themes, node.text, 4, leaves=4)
     assert all(path.startswith("eels") for path in paths)

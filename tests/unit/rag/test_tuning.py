@@ -7,12 +7,16 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.rag import ask
-from stillroom.rag.index import Index
-from stillroom.rag.measuring.evaluation_job import Plan
-from stillroom.rag.measuring.tuning import cross_validate, list_settings, rank_names
-from stillroom.rag.measuring.tuning_job import tune_fusion
-from stillroom.rag.upkeep import check_index
-from stillroom.rag.ways import parse_way
+from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
+from stillroom.rag.evaluation.tuning import (
+    cross_validate,
+    list_fusion_settings,
+    rank_names,
+    tune_fusion,
+)
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.maintenance.update import check_index
+from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.testing import scripted_model
 
 
@@ -73,11 +77,11 @@ def test_too_few_queries_are_refused():
 
 
 def test_every_setting_that_is_tried_can_be_used():
-    settings = list_settings()
+    settings = list_fusion_settings()
     assert len(set(settings)) == len(settings) == 50
     assert settings[:2] == ["convex", "hybrid"]
     for way in settings:
-        parse_way(way)
+        parse_pipeline(way)
 
 
 def test_a_name_stands_where_its_best_row_does():
@@ -88,7 +92,7 @@ def test_a_name_stands_where_its_best_row_does():
 
 def test_a_way_that_fuses_nothing_is_refused(built, tmp_path):
     for way in ("keyword", "hybrid+proximity"):
-        plan = Plan(built, tmp_path / "q", tmp_path / "r", (way,), ("ndcg@10",))
+        plan = RetrievalEvalPlan(built, tmp_path / "q", tmp_path / "r", (way,), ("ndcg@10",))
         with pytest.raises(RecipeError) as caught:
             tune_fusion(plan, tmp_path / "out")
         assert caught.value.code == "rag.not-a-fusion"
@@ -107,7 +111,7 @@ def test_by_the_command_line(built, tmp_path):
     assert "held-out less default" in done.output
     told = json.loads((tmp_path / "out" / "output" / "retriever.json").read_text())
     assert told["way"] == "convex"
-    assert parse_way(told["way"]).retriever.model_dump() == told["retriever"]
+    assert parse_pipeline(told["way"]).retriever.model_dump() == told["retriever"]
 
 
 def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
@@ -131,7 +135,7 @@ def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
     way = "convex:alpha=0.9,normalization=zscore"
     done = CliRunner().invoke(stillroom, [*words, "--way", way], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    chosen = parse_way(way).retriever
+    chosen = parse_pipeline(way).retriever
     assert found() == found(chosen) != before
     assert json.loads((index / "artifact.json").read_text())["details"]["retriever"] == way
     with Index.open(index) as opened:

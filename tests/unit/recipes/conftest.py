@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.recipes import kinds
+from stillroom.recipes import schema
 
 FILES = {
     "__init__.py": "",
@@ -123,7 +123,7 @@ def room_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rooms(room_package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(room_package.parent))
-    monkeypatch.setattr(kinds, "_PACKAGE", room_package)
+    monkeypatch.setattr(schema, "_PACKAGE", room_package)
     return room_package
 
 

@@ -11,7 +11,7 @@ from stillroom.records import (
     Passage,
     Record,
     combine_origins,
-    content_id,
+    make_content_id,
 )
 
 TEXT = "Héllo wörld. Next."
@@ -54,7 +54,7 @@ def test_ids_follow_from_contents():
     one = Record((Message("user", "x"),), {"a": 1, "b": 2})
     assert one.id == Record((Message("user", "x"),), {"b": 2, "a": 1}).id
     assert one.id != Record((Message("user", "y"),), {"a": 1, "b": 2}).id
-    assert content_id("rec", "\ud800").startswith("rec-")
+    assert make_content_id("rec", "\ud800").startswith("rec-")
 
 
 def test_a_mixture_is_never_called_purer_than_its_parts():

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import RecipeError
-from stillroom.registry import Method, Seam, method
+from stillroom.registry import Method, Registry, method
 
 FILES = {
     "__init__.py": "",
@@ -30,7 +30,7 @@ def seam(tmp_path, monkeypatch):
         path.write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     base = importlib.import_module("pluggable.base").Base
-    yield Seam("pluggable.seam", base)
+    yield Registry("pluggable.seam", base)
     for name in [known for known in sys.modules if known.split(".")[0] == "pluggable"]:
         del sys.modules[name]
 

@@ -11,7 +11,7 @@ import pytest
 
 from stillroom.errors import BackendError, DataError
 from stillroom.records import Answer, Citation, Completion, Location
-from stillroom.serve import Limits, Served, create_app
+from stillroom.serve import RequestLimits, ServedModel, create_app
 from stillroom.testing import scripted_model
 
 KEY = "a-key-of-enough-length"
@@ -41,7 +41,7 @@ def ask_documents(messages, sampling, k, **_):
 
 
 def served(answer="A still.", **more):
-    return Served(
+    return ServedModel(
         "run", scripted_model({"*": answer} if isinstance(answer, str) else answer), **more
     )
 
@@ -140,7 +140,7 @@ def test_settings_reach_the_model():
             got.append((prompts[0], sampling))
             return super().generate(prompts, sampling, **more)
 
-    app = create_app(Served("run", Listening({"*": "x"})))
+    app = create_app(ServedModel("run", Listening({"*": "x"})))
     schema = {"type": "object"}
     reply = chat(
         app, temperature=0.5, top_p=0.9, seed=7, stop=["\n"], max_completion_tokens=9,
@@ -182,7 +182,7 @@ def test_any_json_object_may_be_asked_for():
             got.extend(prompts)
             return super().generate(prompts, sampling, **more)
 
-    app = create_app(Served("run", Listening({"*": "{}"})))
+    app = create_app(ServedModel("run", Listening({"*": "{}"})))
     assert chat(app, response_format={"type": "json_object"}).status_code == 200
     assert got[0].schema == {"type": "object"}
 
@@ -272,7 +272,7 @@ def test_unknown_paths_and_verbs():
 
 def test_completions_take_raw_text():
     model = scripted_model({"*": "and so on"})
-    app = create_app(Served("run", model))
+    app = create_app(ServedModel("run", model))
     body = {"model": "run", "prompt": "Once upon", "max_tokens": 2}
     reply = request(app, "POST", "/v1/completions", json_body=body).json()
     assert (reply["object"], reply["choices"][0]["text"]) == ("text_completion", "and so")
@@ -354,7 +354,7 @@ def test_pages_of_other_origins_get_nothing():
 
 
 def test_large_bodies_are_refused_with_and_without_a_length():
-    app = create_app(served(), limits=Limits(body_bytes=1000))
+    app = create_app(served(), limits=RequestLimits(body_bytes=1000))
     check_error(chat(app, user="x" * 1000), 413, "body_too_large")
 
     async def drip():
@@ -379,7 +379,7 @@ def test_too_many_at_once_are_told_when_to_come_again():
         gate.wait(10)
         return "done"
 
-    app = create_app(served(answer), limits=Limits(running=1, waiting=1, retry_after_s=7))
+    app = create_app(served(answer), limits=RequestLimits(running=1, waiting=1, retry_after_s=7))
     body = {"model": "run", "messages": [{"role": "user", "content": "x"}]}
 
     async def crowd():
@@ -410,7 +410,7 @@ def test_an_answer_that_takes_too_long_is_stopped():
             return [Completion("", "cancelled")]
 
     model = Slow({"*": ""})
-    app = create_app(Served("run", model), limits=Limits(timeout_s=0.3))
+    app = create_app(ServedModel("run", model), limits=RequestLimits(timeout_s=0.3))
     check_error(chat(app), 504, "timeout")
     time.sleep(0.1)
     assert model.was_stopped
@@ -467,7 +467,7 @@ def test_half_a_character_in_a_message_costs_nobody_an_answer(tmp_path, is_strea
 
     folder = tiny_checkpoint(tmp_path / "tiny")
     with closing(open_text_model(str(folder), backend="transformers", dtype="float32")) as model:
-        app = create_app(Served("run", model))
+        app = create_app(ServedModel("run", model))
         messages = [{"role": "user", "content": "a \ud800 b"}]
         reply = request(
             app, "POST", "/v1/chat/completions",

@@ -6,8 +6,8 @@ import pytest
 from tests.unit.serve.test_app import ask_documents, chat, check_error, events, request
 
 from stillroom.records import Answer, Completion
-from stillroom.serve import Limits, Served, create_app
-from stillroom.serve.counters import Counters
+from stillroom.serve import RequestLimits, ServedModel, create_app
+from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.testing import scripted_model
 
 
@@ -52,7 +52,7 @@ def gather(chunks, key):
 
 def test_each_text_has_a_seed_of_its_own_and_the_first_is_that_of_a_single_one():
     model = Drawing()
-    app = create_app(Served("run", model))
+    app = create_app(ServedModel("run", model))
     body = chat(app, n=3, seed=2).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     texts = [choice["message"]["content"] for choice in body["choices"]]
@@ -70,14 +70,14 @@ def test_a_seed_beyond_the_last_begins_anew():
             seeds.extend(one.seed for one in sampling)
             return [Completion("") for _ in prompts]
 
-    chat(create_app(Served("run", Listening())), n=2, seed=0x7FFFFFFF)
+    chat(create_app(ServedModel("run", Listening())), n=2, seed=0x7FFFFFFF)
     assert seeds == [0x7FFFFFFF, 0]
 
 
 @pytest.mark.parametrize("path", ["chat", "text"])
 def test_a_stream_tells_each_text_by_its_number(path):
-    counters = Counters()
-    app = create_app(Served("run", Drawing()), counters=counters)
+    counters = ServerMetrics()
+    app = create_app(ServedModel("run", Drawing()), counters=counters)
     more = {"n": 3, "stream": True, "stream_options": {"include_usage": True}}
     reply = chat(app, **more) if path == "chat" else text_of(more, app)
     chunks = events(reply)
@@ -96,7 +96,7 @@ def test_a_stream_tells_each_text_by_its_number(path):
 
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_answers_from_documents_have_their_own_citations(is_stream):
-    counters = Counters()
+    counters = ServerMetrics()
 
     def ask(messages, sampling, k, **more):
         *_, answer = ask_documents(messages, sampling, k, **more)
@@ -105,7 +105,7 @@ def test_answers_from_documents_have_their_own_citations(is_stream):
         completion = Completion(text, "stop", 50, 8 + sampling.seed)
         yield Answer(completion, answer.citations, details={"abstained": False})
 
-    served = Served("run", scripted_model({"*": "x"}), ask)
+    served = ServedModel("run", scripted_model({"*": "x"}), ask)
     reply = chat(create_app(served, counters=counters), n=2, stream=is_stream)
     if is_stream:
         chunks = events(reply)
@@ -139,7 +139,7 @@ def test_a_streams_usage_and_end_are_the_engines_own():
             raise AssertionError("what the engine told is not counted again")
 
     more = {"stream": True, "stream_options": {"include_usage": True}}
-    chunks = events(chat(create_app(Served("run", Counting())), **more))
+    chunks = events(chat(create_app(ServedModel("run", Counting())), **more))
     assert gather(chunks, "chat")[1] == {0: "length"}
     assert chunks[-1]["usage"] == {
         "prompt_tokens": 41,
@@ -155,7 +155,7 @@ def test_a_failure_in_a_later_text_ends_the_stream_with_an_error():
                 raise ZeroDivisionError("secret")
             yield "said"
 
-    reply = chat(create_app(Served("run", Failing())), n=2, stream=True)
+    reply = chat(create_app(ServedModel("run", Failing())), n=2, stream=True)
     *_, last = [line for line in reply.text.split("\n\n") if line]
     assert '"server_error"' in last
     assert "secret" not in reply.text
@@ -177,13 +177,13 @@ def test_a_failure_in_a_later_text_ends_the_stream_with_an_error():
     ],
 )
 def test_more_texts_than_are_given_are_refused(body, code, param):
-    app = create_app(Served("run", Drawing()), limits=Limits(choices=3))
+    app = create_app(ServedModel("run", Drawing()), limits=RequestLimits(choices=3))
     for reply in (chat(app, **body), text_of(body, app)):
         assert check_error(reply, 400, code)["param"] == param
 
 
 def test_all_that_is_drawn_is_given():
-    app = create_app(Served("run", Drawing()))
+    app = create_app(ServedModel("run", Drawing()))
     assert len(text_of({"n": 2, "best_of": 2}, app).json()["choices"]) == 2
     error = check_error(text_of({"n": 2, "best_of": 3}, app), 400, "invalid_request")
     assert error["param"] == "best_of"

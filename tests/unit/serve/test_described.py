@@ -11,8 +11,8 @@ from tests.unit.serve.test_app import Embedder, ask_documents, chat, events, req
 from tests.unit.serve.test_jobs import MERGE, fill
 
 from stillroom.serve import create_app
-from stillroom.serve.looking import Looker
-from stillroom.serve.running import JobRunner
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.workspace import Workspace
 
 
@@ -21,7 +21,7 @@ def app(tmp_path):
     fill(tmp_path)
     both = served(ask=ask_documents, embedder=Embedder())
     with Workspace(tmp_path).open() as workspace:
-        yield create_app(both, jobs=JobRunner(workspace), looker=Looker())
+        yield create_app(both, jobs=JobRunner(workspace), looker=MediaCheckService())
 
 
 def check(app, route, method, reply, status=200):

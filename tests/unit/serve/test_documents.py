@@ -9,15 +9,15 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.models.script import ScriptedModel
-from stillroom.rag.answer import ask_stream
-from stillroom.rag.asking import read_settings
-from stillroom.rag.index import Index
-from stillroom.rag.method import Query
+from stillroom.models.backends.scripted import ScriptedModel
+from stillroom.rag.generation.answer import ask_stream
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import Query
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
+from stillroom.rag.settings import parse_answer_settings
 from stillroom.records import Completion
-from stillroom.serve import Served, create_app
+from stillroom.serve import ServedModel, create_app
 
 QUESTION = "What is the capital of France?"
 TEXT = "Paris is the capital of France [1]. The moon [7] has `a[9]`. ![x](http://e.example/?q=1)"
@@ -53,12 +53,12 @@ def index(tmp_path_factory):
 def app_of(index, model):
     def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
         query = Query(messages[-1].content, history=tuple(messages[:-1]))
-        chosen = {**read_settings(settings), "k": k}
+        chosen = {**parse_answer_settings(settings), "k": k}
         return ask_stream(
             index, model, query, sampling=sampling, is_cancelled=is_cancelled, **chosen
         )
 
-    return create_app(Served("run", model, ask))
+    return create_app(ServedModel("run", model, ask))
 
 
 def chat(app, **body):
@@ -178,7 +178,7 @@ def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
             return super().score(prompts, completions)
 
     model = Slow("Paris [1].")
-    settings = read_settings({"answering": "corrective:grader=yes_no,max_rounds=4"})
+    settings = parse_answer_settings({"answering": "corrective:grader=yes_no,max_rounds=4"})
     *_, answer = ask_stream(
         index, model, "Where is the moon?", is_cancelled=gone.is_set, **settings
     )

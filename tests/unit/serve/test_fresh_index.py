@@ -4,11 +4,11 @@ import pytest
 
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.rag.maintenance.update import delete_documents
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
-from stillroom.rag.upkeep import delete_documents
 from stillroom.records import Answer, Message, Sampling
-from stillroom.serve.served import open_run
+from stillroom.serve.mounts import open_run
 from stillroom.testing import scripted_model
 
 
@@ -24,7 +24,7 @@ def place(tmp_path):
 
 def test_a_deleted_document_is_in_no_answer_of_a_running_server(place, monkeypatch):
     model = scripted_model(lambda prompt: "Paris is the capital of France [1].")
-    monkeypatch.setattr("stillroom.serve.served.open_text_model", lambda *_, **__: model)
+    monkeypatch.setattr("stillroom.serve.mounts.open_text_model", lambda *_, **__: model)
 
     def sources(served):
         pieces = served.ask(

@@ -15,14 +15,15 @@ import pytest
 import uvicorn
 
 from stillroom.jobs import Job
-from stillroom.rag.access import Access
-from stillroom.serve import Limits, children, create_app
-from stillroom.serve.confining import Openings
-from stillroom.serve.fence import can_fence
-from stillroom.serve.guard import find_scope
-from stillroom.serve.keys import SCOPES, ApiKey
-from stillroom.serve.running import JobRunner
-from stillroom.serve.tickets import Ticket, Tickets, new_id
+from stillroom.rag.index.view import AccessContext
+from stillroom.serve import RequestLimits, create_app
+from stillroom.serve.access import SCOPES, ApiKey
+from stillroom.serve.jobs import processes
+from stillroom.serve.jobs.recipe_policy import RecipePolicy
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.jobs.sandbox import is_sandbox_available
+from stillroom.serve.jobs.store import JobRecord, JobStore, new_job_id
+from stillroom.serve.middleware.auth import find_required_scope
 from stillroom.serve.workspace import Workspace
 from stillroom.testing import tiny_checkpoint
 
@@ -53,7 +54,7 @@ def live(folder, *, keys=(), **settings):
     tenants = bool({key.access for key in keys} - {None})
     with Workspace(folder, has_tenants=tenants).open() as workspace:
         runner = JobRunner(workspace, **settings)
-        app = create_app(None, api_keys=keys, jobs=runner, limits=Limits())
+        app = create_app(None, api_keys=keys, jobs=runner, limits=RequestLimits())
         listening = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -188,7 +189,7 @@ def test_a_job_is_cancelled_and_resumed(served):
     assert served.post(f"/v1/jobs/{name}/resume").status_code == 409
     waiting = submit(served)
     assert served.get(f"/v1/jobs/{waiting}").json()["position"] == 0
-    other = Ticket(new_id("merge"), "somebody", "merge")
+    other = JobRecord(new_job_id("merge"), "somebody", "merge")
     assert served.runner.position(other) == 0  # only its own tenant's are counted
     assert served.post(f"/v1/jobs/{waiting}/cancel").json()["state"] == "cancelled"
     assert served.post(f"/v1/jobs/{waiting}/cancel").status_code == 409
@@ -207,9 +208,9 @@ def test_a_cancel_while_the_process_starts_is_heard(served, monkeypatch):
         started.append(args)
         while len(started) < 2:
             await asyncio.sleep(0.01)
-        return await children.spawn(*args, **more)
+        return await processes.spawn(*args, **more)
 
-    monkeypatch.setattr("stillroom.serve.running.spawn", slow)
+    monkeypatch.setattr("stillroom.serve.jobs.runner.spawn", slow)
     name = submit(served, ENDLESS)
     wait_until(lambda: started)
     assert served.post(f"/v1/jobs/{name}/cancel").json()["state"] == "cancelling"
@@ -219,9 +220,9 @@ def test_a_cancel_while_the_process_starts_is_heard(served, monkeypatch):
 
 
 def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served, monkeypatch):
-    monkeypatch.setattr("stillroom.serve.running._BUSY_WAIT_S", 0.05)
+    monkeypatch.setattr("stillroom.serve.jobs.runner._BUSY_WAIT_S", 0.05)
     folder = served.runner.workspace.folder / "jobs"
-    ticket = Ticket(new_id("merge"), "", "merge")
+    ticket = JobRecord(new_job_id("merge"), "", "merge")
     with contextlib.closing(Job.start(folder / ticket.id, "held: by a process that ends")):
         served.runner.tickets.add(ticket, MERGE)
         drop(served, submit(served))  # whatever is sent makes the runner look
@@ -237,9 +238,9 @@ def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served, monkeypat
     async def look(order, folder, scratch, **more):
         assert scratch.is_dir()
         lent.append(scratch)
-        return await children.spawn(order, folder, scratch, **more)
+        return await processes.spawn(order, folder, scratch, **more)
 
-    monkeypatch.setattr("stillroom.serve.running.spawn", look)
+    monkeypatch.setattr("stillroom.serve.jobs.runner.spawn", look)
     name = submit(served, ENDLESS)
     runner = served.runner
     wait_until(lambda: name in runner._processes)
@@ -329,8 +330,8 @@ def test_jobs_are_listed_newest_first_and_by_state(served, finished):
 
 
 def test_tenants_never_see_each_others_jobs(tmp_path):
-    keys = [ApiKey(KEYS["ann"], Access("ann")), ApiKey(KEYS["bob"], Access("bob"))]
-    keys.append(ApiKey(KEYS["reader"], Access("ann"), frozenset({"jobs:read"})))
+    keys = [ApiKey(KEYS["ann"], AccessContext("ann")), ApiKey(KEYS["bob"], AccessContext("bob"))]
+    keys.append(ApiKey(KEYS["reader"], AccessContext("ann"), frozenset({"jobs:read"})))
     keys.append(ApiKey("nobodys-key-of-enough-length"))
     space = Workspace(tmp_path, has_tenants=True)
     for name in ("ann", "bob"):
@@ -368,8 +369,10 @@ def test_the_line_is_bounded(tmp_path):
 def test_what_a_killed_server_left_is_taken_up(tmp_path):
     fill(tmp_path)
     with Workspace(tmp_path).open() as workspace:
-        tickets = Tickets(workspace.control)
-        left = [Ticket(f"{new_id('merge')[:-1]}{number}", "", "merge") for number in range(4)]
+        tickets = JobStore(workspace.control)
+        left = [
+            JobRecord(f"{new_job_id('merge')[:-1]}{number}", "", "merge") for number in range(4)
+        ]
         for ticket in left:
             tickets.add(ticket, MERGE)
         tickets.change(left[1].id, state="running", takes=1)
@@ -390,8 +393,8 @@ def test_jobs_of_a_server_with_other_keys_are_set_aside(tmp_path, has_tenants, c
     whose = ("", "ann") if has_tenants else ("ann", "")
     with Workspace(tmp_path, has_tenants=has_tenants).open() as workspace:
         runner = JobRunner(workspace)
-        foreign, own = (Ticket(new_id("merge"), tenant, "merge") for tenant in whose)
-        lost = Ticket(new_id("merge"), whose[0], "merge", state="running", takes=1)
+        foreign, own = (JobRecord(new_job_id("merge"), tenant, "merge") for tenant in whose)
+        lost = JobRecord(new_job_id("merge"), whose[0], "merge", state="running", takes=1)
         for ticket in (foreign, lost, own):
             runner.tickets.add(ticket, MERGE)
         (workspace.control / "broken").mkdir()
@@ -415,7 +418,7 @@ def test_jobs_of_a_server_with_other_keys_are_set_aside(tmp_path, has_tenants, c
 
 @pytest.mark.parametrize("may_fetch", [False, True])
 def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_fetch):
-    if not can_fence():
+    if not is_sandbox_available():
         pytest.skip("this kernel has no Landlock")
     models, cache, space = (tmp_path / name for name in ("models", "cache", "space"))
     for folder in (models, space):
@@ -431,7 +434,7 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
     recipe = MERGE.replace("checkpoint: a", "checkpoint: hub:a")
     recipe = recipe.replace("checkpoint: b", "checkpoint: hub:org/b")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with live(space, openings=Openings(hub=may_fetch)) as client:
+    with live(space, openings=RecipePolicy(hub=may_fetch)) as client:
         events = follow(client, submit(client, recipe))
         assert events[-1][1]["state"] == "finished", events
         assert str(tmp_path) not in json.dumps(events)
@@ -440,7 +443,7 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
 
 def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):
     """A folder inside holds a link to the outside, which no recipe names."""
-    if not can_fence():
+    if not is_sandbox_available():
         pytest.skip("this kernel has no Landlock")
     inside, outside = tmp_path / "inside", tmp_path.parent / f"{tmp_path.name}-outside"
     inside.mkdir()
@@ -448,7 +451,7 @@ def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):
     outside.mkdir()
     (inside / "a" / "model.safetensors").rename(outside / "model.safetensors")
     (inside / "a" / "model.safetensors").symlink_to(outside / "model.safetensors")
-    with live(inside, openings=Openings()) as client:
+    with live(inside, openings=RecipePolicy()) as client:
         name = submit(client)
         follow(client, name)
         assert client.get(f"/v1/jobs/{name}").json()["state"] == "failed"
@@ -460,11 +463,11 @@ def test_every_path_takes_a_scope(tmp_path):
     for route in app.routes:
         for method in getattr(route, "methods", None) or ():
             if route.path.startswith("/v1/"):
-                assert find_scope(method, route.path) in SCOPES, route.path
+                assert find_required_scope(method, route.path) in SCOPES, route.path
 
 
 def test_a_job_that_fails_for_no_known_reason_is_told_by_a_number(served):
-    ticket = Ticket(new_id("merge"), "", "merge")
+    ticket = JobRecord(new_job_id("merge"), "", "merge")
     served.runner.tickets.add(ticket, MERGE)
     blocked = served.runner.workspace.folder / "jobs" / f".{ticket.id}.partial"
     (blocked / "recipe.yaml").mkdir(parents=True)  # no job makes that, so none foresees it

@@ -8,8 +8,8 @@ from tests.unit.models.tiny_encoders import config_of, write_json, write_tokeniz
 from tests.unit.serve.test_app import chat, check_error, events, request
 
 from stillroom.errors import RecipeError
-from stillroom.models.protocols import ConcurrentModel
-from stillroom.serve import Served, create_app
+from stillroom.models.interfaces import ConcurrentModel
+from stillroom.serve import ServedModel, create_app
 from stillroom.serve.mounts import Mount, open_mounts, parse_mount
 from stillroom.testing import scripted_model, tiny_checkpoint
 
@@ -102,7 +102,7 @@ def rerank(app, **body):
 
 
 def test_documents_are_reranked_in_the_usual_shape():
-    app = create_app(Served("judge", reranker=Judge()))
+    app = create_app(ServedModel("judge", reranker=Judge()))
     reply = rerank(app, return_documents=True, top_n=2).json()
     assert reply["model"] == "judge"
     assert [row["index"] for row in reply["results"]] == [1, 2]
@@ -167,14 +167,14 @@ def test_tools_are_passed_on_where_the_backend_knows_them():
 
 
 def test_tools_are_refused_where_the_engine_knows_none():
-    app = create_app(Served("run", scripted_model({"*": "x"})))
+    app = create_app(ServedModel("run", scripted_model({"*": "x"})))
     for body in ({"tools": [TOOL]}, {"messages": [{"role": "tool", "content": "3"}, *USER]}):
         assert check_error(chat(app, **body), 400, "no_tools")["param"] == "tools"
     check_error(chat(app, messages=[{"role": "user"}]), 400, "invalid_request")
 
 
 def test_the_server_says_whether_it_is_ready():
-    app = create_app(Served("run", scripted_model({"*": "x"})))
+    app = create_app(ServedModel("run", scripted_model({"*": "x"})))
     assert request(app, "GET", "/readyz").json() == {"status": "ready"}
     app.state.is_stopping = True
     reply = request(app, "GET", "/readyz")

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 from tests.unit.serve.test_app import ask_documents, chat, check_error, request, served
 
 from stillroom.errors import BackendError, DataError
-from stillroom.rag.access import Access
+from stillroom.rag.index.view import AccessContext
 from stillroom.records import Answer, Completion
-from stillroom.serve import Limits, Served, create_app
-from stillroom.serve.counters import Counters
-from stillroom.serve.keys import ApiKey
+from stillroom.serve import RequestLimits, ServedModel, create_app
+from stillroom.serve.access import ApiKey
+from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.testing import scripted_model
 
 _EVENT = TypeAdapter(ResponseStreamEvent)
@@ -216,7 +216,7 @@ def test_what_is_asked_reaches_the_model():
             got.append((prompts[0], sampling[0]))
             return super().generate(prompts, sampling, **more)
 
-    app = create_app(Served("run", Listening({"*": "x"})))
+    app = create_app(ServedModel("run", Listening({"*": "x"})))
     format_ = {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "strict": True}
     body = whole(
         respond(
@@ -402,7 +402,7 @@ def test_what_fails_before_the_first_piece_has_a_status(is_stream):
 
 
 def test_keys_scopes_counters_and_log_are_a_chats():
-    said, counters = [], Counters()
+    said, counters = [], ServerMetrics()
     keys = [
         ApiKey("a-key-of-enough-length"),
         ApiKey("jobs-key-of-enough-length", scopes=["jobs:read"]),
@@ -431,7 +431,7 @@ def test_documents_are_asked_as_whom_the_key_says():
             raise DataError("whose?", code="rag.access-needed")
         yield from ask_documents(messages, sampling, k)
 
-    keys = [ApiKey(f"key-of-{name}-long-enough", Access(name)) for name in ("acme", "bolt")]
+    keys = [ApiKey(f"key-of-{name}-long-enough", AccessContext(name)) for name in ("acme", "bolt")]
     app = create_app(served(ask=ask, rule="tenants"), api_keys=[*keys, "key-of-nobody-long-enough"])
     for name in ("acme", "bolt"):
         headers = {"Authorization": f"Bearer key-of-{name}-long-enough"}
@@ -449,7 +449,7 @@ def test_an_answer_that_takes_too_long_fails_its_stream():
                 time.sleep(0.01)
                 yield ""
 
-    app = create_app(Served("run", Slow({"*": ""})), limits=Limits(timeout_s=0.3))
+    app = create_app(ServedModel("run", Slow({"*": ""})), limits=RequestLimits(timeout_s=0.3))
     body = events(respond(app, stream=True))[-1]["response"]
     assert (body["status"], body["error"]["reason"]) == ("failed", "timeout")
 
@@ -460,7 +460,7 @@ def test_usage_is_what_the_engine_told():
             yield "a b c"
             return Completion("a b c", "length", 41, 7)
 
-    body = events(respond(create_app(Served("run", Counting({"*": ""}))), stream=True))[-1][
+    body = events(respond(create_app(ServedModel("run", Counting({"*": ""}))), stream=True))[-1][
         "response"
     ]
     assert (body["usage"]["input_tokens"], body["usage"]["output_tokens"]) == (41, 7)

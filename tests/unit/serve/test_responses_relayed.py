@@ -8,8 +8,8 @@ from tests.unit.serve.test_app import chat, check_error
 from tests.unit.serve.test_described import check
 from tests.unit.serve.test_responses import TOOL, events, respond, text_of, timeless, whole
 
-from stillroom.serve import Served, create_app
-from stillroom.serve.counters import Counters
+from stillroom.serve import ServedModel, create_app
+from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.testing import scripted_model
 
 USAGE = {
@@ -62,7 +62,7 @@ def piece(at, arguments="", **more):
 
 
 def ask(far, **body):
-    return respond(create_app(Served("run", far)), tools=[TOOL], **body)
+    return respond(create_app(ServedModel("run", far)), tools=[TOOL], **body)
 
 
 TWO_CALLS = [
@@ -80,7 +80,7 @@ TWO_CALLS = [
 def test_calls_are_items_whole_and_streamed():
     calls = [call(), call(arguments='{"a": 2}', id="c2")]
     far = Far(answer("tool_calls", content="I add.", tool_calls=calls))
-    app = create_app(Served("run", far))
+    app = create_app(ServedModel("run", far))
     body = check(app, "/v1/responses", "post", respond(app, tools=[TOOL]))
     openai.types.responses.Response.model_validate(body, strict=True)
     message, one, two = body["output"]
@@ -208,10 +208,10 @@ def test_calls_without_numbers_or_names_of_their_own_are_told_apart():
 
 
 def test_what_is_not_counted_is_not_told():
-    counters = Counters()
-    app = create_app(Served("run", Far(answer(usage=None, content="a"))), counters=counters)
+    counters = ServerMetrics()
+    app = create_app(ServedModel("run", Far(answer(usage=None, content="a"))), counters=counters)
     assert whole(respond(app, tools=[TOOL]))["usage"] is None
-    app = create_app(Served("run", Far(answer(content="a"))), counters=counters)
+    app = create_app(ServedModel("run", Far(answer(content="a"))), counters=counters)
     whole(respond(app, tools=[TOOL]))
     tool = {"type": "function", "function": {"name": "add"}}
     assert chat(app, tools=[tool]).json()["usage"] == USAGE

@@ -3,10 +3,10 @@ import socket
 import pytest
 
 from stillroom.errors import DataError, RecipeError, ResourceError
-from stillroom.serve.confining import Openings
-from stillroom.serve.guard import find_key
-from stillroom.serve.keys import SCOPES, ApiKey, read_keys, write_key
-from stillroom.serve.server import JobsHere, check_host, run_server
+from stillroom.serve.access import SCOPES, ApiKey, create_key, read_keys
+from stillroom.serve.jobs.recipe_policy import RecipePolicy
+from stillroom.serve.middleware.auth import match_key
+from stillroom.serve.server import JobServerSettings, check_host, run_server
 
 KEY = "a-key-of-enough-length"
 
@@ -78,7 +78,7 @@ def test_nothing_to_serve_is_said():
 
 @pytest.mark.parametrize("address", ["file:///etc", "host:80", "http://", "http://me@host/v1"])
 def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
-    jobs = JobsHere(tmp_path, openings=Openings((address,)))
+    jobs = JobServerSettings(tmp_path, openings=RecipePolicy((address,)))
     with pytest.raises(RecipeError) as caught:
         run_server((), port=0, jobs=jobs)
     assert caught.value.code == "serve.endpoint"
@@ -98,8 +98,8 @@ def test_scopes_of_keys_are_read_and_odd_ones_refused(tmp_path):
 
 def test_a_new_key_is_kept_as_a_digest_alone(tmp_path):
     path = tmp_path / "keys"
-    first = write_key(path, "tenant=acme scope=jobs:read")
-    second = write_key(path)
+    first = create_key(path, "tenant=acme scope=jobs:read")
+    second = create_key(path)
     text = path.read_text()
     assert first not in text
     assert second not in text
@@ -107,12 +107,12 @@ def test_a_new_key_is_kept_as_a_digest_alone(tmp_path):
     (one, two) = read_keys(path)
     assert (one.access.tenant, one.scopes) == ("acme", {"jobs:read"})
     digests = [key.digest for key in (one, two)]
-    assert find_key(f"Bearer {first}".encode(), digests) == 0
-    assert find_key(f"Bearer {second}".encode(), digests) == 1
-    assert find_key(f"Bearer {text.split()[0]}".encode(), digests) is None
+    assert match_key(f"Bearer {first}".encode(), digests) == 0
+    assert match_key(f"Bearer {second}".encode(), digests) == 1
+    assert match_key(f"Bearer {text.split()[0]}".encode(), digests) is None
     assert first not in repr(one)
     with pytest.raises(DataError, match="not understood"):
-        write_key(path, "tennant=acme")
+        create_key(path, "tennant=acme")
     assert path.read_text() == text
 
 

@@ -10,17 +10,16 @@ from tests.unit.rag.graphs import write_pages
 
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.rag.access import Access
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graphs.job import GraphPlan, build_graph
-from stillroom.rag.graphs.tree_job import TreePlan, build_tree
+from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.graph.job import GraphPlan, build_graph
+from stillroom.rag.graph.tree_job import TreePlan, build_tree
+from stillroom.rag.index.view import AccessContext
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.semantic_cache import SemanticCache
-from stillroom.rag.ways import parse_way
+from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.serve import create_app
-from stillroom.serve.keys import ApiKey, read_keys
-from stillroom.serve.mounts import Mount
-from stillroom.serve.served import open_run
+from stillroom.serve.access import ApiKey, read_keys
+from stillroom.serve.mounts import Mount, open_run
 from stillroom.serve.server import run_server
 from stillroom.testing import scripted_model
 
@@ -51,7 +50,7 @@ KEYS = {
 
 
 def access_of(tenant, label):
-    return Access(tenant, [] if label == "nothing" else [label])
+    return AccessContext(tenant, [] if label == "nothing" else [label])
 
 
 def may_see(tenant, label):
@@ -80,7 +79,7 @@ def place(tmp_path_factory):
     )
     run_recipe(recipe, place / "index")
     for tenant in TENANTS:  # made by one who sees all of a tenant, and asked by those who do not
-        access = Access(tenant, LABELS)
+        access = AccessContext(tenant, LABELS)
         plan = GraphPlan(place / "index", NounPhrases(min_count=1, prune=0), access=access)
         build_graph(plan, place / f"graph-{tenant}")
         build_tree(
@@ -98,7 +97,7 @@ def echo(prompt):
 @pytest.fixture
 def opened(place, monkeypatch):
     model = scripted_model(echo)
-    monkeypatch.setattr("stillroom.serve.served.open_text_model", lambda *_, **__: model)
+    monkeypatch.setattr("stillroom.serve.mounts.open_text_model", lambda *_, **__: model)
 
     def make(**settings):
         return open_run(place / "index", model="scripted", settings=settings)
@@ -150,7 +149,7 @@ def test_a_tenant_never_sees_anothers_passage_entity_summary_or_kept_answer(
     asked = [(rng.choice(sorted(KEYS)), draw(rng)) for _ in range(24)]
     asked += [(who, "Which project has a canary?") for who in sorted(KEYS)]  # kept for each
     rng.shuffle(asked)
-    settings = {"retriever": parse_way(line).retriever, "cache": SemanticCache()}
+    settings = {"retriever": parse_pipeline(line).retriever, "cache": SemanticCache()}
     with opened(**settings) as served:
         replies = ask_all(app_of(served), [(KEYS[who], question) for who, question in asked])
     seen = set()
@@ -185,7 +184,7 @@ def test_a_key_that_names_nobody_is_refused_and_a_default_is_a_tenant(place, ope
         (reply,) = ask_all(app_of(served), [("a-key-that-names-nobody", "Falcon")])
     assert reply.status_code == 403
     assert reply.json()["error"]["code"] == "no_tenant"
-    with open_run(place / "index", model="scripted", access=Access("crux")) as served:
+    with open_run(place / "index", model="scripted", access=AccessContext("crux")) as served:
         (reply,) = ask_all(create_app(served), [("", "Which project has canaryacme0?")])
     assert "canarycrux" in reply.text
     assert not any(
@@ -221,7 +220,7 @@ def test_a_line_of_the_key_file_is_understood_whole_or_refused(tmp_path, monkeyp
 
     key = "a-key-of-enough-length"
     assert read(f"{key} tenant=acme principal=a principal=b # remark") == (
-        ApiKey(key, Access("acme", ["a", "b"])),
+        ApiKey(key, AccessContext("acme", ["a", "b"])),
     )
     bad = ("principal=a", "tenant=", "tenant=a tenant=b", "acme", "tennant=a", "tenant=a x=y")
     for line in (*(f"{key} {rest}" for rest in bad), f"{key}\n{key} tenant=acme"):

@@ -1,37 +1,29 @@
-import pytest
+from pathlib import Path
 
-from stillroom.errors import DataError, ResourceError
-from stillroom.serve.workspace import Workspace
-
-
-def test_one_server_holds_a_folder(tmp_path):
-    with Workspace(tmp_path).open(), pytest.raises(ResourceError, match="another server"):
-        Workspace(tmp_path).open().__enter__()
-    with Workspace(tmp_path).open():
-        pass
-    with pytest.raises(DataError, match="not a folder"), Workspace(tmp_path / "none").open():
-        pass
+from stillroom.serve.workspace import make_path_redactor, replace_names
 
 
-def test_tenants_have_folders_of_their_own_and_share_what_is_linked(tmp_path):
-    space = Workspace(tmp_path, has_tenants=True)
-    ann, bob = space.root("ann"), space.root("bob")
-    (bob.folder / "notes.txt").write_text("bob's")
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared" / "base").mkdir()
-    (ann.folder / "base").symlink_to(tmp_path / "shared" / "base")
-    (ann.folder / "bob").symlink_to(bob.folder)
-    (ann.folder / "dangling").symlink_to(ann.folder / "gone")
-    assert [entry.path for entry in ann.list()[0]] == ["base", "jobs"]
-    for name in ("../bob/notes.txt", "bob/notes.txt", "bob", "/etc", ".x", "a\0b", "a\\b", "none"):
-        with pytest.raises(DataError, match="served folder") as caught:
-            ann.find(name)
-        assert caught.value.code == "data.missing"
-    assert bob.find("notes.txt").read_text() == "bob's"
+def test_places_become_names_and_nothing_else_changes(tmp_path):
+    cache = tmp_path / "cache"
+    hide = make_path_redactor({tmp_path: "", cache: "(cache)", Path("/"): "all"})
+    said = [f"in {tmp_path}/a/b and {cache}/x", {"at": cache, "n": 3}, f"{tmp_path}", f"{cache}s"]
+    told = ["in a/b and (cache)/x", {"at": "(cache)", "n": 3}, ".", "caches"]
+    assert hide(said) == told
+    assert hide({"path": f"{tmp_path}-other/x"}) == {"path": f"{tmp_path}-other/x"}
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    inner = make_path_redactor({tmp_path / "link": "linked"})
+    assert inner(str(Path(tmp_path / "real/x"))) == "linked/x"
+    assert make_path_redactor({})("/etc") == "/etc"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "-x", "é", "x" * 65])
-def test_a_tenant_without_a_folders_name_is_refused(tmp_path, name):
-    with pytest.raises(DataError) as caught:
-        Workspace(tmp_path, has_tenants=True).root(name)
-    assert caught.value.code == "serve.tenant-name"
+def test_names_are_put_for_others_in_every_text():
+    value = {
+        "error": "ab12.png is cut",
+        "more": ["(ab12.png)", 3, None],
+        "rows": ({"x": "ab12.png"},),
+    }
+    assert replace_names(value, {"ab12.png": "my photo.png"}) == {
+        "error": "my photo.png is cut", "more": ["(my photo.png)", 3, None],
+        "rows": [{"x": "my photo.png"}],
+    }  # fmt: skip

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from stillroom.records import Link, Location, Origin, Passage, content_id
-from stillroom.synth.method import Seed
+from stillroom.records import Link, Location, Origin, Passage, make_content_id
+from stillroom.synth.types import WorkItem
 from stillroom.testing import scripted_model
 
 TEXTS = {
@@ -41,7 +41,7 @@ TEXTS = {
 
 
 def make_passage(name, text, start=0, **more):
-    document = content_id("doc", name)
+    document = make_content_id("doc", name)
     origin = Origin("human", (Link("text.chunkers.heading", "", (document,)),), "CC-BY-4.0")
     place = Location(f"{name}.md", "0" * 64, start, start + len(text))
     return Passage(
@@ -68,7 +68,7 @@ def make_passages():
 
 
 def make_seed(text, name="bees", **more):
-    return Seed(make_passage(name, text), **{"split": "train", **more})
+    return WorkItem(make_passage(name, text), **{"split": "train", **more})
 
 
 ENDS = {"live": " in?", "consist": " of?", "pass": " to?", "break": " into?"}

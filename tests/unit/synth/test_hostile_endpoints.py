@@ -10,11 +10,11 @@ import threading
 
 import pytest
 from tests.unit.models.endpoint_server import Server, completion
-from tests.unit.synth.test_graph import do, outputs, write_seeds
+from tests.unit.synth.pipeline.test_graph import do, outputs, write_seeds
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
-from stillroom.models.endpoint import Endpoint, Patience
+from stillroom.models.endpoints.client import Endpoint, RequestPolicy
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Prompt, Sampling, read_records
 
@@ -56,7 +56,7 @@ def serve():
 @pytest.fixture
 def patient(monkeypatch):
     """Let every endpoint give up soon."""
-    from stillroom.models.method import BACKENDS
+    from stillroom.models.interfaces import BACKENDS
 
     build = BACKENDS.build
 
@@ -249,7 +249,7 @@ def test_a_server_that_answers_nothing_any_more_ends_the_run(serve, patient, tmp
 
 
 def test_an_endless_answer_is_not_read_to_its_end(serve, patient, tmp_path, monkeypatch):
-    monkeypatch.setattr("stillroom.models.endpoint._LARGEST_BYTES", 1 << 20)
+    monkeypatch.setattr("stillroom.models.endpoints.client._MAX_BODY_BYTES", 1 << 20)
     how = lambda n: completion("wax " * 1_000_000)  # noqa: E731
     server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
     do(make(server, seeds), tmp_path / "out")
@@ -284,7 +284,7 @@ def test_parts_of_text_are_one_text(serve, patient, tmp_path):
 def test_a_megabyte_that_unpacks_to_a_gigabyte_is_not_unpacked(
     serve, patient, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("stillroom.models.endpoint._LARGEST_BYTES", 1 << 20)
+    monkeypatch.setattr("stillroom.models.endpoints.client._MAX_BODY_BYTES", 1 << 20)
     packed = gzip.compress(json.dumps(completion("wax " * 2_000_000)).encode())
     small = gzip.compress(json.dumps(completion(GOOD.format(3))).encode())
 
@@ -326,7 +326,7 @@ def test_an_answer_that_trickles_in_is_not_waited_for(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         thread = threading.Thread(target=trickle, args=(sock,), daemon=True)
         thread.start()
-        patience = Patience(tries=1, read_timeout_s=0.5, answer_timeout_s=0.6)
+        patience = RequestPolicy(tries=1, read_timeout_s=0.5, answer_timeout_s=0.6)
         endpoint = Endpoint(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", patience=patience)
         with pytest.raises(BackendError) as caught:
             endpoint.ask("/chat/completions", {})
@@ -349,7 +349,7 @@ def test_a_connection_that_is_reset_is_no_server_that_is_down():
 
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-        endpoint = Endpoint(address, patience=Patience(tries=1))
+        endpoint = Endpoint(address, patience=RequestPolicy(tries=1))
         thread = threading.Thread(target=reset, daemon=True)
         thread.start()
         assert ask() == "backend.broken"

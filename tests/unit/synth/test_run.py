@@ -21,7 +21,7 @@ def use(monkeypatch):
     """Let every reference lead to the given teacher."""
 
     def use(model):
-        monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+        monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
         return model
 
     return use
@@ -208,7 +208,7 @@ def test_estimate_grows_with_the_target_and_opens_no_model(recipe):
 SLOW = """
 import sys, time
 from pathlib import Path
-import stillroom.models.opening as opening
+import stillroom.models.factory as opening
 from stillroom.jobs import Job
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.run import run

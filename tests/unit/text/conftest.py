@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillroom.text import PARSERS, Source
+from stillroom.text import PARSERS, SourceFile
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def parse():
 
     def parse(name, data, path=None):
         chosen = PARSERS.build(name)
-        source = Source(path or f"folder/file{chosen.suffixes[0]}", "0" * 64, chosen.media_type)
+        source = SourceFile(path or f"folder/file{chosen.suffixes[0]}", "0" * 64, chosen.media_type)
         return chosen.parse(data if isinstance(data, bytes) else data.encode(), source)
 
     return parse

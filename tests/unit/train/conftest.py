@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from stillroom.jobs import Job
+from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss
-from stillroom.train.source import RecordSource
 
 
 @dataclass

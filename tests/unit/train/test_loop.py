@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from stillroom.errors import Cancelled, DataError, IntegrityError
+from stillroom.train.data import RecordSource
 from stillroom.train.loop import STATE_FILE, make_optimizer, train
 from stillroom.train.settings import TrainSettings
-from stillroom.train.source import RecordSource
 
 SETTINGS = TrainSettings(
     steps=12, learning_rate=0.02, warmup=0.1, precision="float32", threads=1, save_every_s=1e9

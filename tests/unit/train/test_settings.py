@@ -1,43 +1,32 @@
-import subprocess
-import sys
+import itertools
 
 import pytest
-from pydantic import ValidationError
 
-from stillroom.train import LoraSettings, TrainSettings
-
-
-def test_counts_steps_from_epochs():
-    assert TrainSettings(epochs=3, batch_size=8).count_steps(100) == 38
-    assert TrainSettings(epochs=0.001, batch_size=8).count_steps(3) == 1
-    assert TrainSettings(steps=7, epochs=3).count_steps(100) == 7
+from stillroom.train.settings import TrainSettings, compute_learning_rate
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"learning_rate": 0},
-        {"beta1": 1.0},
-        {"steps": 0},
-        {"warmup": 0.99, "steps": 10},
-        {"schedule": "step"},
-        {"lerning_rate": 1.0},
-        {"lora": {"rank": 0}},
-        {"learning_rate": float("nan")},
-    ],
-)
-def test_refuses_what_cannot_be_trained_with(bad):
-    with pytest.raises(ValidationError):
-        TrainSettings.model_validate(bad)
+def rates(steps, **settings):
+    chosen = TrainSettings(learning_rate=1.0, **settings)
+    return [compute_learning_rate(chosen, step, steps) for step in range(steps)]
 
 
-def test_settings_load_without_torch():
-    code = "import sys, stillroom.train as t; t.TrainSettings(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_warmup_rises_to_the_peak_and_never_starts_at_zero():
+    found = rates(10, warmup=0.3, schedule="constant")
+    assert found[:3] == pytest.approx([0.25, 0.5, 0.75])
+    assert found[3:] == [1.0] * 7
 
 
-def test_lora_targets_are_names_or_all():
-    assert LoraSettings(targets=("q_proj",)).targets == ("q_proj",)
-    with pytest.raises(ValidationError):
-        LoraSettings(targets="some")
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_falls_to_the_final_share(schedule):
+    found = rates(20, warmup=0.1, schedule=schedule, final_share=0.1)
+    assert found[2] == 1.0
+    assert found[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(found[2:]))
+
+
+def test_cosine_is_half_way_in_the_middle():
+    assert rates(11, warmup=0.0, schedule="cosine", final_share=0.0)[5] == pytest.approx(0.5)
+
+
+def test_one_step_has_the_peak():
+    assert rates(1, warmup=0.05, schedule="cosine") == [1.0]

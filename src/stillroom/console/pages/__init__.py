@@ -1,1 +1,1 @@
-"""Pages: one module each; routes only ask ``serve`` and fill a template."""
+"""Pages of the console: routes that query ``serve`` and render a template."""

@@ -1,4 +1,4 @@
-"""Ask: questions to a run, answered as they are written, with what the answer stands on."""
+"""Question answering page, and the page of a cited source document."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stillroom.console.desk import Desk
+from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
-from stillroom.serve.views.methods import list_ways
+from stillroom.serve.views.forms import list_answering_options
 
-__all__ = ["routes"]
+__all__ = [
+    "ask_routes",
+    "source_routes",
+]
 
 
-def routes(desk: Desk) -> list[Route]:
+def ask_routes(desk: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
@@ -33,7 +36,7 @@ def routes(desk: Desk) -> list[Route]:
             title="Ask",
             runs=runs,
             run=chosen or (runs[0] if runs else None),
-            ways=await desk.work(list_ways),
+            ways=await desk.work(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
         )
 
@@ -51,3 +54,16 @@ def routes(desk: Desk) -> list[Route]:
         Route("/ask/open", open_run, methods=["POST"]),
         Route("/ask/passages", passages),
     ]
+
+
+def source_routes(desk: PageContext) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        query = request.query_params
+        at, passage = query.get("at", ""), query.get("passage", "")
+        view = await desk.work(desk.sources.source, at, passage)
+        template = "source_part.html" if "part" in query else "source.html"
+        return desk.page(request, template, title=view.path, view=view, at=at)
+
+    return [Route("/source", page)]

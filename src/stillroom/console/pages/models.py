@@ -1,20 +1,45 @@
-"""Models: checkpoints with what made them, two side by side, and a chat with both at once."""
+"""Model pages: checkpoint comparison, merge preview, diffusion sampling and media forensics.
+
+The file goes to the API's check, which looks at it in a fenced process; the page draws the answer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stillroom.console.desk import Desk
+from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
-from stillroom.serve.views.graph import draw_graph
-from stillroom.serve.views.models import Model, list_models
+from stillroom.serve.access import RequestLimits
+from stillroom.serve.media_check import MediaCheckService
+from stillroom.serve.middleware.concurrency import IsStopped, WorkerSlots
+from stillroom.serve.playground import (
+    MAX_PARENTS,
+    DiffusionStreamRequest,
+    DiffusionStreamService,
+    inspect_models,
+    measure_loss_path,
+)
+from stillroom.serve.views.forms import list_method_options
+from stillroom.serve.views.lineage import layout_lineage_graph
+from stillroom.serve.views.models import ModelSummary, list_models
+from stillroom.serve.views.records import list_record_sets
 
-__all__ = ["routes"]
+__all__ = [
+    "diffusion_routes",
+    "forensics_routes",
+    "merge_routes",
+    "model_routes",
+]
 
 
-def routes(desk: Desk) -> list[Route]:
+def model_routes(desk: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
@@ -24,7 +49,7 @@ def routes(desk: Desk) -> list[Route]:
 
     async def compare(request: Request) -> Response:
         models, figures = await desk.work(list_models, desk.root)
-        chosen = [_find(models, name) for name in request.query_params.getlist("m")[:2]]
+        chosen = [_find_model(models, name) for name in request.query_params.getlist("m")[:2]]
         if not chosen:
             raise DataError(
                 "no model was chosen",
@@ -33,7 +58,7 @@ def routes(desk: Desk) -> list[Route]:
                 next="choose them on the page Models",
             )
         graph = await desk.work(
-            draw_graph, desk.root, [one.name for one in chosen if not one.is_reference]
+            layout_lineage_graph, desk.root, [one.name for one in chosen if not one.is_reference]
         )
         told = {key: said for key, said in figures.items() if any(key in m.figures for m in chosen)}
         return desk.page(
@@ -57,7 +82,7 @@ def routes(desk: Desk) -> list[Route]:
     ]
 
 
-def _find(models: list[Model], name: str) -> Model:
+def _find_model(models: list[ModelSummary], name: str) -> ModelSummary:
     found = next((one for one in models if one.name == name), None)
     if found is None:
         raise DataError(
@@ -67,3 +92,132 @@ def _find(models: list[Model], name: str) -> Model:
             next="open that page",
         )
     return found
+
+
+_PATH_POINTS = (3, 5, 11)
+
+
+def merge_routes(desk: PageContext) -> list[Route]:
+    """Return the routes of the page."""
+    slots = WorkerSlots(RequestLimits(timeout_s=900.0))
+
+    async def page(request: Request) -> Response:
+        models, _ = await desk.work(list_models, desk.root)
+        return desk.page(
+            request,
+            "merge.html",
+            title="Merge",
+            models=[one for one in models if not one.is_reference],
+            sets=await desk.work(list_record_sets, desk.sources),
+            most=MAX_PARENTS,
+        )
+
+    async def run(request: Request, work: Any) -> Response:
+        told = await desk.collect(slots, work, request)
+        return JSONResponse(told[0] if told else {})
+
+    async def conflict(request: Request) -> Response:
+        query = request.query_params
+        density = _parse_number(query.get("density", "0.2"), 0.01, 1.0)
+        inspect = partial(
+            inspect_models, desk.root, query.get("base", ""), query.getlist("m"), density
+        )
+        return await run(request, inspect)
+
+    async def path(request: Request) -> Response:
+        query = request.query_params
+        names = query.getlist("m")
+        if len(names) != 2:
+            raise DataError(
+                f"a line has two ends, not {len(names)}",
+                code="console.parents",
+                expected="two models",
+                next="choose two on the page Merge",
+            )
+        points = int(_parse_number(query.get("points", "11"), 3, 11))
+
+        def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
+            return measure_loss_path(
+                desk.sources,
+                (names[0], names[1]),
+                query.get("records", ""),
+                count=int(_parse_number(query.get("n", "12"), 1, 64)),
+                points=min(_PATH_POINTS, key=lambda one: abs(one - points)),
+                is_stopped=is_stopped,
+            )
+
+        return await run(request, work)
+
+    return [
+        Route("/merge", page),
+        Route("/merge/conflict", conflict, methods=["POST"]),
+        Route("/merge/path", path, methods=["POST"]),
+    ]
+
+
+def _parse_number(text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if low <= value <= high:
+        return value
+    raise DataError(
+        f"{text!r:.40} is out of bounds",
+        code="console.settings",
+        expected=f"a number from {low:g} to {high:g}",
+        next="use the form of the page",
+    )
+
+
+def diffusion_routes(desk: PageContext) -> list[Route]:
+    """Return the routes of the page."""
+    unmasker, slots = DiffusionStreamService(desk.root), WorkerSlots(RequestLimits())
+
+    async def page(request: Request) -> Response:
+        models, _ = await desk.work(list_models, desk.root)
+        return desk.page(
+            request,
+            "diffusion.html",
+            title="Diffusion",
+            models=[one for one in models if one.is_diffusion],
+            orders=list_method_options("diffusion.orders"),
+            commits=list_method_options("diffusion.commits"),
+            remaskings=list_method_options("diffusion.remaskings"),
+        )
+
+    async def write(request: Request) -> Response:
+        at = request.query_params.get("at", "")
+        try:
+            wanted = DiffusionStreamRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise DataError(
+                f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}",
+                code="console.settings",
+                expected="what the form of the page asks for",
+                next="open the page again",
+            ) from error
+
+        def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
+            return unmasker.write(at, wanted, is_stopped)
+
+        told = await desk.collect(slots, work, request)
+        return JSONResponse({"steps": told[:-1], "result": told[-1] if told else {}})
+
+    return [Route("/diffusion", page), Route("/diffusion/write", write, methods=["POST"])]
+
+
+def forensics_routes(desk: PageContext, looker: MediaCheckService) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        return desk.page(
+            request,
+            "forensics.html",
+            title="Forensics",
+            detectors=[path.name for path in looker.detectors],
+            lists=len(looker.official) + len(looker.trust),
+        )
+
+    return [Route("/forensics", page)]

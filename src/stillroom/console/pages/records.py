@@ -1,4 +1,4 @@
-"""Records: browsed, searched and decided page by page; every decision stays in a trail.
+"""Record pages: browsing, review, generator comparison, and the lineage of an artifact.
 
 Works without JavaScript: deciding is a form, and leads back to where it was decided.
 """
@@ -12,31 +12,41 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from stillroom.console.desk import Desk
+from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
-from stillroom.serve.reviews import write_reviewed
-from stillroom.serve.views.found import find_inside
-from stillroom.serve.views.generators import compare_generators
-from stillroom.serve.views.records import Wanted, list_records_of, list_sets, open_set
+from stillroom.serve.views.folder import read_folder_artifact, resolve_name
+from stillroom.serve.views.lineage import trace_lineage
+from stillroom.serve.views.records import (
+    RecordsQuery,
+    compare_generators,
+    list_record_sets,
+    list_records,
+    open_record_set,
+)
+from stillroom.serve.views.reviews import write_reviewed_records
 from stillroom.serve.views.sources import Sources
 
-__all__ = ["routes"]
+__all__ = [
+    "lineage_routes",
+    "record_routes",
+]
 
-_MOST_COMPARED = 6
+
+_MAX_COMPARED = 6
 
 
-def routes(desk: Desk) -> list[Route]:
+def record_routes(desk: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        sets = await desk.work(list_sets, desk.sources)
+        sets = await desk.work(list_record_sets, desk.sources)
         at = query.get("at") or (sets[0].name if sets else "")
         if not at:
             return desk.page(request, "records_none.html", title="Records")
-        wanted = _wanted(query)
+        wanted = _parse_query(query)
         review = await desk.work(desk.review_of, at)
-        shown = await desk.work(list_records_of, desk.sources, at, wanted, review)
+        shown = await desk.work(list_records, desk.sources, at, wanted, review)
         return desk.page(
             request,
             "records.html",
@@ -45,15 +55,15 @@ def routes(desk: Desk) -> list[Route]:
             at=at,
             wanted=wanted,
             shown=shown,
-            link=lambda **more: _link(at, wanted, **more),
+            link=lambda **more: _build_link(at, wanted, **more),
             can_decide=desk.can_write,
         )
 
     async def decide(request: Request) -> Response:
-        form = await _form(request)
+        form = await _read_form(request)
         at = form.get("at", "")
         desk.check_writable()
-        shown = await desk.work(_shown, desk.sources, at)
+        shown = await desk.work(_make_visibility_filter, desk.sources, at)
         review = await desk.work(desk.review_of, at)
         action, key = form.get("action", ""), form.get("key", "")
         if not shown(key):
@@ -82,14 +92,14 @@ def routes(desk: Desk) -> list[Route]:
     return [
         Route("/records", page),
         Route("/records/decide", decide, methods=["POST"]),
-        *_more_routes(desk),
+        *_list_more_routes(desk),
     ]
 
 
-def _more_routes(desk: Desk) -> list[Route]:
+def _list_more_routes(desk: PageContext) -> list[Route]:
     async def trail(request: Request) -> Response:
         at = request.query_params.get("at", "")
-        shown = await desk.work(_shown, desk.sources, at)
+        shown = await desk.work(_make_visibility_filter, desk.sources, at)
         review = await desk.work(desk.review_of, at)
         rows = [one for one in reversed(await desk.work(review.trail)) if shown(one.key)]
         return desk.page(
@@ -97,20 +107,20 @@ def _more_routes(desk: Desk) -> list[Route]:
         )
 
     async def write(request: Request) -> Response:
-        form = await _form(request)
+        form = await _read_form(request)
         at = form.get("at", "")
         desk.check_writable()
-        shown = await desk.work(_shown, desk.sources, at)
-        folder = find_inside(desk.root, at)
+        shown = await desk.work(_make_visibility_filter, desk.sources, at)
+        folder = resolve_name(desk.root, at)
         review = await desk.work(desk.review_of, at)
         name = desk.free_name("reviewed", at)
-        await desk.work(write_reviewed, folder, review, desk.root / name, at, shown=shown)
+        await desk.work(write_reviewed_records, folder, review, desk.root / name, at, shown=shown)
         return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
 
     async def generators(request: Request) -> Response:
-        sets = await desk.work(list_sets, desk.sources)
-        names = request.query_params.getlist("m")[:_MOST_COMPARED]
-        names = names or [one.name for one in sets[:_MOST_COMPARED]]
+        sets = await desk.work(list_record_sets, desk.sources)
+        names = request.query_params.getlist("m")[:_MAX_COMPARED]
+        names = names or [one.name for one in sets[:_MAX_COMPARED]]
         rows = []
         for name in names:
             review = await desk.work(desk.review_of, name)
@@ -126,20 +136,20 @@ def _more_routes(desk: Desk) -> list[Route]:
     ]
 
 
-def _shown(sources: Sources, name: str) -> Callable[[str], bool]:
+def _make_visibility_filter(sources: Sources, name: str) -> Callable[[str], bool]:
     """Return what says whether a record, by its key, is shown to the asker.
 
     Raises:
         DataError: If the name is no artifact of records, or is not shown.
     """
-    with open_set(sources, name) as opened:
+    with open_record_set(sources, name) as opened:
         return opened.keys().__contains__ if opened.is_guarded else lambda key: True
 
 
-def _wanted(told: Mapping[str, str]) -> Wanted:
+def _parse_query(told: Mapping[str, str]) -> RecordsQuery:
     show = told.get("show", "kept")
     number = told.get("page", "1")
-    return Wanted(
+    return RecordsQuery(
         show if show in {"kept", "dropped"} else "kept",
         told.get("words", "")[:500],
         told.get("origin", "")[:40],
@@ -149,7 +159,7 @@ def _wanted(told: Mapping[str, str]) -> Wanted:
     )
 
 
-def _link(name: str, wanted: Wanted, **more: str | int) -> str:
+def _build_link(name: str, wanted: RecordsQuery, **more: str | int) -> str:
     """Return the address of the same list with something changed; a filter starts at page 1."""
     told: dict[str, str | int] = {
         "at": name,
@@ -163,7 +173,31 @@ def _link(name: str, wanted: Wanted, **more: str | int) -> str:
     return "/records?" + urlencode({key: value for key, value in told.items() if value})
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def _read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form; of one that is given twice, the last."""
     body = (await request.body()).decode("utf-8", "replace")
     return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
+
+
+def lineage_routes(desk: PageContext) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        query = request.query_params
+        if "at" not in query:
+            found = await desk.found()
+            kind = query.get("kind", "")
+            kinds = sorted({one.kind for one in found})
+            rows = [one for one in found if kind in {"", one.kind}]
+            return desk.page(
+                request, "lineage.html", title="Lineage", rows=rows, kinds=kinds, kind=kind
+            )
+        at, record = query["at"], query.get("record", "").strip()
+        tree = await desk.work(trace_lineage, desk.root, at, record=record)
+        found_one = await desk.work(read_folder_artifact, desk.root, at)
+        title = f"Lineage of {record or (at if at != '.' else desk.root.name)}"
+        return desk.page(
+            request, "lineage_of.html", title=title, tree=tree, at=at, record=record, one=found_one
+        )
+
+    return [Route("/lineage", page)]

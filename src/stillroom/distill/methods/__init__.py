@@ -1,3 +1,3 @@
-"""Objectives of distillation: one divergence between teacher and student a file."""
+"""Distillation objectives: divergences of next-token distributions, one per file."""
 
 SEAM = "what makes a student differ from its teacher: divergences of next-token distributions"

@@ -1,4 +1,4 @@
-"""Adaptive KL: forward KL where the student misses the teacher's head, reverse where its tail.
+"""Adaptive KL: forward and reverse KL, weighted by the student's error in head and tail.
 
 Source: Wu et al. 2024, arXiv:2404.02657, section 4. The head is the fewest likeliest tokens of the
 teacher that hold ``head_mass``; the two KLs over the whole vocabulary are weighted by how much of
@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["Akl"]
 
 _FIRST_LOOK = 64
 
 
-class Akl(Objective):
+class Akl(DistillationObjective):
     """``w KL(p || q) + (1 - w) KL(q || p)``, w a row's share of ``|p - q|`` in the head."""
 
     paper: ClassVar[str] = "arXiv:2404.02657"
@@ -36,15 +36,15 @@ class Akl(Objective):
     )
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import forward_terms, reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import forward_kl_terms, reverse_kl_terms
 
         gap = (pair.p - pair.q).abs_()
         whole = gap.sum(-1, keepdim=True)
         share = gap.mul_(self._head(pair.p)).sum(-1, keepdim=True)
         share = (share / whole).where(whole > 0, 0.5)  # (n, 1)
-        term, slope = forward_terms(pair)
-        back, back_slope = reverse_terms(pair)
+        term, slope = forward_kl_terms(pair)
+        back, back_slope = reverse_kl_terms(pair)
         return term.lerp_(back, 1 - share), slope.lerp_(back_slope, 1 - share)
 
     def _head(self, p: Tensor) -> Tensor:

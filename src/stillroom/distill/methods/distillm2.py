@@ -1,4 +1,4 @@
-"""DistiLLM-2's contrastive pair: skew KL on the teacher's text, skew reverse KL on the student's.
+"""DistiLLM-2 contrastive loss: skew KL on teacher text, skew reverse KL on student text.
 
 Source: Ko et al. 2025, arXiv:2503.07067, section 3: raise what the teacher wrote, lower what the
 student wrote and the teacher would not. Positions of the student's own text are told apart by the
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["Distillm2"]
 
 
-class Distillm2(Objective):
+class Distillm2(DistillationObjective):
     """``2 - beta`` times the skew KL at one kind of position, beta times the reverse at the other.
 
     Positions that nobody marks as the student's text count as the teacher's.
@@ -47,20 +47,20 @@ class Distillm2(Objective):
         return True
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import skew_forward_terms, skew_reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import skew_forward_kl_terms, skew_reverse_kl_terms
 
         own = pair.rollout
         if own is None or not bool(own.any()):
-            return _times(skew_forward_terms(pair, self.alpha), 2 - self.beta)
+            return _times(skew_forward_kl_terms(pair, self.alpha), 2 - self.beta)
         if bool(own.all()):
-            return _times(skew_reverse_terms(pair, self.alpha), self.beta)
-        forward = _times(skew_forward_terms(pair.select(~own), self.alpha), 2 - self.beta)
-        reverse = _times(skew_reverse_terms(pair.select(own), self.alpha), self.beta)
+            return _times(skew_reverse_kl_terms(pair, self.alpha), self.beta)
+        forward = _times(skew_forward_kl_terms(pair.select(~own), self.alpha), 2 - self.beta)
+        reverse = _times(skew_reverse_kl_terms(pair.select(own), self.alpha), self.beta)
         return _join(own, forward[0], reverse[0]), _join(own, forward[1], reverse[1])
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[Tensor | float, Tensor | float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[Tensor | float, Tensor | float]:
         limit = -math.log(self.alpha)
         forward = 0.0, (1 - self.alpha) * (2 - self.beta)
         reverse = limit * self.beta, (limit + self.alpha - 1) * self.beta

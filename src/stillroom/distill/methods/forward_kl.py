@@ -1,4 +1,4 @@
-"""Forward KL, KL(p || q): the student covers all that the teacher finds likely.
+"""Forward KL, KL(p || q): mean-seeking, covers all modes of the teacher.
 
 Source: Hinton et al. 2015, arXiv:1503.02531, section 2. The value is the divergence itself, not the
 cross-entropy with soft targets, so that it reaches 0 and compares across teachers. With sampled
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["ForwardKl"]
 
 
-class ForwardKl(Objective):
+class ForwardKl(DistillationObjective):
     """Sum over the vocabulary of ``p (log p - log q)``; its gradient is ``q - p``."""
 
     paper: ClassVar[str] = "arXiv:1503.02531"
@@ -32,11 +32,11 @@ class ForwardKl(Objective):
         return True
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import forward_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import forward_kl_terms
 
-        return forward_terms(pair)
+        return forward_kl_terms(pair)
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[float, float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

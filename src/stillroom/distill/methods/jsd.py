@@ -1,4 +1,4 @@
-"""Generalized Jensen-Shannon divergence: between forward (beta near 0) and reverse KL (near 1).
+"""Generalized Jensen-Shannon divergence: interpolates forward KL (beta 0) and reverse KL (1).
 
 Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1. As defined there it vanishes with
 beta and with 1 - beta: at 0.01 it is about a hundredth of the forward KL. beta 0 and 1 are the
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["Jsd"]
 
 
-class Jsd(Objective):
+class Jsd(DistillationObjective):
     """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``."""
 
     paper: ClassVar[str] = "arXiv:2306.13649"
@@ -46,22 +46,26 @@ class Jsd(Objective):
         return self.beta < 1
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import forward_terms, mixture, reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import (
+            forward_kl_terms,
+            mixture_ratio,
+            reverse_kl_terms,
+        )
 
         beta, rest = self.beta, 1 - self.beta
         if not beta:
-            return forward_terms(pair)
+            return forward_kl_terms(pair)
         if not rest:
-            return reverse_terms(pair)
-        over = mixture(pair.log_ratio, beta).log_()  # log m - log q
+            return reverse_kl_terms(pair)
+        over = mixture_ratio(pair.log_ratio, beta).log_()  # log m - log q
         slope = (over * pair.q).mul_(-rest * self._scale)  # (1 - beta) q (log q - log m)
         # log p - log m, held at its limit -log beta where q is too small to count
         gap = over.neg_().add_(pair.log_ratio).clamp_max_(-math.log(beta))
         return gap.mul_(pair.p).mul_(beta * self._scale).add_(slope), slope
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[float, float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
         if not self.beta:
             return 0.0, 1.0
         limit = -(1 - self.beta) * math.log1p(-self.beta) * self._scale

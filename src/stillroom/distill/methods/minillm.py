@@ -1,4 +1,4 @@
-"""MiniLLM: reverse KL of whole texts by policy gradient, its first step in closed form.
+"""MiniLLM: sequence-level reverse KL by policy gradient, its single-step part in closed form.
 
 Source: Gu et al. 2023, arXiv:2306.08543, section 2.2 and algorithm 1. The gradient of the reverse
 KL of whole texts is split: the part of the token itself is the exact reverse KL at its position,
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.policy_method import PolicyObjective
+from stillroom.distill.interfaces import PolicyGradientObjective
 
 if TYPE_CHECKING:
-    from stillroom.distill.policy_method import Numbers
+    from stillroom.distill.interfaces import Numbers
 
 __all__ = ["Minillm"]
 
 
-class Minillm(PolicyObjective):
+class Minillm(PolicyGradientObjective):
     """Exact reverse KL at each drawn token plus a policy gradient for what comes after it."""
 
     paper: ClassVar[str] = "arXiv:2306.08543"

@@ -1,4 +1,4 @@
-"""Reverse KL, KL(q || p): the student keeps to what the teacher finds likely, and may leave modes.
+"""Reverse KL, KL(q || p): mode-seeking, may drop modes of the teacher.
 
 Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here per token and over the whole
 vocabulary, on the records' text: no sampling and no policy gradient, unlike the paper. Sampled
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["ReverseKl"]
 
 
-class ReverseKl(Objective):
+class ReverseKl(DistillationObjective):
     """Sum of ``q (log q - log p)``; its gradient is ``q (log q - log p - loss)``."""
 
     paper: ClassVar[str] = "arXiv:2306.08543"
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import reverse_kl_terms
 
-        return reverse_terms(pair)
+        return reverse_kl_terms(pair)

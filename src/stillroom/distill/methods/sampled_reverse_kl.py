@@ -1,4 +1,4 @@
-"""Sampled reverse KL: a policy gradient that needs only the log-probability of each drawn token.
+"""Sampled reverse KL: policy gradient from the log-probabilities of sampled tokens alone.
 
 Source: K. Lu and Thinking Machines Lab 2025, "On-Policy Distillation" (blog), after the on-policy
 view of Agarwal et al. 2023, arXiv:2306.13649: a token's credit is the teacher's log-probability
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.policy_method import PolicyObjective
+from stillroom.distill.interfaces import PolicyGradientObjective
 
 if TYPE_CHECKING:
-    from stillroom.distill.policy_method import Numbers
+    from stillroom.distill.interfaces import Numbers
 
 __all__ = ["SampledReverseKl"]
 
 
-class SampledReverseKl(PolicyObjective):
+class SampledReverseKl(PolicyGradientObjective):
     """``A_t = sum of discount^k (log p - log q)`` over the tokens from t on, minus a baseline."""
 
     paper: ClassVar[str] = "arXiv:2306.13649"

@@ -1,4 +1,4 @@
-"""Skew KL: a KL against a mixture of both sides, with a bounded gradient.
+"""Skew KL: KL against a mixture of student and teacher, with bounded gradients.
 
 Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, equations 3 and 4. ``forward`` is
 KL(p || alpha p + (1 - alpha) q), ``reverse`` is KL(q || (1 - alpha) p + alpha q). Differs from the
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["SkewKl"]
 
 
-class SkewKl(Objective):
+class SkewKl(DistillationObjective):
     """KL of one side against a mixture that holds ``alpha`` of that same side."""
 
     paper: ClassVar[str] = "arXiv:2402.03898"
@@ -42,14 +42,14 @@ class SkewKl(Objective):
         return True
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import skew_forward_terms, skew_reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import skew_forward_kl_terms, skew_reverse_kl_terms
 
-        chosen = skew_forward_terms if self.direction == "forward" else skew_reverse_terms
+        chosen = skew_forward_kl_terms if self.direction == "forward" else skew_reverse_kl_terms
         return chosen(pair, self.alpha)
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[float, float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
         if self.direction == "forward":
             return 0.0, 1 - self.alpha
         limit = -math.log(self.alpha)

@@ -1,4 +1,4 @@
-"""Symmetric KL: forward and reverse KL added up, by default in equal parts.
+"""Symmetric KL: weighted sum of forward and reverse KL, equal by default.
 
 Source: Jeffreys 1946, doi:10.1098/rspa.1946.0056, whose divergence is the sum of both; here each
 has its share, so that 1 is the forward KL alone and 0 the reverse.
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["SymmetricKl"]
 
 
-class SymmetricKl(Objective):
+class SymmetricKl(DistillationObjective):
     """``forward_share KL(p || q) + (1 - forward_share) KL(q || p)``."""
 
     paper: ClassVar[str] = "doi:10.1098/rspa.1946.0056"
@@ -36,17 +36,17 @@ class SymmetricKl(Objective):
         return self.forward_share == 1
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        from stillroom.distill.divergence import forward_terms, reverse_terms
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.losses.divergence import forward_kl_terms, reverse_kl_terms
 
         share = self.forward_share
-        term, slope = forward_terms(pair)
+        term, slope = forward_kl_terms(pair)
         if share == 1:
             return term, slope
-        back, back_slope = reverse_terms(pair)
+        back, back_slope = reverse_kl_terms(pair)
         slope = slope.mul_(share).add_(back_slope, alpha=1 - share)
         return term.mul_(share).add_(back, alpha=1 - share), slope
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[float, float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.0, 1.0

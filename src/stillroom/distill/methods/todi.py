@@ -1,4 +1,4 @@
-"""ToDi: each token of the vocabulary has its own mix of forward and reverse KL.
+"""ToDi: token-wise mixture of forward and reverse KL.
 
 Source: Jung et al. 2025, arXiv:2505.16297, section 3: a token's forward part weighs p / (p + q),
 its reverse part the rest, fixed in the gradient. Underestimated tokens are so raised as forward KL
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["Todi"]
 
 
-class Todi(Objective):
+class Todi(DistillationObjective):
     """``sum w p (log p - log q) + (1 - w) q (log q - log p)`` with ``w = p / (p + q)``."""
 
     paper: ClassVar[str] = "arXiv:2505.16297"
     detaches_weights: ClassVar[bool] = True
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         weight = pair.log_ratio.sigmoid()
         slope = (1 - weight).mul_(pair.q).mul_(1 - pair.log_ratio)
         slope.sub_(weight.mul_(pair.p))

@@ -1,4 +1,4 @@
-"""Total variation distance: half the L1 distance, bounded by 1 at every position.
+"""Total variation distance: half the L1 distance, at most 1 per position.
 
 Source: Wen et al. 2023 (f-distill), arXiv:2307.15190, section 3. Where p and q are equal the
 gradient is taken as 0. The T² factor of ``t2_scale`` is justified for KLs only.
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.distill.method import Objective
+from stillroom.distill.interfaces import DistillationObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.divergence import Pair
+    from stillroom.distill.losses.divergence import DistributionPair
 
 __all__ = ["Tvd"]
 
 _ROUNDING = 64
 
 
-class Tvd(Objective):
+class Tvd(DistillationObjective):
     """``sum |p - q| / 2``."""
 
     paper: ClassVar[str] = "arXiv:2307.15190"
@@ -33,7 +33,7 @@ class Tvd(Objective):
         return True
 
     @override
-    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         import torch
 
         gap = pair.q - pair.p
@@ -43,5 +43,5 @@ class Tvd(Objective):
         return term, gap.sign_().mul_(0.5).mul_(differs).mul_(pair.q)
 
     @override
-    def vanishing(self, pair: Pair) -> tuple[float, float]:
+    def vanishing(self, pair: DistributionPair) -> tuple[float, float]:
         return 0.5, 0.5

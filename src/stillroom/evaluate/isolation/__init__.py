@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: bare interpreters that import the standard library alone.
+"""Processes inside the sandbox: bare interpreters with the standard library alone.
 
 ``start`` is run by path. It enters namespaces of its own (``view``) and forks the processes of one
 check: the program that a model wrote (``program``), and the tests of its task (``examiner``), which

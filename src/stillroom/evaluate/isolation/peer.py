@@ -1,4 +1,4 @@
-"""One of two processes that call each other: requests out, and what the other asks meanwhile.
+"""Bidirectional RPC between two processes over pipes.
 
 A message is a line of JSON. Arguments go by copy and come back: what the other side changed in a
 list, dictionary or set that it was given is put into the original. What is no plain data stays
@@ -16,15 +16,23 @@ from _thread import RLock
 from collections.abc import Callable
 
 from stillroom.evaluate.isolation.proxy import Proxy, handle_of
-from stillroom.evaluate.isolation.wire import Decoder, Encoder, WireError, name_of, of_name
+from stillroom.evaluate.isolation.wire import Decoder, Encoder, WireError, find_name, resolve_name
 
 TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
 if TYPE_CHECKING:
     from typing import IO, Any
 
-__all__ = ["BINARY", "OF_ITS_OWN", "Gone", "Peer", "differs", "look", "name_raised"]
+__all__ = [
+    "BINARY",
+    "CUSTOM_EXCEPTION",
+    "Peer",
+    "PeerGone",
+    "exception_name",
+    "is_changed",
+    "snapshot",
+]
 
-OF_ITS_OWN = "an exception of its own"
+CUSTOM_EXCEPTION = "an exception of its own"
 _LONGEST = 1 << 25
 BINARY = (
     "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift concat "
@@ -39,7 +47,7 @@ _BUILT_IN = (
 )
 
 
-def _leave(target: Any, error: Any = None) -> Any:
+def _exit_context(target: Any, error: Any = None) -> Any:
     """End a with statement; an exception of the other side comes as its name and arguments."""
     if isinstance(error, list):
         kind = getattr(builtins, error[0])
@@ -56,7 +64,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "set": setattr,
     "del": delattr,
     "enter": lambda target: type(target).__enter__(target),
-    "exit": _leave,
+    "exit": _exit_context,
     "floor": math.floor,
     "ceil": math.ceil,
     "trunc": math.trunc,
@@ -67,14 +75,14 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Gone(BaseException):
+class PeerGone(BaseException):
     """The other process has ended, or no longer says what can be read."""
 
 
-def name_raised(error: BaseException) -> str:
+def exception_name(error: BaseException) -> str:
     """Return the name of an exception of Python's; a program does not choose what is said of it."""
     kind = type(error)
-    return kind.__name__ if _is_built_in(kind) else OF_ITS_OWN
+    return kind.__name__ if _is_built_in(kind) else CUSTOM_EXCEPTION
 
 
 class Peer:
@@ -93,10 +101,10 @@ class Peer:
         self._theirs: dict[int, Any] = {}
         self.lost = ""
 
-    def lose(self, reason: str) -> Gone:
+    def lose(self, reason: str) -> PeerGone:
         """Note why nothing that follows counts, even if the exception is caught."""
         self.lost = self.lost or reason
-        return Gone(reason)
+        return PeerGone(reason)
 
     # what a side decides
 
@@ -171,18 +179,18 @@ class Peer:
             name = message["ask"]
             args = tuple(decoder.decode(one) for one in message["args"])
             named = {key: decoder.decode(one) for key, one in message.get("named", {}).items()}
-            held = {number: look(one) for number, one in decoder.known.items()}
+            held = {number: snapshot(one) for number, one in decoder.known.items()}
             encoder = Encoder({id(one): n for n, one in decoder.known.items()}, self._tell)
             self.guard(name, args)
             reply["value"] = encoder.encode(self.carry_out(name, args, named))
-        except Gone:
+        except PeerGone:
             raise
         except BaseException as error:  # noqa: BLE001  # whatever was asked for may raise anything
             reply = {"raised": self._describe(error)}
         reply["changed"] = [
             [number, encoder.contents(decoder.known[number])]
             for number, before in held.items()
-            if differs(before, decoder.known[number])
+            if is_changed(before, decoder.known[number])
         ]
         if said := self.printed():
             reply["printed"] = said
@@ -225,14 +233,14 @@ class Peer:
     def _tell(self, value: Any, encoder: Encoder) -> dict[str, Any]:
         if type(value) is Proxy:
             return {"k": "yours", "h": handle_of(value)}
-        return name_of(value) or self.share(value)
+        return find_name(value) or self.share(value)
 
     def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
         kind = told["k"]
         if kind == "yours":
             return self._mine[_natural(told["h"])]
         if kind == "name":
-            return of_name(told["m"], told["v"])
+            return resolve_name(told["m"], told["v"])
         if kind != "object":
             raise WireError("a kind that nobody knows")
         number = _natural(told["h"])
@@ -271,14 +279,14 @@ class Peer:
         return error
 
 
-def look(container: Any) -> Any:
+def snapshot(container: Any) -> Any:
     """Return what a container holds now."""
     return list(container.items()) if isinstance(container, dict) else list(container)
 
 
-def differs(before: list[Any], container: Any) -> bool:
+def is_changed(before: list[Any], container: Any) -> bool:
     """Return whether a container holds something else than it did."""
-    now = look(container)
+    now = snapshot(container)
     if len(now) != len(before):
         return True
     if isinstance(container, dict):

@@ -1,4 +1,4 @@
-"""The process of a program that a model wrote: runs it, then answers what its tests ask.
+"""Program process: runs model-written code and answers the calls of its tests.
 
 Nothing that this process says is believed: it may have been taken over by what it runs.
 """
@@ -13,15 +13,19 @@ import os
 import sys
 from collections.abc import Callable
 
-from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
-from stillroom.evaluate.isolation.peer import Peer, name_raised
-from stillroom.evaluate.isolation.wire import Encoder, name_of
+from stillroom.evaluate.isolation.confinement import (
+    close_other_files,
+    confine_process,
+    die_with_parent,
+)
+from stillroom.evaluate.isolation.peer import Peer, exception_name
+from stillroom.evaluate.isolation.wire import Encoder, find_name
 
 TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
 if TYPE_CHECKING:
     from typing import Any
 
-    from stillroom.evaluate.isolation.doors import Order
+    from stillroom.evaluate.isolation.confinement import Order
 
 __all__ = ["run_program"]
 
@@ -40,8 +44,8 @@ def run_program(
     with os.fdopen(order["program"], "rb", closefd=False) as file:
         parts: list[str] = json.load(file)
     report = order["report"]
-    keep_open(libc, report, *(pipes or ()))
-    doors = told | close_doors(libc, order, apart=told["namespaces"])
+    close_other_files(libc, report, *(pipes or ()))
+    doors = told | confine_process(libc, order, apart=told["namespaces"])
     closed = doors["files"] and doors["calls"]
     os.write(report, json.dumps({"ready": closed, "doors": doors}).encode() + b"\n")
     if not closed:
@@ -53,7 +57,7 @@ def run_program(
         return
     raised = _run(parts, {"__name__": "__main__"})
     _finish()
-    os.write(report, json.dumps({"end": name_raised(raised) if raised else ""}).encode() + b"\n")
+    os.write(report, json.dumps({"end": exception_name(raised) if raised else ""}).encode() + b"\n")
 
 
 def _finish() -> None:
@@ -129,7 +133,7 @@ class _Program(Peer):
                 told["value"] = read(value)
         if isinstance(value, type) and issubclass(value, BaseException):
             told["bases"] = [
-                name_of(one) or self.share(one)
+                find_name(one) or self.share(one)
                 for one in value.__bases__
                 if issubclass(one, BaseException)
             ]

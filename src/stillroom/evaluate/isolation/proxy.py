@@ -1,4 +1,4 @@
-"""What stands in one process for an object of the other: every operator is a request."""
+"""Proxy of an object in the other process: every operator is a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by path in a bare interpreter: makes the processes of one check and waits for them.
+"""Entry script of the sandbox, run by path: starts the processes of one check.
 
 It holds nothing of what they are given: each reads its own part after it was forked, so that the
 memory of the program's process never held the tests or the word that proves a pass.
@@ -28,15 +28,15 @@ def _import_apart() -> None:
 if __name__ == "__main__":
     _import_apart()
 
-from stillroom.evaluate.isolation.doors import die_with_parent  # noqa: E402
-from stillroom.evaluate.isolation.examiner import examine  # noqa: E402
+from stillroom.evaluate.isolation.checker import examine  # noqa: E402
+from stillroom.evaluate.isolation.confinement import die_with_parent  # noqa: E402
+from stillroom.evaluate.isolation.namespaces import enter_namespaces  # noqa: E402
 from stillroom.evaluate.isolation.program import run_program  # noqa: E402
-from stillroom.evaluate.isolation.view import enter_namespaces  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stillroom.evaluate.isolation.doors import Order
+    from stillroom.evaluate.isolation.confinement import Order
 
 __all__ = ["main"]
 

@@ -1,4 +1,4 @@
-"""Values as JSON: plain data by value, containers with their identity, all else by name or handle.
+"""Wire format: values as JSON, by value, by name or by handle.
 
 What comes of the other process is data and never more: only exact built-in types and a few of the
 standard library are made of it. Subclasses do not pass as what they derive from, since they may
@@ -15,7 +15,15 @@ TYPE_CHECKING = False  # as typing has it, whose import would cost more than a c
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PURE_MODULES", "Decoder", "Encoder", "WireError", "is_plain", "name_of", "of_name"]
+__all__ = [
+    "PURE_MODULES",
+    "Decoder",
+    "Encoder",
+    "WireError",
+    "find_name",
+    "is_plain",
+    "resolve_name",
+]
 
 _PURE = (
     "abc bisect calendar cmath collections collections.abc copy dataclasses datetime decimal enum "
@@ -39,7 +47,7 @@ _DICTS: dict[type, str] = {
     collections.defaultdict: "defaultdict",
 }
 _TYPES = {name: kind for kind, name in (_LISTS | _DICTS).items()}
-_FIXED = {"frozenset", "tuple"}
+_IMMUTABLE = {"frozenset", "tuple"}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, range)
 _DATES = {
@@ -210,7 +218,7 @@ class Decoder:
             return made(*(self.decode(one) for one in value))
         if kind in _VIEWS.values():
             return _view(kind, [self.decode(one) for one in value])
-        if kind in _FIXED:
+        if kind in _IMMUTABLE:
             return _TYPES[kind](self.decode(one) for one in value)
         if kind in _TYPES or kind == "bytearray":
             made = self._empty(told)
@@ -293,7 +301,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def name_of(value: Any) -> dict[str, Any] | None:
+def find_name(value: Any) -> dict[str, Any] | None:
     """Return by what name a function or class of Python's own is known, if it is one."""
     name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
     if type(name) is not str or type(module) is not str:
@@ -303,18 +311,18 @@ def name_of(value: Any) -> dict[str, Any] | None:
     if module not in PURE_MODULES and module != "builtins":
         return None
     found = getattr(sys.modules.get(module), name, None)
-    if found is not value or not _computes(value, module, name):
+    if found is not value or not _is_pure_function(value, module, name):
         return None
     return {"k": "name", "m": module, "v": name}
 
 
-def _computes(found: Any, module: str, name: str) -> bool:
+def _is_pure_function(found: Any, module: str, name: str) -> bool:
     if name.startswith("_") or not callable(found):
         return False
     return isinstance(found, type) or module != "builtins" or name in _BUILT_IN.split()
 
 
-def of_name(module: str, name: str) -> Any:
+def resolve_name(module: str, name: str) -> Any:
     """Return Python's own function or class of a name.
 
     Raises:
@@ -323,6 +331,6 @@ def of_name(module: str, name: str) -> Any:
     if module not in PURE_MODULES and module != "builtins":
         raise WireError("a module that does more than compute")
     found = getattr(__import__(module, fromlist=[name]), name)
-    if not _computes(found, module, name):
+    if not _is_pure_function(found, module, name):
         raise WireError("a name that does more than compute")
     return found

@@ -1,3 +1,3 @@
-"""Ways to check an answer by rule: one method a file."""
+"""Verifiers of answers by rule: one method a file."""
 
 SEAM = "how an answer is checked"

@@ -1,4 +1,4 @@
-"""Code: the program passes the task's tests, or prints what its cases say, within a sandbox.
+"""Code verifier: the program passes its tests or input/output cases in a sandbox.
 
 Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (generated code is run apart from
 everything). Differs: processes with namespaces, Landlock and seccomp in place of gVisor; tests run
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.method import Check, Verifier
+from stillroom.evaluate.interfaces import VerificationResult, Verifier
 from stillroom.evaluate.sandbox import run_code, run_tests
 
 __all__ = ["Code"]
@@ -32,41 +32,43 @@ class Code(Verifier):
     memory_mb: int = Field(512, ge=64, le=8192, description="megabytes of memory of a run")
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
-        code = _code_of(text)
+    def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
+        code = _extract_code(text)
         if not code:
-            return Check(False, "no code", 0.0)
-        tests, cases = _tests_of(fields), _cases_of(fields)
+            return VerificationResult(False, "no code", 0.0)
+        tests, cases = _read_tests(fields), _read_cases(fields)
         if not tests and not cases:
-            return Check(False, "no tests to run", 0.0)
+            return VerificationResult(False, "no tests to run", 0.0)
         memory = self.memory_mb * 2**20
         if tests:
             outcome = run_tests(code, tests, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
-                return Check(False, f"fails its tests: {outcome.reason}", 0.0)
+                return VerificationResult(False, f"fails its tests: {outcome.reason}", 0.0)
         for passed, (given, wanted) in enumerate(cases):
             outcome = run_code([code], stdin=given, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
-                return Check(False, f"fails a case: {outcome.reason}", passed / len(cases))
+                return VerificationResult(
+                    False, f"fails a case: {outcome.reason}", passed / len(cases)
+                )
             if outcome.output.split() != wanted.split():
-                return Check(False, "prints something else", passed / len(cases))
-        return Check(True)
+                return VerificationResult(False, "prints something else", passed / len(cases))
+        return VerificationResult(True)
 
 
-def _code_of(text: str) -> str:
+def _extract_code(text: str) -> str:
     """Return the last fenced block, or all of the text where none is fenced."""
     blocks = _FENCE.findall(text)
     return str(blocks[-1] if blocks else text).strip()
 
 
-def _tests_of(fields: Mapping[str, Any]) -> list[str]:
+def _read_tests(fields: Mapping[str, Any]) -> list[str]:
     tests = fields.get("tests") or ()
     if isinstance(tests, str):
         return [tests]
     return [str(test) for test in tests] if isinstance(tests, Sequence) else []
 
 
-def _cases_of(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _read_cases(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     cases = fields.get("cases") or ()
     if not isinstance(cases, Sequence) or isinstance(cases, str):
         return []

@@ -1,4 +1,4 @@
-"""JSON schema: the answer is JSON that fits a schema, of the recipe or of the task.
+"""JSON Schema verifier: the answer is JSON that validates.
 
 Own method, over the library jsonschema (draft 2020-12). Nothing is repaired: what is kept is what
 the teacher wrote.
@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.json_text import read_json
-from stillroom.evaluate.method import Check, Verifier
+from stillroom.evaluate.interfaces import VerificationResult, Verifier
+from stillroom.evaluate.json_output import parse_json_with_schema
 
 __all__ = ["JsonSchema"]
 
@@ -28,13 +28,13 @@ class JsonSchema(Verifier):
     )
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
+    def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
         schema = fields.get("schema") or self.json_schema
         if not isinstance(schema, Mapping) or not schema:
-            return Check(False, "no schema to fit", 0.0)
-        reading = read_json(text, schema)
+            return VerificationResult(False, "no schema to fit", 0.0)
+        reading = parse_json_with_schema(text, schema)
         if reading.problem:
-            return Check(False, "does not fit the schema", 0.0)
+            return VerificationResult(False, "does not fit the schema", 0.0)
         if reading.is_repaired:
-            return Check(False, "is JSON only after repair", 0.0)
-        return Check(True)
+            return VerificationResult(False, "is JSON only after repair", 0.0)
+        return VerificationResult(True)

@@ -2,7 +2,7 @@ r"""Maths: the final answer equals the right one, as numbers, as formulas, or wo
 
 Source: Hendrycks et al. 2021, arXiv:2103.03874 (answers in ``\boxed{}``), compared by Math-Verify.
 Differs: formulas are compared in a process apart with limits of time and memory, since some take
-forever; an answer in words is read as what its sentence ends in (``read_answers``).
+forever; an answer in words is read as what its sentence ends in (``extract_answers``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.final_answer import Find, read_answers, same_answer
-from stillroom.evaluate.method import Check, Verifier
-from stillroom.evaluate.symbolic import same_formula
+from stillroom.evaluate.final_answer import (
+    ExtractionMode,
+    extract_answers,
+    is_same_answer,
+    is_same_formula,
+)
+from stillroom.evaluate.interfaces import VerificationResult, Verifier
 
 __all__ = ["Maths"]
 
@@ -27,7 +31,7 @@ class Maths(Verifier):
     paper: ClassVar[str] = "arXiv:2103.03874"
     needs: ClassVar[tuple[str, ...]] = ("answer",)
 
-    find: Find = Field(
+    find: ExtractionMode = Field(
         "marked",
         description="where the answer stands: marked after the last 'answer is', 'answer:', #### "
         "or in \\boxed{}, or else the last line; number the last number; whole all of the text",
@@ -37,25 +41,25 @@ class Maths(Verifier):
     )
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
+    def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
         wanted = _right_answers(str(fields.get("answer", "")), self.find)
-        found = read_answers(text, self.find)
+        found = extract_answers(text, self.find)
         if not wanted:
-            return Check(False, "no right answer to compare with", 0.0)
+            return VerificationResult(False, "no right answer to compare with", 0.0)
         if not found:
-            return Check(False, "no answer found", 0.0)
+            return VerificationResult(False, "no answer found", 0.0)
         pairs = list(product(found, wanted))
-        if any(same_answer(*pair) for pair in pairs):
-            return Check(True)
-        if self.formulas and any(same_formula(*pair) for pair in pairs):
-            return Check(True)
-        return Check(False, "another answer", 0.0)
+        if any(is_same_answer(*pair) for pair in pairs):
+            return VerificationResult(True)
+        if self.formulas and any(is_same_formula(*pair) for pair in pairs):
+            return VerificationResult(True)
+        return VerificationResult(False, "another answer", 0.0)
 
 
-def _right_answers(text: str, find: Find) -> list[str]:
+def _right_answers(text: str, find: ExtractionMode) -> list[str]:
     """Return the answer of a worked solution; a bare answer as it stands, brackets and all."""
     bare = text.strip()
-    found = read_answers(bare, find)
+    found = extract_answers(bare, find)
     if found and bare.strip(".$ {}()[]") == found[0].strip(".$ {}()[]"):
         return [bare]
     return found

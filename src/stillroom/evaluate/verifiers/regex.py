@@ -1,4 +1,4 @@
-"""Regex: the answer matches a pattern, of the recipe or of the task.
+"""Regular-expression verifier: the answer matches a pattern.
 
 Own method. Patterns run apart from everything and with a time limit, since some never end.
 """
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import override
 
-from stillroom.evaluate.method import Check, Verifier
+from stillroom.evaluate.interfaces import VerificationResult, Verifier
 from stillroom.evaluate.sandbox import run_code
 
 __all__ = ["Regex"]
@@ -44,21 +44,25 @@ class Regex(Verifier):
         return value
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
+    def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
         pattern = str(fields.get("pattern") or self.pattern)
         if not pattern:
-            return Check(False, "no pattern to match", 0.0)
+            return VerificationResult(False, "no pattern to match", 0.0)
         try:
             compiled = re.compile(pattern)
         except re.error:
-            return Check(False, "its pattern is no regular expression", 0.0)
+            return VerificationResult(False, "its pattern is no regular expression", 0.0)
         text = text.strip()
         if _NESTED.search(pattern):  # such patterns may take forever
             asked = json.dumps([pattern, text, self.whole])
             outcome = run_code([_SEARCH], stdin=asked, timeout_s=2.0)
             if not outcome.is_done:
-                return Check(False, "the pattern does not come to an end", 0.0)
+                return VerificationResult(False, "the pattern does not come to an end", 0.0)
             found = outcome.output.strip() == "1"
         else:
             found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
-        return Check(True) if found else Check(False, "does not match the pattern", 0.0)
+        return (
+            VerificationResult(True)
+            if found
+            else VerificationResult(False, "does not match the pattern", 0.0)
+        )

@@ -1,3 +1,3 @@
-"""Detectors: one file each, found by file name."""
+"""Detector methods, one file each."""
 
 SEAM = "what tells forged faces from real ones by their pixels"

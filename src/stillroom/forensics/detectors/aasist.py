@@ -1,4 +1,4 @@
-"""AASIST: a raw-wave detector whose graphs over frequency and time attend to each other.
+"""AASIST: a raw-waveform detector with spectro-temporal graph attention.
 
 Source: Jung et al. 2021, "AASIST: Audio Anti-Spoofing using Integrated Spectro-Temporal Graph
 Attention Networks", arXiv:2110.01200, section 3; the encoder is RawNet2's (Tak et al. 2021,
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Aasist"]
 
@@ -39,11 +39,11 @@ class Aasist(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.graphs import GraphNetwork
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.audio import AasistNetwork
 
-        return GraphNetwork(self.size, as_released=self.as_released)
+        return AasistNetwork(self.size, as_released=self.as_released)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
         return self.build(pixels)

@@ -1,4 +1,4 @@
-"""A convolutional network on the picture itself: the baseline, and with self-blended fakes the SBI.
+"""A convolutional baseline on pixels; trained on self-blended images, the SBI detector.
 
 Source: Roessler et al. 2019, "FaceForensics++", arXiv:1901.08971, section 5 (a classifier that was
 trained on ImageNet, on face crops); with the forgery ``sbi`` it is the detector of Shiohara and
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.choices import Weights
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Cnn"]
 
@@ -30,14 +29,14 @@ class Cnn(Detector):
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
-    weights: Weights = Field(
+    weights: PretrainedWeights = Field(
         default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of features left out")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.networks import Backbone
-        from stillroom.forensics.streams import Stream
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.base import Backbone
+        from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
 
-        return Stream(Backbone(self.backbone, self.weights, dropout=self.dropout))
+        return TwoStreamNetwork(Backbone(self.backbone, self.weights, dropout=self.dropout))

@@ -1,4 +1,4 @@
-"""Residuals of attention alone are tuned: large singular values stay, the smallest learn.
+"""Effort: a vision model tuned in the smallest singular values of its attention weights.
 
 Source: Yan et al. 2024, "Orthogonal Subspace Decomposition for Generalizable AI-Generated Image
 Detection" (Effort), arXiv:2411.15633, section 3.2 (singular value decomposition of each linear map
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
-    from stillroom.models.vision import Vision
+    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.models.encoders.vision import VisionModel
 
 __all__ = ["Effort"]
 
@@ -39,20 +39,20 @@ class Effort(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.models.vision import load_vision
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import load_vision
 
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
-        from stillroom.models.vision import build_vision
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import build_vision
 
         return self._tune(build_vision(kept))
 
-    def _tune(self, vision: Vision) -> Network:
-        from stillroom.forensics.towers import Tower, split_attention
+    def _tune(self, vision: VisionModel) -> DetectorNetwork:
+        from stillroom.forensics.networks.vision_backbone import VisionBackbone, decompose_attention
 
-        tower = Tower(vision, orthogonality=self.orthogonality)
-        split_attention(tower.tower, self.rank)
+        tower = VisionBackbone(vision, orthogonality=self.orthogonality)
+        decompose_attention(tower.tower, self.rank)
         return tower

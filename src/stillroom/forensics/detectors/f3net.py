@@ -1,4 +1,4 @@
-"""Frequency-aware decomposition: the picture split into bands of its cosine transform.
+"""F3-Net: frequency-aware decomposition into bands of the cosine transform.
 
 Source: Qian et al. 2020, "Thinking in Frequency: Face Forgery Detection by Mining Frequency-aware
 Clues", arXiv:2007.09355, section 3.1 (FAD). Differs: the second branch (LFS) and the attention
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.choices import Weights
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["F3net"]
 
@@ -30,14 +29,14 @@ class F3net(Detector):
         "It reads frequencies: strong compression, blur and resizing take away what it reads.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
-    weights: Weights = Field(
+    weights: PretrainedWeights = Field(
         default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.networks import Backbone
-        from stillroom.forensics.streams import FrequencyBands, Stream
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.base import Backbone
+        from stillroom.forensics.networks.cnn_streams import FrequencyBands, TwoStreamNetwork
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
-        return Stream(body, instead=FrequencyBands(pixels))
+        return TwoStreamNetwork(body, instead=FrequencyBands(pixels))

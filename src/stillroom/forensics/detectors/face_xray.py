@@ -1,4 +1,4 @@
-"""Face X-ray: says which pixels are a blending boundary, and from that whether there is one.
+"""Face X-ray: blending-boundary segmentation, and a score from it.
 
 Source: Li et al. 2020, "Face X-ray for More General Face Forgery Detection", arXiv:1912.13458,
 sections 3.1 (the X-ray is 4 M (1 - M) of the mask) and 3.3 (a map, then a classifier on it).
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.choices import Weights
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["FaceXray"]
 
@@ -29,7 +28,7 @@ class FaceXray(Detector):
         "It looks for the boundary of a blend: a picture made as a whole has none.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
-    weights: Weights = Field(
+    weights: PretrainedWeights = Field(
         default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
     )
     map_weight: float = Field(
@@ -37,7 +36,7 @@ class FaceXray(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.maps import BoundaryMap
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.cnn_streams import FaceXrayNetwork
 
-        return BoundaryMap(self.backbone, self.weights, self.map_weight)
+        return FaceXrayNetwork(self.backbone, self.weights, self.map_weight)

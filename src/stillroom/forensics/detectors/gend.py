@@ -1,4 +1,4 @@
-"""Layer norms alone are tuned: a vision model learns forgeries with a thousandth of its weights.
+"""GenD: a vision model tuned in its layer norms only.
 
 Source: Yermakov et al. 2025, "Deepfake Detection that Generalizes Across Benchmarks" (GenD),
 arXiv:2508.06248 (layer-norm tuning, features on the sphere, alignment and uniformity, paired real
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
-    from stillroom.models.vision import Vision
+    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.models.encoders.vision import VisionModel
 
 __all__ = ["Gend"]
 
@@ -36,20 +36,25 @@ class Gend(Detector):
     uniformity: float = Field(default=0.5, ge=0, description="spreads faces over the sphere")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.models.vision import load_vision
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import load_vision
 
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
-        from stillroom.models.vision import build_vision
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import build_vision
 
         return self._tune(build_vision(kept))
 
-    def _tune(self, vision: Vision) -> Network:
-        from stillroom.forensics.towers import Tower, free_norms
+    def _tune(self, vision: VisionModel) -> DetectorNetwork:
+        from stillroom.forensics.networks.vision_backbone import (
+            VisionBackbone,
+            unfreeze_layer_norms,
+        )
 
-        tower = Tower(vision, to_sphere=True, alignment=self.alignment, uniformity=self.uniformity)
-        free_norms(tower.tower)
+        tower = VisionBackbone(
+            vision, to_sphere=True, alignment=self.alignment, uniformity=self.uniformity
+        )
+        unfreeze_layer_norms(tower.tower)
         return tower

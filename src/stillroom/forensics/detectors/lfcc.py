@@ -1,4 +1,4 @@
-"""LFCC: linear cepstral numbers over time, read by a small network of max-feature-maps.
+"""LFCC: linear-frequency cepstral coefficients and a small max-feature-map network.
 
 Source: Sahidullah et al. 2015, "A comparison of features for synthetic speech detection",
 Interspeech (linear filters, 20 numbers with first and second differences); Lavrentyeva et al. 2019,
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Lfcc"]
 
@@ -34,7 +34,7 @@ class Lfcc(Detector):
     filters: int = Field(default=20, ge=8, le=128, description="linear filters, and numbers kept")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.hearing import CepstralNetwork
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.audio import LfccNetwork
 
-        return CepstralNetwork(self.width, self.filters)
+        return LfccNetwork(self.width, self.filters)

@@ -1,4 +1,4 @@
-"""MesoNet's Meso4: four small convolutions, published weights of which can be imported.
+"""Meso4: the four-convolution MesoNet, with importable published weights.
 
 Source: Afchar et al. 2018, "MesoNet: a Compact Facial Video Forgery Detection Network",
 arXiv:1809.00888, section 3.1 and its released code: batch norm after the activation, pooling by
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Meso4"]
 
@@ -30,7 +30,7 @@ class Meso4(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.small import SmallStack
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.cnn_streams import MesoNet
 
-        return SmallStack(pixels)
+        return MesoNet(pixels)

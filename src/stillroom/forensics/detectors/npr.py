@@ -1,4 +1,4 @@
-"""Neighboring pixel relationships: what doubling a halved picture does not bring back.
+"""Neighboring pixel relationships (NPR): residuals of nearest-neighbor upsampling.
 
 Source: Tan et al. 2024, "Rethinking the Up-Sampling Operations in CNN-based Generative Network for
 Generalizable Deepfake Detection", arXiv:2312.10461, equations 3 to 5 and its released code (the
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Npr"]
 
@@ -32,7 +32,11 @@ class Npr(Detector):
     width: int = Field(default=64, ge=8, le=64, description="channels of the first stage")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.streams import NeighborResidual, ShortResidual, Stream
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.cnn_streams import (
+            NeighborResidual,
+            ShortResNet,
+            TwoStreamNetwork,
+        )
 
-        return Stream(ShortResidual(self.width), instead=NeighborResidual())
+        return TwoStreamNetwork(ShortResNet(self.width), instead=NeighborResidual())

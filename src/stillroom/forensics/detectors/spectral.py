@@ -1,4 +1,4 @@
-"""The power spectrum by radius and the cosine transform by band, weighed by a linear classifier.
+"""A linear classifier on azimuthal power spectra and DCT band energies.
 
 Source: Durall et al. 2019, "Unmasking DeepFakes with simple Features", arXiv:1911.00686 (azimuthal
 mean of the power spectrum); Frank et al. 2020, "Leveraging Frequency Analysis for Deep Fake Image
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Spectral"]
 
@@ -35,7 +35,7 @@ class Spectral(Detector):
     bands: int = Field(default=12, ge=2, le=64, description="bands a side of the cosine transform")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.streams import LinearSpectrum
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.cnn_streams import SpectrumClassifier
 
-        return LinearSpectrum(pixels, self.radii, self.bands)
+        return SpectrumClassifier(pixels, self.radii, self.bands)

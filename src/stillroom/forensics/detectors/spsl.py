@@ -1,4 +1,4 @@
-"""The phase spectrum as a fourth channel: what is left of a picture whose amplitudes are all 1.
+"""SPSL: the phase spectrum as a fourth input channel.
 
 Source: Liu et al. 2021, "Spatial-Phase Shallow Learning: Rethinking Face Forgery Detection in
 Frequency Domain", arXiv:2103.01856, section 3 (phase as an image; the first convolution's fourth
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.choices import Weights
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Spsl"]
 
@@ -30,13 +29,15 @@ class Spsl(Detector):
         "It reads the traces of upsampling: a forgery without resampling need not show any.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
-    weights: Weights = Field(
+    weights: PretrainedWeights = Field(
         default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.networks import Backbone
-        from stillroom.forensics.streams import PhaseImage, Stream
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.base import Backbone
+        from stillroom.forensics.networks.cnn_streams import PhaseImage, TwoStreamNetwork
 
-        return Stream(Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage())
+        return TwoStreamNetwork(
+            Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage()
+        )

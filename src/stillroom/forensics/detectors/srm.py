@@ -1,4 +1,4 @@
-"""Noise residuals beside the picture: what three fixed high-pass filters leave of it.
+"""SRM: noise residuals of three fixed high-pass filters beside the image.
 
 Source: Luo et al. 2021, "Generalizing Face Forgery Detection with High-frequency Features",
 arXiv:2103.12376, section 3.2; the filters are those of Fridrich and Kodovsky 2012, "Rich Models for
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.choices import Weights
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Srm"]
 
@@ -31,7 +30,7 @@ class Srm(Detector):
         "It reads noise: strong compression, blur and resizing take away what it reads.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
-    weights: Weights = Field(
+    weights: PretrainedWeights = Field(
         default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
     )
     limit: float = Field(
@@ -39,10 +38,10 @@ class Srm(Detector):
     )
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.networks import Backbone
-        from stillroom.forensics.streams import NoiseResidual, Stream
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.base import Backbone
+        from stillroom.forensics.networks.cnn_streams import NoiseResidual, TwoStreamNetwork
 
-        return Stream(
+        return TwoStreamNetwork(
             Backbone(self.backbone, self.weights, channels=6), beside=NoiseResidual(self.limit)
         )

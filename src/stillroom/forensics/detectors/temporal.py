@@ -1,4 +1,4 @@
-"""A head over time: reads what a trained detector sees of one face in several frames.
+"""A temporal head over frame features of a trained image detector.
 
 Source: Sabir et al. 2019, "Recurrent Convolutional Strategies for Face Manipulation Detection in
 Videos", arXiv:1905.00582 (a recurrent network over a face detector's features); Zheng et al. 2021,
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Temporal"]
 
@@ -46,13 +46,13 @@ class Temporal(Detector):
         return self.frames
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.timed import open_timed
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.inference.trained_detector import build_temporal_head
 
-        return open_timed(self, Path(self.checkpoint), pixels)
+        return build_temporal_head(self, Path(self.checkpoint), pixels)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
-        from stillroom.forensics.timed import rebuild_timed
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+        from stillroom.forensics.networks.vision_backbone import rebuild_temporal_head
 
-        return rebuild_timed(self, kept)
+        return rebuild_temporal_head(self, kept)

@@ -1,4 +1,4 @@
-"""A linear output on a frozen vision model: what it sees of pictures that no generator taught it.
+"""UnivFD: a linear probe on a frozen vision model.
 
 Source: Ojha et al. 2023, "Towards Universal Fake Image Detectors that Generalize Across Generative
 Models", arXiv:2302.10174, section 4.2 (linear classification of CLIP's features). Takes any vision
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.method import Detector
+from stillroom.forensics.interfaces import Detector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks import Network
+    from stillroom.forensics.networks.base import DetectorNetwork
 
 __all__ = ["Univfd"]
 
@@ -33,15 +33,15 @@ class Univfd(Detector):
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
 
     @override
-    def build(self, pixels: int) -> Network:
-        from stillroom.forensics.towers import Tower
-        from stillroom.models.vision import load_vision
+    def build(self, pixels: int) -> DetectorNetwork:
+        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.models.encoders.vision import load_vision
 
-        return Tower(load_vision(Path(self.checkpoint)))
+        return VisionBackbone(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
-        from stillroom.forensics.towers import Tower
-        from stillroom.models.vision import build_vision
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.models.encoders.vision import build_vision
 
-        return Tower(build_vision(kept))
+        return VisionBackbone(build_vision(kept))

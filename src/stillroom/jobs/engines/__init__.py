@@ -1,4 +1,4 @@
-"""Engines: where the pieces of a job's work are done, on this machine or on a cluster.
+"""Execution engines: this process, or a Ray cluster.
 
 A job's journal, caches and files stay with the process that runs it; a worker is given a ``Work``
 once and blocks of items after that, and gives back one value for each. What a value is follows from
@@ -6,8 +6,14 @@ its item and the work alone, so neither the number of workers nor the size of bl
 that died changes a byte.
 """
 
-from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.engines.opening import open_engine, refuse_missing
-from stillroom.jobs.engines.work import Engine, Opened, Work
+from stillroom.jobs.engines.interfaces import Engine, WorkerResources, WorkerTask
+from stillroom.jobs.engines.local import LocalEngine, open_engine, require_engine
 
-__all__ = ["Engine", "LocalEngine", "Opened", "Work", "open_engine", "refuse_missing"]
+__all__ = [
+    "Engine",
+    "LocalEngine",
+    "WorkerResources",
+    "WorkerTask",
+    "open_engine",
+    "require_engine",
+]

@@ -1,17 +1,28 @@
-"""The local engine: this process does the work, block by block."""
+"""Local engine, and the choice of an engine from a recipe."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from stillroom.jobs.ahead import in_blocks
-from stillroom.jobs.engines.work import Work, close_opened
+from stillroom.errors import MissingExtraError
+from stillroom.jobs.engines.interfaces import Engine, WorkerTask, close_resources, iter_batches
 
-__all__ = ["LocalEngine"]
+if TYPE_CHECKING:
+    from stillroom.recipes.engine import EngineChoice
+
+__all__ = [
+    "LocalEngine",
+    "open_engine",
+    "require_engine",
+]
+
 
 T = TypeVar("T")
+
+
 U = TypeVar("U")
 
 
@@ -31,7 +42,7 @@ class LocalEngine:
         """Return the size that fits the work."""
         return default
 
-    def call(self, work: Work[T, U], block: Sequence[T]) -> list[U]:
+    def call(self, work: WorkerTask[T, U], block: Sequence[T]) -> list[U]:
         """Return one value for each item of a block."""
         with self._lock:
             if work not in self._opened:
@@ -40,20 +51,20 @@ class LocalEngine:
 
     def stream(
         self,
-        work: Work[T, U],
+        work: WorkerTask[T, U],
         items: Iterable[T],
         *,
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
         """Yield one value for each item, in order."""
-        for block in in_blocks(items, block_size):
+        for block in iter_batches(items, block_size):
             pause()
             yield from self.call(work, block)
 
     def map(
         self,
-        work: Work[T, U],
+        work: WorkerTask[T, U],
         items: Sequence[T],
         *,
         block_size: int = 1,
@@ -66,4 +77,43 @@ class LocalEngine:
         """Close what was opened."""
         with self._lock:
             while self._opened:
-                close_opened(self._opened.popitem()[1])
+                close_resources(self._opened.popitem()[1])
+
+
+def require_engine(choice: EngineChoice | None) -> None:
+    """Refuse an engine that is not installed, before a job's folder is made.
+
+    Raises:
+        MissingExtraError: If Ray is chosen and not installed.
+    """
+    if choice is not None and choice.ray is not None:
+        try:
+            import ray  # noqa: F401  # only whether it is here
+        except ImportError as error:
+            raise MissingExtraError.of("ray", "ray", "engine: ray") from error
+
+
+@contextmanager
+def open_engine(
+    choice: EngineChoice | None, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[Engine]:
+    """Open the chosen engine until the body ends.
+
+    Args:
+        choice: What the recipe says; None is this process.
+        tell: Told of workers that were lost.
+
+    Raises:
+        MissingExtraError: If Ray is chosen and not installed.
+        ResourceError: If the cluster cannot be reached.
+    """
+    engine: Engine = LocalEngine()
+    require_engine(choice)
+    if choice is not None and choice.ray is not None:
+        from stillroom.jobs.engines.ray import RayEngine
+
+        engine = RayEngine(choice.ray, tell)
+    try:
+        yield engine
+    finally:
+        engine.close()

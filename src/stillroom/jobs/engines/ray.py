@@ -1,4 +1,4 @@
-"""The Ray engine: work on the nodes of a cluster, with what must not be lost kept in the job.
+"""Ray engine: tasks on the nodes of a cluster, with retries of lost workers.
 
 Two ways, as the work is. What is all known beforehand and all done (documents of an index, files
 to be scanned, texts to be compared) goes through Ray Data's ``map_batches``, in order. What may
@@ -35,9 +35,8 @@ from ray.exceptions import (
 )
 
 from stillroom.errors import MissingExtraError, ResourceError
-from stillroom.jobs.ahead import in_blocks, map_ahead
-from stillroom.jobs.engines.hand import Hand, pass_on, settle
-from stillroom.jobs.engines.work import Work
+from stillroom.jobs.engines.interfaces import WorkerTask, iter_batches, map_prefetched
+from stillroom.jobs.engines.worker import RayWorker, select_environment, unpack_results
 from stillroom.recipes.engine import RaySettings
 
 __all__ = ["RayEngine"]
@@ -45,17 +44,17 @@ __all__ = ["RayEngine"]
 T = TypeVar("T")
 U = TypeVar("U")
 
-_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
-_TRIES = 4
-_AT_ONCE = 256
+_LOST_ERRORS = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
+_MAX_TRIES = 4
+_MAX_IN_FLIGHT = 256
 """Calls that wait at one actor; how many are at work is the work's own affair."""
 _WAIT_S = 120.0
-_LOOK_S = 0.2
-_KNOCK_S = 5.0
+_POLL_S = 0.2
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(eq=False)
-class _Post:
+class _WorkerSlot:
     """An actor, how many blocks it has in hand, and whether it answers."""
 
     actor: Any
@@ -64,7 +63,7 @@ class _Post:
 
 
 @dataclass(frozen=True)
-class _Fetch:
+class _TaskFetcher:
     """Gets a pickled work out of the cluster's store, on the worker, when it is needed."""
 
     inside: tuple[Any, ...] = field(repr=False)
@@ -88,10 +87,10 @@ class RayEngine:
         self._settings, self._tell = settings, tell
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
-            _join(settings)
+            _join_cluster(settings)
         self.num_workers = settings.num_workers or _count_cores()
         self.lost = 0
-        self._posts: list[_Post] = []
+        self._posts: list[_WorkerSlot] = []
         self._works: dict[Any, tuple[str, Any]] = {}
         self._lock = threading.Lock()
 
@@ -99,7 +98,7 @@ class RayEngine:
         """Return what the user said, or what fits the work."""
         return self._settings.block_size or default
 
-    def call(self, work: Work[T, U], block: Sequence[T]) -> list[U]:
+    def call(self, work: WorkerTask[T, U], block: Sequence[T]) -> list[U]:
         """Have one worker do a block; another where it dies.
 
         Raises:
@@ -107,30 +106,30 @@ class RayEngine:
         """
         key, kept = self._put(work)
         packed = pickle.dumps(list(block))
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             post = self._take()
             try:
-                done = ray.get(post.actor.run.remote(key, _Fetch((kept,)), packed))
-            except _LOST as error:
+                done = ray.get(post.actor.run.remote(key, _TaskFetcher((kept,)), packed))
+            except _LOST_ERRORS as error:
                 self._mourn(post, error)
             else:
-                return settle(done)
+                return unpack_results(done)
             finally:
                 with self._lock:
                     post.held -= 1
-        raise _worker_lost(f"{_TRIES} workers died of the same {len(block)} items")
+        raise _worker_lost_error(f"{_MAX_TRIES} workers died of the same {len(block)} items")
 
     def stream(
         self,
-        work: Work[T, U],
+        work: WorkerTask[T, U],
         items: Iterable[T],
         *,
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
         """Yield one value for each item, in order, two blocks a worker ahead of the taker."""
-        blocks = in_blocks(items, self.choose_block_size(block_size))
-        ahead = map_ahead(
+        blocks = iter_batches(items, self.choose_block_size(block_size))
+        ahead = map_prefetched(
             partial(self.call, work),
             blocks,
             workers=max(2, self.num_workers * work.concurrency),
@@ -141,7 +140,7 @@ class RayEngine:
 
     def map(
         self,
-        work: Work[T, U],
+        work: WorkerTask[T, U],
         items: Sequence[T],
         *,
         block_size: int = 1,
@@ -157,7 +156,7 @@ class RayEngine:
         except ImportError as error:
             raise MissingExtraError.of(error.name or "ray.data", "ray", "engine: ray") from error
 
-        blocks = list(in_blocks(items, self.choose_block_size(block_size)))
+        blocks = list(iter_batches(items, self.choose_block_size(block_size)))
         if not blocks:
             return
         self._dismiss()  # their cores are needed
@@ -169,8 +168,8 @@ class RayEngine:
         rows = [{"block": pickle.dumps(block)} for block in blocks]
         workers = min(self.num_workers, len(rows))
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _DataHand,
-            fn_constructor_args=(pickle.dumps(work), *_surroundings()),
+            _DataWorker,
+            fn_constructor_args=(pickle.dumps(work), *_worker_environment()),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -180,9 +179,9 @@ class RayEngine:
         try:
             for row in done.iter_rows():
                 pause()
-                yield from settle(row["values"])
+                yield from unpack_results(row["values"])
         except RayError as error:
-            raise _worker_lost(f"Ray gave up: {_first_line(error)}") from error
+            raise _worker_lost_error(f"Ray gave up: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Give the workers back; leave a cluster that this engine joined, end one it started."""
@@ -190,7 +189,7 @@ class RayEngine:
         if self._is_ours and ray.is_initialized():
             ray.shutdown()
 
-    def _put(self, work: Work[Any, Any]) -> tuple[str, Any]:
+    def _put(self, work: WorkerTask[Any, Any]) -> tuple[str, Any]:
         """Return a work's digest and its place in the cluster's store."""
         with self._lock:
             if work not in self._works:
@@ -198,7 +197,7 @@ class RayEngine:
                 self._works[work] = hashlib.sha256(packed).hexdigest(), ray.put(packed)
             return self._works[work]
 
-    def _take(self) -> _Post:
+    def _take(self) -> _WorkerSlot:
         """Return the worker that has least in hand, waiting where none answers.
 
         Raises:
@@ -209,29 +208,31 @@ class RayEngine:
             with self._lock:
                 if not self._posts:
                     self._posts = [self._begin() for _ in range(self.num_workers)]
-                standing = [post for post in self._posts if _is_back(post)]
+                standing = [post for post in self._posts if _is_alive(post)]
                 if standing:
                     post = min(standing, key=lambda one: one.held)
                     post.held += 1
                     return post
             if time.monotonic() > until:
-                raise _worker_lost(f"no worker of {len(self._posts)} has answered for {_WAIT_S} s")
-            time.sleep(_LOOK_S)
+                raise _worker_lost_error(
+                    f"no worker of {len(self._posts)} has answered for {_WAIT_S} s"
+                )
+            time.sleep(_POLL_S)
 
-    def _begin(self) -> _Post:
-        maker = ray.remote(Hand).options(
+    def _begin(self) -> _WorkerSlot:
+        maker = ray.remote(RayWorker).options(
             num_cpus=1,
             num_gpus=self._settings.num_gpus or None,
             max_restarts=-1,
             max_task_retries=0,  # a block goes to another worker instead of waiting for this one
-            max_concurrency=_AT_ONCE,
+            max_concurrency=_MAX_IN_FLIGHT,
             scheduling_strategy="SPREAD",
         )
-        actor = maker.remote(*_surroundings())
+        actor = maker.remote(*_worker_environment())
         # An actor that is not placed yet must not be given work that others could do now.
-        return _Post(actor, returns=_ping(actor))
+        return _WorkerSlot(actor, returns=_ping(actor))
 
-    def _mourn(self, post: _Post, error: Exception) -> None:
+    def _mourn(self, post: _WorkerSlot, error: Exception) -> None:
         """Note that a worker is gone, once for all that it had in hand."""
         with self._lock:
             if post not in self._posts or post.returns is not None:
@@ -248,25 +249,25 @@ class RayEngine:
             ray.kill(post.actor)
 
 
-class _DataHand:
+class _DataWorker:
     """A hand as Ray Data wants it."""
 
     def __init__(self, work: bytes, threads: int, environment: dict[str, str]) -> None:
-        self._hand, self._work = Hand(threads, environment), work
+        self._hand, self._work = RayWorker(threads, environment), work
 
     def __call__(self, batch: Any) -> dict[str, list[bytes]]:
         blocks = batch.column("block").to_pylist()
         return {"values": [self._hand.run("", lambda: self._work, one) for one in blocks]}
 
 
-def _surroundings() -> tuple[int, dict[str, str]]:
+def _worker_environment() -> tuple[int, dict[str, str]]:
     """Return what a worker is to find as it is here: threads of torch, and where models lie.
 
     By the actor itself: an environment that Ray sets up would keep workers waiting for seconds.
     """
     import torch
 
-    return torch.get_num_threads(), pass_on(os.environ)
+    return torch.get_num_threads(), select_environment(os.environ)
 
 
 def _count_cores() -> int:
@@ -278,7 +279,7 @@ def _ping(actor: Any) -> Any:
     return actor.ping.options(max_task_retries=-1).remote()
 
 
-def _is_back(post: _Post) -> bool:
+def _is_alive(post: _WorkerSlot) -> bool:
     """Return whether a worker answers; one that was lost is asked without waiting."""
     if post.returns is None:
         return True
@@ -289,14 +290,14 @@ def _is_back(post: _Post) -> bool:
         ray.get(post.returns)
     except ActorUnschedulableError:
         return False
-    except _LOST:
+    except _LOST_ERRORS:
         post.returns = _ping(post.actor)
         return False
     post.returns = None
     return True
 
 
-def _join(settings: RaySettings) -> None:
+def _join_cluster(settings: RaySettings) -> None:
     """Join the cluster of the settings, or start one here, and keep Ray's own talk short.
 
     Raises:
@@ -309,7 +310,7 @@ def _join(settings: RaySettings) -> None:
         cores = settings.num_workers or os.cpu_count()
         asked = {"address": "local", "include_dashboard": False, "num_cpus": cores}
     try:
-        _knock(settings.address or "")
+        _check_address(settings.address or "")
         ray.init(**asked, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(
@@ -321,7 +322,7 @@ def _join(settings: RaySettings) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_address(address: str) -> None:
     """Look whether anything listens at an address: Ray itself would try for minutes.
 
     Raises:
@@ -329,10 +330,10 @@ def _knock(address: str) -> None:
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host, int(port)), _KNOCK_S).close()
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
 
 
-def _worker_lost(what: str) -> ResourceError:
+def _worker_lost_error(what: str) -> ResourceError:
     return ResourceError(
         what,
         code="engine.worker-lost",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class ArceeFusion(MergeMethod):
     )
 
     @override
-    def measure(self, blocks: Blocks) -> dict[str, Any]:
+    def measure(self, blocks: TensorBlocks) -> dict[str, Any]:
         """Return the divergence of every row, and the importance from which elements are taken."""
         if not blocks.size:
             return {"limit": 0.0, "divergence": None}
@@ -49,11 +49,15 @@ class ArceeFusion(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: dict[str, Any], at: Place
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: dict[str, Any],
+        at: BlockContext,
     ) -> Array:
         import numpy as np
 
-        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.tensors.task_vectors import task_vectors
 
         base, _ = task_vectors(base, (), "arcee_fusion")
         (other,) = parents
@@ -63,14 +67,14 @@ class ArceeFusion(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; the mask is float32, and so then is the result."""
         import torch
 
-        from stillroom.merge.torch_steps import need_base
+        from stillroom.merge.mergekit.torch_arithmetic import require_base
 
-        base, (other,) = need_base(base, "arcee_fusion"), parents
+        base, (other,) = require_base(base, "arcee_fusion"), parents
         new, old = torch.softmax(other, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
         divergence = (new * torch.log(new / old)).sum(-1, keepdim=True)
         importance = (other - base).abs() * divergence
@@ -83,13 +87,13 @@ class ArceeFusion(MergeMethod):
         return (base + (other - base) * taken).reshape(base.shape)
 
 
-def _divergences(blocks: Blocks) -> Array:
+def _divergences(blocks: TensorBlocks) -> Array:
     """Return KL(softmax(model) || softmax(base)) of every last dimension, (..., 1), float64."""
     import numpy as np
 
-    from stillroom.merge.arithmetic import task_vectors
+    from stillroom.merge.tensors.task_vectors import task_vectors
 
-    def pair(block: Block) -> tuple[Array, Array]:
+    def pair(block: RowBlock) -> tuple[Array, Array]:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
         return base.astype(np.float64), block.parents[0].astype(np.float64)
 
@@ -116,7 +120,7 @@ def _divergence(base: Array, other: Array) -> Array:
     return np.asarray(np.maximum(found, 0))
 
 
-def _importance(base: Array, other: Array, divergence: Array, at: Place) -> Array:
+def _importance(base: Array, other: Array, divergence: Array, at: BlockContext) -> Array:
     """Return |difference| times divergence, float32: the type that ranks."""
     import numpy as np
 
@@ -127,22 +131,22 @@ def _importance(base: Array, other: Array, divergence: Array, at: Place) -> Arra
     return np.asarray(gap * divergence.reshape(divergence.shape if gap.ndim else ()), np.float32)
 
 
-def _quartiles(blocks: Blocks, divergence: Array) -> list[float]:
+def _quartiles(blocks: TensorBlocks, divergence: Array) -> list[float]:
     """Return the exact quartiles of importance; of two elements that one lies between, the lower.
 
     Found by counting magnitudes, so that no more than a block is in memory.
     """
     import numpy as np
 
-    from stillroom.merge.arithmetic import task_vectors
-    from stillroom.merge.trim import find_counted
+    from stillroom.merge.tensors.task_vectors import task_vectors
+    from stillroom.merge.tensors.trimming import find_thresholds_by_count
 
-    def importance(block: Block) -> list[Array]:
+    def importance(block: RowBlock) -> list[Array]:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
         return [_importance(base, block.parents[0], divergence, block.at)] * 3
 
     ranks = [int(part * (blocks.size - 1)) for part in _QUARTILES]
-    cuts = find_counted([blocks], importance, [blocks.size - rank for rank in ranks])
+    cuts = find_thresholds_by_count([blocks], importance, [blocks.size - rank for rank in ranks])
     found = [float(np.int32(cut.bits).view(np.float32)) if cut else -1.0 for cut in cuts]
     if -1.0 in found:  # of so few elements that the smallest is a quartile
         least = min(float(importance(block)[0].min()) for block in blocks)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.pruning import PrunedToMiddle
+from stillroom.merge.families import BreadcrumbsMethod
 
 __all__ = ["Breadcrumbs"]
 
 
-class Breadcrumbs(PrunedToMiddle):
+class Breadcrumbs(BreadcrumbsMethod):
     """Task arithmetic on the middle of every task vector, tensor by tensor."""
 
     paper: ClassVar[str] = "arXiv:2312.06795"

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.pruning import PrunedToMiddle
+from stillroom.merge.families import BreadcrumbsMethod
 
 __all__ = ["BreadcrumbsTies"]
 
 
-class BreadcrumbsTies(PrunedToMiddle):
+class BreadcrumbsTies(BreadcrumbsMethod):
     """The vote of TIES on the middle of every task vector, tensor by tensor."""
 
     paper: ClassVar[str] = "arXiv:2312.06795"

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["Consensus"]
 
@@ -47,11 +47,11 @@ class Consensus(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
         import numpy as np
 
-        from stillroom.merge.arithmetic import task_vectors, weighted_sum
+        from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "consensus")
         total = weighted_sum(vectors, at.weights)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.pruning import PrunedAtRandom
+from stillroom.merge.families import DareMethod
 
 __all__ = ["DareLinear"]
 
 
-class DareLinear(PrunedAtRandom):
+class DareLinear(DareMethod):
     """Task arithmetic on thinned task vectors; the expectation is that of the full ones."""
 
     paper: ClassVar[str] = "arXiv:2311.03099"

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.pruning import PrunedAtRandom
+from stillroom.merge.families import DareMethod
 
 __all__ = ["DareTies"]
 
 
-class DareTies(PrunedAtRandom):
+class DareTies(DareMethod):
     """The random drop of DARE before the vote of TIES."""
 
     paper: ClassVar[str] = "arXiv:2311.03099"

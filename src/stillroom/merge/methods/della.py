@@ -12,12 +12,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.pruning import PrunedByRank
+from stillroom.merge.families import DellaMethod
 
 __all__ = ["Della"]
 
 
-class Della(PrunedByRank):
+class Della(DellaMethod):
     """The vote of TIES on task vectors that were thinned by rank."""
 
     paper: ClassVar[str] = "arXiv:2406.11617"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.pruning import PrunedByRank
+from stillroom.merge.families import DellaMethod
 
 __all__ = ["DellaLinear"]
 
 
-class DellaLinear(PrunedByRank):
+class DellaLinear(DellaMethod):
     """Task arithmetic on task vectors thinned by rank; the expectation is that of the full ones."""
 
     paper: ClassVar[str] = "arXiv:2406.11617"

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
 __all__ = ["Emr"]
 
@@ -51,14 +51,14 @@ class Emr(MergeMethod):
             )
 
     @override
-    def survey(self, tensors: Sequence[Blocks]) -> dict[str, float] | None:
+    def survey(self, tensors: Sequence[TensorBlocks]) -> dict[str, float] | None:
         """Return the chosen model, and its scale over all tensors."""
         if self.task is None or self.rescale != "model" or not tensors:
             return None
         return {"task": self.task, "ratio": _ratio([self._masses(each) for each in tensors])}
 
     @override
-    def measure(self, blocks: Blocks) -> float:
+    def measure(self, blocks: TensorBlocks) -> float:
         """Return the chosen model's scale: the surveyed one, if it is of this model."""
         if self.task is None or self.rescale == "off":
             return 1.0
@@ -69,9 +69,9 @@ class Emr(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: float, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: float, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.tensors.task_vectors import task_vectors
 
         base, vectors = task_vectors(base, parents, "emr")
         merged = self._serve(vectors)
@@ -85,26 +85,26 @@ class Emr(MergeMethod):
             elected *= elected * vectors[self.task] > 0
         return elected
 
-    def _masses(self, blocks: Blocks) -> list[float]:
+    def _masses(self, blocks: TensorBlocks) -> list[float]:
         """Return the sums of magnitudes of the chosen vector, and of what serves it."""
         import numpy as np
 
-        from stillroom.merge.arithmetic import task_vectors, total_of
+        from stillroom.merge.tensors.task_vectors import exact_sum, task_vectors
 
         task = self.task or 0
 
-        def masses(block: Block) -> list[Array]:
+        def masses(block: RowBlock) -> list[Array]:
             _, vectors = task_vectors(block.base, block.parents, "emr")
             return [np.abs(vectors[task]), np.abs(self._serve(vectors))]
 
-        return total_of(blocks, masses) or [0.0, 0.0]
+        return exact_sum(blocks, masses) or [0.0, 0.0]
 
 
 def _elect(vectors: Sequence[Array]) -> Array:
     """Return per element the largest magnitude among those of the sum's sign, with that sign."""
     import numpy as np
 
-    from stillroom.merge.arithmetic import weighted_sum
+    from stillroom.merge.tensors.task_vectors import weighted_sum
 
     sums = weighted_sum(vectors, [1.0] * len(vectors))
     sums += 0.0  # a negative zero is a draw too

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["Fisher"]
 
@@ -34,19 +34,19 @@ class Fisher(MergeMethod):
 
     @override
     def check(self, weights: Sequence[float]) -> None:
-        from stillroom.merge.regression import check_positive
+        from stillroom.merge.tensors.linear_algebra import check_positive_weights
 
         super().check(weights)
-        check_positive(weights, "fisher")
+        check_positive_weights(weights, "fisher")
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
         import numpy as np
 
-        from stillroom.merge.regression import weighted_mean
-        from stillroom.merge.statistics import find_statistics
+        from stillroom.merge.tensors.linear_algebra import weighted_mean
+        from stillroom.merge.tensors.storage import find_statistics
 
         found = find_statistics(self.statistics, at.keys, "fisher", "fisher")
         if not all(at.name in statistics for statistics in found):

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.merge.matrices import MatrixMethod
-from stillroom.merge.method import Array
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["IsoC"]
 
@@ -26,8 +26,8 @@ class IsoC(MatrixMethod):
 
     @override
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
-        from stillroom.merge.arithmetic import weighted_sum
-        from stillroom.merge.spectral import decompose, orthogonalize
+        from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize
+        from stillroom.merge.tensors.task_vectors import weighted_sum
 
         total = weighted_sum(vectors, [1.0] * len(vectors))
         parts = decompose(total)

@@ -14,8 +14,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.matrices import MatrixMethod
-from stillroom.merge.method import Array
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["IsoCts"]
 
@@ -34,8 +34,8 @@ class IsoCts(MatrixMethod):
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
         import numpy as np
 
-        from stillroom.merge.arithmetic import weighted_sum
-        from stillroom.merge.spectral import decompose, orthogonalize
+        from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize
+        from stillroom.merge.tensors.task_vectors import weighted_sum
 
         rank = min(vectors[0].shape)
         own = (rank - int(self.common * rank)) // len(vectors)

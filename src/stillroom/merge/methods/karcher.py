@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.spherical import Mix
+    from stillroom.merge.tensors.linear_algebra import MixCoefficients
 
 __all__ = ["Karcher"]
 
@@ -34,32 +34,36 @@ class Karcher(MergeMethod):
 
     @override
     def check(self, weights: Sequence[float]) -> None:
-        from stillroom.merge.spherical import shares_of
+        from stillroom.merge.tensors.linear_algebra import normalize_weights
 
         super().check(weights)
-        shares_of(weights, "karcher")
+        normalize_weights(weights, "karcher")
 
     @override
-    def measure(self, blocks: Blocks) -> Mix:
+    def measure(self, blocks: TensorBlocks) -> MixCoefficients:
         """Return the coefficients of this tensor."""
-        from stillroom.merge.arithmetic import products
-        from stillroom.merge.spherical import find_mean, shares_of
+        from stillroom.merge.tensors.linear_algebra import karcher_coefficients, normalize_weights
+        from stillroom.merge.tensors.task_vectors import gram_matrix
 
-        gram = products(blocks, lambda block: block.parents)
-        shares = shares_of(blocks.at.weights, "karcher")
-        return find_mean(gram, shares, self.max_iter, self.tol)
+        gram = gram_matrix(blocks, lambda block: block.parents)
+        shares = normalize_weights(blocks.at.weights, "karcher")
+        return karcher_coefficients(gram, shares, self.max_iter, self.tol)
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Mix, at: Place
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: MixCoefficients,
+        at: BlockContext,
     ) -> Array:
-        from stillroom.merge.spherical import mix
+        from stillroom.merge.tensors.linear_algebra import combine_parents
 
-        return mix(None, parents, measured)
+        return combine_parents(None, parents, measured)
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; weights are not used, and a base is averaged in, last.
 

@@ -14,12 +14,12 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import CastBlocks, Draws
+    from stillroom.merge.mergekit.numpy_arithmetic import CastBlocks, TorchGenerator
 
 __all__ = ["Linear"]
 
@@ -46,9 +46,9 @@ class Linear(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import weighted_sum
+        from stillroom.merge.tensors.task_vectors import weighted_sum
 
         total = weighted_sum(parents, at.weights)
         if self.normalize:
@@ -57,7 +57,7 @@ class Linear(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         import torch
 
@@ -73,10 +73,10 @@ class Linear(MergeMethod):
         return parents < 8  # how torch adds more weights depends on the machine
 
     @override
-    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+    def retrace(self, blocks: CastBlocks, draws: TorchGenerator) -> Callable[[int], Array]:
         import numpy as np
 
-        from stillroom.merge.retracing import add_product, round_to
+        from stillroom.merge.mergekit.numpy_arithmetic import fused_multiply_add, round_to
 
         weights = [np.float32(weight) for weight in blocks.at.weights]
         under = np.float32(0)
@@ -87,7 +87,7 @@ class Linear(MergeMethod):
             block = blocks[number]
             total: Array = block.parents[0] * weights[0]
             for parent, weight in zip(block.parents[1:], block.at.weights[1:], strict=True):
-                add_product(total, parent, weight)
+                fused_multiply_add(total, parent, weight)
             if self.normalize:
                 total /= under
             return round_to(total, blocks.kind)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["Lines"]
 
@@ -32,9 +32,9 @@ class Lines(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors, weighted_sum
+        from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "lines")
         merged = weighted_sum(vectors, at.weights)

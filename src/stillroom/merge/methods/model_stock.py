@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +34,13 @@ class ModelStock(MergeMethod):
     by_row: bool = Field(False, description="one ratio a row; a tensor of one row has one anyway")
 
     @override
-    def measure(self, blocks: Blocks) -> float | None:
+    def measure(self, blocks: TensorBlocks) -> float | None:
         """Return the ratio for this tensor; by rows none, as a block has its rows whole."""
-        from stillroom.merge.arithmetic import cosine, products, task_vectors
+        from stillroom.merge.tensors.task_vectors import cosine, gram_matrix, task_vectors
 
         if self.by_row and len(blocks.at.shape) > 1:
             return None
-        gram = products(
+        gram = gram_matrix(
             blocks, lambda block: task_vectors(block.base, block.parents, "model_stock")[1]
         )
         count = len(gram)
@@ -50,9 +50,9 @@ class ModelStock(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: float | None, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: float | None, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors, weighted_sum
+        from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "model_stock")
         count = len(vectors)
@@ -65,12 +65,12 @@ class ModelStock(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
-        from stillroom.merge.replicas import stock, subtract
+        from stillroom.merge.mergekit.torch_arithmetic import compute_task_vectors, model_stock
 
-        base, vectors = subtract(base, parents, "model_stock")
-        return stock(base, vectors, parents, by_row=self.by_row)
+        base, vectors = compute_task_vectors(base, parents, "model_stock")
+        return model_stock(base, vectors, parents, by_row=self.by_row)
 
 
 def _find_row_ratios(vectors: Sequence[Array]) -> Array:

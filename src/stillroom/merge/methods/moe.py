@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.gates import GateMode
-from stillroom.merge.method import Assembly
-from stillroom.merge.moe import LayoutName, arrange_mixture, find_alike
+from stillroom.merge.interfaces import ArchitectureMerge
+from stillroom.merge.planning.moe import MoeLayoutName, find_similar_gates, plan_moe
+from stillroom.merge.planning.moe_gates import GateMode
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
-    from stillroom.merge.plan import MergePlan
-    from stillroom.merge.rules import Rules
-    from stillroom.merge.sources import Source
+    from stillroom.merge.planning.inputs import MergeSource, TensorRules
+    from stillroom.merge.planning.plan import MergePlan
 
 __all__ = ["Moe"]
 
 
-class Moe(Assembly):
+class Moe(ArchitectureMerge):
     """Models keep their MLPs whole, side by side; a gate sends each token to a few of them."""
 
     paper: ClassVar[str] = "arXiv:2212.05055"
@@ -40,7 +39,7 @@ class Moe(Assembly):
         "numbers, at length 1 (random) or as an untrained layer's (uniform)",
     )
     experts_per_token: int = Field(2, ge=1, description="how many experts a token is sent to")
-    layout: LayoutName = Field(
+    layout: MoeLayoutName = Field(
         "auto", description="whose names and config the result has; auto goes by the base"
     )
     shared: int | None = Field(
@@ -51,8 +50,10 @@ class Moe(Assembly):
     )
 
     @override
-    def arrange(self, base: Source | None, parents: Sequence[Source], rules: Rules) -> MergePlan:
-        return arrange_mixture(
+    def arrange(
+        self, base: MergeSource | None, parents: Sequence[MergeSource], rules: TensorRules
+    ) -> MergePlan:
+        return plan_moe(
             base,
             parents,
             rules,
@@ -64,7 +65,7 @@ class Moe(Assembly):
 
     @override
     def review(self, written: Checkpoint) -> tuple[str, ...]:
-        alike = list(find_alike(written))
+        alike = list(find_similar_gates(written))
         if not alike:
             return ()
         listed = ", ".join(str(layer) for layer in alike)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.spherical import Mix
+    from stillroom.merge.tensors.linear_algebra import MixCoefficients
 
 __all__ = ["Multislerp"]
 
@@ -42,29 +42,38 @@ class Multislerp(MergeMethod):
         self._shares(weights)
 
     def _shares(self, weights: Sequence[float]) -> list[float]:
-        from stillroom.merge.spherical import shares_of
+        from stillroom.merge.tensors.linear_algebra import normalize_weights
 
-        return shares_of(weights, "multislerp") if self.normalize else list(weights)
+        return normalize_weights(weights, "multislerp") if self.normalize else list(weights)
 
     @override
-    def measure(self, blocks: Blocks) -> Mix:
+    def measure(self, blocks: TensorBlocks) -> MixCoefficients:
         """Return the coefficients of this tensor."""
-        from stillroom.merge.spherical import blend, gram_of
+        from stillroom.merge.tensors.linear_algebra import (
+            multislerp_coefficients,
+            parent_gram_matrix,
+        )
 
         shares = self._shares(blocks.at.weights)
-        return blend(gram_of(blocks), shares, 1.0 if self.normalize else math.fsum(shares))
+        return multislerp_coefficients(
+            parent_gram_matrix(blocks), shares, 1.0 if self.normalize else math.fsum(shares)
+        )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Mix, at: Place
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: MixCoefficients,
+        at: BlockContext,
     ) -> Array:
-        from stillroom.merge.spherical import mix
+        from stillroom.merge.tensors.linear_algebra import combine_parents
 
-        return mix(base, parents, measured)
+        return combine_parents(base, parents, measured)
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; the base is optional and never an input.
 
@@ -95,7 +104,9 @@ class Multislerp(MergeMethod):
         merged = merged.view(parents[0].shape)
         return merged if base is None else base + merged
 
-    def _cancelled(self, vectors: torch.Tensor, column: torch.Tensor, at: Place) -> torch.Tensor:
+    def _cancelled(
+        self, vectors: torch.Tensor, column: torch.Tensor, at: BlockContext
+    ) -> torch.Tensor:
         from stillroom.errors import RecipeError
 
         if len(vectors) == 2:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +34,11 @@ class Nearswap(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
         import numpy as np
 
-        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.tensors.task_vectors import task_vectors
 
         base, (vector,) = task_vectors(base, parents, "nearswap")
         moved: Array = base + np.clip(vector, -self.t, self.t)
@@ -46,11 +46,11 @@ class Nearswap(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``."""
-        from stillroom.merge.torch_steps import need_base
+        from stillroom.merge.mergekit.torch_arithmetic import require_base
 
-        base, other = need_base(base, "nearswap"), parents[0]
+        base, other = require_base(base, "nearswap"), parents[0]
         share = (self.t / (base - other).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
         return (1 - share) * base + share * other

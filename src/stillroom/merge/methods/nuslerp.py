@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,10 @@ class Nuslerp(MergeMethod):
 
     @override
     def check(self, weights: Sequence[float]) -> None:
-        from stillroom.merge.spherical import share_second
+        from stillroom.merge.tensors.linear_algebra import slerp_weight
 
         super().check(weights)
-        share_second(weights, "nuslerp")
+        slerp_weight(weights, "nuslerp")
 
     @override
     def check_replica(self, weights: Sequence[float]) -> str:
@@ -53,32 +53,38 @@ class Nuslerp(MergeMethod):
         return "the weights of nuslerp add up to zero, which mergekit takes for equal ones"
 
     @override
-    def measure(self, blocks: Blocks) -> Any:
+    def measure(self, blocks: TensorBlocks) -> Any:
         """Return the mix of the tensor, or the products of every column."""
-        from stillroom.merge.spherical import gram_of, share_second, turn
+        from stillroom.merge.tensors.linear_algebra import (
+            parent_gram_matrix,
+            slerp_coefficients,
+            slerp_weight,
+        )
 
         per = _unit(self.per, blocks.at)
         if per == "column":
             return _column_products(blocks)
         if per == "row":
             return None
-        return turn(gram_of(blocks), share_second(blocks.at.weights, "nuslerp"))
+        return slerp_coefficients(
+            parent_gram_matrix(blocks), slerp_weight(blocks.at.weights, "nuslerp")
+        )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
         import numpy as np
 
-        from stillroom.merge.spherical import mix, share_second
+        from stillroom.merge.tensors.linear_algebra import combine_parents, slerp_weight
 
-        share = share_second(at.weights, "nuslerp")
+        share = slerp_weight(at.weights, "nuslerp")
         first, second = parents
         if share in (0, 1):
             return second if share else first
         per = _unit(self.per, at)
         if per == "tensor":
-            return mix(base, parents, measured)
+            return combine_parents(base, parents, measured)
         if per == "row":
             one, two = parents if base is None else (first - base, second - base)
             sums = [
@@ -91,7 +97,7 @@ class Nuslerp(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; the base is optional and never an input."""
         import torch
@@ -120,11 +126,11 @@ def _cancels(weights: Sequence[float]) -> bool:
     return abs(sum(weights)) < 1e-6
 
 
-def _unit(per: str, at: Place) -> str:
+def _unit(per: str, at: BlockContext) -> str:
     return per if len(at.shape) > 1 else "tensor"
 
 
-def _column_products(blocks: Blocks) -> list[Array]:
+def _column_products(blocks: TensorBlocks) -> list[Array]:
     """Return the sums of squares and products down every column, added row after row."""
     import numpy as np
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +31,12 @@ class Passthrough(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
         return parents[0] if self.scale == 1 else parents[0] * self.scale
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         return parents[0] if self.scale == 1 else parents[0] * self.scale

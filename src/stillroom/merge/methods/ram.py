@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 if TYPE_CHECKING:
     import torch
@@ -32,28 +32,32 @@ class Ram(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.overlap import count_changed, keep_changed, sum_of
+        from stillroom.merge.tensors.task_vectors import (
+            count_changed,
+            drop_unchanged,
+            plain_sum,
+            task_vectors,
+        )
 
         base, vectors = task_vectors(base, parents, "ram")
         count = count_changed(vectors, self.epsilon)
-        total = sum_of(keep_changed(vectors, self.epsilon))
+        total = plain_sum(drop_unchanged(vectors, self.epsilon))
         count += count == 0
         total /= count
         return base + total
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; each model's share is divided before it is added."""
         import torch
 
-        from stillroom.merge.torch_steps import stack_vectors
+        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
 
-        base, vectors = stack_vectors(base, parents, "ram")
+        base, vectors = stack_task_vectors(base, parents, "ram")
         changed = vectors.abs() > self.epsilon
         kept = torch.where(changed, vectors, torch.zeros_like(vectors))
         return base + (kept / changed.sum(0).clamp(min=1)).sum(0)

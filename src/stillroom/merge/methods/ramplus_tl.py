@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -37,29 +37,33 @@ class RamplusTl(MergeMethod):
     )
 
     @override
-    def survey(self, tensors: Sequence[Blocks]) -> list[list[int]] | None:
+    def survey(self, tensors: Sequence[TensorBlocks]) -> list[list[int]] | None:
         """Return shared and unique changes of each model over all tensors."""
         if self.count == "tensor" or not tensors:
             return None
         return _add([self._tally(blocks) for blocks in tensors])
 
     @override
-    def measure(self, blocks: Blocks) -> list[float]:
+    def measure(self, blocks: TensorBlocks) -> list[float]:
         """Return one factor a model for what it alone changed."""
         overall = blocks.at.overall if self.count == "model" else None
         return [self._factor(*pair) for pair in overall or self._tally(blocks)]
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: list[float], at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: list[float], at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.overlap import count_changed, keep_changed, sum_of
+        from stillroom.merge.tensors.task_vectors import (
+            count_changed,
+            drop_unchanged,
+            plain_sum,
+            task_vectors,
+        )
 
         base, vectors = task_vectors(base, parents, "ramplus_tl")
         count = count_changed(vectors, self.epsilon)
-        kept = keep_changed(vectors, self.epsilon)
-        total = sum_of(kept)
+        kept = drop_unchanged(vectors, self.epsilon)
+        total = plain_sum(kept)
         total /= count + (count == 0)
         unique = count == 1
         for vector, factor in zip(kept, measured, strict=True):
@@ -71,14 +75,14 @@ class RamplusTl(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; factors are float32, and so then is the result."""
         import torch
 
-        from stillroom.merge.torch_steps import stack_vectors
+        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
 
-        base, vectors = stack_vectors(base, parents, "ramplus_tl")
+        base, vectors = stack_task_vectors(base, parents, "ramplus_tl")
         changed = vectors.abs() > self.epsilon
         count = changed.sum(0)
         unique = count == 1
@@ -89,14 +93,13 @@ class RamplusTl(MergeMethod):
         kept = torch.where(changed, vectors, torch.zeros_like(vectors))
         return base + torch.where(unique, kept * column, kept / count.clamp(min=1)).sum(0)
 
-    def _tally(self, blocks: Blocks) -> list[list[int]]:
+    def _tally(self, blocks: TensorBlocks) -> list[list[int]]:
         """Return shared and unique changes of each model over one tensor."""
         import numpy as np
 
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.overlap import count_changed
+        from stillroom.merge.tensors.task_vectors import count_changed, task_vectors
 
-        def reduce(block: Block) -> list[list[int]]:
+        def reduce(block: RowBlock) -> list[list[int]]:
             _, vectors = task_vectors(block.base, block.parents, "ramplus_tl")
             unique = count_changed(vectors, self.epsilon) == 1
             tallies = []

@@ -16,7 +16,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["Regmean"]
 
@@ -37,10 +37,10 @@ class Regmean(MergeMethod):
 
     @override
     def check(self, weights: Sequence[float]) -> None:
-        from stillroom.merge.regression import check_positive
+        from stillroom.merge.tensors.linear_algebra import check_positive_weights
 
         super().check(weights)
-        check_positive(weights, "regmean")
+        check_positive_weights(weights, "regmean")
 
     @override
     def needs_whole(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -48,10 +48,10 @@ class Regmean(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.regression import solve_regmean, weighted_mean
-        from stillroom.merge.statistics import find_statistics
+        from stillroom.merge.tensors.linear_algebra import solve_regmean, weighted_mean
+        from stillroom.merge.tensors.storage import find_statistics
 
         found = find_statistics(self.statistics, at.keys, "gram", "regmean")
         for statistics in found:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["RunAverage"]
 
@@ -34,9 +34,9 @@ class RunAverage(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import weighted_sum
+        from stillroom.merge.tensors.task_vectors import weighted_sum
 
         weights = [1.0] * len(parents)
         if self.average == "ema":

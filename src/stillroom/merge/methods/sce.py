@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -40,27 +40,27 @@ class Sce(MergeMethod):
     normalize: bool = Field(True, description="average what agrees; off sums it")
 
     @override
-    def measure(self, blocks: Blocks) -> _Measured:
+    def measure(self, blocks: TensorBlocks) -> _Measured:
         """Return the cut by spread, and every model's share of the energy of what is kept."""
         import math
 
-        from stillroom.merge.arithmetic import total_of
+        from stillroom.merge.tensors.task_vectors import exact_sum
 
         cut = self._find_cut(blocks)
 
-        def squares(block: Block) -> list[Array]:
+        def squares(block: RowBlock) -> list[Array]:
             return [vector * vector for vector in _keep(_vectors(block), cut, block.at)]
 
-        energies = total_of(blocks, squares) if len(blocks) else [0.0] * len(blocks.at.keys)
+        energies = exact_sum(blocks, squares) if len(blocks) else [0.0] * len(blocks.at.keys)
         total = math.fsum(energies)
         shares = [energy / total if total > 0 else 1 / len(energies) for energy in energies]
         return {"cut": cut, "shares": shares}
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: _Measured, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: _Measured, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import disjoint_mean, elect_sign, task_vectors
+        from stillroom.merge.tensors.task_vectors import disjoint_mean, elect_sign, task_vectors
 
         base, vectors = task_vectors(base, parents, "sce")
         kept = _keep(vectors, measured["cut"], at)
@@ -69,7 +69,7 @@ class Sce(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``.
 
@@ -78,9 +78,9 @@ class Sce(MergeMethod):
         """
         import torch
 
-        from stillroom.merge.torch_steps import stack_vectors
+        from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
 
-        base, vectors = stack_vectors(base, parents, "sce")
+        base, vectors = stack_task_vectors(base, parents, "sce")
         if self.density < 1:
             spread = torch.var(vectors, dim=0, unbiased=False)
             wanted = int(int(torch.count_nonzero(spread)) * self.density)
@@ -97,15 +97,15 @@ class Sce(MergeMethod):
         weights = shares.view(-1, *[1] * base.dim()) * (vectors.sign() == sign)
         return base + (vectors * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
 
-    def _find_cut(self, blocks: Blocks) -> tuple[int, str, int] | None:
-        from stillroom.merge.trim import find_cuts
+    def _find_cut(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
+        from stillroom.merge.tensors.trimming import find_thresholds
 
-        (cut,) = find_cuts([blocks], lambda block: [_spread(_vectors(block))], [self.density])
+        (cut,) = find_thresholds([blocks], lambda block: [_spread(_vectors(block))], [self.density])
         return (cut.bits, cut.name, cut.index) if cut else None
 
 
-def _vectors(block: Block) -> list[Array]:
-    from stillroom.merge.arithmetic import task_vectors
+def _vectors(block: RowBlock) -> list[Array]:
+    from stillroom.merge.tensors.task_vectors import task_vectors
 
     return task_vectors(block.base, block.parents, "sce")[1]
 
@@ -127,10 +127,10 @@ def _spread(vectors: Sequence[Array]) -> Array:
     return np.sqrt(total)
 
 
-def _keep(vectors: list[Array], cut: tuple[int, str, int] | None, at: Place) -> list[Array]:
-    from stillroom.merge.trim import Cut, is_kept
+def _keep(vectors: list[Array], cut: tuple[int, str, int] | None, at: BlockContext) -> list[Array]:
+    from stillroom.merge.tensors.trimming import TrimThreshold, mask_above
 
     if cut is None:
         return vectors
-    mask = is_kept(_spread(vectors), Cut(*cut), at)
+    mask = mask_above(_spread(vectors), TrimThreshold(*cut), at)
     return [vector * mask for vector in vectors]

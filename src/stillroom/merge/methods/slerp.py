@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +37,13 @@ class Slerp(MergeMethod):
     t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")
 
     @override
-    def measure(self, blocks: Blocks) -> tuple[float, float]:
+    def measure(self, blocks: TensorBlocks) -> tuple[float, float]:
         """Return what each model is multiplied with; their sum is 1 where the line is straight."""
-        from stillroom.merge.arithmetic import cosine, products
+        from stillroom.merge.tensors.task_vectors import cosine, gram_matrix
 
         if self.t in (0, 1):
             return 1 - self.t, self.t
-        gram = products(blocks, lambda block: block.parents)
+        gram = gram_matrix(blocks, lambda block: block.parents)
         if not gram.size or not gram[0, 0] * gram[1, 1]:
             return 1 - self.t, self.t
         turned = cosine(gram, 0, 1)
@@ -57,7 +57,11 @@ class Slerp(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: tuple[float, float], at: Place
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: tuple[float, float],
+        at: BlockContext,
     ) -> Array:
         first, second = parents
         if self.t in (0, 1):
@@ -66,8 +70,8 @@ class Slerp(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
-        from stillroom.merge.replicas import slerp
+        from stillroom.merge.mergekit.torch_arithmetic import slerp
 
         return slerp(self.t, parents[0], parents[1])

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import CastBlocks, Draws
+    from stillroom.merge.mergekit.numpy_arithmetic import CastBlocks, TorchGenerator
 
 __all__ = ["TaskArithmetic"]
 
@@ -33,38 +33,40 @@ class TaskArithmetic(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
     ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors, weigh
+        from stillroom.merge.tensors.task_vectors import combine_weighted, task_vectors
 
         base, vectors = task_vectors(base, parents, "task_arithmetic")
-        return base + self.scale * weigh(vectors, at.weights, normalize=self.normalize)
+        return base + self.scale * combine_weighted(vectors, at.weights, normalize=self.normalize)
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
     ) -> torch.Tensor:
-        from stillroom.merge.replicas import combine, subtract
+        from stillroom.merge.mergekit.torch_arithmetic import add_task_vectors, compute_task_vectors
 
-        base, vectors = subtract(base, parents, "task_arithmetic")
-        return combine(
+        base, vectors = compute_task_vectors(base, parents, "task_arithmetic")
+        return add_task_vectors(
             base, vectors, at.weights, votes=False, normalize=self.normalize, scale=self.scale
         )
 
     @override
     def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        from stillroom.merge.retracing import MOST_ADDED
+        from stillroom.merge.mergekit.numpy_arithmetic import MAX_SUMMANDS
 
-        return parents <= MOST_ADDED
+        return parents <= MAX_SUMMANDS
 
     @override
-    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
-        from stillroom.merge.retracing import add_up, vector
+    def retrace(self, blocks: CastBlocks, draws: TorchGenerator) -> Callable[[int], Array]:
+        from stillroom.merge.mergekit.numpy_arithmetic import add_task_vectors, compute_task_vector
 
         def combine(number: int) -> Array:
             block = blocks[number]
-            vectors = [vector(block, at, blocks.kind) for at in range(len(block.parents))]
-            return add_up(
+            vectors = [
+                compute_task_vector(block, at, blocks.kind) for at in range(len(block.parents))
+            ]
+            return add_task_vectors(
                 block,
                 vectors,
                 blocks.kind,

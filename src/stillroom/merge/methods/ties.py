@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, Place
-from stillroom.merge.pruning import PrunedMethod
+from stillroom.merge.families import PruningMethod
+from stillroom.merge.interfaces import Array, BlockContext, RowBlock, TensorBlocks
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import CastBlocks, Draws, Pruned
+    from stillroom.merge.mergekit.numpy_arithmetic import (
+        CastBlocks,
+        PrunedTaskVector,
+        TorchGenerator,
+    )
 
 __all__ = ["Ties"]
 
 
-class Ties(PrunedMethod):
+class Ties(PruningMethod):
     """Trims over the whole model, as the paper does, or within each tensor."""
 
     paper: ClassVar[str] = "arXiv:2306.01708"
@@ -44,37 +48,39 @@ class Ties(PrunedMethod):
     )
 
     @override
-    def survey(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None] | None:
+    def survey(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None] | None:
         """Return one cut a model over all tensors, as plain values."""
         return self._cuts(tensors) if self.trim == "model" and tensors else None
 
     @override
-    def measure(self, blocks: Blocks) -> tuple[list[tuple[int, str, int] | None], list[float]]:
+    def measure(
+        self, blocks: TensorBlocks
+    ) -> tuple[list[tuple[int, str, int] | None], list[float]]:
         """Return one cut a model, the surveyed or this tensor's, and what to rescale with."""
         cuts = blocks.at.overall if self.trim == "model" else self._cuts([blocks])
         if not self.rescale:
             return cuts, [1.0] * len(cuts)
-        from stillroom.merge.trim import Cut, length_factors, trim
+        from stillroom.merge.tensors.trimming import TrimThreshold, l1_rescale_factors, trim
 
-        def keep(number: int, vector: Array, at: Place) -> Array:
+        def keep(number: int, vector: Array, at: BlockContext) -> Array:
             cut = cuts[number]
-            return trim(vector, Cut(*cut) if cut else None, at)
+            return trim(vector, TrimThreshold(*cut) if cut else None, at)
 
-        return cuts, length_factors(blocks, "ties", keep)
+        return cuts, l1_rescale_factors(blocks, "ties", keep)
 
     @override
-    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
-        from stillroom.merge.arithmetic import rescale
-        from stillroom.merge.trim import Cut, trim
+    def prune(self, vectors: Sequence[Array], measured: Any, at: BlockContext) -> list[Array]:
+        from stillroom.merge.tensors.task_vectors import rescale
+        from stillroom.merge.tensors.trimming import TrimThreshold, trim
 
         return [
-            rescale(trim(vector, Cut(*cut) if cut else None, at), factor)
+            rescale(trim(vector, TrimThreshold(*cut) if cut else None, at), factor)
             for vector, cut, factor in zip(vectors, *measured, strict=True)
         ]
 
     @override
-    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
-        from stillroom.merge.replicas import keep_largest
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: BlockContext) -> list[torch.Tensor]:
+        from stillroom.merge.mergekit.torch_arithmetic import keep_largest
 
         return [
             keep_largest(vector, density, rescale=self.rescale)
@@ -83,23 +89,23 @@ class Ties(PrunedMethod):
 
     @override
     def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        from stillroom.merge.retracing import MOST_ADDED
+        from stillroom.merge.mergekit.numpy_arithmetic import MAX_SUMMANDS
 
-        return parents <= MOST_ADDED and not self.rescale
+        return parents <= MAX_SUMMANDS and not self.rescale
 
     @override
-    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
-        from stillroom.merge.dropping import keep_largest
+    def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
+        from stillroom.merge.mergekit.numpy_arithmetic import keep_largest
 
         return keep_largest(blocks, blocks.at.values("density", self.density))
 
-    def _cuts(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None]:
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.trim import find_cuts
+    def _cuts(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
+        from stillroom.merge.tensors.task_vectors import task_vectors
+        from stillroom.merge.tensors.trimming import find_thresholds
 
-        def vectors_of(block: Block) -> list[Array]:
+        def vectors_of(block: RowBlock) -> list[Array]:
             return task_vectors(block.base, block.parents, "ties")[1]
 
         densities = tensors[0].at.values("density", self.density)
-        cuts = find_cuts(tensors, vectors_of, densities)
+        cuts = find_thresholds(tensors, vectors_of, densities)
         return [(cut.bits, cut.name, cut.index) if cut else None for cut in cuts]

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Assembly
-from stillroom.merge.transplant import arrange_transplant
+from stillroom.merge.interfaces import ArchitectureMerge
+from stillroom.merge.planning.transplant import plan_transplant
 
 if TYPE_CHECKING:
-    from stillroom.merge.plan import MergePlan
-    from stillroom.merge.rules import Rules
-    from stillroom.merge.sources import Source
+    from stillroom.merge.planning.inputs import MergeSource, TensorRules
+    from stillroom.merge.planning.plan import MergePlan
 
 __all__ = ["Transplant"]
 
 
-class Transplant(Assembly):
+class Transplant(ArchitectureMerge):
     """The base keeps its layers and gets other token rows, so that the two can be merged."""
 
     paper: ClassVar[str] = "arXiv:2506.06607"
@@ -32,5 +31,7 @@ class Transplant(Assembly):
     k: int = Field(64, ge=1, description="most shared tokens that a new one is written as")
 
     @override
-    def arrange(self, base: Source | None, parents: Sequence[Source], rules: Rules) -> MergePlan:
-        return arrange_transplant(base, parents, rules, k=self.k)
+    def arrange(
+        self, base: MergeSource | None, parents: Sequence[MergeSource], rules: TensorRules
+    ) -> MergePlan:
+        return plan_transplant(base, parents, rules, k=self.k)

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.merge.matrices import MatrixMethod
-from stillroom.merge.method import Array
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["TsvM"]
 
@@ -29,7 +29,7 @@ class TsvM(MatrixMethod):
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
         import numpy as np
 
-        from stillroom.merge.spectral import decompose, orthogonalize, rebuild
+        from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize, reconstruct
 
         kept = max(1, min(vectors[0].shape) // len(vectors))
         left, values, right = [], [], []
@@ -41,4 +41,4 @@ class TsvM(MatrixMethod):
             values.append(middle[:kept])
             right.append(other[:kept] * live[:, np.newaxis])
         stacked = orthogonalize(np.concatenate(left, axis=1))
-        return rebuild(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))
+        return reconstruct(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))

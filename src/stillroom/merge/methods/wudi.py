@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.matrices import MatrixMethod
-from stillroom.merge.method import Array
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["Wudi"]
 
@@ -40,7 +40,7 @@ class Wudi(MatrixMethod):
 
     @override
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
-        from stillroom.merge.arithmetic import weighted_sum
+        from stillroom.merge.tensors.task_vectors import weighted_sum
 
         start = weighted_sum(vectors, [1.0] * len(vectors))
         inner, target = _quadratic(vectors)

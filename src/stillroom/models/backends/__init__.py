@@ -1,3 +1,3 @@
-"""The engines behind a TextModel, one file each."""
+"""Backends of text models, one file each."""
 
 SEAM = "engines that generate and score text"

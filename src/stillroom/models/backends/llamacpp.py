@@ -1,4 +1,4 @@
-"""llama.cpp in this process: GGUF checkpoints on any processor, JSON held by a grammar.
+"""llama.cpp in this process: GGUF checkpoints on any processor, JSON by grammar.
 
 Opens several independent instances of the engine with one slot each and no prompt cache, because
 that is both the faster and the only reproducible way on a processor. Measured with SmolLM2-135M
@@ -46,17 +46,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError, MissingExtraError
-from stillroom.models.chat import break_controls
-from stillroom.models.grammar import check_schema, tidy_schema
-from stillroom.models.method import Backend
-from stillroom.models.parallel import work_through
-from stillroom.models.ports import choose_port
-from stillroom.models.protocols import Score, TextModel
-from stillroom.models.quiet import quiet_descriptors
-from stillroom.models.requests import spread_sampling
+from stillroom.models.interfaces import Backend, Score, TextModel
+from stillroom.models.local.grammar import check_schema, compact_schema
+from stillroom.models.local.runtime import choose_port, silence_output
+from stillroom.models.requests import broadcast_sampling, run_in_threads
+from stillroom.models.tokenization.chat_template import escape_found_controls
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Message, Prompt, Sampling
-from stillroom.text.normalize import replace_surrogates
+from stillroom.text.unicode import replace_surrogates
 
 __all__ = ["Llamacpp"]
 
@@ -129,7 +126,7 @@ class _Engine:
         self._key = secrets.token_hex(16)
         params.api_keys = [self._key]
         try:
-            with quiet_descriptors():
+            with silence_output():
                 self._server = library.Server(params)
         except Exception as error:  # the engine raises plain RuntimeError and more
             raise BackendError(
@@ -209,7 +206,7 @@ class _Engine:
             self._server.handle_completions({**replace_surrogates(body), "stream": True}, take)
         if self._closing.is_set():
             raise _closed()
-        return _checked(last)
+        return _validate_settings(last)
 
     def stop(self, until: float) -> bool:
         """End the call that is within the engine, and let none in; return whether it has ended.
@@ -227,7 +224,7 @@ class _Engine:
     def close(self) -> None:
         """Stop the engine's threads and release its memory, once its call has ended."""
         self._closing.set()
-        with self._calling, quiet_descriptors():
+        with self._calling, silence_output():
             self._server = None
 
 
@@ -268,13 +265,13 @@ class _LlamacppModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        samplings = spread_sampling(prompts, sampling)
+        samplings = broadcast_sampling(prompts, sampling)
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
             with self._borrow() as engine:
                 return self._complete(engine, prompts[index], samplings[index], is_stopped)
 
-        return work_through(
+        return run_in_threads(
             ask, len(prompts), len(self._engines), self.fingerprint, on_done, is_cancelled
         )
 
@@ -314,7 +311,7 @@ class _LlamacppModel:
         """
         with self._twin_lock:
             if self._twin is None:
-                from stillroom.models.method import BACKENDS
+                from stillroom.models.interfaces import BACKENDS
 
                 settings = {"name": "transformers", "context_length": self.context_length}
                 self._twin = BACKENDS.build(settings).open(str(self._path))
@@ -440,7 +437,7 @@ class _LlamacppModel:
         }
         if prompt.schema is not None:
             check_schema(prompt.schema)
-            body["grammar"] = "%llguidance {}\nstart: %json " + tidy_schema(prompt.schema)
+            body["grammar"] = "%llguidance {}\nstart: %json " + compact_schema(prompt.schema)
         return body
 
     def _render(self, engine: _Engine, prompt: Prompt) -> str:
@@ -449,7 +446,7 @@ class _LlamacppModel:
         contents = [*(message.content for message in prompt.messages), prompt.prefix]
         whole = "\n".join(contents)
         if engine.tokens(whole, control=True) != engine.tokens(whole, control=False):
-            contents = [break_controls(text, engine.controls) for text in contents]
+            contents = [escape_found_controls(text, engine.controls) for text in contents]
         turns = [
             {"role": message.role, "content": content}
             for message, content in zip(prompt.messages, contents, strict=False)
@@ -468,7 +465,7 @@ class _LlamacppModel:
             ) from error
 
 
-def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+def _validate_settings(answer: dict[str, Any]) -> dict[str, Any]:
     error = answer.get("error")
     if error:
         if error.get("type") == "exceed_context_size_error":

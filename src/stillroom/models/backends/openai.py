@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server: vLLM, llama.cpp, Ollama, SGLang, a hosted API.
+"""OpenAI-compatible servers: vLLM, llama.cpp, Ollama, SGLang, or a hosted API.
 
 Asks many at once, but no more than ``concurrency``; retries, rate limits and timeouts are those of
 the endpoint. JSON Schemas go down a ladder until the server takes a rung: ``json_schema``,
@@ -18,15 +18,17 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError, Cancelled
-from stillroom.models.addresses import is_safe_for_keys, split_address
-from stillroom.models.choosing import Chosen
-from stillroom.models.dialect import first_choice, read_count, read_end
-from stillroom.models.endpoint import Endpoint, Patience, only_model
-from stillroom.models.method import Backend
-from stillroom.models.parallel import work_through
-from stillroom.models.protocols import Score, TextModel
-from stillroom.models.requests import spread_sampling
-from stillroom.models.token_chances import choose_by_tokens
+from stillroom.models.choice import ChoiceProbabilities, score_first_tokens
+from stillroom.models.endpoints.client import Endpoint, RequestPolicy, find_only_model
+from stillroom.models.endpoints.transport import (
+    get_first_choice,
+    is_key_safe,
+    read_count,
+    read_finish_reason,
+    split_model_address,
+)
+from stillroom.models.interfaces import Backend, Score, TextModel
+from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -79,7 +81,7 @@ class Openai(Backend):
     def open(self, reference: str) -> TextModel:
         if not self.others:
             return self._open_one(reference)
-        from stillroom.models.pool import Member, PoolModel
+        from stillroom.models.endpoints.pool import LoadBalancedModel, PoolEndpoint
 
         weights = self.weights or (1.0,) + (0.0,) * len(self.others)
         if (
@@ -95,15 +97,15 @@ class Openai(Backend):
             )
         members = []
         for place, weight in zip((reference, *self.others), weights, strict=True):
-            members.append(Member(self._open_one(place), weight))
-        return PoolModel(members, hedge_after_s=self.hedge_after_s)
+            members.append(PoolEndpoint(self._open_one(place), weight))
+        return LoadBalancedModel(members, hedge_after_s=self.hedge_after_s)
 
     def _open_one(self, reference: str) -> TextModel:
-        address, named = split_address(reference)
+        address, named = split_model_address(reference)
         endpoint = Endpoint(
             address,
             api_key=self._find_key(address),
-            patience=Patience(
+            patience=RequestPolicy(
                 self.tries,
                 self.connect_timeout_s,
                 self.read_timeout_s,
@@ -115,7 +117,7 @@ class Openai(Backend):
             ),
         )
         try:
-            name = self.model or named or only_model(endpoint)
+            name = self.model or named or find_only_model(endpoint)
         except BaseException:
             endpoint.close()
             raise
@@ -125,7 +127,7 @@ class Openai(Backend):
         if self.api_key is not None:
             return self.api_key.get_secret_value()
         chosen = "api_key_env" in self.model_fields_set
-        if not chosen and not is_safe_for_keys(address):
+        if not chosen and not is_key_safe(address):
             return ""
         key = os.environ.get(self.api_key_env, "")
         if chosen and self.api_key_env and not key:
@@ -163,7 +165,7 @@ class _EndpointModel:
         A prompt that the endpoint refuses does not stop the others: the error, which names all
         refused ones, is raised when they are done (and reported to ``on_done``).
         """
-        samplings = spread_sampling(prompts, sampling)
+        samplings = broadcast_sampling(prompts, sampling)
         failed: dict[int, BackendError] = {}
         lock = threading.Lock()
 
@@ -185,7 +187,7 @@ class _EndpointModel:
             if on_done is not None and not failed and completions[0].finish_reason != "cancelled":
                 on_done(0, completions[0])
         else:
-            completions = work_through(
+            completions = run_in_threads(
                 ask,
                 len(prompts),
                 self._endpoint.patience.concurrency,
@@ -207,7 +209,7 @@ class _EndpointModel:
         pieces, told, usage = list[str](), "", None
         for event in self._events(path, {**body, "stream": True}):
             usage = event.get("usage") or usage
-            choice = first_choice(event)
+            choice = get_first_choice(event)
             told = str(choice.get("finish_reason") or told)
             delta = choice.get("delta")
             piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
@@ -248,13 +250,15 @@ class _EndpointModel:
             return self._events("/chat/completions", sent)
         return self._endpoint.stream("/chat/completions", sent)
 
-    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
+    def choose(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> list[ChoiceProbabilities]:
         """Return the options' chances by the server's likeliest first tokens.
 
         Raises:
             BackendError: If the server tells none (``backend.no-score``).
         """
-        return choose_by_tokens(
+        return score_first_tokens(
             self._endpoint, self.name, prompts, options, self._endpoint.patience.concurrency
         )
 
@@ -328,7 +332,7 @@ class _EndpointModel:
         Raises:
             BackendError: If it was given up on, or cut by a filter.
         """
-        reason = read_end(finish_reason)
+        reason = read_finish_reason(finish_reason)
         if reason == "broken" or failure:
             raise BackendError(
                 f"{self._endpoint.address} gave up on the answer ({finish_reason or 'stop'}): "

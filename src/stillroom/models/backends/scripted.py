@@ -1,22 +1,184 @@
-"""Answers written beforehand in a JSON file, for dry runs and tests.
+"""Scripted answers from a JSON file or a function, for dry runs and tests.
 
 The file is a list of answers, given in order, or an object from a part of the prompt to the answer
 (``*`` for everything else).
+
+For tests, for dry runs and for measuring everything but the model. Tokens are words and marks, so
+limits and stops behave as they do with a real model.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.models.method import Backend
-from stillroom.models.script import ScriptedModel
+from stillroom.models.interfaces import Backend, Score
+from stillroom.models.requests import broadcast_sampling, cut_at_stop
+from stillroom.provenance import digest_json, digest_text
+from stillroom.records import Completion, Message, Prompt, Sampling
 
-__all__ = ["Scripted"]
+__all__ = [
+    "Script",
+    "Scripted",
+    "ScriptedModel",
+    "join_prompt_text",
+]
+
+
+Script = Callable[[Prompt], str] | Sequence[str] | Mapping[str, str]
+
+
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+
+
+class ScriptedModel:
+    """Answers from a function, a list (in order of asking) or a map.
+
+    A map's key answers the prompt that it equals or, failing that, the first prompt text that
+    contains it, longer keys first; the key ``*`` answers whatever nothing else does.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        name: str = "scripted",
+        fingerprint: str = "",
+        context_length: int = 8192,
+    ) -> None:
+        """Answer by ``script``."""
+        self._script = script
+        self._said = 0
+        self.name = name
+        self.context_length = context_length
+        shown = script if not callable(script) else "function"
+        self.fingerprint = fingerprint or f"scripted:{digest_json(shown)[:16]}"
+        self.asked: list[Prompt] = []
+        """Every prompt in order of asking."""
+        self.is_closed = False
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Answer every prompt in order; see ``TextModel.generate``."""
+        completions = []
+        for index, (prompt, one) in enumerate(
+            zip(prompts, broadcast_sampling(prompts, sampling), strict=True)
+        ):
+            if is_cancelled is not None and is_cancelled():
+                completions.append(Completion("", "cancelled", model=self.fingerprint))
+                continue
+            completion = self._complete(prompt, one)
+            completions.append(completion)
+            if on_done is not None:
+                on_done(index, completion)
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the answer token by token."""
+        completion = self._complete(prompt, sampling)
+        text = completion.text
+        end = 0
+        for match in _TOKEN.finditer(text):
+            yield match.group()
+            end = match.end()
+        if text[end:]:
+            yield text[end:]
+        return completion
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return made-up but fixed log-probabilities: high where the script says the same."""
+        scores = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            same = completion == self._answer(prompt, listen=False)
+            base = "yes" if same else join_prompt_text(prompt)
+            scores.append(
+                Score(
+                    tuple(_token_logprob(base, token, same) for token in _TOKEN.findall(completion))
+                )
+            )
+        return scores
+
+    def count_tokens(self, text: str) -> int:
+        """Count words and marks."""
+        return len(_TOKEN.findall(text))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return messages as ChatML writes them."""
+        turns = [f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in messages]
+        return "".join([*turns, "<|im_start|>assistant\n"])
+
+    def close(self) -> None:
+        """Remember that the model was closed."""
+        self.is_closed = True
+
+    def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        self.asked.append(prompt)
+        text, stopped = cut_at_stop(self._answer(prompt), sampling.stop)
+        tokens = list(_TOKEN.finditer(text))
+        reason = "stop"
+        if len(tokens) > sampling.max_new_tokens and not stopped:
+            text, reason = text[: tokens[sampling.max_new_tokens - 1].end()], "length"
+            tokens = tokens[: sampling.max_new_tokens]
+        prompt_tokens = self.count_tokens(join_prompt_text(prompt))
+        return Completion(text, reason, prompt_tokens, len(tokens), self.fingerprint)
+
+    def _answer(self, prompt: Prompt, *, listen: bool = True) -> str:
+        if callable(self._script):
+            return self._script(prompt)
+        if isinstance(self._script, Mapping):
+            return self._look_up(prompt)
+        if not listen:
+            return ""
+        if self._said >= len(self._script):
+            raise BackendError(
+                f"the script has {len(self._script)} answers and was asked once more",
+                code="backend.script",
+                expected="an answer for every prompt",
+                next="add answers to the script",
+            )
+        self._said += 1
+        return self._script[self._said - 1]
+
+    def _look_up(self, prompt: Prompt) -> str:
+        assert isinstance(self._script, Mapping)  # noqa: S101  # _answer has looked
+        text = join_prompt_text(prompt)
+        last = prompt.messages[-1].content if prompt.messages else prompt.text
+        if last in self._script:
+            return self._script[last]
+        for key in sorted(self._script, key=len, reverse=True):
+            if key != "*" and key in text:
+                return self._script[key]
+        if "*" in self._script:
+            return self._script["*"]
+        raise BackendError(
+            f"the script has no answer for {last[:80]!r}",
+            code="backend.script",
+            expected=f"a prompt that contains one of its {len(self._script)} keys",
+            next="add the key, or '*' for everything else",
+        )
+
+
+def join_prompt_text(prompt: Prompt) -> str:
+    """Return all text of a prompt, one message to a paragraph."""
+    return prompt.text or "\n\n".join(message.content for message in prompt.messages)
+
+
+def _token_logprob(base: str, token: str, same: bool) -> float:
+    share = int(digest_text(f"{base}\0{token}")[:8], 16) / 0xFFFFFFFF
+    return math.log(0.5 + 0.49 * share) if same else math.log(0.01 + 0.48 * share)
 
 
 class Scripted(Backend):
@@ -30,14 +192,14 @@ class Scripted(Backend):
         try:
             script = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise _not_a_script(path, str(error)) from error
+            raise _invalid_script_error(path, str(error)) from error
         values = list(script.values()) if isinstance(script, dict) else script
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise _not_a_script(path, "its answers are not all text")
+            raise _invalid_script_error(path, "its answers are not all text")
         return ScriptedModel(script, name=path.stem, context_length=self.context_length or 8192)
 
 
-def _not_a_script(path: Path, why: str) -> BackendError:
+def _invalid_script_error(path: Path, why: str) -> BackendError:
     return BackendError(
         f"{path} is not a script: {why}",
         code="backend.script",

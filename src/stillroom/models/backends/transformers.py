@@ -1,10 +1,19 @@
-"""transformers in this process: any Hugging Face folder, on processor or accelerator.
+"""transformers in this process: any Hugging Face folder, on CPU or accelerator.
 
 Completions are drawn in batches of a fixed number of rows. A prompt is read alone, padded on the
 left to a length that follows from its own; while tokens are drawn, every batch has the same number
 of rows (spare ones repeat the last), so the shapes a completion meets depend on itself only and its
 tokens do not depend on its batch-mates. ``score`` reads one text at a time for the same reason.
 Streams of several threads (a server's clients) share batches in the same way; see ``batching``.
+
+One thread writes while there is anything to write: a token for every open batch in turn. What comes
+in meanwhile stands in line, and each round opens one batch of it, of prompts that share a bucket. A
+batch has the shapes that each of its streams would have alone (see ``backends.transformers``), so
+that no stream depends on its company; that is why none joins a batch that has begun.
+
+Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
+Models", OSDI 2022 (scheduling by iteration). Differs: batches are interleaved and never mixed, so
+that rows of batches that run out stay empty.
 """
 
 from __future__ import annotations
@@ -13,8 +22,10 @@ import functools
 import inspect
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,19 +33,165 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.models.batching import Batching
-from stillroom.models.chat import render_prompt
-from stillroom.models.method import Backend
-from stillroom.models.protocols import Score, TextModel, Vectors
-from stillroom.models.requests import check_room, spread_sampling
+from stillroom.models.interfaces import Backend, Score, TextModel, Vectors
+from stillroom.models.requests import broadcast_sampling, limit_new_tokens
+from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Completion, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from stillroom.models.decoding import Drawing
+    from stillroom.models.local.generation import DecodingState
 
-__all__ = ["Transformers"]
+__all__ = [
+    "BatchScheduler",
+    "Transformers",
+]
+
+
+_EXHAUSTED = object()
+
+
+@dataclass(eq=False)
+class _QueuedStream:
+    """A stream in line or in a batch: what is told next of it, and whether that is all."""
+
+    drawing: DecodingState
+    bucket: int
+    told: int = 0
+    """Characters that are in ``pieces`` or have been."""
+    pieces: deque[str] = field(default_factory=deque)
+    is_done: bool = False
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)
+class _Batch:
+    seats: list[_QueuedStream]
+    steps: Iterator[None] = field(default_factory=lambda: iter(()))
+
+
+class BatchScheduler:
+    """Writes the streams of all threads that ask, on a thread of its own."""
+
+    def __init__(
+        self,
+        draw: Callable[[Sequence[DecodingState]], Iterator[None]],
+        *,
+        rows: int,
+        batches: int,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write by ``draw``, which draws one token for each of its drawings between yields.
+
+        Args:
+            draw: Ends when all of them have ended.
+            rows: Most streams of a batch.
+            batches: Most batches at a time; more streams wait.
+            begin: Called first on each thread that writes, for settings that are a thread's own.
+        """
+        self._draw, self._rows, self._batches, self._begin = draw, rows, batches, begin
+        self._state = threading.Condition()
+        self._is_working = False
+        self._line: deque[_QueuedStream] = deque()
+        self._open: list[_Batch] = []
+
+    def stream(self, drawing: DecodingState, bucket: int) -> Generator[str]:
+        """Yield a drawing's text as it settles, token by token; closing it ends the drawing.
+
+        Args:
+            drawing: Not begun.
+            bucket: Those of one bucket share batches.
+
+        Raises:
+            Exception: What the engine raised over its batch, or over it alone.
+        """
+        seat = _QueuedStream(drawing, bucket)
+        try:
+            self._join(seat)
+            while True:
+                with self._state:
+                    self._state.wait_for(lambda: seat.pieces or seat.is_done)
+                    piece = seat.pieces.popleft() if seat.pieces else None
+                if piece is None:
+                    break
+                yield piece
+            if seat.error is not None:
+                raise seat.error
+        finally:
+            self._leave(seat)
+
+    def _join(self, seat: _QueuedStream) -> None:
+        """Stand in line, and see to it that somebody works."""
+        with self._state:
+            self._line.append(seat)
+            if not self._is_working:
+                # No daemon: an interpreter that ends waits for a token, and ends no engine midway.
+                threading.Thread(target=self._work, name="stillroom-batching").start()
+                self._is_working = True
+
+    def _work(self) -> None:
+        self._begin()
+        while batches := self._next_round():
+            for batch in batches:
+                error: BaseException | None = None
+                try:
+                    is_over = next(batch.steps, _EXHAUSTED) is _EXHAUSTED
+                except BaseException as raised:  # noqa: BLE001  # raised in every stream of it
+                    is_over, error = True, raised
+                with self._state:
+                    for seat in batch.seats:
+                        self._settle(seat, is_over, error)
+                    self._drop_ended()
+                    self._state.notify_all()
+
+    def _next_round(self) -> list[_Batch]:
+        """Open one more batch of those who wait; return all that are open, nothing at the end."""
+        with self._state:
+            self._open_batch()
+            self._is_working = bool(self._open)
+            return list(self._open)
+
+    def _open_batch(self) -> None:
+        """Take from the line the first and those behind it of its bucket."""
+        if not self._line or len(self._open) >= self._batches:
+            return
+        bucket = self._line[0].bucket
+        seats = [seat for seat in self._line if seat.bucket == bucket][: self._rows]
+        for seat in seats:
+            self._line.remove(seat)
+        self._open.append(_Batch(seats, self._draw([seat.drawing for seat in seats])))
+
+    def _settle(self, seat: _QueuedStream, is_over: bool, error: BaseException | None) -> None:
+        if seat.is_done:
+            return
+        try:
+            text = "" if error else seat.drawing.settled()
+        except BaseException as raised:  # noqa: BLE001  # raised in its stream; the others go on
+            text, error = "", raised
+            seat.drawing.reason = seat.drawing.reason or "failed"
+        if len(text) > seat.told:
+            seat.pieces.append(text[seat.told :])
+            seat.told = len(text)
+        seat.error = error or seat.drawing.error
+        seat.is_done = is_over or bool(error or seat.drawing.reason)
+
+    def _leave(self, seat: _QueuedStream) -> None:
+        """Forget a seat; its row is empty from the next token on."""
+        with self._state:
+            if seat in self._line:
+                self._line.remove(seat)
+            if not seat.is_done:
+                seat.is_done = True
+                seat.drawing.reason = seat.drawing.reason or "cancelled"
+                self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        """Forget batches that nobody listens to."""
+        self._open = [one for one in self._open if not all(seat.is_done for seat in one.seats)]
+
 
 _LONGEST = 1 << 20
+
+
 _BATCHES = 4  # of streams, at a time
 
 
@@ -56,7 +213,7 @@ class Transformers(Backend):
         import torch
 
         from stillroom.checkpoints import Checkpoint
-        from stillroom.models.causal import load_causal_lm
+        from stillroom.models.local.causal_lm import load_causal_lm
 
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
@@ -87,7 +244,7 @@ class _TransformersModel:
     ) -> None:
         import torch
 
-        from stillroom.models.causal import end_tokens
+        from stillroom.models.local.causal_lm import find_end_tokens
 
         self.name = name
         self.fingerprint = fingerprint
@@ -96,7 +253,7 @@ class _TransformersModel:
         self.tokenizer = tokenizer
         self._batch_size = batch_size
         self._lock = threading.Lock()
-        self._ends = end_tokens(model, tokenizer)
+        self._ends = find_end_tokens(model, tokenizer)
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._keep = "logits_to_keep" in parameters
@@ -104,7 +261,9 @@ class _TransformersModel:
         self.lanes = _BATCHES * batch_size
         # A thread that sets its own number of torch's threads sets that of all later threads, too.
         begin = functools.partial(torch.set_num_threads, torch.get_num_threads())
-        self._batching = Batching(self._draw_batch, rows=batch_size, batches=_BATCHES, begin=begin)
+        self._batching = BatchScheduler(
+            self._draw_batch, rows=batch_size, batches=_BATCHES, begin=begin
+        )
 
     def generate(
         self,
@@ -114,7 +273,7 @@ class _TransformersModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        samplings = spread_sampling(prompts, sampling)
+        samplings = broadcast_sampling(prompts, sampling)
         drawings = [
             self._begin(prompt, one) for prompt, one in zip(prompts, samplings, strict=True)
         ]
@@ -138,7 +297,7 @@ class _TransformersModel:
 
     def _write_all(
         self,
-        drawings: Sequence[Drawing],
+        drawings: Sequence[DecodingState],
         is_stopped: Callable[[], bool],
         finish: Callable[[int], None],
     ) -> None:
@@ -155,7 +314,7 @@ class _TransformersModel:
                 if is_stopped():
                     break
 
-    def _write_one(self, drawing: Drawing, is_stopped: Callable[[], bool]) -> bool:
+    def _write_one(self, drawing: DecodingState, is_stopped: Callable[[], bool]) -> bool:
         """Write one completion beside what other threads ask; return whether it was not stopped."""
         pieces = self._batching.stream(drawing, _bucket(len(drawing.prompt_ids)))
         if is_stopped():
@@ -171,7 +330,7 @@ class _TransformersModel:
         yield from self._batching.stream(drawing, _bucket(len(drawing.prompt_ids)))
         return self._completion(drawing)
 
-    def _completion(self, drawing: Drawing) -> Completion:
+    def _completion(self, drawing: DecodingState) -> Completion:
         """Return what was drawn, with its accounting."""
         counts = len(drawing.prompt_ids), len(drawing.ids)
         return Completion(drawing.text, drawing.reason, *counts, self.fingerprint)
@@ -199,7 +358,7 @@ class _TransformersModel:
         """Return the log-probabilities of all tokens at the places of ``after``, (T, V)."""
         import torch
 
-        check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
+        limit_new_tokens(len(before) + len(after) - 1, 1, self.context_length, self.name)
         with self._lock, torch.inference_mode():
             ids = torch.tensor([before + after], device=self.model.device)
             keep = {"logits_to_keep": len(after) + 1} if self._keep else {}
@@ -213,7 +372,7 @@ class _TransformersModel:
         states = []
         for prompt in prompts:
             ids = self._encode(prompt)
-            check_room(len(ids), 1, self.context_length, self.name)
+            limit_new_tokens(len(ids), 1, self.context_length, self.name)
             with self._lock, torch.inference_mode():
                 given = self.model(
                     input_ids=torch.tensor([ids], device=self.model.device),
@@ -243,9 +402,9 @@ class _TransformersModel:
         start = self.tokenizer.bos_token_id
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 
-    def _begin(self, prompt: Prompt, sampling: Sampling) -> Drawing:
-        from stillroom.models.decoding import Drawing
-        from stillroom.models.grammar import Grammar
+    def _begin(self, prompt: Prompt, sampling: Sampling) -> DecodingState:
+        from stillroom.models.local.generation import DecodingState
+        from stillroom.models.local.grammar import Grammar
 
         if self.model is None:
             raise BackendError(
@@ -255,16 +414,16 @@ class _TransformersModel:
                 next="open it again",
             )
         ids = self._encode(prompt)
-        room = check_room(len(ids), sampling.max_new_tokens, self.context_length, self.name)
+        room = limit_new_tokens(len(ids), sampling.max_new_tokens, self.context_length, self.name)
         matcher = None
         if prompt.schema is not None:
             if self._grammar is None:
                 rows = self.model.get_output_embeddings().weight.shape[0]
                 self._grammar = Grammar(self.tokenizer, rows)
             matcher = self._grammar.start(prompt.schema)
-        return Drawing(self.tokenizer, ids, sampling, self._ends, room, matcher)
+        return DecodingState(self.tokenizer, ids, sampling, self._ends, room, matcher)
 
-    def _draw_batch(self, drawings: Sequence[Drawing]) -> Iterator[None]:
+    def _draw_batch(self, drawings: Sequence[DecodingState]) -> Iterator[None]:
         """Draw one token for each at a time until all have ended; yields after each.
 
         The engine is free for others between tokens.
@@ -291,7 +450,7 @@ class _TransformersModel:
                 ids = torch.tensor(tokens, device=mask.device)[:, None]  # (B, 1)
                 logits = self._forward(ids, mask, cache)
 
-    def _read_prompts(self, drawings: Sequence[Drawing], bucket: int) -> tuple[Any, Any, Any]:
+    def _read_prompts(self, drawings: Sequence[DecodingState], bucket: int) -> tuple[Any, Any, Any]:
         """Read each prompt alone; return the joined cache, the mask (B, T) and logits (B, V)."""
         import torch
         from transformers import DynamicCache

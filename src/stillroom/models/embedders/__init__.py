@@ -1,3 +1,3 @@
-"""The engines behind an Embedder, one file each."""
+"""Embedders, one file each."""
 
 SEAM = "engines that turn texts into vectors"

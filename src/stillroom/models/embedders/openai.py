@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible embeddings endpoint.
+"""OpenAI-compatible embeddings endpoints.
 
 Texts go in small groups, several at once; retries, rate limits and timeouts are those of the
 endpoint. Whether a text's vector depends on its group is up to the server.
@@ -16,11 +16,10 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.models.addresses import is_safe_for_keys, split_address
-from stillroom.models.endpoint import Endpoint, Patience
-from stillroom.models.method import EmbedderMethod
-from stillroom.models.protocols import Embedder, TextKind, Vectors
-from stillroom.models.vectors import refuse_empty, unit_rows
+from stillroom.models.encoders.text_encoder import check_not_empty, normalize_rows
+from stillroom.models.endpoints.client import Endpoint, RequestPolicy
+from stillroom.models.endpoints.transport import is_key_safe, split_model_address
+from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 
 __all__ = ["Openai"]
 
@@ -48,7 +47,7 @@ class Openai(EmbedderMethod):
 
     @override
     def open(self, reference: str) -> Embedder:
-        address, named = split_address(reference)
+        address, named = split_model_address(reference)
         name = self.model or named
         if not name:
             raise BackendError(
@@ -58,9 +57,9 @@ class Openai(EmbedderMethod):
                 next=f"write {address}#NAME",
             )
         key = self.api_key.get_secret_value() if self.api_key else ""
-        if not key and is_safe_for_keys(address):
+        if not key and is_key_safe(address):
             key = os.environ.get(self.api_key_env, "")
-        patience = Patience(
+        patience = RequestPolicy(
             tries=self.tries,
             read_timeout_s=self.read_timeout_s,
             requests_per_minute=self.requests_per_minute,
@@ -87,7 +86,7 @@ class _EndpointEmbedder:
             raise
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
-        refuse_empty(texts)
+        check_not_empty(texts)
         settings = self._settings
         prompt = settings.query_prompt if kind == "query" else settings.passage_prompt
         size = settings.batch_size
@@ -98,7 +97,7 @@ class _EndpointEmbedder:
         if not groups:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         with ThreadPoolExecutor(settings.concurrency, "stillroom-embed") as workers:
-            return unit_rows(np.concatenate(list(workers.map(self._ask, groups))))
+            return normalize_rows(np.concatenate(list(workers.map(self._ask, groups))))
 
     def count_tokens(self, text: str) -> int:
         """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""

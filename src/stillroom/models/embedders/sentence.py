@@ -1,4 +1,4 @@
-"""Sentence-transformers folders: BERT-like encoders with the pooling their files say.
+"""sentence-transformers checkpoints: BERT-like encoders with their configured pooling.
 
 Pooling, dense layers, normalization, the longest text and the prompts for queries and passages are
 read from the folder (modules.json and what it names), never assumed. Texts are embedded one at a
@@ -16,9 +16,10 @@ batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 
 Rounding to float16 does not mend a batch: a third of the rows still differ.
 
-A query is read in numpy where the folder holds a plain BERT (``stillroom.models.bert``), so that a
-search does not wait for torch; torch is imported with the first passage. A text's vector as a query
-then differs from its vector as a passage by rounding, 1.8e-7 a number at most.
+A query is read in numpy where the folder holds a plain BERT
+(``stillroom.models.encoders.numpy_bert``), so that a search does not wait for torch; torch is
+imported with the first passage. A text's vector as a query then differs from its vector as a
+passage by rounding, 1.8e-7 a number at most.
 
 Source: Reimers and Gurevych 2019, arXiv:1908.10084.
 """
@@ -39,19 +40,20 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
-from stillroom.models.bert import open_bert
-from stillroom.models.late import (
-    Window,
+from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.models.encoders.text_encoder import (
+    SPECIAL_TOKENS,
+    EncoderWindow,
+    check_not_empty,
     frame_tokens,
     locate_tokens,
+    normalize_rows,
     pool_spans,
     split_windows,
     token_ranges,
 )
-from stillroom.models.locating import make_counter
-from stillroom.models.method import EmbedderMethod
-from stillroom.models.protocols import Embedder, TextKind, Vectors
-from stillroom.models.vectors import SPECIAL_TOKENS, refuse_empty, unit_rows
+from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
+from stillroom.models.tokenization.token_counter import build_token_counter
 from stillroom.provenance import digest_json
 
 __all__ = ["Sentence"]
@@ -120,7 +122,7 @@ class _SentenceEmbedder:
         self._tokenizer.model_max_length = _LONGEST  # lengths are handled here, with a count
         self.truncated = 0
         self._lock = threading.Lock()
-        self.count_tokens = make_counter(self._tokenizer, self._lock, lower=layout.lower)
+        self.count_tokens = build_token_counter(self._tokenizer, self._lock, lower=layout.lower)
         self.max_tokens = self._window - self._count_prompt()
         self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed")
         probe = self._workers.submit(self._embed_query, "dimensions", count=False)
@@ -137,13 +139,13 @@ class _SentenceEmbedder:
         )
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
-        refuse_empty(texts)
+        check_not_empty(texts)
         prompt = self._layout.prompts.get(kind, "")
         read = self._embed_query if kind == "query" else self._embed_one
         rows = list(self._workers.map(read, [prompt + text for text in texts]))
         if not rows:
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        return unit_rows(np.stack(rows))
+        return normalize_rows(np.stack(rows))
 
     def embed_tokens(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
         prompt = self._layout.prompts.get(kind, "")
@@ -161,12 +163,12 @@ class _SentenceEmbedder:
             )
         if not spans:
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        refuse_empty([text[start:end] for start, end in spans])
+        check_not_empty([text[start:end] for start, end in spans])
         reader = _SpanReader(self, text, self._layout.prompts.get(kind, ""))
         pooled = pool_spans(
             reader.windows, reader.read, token_ranges(reader.places, spans), reader.width
         )
-        return unit_rows(self._finish(pooled.astype(np.float32)))
+        return normalize_rows(self._finish(pooled.astype(np.float32)))
 
     def close(self) -> None:
         self._workers.shutdown()
@@ -220,7 +222,9 @@ class _SentenceEmbedder:
             ids, states = self._read(text, count=True)
         special = set(self._tokenizer.all_special_ids)
         rows = states.cpu().numpy()[[at for at, one in enumerate(ids) if one not in special]]
-        return unit_rows(rows) if len(rows) else np.zeros((0, states.shape[1]), dtype=np.float32)
+        return (
+            normalize_rows(rows) if len(rows) else np.zeros((0, states.shape[1]), dtype=np.float32)
+        )
 
     def _read(self, text: str, count: bool) -> tuple[list[int], Any]:
         """Return a text's tokens and their last states, (T, D) float32."""
@@ -251,10 +255,10 @@ class _SpanReader:
         self.windows = list(split_windows(len(self.ids), room, room // 4))
         self.width = embedder._width
 
-    def read(self, windows: Sequence[Window]) -> list[tuple[Vectors, Vectors, Vectors]]:
+    def read(self, windows: Sequence[EncoderWindow]) -> list[tuple[Vectors, Vectors, Vectors]]:
         return list(self._embedder._workers.map(self._read_one, windows))
 
-    def _read_one(self, window: Window) -> tuple[Vectors, Vectors, Vectors]:
+    def _read_one(self, window: EncoderWindow) -> tuple[Vectors, Vectors, Vectors]:
         import torch
 
         ids = [*self._lead, *self.ids[window.first : window.last], *self._tail]
@@ -301,11 +305,10 @@ def _load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel
 
-    from stillroom.models.causal import load_tokenizer
-    from stillroom.models.pretrained import load_pretrained
-    from stillroom.models.quiet import quiet_transformers
+    from stillroom.models.local.causal_lm import load_pretrained, load_tokenizer
+    from stillroom.models.local.runtime import silence_transformers
 
-    with quiet_transformers():
+    with silence_transformers():
         try:
             model = load_pretrained(AutoModel, folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""Hashed words: vectors without a model, for drafts, tests and machines without any.
+"""Hashed bag-of-words vectors without a model, for drafts, tests and low-resource machines.
 
 Each word, pair of neighbouring words and run of characters within a word falls by its hash on a few
 coordinates with a sign (the hashing trick), weighted by how often it stands in the text; frequent
@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.method import EmbedderMethod
-from stillroom.models.protocols import Embedder, TextKind, Vectors
-from stillroom.models.vectors import refuse_empty
+from stillroom.models.encoders.text_encoder import check_not_empty
+from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 
 __all__ = ["Static"]
 
@@ -62,7 +61,7 @@ class _StaticEmbedder:
         )
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
-        refuse_empty(texts)
+        check_not_empty(texts)
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             row[:] = self._embed_one(text)

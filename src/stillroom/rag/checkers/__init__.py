@@ -1,3 +1,3 @@
-"""Ways to check whether passages support a sentence, one to a file."""
+"""Groundedness checkers: methods that score whether passages support a sentence, one to a file."""
 
 SEAM = "how a sentence is checked against passages"

@@ -1,4 +1,4 @@
-"""Checks by a model of natural language inference whether the passage entails the sentence.
+"""Check by natural language inference whether a passage entails the sentence.
 
 Source: Honovich et al. 2022, "TRUE: Re-evaluating Factual Consistency Evaluation",
 arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint whose labels name
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Checker
-from stillroom.rag.readers import open_entailment
-from stillroom.rag.support import Evidence
-from stillroom.text.sentences import cut_windows
+from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.interfaces import GroundednessChecker
+from stillroom.rag.model_calls import open_entailment
+from stillroom.text.language import split_windows
 
 if TYPE_CHECKING:
-    from stillroom.models.entailment import EntailmentModel
-    from stillroom.rag.index import Index
+    from stillroom.models.encoders.sequence_classifiers import NLIModel
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Entailment"]
 
 
-class Entailment(Checker):
+class Entailment(GroundednessChecker):
     """The probability of entailment under a checkpoint trained for it."""
 
     paper: ClassVar[str] = "arXiv:2204.04991"
@@ -39,26 +39,26 @@ class Entailment(Checker):
     )
 
     @override
-    def hold(self, passages: Sequence[str], index: Index) -> Evidence:
+    def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
         model = open_entailment(self.checkpoint, device=self.device)
-        return _Entailed(passages, index, model, self.window, self.threshold)
+        return _EntailmentTexts(passages, index, model, self.window, self.threshold)
 
 
-class _Entailed(Evidence):
+class _EntailmentTexts(SourceTexts):
     """Passages in overlapping windows, read by the model with each sentence."""
 
     def __init__(
         self,
         passages: Sequence[str],
         index: Index,
-        model: EntailmentModel,
+        model: NLIModel,
         window: int,
         threshold: float,
     ) -> None:
         super().__init__(passages, index.analyzer, index.lexicon)
         self.threshold = threshold
         self._model = model
-        self._premises = [cut_windows(text, window) for text in passages]
+        self._premises = [split_windows(text, window) for text in passages]
         self._known: dict[tuple[str, int], float] = {}
 
     @override

@@ -1,7 +1,7 @@
-"""Checks by shared words: numbers, names and negations exactly, and each word in its place.
+"""Check by lexical overlap, with exact numbers, names and negations.
 
-Source: no paper; see ``stillroom.rag.support``, which says what the score is. Needs no model. Does
-not know: synonyms, arithmetic, what follows from what.
+Source: no paper; see ``stillroom.rag.generation.grounding``, which says what the score is. Needs no
+model. Does not know: synonyms, arithmetic, what follows from what.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.method import Checker
-from stillroom.rag.support import Evidence
+from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.interfaces import GroundednessChecker
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Overlap"]
 
 
-class Overlap(Checker):
+class Overlap(GroundednessChecker):
     """Idf-weighted coverage of a sentence's words by a few sentences of a passage."""
 
     paper: ClassVar[str] = ""
 
     @override
-    def hold(self, passages: Sequence[str], index: Index) -> Evidence:
-        return Evidence(passages, index.analyzer, index.lexicon)
+    def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
+        return SourceTexts(passages, index.analyzer, index.lexicon)

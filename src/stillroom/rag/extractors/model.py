@@ -1,4 +1,4 @@
-"""Entities and relations that a text model lists, held to a JSON Schema and to the passage.
+"""Extract entities and relations with a text model, held to a JSON Schema and to the passage.
 
 Source: the extraction of Edge et al. 2024, arXiv:2404.16130, and of LightRAG (Guo et al. 2024,
 arXiv:2410.05779): entities with type and description, relations with keywords, description and
@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import require_model
-from stillroom.rag.extraction import Extraction, Extractor, Mention, Relation
-from stillroom.rag.graphs.phrases import find_acronyms, find_phrases
-from stillroom.rag.prompting import quote_text
+from stillroom.rag.analysis.phrases import find_acronyms, find_phrases
+from stillroom.rag.interfaces import EntityExtractor, Mention, PassageExtraction, Relation
+from stillroom.rag.model_calls import quote_text, require_model
 from stillroom.records import Message, Prompt, Sampling
-from stillroom.text.normalize import strip_invisible
-from stillroom.text.sentences import split_sentences
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import strip_invisible
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -39,14 +38,14 @@ _RULES = (
     'Answer in JSON: "entities" with name, type and description, and "relations" with source, '
     "target, keywords, description and strength from 1 to 10. Write only what the passage says."
 )
-_MISSED = "Some entities and relations were missed. List those, in the same form."
-_MOST_CHOICES = 32
-_MOST_MENTIONS = 20
+_GLEANING_PROMPT = "Some entities and relations were missed. List those, in the same form."
+_MAX_CHOICES = 32
+_MAX_MENTIONS = 20
 
 Span = tuple[int, int]
 
 
-class Model(Extractor):
+class Model(EntityExtractor):
     """Entities and relations in a model's words, with the passage's own places."""
 
     paper: ClassVar[str] = "arXiv:2410.05779"
@@ -68,16 +67,16 @@ class Model(Extractor):
         model: TextModel | None = None,
         *,
         is_cancelled: Callable[[], bool] | None = None,
-    ) -> list[Extraction]:
+    ) -> list[PassageExtraction]:
         model = require_model(model, "the extractor model", "the extractor noun_phrases")
-        found = [_Found(passage, self) for passage in passages]
+        found = [_CollectedExtraction(passage, self) for passage in passages]
         asked = [one for one in found if one.has_names]
         for _ in range(1 + self.gleanings):
             prompts = [one.prompt() for one in asked]
             done = model.generate(prompts, self._sampling, is_cancelled=is_cancelled)
             for at, (one, completion) in enumerate(zip(asked, done, strict=True)):
                 if completion.finish_reason == "cancelled":
-                    return _whole(found, asked[at:])
+                    return _list_complete(found, asked[at:])
                 one.take(completion.text)
         return [one.finish() for one in found]
 
@@ -86,13 +85,13 @@ class Model(Extractor):
         return Sampling(max_new_tokens=64 + 48 * (self.entities + self.relations))
 
 
-class _Found:
+class _CollectedExtraction:
     """What the passes over one passage have found so far."""
 
     def __init__(self, passage: Passage, settings: Model) -> None:
         self._text, self._settings = passage.text, settings
         self._starts = [start for start, _ in split_sentences(passage.text)]
-        self._choices = _choices(passage) if settings.names == "candidates" else []
+        self._choices = _list_choices(passage) if settings.names == "candidates" else []
         self._answers: list[str] = []
         self._places: dict[str, list[Span]] = {}
         self._mentions: dict[Span, Mention] = {}
@@ -110,23 +109,23 @@ class _Found:
             shown += f"\n\nNames to choose from: {'; '.join(map(quote_text, self._choices))}"
         messages = [Message("system", _RULES), Message("user", shown)]
         for answer in self._answers:
-            messages += [Message("assistant", answer), Message("user", _MISSED)]
-        return Prompt(tuple(messages), schema=_schema(self._settings, self._choices))
+            messages += [Message("assistant", answer), Message("user", _GLEANING_PROMPT)]
+        return Prompt(tuple(messages), schema=_build_schema(self._settings, self._choices))
 
     def take(self, answer: str) -> None:
         self._answers.append(answer)
-        told = _read(answer)
+        told = _parse_extraction(answer)
         if told is None:
             self._dropped["unreadable"] += 1
             return
-        for one in _objects(told.get("entities")):
+        for one in _list_objects(told.get("entities")):
             self._take_entity(one)
-        for one in _objects(told.get("relations")):
+        for one in _list_objects(told.get("relations")):
             self._take_relation(one)
 
-    def finish(self) -> Extraction:
+    def finish(self) -> PassageExtraction:
         mentions = sorted(self._mentions.values(), key=lambda one: (one.start, -one.end))
-        return Extraction(
+        return PassageExtraction(
             tuple(mentions),
             tuple(self._relations),
             tuple(find_acronyms(self._text)),
@@ -134,15 +133,17 @@ class _Found:
         )
 
     def _take_entity(self, told: Mapping[str, Any]) -> None:
-        places = self._find(_line(told.get("name")))
+        places = self._find(_clean_line(told.get("name")))
         if not places:
             self._dropped["ungrounded"] += 1
             return
-        self._mention(places, _line(told.get("type")).lower(), _line(told.get("description")))
+        self._mention(
+            places, _clean_line(told.get("type")).lower(), _clean_line(told.get("description"))
+        )
 
     def _mention(self, places: Sequence[Span], kind: str = "", description: str = "") -> None:
         """Note every place of an entity; what was told of one before stays."""
-        for start, end in places[:_MOST_MENTIONS]:
+        for start, end in places[:_MAX_MENTIONS]:
             name = " ".join(self._text[start:end].split())
             sentence = max(bisect.bisect_right(self._starts, start) - 1, 0)
             known = self._mentions.get((start, end))
@@ -151,8 +152,8 @@ class _Found:
                 self._mentions[start, end] = mention
 
     def _take_relation(self, told: Mapping[str, Any]) -> None:
-        names = [_line(told.get(end)) for end in ("source", "target")]
-        spans = [self._find(name)[:_MOST_MENTIONS] for name in names]
+        names = [_clean_line(told.get(end)) for end in ("source", "target")]
+        spans = [self._find(name)[:_MAX_MENTIONS] for name in names]
         if not all(spans) or spans[0] == spans[1]:
             self._dropped["ungrounded"] += 1
             return
@@ -170,9 +171,9 @@ class _Found:
                 target,
                 start,
                 end,
-                _keywords(told.get("keywords")),
-                _line(told.get("description")),
-                _strength(told.get("strength")),
+                _parse_keywords(told.get("keywords")),
+                _clean_line(told.get("description")),
+                _parse_strength(told.get("strength")),
             )
         )
 
@@ -191,7 +192,9 @@ class _Found:
         return self._places[name]
 
 
-def _whole(found: Sequence[_Found], unasked: Sequence[_Found]) -> list[Extraction]:
+def _list_complete(
+    found: Sequence[_CollectedExtraction], unasked: Sequence[_CollectedExtraction]
+) -> list[PassageExtraction]:
     """Return the extractions before the first that is not finished."""
     finished = []
     for one in found:
@@ -201,7 +204,7 @@ def _whole(found: Sequence[_Found], unasked: Sequence[_Found]) -> list[Extractio
     return finished
 
 
-def _choices(passage: Passage) -> list[str]:
+def _list_choices(passage: Passage) -> list[str]:
     """Return the names that a passage offers, each once, those it says most often first."""
     counts: Counter[str] = Counter()
     for one in find_phrases(passage.text, passage.language):
@@ -209,28 +212,30 @@ def _choices(passage: Passage) -> list[str]:
     distinct: dict[str, str] = {}
     for name, _ in counts.most_common():
         distinct.setdefault(name.casefold(), name)
-    return list(distinct.values())[:_MOST_CHOICES]
+    return list(distinct.values())[:_MAX_CHOICES]
 
 
-def _schema(settings: Model, choices: Sequence[str]) -> dict[str, Any]:
+def _build_schema(settings: Model, choices: Sequence[str]) -> dict[str, Any]:
     text = {"type": "string", "minLength": 1, "maxLength": 80}
     name: dict[str, Any] = {"enum": list(choices)} if choices else text
     line = {"type": "string", "minLength": 1, "maxLength": 120}
-    entity = _object(name=name, type={"type": "string", "maxLength": 24}, description=line)
-    relation = _object(
+    entity = _build_object_schema(
+        name=name, type={"type": "string", "maxLength": 24}, description=line
+    )
+    relation = _build_object_schema(
         source=name,
         target=name,
         keywords={"type": "string", "maxLength": 60},
         description=line,
         strength={"enum": list(range(1, 11))},
     )
-    return _object(
+    return _build_object_schema(
         entities={"type": "array", "items": entity, "maxItems": settings.entities},
         relations={"type": "array", "items": relation, "maxItems": settings.relations},
     )
 
 
-def _object(**properties: Any) -> dict[str, Any]:
+def _build_object_schema(**properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
@@ -239,7 +244,7 @@ def _object(**properties: Any) -> dict[str, Any]:
     }
 
 
-def _read(answer: str) -> Mapping[str, Any] | None:
+def _parse_extraction(answer: str) -> Mapping[str, Any] | None:
     try:
         told = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
     except ValueError:
@@ -247,21 +252,21 @@ def _read(answer: str) -> Mapping[str, Any] | None:
     return told if isinstance(told, dict) else None
 
 
-def _objects(told: Any) -> Iterator[Mapping[str, Any]]:
+def _list_objects(told: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(told, list):
         yield from (one for one in told if isinstance(one, dict))
 
 
-def _line(told: Any) -> str:
+def _clean_line(told: Any) -> str:
     return " ".join(strip_invisible(told).split()) if isinstance(told, str) else ""
 
 
-def _keywords(told: Any) -> tuple[str, ...]:
+def _parse_keywords(told: Any) -> tuple[str, ...]:
     words = told.split(",") if isinstance(told, str) else told if isinstance(told, list) else []
-    lines = (_line(word).strip(" .") for word in words)
+    lines = (_clean_line(word).strip(" .") for word in words)
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def _strength(told: Any) -> float:
+def _parse_strength(told: Any) -> float:
     is_number = isinstance(told, int | float) and not isinstance(told, bool)
     return float(min(max(told, 1), 10)) if is_number else 1.0

@@ -1,4 +1,4 @@
-"""Noun phrases by rules, related where they stand near each other; asks no model.
+"""Extract noun phrases by rules and relate those that co-occur; needs no model.
 
 Source: FastGraphRAG, the noun-phrase graph of Edge et al. 2024, arXiv:2404.16130 (its code: phrases
 as nodes, co-occurrence as edges, weights by pointwise mutual information, rare nodes pruned).
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.extraction import Extraction, Extractor, Mention
-from stillroom.rag.graphs.phrases import find_acronyms, find_phrases
+from stillroom.rag.analysis.phrases import find_acronyms, find_phrases
+from stillroom.rag.interfaces import EntityExtractor, Mention, PassageExtraction
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["NounPhrases"]
 
 
-class NounPhrases(Extractor):
+class NounPhrases(EntityExtractor):
     """Phrases and co-occurrence, weighted by mutual information."""
 
     paper: ClassVar[str] = "arXiv:2404.16130"
@@ -49,7 +49,7 @@ class NounPhrases(Extractor):
         model: TextModel | None = None,
         *,
         is_cancelled: Callable[[], bool] | None = None,
-    ) -> list[Extraction]:
+    ) -> list[PassageExtraction]:
         found = []
         for passage in passages:
             if is_cancelled is not None and is_cancelled():
@@ -61,7 +61,7 @@ class NounPhrases(Extractor):
                 )
                 for one in find_phrases(text, passage.language)
             )
-            found.append(Extraction(mentions, (), tuple(find_acronyms(text))))
+            found.append(PassageExtraction(mentions, (), tuple(find_acronyms(text))))
         return found
 
     @override

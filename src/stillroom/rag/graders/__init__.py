@@ -1,3 +1,3 @@
-"""Ways to grade whether a passage holds what a question asks for, one to a file."""
+"""Relevance graders: methods that score whether a passage answers a question, one to a file."""
 
 SEAM = "how passages are graded against a question"

@@ -1,4 +1,4 @@
-"""Grades by a cross-encoder of any checkpoint, its score brought between 0 and 1.
+"""Grade by a cross-encoder, its score mapped to the range 0 to 1.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is taken
 as log-odds; a checkpoint that was not trained so orders passages as well, but needs thresholds of
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Grader, Query
-from stillroom.rag.readers import open_shared
+from stillroom.rag.interfaces import Query, RelevanceGrader
+from stillroom.rag.model_calls import open_shared_model
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["CrossEncoder"]
 
-_STEEPEST = 60.0
+_MAX_STEEPNESS = 60.0
 
 
-class CrossEncoder(Grader):
+class CrossEncoder(RelevanceGrader):
     """The logistic function of a cross-encoder's score."""
 
     paper: ClassVar[str] = "arXiv:1901.04085"
@@ -53,6 +53,6 @@ class CrossEncoder(Grader):
     ) -> list[float]:
         if not texts:
             return []
-        reader = open_shared(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
+        reader = open_shared_model(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
         scores = reader.score(query.text, texts)
-        return [1 / (1 + math.exp(-min(max(s, -_STEEPEST), _STEEPEST))) for s in scores]
+        return [1 / (1 + math.exp(-min(max(s, -_MAX_STEEPNESS), _MAX_STEEPNESS))) for s in scores]

@@ -1,4 +1,4 @@
-"""Grades by the share of the question's rare words that stand close together; needs no model.
+"""Grade by the share of the question's rare words that occur close together; needs no model.
 
 Source: no paper; the idf-weighted coverage that BM25 begins with, over windows of three sentences
 and the headings above them, so that words scattered through a long passage count less. English
@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Grader, Query
-from stillroom.text.sentences import split_sentences
+from stillroom.rag.interfaces import Query, RelevanceGrader
+from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Overlap"]
 
 
-_ASKING = (
+_QUESTION_WORDS = (
     "what which who whom whose when where why how do does did can could should would may might will"
     " is are was were be been has have had"
 )
 
 
-class Overlap(Grader):
+class Overlap(RelevanceGrader):
     """Coverage of the question's terms by the best window of a passage."""
 
     paper: ClassVar[str] = ""
@@ -53,7 +53,7 @@ class Overlap(Grader):
         model: TextModel | None = None,
     ) -> list[float]:
         idf = index.lexicon.idf
-        asking = set(index.analyzer.terms(_ASKING))
+        asking = set(index.analyzer.terms(_QUESTION_WORDS))
         terms = set(index.analyzer.content_terms(query.text)) - asking
         weights = {term: idf(term) for term in sorted(terms)}
         total = sum(weights.values())

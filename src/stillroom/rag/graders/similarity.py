@@ -1,4 +1,4 @@
-"""Grades by the cosine of question and passage under the index's embedder.
+"""Grade by the cosine similarity of question and passage under the index's embedder.
 
 Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906 (the score; that it says
 whether a question is answered is an assumption, measured in the lab notebook). Thresholds hold for
@@ -14,16 +14,16 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Grader, Query
+from stillroom.rag.interfaces import Query, RelevanceGrader
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Similarity"]
 
 
-class Similarity(Grader):
+class Similarity(RelevanceGrader):
     """Cosine of the vectors, nothing below 0."""
 
     paper: ClassVar[str] = "arXiv:2004.04906"

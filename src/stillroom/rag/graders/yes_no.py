@@ -1,4 +1,4 @@
-"""Grades by asking the model whether a passage answers the question.
+"""Grade by asking the model whether a passage answers the question.
 
 Source: Asai et al. 2023, "Self-RAG", arXiv:2310.11511 (the reflection ISREL). Differs from the
 paper: the model is not trained for it; the probability of "Yes" against "No" is the grade, with the
@@ -15,23 +15,21 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import require_model
-from stillroom.rag.method import Grader, Query
-from stillroom.rag.prompting import quote_text
-from stillroom.rag.verdicts import ask_yes_no, lean_out
+from stillroom.rag.interfaces import Query, RelevanceGrader
+from stillroom.rag.model_calls import ask_yes_no, calibrate_prior, quote_text, require_model
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["YesNo"]
 
 _REQUEST = "Text: {text}\n\nQuestion: {query}\n\nDoes the text hold the answer to the question?"
-_NOTHING = "(no text)"
-_IN_WORDS = (0.0, 0.5, 1.0)
+_NO_TEXT = "(no text)"
+_WORD_GRADES = (0.0, 0.5, 1.0)
 
 
-class YesNo(Grader):
+class YesNo(RelevanceGrader):
     """The model's own yes, less its leaning."""
 
     paper: ClassVar[str] = "arXiv:2310.11511"
@@ -61,12 +59,12 @@ class YesNo(Grader):
         if not shown:
             return []
         if self.is_calibrated:
-            shown.append(_NOTHING)
+            shown.append(_NO_TEXT)
         requests = [_REQUEST.format(text=text, query=asked) for text in shown]
         verdicts = ask_yes_no(model, requests, method="yes_no")
         if not self.is_calibrated:
             return verdicts
         *verdicts, leaning = verdicts
-        if leaning in _IN_WORDS:  # an engine without probabilities: nothing to take out
+        if leaning in _WORD_GRADES:  # an engine without probabilities: nothing to take out
             return verdicts
-        return [lean_out(verdict, leaning) for verdict in verdicts]
+        return [calibrate_prior(verdict, leaning) for verdict in verdicts]

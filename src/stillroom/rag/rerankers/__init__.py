@@ -1,3 +1,3 @@
-"""Ways to order found passages anew, one to a file."""
+"""Rerankers: methods that reorder retrieved passages, one to a file."""
 
 SEAM = "how found passages are ordered anew, query and passage read together"

@@ -1,4 +1,4 @@
-"""Reads query and passage together by a cross-encoder of any checkpoint.
+"""Score query and passage together with a cross-encoder.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
 paper: any sequence-classification checkpoint with one label, or two, is taken; a passage is read
@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Reranker
-from stillroom.rag.ordering import order_hits
-from stillroom.rag.prefixes import located_text
-from stillroom.rag.readers import open_shared
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.model_calls import open_shared_model
+from stillroom.rag.retrieval.ranking import sort_hits
+from stillroom.rag.types import get_text_with_headings
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["CrossEncoder"]
 
 
-class CrossEncoder(Reranker):
+class CrossEncoder(PassageReranker):
     """Pointwise scores of a model that reads both texts."""
 
     paper: ClassVar[str] = "arXiv:1901.04085"
@@ -48,6 +48,6 @@ class CrossEncoder(Reranker):
     ) -> list[Hit]:
         if not hits:
             return []
-        reader = open_shared(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
-        texts = [located_text(hit.passage) for hit in hits[: self.depth]]
-        return order_hits(hits, reader.score(query.text, texts))
+        reader = open_shared_model(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
+        texts = [get_text_with_headings(hit.passage) for hit in hits[: self.depth]]
+        return sort_hits(hits, reader.score(query.text, texts))

@@ -1,4 +1,4 @@
-"""Asks a server to rerank, as Cohere, Jina, vLLM and Infinity do it (POST /v1/rerank).
+"""Score passages with a reranking server: Cohere, Jina, vLLM, Infinity (POST /v1/rerank).
 
 Passages leave this machine if the address is another's. What the server does is up to the server.
 """
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Reranker
-from stillroom.rag.ordering import order_hits
-from stillroom.rag.prefixes import located_text
-from stillroom.rag.readers import open_shared
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.model_calls import open_shared_model
+from stillroom.rag.retrieval.ranking import sort_hits
+from stillroom.rag.types import get_text_with_headings
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Endpoint"]
 
 
-class Endpoint(Reranker):
+class Endpoint(PassageReranker):
     """Scores of a reranking endpoint."""
 
     paper: ClassVar[str] = ""
@@ -51,11 +51,11 @@ class Endpoint(Reranker):
     ) -> list[Hit]:
         if not hits:
             return []
-        reader = open_shared(
+        reader = open_shared_model(
             self.address,
             api_key_env=self.api_key_env,
             tries=self.tries,
             read_timeout_s=self.read_timeout_s,
         )
-        texts = [located_text(hit.passage) for hit in hits[: self.depth]]
-        return order_hits(hits, reader.score(query.text, texts))
+        texts = [get_text_with_headings(hit.passage) for hit in hits[: self.depth]]
+        return sort_hits(hits, reader.score(query.text, texts))

@@ -1,4 +1,4 @@
-"""Compares every word of the query with every word of a passage, by the index's own embedder.
+"""Score every query token against every passage token with the index's own embedder.
 
 Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Search via
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
@@ -7,36 +7,75 @@ are those of an embedder that was trained for one vector a text, no mask tokens 
 query, its tokens count by how rare their words are, and the first retriever's order is kept by
 adding its scores, put between 0 and 1. A passage is read as it was embedded, under its title and
 headings. An index that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
+
+An embedder gives a vector for every token, the ones of ``the`` and of the question mark too. Here
+each takes the idf of the word that it is a piece of; stop words and marks take 0. Which token is a
+piece of which word follows from counting the tokens of each word alone, which holds for tokenizers
+that cut at spaces and marks first (WordPiece); where the counts do not add up to the tokens there
+are, nothing is known, and all count alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
-from stillroom.models.protocols import TokenEmbedder
-from stillroom.models.token_states import EMBEDDER
-from stillroom.rag.fusion import normalize_scores
-from stillroom.rag.method import Query, Reranker
-from stillroom.rag.ordering import order_hits
-from stillroom.rag.prefixes import passage_texts
-from stillroom.rag.rarity import weigh_tokens
+from stillroom.models.encoders.retrieval import EMBEDDER_REFERENCE
+from stillroom.models.interfaces import TokenEmbedder
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.retrieval.ranking import normalize_scores, sort_hits
+from stillroom.rag.types import build_embedding_texts
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from stillroom.models import TextModel
-    from stillroom.models.protocols import Vectors
-    from stillroom.rag.index import Index
+    from stillroom.models.interfaces import Vectors
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
-__all__ = ["LateInteraction"]
+__all__ = [
+    "LateInteraction",
+    "weigh_tokens",
+]
 
 
-class LateInteraction(Reranker):
+_WORD_PIECES = re.compile(r"\w+|[^\w\s]")
+
+
+def weigh_tokens(text: str, count: int, index: Index) -> NDArray[np.float32]:
+    """Return the weight of each token of a query, (Q,), 0 or more, with a mean of 1.
+
+    Args:
+        text: The query.
+        count: How many tokens its embedder gave vectors for.
+        index: Whose words tell what is rare, and whose embedder's tokens are counted.
+    """
+    alike = np.ones(count, dtype=np.float32)
+    weights: list[float] = []
+    for piece in _WORD_PIECES.findall(text):
+        weights += [_compute_rarity(piece, index)] * index.embedder.count_tokens(piece)
+        if len(weights) > count:
+            return alike
+    total = sum(weights)
+    if len(weights) != count or total <= 0:
+        return alike
+    return np.asarray(weights, dtype=np.float32) * np.float32(count / total)
+
+
+def _compute_rarity(piece: str, index: Index) -> float:
+    terms = (term for term in index.analyzer.terms(piece) if term not in index.analyzer.stop_words)
+    return max((index.lexicon.idf(term) for term in terms), default=0.0)
+
+
+class LateInteraction(PassageReranker):
     """MaxSim over token states, beside the first order."""
 
     paper: ClassVar[str] = "arXiv:2004.12832"
@@ -76,7 +115,7 @@ class LateInteraction(Reranker):
         (asked,) = embedder.embed_tokens([query.text], kind="query")
         passages = [hit.passage for hit in head]
         headed = bool(index.description.settings.get("with_headings", True))
-        texts = passage_texts(passages, index.embedder, with_headings=headed)
+        texts = build_embedding_texts(passages, index.embedder, with_headings=headed)
         read = embedder.embed_tokens(texts, kind="passage")
         if self.by_rarity:
             asked = asked * weigh_tokens(query.text, len(asked), index)[:, None]
@@ -88,7 +127,7 @@ class LateInteraction(Reranker):
         """Order by the token vectors that the index keeps; nothing is read again."""
         rows = [index.row_of(hit.passage.id) for hit in head]
         weigh = None
-        if self.by_rarity and index.description.settings["tokens"]["model"] == EMBEDDER:
+        if self.by_rarity and index.description.settings["tokens"]["model"] == EMBEDDER_REFERENCE:
             weigh = partial(weigh_tokens, query.text, index=index)
         known = dict(index.search_tokens(query, len(rows), rows, weigh=weigh))
         return self._order(hits, head, [known.get(row, 0.0) for row in rows])
@@ -100,7 +139,7 @@ class LateInteraction(Reranker):
             self.weight * own + (1 - self.weight) * old
             for own, old in zip(close, first, strict=True)
         ]
-        return order_hits(hits, scores)
+        return sort_hits(hits, scores)
 
 
 def _max_sim(query: Vectors, passage: Vectors) -> float:

@@ -1,4 +1,4 @@
-"""A model orders windows of passages, from the last to the first (RankGPT).
+"""Order windows of passages with a text model, from last to first (RankGPT).
 
 Source: Sun et al. 2023, "Is ChatGPT Good at Search? Investigating Large Language Models as
 Re-Ranking Agents", arXiv:2304.09542: windows of 20 slide by 10 from the end, so that the best climb
@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import require_model
-from stillroom.rag.method import Query, Reranker
-from stillroom.rag.notices import notice
-from stillroom.rag.ordering import order_hits
-from stillroom.rag.prefixes import located_text
-from stillroom.rag.prompting import quote_text
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.model_calls import quote_text, require_model
+from stillroom.rag.observability import add_warning
+from stillroom.rag.retrieval.ranking import sort_hits
+from stillroom.rag.types import get_text_with_headings
 from stillroom.records import Message, Prompt, Sampling
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Listwise"]
@@ -38,7 +37,7 @@ _RULES = (
 )
 
 
-class Listwise(Reranker):
+class Listwise(PassageReranker):
     """Permutations written by a text model, window by window."""
 
     paper: ClassVar[str] = "arXiv:2304.09542"
@@ -65,13 +64,13 @@ class Listwise(Reranker):
             repaired += not is_whole
             order[start : start + self.window] = [window[place] for place in places]
         if repaired:
-            notice(
+            add_warning(
                 f"listwise: {repaired} orders were incomplete; what they left out keeps its place"
             )
         scores = [0.0] * len(order)
         for rank, at in enumerate(order):
             scores[at] = 1.0 / (rank + 1)
-        return order_hits(hits, scores)
+        return sort_hits(hits, scores)
 
     def _starts(self, count: int) -> list[int]:
         """Return where windows begin, the last one first; none where there is nothing to order."""
@@ -87,7 +86,7 @@ class Listwise(Reranker):
             return list(range(len(hits))), True
         numbers = list(range(1, len(hits) + 1))
         shown = "\n".join(
-            f"({number}) {quote_text(_first_words(located_text(hit.passage), self.words))}"
+            f"({number}) {quote_text(_take_first_words(get_text_with_headings(hit.passage), self.words))}"
             for number, hit in zip(numbers, hits, strict=True)
         )
         request = (
@@ -109,10 +108,10 @@ class Listwise(Reranker):
         }
         prompt = Prompt((Message("system", _RULES), Message("user", request)), schema=schema)
         limit = Sampling(max_new_tokens=16 + 6 * len(hits))
-        return _permute(model.generate([prompt], limit)[0].text, len(hits))
+        return _parse_permutation(model.generate([prompt], limit)[0].text, len(hits))
 
 
-def _permute(answer: str, count: int) -> tuple[list[int], bool]:
+def _parse_permutation(answer: str, count: int) -> tuple[list[int], bool]:
     """Return places in the order that an answer gives, each once, those left out behind."""
     try:
         told: Any = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["order"]
@@ -128,5 +127,5 @@ def _permute(answer: str, count: int) -> tuple[list[int], bool]:
     return list(dict.fromkeys([*places, *range(count)])), len(places) == count
 
 
-def _first_words(text: str, count: int) -> str:
+def _take_first_words(text: str, count: int) -> str:
     return " ".join(text.split()[:count])

@@ -1,4 +1,4 @@
-"""Trades relevance against repetition: each next passage is unlike those before it (MMR).
+"""Trade relevance against redundancy (maximal marginal relevance, MMR).
 
 Source: Carbonell and Goldstein 1998, "The Use of MMR, Diversity-Based Reranking for Reordering
 Documents and Producing Summaries", SIGIR: argmax of lambda * sim1(d, q) - (1 - lambda) * max over
@@ -16,20 +16,20 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import normalize_scores
-from stillroom.rag.method import Query, Reranker
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.retrieval.ranking import normalize_scores
 from stillroom.records import Hit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Mmr"]
 
 
-class Mmr(Reranker):
+class Mmr(PassageReranker):
     """Maximal marginal relevance."""
 
     paper: ClassVar[str] = "doi:10.1145/290941.291025"
@@ -56,11 +56,11 @@ class Mmr(Reranker):
             wanted = vectors @ index.embed_query(query)
         else:
             wanted = np.asarray(normalize_scores([hit.score for hit in hits], "minmax"))
-        order = _choose(wanted.astype(np.float64), vectors @ vectors.T, self.balance)
+        order = _select_positions(wanted.astype(np.float64), vectors @ vectors.T, self.balance)
         return [Hit(hits[at].passage, score, rank) for rank, (at, score) in enumerate(order, 1)]
 
 
-def _choose(
+def _select_positions(
     wanted: NDArray[np.float64], likeness: NDArray[np.float32], balance: float
 ) -> list[tuple[int, float]]:
     """Return positions in the order they are chosen, each with its marginal relevance.

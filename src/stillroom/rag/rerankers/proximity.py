@@ -1,4 +1,4 @@
-"""Moves up passages where the query's words stand close together; needs no model.
+"""Promote passages in which the query's words occur close together; needs no model.
 
 Source: Tao and Zhai 2007, "An Exploration of Proximity Measures in Information Retrieval", SIGIR
 (the minimum pair distance, log(alpha + exp(-d))). Differs from the paper: distances are weighted by
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.method import Query, Reranker
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.records import Hit
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = ["Proximity"]
 
 
-class Proximity(Reranker):
+class Proximity(PassageReranker):
     """Idf-weighted closeness of query terms, fused with the first order."""
 
     paper: ClassVar[str] = "doi:10.1145/1277741.1277794"
@@ -48,7 +48,7 @@ class Proximity(Reranker):
         order = sorted(range(len(hits)), key=lambda at: (-scores[at], at))
         close = [(at, scores[at]) for at in order if scores[at] > 0]
         first = [(at, hit.score) for at, hit in enumerate(hits)]
-        fused = reciprocal_rank([first, close], weights=[1.0, self.weight])
+        fused = fuse_reciprocal_ranks([first, close], weights=[1.0, self.weight])
         return [
             Hit(hits[at].passage, score, rank) for rank, (at, score) in enumerate(fused, start=1)
         ]

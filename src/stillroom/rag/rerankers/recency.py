@@ -1,4 +1,4 @@
-"""Lets a passage count less the older its document is: half of it every so many days.
+"""Discount passages by their document's age, halved every so many days.
 
 Source: Li and Croft 2003, "Time-Based Language Models", CIKM, doi:10.1145/956863.956951 (an
 exponential prior on a document's age). Differs from the paper: the first order's scores, as shares
@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import normalize_scores
-from stillroom.rag.method import Query, Reranker
-from stillroom.rag.ordering import order_hits
+from stillroom.rag.interfaces import PassageReranker, Query
+from stillroom.rag.retrieval.ranking import normalize_scores, sort_hits
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Recency"]
@@ -39,7 +38,7 @@ _YEAR = re.compile(r"\d{4}")
 _LAST_YEAR = 9999
 
 
-class Recency(Reranker):
+class Recency(PassageReranker):
     """Decay by a document's age."""
 
     paper: ClassVar[str] = "doi:10.1145/956863.956951"
@@ -72,10 +71,10 @@ class Recency(Reranker):
         values = index.values_of([index.row_of(hit.passage.id) for hit in hits], self.field)
         scores = [hit.score for hit in hits]
         first = normalize_scores(scores, "theoretical", floor=min(0.0, *scores))
-        return order_hits(
+        return sort_hits(
             hits,
             [
-                score * self._share(_newest(held), today)
+                score * self._share(_find_newest_day(held), today)
                 for score, held in zip(first, values, strict=True)
             ],
         )
@@ -95,7 +94,7 @@ class Recency(Reranker):
         return self.floor + (1 - self.floor) * math.exp2(-age / self.half_life_days)
 
 
-def _newest(values: Sequence[str | float]) -> datetime.date | None:
+def _find_newest_day(values: Sequence[str | float]) -> datetime.date | None:
     """Return the newest of the days that values name; None where none does."""
     days = [day for value in values if (day := _read_day(value)) is not None]
     return max(days, default=None)

@@ -1,9 +1,9 @@
-"""Keyword and dense retrieval fused by a convex combination of normalized scores; the default.
+"""Fuse keyword and dense scores by a convex combination of normalized scores; the default.
 
 Source: Bruch, Gai and Ingber 2022, "An Analysis of Fusion Functions for Hybrid Retrieval",
-arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword). ``stillroom.rag.fusion`` states each
-normalization; a list that does not hold a passage gives 0. Differs from the paper: the lists are
-cut at a depth, and a score that one of them lacks is not computed.
+arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword). ``stillroom.rag.retrieval.ranking``
+states each normalization; a list that does not hold a passage gives 0. Differs from the paper: the
+lists are cut at a depth, and a score that one of them lacks is not computed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import Normalization, Ranked, combine_scores
-from stillroom.rag.method import LegRetriever
+from stillroom.rag.interfaces import HybridRetriever
+from stillroom.rag.retrieval.ranking import Normalization, RankedRows, fuse_scores
 
 __all__ = ["Convex"]
 
-_FLOORS = (0.0, -1.0)
+_SCORE_FLOORS = (0.0, -1.0)
 
 
-class Convex(LegRetriever):
+class Convex(HybridRetriever):
     """Weighted sum of a keyword and a dense list's normalized scores."""
 
     paper: ClassVar[str] = "arXiv:2210.11934"
@@ -34,10 +34,10 @@ class Convex(LegRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
 
     @override
-    def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
-        return combine_scores(
+    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+        return fuse_scores(
             legs,
             [1 - self.alpha, self.alpha],
             normalization=self.normalization,
-            floors=_FLOORS,
+            floors=_SCORE_FLOORS,
         )

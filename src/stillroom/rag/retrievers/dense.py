@@ -1,4 +1,4 @@
-"""Nearest vectors by cosine; finds passages that say the same in other words.
+"""Retrieve the nearest vectors by cosine similarity; finds paraphrases.
 
 Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906. Differs from the paper:
 the encoder is any embedder; and what is approximate scans codes of one bit a dimension and scores
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever, search_dense
+from stillroom.rag.interfaces import Query, Retriever, search_dense
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Dense"]

@@ -1,4 +1,4 @@
-"""Passages under the community reports that fit a query: many sides of it, not its nearest words.
+"""Retrieve the passages behind the community reports that fit a query.
 
 Source: the global search of Edge et al. 2024, arXiv:2404.16130. Differs: reports are chosen by
 their vectors instead of by a model that reads all of them, and what comes back are the passages
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graphs.graph import open_graph
-from stillroom.rag.graphs.ranking import best_reports, round_robin
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.graph.knowledge_graph import interleave_rows, open_graph, rank_reports
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
-    from stillroom.rag.graphs.graph import Graph
-    from stillroom.rag.index import Index
+    from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["GraphGlobal"]
@@ -47,13 +46,13 @@ class GraphGlobal(Retriever):
         graph = open_graph(self.graph)
         sight = graph.meet(index)
         likeness = graph.report_likeness(index.embed_query(query))
-        best = best_reports(graph, sight, likeness, level=self.level, count=self.reports)
-        lists = [sight.rows(_rows(graph, at)) for at in best]
-        rows = round_robin(lists)[:k]
+        best = rank_reports(graph, sight, likeness, level=self.level, count=self.reports)
+        lists = [sight.rows(_list_source_rows(graph, at)) for at in best]
+        rows = interleave_rows(lists)[:k]
         return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
 
 
-def _rows(graph: Graph, community: int) -> list[int]:
+def _list_source_rows(graph: KnowledgeGraph, community: int) -> list[int]:
     """Return the sources under a report, in order of its statements."""
     findings = graph.communities[community].report.findings
     return list(dict.fromkeys(row for one in findings for row, _, _ in one.spans))

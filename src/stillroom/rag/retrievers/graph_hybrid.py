@@ -1,4 +1,4 @@
-"""Entities for what a query names, relations for what it is about, passages by turns (LightRAG).
+"""Retrieve by low-level entities and high-level relations, interleaved (LightRAG).
 
 Source: Guo et al. 2024, "LightRAG: Simple and Fast Retrieval-Augmented Generation",
 arXiv:2410.05779. ``local`` finds entities by the low-level keywords, ``global`` relations by the
@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graphs.graph import Graph, Sight, open_graph
-from stillroom.rag.graphs.ranking import list_passages, round_robin
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.graph.knowledge_graph import (
+    GraphVisibility,
+    KnowledgeGraph,
+    interleave_rows,
+    list_passages,
+    open_graph,
+)
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["GraphHybrid"]
@@ -51,25 +56,33 @@ class GraphHybrid(Retriever):
         sight = graph.meet(index)
         lists: list[Sequence[int]] = []
         if self.mode in {"local", "hybrid", "mix"}:
-            lists.append(self._by_entities(graph, sight, _ask(query, query.keywords), index))
+            lists.append(
+                self._by_entities(graph, sight, _get_search_texts(query, query.keywords), index)
+            )
         if self.mode in {"global", "hybrid", "mix"}:
-            lists.append(self._by_edges(graph, sight, _ask(query, query.themes), index))
+            lists.append(
+                self._by_edges(graph, sight, _get_search_texts(query, query.themes), index)
+            )
         if self.mode == "mix":
             lists.append([row for row, _ in index.search_dense(query, k)])
-        rows = round_robin(lists)[:k]
+        rows = interleave_rows(lists)[:k]
         return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
 
-    def _by_entities(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
+    def _by_entities(
+        self, graph: KnowledgeGraph, sight: GraphVisibility, query: Query, index: Index
+    ) -> list[int]:
         scores = graph.likeness(index.embed_query(query))
         best = sight.best(scores, graph.entities, self.depth)
         return list_passages(sight, [graph.entities[at].mentions for at, _ in best])
 
-    def _by_edges(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
+    def _by_edges(
+        self, graph: KnowledgeGraph, sight: GraphVisibility, query: Query, index: Index
+    ) -> list[int]:
         scores = graph.edge_likeness(index.embed_query(query))
         best = sight.best(scores, graph.edges, self.depth)
         return list_passages(sight, [graph.edges[at].mentions for at, _ in best])
 
 
-def _ask(query: Query, words: Sequence[str]) -> Query:
+def _get_search_texts(query: Query, words: Sequence[str]) -> Query:
     """Return what is searched: keywords where there are any, else the query itself."""
     return Query(", ".join(words)) if words else query

@@ -1,4 +1,4 @@
-"""Passages around what a query names, means and finds, edge by edge through a graph.
+"""Retrieve by spreading activation through a graph from a query's entities and passages.
 
 Source: the local search of Edge et al. 2024, arXiv:2404.16130, with the spreading of HippoRAG
 (Gutierrez et al. 2024, arXiv:2405.14831; passages as starting points: 2025, arXiv:2502.14802).
@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import combine_scores
-from stillroom.rag.graphs.graph import open_graph
-from stillroom.rag.graphs.ranking import lend_entities, rank_passages, spread
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.graph.knowledge_graph import (
+    borrow_entities,
+    open_graph,
+    rank_passages,
+    spread_activation,
+)
+from stillroom.rag.interfaces import Query, Retriever
+from stillroom.rag.retrieval.ranking import fuse_scores
 
 if TYPE_CHECKING:
-    from stillroom.rag.graphs.graph import Graph, Sight
-    from stillroom.rag.index import Index
+    from stillroom.rag.graph.knowledge_graph import GraphVisibility, KnowledgeGraph
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["GraphLocal"]
@@ -58,7 +62,7 @@ class GraphLocal(Retriever):
         graph = open_graph(self.graph)
         sight = graph.meet(index)
         own = self._find(query, index)
-        active = spread(
+        active = spread_activation(
             graph,
             sight,
             self._seed(query, graph, sight, index, own),
@@ -72,11 +76,16 @@ class GraphLocal(Retriever):
         if not self.passages:
             return {}
         legs = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
-        fused = combine_scores(legs, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
+        fused = fuse_scores(legs, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
         return {row: 1.0 / rank for rank, (row, _) in enumerate(fused, start=1)}
 
     def _seed(
-        self, query: Query, graph: Graph, sight: Sight, index: Index, own: Mapping[int, float]
+        self,
+        query: Query,
+        graph: KnowledgeGraph,
+        sight: GraphVisibility,
+        index: Index,
+        own: Mapping[int, float],
     ) -> dict[int, float]:
         """Return the activation that entities start with."""
         likeness = graph.likeness(index.embed_query(query))
@@ -90,6 +99,6 @@ class GraphLocal(Retriever):
             for row, weight in islice(own.items(), self.passages)
             if (source := graph.source_of(index.passage_at(row).id)) is not None
         }
-        for at, weight in lend_entities(graph, sources).items():
+        for at, weight in borrow_entities(graph, sources).items():
             seeds[at] = seeds.get(at, 0.0) + weight
         return seeds

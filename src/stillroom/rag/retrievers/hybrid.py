@@ -1,4 +1,4 @@
-"""Keyword and dense retrieval fused by reciprocal rank.
+"""Fuse keyword and dense rankings by reciprocal rank fusion.
 
 Source: Cormack et al. 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
 Learning Methods": weight / (k + rank), rank from 1, absent gives 0, k = 60. Equal scores are
@@ -13,13 +13,13 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import Ranked, reciprocal_rank
-from stillroom.rag.method import LegRetriever
+from stillroom.rag.interfaces import HybridRetriever
+from stillroom.rag.retrieval.ranking import RankedRows, fuse_reciprocal_ranks
 
 __all__ = ["Hybrid"]
 
 
-class Hybrid(LegRetriever):
+class Hybrid(HybridRetriever):
     """Reciprocal rank fusion of a keyword and a dense list."""
 
     paper: ClassVar[str] = "doi:10.1145/1571941.1572114"
@@ -30,6 +30,6 @@ class Hybrid(LegRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
 
     @override
-    def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
+    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
         weights = [self.keyword_weight, self.dense_weight]
-        return reciprocal_rank(legs, k=self.rank_constant, weights=weights)
+        return fuse_reciprocal_ranks(legs, k=self.rank_constant, weights=weights)

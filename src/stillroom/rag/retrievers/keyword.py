@@ -1,4 +1,4 @@
-"""BM25 over analyzed words and identifiers; finds names, numbers and rare terms exactly.
+"""Retrieve by BM25 over analyzed words and identifiers; finds names, numbers and rare terms.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
 Differs from the paper: no idf is negative, of no variant; headings count as weighted words. The
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever, search_keyword
-from stillroom.text.bm25 import Bm25Variant
+from stillroom.rag.interfaces import Query, Retriever, search_keyword
+from stillroom.text.bm25 import BM25Variant
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Keyword"]
@@ -31,7 +31,7 @@ class Keyword(Retriever):
         None, ge=0, le=10, description="how soon more occurrences stop counting"
     )
     b: float | None = Field(None, ge=0, le=1, description="how much a passage's length counts")
-    variant: Bm25Variant | None = Field(
+    variant: BM25Variant | None = Field(
         None, description="which BM25: lucene, robertson, atire, bm25l or bm25+"
     )
     delta: float | None = Field(

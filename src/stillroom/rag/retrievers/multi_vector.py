@@ -1,4 +1,4 @@
-"""Every word of the query beside every word of a passage; finds what one vector blurs.
+"""Retrieve by late interaction of query tokens and passage tokens (ColBERT).
 
 Source: Khattab and Zaharia 2020, "ColBERT", arXiv:2004.12832: the sum over the query's tokens of
 the largest dot product with a token of the passage (MaxSim), here their mean. The index keeps the
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever, search_dense, search_keyword, search_tokens
+from stillroom.rag.interfaces import Query, Retriever, search_dense, search_keyword, search_tokens
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["MultiVector"]

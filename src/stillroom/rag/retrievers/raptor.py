@@ -1,4 +1,4 @@
-"""Passages and summaries of a tree searched together; a summary leads to its passages.
+"""Retrieve from passages and tree summaries together; a summary leads to its passages (RAPTOR).
 
 Source: Sarthi et al. 2024, arXiv:2401.18059, the collapsed tree: nodes of all layers compared with
 the query at once. Differs: a summary that is found gives in its place the passages beneath it that
@@ -15,16 +15,16 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graphs.graph import meet_index
-from stillroom.rag.graphs.tree import open_tree
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.graph.knowledge_graph import check_index_match
+from stillroom.rag.graph.summary_tree import open_tree
+from stillroom.rag.interfaces import Query, Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.graphs.graph import Sight
-    from stillroom.rag.graphs.tree import Tree
-    from stillroom.rag.index import Index
+    from stillroom.rag.graph.knowledge_graph import GraphVisibility
+    from stillroom.rag.graph.summary_tree import SummaryTree
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Raptor"]
@@ -46,7 +46,7 @@ class Raptor(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         tree = open_tree(self.tree)
-        sight = meet_index(tree, index)
+        sight = check_index_match(tree, index)
         vector = index.embed_query(query)
         found = [(score, 0, row) for row, score in index.search_dense(query, k)]
         found += [
@@ -62,7 +62,12 @@ class Raptor(Retriever):
         return index.hits(list(rows.items())[:k])
 
     def _unfold(
-        self, tree: Tree, at: int, sight: Sight, vector: NDArray[np.float32], index: Index
+        self,
+        tree: SummaryTree,
+        at: int,
+        sight: GraphVisibility,
+        vector: NDArray[np.float32],
+        index: Index,
     ) -> list[int]:
         """Return the passages beneath a summary that are nearest; none where one cannot be seen."""
         node = tree.nodes[at]

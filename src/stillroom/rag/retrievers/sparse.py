@@ -1,4 +1,4 @@
-"""Terms that a model weighed, of passages and of the query; finds what words mean, by words.
+"""Retrieve by learned term weights of passages and query (SPLADE).
 
 Source: Formal et al. 2021, "SPLADE", arXiv:2107.05720: the dot product of both weights over the
 vocabulary of a masked language model. The index keeps a passage's weights where its recipe names
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever, search_sparse
+from stillroom.rag.interfaces import Query, Retriever, search_sparse
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
 __all__ = ["Sparse"]

@@ -1,3 +1,3 @@
-"""Places where an index lies: one file each."""
+"""Store backends of an index, one to a file."""
 
 SEAM = "where an index lies: a folder, or a database server"

@@ -1,4 +1,4 @@
-"""A folder of files: an SQLite ledger and immutable segments; no server, one machine.
+"""Store the index in a folder: an SQLite catalog and immutable segments; no server, one machine.
 
 Fits up to some millions of passages and any number of readers that see the same disk. How it lives
 is told in docs/explanation/store.md.
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.storing import IndexStore
+from stillroom.rag.interfaces import IndexStore
 
 if TYPE_CHECKING:
-    from stillroom.rag.store.protocol import Store, StoreWriter
+    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
 
 __all__ = ["Folder"]
 
@@ -27,13 +27,13 @@ class Folder(IndexStore):
     keeps_extras: ClassVar[bool] = True
 
     @override
-    def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:
-        from stillroom.rag.store.writer import Writer
+    def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
+        from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
-        return Writer.create(folder, description)
+        return FolderIndexWriter.create(folder, description)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> Store:
-        from stillroom.rag.store.folder_store import FolderStore
+    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+        from stillroom.rag.storage.folder.store import FolderStore
 
         return FolderStore(folder)

@@ -1,4 +1,4 @@
-"""A schema of a PostgreSQL database with pgvector: one server, many machines, transactions.
+"""Store the index in a PostgreSQL schema with pgvector: one server, many machines.
 
 Source: pgvector (HNSW by Malkov and Yashunin 2016, arXiv:1603.09320). Differs from a plain table of
 vectors: keyword search, snapshots, tenants and digests are those of the folder's store, number by
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.storing import IndexStore, read_store_file, write_store_file
+from stillroom.rag.interfaces import IndexStore
+from stillroom.rag.storage.snapshots import read_store_file, write_store_file
 from stillroom.recipes import Secret
 
 if TYPE_CHECKING:
-    from stillroom.rag.store.protocol import Store, StoreWriter
+    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
 
 __all__ = ["Postgres"]
 
@@ -46,9 +47,9 @@ class Postgres(IndexStore):
     )
 
     @override
-    def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:
-        from stillroom.rag.postgres.connecting import Server
-        from stillroom.rag.postgres.writing import PostgresWriter
+    def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
+        from stillroom.rag.storage.postgres.connection import PostgresSchema
+        from stillroom.rag.storage.postgres.writer import PostgresIndexWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         before = read_store_file(folder)
@@ -56,15 +57,17 @@ class Postgres(IndexStore):
             self.open(folder, before).discard()
         schema = f"{self.prefix}_{secrets.token_hex(8)}"
         write_store_file(folder, self, {"schema": schema})
-        server = Server(self.address, schema, folder)
-        return PostgresWriter.create(server, description, self._graph)
+        server = PostgresSchema(self.address, schema, folder)
+        return PostgresIndexWriter.create(server, description, self._graph)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> Store:
-        from stillroom.rag.postgres.connecting import Server
-        from stillroom.rag.postgres.store import PostgresStore
+    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+        from stillroom.rag.storage.postgres.connection import PostgresSchema
+        from stillroom.rag.storage.postgres.store import PostgresStore
 
-        return PostgresStore(Server(self.address, str(told.get("schema", "")), folder), self._graph)
+        return PostgresStore(
+            PostgresSchema(self.address, str(told.get("schema", "")), folder), self._graph
+        )
 
     @property
     def _graph(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A collection of Qdrant for the vectors; documents, words and snapshots stay in the folder.
+"""Store the vectors in a Qdrant collection; documents, words and snapshots stay in the folder.
 
 Term weights and token vectors stay there, too, so that every retriever works.
 
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.storing import IndexStore, read_store_file, write_store_file
+from stillroom.rag.interfaces import IndexStore
+from stillroom.rag.storage.snapshots import read_store_file, write_store_file
 from stillroom.recipes import Secret
 
 if TYPE_CHECKING:
-    from stillroom.rag.qdrant.points import Points
-    from stillroom.rag.store.protocol import Store, StoreWriter
+    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
+    from stillroom.rag.storage.qdrant.collection import QdrantCollection
 
 __all__ = ["Qdrant"]
 
@@ -48,8 +49,8 @@ class Qdrant(IndexStore):
     )
 
     @override
-    def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:
-        from stillroom.rag.qdrant.store import QdrantWriter
+    def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
+        from stillroom.rag.storage.qdrant.store import QdrantIndexWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         before = read_store_file(folder)
@@ -60,17 +61,17 @@ class Qdrant(IndexStore):
         points = self._points(folder, told)
         width = int(description["embedder"]["dimensions"])
         points.create(width, m=self.m, ef_construction=self.ef_construction)
-        writer = QdrantWriter.create(folder, description)
+        writer = QdrantIndexWriter.create(folder, description)
         writer.points = points
         return writer
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> Store:
-        from stillroom.rag.qdrant.store import QdrantStore
+    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+        from stillroom.rag.storage.qdrant.store import QdrantStore
 
         return QdrantStore(folder, self._points(folder, told))
 
-    def _points(self, folder: Path, told: Mapping[str, Any]) -> Points:
-        from stillroom.rag.qdrant.points import Points
+    def _points(self, folder: Path, told: Mapping[str, Any]) -> QdrantCollection:
+        from stillroom.rag.storage.qdrant.collection import QdrantCollection
 
-        return Points(self.address, self.key, str(told.get("collection", "")), folder)
+        return QdrantCollection(self.address, self.key, str(told.get("collection", "")), folder)

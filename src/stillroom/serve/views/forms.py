@@ -1,4 +1,4 @@
-"""Forms: the settings of a recipe as a page can ask for them, made from its JSON Schema alone.
+"""Form fields of a recipe from its JSON Schema, and the methods that a form offers.
 
 A setting that no simple control can hold is asked for as YAML. Nothing is said here that the schema
 does not say; what a form leaves empty stays as the recipe has it. What jobs of clients are refused,
@@ -10,33 +10,60 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from stillroom.recipes import comment_recipe, list_kinds, recipe_class
-from stillroom.recipes.reading import read_yaml
+from stillroom.recipes import find_recipe_class, list_kinds, render_template
+from stillroom.recipes.yaml_text import read_yaml
+from stillroom.registry.catalog import find_registries, list_methods
 
-__all__ = ["MAIN_JOB", "Kind", "Option", "Setting", "describe_form", "list_forms"]
+__all__ = [
+    "MAIN_JOB",
+    "FieldOption",
+    "FormField",
+    "MethodOption",
+    "RecipeForm",
+    "describe_form",
+    "list_answering_options",
+    "list_forms",
+    "list_method_options",
+]
+
 
 MAIN_JOB = "flow/make"
-_DEPTH = 4
-_SIMPLE = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean"}
-_NOT_ASKED = frozenset({"version", "kind"})
-_CLUSTER = "ray"
+
+
+_MAX_DEPTH = 4
+
+
+_SIMPLE_CONTROLS = {
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "boolean",
+}
+
+
+_HIDDEN_FIELDS = frozenset({"version", "kind"})
+
+
+_CLUSTER_ENGINE = "ray"
+
 
 Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class FieldOption:
     """One choice of a setting: its name, what it is, and the settings of its own."""
 
     name: str
     summary: str
-    settings: tuple[Setting, ...] = ()
+    settings: tuple[FormField, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class FormField:
     """One setting of a form.
 
     ``control`` is ``text``, ``place`` (a name in the folder or a reference), ``integer``,
@@ -53,8 +80,8 @@ class Setting:
     is_required: bool = False
     low: float | None = None
     high: float | None = None
-    options: tuple[Option, ...] = ()
-    settings: tuple[Setting, ...] = ()
+    options: tuple[FieldOption, ...] = ()
+    settings: tuple[FormField, ...] = ()
     title: str = ""
 
     @property
@@ -65,121 +92,131 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RecipeForm:
     """A kind of recipe that a job can be made of."""
 
     name: str
     summary: str
 
 
-def list_forms() -> list[Kind]:
+def list_forms() -> list[RecipeForm]:
     """Return the main job and every other kind of recipe."""
-    main = Kind(MAIN_JOB, "The main job: documents in, a small model that you own out.")
-    return [main, *(Kind(name, _first_line(recipe_class(name).__doc__)) for name in list_kinds())]
+    main = RecipeForm(MAIN_JOB, "The main job: documents in, a small model that you own out.")
+    return [
+        main,
+        *(RecipeForm(name, _first_line(find_recipe_class(name).__doc__)) for name in list_kinds()),
+    ]
 
 
-def describe_form(name: str) -> tuple[tuple[Setting, ...], str]:
+def describe_form(name: str) -> tuple[tuple[FormField, ...], str]:
     """Return a kind's settings, and its commented recipe.
 
     Raises:
         RecipeError: If there is no such kind or method.
     """
     if name == MAIN_JOB:
-        return _MAIN, comment_recipe("flow", "make")
+        return _MAIN_FIELDS, render_template("flow", "make")
     if name == "flow":
-        return (), comment_recipe("flow")
-    schema, commented = recipe_class(name).model_json_schema(by_alias=True), comment_recipe(name)
+        return (), render_template("flow")
+    schema, commented = (
+        find_recipe_class(name).model_json_schema(by_alias=True),
+        render_template(name),
+    )
     written = read_yaml(commented, "recipe").data
     settings = tuple(
-        replace(one, example=_show(_thin(written[one.path])))
+        replace(one, example=_format_default(_drop_empty(written[one.path])))
         if one.is_required and one.path in written
         else one
-        for one in _fields(schema, schema.get("$defs", {}), "", 0)
+        for one in _build_fields(schema, schema.get("$defs", {}), "", 0)
     )
     return settings, commented
 
 
-def _thin(value: Any) -> Any:
+def _drop_empty(value: Any) -> Any:
     """Return a value of a commented recipe without what it leaves as it is."""
     if isinstance(value, Mapping):
-        return {str(key): _thin(one) for key, one in value.items() if one}
-    return [_thin(one) for one in value] if isinstance(value, list) else value
+        return {str(key): _drop_empty(one) for key, one in value.items() if one}
+    return [_drop_empty(one) for one in value] if isinstance(value, list) else value
 
 
 def _first_line(text: str | None) -> str:
     return (text or "").strip().split("\n", 1)[0].replace("`", "")
 
 
-def _fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[Setting, ...]:
+def _build_fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[FormField, ...]:
     required = set(schema.get("required", ()))
     found = [
-        _setting(f"{prefix}{name}", one, defs, depth, is_required=name in required)
+        _build_field(f"{prefix}{name}", one, defs, depth, is_required=name in required)
         for name, one in schema.get("properties", {}).items()
-        if name not in _NOT_ASKED
+        if name not in _HIDDEN_FIELDS
         and not (prefix and "const" in one)
-        and _keep_here(_resolve(one, defs)) != {}
+        and _drop_cluster_options(_resolve_reference(one, defs)) != {}
     ]
     return tuple(sorted(found, key=lambda one: (not one.is_required, one.control == "group")))
 
 
-def _setting(path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool) -> Setting:
-    resolved = _resolve(schema, defs)
-    whole = _keep_here(resolved)
+def _build_field(
+    path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool
+) -> FormField:
+    resolved = _resolve_reference(schema, defs)
+    whole = _drop_cluster_options(resolved)
     hint = str(schema.get("description", whole.get("description", "")))
     if whole is not resolved:
         hint = hint.partition(";")[0]  # what follows is about clusters
-    default = _show(schema.get("default"))
+    default = _format_default(schema.get("default"))
     told: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
-    parts = [_resolve(one, defs) for one in whole.get("anyOf", ())]
+    parts = [_resolve_reference(one, defs) for one in whole.get("anyOf", ())]
     parts = [one for one in parts if one.get("type") != "null"]
     named = [one for one in parts if "const" in one.get("properties", {}).get("name", {})]
-    if named and depth < _DEPTH:
-        options = tuple(_option(one, defs, f"{path}.", depth) for one in named)
-        return Setting(path, "method", **told, options=options)
+    if named and depth < _MAX_DEPTH:
+        options = tuple(_build_option(one, defs, f"{path}.", depth) for one in named)
+        return FormField(path, "method", **told, options=options)
     if len(parts) == 1:
         whole = {**whole, **parts[0]}
     if "enum" in whole and all(isinstance(one, str) for one in whole["enum"]):
-        options = tuple(Option(one, "") for one in whole["enum"])
-        return Setting(path, "choice", **told, options=options)
-    if whole.get("properties") and depth < _DEPTH:
-        return Setting(path, "group", **told, settings=_fields(whole, defs, f"{path}.", depth + 1))
-    control = _SIMPLE.get(str(whole.get("type")), "yaml")
+        options = tuple(FieldOption(one, "") for one in whole["enum"])
+        return FormField(path, "choice", **told, options=options)
+    if whole.get("properties") and depth < _MAX_DEPTH:
+        return FormField(
+            path, "group", **told, settings=_build_fields(whole, defs, f"{path}.", depth + 1)
+        )
+    control = _SIMPLE_CONTROLS.get(str(whole.get("type")), "yaml")
     if control == "text" and whole.get("minLength") == 1:
         control = "place"
     low = whole.get("minimum", whole.get("exclusiveMinimum"))
     high = whole.get("maximum", whole.get("exclusiveMaximum"))
-    return Setting(path, control, **told, low=low, high=high)
+    return FormField(path, control, **told, low=low, high=high)
 
 
-def _keep_here(schema: Schema) -> Schema:
+def _drop_cluster_options(schema: Schema) -> Schema:
     """Return an engine's schema as its group without clusters, empty where nothing is left.
 
     Any other schema stays as it is.
     """
     parts = schema.get("anyOf", ())
-    if not any(_CLUSTER in one.get("enum", ()) for one in parts):
+    if not any(_CLUSTER_ENGINE in one.get("enum", ()) for one in parts):
         return schema
     groups = (one["properties"] for one in parts if "properties" in one)
-    kept = {name: one for group in groups for name, one in group.items() if name != _CLUSTER}
+    kept = {name: one for group in groups for name, one in group.items() if name != _CLUSTER_ENGINE}
     return {**schema, "anyOf": (), "type": "object", "properties": kept} if kept else {}
 
 
-def _option(schema: Schema, defs: Schema, prefix: str, depth: int) -> Option:
+def _build_option(schema: Schema, defs: Schema, prefix: str, depth: int) -> FieldOption:
     name = str(schema["properties"]["name"]["const"])
     settings = tuple(
-        one for one in _fields(schema, defs, prefix, depth + 1) if one.path != f"{prefix}name"
+        one for one in _build_fields(schema, defs, prefix, depth + 1) if one.path != f"{prefix}name"
     )
-    return Option(name, str(schema.get("description", "")), settings)
+    return FieldOption(name, str(schema.get("description", "")), settings)
 
 
-def _resolve(schema: Schema, defs: Schema) -> Schema:
+def _resolve_reference(schema: Schema, defs: Schema) -> Schema:
     reference = schema.get("$ref")
     if not isinstance(reference, str):
         return schema
     return {**defs.get(reference.rpartition("/")[2], {}), **schema}
 
 
-def _show(default: Any) -> str:
+def _format_default(default: Any) -> str:
     """Return a default as a reader of the form sees it."""
     if default is None or default == "":
         return ""
@@ -188,39 +225,41 @@ def _show(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
 
 
-_ORIGINS = tuple(Option(name, "") for name in ("human", "synthetic", "unknown"))
+_ORIGIN_OPTIONS = tuple(FieldOption(name, "") for name in ("human", "synthetic", "unknown"))
 
 
-def _main(title: str, path: str, control: str, hint: str, **more: Any) -> Setting:
-    return Setting(path, control, hint, title=title, **more)
+def _build_main_field(title: str, path: str, control: str, hint: str, **more: Any) -> FormField:
+    return FormField(path, control, hint, title=title, **more)
 
 
-_MAIN = (
-    _main("Documents", "inputs.documents", "place", "a folder", is_required=True),
-    _main(
+_MAIN_FIELDS = (
+    _build_main_field("Documents", "inputs.documents", "place", "a folder", is_required=True),
+    _build_main_field(
         "Origin of the documents",
         "steps.index.origin.kind",
         "choice",
         "who wrote them",
         default="unknown",
-        options=_ORIGINS,
+        options=_ORIGIN_OPTIONS,
     ),
-    _main("License of the documents", "steps.index.origin.license", "text", "an SPDX id"),
-    _main(
+    _build_main_field(
+        "License of the documents", "steps.index.origin.license", "text", "an SPDX id"
+    ),
+    _build_main_field(
         "Teacher",
         "inputs.teacher",
         "place",
         "writes the records and teaches the student",
         default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    _main(
+    _build_main_field(
         "Embedder",
         "inputs.embedder",
         "place",
         "turns passages and questions into vectors",
         default="hub:sentence-transformers/all-MiniLM-L6-v2",
     ),
-    _main(
+    _build_main_field(
         "Training records",
         "steps.records.target.train",
         "integer",
@@ -228,7 +267,7 @@ _MAIN = (
         default="100",
         low=1,
     ),
-    _main(
+    _build_main_field(
         "Held-out records",
         "steps.records.target.held_out",
         "integer",
@@ -236,7 +275,7 @@ _MAIN = (
         default="20",
         low=1,
     ),
-    _main(
+    _build_main_field(
         "Passages as training text",
         "steps.records.include_passages",
         "integer",
@@ -244,7 +283,7 @@ _MAIN = (
         default="100",
         low=0,
     ),
-    _main(
+    _build_main_field(
         "Student size",
         "steps.student.student.max_parameters",
         "number",
@@ -253,7 +292,7 @@ _MAIN = (
         low=0,
         high=1,
     ),
-    _main(
+    _build_main_field(
         "Training steps",
         "steps.student.train.steps",
         "integer",
@@ -261,7 +300,7 @@ _MAIN = (
         default="50",
         low=1,
     ),
-    _main(
+    _build_main_field(
         "Questions in the report",
         "steps.report.max_questions",
         "integer",
@@ -269,5 +308,32 @@ _MAIN = (
         default="20",
         low=1,
     ),
-    _main("Seed", "seed", "integer", "same seed, same machine: same bytes", default="0", low=0),
+    _build_main_field(
+        "Seed", "seed", "integer", "same seed, same machine: same bytes", default="0", low=0
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class MethodOption:
+    """A method's name and the first line of what it says of itself."""
+
+    name: str
+    summary: str
+
+
+@lru_cache(maxsize=32)
+def list_method_options(seam: str) -> tuple[MethodOption, ...]:
+    """Return the methods of a seam, as ``rag.retrievers``, by name."""
+    name = f"stillroom.{seam}"
+    found = list_methods({name: find_registries()[name]})
+    return tuple(MethodOption(one.name, one.summary) for one in found)
+
+
+def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:
+    """Return what retrieves, what reorders, and what answers."""
+    return {
+        "retrievers": list_method_options("rag.retrievers"),
+        "rerankers": list_method_options("rag.rerankers"),
+        "answering": list_method_options("rag.answering"),
+    }

@@ -1,28 +1,43 @@
-"""Lineage for pages: the tree of ``stillroom show --lineage`` with the names that open its nodes.
+"""Lineage of an artifact as a tree with links, and as a graph laid out in columns.
 
 Of what was made from an index with tenants no text is walked: its records hold words of all of
 them.
+
+A node stands one column right of the rightmost of its parents; rows are ordered so that lines cross
+little. Knows places and names, nothing of what they hold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.errors import DataError
-from stillroom.provenance import Node, read_artifact, walk_lineage, walk_record
-from stillroom.provenance.sources import list_ancestors
-from stillroom.serve.views.found import find_inside, is_artifact, name_of
+from stillroom.provenance import ProvenanceNode, read_artifact, walk_lineage, walk_record
+from stillroom.provenance.sources import has_path, list_ancestors, resolve_parent
+from stillroom.serve.views.folder import is_artifact, read_kind, resolve_name, to_name
 from stillroom.serve.views.sources import has_tenants
 
-__all__ = ["Branch", "come_from_tenants", "trace"]
+__all__ = [
+    "LineageGraph",
+    "LineageGraphEdge",
+    "LineageGraphNode",
+    "LineageTreeNode",
+    "has_tenant_sources",
+    "layout_lineage_graph",
+    "trace_lineage",
+]
 
-_KINDS = ("human", "synthetic", "unknown", "suspected-fake")
-_MOST_EXAMPLES = 20
+
+_ORIGIN_KINDS = ("human", "synthetic", "unknown", "suspected-fake")
+
+
+_MAX_EXAMPLES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class LineageTreeNode:
     """A node of a lineage: what it is, and the name in the folder that opens it, if there is one.
 
     ``origin`` is one of the four kinds or empty; ``says`` is what the node says of its origin.
@@ -36,10 +51,10 @@ class Branch:
     origin: str
     says: str
     notes: tuple[str, ...]
-    children: tuple[Branch, ...]
+    children: tuple[LineageTreeNode, ...]
 
 
-def come_from_tenants(folder: Path) -> bool:
+def has_tenant_sources(folder: Path) -> bool:
     """Return whether an artifact is, or was made from, an index with tenants."""
     return any(
         artifact.kind == "index" and has_tenants(place)
@@ -47,7 +62,7 @@ def come_from_tenants(folder: Path) -> bool:
     )
 
 
-def trace(root: Path, name: str, *, record: str = "", examples: int = 3) -> Branch:
+def trace_lineage(root: Path, name: str, *, record: str = "", examples: int = 3) -> LineageTreeNode:
     """Return the tree of an artifact, or of one record or passage of it.
 
     Args:
@@ -59,8 +74,8 @@ def trace(root: Path, name: str, *, record: str = "", examples: int = 3) -> Bran
     Raises:
         DataError: If there is no such artifact or record, or it holds words of tenants.
     """
-    folder = find_inside(root, name)
-    is_guarded = come_from_tenants(folder)
+    folder = resolve_name(root, name)
+    is_guarded = has_tenant_sources(folder)
     if record:
         if is_guarded:
             raise DataError(
@@ -69,24 +84,167 @@ def trace(root: Path, name: str, *, record: str = "", examples: int = 3) -> Bran
                 expected="an artifact whose sources all may see",
                 next="ask the index itself, as one of its tenants",
             )
-        return _branch(walk_record(folder, record), root)
-    count = 0 if is_guarded else min(examples, _MOST_EXAMPLES)
+        return _build_node(walk_record(folder, record), root)
+    count = 0 if is_guarded else min(examples, _MAX_EXAMPLES)
     if is_artifact(folder):
         read_artifact(folder)
-    return _branch(walk_lineage(folder, examples=count), root)
+    return _build_node(walk_lineage(folder, examples=count), root)
 
 
-def _branch(node: Node, root: Path) -> Branch:
-    name = name_of(root, node.path) if node.path.startswith("/") else ""
+def _build_node(node: ProvenanceNode, root: Path) -> LineageTreeNode:
+    name = to_name(root, node.path) if node.path.startswith("/") else ""
     kind, _, _ = node.origin.partition(",")
-    return Branch(
+    return LineageTreeNode(
         node.title,
         node.kind,
         node.digest,
         name,
         name or node.path,
-        kind if kind in _KINDS else "",
+        kind if kind in _ORIGIN_KINDS else "",
         node.origin,
         node.notes,
-        tuple(_branch(child, root) for child in node.children),
+        tuple(_build_node(child, root) for child in node.children),
     )
+
+
+_MAX_NODES = 40
+
+
+NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 44, 18
+
+
+@dataclass(frozen=True, slots=True)
+class LineageGraphNode:
+    """A node with its place, in pixels; ``name`` opens it where it lies in the folder."""
+
+    key: str
+    label: str
+    kind: str
+    name: str
+    x: int
+    y: int
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LineageGraphEdge:
+    """A line from a parent to what was made of it, and the part that it took."""
+
+    role: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineageGraph:
+    """Everything to draw, and the same in words."""
+
+    width: int
+    height: int
+    spots: tuple[LineageGraphNode, ...]
+    edges: tuple[LineageGraphEdge, ...]
+    words: tuple[str, ...]
+    is_cut: bool
+
+
+def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
+    """Return the graph of some artifacts and all that they were made from.
+
+    Args:
+        root: The served folder.
+        names: The artifacts' names.
+    """
+    chosen = list(names)
+    kinds, links, is_cut = _collect_nodes(root, chosen)
+    columns = _assign_columns(kinds, links)
+    rows = _assign_rows(columns, links)
+    spots = {
+        key: LineageGraphNode(
+            key,
+            key.removeprefix("hub:").rstrip("/").rpartition("/")[2] or key,
+            kinds[key],
+            key if kinds[key] not in {"reference", "elsewhere"} else "",
+            columns[key] * (NODE_WIDTH + COLUMN_GAP),
+            round(rows[key] * (NODE_HEIGHT + ROW_GAP)),
+            key in chosen,
+        )
+        for key in kinds
+    }
+    edges = tuple(
+        LineageGraphEdge(role, _draw_edge(spots[parent], spots[child]))
+        for parent, child, role in links
+    )
+    words = tuple(
+        f"{spots[child].label} was made from {spots[parent].label} as its {role}"
+        for parent, child, role in links
+    )
+    width = max((spot.x for spot in spots.values()), default=0) + NODE_WIDTH
+    height = max((spot.y for spot in spots.values()), default=0) + NODE_HEIGHT
+    return LineageGraph(width, height, tuple(spots.values()), edges, words, is_cut)
+
+
+def _collect_nodes(
+    root: Path, chosen: list[str]
+) -> tuple[dict[str, str], list[tuple[str, str, str]], bool]:
+    """Return kinds by key, links of parent, child and role, and whether there were too many."""
+    kinds: dict[str, str] = {}
+    links: list[tuple[str, str, str]] = []
+    waiting = list(chosen)
+    for name in waiting:  # grows while it is walked
+        if name in kinds:
+            continue
+        if len(kinds) >= _MAX_NODES:
+            return kinds, [one for one in links if one[0] in kinds], True
+        if name.startswith(("hub:", "…/")):
+            kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
+            continue
+        folder = resolve_name(root, name)
+        kinds[name] = read_kind(folder)
+        if not is_artifact(folder) or kinds[name] == "broken":
+            continue
+        for parent in read_artifact(folder).parents:
+            if not has_path(parent):
+                continue
+            key = parent.path
+            if not key.startswith("hub:"):
+                place = resolve_parent(folder, parent)
+                key = to_name(root, place) if place.exists() else ""
+                key = key or f"…/{place.name}"
+            if (key, name, parent.role) not in links:
+                links.append((key, name, parent.role))
+            waiting.append(key)
+    return kinds, links, False
+
+
+def _assign_columns(kinds: dict[str, str], links: list[tuple[str, str, str]]) -> dict[str, int]:
+    columns = dict.fromkeys(kinds, 0)
+    for _ in kinds:  # a circle cannot go on for longer
+        moved = False
+        for parent, child, _ in links:
+            if columns[child] <= columns[parent] < len(kinds):
+                columns[child], moved = columns[parent] + 1, True
+        if not moved:
+            break
+    return columns
+
+
+def _assign_rows(columns: dict[str, int], links: list[tuple[str, str, str]]) -> dict[str, float]:
+    """Return rows: within a column by the middle of the parents, each its own."""
+    rows: dict[str, float] = {}
+    for column in range(max(columns.values(), default=0) + 1):
+        keys = [key for key in columns if columns[key] == column]
+        wanted = {}
+        for at, key in enumerate(keys):
+            above = [rows[parent] for parent, child, _ in links if child == key and parent in rows]
+            wanted[key] = sum(above) / len(above) if above else float(at)
+        free = 0.0
+        for key in sorted(keys, key=lambda one: wanted[one]):
+            rows[key] = max(free, wanted[key])
+            free = rows[key] + 1
+    return rows
+
+
+def _draw_edge(parent: LineageGraphNode, child: LineageGraphNode) -> str:
+    x0, y0 = parent.x + NODE_WIDTH, parent.y + NODE_HEIGHT // 2
+    x1, y1 = child.x, child.y + NODE_HEIGHT // 2
+    bend = max(20, (x1 - x0) // 2)
+    return f"M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1} {y1}"

@@ -1,4 +1,4 @@
-"""Models side by side: what each checkpoint is, what made it, and what reports measured of it.
+"""Comparison of checkpoints: architecture, lineage and reported metrics.
 
 A figure is shown only where a report of the folder holds it; nothing is measured here.
 """
@@ -14,20 +14,20 @@ from typing import Any
 
 from stillroom.errors import StillroomError
 from stillroom.provenance import find_output, read_artifact
-from stillroom.provenance.sources import names_something, resolve_parent
-from stillroom.serve.views.found import (
-    Found,
-    find_inside,
+from stillroom.provenance.sources import has_path, resolve_parent
+from stillroom.serve.views.folder import (
+    FolderArtifact,
     is_artifact,
-    list_found,
-    name_of,
+    list_folder_artifacts,
     read_json,
+    resolve_name,
+    to_name,
 )
 
-__all__ = ["Figure", "Model", "list_models", "list_references"]
+__all__ = ["MetricValue", "ModelSummary", "list_models", "list_references"]
 
-_OWN_WEIGHTS = re.compile(r"output/[^/]+\.(safetensors|gguf)")  # not those of its candidates
-_FIGURES = {
+_WEIGHT_FILES = re.compile(r"output/[^/]+\.(safetensors|gguf)")  # not those of its candidates
+_METRICS = {
     "kl_to_teacher/final": ("divergence from its teacher", "nats a token", "KL to teacher"),
     "agreement": ("tokens it agrees with its teacher on", "share", "agreement"),
     "perplexity": ("perplexity on held-out records", "", "perplexity"),
@@ -38,7 +38,7 @@ _FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MetricValue:
     """A measured value with its interval, how many it stands on, and which report holds it."""
 
     value: float
@@ -49,7 +49,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelSummary:
     """A checkpoint of the folder, or a reference that something in it was made from."""
 
     name: str
@@ -64,7 +64,7 @@ class Model:
     digest: str = ""
     created: str = ""
     parents: tuple[tuple[str, str], ...] = ()
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, MetricValue] = field(default_factory=dict)
     is_diffusion: bool = False
     same_as: str = ""
     """Another checkpoint of the folder whose weight files hold the same bytes."""
@@ -75,36 +75,40 @@ class Model:
         return self.kind == "reference"
 
 
-def list_models(root: Path) -> tuple[list[Model], dict[str, tuple[str, str, str]]]:
+def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, str, str]]]:
     """Return checkpoints and references, newest first, and each figure's name, unit, short name."""
-    found = list_found(root)
-    figures = _measured(root, found)
-    models = _mark_same(
+    found = list_folder_artifacts(root)
+    figures = _collect_metrics(root, found)
+    models = _mark_duplicates(
         root,
-        [_model(root, one, figures.get(one.name, {})) for one in found if one.kind == "checkpoint"],
+        [
+            _summarize_model(root, one, figures.get(one.name, {}))
+            for one in found
+            if one.kind == "checkpoint"
+        ],
     )
     known = {one.name for one in models}
-    for reference, roles in _references(root, found).items():
+    for reference, roles in _collect_references(root, found).items():
         if reference not in known:
             models.append(
-                Model(
+                ModelSummary(
                     reference,
                     "reference",
                     made_by=", ".join(sorted(roles)),
                     figures=figures.get(reference, {}),
                 )
             )
-    return models, _FIGURES
+    return models, _METRICS
 
 
-def _mark_same(root: Path, models: list[Model]) -> list[Model]:
+def _mark_duplicates(root: Path, models: list[ModelSummary]) -> list[ModelSummary]:
     """Return models, those whose weights an older one has marked with its name; newest first."""
     first: dict[tuple[str, ...], str] = {}
     marked = []
     for model in reversed(models):
-        folder = find_inside(root, model.name)
+        folder = resolve_name(root, model.name)
         files = read_artifact(folder).files if is_artifact(folder) else ()
-        weights = tuple(sorted(one.digest for one in files if _OWN_WEIGHTS.fullmatch(one.path)))
+        weights = tuple(sorted(one.digest for one in files if _WEIGHT_FILES.fullmatch(one.path)))
         same_as = first.setdefault(weights, model.name) if weights else model.name
         marked.append(model if same_as == model.name else replace(model, same_as=same_as))
     return marked[::-1]
@@ -112,36 +116,38 @@ def _mark_same(root: Path, models: list[Model]) -> list[Model]:
 
 def list_references(root: Path) -> set[str]:
     """Return the references to models that artifacts of the folder name as their parents."""
-    return set(_references(root, list_found(root)))
+    return set(_collect_references(root, list_folder_artifacts(root)))
 
 
-def _references(root: Path, found: list[Found]) -> dict[str, set[str]]:
+def _collect_references(root: Path, found: list[FolderArtifact]) -> dict[str, set[str]]:
     told: dict[str, set[str]] = {}
     for one in found:
-        for role, name in _parents(root, one):
+        for role, name in _iter_parents(root, one):
             if name.startswith("hub:") and role != "embedder":
                 told.setdefault(name, set()).add(role)
     return told
 
 
-def _parents(root: Path, one: Found) -> Iterator[tuple[str, str]]:
+def _iter_parents(root: Path, one: FolderArtifact) -> Iterator[tuple[str, str]]:
     """Yield role and name of what an artifact was made from; nameless where it lies outside."""
-    folder = find_inside(root, one.name)
+    folder = resolve_name(root, one.name)
     if not is_artifact(folder) or one.kind == "broken":
         return
     for parent in read_artifact(folder).parents:
-        if not names_something(parent):
+        if not has_path(parent):
             continue
         if parent.path.startswith("hub:"):
             yield parent.role, parent.path
         elif ":" not in parent.path.partition("/")[0]:
-            yield parent.role, name_of(root, resolve_parent(folder, parent))
+            yield parent.role, to_name(root, resolve_parent(folder, parent))
 
 
-def _model(root: Path, one: Found, figures: Mapping[str, Figure]) -> Model:
-    folder = find_inside(root, one.name)
-    told = _look(folder, one.digest)
-    return Model(
+def _summarize_model(
+    root: Path, one: FolderArtifact, figures: Mapping[str, MetricValue]
+) -> ModelSummary:
+    folder = resolve_name(root, one.name)
+    told = _read_header(folder, one.digest)
+    return ModelSummary(
         one.name,
         "checkpoint",
         one.recipe,
@@ -153,14 +159,14 @@ def _model(root: Path, one: Found, figures: Mapping[str, Figure]) -> Model:
         one.license or told.get("license", ""),
         one.digest,
         one.created,
-        tuple((role, name or "outside the folder") for role, name in _parents(root, one)),
+        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, one)),
         figures,
         told.get("is_diffusion", False),
     )
 
 
 @lru_cache(maxsize=256)
-def _look(folder: Path, digest: str) -> dict[str, Any]:
+def _read_header(folder: Path, digest: str) -> dict[str, Any]:
     """Return what a checkpoint's header and config say; empty where it cannot be read."""
     from stillroom.checkpoints import Checkpoint
 
@@ -180,43 +186,43 @@ def _look(folder: Path, digest: str) -> dict[str, Any]:
     }
 
 
-def _measured(root: Path, found: list[Found]) -> dict[str, dict[str, Figure]]:
+def _collect_metrics(root: Path, found: list[FolderArtifact]) -> dict[str, dict[str, MetricValue]]:
     """Return figures by model, out of every report whose parents are models."""
-    told: dict[str, dict[str, Figure]] = {}
+    told: dict[str, dict[str, MetricValue]] = {}
     for one in found:
         if one.kind != "report":
             continue
-        folder = find_inside(root, one.name)
+        folder = resolve_name(root, one.name)
         metrics = [
             metric
             for name in ("output/report.json", "report.json", "timings.json")
-            for metric in _metrics(read_json(folder / name))
+            for metric in _read_report_metrics(read_json(folder / name))
         ]
-        for role, name in _parents(root, one):
+        for role, name in _iter_parents(root, one):
             if not name:
                 continue
             for metric in metrics:
-                if key := _key(str(metric.get("name", "")), role):
-                    told.setdefault(name, {}).setdefault(key, _figure(metric, one.name))
+                if key := _find_metric_key(str(metric.get("name", "")), role):
+                    told.setdefault(name, {}).setdefault(key, _build_metric_value(metric, one.name))
     return told
 
 
-def _metrics(report: Any) -> list[Mapping[str, Any]]:
+def _read_report_metrics(report: Any) -> list[Mapping[str, Any]]:
     found = report.get("metrics") if isinstance(report, dict) else None
     rows = found if isinstance(found, list) else []
     return [one for one in rows if isinstance(one, dict) and isinstance(one.get("value"), float)]
 
 
-def _key(name: str, role: str) -> str:
+def _find_metric_key(name: str, role: str) -> str:
     """Return which of our figures a metric is of a role, as ``student/agreement``."""
     for prefix in (f"{role}/", f"answers/{role}/"):
         rest = name.removeprefix(prefix)
-        if rest != name and rest in _FIGURES:
+        if rest != name and rest in _METRICS:
             return rest
     return ""
 
 
-def _figure(metric: Mapping[str, Any], report: str) -> Figure:
-    return Figure(
+def _build_metric_value(metric: Mapping[str, Any], report: str) -> MetricValue:
+    return MetricValue(
         metric["value"], metric.get("low"), metric.get("high"), int(metric.get("n", 0)), report
     )

@@ -1,4 +1,4 @@
-"""Records of an artifact, page by page: kept and dropped, filtered, each with what was decided.
+"""Pages of kept and dropped records with filters, and a comparison of generators.
 
 A file is read row by row at every request, so that thousands cost time and no memory. Of what
 was made from an index with tenants, whoever asks as one of them is shown the records whose passages
@@ -7,50 +7,67 @@ they may see; whoever asks as nobody, none.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.provenance import read_artifact
 from stillroom.provenance.sources import (
-    holds_passages,
+    has_passages,
+    is_path_parent,
     iter_objects,
     list_ancestors,
-    names_path,
     resolve_parent,
 )
 from stillroom.records import Record, read_records
-from stillroom.serve.reviews import Decision, Review
-from stillroom.serve.views.found import Found, find_inside, list_found, name_of, read_found
-from stillroom.serve.views.lineage import come_from_tenants
+from stillroom.serve.views.folder import (
+    FolderArtifact,
+    list_folder_artifacts,
+    read_folder_artifact,
+    resolve_name,
+    to_name,
+)
+from stillroom.serve.views.lineage import has_tenant_sources
+from stillroom.serve.views.reviews import ReviewDecision, ReviewLog
 from stillroom.serve.views.sources import Sources
-from stillroom.synth.browsing import Row, read_rows
+from stillroom.synth.output.rejected import RejectedRow, read_rejected
 
 if TYPE_CHECKING:
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "Entry",
+    "GeneratorSummary",
+    "RecordEntry",
     "RecordSet",
     "RecordsPage",
-    "Wanted",
-    "list_records_of",
-    "list_sets",
-    "open_set",
+    "RecordsQuery",
+    "compare_generators",
+    "list_record_sets",
+    "list_records",
+    "open_record_set",
 ]
 
-PAGE = 20
-_DROPPED = "output/dropped.jsonl"
-_PASSAGE = "pas-"
+
+PAGE_SIZE = 20
+
+
+_DROPPED_FILE = "output/dropped.jsonl"
+
+
+_PASSAGE_PREFIX = "pas-"
+
+
 _HIDDEN: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RecordsQuery:
     """What a reader asks for: kept or dropped, words, origin, reason, decision, and the page."""
 
     show: str = "kept"
@@ -62,7 +79,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordEntry:
     """One record, kept or dropped, with its latest decision.
 
     ``key`` names it in the review: its id, or ``dropped-NUMBER``; ``says`` are role and text of
@@ -81,7 +98,7 @@ class Entry:
     score: float | None = None
     limit: float | None = None
     against: str = ""
-    decision: Decision | None = None
+    decision: ReviewDecision | None = None
     decided: int = 0
     can_decide: bool = True
 
@@ -90,7 +107,7 @@ class Entry:
 class RecordsPage:
     """Some of the entries, how many there are in all, and counts of what can be filtered by."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RecordEntry, ...]
     total: int
     pages: int
     page: int
@@ -103,12 +120,12 @@ class RecordsPage:
     is_guarded: bool = False
 
 
-def list_sets(sources: Sources) -> list[Found]:
+def list_record_sets(sources: Sources) -> list[FolderArtifact]:
     """Return the artifacts of records in the folder that are shown to the asker, newest first."""
     return [
         one
-        for one in list_found(sources.root)
-        if one.kind == "records" and _find_guards(sources, one.name) is not _HIDDEN
+        for one in list_folder_artifacts(sources.root)
+        if one.kind == "records" and _find_guarding_indexes(sources, one.name) is not _HIDDEN
     ]
 
 
@@ -129,7 +146,12 @@ class RecordSet:
         """Return whether a record is shown: of a guarded set, where all its passages are."""
         if self._indexes is None:
             return True
-        named = {one for link in record.origin.chain for one in link.parents if one[:4] == _PASSAGE}
+        named = {
+            one
+            for link in record.origin.chain
+            for one in link.parents
+            if one[:4] == _PASSAGE_PREFIX
+        }
         evidence = record.fields.get("evidence")
         if isinstance(evidence, Mapping):
             named.add(str(evidence.get("passage_id", "")))
@@ -139,7 +161,7 @@ class RecordSet:
         """Return whether a row of what was dropped is shown."""
         if self._indexes is None:
             return True
-        record = _record_of(row)
+        record = _parse_record(row)
         unit = str(row.get("unit", "")).partition("#")[0]
         return self.shows(record) if record is not None else self._see({unit})
 
@@ -153,12 +175,14 @@ class RecordSet:
         rows = read_records(self.folder / "output", on_drop=lambda _number, _reason: None)
         return (one for one in rows if self.shows(one))
 
-    def dropped(self) -> Iterator[tuple[str, Row, Mapping[str, Any]]]:
+    def dropped(self) -> Iterator[tuple[str, RejectedRow, Mapping[str, Any]]]:
         """Yield key, row and JSON object of what was dropped and is shown."""
-        path = self.folder / _DROPPED
+        path = self.folder / _DROPPED_FILE
         if not path.is_file():
             return
-        for number, (row, raw) in enumerate(zip(read_rows(path), iter_objects(path), strict=True)):
+        for number, (row, raw) in enumerate(
+            zip(read_rejected(path), iter_objects(path), strict=True)
+        ):
             if self.shows_row(raw):
                 yield f"dropped-{number}", row, raw
 
@@ -168,12 +192,12 @@ class RecordSet:
 
     def _see_one(self, passage: str) -> bool:
         if passage not in self._known:
-            self._known[passage] = any(_holds(one, passage) for one in self._indexes or ())
+            self._known[passage] = any(_has_passage(one, passage) for one in self._indexes or ())
         return self._known[passage]
 
 
 @contextmanager
-def open_set(sources: Sources, name: str) -> Iterator[RecordSet]:
+def open_record_set(sources: Sources, name: str) -> Iterator[RecordSet]:
     """Hold an artifact of records open until the body ends.
 
     Args:
@@ -184,14 +208,14 @@ def open_set(sources: Sources, name: str) -> Iterator[RecordSet]:
         DataError: If it is none, or holds words of tenants and nobody asks, or their index is not
             in the folder.
     """
-    if read_found(sources.root, name).kind != "records":
+    if read_folder_artifact(sources.root, name).kind != "records":
         raise DataError(
             f"{name!r:.200} holds no records",
             code="data.wrong-kind",
             expected="an artifact of records",
             next="choose one on the page Records",
         )
-    folder, guards = find_inside(sources.root, name), _find_guards(sources, name)
+    folder, guards = resolve_name(sources.root, name), _find_guarding_indexes(sources, name)
     if guards is _HIDDEN:
         raise DataError(
             "these records were made from an index with tenants: they hold words of all of them",
@@ -204,40 +228,44 @@ def open_set(sources: Sources, name: str) -> Iterator[RecordSet]:
         yield RecordSet(folder, None if guards is None else seen)
 
 
-def _find_guards(sources: Sources, name: str) -> list[str] | None:
+def _find_guarding_indexes(sources: Sources, name: str) -> list[str] | None:
     """Return the indexes that say which records are shown; None where all are.
 
     ``_HIDDEN`` where none is: nobody asks, or an index cannot be asked, since it is elsewhere.
     """
-    folder = find_inside(sources.root, name)
-    if not come_from_tenants(folder):
+    folder = resolve_name(sources.root, name)
+    if not has_tenant_sources(folder):
         return None
     indexes = [
-        name_of(sources.root, place)
+        to_name(sources.root, place)
         for place, artifact in list_ancestors(folder)
-        if artifact.kind == "index" and holds_passages(place)
+        if artifact.kind == "index" and has_passages(place)
     ]
     return indexes if sources.access is not None and all(indexes) else _HIDDEN
 
 
-def list_records_of(sources: Sources, name: str, wanted: Wanted, review: Review) -> RecordsPage:
+def list_records(
+    sources: Sources, name: str, wanted: RecordsQuery, review: ReviewLog
+) -> RecordsPage:
     """Return one page of an artifact's records; behind the end, the last.
 
     Raises:
         DataError: If it is no artifact of records or not shown to the asker, or a row is broken.
     """
-    with open_set(sources, name) as opened:
-        return _list(sources.root, opened, wanted, review)
+    with open_record_set(sources, name) as opened:
+        return _list_page(sources.root, opened, wanted, review)
 
 
-def _list(root: Path, opened: RecordSet, wanted: Wanted, review: Review) -> RecordsPage:
+def _list_page(
+    root: Path, opened: RecordSet, wanted: RecordsQuery, review: ReviewLog
+) -> RecordsPage:
     origins: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     decisions: Counter[str] = Counter()
     counts = {"kept": 0, "dropped": 0}
-    found: list[Entry] = []
+    found: list[RecordEntry] = []
     total, page = 0, max(1, wanted.page)
-    for show, entry in _entries(opened, review):
+    for show, entry in _iter_entries(opened, review):
         counts[show] += 1
         if entry.decision is not None:
             decisions[entry.decision.action] += 1
@@ -245,14 +273,14 @@ def _list(root: Path, opened: RecordSet, wanted: Wanted, review: Review) -> Reco
             continue
         origins[entry.origin] += 1
         reasons[entry.reason] += 1
-        if not _fits(entry, wanted):
+        if not _matches_query(entry, wanted):
             continue
-        if total < page * PAGE:  # the page that is asked for, or the last that there is
-            if total % PAGE == 0:
+        if total < page * PAGE_SIZE:  # the page that is asked for, or the last that there is
+            if total % PAGE_SIZE == 0:
                 found.clear()
             found.append(entry)
         total += 1
-    pages = max(1, -(-total // PAGE))
+    pages = max(1, -(-total // PAGE_SIZE))
     return RecordsPage(
         tuple(found),
         total,
@@ -263,24 +291,24 @@ def _list(root: Path, opened: RecordSet, wanted: Wanted, review: Review) -> Reco
         {key: count for key, count in origins.most_common() if key},
         {key: count for key, count in reasons.most_common() if key},
         decisions,
-        _index_of(root, opened.folder),
+        _find_source_index(root, opened.folder),
         opened.is_guarded,
     )
 
 
-def _entries(opened: RecordSet, review: Review) -> Iterator[tuple[str, Entry]]:
+def _iter_entries(opened: RecordSet, review: ReviewLog) -> Iterator[tuple[str, RecordEntry]]:
     for record in opened.records():
-        yield "kept", _of_record(record, review)
+        yield "kept", _build_record_entry(record, review)
     for key, row, raw in opened.dropped():
-        yield "dropped", _of_row(row, raw, key, review)
+        yield "dropped", _build_row_entry(row, raw, key, review)
 
 
-def _of_record(record: Record, review: Review) -> Entry:
+def _build_record_entry(record: Record, review: ReviewLog) -> RecordEntry:
     decision, count = review.latest(record.id)
     messages = decision.messages if decision and decision.messages else None
     evidence = record.fields.get("evidence")
     chain = record.origin.chain
-    return Entry(
+    return RecordEntry(
         record.id,
         messages or tuple((one.role, one.content) for one in record.messages),
         record.origin.kind,
@@ -293,11 +321,13 @@ def _of_record(record: Record, review: Review) -> Entry:
     )
 
 
-def _of_row(row: Row, raw: Mapping[str, Any], key: str, review: Review) -> Entry:
+def _build_row_entry(
+    row: RejectedRow, raw: Mapping[str, Any], key: str, review: ReviewLog
+) -> RecordEntry:
     decision, count = review.latest(key)
-    record = _record_of(raw)
-    base = _of_record(record, review) if record is not None else None
-    return Entry(
+    record = _parse_record(raw)
+    base = _build_record_entry(record, review) if record is not None else None
+    return RecordEntry(
         key,
         (decision.messages if decision and decision.messages else None) or row.says,
         base.origin if base else "",
@@ -316,13 +346,13 @@ def _of_row(row: Row, raw: Mapping[str, Any], key: str, review: Review) -> Entry
     )
 
 
-def _record_of(row: Mapping[str, Any]) -> Record | None:
+def _parse_record(row: Mapping[str, Any]) -> Record | None:
     """Return the record that a row of what was dropped holds, if it holds a whole one."""
     data = row.get("record")
     return Record.from_json(data) if isinstance(data, dict) and "messages" in data else None
 
 
-def _holds(index: Index, passage: str) -> bool:
+def _has_passage(index: Index, passage: str) -> bool:
     try:
         index.row_of(passage)
     except DataError:
@@ -330,7 +360,7 @@ def _holds(index: Index, passage: str) -> bool:
     return True
 
 
-def _fits(entry: Entry, wanted: Wanted) -> bool:
+def _matches_query(entry: RecordEntry, wanted: RecordsQuery) -> bool:
     decided = entry.decision.action if entry.decision else "none"
     if wanted.origin not in {"", entry.origin} or wanted.decision not in {"", decided}:
         return False
@@ -340,9 +370,123 @@ def _fits(entry: Entry, wanted: Wanted) -> bool:
     return not words or any(words in text.casefold() for _, text in entry.says)
 
 
-def _index_of(root: Path, folder: Path) -> str:
+def _find_source_index(root: Path, folder: Path) -> str:
     """Return the name of the index that the records were made from, or an empty text."""
     for parent in read_artifact(folder).parents:
-        if parent.kind == "index" and names_path(parent):
-            return name_of(root, resolve_parent(folder, parent))
+        if parent.kind == "index" and is_path_parent(parent):
+            return to_name(root, resolve_parent(folder, parent))
     return ""
+
+
+_WORD = re.compile(r"\w+")
+
+
+_MAX_EXAMPLES = 3
+
+
+_NO_GENERATOR = "no generator"
+
+
+@dataclass
+class GeneratorSummary:
+    """What one generator left in one artifact.
+
+    ``words_asked`` and ``words_answered`` are means; ``distinct`` is the share of pairs of words in
+    what is asked that differ (distinct-2); ``rejected`` counts a person's decisions.
+    """
+
+    name: str
+    generator: str
+    kept: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    words_asked: float = 0.0
+    words_answered: float = 0.0
+    distinct: float = 0.0
+    reasons: list[tuple[str, int]] = field(default_factory=list)
+    examples: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """The share of what was written that was kept."""
+        written = self.kept + self.dropped
+        return self.kept / written if written else 0.0
+
+
+def compare_generators(sources: Sources, name: str, review: ReviewLog) -> list[GeneratorSummary]:
+    """Return what each generator of an artifact left, and what was taken without any.
+
+    Dropped rows without a record count for the generator that the artifact's others name, where
+    there is only one.
+
+    Raises:
+        DataError: If it is no artifact of records, or not shown to the asker.
+    """
+    with open_record_set(sources, name) as opened:
+        return _compare_opened(opened, name, review)
+
+
+def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[GeneratorSummary]:
+    told: dict[str, _GeneratorTally] = {}
+    for record in opened.records():
+        decision, _ = review.latest(record.id)
+        is_rejected = decision is not None and decision.action == "reject"
+        told.setdefault(_find_generator(record), _GeneratorTally()).keep(
+            record, is_rejected=is_rejected
+        )
+    fallen: Counter[tuple[str, str]] = Counter()
+    for _, _, row in opened.dropped():
+        data = row.get("record")
+        is_whole = isinstance(data, dict) and "messages" in data
+        generator = _find_generator(Record.from_json(data or {})) if is_whole else ""
+        fallen[generator, str(row.get("reason", ""))] += 1
+    named = [generator for generator in told if generator != _NO_GENERATOR]
+    only = named[0] if len(named) == 1 else _NO_GENERATOR
+    for (generator, reason), count in fallen.items():
+        told.setdefault(generator or only, _GeneratorTally()).reasons[reason] += count
+    return [tally.sum_up(name, generator) for generator, tally in sorted(told.items())]
+
+
+class _GeneratorTally:
+    def __init__(self) -> None:
+        self.kept = self.rejected = self.asked = self.answered = self.pairs = 0
+        self.seen: set[tuple[str, str]] = set()
+        self.reasons: Counter[str] = Counter()
+        self.examples: list[tuple[tuple[str, str], ...]] = []
+
+    def keep(self, record: Record, *, is_rejected: bool) -> None:
+        self.kept += 1
+        self.rejected += is_rejected
+        turns = [(one.role, one.content) for one in record.messages]
+        asked = [word for role, text in turns if role == "user" for word in _split_words(text)]
+        self.asked += len(asked)
+        self.answered += sum(len(_split_words(text)) for role, text in turns if role == "assistant")
+        pairs = list(pairwise(asked))
+        self.pairs += len(pairs)
+        self.seen.update(pairs)
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(tuple(turns))
+
+    def sum_up(self, name: str, generator: str) -> GeneratorSummary:
+        count = self.kept or 1
+        return GeneratorSummary(
+            name,
+            generator,
+            self.kept,
+            sum(self.reasons.values()),
+            self.rejected,
+            self.asked / count,
+            self.answered / count,
+            len(self.seen) / self.pairs if self.pairs else 0.0,
+            self.reasons.most_common(_MAX_EXAMPLES),
+            self.examples,
+        )
+
+
+def _find_generator(record: Record) -> str:
+    chain = [link.method for link in record.origin.chain if "generators" in link.method]
+    return chain[-1] if chain else _NO_GENERATOR
+
+
+def _split_words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())

@@ -1,4 +1,4 @@
-"""Sources: passages of an index and the documents they stand in, as one asker sees them.
+"""Passages of an index and their source documents, within the access of a client.
 
 All reading goes through ``rag.audience``: of an index with tenants nothing is shown that whoever
 asks may not see, and a document of another tenant is as unknown as one that never was.
@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
 from stillroom.provenance import find_output, read_artifact
-from stillroom.provenance.sources import look_at_document
-from stillroom.serve.keeping import Keeper
-from stillroom.serve.views.found import find_inside, name_of, read_json
+from stillroom.provenance.sources import locate_document
+from stillroom.serve.middleware.concurrency import ResourceLRU
+from stillroom.serve.views.folder import read_json, resolve_name, to_name
 
 if TYPE_CHECKING:
-    from stillroom.rag.access import Access
-    from stillroom.rag.audience import Audience
-    from stillroom.rag.index import Index
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.user_cache import PerUserIndexCache
+    from stillroom.rag.index.view import AccessContext
     from stillroom.records import Document, Passage
 
 __all__ = ["SourceView", "Sources", "has_tenants"]
 
-_MOST_IDS = 50
-_KEPT = 4
-_PATIENCE_S = 10.0
-_AROUND = 60_000
-_MOST_SHOWN = 400_000
+_MAX_IDS = 50
+_MAX_OPEN_INDEXES = 4
+_OPEN_TIMEOUT_S = 10.0
+_CONTEXT_CHARS = 60_000
+_MAX_DOCUMENT_CHARS = 400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,12 @@ class SourceView:
 class Sources:
     """The indexes of a folder, opened when first asked; closed when others are asked for."""
 
-    def __init__(self, root: Path, access: Access | None = None) -> None:
+    def __init__(self, root: Path, access: AccessContext | None = None) -> None:
         """Read indexes under ``root`` as one asker, where they have tenants."""
         self.root, self.access = root, access
-        self._open: Keeper[Path, Audience] = Keeper(_KEPT, "indexes", patience_s=_PATIENCE_S)
+        self._open: ResourceLRU[Path, PerUserIndexCache] = ResourceLRU(
+            _MAX_OPEN_INDEXES, "indexes", patience_s=_OPEN_TIMEOUT_S
+        )
 
     def index_of(self, name: str) -> Path:
         """Return the folder of a name's index: of a run its index step, of an index itself.
@@ -76,7 +78,7 @@ class Sources:
         Raises:
             DataError: If it is neither.
         """
-        folder = find_inside(self.root, name)
+        folder = resolve_name(self.root, name)
         if read_artifact(folder).kind == "index":
             return folder
         return find_step(folder, "index")
@@ -89,17 +91,17 @@ class Sources:
             DataError: If the name holds none, or it has tenants and nobody asks.
             ResourceError: If too many are read at once.
         """
-        from stillroom.rag.audience import Audience
+        from stillroom.rag.index.user_cache import PerUserIndexCache
 
         folder = self.index_of(name).resolve()
         access = self.access if has_tenants(folder) else None
-        with self._open.use(folder, partial(Audience, folder, default=access)) as audience:
+        with self._open.use(folder, partial(PerUserIndexCache, folder, default=access)) as audience:
             yield audience.seen_by(access)
 
     def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return passages by their ids; of one that is not there only ``missing`` is said."""
         with self.seen(name) as index:
-            return [_describe(index, one) for one in ids[:_MOST_IDS]]
+            return [_describe_passage(index, one) for one in ids[:_MAX_IDS]]
 
     def source(self, name: str, passage_id: str) -> SourceView:
         """Return the document of a passage with the passage marked.
@@ -111,14 +113,14 @@ class Sources:
         with self.seen(name) as index:
             passage = index.passage(passage_id)
             document = index.document(passage.document_id)
-        return _mark(document, passage, folder, name_of(self.root, folder))
+        return _mark_passage(document, passage, folder, to_name(self.root, folder))
 
     def close(self) -> None:
         """Close all that is open."""
         self._open.close()
 
 
-def _describe(index: Index, passage_id: str) -> dict[str, Any]:
+def _describe_passage(index: Index, passage_id: str) -> dict[str, Any]:
     try:
         passage = index.passage(passage_id)
     except DataError:
@@ -140,16 +142,16 @@ def has_tenants(index: Path) -> bool:
     return isinstance(settings, dict) and settings.get("access", "open") != "open"
 
 
-def _mark(document: Document, passage: Passage, folder: Path, name: str) -> SourceView:
+def _mark_passage(document: Document, passage: Passage, folder: Path, name: str) -> SourceView:
     text, start, end = document.text, passage.start, passage.end
     first, last = 0, len(text)
-    if len(text) > _MOST_SHOWN:
-        first = _at_line(text, max(0, start - _AROUND))
-        last = min(len(text), end + _AROUND)
+    if len(text) > _MAX_DOCUMENT_CHARS:
+        first = _find_line_start(text, max(0, start - _CONTEXT_CHARS))
+        last = min(len(text), end + _CONTEXT_CHARS)
     place = passage.location
     notes = []
     try:
-        file, told = look_at_document(folder, place.path, place.digest)
+        file, told = locate_document(folder, place.path, place.digest)
         notes += list(told)
         if file is not None and not told:
             notes.append("the file is the one that was read: its digest is the same")
@@ -184,6 +186,6 @@ def _mark(document: Document, passage: Passage, folder: Path, name: str) -> Sour
     )
 
 
-def _at_line(text: str, position: int) -> int:
+def _find_line_start(text: str, position: int) -> int:
     """Return where the line begins that a position stands in."""
     return text.rfind("\n", 0, position) + 1

@@ -1,3 +1,3 @@
-"""Ways to judge a record: one method a file."""
+"""Filters: one method per file."""
 
 SEAM = "which records are kept, and why the others are not"

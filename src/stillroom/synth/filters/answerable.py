@@ -1,4 +1,4 @@
-"""Answerable: the words that the answer stands on answer this question, and say more than it does.
+"""Answerable: the evidence quote answers the question and adds to the question's own words.
 
 Own method, lexical: what is asked about must be what the evidence speaks of first, nothing may be
 asked that it does not name, and the kind of question (when, why, how many ...) must fit it. The
@@ -14,9 +14,17 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.evidence import passage_of, quote_of, text_of
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.synth.wording import collapse, content_stems, share_supported
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.lexical_overlap import (
+    collapse_whitespace,
+    compute_support,
+    extract_content_stems,
+)
+from stillroom.synth.prompting.conversation import (
+    get_evidence_passage,
+    get_evidence_quote,
+    get_text_field,
+)
 
 __all__ = ["Answerable"]
 
@@ -88,46 +96,49 @@ class Answerable(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._weigh(record, "")
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _InContext(self, context)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _AnswerableState(self, context)
 
-    def _weigh(self, record: Record, heading: str) -> Verdict:
-        question, quote = text_of(record, "question"), collapse(quote_of(record))
+    def _weigh(self, record: Record, heading: str) -> FilterResult:
+        question, quote = (
+            get_text_field(record, "question"),
+            collapse_whitespace(get_evidence_quote(record)),
+        )
         if not question or not quote:
-            return Verdict(True)
-        asked = content_stems(question, frames=False)
-        told = content_stems(quote)
-        known = share_supported(asked, {*told, *content_stems(heading)})
+            return FilterResult(True)
+        asked = extract_content_stems(question, frames=False)
+        told = extract_content_stems(quote)
+        known = compute_support(asked, {*told, *extract_content_stems(heading)})
         if known < self.min_known:
-            return Verdict(False, "asks about what the evidence does not name", known)
+            return FilterResult(False, "asks about what the evidence does not name", known)
         shared = set(asked).intersection(told)
         coverage = len(shared) / max(len(set(told)), 1)
         least = self.min_shared if len(shared) > 1 else max(self.min_shared, self.min_alone)
         if not shared or coverage < least:
-            return Verdict(False, "question and evidence hardly share a word", coverage)
-        new = set(content_stems(text_of(record, "answer"))) - set(asked)
+            return FilterResult(False, "question and evidence hardly share a word", coverage)
+        new = set(extract_content_stems(get_text_field(record, "answer"))) - set(asked)
         if len(new) < self.min_new:
-            return Verdict(False, "answer says nothing beyond the question", float(len(new)))
+            return FilterResult(False, "answer says nothing beyond the question", float(len(new)))
         lead = max(1, round(self.lead * len(told)))
         if not shared.intersection(told[:lead]) or not _fits_definition(
             question, quote, told, self.lead
         ):
-            return Verdict(False, "evidence is about something else first", coverage)
+            return FilterResult(False, "evidence is about something else first", coverage)
         if not _fits_kind(question, quote):
-            return Verdict(False, "evidence does not fit the kind of question", coverage)
-        return Verdict(True, score=coverage)
+            return FilterResult(False, "evidence does not fit the kind of question", coverage)
+        return FilterResult(True, score=coverage)
 
 
-class _InContext:
-    def __init__(self, chosen: Answerable, context: Context) -> None:
+class _AnswerableState:
+    def __init__(self, chosen: Answerable, context: FilterContext) -> None:
         self._chosen, self._context = chosen, context
 
-    def judge(self, record: Record) -> Verdict:
-        passage = passage_of(record, self._context)
+    def judge(self, record: Record) -> FilterResult:
+        passage = get_evidence_passage(record, self._context)
         heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
         return self._chosen._weigh(record, heading)
 
@@ -146,7 +157,7 @@ def _fits_definition(question: str, quote: str, told: list[str], lead: float) ->
         return True
     if re.search(re.escape(match["term"] or match["meant"]) + _DOING, quote, re.IGNORECASE):
         return False
-    term = content_stems(match["term"] or match["meant"], frames=False)
+    term = extract_content_stems(match["term"] or match["meant"], frames=False)
     present = [word for word in term if word in told]
     if not present:
         return False

@@ -1,4 +1,4 @@
-"""Decontaminate: no held-out question or answer, and no named test item, is in training records.
+"""Decontaminate: no held-out record or benchmark item in training records.
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: what counts is
 the share of an item's information that stands, in order, within a stretch of the training text, so
@@ -17,10 +17,15 @@ from typing_extensions import override
 
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import Answers, CodeFinder, WordFinder, read_test_items
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.text.contamination import count_texts
+from stillroom.synth.dedup.leakage import (
+    BenchmarkAnswers,
+    CodeFinder,
+    WordFinder,
+    read_benchmark_items,
+)
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.prompting.conversation import get_text_field
+from stillroom.text.dedup.contamination import count_document_frequencies
 
 __all__ = ["Decontaminate"]
 
@@ -43,45 +48,45 @@ class Decontaminate(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
-        return Verdict(True, score=0.0)
+    def judge(self, record: Record) -> FilterResult:
+        return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _Items(self, context)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _DecontaminateState(self, context)
 
 
-class _Items:
+class _DecontaminateState:
     """The items; of the run's own there are none while the held-out side itself is judged."""
 
-    def __init__(self, chosen: Decontaminate, context: Context) -> None:
-        own = {text_of(record, name) for record in context.held_out for name in _FIELDS}
-        named = {item.text: item for item in read_test_items(chosen.against)}
+    def __init__(self, chosen: Decontaminate, context: FilterContext) -> None:
+        own = {get_text_field(record, name) for record in context.held_out for name in _FIELDS}
+        named = {item.text: item for item in read_benchmark_items(chosen.against)}
         self._items, self._near = sorted(own | named.keys()), chosen.near
         self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}
         # what is common in these documents tells questions about them apart the least
-        frequency, count = count_texts(one.text for one in context.passages.values())
+        frequency, count = count_document_frequencies(one.text for one in context.passages.values())
         answers = [named[text].answer if text in named else "" for text in self._items]
         code = CodeFinder(zip(self._items, answers, strict=True))
         for passage in context.passages.values():
             code.count(passage.text)
         self._finder = WordFinder(
             self._items,
-            Answers(answers),
+            BenchmarkAnswers(answers),
             frequency=frequency,
             texts=count,
             near=chosen.near,
             code=code,
         )
 
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         match = self._finder.find(record)
         if match is None:
-            return Verdict(True, score=0.0)
+            return FilterResult(True, score=0.0)
         item = self._items[match.item]
         where = self._where.get(item, "")
         reason = "holds a named test item" if where else "held-out text in training"
-        return Verdict(False, reason, match.share, self._near, against=f"{where}{item}")
+        return FilterResult(False, reason, match.share, self._near, against=f"{where}{item}")
 
     def admit(self, record: Record) -> None:
         """Remember nothing: the items are fixed before records are judged."""

@@ -1,4 +1,4 @@
-"""DEITA: how complex an instruction is and how good its answer, by scorer checkpoints or a judge.
+"""DEITA: instruction complexity and response quality, by scorer checkpoints or an LLM judge.
 
 Source: Liu et al. 2023, arXiv:2312.15685. With ``complexity_scorer`` and ``quality_scorer`` (the
 authors' checkpoints, or others trained in their form) a score is the expected mark of 1 to 6 under
@@ -19,14 +19,20 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.models.choosing import weigh_options
+from stillroom.models.choice import score_options
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Message, Prompt, Record
-from stillroom.synth.asking import fence
-from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
-from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import exchanges_of
+from stillroom.synth.interfaces import (
+    FilterContext,
+    FilterResult,
+    ModelScoredFilter,
+    ScoringState,
+    get_concurrency,
+    score_individually,
+)
+from stillroom.synth.prompting.conversation import get_exchanges
+from stillroom.synth.prompting.requests import fence_text
 
 __all__ = ["Deita"]
 
@@ -61,7 +67,7 @@ _STEPS = (
 )
 
 
-class Deita(Measured):
+class Deita(ModelScoredFilter):
     """Drops plain instructions and poor answers, each scored from 1 to 6."""
 
     paper: ClassVar[str] = "arXiv:2312.15685"
@@ -86,7 +92,7 @@ class Deita(Measured):
     )
 
     @override
-    def begin(self, context: Context) -> Meter:
+    def begin(self, context: FilterContext) -> ScoringState:
         if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
             raise RecipeError(
                 "deita has nothing to score with",
@@ -94,11 +100,11 @@ class Deita(Measured):
                 expected="complexity_scorer and quality_scorer, or a judge_model for what has none",
                 next="name a judge_model, better another than writes the records",
             )
-        return _Scored(self, context)
+        return _DeitaState(self, context)
 
 
-class _Scored(Meter):
-    def __init__(self, chosen: Deita, context: Context) -> None:
+class _DeitaState(ScoringState):
+    def __init__(self, chosen: Deita, context: FilterContext) -> None:
         self._chosen = chosen
         lend = context.models.text_model
         self._by = {
@@ -110,17 +116,17 @@ class _Scored(Meter):
             "quality": chosen.quality_scorer or chosen.judge_model,
         }
         self._models = {name: lend(place) for name, place in named.items() if place is not None}
-        self.concurrency = concurrency_of(list(self._models.values()))
+        self.concurrency = get_concurrency(list(self._models.values()))
         self._seed = context.seed
         prints = [model.fingerprint for model in self._models.values()]
         self.fingerprint = digest_json([prints, self._by, 2])
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        return each_by_itself(records, self._measure)
+        return score_individually(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        exchanges = exchanges_of(record)
+        exchanges = get_exchanges(record)
         if not exchanges or not all(asked.strip() for asked, _ in exchanges):
             return {"failed": "there is no question, or no answer"}
         forms: dict[str, Callable[[str, str], Prompt]] = {
@@ -131,7 +137,7 @@ class _Scored(Meter):
         marks: dict[str, list[float]] = {}
         for name, model in self._models.items():
             prompts = [forms[name](asked, said) for asked, said in exchanges]
-            chosen = weigh_options(model, prompts, _MARKS, seed=self._seed)
+            chosen = score_options(model, prompts, _MARKS, seed=self._seed)
             scores = [one.expect([float(mark) for mark in _MARKS]) for one in chosen]
             marks[name] = [score for score in scores if score is not None]
             if len(marks[name]) < len(scores):
@@ -143,7 +149,7 @@ class _Scored(Meter):
         return found
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         chosen = self._chosen
         product = value["product"]
         for name, score, least in (
@@ -152,8 +158,8 @@ class _Scored(Meter):
             ("complexity times quality", product, chosen.min_product),
         ):
             if score < least:
-                return Verdict(False, f"{name} too low", score, least, told=value)
-        return Verdict(True, score=product, told=value)
+                return FilterResult(False, f"{name} too low", score, least, told=value)
+        return FilterResult(True, score=product, told=value)
 
 
 def _form_question(asked: str, said: str) -> Prompt:
@@ -168,7 +174,7 @@ def _place_question(asked: str, said: str) -> Prompt:
     rungs = "\n".join(f"{at}: {text}" for at, text in enumerate(_LADDER, 1))
     words = (
         f"A ladder of tasks, each made from the one before by asking for more:\n{rungs}\n\n"
-        f"Another task:\n{fence(asked)}\n\nWhich rung is as demanding as this task, whatever it is "
+        f"Another task:\n{fence_text(asked)}\n\nWhich rung is as demanding as this task, whatever it is "
         "about? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))
@@ -177,7 +183,7 @@ def _place_question(asked: str, said: str) -> Prompt:
 def _place_answer(asked: str, said: str) -> Prompt:
     steps = "\n".join(_STEPS)
     words = (
-        f"Task:\n{fence(asked)}\n\nAnswer:\n{fence(said)}\n\nSteps of quality:\n{steps}\n\n"
+        f"Task:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}\n\nSteps of quality:\n{steps}\n\n"
         "On which step does the answer stand? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))

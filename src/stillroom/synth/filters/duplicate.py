@@ -1,4 +1,4 @@
-"""Duplicate: the same question, the same answer, or nearly the same record as one already kept.
+"""Duplicate: no repeated question, repeated answer or near-duplicate record.
 
 Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
 are compared with kept ones only, in a fixed order, so that nothing falls to what itself fell. The
@@ -13,11 +13,11 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.evidence import text_of
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.synth.wording import collapse
-from stillroom.text.normalize import words
-from stillroom.text.similarity import Hashes, MinHasher, jaccard
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import get_text_field
+from stillroom.text.dedup.shingles import HashArray, MinHasher, jaccard_similarity
+from stillroom.text.unicode import split_words
 
 __all__ = ["Duplicate"]
 
@@ -40,15 +40,15 @@ class Duplicate(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
-        return Verdict(True, score=0.0)
+    def judge(self, record: Record) -> FilterResult:
+        return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _Kept(self)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _DuplicateState(self)
 
 
-class _Kept:
+class _DuplicateState:
     """What was admitted so far."""
 
     def __init__(self, chosen: Duplicate) -> None:
@@ -57,26 +57,27 @@ class _Kept:
         self._questions: dict[str, int] = {}
         self._answers: dict[str, int] = {}
         self._shown: list[str] = []
-        self._sets: list[Hashes] = []
+        self._sets: list[HashArray] = []
         self._bands: dict[tuple[int, int], list[int]] = {}
 
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         question, answer = _keys(record)
         if question and question in self._questions:
             like = self._shown[self._questions[question]]
-            return Verdict(False, "same question as one kept", 1.0, against=like)
-        if answer in self._answers and len(words(answer)) >= self._answer_words:
+            return FilterResult(False, "same question as one kept", 1.0, against=like)
+        if answer in self._answers and len(split_words(answer)) >= self._answer_words:
             like = self._shown[self._answers[answer]]
-            return Verdict(False, "same answer as one kept", 1.0, against=like)
+            return FilterResult(False, "same answer as one kept", 1.0, against=like)
         hashes, keys = self._hash(record)
         candidates = {one for place in enumerate(keys) for one in self._bands.get(place, ())}
         nearest, like_at = max(
-            ((jaccard(hashes, self._sets[one]), -one) for one in candidates), default=(0.0, 0)
+            ((jaccard_similarity(hashes, self._sets[one]), -one) for one in candidates),
+            default=(0.0, 0),
         )
         if nearest >= self._threshold:
             reason, like = "nearly the same as one kept", self._shown[-like_at]
-            return Verdict(False, reason, nearest, self._threshold, against=like)
-        return Verdict(True, score=nearest)
+            return FilterResult(False, reason, nearest, self._threshold, against=like)
+        return FilterResult(True, score=nearest)
 
     def admit(self, record: Record) -> None:
         question, answer = _keys(record)
@@ -89,7 +90,7 @@ class _Kept:
             self._bands.setdefault(place, []).append(len(self._sets))
         self._sets.append(hashes)
 
-    def _hash(self, record: Record) -> tuple[Hashes, list[int]]:
+    def _hash(self, record: Record) -> tuple[HashArray, list[int]]:
         hashes = self._hasher.shingles("\n".join(one.content for one in record.messages))
         if not len(hashes):  # no words: such texts have nothing in common
             return hashes, []
@@ -97,5 +98,8 @@ class _Kept:
 
 
 def _keys(record: Record) -> tuple[str, str]:
-    texts = [collapse(text_of(record, name)).casefold() for name in ("question", "answer")]
+    texts = [
+        collapse_whitespace(get_text_field(record, name)).casefold()
+        for name in ("question", "answer")
+    ]
     return texts[0], texts[1]

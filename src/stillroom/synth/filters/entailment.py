@@ -1,4 +1,4 @@
-"""Entailment: every sentence of the answer follows from the passage, by a model of inference.
+"""Entailment: every sentence of the answer is entailed by the passage, by an NLI model.
 
 Source: Honovich et al. 2022, arXiv:2204.04991 (TRUE), and Laban et al. 2022, arXiv:2111.09525
 (SummaC: sentence by sentence against windows of the source, the best window counts). The words
@@ -16,16 +16,24 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.evidence import passage_of, quote_of
-from stillroom.synth.measured import Measured, Meter, each_by_itself
-from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import answer_of
-from stillroom.text.sentences import cut_windows, split_sentences
+from stillroom.synth.interfaces import (
+    FilterContext,
+    FilterResult,
+    ModelScoredFilter,
+    ScoringState,
+    score_individually,
+)
+from stillroom.synth.prompting.conversation import (
+    get_evidence_passage,
+    get_evidence_quote,
+    get_last_answer,
+)
+from stillroom.text.language import split_sentences, split_windows
 
 __all__ = ["Entailment"]
 
 
-class Entailment(Measured):
+class Entailment(ModelScoredFilter):
     """Drops answers with a sentence that does not follow from their passage."""
 
     paper: ClassVar[str] = "arXiv:2204.04991"
@@ -39,27 +47,27 @@ class Entailment(Measured):
     window: int = Field(4, ge=1, le=100, description="sentences of the passage read at once")
 
     @override
-    def begin(self, context: Context) -> Meter:
-        return _Inferred(self, context)
+    def begin(self, context: FilterContext) -> ScoringState:
+        return _EntailmentState(self, context)
 
 
-class _Inferred(Meter):
-    def __init__(self, chosen: Entailment, context: Context) -> None:
+class _EntailmentState(ScoringState):
+    def __init__(self, chosen: Entailment, context: FilterContext) -> None:
         self._chosen, self._context = chosen, context
         self._model = context.models.entailment(chosen.checkpoint)
         self.fingerprint = digest_json([self._model.fingerprint, chosen.window])
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        return each_by_itself(records, self._measure)
+        return score_individually(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        passage = passage_of(record, self._context)
-        source = passage.text if passage is not None else quote_of(record)
-        answer = answer_of(record)
+        passage = get_evidence_passage(record, self._context)
+        source = passage.text if passage is not None else get_evidence_quote(record)
+        answer = get_last_answer(record)
         if not source.strip():
             return {"failed": "it names no passage"}
-        parts = cut_windows(source, self._chosen.window)
+        parts = split_windows(source, self._chosen.window)
         worst, sentence = 1.0, ""
         for start, end in split_sentences(answer):
             said = answer[start:end]
@@ -69,10 +77,10 @@ class _Inferred(Meter):
         return {"chance": worst, "sentence": sentence}
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         chance = value["chance"]
         if chance < self._chosen.min_chance:
             told = {"sentence": value["sentence"]}
             limit = self._chosen.min_chance
-            return Verdict(False, "does not follow from the passage", chance, limit, told=told)
-        return Verdict(True, score=chance)
+            return FilterResult(False, "does not follow from the passage", chance, limit, told=told)
+        return FilterResult(True, score=chance)

@@ -1,4 +1,4 @@
-"""Gopher quality: texts that look like running prose of a language.
+"""Gopher quality: heuristics for running prose.
 
 Source: Rae et al. 2021, arXiv:2112.11446, section A1.1 (quality filtering). Differs: the bounds on
 words are for records, not for web pages, and the stop words are asked of English only.
@@ -13,10 +13,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
-from stillroom.synth.turns import answer_of
+from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.synth.prompting.conversation import get_last_answer
 from stillroom.text.language import detect_language
-from stillroom.text.normalize import words
+from stillroom.text.unicode import split_words
 
 __all__ = ["GopherQuality"]
 
@@ -46,44 +46,44 @@ class GopherQuality(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
-        text = answer_of(record)
-        found = words(text)
+    def judge(self, record: Record) -> FilterResult:
+        text = get_last_answer(record)
+        found = split_words(text)
         if not self.min_words <= len(found) <= self.max_words:
             bound = self.min_words if len(found) < self.min_words else self.max_words
-            return Verdict(False, "too few or too many words", float(len(found)), float(bound))
+            return FilterResult(False, "too few or too many words", float(len(found)), float(bound))
         lines = [line for line in text.splitlines() if line.strip()]
-        return self._weigh_words(text, found) or self._weigh_lines(lines) or Verdict(True)
+        return self._weigh_words(text, found) or self._weigh_lines(lines) or FilterResult(True)
 
-    def _weigh_words(self, text: str, found: list[str]) -> Verdict | None:
+    def _weigh_words(self, text: str, found: list[str]) -> FilterResult | None:
         if not found:
             return None
         mean = sum(map(len, found)) / len(found)
         spaced = len(text.split()) > len(found) / 2  # scripts without spaces have other words
         if spaced and mean < self.min_mean_length:
-            return Verdict(False, "words too short on average", mean, self.min_mean_length)
+            return FilterResult(False, "words too short on average", mean, self.min_mean_length)
         if mean > self.max_mean_length:
-            return Verdict(False, "words too long on average", mean, self.max_mean_length)
+            return FilterResult(False, "words too long on average", mean, self.max_mean_length)
         symbols = len(_SYMBOL.findall(text)) / len(found)
         if symbols > self.max_symbols:
-            return Verdict(False, "too many symbols", symbols, self.max_symbols)
+            return FilterResult(False, "too many symbols", symbols, self.max_symbols)
         tokens = [token for token in text.split() if not _BULLET.fullmatch(token)]
         letters = sum(bool(_LETTER.search(word)) for word in tokens) / max(len(tokens), 1)
         if letters < self.min_alphabetic:
-            return Verdict(False, "too few words with letters", letters, self.min_alphabetic)
+            return FilterResult(False, "too few words with letters", letters, self.min_alphabetic)
         if len(found) >= _LONG and self.min_stop_words and detect_language(text) == "en":
             stops = len(_STOP_WORDS.intersection(found))
             if stops < self.min_stop_words:
                 bound = float(self.min_stop_words)
-                return Verdict(False, "too few stop words", float(stops), bound)
+                return FilterResult(False, "too few stop words", float(stops), bound)
         return None
 
-    def _weigh_lines(self, lines: list[str]) -> Verdict | None:
+    def _weigh_lines(self, lines: list[str]) -> FilterResult | None:
         count = max(len(lines), 1)
         bullets = sum(bool(_BULLET.match(line)) for line in lines) / count
         if bullets > self.max_bullets and len(lines) > 1:
-            return Verdict(False, "nothing but bullets", bullets, self.max_bullets)
+            return FilterResult(False, "nothing but bullets", bullets, self.max_bullets)
         ends = sum(line.rstrip().endswith(("...", "…")) for line in lines) / count
         if ends > self.max_ellipses and len(lines) > 1:
-            return Verdict(False, "lines end in ellipses", ends, self.max_ellipses)
+            return FilterResult(False, "lines end in ellipses", ends, self.max_ellipses)
         return None

@@ -1,4 +1,4 @@
-"""Grounded: the answer is supported by the passage it names.
+"""Grounded: the answer is supported by its passage.
 
 Source: Honovich et al. 2022, arXiv:2204.04991 (consistency with a source). Differs: lexical, since
 no second model is assumed: content words must mostly, names and numbers must all, be in it.
@@ -12,10 +12,19 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Passage, Record
-from stillroom.synth.evidence import passage_of, quote_of, text_of
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.synth.wording import collapse, content_stems, names_and_numbers, share_supported
-from stillroom.text.normalize import words
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.lexical_overlap import (
+    collapse_whitespace,
+    compute_support,
+    extract_content_stems,
+    extract_names_and_numbers,
+)
+from stillroom.synth.prompting.conversation import (
+    get_evidence_passage,
+    get_evidence_quote,
+    get_text_field,
+)
+from stillroom.text.unicode import split_words
 
 __all__ = ["Grounded"]
 
@@ -31,41 +40,41 @@ class Grounded(Filter):
     min_words: int = Field(3, ge=1, description="fewest content words of an answer")
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._weigh(record, None)
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _InContext(self, context)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _GroundedState(self, context)
 
-    def _weigh(self, record: Record, passage: Passage | None) -> Verdict:
-        answer = text_of(record, "answer")
-        quote = quote_of(record)
+    def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
+        answer = get_text_field(record, "answer")
+        quote = get_evidence_quote(record)
         if not answer and "evidence" not in record.fields:
-            return Verdict(True)
+            return FilterResult(True)
         if not quote.strip():
-            return Verdict(False, "names no evidence", 0.0)
+            return FilterResult(False, "names no evidence", 0.0)
         if passage is not None and not _stands_in(record, quote, passage):
-            return Verdict(False, "evidence is not in its passage", 0.0)
+            return FilterResult(False, "evidence is not in its passage", 0.0)
         source = passage.text if passage is not None else quote
-        stems = content_stems(answer)
+        stems = extract_content_stems(answer)
         if len(set(stems)) < self.min_words:
-            return Verdict(False, "answer says too little", 0.0)
-        known = set(words(source))
-        if any(word not in known for word in names_and_numbers(answer)):
-            return Verdict(False, "a name or number is not in the passage", 0.0)
-        support = share_supported(stems, set(content_stems(source)))
+            return FilterResult(False, "answer says too little", 0.0)
+        known = set(split_words(source))
+        if any(word not in known for word in extract_names_and_numbers(answer)):
+            return FilterResult(False, "a name or number is not in the passage", 0.0)
+        support = compute_support(stems, set(extract_content_stems(source)))
         if support < self.min_support:
-            return Verdict(False, "not supported by the passage", support)
-        return Verdict(True, score=support)
+            return FilterResult(False, "not supported by the passage", support)
+        return FilterResult(True, score=support)
 
 
-class _InContext:
-    def __init__(self, chosen: Grounded, context: Context) -> None:
+class _GroundedState:
+    def __init__(self, chosen: Grounded, context: FilterContext) -> None:
         self._chosen, self._context = chosen, context
 
-    def judge(self, record: Record) -> Verdict:
-        return self._chosen._weigh(record, passage_of(record, self._context))
+    def judge(self, record: Record) -> FilterResult:
+        return self._chosen._weigh(record, get_evidence_passage(record, self._context))
 
     def admit(self, record: Record) -> None:
         """Remember nothing: support does not depend on what was kept."""
@@ -76,4 +85,4 @@ def _stands_in(record: Record, quote: str, passage: Passage) -> bool:
     start, end = evidence.get("start"), evidence.get("end")
     if isinstance(start, int) and isinstance(end, int) and passage.start <= start <= end:
         return passage.text[start - passage.start : end - passage.start] == quote
-    return collapse(quote) in collapse(passage.text)
+    return collapse_whitespace(quote) in collapse_whitespace(passage.text)

@@ -1,4 +1,4 @@
-"""IFD: how much the instruction helps a model to foresee the answer.
+"""IFD: instruction-following difficulty, the ratio of conditioned to unconditioned answer loss.
 
 Source: Li et al. 2023, arXiv:2308.12032 (IFD), and Li et al. 2024, arXiv:2402.00530
 (Superfiltering: a small model ranks as a large one does). ``ratio: perplexity`` is what their code
@@ -20,14 +20,19 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
-from stillroom.synth.measured import Measured, Meter, each_by_itself
-from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import answer_of, asked_of
+from stillroom.synth.interfaces import (
+    FilterContext,
+    FilterResult,
+    ModelScoredFilter,
+    ScoringState,
+    score_individually,
+)
+from stillroom.synth.prompting.conversation import get_last_answer, get_prompt_messages
 
 __all__ = ["Ifd"]
 
 
-class Ifd(Measured):
+class Ifd(ModelScoredFilter):
     """Drops answers that their instruction does not help to foresee."""
 
     paper: ClassVar[str] = "arXiv:2402.00530"
@@ -43,29 +48,29 @@ class Ifd(Measured):
     max_ifd: float = Field(1.0, gt=0, description="more: the instruction does not help")
 
     @override
-    def begin(self, context: Context) -> Meter:
-        return _Difficult(self, context)
+    def begin(self, context: FilterContext) -> ScoringState:
+        return _IfdState(self, context)
 
 
-class _Difficult(Meter):
-    def __init__(self, chosen: Ifd, context: Context) -> None:
+class _IfdState(ScoringState):
+    def __init__(self, chosen: Ifd, context: FilterContext) -> None:
         self._chosen = chosen
         self._model = context.models.text_model(chosen.model)
         self.fingerprint = digest_json([self._model.fingerprint, "ifd"])
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        return each_by_itself(records, self._measure)
+        return score_individually(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        asked, answer = asked_of(record), answer_of(record)
+        asked, answer = get_prompt_messages(record), get_last_answer(record)
         if not asked or not answer.strip():
             return {"failed": "there is no question, or no answer"}
         given, alone = self._model.score([Prompt(asked), Prompt(text="")], [answer, answer])
         return {"given": -given.mean, "alone": -alone.mean, "tokens": len(given.logprobs)}
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         chosen, given, alone = self._chosen, value["given"], value["alone"]
         if chosen.ratio == "perplexity":
             ifd = math.exp(min(given - alone, 700.0))
@@ -73,7 +78,7 @@ class _Difficult(Meter):
             ifd = given / alone if alone else 1.0
         told = {"loss_given": given, "loss_alone": alone, "ratio": chosen.ratio}
         if ifd > chosen.max_ifd:
-            return Verdict(False, "the question does not help", ifd, chosen.max_ifd, told=told)
+            return FilterResult(False, "the question does not help", ifd, chosen.max_ifd, told=told)
         if ifd < chosen.min_ifd:
-            return Verdict(False, "too easy", ifd, chosen.min_ifd, told=told)
-        return Verdict(True, score=ifd, told=told)
+            return FilterResult(False, "too easy", ifd, chosen.min_ifd, told=told)
+        return FilterResult(True, score=ifd, told=told)

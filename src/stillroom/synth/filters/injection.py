@@ -1,4 +1,4 @@
-"""Injection: text that gives orders to a model instead of informing a reader.
+"""Injection: no prompt injection in the record.
 
 Source: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents); Perez and Ribeiro 2022,
 arXiv:2211.09527 (orders against orders, and for the prompt itself). Differs: forms of orders, not a
@@ -18,8 +18,8 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
-from stillroom.text.normalize import count_invisible, strip_invisible
+from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.text.unicode import count_invisible, strip_invisible
 
 __all__ = ["Injection"]
 
@@ -182,14 +182,14 @@ class Injection(Filter):
     judges_passages: ClassVar[bool] = True
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         is_about = "evidence" in record.fields
         for message in record.messages:
             is_task = message.role in {"user", "system"} and not is_about
             shown = strip_invisible(message.content)
             is_order = (_AGAINST if is_task else _ORDER).search(_flatten(shown))
             if is_order or (not is_task and _TURN.search(shown)):
-                return Verdict(False, "gives orders to a model", 0.0)
+                return FilterResult(False, "gives orders to a model", 0.0)
             if "question" in record.fields and count_invisible(message.content):
-                return Verdict(False, "hides characters", 0.0)
-        return Verdict(True)
+                return FilterResult(False, "hides characters", 0.0)
+        return FilterResult(True)

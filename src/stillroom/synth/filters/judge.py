@@ -1,4 +1,4 @@
-"""Judge: one model or several give marks by a rubric; pairs are compared in both orders.
+"""Judge: rubric scores of one or several LLM judges; pairs are compared in both orders.
 
 Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A mark is the
 expected one under the judge's probabilities where its engine gives them (Liu et al. 2023,
@@ -19,17 +19,26 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
-from stillroom.evaluate.judge_agreement import PlattScale
-from stillroom.evaluate.raters import IsotonicScale, krippendorff_alpha
-from stillroom.evaluate.rubric import RubricJudge
-from stillroom.objects import local
+from stillroom.evaluate.judges import RubricJudge
+from stillroom.evaluate.metrics.agreement import IsotonicScaler, PlattScaler, krippendorff_alpha
+from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record, read_records
-from stillroom.synth.asking import fence
-from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
-from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import answer_of, instruction_of, talk_before
+from stillroom.synth.interfaces import (
+    FilterContext,
+    FilterResult,
+    ModelScoredFilter,
+    ScoringState,
+    get_concurrency,
+    score_individually,
+)
+from stillroom.synth.prompting.conversation import (
+    get_history,
+    get_last_answer,
+    get_last_instruction,
+)
+from stillroom.synth.prompting.requests import fence_text
 
 __all__ = ["Judge"]
 
@@ -43,7 +52,7 @@ _HALF = 0.5
 _FEWEST = 5
 
 
-class Judge(Measured):
+class Judge(ModelScoredFilter):
     """Drops what judges find poor, and pairs whose better answer is not better."""
 
     paper: ClassVar[str] = "arXiv:2306.05685"
@@ -72,63 +81,65 @@ class Judge(Measured):
     )
 
     @override
-    def begin(self, context: Context) -> Meter:
-        return _Judging(self, context)
+    def begin(self, context: FilterContext) -> ScoringState:
+        return _JudgeState(self, context)
 
 
-class _Judging(Meter):
-    def __init__(self, chosen: Judge, context: Context) -> None:
+class _JudgeState(ScoringState):
+    def __init__(self, chosen: Judge, context: FilterContext) -> None:
         self._chosen = chosen
         models = [context.models.text_model(place) for place in chosen.judges]
-        self.concurrency = concurrency_of(models)
+        self.concurrency = get_concurrency(models)
         self._judges = [
             RubricJudge(model, chosen.rubric, scale=chosen.scale, seed=context.seed)
             for model in models
         ]
         self._names = [model.fingerprint for model in models]
         self.fingerprint = digest_json([*(judge.fingerprint for judge in self._judges), "talk"])
-        self._lessons = _read_lessons(chosen.labels)
-        self._fitted: IsotonicScale | PlattScale | None = None
+        self._lessons = _read_calibration_records(chosen.labels)
+        self._fitted: IsotonicScaler | PlattScaler | None = None
         self._told: dict[str, Any] = {}
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        return each_by_itself(records, self._measure)
+        return score_individually(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        asked, said = instruction_of(record), answer_of(record)
+        asked, said = get_last_instruction(record), get_last_answer(record)
         rejected = record.fields.get("rejected")
-        talk = talk_before(record)
-        before = f"Talk so far:\n{fence(talk)}\n\n" if talk else ""
+        talk = get_history(record)
+        before = f"Talk so far:\n{fence_text(talk)}\n\n" if talk else ""
         about = {"id": record.id, "length": len(said), "own": _wrote(record, self._names)}
         if isinstance(rejected, str):
-            task = f"{before}Question:\n{fence(asked)}"
+            task = f"{before}Question:\n{fence_text(asked)}"
             found = [one.compare([(task, said, rejected)])[0].to_json() for one in self._judges]
             if any(one["winner"] is None for one in found):
                 return {"failed": "a judge gave no verdict"}
             return {**about, "pairs": found}
-        task = f"{before}Question:\n{fence(asked)}\n\nAnswer:\n{fence(said)}"
+        task = f"{before}Question:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}"
         ratings = [judge.rate([task])[0] for judge in self._judges]
         if any(rating.mean is None for rating in ratings):
             return {"failed": "a judge gave no mark"}
         return {**about, "ratings": [rating.to_json() for rating in ratings]}
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         if "pairs" in value:
             chance = math.fsum(one["chance"] for one in value["pairs"]) / len(value["pairs"])
             wins = sum(one["winner"] == "first" for one in value["pairs"])
             told = {"judges": value["pairs"]}
             if wins * 2 <= len(value["pairs"]) or chance <= self._chosen.min_chance:
                 limit = self._chosen.min_chance
-                return Verdict(False, "the chosen answer is not better", chance, limit, told=told)
-            return Verdict(True, score=chance, told=told)
+                return FilterResult(
+                    False, "the chosen answer is not better", chance, limit, told=told
+                )
+            return FilterResult(True, score=chance, told=told)
         raw = _mean_of(value)
         score = self._to_people(raw)
         told = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
         if score < self._chosen.min_score:
-            return Verdict(False, "judged poor", score, self._chosen.min_score, told=told)
-        return Verdict(True, score=score, told=told)
+            return FilterResult(False, "judged poor", score, self._chosen.min_score, told=told)
+        return FilterResult(True, score=score, told=told)
 
     @override
     def lessons(self) -> Sequence[Record]:
@@ -145,9 +156,9 @@ class _Judging(Meter):
         if self._chosen.calibration == "platt":
             top = self._chosen.scale - 1
             chances = [(score - 1) / top for score in scores]
-            self._fitted = PlattScale.fit(chances, [label > _HALF for label in labels])
+            self._fitted = PlattScaler.fit(chances, [label > _HALF for label in labels])
         else:
-            self._fitted = IsotonicScale.fit(scores, labels)
+            self._fitted = IsotonicScaler.fit(scores, labels)
         gaps = [abs(self._to_people(one) - other) for one, other in scored]
         self._told = {
             "fitted to": len(scored),
@@ -156,7 +167,7 @@ class _Judging(Meter):
         }
 
     def _to_people(self, score: float) -> float:
-        if isinstance(self._fitted, PlattScale):
+        if isinstance(self._fitted, PlattScaler):
             return self._fitted.apply((score - 1) / (self._chosen.scale - 1))
         return self._fitted.apply(score) if self._fitted is not None else score
 
@@ -184,10 +195,10 @@ class _Judging(Meter):
         return told
 
 
-def _read_lessons(place: str | None) -> list[Record]:
+def _read_calibration_records(place: str | None) -> list[Record]:
     if place is None:
         return []
-    found = [record for record in read_records(local(place)) if _is_scored(record)]
+    found = [record for record in read_records(resolve_local(place)) if _is_scored(record)]
     if len(found) < _FEWEST:
         raise DataError(
             f"{place} holds {len(found)} records that people have scored",

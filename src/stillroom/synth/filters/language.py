@@ -1,4 +1,4 @@
-"""Language: question and answer are each in the language of the passage.
+"""Language: question and answer are in the language of the passage.
 
 Own method, over the floor's detector, which judges every message by itself: a question outweighs an
 answer of another language where both are judged as one text. Where no passage and no setting says
@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Context, Filter, Judge, Verdict
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.text.language import detect_language
 
 __all__ = ["Language"]
@@ -32,28 +32,28 @@ class Language(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._compare(record, "")
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _ByPassage(self, context)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _LanguageState(self, context)
 
-    def _compare(self, record: Record, expected: str) -> Verdict:
+    def _compare(self, record: Record, expected: str) -> FilterResult:
         said = [one.content for one in record.messages if one.role in _SPOKEN]
         found = [language for text in said if (language := detect_language(text))]
         wanted = self.languages or ((expected,) if expected else tuple(found[:1]))
         if any(language not in wanted for language in found):
-            return Verdict(False, "another language", 0.0)
-        return Verdict(True)
+            return FilterResult(False, "another language", 0.0)
+        return FilterResult(True)
 
 
-class _ByPassage:
-    def __init__(self, chosen: Language, context: Context) -> None:
+class _LanguageState:
+    def __init__(self, chosen: Language, context: FilterContext) -> None:
         self._chosen, self._context = chosen, context
         self._known: dict[str, str] = {}
 
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._chosen._compare(record, self._language_of(record))
 
     def admit(self, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Length: question, answer and whole within bounds, counted in tokens of a tokenizer.
+"""Length: question, answer and whole record within token bounds.
 
 Own method. Words and characters can be counted instead; words are those of every script (a
 character each, where a script has no spaces).
@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.synth.turns import answer_of, asked_of
-from stillroom.text.normalize import words
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.prompting.conversation import get_last_answer, get_prompt_messages
+from stillroom.text.unicode import split_words
 
 __all__ = ["Length"]
 
@@ -41,18 +41,18 @@ class Length(Filter):
     max_total: int = Field(8192, ge=1, description="most of the whole record")
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._weigh(record, len if self.unit == "characters" else _count_words)
 
     @override
-    def begin(self, context: Context) -> Judge:
+    def begin(self, context: FilterContext) -> FilterState:
         if self.unit != "tokens":
             return self
-        return _Counting(self, context.models.counter(self.tokenizer))
+        return _LengthState(self, context.models.counter(self.tokenizer))
 
-    def _weigh(self, record: Record, count: Callable[[str], int]) -> Verdict:
-        asked = [message.content for message in asked_of(record)]
-        before, answer = sum(map(count, asked)), count(answer_of(record))
+    def _weigh(self, record: Record, count: Callable[[str], int]) -> FilterResult:
+        asked = [message.content for message in get_prompt_messages(record)]
+        before, answer = sum(map(count, asked)), count(get_last_answer(record))
         bounds: list[tuple[str, int, int | None, int]] = [
             ("answer", answer, self.min_answer, self.max_answer),
             ("whole", before + answer, None, self.max_total),
@@ -61,17 +61,17 @@ class Length(Filter):
             bounds.insert(0, ("question", before, self.min_asked, self.max_asked))
         for name, size, least, most in bounds:
             if least is not None and size < least:
-                return Verdict(False, f"{name} too short", float(size), float(least))
+                return FilterResult(False, f"{name} too short", float(size), float(least))
             if size > most:
-                return Verdict(False, f"{name} too long", float(size), float(most))
-        return Verdict(True, score=float(before + answer))
+                return FilterResult(False, f"{name} too long", float(size), float(most))
+        return FilterResult(True, score=float(before + answer))
 
 
-class _Counting:
+class _LengthState:
     def __init__(self, chosen: Length, count: Callable[[str], int]) -> None:
         self._chosen, self._count = chosen, count
 
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._chosen._weigh(record, self._count)
 
     def admit(self, record: Record) -> None:
@@ -79,4 +79,4 @@ class _Counting:
 
 
 def _count_words(text: str) -> int:
-    return len(words(text))
+    return len(split_words(text))

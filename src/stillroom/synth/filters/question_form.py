@@ -1,4 +1,4 @@
-"""Question form: the question is one question, of a fitting length, that ends as questions do.
+"""Question form: a single question of suitable length with a question mark.
 
 Own method; the list of opening words is English, and other languages are judged by their mark.
 """
@@ -12,8 +12,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
-from stillroom.text.normalize import words
+from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.text.unicode import split_words
 
 __all__ = ["QuestionForm"]
 
@@ -44,20 +44,20 @@ class QuestionForm(Filter):
     max_words: int = Field(30, ge=2, description="longest question")
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         question = record.fields.get("question")
         if not isinstance(question, str):
-            return Verdict(True)
+            return FilterResult(True)
         text = question.strip()
-        count = len(words(text))
+        count = len(split_words(text))
         if not text.endswith(_MARKS):
-            return Verdict(False, "no question mark", 0.0)
+            return FilterResult(False, "no question mark", 0.0)
         if not self.min_words <= count <= self.max_words:
-            return Verdict(False, "too short or too long a question", float(count))
+            return FilterResult(False, "too short or too long a question", float(count))
         if text.isascii() and not _OPENING.match(text.lstrip("\"'(`")):
-            return Verdict(False, "does not open as a question", 0.0)
+            return FilterResult(False, "does not open as a question", 0.0)
         if _DONE_TWICE.match(text):
-            return Verdict(False, "two verbs for one subject", 0.0)
+            return FilterResult(False, "two verbs for one subject", 0.0)
         if text.count('"') % 2 or text.count("(") != text.count(")"):
-            return Verdict(False, "unbalanced quotes or brackets", 0.0)
-        return Verdict(True)
+            return FilterResult(False, "unbalanced quotes or brackets", 0.0)
+        return FilterResult(True)

@@ -1,4 +1,4 @@
-"""Refusal: the teacher declined, apologized or talked about itself.
+"""Refusal: no refusal, apology or self-reference of the teacher.
 
 Own method: a list of openings and self-descriptions, in the languages teachers refuse in most. Of
 what the user says only talk of being a model counts: "please provide a list" is a task.
@@ -12,7 +12,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
+from stillroom.synth.interfaces import Filter, FilterResult
 
 __all__ = ["Refusal"]
 
@@ -55,9 +55,9 @@ class Refusal(Filter):
     paper: ClassVar[str] = ""
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         for message in record.messages:
             looked_for = _MODEL if message.role in {"user", "system"} else _REFUSAL
             if looked_for.search(message.content):
-                return Verdict(False, "refusal or talk of itself", 0.0)
-        return Verdict(True)
+                return FilterResult(False, "refusal or talk of itself", 0.0)
+        return FilterResult(True)

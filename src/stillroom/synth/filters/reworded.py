@@ -1,4 +1,4 @@
-"""Reworded: no test item told in other words is in the records, by an embedder and by anchors.
+"""Reworded: no rephrased benchmark item, by embeddings and lexical anchors.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names, numbers and answers
 stand beside the cosine (``text.rewording``), and no judge is asked; ``stillroom synth
@@ -19,18 +19,22 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import Answers, Limits, WordFinder, cut_pieces, read_test_items
-from stillroom.synth.measured import Measured, Meter
-from stillroom.synth.method import Context, Verdict
-from stillroom.synth.tasks import final_of
-from stillroom.text.contamination import count_texts
-from stillroom.text.rewording import Likeness, RewordingIndex
+from stillroom.synth.dedup.leakage import (
+    BenchmarkAnswers,
+    LeakThresholds,
+    WordFinder,
+    read_benchmark_items,
+    split_pieces,
+)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
+from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
+from stillroom.text.dedup.contamination import count_document_frequencies
+from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
 
 __all__ = ["Reworded"]
 
 
-class Reworded(Measured):
+class Reworded(ModelScoredFilter):
     """Drops training records that ask what a test item asks, in other words."""
 
     paper: ClassVar[str] = "arXiv:2311.04850"
@@ -43,40 +47,46 @@ class Reworded(Measured):
         (), description="files or artifacts of records whose questions must not be there"
     )
     threshold: float = Field(
-        Limits().reworded, gt=0, description="score from which a text is a rewording"
+        LeakThresholds().reworded, gt=0, description="score from which a text is a rewording"
     )
 
     @override
-    def begin(self, context: Context) -> Meter:
-        return _Compared(self, context)
+    def begin(self, context: FilterContext) -> ScoringState:
+        return _RewordedState(self, context)
 
 
-class _Compared(Meter):
-    def __init__(self, chosen: Reworded, context: Context) -> None:
+class _RewordedState(ScoringState):
+    def __init__(self, chosen: Reworded, context: FilterContext) -> None:
         self._chosen = chosen
-        found = {item.text: item.answer for item in read_test_items(chosen.against)}
+        found = {item.text: item.answer for item in read_benchmark_items(chosen.against)}
         for record in context.held_out:
-            found.setdefault(text_of(record, "question"), final_of(record))
+            found.setdefault(get_text_field(record, "question"), get_final_answer(record))
         found.pop("", None)
         self._items = list(found)
-        self._answers = Answers(list(found.values()))
+        self._answers = BenchmarkAnswers(list(found.values()))
         self._embedder = context.models.embedder(chosen.embedder)
         counted = [one.text for one in context.passages.values()] or self._items
-        frequency, count = count_texts(counted)
-        self._index: RewordingIndex | None = None
+        frequency, count = count_document_frequencies(counted)
+        self._index: ParaphraseIndex | None = None
         if self._items:
             words = WordFinder(
-                self._items, self._answers, frequency=frequency, texts=count, near=Limits().near
+                self._items,
+                self._answers,
+                frequency=frequency,
+                texts=count,
+                near=LeakThresholds().near,
             )
             vectors = self._embedder.embed(words.asked, kind="passage")
-            self._index = RewordingIndex(words.asked, vectors, frequency=frequency, texts=count)
+            self._index = ParaphraseIndex(words.asked, vectors, frequency=frequency, texts=count)
         told = [self._embedder.fingerprint, sorted(found.items()), sorted(frequency.items()), count]
         self.fingerprint = digest_json(told)
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        pieces = [(at, *piece) for at, record in enumerate(records) for piece in cut_pieces(record)]
-        best: list[Likeness | None] = [None] * len(records)
+        pieces = [
+            (at, *piece) for at, record in enumerate(records) for piece in split_pieces(record)
+        ]
+        best: list[ParaphraseScore | None] = [None] * len(records)
         if self._index is not None and pieces:
             vectors = self._embedder.embed([text for _, text, _ in pieces], kind="passage")
             answered = [self._answers.same_as(record) for record in records]
@@ -91,11 +101,11 @@ class _Compared(Meter):
         return [None if one is None else [one.item, round(one.score, 6)] for one in best]
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         if value is None:
-            return Verdict(True, score=0.0)
+            return FilterResult(True, score=0.0)
         item, score = value
         if score < self._chosen.threshold:
-            return Verdict(True, score=score)
+            return FilterResult(True, score=score)
         reason, limit = "a test item in other words", self._chosen.threshold
-        return Verdict(False, reason, score, limit, against=self._items[item])
+        return FilterResult(False, reason, score, limit, against=self._items[item])

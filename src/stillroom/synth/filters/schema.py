@@ -1,4 +1,4 @@
-"""Schema: the answer, or a field, is JSON that fits a JSON Schema.
+"""Schema: the answer, or a field, is JSON valid under a JSON Schema.
 
 Source: JSON Schema, draft 2020-12 (validation by the jsonschema package). A Markdown fence around
 the JSON is let pass unless ``fence`` says otherwise.
@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import override
 
+from stillroom.evaluate.json_output import check_schema, find_violation, parse_json
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
-from stillroom.synth.turns import answer_of
-from stillroom.text.json_schema import check_schema, find_misfit, read_json
+from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.synth.prompting.conversation import get_last_answer
 
 __all__ = ["Schema"]
 
@@ -38,19 +38,19 @@ class Schema(Filter):
         return value
 
     @override
-    def judge(self, record: Record) -> Verdict:
-        value: Any = record.fields.get(self.field) if self.field else answer_of(record)
+    def judge(self, record: Record) -> FilterResult:
+        value: Any = record.fields.get(self.field) if self.field else get_last_answer(record)
         if isinstance(value, str):
             if not self.fence and value.strip().startswith("```"):
-                return Verdict(False, "JSON within a fence", 0.0)
+                return FilterResult(False, "JSON within a fence", 0.0)
             try:
-                value = read_json(value)
+                value = parse_json(value)
             except ValueError as error:
-                return Verdict(False, "not JSON", 0.0, told={"why": str(error)})
+                return FilterResult(False, "not JSON", 0.0, told={"why": str(error)})
         elif value is None:
-            return Verdict(False, "not JSON", 0.0, told={"why": f"there is no {self.field}"})
-        misfit = find_misfit(value, self.fits)
+            return FilterResult(False, "not JSON", 0.0, told={"why": f"there is no {self.field}"})
+        misfit = find_violation(value, self.fits)
         if misfit is not None:
             told = {"at": misfit.pointer or "/", "why": misfit.why}
-            return Verdict(False, "does not fit the schema", 0.0, told=told)
-        return Verdict(True)
+            return FilterResult(False, "does not fit the schema", 0.0, told=told)
+        return FilterResult(True)

@@ -1,4 +1,4 @@
-"""Shape: a record has text, ends with the assistant, and shows no trace of prompt or template.
+"""Shape: non-empty messages, a final assistant turn, and no prompt or template leakage.
 
 Own method; the traces looked for are control tokens and role headers. The labels of our prompts
 about passages are looked for in records about passages alone: elsewhere a task may well say
@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.method import Filter, Verdict
+from stillroom.synth.interfaces import Filter, FilterResult
 
 __all__ = ["Shape"]
 
@@ -45,23 +45,23 @@ class Shape(Filter):
     max_characters: int = Field(20_000, ge=1, description="longest message, in characters")
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         texts = [message.content for message in record.messages]
         if not texts or record.messages[-1].role != "assistant":
-            return Verdict(False, "does not end with the assistant", 0.0)
+            return FilterResult(False, "does not end with the assistant", 0.0)
         for at, text in enumerate(texts):
             is_answer = at > 0 and record.messages[at].role in {"assistant", "tool"}
             least = self.min_answer if is_answer else self.min_characters
             if len(text.strip()) < least or not _WORD.search(text):
-                return Verdict(False, "empty or too short", float(len(text.strip())))
+                return FilterResult(False, "empty or too short", float(len(text.strip())))
         if (longest := max(map(len, texts))) > self.max_characters:
-            return Verdict(False, "too long", float(longest))
+            return FilterResult(False, "too long", float(longest))
         if "\ufffd" in "".join(texts):
-            return Verdict(False, "holds broken characters", 0.0)
+            return FilterResult(False, "holds broken characters", 0.0)
         is_made = len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
         if is_made and any(_LEAK.search(text) for text in texts):
-            return Verdict(False, "leaks a prompt or template", 0.0)
+            return FilterResult(False, "leaks a prompt or template", 0.0)
         is_about = len(texts) > 1 and "evidence" in record.fields
         if is_about and any(_LABELS.search(text) for text in texts):
-            return Verdict(False, "leaks a prompt or template", 0.0)
-        return Verdict(True)
+            return FilterResult(False, "leaks a prompt or template", 0.0)
+        return FilterResult(True)

@@ -1,4 +1,4 @@
-"""Standalone: a question that can be understood by one who has not seen the passage.
+"""Standalone: the question is understandable without its passage.
 
 Own method: no words that point at an unseen text, no pronoun before its noun, and at least one word
 specific enough to say what is asked about.
@@ -13,10 +13,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.evidence import passage_of, text_of
-from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.synth.wording import content_stems, names_and_numbers, stem
-from stillroom.text.normalize import words
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.lexical_overlap import extract_content_stems, extract_names_and_numbers, stem
+from stillroom.synth.prompting.conversation import get_evidence_passage, get_text_field
+from stillroom.text.unicode import split_words
 
 __all__ = ["Standalone"]
 
@@ -45,46 +45,48 @@ class Standalone(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
-        return self._weigh(record, Context())
+    def judge(self, record: Record) -> FilterResult:
+        return self._weigh(record, FilterContext())
 
     @override
-    def begin(self, context: Context) -> Judge:
-        return _InContext(self, context)
+    def begin(self, context: FilterContext) -> FilterState:
+        return _StandaloneState(self, context)
 
-    def _weigh(self, record: Record, context: Context) -> Verdict:
-        question = text_of(record, "question")
+    def _weigh(self, record: Record, context: FilterContext) -> FilterResult:
+        question = get_text_field(record, "question")
         if not question:
-            return Verdict(True)
+            return FilterResult(True)
         if _POINTING.search(question):
-            return Verdict(False, "points at a text the reader does not see", 0.0)
-        stems = content_stems(question, frames=False)
+            return FilterResult(False, "points at a text the reader does not see", 0.0)
+        stems = extract_content_stems(question, frames=False)
         if not stems:
-            return Verdict(False, "names no subject", 0.0)
+            return FilterResult(False, "names no subject", 0.0)
         if _leads_with_pronoun(question, stems):
-            return Verdict(False, "a pronoun stands for the subject", 0.0)
+            return FilterResult(False, "a pronoun stands for the subject", 0.0)
         specific = self._specific(record, question, stems, context)
         if not specific:
-            return Verdict(False, "names nothing specific", 0.0)
-        return Verdict(True, score=len(specific) / len(stems))
+            return FilterResult(False, "names nothing specific", 0.0)
+        return FilterResult(True, score=len(specific) / len(stems))
 
     def _specific(
-        self, record: Record, question: str, stems: list[str], context: Context
+        self, record: Record, question: str, stems: list[str], context: FilterContext
     ) -> set[str]:
         marked = " ".join(part for match in _MARKED.findall(question) for part in match)
-        named = {stem(word) for word in [*words(marked), *names_and_numbers(question)]}
-        passage = passage_of(record, context)
+        named = {
+            stem(word) for word in [*split_words(marked), *extract_names_and_numbers(question)]
+        }
+        passage = get_evidence_passage(record, context)
         if passage is not None:
-            named.update(content_stems(" ".join((*passage.headings, passage.title))))
+            named.update(extract_content_stems(" ".join((*passage.headings, passage.title))))
         limit = max(_RARE_FLOOR, int(self.common_share * len(context.passages)))
         return {word for word in stems if word in named or context.frequency.get(word, 0) <= limit}
 
 
-class _InContext:
-    def __init__(self, chosen: Standalone, context: Context) -> None:
+class _StandaloneState:
+    def __init__(self, chosen: Standalone, context: FilterContext) -> None:
         self._chosen, self._context = chosen, context
 
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return self._chosen._weigh(record, self._context)
 
     def admit(self, record: Record) -> None:
@@ -92,7 +94,7 @@ class _InContext:
 
 
 def _leads_with_pronoun(question: str, stems: list[str]) -> bool:
-    for word in words(question):
+    for word in split_words(question):
         if word in _PRONOUNS:
             return True
         if stem(word) in stems:

@@ -1,4 +1,4 @@
-"""Toxicity: insults, threats, slurs and sexual insults, by a classifier or by a list of words.
+"""Toxicity: no insults, threats, slurs or sexual insults, by classifier or word list.
 
 Source: Hanu and Unitary 2020, "Detoxify" (classifiers over the Jigsaw labels); Gehman et al. 2020,
 arXiv:2009.11462. ``checkpoint`` takes any sequence-classification checkpoint; ``labels`` say which
@@ -18,16 +18,15 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.measured import Measured, Meter
-from stillroom.synth.method import Context, Verdict
-from stillroom.text.insults import find_insults
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
+from stillroom.text.safety import find_toxic_spans
 
 __all__ = ["Toxicity"]
 
 _NON_TOXIC = frozenset(str.split("neutral non-toxic nontoxic not_toxic safe clean ok normal none"))
 
 
-class Toxicity(Measured):
+class Toxicity(ModelScoredFilter):
     """Drops records that attack, threaten or degrade."""
 
     paper: ClassVar[str] = "arXiv:2009.11462"
@@ -42,15 +41,15 @@ class Toxicity(Measured):
     max_chance: float = Field(0.5, gt=0, lt=1, description="probability from which a label counts")
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         return _by_words(record)
 
     @override
-    def begin(self, context: Context) -> Meter:
-        return _Classified(self, context) if self.checkpoint else _Listed()
+    def begin(self, context: FilterContext) -> ScoringState:
+        return _ClassifierState(self, context) if self.checkpoint else _WordListState()
 
 
-class _Listed(Meter):
+class _WordListState(ScoringState):
     fingerprint = "words"
 
     @override
@@ -58,12 +57,12 @@ class _Listed(Meter):
         return [None] * len(records)
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         return _by_words(record)
 
 
-class _Classified(Meter):
-    def __init__(self, chosen: Toxicity, context: Context) -> None:
+class _ClassifierState(ScoringState):
+    def __init__(self, chosen: Toxicity, context: FilterContext) -> None:
         self._limit = chosen.max_chance
         self._model = context.models.classifier(chosen.checkpoint or "")
         wanted = chosen.labels or [
@@ -83,18 +82,20 @@ class _Classified(Meter):
         return found
 
     @override
-    def weigh(self, record: Record, value: Any) -> Verdict:
+    def weigh(self, record: Record, value: Any) -> FilterResult:
         worst = max(self._labels, key=lambda label: float(value.get(label, 0.0)), default="")
         chance = float(value.get(worst, 0.0))
         if chance >= self._limit:
-            return Verdict(False, f"toxic: {worst}", chance, self._limit, told={"by": "classifier"})
-        return Verdict(True, score=chance)
+            return FilterResult(
+                False, f"toxic: {worst}", chance, self._limit, told={"by": "classifier"}
+            )
+        return FilterResult(True, score=chance)
 
 
-def _by_words(record: Record) -> Verdict:
+def _by_words(record: Record) -> FilterResult:
     for message in record.messages:
-        found = find_insults(message.content)
+        found = find_toxic_spans(message.content)
         if found:
             told = {"by": "words", "found": found[0].text}
-            return Verdict(False, f"toxic: {found[0].kind}", float(len(found)), 0.0, told=told)
-    return Verdict(True, score=0.0)
+            return FilterResult(False, f"toxic: {found[0].kind}", float(len(found)), 0.0, told=told)
+    return FilterResult(True, score=0.0)

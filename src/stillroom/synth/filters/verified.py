@@ -1,4 +1,4 @@
-"""Verified: the answer is right by rule: maths, code that runs, a pattern, a schema.
+"""Verified: the answer passes a rule-based verifier.
 
 Own method over the seam ``evaluate.verifiers``, whose methods generators draw by as well: what was
 written by people, or by another tool, is held to the same rule. The right answer, the tests or the
@@ -12,9 +12,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.records import Record
-from stillroom.synth.method import VERIFIERS, Filter, Verdict, Verifier
-from stillroom.synth.turns import answer_of
+from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.synth.prompting.conversation import get_last_answer
 
 __all__ = ["Verified"]
 
@@ -33,14 +34,14 @@ class Verified(Filter):
     )
 
     @override
-    def judge(self, record: Record) -> Verdict:
+    def judge(self, record: Record) -> FilterResult:
         if self.verifier.lacks(record.fields):
             if self.unverifiable == "keep":
-                return Verdict(True)
-            return Verdict(False, "nothing to check by", 0.0)
-        text = str(record.fields.get(self.field, "")) if self.field else answer_of(record)
+                return FilterResult(True)
+            return FilterResult(False, "nothing to check by", 0.0)
+        text = str(record.fields.get(self.field, "")) if self.field else get_last_answer(record)
         check = self.verifier.check(text, record.fields)
         if check.keep:
-            return Verdict(True, score=check.score)
+            return FilterResult(True, score=check.score)
         told = {"verifier": self.verifier.method_name()}
-        return Verdict(False, check.reason or "wrong", check.score, told=told)
+        return FilterResult(False, check.reason or "wrong", check.score, told=told)

@@ -1,3 +1,3 @@
-"""Ways to write records: one method a file."""
+"""Generators: one method per file."""
 
 SEAM = "how the teacher is asked for records"

@@ -1,4 +1,4 @@
-"""Instruction back-translation: a document is the answer, its instruction asked for and graded.
+"""Instruction back-translation: write and grade the instruction that a document answers.
 
 Source: Li et al. 2023 (Humpback), arXiv:2308.06259, sections 2.2 and 2.3 (predict the instruction
 of a human-written text; keep pairs that score 5 of 5). Differs: the teacher is asked for the
@@ -16,31 +16,35 @@ from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.records import Message, Prompt
-from stillroom.synth.asking import fence
-from stillroom.synth.evidence import Quote
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import choice_of, object_of, text_of
-from stillroom.synth.tasks import leans_on_text, pair
-from stillroom.synth.templates import Template
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_enum_schema,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import SeedKind
 
 __all__ = ["BackTranslation"]
 
 _SCORES = ("1", "2", "3", "4", "5")
 
 
-class BackTranslation(Stepwise):
+class BackTranslation(StepwiseGenerator):
     """Predicts what a document answers, and keeps pairs that it scores high."""
 
     paper: ClassVar[str] = "arXiv:2308.06259"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "instruction": Template(
+        "instruction": PromptTemplate(
             "{text}\n\nThe text above is a good answer of an assistant. Write the user's "
             "instruction or question that it answers, so that it is understood by itself."
         ),
-        "score": Template(
+        "score": PromptTemplate(
             "User: {instruction}\n\nAnswer:\n{text}\n\nHow good an example is this of how an "
             "assistant should answer? 5: perfect, to the point, complete, well written. 4: clear "
             "and complete, with room for small improvement. 3: helpful, but not as an assistant "
@@ -66,17 +70,17 @@ class BackTranslation(Stepwise):
         return self.max_instruction_characters
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage = unit.seed.passage
         found = yield from unit.fill(
-            unit.words("instruction", text=fence(passage.text)),
-            object_of(instruction=text_of(self.max_instruction_characters, 8)),
+            unit.words("instruction", text=fence_text(passage.text)),
+            make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 8)),
             what="instruction",
         )
         if found is None:
             return
         instruction = str(found["instruction"]).strip()
-        if leans_on_text(instruction):
+        if refers_to_source(instruction):
             unit.fail("instruction that speaks of its text", instruction)
             return
         score = yield from self._score(unit, instruction)
@@ -91,17 +95,19 @@ class BackTranslation(Stepwise):
             "evidence": Quote(passage.id, passage.start, passage.end, passage.text).to_json(),
             "curation_score": round(score, 4),
         }
-        unit.keep(pair(instruction, passage.text), told)
+        unit.keep(make_qa_messages(instruction, passage.text), told)
 
-    def _score(self, unit: Unit, instruction: str) -> Steps[float | None]:
-        words = unit.words("score", instruction=instruction, text=fence(unit.seed.passage.text))
+    def _score(self, unit: GenerationUnit, instruction: str) -> RequestCoroutine[float | None]:
+        words = unit.words(
+            "score", instruction=instruction, text=fence_text(unit.seed.passage.text)
+        )
         if self.grade == "expected":
             return self._expect(unit, words)
-        schema = object_of(score=choice_of(1, 2, 3, 4, 5))
+        schema = make_object_schema(score=make_enum_schema(1, 2, 3, 4, 5))
         found = yield from unit.fill(words, schema, what="curation score", temperature=0.0)
         return float(found["score"]) if found else None
 
-    def _expect(self, unit: Unit, words: str) -> float | None:
+    def _expect(self, unit: GenerationUnit, words: str) -> float | None:
         prompt = Prompt((Message("user", words),))
         try:
             given = unit.model.score([prompt] * len(_SCORES), list(_SCORES))

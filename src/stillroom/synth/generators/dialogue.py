@@ -1,4 +1,4 @@
-"""Dialogue: a user with a goal and an assistant, played by the teacher in turn.
+"""Dialogue: multi-turn conversation with the teacher as user and as assistant.
 
 Source: Ding et al. 2023 (UltraChat), arXiv:2305.14233, section 2 (one model plays the user, told
 what he wants; another answers) and Xu et al. 2023 (Baize), arXiv:2304.01196 (grounded in a seed).
@@ -15,15 +15,19 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
-from stillroom.synth.asking import fence, one_line
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.novelty import rouge_l
-from stillroom.synth.replies import unquote
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import choice_of, object_of
-from stillroom.synth.tasks import pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.synth.wording import content_stems
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import extract_content_stems, rouge_l
+from stillroom.synth.prompting.conversation import get_question, make_qa_messages
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_enum_schema,
+    make_object_schema,
+    strip_quotes,
+    to_one_line,
+)
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Dialogue"]
 
@@ -41,7 +45,7 @@ _SWAPPED = re.compile(
     r"\bas an ai (?:language )?(?:model|assistant)\b",
     re.IGNORECASE,
 )
-_TOLD = re.compile(
+_PROMPT_LEAK = re.compile(
     r"\bone or two sentences\b|\b(?:person|user) (?:who|that) talks to an assistant\b|"
     r"\bmulti-?(?:round|turn) conversation\b|\bthe user has asked\b|</?text\b|"
     r"\bthe (?:user|person)(?:'|\u2019)s (?:next |first )?message\b|"
@@ -51,27 +55,27 @@ _TOLD = re.compile(
 """Words of the prompts: who says them speaks of his task."""
 _PARAGRAPH = ("\n\n",)
 """Where a user's message ends: a small teacher would go on as the assistant."""
-_VERDICT = object_of(contradicts=choice_of("yes", "no"))
+_VERDICT = make_object_schema(contradicts=make_enum_schema("yes", "no"))
 
 
-class Dialogue(Stepwise):
+class Dialogue(StepwiseGenerator):
     """Plays a conversation of several turns about a text, a topic or a first question."""
 
     paper: ClassVar[str] = "arXiv:2305.14233"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "open": Template(
+        "open": PromptTemplate(
             "{subject}\n\nYou play a person who talks to an assistant about the subject above. "
             "{goal} Write the person's first message alone: a question of one or two sentences."
         ),
-        "user": Template(
+        "user": PromptTemplate(
             "{subject}\n\nYou play the user of this conversation about the subject above:\n\n"
             "{talk}\n\nWrite the user's next message alone, one or two sentences: go deeper, ask "
             "for an example, or doubt something. Write END if the user has nothing more to ask."
         ),
-        "assistant": Template("You answer questions.{subject}"),
-        "consistent": Template(
+        "assistant": PromptTemplate("You answer questions.{subject}"),
+        "consistent": PromptTemplate(
             "{talk}\n\nDoes the assistant's last message contradict what the assistant said before?"
         ),
     }
@@ -99,7 +103,7 @@ class Dialogue(Stepwise):
         return max(self.max_user_tokens, self.max_answer_tokens)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         subject, first = self._subject(unit)
         grounds = f" They are about this:\n{subject}" if unit.seed.kind == "passages" else ""
         system = unit.words("assistant", subject=grounds)
@@ -121,7 +125,7 @@ class Dialogue(Stepwise):
             if self._repeats(answer, turns, "assistant"):
                 ended = "the assistant repeats itself"
                 break
-            talk = [*turns, *pair(asked, answer)]
+            talk = [*turns, *make_qa_messages(asked, answer)]
             if turns and self.check_consistency and (yield from self._contradicts(unit, talk)):
                 ended = "the assistant contradicts itself"
                 break
@@ -138,19 +142,21 @@ class Dialogue(Stepwise):
         }
         unit.keep(turns, told)
 
-    def _subject(self, unit: Unit) -> tuple[str, str]:
+    def _subject(self, unit: GenerationUnit) -> tuple[str, str]:
         """Return what is talked about, and the first message where the seed has it."""
         seed = unit.seed
         if seed.kind == "topics":
-            name = " > ".join(one_line(part) for part in seed.topic.path)
-            about = f". {one_line(seed.topic.description)}" if seed.topic.description else ""
+            name = " > ".join(to_one_line(part) for part in seed.topic.path)
+            about = f". {to_one_line(seed.topic.description)}" if seed.topic.description else ""
             return f"Subject: {name}{about}", ""
         if seed.kind == "records":
-            question = question_of(seed.record)
-            return f"Subject: {fence(question)}", question
-        return fence(seed.passage.text), ""
+            question = get_question(seed.record)
+            return f"Subject: {fence_text(question)}", question
+        return fence_text(seed.passage.text), ""
 
-    def _ask(self, unit: Unit, subject: str, turns: list[Message]) -> Steps[str | None]:
+    def _ask(
+        self, unit: GenerationUnit, subject: str, turns: list[Message]
+    ) -> RequestCoroutine[str | None]:
         """Return the user's next message; empty if he ends, None if there is none."""
         words = (
             unit.words("user", subject=subject, talk=_show(turns))
@@ -164,17 +170,17 @@ class Dialogue(Stepwise):
             return None
         if turns and _END.search(said):
             return ""
-        bare = unquote(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
+        bare = strip_quotes(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
         is_first = not turns and unit.seed.kind == "passages"
-        fault = _fault_of(bare, of_text=subject if is_first else "")
+        fault = _find_fault(bare, of_text=subject if is_first else "")
         if fault:
             unit.fail(fault, said)
             return None
         return bare
 
-    def _contradicts(self, unit: Unit, turns: list[Message]) -> Steps[bool]:
+    def _contradicts(self, unit: GenerationUnit, turns: list[Message]) -> RequestCoroutine[bool]:
         """Return whether the last answer contradicts another; unread, it does."""
-        words = unit.words("consistent", talk=fence(_show(turns)))
+        words = unit.words("consistent", talk=fence_text(_show(turns)))
         found = yield from unit.fill(words, _VERDICT, what="consistency check", temperature=0.0)
         return found is None or found["contradicts"] == "yes"
 
@@ -184,17 +190,17 @@ class Dialogue(Stepwise):
         )
 
 
-def _fault_of(message: str, *, of_text: str) -> str:
+def _find_fault(message: str, *, of_text: str) -> str:
     """Return what is wrong with a user's message, or nothing."""
     if not message:
         return "no message of the user"
     if _SWAPPED.search(message):
         return "a user that speaks as the assistant"
-    if _TOLD.search(message):
+    if _PROMPT_LEAK.search(message):
         return "words of the prompt in a user's message"
     if message[-1] in ":,;":
         return "a user's message that breaks off"
-    if of_text and not set(content_stems(message)) & set(content_stems(of_text)):
+    if of_text and not set(extract_content_stems(message)) & set(extract_content_stems(of_text)):
         return "a first message that names nothing of the text"
     return ""
 

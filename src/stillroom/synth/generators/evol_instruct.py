@@ -1,4 +1,4 @@
-"""Evol-Instruct: instructions made harder or rarer round by round, failures eliminated.
+"""Evol-Instruct: iterative evolution of instructions in depth or breadth, with elimination.
 
 Source: Xu et al. 2023 (WizardLM), arXiv:2304.12244, section 3: five ways in depth and one in
 breadth, one drawn for each round; four rules of elimination; a failure leaves the parent in the
@@ -13,18 +13,23 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.replies import unquote
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import is_echo, is_empty_answer, is_refusal, pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.synth.wording import collapse
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import (
+    echoes_question,
+    get_question,
+    is_empty_answer,
+    is_refusal,
+    make_qa_messages,
+)
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, strip_quotes
+from stillroom.synth.types import SeedKind
 
 __all__ = ["EvolInstruct"]
 
-Way = Literal["constraints", "deepen", "concretize", "reasoning", "complicate", "breadth"]
-_WAYS: tuple[Way, ...] = (
+Evolution = Literal["constraints", "deepen", "concretize", "reasoning", "complicate", "breadth"]
+_EVOLUTIONS: tuple[Evolution, ...] = (
     "constraints",
     "deepen",
     "concretize",
@@ -37,7 +42,7 @@ _DEPTH = (
     "understand and answer. {how} Add no more than 10 to 20 words, and keep what was given in "
     "it.\n\n{instruction}\n\nWrite the new instruction alone."
 )
-_HOW: dict[Way, str] = {
+_HOW: dict[Evolution, str] = {
     "constraints": "Add one more constraint or requirement.",
     "deepen": "Where it asks about something, ask for more depth and breadth about that.",
     "concretize": "Replace general notions in it with more specific ones.",
@@ -66,27 +71,29 @@ _SAME = {
 }
 
 
-class EvolInstruct(Stepwise):
+class EvolInstruct(StepwiseGenerator):
     """Evolves the instruction of a record and answers every step that survives."""
 
     paper: ClassVar[str] = "arXiv:2304.12244"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "depth": Template(_DEPTH),
-        "breadth": Template(
+        "depth": PromptTemplate(_DEPTH),
+        "breadth": PromptTemplate(
             "Take the instruction below as inspiration for a brand new one. It is of the same "
             "domain but rarer, of like length and difficulty, and can be understood and answered "
             "by a person.\n\n{instruction}\n\nWrite the new instruction alone."
         ),
-        "equal": Template(
+        "equal": PromptTemplate(
             "First instruction:\n{first}\n\nSecond instruction:\n{second}\n\nAre the two equal, "
             "with the same constraints and requirements and the same depth and breadth of inquiry?"
         ),
-        "answer": Template("{instruction}"),
+        "answer": PromptTemplate("{instruction}"),
     }
 
-    ways: tuple[Way, ...] = Field(_WAYS, min_length=1, description="ways drawn from, alike often")
+    ways: tuple[Evolution, ...] = Field(
+        _EVOLUTIONS, min_length=1, description="ways drawn from, alike often"
+    )
     rounds: int = Field(4, ge=1, le=10, description="rounds of evolution of one instruction")
     compare: bool = Field(True, description="ask whether anything was gained, and eliminate if not")
     max_instruction_tokens: int = Field(256, ge=16, le=4096, description="longest instruction")
@@ -108,8 +115,8 @@ class EvolInstruct(Stepwise):
         return max(self.max_instruction_tokens, self.max_answer_tokens)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        instruction = question_of(unit.seed.record)
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        instruction = get_question(unit.seed.record)
         if not instruction:
             unit.fail("a record that asks nothing")
             return
@@ -129,7 +136,7 @@ class EvolInstruct(Stepwise):
                 unit.fail("eliminated: an answer that is sorry", f"{evolved} | {answer}")
             elif is_empty_answer(answer):
                 unit.fail("eliminated: an answer that says nothing", f"{evolved} | {answer}")
-            elif is_echo(evolved, answer):
+            elif echoes_question(evolved, answer):
                 unit.fail("eliminated: an answer that repeats it", f"{evolved} | {answer}")
             else:
                 told = {
@@ -139,11 +146,13 @@ class EvolInstruct(Stepwise):
                     "round": round_number,
                     "before": instruction,
                 }
-                made = unit.keep(pair(evolved, answer), told, parents=(parent,))
+                made = unit.keep(make_qa_messages(evolved, answer), told, parents=(parent,))
                 instruction, parent = evolved, made.id
 
-    def _evolve(self, unit: Unit, way: Way, instruction: str) -> Steps[str | None]:
-        shown = fence(instruction)
+    def _evolve(
+        self, unit: GenerationUnit, way: Evolution, instruction: str
+    ) -> RequestCoroutine[str | None]:
+        shown = fence_text(instruction)
         if way == "breadth":
             words = unit.words("breadth", instruction=shown)
         else:
@@ -151,10 +160,14 @@ class EvolInstruct(Stepwise):
         said = yield from unit.say(words, tokens=self.max_instruction_tokens, what="instruction")
         if said is None:
             return None
-        evolved = unquote(_LABEL.sub("", said))
+        evolved = strip_quotes(_LABEL.sub("", said))
         if _LEAK.search(evolved) or (_ABSENT.search(evolved) and not _ABSENT.search(instruction)):
             unit.fail("eliminated: words of the prompt in the instruction", said)
-        elif not evolved or collapse(evolved).casefold() == collapse(instruction).casefold():
+        elif (
+            not evolved
+            or collapse_whitespace(evolved).casefold()
+            == collapse_whitespace(instruction).casefold()
+        ):
             unit.fail("eliminated: nothing gained", said)
         elif self.compare and (yield from self._is_equal(unit, instruction, evolved)):
             unit.fail("eliminated: nothing gained", evolved)
@@ -162,8 +175,8 @@ class EvolInstruct(Stepwise):
             return evolved
         return None
 
-    def _is_equal(self, unit: Unit, first: str, second: str) -> Steps[bool]:
+    def _is_equal(self, unit: GenerationUnit, first: str, second: str) -> RequestCoroutine[bool]:
         """Return whether the teacher finds two instructions equal; unread, they are."""
-        words = unit.words("equal", first=fence(first), second=fence(second))
+        words = unit.words("equal", first=fence_text(first), second=fence_text(second))
         found = yield from unit.fill(words, _SAME, what="comparison", temperature=0.0)
         return found is None or found["equal"] == "yes"

@@ -1,4 +1,4 @@
-"""Grounded QA: a question that a passage answers, the answer, and the words it stands on.
+"""Grounded QA: question and answer about a passage, with the quote that supports the answer.
 
 Source: Alberti et al. 2019, arXiv:1906.05416 (choose the answer first, then ask for its question)
 and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
@@ -30,14 +30,27 @@ from typing_extensions import override
 
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Prompt, Record, Sampling
-from stillroom.synth.asking import Ask, Asking, fence, is_cut, one_line, topic_of
-from stillroom.synth.evidence import Quote, best_quote, find_statements
-from stillroom.synth.method import Draft, Generator, Seed
-from stillroom.synth.openings import Opening, find_openings
-from stillroom.synth.replies import clean_answer, clean_question, parse_pair
-from stillroom.synth.steps import Drafting, Steps
-from stillroom.synth.trimming import trim_question
-from stillroom.synth.wording import collapse
+from stillroom.synth.interfaces import Generator
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import Quote, find_best_quote, find_statements
+from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
+from stillroom.synth.prompting.question_prefixes import (
+    QuestionPrefix,
+    find_question_prefixes,
+    trim_question,
+)
+from stillroom.synth.prompting.requests import (
+    ModelRequest,
+    RequestBatch,
+    clean_answer,
+    clean_question,
+    fence_text,
+    get_topic,
+    is_truncated,
+    parse_qa_pair,
+    to_one_line,
+)
+from stillroom.synth.types import GenerationResult, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -48,7 +61,7 @@ _ASKER = "You write clear questions."
 _ANSWERER = "You answer questions from a text."
 _LABEL = "Question:"
 _MARK = re.compile("[?？؟]")
-_FREE = Opening("")
+_FREE = QuestionPrefix("")
 _TASK = "Write the question that this statement answers."
 _SHOTS = (
     (
@@ -80,7 +93,7 @@ _PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _SHOTS, _SCHEMA])
 """What the words of the prompts are; their frames are code."""
 
 
-class _Said(NamedTuple):
+class _TeacherAnswer(NamedTuple):
     """A question as it is kept and as it was written, and the words it was asked about."""
 
     question: str
@@ -131,24 +144,24 @@ class GroundedQa(Generator):
         return both if self.form == "schema" else self.max_question_tokens
 
     @override
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()
 
-    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         """Begin the units of seeds; see ``SteppedWriter``."""
-        asking = Asking(seeds, model)
+        asking = RequestBatch(seeds, model)
         ask = self._ask_as_json if self.form == "schema" else self._ask_in_turn
-        return Drafting(asking, ask(asking, model))
+        return CoroutineBatch(asking, ask(asking, model))
 
-    def _ask_in_turn(self, asking: Asking, model: TextModel) -> Steps[None]:
+    def _ask_in_turn(self, asking: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
         """Ask for questions, then (unless a statement answers itself) for the answers."""
-        subjects: list[tuple[Quote | None, Opening]] = []
-        asks: list[Ask] = []
+        subjects: list[tuple[Quote | None, QuestionPrefix]] = []
+        asks: list[ModelRequest] = []
         for place, seed in enumerate(asking.seeds):
             for index, (quote, opening) in enumerate(self._subjects(asking, place)):
                 subjects.append((quote, opening))
                 asks.append(self._ask_question(place, seed, quote, opening, index))
-        open_asks: list[tuple[Ask, _Said]] = []
+        open_asks: list[tuple[ModelRequest, _TeacherAnswer]] = []
         said = asking.completions(asks, (yield asks))
         for ask, (quote, opening), completion in zip(asks, subjects, said, strict=True):
             if completion is None:
@@ -158,75 +171,93 @@ class GroundedQa(Generator):
             if quote is not None and opening.text:
                 question, strayed = trim_question(written, opening, quote.text)
             if not _MARK.search(completion.text):
-                reason = "question cut at the token limit" if is_cut(completion) else "no question"
+                reason = (
+                    "question cut at the token limit" if is_truncated(completion) else "no question"
+                )
                 asking.fail(ask.seed, reason, completion.text)
             elif not question:
                 asking.fail(ask.seed, strayed, written)
             elif quote is not None and self.answer == "quote":
                 self._keep(
-                    asking, model, ask.seed, _Said(question, written, quote), collapse(quote.text)
+                    asking,
+                    model,
+                    ask.seed,
+                    _TeacherAnswer(question, written, quote),
+                    collapse_whitespace(quote.text),
                 )
             else:
-                open_asks.append((ask, _Said(question, written, quote)))
+                open_asks.append((ask, _TeacherAnswer(question, written, quote)))
         yield from self._ask_answers(asking, model, open_asks)
 
     def _ask_answers(
-        self, asking: Asking, model: TextModel, open_asks: list[tuple[Ask, _Said]]
-    ) -> Steps[None]:
+        self,
+        asking: RequestBatch,
+        model: TextModel,
+        open_asks: list[tuple[ModelRequest, _TeacherAnswer]],
+    ) -> RequestCoroutine[None]:
         asks = []
         for ask, said in open_asks:
             seed = asking.seeds[ask.seed]
             text = said.quote.text if said.quote is not None else seed.passage.text
-            words = (
-                f"{fence(text)}\n\nQuestion: {said.question}\nAnswer from the text in one sentence."
-            )
+            words = f"{fence_text(text)}\n\nQuestion: {said.question}\nAnswer from the text in one sentence."
             prompt = Prompt(
                 (Message("system", _ANSWERER), Message("user", words)), prefix="Answer:"
             )
             drawn = self._sampling(seed.derive("answer", said.question), self.max_answer_tokens)
-            asks.append(Ask(ask.seed, prompt, drawn))
+            asks.append(ModelRequest(ask.seed, prompt, drawn))
         given = asking.completions(asks, (yield asks))
         for ask, (_, said), completion in zip(asks, open_asks, given, strict=True):
             if completion is not None:
                 self._settle(asking, model, ask.seed, said, completion)
 
     def _settle(
-        self, asking: Asking, model: TextModel, place: int, said: _Said, completion: Completion
+        self,
+        asking: RequestBatch,
+        model: TextModel,
+        place: int,
+        said: _TeacherAnswer,
+        completion: Completion,
     ) -> None:
         answer = clean_answer(completion.text)
         shown = f"{said.question} | {completion.text}"
-        if is_cut(completion):
+        if is_truncated(completion):
             asking.fail(place, "answer cut at the token limit", shown)
         elif not answer:
             asking.fail(place, "no answer", shown)
         else:
             self._keep(asking, model, place, said, answer)
 
-    def _ask_as_json(self, asking: Asking, model: TextModel) -> Steps[None]:
+    def _ask_as_json(self, asking: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
         asks = []
         for place, seed in enumerate(asking.seeds):
             words = (
-                f"{_about(seed)}{fence(seed.passage.text)}\n\nWrite one question that the text "
+                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one question that the text "
                 "answers, and its answer, as JSON with the keys question and answer."
             )
             for index in range(self.questions):
                 prompt = Prompt((Message("system", _ASKER), Message("user", words)), schema=_SCHEMA)
                 limit = self.max_question_tokens + self.max_answer_tokens + 16
-                asks.append(Ask(place, prompt, self._sampling(seed.derive(index), limit, ())))
+                asks.append(
+                    ModelRequest(place, prompt, self._sampling(seed.derive(index), limit, ()))
+                )
         said = asking.completions(asks, (yield asks))
         for ask, completion in zip(asks, said, strict=True):
             if completion is None:
                 continue
-            pair = parse_pair(completion.text)
+            pair = parse_qa_pair(completion.text)
             if pair is None:
                 reason = (
-                    "JSON cut at the token limit" if is_cut(completion) else "not the JSON asked"
+                    "JSON cut at the token limit"
+                    if is_truncated(completion)
+                    else "not the JSON asked"
                 )
                 asking.fail(ask.seed, reason, completion.text)
             else:
-                self._keep(asking, model, ask.seed, _Said(pair[0], pair[0], None), pair[1])
+                self._keep(asking, model, ask.seed, _TeacherAnswer(pair[0], pair[0], None), pair[1])
 
-    def _subjects(self, asking: Asking, place: int) -> list[tuple[Quote | None, Opening]]:
+    def _subjects(
+        self, asking: RequestBatch, place: int
+    ) -> list[tuple[Quote | None, QuestionPrefix]]:
         """Return what this attempt asks about: statements, or the whole passage.
 
         Statements come in drawn order: of an English passage those that a question can be begun
@@ -237,10 +268,12 @@ class GroundedQa(Generator):
         if self.form != "statement":
             return [(None, _FREE)] * self.questions
         rng = seed.make_rng("statements")
-        opened: list[tuple[Quote | None, Opening]] = []
-        free: list[tuple[Quote | None, Opening]] = []
+        opened: list[tuple[Quote | None, QuestionPrefix]] = []
+        free: list[tuple[Quote | None, QuestionPrefix]] = []
         for quote in find_statements(seed.passage):
-            openings = find_openings(quote.text, seed.passage.text) if self.openings else []
+            openings = (
+                find_question_prefixes(quote.text, seed.passage.text) if self.openings else []
+            )
             opening = rng.choice(openings) if openings else _FREE
             (opened if openings else free).append((quote, opening))
         subjects = opened or free
@@ -252,11 +285,11 @@ class GroundedQa(Generator):
         return subjects[first : first + self.questions] if first >= 0 else []
 
     def _ask_question(
-        self, place: int, seed: Seed, quote: Quote | None, opening: Opening, index: int
-    ) -> Ask:
+        self, place: int, seed: WorkItem, quote: Quote | None, opening: QuestionPrefix, index: int
+    ) -> ModelRequest:
         if quote is None:
             words = (
-                f"{_about(seed)}{fence(seed.passage.text)}\n\nWrite one short question that this "
+                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short question that this "
                 "text answers. The question must name its subject."
             )
             turns = [Message("system", _ASKER), Message("user", words)]
@@ -267,10 +300,10 @@ class GroundedQa(Generator):
                     Message("user", _show(topic, statement)),
                     Message("assistant", f"{_LABEL} {question}"),
                 ]
-            turns.append(Message("user", _show(topic_of(seed), one_line(quote.text))))
+            turns.append(Message("user", _show(get_topic(seed), to_one_line(quote.text))))
         drawn = self._sampling(seed.derive(index), self.max_question_tokens)
-        prefix = f"{_LABEL} {one_line(opening.text)}" if opening.text else _LABEL
-        return Ask(place, Prompt(tuple(turns), prefix=prefix), drawn)
+        prefix = f"{_LABEL} {to_one_line(opening.text)}" if opening.text else _LABEL
+        return ModelRequest(place, Prompt(tuple(turns), prefix=prefix), drawn)
 
     def _sampling(self, seed: int, limit: int, stop: tuple[str, ...] = ("\n",)) -> Sampling:
         return Sampling(
@@ -281,9 +314,11 @@ class GroundedQa(Generator):
             seed=seed,
         )
 
-    def _keep(self, asking: Asking, model: TextModel, place: int, said: _Said, answer: str) -> None:
+    def _keep(
+        self, asking: RequestBatch, model: TextModel, place: int, said: _TeacherAnswer, answer: str
+    ) -> None:
         seed = asking.seeds[place]
-        quote = said.quote or best_quote(seed.passage, answer)
+        quote = said.quote or find_best_quote(seed.passage, answer)
         asked = digest_json([self.form, self.answer, self.shots, _PROMPTS])
         parents = (seed.passage.id,)
         link = Link("synth.generators.grounded_qa", model.fingerprint, parents, asked)
@@ -300,8 +335,8 @@ class GroundedQa(Generator):
         asking.keep(place, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic")))
 
 
-def _about(seed: Seed) -> str:
-    topic = topic_of(seed)
+def _describe_topic(seed: WorkItem) -> str:
+    topic = get_topic(seed)
     return f"Topic: {topic}\n\n" if topic else ""
 
 

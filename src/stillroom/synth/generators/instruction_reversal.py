@@ -1,4 +1,4 @@
-"""Instruction reversal: what a user might have asked in three voices, for a text as the answer.
+"""Instruction reversal: write the user message, in one of three voices, that a text answers.
 
 Source: Köksal et al. 2023 (LongForm), arXiv:2304.08460, section 3.1 (instruction, chatbot and
 search-engine style; a hint of length added to some) and Abdin et al. 2024 (Phi-4),
@@ -13,15 +13,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence
-from stillroom.synth.evidence import Quote
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import object_of, text_of
-from stillroom.synth.tasks import leans_on_text, pair
-from stillroom.synth.templates import Template
-from stillroom.text.normalize import token_f1
-from stillroom.text.sentences import split_sentences
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import SeedKind
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import token_f1
 
 __all__ = ["InstructionReversal"]
 
@@ -34,18 +37,18 @@ _VOICES: dict[Voice, str] = {
 }
 
 
-class InstructionReversal(Stepwise):
+class InstructionReversal(StepwiseGenerator):
     """Asks for the instruction of a text."""
 
     paper: ClassVar[str] = "arXiv:2304.08460"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "instruction": Template(
+        "instruction": PromptTemplate(
             "{text}\n\nThe text above is the answer. Write {voice} to which it is the answer."
         ),
-        "length": Template("{instruction}\n\nAnswer in {number} sentences."),
-        "again": Template("{instruction}"),
+        "length": PromptTemplate("{instruction}\n\nAnswer in {number} sentences."),
+        "again": PromptTemplate("{instruction}"),
     }
 
     voices: tuple[Voice, ...] = Field(
@@ -72,18 +75,18 @@ class InstructionReversal(Stepwise):
         return self.max_answer_tokens if self.min_closeness else self.max_instruction_characters
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage, rng = unit.seed.passage, unit.rng("voice")
         voice = rng.choice(self.voices)
         found = yield from unit.fill(
-            unit.words("instruction", text=fence(passage.text), voice=_VOICES[voice]),
-            object_of(instruction=text_of(self.max_instruction_characters, 4)),
+            unit.words("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
+            make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 4)),
             what="instruction",
         )
         if found is None:
             return
         instruction = str(found["instruction"]).strip()
-        if leans_on_text(instruction):
+        if refers_to_source(instruction):
             unit.fail("instruction that speaks of its text", instruction)
             return
         told: dict[str, object] = {
@@ -107,4 +110,4 @@ class InstructionReversal(Stepwise):
             count = len(split_sentences(passage.text))
             asked = unit.words("length", instruction=instruction, number=str(count))
         quote = Quote(passage.id, passage.start, passage.end, passage.text)
-        unit.keep(pair(asked, passage.text), {**told, "evidence": quote.to_json()})
+        unit.keep(make_qa_messages(asked, passage.text), {**told, "evidence": quote.to_json()})

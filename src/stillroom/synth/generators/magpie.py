@@ -1,4 +1,4 @@
-"""Magpie: an aligned model writes the user's turn too, when only the turn's opening is given.
+"""Magpie: sample the user turn from an aligned model given only the pre-query template.
 
 Source: Xu et al. 2024, arXiv:2406.08464 (the pre-query template alone, temperature 1; then the
 answer as usual; further turns by opening the user's turn again). Differs: where the recipe names
@@ -16,14 +16,18 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.models.protocols import TemplatedModel
+from stillroom.models.interfaces import TemplatedModel
 from stillroom.records import Completion, Message
-from stillroom.synth.asking import fence, is_cut
-from stillroom.synth.evidence import best_quote
-from stillroom.synth.method import RECORD_FILTERS, Seed, SeedKind
-from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
-from stillroom.synth.tasks import pair
-from stillroom.synth.templates import Template
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.conversation import find_best_quote, make_qa_messages
+from stillroom.synth.prompting.coroutines import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+)
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, is_truncated
+from stillroom.synth.types import SeedKind, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -34,14 +38,14 @@ _MARK = "stillroom-user-words"
 _ROLE = re.compile(r"^(?:assistant|user|system)\s*:?\s*$", re.IGNORECASE | re.MULTILINE)
 
 
-class Magpie(Stepwise):
+class Magpie(StepwiseGenerator):
     """Lets the teacher write a user's words after the bare template, then answers them."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
     takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "system": Template("You answer questions about this text.\n{text}"),
+        "system": PromptTemplate("You answer questions about this text.\n{text}"),
     }
 
     questions: int = Field(1, ge=1, le=20, description="conversations of one unit")
@@ -64,7 +68,7 @@ class Magpie(Stepwise):
         return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
-    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         if not isinstance(model, TemplatedModel):
             raise BackendError(
                 f"{model.name} writes its chat template where it cannot be seen",
@@ -75,11 +79,11 @@ class Magpie(Stepwise):
         return super().open(seeds, model)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         for _ in range(self.questions):
             yield from self._converse(unit)
 
-    def _converse(self, unit: Unit) -> Steps[None]:
+    def _converse(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         turns: list[Message] = []
         for number in range(self.turns):
             asked = yield from self._ask_user(unit, turns)
@@ -92,14 +96,16 @@ class Magpie(Stepwise):
             )
             if answer is None:
                 break
-            turns += pair(asked, answer)
+            turns += make_qa_messages(asked, answer)
             if number == 0 and asked.casefold() == answer.casefold():
                 unit.fail("an answer that repeats the question", asked)
                 return
         if turns:
             self._keep(unit, turns)
 
-    def _ask_user(self, unit: Unit, turns: Sequence[Message]) -> Steps[str | None]:
+    def _ask_user(
+        self, unit: GenerationUnit, turns: Sequence[Message]
+    ) -> RequestCoroutine[str | None]:
         opening, end = self._opening(unit, turns)
         stop = (end, "\n") if self.one_line else (end,)
         ask = unit.ask_raw(opening, tokens=self.max_question_tokens, stop=stop)
@@ -108,7 +114,7 @@ class Magpie(Stepwise):
             unit.fail(given.reason, given.text)
             return None
         text = given.text.strip()
-        if is_cut(given):
+        if is_truncated(given):
             unit.fail("question cut at the token limit", text)
         elif not any(letter.isalpha() for letter in text):
             unit.fail("no question", given.text)
@@ -118,7 +124,7 @@ class Magpie(Stepwise):
             return text
         return None
 
-    def _opening(self, unit: Unit, turns: Sequence[Message]) -> tuple[str, str]:
+    def _opening(self, unit: GenerationUnit, turns: Sequence[Message]) -> tuple[str, str]:
         """Return what the template writes before a user's words, and how it ends them."""
         model = unit.model
         if not isinstance(model, TemplatedModel):  # generate has looked
@@ -127,15 +133,15 @@ class Magpie(Stepwise):
         before, _, after = whole.rpartition(_MARK)
         return before, after.strip().split("\n", 1)[0] or "\n"
 
-    def _before(self, unit: Unit) -> list[Message]:
+    def _before(self, unit: GenerationUnit) -> list[Message]:
         if unit.seed.kind == "passages":
-            text = unit.words("system", text=fence(unit.seed.passage.text))
+            text = unit.words("system", text=fence_text(unit.seed.passage.text))
             return [Message("system", f"{self.system}\n{text}".strip())]
         return [Message("system", self.system)] if self.system else []
 
-    def _keep(self, unit: Unit, turns: Sequence[Message]) -> None:
+    def _keep(self, unit: GenerationUnit, turns: Sequence[Message]) -> None:
         asked, answer = turns[0].content, turns[1].content
         told: dict[str, object] = {"question": asked, "answer": answer}
         if unit.seed.kind == "passages":
-            told["evidence"] = best_quote(unit.seed.passage, answer).to_json()
+            told["evidence"] = find_best_quote(unit.seed.passage, answer).to_json()
         unit.keep(turns, told)

@@ -1,4 +1,4 @@
-"""MetaMath: a problem said otherwise, or asked backward, with a solution that is checked.
+"""MetaMath: rephrased and backward math problems with verified solutions.
 
 Source: Yu et al. 2023 (MetaMath), arXiv:2309.12284, section 3: rephrasing, self-verification and
 FOBAR (a number becomes x, the answer is given, x is asked), answer augmentation; only solutions
@@ -15,49 +15,63 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.final_answer import find_answer
-from stillroom.synth.asking import fence
-from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
-from stillroom.synth.structured import object_of, text_of
-from stillroom.synth.tasks import answer_of, pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.synth.wording import collapse
+from stillroom.evaluate.final_answer import extract_answer
+from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import (
+    get_question,
+    get_reference_answer,
+    make_qa_messages,
+)
+from stillroom.synth.prompting.coroutines import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
+)
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Metamath"]
 
-Way = Literal["rephrase", "self_verification", "fobar", "augment"]
+Augmentation = Literal["rephrase", "self_verification", "fobar", "augment"]
 _NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?![\w]|[.,]\d)")
 _X = re.compile(r"(?<!\w)x(?!\w)")
 _LONGEST = 900
 
 
-class Metamath(Stepwise):
+class Metamath(StepwiseGenerator):
     """Rewrites problems of mathematics and solves what comes of it."""
 
     paper: ClassVar[str] = "arXiv:2309.12284"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "rephrase": Template(
+        "rephrase": PromptTemplate(
             "{question}\n\nSay this problem in other words, with the same numbers and the same "
             "answer."
         ),
-        "state": Template(
+        "state": PromptTemplate(
             "Problem:\n{question}\n\nIts answer is {answer}.\n\nWrite problem and answer together "
             "as statements, without a question. Keep the unknown x as it is."
         ),
-        "backward": Template("{statement} What is the value of the unknown variable x?"),
-        "fobar": Template(
+        "backward": PromptTemplate("{statement} What is the value of the unknown variable x?"),
+        "fobar": PromptTemplate(
             "{question}\nIf we know the answer to the above question is {answer}, what is the "
             "value of the unknown variable x?"
         ),
-        "solve": Template(
+        "solve": PromptTemplate(
             "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
         ),
     }
 
-    ways: tuple[Way, ...] = Field(
+    ways: tuple[Augmentation, ...] = Field(
         ("rephrase", "self_verification", "fobar", "augment"),
         min_length=1,
         description="what is made of each problem",
@@ -84,21 +98,26 @@ class Metamath(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        question = question_of(unit.seed.record)
-        answer = find_answer(answer_of(unit.seed.record))
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        question = get_question(unit.seed.record)
+        answer = extract_answer(get_reference_answer(unit.seed.record))
         if not question or not answer:
             unit.fail("a record without a question or an answer")
             return
         rng = unit.rng("number")
-        yield from together(
+        yield from run_concurrently(
             [self._make(unit, way, question, answer, random.Random(rng.random()))
              for way in self.ways]
         )  # fmt: skip
 
     def _make(
-        self, unit: Unit, way: Way, question: str, answer: str, rng: random.Random
-    ) -> Steps[None]:
+        self,
+        unit: GenerationUnit,
+        way: Augmentation,
+        question: str,
+        answer: str,
+        rng: random.Random,
+    ) -> RequestCoroutine[None]:
         asked: str | None = question
         wanted = answer
         if way == "rephrase":
@@ -118,21 +137,23 @@ class Metamath(Stepwise):
         if asked is not None:
             yield from self._solve(unit, way, asked, wanted)
 
-    def _rephrase(self, unit: Unit, question: str) -> Steps[str | None]:
-        words = unit.words("rephrase", question=fence(question))
-        schema = object_of(problem=text_of(_LONGEST, 8))
+    def _rephrase(self, unit: GenerationUnit, question: str) -> RequestCoroutine[str | None]:
+        words = unit.words("rephrase", question=fence_text(question))
+        schema = make_object_schema(problem=make_string_schema(_LONGEST, 8))
         found = yield from unit.fill(words, schema, what="rephrasing")
         if found is None:
             return None
         problem = str(found["problem"]).strip()
-        if collapse(problem).casefold() == collapse(question).casefold():
+        if collapse_whitespace(problem).casefold() == collapse_whitespace(question).casefold():
             unit.fail("rephrasing that is the same", problem)
             return None
         return problem
 
-    def _state(self, unit: Unit, masked: str, answer: str) -> Steps[str | None]:
-        words = unit.words("state", question=fence(masked), answer=answer)
-        schema = object_of(statement=text_of(_LONGEST, 8))
+    def _state(
+        self, unit: GenerationUnit, masked: str, answer: str
+    ) -> RequestCoroutine[str | None]:
+        words = unit.words("state", question=fence_text(masked), answer=answer)
+        schema = make_object_schema(statement=make_string_schema(_LONGEST, 8))
         found = yield from unit.fill(words, schema, what="statement")
         if found is None:
             return None
@@ -142,7 +163,9 @@ class Metamath(Stepwise):
             return None
         return unit.words("backward", statement=statement)
 
-    def _solve(self, unit: Unit, way: Way, question: str, wanted: str) -> Steps[None]:
+    def _solve(
+        self, unit: GenerationUnit, way: Augmentation, question: str, wanted: str
+    ) -> RequestCoroutine[None]:
         words = unit.words("solve", question=question)
         for _ in range(self.tries):
             text = yield from unit.say(words, tokens=self.max_answer_tokens, what="solution")
@@ -151,6 +174,6 @@ class Metamath(Stepwise):
             verdict = self.verifier.check(text, {"answer": wanted})
             if verdict.keep:
                 told = {"question": question, "answer": text, "final_answer": wanted, "way": way}
-                unit.keep(pair(question, text), told)
+                unit.keep(make_qa_messages(question, text), told)
                 return
             unit.fail(f"solution with {verdict.reason}", text)

@@ -1,4 +1,4 @@
-"""Persona: who would read or write a text, who is close to them, and what each would ask.
+"""Persona: personas inferred from texts and relations, and tasks written for each persona.
 
 Source: Ge et al. 2024 (Persona Hub), arXiv:2406.20094, sections 2 and 3 (text-to-persona,
 persona-to-persona, zero-shot tasks). Differs: personas are compared by ROUGE-L with those before
@@ -16,23 +16,33 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import content_id
-from stillroom.synth.asking import fence, one_line
-from stillroom.synth.method import (
-    RECORD_FILTERS,
-    Corpus,
-    Draft,
-    Failure,
-    Seed,
-    SeedKind,
-    Writer,
+from stillroom.records import make_content_id
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
+from stillroom.synth.lexical_overlap import NoveltyPool
+from stillroom.synth.prompting.conversation import echoes_question, get_question, make_qa_messages
+from stillroom.synth.prompting.coroutines import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
-from stillroom.synth.novelty import Pool
-from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit, together
-from stillroom.synth.structured import list_of, object_of, text_of
-from stillroom.synth.tasks import is_echo, pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.text.normalize import words
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_array_schema,
+    make_object_schema,
+    make_string_schema,
+    to_one_line,
+)
+from stillroom.synth.types import (
+    GenerationFailure,
+    GenerationResult,
+    GeneratorContext,
+    SeedKind,
+    WorkItem,
+)
+from stillroom.text.unicode import split_words
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -40,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Persona"]
 
 _LEAST_WORDS = 3
-_TOLD = re.compile(
+_PROMPT_LEAK = re.compile(
     r"\bthis (?:person|text)\b|\b(?:trade or interests|what an? \w+ (?:question|challenge))\b|"
     r"\bthe person(?:['\u2019]s)? (?:mentioned|described|in|above|would|is|has|trade|profession)\b|"
     r"\b(?:the|this|your) persona\b|\b(?:the )?above context\b|\bas the person would\b|"
@@ -52,7 +62,7 @@ _NOBODY = re.compile(
     r"\b(?:read, write or use|(?:the|this) text|in close relation)\b", re.IGNORECASE
 )
 TaskKind = Literal["instruction", "reasoning", "knowledge", "tool"]
-_PERSONA = text_of(200, 12)
+_PERSONA = make_string_schema(200, 12)
 _KINDS: dict[TaskKind, str] = {
     "instruction": "Write one request that this person would make to an assistant.",
     "reasoning": "Write one problem of mathematics or logic, with all the numbers it needs, that "
@@ -63,25 +73,25 @@ _KINDS: dict[TaskKind, str] = {
 }
 
 
-class Persona(Stepwise):
+class Persona(StepwiseGenerator):
     """Makes personas from texts (or takes those of records), and tasks from personas."""
 
     paper: ClassVar[str] = "arXiv:2406.20094"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "from_text": Template(
+        "from_text": PromptTemplate(
             "{text}\n\nWho is likely to read, write or use this text? Describe that person in one "
             "sentence: trade, interests, and what is special."
         ),
-        "related": Template(
+        "related": PromptTemplate(
             "Persona: {persona}\n\nWho is in close relation with this person, at work, at home or "
             "elsewhere? Describe {number} of them, each in one sentence."
         ),
-        "task": Template(
+        "task": PromptTemplate(
             "Persona: {persona}\n\n{kind} Write it as the person would, and nothing else."
         ),
-        "answer": Template("{task}"),
+        "answer": PromptTemplate("{task}"),
     }
 
     relations: int = Field(
@@ -119,60 +129,66 @@ class Persona(Stepwise):
         return max(self.max_task_tokens, self.max_answer_tokens)
 
     @override
-    def begin(self, corpus: Corpus) -> Writer:
-        return _Known(self)
+    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+        return _PersonaState(self)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         first = yield from self._first(unit)
         people = [(first, 0, "")] if first else []
         for hop in range(1, self.hops + 1 if self.relations else 1):
             near = [person for person in people if person[1] == hop - 1]
-            found = yield from together([self._related(unit, person) for person, _, _ in near])
+            found = yield from run_concurrently(
+                [self._related(unit, person) for person, _, _ in near]
+            )
             for (person, _, _), others in zip(near, found, strict=True):
                 people += [(other, hop, _id(person)) for other in others]
-        yield from together(
+        yield from run_concurrently(
             [self._task(unit, person, hop, of, kind) for person, hop, of in people
              for kind in self.kinds]
         )  # fmt: skip
 
-    def _first(self, unit: Unit) -> Steps[str]:
+    def _first(self, unit: GenerationUnit) -> RequestCoroutine[str]:
         if unit.seed.kind == "records":
-            told = unit.seed.record.fields.get("persona") or question_of(unit.seed.record)
+            told = unit.seed.record.fields.get("persona") or get_question(unit.seed.record)
             if not told:
                 unit.fail("a record that describes nobody")
-            return one_line(str(told))
-        words = unit.words("from_text", text=fence(unit.seed.passage.text))
-        found = yield from unit.fill(words, object_of(persona=_PERSONA), what="persona")
+            return to_one_line(str(told))
+        words = unit.words("from_text", text=fence_text(unit.seed.passage.text))
+        found = yield from unit.fill(words, make_object_schema(persona=_PERSONA), what="persona")
         return self._person(unit, found["persona"]) if found else ""
 
-    def _related(self, unit: Unit, persona: str) -> Steps[list[str]]:
+    def _related(self, unit: GenerationUnit, persona: str) -> RequestCoroutine[list[str]]:
         words = unit.words("related", persona=persona, number=str(self.relations))
-        schema = object_of(personas=list_of(_PERSONA, self.relations))
+        schema = make_object_schema(personas=make_array_schema(_PERSONA, self.relations))
         found = yield from unit.fill(words, schema, what="related personas")
         people = [self._person(unit, other) for other in found["personas"]] if found else []
         return [one for one in people if one]
 
-    def _person(self, unit: Unit, told: str) -> str:
+    def _person(self, unit: GenerationUnit, told: str) -> str:
         """Return a persona on one line; empty, and a failure, where it describes nobody."""
-        persona = one_line(told)
-        said = [word for word in words(persona) if word.isalpha() and word not in ascii_letters]
+        persona = to_one_line(told)
+        said = [
+            word for word in split_words(persona) if word.isalpha() and word not in ascii_letters
+        ]
         is_whole = len(said) >= _LEAST_WORDS and persona[-1] not in ",;:"
         if is_whole and not _NOBODY.search(persona):
             return persona
         unit.fail("a persona that describes nobody", persona)
         return ""
 
-    def _task(self, unit: Unit, persona: str, hop: int, of: str, kind: TaskKind) -> Steps[None]:
+    def _task(
+        self, unit: GenerationUnit, persona: str, hop: int, of: str, kind: TaskKind
+    ) -> RequestCoroutine[None]:
         words = unit.words("task", persona=persona, kind=_KINDS[kind])
         task = yield from unit.say(words, tokens=self.max_task_tokens, what="task")
         if task is None:
             return
-        if _TOLD.search(task):
+        if _PROMPT_LEAK.search(task):
             unit.fail("words of the prompt in the task", task)
             return
         answer = yield from unit.say(unit.words("answer", task=task), tokens=self.max_answer_tokens)
-        if answer is not None and is_echo(task, answer):
+        if answer is not None and echoes_question(task, answer):
             unit.fail("an answer that repeats its task", f"{task} | {answer}")
         elif answer is not None:
             told = {
@@ -184,26 +200,26 @@ class Persona(Stepwise):
                 "hop": hop,
                 "task_kind": kind,
             }
-            unit.keep(pair(task, answer), told)
+            unit.keep(make_qa_messages(task, answer), told)
 
 
-class _Known:
+class _PersonaState:
     """The personas of one side."""
 
     round_size = 8
 
     def __init__(self, method: Persona) -> None:
         self._method = method
-        self._pool = Pool(method.likeness)
+        self._pool = NoveltyPool(method.likeness)
         self._ids: set[str] = set()
 
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()
 
-    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         return self._method.open(seeds, model)
 
-    def settle(self, draft: Draft) -> Draft:
+    def settle(self, draft: GenerationResult) -> GenerationResult:
         """Drop the records of personas that are nearly one before, of another unit."""
         kept, failures, new = [], list(draft.failures), set()
         for record in draft.records:
@@ -211,7 +227,7 @@ class _Known:
             if name in new:
                 kept.append(record)
             elif name in self._ids or self._pool.likeness(persona):
-                failures.append(Failure("persona like one before", persona))
+                failures.append(GenerationFailure("persona like one before", persona))
             else:
                 kept.append(record)
                 new.add(name)
@@ -221,4 +237,4 @@ class _Known:
 
 
 def _id(persona: str) -> str:
-    return content_id("per", persona)
+    return make_content_id("per", persona)

@@ -1,4 +1,4 @@
-"""Pivotal tokens: the word of an answer at which success is won or lost, with its contrary.
+"""Pivotal tokens: preference pairs at tokens that change the probability of success most.
 
 Source: Abdin et al. 2024 (Phi-4), arXiv:2412.08905, section 4.3 and figure 3: the chance of success
 of a prefix is the share of its completions that are right; a solution is halved until the piece
@@ -18,11 +18,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.records import Message
-from stillroom.synth.method import VERIFIERS, SeedKind, Verifier
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import answer_of, question_of
-from stillroom.synth.templates import Template
+from stillroom.synth.prompting.conversation import get_question, get_reference_answer
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.types import SeedKind
 
 __all__ = ["PivotalTokens"]
 
@@ -42,13 +43,13 @@ class _Chance(NamedTuple):
         return self.right / self.total if self.total else 0.0
 
 
-class PivotalTokens(Stepwise):
+class PivotalTokens(StepwiseGenerator):
     """Finds pairs of words that decide whether an answer comes out right."""
 
     paper: ClassVar[str] = "arXiv:2412.08905"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = ()
-    templates: ClassVar = {"ask": Template("{question}")}
+    templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     samples: int = Field(32, ge=4, le=512, description="completions of each prefix")
     threshold: float = Field(0.2, gt=0, le=1, description="least jump of the chance of success")
@@ -83,10 +84,10 @@ class PivotalTokens(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record
-        question = question_of(record)
-        fields = {**record.fields, "answer": answer_of(record)}
+        question = get_question(record)
+        fields = {**record.fields, "answer": get_reference_answer(record)}
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
@@ -111,14 +112,14 @@ class _Search:
     """The chances of the prefixes of one question."""
 
     def __init__(
-        self, method: PivotalTokens, unit: Unit, words: str, fields: Mapping[str, Any]
+        self, method: PivotalTokens, unit: GenerationUnit, words: str, fields: Mapping[str, Any]
     ) -> None:
         self._method, self._unit, self._words, self._fields = method, unit, words, fields
         self._known: dict[str, _Chance] = {}
         self._pairs: set[tuple[str, str, str]] = set()
         self.kept = 0
 
-    def begin(self) -> Steps[tuple[_Chance, list[str]]]:
+    def begin(self) -> RequestCoroutine[tuple[_Chance, list[str]]]:
         """Return the chance of the question alone, a right solution and a wrong one."""
         texts = yield from self._complete("")
         verdicts = [bool(text) and self._is_right(text) for text in texts]
@@ -129,7 +130,7 @@ class _Search:
         )
         return chance, [text for text in (right, wrong) if text]
 
-    def halve(self, pieces: list[str], low: int, high: int) -> Steps[list[int]]:
+    def halve(self, pieces: list[str], low: int, high: int) -> RequestCoroutine[list[int]]:
         """Return the places between two prefixes at which the chance jumps."""
         if low >= high:
             return []
@@ -175,14 +176,14 @@ class _Search:
         self._unit.keep(turns, told)
         self.kept += 1
 
-    def _chance(self, prefix: str) -> Steps[_Chance]:
+    def _chance(self, prefix: str) -> RequestCoroutine[_Chance]:
         if prefix not in self._known:
             texts = yield from self._complete(prefix)
             verdicts = [self._is_right(prefix + text) for text in texts]
             self._known[prefix] = _count(prefix, texts, verdicts)
         return self._known[prefix]
 
-    def _complete(self, prefix: str) -> Steps[list[str]]:
+    def _complete(self, prefix: str) -> RequestCoroutine[list[str]]:
         method = self._method
         drawn = yield from self._unit.draw(
             self._words, count=method.samples, tokens=method.max_answer_tokens, prefix=prefix

@@ -1,4 +1,4 @@
-"""Preference by delta: the teacher's answer is chosen, that of a weaker model rejected.
+"""Preference delta: teacher response as chosen, response of a weaker model as rejected.
 
 Source: Geng et al. 2025 (delta learning), arXiv:2507.06187: what teaches is the difference of two
 models, not the quality of either, so no judge is asked. Differs: answers that are the same, or of
@@ -18,11 +18,17 @@ from typing_extensions import override
 
 from stillroom.recipes import Reference
 from stillroom.records import Link
-from stillroom.synth.method import RECORD_FILTERS, Corpus, Draft, Seed, SeedKind, Writer
-from stillroom.synth.novelty import rouge_l
-from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
-from stillroom.synth.tasks import pair, question_of
-from stillroom.synth.templates import Template
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
+from stillroom.synth.lexical_overlap import rouge_l
+from stillroom.synth.prompting.conversation import get_question, make_qa_messages
+from stillroom.synth.prompting.coroutines import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+)
+from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.types import GenerationResult, GeneratorContext, SeedKind, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -30,13 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["PreferenceDelta"]
 
 
-class PreferenceDelta(Stepwise):
+class PreferenceDelta(StepwiseGenerator):
     """Makes pairs of the teacher's answer and a weaker model's."""
 
     paper: ClassVar[str] = "arXiv:2507.06187"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": Template("{question}")}
+    templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     weaker: Reference = Field(
         "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -60,16 +66,16 @@ class PreferenceDelta(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def begin(self, corpus: Corpus) -> Writer:
-        return _Two(self)
+    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+        return _PreferenceDeltaState(self)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         return self.compare(unit, unit.model)
 
-    def compare(self, unit: Unit, weaker: TextModel) -> Steps[None]:
+    def compare(self, unit: GenerationUnit, weaker: TextModel) -> RequestCoroutine[None]:
         """Ask both models and keep the pair."""
-        question = question_of(unit.seed.record)
+        question = get_question(unit.seed.record)
         if not question:
             unit.fail("a record that asks nothing")
             return
@@ -99,10 +105,10 @@ class PreferenceDelta(Stepwise):
                 "rejected_by": weaker.fingerprint,
             }
             other = Link("synth.generators.preference_delta.weaker", weaker.fingerprint)
-            unit.keep(pair(question, chosen), told, links=[other])
+            unit.keep(make_qa_messages(question, chosen), told, links=[other])
 
 
-class _Two:
+class _PreferenceDeltaState:
     """The weaker model, opened when it is first asked."""
 
     round_size = 0
@@ -112,18 +118,18 @@ class _Two:
         self._lock = threading.Lock()
         self._weaker: TextModel | None = None
 
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()
 
-    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         weaker = self._open()
 
-        def write(unit: Unit) -> Steps[None]:
+        def write(unit: GenerationUnit) -> RequestCoroutine[None]:
             return self._method.compare(unit, weaker)
 
-        return Drafting.of(self._method, write, seeds, model)
+        return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: Draft) -> Draft:
+    def settle(self, draft: GenerationResult) -> GenerationResult:
         return replace(draft)
 
     def _open(self) -> TextModel:

@@ -1,4 +1,4 @@
-"""Preference by a judge: two answers scored in both orders, kept where the margin is clear.
+"""Preference by LLM judge: two responses scored in both orders, accepted by score margin.
 
 Source: Cui et al. 2023 (UltraFeedback), arXiv:2310.01377 (scored answers become pairs) and Zheng et
 al. 2023, arXiv:2306.05685, section 3.4 (an answer wins only if it wins in both orders). Differs:
@@ -12,28 +12,39 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
-from stillroom.synth.structured import choice_of, object_of
-from stillroom.synth.tasks import pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.synth.wording import collapse
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import get_question, make_qa_messages
+from stillroom.synth.prompting.coroutines import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
+)
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_enum_schema,
+    make_object_schema,
+)
+from stillroom.synth.types import SeedKind
 
 __all__ = ["PreferenceJudge"]
 
-_SCORES = object_of(first=choice_of(*range(1, 11)), second=choice_of(*range(1, 11)))
+_SCORES = make_object_schema(
+    first=make_enum_schema(*range(1, 11)), second=make_enum_schema(*range(1, 11))
+)
 
 
-class PreferenceJudge(Stepwise):
+class PreferenceJudge(StepwiseGenerator):
     """Makes pairs of a chosen and a rejected answer."""
 
     paper: ClassVar[str] = "arXiv:2310.01377"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "ask": Template("{question}"),
-        "judge": Template(
+        "ask": PromptTemplate("{question}"),
+        "judge": PromptTemplate(
             "Question:\n{question}\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}\n\n"
             "{rubric} Score each answer from 1 to 10."
         ),
@@ -60,13 +71,13 @@ class PreferenceJudge(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        question = question_of(unit.seed.record)
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        question = get_question(unit.seed.record)
         if not question:
             unit.fail("a record that asks nothing")
             return
         words = unit.words("ask", question=question)
-        one, other = yield from together(
+        one, other = yield from run_concurrently(
             [
                 unit.say(words, tokens=self.max_answer_tokens),
                 unit.say(words, tokens=self.max_answer_tokens, temperature=self.other_temperature),
@@ -74,10 +85,10 @@ class PreferenceJudge(Stepwise):
         )
         if one is None or other is None:
             return
-        if collapse(one) == collapse(other):
+        if collapse_whitespace(one) == collapse_whitespace(other):
             unit.fail("two answers that are the same", one)
             return
-        given = yield from together(
+        given = yield from run_concurrently(
             [self._judge(unit, question, one, other), self._judge(unit, question, other, one)]
         )
         if given[0] is None or given[1] is None:
@@ -85,13 +96,13 @@ class PreferenceJudge(Stepwise):
         self._settle(unit, question, (one, other), (given[0], given[1]))
 
     def _judge(
-        self, unit: Unit, question: str, first: str, second: str
-    ) -> Steps[tuple[int, int] | None]:
+        self, unit: GenerationUnit, question: str, first: str, second: str
+    ) -> RequestCoroutine[tuple[int, int] | None]:
         words = unit.words(
             "judge",
-            question=fence(question),
-            first=fence(first),
-            second=fence(second),
+            question=fence_text(question),
+            first=fence_text(first),
+            second=fence_text(second),
             rubric=self.rubric,
         )
         found = yield from unit.fill(words, _SCORES, what="verdict", temperature=0.0)
@@ -99,7 +110,7 @@ class PreferenceJudge(Stepwise):
 
     def _settle(
         self,
-        unit: Unit,
+        unit: GenerationUnit,
         question: str,
         answers: tuple[str, str],
         given: tuple[tuple[int, int], tuple[int, int]],
@@ -122,4 +133,4 @@ class PreferenceJudge(Stepwise):
                 "margin": abs(margin),
                 "way": "judge",
             }
-            unit.keep(pair(question, chosen), told)
+            unit.keep(make_qa_messages(question, chosen), told)

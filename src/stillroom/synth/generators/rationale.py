@@ -1,4 +1,4 @@
-"""Rationale: reasoning that ends in the right answer, with a hint where none does.
+"""Rationale: chain of thought that ends in the reference answer, with a hint as fallback.
 
 Source: Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3: sample a rationale; where the
 answer is wrong, give the answer as a hint and sample again; keep what ends right, without the hint.
@@ -13,28 +13,34 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence, one_line
-from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import answer_of, final_of, pair, question_of
-from stillroom.synth.templates import Template
+from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.conversation import (
+    get_final_answer,
+    get_question,
+    get_reference_answer,
+    make_qa_messages,
+)
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, to_one_line
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Rationale"]
 
 _TELLS = re.compile(r"\bhint\b|\b(?:given|provided|correct|right) answer\b", re.IGNORECASE)
 
 
-class Rationale(Stepwise):
+class Rationale(StepwiseGenerator):
     """Reasons towards the answer of a record, and keeps reasoning that gets there."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "reason": Template(
+        "reason": PromptTemplate(
             "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
         ),
-        "hinted": Template(
+        "hinted": PromptTemplate(
             "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if you "
             "had not been told, and end with a line that says: The answer is ..."
         ),
@@ -58,10 +64,10 @@ class Rationale(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record
-        question, answer = question_of(record), final_of(record)
-        fields = {**record.fields, "answer": answer_of(record)}
+        question, answer = get_question(record), get_final_answer(record)
+        fields = {**record.fields, "answer": get_reference_answer(record)}
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
@@ -73,7 +79,7 @@ class Rationale(Stepwise):
                 return
         if not self.rationalize or not answer:
             return
-        shown = fence(answer) if "\n" in answer else one_line(answer)
+        shown = fence_text(answer) if "\n" in answer else to_one_line(answer)
         words = unit.words("hinted", question=question, answer=shown)
         text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
         if text is not None and _TELLS.search(text):
@@ -81,13 +87,13 @@ class Rationale(Stepwise):
         elif text is not None and self._holds(unit, text, fields):
             self._keep(unit, question, answer, text, "rationalized")
 
-    def _holds(self, unit: Unit, text: str, fields: dict[str, object]) -> bool:
+    def _holds(self, unit: GenerationUnit, text: str, fields: dict[str, object]) -> bool:
         verdict = self.verifier.check(text, fields)
         if not verdict.keep:
             unit.fail(verdict.reason, text)
         return verdict.keep
 
-    def _keep(self, unit: Unit, question: str, answer: str, text: str, way: str) -> None:
+    def _keep(self, unit: GenerationUnit, question: str, answer: str, text: str, way: str) -> None:
         unit.count(f"rationales {way}")
         told = {"question": question, "answer": text, "final_answer": answer, "way": way}
-        unit.keep(pair(question, text), told)
+        unit.keep(make_qa_messages(question, text), told)

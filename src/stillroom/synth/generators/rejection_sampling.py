@@ -1,4 +1,4 @@
-"""Rejection sampling: several answers to one question, of which those that pass a check are kept.
+"""Rejection sampling: several answers per question, filtered by a verifier.
 
 Source: Yuan et al. 2023 (RFT), arXiv:2308.01825, section 3.2 (distinct correct paths of reasoning)
 and Wang et al. 2022 (self-consistency), arXiv:2203.11171 (the plurality, where no answer is known).
@@ -14,28 +14,35 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.final_answer import find_answer, same_answer
-from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
-from stillroom.synth.novelty import rouge_l
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import answer_of, final_of, pair, question_of
-from stillroom.synth.templates import Template
+from stillroom.evaluate.final_answer import extract_answer, is_same_answer
+from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import rouge_l
+from stillroom.synth.prompting.conversation import (
+    get_final_answer,
+    get_question,
+    get_reference_answer,
+    make_qa_messages,
+)
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.types import SeedKind
 
 __all__ = ["RejectionSampling"]
 
 
-class _Passed(NamedTuple):
+class _PassedSample(NamedTuple):
     text: str
     score: float
 
 
-class RejectionSampling(Stepwise):
+class RejectionSampling(StepwiseGenerator):
     """Samples answers and keeps what a verifier passes."""
 
     paper: ClassVar[str] = "arXiv:2308.01825"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": Template("{question}")}
+    templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled of one question")
     keep: Literal["best", "distinct"] = Field(
@@ -70,9 +77,9 @@ class RejectionSampling(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record
-        question = question_of(record)
+        question = get_question(record)
         if not question:
             unit.fail("a record that asks nothing")
             return
@@ -80,7 +87,7 @@ class RejectionSampling(Stepwise):
         drawn = yield from unit.draw(words, count=self.samples, tokens=self.max_answer_tokens)
         texts = [text.strip() for text in drawn if text is not None and text.strip()]
         unit.count("samples", self.samples)
-        fields: dict[str, Any] = {**record.fields, "answer": answer_of(record)}
+        fields: dict[str, Any] = {**record.fields, "answer": get_reference_answer(record)}
         voted = self.vote and not fields["answer"]
         if voted:
             fields["answer"] = _plurality(texts)
@@ -90,15 +97,17 @@ class RejectionSampling(Stepwise):
         if self.verifier.lacks(fields):
             unit.fail("a record without what its answer is checked by")
             return
-        final = fields["answer"] if voted else final_of(record)
+        final = fields["answer"] if voted else get_final_answer(record)
         self._settle(unit, question, (final, voted), self._pass(unit, texts, fields))
 
-    def _pass(self, unit: Unit, texts: list[str], fields: dict[str, Any]) -> list[_Passed]:
+    def _pass(
+        self, unit: GenerationUnit, texts: list[str], fields: dict[str, Any]
+    ) -> list[_PassedSample]:
         passed = []
         for text in texts:
             verdict = self.verifier.check(text, fields)
             if verdict.keep:
-                passed.append(_Passed(text, verdict.score))
+                passed.append(_PassedSample(text, verdict.score))
             else:
                 unit.fail(verdict.reason, text)
         unit.count("samples that pass", len(passed))
@@ -106,10 +115,10 @@ class RejectionSampling(Stepwise):
 
     def _settle(
         self,
-        unit: Unit,
+        unit: GenerationUnit,
         question: str,
         right: tuple[str, bool],
-        passed: list[_Passed],
+        passed: list[_PassedSample],
     ) -> None:
         share = len(passed) / self.samples
         if not passed:
@@ -130,7 +139,7 @@ class RejectionSampling(Stepwise):
                 unit.fail("reasoning like one kept", text)
                 continue
             kept.append(text)
-            unit.keep(pair(question, text), {**told, "answer": text})
+            unit.keep(make_qa_messages(question, text), {**told, "answer": text})
             if self.keep == "best":
                 break
 
@@ -138,9 +147,9 @@ class RejectionSampling(Stepwise):
 def _plurality(texts: list[str]) -> str:
     """Return the final answer that more texts share than any other, or nothing."""
     groups: list[list[str]] = []
-    for found in filter(None, (find_answer(text) for text in texts)):
+    for found in filter(None, (extract_answer(text) for text in texts)):
         for group in groups:
-            if same_answer(found, group[0]):
+            if is_same_answer(found, group[0]):
                 group.append(found)
                 break
         else:

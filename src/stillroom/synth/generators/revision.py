@@ -1,4 +1,4 @@
-"""Self-revision: an answer, what is wrong with it, and the answer without that.
+"""Self-revision: an answer, its critique, and the revised answer.
 
 Source: Madaan et al. 2023 (Self-Refine), arXiv:2303.17651, algorithm 1 (feedback, then refinement,
 until the feedback has nothing more to say) and Bai et al. 2022, arXiv:2212.08073, section 3.1
@@ -12,13 +12,19 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import choice_of, list_of, object_of, text_of
-from stillroom.synth.tasks import pair, question_of, solution_of
-from stillroom.synth.templates import Template
-from stillroom.synth.wording import collapse
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.conversation import get_question, get_solution, make_qa_messages
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_array_schema,
+    make_enum_schema,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Revision"]
 
@@ -27,23 +33,26 @@ _PRINCIPLES = (
     "It says nothing false and nothing that is not needed.",
     "It is clear and in order.",
 )
-_CRITIQUE = object_of(problems=list_of(text_of(160, 8), 4, 0), good_enough=choice_of("yes", "no"))
+_CRITIQUE = make_object_schema(
+    problems=make_array_schema(make_string_schema(160, 8), 4, 0),
+    good_enough=make_enum_schema("yes", "no"),
+)
 
 
-class Revision(Stepwise):
+class Revision(StepwiseGenerator):
     """Criticizes and rewrites the answer of a record (or its own first answer)."""
 
     paper: ClassVar[str] = "arXiv:2303.17651"
     takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "draft": Template("{question}"),
-        "critique": Template(
+        "draft": PromptTemplate("{question}"),
+        "critique": PromptTemplate(
             "Question:\n{question}\n\nAnswer:\n{answer}\n\nA good answer keeps to this:\n"
             "{principles}\n\nName what is wrong with this answer, each problem in a few words, "
             "and say whether it is good enough as it is."
         ),
-        "rewrite": Template(
+        "rewrite": PromptTemplate(
             "Question:\n{question}\n\nAnswer:\n{answer}\n\nProblems of this answer:\n{problems}\n\n"
             "Write the answer again without these problems. Write the answer alone."
         ),
@@ -67,12 +76,12 @@ class Revision(Stepwise):
         return self.max_answer_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        question = question_of(unit.seed.record)
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        question = get_question(unit.seed.record)
         if not question:
             unit.fail("a record that asks nothing")
             return
-        answer: str | None = solution_of(unit.seed.record)
+        answer: str | None = get_solution(unit.seed.record)
         if not answer:
             answer = yield from unit.say(
                 unit.words("draft", question=question), tokens=self.max_answer_tokens
@@ -89,7 +98,7 @@ class Revision(Stepwise):
             again = yield from self._rewrite(unit, question, answer, found)
             if again is None:
                 return
-            if collapse(again) == collapse(answer):
+            if collapse_whitespace(again) == collapse_whitespace(answer):
                 break
             answer = again
             problems.append(found)
@@ -97,14 +106,16 @@ class Revision(Stepwise):
             unit.fail("nothing was revised", f"{question} | {first}")
             return
         told = {"question": question, "answer": answer, "before": first, "critiques": problems}
-        unit.keep(pair(question, answer), told)
+        unit.keep(make_qa_messages(question, answer), told)
 
-    def _criticize(self, unit: Unit, question: str, answer: str) -> Steps[list[str] | None]:
+    def _criticize(
+        self, unit: GenerationUnit, question: str, answer: str
+    ) -> RequestCoroutine[list[str] | None]:
         """Return the problems of an answer; none where it is good enough."""
         words = unit.words(
             "critique",
-            question=fence(question),
-            answer=fence(answer),
+            question=fence_text(question),
+            answer=fence_text(answer),
             principles="\n".join(f"- {line}" for line in self.principles),
         )
         found = yield from unit.fill(words, _CRITIQUE, what="critique")
@@ -113,12 +124,12 @@ class Revision(Stepwise):
         return [] if found["good_enough"] == "yes" else [str(one) for one in found["problems"]]
 
     def _rewrite(
-        self, unit: Unit, question: str, answer: str, problems: list[str]
-    ) -> Steps[str | None]:
+        self, unit: GenerationUnit, question: str, answer: str, problems: list[str]
+    ) -> RequestCoroutine[str | None]:
         words = unit.words(
             "rewrite",
-            question=fence(question),
-            answer=fence(answer),
+            question=fence_text(question),
+            answer=fence_text(answer),
             problems="\n".join(f"- {line}" for line in problems),
         )
         return (yield from unit.say(words, tokens=self.max_answer_tokens, what="revision"))

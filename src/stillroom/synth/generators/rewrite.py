@@ -1,4 +1,4 @@
-"""Rewrite: rough text in other words, as text to train on.
+"""Rewrite: documents rephrased in a chosen style as pretraining text.
 
 Source: Maini et al. 2024 (WRAP), arXiv:2401.16380, section 3.1 (easy, like an encyclopedia, hard,
 questions and answers) and Su et al. 2024 (Nemotron-CC), arXiv:2412.02595, section 2.3 (diverse
@@ -15,11 +15,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
-from stillroom.synth.asking import fence, topic_of
-from stillroom.synth.evidence import Quote
-from stillroom.synth.method import SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
-from stillroom.synth.templates import Template
+from stillroom.synth.prompting.conversation import Quote
+from stillroom.synth.prompting.coroutines import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
+)
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Rewrite"]
 
@@ -53,13 +57,13 @@ _STYLES: dict[Style, str] = {
 _SYSTEM = "You rewrite texts and add nothing to them."
 
 
-class Rewrite(Stepwise):
+class Rewrite(StepwiseGenerator):
     """Asks for the passage in another style; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
-    templates: ClassVar = {"rewrite": Template("{topic}{text}\n\n{style}")}
+    templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"
@@ -84,15 +88,15 @@ class Rewrite(Stepwise):
         return self.max_new_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        yield from together([self._into(unit, style) for style in self.styles])
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        yield from run_concurrently([self._into(unit, style) for style in self.styles])
 
-    def _into(self, unit: Unit, style: Style) -> Steps[None]:
-        passage, topic = unit.seed.passage, topic_of(unit.seed)
+    def _into(self, unit: GenerationUnit, style: Style) -> RequestCoroutine[None]:
+        passage, topic = unit.seed.passage, get_topic(unit.seed)
         words = unit.words(
             "rewrite",
             topic=f"Topic: {topic}\n\n" if topic else "",
-            text=fence(passage.text),
+            text=fence_text(passage.text),
             style=_STYLES[style],
         )
         text = yield from unit.say(

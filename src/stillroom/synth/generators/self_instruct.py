@@ -1,4 +1,4 @@
-"""Self-Instruct: new tasks after the pattern of a few, kept only where they are new to the pool.
+"""Self-Instruct: new tasks from in-context examples, filtered by ROUGE-L novelty.
 
 Source: Wang et al. 2023, arXiv:2212.10560, section 2 and its released code (eight tasks shown, two
 of them the machine's own; instructions of 4 to 150 words, none about pictures or files; ROUGE-L
@@ -18,21 +18,28 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.asking import one_line
-from stillroom.synth.method import (
-    RECORD_FILTERS,
-    Corpus,
-    Draft,
-    Failure,
-    Seed,
-    SeedKind,
-    Writer,
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
+from stillroom.synth.lexical_overlap import NoveltyPool
+from stillroom.synth.prompting.conversation import (
+    get_question,
+    make_qa_messages,
+    parse_numbered_list,
 )
-from stillroom.synth.novelty import Pool
-from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
-from stillroom.synth.tasks import numbered, pair, question_of
-from stillroom.synth.templates import Template
-from stillroom.text.normalize import words
+from stillroom.synth.prompting.coroutines import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+)
+from stillroom.synth.prompting.requests import PromptTemplate, to_one_line
+from stillroom.synth.types import (
+    GenerationFailure,
+    GenerationResult,
+    GeneratorContext,
+    SeedKind,
+    WorkItem,
+)
+from stillroom.text.unicode import split_words
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -58,7 +65,7 @@ _KIND = {
 }
 
 
-class SelfInstruct(Stepwise):
+class SelfInstruct(StepwiseGenerator):
     """Grows a pool of tasks from seed tasks."""
 
     paper: ClassVar[str] = "arXiv:2212.10560"
@@ -66,19 +73,19 @@ class SelfInstruct(Stepwise):
     draws: ClassVar[bool] = True
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "tasks": Template(
+        "tasks": PromptTemplate(
             "Here is a series of tasks:\n\n{tasks}\n\nCome up with new tasks of many kinds, "
             "numbered on from there. One task a line, nothing else."
         ),
-        "kind": Template(
+        "kind": PromptTemplate(
             "Task: {task}\n\nIs this a classification task, one whose output is one of a few "
             "labels? Answer yes or no."
         ),
-        "instance": Template(
+        "instance": PromptTemplate(
             "Task: {task}\n\nGive one example of it as JSON: the input that it needs (empty if it "
             "needs none), then the output."
         ),
-        "labelled": Template(
+        "labelled": PromptTemplate(
             "Classification task: {task}\n\nGive one example of it as JSON: first the label that "
             "is the output, then an input that has this label."
         ),
@@ -119,22 +126,22 @@ class SelfInstruct(Stepwise):
         return self.asks_a_round
 
     @override
-    def begin(self, corpus: Corpus) -> Writer:
-        return _Growing(self, corpus)
+    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+        return _SelfInstructState(self, corpus)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
-        return self.grow(unit, (), (), Pool(self.likeness))
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
+        return self.grow(unit, (), (), NoveltyPool(self.likeness))
 
     def grow(
-        self, unit: Unit, people: Sequence[str], own: Sequence[str], pool: Pool
-    ) -> Steps[None]:
+        self, unit: GenerationUnit, people: Sequence[str], own: Sequence[str], pool: NoveltyPool
+    ) -> RequestCoroutine[None]:
         """Ask for tasks after those of people and of its own, and for an instance of each new."""
         rng = unit.rng("shown")
         mine = rng.sample(own, min(self.own_shown, len(own)))
         shown = mine + rng.sample(people, min(self.shown - len(mine), len(people)))
         rng.shuffle(shown)
-        listed = "\n".join(f"{number}. {one_line(task)}" for number, task in enumerate(shown, 1))
+        listed = "\n".join(f"{number}. {to_one_line(task)}" for number, task in enumerate(shown, 1))
         first = len(shown) + 1
         said = yield from unit.say(
             unit.words("tasks", tasks=listed),
@@ -146,7 +153,7 @@ class SelfInstruct(Stepwise):
         if said is None:
             return
         taken = 0
-        for task in numbered(f"{first}. {said}"):
+        for task in parse_numbered_list(f"{first}. {said}"):
             reason = self._unfit(task, pool)
             if reason:
                 unit.fail(reason, task)
@@ -156,7 +163,7 @@ class SelfInstruct(Stepwise):
             else:
                 unit.fail("beyond the tasks taken from an ask", task)
 
-    def _instance(self, unit: Unit, task: str) -> Steps[None]:
+    def _instance(self, unit: GenerationUnit, task: str) -> RequestCoroutine[None]:
         kind = yield from unit.fill(unit.words("kind", task=task), _KIND, what="kind of task")
         if kind is None:
             return
@@ -174,7 +181,9 @@ class SelfInstruct(Stepwise):
             unit.fail("instance whose output is its input", f"{task} | {given}")
         elif _FRAME.search(f"{given}\n{output}") and not _FRAME.search(task):
             unit.fail("instance that speaks of its prompt", f"{task} | {given} | {output}")
-        elif is_label and (len(words(output)) > _LABEL_WORDS or len(output) >= _LABEL_CHARACTERS):
+        elif is_label and (
+            len(split_words(output)) > _LABEL_WORDS or len(output) >= _LABEL_CHARACTERS
+        ):
             unit.fail("label that is a text", f"{task} | {output}")
         else:
             asked = f"{task}\n\n{given}" if given else task
@@ -185,7 +194,7 @@ class SelfInstruct(Stepwise):
                 "output": output,
                 "task_kind": "classification" if is_label else "open",
             }
-            unit.keep(pair(asked, output), told, is_of_seed=False)
+            unit.keep(make_qa_messages(asked, output), told, is_of_seed=False)
 
     def _schema(self, is_label: bool) -> dict[str, object]:
         text = {"type": "string", "maxLength": self.max_output_characters}
@@ -198,9 +207,9 @@ class SelfInstruct(Stepwise):
             "additionalProperties": False,
         }
 
-    def _unfit(self, task: str, pool: Pool) -> str:
+    def _unfit(self, task: str, pool: NoveltyPool) -> str:
         """Return why an instruction is none, or is not new; empty if it is."""
-        count = len(words(task))
+        count = len(split_words(task))
         if not self.min_words <= count <= self.max_words:
             return "task too short or too long"
         if _UNFIT.search(task):
@@ -210,15 +219,15 @@ class SelfInstruct(Stepwise):
         return "task too like one of the pool" if pool.likeness(task) else ""
 
 
-class _Growing:
+class _SelfInstructState:
     """The pool of one side: what people wrote, and what the teacher gave since."""
 
-    def __init__(self, method: SelfInstruct, corpus: Corpus) -> None:
+    def __init__(self, method: SelfInstruct, corpus: GeneratorContext) -> None:
         self._method = method
         self._people = [_task_of(one) for one in corpus.items if isinstance(one, Record)]
         self._people = [task for task in self._people if task]
         self._own: list[str] = []
-        self._pool = Pool(method.likeness)
+        self._pool = NoveltyPool(method.likeness)
         for task in self._people:
             self._pool.add(task)
 
@@ -226,22 +235,22 @@ class _Growing:
     def round_size(self) -> int:
         return self._method.round_size
 
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()
 
-    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
-        def write(unit: Unit) -> Steps[None]:
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
+        def write(unit: GenerationUnit) -> RequestCoroutine[None]:
             return self._method.grow(unit, self._people, tuple(self._own), self._pool)
 
-        return Drafting.of(self._method, write, seeds, model)
+        return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: Draft) -> Draft:
+    def settle(self, draft: GenerationResult) -> GenerationResult:
         """Let in what is new beside the drafts before it in the same round."""
         kept, failures = [], list(draft.failures)
         for record in draft.records:
             task = str(record.fields["instruction"])
             if self._pool.likeness(task):
-                failures.append(Failure("task too like one of the pool", task))
+                failures.append(GenerationFailure("task too like one of the pool", task))
             else:
                 self._pool.add(task)
                 self._own.append(task)
@@ -251,4 +260,4 @@ class _Growing:
 
 def _task_of(record: Record) -> str:
     """Return a record's instruction, without the input that stands below it."""
-    return question_of(record).split("\n\n", 1)[0].strip()
+    return get_question(record).split("\n\n", 1)[0].strip()

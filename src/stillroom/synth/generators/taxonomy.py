@@ -1,4 +1,4 @@
-"""Taxonomy: questions over the leaves of a tree of subjects, by syllabus or by worked examples.
+"""Taxonomy: questions about the leaves of a taxonomy, from a syllabus or worked examples.
 
 Source: Li et al. 2024 (GLAN), arXiv:2402.13064, section 2 (syllabus of sessions with key concepts,
 questions from the concepts of one or two sessions, then answers) and Sudalairaj et al. 2024 (LAB),
@@ -15,43 +15,54 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence, one_line
-from stillroom.synth.method import RECORD_FILTERS, SeedKind, Topic
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
-from stillroom.synth.structured import list_of, object_of, text_of
-from stillroom.synth.tasks import pair
-from stillroom.synth.templates import Template
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.conversation import make_qa_messages
+from stillroom.synth.prompting.coroutines import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
+)
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_array_schema,
+    make_object_schema,
+    make_string_schema,
+    to_one_line,
+)
+from stillroom.synth.types import SeedKind, Topic
 
 __all__ = ["Taxonomy"]
 
 _MAX_SHOWN = 4
 
 
-class Taxonomy(Stepwise):
+class Taxonomy(StepwiseGenerator):
     """Asks for questions about every leaf, and answers them."""
 
     paper: ClassVar[str] = "arXiv:2402.13064"
     takes: ClassVar[tuple[SeedKind, ...]] = ("topics",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "syllabus": Template(
+        "syllabus": PromptTemplate(
             "You plan a course on {subject}.{about}\n\nWrite its syllabus: the sessions in order, "
             "and for each the key concepts that students learn."
         ),
-        "from_concepts": Template(
+        "from_concepts": PromptTemplate(
             "Course: {subject}\nSession: {sessions}\nKey concepts: {concepts}\n\nWrite one "
             "homework question on these concepts that can be answered without anything else."
         ),
-        "from_examples": Template(
+        "from_examples": PromptTemplate(
             "Subject: {subject}.{about}\n\nThese are questions of the kind that is wanted:\n"
             "{examples}\n\nWrite one new question of this kind that repeats none of them."
         ),
-        "grounded": Template(
+        "grounded": PromptTemplate(
             "Subject: {subject}.\n\n{context}\n\nThese are questions of the kind that is wanted:\n"
             "{examples}\n\nWrite one new question of this kind that the text answers."
         ),
-        "answer": Template("{question}"),
-        "grounded_answer": Template("{context}\n\nAnswer from the text: {question}"),
+        "answer": PromptTemplate("{question}"),
+        "grounded_answer": PromptTemplate("{context}\n\nAnswer from the text: {question}"),
     }
 
     by: Literal["auto", "syllabus", "examples"] = Field(
@@ -74,7 +85,7 @@ class Taxonomy(Stepwise):
         return max(self.max_answer_tokens, self.max_question_characters)
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         topic = unit.seed.topic
         has_examples = bool(topic.examples)
         if self.by == "examples" and not has_examples:
@@ -82,47 +93,52 @@ class Taxonomy(Stepwise):
             return
         rng = unit.rng("questions")
         if has_examples and self.by != "syllabus":
-            yield from together(
+            yield from run_concurrently(
                 [self._after_examples(unit, topic, rng) for _ in range(self.questions)]
             )
             return
         sessions = yield from self._plan(unit, topic)
         if sessions:
-            yield from together(
+            yield from run_concurrently(
                 [self._of_concepts(unit, topic, sessions, rng) for _ in range(self.questions)]
             )
 
-    def _plan(self, unit: Unit, topic: Topic) -> Steps[list[dict[str, Any]]]:
-        session = object_of(title=text_of(80), concepts=list_of(text_of(60), self.concepts))
+    def _plan(self, unit: GenerationUnit, topic: Topic) -> RequestCoroutine[list[dict[str, Any]]]:
+        session = make_object_schema(
+            title=make_string_schema(80),
+            concepts=make_array_schema(make_string_schema(60), self.concepts),
+        )
         found = yield from unit.fill(
             unit.words("syllabus", subject=_subject(topic), about=_about(topic)),
-            object_of(sessions=list_of(session, self.sessions)),
+            make_object_schema(sessions=make_array_schema(session, self.sessions)),
             what="syllabus",
         )
         return list(found["sessions"]) if found else []
 
     def _of_concepts(
-        self, unit: Unit, topic: Topic, sessions: list[dict[str, Any]], rng: random.Random
-    ) -> Steps[None]:
+        self, unit: GenerationUnit, topic: Topic, sessions: list[dict[str, Any]], rng: random.Random
+    ) -> RequestCoroutine[None]:
         chosen = rng.sample(sessions, min(len(sessions), rng.choice((1, 2))))
         known = [concept for session in chosen for concept in session["concepts"]]
         concepts = rng.sample(known, min(len(known), rng.randint(1, 5)))
         words = unit.words(
             "from_concepts",
             subject=_subject(topic),
-            sessions=one_line("; ".join(session["title"] for session in chosen)),
-            concepts=one_line("; ".join(concepts)),
+            sessions=to_one_line("; ".join(session["title"] for session in chosen)),
+            concepts=to_one_line("; ".join(concepts)),
         )
         told = {"sessions": [session["title"] for session in chosen], "concepts": concepts}
         yield from self._settle(unit, words, "", told)
 
-    def _after_examples(self, unit: Unit, topic: Topic, rng: random.Random) -> Steps[None]:
+    def _after_examples(
+        self, unit: GenerationUnit, topic: Topic, rng: random.Random
+    ) -> RequestCoroutine[None]:
         shown = rng.sample(topic.examples, min(len(topic.examples), _MAX_SHOWN))
         context = next((one["context"] for one in shown if one.get("context")), "")
-        listed = "\n".join(f"- {one_line(one['question'])}" for one in shown)
+        listed = "\n".join(f"- {to_one_line(one['question'])}" for one in shown)
         if context:
             words = unit.words(
-                "grounded", subject=_subject(topic), context=fence(context), examples=listed
+                "grounded", subject=_subject(topic), context=fence_text(context), examples=listed
             )
         else:
             words = unit.words(
@@ -130,26 +146,28 @@ class Taxonomy(Stepwise):
             )
         yield from self._settle(unit, words, context, {"context": context} if context else {})
 
-    def _settle(self, unit: Unit, words: str, context: str, told: Mapping[str, Any]) -> Steps[None]:
-        schema = object_of(question=text_of(self.max_question_characters, 8))
+    def _settle(
+        self, unit: GenerationUnit, words: str, context: str, told: Mapping[str, Any]
+    ) -> RequestCoroutine[None]:
+        schema = make_object_schema(question=make_string_schema(self.max_question_characters, 8))
         found = yield from unit.fill(words, schema, what="question")
         if found is None:
             return
-        question = one_line(found["question"])
+        question = to_one_line(found["question"])
         asked = (
-            unit.words("grounded_answer", context=fence(context), question=question)
+            unit.words("grounded_answer", context=fence_text(context), question=question)
             if context
             else unit.words("answer", question=question)
         )
         answer = yield from unit.say(asked, tokens=self.max_answer_tokens)
         if answer is not None:
             fields = {"question": question, "answer": answer, **told}
-            unit.keep(pair(asked if context else question, answer), fields)
+            unit.keep(make_qa_messages(asked if context else question, answer), fields)
 
 
 def _subject(topic: Topic) -> str:
-    return " > ".join(one_line(name) for name in topic.path)
+    return " > ".join(to_one_line(name) for name in topic.path)
 
 
 def _about(topic: Topic) -> str:
-    return f" It is {one_line(topic.description)}" if topic.description else ""
+    return f" It is {to_one_line(topic.description)}" if topic.description else ""

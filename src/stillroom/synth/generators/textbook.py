@@ -1,4 +1,4 @@
-"""Textbook: teaching text for an audience, in a style, about a topic or after a seed text.
+"""Textbook: educational text for an audience and style, about a topic or a seed text.
 
 Source: Ben Allal et al. 2024 (Cosmopedia: audience and style crossed with seeds from the web) and
 Gunasekar et al. 2023 (Phi-1), arXiv:2306.11644, section 2.2 (diversity by audience and topic).
@@ -15,10 +15,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
-from stillroom.synth.asking import fence, one_line, topic_of
-from stillroom.synth.method import RECORD_FILTERS, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.templates import Template
+from stillroom.synth.interfaces import RECORD_FILTERS
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic, to_one_line
+from stillroom.synth.types import SeedKind
 
 __all__ = ["Textbook"]
 
@@ -48,18 +48,18 @@ _BEGINNING = 400
 """Characters in which a text says that it was made from another; later it may be its subject."""
 
 
-class Textbook(Stepwise):
+class Textbook(StepwiseGenerator):
     """Writes teaching text; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2306.11644"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "after_text": Template(
+        "after_text": PromptTemplate(
             "{text}\n\nWrite {style} on the subject of the text above{topic}, for {audience}. Use "
             "the text for what it is about, but do not copy or mention it. Begin at once."
         ),
-        "on_topic": Template(
+        "on_topic": PromptTemplate(
             "Write {style} on this subject: {topic}. It is for {audience}. Begin at once."
         ),
     }
@@ -86,20 +86,22 @@ class Textbook(Stepwise):
         return self.max_new_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         seed = unit.seed
         pairs = [(style, audience) for style in self.styles for audience in self.audiences]
         seed.make_rng("pairs").shuffle(pairs)
         style, audience = pairs[seed.attempt % len(pairs)]
         told = {"style": _STYLES[style], "audience": _AUDIENCES[audience]}
         if seed.kind == "topics":
-            name = " > ".join(one_line(part) for part in seed.topic.path)
-            about = f"{name} ({one_line(seed.topic.description)})" if seed.topic.description else ""
+            name = " > ".join(to_one_line(part) for part in seed.topic.path)
+            about = (
+                f"{name} ({to_one_line(seed.topic.description)})" if seed.topic.description else ""
+            )
             words = unit.words("on_topic", topic=about or name, **told)
         else:
-            shown, topic = seed.passage.text[: self.max_seed_characters], topic_of(seed)
+            shown, topic = seed.passage.text[: self.max_seed_characters], get_topic(seed)
             words = unit.words(
-                "after_text", text=fence(shown), topic=f" ({topic})" if topic else "", **told
+                "after_text", text=fence_text(shown), topic=f" ({topic})" if topic else "", **told
             )
         text = yield from unit.say(words, tokens=self.max_new_tokens, what="text")
         if text is not None and seed.kind == "passages" and _LEANS.search(text[:_BEGINNING]):

@@ -1,4 +1,4 @@
-"""Tool calls: a request, a call whose arguments fit the tool's schema, a result, an answer.
+"""Tool calls: request, schema-valid call, tool result and final answer.
 
 Source: Liu et al. 2024 (APIGen), arXiv:2406.18518, section 3 (queries and calls from a library of
 tools, checked for format, by execution and for meaning) and Patil et al. 2023 (Gorilla),
@@ -6,6 +6,9 @@ arXiv:2305.15334. Differs: arguments are held to the tool's schema by grammar wh
 one; results come of a table of calls, of functions run in the sandbox, or are made up by the
 teacher, and the record says which. For meaning, every text and number of a call, within lists and
 objects too, must stand in the request.
+
+Reads a JSON file of tools; results come of a table of calls or of Python functions that run in the
+sandbox. Knows no model.
 """
 
 from __future__ import annotations
@@ -14,66 +17,89 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import DataError
+from stillroom.evaluate.json_output import describe_violation
+from stillroom.evaluate.sandbox import run_code
 from stillroom.recipes import Reference
 from stillroom.records import Message
-from stillroom.synth.asking import fence
-from stillroom.synth.method import RECORD_FILTERS, Corpus, SeedKind, Writer
-from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.structured import object_of, text_of, violation_of
-from stillroom.synth.templates import Template
-from stillroom.synth.toolbox import Tool, Toolbox, read_tools
-from stillroom.synth.wording import collapse
-from stillroom.text.rewording import find_numbers
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
+from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_object_schema,
+    make_string_schema,
+)
+from stillroom.synth.types import GeneratorContext, SeedKind
+from stillroom.text.dedup.paraphrases import find_numbers
 
-__all__ = ["ToolCalls"]
+__all__ = [
+    "ToolCalls",
+    "ToolDefinition",
+    "Toolbox",
+    "read_tools",
+]
 
-_TOLD = re.compile(
+
+_PROMPT_LEAK = re.compile(
     r"\ban assistant (?:has|can)\b|\b(?:this|these) tools?\b|\bnone of them\b|"
     r"\bthe tool (?:is|will|can|needs)\b|"
     r"\b(?:the|a|its) (?:tool )?call (?:will|would|needs?)\b|\bmessage of a user\b",
     re.IGNORECASE,
 )
+
+
 """Words of the prompt: a user does not know that there are tools."""
+
+
 _ANSWERS_NOBODY = re.compile(
     r"\bthe user(?:'s|\u2019s)?\b|\bthe tool\b|\bgave back\b", re.IGNORECASE
 )
+
+
 _NO_RESULT = re.compile(r"\b(?:was called with|the tool)\b|</?text\b", re.IGNORECASE)
+
+
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-class ToolCalls(Stepwise):
+class ToolCalls(StepwiseGenerator):
     """Writes conversations in which the assistant calls tools."""
 
     paper: ClassVar[str] = "arXiv:2406.18518"
     takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "request": Template(
+        "request": PromptTemplate(
             "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs it, "
             "with every value that the call will need{about}. Do not name the tool."
         ),
-        "call": Template(
+        "call": PromptTemplate(
             "Tool:\n\n{tool}\n\nThe user says:\n{request}\n\nWrite the arguments of the call as "
             "JSON, with values that the user gave."
         ),
-        "result": Template(
+        "result": PromptTemplate(
             "The tool {name} ({description}) was called with {arguments}. Make up what it gives "
             "back, as short JSON under the key result."
         ),
-        "answer": Template(
+        "answer": PromptTemplate(
             "The user says:\n{request}\n\nThe tool {name} gave back:\n{result}\n\nAnswer the user "
             "from that, in a sentence or two, without speaking of the tool."
         ),
-        "no_tool": Template(
+        "no_tool": PromptTemplate(
             "An assistant has these tools alone:\n\n{tool}\n\nWrite a message of a user who needs "
             "something that none of them can do."
         ),
-        "decline": Template("{request}"),
+        "decline": PromptTemplate("{request}"),
     }
 
     tools: Reference = Field(
@@ -111,7 +137,7 @@ class ToolCalls(Stepwise):
         return max(self.max_answer_tokens, self.max_argument_tokens)
 
     @override
-    def begin(self, corpus: Corpus) -> Writer:
+    def begin(self, corpus: GeneratorContext) -> GeneratorState:
         self.toolbox()  # a file that cannot be used is said before anything is asked
         return self
 
@@ -124,7 +150,7 @@ class ToolCalls(Stepwise):
         return read_tools(self.tools, self.results, self.source or "")
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         box, rng = self.toolbox(), unit.rng("tool")
         if rng.random() < self.none_fits:
             yield from self._decline(unit, box, rng)
@@ -142,7 +168,9 @@ class ToolCalls(Stepwise):
             return
         shown = json.dumps(result, ensure_ascii=False)
         answer = yield from unit.say(
-            unit.words("answer", request=fence(request), name=tool.name, result=fence(shown)),
+            unit.words(
+                "answer", request=fence_text(request), name=tool.name, result=fence_text(shown)
+            ),
             tokens=self.max_answer_tokens,
         )
         if answer is None:
@@ -166,42 +194,50 @@ class ToolCalls(Stepwise):
         }
         unit.keep(turns, told)
 
-    def _request(self, unit: Unit, tool: Tool) -> Steps[str | None]:
+    def _request(self, unit: GenerationUnit, tool: ToolDefinition) -> RequestCoroutine[str | None]:
         about = ""
         if unit.seed.kind == "topics":
             about = f", about {' > '.join(unit.seed.topic.path)}"
         elif unit.seed.kind == "passages":
-            about = f", with values of this text: {fence(unit.seed.passage.text[:600])}"
+            about = f", with values of this text: {fence_text(unit.seed.passage.text[:600])}"
         words = unit.words("request", tool=tool.shown, about=about)
-        schema = object_of(message=text_of(self.max_request_characters, 8))
+        schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
         found = yield from unit.fill(words, schema, what="request")
         return self._asked(unit, str(found["message"]).strip(), (tool,)) if found else None
 
-    def _asked(self, unit: Unit, request: str, tools: Sequence[Tool]) -> str | None:
+    def _asked(
+        self, unit: GenerationUnit, request: str, tools: Sequence[ToolDefinition]
+    ) -> str | None:
         """Return a request, or None, and a failure, where it speaks of the prompt or of a tool."""
         names = [tool.name for tool in tools if "_" in tool.name or "." in tool.name]
-        if _TOLD.search(request) or any(name in request for name in names):
+        if _PROMPT_LEAK.search(request) or any(name in request for name in names):
             unit.fail("words of the prompt in the request", request)
             return None
         return request
 
-    def _call(self, unit: Unit, tool: Tool, request: str) -> Steps[dict[str, Any] | None]:
-        words = unit.words("call", tool=tool.shown, request=fence(request))
+    def _call(
+        self, unit: GenerationUnit, tool: ToolDefinition, request: str
+    ) -> RequestCoroutine[dict[str, Any] | None]:
+        words = unit.words("call", tool=tool.shown, request=fence_text(request))
         found = yield from unit.fill(
             words, tool.parameters, tokens=self.max_argument_tokens, what="arguments"
         )
         if found is None:
             return None
-        problem = violation_of(found, tool.parameters)
+        problem = describe_violation(found, tool.parameters)
         if problem:  # fill has looked; a call that does not fit its tool is never kept
             unit.fail("arguments do not fit the tool", problem)
             return None
-        if self.given_only and (strange := _not_given(found, request, tool.parameters)):
+        if self.given_only and (
+            strange := _find_ungrounded_argument(found, request, tool.parameters)
+        ):
             unit.fail("an argument that the user did not give", f"{strange}: {request}")
             return None
         return dict(found)
 
-    def _result(self, unit: Unit, box: Toolbox, tool: Tool, call: Mapping[str, Any]) -> Steps[Any]:
+    def _result(
+        self, unit: GenerationUnit, box: Toolbox, tool: ToolDefinition, call: Mapping[str, Any]
+    ) -> RequestCoroutine[Any]:
         if self.results != "model":
             found, problem = box.run(tool, call)
             if problem:
@@ -211,19 +247,23 @@ class ToolCalls(Stepwise):
             "result",
             name=tool.name,
             description=tool.description,
-            arguments=fence(json.dumps(call, ensure_ascii=False)),
+            arguments=fence_text(json.dumps(call, ensure_ascii=False)),
         )
-        made = yield from unit.fill(words, object_of(result=text_of(200)), what="result")
+        made = yield from unit.fill(
+            words, make_object_schema(result=make_string_schema(200)), what="result"
+        )
         if made is not None and _NO_RESULT.search(str(made["result"])):
             unit.fail("words of the prompt in the result", str(made["result"]))
             return None
         return made
 
-    def _decline(self, unit: Unit, box: Toolbox, rng: random.Random) -> Steps[None]:
+    def _decline(
+        self, unit: GenerationUnit, box: Toolbox, rng: random.Random
+    ) -> RequestCoroutine[None]:
         """Keep a request that no tool fits, answered in words."""
         offered = box.offer(rng.choice(box.tools), self.distractors, rng)
         shown = "\n".join(tool.shown for tool in offered)
-        schema = object_of(message=text_of(self.max_request_characters, 8))
+        schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
         found = yield from unit.fill(unit.words("no_tool", tool=shown), schema, what="request")
         if found is None:
             return
@@ -243,12 +283,14 @@ class ToolCalls(Stepwise):
             unit.keep([Message("user", request), Message("assistant", answer)], told)
 
 
-def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any]) -> str:
+def _find_ungrounded_argument(
+    call: Mapping[str, Any], request: str, schema: Mapping[str, Any]
+) -> str:
     """Return the first argument that the request does not say.
 
     A choice of a few need not be said, unless the request names another of them.
     """
-    told, numbers = collapse(request).casefold(), _numbers_in(request)
+    told, numbers = collapse_whitespace(request).casefold(), _numbers_in(request)
     for name, value, part in _leaves("", call, schema):
         if isinstance(value, bool) or value is None or {"enum", "const"} & part.keys():
             others = {one for one in part.get("enum", ()) if isinstance(one, str)} - {value}
@@ -256,7 +298,7 @@ def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any])
             if isinstance(value, str) and is_other and not _names(told, value):
                 return f"{name}={value}"
             continue
-        if isinstance(value, str) and collapse(value).casefold() not in told:
+        if isinstance(value, str) and collapse_whitespace(value).casefold() not in told:
             return f"{name}={value}"
         if isinstance(value, int | float) and abs(float(value)) not in numbers:
             return f"{name}={value}"
@@ -264,7 +306,10 @@ def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any])
 
 
 def _names(told: str, choice: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(collapse(choice).casefold())}(?!\w)", told) is not None
+    return (
+        re.search(rf"(?<!\w){re.escape(collapse_whitespace(choice).casefold())}(?!\w)", told)
+        is not None
+    )
 
 
 def _leaves(name: str, value: Any, schema: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -285,3 +330,151 @@ def _numbers_in(text: str) -> set[float]:
     """Return the numbers of a text, those in English words too."""
     found = {float(one.replace(",", "")) for one in _NUMBER.findall(text)}
     return found | {float(one) for one in find_numbers(text) if one.isdigit()}
+
+
+_CALL = """
+import json, sys
+_given = json.loads(sys.stdin.read())
+_result = globals()[_given["name"]](**_given["arguments"])
+sys.stdout.write("\\n" + json.dumps(_result))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A tool: its name, what it does, and the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    @property
+    def shown(self) -> str:
+        """The tool as a teacher is shown it."""
+        return json.dumps(self.to_json()["function"], ensure_ascii=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tool as OpenAI's API has it."""
+        told = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": dict(self.parameters),
+        }
+        return {"type": "function", "function": told}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """Tools with what gives their results."""
+
+    tools: tuple[ToolDefinition, ...]
+    table: Mapping[str, Any] = field(default_factory=dict)
+    code: str = ""
+
+    def offer(
+        self, tool: ToolDefinition, distractors: int, rng: random.Random
+    ) -> list[ToolDefinition]:
+        """Return a tool among others, in drawn order."""
+        others = [one for one in self.tools if one.name != tool.name]
+        offered = [tool, *rng.sample(others, min(distractors, len(others)))]
+        rng.shuffle(offered)
+        return offered
+
+    def run(self, tool: ToolDefinition, arguments: Mapping[str, Any]) -> tuple[Any, str]:
+        """Return the result of a call, or None and why there is none.
+
+        Raises:
+            ResourceError: If functions cannot be isolated on this machine.
+        """
+        if not self.code:
+            key = _key(tool.name, arguments)
+            if key not in self.table:
+                return None, "a call that the table does not hold"
+            return self.table[key], ""
+        given = json.dumps({"name": tool.name, "arguments": dict(arguments)})
+        outcome = run_code([self.code, _CALL], stdin=given)
+        if not outcome.is_done:
+            return None, f"a call that ends in {outcome.reason}"
+        try:
+            return json.loads(outcome.output.rsplit("\n", 1)[-1]), ""
+        except ValueError:
+            return None, "a call whose result is not JSON"
+
+
+@lru_cache(maxsize=8)
+def read_tools(tools: str, results: str, source: str) -> Toolbox:
+    """Read tools, and the table or the functions that give results.
+
+    Raises:
+        DataError: If a file is missing, is not what it should be, or has no function for a tool.
+    """
+    rows = _read_json(Path(tools))
+    if not isinstance(rows, list) or not rows:
+        raise _broken(tools, "it holds no list of tools")
+    known = tuple(_parse_tool(row, tools, number) for number, row in enumerate(rows))
+    if results == "model":
+        return Toolbox(known)
+    if not source:
+        raise _broken(tools, f"results by {results} need source, a file")
+    if results == "functions":
+        code = _read(Path(source))
+        missing = [tool.name for tool in known if f"def {tool.name}(" not in code]
+        if missing:
+            raise _broken(source, f"it defines no function {missing[0]}")
+        return Toolbox(known, code=code)
+    table = {}
+    for number, line in enumerate(_read(Path(source)).splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                table[_key(row["name"], row["arguments"])] = row["result"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise _broken(f"{source}:{number}", f"no call: {error}") from error
+    return Toolbox(known, table)
+
+
+def _parse_tool(row: Any, where: str, number: int) -> ToolDefinition:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    if isinstance(row, Mapping) and isinstance(row.get("function"), Mapping):
+        row = row["function"]
+    name = row.get("name") if isinstance(row, Mapping) else None
+    if not isinstance(name, str) or not name.isidentifier():
+        raise _broken(where, f"tool {number} has no name that is an identifier")
+    parameters = row.get("parameters") or {"type": "object", "properties": {}}
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise _broken(where, f"{name}: parameters are no JSON Schema: {error.message}") from error
+    if parameters.get("type") != "object":
+        raise _broken(where, f"{name}: parameters are no object")
+    return ToolDefinition(name, str(row.get("description", "")), parameters)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise _broken(str(path), f"it is no JSON: {error}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(str(path), f"it cannot be read: {error}") from error
+
+
+def _key(name: str, arguments: Mapping[str, Any]) -> str:
+    return json.dumps([name, arguments], sort_keys=True, ensure_ascii=False)
+
+
+def _broken(where: str, what: str) -> DataError:
+    return DataError(
+        f"the tools cannot be used: {what}",
+        code="synth.tools",
+        where=where,
+        expected='[{"name": ..., "description": ..., "parameters": JSON Schema}, ...]',
+        next="correct the file, or choose results: model",
+    )

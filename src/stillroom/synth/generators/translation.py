@@ -1,4 +1,4 @@
-"""Translation: a text in another language, scored by translating it back.
+"""Translation: text translated into another language, scored by back-translation.
 
 Source: Sennrich et al. 2016, arXiv:1511.06709 (back-translation) and Popović 2015 (chrF), with
 which the text that came back is compared with the first. Differs: one teacher translates both ways;
@@ -13,13 +13,16 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message, Record
-from stillroom.synth.asking import fence
-from stillroom.synth.chrf import chrf
-from stillroom.synth.evidence import Quote
-from stillroom.synth.method import SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
-from stillroom.synth.tasks import question_of, solution_of
-from stillroom.synth.templates import Template
+from stillroom.synth.lexical_overlap import chrf
+from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
+from stillroom.synth.prompting.coroutines import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
+)
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text
+from stillroom.synth.types import SeedKind
 from stillroom.text.language import detect_language
 
 __all__ = ["Translation"]
@@ -34,7 +37,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-class Translation(Stepwise):
+class Translation(StepwiseGenerator):
     """Translates passages, or the question and answer of records, and back."""
 
     paper: ClassVar[str] = "arXiv:1511.06709"
@@ -43,7 +46,7 @@ class Translation(Stepwise):
         "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
     )  # fmt: skip
     templates: ClassVar = {
-        "translate": Template(
+        "translate": PromptTemplate(
             "{text}\n\nTranslate the text above into {language}. Write the translation alone."
         ),
     }
@@ -74,18 +77,22 @@ class Translation(Stepwise):
         return self.max_new_tokens
 
     @override
-    def write(self, unit: Unit) -> Steps[None]:
+    def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         item = unit.seed.item
         if isinstance(item, Record):
-            texts = [text for text in (question_of(item), solution_of(item)) if text]
+            texts = [text for text in (get_question(item), get_solution(item)) if text]
         else:
             texts = [unit.seed.passage.text]
         if not texts:
             unit.fail("a record without a text")
             return
-        yield from together([self._into(unit, texts, language) for language in self.languages])
+        yield from run_concurrently(
+            [self._into(unit, texts, language) for language in self.languages]
+        )
 
-    def _into(self, unit: Unit, texts: list[str], language: str) -> Steps[None]:
+    def _into(
+        self, unit: GenerationUnit, texts: list[str], language: str
+    ) -> RequestCoroutine[None]:
         made: list[str] = []
         worst = 1.0
         for text in texts:
@@ -120,7 +127,11 @@ class Translation(Stepwise):
             told["translation_of"] = whole.to_json()
         unit.keep([Message("assistant", made[0])], told)
 
-    def _translate(self, unit: Unit, text: str, language: str) -> Steps[str | None]:
-        words = unit.words("translate", text=fence(text), language=_NAMES.get(language, language))
+    def _translate(
+        self, unit: GenerationUnit, text: str, language: str
+    ) -> RequestCoroutine[str | None]:
+        words = unit.words(
+            "translate", text=fence_text(text), language=_NAMES.get(language, language)
+        )
         said = yield from unit.say(words, tokens=self.max_new_tokens, what="translation")
         return said.replace("<text>", "").replace("</text>", "").strip() if said else None

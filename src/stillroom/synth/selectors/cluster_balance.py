@@ -1,4 +1,4 @@
-"""Cluster balance: as many records of every cluster, so that no topic drowns the others.
+"""Cluster balance: an equal number of records per embedding cluster.
 
 Source: Vo et al. 2024, arXiv:2405.15613 (balanced sampling of clusters). Differs: one level of
 clusters; what small clusters leave of their share goes to the others in turn. Within a cluster the
@@ -15,9 +15,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.synth.choosing import choose, rank_records
-from stillroom.synth.clustering import assign_clusters
-from stillroom.synth.method import Pool, Selection, Selector
+from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.selection import assign_clusters, make_selection, rank_records
 
 __all__ = ["ClusterBalance"]
 
@@ -39,7 +38,7 @@ class ClusterBalance(Selector):
     )
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         if len(pool.records) <= self.budget:
             return Selection(tuple(range(len(pool.records))), {})
         rows = pool.vectors(self.embedder)
@@ -62,4 +61,4 @@ class ClusterBalance(Selector):
                 if queue and len(kept) < self.budget:
                     kept.append(queue.pop(0))
         sizes = {at: float(len(queue)) for queue in queues for at in queue}
-        return choose(pool, kept, "its cluster has had its share", sizes)
+        return make_selection(pool, kept, "its cluster has had its share", sizes)

@@ -1,4 +1,4 @@
-"""Diverse best: the highest scores, leaving out what is like one already chosen.
+"""Diverse best: the highest scores, without records similar to one already selected.
 
 Source: Liu et al. 2023, arXiv:2312.15685 (DEITA's score-first, diversity-aware selection): records
 by complexity times quality, each kept if its cosine to all chosen ones is at most ``threshold``.
@@ -12,9 +12,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.synth.choosing import BEYOND, rank_records, show
-from stillroom.synth.clustering import cover_greedily
-from stillroom.synth.method import Pool, Selection, Selector, Verdict
+from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
+from stillroom.synth.selection import BEYOND_BUDGET, cover_greedily, format_record, rank_records
 
 __all__ = ["DiverseBest"]
 
@@ -32,26 +31,28 @@ class DiverseBest(Selector):
     )
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         if not pool.records:
             return Selection((), {})
         rows = pool.vectors(self.embedder)
         ranks = rank_records(pool, self.score)
         order = sorted(range(len(ranks)), key=ranks.__getitem__)
         kept: list[int] = []
-        dropped: dict[int, Verdict] = {}
+        dropped: dict[int, FilterResult] = {}
         for at, other, near in cover_greedily(rows, order, self.threshold):
             if len(kept) == self.budget:
                 break
             if other < 0:
                 kept.append(at)
             else:
-                like = show(pool, other)
-                dropped[at] = Verdict(
+                like = format_record(pool, other)
+                dropped[at] = FilterResult(
                     False, "resembles a better one", near, self.threshold, against=like
                 )
         chosen = set(kept)
         for at in range(len(ranks)):
             if at not in dropped and at not in chosen:
-                dropped[at] = Verdict(False, BEYOND, pool.scores[at].get(self.score, 0.0))
+                dropped[at] = FilterResult(
+                    False, BEYOND_BUDGET, pool.scores[at].get(self.score, 0.0)
+                )
         return Selection(tuple(kept), dropped)

@@ -1,4 +1,4 @@
-"""Facility location: the records that stand best for all the others.
+"""Facility location: the subset that maximizes similarity to all records.
 
 Source: Wei et al. 2015 (submodular subset selection), by Minoux's lazy greedy: exact greedy, with
 at least 1 - 1/e of the best sum.
@@ -12,9 +12,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.synth.choosing import BEYOND, choose, rank_records
-from stillroom.synth.clustering import choose_facilities
-from stillroom.synth.method import Pool, Selection, Selector
+from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.selection import BEYOND_BUDGET, choose_facilities, make_selection, rank_records
 
 __all__ = ["FacilityLocation"]
 
@@ -31,7 +30,7 @@ class FacilityLocation(Selector):
     score: str = Field("", description="filter whose score decides between equal records")
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         if len(pool.records) <= self.budget:
             return Selection(tuple(range(len(pool.records))), {})
         rows = pool.vectors(self.embedder)
@@ -39,4 +38,4 @@ class FacilityLocation(Selector):
         kept = [at for at, _ in choose_facilities(rows, self.budget, tie=ranks)]
         nearest = (rows @ rows[kept].T).max(1)
         scores = {at: float(near) for at, near in enumerate(nearest)}
-        return choose(pool, kept, BEYOND, scores)
+        return make_selection(pool, kept, BEYOND_BUDGET, scores)

@@ -1,4 +1,4 @@
-"""K-center: records as far from each other as can be, so that none is far from all of them.
+"""K-center: greedy farthest-point subset that minimizes the largest distance to a record.
 
 Source: Sener and Savarese 2018, arXiv:1708.00489 (core-sets), by Gonzalez's farthest first: the
 radius is at most twice the best one. It reaches for outliers: filter noise out before.
@@ -13,9 +13,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.synth.choosing import BEYOND, choose, rank_records
-from stillroom.synth.clustering import choose_farthest
-from stillroom.synth.method import Pool, Selection, Selector
+from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.selection import BEYOND_BUDGET, choose_farthest, make_selection, rank_records
 
 __all__ = ["KCenter"]
 
@@ -32,7 +31,7 @@ class KCenter(Selector):
     score: str = Field("", description="filter whose score says which record comes first")
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         if len(pool.records) <= self.budget:
             return Selection(tuple(range(len(pool.records))), {})
         rows = pool.vectors(self.embedder)
@@ -41,4 +40,4 @@ class KCenter(Selector):
         kept = [at for at, _ in choose_farthest(rows, self.budget, first, tie=ranks)]
         nearest = (rows @ rows[kept].T).max(1)
         scores = {at: float(near) for at, near in enumerate(nearest)}
-        return choose(pool, kept, BEYOND, scores)
+        return make_selection(pool, kept, BEYOND_BUDGET, scores)

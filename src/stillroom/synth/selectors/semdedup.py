@@ -1,4 +1,4 @@
-"""SemDeDup: of records that mean the same, one is kept.
+"""SemDeDup: one record per group of semantic duplicates.
 
 Source: Abbas et al. 2023, arXiv:2303.09540. Embeddings are clustered (spherical k-means, by default
 as many clusters as the root of their number) and compared exactly within each cluster; records
@@ -17,9 +17,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.synth.choosing import rank_records, show
-from stillroom.synth.clustering import assign_clusters, cover_greedily
-from stillroom.synth.method import Pool, Selection, Selector, Verdict
+from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
+from stillroom.synth.selection import assign_clusters, cover_greedily, format_record, rank_records
 
 __all__ = ["Semdedup"]
 
@@ -42,7 +41,7 @@ class Semdedup(Selector):
     score: str = Field("", description="filter whose score says which is kept, with keep: score")
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         if not pool.records:
             return Selection((), {})
         rows = pool.vectors(self.embedder)
@@ -51,7 +50,7 @@ class Semdedup(Selector):
         count = self.clusters or max(isqrt(len(rows)), 1)
         held, centers = assign_clusters(rows[by_rank], count, seed=pool.context.seed)
         kept: list[int] = []
-        dropped: dict[int, Verdict] = {}
+        dropped: dict[int, FilterResult] = {}
         for cluster in range(len(centers)):
             mine = by_rank[held == cluster]
             likeness = rows[mine] @ centers[cluster]
@@ -62,12 +61,12 @@ class Semdedup(Selector):
                 if other < 0:
                     kept.append(int(mine[at]))
                 else:
-                    dropped[int(mine[at])] = Verdict(
+                    dropped[int(mine[at])] = FilterResult(
                         False,
                         "means the same as one kept",
                         near,
                         self.threshold,
-                        against=show(pool, int(mine[other])),
+                        against=format_record(pool, int(mine[other])),
                     )
         return Selection(tuple(sorted(kept)), dropped)
 

@@ -1,4 +1,4 @@
-"""Top: the share or number of records with the highest score of a filter.
+"""Top: the records with the highest score of a filter, by share or number.
 
 Source: Li et al. 2024, arXiv:2402.00530 (Superfiltering keeps the highest IFD below 1: put the
 filter ``ifd`` before it). Of equal scores the lowest id comes first.
@@ -12,8 +12,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.choosing import BEYOND, choose, rank_records
-from stillroom.synth.method import Pool, Selection, Selector
+from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.selection import BEYOND_BUDGET, make_selection, rank_records
 
 __all__ = ["Top"]
 
@@ -28,9 +28,9 @@ class Top(Selector):
     budget: int | None = Field(None, ge=1, description="how many are kept, in place of the share")
 
     @override
-    def select(self, pool: Pool) -> Selection:
+    def select(self, pool: CandidateSet) -> Selection:
         ranks = rank_records(pool, self.score)
         count = self.budget if self.budget is not None else ceil(self.share * len(ranks))
         order = sorted(range(len(ranks)), key=ranks.__getitem__)
         scores = {at: one.get(self.score, 0.0) for at, one in enumerate(pool.scores)}
-        return choose(pool, order[:count], BEYOND, scores)
+        return make_selection(pool, order[:count], BEYOND_BUDGET, scores)

@@ -1,4 +1,4 @@
-"""Fixed size: as many words as fit, wherever that ends.
+"""Fixed-size chunks, cut between words.
 
 The baseline that others must beat: sentences and paragraphs are cut without regard. Code fences and
 table rows that fit are kept whole here too.
@@ -13,9 +13,9 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.splitting import Cutter, find_boundaries, make_passages
+from stillroom.text.chunking.boundaries import TextSplitter, find_split_points, make_passages
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["Fixed"]
 
@@ -36,8 +36,8 @@ class Fixed(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        ruler = Ruler(document.text, count)
-        words = find_boundaries(document, ruler, self.size).words
-        cutter = Cutter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
+        ruler = TokenRuler(document.text, count)
+        words = find_split_points(document, ruler, self.size).words
+        cutter = TextSplitter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
         spans = cutter.cut(0, len(document.text))
         yield from make_passages(document, spans, "text.chunkers.fixed")

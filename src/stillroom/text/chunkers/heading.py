@@ -1,4 +1,4 @@
-"""Section by section: no passage runs over a heading, but that small sections are joined.
+"""Chunks along headings; small sections are merged.
 
 Within a section cuts are as in ``recursive``. A section below ``min_size`` is joined to the next
 one of its level or deeper, else to the passage before. The default.
@@ -13,10 +13,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.sections import cut_sections
-from stillroom.text.splitting import make_passages
+from stillroom.text.chunking.boundaries import make_passages
+from stillroom.text.chunking.sections import split_sections
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["Heading"]
 
@@ -42,8 +42,8 @@ class Heading(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        ruler = Ruler(document.text, count)
-        spans = cut_sections(
+        ruler = TokenRuler(document.text, count)
+        spans = split_sections(
             document, ruler, self.size, min_size=self.min_size, overlap=self.overlap
         )
         yield from make_passages(document, spans, "text.chunkers.heading")

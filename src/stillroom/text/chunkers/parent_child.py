@@ -1,4 +1,4 @@
-"""Small passages to find, large ones to read: each passage knows the part it was cut from.
+"""Small chunks for search, with the larger parent chunk for reading.
 
 Parts of at most ``parent_size`` tokens are cut along headings, as ``heading`` does, and each is cut
 into passages of at most ``size``, as ``recursive`` does. Passages are what is embedded and matched;
@@ -18,10 +18,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.sections import cut_sections
-from stillroom.text.splitting import Cutter, find_boundaries, make_passages, merge_small
+from stillroom.text.chunking.boundaries import (
+    TextSplitter,
+    find_split_points,
+    make_passages,
+    merge_small,
+)
+from stillroom.text.chunking.sections import split_sections
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["ParentChild"]
 
@@ -49,9 +54,9 @@ class ParentChild(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        ruler = Ruler(document.text, count)
-        found = find_boundaries(document, ruler, self.size)
-        cutter = Cutter(
+        ruler = TokenRuler(document.text, count)
+        found = find_split_points(document, ruler, self.size)
+        cutter = TextSplitter(
             ruler,
             [found.paragraphs, found.items, found.sentences, found.lines],
             [found.clauses, found.words],
@@ -60,7 +65,7 @@ class ParentChild(Chunker):
             min_size=min(self.min_size, self.size // 2),
         )
         wide = max(self.parent_size, self.size)
-        parts = cut_sections(document, ruler, wide, min_size=self.min_size)
+        parts = split_sections(document, ruler, wide, min_size=self.min_size)
         parents = {
             span: part
             for part in parts

@@ -1,4 +1,4 @@
-"""The strongest boundary in reach: paragraph, then list item, sentence, line, clause, word.
+"""Recursive splitting at the strongest boundary: paragraph, item, sentence, line, clause, word.
 
 Source: the separators of LangChain's recursive splitter, but tokens are counted once and a cut is
 chosen by binary search instead of by splitting again and again.
@@ -13,9 +13,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.splitting import Cutter, find_boundaries, make_passages, merge_small
+from stillroom.text.chunking.boundaries import (
+    TextSplitter,
+    find_split_points,
+    make_passages,
+    merge_small,
+)
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["Recursive"]
 
@@ -39,9 +44,9 @@ class Recursive(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        ruler = Ruler(document.text, count)
-        found = find_boundaries(document, ruler, self.size)
-        cutter = Cutter(
+        ruler = TokenRuler(document.text, count)
+        found = find_split_points(document, ruler, self.size)
+        cutter = TextSplitter(
             ruler,
             [found.paragraphs, found.items, found.sentences, found.lines],
             [found.clauses, found.words],

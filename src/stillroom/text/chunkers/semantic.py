@@ -1,4 +1,4 @@
-"""Where the meaning turns: cut between sentences whose vectors are farthest apart.
+"""Semantic chunking: splits between sentences with the largest embedding distance.
 
 Each sentence is embedded together with ``buffer`` sentences on both sides; a cut is made where the
 cosine distance to the next one is above the document's ``percentile``. Parts below ``min_size`` are
@@ -24,18 +24,18 @@ from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.sections import cut_sentences
-from stillroom.text.splitting import Span, make_passages
+from stillroom.text.chunking.boundaries import Span, make_passages
+from stillroom.text.chunking.sections import split_sentence_units
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Semantic"]
 
-_Part = tuple[int, int]
-_TRIES = 64
+_Span = tuple[int, int]
+_MAX_TRIES = 64
 
 
 class Semantic(Chunker):
@@ -74,16 +74,16 @@ class Semantic(Chunker):
                 expected="chunk(document, embed=...)",
                 next="give what embeds texts, or use the chunker 'heading'",
             )
-        ruler = Ruler(document.text, count)
-        units = cut_sentences(document, ruler, self.size, min_size=min(8, self.size // 2))
+        ruler = TokenRuler(document.text, count)
+        units = split_sentence_units(document, ruler, self.size, min_size=min(8, self.size // 2))
         distances = self._measure(units, ruler, embed)
-        row = _Row(units, distances, ruler, self.size, self.min_size)
+        row = _UnitSequence(units, distances, ruler, self.size, self.min_size)
         cuts = row.cut(self.percentile / 100) if units else []
         spans = [row.span(first, last) for first, last in cuts]
         yield from make_passages(document, spans, "text.chunkers.semantic")
 
     def _measure(
-        self, units: Sequence[Span], ruler: Ruler, embed: TextEmbedder
+        self, units: Sequence[Span], ruler: TokenRuler, embed: TextEmbedder
     ) -> NDArray[np.float64]:
         """Return the cosine distance of each unit to the next, (units - 1,)."""
         if len(units) < 2:
@@ -93,7 +93,7 @@ class Semantic(Chunker):
         distances: NDArray[np.float64] = 1.0 - (rows[:-1] * rows[1:]).sum(axis=1)
         return distances
 
-    def _surround(self, at: int, units: Sequence[Span], ruler: Ruler) -> str:
+    def _surround(self, at: int, units: Sequence[Span], ruler: TokenRuler) -> str:
         """Return a unit with as many on both sides as there is room for."""
         for buffer in range(self.buffer, 0, -1):
             start = units[max(at - buffer, 0)][0]
@@ -104,24 +104,24 @@ class Semantic(Chunker):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _UnitSequence:
     """Units in a row, how far each is from the next, and how large a part of them may be."""
 
     units: Sequence[Span]
     distances: NDArray[np.float64]
-    ruler: Ruler
+    ruler: TokenRuler
     size: int
     min_size: int
 
     def span(self, first: int, last: int) -> Span:
         return self.units[first][0], self.units[last - 1][1]
 
-    def cut(self, share: float) -> list[_Part]:
+    def cut(self, share: float) -> list[_Span]:
         """Return (first, last + 1) of the units of each passage."""
         limit = np.quantile(self.distances, share) if len(self.distances) else 0.0
         turns = [int(at) + 1 for at in np.flatnonzero(self.distances > limit)]
         waiting = self._join_small(list(pairwise([0, *turns, len(self.units)])))[::-1]
-        cuts: list[_Part] = []
+        cuts: list[_Span] = []
         while waiting:
             first, last = waiting.pop()
             if last - first == 1 or self._fits(first, last):
@@ -131,9 +131,9 @@ class _Row:
             waiting += [(middle, last), (first, middle)]
         return cuts
 
-    def _join_small(self, parts: list[_Part]) -> list[_Part]:
+    def _join_small(self, parts: list[_Span]) -> list[_Span]:
         """Return the parts, each below ``min_size`` joined to the neighbor it is nearer to."""
-        joined: list[_Part] = []
+        joined: list[_Span] = []
         for number, (first, last) in enumerate(parts):
             if joined and joined[-1][1] > first:  # taken in by the part before
                 continue
@@ -147,7 +147,7 @@ class _Row:
             joined.append(part)
         return joined
 
-    def _join(self, part: _Part, back: _Part | None, ahead: _Part | None) -> _Part:
+    def _join(self, part: _Span, back: _Span | None, ahead: _Span | None) -> _Span:
         """Return a small part with the nearer of its neighbors; what is too large is cut later."""
         first, last = part
         choices = []
@@ -165,7 +165,7 @@ class _Row:
         """
         inner = self.distances[first : last - 1].round(6)
         order = np.lexsort((np.abs(np.arange(len(inner)) - len(inner) / 2), -inner))
-        for at in order[:_TRIES]:
+        for at in order[:_MAX_TRIES]:
             middle = first + int(at) + 1
             if min(self._size(first, middle), self._size(middle, last)) >= self.min_size:
                 return middle

@@ -1,4 +1,4 @@
-"""Whole sentences, as many as fit.
+"""Chunks of whole sentences up to a size.
 
 A sentence larger than the size is cut at its clauses, then between words.
 """
@@ -12,9 +12,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.splitting import Cutter, find_boundaries, make_passages, merge_small
+from stillroom.text.chunking.boundaries import (
+    TextSplitter,
+    find_split_points,
+    make_passages,
+    merge_small,
+)
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["Sentence"]
 
@@ -38,9 +43,9 @@ class Sentence(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        ruler = Ruler(document.text, count)
-        found = find_boundaries(document, ruler, self.size)
-        cutter = Cutter(
+        ruler = TokenRuler(document.text, count)
+        found = find_split_points(document, ruler, self.size)
+        cutter = TextSplitter(
             ruler,
             [found.sentences, found.items],
             [found.lines, found.clauses, found.words],

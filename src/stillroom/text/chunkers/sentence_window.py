@@ -1,4 +1,4 @@
-"""One sentence to find, the sentences around it to read.
+"""Single sentences for search, with a window of sentences for reading.
 
 Each passage is a sentence (short ones are joined, ones larger than ``size`` are cut); what is shown
 and cited is the stretch from ``window`` passages before it to as many after it, within its section.
@@ -15,10 +15,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Document, Passage
-from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
-from stillroom.text.sections import cut_sentences
-from stillroom.text.splitting import Span, make_passages
+from stillroom.text.chunking.boundaries import Span, make_passages
+from stillroom.text.chunking.sections import split_sentence_units
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
 
 __all__ = ["SentenceWindow"]
 
@@ -42,8 +42,8 @@ class SentenceWindow(Chunker):
         count: TokenCounter | None = None,
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
-        spans = cut_sentences(
-            document, Ruler(document.text, count), self.size, min_size=self.min_size
+        spans = split_sentence_units(
+            document, TokenRuler(document.text, count), self.size, min_size=self.min_size
         )
         headings = [heading.start for heading in document.headings]
         sections = [bisect_right(headings, end - 1) for _, end in spans]

@@ -1,4 +1,4 @@
-"""File formats, one parser a file.
+"""Parsers of file formats, one format a file.
 
 Plain text, source code, Markdown, reStructuredText, CSV, JSON, notebooks, mail and HTML are read
 with the core install; PDF, Office and EPUB need the extra ``documents``.

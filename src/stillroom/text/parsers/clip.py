@@ -1,4 +1,4 @@
-"""Films and recordings: title, description, chapters and subtitles that the file itself carries.
+"""Video and audio files: title, description, chapters and embedded subtitles.
 
 Nothing is transcribed. Of several text tracks the one marked as default is read, else the first;
 the others are named. Chapters are sections, and each line of a subtitle is labelled with the time
@@ -15,15 +15,14 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.cues import add_cue, say_time
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import DocumentBuilder, add_cue, format_timestamp
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Clip"]
 
 _TAGS = ("title", "artist", "description", "synopsis", "comment", "lyrics")
 _TEXT_TRACKS = {"subrip", "srt", "webvtt", "mov_text", "ass", "ssa", "text"}
-_MOST_CUES = 100_000
+_MAX_CUES = 100_000
 
 
 class Clip(Parser):
@@ -37,7 +36,7 @@ class Clip(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             import av
         except ImportError as error:
@@ -57,8 +56,8 @@ class Clip(Parser):
             ) from error
 
 
-def _read(container: Any, size: int, source: Source) -> Document:
-    assembly, whole = Assembly(source), (0, size)
+def _read(container: Any, size: int, source: SourceFile) -> Document:
+    assembly, whole = DocumentBuilder(source), (0, size)
     tags = {str(key).lower(): str(value).strip() for key, value in container.metadata.items()}
     for name in _TAGS:
         if tags.get(name):
@@ -73,18 +72,18 @@ def _read(container: Any, size: int, source: Source) -> Document:
         while chapters and chapters[0][0] <= begins:
             _add_chapter(assembly, *chapters.pop(0), whole)
         cues += 1
-        for line in lines if cues <= _MOST_CUES else ():
+        for line in lines if cues <= _MAX_CUES else ():
             add_cue(assembly, line, begins, whole)
     for chapter in chapters:
         _add_chapter(assembly, *chapter, whole)
     metadata: dict[str, Any] = {
         "duration_s": round(container.duration / 1e6, 3) if container.duration else None,
-        "subtitles": _name(chosen) if chosen is not None else "",
-        "cues": min(cues, _MOST_CUES),
-        "subtitles_left_out": [_name(track) for track in tracks if track is not chosen],
+        "subtitles": _track_name(chosen) if chosen is not None else "",
+        "cues": min(cues, _MAX_CUES),
+        "subtitles_left_out": [_track_name(track) for track in tracks if track is not chosen],
     }
-    if cues > _MOST_CUES:
-        metadata["cues_left_out"] = cues - _MOST_CUES
+    if cues > _MAX_CUES:
+        metadata["cues_left_out"] = cues - _MAX_CUES
     return assembly.finish(
         title=tags.get("title", ""),
         metadata=metadata,
@@ -100,12 +99,14 @@ def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
         if packet.pts is None:
             continue
         begins = max(float(packet.pts * packet.time_base), 0.0)
-        shown = [bytes(rect.dialogue) for found in packet.decode() for rect in _rects(found)]
+        shown = [
+            bytes(rect.dialogue) for found in packet.decode() for rect in _subtitle_texts(found)
+        ]
         text = b"\n".join(shown).decode("utf-8", "replace")
         yield begins, text.replace("\\N", "\n").replace("\\n", "\n").split("\n")
 
 
-def _rects(found: Any) -> list[Any]:
+def _subtitle_texts(found: Any) -> list[Any]:
     """Return what of a decoded subtitle is text, whether it comes in a set or alone."""
     parts = list(found) if hasattr(found, "__iter__") else [found]
     return [part for part in parts if getattr(part, "dialogue", None)]
@@ -118,10 +119,12 @@ def _chapters(container: Any) -> Iterator[tuple[float, str]]:
         yield float(chapter["start"] * chapter["time_base"]), title or f"Chapter {number}"
 
 
-def _add_chapter(assembly: Assembly, begins: float, title: str, whole: tuple[int, int]) -> None:
+def _add_chapter(
+    assembly: DocumentBuilder, begins: float, title: str, whole: tuple[int, int]
+) -> None:
     assembly.gap()
     assembly.heading(2, title)
-    assembly.add(f"## {title}", whole, label=say_time(begins))
+    assembly.add(f"## {title}", whole, label=format_timestamp(begins))
     assembly.gap("\n")  # the line that follows adds another
 
 
@@ -129,6 +132,6 @@ def _is_default(track: Any) -> bool:
     return "default" in str(getattr(track, "disposition", "")).lower()
 
 
-def _name(track: Any) -> str:
+def _track_name(track: Any) -> str:
     parts = (track.metadata.get("language", ""), track.metadata.get("title", ""))
     return " ".join(filter(None, parts)) or f"track {track.index}"

@@ -1,4 +1,4 @@
-"""Comma- and tab-separated values: the text is the file, byte for byte.
+"""CSV and TSV files as text, byte for byte.
 
 The delimiter and the header's column names are told in the metadata; rows stay as they are written.
 """
@@ -11,9 +11,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document
-from stillroom.text.assembly import from_source_text, require_text
-from stillroom.text.decoding import decode, make_anchors
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import build_document, require_text
+from stillroom.text.encoding import build_anchors, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Csv"]
 
@@ -25,8 +25,8 @@ class Csv(Parser):
     media_type: ClassVar[str] = "text/csv"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         first = decoded.text[:8192].split("\n", 1)[0].rstrip("\r")
         delimiter = max("\t;|,", key=first.count)
         metadata = {**decoded.metadata, "delimiter": delimiter, "is_table": True}
@@ -34,5 +34,5 @@ class Csv(Parser):
             metadata["columns"] = next(csv.reader([first], delimiter=delimiter), [])[:256]
         except csv.Error as error:
             metadata["columns_error"] = str(error)
-        document = from_source_text(decoded.text, make_anchors(decoded), source, metadata=metadata)
+        document = build_document(decoded.text, build_anchors(decoded), source, metadata=metadata)
         return require_text(document)

@@ -17,11 +17,15 @@ from typing_extensions import override
 
 from stillroom.errors import MissingExtraError
 from stillroom.records import Document
-from stillroom.text.archives import Archive, open_archive
-from stillroom.text.assembly import Assembly, render_table, spread_row
-from stillroom.text.drawings import read_drawings
-from stillroom.text.method import Parser, Source
-from stillroom.text.office import text_of, unreadable
+from stillroom.text.documents.builder import DocumentBuilder, expand_row, render_table
+from stillroom.text.documents.office import (
+    CheckedArchive,
+    extract_text,
+    open_archive,
+    read_drawings,
+    unreadable_as_error,
+)
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Docx"]
 
@@ -44,17 +48,17 @@ class Docx(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             import docx
         except ImportError as error:
             raise MissingExtraError.of("python-docx", "documents", "reading Word files") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
-        with unreadable(source.path):
+        with unreadable_as_error(source.path):
             word = docx.Document(io.BytesIO(data))
             main = str(word.part.partname).lstrip("/")
-            assembly = Assembly(source)
-            body = _Body(word, assembly, archive, main)
+            assembly = DocumentBuilder(source)
+            body = _BodyReader(word, assembly, archive, main)
             for element in _elements(word.element.body, 0):
                 if str(element.tag) == f"{_W}tbl":
                     body.add_table(element)
@@ -62,7 +66,7 @@ class Docx(Parser):
                     body.add_paragraph(element)
             _add_notes(archive, assembly, body.counts)
             title = str(word.core_properties.title or "")
-        body.counts["margins"] = _margins(archive)
+        body.counts["margins"] = _count_margins(archive)
         metadata = {
             f"{name}_left_out": body.counts[key]
             for key, name in (
@@ -90,19 +94,21 @@ def _elements(parent: Any, depth: int) -> Iterator[Any]:
             yield from _elements(child, depth + 1)
 
 
-class _Body:
+class _BodyReader:
     """Adds the blocks of a document's body."""
 
-    def __init__(self, word: Any, assembly: Assembly, archive: Archive, label: str) -> None:
+    def __init__(
+        self, word: Any, assembly: DocumentBuilder, archive: CheckedArchive, label: str
+    ) -> None:
         self._word, self._assembly, self._archive = word, assembly, archive
         self._place: dict[str, Any] = {"span": archive.span(label), "label": label}
         self._was_item = False
-        self._numbering = _Numbering(word)
+        self._numbering = _ListNumbering(word)
         self.title = ""
         self.counts: Counter[str] = Counter()
 
     def add_paragraph(self, element: Any) -> None:
-        text = text_of(element, self.counts).strip()
+        text = extract_text(element, self.counts).strip()
         if text:
             self._add_text(element, text)
         self._add_drawings(element)
@@ -134,8 +140,8 @@ class _Body:
                 goes_on, width = _merge(cell)
                 at = sum(size for _, size in cells)
                 is_known = goes_on and at < len(above)
-                cells.append((above[at] if is_known else text_of(cell, self.counts), width))
-            rows.append(spread_row(cells))
+                cells.append((above[at] if is_known else extract_text(cell, self.counts), width))
+            rows.append(expand_row(cells))
         rendered = render_table(rows)
         if rendered:
             self._assembly.gap()
@@ -170,14 +176,14 @@ def _merge(cell: Any) -> tuple[bool, int]:
     down = properties.find(f"{_W}vMerge")
     across = properties.find(f"{_W}gridSpan")
     goes_on = down is not None and down.get(f"{_W}val", "continue") == "continue"
-    return goes_on, _whole(across.get(f"{_W}val") if across is not None else None, 1, 512)
+    return goes_on, _parse_whole(across.get(f"{_W}val") if across is not None else None, 1, 512)
 
 
-def _whole(value: str | None, least: int, most: int) -> int:
+def _parse_whole(value: str | None, least: int, most: int) -> int:
     return min(max(int(value), least), most) if value and value.isdecimal() else least
 
 
-class _Numbering:
+class _ListNumbering:
     """The marks of list items: bullets, or numbers that go on."""
 
     def __init__(self, word: Any) -> None:
@@ -189,7 +195,7 @@ class _Numbering:
             return
         kinds = {
             one.get(f"{_W}abstractNumId"): {
-                _whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
+                _parse_whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
                 for level in one.iter(f"{_W}lvl")
             }
             for one in root.iter(f"{_W}abstractNum")
@@ -221,7 +227,7 @@ def _numbers(properties: Any) -> tuple[str, int]:
     found = properties.find(f"{_W}numPr") if properties is not None else None
     if found is None:
         return "", 0
-    return _value(found, "numId"), _whole(_value(found, "ilvl"), 0, _MAX_LEVEL)
+    return _value(found, "numId"), _parse_whole(_value(found, "ilvl"), 0, _MAX_LEVEL)
 
 
 def _value(element: Any, name: str) -> str:
@@ -243,7 +249,7 @@ def _level(style: Any, name: str) -> int:
     return 0
 
 
-def _add_notes(archive: Archive, assembly: Assembly, counts: Counter[str]) -> None:
+def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Counter[str]) -> None:
     """Add footnotes, endnotes and comments as sections of their own."""
     for kind, title in _NOTES.items():
         name = f"word/{kind}.xml"
@@ -251,7 +257,7 @@ def _add_notes(archive: Archive, assembly: Assembly, counts: Counter[str]) -> No
             continue
         lines = []
         for note in _parse_xml(archive.read(name)):
-            text = " ".join(text_of(note, counts).split())
+            text = " ".join(extract_text(note, counts).split())
             mark = f"[^{_PREFIX[kind]}{note.get(f'{_W}id')}]: " if kind in _PREFIX else ""
             if text:
                 lines.append(f"- {mark}{text}")
@@ -263,14 +269,14 @@ def _add_notes(archive: Archive, assembly: Assembly, counts: Counter[str]) -> No
         assembly.add(f"## {title}\n\n" + "\n".join(lines), **place)
 
 
-def _margins(archive: Archive) -> int:
+def _count_margins(archive: CheckedArchive) -> int:
     """Return how many headers and footers hold text."""
     names = [
         one.filename
         for one in archive.file.infolist()
         if re.fullmatch(r"word/(?:header|footer)\d*\.xml", one.filename)
     ]
-    return sum(bool(text_of(_parse_xml(archive.read(name))).strip()) for name in names)
+    return sum(bool(extract_text(_parse_xml(archive.read(name))).strip()) for name in names)
 
 
 def _parse_xml(content: bytes) -> Any:

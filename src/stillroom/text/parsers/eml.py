@@ -1,4 +1,4 @@
-"""Mail and saved web pages: sender, subject and date, then the body and attached text.
+"""E-mail messages, mailboxes and MHTML pages: headers, body and attached text.
 
 A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
 those of their encoded part. Of alternatives the plain one is read; attachments that are no text are
@@ -22,10 +22,10 @@ from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.decoding import ByteMap, decode
-from stillroom.text.method import Parser, Source
-from stillroom.text.webpage import add_page
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.encoding import ByteMap, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Eml"]
 
@@ -44,15 +44,17 @@ class Eml(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        assembly = Assembly(source)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        assembly = DocumentBuilder(source)
         spans = _messages(data)
         metadata: dict[str, Any] = {"attachments": []}
         title = ""
         for start, end in spans:
             message = BytesParser(policy=policy.default).parsebytes(data[start:end])
             if isinstance(message, EmailMessage) and message.keys():
-                subject = _Mail(message, data[start:end], start).write(assembly, metadata, spans)
+                subject = _MailReader(message, data[start:end], start).write(
+                    assembly, metadata, spans
+                )
                 title = title or subject
             else:
                 metadata["messages_left_out"] = metadata.get("messages_left_out", 0) + 1
@@ -82,14 +84,14 @@ def _messages(data: bytes) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(data)], strict=True))
 
 
-class _Mail:
+class _MailReader:
     """One message and its bytes, which begin at ``offset`` in the file."""
 
     def __init__(self, message: EmailMessage, data: bytes, offset: int) -> None:
         self._message, self._data, self._offset = message, data, offset
 
     def write(
-        self, assembly: Assembly, metadata: dict[str, Any], all_of_them: Sequence[object]
+        self, assembly: DocumentBuilder, metadata: dict[str, Any], all_of_them: Sequence[object]
     ) -> str:
         """Add headers and bodies to the document; return the subject."""
         headers = {name: _header(self._message, self._data, name) for name in _HEADERS}
@@ -188,10 +190,12 @@ def _alternatives(part: Message) -> set[int]:
     return {id(one) for one in inner[:_MAX_PARTS] if one.get_content_subtype() == "html"}
 
 
-def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly, offset: int) -> int:
+def _add_body(
+    part: EmailMessage, data: bytes, cursor: int, assembly: DocumentBuilder, offset: int
+) -> int:
     """Add one part of the message whose bytes begin at ``offset``; return where its own end."""
     content = part.get_payload(decode=True)
-    raw = _encoded(part, content)
+    raw = _encoded_body(part, content)
     start = data.find(raw.rstrip(b"\r\n"), cursor) if raw.strip() else -1
     span = (start, start + len(raw)) if start >= 0 else (cursor, len(data))
     if not isinstance(content, bytes) or not content.strip():
@@ -200,14 +204,16 @@ def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly, 
         declared = str(part.get_content_charset() or "")
     except (LookupError, ValueError):
         declared = ""
-    decoded = decode(content, assembly.source.path, declared=declared)
+    decoded = decode_text(content, assembly.source.path, declared=declared)
     assembly.gap()
     if part.is_attachment():
         name = " ".join(str(part.get_filename() or "text").split())[:200]
         assembly.heading(2, name)
         assembly.add(f"## {name}\n\n")
     if part.get_content_subtype() == "html":
-        add_page(decoded, assembly, span=(span[0] + offset, span[1] + offset), keep_all=True)
+        extract_main_content(
+            decoded, assembly, span=(span[0] + offset, span[1] + offset), keep_all=True
+        )
     elif content == raw and start >= 0 and decoded.encoding in {"utf-8", "ascii", "latin-1"}:
         where = ByteMap(decoded, offset=start + offset)
         text = decoded.text
@@ -220,7 +226,7 @@ def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly, 
     return span[1] if start >= 0 else cursor
 
 
-def _encoded(part: EmailMessage, content: object) -> bytes:
+def _encoded_body(part: EmailMessage, content: object) -> bytes:
     """Return a part's body as it travels."""
     try:
         encoded = part.get_payload(decode=False)

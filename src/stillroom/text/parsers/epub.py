@@ -1,4 +1,4 @@
-"""EPUB books: the chapters in reading order, labeled by their files within the archive."""
+"""EPUB books: chapters in reading order, labeled by file name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.archives import Archive, open_archive
-from stillroom.text.assembly import Assembly
-from stillroom.text.decoding import decode
-from stillroom.text.method import Parser, Source
-from stillroom.text.office import unreadable
-from stillroom.text.webpage import add_page
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.encoding import decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Epub"]
 
 _CONTAINER = "META-INF/container.xml"
-_LOCKS = "META-INF/encryption.xml"
+_ENCRYPTION = "META-INF/encryption.xml"
 
 
 class Epub(Parser):
@@ -31,21 +30,21 @@ class Epub(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         archive = open_archive(data, source.path, source.limits, required=_CONTAINER)
         missing = 0
-        with unreadable(source.path):
+        with unreadable_as_error(source.path):
             package, folder = _read_package(archive)
             title = _first(package, "title")
             chapters = _chapters(package, folder)
             _check_locks(archive, chapters, source.path)
-            assembly = Assembly(source)
+            assembly = DocumentBuilder(source)
             for name in chapters[: source.limits.pages]:
                 if name not in archive:
                     missing += 1
                     continue
-                page = decode(archive.read(name), f"{source.path}/{name}")
-                add_page(
+                page = decode_text(archive.read(name), f"{source.path}/{name}")
+                extract_main_content(
                     page, assembly, span=archive.span(name), label=name, keep_all=True, is_xml=True
                 )
         metadata: dict[str, Any] = {"chapters": len(chapters), "chapters_missing": missing}
@@ -56,7 +55,7 @@ class Epub(Parser):
         return assembly.finish(title=title, metadata=metadata)
 
 
-def _read_package(archive: Archive) -> tuple[Any, str]:
+def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
     """Return the package document as an element, and the folder it is in."""
     try:
         from defusedxml import ElementTree
@@ -91,10 +90,10 @@ def _chapters(package: Any, folder: str) -> list[str]:
     return list(dict.fromkeys(chapters))
 
 
-def _check_locks(archive: Archive, chapters: list[str], where: str) -> None:
-    if _LOCKS not in archive:
+def _check_locks(archive: CheckedArchive, chapters: list[str], where: str) -> None:
+    if _ENCRYPTION not in archive:
         return
-    locks = archive.read(_LOCKS).decode("utf-8", "replace")
+    locks = archive.read(_ENCRYPTION).decode("utf-8", "replace")
     if any(name in locks for name in chapters):  # fonts alone may be scrambled
         raise DataError(
             "the book is protected by a digital lock",

@@ -1,4 +1,4 @@
-"""HTML: the main text of a page, with each piece's bytes.
+"""HTML pages: the main content, each block with its byte range.
 
 Headings, lists, tables and code become Markdown; navigation, scripts and link lists are left out
 and counted in ``boilerplate_characters``.
@@ -12,10 +12,10 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.decoding import decode
-from stillroom.text.method import Parser, Source
-from stillroom.text.webpage import add_page
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.encoding import decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Html"]
 
@@ -32,15 +32,15 @@ class Html(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         declared = _CHARSET.search(data[:4096])
-        decoded = decode(
+        decoded = decode_text(
             data,
             source.path,
             declared=declared.group(1).decode("ascii", "replace") if declared else "",
         )
-        assembly = Assembly(source)
-        facts = add_page(decoded, assembly)
+        assembly = DocumentBuilder(source)
+        facts = extract_main_content(decoded, assembly)
         metadata = {**decoded.metadata, "boilerplate_characters": facts.boilerplate_characters}
         if facts.hidden_characters:
             metadata["hidden_characters_left_out"] = facts.hidden_characters

@@ -1,4 +1,4 @@
-"""Pictures of text (scans, photographs of pages, screenshots), read by OCR: the extra ``ocr``.
+"""Images of text, such as scans and screenshots, read by OCR.
 
 Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; the reader's
 confidence is told on every passage. Bytes are those of the whole file.
@@ -14,11 +14,11 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly, render_table
-from stillroom.text.layout import arrange
-from stillroom.text.method import Parser, Source
-from stillroom.text.ocr import has_ocr, read_picture, require_language
-from stillroom.text.office import unreadable
+from stillroom.text.documents.builder import DocumentBuilder, render_table
+from stillroom.text.documents.office import unreadable_as_error
+from stillroom.text.interfaces import Parser, SourceFile
+from stillroom.text.pdf.layout import arrange_blocks
+from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Image"]
 
-_MOST_PIXELS = 100_000_000
-_SIDE = 2000
+_MAX_PIXELS = 100_000_000
+_MAX_SIDE = 2000
 
 
 class Image(Parser):
@@ -46,7 +46,7 @@ class Image(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         if source.limits.ocr == "never":
             raise DataError(
                 "the file is a picture, and the limit ocr is 'never'",
@@ -57,25 +57,25 @@ class Image(Parser):
             )
         if not has_ocr():
             raise MissingExtraError.of("rapidocr", "ocr", "reading pictures of text")
-        require_language(source.limits.ocr_language, source.path)
-        with unreadable(source.path):
+        require_ocr_language(source.limits.ocr_language, source.path)
+        with unreadable_as_error(source.path):
             return _read(data, source)
 
 
-def _read(data: bytes, source: Source) -> Document:
+def _read(data: bytes, source: SourceFile) -> Document:
     from PIL import Image as Pictures
 
     picture = Pictures.open(io.BytesIO(data))
     frames = int(getattr(picture, "n_frames", 1))
-    if picture.width * picture.height > _MOST_PIXELS or frames > source.limits.pages:
+    if picture.width * picture.height > _MAX_PIXELS or frames > source.limits.pages:
         raise DataError(
             f"the picture has {picture.width} by {picture.height} pixels and {frames} frames",
             code="document.too-large",
             where=source.path,
-            expected=f"at most {_MOST_PIXELS} pixels and {source.limits.pages} frames",
+            expected=f"at most {_MAX_PIXELS} pixels and {source.limits.pages} frames",
             next="make it smaller, or split it",
         )
-    assembly = Assembly(source)
+    assembly = DocumentBuilder(source)
     sure: list[float] = []
     unread: list[int] = []
     turned: list[int] = []
@@ -86,10 +86,10 @@ def _read(data: bytes, source: Source) -> Document:
             continue
         picture.seek(number - 1)
         source.more_time()
-        found = read_picture(_pixels(picture))
+        found = recognize_text(_pixels(picture))
         place: dict[str, Any] = {"span": (0, len(data)), "page": number}
         place["label"] = f"OCR, confidence {found.confidence:.2f}"
-        for block in arrange(found.runs):
+        for block in arrange_blocks(found.runs):
             text = render_table(block.rows) if block.kind == "table" else block.text
             if text:
                 assembly.gap()
@@ -122,5 +122,5 @@ def _pixels(picture: Any) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(picture).convert("RGBA")
     paper = Pictures.new("RGBA", upright.size, "white")
     paper.alpha_composite(upright)
-    paper.thumbnail((_SIDE, _SIDE))
+    paper.thumbnail((_MAX_SIDE, _MAX_SIDE))
     return np.ascontiguousarray(np.asarray(paper.convert("RGB"))[:, :, ::-1])

@@ -1,4 +1,4 @@
-"""Jupyter notebooks: Markdown and code cells, each with the bytes of its cell.
+"""Jupyter notebooks: Markdown and code cells with their byte ranges.
 
 Outputs are left out and counted.
 """
@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.decoding import ByteMap, decode
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.encoding import ByteMap, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Ipynb"]
 
@@ -32,10 +32,10 @@ class Ipynb(Parser):
     media_type: ClassVar[str] = "application/x-ipynb+json"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         where = ByteMap(decoded)
-        assembly = Assembly(source)
+        assembly = DocumentBuilder(source)
         outputs = 0
         language = "python"
         try:
@@ -63,7 +63,11 @@ class Ipynb(Parser):
 
 
 def _add_cell(
-    cell: dict[str, Any], assembly: Assembly, span: tuple[int, int], label: str, language: str
+    cell: dict[str, Any],
+    assembly: DocumentBuilder,
+    span: tuple[int, int],
+    label: str,
+    language: str,
 ) -> None:
     content = cell.get("source", cell.get("input", ""))  # format 3 calls code its input
     text = "".join(map(str, content)) if isinstance(content, list) else str(content)

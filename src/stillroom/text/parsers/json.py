@@ -13,9 +13,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.decoding import ByteMap, Decoded, decode
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.encoding import ByteMap, DecodedText, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Json"]
 
@@ -30,18 +30,18 @@ class Json(Parser):
     media_type: ClassVar[str] = "application/json"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         metadata = {**decoded.metadata, "is_table": source.path.endswith(("l", ".ndjson"))}
         problem = _find_problem(decoded.text, is_lines=bool(metadata["is_table"]))
         if problem:
             metadata["json_error"] = problem
-        assembly = Assembly(source)
+        assembly = DocumentBuilder(source)
         _add(decoded, assembly)
         return assembly.finish(metadata=metadata)
 
 
-def _add(decoded: Decoded, assembly: Assembly) -> None:
+def _add(decoded: DecodedText, assembly: DocumentBuilder) -> None:
     """Add the text, each run of escapes as the characters that it stands for."""
     text, where, position = decoded.text, ByteMap(decoded), 0
     for match in _ESCAPES.finditer(text):
@@ -54,7 +54,7 @@ def _add(decoded: Decoded, assembly: Assembly) -> None:
     _add_plain(text, position, len(text), where, assembly)
 
 
-def _add_plain(text: str, start: int, end: int, where: ByteMap, assembly: Assembly) -> None:
+def _add_plain(text: str, start: int, end: int, where: ByteMap, assembly: DocumentBuilder) -> None:
     for piece in range(start, end, 4096):
         stop = min(piece + 4096, end)
         span = (where.at(piece), where.at(stop))

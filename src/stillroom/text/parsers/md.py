@@ -1,4 +1,4 @@
-"""Markdown: the text is the file, byte for byte; headings are found by a CommonMark parser.
+"""Markdown files as text, byte for byte, with headings from a CommonMark parser.
 
 A ``#`` within a code fence is no heading. The fields of a front matter are in the metadata, under
 ``front_matter``, typed; its ``title`` is the title.
@@ -15,10 +15,9 @@ from markdown_it import MarkdownIt
 from typing_extensions import override
 
 from stillroom.records import Document, Heading
-from stillroom.text.assembly import from_source_text, require_text
-from stillroom.text.decoding import decode, make_anchors
-from stillroom.text.front_matter import read_front_matter
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import build_document, read_front_matter, require_text
+from stillroom.text.encoding import build_anchors, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Md"]
 
@@ -34,17 +33,17 @@ class Md(Parser):
     media_type: ClassVar[str] = "text/markdown"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         front = read_front_matter(decoded.text)
         metadata = dict(decoded.metadata)
         if front.fields:
             metadata["front_matter"] = front.fields
         if front.error:
             metadata["front_matter_error"] = front.error
-        document = from_source_text(
+        document = build_document(
             decoded.text,
-            make_anchors(decoded),
+            build_anchors(decoded),
             source,
             headings=list(_headings(decoded.text, front.end)),
             title=str(front.fields.get("title", "")),

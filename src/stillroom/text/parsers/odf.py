@@ -1,4 +1,4 @@
-"""OpenDocument: texts, sheets and slides as LibreOffice writes them (ISO/IEC 26300).
+"""OpenDocument texts, spreadsheets and presentations (ISO/IEC 26300).
 
 Headings, lists, tables, notes and comments become Markdown; slides and sheets are labeled. A cell
 that spans several is repeated in each, but one over a whole row. Tracked deletions, pictures, and
@@ -15,10 +15,9 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.archives import Archive, open_archive
-from stillroom.text.assembly import Assembly, render_table, spread_row
-from stillroom.text.method import Parser, Source
-from stillroom.text.office import unreadable
+from stillroom.text.documents.builder import DocumentBuilder, expand_row, render_table
+from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Odf"]
 
@@ -26,14 +25,14 @@ _TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
 _TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
 _OFFICE = "{urn:oasis:names:tc:opendocument:xmlns:office:1.0}"
 _DRAW = "{urn:oasis:names:tc:opendocument:xmlns:drawing:1.0}"
-_SHOW = "{urn:oasis:names:tc:opendocument:xmlns:presentation:1.0}"
+_PRESENTATION = "{urn:oasis:names:tc:opendocument:xmlns:presentation:1.0}"
 _CONTENT = "content.xml"
 _INDEXES = frozenset({"table-of-content", "alphabetical-index", "illustration-index"})
 _BLOCKS = frozenset({"p", "h", "list-item", "table-cell"})
 _BLOCK_ROWS = 20
-_MOST_COLUMNS = 512
-_MOST_ROWS = 100_000
-_MOST_SPACES = 100
+_MAX_COLUMNS = 512
+_MAX_ROWS = 100_000
+_MAX_SPACES = 100
 
 
 class Odf(Parser):
@@ -44,7 +43,7 @@ class Odf(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             from lxml import etree
         except ImportError as error:
@@ -60,8 +59,8 @@ class Odf(Parser):
                 next="save a copy without a password",
             )
         parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
-        with unreadable(source.path):
-            writer = _Writer(Assembly(source), archive.span(_CONTENT))
+        with unreadable_as_error(source.path):
+            writer = _BlockWriter(DocumentBuilder(source), archive.span(_CONTENT))
             root = etree.fromstring(archive.read(_CONTENT), parser)
             body = root.find(f"{_OFFICE}body")
             for part in body if body is not None else ():
@@ -72,10 +71,10 @@ class Odf(Parser):
         return writer.assembly.finish(title=title, metadata=counts, expected="text beside pictures")
 
 
-class _Writer:
+class _BlockWriter:
     """Adds the blocks of a document, and keeps notes and comments for its end."""
 
-    def __init__(self, assembly: Assembly, span: tuple[int, int]) -> None:
+    def __init__(self, assembly: DocumentBuilder, span: tuple[int, int]) -> None:
         self.assembly, self.counts = assembly, Counter[str]()
         self._place: dict[str, Any] = {"span": span, "label": _CONTENT}
         self._notes: dict[str, list[str]] = {"Footnotes": [], "Comments": []}
@@ -125,7 +124,7 @@ class _Writer:
                 self.counts["contents"] += 1
             elif name == "notes":
                 self._write_slide_notes(child)
-            elif name == "frame" and child.get(f"{_SHOW}class") == "title":
+            elif name == "frame" and child.get(f"{_PRESENTATION}class") == "title":
                 self._add_heading(child, 1)
             else:
                 self.counts["pictures"] += name == "image"
@@ -175,15 +174,15 @@ class _Writer:
             cells, down = self._cells(row, above)
             while cells and not cells[-1][0]:
                 cells.pop()
-            texts = spread_row(cells)
-            times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MOST_ROWS)
+            texts = expand_row(cells)
+            times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
             if not cells:
                 times = 1  # what is empty down to a sheet's last row
-            for _ in range(min(times, _MOST_ROWS - total)):
+            for _ in range(min(times, _MAX_ROWS - total)):
                 yield texts
             total += times
             above = [text if at in down else "" for at, text in enumerate(texts)]
-        self.counts["rows"] += max(total - _MOST_ROWS, 0)
+        self.counts["rows"] += max(total - _MAX_ROWS, 0)
 
     def _cells(self, row: Any, above: list[str]) -> tuple[list[tuple[str, int]], set[int]]:
         """Return the texts of a row with how many columns each fills, and where one goes on down.
@@ -199,7 +198,7 @@ class _Writer:
                 continue
             times = _number(cell.get(f"{_TABLE}number-columns-repeated"), 1, 1 << 20)
             if name == "covered-table-cell":
-                for _ in range(min(times, _MOST_COLUMNS)):
+                for _ in range(min(times, _MAX_COLUMNS)):
                     if covered:
                         covered -= 1
                         continue
@@ -210,11 +209,11 @@ class _Writer:
                     column += 1
                 continue
             text = self._cell(cell)
-            width = _number(cell.get(f"{_TABLE}number-columns-spanned"), 1, _MOST_COLUMNS)
-            if _number(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MOST_ROWS) > 1:
+            width = _number(cell.get(f"{_TABLE}number-columns-spanned"), 1, _MAX_COLUMNS)
+            if _number(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MAX_ROWS) > 1:
                 down.update(range(column, column + width))
             covered = width - 1
-            for _ in range(min(times, _MOST_COLUMNS)):
+            for _ in range(min(times, _MAX_COLUMNS)):
                 cells.append((text, width))
                 column += width
         return cells, down
@@ -234,7 +233,7 @@ class _Writer:
         for child in element:
             name = _name(child)
             if name == "s":
-                parts.append(" " * _number(child.get(f"{_TEXT}c"), 1, _MOST_SPACES))
+                parts.append(" " * _number(child.get(f"{_TEXT}c"), 1, _MAX_SPACES))
             elif name in {"tab", "line-break"}:
                 parts.append("\t" if name == "tab" else "\n")
             elif name == "note":
@@ -284,7 +283,7 @@ def _number(value: str | None, least: int, most: int) -> int:
     return min(max(int(value), least), most) if value and value.isdecimal() else least
 
 
-def _title(archive: Archive, parser: Any) -> str:
+def _title(archive: CheckedArchive, parser: Any) -> str:
     from lxml import etree
 
     if "meta.xml" not in archive:

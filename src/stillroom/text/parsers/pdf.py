@@ -1,4 +1,4 @@
-"""PDF: each page's paragraphs, headings, lists and tables in reading order, with page numbers.
+"""PDF files: paragraphs, headings, lists and tables in reading order, with page numbers.
 
 Columns are read one after the other; tables, ruled or only aligned, become Markdown tables; heads
 and feet that repeat are kept once and counted; words that a line's end has cut are joined. Filled
@@ -18,38 +18,37 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.annotations import Overlay, read_overlay
-from stillroom.text.assembly import Assembly, render_table
-from stillroom.text.glyphs import Glyphs, read_glyphs
-from stillroom.text.layout import Block, arrange
-from stillroom.text.method import Parser, Source
-from stillroom.text.ocr import has_ocr, read_picture, require_language
-from stillroom.text.office import unreadable
-from stillroom.text.paging import (
-    Entry,
-    Page,
-    Words,
-    drop_repeated,
-    heading_levels,
-    known_headings,
-    title_pattern,
+from stillroom.text.documents.builder import DocumentBuilder, render_table
+from stillroom.text.documents.office import unreadable_as_error
+from stillroom.text.interfaces import Parser, SourceFile
+from stillroom.text.pdf.layout import PageBlock, arrange_blocks
+from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
+from stillroom.text.pdf.page import PageAnnotations, PageText, read_annotations, read_page_text
+from stillroom.text.pdf.structure import (
+    DocumentVocabulary,
+    OutlineEntry,
+    PdfPage,
+    compile_title,
+    drop_running_heads,
+    find_heading_levels,
+    match_outline,
 )
-from stillroom.text.ruling import find_grids, read_rules
+from stillroom.text.pdf.tables import find_table_grids, read_ruling_lines
 
 __all__ = ["Pdf"]
 
 _SPACE = re.compile(r"[ \t\xa0]+")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _LETTER = re.compile(r"[^\W_]")
-_NO_TITLE = re.compile(
+_PLACEHOLDER_TITLE = re.compile(
     r"untitled|^\(?anonymous\)?$|\.(docx?|tex|indd|pdf|dvi)$|^microsoft word", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"[.!?:;\"”’)]$")
 _MAX_OUTLINE = 5000
 _MAX_LINKS = 200
-_FEW_LETTERS = 20  # beside a picture, a page with fewer is one to be read by OCR
-_SIDE = 2000  # pixels; the longer side of a page that is drawn for OCR
-_SCALE = 2.5  # pixels a point, at most
+_MIN_LETTERS = 20  # beside a picture, a page with fewer is one to be read by OCR
+_MAX_OCR_SIDE = 2000  # pixels; the longer side of a page that is drawn for OCR
+_OCR_SCALE = 2.5  # pixels a point, at most
 
 
 class Pdf(Parser):
@@ -60,29 +59,29 @@ class Pdf(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             import pypdfium2
         except ImportError as error:
             raise MissingExtraError.of("pypdfium2", "documents", "reading PDF files") from error
-        with unreadable(source.path):
+        with unreadable_as_error(source.path):
             try:
                 pdf = pypdfium2.PdfDocument(data)
             except pypdfium2.PdfiumError as error:
-                raise _refusal(str(error), source.path) from error
+                raise _refused_error(str(error), source.path) from error
             try:
-                return _Reading(pdf, source).document(len(data))
+                return _PdfReader(pdf, source).document(len(data))
             finally:
                 pdf.close()
 
 
-class _Reading:
+class _PdfReader:
     """The reading of one file: its pages, and what is counted on the way."""
 
-    def __init__(self, pdf: Any, source: Source) -> None:
+    def __init__(self, pdf: Any, source: SourceFile) -> None:
         self._pdf, self._source = pdf, source
-        self._pages: list[Page] = []
-        self._overlays: dict[int, Overlay] = {}
+        self._pages: list[PdfPage] = []
+        self._overlays: dict[int, PageAnnotations] = {}
         self._confidence: dict[int, float] = {}
         self._unread: list[int] = []
         self._turned: list[int] = []
@@ -101,7 +100,7 @@ class _Reading:
                 next="split the file, or raise the limit 'pages'",
             )
         if limits.ocr != "never":
-            require_language(limits.ocr_language, self._source.path)
+            require_ocr_language(limits.ocr_language, self._source.path)
         if self._pdf.get_formtype():
             self._pdf.init_forms()
         for number in range(1, total + 1):
@@ -110,13 +109,15 @@ class _Reading:
             except (RuntimeError, ValueError, OSError):  # one bad page does not lose the others
                 self._counts["broken"] += 1
         self._require_ocr()
-        dropped = drop_repeated(self._pages)
-        known, within = known_headings(self._pages, _outline(self._pdf))
-        levels = heading_levels(self._pages, known)
-        assembly = Assembly(self._source)
-        _Writer(assembly, levels, within, Words(self._pages), size).write(self._pages, self)
+        dropped = drop_running_heads(self._pages)
+        known, within = match_outline(self._pages, _outline(self._pdf))
+        levels = find_heading_levels(self._pages, known)
+        assembly = DocumentBuilder(self._source)
+        _MarkdownWriter(assembly, levels, within, DocumentVocabulary(self._pages), size).write(
+            self._pages, self
+        )
         title = _CONTROL.sub("", str(self._pdf.get_metadata_dict().get("Title", ""))).strip()
-        if _NO_TITLE.search(title):
+        if _PLACEHOLDER_TITLE.search(title):
             title = ""
         return assembly.finish(
             title=title,
@@ -124,9 +125,9 @@ class _Reading:
             expected="text, or pictures of text (the pages are blank, or OCR read nothing)",
         )
 
-    def overlay(self, number: int) -> Overlay:
+    def overlay(self, number: int) -> PageAnnotations:
         """Return what lies over a page."""
-        return self._overlays.get(number) or Overlay()
+        return self._overlays.get(number) or PageAnnotations()
 
     def label(self, number: int) -> str:
         """Say how a page was read, if by OCR."""
@@ -136,32 +137,32 @@ class _Reading:
     def _read_page(self, number: int) -> None:
         page = self._pdf[number - 1]
         try:
-            with _text_of(page) as raw:
-                glyphs = read_glyphs(raw, page.get_cropbox())
+            with _page_text(page) as raw:
+                glyphs = read_page_text(raw, page.get_cropbox())
             self._counts["hidden"] += glyphs.hidden
             form = self._pdf.formenv
-            overlay = read_overlay(self._pdf.raw, page.raw, form.raw if form else None)
+            overlay = read_annotations(self._pdf.raw, page.raw, form.raw if form else None)
             self._overlays[number] = overlay
             self._counts["hidden"] += overlay.hidden
             if self._needs_ocr(page, glyphs):
-                blocks = self._read_by_ocr(page, number) or _blocks(page, glyphs)
+                blocks = self._read_by_ocr(page, number) or _page_blocks(page, glyphs)
             else:
-                blocks = _blocks(page, glyphs)
+                blocks = _page_blocks(page, glyphs)
             if not blocks:
                 self._counts["silent"] += 1
-            top, bottom = _edges(page, glyphs, blocks)
-            self._pages.append(Page(number, blocks, top, bottom))
+            top, bottom = _page_edges(page, glyphs, blocks)
+            self._pages.append(PdfPage(number, blocks, top, bottom))
         finally:
             page.close()
 
-    def _needs_ocr(self, page: Any, glyphs: Glyphs) -> bool:
+    def _needs_ocr(self, page: Any, glyphs: PageText) -> bool:
         """Say whether a page is a picture of text rather than text."""
         if self._source.limits.ocr == "always":
             return True
         letters = sum(len(_LETTER.findall(run.text)) for run in glyphs.runs)
-        return letters < _FEW_LETTERS and _has_picture(page, least=0.3 if letters else 0.02)
+        return letters < _MIN_LETTERS and _has_picture(page, least=0.3 if letters else 0.02)
 
-    def _read_by_ocr(self, page: Any, number: int) -> list[Block]:
+    def _read_by_ocr(self, page: Any, number: int) -> list[PageBlock]:
         limits = self._source.limits
         is_late = self._spent > limits.ocr_timeout_s
         if limits.ocr == "never" or is_late or not has_ocr():
@@ -169,11 +170,11 @@ class _Reading:
             return []
         self._source.more_time()
         start = time.process_time()
-        scale = min(_SCALE, _SIDE / max(*page.get_size(), 1.0))
+        scale = min(_OCR_SCALE, _MAX_OCR_SIDE / max(*page.get_size(), 1.0))
         pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
-        found = read_picture(pixels, scale=1 / scale)
+        found = recognize_text(pixels, scale=1 / scale)
         self._spent += time.process_time() - start
-        blocks = arrange(found.runs)
+        blocks = arrange_blocks(found.runs)
         if blocks:
             self._confidence[number] = found.confidence
             if found.turn:
@@ -231,23 +232,23 @@ class _Reading:
         return f"{pages} and left out, since OCR took longer than the limit ocr_timeout_s"
 
 
-class _Writer:
+class _MarkdownWriter:
     """Writes the pages' blocks as Markdown."""
 
     def __init__(
         self,
-        assembly: Assembly,
+        assembly: DocumentBuilder,
         levels: dict[int, int],
-        within: dict[int, list[Entry]],
-        words: Words,
+        within: dict[int, list[OutlineEntry]],
+        words: DocumentVocabulary,
         size: int,
     ) -> None:
         self._assembly, self._levels, self._words = assembly, levels, words
         self._within = within
         self._span = (0, size)
-        self._last: Block | None = None
+        self._last: PageBlock | None = None
 
-    def write(self, pages: list[Page], reading: _Reading) -> None:
+    def write(self, pages: list[PdfPage], reading: _PdfReader) -> None:
         for page in pages:
             place: dict[str, Any] = {"page": page.number, "label": reading.label(page.number)}
             for block in page.blocks:
@@ -260,7 +261,7 @@ class _Writer:
                     self._assembly.add(f"{title}:\n\n{text}", self._span, **place)
                     self._last = None
 
-    def _write(self, block: Block, place: dict[str, Any]) -> None:
+    def _write(self, block: PageBlock, place: dict[str, Any]) -> None:
         level = self._levels.get(id(block), 0)
         if block.kind == "table":
             text = render_table([[self._clean(cell) for cell in row] for row in block.rows])
@@ -274,7 +275,7 @@ class _Writer:
             self._assembly.heading(level, text)
             text = "#" * level + " " + text
         for deep, title in self._within.get(id(block), ()):
-            found = title_pattern(title).search(text)
+            found = compile_title(title).search(text)
             start = self._assembly.length + (found.start() if found else 0)
             self._assembly.heading(deep, title, at=start)
         self._assembly.add(text, self._span, **place)
@@ -284,7 +285,7 @@ class _Writer:
         lines = self._words.mend(text).split("\n")
         return _CONTROL.sub("", "\n".join(_SPACE.sub(" ", line).strip() for line in lines)).strip()
 
-    def _gap(self, block: Block, level: int) -> str:
+    def _gap(self, block: PageBlock, level: int) -> str:
         """Return what stands before a block: less where it goes on the one before."""
         last = self._last
         if last is None or level:
@@ -302,7 +303,7 @@ class _Writer:
 
 
 @contextmanager
-def _text_of(page: Any) -> Iterator[Any]:
+def _page_text(page: Any) -> Iterator[Any]:
     reader = page.get_textpage()
     try:
         yield reader.raw
@@ -310,15 +311,15 @@ def _text_of(page: Any) -> Iterator[Any]:
         reader.close()
 
 
-def _blocks(page: Any, glyphs: Glyphs) -> list[Block]:
-    grids = find_grids(*read_rules(page.raw, glyphs.turn)) if glyphs.runs else []
-    blocks = arrange(glyphs.runs, grids)
+def _page_blocks(page: Any, glyphs: PageText) -> list[PageBlock]:
+    grids = find_table_grids(*read_ruling_lines(page.raw, glyphs.turn)) if glyphs.runs else []
+    blocks = arrange_blocks(glyphs.runs, grids)
     for aside in glyphs.aside:
-        blocks += arrange(aside)
+        blocks += arrange_blocks(aside)
     return blocks
 
 
-def _edges(page: Any, glyphs: Glyphs, blocks: list[Block]) -> tuple[float, float]:
+def _page_edges(page: Any, glyphs: PageText, blocks: list[PageBlock]) -> tuple[float, float]:
     """Return where the paper begins and ends in the blocks' coordinates."""
     if glyphs.turn:
         tops = [block.top for block in blocks] or [0.0]
@@ -342,9 +343,9 @@ def _has_picture(page: Any, *, least: float) -> bool:
     return covered >= least * width * height or drawings >= 100
 
 
-def _outline(pdf: Any) -> dict[int, list[Entry]]:
+def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
     """Return the outline's entries as (level, title) by page, from 1."""
-    found: dict[int, list[Entry]] = {}
+    found: dict[int, list[OutlineEntry]] = {}
     for number, mark in enumerate(pdf.get_toc(max_depth=6)):
         if number >= _MAX_OUTLINE:
             break
@@ -356,7 +357,7 @@ def _outline(pdf: Any) -> dict[int, list[Entry]]:
     return found
 
 
-def _refusal(why: str, where: str) -> DataError:
+def _refused_error(why: str, where: str) -> DataError:
     if "password" in why.lower():
         return DataError(
             "the file is encrypted",

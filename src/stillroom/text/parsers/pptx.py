@@ -1,4 +1,4 @@
-"""PowerPoint: each slide's title, text, tables and notes, labeled by the slide's number.
+"""PowerPoint presentations: title, text, tables and notes of each slide.
 
 Shapes are read from top to bottom. Charts give their titles and values, diagrams their words;
 pictures are left out and counted.
@@ -14,11 +14,14 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.archives import open_archive
-from stillroom.text.assembly import Assembly, render_table
-from stillroom.text.drawings import read_drawings
-from stillroom.text.method import Parser, Source
-from stillroom.text.office import text_of, unreadable
+from stillroom.text.documents.builder import DocumentBuilder, render_table
+from stillroom.text.documents.office import (
+    extract_text,
+    open_archive,
+    read_drawings,
+    unreadable_as_error,
+)
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Pptx"]
 
@@ -35,15 +38,15 @@ class Pptx(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             import pptx
         except ImportError as error:
             raise MissingExtraError.of("python-pptx", "documents", "reading slides") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
-        assembly = Assembly(source)
+        assembly = DocumentBuilder(source)
         pictures = 0
-        with unreadable(source.path):
+        with unreadable_as_error(source.path):
             deck = pptx.Presentation(io.BytesIO(data))
             if len(deck.slides) > source.limits.pages:
                 raise DataError(
@@ -69,12 +72,12 @@ class Pptx(Parser):
         )
 
 
-def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Assembly) -> int:
+def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: DocumentBuilder) -> int:
     """Add one slide; return how many pictures it has."""
     place: dict[str, Any] = {"span": span, "page": number, "label": f"slide {number}"}
     title = slide.shapes.title
     if title is not None and title.has_text_frame and title.text_frame.text.strip():
-        name = " ".join(text_of(title._element).split())
+        name = " ".join(extract_text(title._element).split())
         assembly.gap()
         assembly.heading(1, name)
         assembly.add(f"# {name}", **place)
@@ -111,7 +114,7 @@ def _shape_text(shape: Any) -> str:
         return ""
     lines = []
     for paragraph in shape.text_frame.paragraphs:
-        text = " ".join(text_of(paragraph._p).split())
+        text = " ".join(extract_text(paragraph._p).split())
         if text:
             lines.append("  " * paragraph.level + ("- " if paragraph.level else "") + text)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""reStructuredText: the text is the file, byte for byte; sections are told by their underlines.
+"""reStructuredText files as text, byte for byte, with headings from underlines.
 
 Levels follow from the order in which the styles of underline (and overline) first appear, as
 docutils has it. Directives are left as they are.
@@ -13,9 +13,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document, Heading
-from stillroom.text.assembly import from_source_text, require_text
-from stillroom.text.decoding import decode, make_anchors
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import build_document, require_text
+from stillroom.text.encoding import build_anchors, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Rst"]
 
@@ -31,11 +31,11 @@ class Rst(Parser):
     media_type: ClassVar[str] = "text/x-rst"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
-        document = from_source_text(
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
+        document = build_document(
             decoded.text,
-            make_anchors(decoded),
+            build_anchors(decoded),
             source,
             headings=list(_headings(decoded.text)),
             metadata=decoded.metadata,

@@ -1,4 +1,4 @@
-"""Subtitle files, SubRip and WebVTT: what is said, without numbers and times, byte for byte.
+"""SubRip and WebVTT subtitles: the spoken text without numbers and times.
 
 Each cue is labelled with the time at which it begins, so that a citation leads to the moment.
 """
@@ -11,10 +11,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
-from stillroom.text.cues import add_cue
-from stillroom.text.decoding import ByteMap, decode
-from stillroom.text.method import Parser, Source
+from stillroom.text.documents.builder import DocumentBuilder, add_cue
+from stillroom.text.encoding import ByteMap, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Subtitles"]
 
@@ -32,10 +31,10 @@ class Subtitles(Parser):
     media_type: ClassVar[str] = "text/vtt"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         where = ByteMap(decoded)
-        assembly = Assembly(source)
+        assembly = DocumentBuilder(source)
         cues = 0
         for found in _CUE.finditer(decoded.text):
             hours, minutes, seconds = (int(part or 0) for part in found.group(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Plain text and source code: the text is the file, byte for byte.
+"""Plain text and source code, byte for byte.
 
 The encoding is told by a byte order mark, else UTF-8, else statistics; see ``decoding``. The
 functions and classes of code are its sections, so that it can be cut between them.
@@ -11,10 +11,10 @@ from typing import ClassVar
 from typing_extensions import override
 
 from stillroom.records import Document
-from stillroom.text.assembly import from_source_text, require_text
-from stillroom.text.code import CODE_SUFFIXES, find_definitions, is_code, language_of
-from stillroom.text.decoding import decode, make_anchors
-from stillroom.text.method import Parser, Source
+from stillroom.text.code import CODE_SUFFIXES, detect_code_language, find_definitions, is_code
+from stillroom.text.documents.builder import build_document, require_text
+from stillroom.text.encoding import build_anchors, decode_text
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Txt"]
 
@@ -26,21 +26,21 @@ class Txt(Parser):
     media_type: ClassVar[str] = "text/plain"
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
-        decoded = decode(data, source.path)
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        decoded = decode_text(data, source.path)
         metadata = dict(decoded.metadata)
         headings = []
         title = ""
         if is_code(source.path, decoded.text):
             metadata["is_code"] = True
-            language = language_of(source.path, decoded.text)
+            language = detect_code_language(source.path, decoded.text)
             if language:
                 metadata["programming_language"] = language
                 headings = list(find_definitions(decoded.text, language))
             title = source.stem
-        document = from_source_text(
+        document = build_document(
             decoded.text,
-            make_anchors(decoded),
+            build_anchors(decoded),
             source,
             headings=headings,
             title=title,

@@ -1,4 +1,4 @@
-"""Excel workbooks: each sheet as a Markdown table, in blocks of rows labeled by their cells.
+"""Excel workbooks: sheets as Markdown tables in blocks of rows labeled by cell range.
 
 Cells give their last computed values; where a program has stored none, the formula stands. A merged
 cell is repeated in all that it covers, but one alone in its row. Hidden sheets and rows are read
@@ -18,18 +18,17 @@ from typing_extensions import override
 
 from stillroom.errors import MissingExtraError
 from stillroom.records import Document
-from stillroom.text.archives import Archive, open_archive
-from stillroom.text.assembly import Assembly, render_table
-from stillroom.text.method import Parser, Source
-from stillroom.text.office import unreadable
+from stillroom.text.documents.builder import DocumentBuilder, render_table
+from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Xlsx"]
 
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
 _MAX_MERGES = 10_000
-_WIDEST = 64  # columns; a wider merged cell stands once
-_MOST_AT_ONCE = 256
+_MAX_TABLE_WIDTH = 64  # columns; a wider merged cell stands once
+_MAX_BLOCK_ROWS = 256
 _MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _VALUELESS = re.compile(
     rb"(?:</(?:\w+:)?f>|<(?:\w+:)?f[^>]*/>)\s*+(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?"
@@ -47,13 +46,13 @@ class Xlsx(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
-    def parse(self, data: bytes, source: Source) -> Document:
+    def parse(self, data: bytes, source: SourceFile) -> Document:
         try:
             import openpyxl
         except ImportError as error:
             raise MissingExtraError.of("openpyxl", "documents", "reading workbooks") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
-        assembly = Assembly(source)
+        assembly = DocumentBuilder(source)
         counts: Counter[str] = Counter()
 
         def load(*, values: bool) -> Any:
@@ -61,7 +60,7 @@ class Xlsx(Parser):
                 io.BytesIO(data), read_only=True, data_only=values, keep_links=False
             )
 
-        with unreadable(source.path):
+        with unreadable_as_error(source.path):
             book = load(values=True)
             formulas = None
             for at, sheet in enumerate(book.worksheets[: source.limits.pages]):
@@ -70,7 +69,7 @@ class Xlsx(Parser):
                     formulas = formulas or load(values=False)
                 plain = formulas.worksheets[at] if _VALUELESS.search(xml) and formulas else None
                 counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
-                _Sheet(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
+                _SheetReader(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
             title, sheets = str(book.properties.title or ""), book.sheetnames
             counts["sheets_left_out"] = max(len(book.worksheets) - source.limits.pages, 0)
             book.close()
@@ -85,7 +84,7 @@ class Xlsx(Parser):
         return assembly.finish(title=title or source.stem, metadata=metadata)
 
 
-def _sheet_xml(sheet: Any, archive: Archive) -> bytes:
+def _sheet_xml(sheet: Any, archive: CheckedArchive) -> bytes:
     name = _member(sheet)
     return archive.read(name) if name in archive else b""
 
@@ -94,11 +93,11 @@ def _member(sheet: Any) -> str:
     return str(getattr(sheet, "_worksheet_path", "")).lstrip("/")
 
 
-Area = tuple[int, int, int, int]
+CellArea = tuple[int, int, int, int]
 """First row, last row, first column, last column; rows from 1, columns from 0."""
 
 
-def _merges(xml: bytes) -> list[Area]:
+def _merges(xml: bytes) -> list[CellArea]:
     """Return the merged areas of a sheet by their first rows."""
     from openpyxl.utils import column_index_from_string as index
 
@@ -111,19 +110,19 @@ def _merges(xml: bytes) -> list[Area]:
     return sorted(found)
 
 
-class _Sheet:
+class _SheetReader:
     """One sheet: its rows with what is merged and what has no value, in blocks."""
 
     def __init__(
-        self, sheet: Any, formulas: Any | None, merges: list[Area], counts: Counter[str]
+        self, sheet: Any, formulas: Any | None, merges: list[CellArea], counts: Counter[str]
     ) -> None:
         self._sheet, self._formulas, self._counts = sheet, formulas, counts
         self._merges = merges
-        self._active: list[tuple[Area, str]] = []
+        self._active: list[tuple[CellArea, str]] = []
         self._columns: list[int] = []
         self._header: list[str] = []
 
-    def add_to(self, assembly: Assembly, archive: Archive) -> None:
+    def add_to(self, assembly: DocumentBuilder, archive: CheckedArchive) -> None:
         """Add the sheet as a table in blocks."""
         from openpyxl.utils import get_column_letter
 
@@ -182,7 +181,7 @@ class _Sheet:
             formulas = self._formulas.iter_rows(values_only=True)
         waiting = self._merges[::-1]
         for number, row in enumerate(self._sheet.iter_rows(values_only=True), 1):
-            cells = [_show(value) for value in row]
+            cells = [_format_value(value) for value in row]
             if formulas is not None:
                 for at, value in enumerate(next(formulas, ())):
                     is_bare = at < len(cells) and not cells[at] and value is not None
@@ -192,8 +191,8 @@ class _Sheet:
             while waiting and waiting[-1][0] <= number:
                 area = waiting.pop()
                 text = cells[area[2]] if area[2] < len(cells) else ""
-                if text and area[3] - area[2] < _WIDEST:
-                    self._active = [*self._active[-_MOST_AT_ONCE:], (area, text)]
+                if text and area[3] - area[2] < _MAX_TABLE_WIDTH:
+                    self._active = [*self._active[-_MAX_BLOCK_ROWS:], (area, text)]
             self._merge(number, cells)
             yield number, cells
 
@@ -212,7 +211,7 @@ class _Sheet:
                 cells[at] = cells[at] or text
 
 
-def _show(value: object) -> str:
+def _format_value(value: object) -> str:
     """Return a cell's value as a person would write it."""
     if value is None:
         return ""

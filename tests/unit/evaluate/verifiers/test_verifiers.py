@@ -1,8 +1,8 @@
 import pytest
 
 from stillroom.errors import MissingExtraError
-from stillroom.evaluate import symbolic
-from stillroom.evaluate.method import VERIFIERS
+from stillroom.evaluate import final_answer
+from stillroom.evaluate.interfaces import VERIFIERS
 from stillroom.evaluate.verifiers.code import Code
 from stillroom.evaluate.verifiers.json_schema import JsonSchema
 from stillroom.evaluate.verifiers.maths import Maths
@@ -101,7 +101,7 @@ def test_maths_reads_nothing_into_an_answer(said, right):
 
 
 def test_maths_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr(symbolic, "find_spec", lambda name: None)
+    monkeypatch.setattr(final_answer, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError):
         Maths().check(r"\boxed{y+1}", {"answer": "y-1"})
     assert not Maths(formulas=False).check(r"\boxed{y+1}", {"answer": "y-1"}).keep

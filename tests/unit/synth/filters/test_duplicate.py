@@ -2,7 +2,7 @@ from tests.unit.synth.filters.test_filters import make_record
 
 from stillroom.records import Message, Record
 from stillroom.synth.filters.duplicate import Duplicate
-from stillroom.synth.method import Context
+from stillroom.synth.interfaces import FilterContext
 
 LONG = (
     "Worker bees produce wax from eight glands below the abdomen and chew it until it is soft "
@@ -11,7 +11,7 @@ LONG = (
 
 
 def fold(records, **settings):
-    judge = Duplicate(**settings).begin(Context())
+    judge = Duplicate(**settings).begin(FilterContext())
     verdicts = []
     for record in records:
         verdict = judge.judge(record)
@@ -49,7 +49,7 @@ def test_near_repeat_is_found_and_scored():
 
 
 def test_what_was_not_admitted_drops_nothing():
-    judge = Duplicate().begin(Context())
+    judge = Duplicate().begin(FilterContext())
     record = make_record()
     assert judge.judge(record).keep
     assert judge.judge(record).keep

@@ -6,15 +6,15 @@ import pytest
 from tests.unit.synth.conftest import make_passages
 
 from stillroom.records import Message, Record
-from stillroom.synth.method import FILTERS, Context
+from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.recipe import DEFAULT_FILTERS
-from stillroom.synth.wording import content_stems
 
 PASSAGES = make_passages()
 FREQUENCY = Counter()
 for one in PASSAGES:
-    FREQUENCY.update(set(content_stems(one.text)))
-CONTEXT = Context({one.id: one for one in PASSAGES}, FREQUENCY)
+    FREQUENCY.update(set(extract_content_stems(one.text)))
+CONTEXT = FilterContext({one.id: one for one in PASSAGES}, FREQUENCY)
 QUOTE = "Worker bees produce wax from glands below the abdomen."
 QUESTION = "What do worker bees produce?"
 
@@ -239,7 +239,9 @@ def test_what_something_is_at_is_no_definition(doing):
 
 
 def test_nothing_specific_is_judged_by_the_corpus():
-    common = Context(CONTEXT.passages, dict.fromkeys(content_stems("object value"), 900))
+    common = FilterContext(
+        CONTEXT.passages, dict.fromkeys(extract_content_stems("object value"), 900)
+    )
     record = make_record("What is an object value?", evidence={})
     assert reason("standalone", record, common) == "names nothing specific"
     marked = make_record('What is the "object" value?', evidence={})
@@ -291,7 +293,7 @@ def test_ordinals_and_decades_are_numbers_of_their_own():
     passage = PASSAGES[0].__class__(
         "doc", 0, len(text), text, PASSAGES[0].location, origin=PASSAGES[0].origin
     )
-    context = Context({passage.id: passage})
+    context = FilterContext({passage.id: passage})
 
     def judge(answer):
         evidence = {"passage_id": passage.id, "quote": text, "start": 0, "end": len(text)}

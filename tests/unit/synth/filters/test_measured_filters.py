@@ -7,13 +7,12 @@ from tests.unit.synth.conftest import make_passages
 from tests.unit.synth.filters.test_filters import QUESTION, QUOTE, make_record
 
 from stillroom.errors import BackendError, DataError, RecipeError
-from stillroom.models.protocols import Score
+from stillroom.models.interfaces import Score
 from stillroom.records import Link, Message, Origin, Prompt, Record, write_records
-from stillroom.synth.lending import Lending
-from stillroom.synth.measured import UNMEASURED
-from stillroom.synth.method import FILTERS, Context
-from stillroom.synth.panel import Panel
-from stillroom.synth.surprise import measure_surprise
+from stillroom.synth.filters.perplexity import measure_perplexity
+from stillroom.synth.interfaces import FILTERS, UNMEASURED, FilterContext
+from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.testing import scripted_model
 
 PASSAGES = make_passages()
@@ -48,7 +47,7 @@ def lend(**models):
         kind, _, reference = name.partition("__")
         lent[kind, reference or "m"] = model
     context = {passage.id: passage for passage in PASSAGES}
-    return Context(context, models=Lending(lent=lent))
+    return FilterContext(context, models=ModelPool(lent=lent))
 
 
 def judge(name, record, context, **settings):
@@ -83,7 +82,7 @@ def test_windows_add_up_to_the_text_and_each_sees_the_one_before():
         return 1.0
 
     text = " ".join(f"w{number}" for number in range(50)) + "  \n"
-    found = measure_surprise(Scorer(nats), text, window=20)
+    found = measure_perplexity(Scorer(nats), text, window=20)
     assert "".join(piece for _, piece in dict(seen).items()) == text
     assert [before for before, _ in dict.fromkeys(seen)][1:] == [
         piece for _, piece in dict.fromkeys(seen)
@@ -119,12 +118,12 @@ def test_text_without_spaces_is_read_in_windows_too(text):
         read.append((prompt.text, one))
         return 9.0 if one == "沈" and len(read) > 100 else 1.0
 
-    found = measure_surprise(Spelled(nats), text, window=30)
+    found = measure_perplexity(Spelled(nats), text, window=30)
     assert "".join(one for _, one in read) == text
     assert found.tokens == len(text)
     assert max(len(before) for before, _ in read) <= 30
     noisy = text[:60] + "龘" * 30 + text[60:]
-    worst = measure_surprise(
+    worst = measure_perplexity(
         Spelled(lambda _, one: 9.0 if one == "龘" else 1.0), noisy, window=30
     ).worst
     assert worst > 4
@@ -139,7 +138,7 @@ def test_windowed_surprise_is_that_of_a_plain_loop(tmp_path):
 
     model = open_text_model(str(tiny_checkpoint(tmp_path / "m")), backend="transformers")
     text = "Worker bees produce wax from glands below the abdomen."
-    found = measure_surprise(model, text, window=1000)
+    found = measure_perplexity(model, text, window=1000)
     before = model._encode(Prompt(text=""))
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
@@ -307,14 +306,16 @@ def test_judges_are_compared_and_a_judge_of_its_own_is_told():
     biased = Scorer(lambda prompt, text: 0.1 if text == "A" else 3.0)
     context = lend(text__a=fair, text__b=biased)
     filters = [FILTERS.build({"name": "judge", "judges": ["a", "b"]})]
-    panel = Panel(filters, context)
+    panel = FilterChain(filters, context)
     for record in (pair(), pair("A short one.", "A long answer.")):
         panel.judge(record)
     told = panel.summarize()["judge"]
     assert told["turned with the order"] == 0.5
     assert told["pair alpha"] is not None
     own = Record(make_record().messages, {}, Origin("synthetic", (Link("g", "scorer"),)))
-    panel = Panel([FILTERS.build({"name": "judge", "judges": ["m"]})], lend(text__m=prefer("4")))
+    panel = FilterChain(
+        [FILTERS.build({"name": "judge", "judges": ["m"]})], lend(text__m=prefer("4"))
+    )
     panel.judge(own)
     assert panel.summarize()["judge"]["judged by their own writer"] == 1
 
@@ -335,16 +336,18 @@ def test_scores_are_fitted_to_peoples(tmp_path):
     context = lend(text__m=Scorer(nats))
     settings = {"judges": ["m"], "min_score": 2.5}
     record = make_record(answer="answer 2")
-    assert Panel([FILTERS.build({"name": "judge", **settings})], context).judge(record)[1].keep
+    assert (
+        FilterChain([FILTERS.build({"name": "judge", **settings})], context).judge(record)[1].keep
+    )
     settings["labels"] = str(tmp_path / "people.jsonl")
-    panel = Panel([FILTERS.build({"name": "judge", **settings})], context)
+    panel = FilterChain([FILTERS.build({"name": "judge", **settings})], context)
     name, verdict = panel.judge(record)
     assert (name, verdict.reason) == ("judge", "judged poor")
     assert verdict.score == pytest.approx(2.0)
     assert panel.summarize()["judge"]["fitted to"] == 5
     write_records(tmp_path / "few.jsonl", scored[:2])
     with pytest.raises(DataError) as caught:
-        Panel(
+        FilterChain(
             [
                 FILTERS.build(
                     {"name": "judge", "judges": ["m"], "labels": str(tmp_path / "few.jsonl")}
@@ -409,7 +412,7 @@ class Classes:
 def test_a_classifier_hears_what_words_do_not():
     context = lend(classifier__m=Classes())
     cruel = make_record(answer="People like you are too slow to matter to anyone.")
-    assert judge("toxicity", cruel, Context()).keep
+    assert judge("toxicity", cruel, FilterContext()).keep
     verdict = judge("toxicity", cruel, context, checkpoint="m")
     assert (verdict.reason, verdict.score) == ("toxic: toxic", 0.8)
     assert judge("toxicity", make_record(), context, checkpoint="m").keep
@@ -431,15 +434,15 @@ def test_a_panel_measures_each_record_once_and_remembers(tmp_path):
         FILTERS.build({"name": "perplexity", "model": "m"}),
     ]
     records = [make_record(), make_record(answer=""), make_record(answer="Wax is soft and warm.")]
-    panel = Panel(filters, lend(text__m=model), Shelf())
+    panel = FilterChain(filters, lend(text__m=model), Shelf())
     panel.prefetch(records)
     assert model.asked == 2  # one is empty and falls before
     assert [panel.judge(record)[0] for record in records] == ["", "shape", ""]
     assert model.asked == 2
-    again = Panel(filters, lend(text__m=model), Shelf())
+    again = FilterChain(filters, lend(text__m=model), Shelf())
     assert [again.judge(record)[0] for record in records] == ["", "shape", ""]
     assert model.asked == 2
-    forgetful = Panel(filters, lend(text__m=model))
+    forgetful = FilterChain(filters, lend(text__m=model))
     forgetful.prefetch(records)
     for record in records:
         forgetful.judge(record)
@@ -449,7 +452,7 @@ def test_a_panel_measures_each_record_once_and_remembers(tmp_path):
 
 def test_what_was_masked_goes_on_masked():
     filters = [FILTERS.build({"name": "personal", "action": "mask"}), FILTERS.build("duplicate")]
-    panel = Panel(filters, Context())
+    panel = FilterChain(filters, FilterContext())
     name, verdict = panel.judge(make_record(answer="Write to anna.berg@posteo.de about wax."))
     assert (name, verdict.keep) == ("", True)
     panel.admit(verdict.changed)
@@ -484,7 +487,7 @@ def test_a_server_that_does_not_answer_for_a_record_is_asked_again_by_the_next_r
         put = dict.__setitem__
 
     context, shelf = lend(text__m=Scorer(nats)), Shelf()
-    build = lambda: Panel([FILTERS.build({"name": "ifd", "model": "m"})], context, shelf)  # noqa: E731
+    build = lambda: FilterChain([FILTERS.build({"name": "ifd", "model": "m"})], context, shelf)  # noqa: E731
     records = [make_record(answer=f"It is number {number}.") for number in range(5)]
     verdicts = [build().judge(record)[1] for record in records]
     assert [one.keep for one in verdicts] == [number != 3 for number in range(5)]
@@ -499,7 +502,7 @@ def test_a_server_that_answers_for_no_record_ends_the_job():
     def nats(prompt, text):
         raise BackendError("HTTP 503: maintenance", code="backend.unavailable")
 
-    panel = Panel([FILTERS.build({"name": "ifd", "model": "m"})], lend(text__m=Scorer(nats)))
+    panel = FilterChain([FILTERS.build({"name": "ifd", "model": "m"})], lend(text__m=Scorer(nats)))
     with pytest.raises(BackendError, match=r"10 records in a row .* maintenance") as caught:
         panel.prefetch([make_record(answer=f"It is number {number}.") for number in range(12)])
     assert caught.value.code == "backend.unavailable"

@@ -9,15 +9,13 @@ from pydantic import ValidationError
 from tests.unit.synth.filters.test_filters import CONTEXT, PASSAGES, make_record, reason
 
 from stillroom.errors import DataError
+from stillroom.evaluate.json_output import check_schema
 from stillroom.records import Message, Origin, Record
-from stillroom.synth.looping import GOPHER_LIMITS, measure_loops
-from stillroom.synth.method import FILTERS, Context
-from stillroom.synth.spdx import allowed_terms, owes_attribution
-from stillroom.synth.terms import find_terms
-from stillroom.text.insults import find_insults
-from stillroom.text.json_schema import check_schema
-from stillroom.text.personal import find_personal
-from stillroom.text.pseudonyms import Pseudonyms
+from stillroom.synth.filters.license import allowed_terms, requires_attribution
+from stillroom.synth.filters.repetition import GOPHER_LIMITS, measure_repetition
+from stillroom.synth.interfaces import FILTERS, FilterContext
+from stillroom.synth.output.dataset import find_model_terms
+from stillroom.text.safety import Pseudonymizer, find_pii, find_toxic_spans
 
 SHAPE = {
     "type": "object",
@@ -90,7 +88,7 @@ def test_length_counts_the_tokens_of_a_checkpoint(tmp_path):
     text = "Worker bees produce wax."
     count = len(AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"])
     settings = {"tokenizer": str(folder), "max_answer": count - 1}
-    verdict = judge("length", say(text), Context(), **settings)
+    verdict = judge("length", say(text), FilterContext(), **settings)
     assert (verdict.reason, verdict.score) == ("answer too long", count)
 
 
@@ -127,15 +125,15 @@ def test_prose_passes_gophers_rules_and_loops_do_not():
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["a b", "c", "d e f", "", "g h i j k"]), max_size=30))
 def test_shares_of_loops_are_shares(parts):
-    assert all(0 <= value <= 1 for value in measure_loops("\n".join(parts)).values())
+    assert all(0 <= value <= 1 for value in measure_repetition("\n".join(parts)).values())
 
 
 def test_loops_are_measured_as_the_paper_says():
     # Five words, ten times: all but the first five of fifty words are repeats.
-    measured = measure_loops(" ".join(["ab cd ef gh ij"] * 10))
+    measured = measure_repetition(" ".join(["ab cd ef gh ij"] * 10))
     assert measured["characters in duplicate 5-grams"] == pytest.approx(0.9)
     assert measured["characters in the commonest 2-gram"] == pytest.approx(10 * 4 / 100)
-    assert measure_loops("x\ny\nx\nx")["duplicate lines"] == 0.5
+    assert measure_repetition("x\ny\nx\nx")["duplicate lines"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -188,8 +186,8 @@ def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
     assert judge("license", bare, unknown="keep").keep
     closed = Record(free.messages, {}, Origin("human", (), "CC-BY-NC-4.0"))
     assert judge("license", closed).reason == "license not allowed"
-    assert owes_attribution("CC-BY-4.0")
-    assert not owes_attribution("CC0-1.0")
+    assert requires_attribution("CC-BY-4.0")
+    assert not requires_attribution("CC0-1.0")
     zero = Record(free.messages, {}, Origin("human", (), "CC0-1.0"))
     assert judge("license", zero).changed is None
 
@@ -206,7 +204,7 @@ def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
     ],
 )
 def test_terms_of_teachers(teacher, bound):
-    assert find_terms(teacher).bound == bound
+    assert find_model_terms(teacher).bound == bound
 
 
 PRIVATE = "Write to Anna.Berg@posteo.de or call +49 30 1234 5678 from 81.169.145.66."
@@ -225,8 +223,8 @@ def test_masks_are_stable_and_belong_to_nobody(style):
     assert verdict.told["masked"] == {"email": 3, "ip": 1, "phone": 1}
     text = masked.messages[1].content
     assert "posteo" not in json.dumps(masked.to_json())
-    assert find_personal(text) == []
-    names = Pseudonyms("seed 0", style)
+    assert find_pii(text) == []
+    names = Pseudonymizer("seed 0", style)
     mail = names.name("email", "anna.berg@posteo.de")
     assert text.count(mail) == 2
     assert mail in masked.fields["note"]["deep"][0]
@@ -238,13 +236,13 @@ def test_masks_are_stable_and_belong_to_nobody(style):
 @settings(deadline=None)
 @given(st.sampled_from(["email", "phone", "card", "iban", "ssn", "ip", "secret"]), st.text())
 def test_pseudonyms_follow_from_key_and_value(kind, value):
-    one, other = Pseudonyms("a", "tag"), Pseudonyms("b", "tag")
+    one, other = Pseudonymizer("a", "tag"), Pseudonymizer("b", "tag")
     assert one.name(kind, value) == one.name(kind, value)
     assert one.name(kind, value) != other.name(kind, value)
 
 
 def test_one_number_however_written_is_one_pseudonym():
-    names = Pseudonyms("k")
+    names = Pseudonymizer("k")
     assert names.name("phone", "+49 30 1234-5678") == names.name("phone", "+493012345678")
     assert names.name("email", "A.B@x.de") == names.name("email", "a.b@X.de")
 
@@ -271,7 +269,7 @@ def test_a_secret_key_comes_from_the_environment(monkeypatch):
     ],
 )
 def test_words_of_insult_are_found_however_written(text, kind):
-    assert find_insults(text)[0].kind == kind
+    assert find_toxic_spans(text)[0].kind == kind
     assert judge("toxicity", say(text)).reason == f"toxic: {kind}"
 
 
@@ -287,7 +285,7 @@ def test_words_of_insult_are_found_however_written(text, kind):
     ],
 )
 def test_sober_texts_are_no_insults(text):
-    assert find_insults(text) == []
+    assert find_toxic_spans(text) == []
 
 
 def test_passages_are_there():

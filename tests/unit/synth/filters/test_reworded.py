@@ -8,10 +8,10 @@ from tests.unit.synth.filters.test_filters import make_record
 
 from stillroom.errors import BackendError
 from stillroom.records import Message, Record
+from stillroom.synth.dedup.leakage import BenchmarkAnswers
 from stillroom.synth.filters.reworded import Reworded
-from stillroom.synth.leak_check import Answers
-from stillroom.synth.lending import Lending
-from stillroom.synth.method import Context
+from stillroom.synth.interfaces import FilterContext
+from stillroom.synth.model_pool import ModelPool
 
 SENSES = {"glands": 0, "abdomen": 0, "wax": 1, "beeswax": 1, "queen": 2, "mother": 2, "dies": 3}
 SENSES |= {"starves": 3, "bread": 4, "dough": 4}
@@ -35,10 +35,10 @@ class ByWords:
 def begin(tmp_path, embedder=None, **settings):
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps({"question": ITEM, "answer": "Below."}) + "\n")
-    models = Lending(lent={("embedder", "e"): embedder or ByWords()})
+    models = ModelPool(lent={("embedder", "e"): embedder or ByWords()})
     held_out = [make_record("When the queen dies, who starves?", "The hive starves.")]
     chosen = Reworded(embedder="e", against=(str(path),), **settings)
-    return chosen.begin(Context(held_out=held_out, models=models))
+    return chosen.begin(FilterContext(held_out=held_out, models=models))
 
 
 def test_items_of_files_and_of_the_held_out_side_are_found_in_other_words(tmp_path):
@@ -59,7 +59,9 @@ def test_an_answer_that_tells_counts_and_one_that_anybody_gives_does_not(tmp_pat
     same = meter.judge(make_record(*asked, final_answer="Below!")).score
     assert same >= plain + 0.11  # and another answer speaks against it
     assert meter.judge(make_record(*asked, final_answer="Above")).score == plain
-    many = Answers(["7", "7.0", "", "Yes", "(B)", "12 bees", "3/4", *"abcdefghijklmnopqrst"])
+    many = BenchmarkAnswers(
+        ["7", "7.0", "", "Yes", "(B)", "12 bees", "3/4", *"abcdefghijklmnopqrst"]
+    )
     for said, found in (
         ("The answer is 7", set()),  # two of 27 have it
         ("Yes", set()),
@@ -80,8 +82,8 @@ def test_a_long_text_is_looked_through_in_pieces(tmp_path):
 
 
 def test_without_items_nothing_falls_and_a_failing_embedder_calls_nothing_clean(tmp_path):
-    models = Lending(lent={("embedder", "e"): ByWords()})
-    assert Reworded(embedder="e").begin(Context(models=models)).judge(make_record()).keep
+    models = ModelPool(lent={("embedder", "e"): ByWords()})
+    assert Reworded(embedder="e").begin(FilterContext(models=models)).judge(make_record()).keep
 
     class Failing(ByWords):
         def embed(self, texts, *, kind):

@@ -3,7 +3,7 @@
 import pytest
 
 from stillroom.records import Message, Record
-from stillroom.synth.method import FILTERS
+from stillroom.synth.interfaces import FILTERS
 
 
 def judge(said, fields, **settings):

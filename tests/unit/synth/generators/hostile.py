@@ -3,9 +3,8 @@
 import json
 
 from stillroom.records import Message, Record
-from stillroom.synth.harvest import Harvest
-from stillroom.synth.items import Blank
-from stillroom.synth.method import Corpus, Seed, Topic
+from stillroom.synth.pipeline.results import SplitResult
+from stillroom.synth.types import GeneratorContext, NoSeed, Topic, WorkItem
 from stillroom.testing import scripted_model
 
 HOSTILE = [
@@ -29,7 +28,7 @@ def survives(make, said):
     """
     made = list(make(scripted_model(lambda prompt: said)))
     for one in made:
-        if isinstance(one, Harvest):
+        if isinstance(one, SplitResult):
             assert one.kept or one.dropped
             continue
         assert one.records or one.failures
@@ -44,14 +43,14 @@ def survives(make, said):
 SUM = Record((Message("user", "Tom has 3 apples and buys 4. How many has he?"),), {"answer": "7"})
 TASK = Record((Message("user", "Explain how bread rises."), Message("assistant", "By yeast.")))
 TOPIC = Topic(("mathematics", "algebra"), "of linear equations")
-BLANK = Blank("train", 1)
+BLANK = NoSeed("train", 1)
 
 
 def draft_of(generator, item, answer, attempt=0, seed=0):
     """Return the draft of one item, and the model that was asked."""
     model = scripted_model(answer)
-    writer = generator.begin(Corpus("train", (item,), seed))
-    (made,) = writer.generate([Seed(item, "train", attempt, seed)], model)
+    writer = generator.begin(GeneratorContext("train", (item,), seed))
+    (made,) = writer.generate([WorkItem(item, "train", attempt, seed)], model)
     return writer.settle(made), model
 
 

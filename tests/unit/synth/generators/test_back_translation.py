@@ -6,7 +6,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons
 
 from stillroom.models import Score
 from stillroom.synth.generators.back_translation import BackTranslation
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 from stillroom.testing import scripted_model
 
 TEXT = make_passage("bees", "Honey bees live in colonies. They make wax.")
@@ -41,10 +41,10 @@ def test_the_expected_score_is_the_mean_of_the_belief():
             return [Score((math.log(shares.get(one, 1e-9)),)) for one in completions]
 
     method = BackTranslation(grade="expected", min_score=4)
-    (made,) = method.generate([Seed(TEXT, "train")], Believing())
+    (made,) = method.generate([WorkItem(TEXT, "train")], Believing())
     assert made.records[0].fields["curation_score"] == pytest.approx(4.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: BackTranslation().generate([Seed(TEXT, "train")], model), said)
+    survives(lambda model: BackTranslation().generate([WorkItem(TEXT, "train")], model), said)

@@ -11,7 +11,7 @@ from tests.unit.synth.generators.hostile import (
 )
 
 from stillroom.synth.generators.dialogue import Dialogue
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 ASKED = [
     "MESSAGE: What is wax?",
@@ -81,7 +81,7 @@ def test_a_record_begins_the_talk_and_a_passage_grounds_it():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Dialogue().generate([Seed(TOPIC, "train")], model), said)
+    survives(lambda model: Dialogue().generate([WorkItem(TOPIC, "train")], model), said)
 
 
 def test_a_user_that_speaks_as_the_assistant_ends_the_talk():

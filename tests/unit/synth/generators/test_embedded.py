@@ -6,7 +6,8 @@ import pytest
 from tests.unit.synth.conftest import make_passage
 from tests.unit.synth.generators.hostile import BLANK, SUM, TASK, TOPIC
 
-from stillroom.synth.method import GENERATORS, Corpus, Seed
+from stillroom.synth.interfaces import GENERATORS
+from stillroom.synth.types import GeneratorContext, WorkItem
 
 TOOL = {
     "name": "set_timer",
@@ -75,8 +76,8 @@ def test_everything_that_was_asked_is_accounted_for(name, embedded, tmp_path):
     if name in {"pivotal_tokens", "rejection_sampling"}:
         item = SUM
     items = (item, OTHER) if kind == "passages" else (item,)
-    writer = method.begin(Corpus("train", items))
-    (made,) = writer.generate([Seed(BLANK if method.draws else item, "train")], embedded)
+    writer = method.begin(GeneratorContext("train", items))
+    (made,) = writer.generate([WorkItem(BLANK if method.draws else item, "train")], embedded)
     made = writer.settle(made)
     assert 0 < made.asked <= max(method.asks, 1) + 8
     assert made.records or made.failures

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.synth.conftest import behave, make_passages, make_seed
 
 from stillroom.synth.generators.grounded_qa import GroundedQa
-from stillroom.synth.method import Draft
+from stillroom.synth.types import GenerationResult
 from stillroom.testing import scripted_model
 
 TEXT = (
@@ -45,9 +45,9 @@ def test_origin_is_synthetic_after_the_passage_and_keeps_its_license(teacher):
 
 
 def test_a_draft_does_not_depend_on_the_seeds_beside_it(teacher):
-    from stillroom.synth.method import Seed
+    from stillroom.synth.types import WorkItem
 
-    seeds = [Seed(passage, "train", seed=4) for passage in make_passages()]
+    seeds = [WorkItem(passage, "train", seed=4) for passage in make_passages()]
     together = list(GroundedQa().generate(seeds, teacher))
     alone = [next(iter(GroundedQa().generate([seed], teacher))) for seed in reversed(seeds)]
     assert together == alone[::-1]
@@ -119,7 +119,7 @@ def test_passage_without_statements_is_said_once(teacher):
 
 def test_draft_survives_its_journey_through_json(teacher):
     made = draft(GroundedQa(), teacher)
-    assert Draft.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert GenerationResult.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 def test_trimmed_question_keeps_what_was_written():

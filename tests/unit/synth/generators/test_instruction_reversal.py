@@ -5,7 +5,7 @@ from tests.unit.synth.conftest import make_passage
 from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons, survives
 
 from stillroom.synth.generators.instruction_reversal import InstructionReversal
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 TEXT = make_passage("bees", "Honey bees live in colonies. They make wax.")
 
@@ -38,4 +38,4 @@ def test_what_is_written_anew_must_be_close():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: InstructionReversal().generate([Seed(TEXT, "train")], model), said)
+    survives(lambda model: InstructionReversal().generate([WorkItem(TEXT, "train")], model), said)

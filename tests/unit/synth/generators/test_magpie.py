@@ -2,9 +2,9 @@ import pytest
 from tests.unit.synth.conftest import make_passages, make_seed
 
 from stillroom.errors import BackendError
-from stillroom.models.cache import cached
+from stillroom.models.cache import wrap_with_cache
 from stillroom.synth.generators.magpie import Magpie
-from stillroom.synth.method import Blank, Seed
+from stillroom.synth.types import NoSeed, WorkItem
 from stillroom.testing import scripted_model
 
 
@@ -13,7 +13,7 @@ def script(prompt):
 
 
 def draft(generator, model, seed=None):
-    return next(iter(generator.generate([seed or Seed(Blank("train", 1), "train")], model)))
+    return next(iter(generator.generate([seed or WorkItem(NoSeed("train", 1), "train")], model)))
 
 
 def test_out_of_nothing_only_the_pre_query_template_is_given():
@@ -71,12 +71,14 @@ def test_a_server_that_hides_its_template_is_refused(tmp_path):
         draft(Magpie(), Hidden())
     assert caught.value.problems[0].code == "backend.no-template"
     with pytest.raises(BackendError, match="cannot be seen"):
-        draft(Magpie(), cached(Hidden(), tmp_path / "cache.sqlite"))
-    assert draft(Magpie(), cached(scripted_model(script), tmp_path / "other.sqlite")).records
+        draft(Magpie(), wrap_with_cache(Hidden(), tmp_path / "cache.sqlite"))
+    assert draft(
+        Magpie(), wrap_with_cache(scripted_model(script), tmp_path / "other.sqlite")
+    ).records
 
 
 def test_units_do_not_see_each_other():
     model = scripted_model(script)
-    seeds = [Seed(passage, "train") for passage in make_passages()[:3]]
+    seeds = [WorkItem(passage, "train") for passage in make_passages()[:3]]
     made = list(Magpie().generate(seeds, model))
     assert made == [draft(Magpie(), model, seed) for seed in seeds]

@@ -3,7 +3,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, fill, re
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.metamath import Metamath
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 
 def script(problem="Tom owns 3 apples, then gets 4. What is the sum?", statement="", solved=None):
@@ -77,4 +77,4 @@ def test_a_problem_without_numbers_has_nothing_to_mask():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Metamath().generate([Seed(SUM, "train")], model), said)
+    survives(lambda model: Metamath().generate([WorkItem(SUM, "train")], model), said)

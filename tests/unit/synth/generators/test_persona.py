@@ -4,7 +4,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.persona import Persona
-from stillroom.synth.method import Corpus, Seed
+from stillroom.synth.types import GeneratorContext, WorkItem
 from stillroom.testing import scripted_model
 
 TEXT = make_passage("bees", "Honey bees live in colonies.")
@@ -46,9 +46,9 @@ def test_a_persona_of_a_record_is_taken_as_it_is():
 
 
 def test_a_persona_like_one_before_is_dropped_whole():
-    writer = Persona(kinds=("tool", "knowledge")).begin(Corpus("train"))
+    writer = Persona(kinds=("tool", "knowledge")).begin(GeneratorContext("train"))
     model = scripted_model(script)
-    seeds = [Seed(TEXT, "train"), Seed(TEXT, "train", 1)]
+    seeds = [WorkItem(TEXT, "train"), WorkItem(TEXT, "train", 1)]
     first, second = (writer.settle(made) for made in writer.generate(seeds, model))
     assert len(first.records) == 2
     assert not second.records
@@ -92,7 +92,7 @@ def test_a_persona_that_describes_nobody_gets_no_task(persona):
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Persona(hops=1).generate([Seed(TEXT, "train")], model), said)
+    survives(lambda model: Persona(hops=1).generate([WorkItem(TEXT, "train")], model), said)
 
 
 def test_without_relations_nobody_is_asked_for_them():

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons, survives
 
 from stillroom.synth.generators.pivotal_tokens import PivotalTokens, _Chance, _contrary
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 RIGHT, WRONG = "First we add them up. The answer is 7.", "First we multiply them. The answer is 12."
 
@@ -75,4 +75,4 @@ def test_what_is_chosen_raises_the_chance_and_what_is_rejected_lowers_it():
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     method = PivotalTokens(samples=4, min_chance=0)
-    survives(lambda model: method.generate([Seed(SUM, "train")], model), said)
+    survives(lambda model: method.generate([WorkItem(SUM, "train")], model), said)

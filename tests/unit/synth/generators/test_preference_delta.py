@@ -5,14 +5,14 @@ from tests.unit.synth.generators.hostile import HOSTILE, TASK, draft_of, reasons
 
 from stillroom.errors import BackendError
 from stillroom.synth.generators.preference_delta import PreferenceDelta
-from stillroom.synth.method import Corpus, Seed
+from stillroom.synth.types import GeneratorContext, WorkItem
 from stillroom.testing import scripted_model
 
 
 @pytest.fixture
 def weaker(monkeypatch):
     model = scripted_model(lambda prompt: "No idea at all.", fingerprint="scripted:weak")
-    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
     return model
 
 
@@ -44,7 +44,7 @@ def test_what_the_weaker_model_cannot_take_costs_its_row(monkeypatch, fault, rea
         raise BackendError("it is too long", code=fault)
 
     model = scripted_model(fail, fingerprint="scripted:weak")
-    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
     made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "By yeast and warmth.")
     assert reasons(made) == [reason]
     assert made.asked == 2
@@ -52,7 +52,7 @@ def test_what_the_weaker_model_cannot_take_costs_its_row(monkeypatch, fault, rea
 
 def test_an_answer_of_the_weaker_model_that_was_cut_is_none(monkeypatch):
     model = scripted_model(lambda prompt: "word " * 900, fingerprint="scripted:weak")
-    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
     made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "By yeast and warmth.")
     assert reasons(made) == ["answer of the weaker model cut at the token limit"]
     assert made.completion_tokens > 384  # what the weaker one wrote is paid for too
@@ -60,5 +60,5 @@ def test_an_answer_of_the_weaker_model_that_was_cut_is_none(monkeypatch):
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(weaker, said):
-    writer = PreferenceDelta().begin(Corpus("train"))
-    survives(lambda model: writer.generate([Seed(TASK, "train")], model), said)
+    writer = PreferenceDelta().begin(GeneratorContext("train"))
+    survives(lambda model: writer.generate([WorkItem(TASK, "train")], model), said)

@@ -5,7 +5,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, TASK, draft_of, reasons
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.preference_judge import PreferenceJudge
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 
 def script(verdicts, answers=("By yeast and warmth.", "No idea.")):
@@ -58,4 +58,4 @@ def test_the_second_may_win_and_equal_answers_are_no_pair():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: PreferenceJudge().generate([Seed(TASK, "train")], model), said)
+    survives(lambda model: PreferenceJudge().generate([WorkItem(TASK, "train")], model), said)

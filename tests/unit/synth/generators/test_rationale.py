@@ -3,7 +3,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons,
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.rationale import Rationale
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 
 def script(*answers):
@@ -57,4 +57,4 @@ def test_the_hint_is_the_final_answer_and_not_the_whole_solution():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Rationale().generate([Seed(SUM, "train")], model), said)
+    survives(lambda model: Rationale().generate([WorkItem(SUM, "train")], model), said)

@@ -3,7 +3,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons,
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.rejection_sampling import RejectionSampling
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 RIGHT = ["3 + 4 = 7. The answer is 7.", "He has three and four, so seven. The answer is 7."]
 OPEN = Record((Message("user", "How many?"),))
@@ -65,4 +65,4 @@ def test_code_is_run_against_its_tests():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: RejectionSampling().generate([Seed(SUM, "train")], model), said)
+    survives(lambda model: RejectionSampling().generate([WorkItem(SUM, "train")], model), said)

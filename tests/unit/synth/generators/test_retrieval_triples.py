@@ -5,14 +5,12 @@ import pytest
 from tests.unit.synth.conftest import make_passages
 from tests.unit.synth.generators.hostile import HOSTILE, fill, reasons, survives
 
-from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.rag.search_engines.keyword import KeywordEngine, Postings, write_postings
 from stillroom.records import Passage
-from stillroom.synth.generators.retrieval_triples import RetrievalTriples
-from stillroom.synth.method import Corpus, Seed
-from stillroom.synth.mining import Mine
-from stillroom.synth.tasks import leans_on_text
-from stillroom.synth.wording import content_stems
+from stillroom.synth.generators.retrieval_triples import HardNegativeIndex, RetrievalTriples
+from stillroom.synth.lexical_overlap import extract_content_stems
+from stillroom.synth.prompting.conversation import refers_to_source
+from stillroom.synth.types import GeneratorContext, WorkItem
 from stillroom.testing import scripted_model
 
 PASSAGES = make_passages()
@@ -25,8 +23,8 @@ def script(answers="no", query=QUERY):
 
 def triple(answer=None, **more):
     method = RetrievalTriples(**{"embedder": "builtin:static", "max_share": 1.0, **more})
-    writer = method.begin(Corpus("train", PASSAGES))
-    (made,) = writer.generate([Seed(PASSAGES[0], "train")], scripted_model(answer or script()))
+    writer = method.begin(GeneratorContext("train", PASSAGES))
+    (made,) = writer.generate([WorkItem(PASSAGES[0], "train")], scripted_model(answer or script()))
     return made
 
 
@@ -56,10 +54,10 @@ def test_what_may_be_an_answer_is_no_negative():
 
 
 def test_a_query_about_texts_does_not_lean_on_its_own():
-    assert leans_on_text("What can be concluded from the text?")
-    assert leans_on_text("The article is about teachers in Wales.")
-    assert not leans_on_text("How does the text editor of a terminal work?")
-    assert not leans_on_text("Who wrote the text of the anthem?")
+    assert refers_to_source("What can be concluded from the text?")
+    assert refers_to_source("The article is about teachers in Wales.")
+    assert not refers_to_source("How does the text editor of a terminal work?")
+    assert not refers_to_source("Who wrote the text of the anthem?")
 
 
 def test_a_query_must_be_understood_and_find_its_passage():
@@ -109,12 +107,12 @@ def test_candidates_come_of_a_file(tmp_path):
 
 
 def test_mining_by_words_ranks_as_the_keyword_engine_does(tmp_path):
-    terms = [content_stems(one.text) for one in PASSAGES]
+    terms = [extract_content_stems(one.text) for one in PASSAGES]
     write_postings(tmp_path, [("", [], one, 0, len(one)) for one in terms])
     engine = KeywordEngine([Postings.open(tmp_path)])
-    mine = Mine(PASSAGES, "builtin:static", "words")
+    mine = HardNegativeIndex(PASSAGES, "builtin:static", "words")
     for query in ("yeast raises dough", "bees and the brood nest", "glass glass breaks", "zzz"):
-        rows, _ = engine.search(Counter(content_stems(query)), 5)
+        rows, _ = engine.search(Counter(extract_content_stems(query)), 5)
         absent = Passage("elsewhere", 0, 1, "a", PASSAGES[0].location)
         found = mine.nearest(query, absent, 5)[2]
         assert [one.passage.id for one in found] == [PASSAGES[row].id for row in rows]
@@ -123,5 +121,5 @@ def test_mining_by_words_ranks_as_the_keyword_engine_does(tmp_path):
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     method = RetrievalTriples(embedder="builtin:static")
-    writer = method.begin(Corpus("train", PASSAGES))
-    survives(lambda model: writer.generate([Seed(PASSAGES[0], "train")], model), said)
+    writer = method.begin(GeneratorContext("train", PASSAGES))
+    survives(lambda model: writer.generate([WorkItem(PASSAGES[0], "train")], model), said)

@@ -10,7 +10,7 @@ from tests.unit.synth.generators.hostile import (
 )
 
 from stillroom.synth.generators.revision import Revision
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 
 def script(*verdicts, again="By yeast, which makes gas."):
@@ -56,4 +56,4 @@ def test_a_record_without_an_answer_gets_one_first():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Revision().generate([Seed(TASK, "train")], model), said)
+    survives(lambda model: Revision().generate([WorkItem(TASK, "train")], model), said)

@@ -5,11 +5,14 @@ from tests.unit.synth.generators.hostile import HOSTILE, survives
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.self_instruct import SelfInstruct
-from stillroom.synth.harvest import Panel, draft_units, gather
-from stillroom.synth.method import Context, Corpus
-from stillroom.synth.novelty import Pool, rouge_l
-from stillroom.synth.plan import plan_draws
-from stillroom.synth.tasks import question_of
+from stillroom.synth.interfaces import FilterContext
+from stillroom.synth.lexical_overlap import NoveltyPool, rouge_l
+from stillroom.synth.pipeline.executor import run_filters
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.pipeline.inputs import iter_draws
+from stillroom.synth.pipeline.scheduler import generate_units
+from stillroom.synth.prompting.conversation import get_question
+from stillroom.synth.types import GeneratorContext
 from stillroom.testing import scripted_model
 
 TASKS = [
@@ -41,15 +44,15 @@ def script(lists):
 
 
 def harvest(model, shelf=None, batch_size=3, draws=4, **settings):
-    writer = SelfInstruct(**settings).begin(Corpus("train", SEEDS, 1))
-    drafts = draft_units(
-        plan_draws("train", seed=1, count=draws),
+    writer = SelfInstruct(**settings).begin(GeneratorContext("train", SEEDS, 1))
+    drafts = generate_units(
+        iter_draws("train", seed=1, count=draws),
         writer,
         model,
         Shelf() if shelf is None else shelf,
         batch_size=batch_size,
     )
-    return gather("train", drafts, Panel([], Context()), 100)
+    return run_filters("train", drafts, FilterChain([], FilterContext()), 100)
 
 
 def test_new_tasks_come_with_an_instance_and_join_the_pool():
@@ -67,7 +70,7 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
     first, second, _ = found.kept
     assert first.fields["task_kind"] == "classification"
     assert first.messages[0].content == f"{first.fields['instruction']}\n\nsome input"
-    assert question_of(first) == first.messages[0].content
+    assert get_question(first) == first.messages[0].content
     assert second.messages[1].content == "some output"
     lists_asked = [p.messages[-1].content for p in model.asked if p.schema is None]
     assert "canal" in lists_asked[1] or "animal" in lists_asked[1]
@@ -77,8 +80,8 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
 def test_tasks_are_shown_without_their_inputs():
     record = Record((Message("user", "How are these related?\n\nNight : Day"),))
     model = script([])
-    writer = SelfInstruct().begin(Corpus("train", (record,), 1))
-    list(writer.generate(list(plan_draws("train", seed=1, count=1)), model))
+    writer = SelfInstruct().begin(GeneratorContext("train", (record,), 1))
+    list(writer.generate(list(iter_draws("train", seed=1, count=1)), model))
     assert "How are these related?" in model.asked[0].messages[-1].content
     assert "Night" not in model.asked[0].messages[-1].content
 
@@ -161,7 +164,7 @@ def test_hostile_answers_are_counted_failures(said):
 
 
 def test_the_pool_decides_as_a_comparison_with_every_text():
-    pool = Pool(0.5)
+    pool = NoveltyPool(0.5)
     texts = ["a b c d", "a b x d e f", "the quick brown fox", "", "日本語の文章です", "c d a b"]
     for text in texts:
         nearest = max((rouge_l(text, other) for other in texts[: texts.index(text)]), default=0)

@@ -8,7 +8,7 @@ from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons
 
 from stillroom.errors import DataError
 from stillroom.synth.generators.table_rows import TableRows
-from stillroom.synth.method import Blank, Corpus, Seed
+from stillroom.synth.types import GeneratorContext, NoSeed, WorkItem
 
 COLUMNS = [
     {"name": "size", "type": "integer", "min": 1, "max": 9},
@@ -29,7 +29,7 @@ REVIEW = {"name": "review", "type": "text", "about": "a short review", "max_char
 def rows_of(count, columns=COLUMNS, **more):
     method = TableRows(columns=columns, **more)
     drafts = [
-        draft_of(method, Blank("train", n), lambda p: fill(p.schema))[0] for n in range(count)
+        draft_of(method, NoSeed("train", n), lambda p: fill(p.schema))[0] for n in range(count)
     ]
     return [record.fields["row"] for made in drafts for record in made.records], method, drafts
 
@@ -49,7 +49,7 @@ def test_values_are_drawn_by_their_types_ranges_and_conditions():
 
 def test_texts_are_written_to_fit_the_row():
     method = TableRows(columns=[*COLUMNS[:1], REVIEW], about="a shop")
-    made, model = draft_of(method, Blank("train", 1), lambda p: fill(p.schema, review="Fine."))
+    made, model = draft_of(method, NoSeed("train", 1), lambda p: fill(p.schema, review="Fine."))
     row = json.loads(made.records[0].messages[0].content)
     assert row["review"] == "Fine."
     words = model.asked[0].messages[-1].content
@@ -111,21 +111,23 @@ def test_broken_seed_rows_are_said_before_anything_is_asked(tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match="seed rows cannot be read") as caught:
-        TableRows(columns=SEEDED, rows=str(path)).begin(Corpus("train"))
+        TableRows(columns=SEEDED, rows=str(path)).begin(GeneratorContext("train"))
     assert caught.value.problems[0].code == "synth.rows"
 
 
 def test_rows_do_not_depend_on_order():
     one, _, _ = rows_of(3)
     method = TableRows(columns=COLUMNS)
-    again = draft_of(method, Blank("train", 2), lambda p: "")[0].records[0].fields["row"]
+    again = draft_of(method, NoSeed("train", 2), lambda p: "")[0].records[0].fields["row"]
     assert again == one[2]
 
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     method = TableRows(columns=[*COLUMNS[:1], REVIEW])
-    made = survives(lambda model: method.generate([Seed(Blank("train", 1), "train")], model), said)
+    made = survives(
+        lambda model: method.generate([WorkItem(NoSeed("train", 1), "train")], model), said
+    )
     assert set(reasons(made[0])) <= {
         "texts of the row is not the JSON asked",
         "texts of the row cut at the token limit",

@@ -2,7 +2,7 @@ import pytest
 from tests.unit.synth.generators.hostile import HOSTILE, TOPIC, draft_of, fill, reasons, survives
 
 from stillroom.synth.generators.taxonomy import Taxonomy
-from stillroom.synth.method import Seed, Topic
+from stillroom.synth.types import Topic, WorkItem
 
 GROUNDED = Topic(
     ("animals", "bees"),
@@ -48,4 +48,4 @@ def test_examples_are_needed_where_they_are_asked_for():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Taxonomy().generate([Seed(TOPIC, "train")], model), said)
+    survives(lambda model: Taxonomy().generate([WorkItem(TOPIC, "train")], model), said)

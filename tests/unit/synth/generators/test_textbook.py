@@ -3,7 +3,7 @@ from tests.unit.synth.conftest import make_passage
 from tests.unit.synth.generators.hostile import HOSTILE, TOPIC, draft_of, reasons, survives
 
 from stillroom.synth.generators.textbook import Textbook
-from stillroom.synth.method import Seed
+from stillroom.synth.types import WorkItem
 
 TEXT = make_passage("bees", "Honey bees live in colonies. " * 200)
 
@@ -41,4 +41,4 @@ def test_a_text_that_speaks_of_its_seed_is_none():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Textbook().generate([Seed(TEXT, "train")], model), said)
+    survives(lambda model: Textbook().generate([WorkItem(TEXT, "train")], model), said)

@@ -5,9 +5,8 @@ from tests.unit.synth.conftest import make_passage
 from tests.unit.synth.generators.hostile import BLANK, HOSTILE, draft_of, fill, reasons, survives
 
 from stillroom.errors import DataError
-from stillroom.synth.generators.tool_calls import ToolCalls
-from stillroom.synth.method import Corpus, Seed
-from stillroom.synth.toolbox import read_tools
+from stillroom.synth.generators.tool_calls import ToolCalls, read_tools
+from stillroom.synth.types import GeneratorContext, WorkItem
 
 TOOLS = [
     {
@@ -183,7 +182,7 @@ def test_tools_that_cannot_be_used_are_said_before_anything_is_asked(tmp_path, t
     path = tmp_path / "tools.json"
     path.write_text(text)
     with pytest.raises(DataError, match=what) as caught:
-        ToolCalls(tools=str(path)).begin(Corpus("train"))
+        ToolCalls(tools=str(path)).begin(GeneratorContext("train"))
     assert caught.value.problems[0].code == "synth.tools"
 
 
@@ -193,12 +192,12 @@ def test_sources_that_cannot_be_used_are_said(tools, tmp_path, results, text):
     path.write_text(text)
     for source in (str(path), None, str(tmp_path / "none")):
         with pytest.raises(DataError, match="tools cannot be used"):
-            make(tools, results=results, source=source).begin(Corpus("train"))
+            make(tools, results=results, source=source).begin(GeneratorContext("train"))
 
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(tools, said):
-    survives(lambda model: make(tools).generate([Seed(BLANK, "train")], model), said)
+    survives(lambda model: make(tools).generate([WorkItem(BLANK, "train")], model), said)
 
 
 def test_a_tool_about_users_may_be_answered_of_users(tmp_path):

@@ -2,9 +2,9 @@ import pytest
 from tests.unit.synth.conftest import make_passage
 from tests.unit.synth.generators.hostile import HOSTILE, TASK, draft_of, reasons, survives
 
-from stillroom.synth.chrf import chrf
 from stillroom.synth.generators.translation import Translation
-from stillroom.synth.method import Seed
+from stillroom.synth.lexical_overlap import chrf
+from stillroom.synth.types import WorkItem
 
 TEXT = make_passage("bees", "Honey bees live in large colonies and make wax and honey.")
 GERMAN = "Honigbienen leben in großen Völkern und machen Wachs und Honig."
@@ -53,4 +53,4 @@ def test_chrf_is_that_of_its_paper():
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
-    survives(lambda model: Translation().generate([Seed(TEXT, "train")], model), said)
+    survives(lambda model: Translation().generate([WorkItem(TEXT, "train")], model), said)

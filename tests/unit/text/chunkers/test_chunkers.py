@@ -7,8 +7,8 @@ import pytest
 from stillroom.errors import RecipeError
 from stillroom.records import Document, Origin
 from stillroom.text import CHUNKERS, estimate_tokens, parse_bytes
-from stillroom.text.measuring import Ruler
-from stillroom.text.splitting import find_boundaries
+from stillroom.text.chunking.boundaries import find_split_points
+from stillroom.text.chunking.tokens import TokenRuler
 
 GUIDE = """# Guide
 
@@ -78,7 +78,7 @@ def test_many_empty_lines_cost_no_more_than_its_length(name, gap):
 def test_lines_end_as_their_system_ends_them(end):
     text = end.join(["First line,", "second line.", "", "Next paragraph.", "- item", "end"])
     document = Document("a.txt", "0" * 64, "text/plain", text)
-    found = find_boundaries(document, Ruler(text), 5)
+    found = find_split_points(document, TokenRuler(text), 5)
     starts = [text.index(word) for word in ("second", "Next", "- item", "end")]
     assert list(found.lines) == starts
     assert list(found.paragraphs) == starts[1:2]

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from stillroom.text.drawings import chart_text
-from stillroom.text.reading import parse_bytes
+from stillroom.text.documents.office import extract_chart_text
+from stillroom.text.reader import parse_bytes
 
 MAILBOX = (
     b"From a@b.c Tue Apr 15 20:24:47 2003\nSubject: One\nFrom: a@b.c\n\nFirst body.\n"
@@ -136,7 +136,7 @@ def test_charts_of_every_kind_and_diagrams_are_read():
         f"<c:val>{point(0, '8.1999999999999993')}{point(1, 3)}</c:val>"
         "</c:ser></c:area3DChart></c:plotArea></c:chart></c:chartSpace>"
     )
-    assert chart_text(etree.fromstring(xml)) == (
+    assert extract_chart_text(etree.fromstring(xml)) == (
         "|  | Sold |\n| --- | --- |\n| 2002-01-05 | 8.2 |\n| 2002-01-06 | 3 |"
     )
 

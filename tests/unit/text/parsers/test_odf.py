@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.text.reading import parse_bytes
+from stillroom.text.reader import parse_bytes
 
 pytest.importorskip("lxml")
 

@@ -6,10 +6,10 @@ import pytest
 from tests.unit.text.papers import Paper
 
 from stillroom.errors import DataError, MissingExtraError
-from stillroom.text import Limits, Source
-from stillroom.text.glyphs import Run
+from stillroom.text import ParseLimits, SourceFile
 from stillroom.text.parsers import pdf as pdf_parser
 from stillroom.text.parsers.pdf import Pdf
+from stillroom.text.pdf.page import TextRun
 
 pytest.importorskip("pypdfium2")
 
@@ -29,7 +29,7 @@ RIGHT = [
 
 def read(paper, **limits):
     data = paper.save() if isinstance(paper, Paper) else paper
-    source = Source("a.pdf", "0" * 64, "application/pdf", limits=Limits(**limits))
+    source = SourceFile("a.pdf", "0" * 64, "application/pdf", limits=ParseLimits(**limits))
     return Pdf().parse(data, source)
 
 
@@ -216,7 +216,7 @@ def test_a_page_that_is_a_picture_is_read_by_ocr_and_marked_so():
     pytest.importorskip("onnxruntime")
     paper = Paper().page().lines(72, 700, LEFT).page().image(picture(SCANNED), 0, 400, 612, 345)
     asked = []
-    source = Source("a.pdf", "0" * 64, more_time=lambda: asked.append(1))
+    source = SourceFile("a.pdf", "0" * 64, more_time=lambda: asked.append(1))
     document = Pdf().parse(paper.save(), source)
     assert document.metadata["pages_by_ocr"] == [2]
     assert document.metadata["ocr_confidence"] > 0.8
@@ -253,9 +253,9 @@ def test_ocr_can_be_forbidden_and_its_language_is_checked():
 def test_pictures_that_take_too_long_are_counted(monkeypatch):
     monkeypatch.setattr(pdf_parser, "has_ocr", lambda: True)
     monkeypatch.setattr(pdf_parser.time, "process_time", iter(range(0, 10_000, 50)).__next__)
-    from stillroom.text.ocr import Recognized
+    from stillroom.text.pdf.ocr import OcrPage
 
-    monkeypatch.setattr(pdf_parser, "read_picture", lambda *_, **__: Recognized([], 0.0))
+    monkeypatch.setattr(pdf_parser, "recognize_text", lambda *_, **__: OcrPage([], 0.0))
     paper = Paper()
     for _ in range(3):
         paper.page().image(picture(SCANNED), 0, 400, 612, 345)
@@ -280,11 +280,11 @@ def test_a_photograph_of_a_page_is_read_by_ocr(monkeypatch):
     assert document.metadata["ocr_confidence"] > 0.8
     assert document.locate(0, 5).label.startswith("OCR, confidence ")
     with pytest.raises(DataError) as caught:
-        parse_bytes(buffer.getvalue(), "scan.png", limits=Limits(ocr="never"))
+        parse_bytes(buffer.getvalue(), "scan.png", limits=ParseLimits(ocr="never"))
     assert caught.value.code == "document.no-text"
     monkeypatch.setattr(image_parser, "has_ocr", lambda: False)
     with pytest.raises(MissingExtraError, match="rapidocr"):
-        image_parser.Image().parse(buffer.getvalue(), Source("scan.png", "0" * 64))
+        image_parser.Image().parse(buffer.getvalue(), SourceFile("scan.png", "0" * 64))
     empty = io.BytesIO()
     image.new("L", (200, 200), 255).save(empty, "TIFF")
     with pytest.raises(DataError) as caught:
@@ -307,18 +307,18 @@ def test_a_page_on_its_side_or_upside_down_is_read_from_its_top(quarters):
 
 
 def test_frames_of_a_picture_beyond_the_time_are_counted(monkeypatch):
-    from stillroom.text.ocr import Recognized
     from stillroom.text.parsers import image as image_parser
+    from stillroom.text.pdf.ocr import OcrPage
 
     image = pytest.importorskip("PIL.Image")
     frames = [image.new("L", (40, 40), 255) for _ in range(3)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
-    run = Run([("word", 0.0, 9.0)], 0.0, 0.0, 9.0, 9.0, 9.0)
+    run = TextRun([("word", 0.0, 9.0)], 0.0, 0.0, 9.0, 9.0, 9.0)
     monkeypatch.setattr(image_parser, "has_ocr", lambda: True)
-    monkeypatch.setattr(image_parser, "read_picture", lambda _: Recognized([run], 1.0, turn=180))
+    monkeypatch.setattr(image_parser, "recognize_text", lambda _: OcrPage([run], 1.0, turn=180))
     monkeypatch.setattr(image_parser.time, "process_time", iter(range(0, 999, 40)).__next__)
-    source = Source("a.tiff", "0" * 64, limits=Limits(ocr_timeout_s=90))
+    source = SourceFile("a.tiff", "0" * 64, limits=ParseLimits(ocr_timeout_s=90))
     document = image_parser.Image().parse(buffer.getvalue(), source)
     assert document.text == "word\n\nword"
     assert document.metadata["pages_needing_ocr"] == [3]

@@ -1,0 +1,163 @@
+"""Randomly initialized Llama checkpoints with a tokenizer of their own.
+
+The tokenizer is byte-level BPE, made from texts that are given, with ChatML's turns as its chat
+template, so that what is read in plain text or in conversations can be learned by it. Same
+arguments, same bytes. Knows no training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+__all__ = ["CHAT_TEMPLATE", "write_random_checkpoint"]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_HEADS = 4
+
+
+def write_random_checkpoint(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 64,
+    intermediate: int = 0,
+    vocabulary: int = 384,
+    tie: bool = True,
+    dtype: torch.dtype = torch.float32,
+    context_length: int = 512,
+    spread: float = 0.02,
+) -> Path:
+    """Write a small Llama checkpoint that ``AutoModelForCausalLM`` loads, and return its folder.
+
+    Args:
+        folder: Where to write; made if missing.
+        texts: What the tokenizer's merges are learned from.
+        seed: Draws the weights; two seeds give two models of the same shape and tokenizer.
+        layers: Number of transformer layers.
+        hidden: Width; a multiple of 16. Four heads, two of them for keys and values.
+        intermediate: Width within a layer's two matrices; 0 is twice ``hidden``.
+        vocabulary: Tokens wanted, at least 260 (256 bytes and the special ones); little text gives
+            fewer, and config.json says how many there are.
+        tie: Whether the output embedding is the input embedding.
+        dtype: Storage type of the weights.
+        context_length: Positions the model knows.
+        spread: Standard deviation of the matrices.
+
+    Returns:
+        ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = intermediate or 2 * hidden
+    size = _write_tokenizer(folder, texts, vocabulary, context_length)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS // 2,
+        "head_dim": hidden // _HEADS,
+        "vocab_size": size,
+        "max_position_embeddings": context_length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": tie,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+    )
+    tensors = _draw_tensors(seed, layers, hidden, inner, size, tie=tie, spread=spread)
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return folder
+
+
+def _draw_tensors(
+    seed: int, layers: int, hidden: int, inner: int, vocabulary: int, *, tie: bool, spread: float
+) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    head = hidden // _HEADS
+    queries, keys = _HEADS * head, _HEADS // 2 * head
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        shapes[f"{at}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{at}.self_attn.q_proj.weight"] = (queries, hidden)
+        shapes[f"{at}.self_attn.k_proj.weight"] = (keys, hidden)
+        shapes[f"{at}.self_attn.v_proj.weight"] = (keys, hidden)
+        shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, queries)
+        shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{at}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
+    shapes["model.norm.weight"] = (hidden,)
+    if not tie:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    drawn = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=rng)
+        drawn[name] = 1 + 0.02 * noise if len(shape) == 1 else spread * noise
+    return drawn
+
+
+def _write_tokenizer(
+    folder: Path, texts: Iterable[str], vocabulary: int, context_length: int
+) -> int:
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[AddedToken(text, special=True, normalized=False) for text in _SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": context_length,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+    return tokenizer.get_vocab_size()
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

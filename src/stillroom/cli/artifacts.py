@@ -1,0 +1,123 @@
+"""``stillroom verify``, ``publish`` and ``fetch``: integrity and transfer of finished jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "fetch_command",
+    "publish_command",
+    "verify_command",
+]
+
+
+@click.command(
+    "fetch",
+    epilog="""
+\b
+Examples:
+  stillroom fetch s3://models/merged merged
+  stillroom fetch s3://data/records runs/records --json
+""",
+)
+@click.argument("address")
+@click.argument("folder", type=existing_path)
+@json_option
+@debug_option
+def fetch_command(address: str, folder: Path, as_json: bool) -> None:
+    """Bring a published job's folder here.
+
+    Its digests are recomputed, as stillroom verify does.
+
+    Credentials come from the environment, as for stillroom publish.
+    """
+    from stillroom.errors import IntegrityError
+    from stillroom.objects import fetch_folder
+    from stillroom.provenance import read_artifact, verify_artifact
+
+    came = fetch_folder(address, folder)
+    for finding in verify_artifact(folder, parents=False):
+        raise IntegrityError(
+            f"{finding.path} {finding.what}",
+            code="integrity.changed",
+            where=address,
+            expected="the bytes that artifact.json names",
+            next="publish the folder again",
+        )
+    digest = read_artifact(folder).digest
+    if as_json:
+        print_json({"out": str(folder), "files": came, "digest": digest})
+    else:
+        click.echo(f"{folder}: {came} files, {digest}")
+
+
+@click.command(
+    "publish",
+    epilog="""
+\b
+Examples:
+  stillroom publish merged s3://models/merged
+  stillroom publish runs/records s3://data/records --overwrite
+""",
+)
+@click.argument("folder", type=existing_path)
+@click.argument("address")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at the address.")
+@json_option
+@debug_option
+def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
+    """Send a finished job to an object store.
+
+    Its manifest is sent last: who reads the address meanwhile finds no artifact.json, and so no
+    half of a job. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_ENDPOINT_URL).
+    """
+    from stillroom.objects import publish_folder
+
+    sent = publish_folder(folder, address, overwrite=overwrite)
+    if as_json:
+        print_json({"address": address, "sent": sent})
+    else:
+        click.echo(f"{address}: {sent} objects sent")
+
+
+@click.command(
+    "verify",
+    epilog="""
+\b
+Examples:
+  stillroom verify run
+  stillroom verify run/steps/merge-1a2b3c4d5e6f --json
+""",
+)
+@click.argument("path", type=existing_path)
+@json_option
+@debug_option
+def verify_command(path: Path, as_json: bool) -> None:
+    """Recompute digests and name what changed."""
+    from stillroom.errors import IntegrityError, Problem
+    from stillroom.provenance import verify_artifact
+
+    findings = verify_artifact(path)
+    if as_json:
+        print_json({"path": str(path), "findings": [finding.to_json() for finding in findings]})
+    if findings:
+        raise IntegrityError(
+            [
+                Problem(
+                    f"{finding.path} {finding.what}",
+                    "integrity.changed",
+                    str(path),
+                    "the bytes that artifact.json names",
+                    "restore the file, or make the run again",
+                )
+                for finding in findings
+            ]
+        )
+    if not as_json:
+        click.echo(f"{path}: every digest is as recorded")

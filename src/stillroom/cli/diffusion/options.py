@@ -1,0 +1,122 @@
+"""Parsing of the settings and models that diffusion commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.interfaces import LikelihoodEstimator
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.settings import DecodeSettings, DecodingPreset
+
+__all__ = ["open_model", "read_estimator", "read_schema", "read_settings"]
+
+
+def read_settings(
+    path: Path | None, overrides: Sequence[str], preset: DecodingPreset | None = None
+) -> DecodeSettings:
+    """Return decoding settings from a YAML file or a preset, and overrides.
+
+    Raises:
+        RecipeError: With every problem, each where it stands.
+    """
+    from stillroom.diffusion.sampling.settings import DecodeSettings
+    from stillroom.errors import RecipeError
+    from stillroom.recipes.loader import parse_group
+
+    if preset is not None:
+        from stillroom.recipes.yaml_text import emit_yaml
+
+        text = "\n".join(emit_yaml(preset.settings.model_dump(mode="json")))
+        return parse_group(DecodeSettings, text, f"preset {preset.name}", overrides)
+    if path is None:
+        return parse_group(DecodeSettings, overrides=overrides)
+    if not path.is_file():
+        raise RecipeError(
+            f"{path} does not exist",
+            code="recipe.not-found",
+            expected="a YAML file of decoding settings",
+            next="leave --settings out, and give single ones by --set",
+        )
+    return parse_group(DecodeSettings, path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON Schema of a file.
+
+    Raises:
+        DataError: If there is no such file, or it holds no JSON object.
+    """
+    import json
+
+    from stillroom.errors import DataError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the schema cannot be read: {error}",
+            code="diffusion.schema",
+            where=str(path),
+            expected="a file with a JSON Schema",
+            next="check the path and the JSON",
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(
+            "the schema is no object",
+            code="diffusion.schema",
+            where=str(path),
+            expected='a JSON Schema, as {"type": "object", "properties": {...}}',
+        )
+    return found
+
+
+def read_estimator(name: str, overrides: Sequence[str]) -> LikelihoodEstimator:
+    """Return an estimator with its settings.
+
+    Raises:
+        RecipeError: If there is no such estimator or setting.
+    """
+    from pydantic import ValidationError
+
+    from stillroom.diffusion.interfaces import ESTIMATORS
+    from stillroom.errors import RecipeError
+    from stillroom.recipes.loader import parse_values
+
+    given = parse_values(overrides)
+    try:
+        return ESTIMATORS.build({"name": name, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+            code="recipe.value",
+            where=f"estimator {name}",
+            expected="the settings that stillroom show lists",
+            next=f"stillroom show {name}",
+        ) from error
+
+
+def open_model(
+    reference: str, known: Sequence[str], *, dtype: str = "auto", device: str = "auto"
+) -> DiffusionModel:
+    """Open a diffusion model that has a tokenizer.
+
+    Raises:
+        CheckpointError: If it is no diffusion model, or has no tokenizer.
+    """
+    from stillroom.diffusion.model.loading import open_diffusion
+    from stillroom.errors import CheckpointError
+    from stillroom.recipes.loader import parse_values
+
+    model = open_diffusion(reference, overrides=parse_values(known), dtype=dtype, device=device)
+    if model.tokenizer is None:
+        raise CheckpointError(
+            f"{reference} has no tokenizer",
+            code="checkpoint.tokenizer",
+            expected="tokenizer.json beside the weights",
+            next="copy the tokenizer's files into the folder",
+        )
+    return model

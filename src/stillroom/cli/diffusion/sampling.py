@@ -1,0 +1,354 @@
+"""``stillroom diffusion sample`` and ``tune``: sampling, and tuning of decoding settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+)
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.sequence import InfillRequest, SampledSequence
+    from stillroom.diffusion.sampling.settings import DecodeSettings
+
+__all__ = [
+    "sample_command",
+    "tune_command",
+]
+
+
+@click.command(
+    "sample",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion sample trained "The still" --watch
+  stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."
+  stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8
+  stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html
+  stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60
+""",
+)
+@click.argument("checkpoint")
+@click.argument("prompts", nargs=-1)
+@click.option("--chat", is_flag=True, help="Prompts are messages; use the chat template.")
+@click.option("--holes", is_flag=True, help="Prompts hold holes, as [[5]], that are filled.")
+@click.option(
+    "--settings",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A YAML file of decoding settings.",
+)
+@click.option(
+    "--preset",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A preset that tune wrote, or the folder it left.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One decoding setting, as order=margin or commit.threshold=0.8; may be repeated.",
+)
+@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@click.option("--count", type=click.IntRange(min=1), default=1, help="Texts for each prompt.")
+@click.option("--watch", is_flag=True, help="Show every step of the first text.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write a page that plays the first text's steps.",
+)
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A JSON Schema: what it fixes is given, each value is a hole.",
+)
+@click.option("--dtype", default="auto", help="Of the weights: auto, float32, bfloat16, float16.")
+@click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda, mps.")
+@json_option
+@debug_option
+def sample_command(
+    checkpoint: str,
+    prompts: tuple[str, ...],
+    chat: bool,
+    holes: bool,
+    settings: Path | None,
+    preset: Path | None,
+    overrides: tuple[str, ...],
+    model_is: tuple[str, ...],
+    count: int,
+    watch: bool,
+    page: Path | None,
+    schema: Path | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write texts or fill holes, and show how the tokens come.
+
+    Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
+    length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
+    """
+    from stillroom.cli.diffusion.options import open_model, read_schema, read_settings
+    from stillroom.diffusion.sampling.animation import (
+        TerminalAnimation,
+        record_events,
+        write_animation,
+    )
+    from stillroom.diffusion.sampling.sampler import StepEvent, generate
+    from stillroom.diffusion.sampling.sequence import decode_sample
+    from stillroom.diffusion.sampling.settings import read_preset
+
+    _refuse_conflicting_options(
+        {"--preset": preset is not None, "--settings": settings is not None},
+        {"--chat": chat, "--holes": holes},
+        {"--schema": schema is not None, "--holes": holes},
+        {"--schema": schema is not None, "--watch": watch},
+        {"--schema": schema is not None, "--html": page is not None},
+    )
+    found = read_preset(preset) if preset is not None else None
+    decoding = read_settings(settings, overrides, found)
+    model = open_model(checkpoint, model_is, dtype=dtype, device=device)
+    if found is not None:
+        found.check_against(model.fingerprint)
+    requests = _build_requests(
+        model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count
+    )
+    if schema is not None:
+        _fill_schema(model, requests, decoding, read_schema(schema), as_json)
+        return
+    events: list[StepEvent] = []
+    given = [token is not None for token in requests[0].ids]
+    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(given))
+
+    def on_step(event: StepEvent) -> None:
+        if event.row == 0:
+            record_events(events, *([view.show] if watch else []))(event)
+
+    wants_steps = watch or page is not None
+    samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
+    if page is not None:
+        write_animation(page, events, model.tokenizer, title="Unmasking", given=given)
+        click.echo(f"steps    {page}", err=True)
+    texts = [decode_sample(model.tokenizer, sample, whole=holes) for sample in samples]
+    if as_json:
+        rows = [
+            {
+                "text": text,
+                "finish_reason": sample.finish_reason,
+                "tokens": _count_tokens(sample, holes),
+                "steps": sample.steps,
+                "nfe": sample.nfe,
+                "reopened": sample.reopened,
+                "drift": sample.drift,
+            }
+            for text, sample in zip(texts, samples, strict=True)
+        ]
+        name = found.name if found is not None else None
+        said = decoding.model_dump(mode="json")
+        print_json({"samples": rows, "preset": name, "settings": said})
+        return
+    _print_samples(texts, samples, holes)
+
+
+def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool) -> None:
+    """Print each text, and beside it what it took."""
+    for text, sample in zip(texts, samples, strict=True):
+        click.echo(text)
+        moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
+        ended = "" if holes else f", {sample.finish_reason}"
+        click.echo(
+            f"{_count_tokens(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} readings"
+            f"{ended}{moved}",
+            err=True,
+        )
+
+
+def _fill_schema(
+    model: DiffusionModel,
+    requests: list[InfillRequest],
+    decoding: DecodeSettings,
+    schema: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write the JSON that a schema lays out behind each prompt."""
+    from stillroom.diffusion.constrained.infilling import JsonInfiller
+    from stillroom.diffusion.constrained.json_template import build_template
+    from stillroom.models.tokenization.token_bytes import read_token_bytes
+
+    skeleton = build_template(schema)
+    filler = JsonInfiller(model, read_token_bytes(model.tokenizer), decoding)
+    filled = [
+        filler.fill(one.ids, skeleton, room=one.max_new_tokens, seed=one.seed or 0)
+        for one in requests
+    ]
+    if as_json:
+        rows = [{"text": one.text, "tokens": one.tokens, "nfe": one.nfe} for one in filled]
+        print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
+        return
+    for one in filled:
+        click.echo(one.text)
+        click.echo(f"{one.tokens} tokens, {one.nfe} readings", err=True)
+
+
+def _count_tokens(sample: SampledSequence, holes: bool) -> int:
+    """Return how many tokens were written: in holes, or behind the prompt and before the end."""
+    return sum(step >= 0 for step in sample.chosen_at) if holes else len(sample.new_ids)
+
+
+def _refuse_conflicting_options(*pairs: dict[str, bool]) -> None:
+    """Refuse options that do not go together."""
+    for pair in pairs:
+        if all(pair.values()):
+            raise click.UsageError(f"give either {' or '.join(pair)}")
+
+
+def _build_requests(
+    model: DiffusionModel,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    seed: int,
+    chat: bool,
+    holes: bool,
+    count: int,
+) -> list[InfillRequest]:
+    """Return one request a text; the texts of a prompt have seeds one after the other."""
+    from dataclasses import replace
+
+    from stillroom.diffusion.sampling.sequence import (
+        build_chat_request,
+        build_infill_request,
+        build_text_request,
+    )
+
+    found = []
+    for prompt in prompts or ("",):
+        if holes:
+            request = build_infill_request(model.tokenizer, prompt)
+        elif chat:
+            request = build_chat_request(model.tokenizer, prompt, max_new_tokens)
+        else:
+            request = build_text_request(model.tokenizer, prompt, max_new_tokens)
+        found += [replace(request, seed=seed + number) for number in range(count)]
+    return found
+
+
+@click.command(
+    "tune",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion tune trained --records records.jsonl --out tuned
+  stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9
+""",
+)
+@click.argument("checkpoint")
+@click.option(
+    "--records", type=existing_path, required=True, help="Records whose answers are written."
+)
+@click.option("--split", default="", help="Only records of this split; empty is all.")
+@click.option("--most", type=click.IntRange(min=1), default=32, help="Most records.")
+@click.option(
+    "--try",
+    "tried",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="A row of the grid; may be repeated. Others keep threshold x block x cache x order.",
+)
+@click.option("--set", "fixed", multiple=True, metavar="KEY=VALUE", help="A setting that all have.")
+@click.option(
+    "--measure", default="f1", help="How a text is compared with the answer: f1, exact, same."
+)
+@click.option(
+    "--loss",
+    type=FiniteFloatRange(min=0, max=1),
+    default=0.01,
+    help="Quality that may be lost against one place a step.",
+)
+@click.option("--name", default="tuned", help="Of the preset.")
+@click.option(
+    "--write",
+    "is_written",
+    is_flag=True,
+    help="Leave the preset at the checkpoint: whoever asks this model then writes by it.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of draws and intervals.")
+@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@json_option
+@job_options
+def tune_command(
+    checkpoint: str,
+    records: Path,
+    split: str,
+    most: int,
+    tried: tuple[str, ...],
+    fixed: tuple[str, ...],
+    measure: str,
+    loss: float,
+    name: str,
+    is_written: bool,
+    seed: int,
+    model_is: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Measure quality against readings and seconds, and write the best settings as a preset.
+
+    Every setting of a grid (threshold x block x cache x order, or what --try says) writes the
+    answers of the records, beside one place a step with nothing kept. Printed is what nothing else
+    beats; output/preset.yaml is the cheapest that loses at most --loss. With --write, serve, synth,
+    rag and evaluate write by it, and completions name it.
+    """
+    from stillroom.cli.diffusion.options import open_model
+    from stillroom.cli.output import align_columns, print_json
+    from stillroom.diffusion.evaluation.sweep import DecodingSweepPlan, sweep_decoding
+    from stillroom.diffusion.sampling.settings import PRESET_FILE, write_preset
+    from stillroom.jobs import choose_reporter
+
+    if is_written and not Path(checkpoint).is_dir():
+        raise click.UsageError("--write leaves a preset in the checkpoint's folder: give its path")
+    model = open_model(checkpoint, model_is)
+    plan = DecodingSweepPlan(
+        checkpoint, records, split, most, tried, fixed, measure, loss, name, seed
+    )
+    artifact, report, preset = sweep_decoding(
+        model,
+        plan,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if is_written:
+        write_preset(Path(checkpoint) / PRESET_FILE, preset)
+    if as_json:
+        told = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
+        print_json({"out": str(out), **told, **report.to_json()})
+        return
+    click.echo(report.summary)
+    front = report.sections[0].table
+    if front is not None:
+        click.echo(f"\n{report.sections[0].title}, {front.caption} (* is the preset):")
+        click.echo(align_columns([front.columns, *front.rows]))
+    click.echo(f"\npreset   {out / 'output' / 'preset.yaml'}")
+    click.echo(f"report   {out / 'output' / 'report.html'}")
+    click.echo(f'use      stillroom diffusion sample {checkpoint} "..." --preset {out}')

@@ -1,0 +1,266 @@
+"""``stillroom diffusion score``: likelihood estimates of records, with their error."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import FiniteFloatRange, debug_option, json_option
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.evaluation.likelihood import ChoiceResult
+    from stillroom.diffusion.interfaces import LikelihoodEstimate, LikelihoodEstimator
+    from stillroom.diffusion.model.network import DiffusionModel
+
+__all__ = ["score_command"]
+
+
+@click.command(
+    "score",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion score trained --records records.jsonl
+  stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"
+  stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive
+""",
+)
+@click.argument("checkpoint")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Records whose answers are scored.",
+)
+@click.option("--split", default="", help="Only records of this split; empty is all.")
+@click.option("--most", type=click.IntRange(min=1), default=64, help="Most records.")
+@click.option("--max-tokens", type=click.IntRange(min=2), default=512, help="Tokens of a record.")
+@click.option("--include-prompt", is_flag=True, help="Score all that is said.")
+@click.option("--prompt", default="", help="What stands before the answers.")
+@click.option("--chat", is_flag=True, help="The prompt is a message; use the chat template.")
+@click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
+@click.option("--estimator", default="low_variance", help="A method of diffusion.estimators.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
+)
+@click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws masks.")
+@click.option(
+    "--error",
+    type=FiniteFloatRange(min=0, min_open=True),
+    default=None,
+    help="Say how many samples bring the error, in nats a token, down to this.",
+)
+@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@json_option
+@debug_option
+def score_command(
+    checkpoint: str,
+    records: Path | None,
+    split: str,
+    most: int,
+    max_tokens: int,
+    include_prompt: bool,
+    prompt: str,
+    chat: bool,
+    answers: tuple[str, ...],
+    estimator: str,
+    overrides: tuple[str, ...],
+    cfg_scale: float,
+    seed: int,
+    error: float | None,
+    model_is: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Bound how likely a model finds records or an answer, with the error.
+
+    The bound is at most the log-likelihood: its nats a token are no perplexity of an autoregressive
+    model, and not to be set beside one as its equal.
+    """
+    from stillroom.cli.diffusion.options import open_model, read_estimator
+
+    if (records is None) == (not answers):
+        raise click.UsageError("give either --records or --answer")
+    if records is not None and (prompt or chat):
+        raise click.UsageError("--prompt and --chat belong to --answer; records have their own")
+    chosen = read_estimator(estimator, overrides)
+    model = open_model(checkpoint, model_is)
+    if records is None:
+        before = _encode_prompt(model, prompt, chat)
+        verdict = _score_answers(model, before, answers, chosen, seed, cfg_scale)
+        _print_answers(verdict, answers, error, as_json)
+        return
+    lessons, left_out = _read_lessons(model, records, split, most, max_tokens, include_prompt)
+    bounds = _score_lessons(model, lessons, chosen, seed, cfg_scale)
+    _print_scores(bounds, left_out, error, as_json)
+
+
+def _read_lessons(
+    model: DiffusionModel, records: Path, split: str, most: int, max_tokens: int, whole: bool
+) -> tuple[list[Any], int]:
+    from stillroom.diffusion.training.data import tokenize_records
+    from stillroom.errors import DataError
+    from stillroom.records import read_records
+
+    found = [
+        record
+        for record in read_records(records)
+        if not split or record.fields.get("split") == split
+    ][:most]
+    lessons, counts = tokenize_records(
+        model.tokenizer,
+        found,
+        max_tokens=min(max_tokens, model.context_length),
+        include_prompt=whole,
+        first=int(model.metadata.logit_shift),
+    )
+    if not lessons:
+        named = f" of split '{split}'" if split else ""
+        raise DataError(
+            f"none of {len(found)} records{named} has a token to score",
+            code="diffusion.no-places",
+            where=str(records),
+            expected="assistant messages within --max-tokens",
+            next="look at --split, or score all that is said with --include-prompt",
+        )
+    return list(lessons), counts.left_out
+
+
+def _score_lessons(
+    model: DiffusionModel,
+    lessons: list[Any],
+    estimator: LikelihoodEstimator,
+    seed: int,
+    cfg_scale: float,
+) -> list[LikelihoodEstimate]:
+    from stillroom.diffusion.evaluation.likelihood import choose_batch_rows, score_text
+    from stillroom.jobs import choose_reporter
+    from stillroom.jobs.progress import Progress
+
+    bounds = []
+    with Progress("score", len(lessons), "records", choose_reporter()) as progress:
+        for at, lesson in enumerate(lessons):
+            places = lesson.noised.nonzero()[0].tolist()
+            bounds.append(
+                score_text(
+                    model,
+                    lesson.ids.tolist(),
+                    places,
+                    estimator,
+                    seed=seed + at,
+                    cfg_scale=cfg_scale,
+                    rows=choose_batch_rows(len(lesson.ids)),
+                )
+            )
+            progress.advance()
+    return bounds
+
+
+def _print_scores(
+    bounds: list[LikelihoodEstimate], left_out: int, error: float | None, as_json: bool
+) -> None:
+    tokens = sum(bound.tokens for bound in bounds)
+    nats = -sum(bound.value for bound in bounds) / max(tokens, 1)
+    own = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
+    forwards = sum(bound.forwards for bound in bounds)
+    samples = max((bound.samples for bound in bounds), default=0)
+    needed = _estimate_samples(own, samples, error)
+    kind = "bound" if all(bound.kind == "bound" for bound in bounds) else "order"
+    if as_json:
+        print_json(
+            {
+                "kind": kind,
+                "nats_per_token": nats,
+                "error": _to_json_number(own),
+                "records": len(bounds),
+                "left_out": left_out,
+                "tokens": tokens,
+                "forwards": forwards,
+                "samples_for_error": needed,
+            }
+        )
+        return
+    what = "bound" if kind == "bound" else "log-likelihood of one order"
+    click.echo(
+        f"{what} {nats:.4f} nats a token, {_format_error(own)} ({len(bounds)} records, {tokens} "
+        f"tokens, {forwards} readings)"
+    )
+    if needed is not None:
+        click.echo(f"an error of {error:g} takes about {needed} samples a record")
+    if left_out:
+        click.echo(f"{left_out} records have nothing to score", err=True)
+
+
+def _estimate_samples(own: float, samples: int, error: float | None) -> int | None:
+    """Return how many samples bring an error down to another; None where that is not known."""
+    if not error or not samples or own == float("inf"):
+        return None
+    return max(1, math.ceil(samples * (own / error) ** 2))
+
+
+def _to_json_number(error: float) -> float | None:
+    """Return an error, or None where one sample says nothing of it: JSON knows no infinity."""
+    return error if error != float("inf") else None
+
+
+def _format_error(error: float) -> str:
+    return "error unknown (one sample)" if error == float("inf") else f"error {error:.4f}"
+
+
+def _encode_prompt(model: DiffusionModel, prompt: str, chat: bool) -> list[int]:
+    from stillroom.diffusion.sampling.sequence import build_chat_request, build_text_request
+
+    request = (build_chat_request if chat else build_text_request)(model.tokenizer, prompt, 0)
+    return [token or 0 for token in request.ids]
+
+
+def _score_answers(
+    model: DiffusionModel,
+    before: list[int],
+    answers: tuple[str, ...],
+    estimator: LikelihoodEstimator,
+    seed: int,
+    cfg_scale: float,
+) -> ChoiceResult:
+    from stillroom.diffusion.evaluation.likelihood import choose_answer
+
+    after = [model.tokenizer(one, add_special_tokens=False)["input_ids"] for one in answers]
+    return choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
+
+
+def _print_answers(
+    verdict: ChoiceResult, answers: tuple[str, ...], error: float | None, as_json: bool
+) -> None:
+    needed = [
+        _estimate_samples(bound.error / bound.tokens, bound.samples, error)
+        for bound in verdict.bounds
+    ]
+    if as_json:
+        rows = [
+            {
+                "answer": answer,
+                "nats": bound.value,
+                "error": _to_json_number(bound.error),
+                "tokens": bound.tokens,
+                "forwards": bound.forwards,
+                "samples_for_error": samples,
+            }
+            for answer, bound, samples in zip(answers, verdict.bounds, needed, strict=True)
+        ]
+        best = answers[verdict.best]
+        print_json({"best": best, "lead_in_errors": _to_json_number(verdict.lead), "answers": rows})
+        return
+    for number, (answer, bound, samples) in enumerate(
+        zip(answers, verdict.bounds, needed, strict=True)
+    ):
+        mark = "*" if number == verdict.best else " "
+        takes = "" if samples is None else f", {error:g} nats a token take {samples} samples"
+        click.echo(
+            f"{mark} {bound.value:9.4f} nats, {_format_error(bound.error)}{takes}  {answer!r}"
+        )
+    if 0 < verdict.lead < 2:
+        click.echo(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")

@@ -1,0 +1,340 @@
+"""``stillroom diffusion train``, ``convert`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.records import Record
+
+__all__ = [
+    "compare_command",
+    "convert_command",
+    "train_command",
+]
+
+
+@click.command(
+    "train",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion train recipes/diffusion-scratch.yaml --out characters
+  stillroom diffusion train my.yaml --out trained train.steps=500 schedule=cosine
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@json_option
+@job_options
+def train_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Run a recipe of kind diffusion.
+
+    The same as `stillroom run`, and says what the held-out records came to.
+    """
+    from stillroom.diffusion.recipe import DiffusionRecipe
+    from stillroom.errors import RecipeError
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if not isinstance(loaded, DiffusionRecipe):
+        raise RecipeError(
+            f"kind {loaded.kind} trains no diffusion model",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: diffusion",
+            next="stillroom new diffusion",
+        )
+    artifact = run_recipe(
+        loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
+    )
+    after = artifact.details["after"]
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, "after": dict(after)})
+        return
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    if after:
+        name = "bound" if after["is_bound"] else "loss"
+        click.echo(
+            f"held-out {name} {after['nats_per_token']:.3f} nats a token, error "
+            f"{after['error']:.3f}, {after['records']} records"
+        )
+    if loaded.noising.is_causal:
+        click.echo(f"serve    stillroom serve {out}")
+    else:
+        click.echo(f'write    stillroom diffusion sample {out} "..."')
+
+
+@click.command(
+    "convert",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada
+  stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500
+  stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16
+""",
+)
+@click.argument("checkpoint")
+@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Records to train an autoregressive checkpoint on.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=500, help="Optimizer steps.")
+@click.option(
+    "--block-size",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Attention by blocks of so many tokens, grown from 1; without it attention is full.",
+)
+@click.option(
+    "--shift/--no-shift",
+    default=None,
+    help="Whether a state predicts the next token; by default what the start does.",
+)
+@click.option(
+    "--anneal-steps",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Steps over which causal attention becomes full.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the recipe."
+)
+@json_option
+@job_options
+def convert_command(
+    checkpoint: str,
+    out: Path,
+    records: Path | None,
+    steps: int,
+    block_size: int | None,
+    shift: bool | None,
+    anneal_steps: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Make a diffusion checkpoint of another: of any layout, or autoregressive.
+
+    A checkpoint of a published layout is written in stock terms, and needs no records. An
+    autoregressive one gets a mask token and is trained on records; `stillroom new diffusion` says
+    what more can be set.
+    """
+    from stillroom.diffusion.model.initialization import describe_expected_quality
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+
+    if records is None:
+        _refuse_unused_options(block_size, shift, anneal_steps, overrides)
+        said = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
+        if as_json:
+            print_json({"out": str(out), "start": said})
+        else:
+            click.echo(f"{out}: {said}")
+        return
+    recipe = _build_recipe(checkpoint, records, steps, block_size, shift, anneal_steps, overrides)
+    artifact = run_recipe(
+        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
+    )
+    details = artifact.details
+    tokens = int(details["train"]["tokens"])
+    expected = describe_expected_quality(tokens, by_blocks=block_size is not None)
+    if as_json:
+        kept = {name: details[name] for name in ("start", "before", "after")}
+        more = {"tokens": tokens, "expect": expected}
+        print_json({"out": str(out), "digest": artifact.digest, **kept, **more})
+        return
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
+    if details["after"]:
+        before, after = details["before"], details["after"]
+        click.echo(
+            f"held-out bound {before['nats_per_token']:.3f} before, "
+            f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats a token"
+        )
+    click.echo(expected)
+
+
+def _refuse_unused_options(
+    block_size: int | None, shift: bool | None, anneal_steps: int, overrides: tuple[str, ...]
+) -> None:
+    """Refuse options of a training that there is none of."""
+    idle = {
+        "--block-size": block_size is not None,
+        "--shift": shift is not None,
+        "--anneal-steps": anneal_steps > 0,
+        "--set": bool(overrides),
+    }
+    named = ", ".join(name for name, is_given in idle.items() if is_given)
+    if named:
+        raise click.UsageError(f"without --records nothing is trained, and {named} does nothing")
+
+
+def _build_recipe(
+    checkpoint: str,
+    records: Path,
+    steps: int,
+    block_size: int | None,
+    shift: bool | None,
+    anneal_steps: int,
+    overrides: tuple[str, ...],
+) -> Any:
+    from stillroom.recipes import dump_recipe, parse_recipe
+    from stillroom.recipes.loader import build_recipe
+
+    growth = [size for size in (1, 4) if block_size is not None and size < block_size]
+    said: dict[str, Any] = {
+        "version": 1,
+        "kind": "diffusion",
+        "start": checkpoint,
+        "records": str(records.absolute()),
+        "attention": "full" if block_size is None else "block_causal",
+        "block_size": block_size,
+        "block_growth": growth,
+        "logit_shift": shift,
+        "anneal_steps": anneal_steps,
+        "answers": {"pad_multiple": block_size or 1},
+        "train": {"steps": steps, "learning_rate": 2e-4},
+    }
+    built = build_recipe(said, "command line", folder=Path.cwd())
+    return parse_recipe(dump_recipe(built), "command line", overrides) if overrides else built
+
+
+def _rewrite_checkpoint(checkpoint: str, out: Path, *, overwrite: bool) -> str:
+    """Write a diffusion checkpoint of a published layout in stock terms."""
+    from stillroom.diffusion.model.initialization import convert_checkpoint
+
+    return convert_checkpoint(checkpoint, out, overwrite=overwrite)
+
+
+@click.command(
+    "compare",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion compare recipes/diffusion-scratch.yaml --out both
+  stillroom diffusion compare facts.yaml --out both --facts "{a} is {b} ." train.steps=2000
+  stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl --ask turned=back.jsonl
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="A folder for both and the report.")
+@click.option(
+    "--facts",
+    default="",
+    metavar="TEMPLATE",
+    help="What facts of the records read as, as '{a} is {b} .': asked both ways.",
+)
+@click.option(
+    "--ask",
+    multiple=True,
+    metavar="NAME=RECORDS",
+    help="Records whose answers both are to write, as reversed=test.jsonl; may be repeated.",
+)
+@click.option("--most", type=click.IntRange(min=1), default=200, help="Records and facts asked.")
+@json_option
+@job_options
+def compare_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    facts: str,
+    ask: tuple[str, ...],
+    most: int,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Train a diffusion model and its autoregressive twin, and compare them.
+
+    The twin has the same network, records, batch and seed, and as many steps as make the same
+    arithmetic. What is finished is not trained again with --resume.
+    """
+    from stillroom.diffusion.evaluation.comparison import (
+        compare_models,
+        derive_baseline_recipe,
+        find_facts,
+    )
+    from stillroom.diffusion.recipe import DiffusionRecipe
+    from stillroom.errors import RecipeError
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import load_recipe
+    from stillroom.train.data import split_records
+
+    loaded = load_recipe(recipe, overrides)
+    if not isinstance(loaded, DiffusionRecipe):
+        raise RecipeError(
+            f"kind {loaded.kind} trains no diffusion model",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: diffusion",
+            next="stillroom new diffusion",
+        )
+    questions = _read_questions(ask)
+    if facts:  # a template that fits nothing is told before anything is trained
+        find_facts(split_records(Path(loaded.records)).train, facts)
+    out.mkdir(parents=True, exist_ok=True)
+    places = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
+    for name, one in places.items():
+        run_recipe(
+            one,
+            out / name,
+            resume=resume,
+            overwrite=overwrite,
+            reporter=choose_reporter(quiet=quiet),
+        )
+    report = compare_models(
+        out / "diffusion",
+        out / "autoregressive",
+        loaded,
+        template=facts,
+        questions=questions,
+        most=most,
+    ).write(out)
+    if as_json:
+        print_json({"out": str(out), "metrics": [m.to_json() for m in report.metrics.values()]})
+        return
+    for metric in report.metrics.values():
+        note = f"  ({metric.note})" if metric.note else ""
+        click.echo(f"{metric.name:34} {metric.value:.4g} (n={metric.n}){note}")
+    click.echo(f"report   {out / 'report.html'}")
+
+
+def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:
+    """Return the records of each ``NAME=RECORDS``; read before anything is trained."""
+    from stillroom.records import read_records
+
+    found: dict[str, list[Record]] = {}
+    for word in words:
+        name, _, path = word.partition("=")
+        if not name or not path or name in found:
+            raise click.BadParameter(
+                f"{word!r} is not NAME=RECORDS with a name of its own", param_hint="--ask"
+            )
+        found[name] = list(read_records(Path(path)))
+    return found

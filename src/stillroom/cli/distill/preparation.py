@@ -1,0 +1,273 @@
+"""``stillroom distill preflight``, ``align``, ``prune`` and ``texts``: work before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from stillroom.cli.options import FiniteFloat, debug_option, existing_path, job_options, json_option
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.distill.recipe import DistillRecipe
+    from stillroom.records.origin import OriginKind
+
+__all__ = [
+    "align_command",
+    "preflight_command",
+    "prune_command",
+    "texts_command",
+]
+
+
+@click.command(
+    "preflight",
+    epilog="""
+\b
+Examples:
+  stillroom distill preflight recipes/distill-forward-kl.yaml
+  stillroom distill preflight my.yaml --json student=./other
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, default=Path("run"), help="Where it would be written.")
+@json_option
+@debug_option
+def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Say what would go wrong in a distillation, before it starts.
+
+    Checks machine, records, tokenizers, chat templates and end tokens, and compares teacher and
+    student on held-out records. Checkpoints on a hub are fetched. Nothing is written.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.flow import preflight_recipe
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    flight = preflight_recipe(loaded, out, loads=True, fetch=True)
+    if flight is None:
+        raise RecipeError(
+            f"a recipe of kind {loaded.kind} has no preflight",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: distill",
+            next=f"stillroom check {recipe}",
+        )
+    if as_json:
+        print_json(flight.to_json())
+    else:
+        for line in flight.lines():
+            click.echo(line)
+    flight.raise_errors()
+
+
+@click.command(
+    "align",
+    epilog="""
+\b
+Examples:
+  stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt
+  stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json
+""",
+)
+@click.argument("teacher")
+@click.argument("student")
+@click.argument("files", type=existing_path, nargs=-1, required=True, metavar="FILE...")
+@json_option
+@debug_option
+def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: bool) -> None:
+    """Show how well two tokenizers align on your texts.
+
+    TEACHER and STUDENT are checkpoints or tokenizer.json files. A FILE of records (.jsonl,
+    .parquet) is rendered with both chat templates; any other is read as one UTF-8 text.
+    """
+    from stillroom.distill.cross_tokenizer.report import align_files
+    from stillroom.distill.data.plain_text import open_tokenizer
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    sides = [open_tokenizer(reference, say=say) for reference in (teacher, student)]
+    report, missed = align_files(sides[0], sides[1], files)
+    if as_json:
+        print_json(report.to_json() | {"messages_missed": missed})
+        return
+    click.echo(str(report))
+    if missed:
+        click.echo(f"{missed} messages stand in one rendering only and were left out")
+
+
+@click.command(
+    "prune",
+    epilog="""
+\b
+Examples:
+  stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6
+  stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432
+""",
+)
+@click.argument("teacher")
+@click.option("--records", required=True, type=existing_path, help="What the teacher is run on.")
+@click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
+@click.option(
+    "--max-parameters",
+    type=FiniteFloat(),
+    help="Share of the teacher's parameters; default 0.6, or 1 where a size is given.",
+)
+@click.option(
+    "--prune",
+    type=click.Choice(["depth", "inner", "width", "both"]),
+    default="depth",
+    help="What shrinks until it fits: layers, they and the feed-forward size, it and the hidden "
+    "size, or all three.",
+)
+@click.option("--layers", type=click.IntRange(min=1), help="How many layers to keep.")
+@click.option("--hidden-size", type=click.IntRange(min=1), help="Channels between layers.")
+@click.option("--intermediate-size", type=click.IntRange(min=1), help="Feed-forward channels.")
+@click.option("--attention-heads", type=click.IntRange(min=1), help="Query heads of a layer.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Key-value heads of a layer.")
+@click.option(
+    "--choose",
+    type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
+    default="influence",
+    help="How layers are chosen.",
+)
+@click.option("--iterative", is_flag=True, help="With loss or kl: measure after each one dropped.")
+@click.option("--no-rescale-norms", is_flag=True, help="Leave the norms' weights as they are.")
+@click.option(
+    "--calibration-records",
+    type=click.IntRange(min=1),
+    default=16,
+    help="How many records, from the first.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@json_option
+@job_options
+def prune_command(
+    teacher: str,
+    records: Path,
+    out: Path,
+    max_tokens: int,
+    no_rescale_norms: bool,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Make a smaller student from a teacher's own layers, heads and channels.
+
+    The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
+    recipe whose student is OUT, or say the same sizes in a recipe's student settings.
+    """
+    from stillroom.distill.pruning.job import prune_teacher
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import build_recipe
+
+    sizes = ("layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads")
+    if settings["max_parameters"] is None:
+        is_sized = any(settings[name] is not None for name in sizes)
+        settings["max_parameters"] = 1.0 if is_sized else 0.6
+    recipe = build_recipe(
+        {
+            "version": 1,
+            "kind": "distill",
+            "teacher": teacher,
+            "records": str(records),
+            "student": {**settings, "rescale_norms": not no_rescale_norms},
+            "max_tokens": max_tokens,
+        },
+        folder=Path.cwd(),
+    )
+    artifact, report = prune_teacher(
+        cast("DistillRecipe", recipe),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
+        return
+    click.echo(str(report))
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+
+
+@click.command(
+    "texts",
+    epilog="""
+\b
+Examples:
+  stillroom distill texts ./documents --tokenizer ./teacher --out texts
+  stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human --max-tokens 256
+""",
+)
+@click.argument("documents", type=existing_path)
+@click.option("--tokenizer", required=True, help="The teacher, whose tokens are counted.")
+@click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most tokens of a record.",
+)
+@click.option(
+    "--held-out",
+    type=FiniteFloat(),
+    default=0.1,
+    show_default=True,
+    help="Share that is measured on only: whole documents of ten or more, else each one's end.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["human", "synthetic", "unknown"]),
+    default="unknown",
+    show_default=True,
+    help="Who wrote the documents.",
+)
+@click.option("--license", "license_name", default="", help="The documents' license.")
+@json_option
+@job_options
+def texts_command(
+    documents: Path,
+    tokenizer: str,
+    out: Path,
+    max_tokens: int,
+    held_out: float,
+    kind: str,
+    license_name: str,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Cut documents into records that a student learns as they stand.
+
+    Name OUT as a distill recipe's records. Each record leads back to the bytes of its document.
+    """
+    from stillroom.distill.data.plain_text import ChunkingPlan, chunk_documents
+    from stillroom.jobs import choose_reporter
+    from stillroom.records import Origin
+
+    origin = Origin(cast("OriginKind", kind), (), license_name)
+    artifact, told = chunk_documents(
+        ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **told.to_json()})
+        return
+    click.echo(str(told))
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")

@@ -1,0 +1,175 @@
+"""``stillroom distill capture``, ``import`` and ``verify``: caches of teacher outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.distill import DistillRecipe
+
+__all__ = [
+    "capture_command",
+    "import_command",
+    "verify_command",
+]
+
+
+@click.command(
+    "capture",
+    epilog="""
+\b
+Examples:
+  stillroom distill capture recipes/distill.yaml --out teacher-cache --estimate
+  stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache's folder.")
+@click.option("--estimate", is_flag=True, help="Say coverage, size and bias; capture nothing.")
+@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@json_option
+@debug_option
+def capture_command(
+    recipe: Path, overrides: tuple[str, ...], out: Path, estimate: bool, quiet: bool, as_json: bool
+) -> None:
+    """Fill a teacher cache for a recipe without training.
+
+    What is there already is not captured again: run it again after a stop, or with other records.
+    Recipes use it as targets.cache.
+    """
+    from stillroom.distill.trainers.local import capture_recipe
+    from stillroom.errors import RecipeError
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.kind != "distill":
+        raise RecipeError(
+            f"kind {loaded.kind} has no teacher to capture",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: distill",
+            next="stillroom new distill",
+        )
+    filled = capture_recipe(
+        cast("DistillRecipe", loaded),
+        out,
+        only_estimate=estimate,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), **filled.to_json()})
+        return
+    if estimate:
+        click.echo(f"{out}: {filled.before}")
+        click.echo(str(filled.cost) if filled.cost else "nothing is missing")
+        return
+    cache = filled.cache
+    click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
+
+
+@click.command(
+    "import",
+    epilog="""
+\b
+Examples:
+  stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher --out teacher-cache
+  stillroom distill import ./sampled --format distillkit --teacher ./teacher --out teacher-cache
+""",
+)
+@click.argument("file", type=existing_path)
+@click.option(
+    "--format", "format", type=click.Choice(["axolotl", "distillkit"]), required=True, help="Whose."
+)
+@click.option("--teacher", required=True, help="The checkpoint that spoke.")
+@click.option("--tokenizer", default="", help="A checkpoint with the ids' tokenizer; default it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache's folder.")
+@click.option(
+    "--temperature",
+    type=FiniteFloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="What the teacher's logits were divided by.",
+)
+@click.option("--license", default="", help="Of the teacher; default what its card says.")
+@click.option(
+    "--logprob-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Type to keep them in.",
+)
+@json_option
+@debug_option
+def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
+    """Make a teacher cache of log-probabilities captured elsewhere.
+
+    FILE is axolotl's JSON lines with input_ids and target_token_ids, target_logprobs, target_mask
+    (or logprobs), or DistillKit's parquet file or folder with its compression_config.yaml. Check it
+    afterwards: stillroom distill verify OUT.
+    """
+    from stillroom.distill.logit_cache.importer import import_cache
+
+    report = import_cache(file, out, say=lambda line: click.echo(line, err=True), **settings)
+    if as_json:
+        print_json({"out": str(out), **report.to_json()})
+        return
+    click.echo(f"{out}: {report}")
+
+
+@click.command(
+    "verify",
+    epilog="""
+\b
+Examples:
+  stillroom distill verify teacher-cache
+  stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32
+""",
+)
+@click.argument("cache", type=existing_path)
+@click.option("--teacher", default="", help="Where the teacher is; default where it was.")
+@click.option(
+    "--records",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="How many are scored again; 0 checks digests only.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the choice of records.")
+@click.option(
+    "--tolerance",
+    type=FiniteFloatRange(min=0),
+    help="Largest difference in nats; default by the cache's precision.",
+)
+@json_option
+@debug_option
+def verify_command(
+    cache: Path, teacher: str, records: int, seed: int, tolerance: float | None, as_json: bool
+) -> None:
+    """Check a teacher cache, and score a sample of it again.
+
+    Every record's digest is recomputed; then the teacher scores some records again and the largest
+    difference is told. The command fails where it is above the tolerance.
+    """
+    from stillroom.distill.logit_cache.capture import verify_cache
+
+    found = verify_cache(
+        cache,
+        teacher=teacher,
+        records=records,
+        seed=seed,
+        tolerance=tolerance,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        print_json({"cache": str(cache), **found.to_json()})
+    else:
+        click.echo(str(found))
+    found.refuse_apart(cache)

@@ -1,0 +1,136 @@
+"""``stillroom forensics check``: forensic evidence on media files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    debug_option,
+    engine_option,
+    existing_path,
+    json_option,
+    read_engine,
+)
+from stillroom.cli.output import print_json
+
+__all__ = ["check_command"]
+
+
+@click.command(
+    "check",
+    epilog="""
+\b
+Examples:
+  stillroom forensics check photo.jpg
+  stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html
+  stillroom forensics check photo.jpg --detector runs/sbi --prevalence 0.01 --maps
+""",
+)
+@click.argument("paths", type=existing_path, nargs=-1, required=True)
+@click.option(
+    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+)
+@click.option(
+    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+)
+@click.option("--interim", type=existing_path, multiple=True, help="The interim list, as PEM.")
+@click.option("--html", type=existing_path, help="Write a page with everything inline.")
+@click.option(
+    "--remote", is_flag=True, help="Fetch manifests that lie elsewhere; needs the network."
+)
+@click.option(
+    "--detector",
+    "detectors",
+    type=existing_path,
+    multiple=True,
+    help="A trained detector that looks at each face, in clips frame by frame; may be repeated.",
+)
+@click.option(
+    "--prevalence",
+    type=FiniteFloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="The share of such files that you expect to be forged; chances move with it.",
+)
+@click.option(
+    "--pulse",
+    is_flag=True,
+    help="Look for a pulse in the faces of clips; decodes up to 20 seconds of every clip.",
+)
+@click.option("--maps", is_flag=True, help="Show where detectors that indicate a forgery see it.")
+@engine_option
+@json_option
+@debug_option
+def check_command(
+    paths: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
+    interim: tuple[Path, ...],
+    html: Path | None,
+    remote: bool,
+    detectors: tuple[Path, ...],
+    prevalence: float,
+    pulse: bool,
+    maps: bool,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Say what is known of files: credentials, this lab's watermark, limits.
+
+    Evidence in order, never one number. Detectors that are named judge each face; their findings
+    stand beside the verdict, as chances, or as inconclusive where the picture is too poor for them.
+    Exit code 1 if a file could not be checked, or there was none; the others are checked all the
+    same.
+    """
+    from stillroom.forensics.check.check import FileCheckTask, check_files, list_media
+    from stillroom.forensics.check.report_page import render_check_page
+    from stillroom.forensics.labeling.lab import has_lab, open_lab
+    from stillroom.forensics.labeling.signature import open_trust_lists
+    from stillroom.jobs import atomic_write
+    from stillroom.jobs.engines import open_engine
+
+    lists = open_trust_lists(official=official, interim=interim, user=trust)
+    lab = open_lab() if has_lab() else None
+    limits = _read_limits(detectors)
+    found = []
+    listed = list_media(paths)
+    work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps, pulse)
+    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+        for one in check_files(work, listed.media, opened, lab=lab):
+            found.append(one)
+            if not as_json:
+                click.echo("\n".join(one.lines()))
+    if html is not None:
+        with atomic_write(html) as file:
+            file.write(render_check_page(found, limits, listed.line()))
+    if as_json:
+        print_json(
+            {
+                "files": [one.to_json() for one in found],
+                "limits": list(limits),
+                "passed_over": [str(path) for path in listed.passed_over],
+            }
+        )
+    else:
+        if not found:
+            click.echo("nothing was checked: the folder holds no medium", err=True)
+        if listed.passed_over:
+            click.echo(listed.line(), err=True)
+        for line in limits:
+            click.echo(line, err=True)
+    if not found or any(one.error for one in found):
+        raise click.exceptions.Exit(1)
+
+
+def _read_limits(detectors: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return what no finding says; the detectors are opened once more where they judge."""
+    from stillroom.forensics.check.check import list_limits
+
+    if not detectors:
+        return list_limits(None)
+    from stillroom.forensics.inference.detector_set import open_detectors
+
+    return list_limits(open_detectors(detectors))

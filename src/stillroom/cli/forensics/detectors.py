@@ -1,0 +1,144 @@
+"""``stillroom forensics train``, ``export`` and ``import``: detectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "export_command",
+    "import_command",
+    "train_command",
+]
+
+
+@click.command(
+    "train",
+    epilog="""
+\b
+Examples:
+  stillroom forensics train recipes/forensics-detector.yaml --out detector
+  stillroom forensics train mine.yaml --out sbi faces.folder=people detector.train.epochs=20
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the detector.")
+@json_option
+@job_options
+def train_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Learn a detector from a recipe.
+
+    The recipe is of kind forensics and has the group 'detector'. The same as `stillroom run`, and
+    says what it came to on people it never saw. The model card in output/README.md says where it is
+    blind.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.flow import run_recipe
+    from stillroom.forensics.recipe import ForensicsRecipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if not isinstance(loaded, ForensicsRecipe) or loaded.detector is None:
+        raise RecipeError(
+            "the recipe learns no detector",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: forensics with the group 'detector'",
+            next="stillroom new forensics/cnn > detector.yaml",
+        )
+    artifact = run_recipe(
+        loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
+    )
+    about = artifact.details["detector"]
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(about)})
+        return
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    for name, metric in about["figures"]["auc"].items():
+        click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
+    learned, domain = about["learned"], about["domain"]
+    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    kept = domain["tried"]["as they are"]["value"]
+    click.echo(f"knows    {kept:.1%} of what test people show; strangers are inconclusive")
+    if about["audit"]["leak"]:
+        click.echo(f"leaks    {about['audit']['leak']}: check calls all it says inconclusive")
+    for line in about["blind"]:
+        click.echo(f"blind    {line}")
+    click.echo(f"use      stillroom forensics check FILE --detector {out}")
+
+
+@click.command(
+    "export",
+    epilog="""
+\b
+Examples:
+  stillroom forensics export runs/sbi --out sbi.onnx
+  stillroom forensics export runs/sbi --out sbi.onnx --json
+""",
+)
+@click.argument("detector", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The ONNX file to write.")
+@json_option
+@debug_option
+def export_command(detector: Path, out: Path, as_json: bool) -> None:
+    """Write a detector as an ONNX file.
+
+    It takes pictures (N, 3, P, P) in [0, 1] and gives logits, higher for forged. The file is run
+    and compared with the detector before it is kept. Calibration, bounds and what it cannot see are
+    in its metadata.
+    """
+    from stillroom.forensics.inference.conversion import export_onnx
+    from stillroom.forensics.inference.trained_detector import TrainedDetector
+
+    gap = export_onnx(TrainedDetector.open(detector, device="cpu"), out)
+    if as_json:
+        print_json({"file": str(out), "largest_difference": gap})
+        return
+    click.echo(f"{out}: logits differ from the detector's by {gap:.1g} at most")
+
+
+@click.command(
+    "import",
+    epilog="""
+\b
+Examples:
+  stillroom forensics import meso4 Meso4_DF.h5 --out meso4
+  stillroom forensics import aasist AASIST-L.pth --out aasist
+""",
+)
+@click.argument("kind", type=click.Choice(["aasist", "meso4"]))
+@click.argument("weights", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The folder of the detector.")
+@json_option
+@debug_option
+def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
+    """Bring a published detector's weights into this program's files.
+
+    Meso4 says 1 for real, AASIST's second output is bona fide; here a higher score is forged, and
+    the last layer is turned round. Nothing is here to show that they work, so check calls all they
+    say inconclusive.
+    """
+    from stillroom.forensics.inference.conversion import import_aasist, import_meso4
+
+    artifact = (import_meso4 if kind == "meso4" else import_aasist)(weights, out)
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest})
+        return
+    click.echo(f"{out}: {artifact.kind} of {kind}, digest {artifact.digest[:16]}")
+    click.echo(
+        "its scores are raw: nothing here has calibrated it, nor shown that it works", err=True
+    )

@@ -1,0 +1,157 @@
+"""``stillroom forensics consent``, ``ledger`` and ``trace``: consent, ledger and watermarks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "consent_command",
+    "ledger_command",
+    "trace_command",
+]
+
+
+@click.command(
+    "consent",
+    epilog="""
+\b
+Examples:
+  stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\
+    --scope sbi --expires 2027-05-03 --out anna.json
+  stillroom run forge.yaml --out set faces.folder=anna faces.consent=anna.json
+  stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\
+    --scope vocoder --expires 2027-05-03 --out voices.json
+""",
+)
+@click.argument("files", type=existing_path, nargs=-1, required=True)
+@click.option("--who", required=True, help="The person shown or heard.")
+@click.option("--basis", required=True, help="What the consent stands on: a form, a contract.")
+@click.option(
+    "--scope", multiple=True, required=True, help="A forgery or edit that is agreed to, or 'any'."
+)
+@click.option(
+    "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="The last day it holds."
+)
+@click.option("--out", type=existing_path, required=True, help="The record to write.")
+@json_option
+@debug_option
+def consent_command(
+    files: tuple[Path, ...],
+    who: str,
+    basis: str,
+    scope: tuple[str, ...],
+    expires: datetime,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write a record of who agreed to the use of which pictures or recordings.
+
+    The record holds the files' digests: it serves for these files and no others. Of a folder all
+    pictures and recordings below it are named.
+    """
+    from stillroom.forensics.synthesis.consent import list_consented_files, write_consent
+
+    named = [one for file in files for one in list_consented_files(file)]
+    made = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
+    if as_json:
+        print_json({"id": made.id, "files": len(made.files), "path": str(out)})
+        return
+    count = f"{len(made.files)} file{'' if len(made.files) == 1 else 's'}"
+    click.echo(f"{out}: consent {made.id} of {made.who} for {count}")
+
+
+@click.command(
+    "ledger",
+    epilog="""
+\b
+Examples:
+  stillroom forensics ledger
+  stillroom forensics ledger --unmarked run/output
+  stillroom forensics ledger --unmarked run/output --unmarked other/output --json
+""",
+)
+@click.option(
+    "--unmarked",
+    type=existing_path,
+    multiple=True,
+    help="A folder whose media have to carry every mark of the lab; those that do not are named. "
+    "May be repeated.",
+)
+@json_option
+@debug_option
+def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
+    """Prove the lab's ledger, row by row.
+
+    Exit code 1 if a file lacks a mark, or a folder that is named holds no media.
+    """
+    from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+    from stillroom.forensics.labeling.lab import open_lab
+    from stillroom.jobs import escape_line
+
+    lab = open_lab()
+    rows = lab.ledger.verify()
+    found = {place: find_unmarked_files(place, lab) for place in unmarked}
+    lacking = {
+        str(place if place.is_file() else place / name): missing
+        for place, names in found.items()
+        for name, missing in names.items()
+    }
+    if as_json:
+        print_json({"lab": str(lab.folder), "rows": rows, "unmarked": lacking})
+    else:
+        click.echo(f"{lab.ledger.path}: {rows} rows, each as it was written")
+        for name, missing in lacking.items():
+            click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
+        for place, names in found.items():
+            if not names:
+                click.echo(escape_line(f"{place}: every media file carries every mark"))
+    if lacking:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(
+    "trace",
+    epilog="""
+\b
+Examples:
+  stillroom forensics trace screenshot.png
+  stillroom forensics trace downloads/*.jpg --json
+""",
+)
+@click.argument("files", type=existing_path, nargs=-1, required=True)
+@json_option
+@debug_option
+def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
+    """Find the lab's own files by their watermark, stripped or not.
+
+    Finds files of this lab alone, also after recompression, resizing, or a crop of up to 10 % a
+    side. Without a mark nothing is said about a file. A mark that was copied to other content is
+    told as that; a small change of a marked file is not.
+    """
+    from stillroom.errors import DataError
+    from stillroom.forensics.labeling.lab import open_lab
+    from stillroom.forensics.labeling.lookup import look_up_file
+    from stillroom.jobs import escape_line
+
+    lab = open_lab()
+    results, failed = {}, False
+    for file in files:
+        try:
+            found = look_up_file(file, lab)
+        except DataError as error:
+            click.echo(str(error), err=True)
+            failed = True
+            continue
+        results[str(file)] = found.to_json()
+        if not as_json:
+            click.echo(escape_line(f"{file}: {found.line()}"))
+    if as_json:
+        print_json({"files": results})
+    if failed:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,172 @@
+"""``stillroom forensics benchmark import``, ``split`` and ``audit``: benchmark manifests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import cast, get_args
+
+import click
+
+from stillroom.cli.options import FiniteFloatRange, debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+from stillroom.forensics.benchmark.splits import SplitBy
+
+__all__ = [
+    "audit_command",
+    "import_command",
+    "split_command",
+]
+
+
+@click.command(
+    "audit",
+    epilog="""
+\b
+Examples:
+  stillroom forensics benchmark audit run/output
+  stillroom forensics benchmark audit manifest.csv --json
+""",
+)
+@click.argument("manifest", type=existing_path)
+@json_option
+@debug_option
+def audit_command(manifest: Path, as_json: bool) -> None:
+    """Look for leaks, near duplicates, and files that tell fake from real by themselves.
+
+    A leak is a person, a recording or the same bytes in two splits. The last audit trains a
+    classifier on format, size, tables and tags alone: its area has to be near 0.5. Exit code 1 if
+    something is found.
+    """
+    from stillroom.forensics.benchmark.audit import audit_items
+    from stillroom.forensics.benchmark.manifest import find_manifest, read_items
+
+    file = find_manifest(manifest)
+    found = audit_items(read_items(file), file.parent)
+    if as_json:
+        print_json({"manifest": str(file), **found.to_json()})
+    else:
+        for line in found.lines():
+            click.echo(line)
+    if not found.is_clean:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(
+    "import",
+    epilog="""
+\b
+Examples:
+  stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl
+  stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv
+""",
+)
+@click.option("--deepfakebench", type=existing_path, help="One of DeepfakeBench's dataset_json.")
+@click.option("--ff-train", type=existing_path, help="FaceForensics++'s train.json.")
+@click.option("--ff-validation", type=existing_path, help="FaceForensics++'s val.json.")
+@click.option("--ff-test", type=existing_path, help="FaceForensics++'s test.json.")
+@click.option("--compression", default="c23", show_default=True, help="raw, c23 or c40.")
+@click.option(
+    "--out", type=existing_path, required=True, help="The manifest: .jsonl, .csv or .parquet."
+)
+@json_option
+@debug_option
+def import_command(
+    deepfakebench: Path | None,
+    ff_train: Path | None,
+    ff_validation: Path | None,
+    ff_test: Path | None,
+    compression: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Read DeepfakeBench's or FaceForensics++'s lists into a manifest.
+
+    Paths stay as the data set has them: put the manifest into the folder that holds the data.
+    """
+    from stillroom.forensics.benchmark.manifest import (
+        import_deepfakebench,
+        import_faceforensics,
+        write_items,
+    )
+
+    if deepfakebench is not None:
+        items = import_deepfakebench(deepfakebench, compression=compression)
+    else:
+        items = import_faceforensics(ff_train, ff_validation, ff_test, compression=compression)
+    write_items(out, items)
+    clips = len({item.unit for item in items})
+    if as_json:
+        print_json({"out": str(out), "items": len(items), "clips": clips})
+        return
+    click.echo(f"{out}: {len(items)} rows of {clips} clips")
+
+
+@click.command(
+    "split",
+    epilog="""
+\b
+Examples:
+  stillroom forensics benchmark split manifest.csv --by identity --out split.csv
+  stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl
+""",
+)
+@click.argument("manifest", type=existing_path)
+@click.option(
+    "--by",
+    type=click.Choice(get_args(SplitBy)),
+    default="identity",
+    show_default=True,
+    help="What no two splits share.",
+)
+@click.option(
+    "--held-out",
+    type=FiniteFloatRange(0, 0.9),
+    default=0.2,
+    show_default=True,
+    help="Share to test on.",
+)
+@click.option(
+    "--validation",
+    type=FiniteFloatRange(0, 0.9),
+    default=0.1,
+    show_default=True,
+    help="Share to choose thresholds and calibrate on.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the lot."
+)
+@click.option("--out", type=existing_path, required=True, help="The new manifest.")
+@json_option
+@debug_option
+def split_command(
+    manifest: Path,
+    by: str,
+    held_out: float,
+    validation: float,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Split a manifest so that no person, recording or generator is on both sides.
+
+    Rows that share one, also through a swap's second person, go into one split together.
+    """
+    from stillroom.forensics.benchmark.manifest import read_items, write_items
+    from stillroom.forensics.benchmark.splits import split_items
+
+    items = split_items(
+        read_items(manifest),
+        by=cast("SplitBy", by),
+        held_out=held_out,
+        validation=validation,
+        seed=seed,
+    )
+    write_items(out, items)
+    counts = Counter((item.split, item.label) for item in items)
+    if as_json:
+        rows = {f"{split}/{label}": count for (split, label), count in sorted(counts.items())}
+        print_json({"out": str(out), "counts": rows})
+        return
+    for split in ("train", "validation", "test"):
+        click.echo(f"{split}: {counts[split, 0]} real, {counts[split, 1]} fake")

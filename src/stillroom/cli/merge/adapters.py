@@ -1,0 +1,153 @@
+"""``stillroom merge adapters`` and ``extract``: LoRA adapters and task vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from stillroom.cli.options import FiniteFloat, debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "adapters_command",
+    "extract_command",
+]
+
+
+@click.command(
+    "adapters",
+    epilog="""
+\b
+Examples:
+  stillroom merge adapters ./lora-a ./lora-b --weight 0.5 --weight 0.5 --out ./lora-ab
+  stillroom merge adapters ./lora-a ./lora-b --energy 0.99 --out ./lora-ab --json
+""",
+)
+@click.argument("adapters", nargs=-1, required=True, type=existing_path)
+@click.option(
+    "--weight", "weights", type=FiniteFloat(), multiple=True, help="One an adapter; default 1."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; without it the sum is exact."
+)
+@click.option(
+    "--energy", type=FiniteFloat(), help="Share of the squared singular values that is kept."
+)
+@click.option("--base", help="The base; needed where adapters bring whole tensors.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def adapters_command(
+    adapters: tuple[Path, ...],
+    weights: tuple[float, ...],
+    out: Path,
+    rank: int | None,
+    energy: float | None,
+    base: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Add LoRA adapters up to one, in their own space."""
+    from stillroom.merge.lora.adapter import Adapter
+    from stillroom.merge.lora.combination import merge_adapters
+    from stillroom.merge.tensors.storage import open_checkpoint
+
+    result = merge_adapters(
+        [Adapter.open(path) for path in adapters],
+        list(weights) or [1.0] * len(adapters),
+        out,
+        rank=rank,
+        energy=energy,
+        base=open_checkpoint(base) if base else None,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({"adapter": result.to_json()})
+    else:
+        click.echo(str(result))
+
+
+@click.command(
+    "extract",
+    epilog="""
+\b
+Examples:
+  stillroom merge extract ./tuned --base ./base --out ./adapter --rank 32
+  stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json
+""",
+)
+@click.argument("finetuned")
+@click.option("--base", required=True, help="The checkpoint that it was fine-tuned from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["lora", "task_vector"]),
+    default="lora",
+    help="An adapter that peft loads, or every difference whole.",
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; 32 where neither is given."
+)
+@click.option(
+    "--error", type=FiniteFloat(), help="Most relative error of a tensor; its rank follows."
+)
+@click.option(
+    "--svd",
+    "routine",
+    type=click.Choice(["exact", "randomized"]),
+    default="exact",
+    help="Randomized is faster on large matrices.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the randomized SVD.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def extract_command(
+    finetuned: str,
+    base: str,
+    out: Path,
+    kind: str,
+    rank: int | None,
+    error: float | None,
+    routine: Literal["exact", "randomized"],
+    seed: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Take out what a fine-tuning changed.
+
+    FINETUNED minus BASE becomes a LoRA adapter, or a task vector; the error by layer is printed.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.merge.lora.extraction import extract_lora, extract_task_vector
+    from stillroom.merge.tensors.storage import open_checkpoint
+
+    if kind == "task_vector" and (rank is not None or error is not None):
+        raise RecipeError(
+            "a task vector is whole: it has neither a rank nor an error",
+            code="merge.extract-settings",
+            expected="--rank or --error with --as lora only",
+            next="leave them out, or extract a LoRA",
+        )
+    tuned, start = open_checkpoint(finetuned), open_checkpoint(base)
+    if kind == "lora":
+        result = extract_lora(
+            tuned,
+            start,
+            out,
+            rank=rank,
+            error=error,
+            routine=routine,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    else:
+        result = extract_task_vector(tuned, start, out, overwrite=overwrite)
+    if as_json:
+        print_json({"extraction": result.to_json()})
+    else:
+        click.echo(str(result))

@@ -1,0 +1,229 @@
+"""``stillroom merge calibrate`` and ``learn``: statistics and learned coefficients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloat,
+    FiniteFloatRange,
+    debug_option,
+    existing_path,
+    json_option,
+)
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "calibrate_command",
+    "learn_command",
+]
+
+
+@click.command(
+    "calibrate",
+    epilog="""
+\b
+Examples:
+  stillroom merge calibrate ./a ./b --records a.jsonl --records b.jsonl --for fisher --out stats
+  stillroom merge calibrate ./a ./b --records both.jsonl --for regmean --plus-plus --out stats
+""",
+)
+@click.argument("models", nargs=-1, required=True, type=existing_path)
+@click.option(
+    "--records",
+    required=True,
+    multiple=True,
+    type=existing_path,
+    help="One a model, or one for all.",
+)
+@click.option(
+    "--for",
+    "method",
+    type=click.Choice(["fisher", "regmean"]),
+    required=True,
+    help="The method that will use them.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
+@click.option("--plus-plus", is_flag=True, help="RegMean++: inputs from the merged layers before.")
+@click.option(
+    "--weight", "weights", type=FiniteFloat(), multiple=True, help="RegMean++: one a model."
+)
+@click.option(
+    "--alpha", type=FiniteFloatRange(0, 1), default=0.9, help="RegMean++: as regmean's setting."
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["sampled", "true"]),
+    default="sampled",
+    help="Fisher: drawn from the model, or the tokens themselves.",
+)
+@click.option(
+    "--max-records",
+    type=click.IntRange(min=1),
+    default=256,
+    help="How many a model, drawn by --seed.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Which records are drawn; Fisher: and labels.",
+)
+@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
+    """Gather what fisher and regmean weigh models by.
+
+    One folder a model is written below --out; name them in method.statistics.
+    """
+    found = _collect_statistics(models, out, settings)
+    if as_json:
+        print_json(
+            {
+                "statistics": [
+                    {"folder": str(each.folder), "tokens": each.tokens, "model": each.model}
+                    for each in found
+                ]
+            }
+        )
+    else:
+        for each in found:
+            click.echo(f"{each.folder}: {each.kind} over {each.tokens} tokens")
+
+
+def _print_progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
+    from stillroom.errors import RecipeError
+    from stillroom.merge.analysis import calibration
+    from stillroom.merge.search.scoring import draw_records
+
+    files = list(settings["records"])
+    if len(files) == 1:
+        files *= len(models)
+    if len(files) != len(models) or (settings["plus_plus"] and settings["method"] == "fisher"):
+        raise RecipeError(
+            f"{len(models)} models have {len(files)} files of records"
+            if len(files) != len(models)
+            else "--plus-plus is RegMean's",
+            code="merge.calibration-settings",
+            expected="one --records for all, or one a model; --plus-plus with --for regmean only",
+            next="correct the command",
+        )
+    bounds = {"limit": settings["max_records"], "seed": settings["seed"]}
+    records = [draw_records(str(file), split="", say=_print_progress, **bounds) for file in files]
+    folders = [out / f"{number}-{model.name}" for number, model in enumerate(models)]
+    common = {key: settings[key] for key in ("max_tokens", "device", "overwrite")}
+    if settings["plus_plus"]:
+        return calibration.gather_merged_gram_matrices(
+            models,
+            records,
+            folders,
+            weights=list(settings["weights"]) or None,
+            alpha=settings["alpha"],
+            **common,
+        )
+    found = []
+    for model, each, folder in zip(models, records, folders, strict=True):
+        if settings["method"] == "fisher":
+            drawn = {"labels": settings["labels"], "seed": settings["seed"]}
+            found.append(calibration.gather_fisher(model, each, folder, **drawn, **common))
+        else:
+            found.append(calibration.gather_gram_matrices(model, each, folder, **common))
+    return found
+
+
+@click.command(
+    "learn",
+    epilog="""
+\b
+Examples:
+  stillroom merge learn ./base ./a ./b --records tasks.jsonl --out learned.yaml
+  stillroom merge learn ./base ./a ./b --records tasks.jsonl --objective entropy --json
+""",
+)
+@click.argument("base")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--records", required=True, type=existing_path, help="Of all tasks together.")
+@click.option("--out", type=click.Path(path_type=Path), help="A recipe to write.")
+@click.option(
+    "--objective",
+    type=click.Choice(["cross_entropy", "entropy"]),
+    default="cross_entropy",
+    help="Of the assistant's tokens, or of predictions, which needs no answers.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["gradient", "spsa"]),
+    default="gradient",
+    help="By gradients, or by two losses a step.",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["layer", "module", "model"]),
+    default="layer",
+    help="What shares a coefficient.",
+)
+@click.option("--start", type=FiniteFloat(), default=0.3, help="The coefficients to begin with.")
+@click.option("--steps", type=click.IntRange(min=1), default=100, help="How many.")
+@click.option(
+    "--learning-rate",
+    type=FiniteFloatRange(min=0, min_open=True),
+    default=0.01,
+    help="Of Adam.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=4, help="Records a step.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the split and the batches.")
+@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
+@json_option
+@debug_option
+def learn_command(
+    base: str,
+    models: tuple[str, ...],
+    records: Path,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Learn on records how much of each model every layer takes.
+
+    What comes out is a recipe for task_arithmetic; the gain is measured on records never seen.
+    """
+    from stillroom.merge.analysis.comparison import open_model
+    from stillroom.merge.search.learned_coefficients import CoefficientTraining, learn_coefficients
+    from stillroom.merge.tensors.storage import open_checkpoint
+    from stillroom.records import read_records
+
+    start = open_checkpoint(base)
+    parents = [open_model(model, start) for model in models]
+    learning = CoefficientTraining(**settings)
+    found = learn_coefficients(start, parents, list(read_records(records)), learning, device=device)
+    if out is not None:
+        from stillroom.merge.search.learned_coefficients import write_recipe
+
+        write_recipe(found.to_recipe(base, models), out)
+        click.echo(f"wrote {out}; make it with: stillroom run {out} --out DIR", err=True)
+    if as_json:
+        print_json({"learned": found.to_json()})
+    else:
+        click.echo(str(found))

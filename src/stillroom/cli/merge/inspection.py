@@ -1,0 +1,176 @@
+"""``stillroom merge inspect`` and ``search``: parent comparison, and search results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stillroom.cli.options import FiniteFloat, debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "inspect_command",
+    "search_command",
+]
+
+
+@click.command(
+    "inspect",
+    epilog="""
+\b
+Examples:
+  stillroom merge inspect ./base ./tuned-a ./tuned-b --out ./inspection
+  stillroom merge inspect ./base ./tuned-a ./adapter-b --records held-out.jsonl --json
+""",
+)
+@click.argument("base")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for the page and numbers.")
+@click.option("--density", type=FiniteFloat(), default=0.2, help="Share that trimming would keep.")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    help="Also measure the loss at 11 points between each two models, on these.",
+)
+@click.option(
+    "--max-records",
+    type=click.IntRange(min=1),
+    default=200,
+    help="How many of them, drawn by --seed.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which records are drawn.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def inspect_command(
+    base: str,
+    models: tuple[str, ...],
+    out: Path | None,
+    density: float,
+    records: Path | None,
+    max_records: int,
+    seed: int,
+    max_tokens: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Show where models agree and where they fight.
+
+    MODELS are checkpoints, or adapters, that were fine-tuned from BASE.
+    """
+    from dataclasses import replace
+
+    from stillroom.merge.analysis.comparison import inspect_models, open_model
+    from stillroom.merge.tensors.storage import open_checkpoint
+
+    start = open_checkpoint(base)
+    parents = [open_model(model, start) for model in models]
+    found = inspect_models(start, parents, density=density)
+    if records is not None:
+        from stillroom.merge.analysis.comparison import measure_loss_path
+        from stillroom.merge.search.scoring import draw_records
+
+        drawn = draw_records(
+            str(records),
+            split="",
+            limit=max_records,
+            seed=seed,
+            say=lambda line: click.echo(line, err=True),
+        )
+        paths = [
+            measure_loss_path(
+                (found.parents[i], found.parents[j]),
+                (parents[i].weights, parents[j].weights),
+                drawn,
+                max_tokens=max_tokens,
+                device=device,
+            )
+            for i, j in combinations(range(len(parents)), 2)
+        ]
+        found = replace(found, paths=tuple(paths))
+    if out is not None:
+        from stillroom.merge.analysis.report import write_inspection
+
+        page = write_inspection(found, out, overwrite=overwrite)
+        click.echo(f"wrote {page}", err=True)
+    if as_json:
+        print_json({"inspection": found.to_json()})
+    else:
+        click.echo(str(found))
+
+
+@click.command(
+    "search",
+    epilog="""
+\b
+Examples:
+  stillroom merge search merged
+  stillroom merge search merged --trials 20
+""",
+)
+@click.argument("folder", type=existing_path)
+@click.option(
+    "--trials",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="How many of the best trials are shown.",
+)
+@json_option
+@debug_option
+def search_command(folder: Path, trials: int, as_json: bool) -> None:
+    """Show what a search of merges tried and found."""
+    from stillroom.merge.search.run import format_search, read_search_result
+
+    found = read_search_result(folder)
+    if as_json:
+        print_json({"path": str(folder), "search": found})
+        return
+    click.echo(format_search(found))
+    click.echo(f"\n{found['objective']} on the {found['records']['choose']} records that choose:")
+    for row in found["candidates"]:
+        click.echo(f"  {_format_value(row)}  {row['name']}")
+    click.echo(f"\nbest of {found['tried']} trials on {found['records']['search']} records:")
+    for row in _select_best(found["trials"], trials, found["best_on_search"]):
+        click.echo(
+            f"  {_format_value(row)}  trial {row['number']}  {_format_changes(row['changes'])}"
+        )
+
+
+def _select_best(
+    rows: Sequence[Mapping[str, Any]], count: int, best: float
+) -> list[Mapping[str, Any]]:
+    """Return the best rows; the distance to the best value orders, whichever way is better."""
+    good = [row for row in rows if row["value"] is not None]
+    return sorted(good, key=lambda row: (abs(row["value"] - best), row["number"]))[:count]
+
+
+def _format_value(row: Mapping[str, Any]) -> str:
+    return "  failed" if row["value"] is None else f"{row['value']:8.4f}"
+
+
+def _format_changes(changes: Mapping[str, Any]) -> str:
+    parts = [f"{name}={value:.4g}" for name, value in changes["method"].items()]
+    for number, own in changes["models"].items():
+        parts += [f"models.{number}.{name}={value:.4g}" for name, value in own.items()]
+    for entry in changes["vary"]:
+        values = entry.get("layers", [entry.get("value")])
+        owner = "" if entry["model"] is None else f"models.{entry['model']}."
+        shown = ",".join(f"{value:.3g}" for value in values)
+        parts.append(f"{owner}{entry['setting']}{entry['tensors']}=[{shown}]")
+    for part in changes.get("slices", ()):
+        model = part["models"][0]
+        parts.append(f"{model['model']}:{model['layers'][0]}-{model['layers'][1] - 1}")
+    return " ".join(parts)

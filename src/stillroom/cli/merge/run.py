@@ -1,0 +1,267 @@
+"""``stillroom merge run``, ``plan``, ``transplant`` and ``verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+)
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "arithmetic_option",
+    "plan_command",
+    "run_command",
+    "transplant_command",
+    "verify_command",
+]
+
+
+arithmetic_option = click.option(
+    "--arithmetic",
+    type=click.Choice(["paper", "mergekit"]),
+    help="Compute as the papers say, or bit for bit as mergekit does; default what the recipe "
+    "says, and mergekit for a mergekit file.",
+)
+
+
+@click.command(
+    "run",
+    epilog="""
+\b
+Examples:
+  stillroom merge run recipes/merge-ties.yaml --out merged
+  stillroom merge run recipes/merge-mergekit.yml --out merged
+  stillroom merge run recipes/merge-mergekit.yml --arithmetic paper --out merged
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@arithmetic_option
+@json_option
+@job_options
+def run_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    arithmetic: Literal["paper", "mergekit"] | None,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Merge as a recipe says; a mergekit file runs unchanged.
+
+    Where a mergekit file describes several merges, those before the last lie in OUT.parts.
+    """
+    from stillroom.cli.results import print_run
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.merge.planning.recipe_files import load_merges
+
+    parts = out.with_name(f"{out.name}.parts")
+    reporter = choose_reporter(quiet=quiet)
+    merges = load_merges(
+        recipe,
+        overrides,
+        arithmetic=arithmetic,
+        parts=parts,
+        say=lambda note: click.echo(note, err=True),
+    )
+    if len(merges) > 1:
+        parts.mkdir(parents=True, exist_ok=True)
+    for number, (name, merge) in enumerate(merges, 1):
+        is_last = number == len(merges)
+        target = out if is_last else parts / name
+        artifact = run_recipe(
+            merge,
+            target,
+            resume=resume,
+            overwrite=overwrite,
+            reporter=reporter,
+        )
+        if not as_json:
+            print_run(target, artifact)
+    if as_json:
+        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
+
+
+@click.command(
+    "plan",
+    epilog="""
+\b
+Examples:
+  stillroom merge plan recipes/merge-ties.yaml
+  stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json
+  stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--explain", metavar="TENSOR", help="Say what becomes of one tensor.")
+@arithmetic_option
+@json_option
+@debug_option
+def plan_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    explain: str | None,
+    arithmetic: Literal["paper", "mergekit"] | None,
+    as_json: bool,
+) -> None:
+    """Print what a merge will read, write and need.
+
+    RECIPE is one of ours or a mergekit file.
+    """
+    from stillroom.merge.planning.inputs import open_sources, read_rules
+    from stillroom.merge.planning.plan import plan_sources
+    from stillroom.merge.planning.recipe_files import load_merge
+    from stillroom.merge.run import compare_sources, estimate_seconds, explain_tensor, list_warnings
+    from stillroom.merge.tensors.linear_algebra import warn_unused_device
+
+    loaded = load_merge(
+        recipe, overrides, arithmetic=arithmetic, say=lambda note: click.echo(note, err=True)
+    )
+    base, parents = open_sources(loaded)
+    plan = plan_sources(loaded.method, base, parents, read_rules(loaded))
+    sources = [*([base] if base else []), *parents]
+    if explain is not None:
+        found = explain_tensor(plan, sources, explain)
+        if as_json:
+            print_json({"tensor": found})
+        else:
+            for key, value in found.items():
+                click.echo(f"{key}: {value}")
+        return
+    warnings = list_warnings(plan, sources)
+    warnings += warn_unused_device(loaded.device, loaded.method, loaded.compat)
+    seconds, rate = estimate_seconds(plan, sources)
+    rows = compare_sources(sources)
+    if as_json:
+        cost = {"seconds": seconds, "read_bytes_per_second": rate}
+        print_json({"plan": plan.to_json() | cost, "models": rows, "warnings": warnings})
+        return
+    click.echo(str(plan))
+    click.echo(f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)")
+    for row in rows:
+        kinds = ", ".join(row["dtypes"])
+        click.echo(
+            f"  {row['name']}: {row['model_type']}, {row['layers']} layers, "
+            f"{row['parameters'] / 1e6:.1f} M parameters, {kinds}, vocabulary "
+            f"{row['vocab_size']} ({row['vocabulary'] or 'no tokenizer'}), "
+            f"license {row['license'] or 'unknown'}"
+        )
+    for warning in warnings:
+        click.echo(f"  warning: {warning}")
+
+
+@click.command(
+    "transplant",
+    epilog="""
+\b
+Examples:
+  stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens
+  stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made
+""",
+)
+@click.argument("donor")
+@click.argument("target")
+@click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@click.option(
+    "--k", type=click.IntRange(min=1), default=64, show_default=True, help="Most tokens of a sum."
+)
+@click.option("--dry-run", is_flag=True, help="Print what it would do; write nothing.")
+@json_option
+@job_options
+def transplant_command(
+    donor: str,
+    target: str,
+    out: Path,
+    k: int,
+    dry_run: bool,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Give TARGET the tokenizer of DONOR, without training.
+
+    The same as a recipe with the method transplant, TARGET as its base and DONOR as its model.
+    """
+    from stillroom.cli.results import print_run
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.merge.planning.plan import plan_merge
+    from stillroom.merge.planning.recipe_files import transplant_recipe
+
+    recipe = transplant_recipe(donor, target, k)
+    if dry_run:
+        plan = plan_merge(recipe)
+        if as_json:
+            print_json({"plan": plan.to_json()})
+        else:
+            click.echo(str(plan))
+        return
+    artifact = run_recipe(
+        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
+    )
+    if as_json:
+        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
+    else:
+        print_run(out, artifact)
+
+
+@click.command(
+    "verify",
+    epilog="""
+\b
+Examples:
+  stillroom merge verify merged
+  stillroom merge verify merged --all --json
+""",
+)
+@click.argument("folder", type=existing_path)
+@click.option(
+    "--share",
+    type=FiniteFloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="How many of the tensors.",
+)
+@click.option("--all", "everything", is_flag=True, help="Every tensor.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which tensors are drawn.",
+)
+@json_option
+@debug_option
+def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
+    """Make a merge's tensors again and compare the bytes."""
+    from stillroom.merge.verification import verify_merge
+
+    found = verify_merge(
+        folder,
+        share=1.0 if everything else share,
+        seed=seed,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        print_json({"path": str(folder), **found.to_json()})
+    found.check(folder)
+    if not as_json:
+        click.echo(
+            f"{folder}: {len(found.inputs)} inputs are what was merged; "
+            f"{len(found.replayed)} of {found.tensors} tensors made again, to the same bytes"
+        )

@@ -1,0 +1,129 @@
+"""Output that commands share: JSON, wrapped rows, tables and reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from stillroom.evaluate import Report
+    from stillroom.provenance import Artifact
+
+__all__ = [
+    "align_columns",
+    "format_row",
+    "format_value",
+    "has_printed_json",
+    "print_json",
+    "print_report",
+    "print_rows",
+]
+
+
+_MAX_VALUE_LENGTH = 200
+
+
+def format_value(value: object, *, is_inner: bool = False) -> str:
+    """Return a JSON value as words: names with what they stand for, and no brackets of Python's."""
+    if value is None or value in ("", [], {}, ()):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        told = ", ".join(
+            f"{name}: {format_value(one, is_inner=True)}" for name, one in value.items()
+        )
+        return f"({told})" if is_inner else told
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if any(isinstance(one, Mapping) for one in value):
+            names = [
+                str(one["name"]) for one in value if isinstance(one, Mapping) and "name" in one
+            ]
+            return ", ".join(names) if len(names) == len(value) else f"{len(value)} of them"
+        told = ", ".join(format_value(one, is_inner=True) for one in value)
+        return f"({told})" if is_inner else told
+    return str(value)
+
+
+def print_rows(rows: Sequence[tuple[str, object]]) -> None:
+    """Print rows below each other, names padded to one width, long texts cut at their end."""
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    for name, value in rows:
+        text = format_value(value)
+        text = text if len(text) <= _MAX_VALUE_LENGTH else text[: _MAX_VALUE_LENGTH - 3] + "..."
+        click.echo(format_row(f"  {name:{width}}", text))
+
+
+_MAX_COLUMN_WIDTH = 60
+
+
+def print_report(
+    out: Path, artifact: Artifact, report: Report, *, as_json: bool, **also: Any
+) -> None:
+    """Print a report's summary and tables, or one JSON object with what ``also`` names."""
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **also, **report.to_json()})
+        return
+    click.echo(report.summary)
+    for section in report.sections:
+        if section.table is not None:
+            click.echo(f"\n{section.title}: {section.table.caption}. {section.text}".rstrip())
+            click.echo(align_columns([section.table.columns, *section.table.rows]))
+    click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text, each column as wide as its longest cell, at most 60."""
+    widths = [
+        min(max(len(row[at]) for row in rows), _MAX_COLUMN_WIDTH) for at in range(len(rows[0]))
+    ]
+    lines = (
+        "  ".join(
+            cell[:_MAX_COLUMN_WIDTH].ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+_JSON_VERSION = 1
+
+
+def format_row(lead: str, text: str, *, always: bool = False) -> str:
+    """Return a row of a table, its text wrapped to the terminal and hung below itself.
+
+    Args:
+        lead: What stands before the text: names, padded.
+        text: The last column.
+        always: Wrap to $COLUMNS where there is no terminal, too; else a row stays one line there,
+            as other programs want it.
+    """
+    if not always and not sys.stdout.isatty():
+        return lead + text
+    width = max(shutil.get_terminal_size().columns, 30)
+    indent = " " * len(lead) if width >= 2 * len(lead) else "    "
+    return click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
+
+
+_printed_results: list[bool] = []
+
+
+def has_printed_json() -> bool:
+    """Return whether this process has printed its result as JSON."""
+    return bool(_printed_results)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result as one JSON object with its version."""
+    _printed_results.append(True)
+    text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
+    # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))

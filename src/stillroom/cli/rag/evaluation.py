@@ -1,0 +1,245 @@
+"""``stillroom rag eval`` and ``score``: retrieval and answer metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+    qrels_options,
+    resolve_qrels,
+)
+from stillroom.cli.output import align_columns, print_json, print_report
+
+if TYPE_CHECKING:
+    from stillroom.evaluate import Report
+    from stillroom.provenance import Artifact
+
+__all__ = [
+    "eval_command",
+    "score_command",
+]
+
+
+_K_FOUND, _K_READ = 10, 3
+
+
+_OTHERS = "hybrid", "keyword", "dense"
+
+
+@click.command(
+    "eval",
+    epilog="""
+\b
+Examples:
+  stillroom rag eval index --collection scifact --out report
+  stillroom rag eval index --queries q.jsonl --qrels qrels.txt --out report --way convex+proximity
+  stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
+""",
+)
+@click.argument("index", type=existing_path)
+@qrels_options
+@click.option(
+    "--answers",
+    type=existing_path,
+    help="Questions with their right answers (JSON lines, SQuAD's JSON, records): --model answers "
+    "them from the index, and the answers are graded.",
+)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; the first is "
+    "compared with. Default: convex, hybrid, keyword and dense; of --answers, convex.",
+)
+@click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
+@click.option(
+    "--model", default="", help="What transforms and rerankers ask (hyde); of --answers, who reads."
+)
+@click.option("--judge", default="", help="Of --answers: the model that grades; default words.")
+@click.option(
+    "--judge-way",
+    type=click.Choice(["logprob", "json"]),
+    help="Of --judge: yes against no by their probabilities, or held to a schema.",
+)
+@click.option(
+    "--checker",
+    default="overlap",
+    help="Without --judge: what says that a statement is supported, NAME[:KEY=VALUE,...].",
+)
+@click.option(
+    "--labels",
+    type=existing_path,
+    help="Of --judge: people's verdicts, JSON lines of question, way and right.",
+)
+@click.option(
+    "--limit", type=click.IntRange(0), default=0, help="Of --answers: most questions; 0 is all."
+)
+@click.option(
+    "--price",
+    type=(float, float),
+    default=(0.0, 0.0),
+    help="Of --answers: what a million tokens cost, read and written.",
+)
+@click.option("--depth", type=click.IntRange(1, 1000), default=100, help="Ranks that are judged.")
+@click.option(
+    "--k", type=click.IntRange(1), help="Hits that a reader sees; default 10, of --answers 3."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the intervals.")
+@access_options
+@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@json_option
+@job_options
+def eval_command(out: Path, as_json: bool, **given: Any) -> None:
+    """Measure retrieval on judged queries, with intervals and paired differences.
+
+    The judgements name passages, documents, paths of documents, or rows of an unpacked corpus.
+    With --answers the reading is measured, too: right answers, faithfulness, citations, silence
+    where there is no answer, and for every question the stage to blame.
+    """
+    run = _evaluate_answers if given["answers"] else _evaluate_retrieval
+    artifact, report = run(out, given)
+    print_report(out, artifact, report, as_json=as_json)
+
+
+def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+    from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
+    from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, evaluate_retrieval
+    from stillroom.rag.interfaces import DEFAULT_RETRIEVER
+
+    places = (given[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = resolve_qrels(*places)
+    plan = RetrievalEvalPlan(
+        given["index"],
+        queries,
+        qrels,
+        given["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
+        given["measures"] or DEFAULT_MEASURES,
+        given["depth"],
+        given["k"] or _K_FOUND,
+        given["seed"],
+        given["model"],
+        build_access(given["tenant"], given["principals"]),
+    )
+    return evaluate_retrieval(plan, out, **_job_settings(given))
+
+
+def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+    from stillroom.rag.evaluation.answer_job import AnswerEvalPlan, evaluate_answers
+    from stillroom.rag.interfaces import DEFAULT_RETRIEVER
+
+    if not given["model"]:
+        raise click.UsageError("--answers needs --model: who is to answer?")
+    if given["labels"] and not given["judge"]:
+        raise click.UsageError("--labels need --judge: they are compared with its verdicts")
+    plan = AnswerEvalPlan(
+        given["index"],
+        given["answers"],
+        given["model"],
+        given["ways"] or (DEFAULT_RETRIEVER,),
+        given["judge"],
+        given["judge_way"],
+        given["labels"],
+        given["checker"],
+        given["k"] or _K_READ,
+        given["depth"],
+        given["limit"],
+        given["seed"],
+        prices=given["price"],
+        access=build_access(given["tenant"], given["principals"]),
+    )
+    return evaluate_answers(plan, out, **_job_settings(given))
+
+
+def _job_settings(given: dict[str, Any]) -> dict[str, Any]:
+    from stillroom.jobs import choose_reporter
+
+    return {
+        "resume": given["resume"],
+        "overwrite": given["overwrite"],
+        "reporter": choose_reporter(quiet=given["quiet"]),
+    }
+
+
+@click.command(
+    "score",
+    epilog="""
+\b
+Examples:
+  stillroom rag score qrels.txt run.trec
+  stillroom rag score qrels.txt mine.trec theirs.trec --measure ndcg@10 --measure map
+""",
+)
+@click.argument("qrels", type=existing_path)
+@click.argument("runs", type=existing_path, nargs=-1, required=True, metavar="RUN...")
+@click.option("--measure", "measures", multiple=True, help="As ndcg@10, recall@100, map, mrr.")
+@click.option(
+    "--relevance-level",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="From which grade on an id is relevant, for all but ndcg (trec_eval's -l).",
+)
+@click.option(
+    "--depth", type=click.IntRange(0), default=0, help="Ranks that are read (trec_eval's -M)."
+)
+@click.option(
+    "--answered-only",
+    is_flag=True,
+    help="Average over the queries that a run answers (trec_eval without -c); flatters a run that "
+    "is silent.",
+)
+@click.option("--per-query", is_flag=True, help="List every query, too (trec_eval's -q).")
+@json_option
+@debug_option
+def score_command(
+    qrels: Path,
+    runs: tuple[Path, ...],
+    measures: tuple[str, ...],
+    relevance_level: int,
+    depth: int,
+    answered_only: bool,
+    per_query: bool,
+    as_json: bool,
+) -> None:
+    """Score run files as trec_eval does, with intervals, and compare them with the first.
+
+    Judgements and runs are TREC's; BEIR's and JSON lines of judgements are read, too. Every judged
+    query counts, with 0 where a run has nothing for it (trec_eval's -c).
+    """
+    from stillroom.evaluate.metrics.retrieval import compare_runs
+    from stillroom.evaluate.qa.collections import read_qrels, read_run
+    from stillroom.rag.evaluation.retrieval import DEFAULT_MEASURES
+
+    scored = compare_runs(
+        {name: read_run(path) for name, path in zip(_list_run_names(runs), runs, strict=True)},
+        read_qrels(qrels),
+        measures or DEFAULT_MEASURES,
+        relevance_level=relevance_level,
+        depth=depth,
+        answered_only=answered_only,
+    )
+    if as_json:
+        print_json(scored.to_json(per_query=per_query))
+        return
+    if per_query:
+        click.echo(align_columns([("run", "measure", "query", "value"), *scored.list_queries()]))
+        click.echo()
+    click.echo(align_columns([("run", "measure", "value", "95 % interval"), *scored.list_means()]))
+    if len(runs) > 1:
+        head = ("run", "measure", "less the first", "95 % interval", "p")
+        click.echo("\n" + align_columns([head, *scored.list_differences()]))
+
+
+def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
+    """Return the files' names without their endings, or whole paths where two are the same."""
+    stems = [path.stem for path in runs]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]

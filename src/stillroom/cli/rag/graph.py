@@ -1,0 +1,318 @@
+"""``stillroom rag graph``, ``graph-show`` and ``tree``: knowledge graphs and summary trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    access_options,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+)
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
+    from stillroom.rag.index.searcher import Index
+
+__all__ = [
+    "graph_command",
+    "graph_show_command",
+    "tree_command",
+]
+
+
+@click.command(
+    "graph",
+    epilog="""
+\b
+Examples:
+  stillroom rag graph index --out graph
+  stillroom rag graph index --out graph --overwrite
+  stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate
+""",
+)
+@click.argument("index", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The folder of the graph.")
+@click.option(
+    "--extractor",
+    default="noun_phrases",
+    show_default=True,
+    help="What finds entities, perhaps with settings: noun_phrases:window=3,min_count=1.",
+)
+@click.option("--model", default="", help="What is asked: by the extractor, and for reports.")
+@click.option("--quoted-reports", is_flag=True, help="Choose sentences for reports; write none.")
+@click.option(
+    "--same-name",
+    default=0.0,
+    type=FiniteFloatRange(0, 1),
+    help="Cosine from which two names are one entity; 0 joins none by their vectors.",
+)
+@click.option(
+    "--community-size",
+    default=10,
+    type=click.IntRange(min=2),
+    show_default=True,
+    help="Communities with more entities are divided.",
+)
+@click.option("--estimate", is_flag=True, help="Say calls, tokens and time; make nothing.")
+@access_options
+@json_option
+@job_options
+def graph_command(
+    index: Path,
+    out: Path,
+    extractor: str,
+    model: str,
+    quoted_reports: bool,
+    same_name: float,
+    community_size: int,
+    estimate: bool,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Find what an index speaks of, how it is related, and its communities.
+
+    With --overwrite the graph at --out is brought up to date: only passages that it does not know
+    are read again, and what is gone from the index is gone from the graph.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.graph.job import GraphPlan, build_graph, estimate_graph
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.interfaces import EXTRACTORS
+    from stillroom.rag.retrieval.pipeline import parse_method
+
+    access = AccessContext(tenant, principals) if tenant or principals else None
+    plan = GraphPlan(
+        index,
+        parse_method(EXTRACTORS, extractor),
+        model,
+        reports=not quoted_reports,
+        same_name=same_name,
+        community_size=community_size,
+        access=access,
+    )
+    if estimate:
+        cost = estimate_graph(plan, out)
+        if as_json:
+            print_json({"estimate": cost.to_json()})
+        else:
+            click.echo(str(cost))
+        return
+    artifact, description = build_graph(
+        plan,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
+        return
+    counts = description.counts
+    click.echo(
+        f"{out}: {counts['entities']} entities, {counts['edges']} relations, "
+        f"{counts['communities']} communities on {counts['levels']} levels"
+    )
+    click.echo(
+        f"  {artifact.details['extracted']} of {counts['passages']} passages were read anew; "
+        f"digest {artifact.digest[:16]}"
+    )
+
+
+_MAX_MENTIONS = 10
+
+
+@click.command(
+    "graph-show",
+    epilog="""
+\b
+Examples:
+  stillroom rag graph-show graph
+  stillroom rag graph-show graph --entity "context manager" --index index
+  stillroom rag graph-show graph --graphml graph.graphml
+""",
+)
+@click.argument("graph", type=existing_path)
+@click.option("--entity", default="", help="Show one entity, its relations and mentions.")
+@click.option("--index", type=existing_path, help="Whose passages are quoted, and checked against.")
+@click.option("--check", is_flag=True, help="Hold every span against the index's passages.")
+@click.option("--graphml", type=existing_path, help="Write entities and relations for other tools.")
+@access_options
+@json_option
+@debug_option
+def graph_show_command(
+    graph: Path,
+    entity: str,
+    index: Path | None,
+    check: bool,
+    graphml: Path | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show a graph or one of its entities, check it, or export it."""
+    from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, describe_entity, describe_graph
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.view import AccessContext
+
+    if check and index is None:
+        raise click.UsageError("--check needs --index")
+    opened = KnowledgeGraph.open(graph)
+    access = AccessContext(tenant, principals) if tenant or principals else None
+    passages = Index.open(index, access=access) if index is not None else None
+    try:
+        if graphml is not None:
+            _export_graph(opened, graphml)
+        if check and passages is not None:
+            _check_graph(opened, passages)
+        told = describe_entity(opened, entity, passages) if entity else describe_graph(opened)
+    finally:
+        if passages is not None:
+            passages.close()
+    if as_json:
+        print_json({"entity" if entity else "graph": told})
+    elif entity:
+        _print_entity(told)
+    else:
+        _print_graph(told)
+
+
+def _export_graph(graph: KnowledgeGraph, path: Path) -> None:
+    from stillroom.jobs import atomic_write
+    from stillroom.rag.graph.types import write_graphml
+
+    with atomic_write(path) as file:
+        write_graphml(file, graph.entities, graph.edges)
+    click.echo(f"{path}: {len(graph.entities)} nodes, {len(graph.edges)} edges", err=True)
+
+
+def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
+    from stillroom.errors import IntegrityError, Problem
+    from stillroom.rag.graph.knowledge_graph import check_graph
+
+    flaws = check_graph(graph, index)
+    if flaws:
+        raise IntegrityError(
+            [
+                Problem(
+                    f"{one.part}: {one.what}",
+                    "rag.graph-flaw",
+                    str(graph.folder),
+                    "text of the passage that the graph names",
+                    "make the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
+                )
+                for one in flaws
+            ]
+        )
+    click.echo("every span is what its passage says", err=True)
+
+
+def _print_graph(told: dict[str, Any]) -> None:
+    counts = told["counts"]
+    click.echo(f"graph {told['digest'][:16]} of index {told['index'][:16]}")
+    for name, value in counts.items():
+        click.echo(f"  {name:20} {value}")
+    click.echo("best connected")
+    for one in told["entities"]:
+        click.echo(f"  {one['name']}: {one['edges']} relations, {one['passages']} passages")
+    click.echo("largest communities")
+    for one in told["communities"]:
+        click.echo(f"  {one['title']}: {one['entities']} entities, {one['passages']} passages")
+
+
+def _print_entity(told: dict[str, Any]) -> None:
+    also = f" (also {', '.join(told['aliases'])})" if told["aliases"] else ""
+    click.echo(f"{told['name']}{also}")
+    if told["description"]:
+        click.echo(f"  {told['description']}  [written by a model]")
+    for one in told["edges"][:_MAX_MENTIONS]:
+        click.echo(f"  - {one['to']}, weight {one['weight']:.2f}, {one['passages']} passages")
+    for one in told["mentions"][:_MAX_MENTIONS]:
+        click.echo(f"  {one.get('location', one['passage'])}")
+        if "text" in one:
+            click.echo(f"    …{one['text']}…")
+    left = len(told["mentions"]) - _MAX_MENTIONS
+    if left > 0:
+        click.echo(f"  and {left} more mentions; --json shows all")
+
+
+@click.command(
+    "tree",
+    epilog="""
+\b
+Examples:
+  stillroom rag tree index --out tree
+  stillroom rag tree index --out tree --overwrite --model ./my-checkpoint
+""",
+)
+@click.argument("index", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The folder of the tree.")
+@click.option(
+    "--model", default="", help="What writes summaries; default the documents' own words."
+)
+@click.option(
+    "--cluster-size",
+    default=8,
+    type=click.IntRange(2, 100),
+    show_default=True,
+    help="Most texts in one summary.",
+)
+@click.option(
+    "--layers",
+    default=5,
+    type=click.IntRange(1, 20),
+    show_default=True,
+    help="How often summaries are summarized at most.",
+)
+@access_options
+@json_option
+@job_options
+def tree_command(
+    index: Path,
+    out: Path,
+    model: str,
+    cluster_size: int,
+    layers: int,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Make a tree of summaries over an index.
+
+    With --overwrite the tree at --out is brought up to date: only clusters whose members changed
+    are summarized again.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.graph.tree_job import TreePlan, build_tree
+    from stillroom.rag.index.view import AccessContext
+
+    access = AccessContext(tenant, principals) if tenant or principals else None
+    artifact, description = build_tree(
+        TreePlan(index, model, cluster_size=cluster_size, layers=layers, access=access),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
+        return
+    counts = description.counts
+    click.echo(
+        f"{out}: {counts['summaries']} summaries on {counts['layers']} layers over "
+        f"{counts['passages']} passages; digest {artifact.digest[:16]}"
+    )

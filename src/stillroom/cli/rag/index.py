@@ -1,0 +1,283 @@
+"""``stillroom rag index``, ``update``, ``delete``, ``compact``, ``log``, ``verify``, ``unpack``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "compact_command",
+    "delete_command",
+    "index_command",
+    "log_command",
+    "unpack_command",
+    "update_command",
+    "verify_command",
+]
+
+
+@click.command(
+    "index",
+    epilog="""
+\b
+Examples:
+  stillroom rag index ./documents --out index
+  stillroom rag index ./documents --out index chunker.size=120
+""",
+)
+@click.argument("folder")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the index.")
+@json_option
+@job_options
+def index_command(
+    folder: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Parse and index a folder of documents."""
+    from stillroom.cli.results import print_run
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.objects import is_address
+    from stillroom.recipes import parse_recipe
+
+    place = folder if is_address(folder) else str(Path(folder).absolute())
+    text = f"version: 1\nkind: rag\ndocuments: {place!r}\n"
+    artifact = run_recipe(
+        parse_recipe(text, "rag index", overrides, folder=Path.cwd()),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
+    else:
+        print_run(out, artifact)
+
+
+@click.command(
+    "update",
+    epilog="""
+\b
+Examples:
+  stillroom rag update index
+  stillroom rag update index ./documents --json
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("folder", type=existing_path, required=False)
+@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@json_option
+@debug_option
+def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> None:
+    """Bring an index up to what its folder of documents holds now.
+
+    Readers go on with what they have opened. A killed update goes on where it was when it is run
+    again; the index changes once, at the end.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.maintenance.update import update_index
+
+    done = update_index(
+        index, folder.absolute() if folder else None, reporter=choose_reporter(quiet=quiet)
+    )
+    if as_json:
+        print_json(done.to_json())
+        return
+    click.echo(str(done))
+    click.echo(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
+
+
+@click.command(
+    "delete",
+    epilog="""
+\b
+Examples:
+  stillroom rag delete index notes/2019.md
+  stillroom rag delete index drafts/ "*.tmp.md"
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@json_option
+@debug_option
+def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
+    """Delete documents from an index, by path, folder/ or pattern.
+
+    Files are not touched: one that still lies in the folder comes back with the next update.
+    """
+    from stillroom.rag.maintenance.update import delete_documents
+
+    snapshot = delete_documents(index, paths)
+    if as_json:
+        print_json({"snapshot": snapshot.number, "digest": snapshot.digest, **snapshot.counts})
+        return
+    click.echo(
+        f"{index}: snapshot {snapshot.number}, {snapshot.documents} documents, "
+        f"digest {snapshot.digest[:16]}"
+    )
+
+
+@click.command(
+    "unpack",
+    epilog="""
+\b
+Examples:
+  stillroom rag unpack scifact/corpus.jsonl --out documents
+  stillroom rag unpack corpus.jsonl --out documents --overwrite
+""",
+)
+@click.argument("corpus", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write each row of a corpus (id, title, text) as a document to be indexed."""
+    from stillroom.evaluate.qa.collections import read_corpus
+    from stillroom.rag.evaluation.retrieval import unpack_corpus
+
+    count = unpack_corpus(read_corpus(corpus), out, overwrite=overwrite)
+    if as_json:
+        print_json({"out": str(out), "documents": count})
+    else:
+        click.echo(f"{out}: {count} documents")
+
+
+@click.command(
+    "log",
+    epilog="""
+\b
+Examples:
+  stillroom rag log index
+  stillroom rag log index --json
+""",
+)
+@click.argument("index", type=existing_path)
+@json_option
+@debug_option
+def log_command(index: Path, as_json: bool) -> None:
+    """List the snapshots of an index that can be asked, newest first."""
+    from stillroom.rag.maintenance.update import list_snapshots
+
+    known = list_snapshots(index)[::-1]
+    if as_json:
+        print_json({"snapshots": [asdict(snapshot) for snapshot in known]})
+        return
+    for snapshot in known:
+        click.echo(
+            f"{snapshot.number:>5}  {snapshot.digest[:16]}  {snapshot.made[:19]}  "
+            f"{snapshot.documents:>7} documents {snapshot.passages:>8} passages  {snapshot.reason}"
+        )
+
+
+@click.command(
+    "compact",
+    epilog="""
+\b
+Examples:
+  stillroom rag compact index
+  stillroom rag compact index --json
+""",
+)
+@click.argument("index", type=existing_path)
+@json_option
+@debug_option
+def compact_command(index: Path, as_json: bool) -> None:
+    """Merge an index's segments and remove what only older snapshots need."""
+    from dataclasses import asdict
+
+    from stillroom.rag.maintenance.update import compact_index
+
+    done = compact_index(index)
+    if as_json:
+        print_json(asdict(done))
+        return
+    click.echo(
+        f"{index}: {done.bytes_before / 1e6:.1f} MB in {done.segments_before} segments before, "
+        f"{done.bytes_after / 1e6:.1f} MB in {done.segments_after} after"
+    )
+    if done.held:
+        click.echo(
+            f"{done.held} older snapshots stay: one is being read. What they need goes with the "
+            "next change after that ends."
+        )
+
+
+@click.command(
+    "verify",
+    epilog="""
+\b
+Examples:
+  stillroom rag verify index
+  stillroom rag verify index --repair
+""",
+)
+@click.argument("index", type=existing_path)
+@click.option("--repair", is_flag=True, help="Make derived files again from the ledger.")
+@json_option
+@debug_option
+def verify_command(index: Path, repair: bool, as_json: bool) -> None:
+    """Hold an index's segments, counts and texts against its ledger.
+
+    What --repair makes again: segments (vectors that are damaged by the embedder), index.json and
+    artifact.json, and what approximate search needs to find enough. The ledger itself cannot be
+    made again.
+    """
+    from stillroom.errors import IntegrityError, Problem
+    from stillroom.rag.index.ann_recall import check_recall, describe_recall, refresh_recall
+    from stillroom.rag.maintenance.update import check_index, repair_index
+
+    findings = repair_index(index) if repair else check_index(index)
+    left = check_index(index) if repair else findings
+    recall: dict[str, Any] | None = None
+    if not left:
+        recall, doubts = check_recall(index)
+        if doubts and repair:
+            refresh_recall(index)
+            recall, left = check_recall(index)
+            findings = [*findings, *doubts]
+        elif doubts:
+            findings = left = [*findings, *doubts]
+    if as_json:
+        print_json(
+            {
+                "findings": [finding.to_json() for finding in findings],
+                "left": [finding.to_json() for finding in left],
+                **({"approximate": recall} if recall else {}),
+            }
+        )
+    elif repair:
+        for finding in findings:
+            click.echo(f"found: {finding}")
+    if left:
+        raise IntegrityError(
+            [
+                Problem(
+                    str(finding),
+                    "rag.index-damaged",
+                    str(index),
+                    "what the ledger says",
+                    "add --repair"
+                    if finding.is_derived and not repair
+                    else "build the index again with --overwrite",
+                )
+                for finding in left
+            ]
+        )
+    if not as_json:
+        click.echo(f"{index}: ledger, segments and texts agree")
+        if recall is not None:
+            click.echo(describe_recall(recall))

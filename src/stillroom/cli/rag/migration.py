@@ -1,0 +1,230 @@
+"""``stillroom rag rebuild`` and ``migrate``: replacement of an index or its store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.completion import complete_stores
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    debug_option,
+    existing_path,
+    json_option,
+    qrels_options,
+    resolve_qrels,
+)
+from stillroom.cli.output import align_columns, print_json
+
+if TYPE_CHECKING:
+    from stillroom.recipes import Recipe
+
+__all__ = [
+    "migrate_command",
+    "rebuild_command",
+]
+
+
+@click.command(
+    "rebuild",
+    epilog="""
+\b
+Examples:
+  stillroom rag rebuild index --recipe new.yaml
+  stillroom rag rebuild index chunker.size=120 --queries queries.tsv --qrels qrels.tsv
+  stillroom rag rebuild index --rollback
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--recipe", type=existing_path, help="The new recipe; default the index's own.")
+@qrels_options
+@click.option("--way", default="convex", show_default=True, help="How both are searched.")
+@click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one decides.")
+@click.option(
+    "--anyway",
+    is_flag=True,
+    help="Switch even if the new index is worse beyond doubt; roll back without an update.",
+)
+@click.option(
+    "--rollback",
+    is_flag=True,
+    help="Bring the index before the last rebuild up to its documents, and let it answer.",
+)
+@click.option("--drop-previous", is_flag=True, help="Remove the index before the last rebuild.")
+@access_options
+@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@json_option
+@debug_option
+def rebuild_command(index: Path, as_json: bool, **given: Any) -> None:
+    """Build an index anew beside the one that answers, measure both, and switch.
+
+    Measured on judged questions, or, without them, on some words of some passages whose document is
+    to be found again. A rebuild that was killed goes on when it is run again.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.maintenance.rebuild import drop_previous, roll_back
+
+    if given["rollback"]:
+        reporter = choose_reporter(quiet=given["quiet"])
+        done = roll_back(index, anyway=given["anyway"], reporter=reporter)
+        if as_json:
+            print_json({"rolled_back": True, "update": done.to_json() if done else None})
+            return
+        since = "as it was before the last rebuild" if done is None else str(done)
+        click.echo(f"{index}: rolled back; {since}")
+        return
+    if given["drop_previous"]:
+        dropped = drop_previous(index)
+        if as_json:
+            print_json({"dropped": dropped})
+            return
+        click.echo(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
+        return
+    _rebuild_index(index, as_json, given)
+
+
+def _override_recipe(source: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Return an index's own recipe, whose paths stand as they are, with those of a command."""
+    from stillroom.recipes import parse_recipe
+
+    text = source.read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(source))
+    changed = parse_recipe(text, str(source), overrides, folder=Path.cwd())
+    named = {one.partition("=")[0].partition(".")[0] for one in overrides}
+    return recipe.model_copy(update={name: getattr(changed, name) for name in named})
+
+
+def _rebuild_index(index: Path, as_json: bool, given: dict[str, Any]) -> None:
+    from stillroom.jobs import choose_reporter
+    from stillroom.provenance import read_artifact
+    from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
+    from stillroom.rag.recipe import RagRecipe
+    from stillroom.recipes import load_recipe
+
+    read_artifact(index)
+    source = Path(given["recipe"] or index / "recipe.yaml")
+    if given["recipe"]:
+        recipe = load_recipe(source, given["overrides"])
+    else:
+        recipe = _override_recipe(source, given["overrides"])
+    if not isinstance(recipe, RagRecipe):
+        raise click.UsageError(f"{source} is no recipe of kind rag")
+    queries = qrels = None
+    if given["collection"] or given["queries"] or given["qrels"]:
+        places = (given[name] for name in ("collection", "split", "queries", "qrels"))
+        queries, qrels = resolve_qrels(*places)
+    access = build_access(given["tenant"], given["principals"])
+    questions = RecallCheck(queries, qrels, given["way"], access=access)
+    if given["measures"]:
+        questions = RecallCheck(queries, qrels, given["way"], given["measures"], access)
+    done = rebuild_index(
+        index,
+        recipe,
+        questions,
+        anyway=given["anyway"],
+        reporter=choose_reporter(quiet=given["quiet"]),
+    )
+    told = done.to_json()
+    if as_json:
+        print_json(told)
+        return
+    rows = [["measure", "before", "after", "difference", "p"]]
+    for name, one in told["measures"].items():
+        gap = one["difference"]
+        within = "no interval" if gap["low"] is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+        rows.append(
+            [
+                name,
+                f"{one['before']['value']:.4f}",
+                f"{one['after']['value']:.4f}",
+                f"{gap['value']:+.4f} ({within})",
+                f"{one['p']:.3g}",
+            ]
+        )
+    click.echo(f"{done.queries} {done.kind} questions")
+    click.echo(align_columns(rows))
+    click.echo(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
+
+
+@click.command(
+    "migrate",
+    epilog="""
+\b
+Examples:
+  stillroom rag migrate index --to postgres
+  stillroom rag migrate index --to postgres prefix=archive
+  stillroom rag migrate index --to folder
+  stillroom rag migrate index --drop-source
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--to",
+    "store",
+    default="",
+    shell_complete=complete_stores,
+    help="The store; see 'stillroom list methods rag.stores'.",
+)
+@click.option("--drop-source", is_flag=True, help="Remove what is kept of the store before.")
+@click.option(
+    "--queries",
+    default=64,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="How many questions by words, and by vectors, must find the same in both.",
+)
+@click.option("--quiet", is_flag=True, help="Draw no progress.")
+@json_option
+@debug_option
+def migrate_command(
+    index: Path,
+    settings: tuple[str, ...],
+    store: str,
+    drop_source: bool,
+    queries: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Move an index to another store, once it is proved equal.
+
+    Counts, digests, vectors and the scores of a sample of queries are compared before the switch.
+
+    A migration that was killed goes on when it is run again. The source stays, in INDEX/source or
+    on its server, until --drop-source.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.interfaces import STORES
+    from stillroom.rag.maintenance.migration import drop_source as drop
+    from stillroom.rag.maintenance.migration import migrate_index
+
+    if bool(store) == drop_source:
+        raise click.UsageError("give either --to STORE or --drop-source")
+    if drop_source:
+        was_there = drop(index)
+        if as_json:
+            print_json({"dropped": was_there})
+        else:
+            click.echo("the source was removed" if was_there else "no source is kept")
+        return
+    told = dict(one.partition("=")[::2] for one in settings)
+    method = STORES.build({"name": store, **told})
+    done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
+    if as_json:
+        print_json(done.to_json())
+        return
+    compared = done.comparison
+    click.echo(
+        f"{done.copied} documents copied from {done.before} to {done.after}; "
+        f"{compared.documents} documents and {compared.passages} passages, digest "
+        f"{compared.digest[:16]}, both equal"
+    )
+    click.echo(
+        f"{2 * compared.queries} queries find the same in both; the greatest difference of a "
+        f"score is {compared.difference:g}"
+    )
+    click.echo(f"the source is kept: stillroom rag migrate {index} --drop-source removes it")

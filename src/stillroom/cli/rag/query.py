@@ -1,0 +1,179 @@
+"""``stillroom rag search`` and ``ask``: retrieval, and cited answers from an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stillroom.cli.ask import ask_options, ask_settings
+from stillroom.cli.options import debug_option, existing_path, json_option, view_options
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "ask_command",
+    "search_command",
+]
+
+
+@click.command(
+    "search",
+    epilog="""
+\b
+Examples:
+  stillroom rag search index "context manager"
+  stillroom rag search index "context manager" --way keyword+proximity --k 10 --json
+  stillroom rag search index '"context manager" headings:library'
+  stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("query")
+@click.option(
+    "--k",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages to list.",
+)
+@click.option(
+    "--way",
+    default="",
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default: what "
+    "'rag tune --write' left in the index, else convex.",
+)
+@click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
+@view_options
+@json_option
+@debug_option
+def search_command(
+    index: Path,
+    query: str,
+    k: int,
+    way: str,
+    timings: bool,
+    where: str,
+    snapshot: str | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List the passages that a query finds.
+
+    What stands in quotation marks must stand so in a passage, one word after another;
+    headings:WORD and body:WORD must stand there. Where no passage has it, that is said, and the
+    words alone are searched.
+    """
+    from stillroom.rag.generation.answer import flag_text
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.observability import (
+        collect_stages,
+        collect_warnings,
+        configure_from_environment,
+    )
+    from stillroom.rag.retrieval.pipeline import parse_pipeline
+
+    configure_from_environment()
+    chosen = parse_pipeline(way) if way else None
+    access = AccessContext(tenant, principals) if tenant or principals else None
+    with (
+        collect_stages() as times,
+        collect_warnings() as told,
+        Index.open(index, snapshot=snapshot, access=access) as opened,
+    ):
+        shown = opened.restrict(where) if where else opened
+        hits = shown.retrieve(
+            query,
+            k,
+            retriever=chosen.retriever if chosen else None,
+            reranker=chosen.reranker if chosen else None,
+            transform=chosen.transform if chosen else None,
+        )
+    if as_json:
+        rows = [
+            {
+                "rank": hit.rank,
+                "score": hit.score,
+                "passage": hit.passage.to_json(),
+                "flags": list(flag_text(hit.passage.text)),
+            }
+            for hit in hits
+        ]
+        spent = {"stage_ms": times.to_json()} if timings else {}
+        print_json({"query": query, "hits": rows, "notices": told, **spent})
+        return
+    for line in told:
+        click.echo(line, err=True)
+    for hit in hits:
+        first = " ".join(hit.passage.text.split())[:160]
+        click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
+        if labels := flag_text(hit.passage.text):
+            click.echo(f"   look twice: {', '.join(labels)}")
+    if not hits:
+        click.echo("nothing was found")
+    for name, spent_ms in times.milliseconds.items() if timings else ():
+        click.echo(f"{name:10} {spent_ms:9.2f} ms")
+
+
+_DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@click.command(
+    "ask",
+    epilog="""
+\b
+Examples:
+  stillroom rag ask index "What is a coroutine?"
+  stillroom rag ask index "What is a coroutine?" --model ./my-checkpoint --k 5
+  stillroom rag ask index "What is a coroutine?" --way dense+mmr --answering corrective:max_rounds=1
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("question")
+@click.option("--model", default=_DEFAULT_MODEL, show_default=True, help="What answers.")
+@click.option(
+    "--k",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages the model is shown.",
+)
+@ask_options
+@click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
+@view_options
+@json_option
+@debug_option
+def ask_command(
+    index: Path,
+    question: str,
+    model: str,
+    steps: bool,
+    where: str,
+    snapshot: str | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Answer a question from an index, with citations.
+
+    Where no passage supports an answer, the passages that came nearest are named.
+    """
+    from stillroom.cli.results import print_answer
+    from stillroom.flow import open_index
+    from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.observability import configure_from_environment
+
+    configure_from_environment()
+    settings = ask_settings(given)
+    with open_index(
+        index,
+        model,
+        say=lambda line: click.echo(line, err=True),
+        where=where,
+        snapshot=snapshot,
+        access=AccessContext(tenant, principals) if tenant or principals else None,
+    ) as opened:
+        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=index)

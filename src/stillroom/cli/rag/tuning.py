@@ -1,0 +1,166 @@
+"""``stillroom rag tune`` and ``sweep``: fusion weights, and comparison of configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    existing_path,
+    job_options,
+    json_option,
+    qrels_options,
+    resolve_qrels,
+)
+from stillroom.cli.output import print_report
+
+__all__ = [
+    "sweep_command",
+    "tune_command",
+]
+
+
+@click.command(
+    "tune",
+    epilog="""
+\b
+Examples:
+  stillroom rag tune index --collection scifact --out tuned
+  stillroom rag tune index --collection scifact --out tuned --write
+  stillroom rag tune index --queries q.jsonl --qrels qrels.txt --out tuned --way hybrid --way convex
+""",
+)
+@click.argument("index", type=existing_path)
+@qrels_options
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    help="What is tried, the default first. Default: 50 settings of hybrid and convex.",
+)
+@click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
+@click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Of the folds and the intervals."
+)
+@click.option(
+    "--write", "is_written", is_flag=True, help="Search the index by what was chosen from now on."
+)
+@access_options
+@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@json_option
+@job_options
+def tune_command(
+    index: Path,
+    collection: Path | None,
+    split: str,
+    queries: Path | None,
+    qrels: Path | None,
+    ways: tuple[str, ...],
+    measure: str,
+    folds: int,
+    seed: int,
+    is_written: bool,
+    tenant: str,
+    principals: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Choose on judged queries how words and vectors are fused.
+
+    Every setting is measured on queries that had no part in choosing it. Where nothing is gained
+    so, the default stays. output/retriever.json names the retriever to use; --write lets the index
+    be searched by it wherever nobody names another.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan
+    from stillroom.rag.evaluation.tuning import tune_fusion
+
+    found, judged = resolve_qrels(collection, split, queries, qrels)
+    artifact, report, tuned = tune_fusion(
+        RetrievalEvalPlan(
+            index,
+            found,
+            judged,
+            ways,
+            (measure,),
+            seed=seed,
+            access=build_access(tenant, principals),
+        ),
+        out,
+        folds=folds,
+        is_written=is_written,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    told = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
+    print_report(out, artifact, report, as_json=as_json, **told)
+
+
+@click.command(
+    "sweep",
+    epilog="""
+\b
+Examples:
+  stillroom rag sweep recipe.yaml --out swept
+  stillroom rag sweep recipe.yaml --out swept --cache cache sweep.measure=recall@5
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the report.")
+@click.option(
+    "--cache", type=existing_path, help="Where indexes and vectors are kept for later sweeps."
+)
+@click.option("--yes", "allow_many", is_flag=True, help="Try more than 24 configurations.")
+@json_option
+@job_options
+def sweep_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    cache: Path | None,
+    allow_many: bool,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Try chunkers, embedders and ways on judged questions, and say which is worth it.
+
+    The recipe is one of kind rag with a block sweep. The best configuration is chosen on one part
+    of the questions and measured on the other; output/best.yaml is its recipe.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.evaluation.sweep_job import run_sweep
+    from stillroom.rag.recipe import RagRecipe
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if not isinstance(loaded, RagRecipe):
+        raise RecipeError(
+            f"{recipe} is of kind {loaded.kind}",
+            code="rag.sweep-setting",
+            expected="kind: rag, with a block sweep",
+            next="stillroom new rag prints every setting",
+        )
+    artifact, report, outcome = run_sweep(
+        loaded,
+        out,
+        cache=cache,
+        allow_many=allow_many,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    best = outcome.best.configuration.model_dump(mode="json")
+    told = {"best": best, "is_gain": outcome.is_gain}
+    print_report(out, artifact, report, as_json=as_json, **told)

@@ -1,0 +1,196 @@
+"""``stillroom make``, ``run``, ``check`` and ``new``: recipes and the jobs that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.completion import complete_recipes
+from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "check_command",
+    "make_command",
+    "new_command",
+    "run_command",
+]
+
+
+@click.command(
+    "run",
+    epilog="""
+\b
+Examples:
+  stillroom run recipes/merge-ties.yaml --out merged
+  stillroom run recipes/merge-ties.yaml --out merged method.density=0.3
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the artifact.")
+@json_option
+@job_options
+def run_command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Run a recipe of any kind."""
+    from stillroom.cli.results import print_run
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.jobs.machine import get_process_rank
+    from stillroom.recipes import load_recipe
+
+    artifact = run_recipe(
+        load_recipe(recipe, overrides),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if get_process_rank() > 0:
+        return  # the first process tells
+    if as_json:
+        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
+    else:
+        print_run(out, artifact)
+
+
+@click.command(
+    "make",
+    epilog="""
+\b
+Examples:
+  stillroom make ./documents --out run
+  stillroom make ./documents --out run inputs.teacher=hub:HuggingFaceTB/SmolLM2-360M-Instruct
+""",
+)
+@click.argument("folder", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the run.")
+@json_option
+@job_options
+def make_command(
+    folder: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Turn a folder of documents into a model you own.
+
+    Runs the recipe that `stillroom new flow/make` prints: parse and index, write grounded records,
+    distill a student, merge, evaluate. Run again after a change: only what changed is done again.
+    """
+    from stillroom.cli.results import print_run
+    from stillroom.flow import run_make
+    from stillroom.jobs import choose_reporter
+
+    artifact = run_make(
+        folder,
+        out,
+        overrides=overrides,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"run": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
+    else:
+        print_run(out, artifact)
+
+
+@click.command(
+    "check",
+    epilog="""
+\b
+Examples:
+  stillroom check recipes/merge-ties.yaml
+  stillroom check my.yaml --out /mnt/large/run seed=3
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, default=Path("run"), help="Where it would be written.")
+@json_option
+@debug_option
+def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Validate a recipe and estimate memory, disk and time.
+
+    What it takes must be there: paths are looked for, references as hub:ORG/NAME and addresses are
+    not.
+    """
+    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
+    from stillroom.jobs import check_fits, describe_machine
+    from stillroom.jobs.machine import format_size
+    from stillroom.recipes import load_recipe, make_setting_locator
+
+    loaded = load_recipe(recipe, overrides)
+    check_inputs(loaded, make_setting_locator(recipe, overrides))
+    estimate = estimate_recipe(loaded)
+    flight = preflight_recipe(loaded, out, machine=False)
+    machine = describe_machine(out)
+    outline = outline_recipe(loaded)
+    if as_json:
+        print_json(
+            {
+                "memory_bytes": estimate.memory_bytes,
+                "disk_bytes": estimate.disk_bytes,
+                "seconds": estimate.seconds,
+                "basis": estimate.basis,
+                **({"graph": outline} if outline else {}),
+                **({"preflight": flight.to_json()} if flight else {}),
+            }
+        )
+    else:
+        rows = [
+            ("memory", format_size(estimate.memory_bytes), machine.memory_bytes),
+            ("disk", format_size(estimate.disk_bytes), machine.disk_bytes),
+        ]
+        for name, needed, free in rows:
+            click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
+        click.echo(f"time     about {_format_time(estimate.seconds)} on {machine.cores} cores")
+        click.echo(f"basis    {estimate.basis}")
+        for line in outline:
+            click.echo(line)
+        for line in flight.lines() if flight else ():
+            click.echo(line)
+    if flight:
+        flight.raise_errors()
+    check_fits(estimate, machine, str(recipe))
+    if not as_json:
+        click.echo(f"{recipe} is valid and fits")
+
+
+def _format_time(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+@click.command(
+    "new",
+    epilog="""
+\b
+Examples:
+  stillroom new flow/make > make.yaml
+  stillroom new merge/ties > merge.yaml
+""",
+)
+@click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)
+@debug_option
+def new_command(what: str) -> None:
+    """Print a commented recipe."""
+    from stillroom.recipes import render_template
+
+    kind, _, method = what.partition("/")
+    click.echo(render_template(kind, method or None), nl=False)

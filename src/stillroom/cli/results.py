@@ -1,0 +1,206 @@
+"""Printed results of runs and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stillroom.cli.output import print_json
+from stillroom.jobs import escape_line
+from stillroom.provenance import Artifact
+from stillroom.records import Answer
+
+__all__ = ["print_answer", "print_run"]
+
+_MAX_NEAREST = 2
+_MAIN_METRICS = (
+    "student/parameters",
+    "teacher/parameters",
+    "student/kl_to_teacher/initial",
+    "student/kl_to_teacher/final",
+    "retrieval/recall@5",
+    "answers/teacher/closed/f1",
+    "answers/teacher/retrieved/f1",
+    "answers/student/closed/f1",
+    "answers/student/retrieved/f1",
+)
+
+
+def print_run(out: Path, artifact: Artifact) -> None:
+    """Say what a job left, and for a whole run its main figures and the next commands."""
+    report = out / "report.json"
+    if artifact.kind != "report" or not report.is_file():
+        click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+        for failed in artifact.details.get("failed", ()):
+            told = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+            click.echo(escape_line(told), err=True)
+        return
+    metrics = {
+        metric["name"]: metric
+        for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
+    }
+    for name in _MAIN_METRICS:
+        if name in metrics:
+            click.echo(f"{name:34} {_format_metric(metrics[name])}")
+    for name, reason in artifact.details.get("skipped", {}).items():
+        click.echo(escape_line(f"{name:34} not done: {reason}"))
+    if artifact.details.get("skipped"):
+        click.echo(f"answers  by {artifact.details['answer']['fallback']}: nothing was trained")
+    click.echo(f"\nreport   {out / 'report.html'}")
+    click.echo(f'ask      stillroom ask {out} "..."')
+    click.echo(f"lineage  stillroom show {out} --lineage")
+    click.echo(f"serve    stillroom serve {out}")
+
+
+def _format_metric(metric: dict[str, object]) -> str:
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    is_whole = not isinstance(value, float) or value.is_integer()
+    shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
+    interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    return f"{shown}{interval}{unit} (n={metric['n']})"
+
+
+def print_answer(
+    pieces: Iterable[str | Answer],
+    *,
+    as_json: bool,
+    steps: bool = False,
+    asked_of: Path | None = None,
+) -> None:
+    """Stream an answer to standard output, then list what it stands on.
+
+    Args:
+        pieces: Of the answer, as ``ask_stream`` gives them.
+        as_json: Print one JSON value instead.
+        steps: List every step of finding and judging, too.
+        asked_of: The run or index, which the JSON names for whoever walks back from it.
+    """
+    answer: Answer | None = None
+    for piece in pieces:
+        if isinstance(piece, Answer):
+            answer = piece
+        elif not as_json:
+            click.echo(piece, nl=False)
+    if answer is None:
+        return
+    if as_json:
+        where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
+        print_json({**_to_json(answer), **where})
+        return
+    click.echo("\n" if answer.completion.text.strip() else "(the model said nothing)\n")
+    cached = answer.details.get("cached")
+    if cached:
+        click.echo(f"kept answer ({cached['kind']}), asked as: {cached['question']}")
+    _print_sources(answer)
+    _print_support(answer)
+    _print_notices(answer)
+    if steps:
+        for step in answer.details.get("trace", ()):
+            told = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+            click.echo(f"step {step['step']}: {told}" if told else f"step {step['step']}")
+
+
+def _to_json(answer: Answer) -> dict[str, Any]:
+    sources = _index_sources(answer)
+    return {
+        "answer": answer.completion.text,
+        "model": answer.completion.model,
+        "citations": [
+            {
+                "number": citation.number,
+                "passage_id": citation.passage_id,
+                "path": citation.location.path,
+                "digest": citation.location.digest,
+                "byte_start": citation.location.byte_start,
+                "byte_end": citation.location.byte_end,
+                "is_exact": citation.location.is_exact,
+                "pages": list(citation.location.pages),
+                "label": citation.location.label,
+                "text": citation.text,
+                **{
+                    key: sources[citation.number][key]
+                    for key in ("origin", "checked", "license", "flags")
+                    if key in sources.get(citation.number, {})
+                },
+            }
+            for citation in answer.citations
+        ],
+        "details": dict(answer.details),
+    }
+
+
+_REFUSAL_NOTES = {
+    "empty": "the model said nothing",
+    "restated": "the model only said again what was asked",
+}
+_PROVENANCE_NOTES = {
+    "signed": ", its file is signed",
+    "generated": ", its file says that a program made it",
+    "changed": ", its file was changed since it was signed",
+    "refused": ", its file is signed in a way that is no longer accepted",
+    "lab": ", its file is a forgery of this lab",
+}
+
+
+def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
+    return {one["number"]: one for one in answer.details.get("sources", ())}
+
+
+def _print_sources(answer: Answer) -> None:
+    """Print where every citation leads, who made it, and what to look twice at."""
+    sources = _index_sources(answer)
+    for citation in answer.citations:
+        source = sources.get(citation.number, {})
+        origin = f", origin {source['origin']}" if source else ""
+        checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
+        click.echo(f"[{citation.number}] {citation.location}{origin}{checked}")
+        if source.get("flags"):
+            click.echo(f"    look twice: {', '.join(source['flags'])}")
+    origins = answer.details.get("origins", {})
+    if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
+        told = ", ".join(f"{count} {name}" for name, count in origins.items())
+        click.echo(f"origin of what is cited: {told}")
+
+
+def _print_notices(answer: Answer) -> None:
+    """Say what did not go as one would think."""
+    if told := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
+        click.echo(f"note: {told}")
+    if answer.completion.finish_reason == "length":
+        click.echo("note: the answer was cut off at the most tokens that it may have")
+    dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
+    if dropped:
+        found = len(answer.hits) + dropped
+        click.echo(f"note: {dropped} of {found} passages did not fit the prompt")
+    if len(left_out) > dropped:
+        click.echo("note: the last passage that was shown was cut after a sentence")
+    for told in answer.details.get("notices", ()):
+        click.echo(f"note: {told}")
+
+
+def _print_support(answer: Answer) -> None:
+    """Say which sentences no passage supports; where none is, name what came nearest."""
+    details = answer.details
+    for dropped in details.get("dropped_statements", ()):
+        click.echo(f"left out, since no passage says it: {dropped['text']}")
+    if details.get("abstained"):
+        return
+    statements = details.get("statements", ())
+    open_ones = [one for one in statements if one["status"] in {"unsupported", "unverified"}]
+    if not answer.citations:
+        click.echo("no passage supports this answer")
+        nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_MAX_NEAREST]
+        for hit in nearest:
+            click.echo(f"nearest  {hit.passage.location}")
+        return
+    for one in (one for one in open_ones if "start" in one):
+        text = answer.completion.text[one["start"] : one["end"]]
+        what = "its citation does not say" if one["status"] == "unverified" else "no passage says"
+        click.echo(f"{what}: {text}")
+    if open_ones:
+        click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

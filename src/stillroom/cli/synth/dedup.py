@@ -1,0 +1,169 @@
+"""``stillroom synth dedup`` and ``decontaminate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import (
+    FiniteFloat,
+    engine_option,
+    existing_path,
+    job_options,
+    json_option,
+    read_engine,
+)
+from stillroom.cli.output import print_json
+
+__all__ = [
+    "decontaminate_command",
+    "dedup_command",
+]
+
+
+@click.command(
+    "dedup",
+    epilog="""
+\b
+Examples:
+  stillroom synth dedup records.jsonl --out clean
+  stillroom synth dedup a.jsonl b.parquet --out clean --threshold 0.7 --field question
+""",
+)
+@click.argument("records", type=existing_path, nargs=-1, required=True)
+@click.option(
+    "--threshold",
+    type=FiniteFloat(),
+    default=0.8,
+    show_default=True,
+    help="Jaccard similarity of word n-grams from which two records are one.",
+)
+@click.option("--n", type=int, default=5, show_default=True, help="Words of an n-gram.")
+@click.option(
+    "--field", "fields", multiple=True, help="Compare these fields; by default all messages."
+)
+@click.option(
+    "--prefer", default="", help="Field whose number says which one is kept, the highest."
+)
+@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@engine_option
+@json_option
+@job_options
+def dedup_command(
+    records: tuple[Path, ...],
+    threshold: float,
+    n: int,
+    fields: tuple[str, ...],
+    prefer: str,
+    out: Path,
+    engine: str,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Take near duplicates out of files of records.
+
+    Every pair above the threshold is found, and each record that falls is near the very one that
+    is kept: output/duplicates.jsonl lists both. The order of rows does not matter.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.jobs.engines import open_engine
+    from stillroom.synth.dedup.near_duplicates import DeduplicationSettings, deduplicate
+
+    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+        artifact, counts = deduplicate(
+            DeduplicationSettings(records, threshold, n, fields, prefer),
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            reporter=choose_reporter(quiet=quiet),
+            engine=opened,
+        )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **counts})
+        return
+    click.echo(
+        f"{out}: {counts['kept']} of {counts['read']} records kept, {counts['fell']} are near "
+        f"duplicates of one that is kept"
+    )
+    for name in ("unreadable", "wordless"):
+        if counts[name]:
+            click.echo(f"{counts[name]} {name}")
+
+
+@click.command(
+    "decontaminate",
+    epilog="""
+\b
+Examples:
+  stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
+  stillroom synth decontaminate r.jsonl --against test.jsonl --out clean \\
+    --embedder hub:sentence-transformers/all-MiniLM-L6-v2
+""",
+)
+@click.argument("records", type=existing_path, nargs=-1, required=True)
+@click.option(
+    "--against",
+    type=existing_path,
+    multiple=True,
+    required=True,
+    help="File or artifact of what must not be learned; may be given again.",
+)
+@click.option(
+    "--near",
+    type=FiniteFloat(),
+    default=0.65,
+    show_default=True,
+    help="Share of an item's words, in order, from which it is found.",
+)
+@click.option("--embedder", default="", help="Look for rewordings too, by this embedder.")
+@click.option("--judge", default="", help="Model that decides on rewordings in doubt.")
+@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@json_option
+@job_options
+def decontaminate_command(
+    records: tuple[Path, ...],
+    against: tuple[Path, ...],
+    near: float,
+    embedder: str,
+    judge: str,
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Take what holds a test question out of files of records.
+
+    Found are items word for word, with words changed, in another order, and, with --embedder, in
+    other words. output/contaminated.jsonl lists each record that fell with what is in it. Where the
+    embedder or the judge fails, records go to output/unchecked.jsonl and the exit code is 1.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.synth.dedup.decontamination import DecontaminationSettings, decontaminate
+    from stillroom.synth.dedup.leakage import LeakThresholds
+
+    artifact, told = decontaminate(
+        DecontaminationSettings(records, against, embedder, judge, LeakThresholds(near=near)),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **told})
+    else:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in told["kinds"].items())
+        click.echo(
+            f"{out}: {told['kept']} of {told['read']} records are clean; {told['contaminated']} "
+            f"hold one of {told['items_found']} items" + (f" ({kinds})" if kinds else "")
+        )
+        if not told["rewordings"]:
+            click.echo("rewordings were not looked for: add --embedder")
+        if told["unchecked"]:
+            click.echo(f"{told['unchecked']} records are not checked: {told['why_unchecked']}")
+    if told["unchecked"]:
+        sys.exit(1)

@@ -1,0 +1,238 @@
+"""``stillroom synth preview``, ``drops`` and ``export``: records of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.synth.output.rejected import RejectedRow
+    from stillroom.synth.run import UnitPreview
+
+__all__ = [
+    "drops_command",
+    "export_command",
+    "preview_command",
+]
+
+
+@click.command(
+    "preview",
+    epilog="""
+\b
+Examples:
+  stillroom synth preview recipes/synth-grounded-qa.yaml
+  stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--n",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many units to ask about.",
+)
+@json_option
+@debug_option
+def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
+    """Make a few records and print them."""
+    from stillroom.errors import RecipeError
+    from stillroom.recipes import load_recipe
+    from stillroom.synth.recipe import SynthRecipe
+    from stillroom.synth.run import preview
+
+    loaded = load_recipe(recipe, overrides)
+    if not isinstance(loaded, SynthRecipe):
+        raise RecipeError(
+            f"kind {loaded.kind} makes no records",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: synth",
+            next="stillroom new synth/grounded_qa",
+        )
+    units = preview(loaded, n)
+    if as_json:
+        print_json({"units": [_to_json(unit) for unit in units]})
+        return
+    for unit in units:
+        for record, dropped_by, verdict in unit.records:
+            for message in record.messages:
+                click.echo(f"{message.role}: {message.content}")
+            click.echo(
+                f"  {f'dropped by {dropped_by}: {verdict.reason}' if dropped_by else 'kept'}\n"
+            )
+        for reason, text in unit.failures:
+            click.echo(f"{' '.join(text.split())[:200]}\n  no record: {reason}\n")
+
+
+def _to_json(unit: UnitPreview) -> dict[str, Any]:
+    return {
+        "seed": unit.seed.item.id if unit.seed is not None else None,
+        "records": [
+            {"record": record.to_json(), "dropped_by": dropped_by, "reason": verdict.reason}
+            for record, dropped_by, verdict in unit.records
+        ],
+        "failures": [{"reason": reason, "text": text} for reason, text in unit.failures],
+    }
+
+
+_NARROW, _WIDE = 72, 140
+
+
+_LINES = 14
+
+
+@click.command(
+    "drops",
+    epilog="""
+\b
+Examples:
+  stillroom synth drops records
+  stillroom synth drops records --method grounded --reason "not supported" --n 5
+""",
+)
+@click.argument("run", type=existing_path)
+@click.option("--reason", default="", help="Only rows whose reason holds this.")
+@click.option("--method", default="", help="Only what this filter, generator or selector dropped.")
+@click.option("--step", default="", help="Only what fell at this step of a graph.")
+@click.option("--n", default=10, type=click.IntRange(min=0), show_default=True, help="Rows shown.")
+@json_option
+@debug_option
+def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
+    """Show what a run dropped, row beside reason."""
+    from stillroom.synth.output.rejected import count_rejected, read_rejected
+
+    rows = list(islice(read_rejected(run, reason=reason, method=method, step=step), n))
+    counts = count_rejected(run)
+    if as_json:
+        told = [
+            {"step": at, "method": by, "reason": why, "count": count}
+            for (at, by, why), count in counts.most_common()
+        ]
+        print_json({"counts": told, "rows": [row.to_json() for row in rows]})
+        return
+    for (at, by, why), count in counts.most_common():
+        if reason.casefold() in why.casefold() and method in {"", by} and step in {"", at}:
+            click.echo(f"{count:8}  {f'{at}/' if at else ''}{by}: {why}")
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
+    for row in rows:
+        click.echo("─" * width)
+        for line in _format_columns(row, width):
+            click.echo(line)
+
+
+def _format_columns(row: RejectedRow, width: int) -> Iterator[str]:
+    """Yield the lines of a row: what it says on the left, why it fell on the right."""
+    left_width = (width - 3) * 3 // 5
+    right_width = width - 3 - left_width
+    left = [line for role, text in row.says for line in _wrap(f"{role}: {text}", left_width)]
+    right = [line for text in _describe_drop(row) for line in _wrap(text, right_width)]
+    for one, other in zip_longest(_shorten(left), _shorten(right), fillvalue=""):
+        yield f"{one:<{left_width}} │ {other}".rstrip()
+
+
+def _describe_drop(row: RejectedRow) -> Iterator[str]:
+    yield f"{f'{row.step}/' if row.step else ''}{row.method}: {row.reason}"
+    if row.score is not None and (row.score or row.limit is not None):
+        bound = f" (bound {row.limit:.4g})" if row.limit is not None else ""
+        yield f"measured {row.score:.4g}{bound}"
+    if row.against:
+        yield f"against: {row.against}"
+    for name, value in (row.told or {}).items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield f"{name}: {shown}"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Return a text in lines; tabs and control characters are spaces."""
+    plain = " ".join("".join(c if c.isprintable() or c == " " else " " for c in text).split())
+    return textwrap.wrap(plain, width) or [""]
+
+
+def _shorten(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "…"]
+
+
+_FORMATS = (
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "preference",
+    "stillroom",
+)
+
+
+@click.command(
+    "export",
+    epilog="""
+\b
+Examples:
+  stillroom synth export records --out dataset
+  stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"
+""",
+)
+@click.argument("records", type=existing_path, nargs=-1, required=True)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(_FORMATS),
+    default="messages",
+    show_default=True,
+    help="Shape of a row.",
+)
+@click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
+@click.option("--name", default="", help="The dataset's name; by default the folder's.")
+@click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
+@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@json_option
+@debug_option
+def export_command(
+    records: tuple[Path, ...],
+    shape: str,
+    parquet: bool,
+    name: str,
+    with_fields: bool,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write records as a dataset with a card and Croissant metadata.
+
+    One file a split; a record's field 'split' says which, and held_out becomes test. What the
+    format cannot hold is left out and counted.
+    """
+    from stillroom.synth.output.dataset import export_records
+    from stillroom.synth.output.formats import ExportFormat
+
+    chosen: ExportFormat = next(one for one in get_args(ExportFormat) if one == shape)
+    told = export_records(
+        records,
+        out,
+        format=chosen,
+        kind="parquet" if parquet else "jsonl",
+        name=name,
+        with_fields=with_fields,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({"out": str(out), **told.to_json()})
+        return
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(told.rows.items()))
+    click.echo(f"{out}: {rows}")
+    for why, count in told.left_out.most_common():
+        click.echo(f"left out: {count} rows: {why}")

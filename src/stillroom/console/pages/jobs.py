@@ -1,0 +1,107 @@
+"""Job pages: recipe form, estimate, and progress of a job.
+
+The forms come from the recipes' schemas; jobs are those of the API, which the pages follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from stillroom.console.page_context import PageContext
+from stillroom.errors import DataError, RecipeError
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.jobs.store import JobRecord
+from stillroom.serve.views.forms import describe_form, list_forms
+
+__all__ = ["job_routes"]
+
+_MAX_JOBS = 200
+_MAX_VALUE_CHARS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _JobRow:
+    ticket: JobRecord
+    state: str
+    is_run: bool
+    position: int | None
+
+
+def job_routes(desk: PageContext, runner: JobRunner | None) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        if runner is None:
+            return desk.page(request, "make_none.html", title="Make")
+        tickets = list(reversed(list(runner.tickets)))[:_MAX_JOBS]
+        rows = [_build_row(one, runner, runs=frozenset()) for one in tickets]
+        forms = await desk.work(list_forms)
+        return desk.page(request, "make.html", title="Make", forms=forms, rows=rows)
+
+    async def new(request: Request) -> Response:
+        if runner is None:
+            return RedirectResponse("/make", 303)
+        kind = request.query_params.get("kind", "")
+        known = {one.name: one for one in await desk.work(list_forms)}
+        if kind not in known:
+            raise RecipeError(
+                f"there is no kind {kind!r:.80}",
+                code="recipe.unknown-kind",
+                expected=f"one of: {', '.join(known)}",
+                next="choose one on the page Make",
+            )
+        settings, commented = await desk.work(describe_form, kind)
+        places = [one.name for one in await desk.found() if one.name != "."]
+        return desk.page(
+            request,
+            "make_new.html",
+            title=f"Make: {kind}",
+            kind=known[kind],
+            settings=settings,
+            commented=request.query_params.get("recipe", "")[:_MAX_VALUE_CHARS] or commented,
+            is_written="recipe" in request.query_params,
+            places=[*await desk.work(_list_folders, desk), *places],
+        )
+
+    async def job(request: Request) -> Response:
+        ticket = runner.tickets.get(request.path_params["name"]) if runner is not None else None
+        if runner is None or ticket is None:
+            raise DataError(
+                f"there is no job {request.path_params['name']!r:.80}",
+                code="data.missing",
+                expected="a job of this folder",
+                next="see the page Make",
+            )
+        runs = frozenset(one.name for one in await desk.found() if one.is_run)
+        template = "job_head.html" if "part" in request.query_params else "job.html"
+        return desk.page(
+            request,
+            template,
+            title=ticket.label or ticket.id,
+            row=_build_row(ticket, runner, runs),
+            recipe=runner.tickets.recipe(ticket.id),
+        )
+
+    return [
+        Route("/make", page),
+        Route("/make/new", new),
+        Route("/make/jobs/{name}", job),
+    ]
+
+
+def _build_row(ticket: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
+    state = "cancelling" if ticket.is_cancelling else ticket.state
+    return _JobRow(ticket, state, f"jobs/{ticket.id}" in runs, runner.position(ticket))
+
+
+def _list_folders(desk: PageContext) -> list[str]:
+    """Return the folders at the top, which documents may lie in."""
+    return sorted(
+        one.name
+        for one in desk.root.iterdir()
+        if one.is_dir() and not one.name.startswith(".") and one.name != "jobs"
+    )

@@ -1,3 +1,0 @@
-"""Caches: what of earlier calls is used again."""
-
-SEAM = "what of earlier calls is used again"

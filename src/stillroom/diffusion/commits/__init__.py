@@ -1,3 +1,0 @@
-"""Commit rules: how many places are written in one step."""
-
-SEAM = "how many places are written in one step"

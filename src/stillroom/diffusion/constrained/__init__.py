@@ -1,0 +1,1 @@
+"""Constrained decoding: JSON infilling that satisfies a schema."""

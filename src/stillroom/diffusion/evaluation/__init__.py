@@ -1,0 +1,4 @@
+"""Evaluation.
+
+Likelihood bounds, validation, comparison with an autoregressive model, decoding sweeps.
+"""

@@ -1,0 +1,62 @@
+"""Monte Carlo estimate with a uniformly drawn number of masks: same mean, lower variance.
+
+Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The l are drawn from strata, one each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.interfaces import (
+    LikelihoodEstimate,
+    LikelihoodEstimator,
+    compute_standard_error,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood
+
+__all__ = ["LowVariance"]
+
+
+class LowVariance(LikelihoodEstimator):
+    """L / l times the loss of l masked tokens, l evenly from 1 to L."""
+
+    paper: ClassVar[str] = "arXiv:2502.09992"
+
+    samples: int = Field(default=32, ge=1, le=100_000, description="masks that are drawn")
+    is_stratified: bool = Field(
+        default=True, description="draw the numbers of masks from strata, one each"
+    )
+
+    @override
+    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
+        import torch
+
+        groups = scorer.groups
+        masks = torch.zeros(self.samples, len(scorer.places), dtype=torch.bool)
+        weights = torch.zeros(self.samples, len(scorer.places), dtype=torch.float64)
+        for group in groups:
+            size = len(group)
+            drawn = torch.rand(self.samples, generator=rng, dtype=torch.float64)
+            if self.is_stratified:
+                drawn = (torch.arange(self.samples) + drawn) / self.samples
+            for row, share in enumerate(drawn.tolist()):
+                count = min(int(share * size) + 1, size)
+                chosen = group[torch.randperm(size, generator=rng)[:count]]
+                masks[row, chosen] = True
+                weights[row, chosen] = size / count
+        draws = (scorer.logprobs(masks) * weights).sum(1).tolist()
+        is_paired = self.is_stratified and self.samples > 1
+        return LikelihoodEstimate(
+            sum(draws) / len(draws),
+            compute_standard_error(draws, is_paired=is_paired),
+            scorer.forwards,
+            self.samples,
+            len(scorer.places),
+        )

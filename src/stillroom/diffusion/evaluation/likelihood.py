@@ -1,0 +1,366 @@
+"""Log-likelihood estimates of texts under a diffusion model, and validation on held-out texts.
+
+Where attention is by blocks, a pass reads a noisy and a clean copy of the text, so that the noise
+of every block is seen with clean text before it; elsewhere it reads the noisy text alone.
+
+The same texts, times and masks every time, so that what moves is the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate, LikelihoodEstimator
+from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, build_training_mask
+from stillroom.diffusion.recipe import ValidationSettings
+from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState, suppress_tokens
+from stillroom.diffusion.training.data import CorruptedExample, MaskableExample, collate
+from stillroom.diffusion.training.loss import masked_cross_entropy
+from stillroom.errors import DataError
+
+__all__ = [
+    "ChoiceResult",
+    "MaskedLikelihood",
+    "Validation",
+    "choose_answer",
+    "choose_batch_rows",
+    "score_text",
+]
+
+
+_MAX_ROWS, _MAX_TOKENS = 16, 4096  # of one call
+
+
+class MaskedLikelihood:
+    """One text and a model.
+
+    ``groups`` are the runs of answer places that are masked independently of each other: one where
+    attention is full, one a block where it is by blocks, one a place where it is causal.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        ids: Sequence[int],
+        places: Sequence[int],
+        *,
+        cfg_scale: float = 0.0,
+        rows: int = 1,
+    ) -> None:
+        """Stand over a text.
+
+        Args:
+            model: A diffusion model.
+            ids: The whole text, (T,).
+            places: Which of its tokens are scored, rising; the others are given.
+            cfg_scale: Guidance, as in sampling; 0 is none.
+            rows: Texts read in one call; 1 gives the same bits always.
+
+        Raises:
+            DataError: If nothing is scored, a token is none of the model's, there are more tokens
+                than the model knows positions, or the first place is scored and the model's logits
+                are shifted.
+        """
+        metadata = model.metadata
+        if len(ids) > model.context_length:
+            raise DataError(
+                f"the text has {len(ids)} tokens, and the model knows {model.context_length} "
+                "positions",
+                code="diffusion.too-long",
+                expected=f"at most {model.context_length} tokens",
+                next="score a shorter text",
+            )
+        SequenceState.of(
+            InfillRequest(tuple(ids), 1), metadata.mask_token_id, model.vocabulary, room=1
+        )
+        self.model, self.cfg_scale, self.rows = model, cfg_scale, rows
+        self.ids = torch.tensor(list(ids), dtype=torch.long)
+        self.places = torch.tensor(list(places), dtype=torch.long)
+        self.forwards = 0
+        if len(self.places) == 0:
+            raise DataError(
+                "there is no token to score",
+                code="diffusion.nothing-open",
+                expected="an answer of at least one token",
+                next="check the text behind the prompt",
+            )
+        if metadata.logit_shift and int(self.places[0]) == 0:
+            raise DataError(
+                "this model tells a place by the state before it, and the first has none before it",
+                code="diffusion.first-place",
+                expected="a text that begins with a given token",
+                next="begin the text with the model's beginning-of-text token",
+            )
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """Indices into ``places`` of each group, (L_g,)."""
+        metadata, count = self.model.metadata, len(self.places)
+        if metadata.attention == "full":
+            return [torch.arange(count)]
+        size = metadata.block_size or 1
+        blocks = self.places // size
+        return [(blocks == block).nonzero()[:, 0] for block in sorted(set(blocks.tolist()))]
+
+    def logprobs(self, masks: Tensor) -> Tensor:
+        """Return the log-probability of every masked token, (n, L) float64; 0 where not masked.
+
+        Args:
+            masks: Which answer places are masked, (n, L), bool.
+        """
+        self.forwards += len(masks) * (2 if self.cfg_scale else 1)
+        found = torch.zeros(masks.shape, dtype=torch.float64)
+        with torch.inference_mode():
+            for start in range(0, len(masks), self.rows):
+                chunk = masks[start : start + self.rows]
+                for row, own in enumerate(self._read(chunk)):
+                    found[start + row][chunk[row]] = own
+        return found
+
+    def _read(self, masks: Tensor) -> list[Tensor]:
+        """Return the log-probabilities of each row's masked tokens, (k,) each."""
+        model, never = self.model, self.model.metadata.mask_token_id
+        sides = [self._states(masks, self.ids)]
+        if self.cfg_scale:
+            given = torch.ones_like(self.ids, dtype=torch.bool)
+            given[self.places] = False
+            sides.append(self._states(masks, torch.where(given, never, self.ids)))
+        found = []
+        for row, mask in enumerate(masks):  # the logits of one row at a time: (k, V) is large
+            logits = model.logits(sides[0][row])
+            if self.cfg_scale:
+                bare = model.logits(sides[1][row])
+                logits = bare + (self.cfg_scale + 1) * (logits - bare)
+            own = self.ids[self.places[mask]].to(logits.device)
+            chances = suppress_tokens(logits, [never]).log_softmax(-1)
+            found.append(chances.gather(-1, own[:, None])[:, 0].double().cpu())
+        return found
+
+    def _states(self, masks: Tensor, ids: Tensor) -> list[Tensor]:
+        """Return the states behind each row's masked places, (k, D)."""
+        return self.model.read([self._reading(mask, ids) for mask in masks])
+
+    def _reading(self, mask: Tensor, ids: Tensor) -> ForwardRequest:
+        metadata, length = self.model.metadata, len(ids)
+        masked = self.places[mask]
+        noisy = ids.clone()
+        noisy[masked] = metadata.mask_token_id
+        at, shift = torch.arange(length), int(metadata.logit_shift)
+        if metadata.attention == "full":
+            return ForwardRequest(noisy, at, self.model.sees(at, at), masked - shift)
+        size = metadata.block_size or 1
+        want = masked - shift
+        # the state before a block's first place is a clean one
+        want = torch.where((masked % size == 0) & bool(shift), want + length, want)
+        seen = build_training_mask(length, size)
+        return ForwardRequest(torch.cat([noisy, ids]), torch.cat([at, at]), seen, want)
+
+
+def choose_batch_rows(length: int) -> int:
+    """Return how many masks of a text of so many tokens are read in one call.
+
+    They are as long as each other, so that nothing is padded; small models read twice as fast.
+    """
+    return max(1, min(_MAX_ROWS, _MAX_TOKENS // max(length, 1)))
+
+
+def score_text(
+    model: DiffusionModel,
+    ids: Sequence[int],
+    places: Sequence[int],
+    estimator: LikelihoodEstimator,
+    *,
+    seed: int = 0,
+    cfg_scale: float = 0.0,
+    rows: int = 1,
+) -> LikelihoodEstimate:
+    """Return the bound of a text's log-likelihood with its error.
+
+    Arguments as ``MaskedLikelihood`` has.
+    """
+    scorer = MaskedLikelihood(model, ids, places, cfg_scale=cfg_scale, rows=rows)
+    return estimator.estimate(scorer, torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceResult:
+    """Which of several answers a model finds likeliest.
+
+    Args:
+        best: Its number.
+        bounds: Of each answer.
+        lead: By how many standard errors it is ahead of the second; infinite where nothing was
+            drawn, 0 where there is no second.
+    """
+
+    best: int
+    bounds: tuple[LikelihoodEstimate, ...]
+    lead: float
+
+
+def choose_answer(
+    model: DiffusionModel,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    estimator: LikelihoodEstimator,
+    *,
+    per_token: bool = False,
+    seed: int = 0,
+    cfg_scale: float = 0.0,
+) -> ChoiceResult:
+    """Score each answer behind the prompt and say which is likeliest, and how surely.
+
+    Args:
+        model: A diffusion model.
+        prompt: Token ids.
+        answers: Token ids of each.
+        estimator: How to score; all answers are given the same seed.
+        per_token: Compare nats a token instead of nats.
+        seed: Draws masks.
+        cfg_scale: Guidance.
+    """
+    bounds = tuple(
+        score_text(
+            model,
+            [*prompt, *answer],
+            range(len(prompt), len(prompt) + len(answer)),
+            estimator,
+            seed=seed,
+            cfg_scale=cfg_scale,
+            rows=choose_batch_rows(len(prompt) + len(answer)),
+        )
+        for answer in answers
+    )
+    scores = [(-b.per_token if per_token else b.value, b) for b in bounds]
+    order = sorted(range(len(scores)), key=lambda at: -scores[at][0])
+    if len(order) < 2:
+        return ChoiceResult(order[0], bounds, 0.0)
+    (first, one), (second, other) = scores[order[0]], scores[order[1]]
+    parts = [b.error / (b.tokens if per_token else 1) for b in (one, other)]
+    error = (parts[0] ** 2 + parts[1] ** 2) ** 0.5
+    return ChoiceResult(order[0], bounds, (first - second) / error if error else float("inf"))
+
+
+_VALIDATION_BATCH = 8
+
+
+class Validation:
+    """Held-out texts and how they are measured."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        lessons: Sequence[MaskableExample],
+        settings: ValidationSettings,
+        *,
+        is_causal: bool,
+        seed: int,
+    ) -> None:
+        """Stand over held-out texts, the first ones.
+
+        Args:
+            model: Is measured whenever it is asked for, in whatever state it is then.
+            lessons: Held-out texts.
+            settings: How many, which times, how many masks.
+            is_causal: Whether the model is autoregressive: then there is one exact number.
+            seed: Draws masks.
+        """
+        self.model, self.settings, self.is_causal, self.seed = model, settings, is_causal, seed
+        self.lessons = list(lessons[: settings.records])
+
+    @torch.no_grad()
+    def fixed_times(self) -> dict[str, float]:
+        """Return the mean cross-entropy of masked tokens at each fixed time, in nats."""
+        was_training = self.model.network.training
+        self.model.network.eval()
+        found = {}
+        for t in () if self.is_causal else self.settings.times:
+            texts = [self._masked(lesson, at, t) for at, lesson in enumerate(self.lessons)]
+            found[f"validation/masked_ce/t={t:g}"] = self._mean(texts)
+        if self.is_causal:
+            texts = [self._clean(lesson) for lesson in self.lessons]
+            found["validation/loss"] = self._mean(texts)
+        self.model.network.train(was_training)
+        return found
+
+    def bound(self, on_done: Callable[[], None]) -> dict[str, Any]:
+        """Return the bound of all texts in nats a token, its error, and what it cost.
+
+        An autoregressive model's number is exact.
+        """
+        estimator = ESTIMATORS.build({"name": "low_variance", "samples": self.settings.samples})
+        was_training = self.model.network.training
+        self.model.network.eval()
+        bounds: list[LikelihoodEstimate] = []
+        for at, lesson in enumerate(self.lessons):
+            places = np.flatnonzero(lesson.noised).tolist()
+            if self.is_causal:
+                nats = self._mean([self._clean(lesson)]) * len(places)
+                bounds.append(LikelihoodEstimate(-nats, 0.0, 1, 0, len(places)))
+            else:
+                bounds.append(
+                    score_text(
+                        self.model,
+                        lesson.ids.tolist(),
+                        places,
+                        estimator,
+                        seed=self.seed + at,
+                        rows=choose_batch_rows(len(lesson.ids)),
+                    )
+                )
+            on_done()
+        self.model.network.train(was_training)
+        tokens = sum(bound.tokens for bound in bounds)
+        return {
+            "nats_per_token": -sum(bound.value for bound in bounds) / max(tokens, 1),
+            "error": math.sqrt(sum(bound.error**2 for bound in bounds)) / max(tokens, 1),
+            "is_bound": not self.is_causal,
+            "records": len(bounds),
+            "tokens": tokens,
+            "forwards": sum(bound.forwards for bound in bounds),
+        }
+
+    def _masked(self, lesson: MaskableExample, number: int, t: float) -> CorruptedExample:
+        rng = np.random.default_rng([self.seed, number, round(t * 1e6)])
+        noised = lesson.noised
+        is_masked = (rng.random(len(noised)) < t) & noised
+        if not is_masked.any():  # a short text at a small time: one token is masked at least
+            is_masked[rng.choice(np.flatnonzero(noised))] = True
+        return self._text(lesson, is_masked, is_masked, t)
+
+    def _clean(self, lesson: MaskableExample) -> CorruptedExample:
+        return self._text(lesson, lesson.noised & False, lesson.noised, 1.0)
+
+    def _text(
+        self, lesson: MaskableExample, is_masked: Any, is_learned: Any, t: float
+    ) -> CorruptedExample:
+        ones = np.ones(len(lesson.ids))
+        return CorruptedExample(
+            lesson.record_id, lesson.ids, is_masked, is_learned, ones, ones * t, 1
+        )
+
+    @torch.no_grad()
+    def _mean(self, texts: Sequence[CorruptedExample]) -> float:
+        total, count, metadata = 0.0, 0, self.model.metadata
+        for start in range(0, len(texts), _VALIDATION_BATCH):
+            part = texts[start : start + _VALIDATION_BATCH]
+            batch = collate(part, metadata, block_size=metadata.block_size)
+            states = self.model.states(batch.ids, batch.positions, batch.seen)
+            device = states.device
+            _, losses = masked_cross_entropy(
+                states.flatten(0, 1)[batch.flat.to(device)],
+                self.model.head,
+                batch.labels.to(device),
+                batch.scale.to(device),
+                metadata.mask_token_id,
+            )
+            total += float(losses.double().sum())
+            count += len(losses)
+        return total / max(count, 1)

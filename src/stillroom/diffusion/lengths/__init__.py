@@ -1,3 +1,0 @@
-"""Lengths: how many places a text gets."""
-
-SEAM = "how many places a text gets"

@@ -1,0 +1,4 @@
+"""Masked diffusion networks.
+
+Checkpoint metadata, published formats, initialization, forward passes.
+"""

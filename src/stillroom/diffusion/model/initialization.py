@@ -1,0 +1,434 @@
+"""Initial checkpoints of training: random weights, conversion, mask token and vocabulary.
+
+A diffusion checkpoint is taken as it is, one of a published layout in stock terms; an
+autoregressive one gets a mask token whose embedding is the mean of all; a new network is drawn.
+Whatever it was, afterwards it is an ordinary checkpoint with metadata, and training knows one kind.
+
+Sources: our own figures (docs/explanation/lab-notebook.md, "How far a bound is from a loss"); Wu et
+al. 2025, arXiv:2509.26328 (Fast-dLLM v2: 1e9 tokens, by blocks); Gong et al. 2024, arXiv:2410.17891
+(DiffuLLaMA: 65e9, seeing both ways); Ye et al. 2025, arXiv:2508.15487 (Dream: 580e9). Between a
+million tokens and a thousand million nothing was measured here, and it says so.
+
+For models that are trained from nothing on small, closed worlds, where a vocabulary of 50,000 would
+be most of the network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.diffusion.model.loading import convert_format
+from stillroom.diffusion.model.metadata import DiffusionMetadata
+from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
+from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.jobs import atomic_write
+from stillroom.models import resolve_checkpoint
+from stillroom.models.local.causal_lm import load_tokenizer
+
+__all__ = [
+    "BOS_TOKEN",
+    "BUILTIN_TOKENIZERS",
+    "EOS_TOKEN",
+    "MASK_TOKEN",
+    "build_tokenizer",
+    "check_initial_checkpoint",
+    "convert_checkpoint",
+    "describe_expected_quality",
+    "init_weights",
+    "prepare_initial_checkpoint",
+    "read_json",
+]
+
+
+_EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
+
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+def prepare_initial_checkpoint(
+    recipe: DiffusionRecipe, texts: Callable[[], Iterable[str]], folder: Path
+) -> str:
+    """Write the folder that training starts from; one that stands there already is kept.
+
+    Args:
+        recipe: Says what to start from, and the attention to be learned.
+        texts: The records' texts, where a tokenizer is made of them.
+        folder: Where to.
+
+    Returns:
+        In words, what was done.
+
+    Raises:
+        CheckpointError: If the start cannot be made a diffusion model.
+        RecipeError: If a setting contradicts the start.
+    """
+    done = folder / "start.txt"
+    if done.is_file():
+        return done.read_text(encoding="utf-8")
+    if isinstance(recipe.start, ScratchSettings):
+        said = _create_checkpoint(recipe, recipe.start, texts, folder)
+    else:
+        said = _convert_initial(recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder)
+    done.write_text(said, encoding="utf-8")
+    return said
+
+
+def check_initial_checkpoint(recipe: DiffusionRecipe) -> None:
+    """Refuse an autoregressive start where the objective needs a diffusion model.
+
+    Raises:
+        CheckpointError: If it is one, or is missing.
+    """
+    if isinstance(recipe.start, ScratchSettings) or not recipe.objective.needs_model:
+        return
+    stored = Checkpoint.open(resolve_checkpoint(recipe.start))
+    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    if known is None and convert_format(stored) is None:
+        raise CheckpointError(
+            f"objective {recipe.objective.method_name()} goes on from a diffusion model, and this "
+            "is an autoregressive checkpoint",
+            code="diffusion.not-diffusion",
+            where=str(stored.folder / "config.json"),
+            expected="a diffusion checkpoint that answers already",
+            next="train it first with objective: bound",
+        )
+
+
+def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
+    """Write a diffusion checkpoint of a published layout in stock terms, with its metadata.
+
+    Args:
+        reference: The checkpoint.
+        out: Where to; the folder appears when it is whole.
+        overwrite: Replace a folder that stands there.
+
+    Returns:
+        In words, what it was.
+
+    Raises:
+        CheckpointError: If it is no diffusion checkpoint: an autoregressive one has to be trained.
+        DataError: If ``out`` stands already.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="a new folder",
+            next="choose another --out, or replace it with --overwrite",
+        )
+    stored = Checkpoint.open(resolve_checkpoint(reference))
+    translation = convert_format(stored)
+    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    known = known if translation is None else translation.metadata
+    if known is None:
+        raise CheckpointError(
+            "this is an autoregressive checkpoint: it has to be trained on masked text",
+            code="diffusion.not-diffusion",
+            where=str(stored.folder / "config.json"),
+            expected="a diffusion checkpoint, or records to train on",
+            next="add --records RECORDS",
+        )
+    config = dict(stored.config if translation is None else translation.config)
+    names = stored.names() if translation is None else list(translation.names)
+    read = stored.tensor if translation is None else translation.tensor
+    metadata = known.model_copy(update={"layout": "stillroom"})
+    with CheckpointWriter(out, config=metadata.to_config(config)) as writer:
+        for name in names:
+            writer.add(name, read(name).contiguous())
+        writer.copy_tokenizer(stored.folder)
+    return f"a diffusion checkpoint of layout {known.layout}"
+
+
+def _create_checkpoint(
+    recipe: DiffusionRecipe,
+    start: ScratchSettings,
+    texts: Callable[[], Iterable[str]],
+    folder: Path,
+) -> str:
+    words = folder.with_name(f"{folder.name}-tokenizer")
+    if start.tokenizer in BUILTIN_TOKENIZERS or start.tokenizer.startswith("builtin:"):
+        size = build_tokenizer(start.tokenizer, texts(), words, start.context_length)
+        tokenizer = load_tokenizer(words)
+    else:
+        tokenizer = load_tokenizer(resolve_checkpoint(start.tokenizer))
+        size = len(tokenizer)
+    mask, size = _find_mask_token(tokenizer, size)
+    tokenizer.save_pretrained(words)
+    config = _scratch_config(start, tokenizer, size)
+    shift = recipe.noising.is_causal if recipe.logit_shift is None else recipe.logit_shift
+    tensors = init_weights(start, config, recipe.seed)
+    _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
+    count = sum(t.numel() for t in tensors.values())
+    return f"a new network of {count} parameters, {size} tokens"
+
+
+def _scratch_config(start: ScratchSettings, tokenizer: Any, size: int) -> dict[str, Any]:
+    inner = start.inner or max(8, start.width * 8 // 3 // 8 * 8)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": start.width,
+        "intermediate_size": inner,
+        "num_hidden_layers": start.layers,
+        "num_attention_heads": start.heads,
+        "num_key_value_heads": start.kv_heads or start.heads,
+        "head_dim": start.width // start.heads,
+        "vocab_size": size,
+        "max_position_embeddings": start.context_length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": start.tie,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _convert_initial(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) -> str:
+    """Write a checkpoint anew, with metadata; return what it was."""
+    translation = convert_format(stored)
+    config = dict(stored.config if translation is None else translation.config)
+    names: Sequence[str] = stored.names() if translation is None else translation.names
+    read = stored.tensor if translation is None else translation.tensor
+    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    known = known if translation is None else translation.metadata
+    config.pop("stillroom_backend", None)
+    tokenizer = load_tokenizer(stored.folder)
+    words = folder.with_name(f"{folder.name}-tokenizer")
+    if known is not None:
+        tokenizer.save_pretrained(words)
+        shift = known.logit_shift if recipe.logit_shift is None else recipe.logit_shift
+        config = _add_metadata(recipe, config, known.mask_token_id, shift=shift, known=known)
+        _write(folder, words, config, {name: read(name) for name in names})
+        return f"a diffusion checkpoint of layout {known.layout}"
+    size = int(config["vocab_size"])
+    mask, needed = _find_mask_token(tokenizer, len(tokenizer))
+    tokenizer.save_pretrained(words)
+    tensors = {name: read(name) for name in names if not _is_tied_head(name, config)}
+    said = "an autoregressive checkpoint"
+    # A twin that learns the next token gets the row too: it has the tokenizer, and the mask is
+    # given no probability in training, so that it costs its loss nothing.
+    tensors = _add_mask_rows(tensors, mask, max(size, needed), str(stored.folder))
+    said += f", its mask token {mask} " + ("added" if needed > size else "one it kept in reserve")
+    config["vocab_size"] = max(size, needed)
+    shift = True if recipe.logit_shift is None else recipe.logit_shift
+    _write(folder, words, _add_metadata(recipe, config, mask, shift=shift), tensors)
+    return said
+
+
+def _find_mask_token(tokenizer: Any, size: int) -> tuple[int, int]:
+    """Return a tokenizer's mask token, added where it has none, and its number of tokens."""
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    return int(tokenizer.mask_token_id), max(size, len(tokenizer))
+
+
+def _add_mask_rows(
+    tensors: dict[str, Tensor], mask: int, size: int, where: str
+) -> dict[str, Tensor]:
+    """Return tensors with rows for ``size`` tokens; that of the mask is the mean of all others."""
+    found = [name for name in (*_EMBEDDINGS, *_HEADS) if name in tensors]
+    if not any(name in _EMBEDDINGS for name in found):
+        raise CheckpointError(
+            "the embeddings of this architecture are not known, so no mask token can be added",
+            code="diffusion.layout",
+            where=where,
+            expected=f"a tensor named {' or '.join(_EMBEDDINGS)}",
+            next="use a Llama, Qwen2 or Qwen3 checkpoint",
+        )
+    made = dict(tensors)
+    for name in found:
+        rows = tensors[name]
+        mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+        grown = torch.cat([rows, mean.expand(max(size - len(rows), 0), -1)]).clone()
+        grown[mask] = mean[0]
+        made[name] = grown
+    return made
+
+
+def _is_tied_head(name: str, config: dict[str, Any]) -> bool:
+    return name in _HEADS and bool(config.get("tie_word_embeddings"))
+
+
+def _add_metadata(
+    recipe: DiffusionRecipe,
+    config: dict[str, Any],
+    mask: int,
+    *,
+    shift: bool,
+    known: DiffusionMetadata | None = None,
+) -> dict[str, Any]:
+    ends = config.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    pad = config.get("pad_token_id")
+    metadata = DiffusionMetadata(
+        mask_token_id=mask,
+        attention=recipe.attention,
+        block_size=recipe.block_size,
+        logit_shift=shift,
+        schedule=recipe.schedule.method_name(),
+        end_token_ids=known.end_token_ids if known else tuple(int(end) for end in listed),
+        pad_token_id=known.pad_token_id if known else None if pad == mask else pad,
+        head_bias=known.head_bias if known else False,
+        layout="stillroom",
+    )
+    return metadata.to_config(config)
+
+
+def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    with CheckpointWriter(folder, config=config) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor.contiguous())
+        writer.copy_tokenizer(words)
+
+
+def init_weights(start: ScratchSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+    """Draw a Llama network's weights: 0.02 wide, what is added to the residual less by depth."""
+    rng = torch.Generator().manual_seed(seed)
+    width, inner = start.width, int(config["intermediate_size"])
+    kv = width // start.heads * int(config["num_key_value_heads"])
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS[0]: (int(config["vocab_size"]), width)}
+    for layer in range(start.layers):
+        at = f"model.layers.{layer}"
+        shapes |= {
+            f"{at}.input_layernorm.weight": (width,),
+            f"{at}.self_attn.q_proj.weight": (width, width),
+            f"{at}.self_attn.k_proj.weight": (kv, width),
+            f"{at}.self_attn.v_proj.weight": (kv, width),
+            f"{at}.self_attn.o_proj.weight": (width, width),
+            f"{at}.post_attention_layernorm.weight": (width,),
+            f"{at}.mlp.gate_proj.weight": (inner, width),
+            f"{at}.mlp.up_proj.weight": (inner, width),
+            f"{at}.mlp.down_proj.weight": (width, inner),
+        }
+    shapes["model.norm.weight"] = (width,)
+    if not start.tie:
+        shapes[_HEADS[0]] = shapes[_EMBEDDINGS[0]]
+    narrow = 0.02 / math.sqrt(2 * start.layers)
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            tensors[name] = torch.ones(shape)
+        else:
+            spread = narrow if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            tensors[name] = torch.randn(shape, generator=rng) * spread
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return dict(found)
+
+
+_BUDGETS = (
+    (
+        1e6,
+        "it has begun to fill holes: a token or two that stand near others; no sentences "
+        "(SmolLM2-135M after 15 thousand tokens: a bound of 5.8 nats a token, 9.1 before; its "
+        "autoregressive loss was 3.7)",
+    ),
+    (1e7, "words and phrases of the records, not sentences"),
+    (
+        1e9,
+        "more than words, if the records are alike; less than the autoregressive start, and how "
+        "much was not measured here",
+    ),
+)
+
+
+def describe_expected_quality(tokens: int, *, by_blocks: bool) -> str:
+    """Return what to expect of a model converted by so many tokens, in one sentence.
+
+    Args:
+        tokens: That it learned from.
+        by_blocks: Whether attention is by blocks; else it sees both ways.
+    """
+    published = (
+        "a published conversion by blocks took 1e9 (Fast-dLLM v2)"
+        if by_blocks
+        else "published ones that see both ways took 6.5e10 (DiffuLLaMA) and 5.8e11 (Dream)"
+    )
+    for most, said in _BUDGETS:
+        if tokens < most:
+            return f"after {tokens:,} tokens expect this: {said}; {published}"
+    return f"{tokens:,} tokens are a budget for a model that writes: {published}"
+
+
+BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN = "<|begin|>", "<|end|>", "<|mask|>", "<|unknown|>"
+
+
+BUILTIN_TOKENIZERS = ("builtin:characters", "builtin:words")
+
+
+def build_tokenizer(kind: str, texts: Iterable[str], folder: Path, context_length: int) -> int:
+    """Write tokenizer.json and tokenizer_config.json, and return how many tokens there are.
+
+    Args:
+        kind: One of ``BUILTIN_TOKENIZERS``. Words are runs without white space; what stands between
+            them is
+            taken as one space.
+        texts: What the vocabulary is made of; what is not in it is one unknown token.
+        folder: Where to.
+        context_length: Positions that the model knows.
+
+    Raises:
+        RecipeError: If there is no such kind.
+    """
+    if kind not in BUILTIN_TOKENIZERS:
+        raise RecipeError(
+            f"'{kind}' is no tokenizer that is made of records",
+            code="diffusion.tokenizer",
+            where="start.tokenizer",
+            expected=f"one of: {', '.join(BUILTIN_TOKENIZERS)}, or a checkpoint",
+            next="builtin:characters for small corpora",
+        )
+    is_words = kind == "builtin:words"
+    found: set[str] = set()
+    for text in texts:
+        found.update(text.split() if is_words else text)
+    special = [UNKNOWN_TOKEN, BOS_TOKEN, EOS_TOKEN, MASK_TOKEN]
+    vocabulary = {token: at for at, token in enumerate([*special, *sorted(found - set(special))])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN))
+    if is_words:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS_TOKEN} $A",
+        pair=f"{BOS_TOKEN} $A $B",
+        special_tokens=[(BOS_TOKEN, vocabulary[BOS_TOKEN])],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": UNKNOWN_TOKEN,
+        "bos_token": BOS_TOKEN,
+        "eos_token": EOS_TOKEN,
+        "pad_token": EOS_TOKEN,
+        "mask_token": MASK_TOKEN,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length,
+    }
+    with atomic_write(folder / "tokenizer_config.json") as file:
+        file.write(json.dumps(config, indent=1) + "\n")
+    return len(vocabulary)

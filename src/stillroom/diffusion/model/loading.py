@@ -1,0 +1,209 @@
+"""Loading of diffusion checkpoints: metadata, format conversion, and a check of the attention mask.
+
+A checkpoint that does not say it is a diffusion model is refused, however well it would load: an
+autoregressive one fed with masks gives text, and all of it is wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.diffusion.interfaces import CHECKPOINT_FORMATS, ConvertedCheckpoint
+from stillroom.diffusion.model.metadata import BACKEND_NAME, DiffusionMetadata
+from stillroom.diffusion.model.network import DiffusionModel
+from stillroom.errors import CheckpointError, RecipeError
+from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.local.causal_lm import build_causal_lm, load_tokenizer
+
+__all__ = ["check_attention", "convert_format", "load_prepared", "load_trained", "open_diffusion"]
+
+_PROBE_TOKENS = 8
+_MAX_PROBE_TOKENS = 256
+
+
+def open_diffusion(
+    reference: str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> DiffusionModel:
+    """Open a diffusion checkpoint: one of ours, or of any layout that is known.
+
+    Args:
+        reference: A folder, a job's folder or ``hub:NAME[@revision]``.
+        overrides: Fields of ``DiffusionMetadata`` that are known better than the checkpoint says,
+            as attention and block_size of an A2D checkpoint that was trained by blocks.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        CheckpointError: If it is no diffusion model, or its attention is not what it says.
+    """
+    path = resolve_checkpoint(reference)
+    stored = Checkpoint.open(path)
+    found = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    translation = None if found is not None else convert_format(stored)
+    if translation is not None:
+        found = translation.metadata
+    if found is None:
+        raise _not_diffusion_error(stored)
+    metadata = _override_metadata(found, overrides or {}, str(stored.folder))
+    config: Mapping[str, Any] = translation.config if translation else stored.config
+    metadata.check_vocabulary(config, str(stored.folder))
+    network = _load(stored, metadata, translation, dtype, device)
+    tokenizer = load_tokenizer(stored.folder) if _has_tokenizer(stored.folder) else None
+    model = DiffusionModel(
+        network,
+        metadata,
+        tokenizer=tokenizer,
+        name=path.absolute().name,
+        fingerprint=stored.fingerprint,
+    )
+    check_attention(model, str(stored.folder))
+    return model
+
+
+def load_prepared(folder: Path) -> DiffusionModel:
+    """Load a folder that says what it is, in float32, to be trained; causal ones, too.
+
+    Raises:
+        CheckpointError: If it says nothing.
+    """
+    stored = Checkpoint.open(folder)
+    metadata = DiffusionMetadata.from_config(stored.config, str(folder))
+    if metadata is None:
+        raise _not_diffusion_error(stored)
+    network = _load(stored, metadata, None, "float32", "auto")
+    return DiffusionModel(network, metadata, tokenizer=load_tokenizer(folder), name=folder.name)
+
+
+def load_trained(folder: Path, like: DiffusionModel) -> DiffusionModel:
+    """Load a checkpoint that was just written, in float32; its metadata are those of ``like``."""
+    network = _load(Checkpoint.open(folder), like.metadata, None, "float32", "auto")
+    return DiffusionModel(network, like.metadata, tokenizer=like.tokenizer, name=folder.name)
+
+
+def convert_format(stored: Checkpoint) -> ConvertedCheckpoint | None:
+    """Return a checkpoint of a published format in terms of a stock architecture, else None.
+
+    Raises:
+        CheckpointError: If it is of a known format and cannot be read.
+    """
+    for name in CHECKPOINT_FORMATS.names():
+        layout = CHECKPOINT_FORMATS.build(name)
+        if layout.fits(stored.config):
+            return layout.translate(stored)
+    return None
+
+
+def check_attention(model: DiffusionModel, where: str = "") -> None:
+    """Prove that positions see what the metadata says, by changing one token and looking.
+
+    Raises:
+        CheckpointError: If a state that must change does not, or one that must not does.
+    """
+    found = _find_mask_violation(model)
+    if found is not None and found[1] and model.dtype != torch.float32:
+        # what little a small model's token changes may be lost in half precision
+        found = _find_mask_violation(
+            DiffusionModel(copy.deepcopy(model.network).float(), model.metadata)
+        )
+    if found is not None:
+        position, is_seen, changed = found
+        raise CheckpointError(
+            f"position {position} {'does not see' if is_seen else 'sees'} position {changed}",
+            code="diffusion.attention",
+            where=where,
+            expected=f"attention {model.metadata.attention}, as its metadata says",
+            next="use a Llama, Qwen2, Qwen3 or GPT-NeoX architecture with sdpa attention",
+        )
+
+
+@torch.inference_mode()
+def _find_mask_violation(model: DiffusionModel) -> tuple[int, bool, int] | None:
+    """Return a position that sees another or not as it must, whether it must, and which other."""
+    metadata = model.metadata
+    size = metadata.block_size or _PROBE_TOKENS
+    if size > _MAX_PROBE_TOKENS:
+        return None  # blocks that long are proved by the shorter ones of the tests
+    length = min(size * 2, model.context_length)
+    ids = (torch.arange(length) * 7 + 3) % model.vocabulary
+    positions = torch.arange(length)
+    seen = model.sees(positions, positions)
+    for changed in {length - 1, min(size, length) - 1}:
+        other = ids.clone()
+        other[changed] = (other[changed] + 1) % model.vocabulary
+        both = torch.stack([ids, other])
+        states = model.states(both, positions.expand(2, -1), seen[None].expand(2, -1, -1))
+        moved = (states[0] != states[1]).any(-1).cpu()
+        for position in range(changed):
+            if bool(moved[position]) != bool(seen[position, changed]):
+                return position, bool(seen[position, changed]), changed
+    return None
+
+
+def _load(
+    stored: Checkpoint,
+    metadata: DiffusionMetadata,
+    translation: ConvertedCheckpoint | None,
+    dtype: str,
+    device: str,
+) -> Any:
+    is_stock = translation is None and not metadata.head_bias
+    if is_stock and _has_tokenizer(stored.folder):
+        return load_causal_lm(stored.folder, dtype=dtype, device=device, backend=BACKEND_NAME)[0]
+    config = stored.config if translation is None else translation.config
+    return build_causal_lm(
+        {key: value for key, value in config.items() if key not in {"dtype", "torch_dtype"}},
+        stored.names() if translation is None else translation.names,
+        stored.tensor if translation is None else translation.tensor,
+        where=str(stored.folder),
+        head_bias=metadata.head_bias,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _override_metadata(
+    found: DiffusionMetadata, given: Mapping[str, Any], where: str
+) -> DiffusionMetadata:
+    unknown = sorted(set(given) - set(DiffusionMetadata.model_fields))
+    if unknown:
+        raise RecipeError(
+            f"'{unknown[0]}' says nothing of a diffusion model",
+            code="recipe.unknown-key",
+            expected=f"one of: {', '.join(DiffusionMetadata.model_fields)}",
+        )
+    said = {**found.model_dump(), **given}
+    return DiffusionMetadata.from_config({"stillroom_diffusion": said}, where) or found
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def _not_diffusion_error(stored: Checkpoint) -> CheckpointError:
+    return CheckpointError(
+        "this is an autoregressive checkpoint: nothing says that it was trained on masked text",
+        code="diffusion.not-diffusion",
+        where=str(stored.folder / "config.json"),
+        expected="a checkpoint that this room made, or one of model type "
+        + ", ".join(
+            sorted(
+                {
+                    t
+                    for n in CHECKPOINT_FORMATS.names()
+                    for t in CHECKPOINT_FORMATS.get(n).model_types
+                }
+            )
+        ),
+        next="train it on: kind: diffusion, start: CHECKPOINT",
+    )

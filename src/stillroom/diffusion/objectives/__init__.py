@@ -1,3 +1,0 @@
-"""Objectives: what the model is trained towards."""
-
-SEAM = "what the model is trained towards"

@@ -1,3 +1,0 @@
-"""Orders: which open place is written first."""
-
-SEAM = "which open place is written first"

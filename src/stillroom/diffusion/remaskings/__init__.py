@@ -1,3 +1,0 @@
-"""Remasking: what happens to tokens that were written already."""
-
-SEAM = "what happens to tokens that were written already"

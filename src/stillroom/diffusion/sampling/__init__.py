@@ -1,0 +1,1 @@
+"""Sampling by iterative unmasking: settings, sequence state, KV caches, the sampler."""

@@ -1,0 +1,197 @@
+"""Cache sessions that reuse stale keys and values of models with bidirectional attention.
+
+Every token's keys and values follow from the whole text, so none is final. These sessions read the
+whole text at times and only a part of it in between; what they do not read is stale. Refreshed in
+every step, they are exact. How stale it had become is measured whenever it is read again: one less
+the cosine of a place's values before and after, over all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stillroom.diffusion.sampling.kv_cache import CacheSession
+from stillroom.models.local.attention import SlotKVCache
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.kv_cache import CacheQuery, Reads
+
+__all__ = [
+    "ApproximateCacheSession",
+    "DriftCacheSession",
+]
+
+
+class ApproximateCacheSession(CacheSession):
+    """Reads all places at the beginning of a block and at every refresh, and some in between."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        capacity: int,
+        choose: Callable[[CacheQuery, Tensor], Tensor],
+        *,
+        refresh: int | None,
+        per_block: bool = True,
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            model: Reads.
+            capacity: Places at most, shadows included.
+            choose: Returns the places read between refreshes, (n,), rising, given the question and
+                the text as each place was last read, (T,).
+            refresh: Steps from one full reading to the next; None is none within a block.
+            per_block: Whether each block begins with one.
+        """
+        super().__init__(model)
+        self.keys = SlotKVCache(capacity)
+        self._choose, self._refresh, self._per_block = choose, refresh, per_block
+        self._last: Tensor | None = None
+        self._age = 0
+        self._states: Tensor | None = None
+        self._block = -1
+        self._moved, self._compared = 0.0, 0
+        self.ages = torch.zeros(0, dtype=torch.long)
+        """Steps since each place was read, (T,)."""
+        self.known = torch.zeros(0, dtype=torch.bool)
+        """Which places were ever read, (T,)."""
+
+    @property
+    @override
+    def drift(self) -> float | None:
+        """How far values had moved when stale places were read again, 0 to 2; None before that."""
+        return self._moved / self._compared if self._compared else None
+
+    @override
+    def read(self, ask: CacheQuery) -> Reads:
+        visible = self.visible(ask)
+        is_due = self._is_due(ask)
+        chosen = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
+        needed = ask.places - self.shift
+        before = self._values_before(chosen, is_due=is_due)
+        reading = self.reading(ask, chosen, visible, want=torch.arange(len(chosen)))
+        reading.keys = self.keys
+        reading.slots = torch.cat([chosen, visible + torch.arange(len(ask.shadows))])
+        states = yield reading
+        own, beside = states[: len(chosen)], states[len(chosen) :]
+        self._keep(ask, chosen, own)
+        if before is not None:
+            self._compare(chosen, _cosine_distance(before, self._values(chosen)))
+        self.ages += 1
+        self.ages[chosen] = 0
+        self.known[chosen] = True
+        if self._states is None:
+            raise ValueError("nothing was read")
+        # a state before the chosen places is taken as it was when that place was last read
+        return torch.cat([self._states[needed.to(own.device)], beside])
+
+    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
+        """Return the values that are about to be replaced, where it is told how far they move."""
+        return self._values(chosen) if is_due and bool(self.known.any()) else None
+
+    def _values(self, places: Tensor) -> Tensor:
+        """Return the values of places in every layer, (L, n, H d)."""
+        found = [values[0][:, places].transpose(0, 1).flatten(1) for _, values in self.keys.layers]
+        return torch.stack(found)
+
+    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
+        """Note how far places moved, (n,), those that were stale."""
+        is_stale = (self.ages[chosen] > 0) & self.known[chosen]
+        self._moved += float(distance[is_stale].sum())
+        self._compared += int(is_stale.sum())
+
+    def _is_due(self, ask: CacheQuery) -> bool:
+        is_new = self._last is None or len(self._last) != len(ask.ids)
+        begins = self._per_block and ask.start != self._block
+        self._block = ask.start
+        self._age += 1
+        if is_new:
+            self._last = None
+            self.ages = torch.zeros(len(ask.ids), dtype=torch.long)
+            self.known = torch.zeros(len(ask.ids), dtype=torch.bool)
+        if is_new or begins or (self._refresh is not None and self._age >= self._refresh):
+            self._age = 0
+            return True
+        return False
+
+    def _known(self, ask: CacheQuery) -> Tensor:
+        if self._last is None:
+            raise ValueError("nothing was read")
+        return self._last
+
+    def _keep(self, ask: CacheQuery, chosen: Tensor, states: Tensor) -> None:
+        """Note what was read, and the states of it."""
+        if self._last is None:
+            self._last = torch.full_like(ask.ids, -1)
+            self._states = states.new_zeros(len(ask.ids), states.shape[-1])
+        self._last[chosen] = ask.ids[chosen]
+        if self._states is not None:
+            self._states[chosen.to(states.device)] = states
+
+
+def _cosine_distance(before: Tensor, after: Tensor) -> Tensor:
+    """Return one less the cosine of values, the mean over layers, (n,), on the processor."""
+    cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return (1 - cosine).mean(0).cpu()
+
+
+_INITIAL_DRIFT_RATE = 1.0  # a place that was never read twice is taken to move at once
+
+
+class DriftCacheSession(ApproximateCacheSession):
+    """Reads a share of the kept places in every step, and all where they have moved too far."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        capacity: int,
+        *,
+        share: float,
+        most_drift: float,
+        refresh: int | None,
+    ) -> None:
+        """Begin a text; arguments as ``caches.adaptive`` describes them."""
+        super().__init__(model, capacity, self._choose_moved, refresh=refresh)
+        self._share, self._most = share, most_drift
+        self._rates = torch.zeros(0)
+        self._has_moved = False
+
+    @override
+    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
+        return self._values(chosen) if bool(self.known.any()) else None
+
+    @override
+    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
+        super()._compare(chosen, distance)
+        ages, known = self.ages[chosen], self.known[chosen]
+        self._rates[chosen[known]] = (distance / (ages + 1))[known]
+        stale = distance[known & (ages > 0)]
+        self._has_moved = len(stale) > 0 and float(stale.mean()) > self._most
+
+    @override
+    def _is_due(self, ask: CacheQuery) -> bool:
+        is_due = super()._is_due(ask)
+        if len(self._rates) != len(ask.ids):
+            self._rates = torch.full((len(ask.ids),), _INITIAL_DRIFT_RATE)
+        if self._has_moved and not is_due:
+            self._age, is_due = 0, True
+        self._has_moved = False
+        return is_due
+
+    def _choose_moved(self, ask: CacheQuery, last: Tensor) -> Tensor:
+        stop = len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
+        is_read = (ask.ids != last)[:stop]
+        is_read[ask.places - self.shift] = True
+        kept = (~is_read).nonzero()[:, 0]
+        count = round(self._share * len(kept))
+        if count:
+            expected = self._rates[kept] * (self.ages[kept] + 1)
+            is_read[kept[expected.topk(count).indices]] = True
+        return is_read.nonzero()[:, 0]

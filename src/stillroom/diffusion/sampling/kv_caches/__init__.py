@@ -1,0 +1,3 @@
+"""KV caches, one file each."""
+
+SEAM = "what of earlier calls is used again"

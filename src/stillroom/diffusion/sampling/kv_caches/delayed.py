@@ -1,0 +1,54 @@
+"""KV cache of decoded tokens, filled one step after decoding; masked positions stay uncached.
+
+Source: Ma et al. 2025, arXiv:2505.15781 (dKV-Cache): a token changes most in the step it is written
+in, so it is read once more before its keys and values are kept. Exact with refresh 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.sampling.kv_cache import CacheSession, KVCacheMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.kv_cache import CacheQuery
+
+__all__ = ["Delayed"]
+
+
+class Delayed(KVCacheMethod):
+    """Open places and those that have just changed are read."""
+
+    paper: ClassVar[str] = "arXiv:2505.15781"
+    is_exact: ClassVar[bool] = False
+
+    refresh: int | None = Field(
+        default=8,
+        ge=1,
+        description="steps from one reading of the whole text to the next; null is never; 1 is "
+        "exact",
+    )
+
+    @override
+    def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
+        import torch
+
+        from stillroom.diffusion.sampling.approximate_cache import ApproximateCacheSession
+
+        shift = int(model.metadata.logit_shift)
+
+        def choose(ask: CacheQuery, last: Tensor) -> Tensor:
+            stop = len(ask.ids) if model.metadata.attention == "full" else ask.stop
+            is_read = (ask.is_open | (ask.ids != last))[:stop]
+            is_read[ask.places - shift] = True
+            return torch.arange(stop)[is_read]
+
+        return ApproximateCacheSession(
+            model, capacity, choose, refresh=self.refresh, per_block=False
+        )

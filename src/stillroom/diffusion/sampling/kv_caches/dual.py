@@ -1,0 +1,47 @@
+"""KV cache of the prefix and the suffix of the block that is decoded.
+
+Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2 (DualCache). The cheapest and the
+most stale; exact with refresh 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.sampling.kv_cache import CacheSession, KVCacheMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.kv_cache import CacheQuery
+
+__all__ = ["Dual"]
+
+
+class Dual(KVCacheMethod):
+    """Only the block itself is read again."""
+
+    paper: ClassVar[str] = "arXiv:2505.22618"
+    is_exact: ClassVar[bool] = False
+
+    refresh: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps from one reading of the whole text to the next; null is once a block; "
+        "1 is exact",
+    )
+
+    @override
+    def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
+        import torch
+
+        from stillroom.diffusion.sampling.approximate_cache import ApproximateCacheSession
+
+        def choose(ask: CacheQuery, last: Tensor) -> Tensor:
+            return torch.arange(ask.start, ask.stop)
+
+        return ApproximateCacheSession(model, capacity, choose, refresh=self.refresh)

@@ -1,0 +1,3 @@
+"""Length policies, one file each."""
+
+SEAM = "how many places a text gets"

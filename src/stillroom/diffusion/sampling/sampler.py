@@ -1,0 +1,471 @@
+"""Sampler of one sequence by iterative unmasking, and batched generation.
+
+A writer is a coroutine: it yields what it wants read and is sent the states. So several texts can
+be written side by side and share calls, while each depends on nothing but itself: its own places,
+its own step counts, its own random numbers.
+
+With ``rows: 1`` every call reads one text, without padding: a text gets the same bits whatever is
+asked beside it. On a processor that costs nothing, as blocks keep it busy; on an accelerator raise
+``rows``, and texts agree up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest
+from stillroom.diffusion.sampling.kv_cache import CacheQuery, CacheSession
+from stillroom.diffusion.sampling.sequence import (
+    Candidates,
+    CommittedTokens,
+    InfillRequest,
+    SampledSequence,
+    SequenceState,
+    StepIndex,
+    draw_exponential,
+    sample_tokens,
+    suppress_tokens,
+)
+from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.errors import DataError
+
+__all__ = [
+    "DiffusionSampler",
+    "StepEvent",
+    "generate",
+]
+
+
+_MAX_REOPENED = 4
+
+
+_NO_POSITIONS = torch.zeros(0, dtype=torch.long)
+
+
+Reads = Generator[ForwardRequest, Tensor, None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """A text after one step.
+
+    Args:
+        row: Which of the requests.
+        step: From 0, over all blocks.
+        nfe: Readings so far.
+        ids: The text, the mask token where open, (T,).
+        is_open: (T,).
+        written: Places that were written in this step.
+        changed: Places that were opened again or replaced.
+        confidence: Of every token when it was chosen, (T,).
+        tail: Where the room behind the request's text begins.
+    """
+
+    row: int
+    step: int
+    nfe: int
+    ids: tuple[int, ...]
+    is_open: tuple[bool, ...]
+    written: tuple[int, ...]
+    changed: tuple[int, ...]
+    confidence: tuple[float, ...]
+    tail: int
+
+
+@dataclass(slots=True)
+class DiffusionSampler:
+    """Writes one text.
+
+    Args:
+        model: What is read.
+        settings: How.
+        request: What.
+        row: Which of the requests, for events.
+        on_step: Told after every step.
+    """
+
+    model: DiffusionModel
+    settings: DecodeSettings
+    request: InfillRequest
+    row: int = 0
+    on_step: Callable[[StepEvent], None] | None = None
+    canvas: SequenceState = field(init=False)
+    nfe: int = field(init=False, default=0)
+    steps: int = field(init=False, default=0)
+    changes: int = field(init=False, default=0)
+    ended: bool = field(init=False, default=False)
+    rng: torch.Generator = field(init=False)
+    _sessions: list[CacheSession] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Lay the text out.
+
+        Raises:
+            DataError: If nothing is open, a token is none of the model's, there are more places
+                than the model knows positions, or the first place is open and the model's logits
+                are shifted.
+        """
+        metadata, room = self.model.metadata, self.request.max_new_tokens
+        length, most = len(self.request.ids) + room, self.model.context_length
+        if length > most:
+            raise DataError(
+                f"the text and its room have {length} places, and the model knows {most} positions",
+                code="diffusion.too-long",
+                expected=f"at most {most} places",
+                next="give less text, or lower max_new_tokens",
+            )
+        self.canvas = SequenceState.of(
+            self.request,
+            metadata.mask_token_id,
+            self.model.vocabulary,
+            room=self.settings.length.start(room) if room else 0,
+        )
+        if metadata.logit_shift and bool(self.canvas.is_open[0]):
+            raise DataError(
+                "this model tells a place by the state before it, and the first has none before it",
+                code="diffusion.first-place",
+                expected="a text that begins with a given token",
+                next="begin the prompt with the model's beginning-of-text token",
+            )
+        if self.settings.length.needs_whole and not bool(
+            self.canvas.is_given[: self.canvas.tail].all()
+        ):
+            raise DataError(
+                f"length '{self.settings.length.method_name()}' is for text behind a prompt",
+                code="diffusion.holes",
+                expected="no holes in the text",
+                next="use length fixed",
+            )
+        seed = self.settings.seed if self.request.seed is None else self.request.seed
+        self.rng = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        cache = self.settings.cache_for(metadata)
+        capacity = self.canvas.length + (self.settings.block_length or self.canvas.length)
+        sides = 2 if self.settings.cfg_scale else 1
+        self._sessions = [cache.open(self.model, capacity) for _ in range(sides)]
+
+    def run(self) -> Reads:
+        """Yield readings until the text is written."""
+        yield from self._extend()
+        size = self.settings.block_length or self.model.metadata.block_size
+        is_aligned = self.model.metadata.attention == "block_causal"
+        blocks = self.canvas.blocks(size, aligned=is_aligned)
+        grown = 0
+        for number, (start, stop) in enumerate(blocks):
+            before = self.canvas.length
+            yield from self._write(start + grown, stop + grown, number, len(blocks))
+            grown += self.canvas.length - before
+            if self.ended:
+                return
+
+    def sample(self, *, cancelled: bool = False) -> SampledSequence:
+        """Return the text as it stands."""
+        canvas, metadata = self.canvas, self.model.metadata
+        ids = canvas.ids.tolist()
+        end = canvas.end_place(metadata.end_token_ids)
+        new = ids[canvas.tail : end] if end is not None else ids[canvas.tail :]
+        reason = "cancelled" if cancelled else "stop" if end is not None else "length"
+        return SampledSequence(
+            tuple(ids),
+            tuple(new),
+            reason,
+            self.nfe,
+            self.steps,
+            tuple(canvas.confidence.tolist()),
+            tuple(canvas.chosen_at.tolist()),
+            self.changes,
+            self._sessions[0].drift,
+        )
+
+    def _extend(self) -> Reads:
+        """Add places until the last ones say that the text has ended."""
+        length, canvas = self.settings.length, self.canvas
+        while length.window and canvas.length - canvas.tail < self.request.max_new_tokens:
+            places = canvas.open_in(canvas.tail, canvas.length)
+            logits = yield from self._logits(places, _NO_POSITIONS, canvas.tail, canvas.length, 0)
+            room = self.request.max_new_tokens - (canvas.length - canvas.tail)
+            more = length.extend(self._end_confidence(places, logits[0]), room)
+            if not more:
+                return
+            canvas.insert(canvas.length, more, self.model.metadata.mask_token_id)
+
+    def _write(self, start: int, stop: int, block: int, blocks: int) -> Reads:
+        """Write one block."""
+        canvas, opened = self.canvas, len(self.canvas.open_in(start, stop))
+        remasking, looks = self.settings.remasking, 0
+        number = 0
+        while True:
+            places = canvas.open_in(start, stop)
+            is_full = len(places) == 0
+            if is_full and (remasking is None or looks >= remasking.extra_steps):
+                return
+            looks += is_full
+            step = StepIndex(number, block, blocks, opened)
+            seen = canvas.written_in(start, stop)
+            asked = (
+                seen if remasking is not None and remasking.needs != "nothing" else _NO_POSITIONS
+            )
+            logits = yield from self._logits(places, asked, start, stop, number)
+            written = self._commit(places, logits[0], step)
+            changed = self._review(seen, logits[1], step)
+            stop += yield from self._expand(logits[0], places, stop)
+            self._tell(written, changed)
+            number += 1
+            if is_full and len(changed) == 0:
+                return
+            if self._has_ended():
+                return
+
+    def _logits(
+        self, places: Tensor, asked: Tensor, start: int, stop: int, step: int
+    ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
+        """Return logits at open places (k, V), and at written ones (m, V) where they are asked for.
+
+        With guidance both sides are read: l = l_u + (w + 1)(l_c - l_u), the given text masked in
+        l_u (Nie et al. 2024, arXiv:2410.18514).
+        """
+        canvas, mask = self.canvas, self.model.metadata.mask_token_id
+        remasking = self.settings.remasking
+        beside = remasking is not None and remasking.needs == "shadows"
+        wanted = places if beside else torch.cat([places, asked]).sort().values
+        sides = []
+        for at, session in enumerate(self._sessions):
+            ids = canvas.ids if at == 0 else torch.where(canvas.is_given, mask, canvas.ids)
+            ask = CacheQuery(
+                ids,
+                start,
+                stop,
+                wanted,
+                canvas.is_open,
+                asked if beside else _NO_POSITIONS,
+                mask,
+                step,
+            )
+            sides.append((yield from self._read(session, ask)))
+        logits = sides[0]
+        if len(sides) == 2:
+            logits = sides[1] + (self.settings.cfg_scale + 1) * (sides[0] - sides[1])
+        logits = self._suppress(logits)
+        if len(asked) == 0:
+            return logits, None
+        is_asked = torch.isin(wanted, asked) if not beside else torch.zeros(0, dtype=torch.bool)
+        if beside:
+            return logits[: len(places)], logits[len(places) :]
+        return logits[~is_asked], logits[is_asked]
+
+    def _read(
+        self, session: CacheSession, ask: CacheQuery
+    ) -> Generator[ForwardRequest, Tensor, Tensor]:
+        reads = session.read(ask)
+        try:
+            reading = next(reads)
+            while True:
+                self.nfe += 1
+                states = yield reading
+                reading = reads.send(states)
+        except StopIteration as done:
+            states = done.value
+        return self.model.logits(states)
+
+    def _suppress(self, logits: Tensor) -> Tensor:
+        metadata, end = self.model.metadata, self.settings.end
+        never = [metadata.mask_token_id, *(metadata.end_token_ids if end.never else ())]
+        logits = suppress_tokens(logits, never)
+        return (
+            suppress_tokens(logits, metadata.end_token_ids, end.penalty) if end.penalty else logits
+        )
+
+    def _commit(self, places: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
+        """Write the places that order and commit rule choose; return them."""
+        if len(places) == 0:
+            return places
+        settings = self.settings
+        tokens = self._choose(places, logits)
+        view = Candidates(places, tokens, logits, step, self.rng)
+        rank = settings.order.score(view).sort(descending=True, stable=True).indices
+        ordered = view.ordered(rank)
+        if settings.end.last:
+            ordered = self._without_ends(ordered)
+        is_taken = settings.commit.take(ordered)
+        is_taken[0] = True
+        chosen = ordered.places[is_taken]
+        own = ordered.tokens[is_taken.to(tokens.device)].cpu()
+        self.canvas.commit(chosen, own, ordered.confidence[is_taken], self.steps)
+        return chosen
+
+    def _choose(self, places: Tensor, logits: Tensor) -> Tensor:
+        """Return what would be written at places, (k,): drawn, or as the text's rule allows."""
+        settings, rule = self.settings, self.request.rule
+        if rule is None:
+            return sample_tokens(
+                logits,
+                temperature=settings.temperature,
+                rng=self.rng,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+            )
+        if settings.temperature:
+            # the likeliest of perturbed logits: exact where places do not depend on each other
+            noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
+            logits = logits.double() / settings.temperature - noise
+        return rule.choose(self.canvas.ids, self.canvas.is_open, places, logits)
+
+    def _without_ends(self, view: Candidates) -> Candidates:
+        """Leave out candidates that end the text, unless there are no others."""
+        ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
+        others = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
+        return view.ordered(others) if len(others) else view
+
+    def _review(self, seen: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
+        """Let remasking take tokens back or replace them; return the places that changed."""
+        remasking, canvas = self.settings.remasking, self.canvas
+        if remasking is None or len(seen) == 0:
+            return _NO_POSITIONS
+        look = CommittedTokens(
+            seen,
+            canvas.ids[seen] if logits is None else canvas.ids[seen].to(logits.device),
+            canvas.confidence[seen],
+            logits,
+            step,
+            self.settings.commit.plan(step),
+            self.rng,
+        )
+        is_opened, tokens = remasking.review(look)
+        is_opened = is_opened & (canvas.reopened[seen] < _MAX_REOPENED)
+        tokens = tokens.cpu()
+        is_replaced = ~is_opened & (tokens != canvas.ids[seen])
+        is_replaced &= canvas.reopened[seen] < _MAX_REOPENED
+        canvas.ids[seen[is_replaced]] = tokens[is_replaced]
+        canvas.reopened[seen[is_replaced]] += 1
+        canvas.reopen(seen[is_opened], self.model.metadata.mask_token_id)
+        changed = seen[is_opened | is_replaced]
+        self.changes += len(changed)
+        return changed
+
+    def _expand(
+        self, logits: Tensor, places: Tensor, stop: int
+    ) -> Generator[ForwardRequest, Tensor, int]:
+        """Put places before the least sure one; return how many."""
+        yield from ()
+        length, canvas = self.settings.length, self.canvas
+        still = canvas.is_open[places]
+        if not length.window or not bool(still.any()):
+            return 0
+        confidence = logits.double().softmax(-1).max(-1).values.cpu()
+        least = int(torch.where(still, confidence, 2.0).argmin())
+        room = self.request.max_new_tokens - (canvas.length - canvas.tail)
+        end = self._end_confidence(places, logits)
+        count = length.expand(float(confidence[least]), end, room)
+        if count:
+            canvas.insert(int(places[least]), count, self.model.metadata.mask_token_id)
+        return count
+
+    def _end_confidence(self, places: Tensor, logits: Tensor) -> float:
+        """Return how sure the last places are that the text has ended, from 0 to 1."""
+        canvas, ends = self.canvas, torch.tensor(list(self.model.metadata.end_token_ids))
+        window = min(self.settings.length.window, canvas.length - canvas.tail)
+        first = canvas.length - window
+        best = logits.double().softmax(-1).max(-1)
+        is_end = torch.isin(best.indices.cpu(), ends) & (places >= first)
+        sure = float(best.values.cpu()[is_end & canvas.is_open[places]].sum())
+        written = canvas.written_in(first, canvas.length)
+        is_end = torch.isin(canvas.ids[written], ends)
+        return (sure + float(canvas.confidence[written[is_end]].sum())) / max(window, 1)
+
+    def _has_ended(self) -> bool:
+        if self.settings.end.stop_early:
+            self.ended = self.canvas.end_place(self.model.metadata.end_token_ids) is not None
+        return self.ended
+
+    def _tell(self, written: Tensor, changed: Tensor) -> None:
+        if self.on_step is not None:
+            canvas = self.canvas
+            self.on_step(
+                StepEvent(
+                    self.row,
+                    self.steps,
+                    self.nfe,
+                    tuple(canvas.ids.tolist()),
+                    tuple(canvas.is_open.tolist()),
+                    tuple(sorted(written.tolist())),
+                    tuple(changed.tolist()),
+                    tuple(canvas.confidence.tolist()),
+                    canvas.tail,
+                )
+            )
+        self.steps += 1
+
+
+@torch.inference_mode()
+def generate(
+    model: DiffusionModel,
+    requests: Sequence[InfillRequest],
+    settings: DecodeSettings,
+    *,
+    on_step: Callable[[StepEvent], None] | None = None,
+    on_done: Callable[[int, SampledSequence], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> list[SampledSequence]:
+    """Write every request, in order.
+
+    Args:
+        model: A diffusion model.
+        requests: What to write.
+        settings: How.
+        on_step: Told after every step of every text.
+        on_done: Told of each text as it is done, in any order.
+        is_cancelled: Asked before every call; once true, texts come back as they stand.
+
+    Raises:
+        RecipeError: If the settings ask for what the model cannot do.
+        DataError: If a request cannot be written.
+    """
+    settings.check_against(model.metadata)
+    writers = [
+        DiffusionSampler(model, settings, request, row, on_step)
+        for row, request in enumerate(requests)
+    ]
+    samples: dict[int, SampledSequence] = {}
+    is_stopped = is_cancelled or (lambda: False)
+    waiting = list(range(len(writers)))
+    active: dict[int, tuple[Reads, ForwardRequest]] = {}
+
+    def finish(row: int, *, cancelled: bool = False) -> None:
+        samples[row] = writers[row].sample(cancelled=cancelled)
+        if on_done is not None:
+            on_done(row, samples[row])
+
+    while (waiting or active) and not is_stopped():
+        while waiting and len(active) < settings.rows:
+            row = waiting.pop(0)
+            run = writers[row].run()
+            active[row] = (run, next(run))
+        chosen = _select_call(active)
+        states = model.read([active[row][1] for row in chosen])
+        for row, own in zip(chosen, states, strict=True):
+            following = _advance(active[row][0], own)
+            if following is None:
+                del active[row]
+                finish(row)
+            else:
+                active[row] = (active[row][0], following)
+    for row in sorted({*waiting, *active}):
+        finish(row, cancelled=True)
+    return [samples[row] for row in range(len(writers))]
+
+
+def _select_call(active: dict[int, tuple[Reads, ForwardRequest]]) -> list[int]:
+    """Return the rows whose readings go into one call: all with keys, or all without."""
+    rows = sorted(active)
+    with_keys = active[rows[0]][1].keys is not None
+    return [row for row in rows if (active[row][1].keys is not None) == with_keys]
+
+
+def _advance(run: Reads, states: Tensor) -> ForwardRequest | None:
+    try:
+        return run.send(states)
+    except StopIteration:
+        return None

@@ -1,0 +1,3 @@
+"""Unmasking orders, one file each."""
+
+SEAM = "which open place is written first"

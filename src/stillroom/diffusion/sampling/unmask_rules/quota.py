@@ -1,0 +1,50 @@
+"""Even share of the block in each step, for a given number of steps.
+
+Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the odd
+ones. Steps left over where a block has fewer places than steps are not taken. Places that have to
+wait (end tokens, where they come last) count in the share, so that the others are not held up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.interfaces import UnmaskRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.sampling.sequence import Candidates, StepIndex
+
+__all__ = ["Quota"]
+
+
+class Quota(UnmaskRule):
+    """So many that the text takes ``steps`` steps."""
+
+    paper: ClassVar[str] = "arXiv:2502.09992"
+    has_plan: ClassVar[bool] = True
+
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps of the whole text, shared evenly by its blocks; null is one a place",
+    )
+
+    @override
+    def plan(self, step: StepIndex) -> int:
+        if self.steps is None:
+            return step.opened
+        own = self.steps // step.blocks + (step.block < self.steps % step.blocks)
+        return max(1, min(own, step.opened))
+
+    @override
+    def take(self, view: Candidates) -> Tensor:
+        import torch
+
+        left = self.plan(view.step) - view.step.number
+        share = -(-view.open_count // max(left, 1))
+        return torch.arange(len(view.places)) < share

@@ -1,0 +1,1 @@
+"""Training: corruption of examples, loss, preference optimization and reinforcement learning."""

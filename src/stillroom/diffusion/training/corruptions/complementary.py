@@ -1,0 +1,47 @@
+"""Complementary masking: two copies, each masked where the other is not.
+
+Source: LLaDA2.0, arXiv:2512.15745 (complementary masking); coupled sampling of DiffuCoder,
+arXiv:2506.20639. Each copy weighs half; both are unbiased, together they spread less. It costs
+twice the reading of ``independent``. Differs: the second copy's weight is bounded where nearly all
+is masked in the first, as the first one's is by the recipe's least time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.diffusion.interfaces import Corruption, MaskedCopy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.diffusion.interfaces import Bools, Floats, NoiseSchedule
+
+__all__ = ["Complementary"]
+
+_LEAST_SHARE = 1e-3  # of the second copy: else one token in a million weighs a million
+
+
+class Complementary(Corruption):
+    """A copy and its complement."""
+
+    paper: ClassVar[str] = "arXiv:2512.15745"
+
+    @override
+    def copies(
+        self, is_noised: Bools, t: Floats, schedule: NoiseSchedule, rng: np.random.Generator
+    ) -> list[MaskedCopy]:
+        import numpy as np
+
+        share, slope = schedule.share(t), schedule.slope(t)
+        is_masked = (rng.random(len(t)) < share) & is_noised
+        others = ~is_masked & is_noised
+        grid = np.linspace(0, 1, 1001)
+        mirrored = np.interp(1 - share, schedule.share(grid), grid)
+        rest = (1 - share).clip(min=_LEAST_SHARE)
+        return [
+            MaskedCopy(is_masked, is_masked, slope / share / 2),
+            MaskedCopy(others, others, slope / rest / 2, mirrored),
+        ]

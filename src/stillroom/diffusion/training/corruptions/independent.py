@@ -1,0 +1,33 @@
+"""Independent masking of each token at one time step.
+
+Source: Nie et al. 2025, arXiv:2502.09992, equation 3; Sahoo et al. 2024, arXiv:2406.07524.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.diffusion.interfaces import Corruption, MaskedCopy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.diffusion.interfaces import Bools, Floats, NoiseSchedule
+
+__all__ = ["Independent"]
+
+
+class Independent(Corruption):
+    """One copy; masked tokens weigh slope / share."""
+
+    paper: ClassVar[str] = "arXiv:2502.09992"
+
+    @override
+    def copies(
+        self, is_noised: Bools, t: Floats, schedule: NoiseSchedule, rng: np.random.Generator
+    ) -> list[MaskedCopy]:
+        share = schedule.share(t)
+        is_masked = (rng.random(len(t)) < share) & is_noised
+        return [MaskedCopy(is_masked, is_masked, schedule.slope(t) / share)]

@@ -1,0 +1,227 @@
+"""Cross-entropy at masked positions, and log-probabilities of a policy and its reference.
+
+The training loss weighs a token by 1/t and so jumps from step to step without meaning it; the mean
+cross-entropy of masked tokens by their time is what to watch.
+
+The head over a large vocabulary is most of a small model's work. It is put on asked places alone,
+and the gradient is made while a chunk's logits are there, so that (N, V) never exists.
+
+What an objective makes of them is a loss and its slope by each: the slope becomes the weight of the
+token's cross-entropy, and one pass with a gradient follows, a micro-batch at a time. So a loss that
+is no sum over texts (a sigmoid of two bounds of eight samples each) needs no more memory than one
+that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.diffusion.model.network import DiffusionModel, split_body_and_head
+from stillroom.diffusion.training.data import (
+    TIME_BUCKETS,
+    CorruptedBatch,
+    CorruptedExample,
+    collate,
+)
+from stillroom.train.data import group_by_length
+from stillroom.train.loop import Loss
+
+__all__ = [
+    "DiffusionLoss",
+    "ReferenceModel",
+    "compute_logprobs",
+    "eval_without_grad",
+    "masked_cross_entropy",
+]
+
+
+class DiffusionLoss:
+    """Called by the training loop with the network as it trains it."""
+
+    def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
+        """Stand over a model.
+
+        Args:
+            model: Whose network is trained.
+            has_times: Whether tokens have a time that their losses are logged by.
+        """
+        self.model, self.has_times = model, has_times
+
+    def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:
+        """Return a batch's summed loss and the summed cross-entropy of each bucket of time."""
+        states = self.model.states(batch.ids, batch.positions, batch.seen, network=network)
+        device = states.device
+        picked = states.flatten(0, 1)[batch.flat.to(device)]
+        total, losses = masked_cross_entropy(
+            picked,
+            split_body_and_head(network)[1],
+            batch.labels.to(device),
+            batch.scale.to(device),
+            self.model.metadata.mask_token_id,
+        )
+        parts: dict[str, float] = {}
+        if self.has_times:
+            sums = losses.new_zeros(len(TIME_BUCKETS)).index_add_(
+                0, batch.bucket.to(device), losses
+            )
+            for (_, high), value, scale in zip(
+                TIME_BUCKETS, sums.tolist(), batch.bucket_scale, strict=True
+            ):
+                parts[f"masked_ce/t<{high:g}"] = value * scale
+        if batch.told is not None:  # the gradient is this sum's, the loss another function of it
+            total = total - total.detach() + batch.told
+        return Loss(total, parts)
+
+
+_CHUNK_ELEMENTS = 2**23
+
+
+class _MaskedCrossEntropy(torch.autograd.Function):
+    """Weighted cross-entropy of a linear head, and its gradient by states, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        scale: Tensor,
+        never: int,
+    ) -> tuple[Tensor, Tensor]:
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        losses = states.new_zeros(len(labels), dtype=torch.float32)
+        by_states = torch.zeros_like(states) if needs_states else None
+        by_weight = torch.zeros_like(weight) if needs_weight else None
+        by_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        rows = max(_CHUNK_ELEMENTS // weight.shape[0], 1)
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            own = states[part]
+            logits = torch.nn.functional.linear(own, weight, bias).float()
+            logits[:, never] = float("-inf")
+            losses[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
+            if not (needs_states or needs_weight or needs_bias):
+                continue
+            slope = torch.softmax(logits, -1, out=logits)
+            slope[torch.arange(len(own), device=own.device), labels[part]] -= 1
+            slope *= scale[part, None]
+            if by_states is not None:
+                by_states[part] = (slope.to(weight.dtype) @ weight).to(states.dtype)
+            if by_weight is not None:
+                by_weight += (slope.to(own.dtype).t() @ own).to(weight.dtype)
+            if by_bias is not None:
+                by_bias += slope.sum(0).to(by_bias.dtype)
+        ctx.save_for_backward(
+            *(t if t is not None else states.new_zeros(0) for t in (by_states, by_weight, by_bias))
+        )
+        ctx.mark_non_differentiable(losses)
+        return (losses * scale).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        wanted = ctx.needs_input_grad
+        found = [
+            saved * grads[0].to(saved.dtype) if wanted[at] else None
+            for at, saved in enumerate(ctx.saved_tensors)
+        ]
+        return (*found, None, None, None)
+
+
+def masked_cross_entropy(
+    states: Tensor, head: Any, labels: Tensor, scale: Tensor, never: int
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of cross-entropies, a scalar with a graph, and each one, (N,).
+
+    Args:
+        states: What the head is put on, (N, D).
+        head: A linear layer, its bias optional.
+        labels: Wanted tokens, (N,).
+        scale: Weight of each, (N,).
+        never: A token that no probability is given to: the mask.
+    """
+    apply = cast(
+        "Any", _MaskedCrossEntropy.apply
+    )  # typed in some versions of torch, and not in others
+    total, losses = apply(states, head.weight, head.bias, labels, scale.float(), never)
+    return total, losses
+
+
+@contextlib.contextmanager
+def eval_without_grad(network: nn.Module) -> Iterator[None]:
+    """Take dropout off within the body, and gradients with it."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+
+
+def compute_logprobs(
+    model: DiffusionModel,
+    texts: Sequence[CorruptedExample],
+    *,
+    micro_tokens: int,
+    network: Any = None,
+) -> list[Tensor]:
+    """Return the log-probabilities of each text's asked tokens, in order, (k,) float64 each.
+
+    Args:
+        model: Says how texts are read.
+        texts: Noisy texts.
+        micro_tokens: Most tokens, padding included, that are read at once.
+        network: Whose they are, if not the model's own.
+    """
+    found: dict[int, Tensor] = {}
+    network = model.network if network is None else network
+    size = model.metadata.block_size
+    lengths = [len(text.ids) * (1 if size is None else 2) for text in texts]
+    with eval_without_grad(network):
+        head = split_body_and_head(network)[1]
+        for group in group_by_length(range(len(texts)), lengths, micro_tokens):
+            chosen = [texts[number] for number in group]
+            batch = collate(chosen, model.metadata, block_size=size)
+            states = model.states(batch.ids, batch.positions, batch.seen, network=network)
+            device = states.device
+            _, losses = masked_cross_entropy(
+                states.flatten(0, 1)[batch.flat.to(device)],
+                head,
+                batch.labels.to(device),
+                batch.scale.to(device),
+                model.metadata.mask_token_id,
+            )
+            counts = [int(text.is_learned.sum()) for text in chosen]
+            parts = torch.split((-losses).double().cpu(), counts)
+            found.update(zip(group, parts, strict=True))
+    return [found[number] for number in range(len(texts))]
+
+
+class ReferenceModel:
+    """The network as it is now, kept while the model itself is trained.
+
+    Where low-rank additions are trained it is the network without them, else a copy.
+    """
+
+    def __init__(self, model: DiffusionModel) -> None:
+        """Keep a model's network."""
+        self._model = model
+        self._copy: Any = None
+        if not hasattr(model.network, "disable_adapter"):
+            self._copy = copy.deepcopy(model.network).requires_grad_(False)
+
+    def read(self, texts: Sequence[CorruptedExample], *, micro_tokens: int) -> list[Tensor]:
+        """Return the log-probabilities of each text's asked tokens, (k,) float64 each."""
+        if self._copy is not None:
+            return compute_logprobs(
+                self._model, texts, micro_tokens=micro_tokens, network=self._copy
+            )
+        with self._model.network.disable_adapter():
+            return compute_logprobs(self._model, texts, micro_tokens=micro_tokens)

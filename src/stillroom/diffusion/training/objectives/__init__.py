@@ -1,0 +1,3 @@
+"""Training objectives, one file each."""
+
+SEAM = "what the model is trained towards"

@@ -1,0 +1,285 @@
+"""Preference pairs: tokenization, bounds of both answers, and weights from the slope of the loss.
+
+A record tells a pair by ``fields.chosen`` and ``fields.rejected``, as synth writes them; what is
+said before its last assistant message is the prompt of both. Where ``fields.prefix`` is there (the
+pivotal word of an answer that is not finished), what both have in common is given and not scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
+from stillroom.diffusion.training.data import (
+    CorruptedExample,
+    MaskableExample,
+    WeightedDataSource,
+    distribute,
+    tokenize_records,
+)
+from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
+from stillroom.records import Message, Record
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model.metadata import DiffusionMetadata
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.recipe import DiffusionRecipe
+    from stillroom.diffusion.training.objectives.vrpo import Vrpo
+    from stillroom.train.distributed import ProcessGroup
+
+__all__ = [
+    "PreferenceDataSource",
+    "PreferencePair",
+    "average_bounds",
+    "draw_masks",
+    "evaluate_pairs",
+    "tokenize_pairs",
+]
+
+_POLICY_SEED, _REFERENCE_SEED, _HELD_OUT_SEED = 11, 12, 13  # so that no two draws share a seed
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to one prompt, as tokens."""
+
+    record_id: str
+    chosen: MaskableExample
+    rejected: MaskableExample
+
+    @property
+    def sides(self) -> tuple[MaskableExample, MaskableExample]:
+        """The chosen answer, then the rejected one."""
+        return self.chosen, self.rejected
+
+
+def tokenize_pairs(
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    first: int,
+    on_done: Callable[[], None] | None = None,
+) -> TokenizedDataset:
+    """Return the pairs that records tell, and how many tell none.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        records: With ``fields.chosen`` and ``fields.rejected``.
+        max_tokens: Tokens that are kept of an answer with its prompt, from their start.
+        first: The first place that may be masked: 1 where logits are shifted.
+        on_done: Called after each record.
+    """
+    pairs: list[PreferencePair] = []
+    told = {"records_without_pair": 0, "records_cut": 0, "records_left_out": 0, "tokens": 0}
+    for record in records:
+        if on_done:
+            on_done()
+        sides = _split_pair(record)
+        if sides is None:
+            told["records_without_pair"] += 1
+            continue
+        made, counts = tokenize_records(
+            tokenizer, sides, max_tokens=max_tokens, include_prompt=False, first=first
+        )
+        told["records_cut"] += bool(counts.cut)
+        lessons = [replace(one, turns=one.turns[-1:]) for one in made]
+        if len(lessons) == 2 and record.fields.get("prefix"):
+            lessons = _strip_common(lessons[0], lessons[1])
+        if len(lessons) < 2 or np.array_equal(lessons[0].ids, lessons[1].ids):
+            told["records_left_out"] += 1
+            continue
+        pairs.append(PreferencePair(record.id, lessons[0], lessons[1]))
+        told["tokens"] += sum(len(one.ids) for one in lessons)
+    return TokenizedDataset(pairs, {"records": len(pairs), **told})
+
+
+def _split_pair(record: Record) -> list[Record] | None:
+    """Return a record of each answer, or None where there are no two."""
+    texts = [record.fields.get(name) for name in ("chosen", "rejected")]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return None
+    before = list(record.messages)
+    if before and before[-1].role == "assistant":
+        before = before[:-1]
+    return [Record((*before, Message("assistant", str(text)))) for text in texts]
+
+
+def _strip_common(one: MaskableExample, other: MaskableExample) -> list[MaskableExample]:
+    """Return two unfinished answers with only what differs left to be scored, and nothing after."""
+    shortest = min(len(one.ids), len(other.ids))
+    same = one.ids[:shortest] == other.ids[:shortest]
+    start = int(np.argmin(same)) if not same.all() else shortest
+    back = one.ids[::-1][: shortest - start] == other.ids[::-1][: shortest - start]
+    end = int(np.argmin(back)) if not back.all() else len(back)
+    found = []
+    for lesson in (one, other):
+        stop = len(lesson.ids) - end
+        first = max(start, lesson.turns[0][0])
+        if first < stop:
+            found.append(MaskableExample(lesson.record_id, lesson.ids[:stop], ((first, stop),)))
+    return found
+
+
+def draw_masks(
+    lesson: MaskableExample,
+    method: Vrpo,
+    metadata: DiffusionMetadata,
+    rng: np.random.Generator,
+) -> list[CorruptedExample]:
+    """Return an answer under each drawn time and mask; their mean weighed loss is minus the bound.
+
+    Every block of attention has its own time. Scales are those of the loss, and make the bound.
+    """
+    places = np.arange(len(lesson.ids))
+    size = metadata.block_size
+    block = places * 0 if size is None else places // size
+    noised = lesson.noised
+    groups = [np.flatnonzero(noised & (block == b)) for b in np.unique(block[noised])]
+    u = rng.random((method.times, len(groups)))
+    if method.is_stratified:
+        strata = np.stack([rng.permutation(method.times) for _ in groups], 1)
+        u = (strata + u) / method.times
+    found = []
+    for row in u:
+        for _ in range(method.masks_per_time):
+            is_masked = np.zeros(len(places), dtype=np.bool_)
+            weight = np.zeros(len(places))
+            for group, share in zip(groups, row, strict=True):
+                chosen, own = _draw_mask(group, float(share), rng, counted=method.counted)
+                is_masked[chosen] = True
+                weight[chosen] = own
+            found.append(
+                CorruptedExample(
+                    lesson.record_id, lesson.ids, is_masked, is_masked, weight, weight, 0
+                )
+            )
+    return found
+
+
+def _draw_mask(
+    group: npt.NDArray[np.int64], share: float, rng: np.random.Generator, *, counted: bool
+) -> tuple[npt.NDArray[np.int64], float]:
+    """Return which places are masked, and what each weighs."""
+    size = len(group)
+    if counted:
+        count = min(int(share * size) + 1, size)
+        return rng.choice(group, count, replace=False), size / count
+    return group[rng.random(size) < share], 1 / max(share, 2.0**-53)
+
+
+def average_bounds(
+    texts: Sequence[CorruptedExample], logprobs: Sequence[Tensor], samples: int
+) -> Tensor:
+    """Return the bound of each run of ``samples`` texts, float64, nats."""
+    values = [
+        float(own @ torch.from_numpy(text.scale[text.is_learned]))
+        for text, own in zip(texts, logprobs, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64).view(-1, samples).mean(1)
+
+
+class PreferenceDataSource(WeightedDataSource):
+    """Draws the masks of each step's pairs, and weighs them by the slope of the loss."""
+
+    def __init__(self, method: Vrpo, course: ObjectiveContext) -> None:
+        """Stand over pairs; the reference is the model as it is now."""
+        super().__init__(course, [pair.record_id for pair in course.lessons])
+        self.method = method
+        self.samples = method.times * method.masks_per_time
+        self.reference = ReferenceModel(course.model)
+
+    def describe(self) -> object:
+        """Return the tokens of every pair."""
+        return [
+            [[side.ids.tolist(), side.turns] for side in pair.sides] for pair in self.course.lessons
+        ]
+
+    def weigh(
+        self, step: int, ranks: ProcessGroup
+    ) -> tuple[list[CorruptedExample], dict[str, float]]:
+        """Return both answers of each pair under every mask, weighed.
+
+        The loss is a function of two bounds. Its slope by each, times a token's share of the bound,
+        is what the token's cross-entropy weighs: the gradient is the loss's own.
+        """
+        chosen = [self.course.lessons[number] for number in self._records.chosen(step)]
+        texts = self._draw(chosen, step, _POLICY_SEED)
+        others = texts if self.method.share_noise else self._draw(chosen, step, _REFERENCE_SEED)
+        policy = self._bounds(texts, ranks).requires_grad_(True)
+        reference = self._bounds(others, ranks, by_reference=True)
+        losses = self.method.loss(policy, reference)
+        (slope,) = torch.autograd.grad(losses.sum(), policy)  # (P, 2)
+        losses, policy = losses.detach(), policy.detach()
+        per = 2 * self.samples
+        weighed = [
+            replace(
+                text,
+                scale=-float(slope.flatten()[at // self.samples]) * text.scale / self.samples,
+                units=int(at % per == 0),
+                told=float(losses[at // per]) if at % per == 0 else 0.0,
+            )
+            for at, text in enumerate(texts)
+        ]
+        scores = self.method.score(policy, reference)
+        rise = (policy - reference).mean(0)
+        notes = {
+            "preference/accuracy": float((scores > 0).double().mean()),
+            "preference/margin": float(scores.mean()),
+            "preference/chosen_rise": float(rise[0]),
+            "preference/rejected_rise": float(rise[1]),
+        }
+        return weighed, notes
+
+    def _draw(
+        self, pairs: Sequence[PreferencePair], step: int, purpose: int
+    ) -> list[CorruptedExample]:
+        found: list[CorruptedExample] = []
+        for place, pair in enumerate(pairs):
+            for side, lesson in enumerate(pair.sides):
+                rng = np.random.default_rng([self.recipe.seed, step, purpose, place, side])
+                found += draw_masks(lesson, self.method, self.metadata, rng)
+        return found
+
+    def _bounds(
+        self, texts: Sequence[CorruptedExample], ranks: ProcessGroup, *, by_reference: bool = False
+    ) -> Tensor:
+        """Return the bounds of both answers of each pair, (P, 2)."""
+
+        def read(part: Sequence[CorruptedExample]) -> list[Tensor]:
+            if by_reference:
+                return self.reference.read(part, micro_tokens=self.micro_tokens)
+            return compute_logprobs(self.course.model, part, micro_tokens=self.micro_tokens)
+
+        return average_bounds(texts, distribute(ranks, texts, read), self.samples).view(-1, 2)
+
+
+def evaluate_pairs(
+    method: Vrpo, recipe: DiffusionRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
+) -> dict[str, float]:
+    """Return how often, and by how many nats, the chosen answer's bound is above the rejected's.
+
+    The same masks every time, so that what moves is the model.
+    """
+    if not pairs:
+        return {}
+    texts: list[CorruptedExample] = []
+    for number, pair in enumerate(pairs):
+        for side, lesson in enumerate(pair.sides):
+            rng = np.random.default_rng([recipe.seed, number, _HELD_OUT_SEED, side])
+            texts += draw_masks(lesson, method, model.metadata, rng)
+    logprobs = compute_logprobs(model, texts, micro_tokens=recipe.train.micro_tokens)
+    bounds = average_bounds(texts, logprobs, method.times * method.masks_per_time).view(-1, 2)
+    lead = bounds[:, 0] - bounds[:, 1]
+    return {
+        "preference/chosen_likelier": float((lead > 0).double().mean()),
+        "preference/lead_nats": float(lead.mean()),
+        "preference/pairs": float(len(pairs)),
+    }

@@ -1,0 +1,344 @@
+"""Rollouts for reinforcement learning: sampled answers, rewards, and token weights.
+
+A round begins with prompts; each gets a group of answers, a verifier rewards them, and several
+updates learn from them. What a round wrote is journaled before it is learned from: a resumed run
+goes on with the same answers and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.diffusion.interfaces import ObjectiveContext, TokenizedDataset
+from stillroom.diffusion.sampling.sampler import generate
+from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_sample
+from stillroom.diffusion.training.data import CorruptedExample, WeightedDataSource, distribute
+from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
+from stillroom.errors import IntegrityError
+from stillroom.records import Prompt, Record
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.sequence import SampledSequence
+    from stillroom.diffusion.training.objectives.diffu_grpo import DiffuGrpo
+    from stillroom.evaluate.interfaces import Verifier
+    from stillroom.train.distributed import ProcessGroup
+
+__all__ = [
+    "RolloutAnswer",
+    "RolloutBatch",
+    "RolloutDataSource",
+    "VerifiablePrompt",
+    "evaluate_prompts",
+    "tokenize_prompts",
+]
+
+_PROMPT_SEED, _SAMPLE_SEED = 21, 22  # so that no two draws share a seed
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiablePrompt:
+    """A prompt as tokens, and what an answer is checked by."""
+
+    record_id: str
+    ids: tuple[int, ...]
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutAnswer:
+    """What was written for a task.
+
+    Args:
+        task: Its number among the lessons.
+        ids: The whole canvas, prompt first, (T,).
+        tail: Where the answer begins.
+        learned: How many tokens it has, its end token among them.
+        reward: What the verifier gave.
+    """
+
+    task: int
+    ids: tuple[int, ...]
+    tail: int
+    learned: int
+    reward: float
+
+    def to_json(self) -> list[Any]:
+        """Return plain JSON values."""
+        return [self.task, list(self.ids), self.tail, self.learned, self.reward]
+
+    @classmethod
+    def from_json(cls, said: Sequence[Any]) -> RolloutAnswer:
+        """Read what ``to_json`` wrote."""
+        task, ids, tail, learned, reward = said
+        return cls(int(task), tuple(map(int, ids)), int(tail), int(learned), float(reward))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """The answers of several updates, and their tokens' log-probabilities in each of them.
+
+    Args:
+        answers: Groups one after the other.
+        wrote: By the model that wrote them, for each update and answer.
+        reference: By the model before all training, likewise; empty where it is not asked.
+    """
+
+    answers: tuple[RolloutAnswer, ...]
+    wrote: tuple[tuple[Tensor, ...], ...]
+    reference: tuple[tuple[Tensor, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "answers": [answer.to_json() for answer in self.answers],
+            "wrote": [[one.tolist() for one in update] for update in self.wrote],
+            "reference": [[one.tolist() for one in update] for update in self.reference],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> RolloutBatch:
+        """Read what ``to_json`` wrote."""
+        wrote, reference = (
+            tuple(
+                tuple(torch.tensor(one, dtype=torch.float64) for one in update)
+                for update in said[name]
+            )
+            for name in ("wrote", "reference")
+        )
+        return cls(tuple(map(RolloutAnswer.from_json, said["answers"])), wrote, reference)
+
+
+def tokenize_prompts(
+    tokenizer: Any,
+    records: Sequence[Record],
+    verifier: Verifier,
+    *,
+    max_tokens: int,
+    on_done: Callable[[], None] | None = None,
+) -> TokenizedDataset:
+    """Return the tasks that records tell; what is too long or cannot be checked is left out.
+
+    A record's own answer is ``fields.answer``, or else its last assistant message.
+    """
+    tasks: list[VerifiablePrompt] = []
+    counts = {"records_too_long": 0, "records_unverifiable": 0, "tokens": 0}
+    for record in records:
+        asked, own = list(record.messages), ""
+        if asked and asked[-1].role == "assistant":
+            own = asked.pop().content
+        fields = {"answer": own, **record.fields}
+        request = build_prompt_request(tokenizer, Prompt(tuple(asked)), 0)
+        if verifier.lacks(fields) or not asked:
+            counts["records_unverifiable"] += 1
+        elif len(request.ids) > max_tokens:
+            counts["records_too_long"] += 1
+        else:
+            tasks.append(
+                VerifiablePrompt(record.id, tuple(token or 0 for token in request.ids), fields)
+            )
+            counts["tokens"] += len(request.ids)
+        if on_done:
+            on_done()
+    return TokenizedDataset(tasks, {"records": len(tasks), **counts})
+
+
+def _derive_seeds(parts: Sequence[int], count: int) -> list[int]:
+    return [int(value) for value in np.random.default_rng(parts).integers(2**31, size=count)]
+
+
+def _read_reward(method: DiffuGrpo, text: str, task: VerifiablePrompt) -> float:
+    check = method.verifier.check(text, task.fields)
+    if check.keep:
+        return 1.0
+    return check.score if method.graded and check.score < 1 else 0.0
+
+
+def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> int:
+    """Return how many tokens of an answer are learned: its own, and the one that ended it."""
+    count = len(sample.new_ids)
+    at = tail + count
+    has_end = sample.finish_reason == "stop" and at < len(sample.ids) and sample.ids[at] in ends
+    return count + int(has_end)
+
+
+class RolloutDataSource(WeightedDataSource):
+    """Has answers written and rewarded, and weighs their tokens by the slope of the loss."""
+
+    def __init__(self, method: DiffuGrpo, course: ObjectiveContext) -> None:
+        """Stand over tasks; the reference is the model as it is now."""
+        super().__init__(course, [task.record_id for task in course.lessons])
+        self.method = method
+        self.reference = ReferenceModel(course.model) if method.kl_weight else None
+        self._journal = course.job.journal("rollouts")
+        self._at = -1
+        self._round = RolloutBatch((), (), ())
+
+    def __len__(self) -> int:
+        """Return how many lessons one epoch has: each task serves several updates."""
+        return len(self.ids) * self.method.steps_per_batch
+
+    def describe(self) -> object:
+        """Return the prompts."""
+        return [list(task.ids) for task in self.course.lessons]
+
+    def weigh(
+        self, step: int, ranks: ProcessGroup
+    ) -> tuple[list[CorruptedExample], dict[str, float]]:
+        """Return the round's answers under this update's masks, weighed."""
+        update = step % self.method.updates
+        self._enter(step - update, ranks, is_first=update == 0)
+        answers = self._round.answers
+        texts = self._texts_of(update)
+        wrote = self._round.wrote[update]
+        now = wrote if update == 0 else self._read(texts, ranks)
+        advantages = self._advantages()
+        counts = [len(one) for one in wrote]
+        leaf = torch.cat(list(now)).requires_grad_(True)
+        losses = self.method.loss(
+            leaf,
+            torch.cat(list(wrote)),
+            torch.cat(list(self._round.reference[update])) if self.reference else leaf.detach(),
+            advantages.repeat_interleave(torch.tensor(counts)),
+        )
+        share = 1 / torch.tensor(counts, dtype=torch.float64).repeat_interleave(
+            torch.tensor(counts)
+        )
+        (slope,) = torch.autograd.grad((losses * share).sum(), leaf)
+        weighed = []
+        parts = zip(
+            texts, torch.split(slope, counts), torch.split(losses * share, counts), strict=True
+        )
+        for text, own, told in parts:
+            scale = np.zeros(len(text.ids))
+            scale[text.is_learned] = -own.detach().numpy()
+            weighed.append(replace(text, scale=scale, units=1, told=float(told.detach().sum())))
+        drift = leaf.detach() - torch.cat(list(wrote))
+        is_clipped = (drift.exp() - 1).abs() > self.method.clip
+        rewards = torch.tensor([answer.reward for answer in answers]).view(-1, self.method.group)
+        notes = {
+            "reward/mean": float(rewards.mean()),
+            "reward/groups_alike": float((rewards.std(-1, correction=0) == 0).double().mean()),
+            "answer/tokens": float(np.mean(counts)),
+            "ratio/clipped": float(is_clipped.double().mean()),
+        }
+        if self.reference is not None:
+            apart = torch.cat(list(self._round.reference[update])) - leaf.detach()
+            notes["reference/kl"] = float((apart.exp() - apart - 1).mean())
+        return weighed, notes
+
+    def _advantages(self) -> Tensor:
+        rewards = [answer.reward for answer in self._round.answers]
+        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.method.group)
+        return self.method.advantages(groups).flatten()
+
+    def _enter(self, first: int, ranks: ProcessGroup, *, is_first: bool) -> None:
+        """Take the round that begins at a step: from memory, from the journal, or new."""
+        if first == self._at:
+            return
+        known = ranks.gather(self._journal.get(str(first)) if ranks.is_main else None)[0]
+        if known is None and not is_first:
+            raise IntegrityError(
+                f"the answers of optimizer step {first + 1} are not in the journal",
+                code="diffusion.rollouts-lost",
+                where=str(self._journal.path),
+                expected="every round that the saved weights have learned from",
+                next="start over with --overwrite",
+            )
+        self._round = (
+            RolloutBatch.from_json(known) if known is not None else self._write(first, ranks)
+        )
+        self._at = first
+        if known is None and ranks.is_main:
+            self._journal.put(str(first), self._round.to_json())
+            self._journal.sync()
+
+    def _write(self, first: int, ranks: ProcessGroup) -> RolloutBatch:
+        """Have a round's answers written, rewarded and read."""
+        numbers = self._records.chosen(first // self.method.updates)
+        group = self.method.group
+        wanted = [
+            (number, seed)
+            for place, number in enumerate(numbers)
+            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, place], group)
+        ]
+        answers = tuple(distribute(ranks, wanted, self._answer))
+        made = RolloutBatch(answers, (), ())
+        self._round, self._at = made, first
+        updates = range(self.method.updates)
+        wrote = tuple(tuple(self._read(self._texts_of(one), ranks)) for one in updates)
+        reference = (
+            tuple(
+                tuple(self._read(self._texts_of(one), ranks, by_reference=True)) for one in updates
+            )
+            if self.reference is not None
+            else ()
+        )
+        return RolloutBatch(answers, wrote, reference)
+
+    def _answer(self, wanted: Sequence[tuple[int, int]]) -> list[RolloutAnswer]:
+        model, room = self.course.model, self.method.decode.max_new_tokens
+        tasks = [self.course.lessons[number] for number, _ in wanted]
+        requests = [
+            InfillRequest(task.ids, room, seed)
+            for task, (_, seed) in zip(tasks, wanted, strict=True)
+        ]
+        with eval_without_grad(model.network):
+            samples = generate(model, requests, self.method.decode) if requests else []
+        ends = model.metadata.end_token_ids
+        found = []
+        for (number, _), task, sample in zip(wanted, tasks, samples, strict=True):
+            tail = len(task.ids)
+            reward = _read_reward(
+                self.method, decode_sample(model.tokenizer, sample, whole=False), task
+            )
+            learned = max(_count_learned(sample, tail, ends), 1)
+            found.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
+        return found
+
+    def _texts_of(self, update: int) -> list[CorruptedExample]:
+        """Return the answers all masked, each prompt masked in part by this update's draw."""
+        found = []
+        for place, answer in enumerate(self._round.answers):
+            ids = np.asarray(answer.ids, dtype=np.int64)
+            rng = np.random.default_rng([self.recipe.seed, self._at, update, _PROMPT_SEED, place])
+            at = np.arange(len(ids))
+            is_masked = (at >= answer.tail) | (rng.random(len(ids)) < self.method.prompt_mask)
+            is_masked[: int(self.metadata.logit_shift)] = False
+            is_learned = (at >= answer.tail) & (at < answer.tail + answer.learned)
+            name, ones = self.ids[answer.task], np.ones(len(ids))
+            found.append(CorruptedExample(name, ids, is_masked, is_learned, ones, ones, 1))
+        return found
+
+    def _read(
+        self, texts: Sequence[CorruptedExample], ranks: ProcessGroup, *, by_reference: bool = False
+    ) -> list[Tensor]:
+        def read(part: Sequence[CorruptedExample]) -> list[Tensor]:
+            if by_reference and self.reference is not None:
+                return self.reference.read(part, micro_tokens=self.micro_tokens)
+            return compute_logprobs(self.course.model, part, micro_tokens=self.micro_tokens)
+
+        return distribute(ranks, texts, read)
+
+
+def evaluate_prompts(
+    method: DiffuGrpo, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
+) -> dict[str, float]:
+    """Return the mean reward of the likeliest answers to held-out tasks."""
+    if not tasks:
+        return {}
+    settings = method.decode.model_copy(update={"temperature": 0.0})
+    requests = [InfillRequest(task.ids, settings.max_new_tokens, 0) for task in tasks]
+    with eval_without_grad(model.network):
+        samples = generate(model, requests, settings)
+    rewards = [
+        _read_reward(method, decode_sample(model.tokenizer, sample, whole=False), task)
+        for sample, task in zip(samples, tasks, strict=True)
+    ]
+    return {"reward/greedy": sum(rewards) / len(rewards), "reward/tasks": float(len(tasks))}

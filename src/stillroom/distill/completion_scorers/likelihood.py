@@ -1,0 +1,51 @@
+"""Length-normalized log-likelihood of completions under the model that generated them.
+
+Source: best-of-n by the model's own length-normalized log-probability, as the reranking baseline of
+Adiwardana et al. 2020, arXiv:2001.09977, section 2.4 (sample and rank). It favors the writer's mode
+over its variety: use it where one good text a prompt is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.distill.interfaces import CompletionScorer
+from stillroom.distill.types import CompletionScore
+from stillroom.records import Prompt, Record
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Likelihood"]
+
+
+class Likelihood(CompletionScorer):
+    """The mean log-probability of the completion's tokens, in nats."""
+
+    paper: ClassVar[str] = "arXiv:2001.09977"
+    needs_scores: ClassVar[bool] = True
+
+    least: float | None = Field(
+        default=None,
+        le=0,
+        description="a completion below this is rejected, in nats a token; null rejects none",
+    )
+
+    @override
+    def judge(
+        self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
+    ) -> list[CompletionScore]:
+        scores = [score.mean for score in model.score([prompt] * len(texts), texts)]
+        return [self._judge(score) for score in scores]
+
+    def _judge(self, score: float) -> CompletionScore:
+        if not math.isfinite(score):
+            return CompletionScore(reason="no finite likelihood")
+        if self.least is not None and score < self.least:
+            return CompletionScore(reason="too unlikely")
+        return CompletionScore(score)

@@ -1,0 +1,1 @@
+"""Alignment of two tokenizations, and losses between two vocabularies."""

@@ -1,0 +1,1 @@
+"""Training records: tokenization, splits, teacher-generated text, teacher-only context."""

@@ -1,0 +1,337 @@
+"""Measurement of models on held-out records, and of their latency and peak memory.
+
+Each side is journaled when it is done: a resumed job measures none again. The teacher's body reads
+a record once; its states are kept for the sides that follow, where they are small. Knows neither
+plots nor words.
+
+``timings.json`` and ``timings.html`` lie beside the output, so that the same work gives the same
+artifact. Knows two folders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillroom.distill.data.preparation import encode_with_context
+from stillroom.distill.evaluation.metrics import (
+    TEACHER,
+    Fidelity,
+    GeneratedAnswer,
+    ModelFidelity,
+    RecordFidelity,
+    TemperatureScaled,
+    bin_by_position,
+)
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.settings import TeacherContextSettings
+from stillroom.distill.teachers.local import LocalTeacher
+from stillroom.evaluate import Metric, Plot, Report, bootstrap
+from stillroom.evaluate.lm.divergence import (
+    CachedStates,
+    DistributionMetrics,
+    compare_distributions,
+)
+from stillroom.evaluate.lm.encoding import EncodedConversation
+from stillroom.evaluate.lm.loss import LogitReader, encode_records
+from stillroom.evaluate.metrics.calibration import NUM_BINS
+from stillroom.evaluate.report import ComparisonTable, render_page
+from stillroom.jobs import Job, atomic_write
+from stillroom.models import render_chat
+from stillroom.models.local.benchmark import SpeedResult, measure_model_speed
+from stillroom.models.local.generation import Continuation, complete_prompts
+from stillroom.provenance import digest_json
+from stillroom.records import Record
+
+__all__ = [
+    "TIMINGS",
+    "HeldOutEvaluator",
+    "measure_timings",
+    "write_timings",
+]
+
+
+_SKIPPED = "passed over"
+
+
+_MAX_CACHED_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class _GenerationPrompt:
+    """A record that can be answered: the tokens of its prompt, and what the answer should be."""
+
+    record: Record
+    ids: tuple[int, ...]
+    reference: str
+
+
+@dataclass
+class HeldOutEvaluator:
+    """The held-out records of a job, ready to measure any model on.
+
+    Args:
+        recipe: How many are measured and answered.
+        job: Journal, progress, cancellation.
+        records: All that were held out.
+        tokenizer: Of the models that are measured.
+        teacher: What they are compared with, over the same tokens; loaded when a side is not in
+            the journal yet. None measures each by itself.
+    """
+
+    recipe: DistillRecipe
+    job: Job
+    records: Sequence[Record]
+    tokenizer: Any
+    teacher: LocalTeacher | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
+    _encoded: list[EncodedConversation] | None = None
+    _asked: list[_GenerationPrompt] = field(default_factory=list)
+    _kept: CachedStates = field(default_factory=dict)
+
+    def measure(self, name: str, load: Callable[[], Any], *, writes: bool = True) -> ModelFidelity:
+        """Return one side, measured now or read from the journal.
+
+        Args:
+            name: ``teacher``, ``initial``, ``final`` or ``control``.
+            load: Gives the model; called only where something is still to be measured.
+            writes: Whether it answers, too. The teacher comes before any side that does.
+
+        Raises:
+            Cancelled: If the user asked for it; what was measured before is kept.
+        """
+        journal = self.job.journal("fidelity")
+        if name not in journal:
+            self.job.check_cancelled()
+            found = self._measure(name, load, writes=writes).to_json()
+            journal.put(_SKIPPED, {**journal.get(_SKIPPED, {}), **self.passed_over})
+            journal.put(name, found)
+        self.passed_over |= journal.get(_SKIPPED, {})
+        return ModelFidelity.from_json(journal[name])
+
+    def _measure(self, name: str, load: Callable[[], Any], *, writes: bool) -> ModelFidelity:
+        chosen = list(self.records[: self.recipe.fidelity.records])
+        if not chosen:
+            return ModelFidelity(Fidelity(()), np.zeros((0, 3, NUM_BINS)))
+        model = load()
+        encoded = self._encode(chosen, model if self.teacher is None else self.teacher.model)
+        judge = self.teacher.model if self.teacher is not None else None
+        writes = writes and bool(self._asked)
+        total = len(chosen) + (1 if judge is None else 2) * len(self._asked) * writes
+        with self.job.phase(f"fidelity, {name}", total, "records") as progress:
+            found, temperature = compare_distributions(
+                model, judge, encoded, calibrate=True, kept=self._room()
+            )
+            progress.advance(len(chosen))
+            written = self._write(name, model, progress.advance) if writes else {}
+        return ModelFidelity(
+            Fidelity(tuple(map(RecordFidelity.of, chosen, found))),
+            np.array([row.bins for row in found if row.tokens]).reshape(-1, 3, NUM_BINS),
+            temperature,
+            tuple(_scale_temperature(row) for row in found if row.scaled_bins is not None),
+            depth=bin_by_position([row.kl_by_position for row in found]),
+            **written,
+        )
+
+    def _encode(self, chosen: Sequence[Record], model: Any) -> list[EncodedConversation]:
+        """Tokenize once; tell what was cut, and choose who is asked."""
+        if self._encoded is None:
+            cut: list[int] = []
+            limit = self.recipe.max_tokens
+            self._encoded = encode_records(
+                self.tokenizer,
+                chosen,
+                max_tokens=limit,
+                on_truncated=lambda index, tokens: cut.append(index),
+            )
+            if cut:
+                self.job.say(f"fidelity: {len(cut)} held-out records were cut at {limit} tokens")
+            if self.recipe.context is None:
+                self._choose_asked(chosen, model)
+            elif self.teacher is not None:
+                self._hear(self.recipe.context, chosen, self.teacher.model)
+        return self._encoded
+
+    def _choose_asked(self, chosen: Sequence[Record], model: Any) -> None:
+        context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+        room = min(self.recipe.max_tokens, context - self.recipe.fidelity.max_new_tokens)
+        for record in chosen:
+            if len(self._asked) == self.recipe.fidelity.answers:
+                break
+            turns = record.messages
+            if len(turns) < 2 or turns[-1].role != "assistant":
+                self._pass_over("no question before its last answer")
+                continue
+            text = render_chat(self.tokenizer, turns[:-1], add_generation_prompt=True)
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if not 0 < len(ids) <= room:
+                self._pass_over("prompt too long to be answered")
+                continue
+            answer = record.fields.get("answer")
+            reference = answer if isinstance(answer, str) and answer else turns[-1].content
+            self._asked.append(_GenerationPrompt(record, ids, reference))
+
+    def _hear(
+        self, settings: TeacherContextSettings, chosen: Sequence[Record], teacher: Any
+    ) -> None:
+        """Keep the teacher's states in context: what a student of it is to be compared with.
+
+        A record that cannot be read in context counts no token. None is answered: what the teacher
+        says of a student's own text would have to be said in context, too.
+        """
+        reader = LogitReader(teacher)
+        if not reader.is_chunked:
+            self._pass_over("the teacher's head cannot be put on states that were kept")
+            return
+        own = self._encoded or []
+        for at, record in enumerate(chosen):
+            told = encode_with_context(settings, self.tokenizer, record, own[at])
+            if told is None:
+                self._pass_over("no context that fits, or other tokens in it")
+                own[at] = EncodedConversation(own[at].ids, (False,) * len(own[at].ids))
+                continue
+            positions = torch.tensor(told.targets[: len(own[at].targets)]) - 1
+            with torch.inference_mode():
+                self._kept[at] = reader.pick(reader.hidden([told]), 0, positions)
+
+    def _pass_over(self, reason: str) -> None:
+        self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
+
+    def _room(self) -> CachedStates | None:
+        """Return where the teacher's states are kept; None where they are too large."""
+        if self._kept or self.teacher is None:
+            return self._kept
+        hidden = int(getattr(self.teacher.model.config, "hidden_size", 0) or 0)
+        counted = sum(len(record.targets) for record in self._encoded or ())
+        return self._kept if 0 < 4 * hidden * counted <= _MAX_CACHED_BYTES else None
+
+    def _write(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
+        """Let a model answer; where it has a teacher, compare them on both one's own text, too."""
+        prompts = [asked.ids for asked in self._asked]
+        answers = tuple(
+            GeneratedAnswer(
+                asked.record.id,
+                str(self.tokenizer.decode(list(one.ids), skip_special_tokens=True)),
+                asked.reference,
+                one.ids,
+                one.has_ended,
+            )
+            for asked, one in zip(
+                self._asked, self._complete(model, prompts, 0.0, advance), strict=True
+            )
+        )
+        if self.teacher is None:
+            return {"answers": answers}
+        own = tuple(one.ids for one in self._complete(model, prompts, 1.0, advance))
+        if name == TEACHER:
+            return {"answers": answers, "sampled": own}
+        theirs = ModelFidelity.from_json(self.job.journal("fidelity")[TEACHER]).sampled
+        judge = self.teacher.model
+        free, forced = (self._by_depth(model, judge, prompts, texts) for texts in (own, theirs))
+        return {"answers": answers, "sampled": own, "free": free, "forced": forced}
+
+    def _complete(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        temperature: float,
+        advance: Callable[[int], None],
+    ) -> list[Continuation]:
+        return complete_prompts(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.recipe.fidelity.max_new_tokens,
+            temperature=temperature,
+            seed=int(digest_json(["fidelity", self.recipe.seed])[:15], 16),
+            on_done=advance,
+        )
+
+    def _by_depth(
+        self,
+        model: Any,
+        judge: Any,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+    ) -> tuple[Any, ...]:
+        encoded = [
+            EncodedConversation((*prompt, *text), (False,) * len(prompt) + (True,) * len(text))
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        found, _ = compare_distributions(model, judge, encoded)
+        return tuple(row.kl_by_position for row in found)
+
+
+def _scale_temperature(row: DistributionMetrics) -> TemperatureScaled:
+    bins = np.zeros((3, NUM_BINS)) if row.scaled_bins is None else row.scaled_bins
+    return TemperatureScaled(
+        row.tokens,
+        row.scaled_loss or 0.0,
+        row.scaled_brier or 0.0,
+        tuple(map(tuple, bins.tolist())),
+        tuple(map(tuple, row.bins.tolist())),
+    )
+
+
+TIMINGS = "timings"
+
+
+_TIMES = (("reading 128 tokens", "prefill_ms"), ("writing a token", "decode_ms"))
+
+
+def measure_timings(job: Job, folders: Mapping[str, Path]) -> dict[str, SpeedResult]:
+    """Return the speed of each checkpoint, measured once even if resumed, one at a time."""
+    journal = job.journal("speed")
+    with job.phase("speed", len(folders), "models") as progress:
+        for name, folder in folders.items():
+            job.check_cancelled()
+            if name not in journal:
+                journal.put(name, measure_model_speed(folder).to_json())
+            progress.advance()
+    return {name: SpeedResult(**journal[name]) for name in folders}
+
+
+def write_timings(job: Job, speeds: Mapping[str, SpeedResult], *, seed: int) -> Report:
+    """Write timings.json and timings.html into the job's folder, beside the output."""
+    report, names = Report("Latency and memory"), list(speeds)
+    lines = []
+    for label, key in _TIMES:
+        for name, speed in speeds.items():
+            values = getattr(speed, key)
+            report.add(
+                bootstrap(values, statistic="median", seed=seed, name=f"{name}/{key}", unit="ms"),
+                is_headline=key == "decode_ms",
+            )
+        lines.append((label, "ms", tuple(f"{name}/{key}" for name in names)))
+    for name, speed in speeds.items():
+        if speed.peak_bytes:
+            report.add(
+                Metric(f"{name}/peak_bytes", float(speed.peak_bytes), unit="B", note="seen once")
+            )
+    lines.append(("peak memory", "B", tuple(f"{name}/peak_bytes" for name in names)))
+    kinds = ", ".join(f"{name} in {speed.dtype}" for name, speed in speeds.items())
+    report.section(
+        "Side by side",
+        f"One prompt at a time, five times after a first that is not counted: {kinds}. Medians; "
+        "peak memory is what loading, reading and writing held above what the process held "
+        "before. Other work on the machine shows in these figures.",
+        metrics=list(report.metrics.values()),
+        grid=ComparisonTable("Latency and memory", tuple(names), tuple(lines)),
+        plot=Plot.of(
+            "Milliseconds to write one token",
+            [report.metrics[f"{name}/decode_ms"] for name in names],
+            labels=names,
+            kind="bars",
+        ),
+    )
+    with atomic_write(job.work / f"{TIMINGS}.json") as file:
+        json.dump(report.to_json(), file, ensure_ascii=False, indent=1)
+    with atomic_write(job.work / f"{TIMINGS}.html") as file:
+        file.write(render_page(report.to_json()))
+    return report

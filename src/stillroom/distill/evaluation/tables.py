@@ -1,0 +1,388 @@
+"""Rows and curves of the fidelity report.
+
+Knows what was measured of one model, not how models stand side by side.
+
+Knows what was measured of each model, and the metrics that training left.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.distill.evaluation.metrics import (
+    METRIC_UNITS,
+    GeneratedAnswer,
+    ModelFidelity,
+    RecordMetrics,
+)
+from stillroom.evaluate import Metric
+from stillroom.evaluate.charts import LineChart, Series
+from stillroom.evaluate.metrics.calibration import NUM_BINS, expected_calibration_error
+from stillroom.evaluate.metrics.diversity import distinct_ngram_share, excess_accumulated_error
+from stillroom.text.unicode import exact_match, normalize_text, token_f1
+
+__all__ = [
+    "CORRECT_F1",
+    "ReportRow",
+    "TeacherDistanceValues",
+    "make_answer_rows",
+    "make_calibration_rows",
+    "make_depth_curves",
+    "make_distance_rows",
+    "make_distribution_rows",
+    "make_free_generation_rows",
+    "make_reliability_curves",
+    "make_standalone_rows",
+    "make_training_curves",
+    "read_loss_curves",
+]
+
+
+CORRECT_F1 = 0.5
+
+
+_DISTRIBUTION_ROWS = (
+    ("KL(teacher ‖ model)", "kl"),
+    ("KL(model ‖ teacher)", "reverse_kl"),
+    ("likeliest token agrees", "agreement"),
+    ("five likeliest that are shared", "top5_overlap"),
+    ("loss on the records' own tokens", "loss"),
+    ("entropy", "entropy"),
+    ("entropy less the teacher's", "entropy_gap"),
+)
+
+
+_STANDALONE_ROWS = (("loss on the records' own tokens", "loss"), ("entropy", "entropy"))
+
+
+_OF_TEACHER = {"kl", "reverse_kl", "agreement", "top5_overlap", "entropy_gap"}
+
+
+Values = tuple[Sequence[float], Sequence[float] | None]
+
+
+"""One value for each unit of a side, and the weights of their mean, or None for equal ones."""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One line of a grid: a value for each unit of a side, or a statistic of the whole side.
+
+    Args:
+        label: In words.
+        key: Within a metric's name.
+        unit: Of the value.
+        values: Gives them, of what was measured of a model.
+        whole: Gives the statistic of a model, or of one less another, under a name.
+        of_teacher: It says how far from the teacher: empty for the teacher itself.
+    """
+
+    label: str
+    key: str
+    unit: str
+    values: Callable[[Any], Values] | None = None
+    whole: Callable[[ModelFidelity, ModelFidelity | None, str], Metric] | None = None
+    of_teacher: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherDistanceValues:
+    """What one teacher's yardstick says of a model, or of the teacher itself."""
+
+    figures: RecordMetrics[Any]
+    is_teacher: bool = False
+
+
+def make_distribution_rows() -> list[ReportRow]:
+    """Return the lines of what a model says of the records beside a teacher in this process."""
+    return [
+        ReportRow(
+            label, key, METRIC_UNITS[key], _read_by_record(key), of_teacher=key in _OF_TEACHER
+        )
+        for label, key in _DISTRIBUTION_ROWS
+    ]
+
+
+def make_distance_rows(kind: type[RecordMetrics[Any]]) -> list[ReportRow]:
+    """Return the lines that a yardstick's figures show, the teacher's own values among them."""
+
+    def values(key: str, teachers: str) -> Callable[[TeacherDistanceValues], Values]:
+        def of(side: TeacherDistanceValues) -> Values:
+            name = teachers if side.is_teacher else key
+            if not name:
+                return [], None
+            by = kind.measures[name][1]
+            rows = [row for row in side.figures.rows if getattr(row, by)]
+            return [float(getattr(row, name)) for row in rows], [getattr(row, by) for row in rows]
+
+        return of
+
+    return [
+        ReportRow(label, key or teachers, kind.measures[key or teachers][0], values(key, teachers))
+        for label, key, teachers in kind.lines
+    ]
+
+
+def make_standalone_rows() -> list[ReportRow]:
+    """Return the lines of what a model says of the records by itself."""
+    return [
+        ReportRow(label, key, "nats/token", _read_by_record(key)) for label, key in _STANDALONE_ROWS
+    ]
+
+
+def _read_by_record(key: str) -> Callable[[ModelFidelity], Values]:
+    def values(side: ModelFidelity) -> Values:
+        rows = [row for row in side.fidelity.rows if row.tokens]
+        return [float(getattr(row, key)) for row in rows], [row.tokens for row in rows]
+
+    return values
+
+
+def make_calibration_rows() -> list[ReportRow]:
+    """Return the lines on whether a probability that is said comes true."""
+
+    def ece(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
+        return expected_calibration_error(side.bins, None if less is None else less.bins, name=name)
+
+    def of_half(key: str) -> Callable[[ModelFidelity, ModelFidelity | None, str], Metric]:
+        def error(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
+            found = [
+                np.array([getattr(row, key) for row in one.scaled]).reshape(-1, 3, NUM_BINS)
+                for one in (side, less)
+                if one is not None
+            ]
+            return expected_calibration_error(*found, name=name)
+
+        return error
+
+    def temperature(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
+        value = side.temperature if side.temperature and less is None else math.nan
+        fitted = int(len(side.bins) - len(side.scaled))
+        return Metric(name, value, n=fitted, note="one fit, on every second record")
+
+    def scaled(key: str) -> Callable[[ModelFidelity], Values]:
+        def values(side: ModelFidelity) -> Values:
+            return [float(getattr(row, key)) for row in side.scaled], [
+                row.tokens for row in side.scaled
+            ]
+
+        return values
+
+    return [
+        ReportRow("calibration error (ECE)", "ece", "", whole=ece),
+        ReportRow("Brier score, 0 to 2", "brier", "", _read_by_record("brier")),
+        ReportRow("fitted temperature", "temperature", "", whole=temperature),
+        ReportRow("ECE, the other half", "ece_half", "", whole=of_half("plain_bins")),
+        ReportRow("ECE, the other half, scaled", "ece_scaled", "", whole=of_half("bins")),
+        ReportRow("Brier score, the other half, scaled", "brier_scaled", "", scaled("brier")),
+        ReportRow("loss, the other half, scaled", "loss_scaled", "nats/token", scaled("loss")),
+    ]
+
+
+def make_free_generation_rows() -> list[ReportRow]:
+    """Return the lines on how error grows in text that a model writes itself."""
+
+    def mean(key: str) -> Callable[[ModelFidelity], Values]:
+        def values(side: ModelFidelity) -> Values:
+            rows = [row for row in getattr(side, key) if len(row)]
+            return [float(row.mean()) for row in rows], [len(row) for row in rows]
+
+        return values
+
+    def excess(side: ModelFidelity, less: ModelFidelity | None, name: str) -> Metric:
+        if not side.free or less is not None:
+            return Metric(name, math.nan)
+        return excess_accumulated_error(side.free, side.forced, name=name)
+
+    return [
+        ReportRow(
+            "KL on the teacher's text", "kl_forced", "nats/token", mean("forced"), None, True
+        ),
+        ReportRow("KL on its own text", "kl_free", "nats/token", mean("free"), None, True),
+        ReportRow("excess accumulated error", "excess_error", "", whole=excess, of_teacher=True),
+    ]
+
+
+def make_answer_rows(teacher: Sequence[GeneratedAnswer]) -> list[ReportRow]:
+    """Return the lines on answers; those on flips only where the teacher answered, too."""
+    known = {one.record: one for one in teacher}
+
+    def each(score: Callable[[GeneratedAnswer], float]) -> Callable[[ModelFidelity], Values]:
+        return lambda side: ([score(one) for one in side.answers], None)
+
+    def beside(
+        score: Callable[[GeneratedAnswer, GeneratedAnswer], float],
+    ) -> Callable[[ModelFidelity], Values]:
+        def values(side: ModelFidelity) -> Values:
+            both = [(one, known[one.record]) for one in side.answers if one.record in known]
+            return [score(one, other) for one, other in both], None
+
+        return values
+
+    def distinct(n: int) -> Callable[[ModelFidelity], Values]:
+        return each(lambda one: _or(distinct_ngram_share(one.ids, n), 1.0))
+
+    def flips(one: GeneratedAnswer, other: GeneratedAnswer) -> float:
+        return float(normalize_text(one.text) != normalize_text(other.text))
+
+    def lost(one: GeneratedAnswer, other: GeneratedAnswer) -> float:
+        return float(_is_correct(other) and not _is_correct(one))
+
+    of_teacher = [
+        ReportRow("answer flips", "flips", "", beside(flips), of_teacher=True),
+        ReportRow("right for the teacher, now wrong", "lost", "", beside(lost), of_teacher=True),
+        ReportRow(
+            "wrong for the teacher, now right",
+            "gained",
+            "",
+            beside(lambda one, other: lost(other, one)),
+            of_teacher=True,
+        ),
+    ]
+    return [
+        *(of_teacher if teacher else ()),
+        ReportRow("F1", "f1", "", each(lambda one: token_f1(one.text, one.reference))),
+        ReportRow("exact match", "em", "", each(lambda one: exact_match(one.text, one.reference))),
+        ReportRow("length", "length", "tokens", each(lambda one: float(len(one.ids)))),
+        ReportRow("ended by itself", "ended", "", each(lambda one: float(one.has_ended))),
+        ReportRow("distinct words (distinct-1)", "distinct_1", "", distinct(1)),
+        ReportRow("distinct pairs (distinct-2)", "distinct_2", "", distinct(2)),
+    ]
+
+
+def _is_correct(one: GeneratedAnswer) -> bool:
+    return token_f1(one.text, one.reference) >= CORRECT_F1
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+_MAX_POINTS = 48
+
+
+_SCALED_STUDENT = "student, scaled"
+
+
+_STYLES = {"student": 0, "control": 1, "start": 2, "teacher": 3, _SCALED_STUDENT: 4}
+
+
+def make_reliability_curves(
+    sides: Mapping[str, ModelFidelity], names: Mapping[str, str], scaled: str
+) -> list[LineChart]:
+    """Return what was said against what came true, by model.
+
+    Args:
+        sides: By name.
+        names: Of those to be drawn, as people read them, in order.
+        scaled: The side that is drawn once more after its temperature was fitted.
+    """
+    series = [
+        _reliability(label, sides[name].bins) for name, label in names.items() if name in sides
+    ]
+    half = [np.array(row.bins) for row in sides[scaled].scaled]
+    if half:
+        series.append(_reliability(_SCALED_STUDENT, np.array(half)))
+    return [
+        LineChart(
+            "Reliability: of the tokens to which a model gave about so much, the share that came. "
+            "On the dotted line it is calibrated, below it is too sure; larger dots stand on more "
+            "tokens. The scaled student is drawn on every second record.",
+            "largest probability said",
+            "share that came true",
+            tuple(series),
+            diagonal=True,
+        )
+    ]
+
+
+def _reliability(name: str, bins: npt.NDArray[np.float64]) -> Series:
+    count, said, came = bins.reshape(-1, 3, NUM_BINS).sum(0)
+    full = np.flatnonzero(count)
+    return Series(
+        name,
+        tuple((float(said[at] / count[at]), float(came[at] / count[at])) for at in full),
+        tuple(float(count[at]) for at in full),
+        _STYLES.get(name),
+    )
+
+
+def make_depth_curves(
+    sides: Mapping[str, ModelFidelity], names: Mapping[str, str]
+) -> list[LineChart]:
+    """Return KL(teacher ‖ model) by place in the answer; none where no teacher stood beside."""
+    series = []
+    for name, label in names.items():
+        pairs = sides[name].depth if name in sides else ()
+        places = [1.0, *(0.75 * 2.0**at + 0.5 for at in range(1, len(pairs)))]  # middles of runs
+        points = [
+            (place, total / count)
+            for place, (total, count) in zip(places, pairs, strict=False)
+            if count
+        ]
+        weights = tuple(count for _, count in pairs if count)
+        series.append(Series(label, tuple(points), weights, _STYLES.get(label)))
+    if not any(len(one.points) > 1 for one in series):
+        return []
+    return [
+        LineChart(
+            "KL(teacher ‖ model) along the held-out answers, in runs that double; larger dots "
+            "stand on more tokens.",
+            "token of the answer",
+            "nats a token",
+            tuple(series),
+            is_log=True,
+        )
+    ]
+
+
+def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Return the value of some metrics after each step; of a step done twice, the last.
+
+    Args:
+        file: ``metrics.jsonl`` of a job.
+        names: Of metrics.
+    """
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row.get("name") in found:
+                found[row["name"]][int(row["step"])] = float(row["value"])
+    return {name: sorted(steps.items()) for name, steps in found.items()}
+
+
+def make_training_curves(losses: Mapping[str, Sequence[tuple[int, float]]]) -> list[LineChart]:
+    """Return the losses of training by step, several steps to a point where there are many.
+
+    Args:
+        losses: By what they are called, (step, value).
+    """
+    series = []
+    for name, points in losses.items():
+        width = max(-(-len(points) // _MAX_POINTS), 1)
+        runs = [points[at : at + width] for at in range(0, len(points), width)]
+        means = tuple(
+            (float(np.mean([x for x, _ in run])), float(np.mean([y for _, y in run])))
+            for run in runs
+        )
+        series.append(Series(name, means))
+    if not any(len(one.points) > 1 for one in series):
+        return []
+    return [
+        LineChart(
+            "Training: the loss that each one lowered. They are different losses, so that only the "
+            "course of each tells something.",
+            "optimizer step",
+            "loss",
+            tuple(series),
+        )
+    ]

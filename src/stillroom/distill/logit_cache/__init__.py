@@ -1,0 +1,1 @@
+"""Teacher logits on disk: capture, storage, verification, import from other tools."""

@@ -1,0 +1,1 @@
+"""Rollouts: generation, collation and the batch source of on-policy distillation."""

@@ -1,0 +1,1 @@
+"""Checks before a job starts: data, tokenizers, machine and resources."""

@@ -1,0 +1,1 @@
+"""Student initialization by depth and width pruning of the teacher."""

@@ -1,0 +1,503 @@
+"""Width pruning: search of a student's shape, selection of channels, slicing of tensors.
+
+Source of the rule: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 4, and Sreenivas
+et al. 2024, arXiv:2408.11796, section 3: width before depth, attention heads left alone, only
+shapes near the budget considered. Differs: where they train every candidate for a while, we take
+the one that shrinks its sizes most evenly.
+
+Hidden channels are chosen once for the whole model; feed-forward channels and heads in each layer
+for itself. Key-value groups go whole; within a group that stays, heads are compared with each other
+only, so that every group keeps equally many. What is kept keeps its order; equal scores keep the
+first.
+
+Two things follow from the hidden size besides shapes. A norm divides by the size of what is left,
+so its weight is scaled by ``norm_shrinkage``. Gemma multiplies its embeddings by the square root of
+the hidden size; that factor is put back into the weights, and taken out of the last norm where the
+head shares them. Scaled tensors are computed in float64; others keep their bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stillroom.distill.pruning.importance import WidthStatistics
+from stillroom.distill.pruning.shapes import (
+    Axis,
+    StudentShape,
+    check_layers_exist,
+    check_parameter_budget,
+    get_axes,
+    get_part,
+    is_norm,
+    map_layers,
+    read_shape,
+)
+from stillroom.errors import RecipeError
+
+if TYPE_CHECKING:
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.distill.settings import PruneSettings
+
+__all__ = [
+    "LayerSelection",
+    "StudentShapePlan",
+    "WidthSelection",
+    "WidthSlicer",
+    "plan_student_shape",
+    "select_width",
+]
+
+
+_MIN_BUDGET_SHARE = 0.95  # of the largest count that fits: what is less is not considered
+
+
+_KERNEL = 8  # matrix kernels want sizes that this divides
+
+
+_STEPS = 8  # sizes that a search has to choose from at least, where the teacher's allow it
+
+
+@dataclass(frozen=True, slots=True)
+class _AxisCounts:
+    """How many tensors of a teacher have which axes, by part and by whether layers hold them."""
+
+    layers: int
+    entries: Counter[tuple[bool, tuple[Axis, ...], int, str]] = field(default_factory=Counter)
+
+    def of(self, shape: StudentShape, part: str | None = None) -> int:
+        """Return the parameters of a shape, whole or of one part; all layers are alike."""
+        total = 0
+        for (is_inside, axes, fixed, home), number in self.entries.items():
+            if part is not None and home != part:
+                continue
+            each = fixed * math.prod(shape.size(axis) for axis in axes if axis != "whole")
+            total += each * (number * shape.layers // self.layers if is_inside else number)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class StudentShapePlan:
+    """A teacher's sizes, the student's, and what each part of both counts."""
+
+    teacher: StudentShape
+    student: StudentShape
+    _counts: _AxisCounts = field(repr=False)
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether anything but the number of layers changes."""
+        return self.student != self.teacher.with_sizes({"layers": self.student.layers})
+
+    @property
+    def parameters(self) -> int:
+        """The student's parameters, tied weights once."""
+        return self._counts.of(self.student)
+
+    def count_parts(self, shape: StudentShape) -> dict[str, int]:
+        """Return the parameters of each part of a model of that shape."""
+        parts = sorted({home for *_, home in self._counts.entries})
+        return {part: self._counts.of(shape, part) for part in parts}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the sizes."""
+        sizes = {
+            "hidden_size": self.student.hidden_size,
+            "intermediate_size": self.student.intermediate_size,
+        }
+        return [
+            f"{name} {size} is not a multiple of {_KERNEL}: matrix products will be slower"
+            for name, size in sizes.items()
+            if size % _KERNEL and size != getattr(self.teacher, name)
+        ]
+
+
+def plan_student_shape(checkpoint: Checkpoint, settings: PruneSettings) -> StudentShapePlan:
+    """Return the sizes of a student that may be narrower than its teacher.
+
+    Sizes that are given stand. Of the others those that ``settings.prune`` names shrink: of all
+    shapes that fit ``max_parameters`` and have at least 95 % of the most parameters that fit, the
+    one whose shares of the teacher's layers, hidden size and feed-forward size differ least. The
+    hidden size stays a multiple of the number of heads, the feed-forward size fills the budget.
+
+    Raises:
+        CheckpointError: If the teacher's family or one of its tensors is not understood.
+        RecipeError: If sizes do not go together, or none fits.
+    """
+    names, layers = map_layers(checkpoint)
+    teacher = read_shape(checkpoint, layers)
+    family = str(checkpoint.config.get("model_type"))
+    counts = _AxisCounts(layers)
+    for name in checkpoint.names():
+        shape = checkpoint.shape(name)
+        axes = get_axes(name, shape, teacher, family)
+        fixed = math.prod(n for n, axis in zip(shape, axes, strict=True) if axis == "whole")
+        if get_part(name) == "head" and checkpoint.is_tied:
+            continue
+        counts.entries[name in names, tuple(axes), fixed, get_part(name)] += 1
+    if settings.keep is not None:
+        check_layers_exist(settings.keep, layers)
+    student = _search_shape(teacher, settings, counts, is_implied=_is_head_dim_implied(checkpoint))
+    plan = StudentShapePlan(teacher, student, counts)
+    check_parameter_budget(plan.parameters, counts.of(teacher), settings)
+    return plan
+
+
+def _search_shape(
+    teacher: StudentShape,
+    settings: PruneSettings,
+    counts: _AxisCounts,
+    *,
+    is_implied: bool,
+) -> StudentShape:
+    given = _read_given_sizes(teacher, settings, is_implied=is_implied)
+    budget = settings.max_parameters * counts.of(teacher)
+    free = {
+        "depth": ("layers",),
+        "inner": ("layers", "intermediate_size"),
+        "width": ("hidden_size", "intermediate_size"),
+        "both": ("layers", "hidden_size", "intermediate_size"),
+    }[settings.prune]
+    free = tuple(name for name in free if given[name] is None)
+    start = teacher.with_sizes(given)
+    _check_not_larger(start, teacher)
+    if not free:
+        _check_sizes(start, teacher, is_implied=is_implied)
+        return start
+    found: list[tuple[int, StudentShape]] = []
+    for shape in _list_shapes(start, teacher, free, is_implied=is_implied):
+        filled = _fill_ffn(shape, counts, budget) if "intermediate_size" in free else shape
+        if filled is not None and counts.of(filled) <= budget:
+            found.append((counts.of(filled), filled))
+    if not found:
+        raise _budget_error(settings)
+    most = max(count for count, _ in found)
+    near = [(count, shape) for count, shape in found if count >= _MIN_BUDGET_SHARE * most]
+    _, chosen = min(near, key=lambda item: (_measure_imbalance(item[1], teacher, free), -item[0]))
+    _check_sizes(chosen, teacher, is_implied=is_implied)
+    return chosen
+
+
+def _list_shapes(
+    start: StudentShape, teacher: StudentShape, free: tuple[str, ...], *, is_implied: bool
+) -> Iterator[StudentShape]:
+    layers = range(1, teacher.layers + 1) if "layers" in free else (start.layers,)
+    hidden: list[int] = [start.hidden_size]
+    if "hidden_size" in free:
+        step = (
+            start.head_dim
+            if is_implied
+            else _search_step(teacher.hidden_size, start.attention_heads)
+        )
+        hidden = list(range(step, teacher.hidden_size + 1, step))
+    for size in hidden:
+        sizes: dict[str, int | None] = {"hidden_size": size}
+        if is_implied and "hidden_size" in free:
+            sizes |= {"attention_heads": size // start.head_dim, "kv_heads": size // start.head_dim}
+        for count in layers:
+            yield start.with_sizes({**sizes, "layers": count})
+
+
+def _fill_ffn(shape: StudentShape, counts: _AxisCounts, budget: float) -> StudentShape | None:
+    """Return the shape with the most feed-forward channels that fit; None where none does."""
+    most = shape.intermediate_size
+    step = _search_step(most, 1)
+    none = counts.of(shape.with_sizes({"intermediate_size": 0}))
+    each = (counts.of(shape) - none) / most
+    fitting = int((budget - none) / each) // step * step
+    return shape.with_sizes({"intermediate_size": min(fitting, most)}) if fitting >= step else None
+
+
+def _search_step(size: int, factor: int) -> int:
+    """Return the step of a search below ``size``: a multiple of ``factor``, of 64 if fine enough.
+
+    Halved as long as it leaves fewer than a few sizes to choose from.
+    """
+    power = math.gcd(size, 64)
+    while power > 1 and size // math.lcm(power, factor) < _STEPS:
+        power //= 2
+    return math.lcm(power, factor)
+
+
+def _measure_imbalance(shape: StudentShape, teacher: StudentShape, free: tuple[str, ...]) -> float:
+    before, after = teacher.to_json(), shape.to_json()
+    shares = [after[name] / before[name] for name in free]
+    return max(shares) - min(shares)
+
+
+def _read_given_sizes(
+    teacher: StudentShape, settings: PruneSettings, *, is_implied: bool
+) -> dict[str, int | None]:
+    """Return the sizes that the user gave, with those that follow from them."""
+    given: dict[str, int | None] = {
+        "layers": min(settings.layers, teacher.layers) if settings.layers else None,
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.intermediate_size,
+        "attention_heads": settings.attention_heads,
+        "kv_heads": settings.kv_heads,
+    }
+    if settings.keep is not None:
+        given["layers"] = len(settings.keep)
+    a_group = teacher.attention_heads // max(teacher.kv_heads, 1)
+    if is_implied:
+        heads, hidden = given["attention_heads"] or given["kv_heads"], given["hidden_size"]
+        given["hidden_size"] = hidden or (heads * teacher.head_dim if heads else None)
+        given["attention_heads"] = heads or (hidden // teacher.head_dim if hidden else None)
+    if given["kv_heads"] and not given["attention_heads"]:
+        given["attention_heads"] = given["kv_heads"] * a_group
+    if given["attention_heads"] and not given["kv_heads"] and a_group == 1:
+        given["kv_heads"] = given["attention_heads"]
+    return given
+
+
+def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool) -> None:
+    """Refuse sizes that no model can have, or that are not a part of the teacher's.
+
+    Raises:
+        RecipeError: Naming the setting.
+    """
+    _check_not_larger(shape, teacher)
+    heads, kv_heads = shape.attention_heads, shape.kv_heads
+    if heads % kv_heads:
+        raise _size_error(
+            "attention_heads",
+            f"{heads} attention heads cannot share {kv_heads} key-value heads evenly",
+            f"a multiple of {kv_heads}, as {max(heads // kv_heads, 1) * kv_heads}",
+        )
+    if heads // kv_heads > teacher.attention_heads // teacher.kv_heads:
+        raise _size_error(
+            "kv_heads",
+            f"{heads} attention heads on {kv_heads} key-value heads are more a group than the "
+            f"teacher's {teacher.attention_heads} on {teacher.kv_heads}",
+            f"at most {kv_heads * (teacher.attention_heads // teacher.kv_heads)} attention heads",
+        )
+    if shape.hidden_size % heads:
+        raise _size_error(
+            "hidden_size",
+            f"hidden_size {shape.hidden_size} is no multiple of {heads} attention heads, which "
+            "transformers requires",
+            f"a multiple of {heads}, as {shape.hidden_size // heads * heads or heads}",
+        )
+    if is_implied and shape.hidden_size != heads * shape.head_dim:
+        raise _size_error(
+            "hidden_size",
+            f"hidden_size {shape.hidden_size} is not {heads} heads of {shape.head_dim}, and this "
+            "family's config cannot say the size of a head",
+            f"{heads * shape.head_dim}, or give one of hidden_size and attention_heads only",
+        )
+
+
+def _check_not_larger(shape: StudentShape, teacher: StudentShape) -> None:
+    sizes = shape.to_json()
+    for name, most in teacher.to_json().items():
+        if not 1 <= sizes[name] <= most:
+            raise _size_error(
+                name, f"student.{name} is {sizes[name]}", f"from 1 to the teacher's {most}"
+            )
+
+
+def _is_head_dim_implied(checkpoint: Checkpoint) -> bool:
+    """Return whether a head's size is the hidden size over the heads, by code or by a check."""
+    config = checkpoint.config
+    if config.get("model_type") == "gpt2":
+        return True
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return config.get("model_type") == "phi3" and "short_factor" in rope
+
+
+def _size_error(name: str, what: str, expected: str) -> RecipeError:
+    return RecipeError(
+        what,
+        code="distill.prune-shape",
+        where=f"student.{name}",
+        expected=expected,
+        next=f"correct student.{name}",
+    )
+
+
+def _budget_error(settings: PruneSettings) -> RecipeError:
+    return RecipeError(
+        f"no student fits {settings.max_parameters:.1%} of the teacher's parameters",
+        code="distill.too-large",
+        where="student.max_parameters",
+        expected="a share that the embeddings and one narrow layer fit in",
+        next="raise student.max_parameters, or let more shrink (student.prune: both)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSelection:
+    """What one layer keeps: numbers of feed-forward channels, heads and key-value heads."""
+
+    ffn: tuple[int, ...]
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WidthSelection:
+    """What a student keeps of its teacher's width; ``layers`` goes by the teacher's numbers."""
+
+    teacher: StudentShape
+    hidden: tuple[int, ...]
+    layers: dict[int, LayerSelection]
+
+    def index(self, axis: Axis, layer: int | None) -> Tensor | None:
+        """Return the entries of an axis that stay, rising within each part; None where all do.
+
+        Args:
+            axis: Of a tensor.
+            layer: The teacher's number of the layer that holds it; None outside of layers.
+        """
+        if axis == "whole":
+            return None
+        if axis == "hidden":
+            found = torch.tensor(self.hidden)
+        elif layer is None:
+            return None
+        else:
+            found = self._index_in(axis, self.layers[layer])
+        return None if len(found) == self.teacher.size(axis) else found
+
+    def _index_in(self, axis: Axis, kept: LayerSelection) -> Tensor:
+        shape = self.teacher
+        ffn = torch.tensor(kept.ffn)
+        query = _expand_heads(kept.heads, shape.head_dim)
+        key = _expand_heads(kept.kv_heads, shape.head_dim)
+        parts = {
+            "ffn": [ffn],
+            "gate_up": [ffn, ffn + shape.intermediate_size],
+            "query": [query],
+            "key_value": [key],
+            "qkv": [
+                query,
+                key + shape.size("query"),
+                key + shape.size("query") + shape.size("key_value"),
+            ],
+        }
+        return torch.cat(parts[axis])
+
+
+def select_width(
+    teacher: StudentShape,
+    student: StudentShape,
+    statistics: WidthStatistics,
+    layers: Sequence[int],
+) -> WidthSelection:
+    """Return what scores highest, as much of each as the student's sizes ask for.
+
+    Args:
+        teacher: Its sizes.
+        student: What it shall have.
+        statistics: The scores.
+        layers: The layers that stay, by the teacher's numbers.
+    """
+    kept = {}
+    for layer in layers:
+        kv_heads, heads = _select_heads(teacher, student, statistics.attention[layer])
+        ffn = _select_top(statistics.ffn[layer], student.intermediate_size)
+        kept[layer] = LayerSelection(ffn, heads, kv_heads)
+    return WidthSelection(teacher, _select_top(statistics.hidden, student.hidden_size), kept)
+
+
+def _select_heads(
+    teacher: StudentShape, student: StudentShape, scores: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the key-value heads that stay, and the heads."""
+    a_group = teacher.attention_heads // teacher.kv_heads
+    squares = scores.square().view(teacher.kv_heads, a_group, teacher.head_dim).sum(-1)  # (G, H/G)
+    kv_heads = _select_top(squares.sum(-1), student.kv_heads)
+    wanted = student.attention_heads // student.kv_heads
+    heads = [
+        group * a_group + head for group in kv_heads for head in _select_top(squares[group], wanted)
+    ]
+    return kv_heads, tuple(heads)
+
+
+def _select_top(scores: Tensor, wanted: int) -> tuple[int, ...]:
+    order = torch.argsort(scores, descending=True, stable=True)[:wanted]
+    return tuple(sorted(order.tolist()))
+
+
+def _expand_heads(heads: Sequence[int], head_dim: int) -> Tensor:
+    return (torch.tensor(heads)[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+_GEMMA = ("gemma", "gemma2", "gemma3_text")
+
+
+_PREFIXES = ("model.", "transformer.")
+
+
+@dataclass(frozen=True, slots=True)
+class WidthSlicer:
+    """How tensors are cut: what is kept, and what norms are multiplied with, by their names."""
+
+    kept: WidthSelection
+    student: StudentShape
+    family: str
+    is_tied: bool
+    shrinkage: Mapping[str, float] = field(default_factory=dict)
+
+    def cut(self, name: str, tensor: Tensor, layer: int | None) -> Tensor:
+        """Return what a student keeps of a teacher's tensor.
+
+        Args:
+            name: As the teacher has it.
+            tensor: The whole; returned as it is where nothing of it goes.
+            layer: The teacher's number of the layer that holds it; None outside of layers.
+
+        Raises:
+            CheckpointError: If the tensor is not understood.
+        """
+        axes = get_axes(name, tuple(tensor.shape), self.kept.teacher, self.family)
+        for dimension, axis in enumerate(axes):
+            index = self.kept.index(axis, layer)
+            if index is not None:
+                tensor = tensor.index_select(dimension, index)
+        factor = self._factor(name)
+        if factor == 1.0:
+            return tensor
+        offset = 1.0 if is_norm(name) and self.family in _GEMMA else 0.0  # they multiply by 1 + w
+        scaled = (tensor.double() + offset) * factor - offset
+        return scaled.to(tensor.dtype)
+
+    def cut_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config with the student's sizes; a head's size is said outright."""
+        cut = dict(config)
+        shape = self.student
+        if self.family == "gpt2":
+            cut |= {"n_embd": shape.hidden_size, "n_head": shape.attention_heads}
+            cut["n_inner"] = shape.intermediate_size
+            return cut
+        return cut | {
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_attention_heads": shape.attention_heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+        }
+
+    def _factor(self, name: str) -> float:
+        """Return what a tensor's entries (a Gemma norm's ``1 + w``) are multiplied with."""
+        if len(self.kept.hidden) == self.kept.teacher.hidden_size:
+            return 1.0
+        embedding = math.sqrt(self.kept.teacher.hidden_size / self.student.hidden_size)
+        is_scaled = self.family in _GEMMA
+        if is_scaled and (get_part(name) == "embeddings" or (self.is_tied and "lm_head" in name)):
+            return embedding
+        if not is_norm(name) or not name.endswith(".weight"):
+            return 1.0
+        module = name.removesuffix(".weight")
+        for prefix in _PREFIXES:
+            module = module.removeprefix(prefix)
+        factor = self.shrinkage.get(module, 1.0)
+        is_last = module == "norm"
+        return factor / embedding if is_last and is_scaled and self.is_tied else factor

@@ -1,0 +1,61 @@
+"""Mixed sampling: tokens from a teacher-student mixture, with importance weights (MiniLLM).
+
+Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.2, equation 5: tokens come from
+p~ = a p + (1 - a) q, which keeps a student from text that only fools its loss, and count with the
+weight q / p~. As in the paper the weight is that of the token alone, not the product over the text,
+whose variance would drown it. The student's are all tokens: they are weighted as its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.distill.interfaces import RolloutPolicy
+from stillroom.distill.types import DecodeStep, SampledTokens, StepState, TextSource
+
+__all__ = ["MixedSampling"]
+
+
+class MixedSampling(RolloutPolicy):
+    """Teacher-mixed text with importance weights, as MiniLLM's policy gradient wants it."""
+
+    paper: ClassVar[str] = "arXiv:2306.08543"
+
+    teacher_share: float = Field(
+        default=0.2, ge=0, lt=1, description="the teacher's part in every draw (alpha)"
+    )
+    student_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of the steps on such text; the rest records"
+    )
+
+    @property
+    @override
+    def learns_from_others(self) -> bool:
+        return self.warm_up > 0 or self.student_share < 1
+
+    @property
+    @override
+    def may_need_teacher(self) -> bool:
+        return self.teacher_share > 0
+
+    @override
+    def decide(self, moment: StepState) -> TextSource:
+        return "student" if moment.draw < self.student_share else "records"
+
+    @override
+    def wants_teacher(self, place: int, share: float) -> bool:
+        return self.teacher_share > 0
+
+    @override
+    def choose(self, turn: DecodeStep) -> SampledTokens:
+        import torch
+
+        mixed = turn.student
+        if turn.teacher is not None:
+            mixed = torch.lerp(turn.student, turn.teacher, self.teacher_share)
+        tokens = turn.draw(mixed, 0)
+        chances = mixed.gather(-1, tokens[:, None]).squeeze(-1)
+        return SampledTokens(tokens, chances, torch.ones_like(tokens, dtype=torch.bool))

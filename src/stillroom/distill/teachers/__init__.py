@@ -1,0 +1,1 @@
+"""Teachers of a job: local checkpoints, servers, and ensembles of both."""

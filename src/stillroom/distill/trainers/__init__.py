@@ -1,0 +1,1 @@
+"""Trainers by kind of teacher: local, offline, on-policy and cross-tokenizer."""

@@ -1,0 +1,169 @@
+"""JSON of model outputs: parsing, repair and JSON Schema validation.
+
+Takes any text and never raises. Where the backend has a grammar the text is valid as it stands;
+where it has none, ``json_repair`` mends commas, quotes and fences, and ``jsonschema`` decides.
+
+Knows values, not records. References to other documents are not followed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from stillroom.errors import DataError, MissingExtraError
+
+__all__ = [
+    "ParsedJson",
+    "SchemaViolation",
+    "check_schema",
+    "describe_violation",
+    "find_violation",
+    "parse_json",
+    "parse_json_with_schema",
+]
+
+
+_MAX_CHARACTERS = 200_000
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedJson:
+    """The value of a text, or what is wrong with it; ``is_repaired`` says that it was mended."""
+
+    value: Any = None
+    problem: str = ""
+    is_repaired: bool = False
+
+
+def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
+    """Return the JSON value of a text that fits a schema, or the problem in words."""
+    if not text.strip():
+        return ParsedJson(problem="it is empty")
+    if len(text) > _MAX_CHARACTERS:
+        return ParsedJson(problem=f"it is {len(text)} characters long")
+    fenced = _FENCE.search(text)
+    bare = fenced[1] if fenced else text.strip()
+    try:
+        value, is_repaired = json.loads(bare, parse_constant=_refuse_constant), fenced is not None
+    except (ValueError, RecursionError):
+        value, is_repaired = _repair_json(bare), True
+    problem = describe_violation(value, schema)
+    return ParsedJson(None, problem, is_repaired) if problem else ParsedJson(value, "", is_repaired)
+
+
+def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
+    """Return how a value breaks a schema, in words; empty if it fits."""
+    from jsonschema.exceptions import best_match
+
+    try:
+        worst = best_match(_schema_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
+    except RecursionError:
+        return "it is nested too deeply"
+    if worst is None:
+        return ""
+    place = ".".join(str(part) for part in worst.absolute_path)
+    return f"{place}: {worst.message}"[:300] if place else str(worst.message)[:300]
+
+
+@lru_cache(maxsize=256)
+def _schema_validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(schema))
+
+
+def _repair_json(text: str) -> Any:
+    import json_repair
+
+    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
+    if not starts:
+        return None
+    try:
+        value = json_repair.loads(text[min(starts) :], skip_json_loads=True)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, RecursionError, IndexError):
+        return None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_MAX_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaViolation:
+    """The first thing that does not fit: where (a JSON pointer) and why."""
+
+    pointer: str
+    why: str
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse what is no JSON Schema (draft 2020-12, unless it names another).
+
+    Raises:
+        DataError: If a keyword has a value that it cannot have.
+        MissingExtraError: If the jsonschema package is not installed.
+    """
+    kind = _validator_class(schema)
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        kind.check_schema(dict(schema))
+    except SchemaError as error:
+        raise DataError(
+            f"this is no JSON Schema: {error.message:.200}",
+            code="data.schema",
+            where="/".join(map(str, error.absolute_path)),
+            expected="a schema of draft 2020-12, or of the draft that it names",
+            next="correct it there",
+        ) from error
+
+
+def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
+    """Return the first misfit of a value in order of places; None if it fits.
+
+    Raises:
+        MissingExtraError: If the jsonschema package is not installed.
+    """
+    found = list(_validator_class(schema)(dict(schema)).iter_errors(value))
+    if not found:
+        return None
+    first = min(found, key=lambda one: ([str(part) for part in one.absolute_path], one.message))
+    place = "".join(f"/{part}" for part in first.absolute_path)
+    return SchemaViolation(place, str(first.message)[:_MAX_REASON])
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON value that a text is, a Markdown fence around it left out.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    bare = text.strip()
+    if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
+        bare = bare[bare.index("\n") + 1 : -3]
+    try:
+        return json.loads(bare)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _validator_class(schema: Mapping[str, Any]) -> Any:
+    try:
+        from jsonschema import Draft202012Validator
+        from jsonschema.validators import validator_for
+    except ImportError as error:
+        raise MissingExtraError.of("jsonschema", "schema", "checking JSON Schemas") from error
+    return validator_for(dict(schema), default=Draft202012Validator)

@@ -1,0 +1,349 @@
+"""LLM judges: binary verdicts, rubric scores and pairwise comparison.
+
+``logprob`` compares how likely the model finds ``Yes`` and ``No``: always a verdict, and a
+probability that can be calibrated. ``json`` holds the answer to a schema of two words and asks
+again, with another seed, what could not be read. What fails for good is a verdict without a value;
+whoever averages says on how many verdicts of how many a figure stands.
+
+Knows no question of retrieval: prompts come from outside. Does not know whether the model is any
+good at judging: ``judge_agreement`` tells, on labels of people.
+
+A score is the expected one under the model's probabilities of the marks of the scale, where its
+engine gives them; else the mark that it draws, and the rating says so. Two texts are shown in both
+orders and the first wins only if it wins in both: what changes with the order is a tie.
+
+Knows no record. Does not know whether a judge is any good: ``raters`` compares judges with each
+other and with people.
+
+Sources: Zheng et al. 2023, arXiv:2306.05685 (judges, position bias); Liu et al. 2023,
+arXiv:2303.16634 (expected scores); Wang et al. 2023, arXiv:2305.17926 (both orders).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import BackendError
+from stillroom.models.choice import ChoiceProbabilities, score_options
+from stillroom.provenance import digest_json
+from stillroom.records import Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = [
+    "BinaryJudge",
+    "JudgeMode",
+    "JudgeResult",
+    "JudgeStats",
+    "PairwiseResult",
+    "RubricJudge",
+    "RubricResult",
+    "choose_judge_mode",
+]
+
+
+JudgeMode = Literal["logprob", "json"]
+
+
+_WORDS = ("Yes", "No")  # as a first word, which models write with a capital
+
+
+_VERDICTS = ("yes", "no")
+
+
+_VERDICT_SCHEMA = {
+    "type": "object",
+    "properties": {"verdict": {"enum": list(_VERDICTS), "type": "string"}},
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
+
+
+_SYSTEM_PROMPTS = {
+    "logprob": "You check statements. You answer with one word: Yes or No.",
+    "json": 'You check statements. You answer in JSON: "yes" or "no" under the key "verdict".',
+}
+
+
+_MAX_ANSWER_TOKENS = 16
+
+
+_RETRY_TEMPERATURE = 0.7
+
+
+_MIN_EXPONENT = -700.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """How likely a yes is, from 0 to 1 (just 0 or 1 under a grammar); None where asking failed."""
+
+    value: float | None
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def is_yes(self) -> bool | None:
+        """Whether it is a yes; None where asking failed."""
+        return None if self.value is None else self.value > 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeStats:
+    """What judging took and how it went."""
+
+    asked: int = 0
+    retried: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def of(cls, verdicts: Iterable[JudgeResult]) -> JudgeStats:
+        """Add up verdicts."""
+        every = list(verdicts)
+        return cls(
+            len(every),
+            sum(one.retries for one in every),
+            sum(one.value is None for one in every),
+            sum(one.prompt_tokens for one in every),
+            sum(one.completion_tokens for one in every),
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+class BinaryJudge:
+    """Asks one model for verdicts."""
+
+    def __init__(
+        self, model: TextModel, *, way: JudgeMode = "logprob", retries: int = 2, seed: int = 0
+    ) -> None:
+        """Judge by ``model``.
+
+        Args:
+            model: Better another one than wrote the answers: models favor their own.
+            way: ``logprob``, where the engine can score; else ``json``.
+            retries: How often what could not be read is asked again.
+            seed: Of what is drawn.
+        """
+        self.model, self.way, self.retries, self.seed = model, way, retries, seed
+
+    @property
+    def fingerprint(self) -> str:
+        """What verdicts depend on beside the question."""
+        return digest_json([self.model.fingerprint, self.way, self.retries, self.seed])
+
+    def ask(self, question: str) -> JudgeResult:
+        """Return the verdict on a text that ends in what is to be decided.
+
+        Raises:
+            BackendError: If the engine fails otherwise than in what it writes.
+        """
+        return self._compare(question) if self.way == "logprob" else self._read(question)
+
+    def _compare(self, question: str) -> JudgeResult:
+        prompt = self._prompt(question)
+        yes, no = (one.total for one in self.model.score([prompt] * len(_WORDS), list(_WORDS)))
+        tokens = sum(self.model.count_tokens(message.content) for message in prompt.messages)
+        gap = yes - no
+        if not math.isfinite(gap):
+            return JudgeResult(None, prompt_tokens=tokens)
+        return JudgeResult(
+            1 / (1 + math.exp(-gap)) if gap > _MIN_EXPONENT else 0.0, prompt_tokens=tokens
+        )
+
+    def _read(self, question: str) -> JudgeResult:
+        prompt = self._prompt(question)
+        read = written = 0
+        for attempt in range(self.retries + 1):
+            seed = int(digest_json([self.seed, question, attempt])[:8], 16) >> 1
+            warmth = _RETRY_TEMPERATURE if attempt else 0.0
+            sampling = Sampling(max_new_tokens=_MAX_ANSWER_TOKENS, temperature=warmth, seed=seed)
+            completion = self.model.generate([prompt], sampling)[0]
+            read += completion.prompt_tokens
+            written += completion.completion_tokens
+            word = _parse_verdict(completion.text)
+            if word:
+                return JudgeResult(float(word == "yes"), attempt, read, written)
+        return JudgeResult(None, self.retries, read, written)
+
+    def _prompt(self, question: str) -> Prompt:
+        messages = Message("system", _SYSTEM_PROMPTS[self.way]), Message("user", question)
+        return Prompt(messages, schema=_VERDICT_SCHEMA if self.way == "json" else None)
+
+
+def choose_judge_mode(model: TextModel) -> JudgeMode:
+    """Return ``logprob`` where the model's engine can score a text, else ``json``."""
+    probe = Prompt((Message("user", "Is water wet?"),))
+    try:
+        model.score([probe], ["yes"])
+    except BackendError as error:
+        if error.code == "backend.no-score":
+            return "json"
+        raise
+    return "logprob"
+
+
+def _parse_verdict(text: str) -> str:
+    """Return ``yes`` or ``no`` of a JSON answer; nothing if it is neither."""
+    try:
+        value: Any = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        word = value["verdict"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return word if word in _VERDICTS else ""
+
+
+Winner = Literal["first", "second", "tie"]
+
+
+_RUBRIC_PROMPT = "You are a strict and fair examiner. You answer with one mark and nothing else."
+
+
+_NUM_ORDERS = 2
+
+
+_FRAME = re.compile(r"<(/?answer\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class RubricResult:
+    """One judge's scores by criterion; None where it gave no mark. ``way`` is how they were had."""
+
+    scores: Mapping[str, float | None]
+    way: str
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the criteria; None where a mark is missing."""
+        known = [score for score in self.scores.values() if score is not None]
+        return math.fsum(known) / len(known) if len(known) == len(self.scores) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"scores": dict(self.scores), "way": self.way}
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseResult:
+    """One judge's verdict on two texts; ``chance`` is that of the first, mean of both orders.
+
+    ``flipped`` says that the verdict changed with the order. None where the judge said nothing.
+    """
+
+    winner: Winner | None
+    chance: float | None
+    flipped: bool
+    way: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "winner": self.winner,
+            "chance": self.chance,
+            "flipped": self.flipped,
+            "way": self.way,
+        }
+
+
+class RubricJudge:
+    """One model with a rubric: what is looked at, and from 1 to which mark."""
+
+    def __init__(
+        self, model: TextModel, rubric: Mapping[str, str], *, scale: int = 5, seed: int = 0
+    ) -> None:
+        """Judge by ``model``.
+
+        Args:
+            model: Better another one than wrote the texts: models favor their own.
+            rubric: Criteria by name, each with what is asked of a good text.
+            scale: The highest mark, 2 to 9; the lowest is 1.
+            seed: Of what is drawn where the engine gives no probabilities.
+        """
+        self.model, self.rubric, self.scale, self.seed = model, dict(rubric), scale, seed
+
+    @property
+    def fingerprint(self) -> str:
+        """What ratings depend on beside the texts."""
+        return digest_json([self.model.fingerprint, self.rubric, self.scale, self.seed, 2])
+
+    def rate(self, tasks: Sequence[str]) -> list[RubricResult]:
+        """Return a rating of each task: a question with its answer, shown whole.
+
+        Raises:
+            BackendError: If the model fails.
+        """
+        marks = [str(mark) for mark in range(1, self.scale + 1)]
+        prompts = [
+            self._ask_mark(task, name, told) for task in tasks for name, told in self.rubric.items()
+        ]
+        chosen = iter(score_options(self.model, prompts, marks, seed=self.seed) if prompts else ())
+        ratings = []
+        for _ in tasks:
+            mine = {name: next(chosen) for name in self.rubric}
+            scores = {name: one.expect(list(map(float, marks))) for name, one in mine.items()}
+            ratings.append(RubricResult(scores, _mode_of(list(mine.values()))))
+        return ratings
+
+    def compare(self, tasks: Sequence[tuple[str, str, str]]) -> list[PairwiseResult]:
+        """Return a verdict on each (question, first answer, second answer), in both orders.
+
+        Raises:
+            BackendError: If the model fails.
+        """
+        prompts = []
+        for question, first, second in tasks:
+            prompts += [self._ask_better(question, first, second)]
+            prompts += [self._ask_better(question, second, first)]
+        chosen = score_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
+        return [
+            _combine_orders(chosen[at], chosen[at + 1]) for at in range(0, len(chosen), _NUM_ORDERS)
+        ]
+
+    def _ask_mark(self, task: str, name: str, told: str) -> Prompt:
+        words = (
+            f"{task}\n\nCriterion: {name}. {told}\n\nGive one mark for this criterion alone, from "
+            f"1 (not at all) to {self.scale} (entirely). Answer with the number only."
+        )
+        return Prompt((Message("system", _RUBRIC_PROMPT), Message("user", words)))
+
+    def _ask_better(self, question: str, first: str, second: str) -> Prompt:
+        criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
+        words = (
+            f'{question}\n\n<answer name="A">\n{_escape_frame(first)}\n</answer>\n\n<answer name="B">\n'
+            f"{_escape_frame(second)}\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer is better? "
+            "Their order and their length say nothing. Answer with the letter only: A or B."
+        )
+        return Prompt((Message("system", _RUBRIC_PROMPT), Message("user", words)))
+
+
+def _combine_orders(straight: ChoiceProbabilities, swapped: ChoiceProbabilities) -> PairwiseResult:
+    way = _mode_of([straight, swapped])
+    if straight.chances is None or swapped.chances is None:
+        return PairwiseResult(None, None, False, way)
+    one, other = straight.chances[0], swapped.chances[1]
+    chance = (one + other) / 2
+    if one > 0.5 and other > 0.5:
+        return PairwiseResult("first", chance, False, way)
+    if one < 0.5 and other < 0.5:
+        return PairwiseResult("second", chance, False, way)
+    return PairwiseResult("tie", chance, (one - 0.5) * (other - 0.5) < 0, way)
+
+
+def _escape_frame(text: str) -> str:
+    """Return an answer that cannot close its frame, nor open the other's."""
+    return _FRAME.sub(r"< \1", text)
+
+
+def _mode_of(chosen: Sequence[ChoiceProbabilities]) -> str:
+    return "drawn" if any(one.way == "drawn" for one in chosen) else "logprob"

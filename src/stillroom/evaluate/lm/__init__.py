@@ -1,0 +1,1 @@
+"""Language-model evaluation: held-out loss, perplexity and divergence of distributions."""

@@ -1,0 +1,340 @@
+"""Divergence of a student's next-token distributions from its teacher's.
+
+Both are fed the same tokens. Divergences, agreement, surprise, entropy and calibration come from
+the same logits, a chunk of rows at a time. What the teacher's body gives at the counted positions
+can be kept, so that a second student costs no second pass of the teacher. Knows token sequences,
+not where they come from.
+
+Both are fed the same tokens (teacher forcing); they must share one tokenizer. Knows nothing of
+which of the two is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stillroom.evaluate.lm.encoding import EncodedConversation
+from stillroom.evaluate.lm.loss import (
+    LogitReader,
+    batch_records,
+    count_rows_per_chunk,
+    encode_records,
+)
+from stillroom.evaluate.metrics.calibration import NUM_BINS, TemperatureScaler, bin_confidences
+from stillroom.records import Record
+
+__all__ = [
+    "CachedStates",
+    "DistributionAgreement",
+    "DistributionMetrics",
+    "compare_distributions",
+    "measure_agreement",
+]
+
+
+_TOP_K = 5
+
+
+CachedStates = dict[int, Tensor]
+
+
+"""What a body gave at the counted positions of each record, by the record's index: (n, D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistributionMetrics:
+    """Means over one record's counted tokens, in nats a token where not a share.
+
+    Args:
+        tokens: How many count; all else is 0 where there are none.
+        loss: Surprise at the tokens that stand there.
+        entropy: Of the student's distributions.
+        brier: Squared distance to what stands there, 0 to 2.
+        bins: ``bin_confidences``, (3, BINS), sums.
+        kl: KL(teacher || student); this and what else a teacher is needed for is 0 without one.
+        reverse_kl: KL(student || teacher).
+        agreement: Share where both think the same token likeliest.
+        top5_overlap: Share of the student's five likeliest among the teacher's five.
+        teacher_entropy: Of the teacher's distributions.
+        kl_by_position: KL(teacher || student) of each counted token, (n,).
+        scaled_loss: As ``loss``, after temperature scaling; None for records it was fitted on.
+        scaled_brier: As ``brier``, likewise.
+        scaled_bins: As ``bins``, likewise.
+    """
+
+    tokens: int = 0
+    loss: float = 0.0
+    entropy: float = 0.0
+    brier: float = 0.0
+    bins: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_BINS)))
+    kl: float = 0.0
+    reverse_kl: float = 0.0
+    agreement: float = 0.0
+    top5_overlap: float = 0.0
+    teacher_entropy: float = 0.0
+    kl_by_position: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    scaled_loss: float | None = None
+    scaled_brier: float | None = None
+    scaled_bins: npt.NDArray[np.float64] | None = None
+
+
+def compare_distributions(
+    student: Any,
+    teacher: Any | None,
+    records: Sequence[EncodedConversation],
+    *,
+    calibrate: bool = False,
+    kept: CachedStates | None = None,
+    batch_tokens: int = 2048,
+) -> tuple[list[DistributionMetrics], float | None]:
+    """Read a student's beliefs on some token sequences, beside its teacher's.
+
+    Where one head is padded wider than the other, both are cut to the narrower before the softmax.
+
+    Args:
+        student: A causal language model, left in the mode it came in; may be the teacher itself.
+        teacher: Another over the same tokens, likewise; None reads the student's beliefs alone.
+        records: What both read; the assistant's tokens count.
+        calibrate: Fit a temperature on every second record, and score the others with it, too.
+        kept: The teacher's states, filled where empty and read where not; the caller's word that
+            teacher and records are the same each time.
+        batch_tokens: Tokens of one forward pass, padding included.
+
+    Returns:
+        One Compared per record, in order, and the fitted temperature (None where not asked for).
+    """
+    found = [DistributionMetrics()] * len(records)
+    models = [student] if teacher is None else [student, teacher]
+    modes = [bool(model.training) for model in models]
+    fit = TemperatureScaler() if calibrate else None
+    try:
+        ours = _ModelStates(LogitReader(student), {})
+        theirs = None
+        if teacher is not None:
+            theirs = _ModelStates(LogitReader(teacher), kept if kept is not None else {})
+        sides = [ours] if theirs is None else [ours, theirs]
+        width = min(side.reader.vocabulary for side in sides)
+        parts = _calibration_halves(records) if calibrate else [range(len(records))]
+        with torch.inference_mode():
+            for number, part in enumerate(parts):
+                is_fitting = calibrate and number == 0
+                scale = fit.temperature if fit and not is_fitting else None
+                for batch in batch_records([records[at] for at in part], batch_tokens):
+                    chosen = [(part[place], record) for place, record in batch]
+                    for side in sides:
+                        side.read(chosen)
+                    for at, record in chosen:
+                        found[at] = _compare_positions(
+                            ours, theirs, at, record, width, fit if is_fitting else None, scale
+                        )
+                    ours.states.clear()
+                    if theirs is not None and (kept is None or not theirs.reader.is_chunked):
+                        theirs.states.clear()
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    return found, fit.temperature if fit and fit.positions else None
+
+
+class _ModelStates:
+    """One model's states at the counted positions of records."""
+
+    def __init__(self, reader: LogitReader, states: CachedStates) -> None:
+        self.reader, self.states = reader, states
+
+    def read(self, batch: Sequence[tuple[int, EncodedConversation]]) -> None:
+        """Run the body over those records whose states are not there."""
+        if all(at in self.states for at, _ in batch):
+            return
+        hidden = self.reader.hidden([record for _, record in batch])
+        for row, (at, record) in enumerate(batch):
+            positions = torch.tensor(record.targets) - 1
+            self.states[at] = self.reader.pick(hidden, row, positions)
+
+    def logits(self, at: int, start: int, stop: int, width: int) -> Tensor:
+        return self.reader.logits(self.states[at][start:stop])[:, :width]
+
+
+def _calibration_halves(records: Sequence[EncodedConversation]) -> list[list[int]]:
+    """Return every second record that has a token to count, from the first; then the others."""
+    counted = [at for at, record in enumerate(records) if record.targets]
+    return [counted[::2], counted[1::2]]
+
+
+def _compare_positions(
+    ours: _ModelStates,
+    theirs: _ModelStates | None,
+    at: int,
+    record: EncodedConversation,
+    width: int,
+    fit: TemperatureScaler | None,
+    scale: float | None,
+) -> DistributionMetrics:
+    targets = torch.tensor(record.targets)
+    labels = torch.tensor(record.ids)[targets].to(ours.reader.device)
+    parts: dict[str, list[Tensor]] = {}
+    step = count_rows_per_chunk(4 * width)
+    for start in range(0, len(targets), step):
+        stop = min(start + step, len(targets))
+        logits = ours.logits(at, start, stop, width)
+        values = _single_model_terms(logits, labels[start:stop])
+        if theirs is not None:
+            values |= _divergence_terms(
+                logits, theirs.logits(at, start, stop, width).to(logits.device)
+            )
+        if fit is not None:
+            fit.add(logits, labels[start:stop])
+        if scale is not None:
+            scaled = _single_model_terms(logits / scale, labels[start:stop])
+            values |= {f"scaled_{name}": value for name, value in scaled.items()}
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value.double().cpu())
+    whole = {name: torch.cat(values) for name, values in parts.items()}
+    return _summarize(whole)
+
+
+def _summarize(whole: dict[str, Tensor]) -> DistributionMetrics:
+    bins = {
+        prefix: bin_confidences(whole.pop(f"{prefix}confidence"), whole.pop(f"{prefix}is_right"))
+        for prefix in ("", "scaled_")
+        if f"{prefix}confidence" in whole
+    }
+    whole.pop("scaled_entropy", None)
+    means = {name: float(value.mean()) for name, value in whole.items()}
+    means |= {name: max(means[name], 0.0) for name in ("kl", "reverse_kl") if name in means}
+    return DistributionMetrics(
+        tokens=len(whole["loss"]),
+        bins=bins[""],
+        scaled_bins=bins.get("scaled_"),
+        kl_by_position=whole.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
+        **means,
+    )
+
+
+def _single_model_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return what one model's distributions say beside the tokens that came, (n,) each."""
+    logprobs = torch.log_softmax(logits, -1)  # (n, V)
+    chances = logprobs.exp()
+    came = logprobs.gather(1, labels[:, None])[:, 0]
+    top, token = logprobs.max(-1)
+    return {
+        "loss": -came,
+        "entropy": torch.special.entr(chances).sum(-1),
+        "brier": chances.square().sum(-1) - 2 * came.exp() + 1,
+        "confidence": top.exp(),
+        "is_right": token == labels,
+    }
+
+
+def _divergence_terms(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    """Return how far two models' distributions are apart, (n,) each, of logits (n, V)."""
+    log_q, log_p = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
+    gap = log_p - log_q
+    p = log_p.exp()
+    first, second = (side.topk(min(_TOP_K, side.shape[-1]), -1).indices for side in (log_q, log_p))
+    shared = (first[:, :, None] == second[:, None, :]).any(-1)
+    return {
+        "kl": (p * gap).sum(-1),
+        "reverse_kl": -(log_q.exp() * gap).sum(-1),
+        "agreement": first[:, 0] == second[:, 0],
+        "top5_overlap": shared.float().mean(-1),
+        "teacher_entropy": torch.special.entr(p).sum(-1),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class DistributionAgreement:
+    """Means over one record's assistant tokens: both divergences in nats, top-1 agreement.
+
+    ``kl`` is KL(teacher || student), ``reverse_kl`` KL(student || teacher), ``agreement`` the share
+    of positions where both think the same token likeliest. All are 0 where ``tokens`` is 0.
+    """
+
+    kl: float
+    reverse_kl: float
+    agreement: float
+    tokens: int
+
+
+def measure_agreement(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_tokens: int = 1024,
+    batch_tokens: int = 2048,
+    on_truncated: Callable[[int, int], None] | None = None,
+) -> list[DistributionAgreement]:
+    """KL both ways and top-1 agreement of two models, per record.
+
+    Where one head is padded wider than the other, both are cut to the narrower before the softmax:
+    the rows past it stand for no token. A chunk of rows is compared at a time, so that the logits
+    of a whole batch never exist.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531 (teacher to student); Gu et al. 2023,
+    arXiv:2306.08543 (the reverse).
+
+    Args:
+        student: A causal language model, left in the mode it came in.
+        teacher: Another with the same tokenizer, likewise.
+        tokenizer: The tokenizer of both, a fast one.
+        records: Conversations; only assistant tokens count.
+        max_tokens: Tokens of a record that are read, from its start.
+        batch_tokens: Tokens of one forward pass, padding included.
+        on_truncated: Hears the index of each record that was cut and how many tokens fell off.
+
+    Returns:
+        One Agreement per record, in order.
+
+    Raises:
+        DataError: If the assistant's part of a conversation cannot be found.
+    """
+    encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    found = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
+    modes = [bool(student.training), bool(teacher.training)]
+    try:
+        readers = LogitReader(student), LogitReader(teacher)
+        with torch.inference_mode():
+            for batch in batch_records(encoded, batch_tokens):
+                hidden = [reader.hidden([record for _, record in batch]) for reader in readers]
+                for row, (at, record) in enumerate(batch):
+                    found[at] = _measure_record(readers, hidden, row, record)
+    finally:
+        student.train(modes[0])
+        teacher.train(modes[1])
+    return found
+
+
+def _measure_record(
+    readers: tuple[LogitReader, LogitReader],
+    hidden: Sequence[torch.Tensor],
+    row: int,
+    record: EncodedConversation,
+) -> DistributionAgreement:
+    """Compare student (first) and teacher (second) on one record."""
+    positions = torch.tensor(record.targets) - 1
+    width = min(reader.vocabulary for reader in readers)
+    sums = torch.zeros(3, dtype=torch.float64)
+    step = count_rows_per_chunk(2 * width)
+    for begin in range(0, len(positions), step):
+        student, teacher = (
+            torch.log_softmax(
+                reader.rows(state, row, positions[begin : begin + step])[:, :width], -1
+            )
+            for reader, state in zip(readers, hidden, strict=True)
+        )  # (n, V)
+        teacher = teacher.to(student.device)
+        gap = teacher - student
+        sums[0] += (teacher.exp() * gap).sum(-1).double().sum().cpu()
+        sums[1] -= (student.exp() * gap).sum(-1).double().sum().cpu()
+        sums[2] += (student.argmax(-1) == teacher.argmax(-1)).sum().cpu()
+    kl, reverse_kl, agreement = (sums / len(positions)).tolist()
+    return DistributionAgreement(max(kl, 0.0), max(reverse_kl, 0.0), agreement, len(positions))

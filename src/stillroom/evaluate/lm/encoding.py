@@ -1,0 +1,101 @@
+"""Tokenized conversations with a mask of the assistant's tokens.
+
+A chat template is rendered twice, before and after each assistant turn; what the second adds is the
+assistant's. Token offsets then say which tokens stand within. Knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.models import render_chat
+from stillroom.models.tokenization.chat_template import escape_control_tokens, list_control_tokens
+from stillroom.records import Message, Record
+
+__all__ = ["CharacterSpan", "EncodedConversation", "encode_record", "find_assistant_spans"]
+
+CharacterSpan = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedConversation:
+    """A record as tokens: ids, which of them the assistant wrote, how many were cut off."""
+
+    ids: tuple[int, ...]
+    is_assistant: tuple[bool, ...]
+    truncated: int = 0
+
+    @property
+    def targets(self) -> list[int]:
+        """The positions of assistant tokens that have a token before them to be predicted from."""
+        return [at for at, counts in enumerate(self.is_assistant) if counts and at > 0]
+
+
+def find_assistant_spans(
+    tokenizer: Any, messages: Sequence[Message]
+) -> tuple[str, list[CharacterSpan]]:
+    """Return the rendered conversation and the character spans that the assistant wrote.
+
+    A span holds the content and the end-of-turn marker, not the white space after it: the model
+    must learn to stop, but not to write the template's line break. A lone assistant message is
+    plain text: it is not rendered, and all of it counts.
+
+    Raises:
+        DataError: If the template rewrites earlier turns, so that no span can be told.
+    """
+    if len(messages) == 1 and messages[0].role == "assistant":
+        plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
+        return plain, [(0, len(plain))]
+    text = render_chat(tokenizer, messages, add_generation_prompt=False)
+    spans = []
+    for at, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = render_chat(tokenizer, messages[:at], add_generation_prompt=True) if at else ""
+        after = render_chat(tokenizer, messages[: at + 1], add_generation_prompt=False)
+        is_written = len(after) > len(before) or not message.content
+        if is_written and after.startswith(before) and text.startswith(after):
+            end = max(len(after.rstrip()), len(before) + len(message.content))
+            spans.append((len(before), min(end, len(after))))
+            continue
+        spans.append(_find_content(text, message.content, spans[-1][1] if spans else 0))
+    return text, spans
+
+
+def encode_record(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
+    """Return a record's tokens with the assistant's marked; tokens past ``max_tokens`` are cut.
+
+    Args:
+        tokenizer: A fast tokenizer, which can tell offsets.
+        record: The conversation; its fields are not looked at.
+        max_tokens: How many tokens are kept, from the start.
+
+    Raises:
+        DataError: If the assistant's part of the conversation cannot be found.
+    """
+    text, spans = find_assistant_spans(tokenizer, record.messages)
+    is_plain = [message.role for message in record.messages] == ["assistant"]
+    encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    marks = [
+        end > start and any(first <= start < last for first, last in spans)
+        for start, end in offsets
+    ]
+    return EncodedConversation(
+        tuple(ids[:max_tokens]), tuple(marks[:max_tokens]), max(len(ids) - max_tokens, 0)
+    )
+
+
+def _find_content(text: str, content: str, begin: int) -> CharacterSpan:
+    at = text.find(content.strip(), begin)
+    if at < 0 or not content.strip():
+        raise DataError(
+            f"the chat template hides the assistant's turn {content!r:.60}",
+            code="data.hidden-turn",
+            expected="a template that writes out every assistant message",
+            next="use records of one turn each, or a checkpoint with a plain chat template",
+        )
+    return at, at + len(content.strip())

@@ -1,0 +1,169 @@
+"""Perplexity of each model and its divergence from the first, on held-out records.
+
+Works on groups of records that never change, so that a resumed run computes the same batches. Two
+models are in memory at most: the first and the one compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillroom.evaluate.lm.divergence import measure_agreement
+from stillroom.evaluate.lm.loss import held_out_loss, perplexity
+from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
+from stillroom.evaluate.qa.questions import Question
+from stillroom.evaluate.recipe import EvaluateRecipe
+from stillroom.jobs import Job
+from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.hub import read_backend_name
+from stillroom.objects import resolve_local
+from stillroom.provenance import read_artifact
+
+__all__ = ["has_weights", "measure_fidelity", "read_initial_fidelity"]
+
+_GROUP_SIZE = 8
+_SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
+
+
+def has_weights(reference: str) -> bool:
+    """Return whether a reference names weights that can be opened here, not an endpoint."""
+    return not _SCHEME.match(reference) and not reference.endswith(".json")
+
+
+def measure_fidelity(
+    recipe: EvaluateRecipe, questions: Sequence[Question], job: Job
+) -> tuple[list[Metric], dict[str, int]]:
+    """Return perplexities and divergences, and what was left out, counted by reason."""
+    causal, notes = _find_causal(recipe, job)
+    groups = [questions[at : at + _GROUP_SIZE] for at in range(0, len(questions), _GROUP_SIZE)]
+    first = next(iter(recipe.models))
+    loader = _ModelLoader(causal, job)
+    journal = job.journal("beliefs")
+    with job.phase("fidelity", len(groups) * len(causal), "groups") as progress:
+        for name in causal:
+            for at, group in enumerate(groups):
+                job.check_cancelled()
+                if f"{name}/{at}" not in journal:
+                    journal.put(f"{name}/{at}", _measure_group(recipe, loader, name, first, group))
+                progress.advance()
+            loader.drop(name, keep=first)
+    loader.drop(first)
+    metrics = []
+    for name in causal:
+        values = [journal[f"{name}/{at}"] for at in range(len(groups))]
+        metrics += _summarize(name, first, values, recipe.seed)
+        for value in values:
+            notes.update(value["notes"])
+    return metrics, dict(notes)
+
+
+def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Counter[str]]:
+    """Return the models whose next-token logits can be read, and why the others' cannot."""
+    causal: dict[str, str] = {}
+    notes: Counter[str] = Counter()
+    for name, reference in recipe.models.items():
+        if not has_weights(reference):
+            notes[f"{name}: an endpoint gives no logits"] = 1
+            continue
+        named = read_backend_name(resolve_checkpoint(reference, say=job.say))
+        if named:
+            notes[f"{name}: read by backend '{named}', it has no next-token perplexity"] = 1
+        else:
+            causal[name] = reference
+    return causal, notes
+
+
+def read_initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, int]]:
+    """Return the divergence before distillation, as the distilled artifact recorded it.
+
+    Where it recorded none, there is no metric, and the second value says so.
+    """
+    names = list(recipe.models)
+    if recipe.distilled is None or len(names) < 2:
+        return [], {}
+    details = read_artifact(resolve_local(recipe.distilled)).details
+    rows = [row for row in (details.get("fidelity") or {}).get("initial") or () if row["tokens"]]
+    if not rows:
+        return [], {"distilled: no record was measured before distillation": 1}
+    metric = bootstrap(
+        [row["kl"] for row in rows],
+        weights=[row["tokens"] for row in rows],
+        seed=recipe.seed,
+        name=f"{names[1]}/kl_to_{names[0]}/initial",
+        unit="nats/token",
+    )
+    return [metric], {}
+
+
+class _ModelLoader:
+    """Loads models when they are first needed, and lets them go."""
+
+    def __init__(self, references: Mapping[str, str], job: Job) -> None:
+        self._references, self._job = references, job
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+
+    def load(self, name: str) -> tuple[Any, Any]:
+        if name not in self._loaded:
+            path = resolve_checkpoint(self._references[name], say=self._job.say)
+            self._loaded[name] = load_causal_lm(path)
+        return self._loaded[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._references
+
+    def drop(self, name: str, *, keep: str = "") -> None:
+        if name != keep:
+            self._loaded.pop(name, None)
+
+
+def _measure_group(
+    recipe: EvaluateRecipe, loader: _ModelLoader, name: str, first: str, group: Sequence[Question]
+) -> dict[str, Any]:
+    """Return losses, and agreement with the first model, of one group of records."""
+    records = [question.record for question in group]
+    model, tokenizer = loader.load(name)
+    notes: Counter[str] = Counter()
+
+    def count_cut(_: int, __: int) -> None:
+        notes[f"{name}: record cut at max_tokens"] += 1
+
+    losses = held_out_loss(
+        model, tokenizer, records, max_tokens=recipe.max_tokens, on_truncated=count_cut
+    )
+    agreements = []
+    if name != first and first in loader:
+        other, others = loader.load(first)
+        if others.get_vocab() == tokenizer.get_vocab():
+            found = measure_agreement(
+                model, other, tokenizer, records, max_tokens=recipe.max_tokens
+            )
+            agreements = [[one.kl, one.reverse_kl, one.agreement, one.tokens] for one in found]
+        else:
+            notes[f"{name}: another tokenizer than {first}'s, no divergence"] = len(records)
+    return {"losses": [list(loss) for loss in losses], "agreements": agreements, "notes": notes}
+
+
+def _summarize(
+    name: str, first: str, values: Sequence[Mapping[str, Any]], seed: int
+) -> list[Metric]:
+    losses = [(loss[0], loss[1]) for value in values for loss in value["losses"]]
+    metrics = [perplexity(losses, name=f"{name}/perplexity", seed=seed)]
+    rows = [row for value in values for row in value["agreements"] if row[3]]
+    if rows:
+        weights = [row[3] for row in rows]
+        for at, (metric, unit) in enumerate(
+            (
+                (f"{name}/kl_to_{first}/final", "nats/token"),
+                (f"{name}/reverse_kl_to_{first}/final", "nats/token"),
+                (f"{name}/agreement", ""),
+            )
+        ):
+            metrics.append(
+                bootstrap(
+                    [row[at] for row in rows], weights=weights, seed=seed, name=metric, unit=unit
+                )
+            )
+    return metrics

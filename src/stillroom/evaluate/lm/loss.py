@@ -1,0 +1,260 @@
+"""Held-out loss and perplexity of the assistant's tokens, with chunked logits.
+
+Knows tokens and probabilities only, not whether an answer is right. Perplexity is
+``exp(sum of nats / sum of tokens)``, over all records together, not a mean of means.
+
+``(B, T, V)`` never exists: the body gives hidden states, the head is put on a chunk of rows at a
+time. What a model does after its head (soft caps, scales) is read from its config, and the whole
+short cut is checked against the model's own logits once; a model that does otherwise is run whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from stillroom.evaluate.lm.encoding import EncodedConversation, encode_record
+from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
+from stillroom.records import Record
+
+__all__ = [
+    "LogitReader",
+    "batch_records",
+    "count_rows_per_chunk",
+    "encode_records",
+    "encoded_loss",
+    "held_out_loss",
+    "perplexity",
+]
+
+
+def encode_records(
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    on_truncated: Callable[[int, int], None] | None = None,
+) -> list[EncodedConversation]:
+    """Return the records as tokens; ``on_truncated(index, tokens cut)`` hears of each cut.
+
+    Raises:
+        DataError: If the assistant's part of a conversation cannot be found.
+    """
+    encoded = []
+    for at, record in enumerate(records):
+        encoded.append(encode_record(tokenizer, record, max_tokens=max_tokens))
+        if encoded[-1].truncated and on_truncated:
+            on_truncated(at, encoded[-1].truncated)
+    return encoded
+
+
+def held_out_loss(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_tokens: int = 1024,
+    batch_tokens: int = 2048,
+    on_truncated: Callable[[int, int], None] | None = None,
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood of the assistant's tokens, per record.
+
+    Args:
+        model: A causal language model, as ``stillroom.models.load_causal_lm`` gives it; it is left
+            in the mode (training or evaluation) it came in.
+        tokenizer: Its tokenizer, a fast one.
+        records: Conversations; only assistant turns count, with their end-of-turn markers.
+        max_tokens: Tokens of a record that are read, from its start.
+        batch_tokens: Tokens of one forward pass, padding included; bounds memory.
+        on_truncated: Hears the index of each record that was cut and how many tokens fell off.
+
+    Returns:
+        One (sum of nats, number of tokens) per record, in order; (0.0, 0) where the assistant has
+        no token within ``max_tokens``.
+
+    Raises:
+        DataError: If the assistant's part of a conversation cannot be found.
+    """
+    encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    return encoded_loss(model, encoded, batch_tokens=batch_tokens)
+
+
+def encoded_loss(
+    model: Any, encoded: Sequence[EncodedConversation], *, batch_tokens: int = 2048
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood of the marked tokens, per record; as ``held_out_loss`` gives it.
+
+    Args:
+        model: A causal language model; it is left in the mode it came in.
+        encoded: Records as tokens; the marked ones that have a token before them count.
+        batch_tokens: Tokens of one forward pass, padding included; bounds memory.
+    """
+    losses = [(0.0, 0)] * len(encoded)
+    was_training = bool(model.training)
+    try:
+        reader = LogitReader(model)
+        with torch.inference_mode():
+            for batch in batch_records(encoded, batch_tokens):
+                hidden = reader.hidden([record for _, record in batch])
+                for row, (at, record) in enumerate(batch):
+                    losses[at] = _measure_record_loss(reader, hidden, row, record)
+    finally:
+        model.train(was_training)
+    return losses
+
+
+def perplexity(
+    losses: Sequence[tuple[float, int]], *, name: str = "perplexity", seed: int = 0
+) -> Metric:
+    """Perplexity over all records together, its interval by resampling records.
+
+    Records without a token say nothing and are not counted in ``n``.
+    """
+    counted = [(nats, tokens) for nats, tokens in losses if tokens]
+    mean = bootstrap(
+        [nats / tokens for nats, tokens in counted],
+        weights=[tokens for _, tokens in counted],
+        seed=seed,
+        name=name,
+        unit="",
+    )
+    value, low, high = (math.exp(nats) for nats in (mean.value, mean.low, mean.high))
+    return Metric(name, value, low, high, mean.n, "", mean.note)
+
+
+def _measure_record_loss(
+    reader: LogitReader, hidden: torch.Tensor, row: int, record: EncodedConversation
+) -> tuple[float, int]:
+    targets = torch.tensor(record.targets)
+    labels = torch.tensor(record.ids)[targets].to(reader.device)
+    nats = 0.0
+    step = count_rows_per_chunk(reader.vocabulary)
+    for begin in range(0, len(targets), step):
+        logits = reader.rows(hidden, row, targets[begin : begin + step] - 1)  # (n, V)
+        losses = torch.nn.functional.cross_entropy(
+            logits, labels[begin : begin + step], reduction="none"
+        )
+        nats += float(losses.double().sum())
+    return nats, len(targets)
+
+
+_CHUNK_NUMBERS = 2**23
+
+
+_CHECK_TOKENS = 8
+
+
+_LOGIT_TOLERANCE = 1e-2
+
+
+def count_rows_per_chunk(vocabulary: int) -> int:
+    """Return how many rows of logits are made at once: about 32 MB in float32."""
+    return max(_CHUNK_NUMBERS // max(vocabulary, 1), 1)
+
+
+def batch_records(
+    records: Sequence[EncodedConversation], batch_tokens: int
+) -> Iterator[list[tuple[int, EncodedConversation]]]:
+    """Yield batches of (index, record), similar lengths together, padded size within bounds.
+
+    Records without a target are left out; one that is longer than ``batch_tokens`` comes alone.
+    """
+    order = sorted(
+        (at for at, record in enumerate(records) if record.targets),
+        key=lambda at: (len(records[at].ids), at),
+    )
+    batch: list[tuple[int, EncodedConversation]] = []
+    for at in order:
+        if batch and (len(batch) + 1) * len(records[at].ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append((at, records[at]))
+    if batch:
+        yield batch
+
+
+class LogitReader:
+    """Reads logits of chosen positions from a causal language model.
+
+    ``vocabulary`` is the number of rows of its head, which may be padded past the tokenizer's.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Check once how ``model`` makes its logits; it is left in evaluation mode."""
+        self.model = model.eval()
+        self.device: torch.device = next(model.parameters()).device
+        self._body: Any = None
+        self._head: Any = None
+        with torch.inference_mode():
+            ids = torch.arange(_CHECK_TOKENS, device=self.device)[None] % 4
+            whole = model(input_ids=ids, use_cache=False).logits.float()  # (1, T, V)
+            self.vocabulary = int(whole.shape[-1])
+            body, head = _split_body_and_head(model)
+            if body is None or head is None:
+                return
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            ours = self._finish(head(hidden))
+            if ours.shape == whole.shape and torch.allclose(
+                ours, whole, rtol=_LOGIT_TOLERANCE, atol=_LOGIT_TOLERANCE
+            ):
+                self._body, self._head = body, head
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the head is put on rows apart from the body."""
+        return self._head is not None
+
+    def hidden(self, batch: Sequence[EncodedConversation]) -> torch.Tensor:
+        """Return what ``rows`` reads from: the batch's hidden states, (B, T, D), or its logits."""
+        width = max(len(record.ids) for record in batch)
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for at, record in enumerate(batch):
+            ids[at, : len(record.ids)] = torch.tensor(record.ids)
+            mask[at, : len(record.ids)] = 1
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": mask.to(self.device),
+            "use_cache": False,
+        }
+        if self._body is None:
+            return self.model(**inputs).logits  # type: ignore[no-any-return]  # (B, T, V)
+        return self._body(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def rows(self, hidden: torch.Tensor, row: int, positions: torch.Tensor) -> torch.Tensor:
+        """Return the logits of some positions of one record, (n, V), float32."""
+        return self.logits(self.pick(hidden, row, positions))
+
+    def pick(self, hidden: torch.Tensor, row: int, positions: torch.Tensor) -> torch.Tensor:
+        """Return what ``logits`` takes for some positions of one record."""
+        return hidden[row, positions.to(self.device)]
+
+    def logits(self, picked: torch.Tensor) -> torch.Tensor:
+        """Return the logits of picked positions, (n, V), float32."""
+        return picked.float() if self._head is None else self._finish(self._head(picked))
+
+    def _finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """Do what the model does after its head, in float32."""
+        config = self.model.config
+        logits = logits.float()
+        for name, power in (("logit_scale", 1), ("logits_scaling", -1), ("lm_head_multiplier", 1)):
+            scale = getattr(config, name, None)
+            if scale:
+                logits = logits * float(scale) ** power
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+def _split_body_and_head(model: Any) -> tuple[Any, Any]:
+    """Return the body and the head of a Hugging Face causal model, or None where it has none."""
+    if hasattr(model, "get_base_model"):  # adapters of peft wrap the model once more
+        model = model.get_base_model()
+    prefix = getattr(model, "base_model_prefix", "")
+    body = getattr(model, prefix, None) if prefix else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return body, head

@@ -1,0 +1,1 @@
+"""Metrics with confidence intervals: retrieval, answers, diversity, calibration, agreement."""

@@ -1,0 +1,334 @@
+"""Inter-rater agreement, and calibration of judges and raters to people.
+
+Labels of people on some of the verdicts give: accuracy and Cohen's kappa with intervals; a
+threshold or a Platt curve that makes the judge's probabilities mean what they say; and the mean
+over all answers, corrected by how far the judge is off where people have looked.
+
+Sources: Cohen 1960, "A Coefficient of Agreement for Nominal Scales"; Platt 1999, "Probabilistic
+Outputs for Support Vector Machines"; Angelopoulos et al. 2023, arXiv:2301.09633
+(prediction-powered inference, algorithm 1).
+
+Knows ratings, not who gave them. Missing ratings are None and are left out, never guessed.
+
+Sources: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"; Cohen 1968, "Weighted
+kappa"; Barlow et al. 1972 (pool adjacent violators, isotonic regression); Zadrozny and Elkan 2002
+(isotonic calibration).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.evaluate.metrics.bootstrap import Floats, Metric, bootstrap, bootstrap_statistic
+
+__all__ = [
+    "IsotonicScaler",
+    "MeasurementLevel",
+    "PlattScaler",
+    "cohen_kappa",
+    "krippendorff_alpha",
+    "measure_judge_agreement",
+    "prediction_powered_mean",
+]
+
+
+_Z_95 = 1.959963984540054
+
+
+_MAX_NEWTON_STEPS = 100
+
+
+_CLIP = 1e-6
+
+
+def measure_judge_agreement(
+    said: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
+) -> list[Metric]:
+    """Return accuracy and Cohen's kappa of a judge against people, with intervals over answers.
+
+    Kappa is agreement beyond what both would reach by chance: 1 is perfect, 0 chance; it is not a
+    number where one of them always says the same and so chance is certain.
+
+    Args:
+        said: The judge's verdicts.
+        labels: People's, of the same answers in the same order.
+        name: What the metrics' names begin with.
+        seed: Of the intervals.
+
+    Raises:
+        DataError: If the lists differ in length.
+    """
+    ours, theirs = _pair_labels(said, labels)
+    same = (ours == theirs).astype(np.float64)
+
+    def kappa(counts: Floats) -> Floats:
+        total = counts.sum(1)
+        observed = (counts @ same) / total
+        first, second = (counts @ ours) / total, (counts @ theirs) / total
+        chance = first * second + (1 - first) * (1 - second)
+        return np.asarray((observed - chance) / (1 - chance))
+
+    return [
+        bootstrap(same, seed=seed, name=f"{name}/accuracy"),
+        bootstrap_statistic(kappa, len(same), seed=seed, name=f"{name}/kappa"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PlattScaler:
+    """A logistic curve over a judge's log-odds: P(a person says yes) = 1/(1+exp(-(a*x+b)))."""
+
+    slope: float
+    intercept: float
+
+    @classmethod
+    def fit(cls, chances: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
+        """Fit on verdicts that people have labeled, by Newton's method.
+
+        Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few labels that the
+        judge separates perfectly do not give an infinite slope.
+
+        Args:
+            chances: The judge's probabilities of a yes.
+            labels: People's verdicts on the same.
+
+        Raises:
+            DataError: If the lists differ in length, or one of the two verdicts never comes.
+        """
+        _, truth = _pair_labels([chance > 0.5 for chance in chances], labels)
+        positives = int(truth.sum())
+        if not 0 < positives < len(truth):
+            raise DataError(
+                f"{positives} of {len(truth)} labels are yes",
+                code="metric.one-label",
+                expected="both verdicts among the labels",
+                next="label some answers of the other kind",
+            )
+        targets = np.where(
+            truth > 0, (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
+        )
+        odds = np.array([_log_odds(chance) for chance in chances])
+        design = np.stack([odds, np.ones_like(odds)], 1)
+        weights = np.array([1.0, 0.0])
+        for _ in range(_MAX_NEWTON_STEPS):
+            fitted = 1 / (1 + np.exp(-(design @ weights)))
+            gradient = design.T @ (fitted - targets)
+            curvature = (design * (fitted * (1 - fitted))[:, None]).T @ design
+            step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
+            weights = weights - np.clip(step, -2, 2)
+            if float(np.abs(step).max()) < 1e-10:
+                break
+        return cls(float(weights[0]), float(weights[1]))
+
+    @property
+    def threshold(self) -> float:
+        """The judge's probability above which a person more likely says yes than no.
+
+        Not a number where the judge's word says nothing, or the opposite.
+        """
+        if self.slope <= 0:
+            return math.nan
+        return 1 / (1 + math.exp(min(self.intercept / self.slope, 700.0)))
+
+    def apply(self, chance: float) -> float:
+        """Return how likely a person says yes where the judge says ``chance``."""
+        power = -(self.slope * _log_odds(chance) + self.intercept)
+        return 1 / (1 + math.exp(min(power, 700.0)))
+
+
+def prediction_powered_mean(
+    judged: Sequence[float],
+    labeled_judged: Sequence[float],
+    labels: Sequence[bool],
+    name: str = "corrected",
+) -> Metric:
+    """Return the share that people would call right, from many verdicts and a few labels.
+
+    The judge's mean over all answers, less its mean error where people have looked; the interval
+    is normal and holds whatever the judge is worth, wider the worse it is.
+
+    Source: Angelopoulos et al. 2023, arXiv:2301.09633, algorithm 1.
+
+    Args:
+        judged: The judge's values of the answers that nobody labeled.
+        labeled_judged: Its values of the labeled ones.
+        labels: People's verdicts on those.
+        name: The metric's name.
+
+    Raises:
+        DataError: If there are fewer than two of either, or the labels do not fit.
+    """
+    truth = np.asarray([float(label) for label in labels])
+    theirs, ours = np.asarray(labeled_judged, dtype=float), np.asarray(judged, dtype=float)
+    if len(truth) != len(theirs) or len(truth) < 2 or len(ours) < 2:
+        raise DataError(
+            f"{len(ours)} verdicts, {len(theirs)} labeled verdicts and {len(truth)} labels",
+            code="metric.unpaired",
+            expected="two or more of each, one label a labeled verdict",
+            next="label more answers",
+        )
+    error = theirs - truth
+    value = float(ours.mean() - error.mean())
+    spread = _Z_95 * math.sqrt(
+        float(ours.var(ddof=1)) / len(ours) + float(error.var(ddof=1)) / len(error)
+    )
+    note = f"{len(ours)} verdicts corrected by {len(truth)} labels"
+    return Metric(name, value, value - spread, value + spread, len(ours) + len(truth), note=note)
+
+
+def _pair_labels(said: Sequence[bool], labels: Sequence[bool]) -> tuple[Floats, Floats]:
+    if len(said) != len(labels):
+        raise DataError(
+            f"{len(said)} verdicts and {len(labels)} labels cannot be paired",
+            code="metric.unpaired",
+            expected="one label a verdict, in the same order",
+            next="compare what people and the judge said of the same answers",
+        )
+    return np.asarray(said, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+
+
+def _log_odds(chance: float) -> float:
+    bounded = min(max(chance, _CLIP), 1 - _CLIP)
+    return math.log(bounded / (1 - bounded))
+
+
+MeasurementLevel = Literal["nominal", "ordinal", "interval"]
+
+
+def krippendorff_alpha(
+    ratings: Sequence[Sequence[float | None]], level: MeasurementLevel = "interval"
+) -> float:
+    """Return Krippendorff's alpha: 1 is perfect agreement, 0 what chance gives, below 0 worse.
+
+    Args:
+        ratings: One row a unit, one column a rater; None where a rater said nothing. Units that
+            fewer than two have rated do not count.
+        level: How ratings differ: ``nominal`` (equal or not), ``ordinal`` (by rank), ``interval``.
+
+    Returns:
+        Not a number where no two ratings can be paired, or all of them are the same.
+    """
+    units = [[value for value in row if value is not None] for row in ratings]
+    units = [row for row in units if len(row) > 1]
+    values = sorted({value for row in units for value in row})
+    if len(values) < 2:
+        return math.nan
+    place = {value: at for at, value in enumerate(values)}
+    coincidences = np.zeros((len(values), len(values)))
+    for row in units:
+        counts = np.bincount([place[value] for value in row], minlength=len(values)).astype(float)
+        pairs = np.outer(counts, counts) - np.diag(counts)
+        coincidences += pairs / (len(row) - 1)
+    totals = coincidences.sum(1)
+    distance = _level_distances(np.asarray(values, dtype=float), totals, level)
+    expected = float(np.outer(totals, totals).ravel() @ distance.ravel())
+    observed = float(coincidences.ravel() @ distance.ravel())
+    return 1 - (totals.sum() - 1) * observed / expected if expected else math.nan
+
+
+def _level_distances(
+    values: Floats,
+    totals: Floats,
+    level: MeasurementLevel,
+) -> Floats:
+    if level == "nominal":
+        return np.asarray(values[:, None] != values[None, :], dtype=float)
+    if level == "interval":
+        return np.asarray((values[:, None] - values[None, :]) ** 2)
+    cumulative = np.cumsum(totals) - totals / 2  # the middle rank of each value
+    return np.asarray((cumulative[:, None] - cumulative[None, :]) ** 2)
+
+
+def cohen_kappa(
+    first: Sequence[float],
+    second: Sequence[float],
+    weights: Literal["none", "linear", "quadratic"] = "none",
+) -> float:
+    """Return Cohen's kappa of two raters; weighted, what is nearly equal counts for part.
+
+    Args:
+        first: One rater's ratings.
+        second: The other's, of the same units in the same order.
+        weights: By how far apart two ratings of ``linear`` or ``quadratic`` kappa are counted.
+
+    Returns:
+        Not a number where both always say the same one thing.
+
+    Raises:
+        DataError: If the lists differ in length or are empty.
+    """
+    if len(first) != len(second) or not first:
+        raise DataError(
+            f"{len(first)} and {len(second)} ratings cannot be paired",
+            code="metric.unpaired",
+            expected="as many of one rater as of the other, one or more",
+            next="compare ratings of the same units",
+        )
+    values = sorted({*first, *second})
+    place = {value: at for at, value in enumerate(values)}
+    table = np.zeros((len(values), len(values)))
+    for one, other in zip(first, second, strict=True):
+        table[place[one], place[other]] += 1
+    table /= table.sum()
+    scale = np.asarray(values, dtype=float)
+    gap = np.abs(scale[:, None] - scale[None, :])
+    cost = {"none": (gap > 0).astype(float), "linear": gap, "quadratic": gap**2}[weights]
+    chance = np.outer(table.sum(1), table.sum(0))
+    expected = float((cost * chance).sum())
+    return 1 - float((cost * table).sum()) / expected if expected else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class IsotonicScaler:
+    """A rising step curve from a rater's scores to people's, straight between its knots."""
+
+    knots: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, scores: Sequence[float], labels: Sequence[float]) -> IsotonicScaler:
+        """Fit by pooling adjacent violators: the least squares of all curves that never fall.
+
+        Args:
+            scores: The rater's.
+            labels: People's, of the same units.
+
+        Raises:
+            DataError: If the lists differ in length, or hold fewer than two units.
+        """
+        if len(scores) != len(labels) or len(scores) < 2:
+            raise DataError(
+                f"{len(scores)} scores and {len(labels)} labels give no curve",
+                code="metric.unpaired",
+                expected="two or more of each, one label a score",
+                next="label more of what was judged",
+            )
+        pooled: dict[float, list[float]] = {}
+        for score, label in zip(scores, labels, strict=True):
+            pooled.setdefault(float(score), []).append(float(label))
+        blocks: list[list[float]] = []  # mean, weight, first score, last score
+        for score in sorted(pooled):
+            held = pooled[score]
+            blocks.append([math.fsum(held) / len(held), len(held), score, score])
+            while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+                mean, weight, _, last = blocks.pop()
+                before = blocks[-1]
+                both = before[1] + weight
+                before[0] = (before[0] * before[1] + mean * weight) / both
+                before[1], before[3] = both, last
+        knots, values = [], []
+        for mean, _, low, high in blocks:
+            for end in dict.fromkeys((low, high)):
+                knots.append(end)
+                values.append(mean)
+        return cls(tuple(knots), tuple(values))
+
+    def apply(self, score: float) -> float:
+        """Return what people would say where the rater says ``score``; level beyond the ends."""
+        return float(np.interp(score, self.knots, self.values))

@@ -1,0 +1,226 @@
+"""Answer quality: correctness, faithfulness, citations, quotes and abstention.
+
+Every measure is a plain function of one answer and gives a share from 0 to 1, or nothing where
+there is nothing to measure (no quotation, no citation). What supports a statement is asked of a
+``EntailmentCheck``: shared words, or a model that judges; the formulas are the same.
+``summarize_shares`` makes a metric of many answers: nothing is averaged as 0 or dropped in silence,
+the metric says on how many of how many it stands. Knows no index and no files.
+
+Sources: Rajpurkar et al. 2016, arXiv:1606.05250 (exact match and F1); Gao et al. 2023,
+arXiv:2305.14627, section 4 (citation recall and precision); Es et al. 2023, arXiv:2309.15217
+(faithfulness, and after it context precision and recall, noise sensitivity).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillroom.evaluate.metrics.bootstrap import Floats, Metric, bootstrap, bootstrap_statistic
+from stillroom.text.unicode import exact_match, normalize_text, token_f1
+
+__all__ = [
+    "CitedStatement",
+    "EntailmentCheck",
+    "abstention_scores",
+    "best_exact_match",
+    "best_f1",
+    "citation_scores",
+    "contains_answer",
+    "context_precision",
+    "faithfulness",
+    "noise_sensitivity",
+    "quote_exactness",
+    "summarize_shares",
+]
+
+EntailmentCheck = Callable[[str, Sequence[str]], bool | None]
+"""Whether texts, read together, say what a statement says; None where that could not be judged."""
+
+_QUOTED = re.compile(r"“([^“”]{8,})”|\"([^\"\n]{8,})\"|«([^«»]{8,})»")
+_MIN_QUOTED_WORDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CitedStatement:
+    """One sentence of an answer that claims something, and the texts of what it cites."""
+
+    text: str
+    cited: tuple[str, ...] = ()
+
+
+def best_exact_match(answer: str, accepted: Sequence[str]) -> float:
+    """Return 1.0 if the answer equals an accepted one after SQuAD's normalization."""
+    return max((exact_match(answer, one) for one in accepted), default=0.0)
+
+
+def best_f1(answer: str, accepted: Sequence[str]) -> float:
+    """Return SQuAD's F1 against the accepted answer that it fits best."""
+    return max((token_f1(answer, one) for one in accepted), default=0.0)
+
+
+def contains_answer(answer: str, accepted: Sequence[str]) -> float:
+    """Return 1.0 if the answer holds an accepted one, word for word, whatever stands around it.
+
+    An accepted answer without a word is held by nothing.
+    """
+    said = f" {normalize_text(answer)} "
+    forms = (normalize_text(one) for one in accepted)
+    return float(any(form and f" {form} " in said for form in forms))
+
+
+def faithfulness(
+    statements: Sequence[str], shown: Sequence[str], supports: EntailmentCheck
+) -> float | None:
+    """Return the share of statements that what was shown supports.
+
+    Args:
+        statements: The answer's sentences that claim something.
+        shown: The texts that the model was shown.
+        supports: What judges.
+
+    Returns:
+        None where nothing is claimed, or where a statement could not be judged.
+    """
+    verdicts = [supports(one, shown) if shown else False for one in statements]
+    return _mean_verdict(verdicts)
+
+
+def citation_scores(
+    statements: Sequence[CitedStatement], supports: EntailmentCheck
+) -> tuple[float | None, float | None]:
+    """Return citation recall and precision of one answer.
+
+    Recall: the share of statements that their citations, taken together, support. Precision: the
+    share of citations that are needed: of a supported statement, one that supports it alone, or
+    without which the others do not. Citations of an unsupported statement are none of them right.
+
+    Source: Gao et al. 2023, arXiv:2305.14627, section 4.2.
+
+    Returns:
+        Each None where it has nothing to be measured on, or could not be judged.
+    """
+    whole = [supports(one.text, one.cited) if one.cited else False for one in statements]
+    right: list[bool | None] = []
+    for one, verdict in zip(statements, whole, strict=True):
+        cited = range(len(one.cited))
+        right += [_is_citation_needed(one, at, supports) if verdict else verdict for at in cited]
+    return _mean_verdict(whole), _mean_verdict(right)
+
+
+def quote_exactness(answer: str, shown: Sequence[str]) -> float | None:
+    """Return the share of quotations in an answer that stand word for word in what was shown.
+
+    A quotation is three words or more between quotation marks; white space does not count.
+
+    Returns:
+        None where nothing is quoted.
+    """
+    texts = [" ".join(one.split()) for one in shown]
+    quotes = [" ".join("".join(found).split()) for found in _QUOTED.findall(answer)]
+    long = [one.rstrip(".,;:!?") for one in quotes if len(one.split()) >= _MIN_QUOTED_WORDS]
+    return _mean_verdict([any(one in text for text in texts) for one in long])
+
+
+def context_precision(relevant: Sequence[bool]) -> float:
+    """Return how early the relevant ones stand among what was shown, best first.
+
+    The mean over the relevant of the precision at their rank: sum(P@k * v_k) / sum(v_k); 0 where
+    none is.
+    """
+    seen, total = 0, 0.0
+    for rank, is_relevant in enumerate(relevant, 1):
+        if is_relevant:
+            seen += 1
+            total += seen / rank
+    return total / seen if seen else 0.0
+
+
+def noise_sensitivity(
+    statements: Sequence[str], reference: str, shown: Sequence[str], supports: EntailmentCheck
+) -> float | None:
+    """Return the share of statements that what was shown led into error: it says so, the truth not.
+
+    Source: RAGAS's noise sensitivity: a statement that the reference does not support and a shown
+    text does.
+
+    Returns:
+        None where nothing is claimed, or where a statement could not be judged.
+    """
+    verdicts: list[bool | None] = []
+    for one in statements:
+        is_true = supports(one, [reference])
+        is_shown = supports(one, shown) if shown else False
+        unknown = is_true is None or is_shown is None
+        verdicts.append(None if unknown else bool(is_shown and not is_true))
+    return _mean_verdict(verdicts)
+
+
+def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int = 0) -> Metric:
+    """Return the mean of what could be measured, with its interval; the note says of how many.
+
+    Args:
+        values: One share a question; None where there was nothing to measure.
+        name: The metric's name.
+        seed: Of the interval.
+    """
+    valid = [value for value in values.values() if value is not None]
+    metric = bootstrap(valid, seed=seed, name=name)
+    if len(valid) == len(values):
+        return metric
+    said = f"measured on {len(valid)} of {len(values)}"
+    note = f"{said}; {metric.note}" if metric.note else said
+    return Metric(name, metric.value, metric.low, metric.high, metric.n, metric.unit, note)
+
+
+def abstention_scores(
+    should: Sequence[bool], did: Sequence[bool], name: str, *, seed: int = 0
+) -> list[Metric]:
+    """Return precision, recall and F1 of saying that there is no answer, with intervals.
+
+    Args:
+        should: Whether each question has no answer in the documents.
+        did: Whether the answer said so.
+        name: What the metrics' names begin with.
+        seed: Of the intervals, over questions.
+    """
+    wanted, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
+    both = wanted * done
+
+    def precision(counts: Floats) -> Floats:
+        return np.asarray((counts @ both) / (counts @ done))
+
+    def recall(counts: Floats) -> Floats:
+        return np.asarray((counts @ both) / (counts @ wanted))
+
+    def f1(counts: Floats) -> Floats:
+        return np.asarray(2 * (counts @ both) / (counts @ (wanted + done)))
+
+    return [
+        bootstrap_statistic(statistic, len(wanted), seed=seed, name=f"{name}/abstention_{what}")
+        for what, statistic in (("precision", precision), ("recall", recall), ("f1", f1))
+    ]
+
+
+def _is_citation_needed(
+    statement: CitedStatement, at: int, supports: EntailmentCheck
+) -> bool | None:
+    if len(statement.cited) == 1:
+        return True
+    alone = supports(statement.text, [statement.cited[at]])
+    if alone is None or alone:
+        return alone
+    rest = [text for other, text in enumerate(statement.cited) if other != at]
+    others = supports(statement.text, rest)
+    return None if others is None else not others
+
+
+def _mean_verdict(verdicts: Sequence[bool | None]) -> float | None:
+    """Return the mean; None of nothing, and None where one could not be judged."""
+    if not verdicts or any(verdict is None for verdict in verdicts):
+        return None
+    return math.fsum(map(bool, verdicts)) / len(verdicts)

@@ -1,0 +1,437 @@
+"""Metrics with BCa bootstrap intervals, paired differences and randomization tests.
+
+Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where there is too little to
+say an interval from, it is not-a-number (null in JSON), and ``note`` says why. Knows nothing of
+what is measured.
+
+A mean over records of one run says nothing of the luck of its seed, and a mean over seeds on fixed
+records nothing of the records. Here both are drawn anew. Knows numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+
+__all__ = [
+    "MIN_RUNS",
+    "MIN_UNITS",
+    "Metric",
+    "Statistic",
+    "adjust_p_values",
+    "bootstrap",
+    "bootstrap_statistic",
+    "bootstrap_two_way",
+    "paired_difference",
+    "randomization_test",
+    "warn_small_sample",
+]
+
+
+Statistic = Literal["mean", "median"]
+
+
+Floats = npt.NDArray[np.float64]
+
+
+MIN_UNITS = 20
+
+
+"""Units from which a direction is concluded. Where there is none, intervals of values with heavy
+tails leave 0 out in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
+
+
+_LEVEL = 0.95
+
+
+_BLOCK_NUMBERS = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured number: its 95 % interval, how many values it stands on, its unit.
+
+    ``low`` and ``high`` are not-a-number where no interval can be given; ``note`` then says why.
+    """
+
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 1
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def is_few(self) -> bool:
+        """Whether it stands on too few units to conclude a direction from."""
+        return self.n < MIN_UNITS
+
+    def side(self, of: float = 0.0) -> int:
+        """Return 1 where the value is shown to be above a number, -1 below it, else 0.
+
+        Shown means that the whole interval is, and that it stands on ``MIN_UNITS`` or more.
+        """
+        if self.is_few:
+            return 0
+        return int(self.low > of) - int(self.high < of)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; not-a-number becomes null."""
+        return {
+            "name": self.name,
+            "value": _finite_or_none(self.value),
+            "low": _finite_or_none(self.low),
+            "high": _finite_or_none(self.high),
+            "n": self.n,
+            "unit": self.unit,
+            **({"note": self.note} if self.note else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Metric:
+        """Read what ``to_json`` wrote."""
+        value, low, high = (
+            math.nan if data.get(key) is None else float(data[key])
+            for key in ("value", "low", "high")
+        )
+        return cls(
+            data["name"], value, low, high, data["n"], data.get("unit", ""), data.get("note", "")
+        )
+
+
+def warn_small_sample(count: int, units: str) -> str:
+    """Return a sentence where so many units are too few to conclude from, else nothing."""
+    if count >= MIN_UNITS:
+        return ""
+    return f"{count} {units} are too few to conclude from ({MIN_UNITS} or more are wanted)."
+
+
+def bootstrap(
+    values: Sequence[float] | Floats,
+    *,
+    statistic: Statistic = "mean",
+    weights: Sequence[float] | Floats | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return a statistic of the values with its 95 % BCa bootstrap interval.
+
+    Source: Efron 1987, "Better bootstrap confidence intervals" (bias-corrected and accelerated).
+
+    Args:
+        values: One number per independent unit: a record, a query, a run.
+        statistic: ``mean`` or ``median``.
+        weights: For a mean of ratios over all units together (as nats per token): each value's
+            share, resampled with it; means only.
+        resamples: How often the units are drawn anew.
+        seed: Of the draws; the same seed gives the same interval.
+        name: The metric's name.
+        unit: Its unit, empty for a share.
+
+    Raises:
+        DataError: If a value is not finite, or weights do not fit the values.
+    """
+    data = _check_finite(values, name)
+    shares = None if weights is None else _check_finite(weights, name)
+    if shares is not None and (
+        statistic != "mean" or len(shares) != len(data) or (shares <= 0).any()
+    ):
+        raise DataError(
+            f"{len(shares)} weights do not fit the {statistic} of {len(data)} values of '{name}'",
+            code="metric.weights",
+            expected="statistic 'mean', and one weight above zero a value",
+            next="give both lists from the same records",
+        )
+    if len(data) == 0:
+        return Metric(name, math.nan, n=0, unit=unit, note="nothing was measured")
+    value = float(_statistic(data[None], shares if shares is None else shares[None], statistic)[0])
+    if len(data) == 1:
+        return Metric(name, value, n=1, unit=unit, note="one value has no interval")
+    if np.all(data == data[0]):
+        note = f"all {len(data)} values are equal, so resampling sees no spread"
+        return Metric(name, value, value, value, len(data), unit, note)
+    draws = np.sort(_resample(data, shares, statistic, resamples, seed))
+    left_out = _jackknife(data, shares, statistic)
+    low, high = _bca_interval(draws, left_out, value)
+    return Metric(name, value, low, high, len(data), unit)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Floats], Floats],
+    units: int,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return any statistic of some units with its 95 % BCa bootstrap interval.
+
+    For what is no mean: a calibration error, a ratio of sums. Same method as ``bootstrap``; draws
+    in which the statistic is not finite (nothing to divide by) are left out and counted in
+    ``note``.
+
+    Args:
+        statistic: Given how often each unit counts, (R, units), returns its value for each row,
+            (R,); a row of ones is the measured value.
+        units: How many there are: records, queries.
+        resamples: How often the units are drawn anew.
+        seed: Of the draws.
+        name: The metric's name.
+        unit: Its unit, empty for a share.
+    """
+    if units == 0:
+        return Metric(name, math.nan, n=0, unit=unit, note="nothing was measured")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(np.ones((1, units)))[0])
+        if units == 1 or not math.isfinite(value):
+            note = "one value has no interval" if units == 1 else "nothing was measured"
+            return Metric(name, value, n=units, unit=unit, note=note)
+        rng = np.random.default_rng(seed)
+        counts = rng.multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
+        draws, left_out = statistic(counts), statistic(1.0 - np.eye(units))
+    lost = int((~np.isfinite(draws)).sum())
+    draws, left_out = np.sort(draws[np.isfinite(draws)]), left_out[np.isfinite(left_out)]
+    note = f"{lost} of {resamples} draws had nothing to measure" if lost else ""
+    if len(draws) < resamples // 2 or len(left_out) < 2:
+        return Metric(name, value, n=units, unit=unit, note=note or "nothing to resample")
+    low, high = _bca_interval(draws, left_out, value)
+    return Metric(name, value, low, high, units, unit, note)
+
+
+def paired_difference(
+    ours: Sequence[float] | Floats,
+    theirs: Sequence[float] | Floats,
+    *,
+    statistic: Statistic = "mean",
+    weights: Sequence[float] | Floats | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return ``ours - theirs`` of the same units, with its interval; above 0 ours is higher.
+
+    ``weights`` are shared by both sides, as ``bootstrap`` takes them.
+
+    Raises:
+        DataError: If the lists differ in length or hold a value that is not finite.
+    """
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{len(ours)} and {len(theirs)} values of '{name}' cannot be paired",
+            code="metric.unpaired",
+            expected="one value of each side per unit, in the same order",
+            next="measure both sides on the same records",
+        )
+    gaps = _check_finite(ours, name) - _check_finite(theirs, name)
+    return bootstrap(
+        gaps,
+        statistic=statistic,
+        weights=weights,
+        resamples=resamples,
+        seed=seed,
+        name=name,
+        unit=unit,
+    )
+
+
+def randomization_test(
+    ours: Sequence[float] | Floats,
+    theirs: Sequence[float] | Floats,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Return the two-sided p-value that the mean of ``ours - theirs`` is 0.
+
+    Fisher's randomization: under the null either side of a pair could bear either name. Source:
+    Smucker et al. 2007, "A Comparison of Statistical Significance Tests for Information Retrieval
+    Evaluation", CIKM.
+
+    Args:
+        ours: One value a unit.
+        theirs: The same units, in the same order.
+        resamples: Random assignments of the signs; the p-value is never below 1 / (resamples + 1).
+        seed: Of the signs.
+
+    Raises:
+        DataError: If the lists differ in length or hold a value that is not finite.
+    """
+    paired_difference(ours, theirs, resamples=1)  # its checks
+    gaps = _check_finite(ours, "") - _check_finite(theirs, "")
+    if not len(gaps):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    least = abs(float(gaps.mean())) * (1 - 1e-12)
+    block = max(_BLOCK_NUMBERS // len(gaps), 1)
+    count = 0
+    for begin in range(0, resamples, block):
+        size = min(block, resamples - begin)
+        signs = rng.integers(0, 2, (size, len(gaps)), dtype=np.int8) * 2 - 1
+        count += int((np.abs(signs @ gaps) / len(gaps) >= least).sum())
+    return (count + 1) / (resamples + 1)
+
+
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for how many there are, in the order given.
+
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": the smallest is
+    multiplied by their number, the next by one less, and none falls below the one before it.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        least = max(least, min(p_values[at] * (len(p_values) - rank), 1.0))
+        corrected[at] = least
+    return corrected
+
+
+def _check_finite(values: Sequence[float] | Floats, name: str) -> Floats:
+    data = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not np.isfinite(data).all():
+        at = int(np.flatnonzero(~np.isfinite(data))[0])
+        raise DataError(
+            f"value {at} of '{name}' is {data[at]}",
+            code="metric.not-finite",
+            expected="finite numbers; a failed measurement is counted, not averaged",
+            next="find why it could not be measured",
+        )
+    return data
+
+
+def _statistic(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:
+    """Return the statistic of each row."""
+    if statistic == "median":
+        return np.asarray(np.median(data, axis=1))
+    if shares is None:
+        return np.asarray(data.mean(axis=1))
+    return np.asarray((data * shares).sum(axis=1) / shares.sum(axis=1))
+
+
+def _resample(
+    data: Floats, shares: Floats | None, statistic: Statistic, resamples: int, seed: int
+) -> Floats:
+    """Return the statistic of ``resamples`` draws with replacement, in blocks of bounded size."""
+    rng = np.random.default_rng(seed)
+    block = max(_BLOCK_NUMBERS // len(data), 1)
+    parts = []
+    for begin in range(0, resamples, block):
+        drawn = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
+        parts.append(_statistic(data[drawn], None if shares is None else shares[drawn], statistic))
+    return np.concatenate(parts)
+
+
+def _jackknife(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:
+    """Return the statistic without each value in turn (the jackknife)."""
+    if statistic == "mean":
+        weight = np.ones_like(data) if shares is None else shares
+        rest = weight.sum() - weight
+        return np.asarray(((data * weight).sum() - data * weight) / np.where(rest == 0, 1, rest))
+    return np.array([np.median(np.delete(data, at)) for at in range(len(data))])
+
+
+def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float, float]:
+    """Return the interval from sorted draws, corrected for bias and acceleration."""
+    normal = NormalDist()
+    below = (np.searchsorted(draws, value, "left") + np.searchsorted(draws, value, "right")) / 2
+    share = min(max(float(below) / len(draws), 1 / (len(draws) + 1)), 1 - 1 / (len(draws) + 1))
+    bias = normal.inv_cdf(share)
+    gaps = left_out.mean() - left_out
+    spread = float((gaps**2).sum()) ** 1.5
+    acceleration = float((gaps**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    ends = []
+    for tail in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2):
+        shifted = bias + normal.inv_cdf(tail)
+        at = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
+        ends.append(float(np.quantile(draws, min(max(at, 0.0), 1.0))))
+    return min(ends[0], value), max(ends[1], value)
+
+
+def _finite_or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+_FloatArray = npt.NDArray[np.float64]
+
+
+MIN_RUNS = 3
+
+
+"""Runs from which a direction is concluded: where seeds differ as much as records do, intervals of
+20 records leave out a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
+
+
+_CROSSED_LEVEL = 0.95
+
+
+def bootstrap_two_way(
+    values: _FloatArray,
+    weights: _FloatArray,
+    *,
+    over: _FloatArray | None = None,
+    resamples: int = 4000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return the weighted mean of a table of runs by records, with its 95 % interval.
+
+    Rows and columns are drawn with replacement independently, and the interval holds the middle
+    95 % of the draws. Source: Owen 2007, "The pigeonhole bootstrap", doi:10.1214/07-AOAS122, which
+    errs towards wide intervals. With fewer than five runs their spread is known badly; ``note``
+    says how many there are.
+
+    Args:
+        values: One row a run, one column a record, (R, N): sums, as the nats of a record.
+        weights: What each record's sum is divided by when all are added up, (N,): its tokens.
+        over: A second table, (R, N): the result is then the ratio of both means, minus 1.
+        resamples: How often both are drawn anew.
+        seed: Of the draws.
+        name: The metric's name.
+        unit: Its unit.
+    """
+    rows, columns = values.shape
+    if not rows or not columns:
+        return Metric(name, float("nan"), n=0, unit=unit, note="nothing was measured")
+    rng = np.random.default_rng(seed)
+    mean = _weighted_ratio if over is not None else _weighted_mean
+    tables = [values] if over is None else [values, over]
+    ones = np.ones((1, rows)), np.ones((1, columns))
+    value = float(mean(tables, weights, *ones)[0])
+    by_row = rng.multinomial(rows, np.full(rows, 1 / rows), resamples).astype(np.float64)
+    by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
+    draws = mean(tables, weights, by_row, by_column.astype(np.float64))
+    low, high = np.quantile(draws, [(1 - _CROSSED_LEVEL) / 2, (1 + _CROSSED_LEVEL) / 2])
+    note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
+    return Metric(name, value, float(low), float(high), columns, unit, note)
+
+
+_TableList = list[_FloatArray]
+
+
+def _weighted_mean(
+    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
+) -> _FloatArray:
+    sums = np.einsum("dr,rn,dn->d", by_row, tables[0], by_column, optimize=True)
+    result: _FloatArray = sums / (by_row.sum(1) * (by_column @ weights))
+    return result
+
+
+def _weighted_ratio(
+    tables: _TableList, weights: _FloatArray, by_row: _FloatArray, by_column: _FloatArray
+) -> _FloatArray:
+    top, bottom = (_weighted_mean([one], weights, by_row, by_column) for one in tables)
+    result: _FloatArray = top / bottom - 1
+    return result

@@ -1,0 +1,418 @@
+"""Diversity and repetition of texts: distinct-n, self-BLEU, Vendi score, coverage.
+
+Every figure depends on how much text it is taken of, so samples of one size are compared: whole
+texts drawn without replacement until a budget of words is reached, many times over; the value is
+the mean of the draws and the interval their 2.5 % and 97.5 % points. (Draws of one small set share
+texts: where the budget is near the size of the set, the interval is too narrow, and ``note`` says
+so.)
+
+- ``distinct_n``: distinct word n-grams over all of them (Li et al. 2016, arXiv:1510.03055).
+- ``self_bleu``: BLEU-4 of each text against all the others (Zhu et al. 2018, arXiv:1802.01886),
+  with the closest reference length, and 1 added to both sides of each precision above unigrams.
+- ``compression_ratio``: bytes over bytes compressed by zstd with a window over all of them, in the
+order
+  drawn (Shaib et al. 2024, arXiv:2403.00553, there by gzip, whose window is 32 kB).
+- ``repeated_ngram_share``: share of 4-grams that another text of the draw holds too.
+- ``vendi_score``: exp of the entropy of the eigenvalues of X X^T / n for L2-normalized rows, at
+most the
+  number of texts (Friedman and Dieng 2023, arXiv:2210.02410).
+- ``mean_cosine_distance``: 1 minus the mean cosine of two different texts.
+- ``tail``: mass of the reference's rare words (the least frequent ones of one half of it) over what
+  it is in the other half: 1 where the tail is as heavy as in more of the same, 0 where it is gone.
+  It is what collapse takes first (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
+- ``nearest_neighbor_coverage``: share of the reference's vectors that have one of the texts' within
+the distance of
+  their own 5th neighbour (Naeem et al. 2020, arXiv:2002.09797).
+
+Teacher-forced error reads right text so far; a served model reads its own. How much more it errs
+there is exposure bias, told here as the excess of the error that accumulates. Knows tokens, no
+recipes.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap_statistic
+from stillroom.evaluate.metrics.ngrams import NGramSample, NGramTable, TokenizedTexts
+from stillroom.text.unicode import split_words
+
+__all__ = [
+    "Words",
+    "compression_ratio",
+    "distinct_n",
+    "distinct_ngram_share",
+    "excess_accumulated_error",
+    "find_rare_words",
+    "mean_cosine_distance",
+    "measure_diversity",
+    "nearest_neighbor_coverage",
+    "rare_word_share",
+    "repeated_ngram_share",
+    "self_bleu",
+    "vendi_score",
+]
+
+
+Words = Sequence[str]
+
+
+Vectors = npt.NDArray[np.float32]
+
+
+Ints = npt.NDArray[np.int64]
+
+
+_DRAWS = 20
+
+
+_TAIL = 0.1
+
+
+_NEIGHBOR_RANK = 5
+
+
+_ORDER = 4
+
+
+_CROWDED_SHARE = 0.7
+
+
+def measure_diversity(
+    texts: Sequence[str],
+    *,
+    budget: int,
+    tail: frozenset[str] = frozenset(),
+    tail_mass: float = 0.0,
+    vectors: Vectors | None = None,
+    seed: int = 0,
+    draws: int = _DRAWS,
+    only: frozenset[str] | None = None,
+    cut: TokenizedTexts | None = None,
+    pause: Callable[[], None] | None = None,
+) -> dict[str, Metric]:
+    """Return the figures of some texts at a budget of words, by name.
+
+    Args:
+        texts: What is measured.
+        budget: Words of a draw.
+        tail: The reference's rare words, from ``find_rare_words``; without them there is no
+        ``tail``. tail_mass: Their share of the reference. vectors: One for each text, (N, D),
+        L2-normalized; without them there is no ``vendi_score`` and
+            no ``mean_cosine_distance``.
+        seed: Of the draws.
+        draws: How many.
+        only: The figures wanted, where not all are.
+        cut: The words of each text, where they are at hand.
+        pause: Called after every figure of a draw, so that others come to the processor; without
+            it other threads compress beside the counting.
+    """
+    cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
+    figures: dict[str, Callable[[NGramSample], float]] = {
+        "distinct_1": lambda one: _distinct(one, 1),
+        "distinct_3": lambda one: _distinct(one, 3),
+        "self_bleu": _self_bleu,
+        "compression": lambda one: compression_ratio([texts[at] for at in one.drawn]),
+        "repeated": lambda one: _repeated_share(one, 4),
+    }
+    if tail and tail_mass:
+        is_rare = _mark_words(cut, tail)
+        figures["tail"] = lambda one: _mean_share(is_rare[one.words()]) / tail_mass
+    if vectors is not None:
+        rows = vectors
+        figures["vendi"] = lambda one: vendi_score(rows[one.drawn])
+        figures["spread"] = lambda one: mean_cosine_distance(rows[one.drawn])
+    if only is not None:
+        figures = {name: figure for name, figure in figures.items() if name in only}
+    drawn = list(_draw_samples([len(one) for one in cut.texts], budget, seed, draws))
+    values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn, pause)
+    is_crowded = budget > _CROWDED_SHARE * cut.count()
+    note = "drawn from little more text than the budget" if is_crowded else ""
+    return {
+        name: Metric(
+            name,
+            float(np.mean(found)),
+            float(np.quantile(found, 0.025)),
+            float(np.quantile(found, 0.975)),
+            len(texts),
+            note=note,
+        )
+        for name, found in values.items()
+        if found
+    }
+
+
+def _compute_figures(
+    figures: dict[str, Callable[[NGramSample], float]],
+    grams: NGramTable,
+    draws: Sequence[list[int]],
+    pause: Callable[[], None] | None,
+) -> dict[str, list[float]]:
+    """Return the figures of every draw; compressing, the dearest of them, goes on beside."""
+    samples = [NGramSample(grams, drawn) for drawn in draws]
+    values: dict[str, list[float]] = {name: [] for name in figures}
+    if pause is not None:
+        for sample in samples:
+            for name, figure in figures.items():
+                values[name].append(figure(sample))
+                pause()
+        return values
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(samples)) or 1) as pool:
+        beside = {
+            name: pool.map(figure, samples)
+            for name, figure in figures.items()
+            if name == "compression"
+        }
+        for name, figure in figures.items():
+            if name not in beside:
+                values[name] = [figure(sample) for sample in samples]
+        for name, found in beside.items():
+            values[name] = list(found)
+    return values
+
+
+def distinct_n(texts: Sequence[Words], n: int) -> float:
+    """Return distinct word n-grams over all of them; 0 where there is none."""
+    return _distinct(_sample_all(texts, n), n)
+
+
+def _sample_all(texts: Sequence[Words], order: int) -> NGramSample:
+    return NGramSample(NGramTable(TokenizedTexts.of(texts), order), range(len(texts)))
+
+
+def _distinct(sample: NGramSample, n: int) -> float:
+    counts = sample.counts(n)
+    return len(counts.starts) / counts.total if len(counts.starts) else 0.0
+
+
+def self_bleu(texts: Sequence[Words]) -> float:
+    """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is varied."""
+    return _self_bleu(_sample_all(texts, _ORDER))
+
+
+def _self_bleu(sample: NGramSample) -> float:
+    lengths = sample.lengths
+    if len(lengths) < 2:
+        return 0.0
+    logs = np.zeros(len(lengths))
+    for n in range(1, _ORDER + 1):
+        counts = sample.counts(n)
+        clipped = np.bincount(
+            counts.owner,
+            np.minimum(counts.often, counts.most_elsewhere()),
+            minlength=len(lengths),
+        )
+        smooth = int(n > 1)
+        with np.errstate(divide="ignore"):  # of nothing shared, the logarithm's limit is meant
+            logs += np.log(
+                (clipped + smooth) / np.maximum(np.maximum(lengths - n + 1, 0) + smooth, 1)
+            )
+    brevity = np.minimum(0.0, 1 - _closest_lengths(lengths) / lengths)
+    return float(np.mean(np.exp(brevity + logs / _ORDER)))
+
+
+def _closest_lengths(lengths: Ints) -> Ints:
+    """Return, for each of two or more lengths, the nearest of the others; of two, the shorter."""
+    order = np.argsort(lengths, kind="stable")
+    ranked = lengths[order]
+    below, above = np.roll(ranked, 1), np.roll(ranked, -1)
+    far = 2 * int(ranked[-1]) + 1
+    down, up = ranked - below, above - ranked
+    down[0] = up[-1] = far
+    closest: Ints = np.empty_like(lengths)
+    closest[order] = np.where(down <= up, below, above)
+    return closest
+
+
+def compression_ratio(texts: Sequence[str]) -> float:
+    """Return the bytes of the texts over their bytes compressed together; high is repetitive."""
+    raw = "\n".join(texts).encode("utf-8", "surrogatepass")
+    if not raw:
+        return 0.0
+    window = max(10, min(27, len(raw).bit_length()))
+    settings = zstandard.ZstdCompressionParameters.from_level(19, window_log=window)
+    return len(raw) / len(zstandard.ZstdCompressor(compression_params=settings).compress(raw))
+
+
+def repeated_ngram_share(texts: Sequence[Words], n: int = 4) -> float:
+    """Return the share of n-grams that another of the texts holds too."""
+    return _repeated_share(_sample_all(texts, n), n)
+
+
+def _repeated_share(sample: NGramSample, n: int) -> float:
+    counts = sample.counts(n)
+    if not len(counts.starts):
+        return 0.0
+    return int(counts.often[counts.holders()[counts.group] > 1].sum()) / counts.total
+
+
+def vendi_score(vectors: Vectors) -> float:
+    """Return the Vendi score of L2-normalized vectors, (N, D): how many different ones there are.
+
+    The eigenvalues are those of the smaller of X X^T and X^T X.
+    """
+    if not len(vectors):
+        return 0.0
+    rows = vectors.astype(np.float64)
+    kernel = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    values = np.clip(np.linalg.eigvalsh(kernel / len(rows)), 0.0, None)
+    values = values[values > 0]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def mean_cosine_distance(vectors: Vectors) -> float:
+    """Return 1 minus the mean cosine of two different rows of L2-normalized vectors, (N, D)."""
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    rows = vectors.astype(np.float64)
+    total = float((rows.sum(0) ** 2).sum() - (rows**2).sum())
+    return 1.0 - total / (count * (count - 1))
+
+
+def find_rare_words(
+    texts: Sequence[str] = (), *, cut: TokenizedTexts | None = None
+) -> tuple[frozenset[str], float]:
+    """Return rare words of a reference, and the share they have of more of the same.
+
+    The words are the least frequent ones of every other text, that together are a tenth of it; of
+    those that are equally rare, no kind is preferred: by the alphabet a small reference's tail
+    would be its numbers and a few letters. Their share is that in the rest, since a word seen once
+    is mostly not seen again. ``cut`` is the words of each text, where they are at hand.
+    """
+    cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
+    counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
+    named = cut.lexicon.words()
+    room, mass = _TAIL * int(counts.sum()), 0
+    tail: list[str] = []
+    for often in np.unique(counts[counts > 0]).tolist():
+        rare = [named[at] for at in np.flatnonzero(counts == often).tolist()]
+        if is_last := mass + often * len(rare) > room:
+            rare.sort(key=_hash_order)
+        for word in rare:
+            if mass + often > room:
+                break
+            tail.append(word)
+            mass += often
+        if is_last:
+            break
+    return frozenset(tail), _mean_share(_mark_words(cut, tail)[cut[1::2].flat()])
+
+
+def _mark_words(cut: TokenizedTexts, chosen: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return which words of a lexicon are chosen, by their numbers."""
+    is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
+    is_chosen[cut.lexicon.find(chosen)] = True
+    return is_chosen
+
+
+def _mean_share(is_found: npt.NDArray[np.bool_]) -> float:
+    return int(is_found.sum()) / len(is_found) if len(is_found) else 0.0
+
+
+def _hash_order(word: str) -> tuple[int, str]:
+    """Return a place that says nothing of the word, and is the same every time."""
+    return zlib.crc32(word.encode("utf-8", "surrogatepass")), word
+
+
+def rare_word_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
+    """Return which share of the texts' words are of the tail."""
+    total = sum(map(len, texts))
+    found = sum(sum(map(tail.__contains__, text)) for text in texts)
+    return found / total if total else 0.0
+
+
+def nearest_neighbor_coverage(
+    vectors: Vectors, reference: Vectors, *, neighbor: int = _NEIGHBOR_RANK
+) -> npt.NDArray[np.bool_]:
+    """Return which of the reference's vectors have one of the others near them, (M,).
+
+    Their share is the coverage. Near is no further than the reference vector's own ``neighbor``-th
+    neighbour in the reference.
+
+    Args:
+        vectors: (N, D), L2-normalized.
+        reference: (M, D), L2-normalized; M above ``neighbor``.
+        neighbor: Which neighbour gives the distance.
+    """
+    if not len(vectors) or len(reference) <= neighbor:
+        return np.zeros(len(reference), dtype=bool)
+    within = reference @ reference.T
+    np.fill_diagonal(within, -np.inf)
+    least = -np.partition(-within, neighbor - 1, axis=1)[:, neighbor - 1]
+    nearest = (reference @ vectors.T).max(axis=1)
+    covered: npt.NDArray[np.bool_] = nearest >= least - 1e-6
+    return covered
+
+
+def _draw_samples(sizes: Sequence[int], budget: int, seed: int, draws: int) -> Iterator[list[int]]:
+    """Yield draws of whole texts, in order of drawing, that reach the budget (or hold all)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        drawn, held = [], 0
+        for at in rng.permutation(len(sizes)).tolist():
+            if held >= budget:
+                break
+            drawn.append(at)
+            held += sizes[at]
+        yield drawn
+
+
+_FloatArray = npt.NDArray[np.float64]
+
+
+def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
+    """Return the share of a text's n-grams that are distinct; None where it has none.
+
+    Source: Li et al. 2016, arXiv:1510.03055 (distinct-n); here within one completion, so that low
+    means that it repeats itself.
+    """
+    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def excess_accumulated_error(
+    free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, seed: int = 0, name: str = ""
+) -> Metric:
+    """Return by how much more error accumulates on a model's own text than on its teacher's.
+
+    0 says that errors do not feed on each other; 0.5 that half as much again comes of them. At each
+    depth the mean is over the records whose text is that long, and only depths that both reach
+    count.
+
+    Source: Arora et al. 2022, arXiv:2204.01171, section 3.2 (ExAccErr, here a share, not per cent);
+    the teacher is the oracle, and its error is the whole KL(teacher || student) at each step.
+
+    Args:
+        free: KL(teacher || student) at each depth of the student's own sampled text, by record.
+        forced: The same of text that the teacher sampled after the same prompts.
+        seed: Of the bootstrap over records.
+        name: The metric's name.
+    """
+    depth = max([len(row) for row in [*free, *forced]], default=0)
+    sides = [_pad_rows(rows, depth) for rows in (free, forced)]
+
+    def excess(counts: _FloatArray) -> _FloatArray:
+        means, alive = [], np.ones((len(counts), depth), dtype=bool)
+        for values, present in sides:
+            number = counts @ present
+            means.append((counts @ values) / np.where(number > 0, number, 1))
+            alive &= number > 0
+        return np.asarray((means[0] * alive).sum(1) / (means[1] * alive).sum(1) - 1)
+
+    return bootstrap_statistic(excess, len(free), seed=seed, name=name)
+
+
+def _pad_rows(rows: Sequence[_FloatArray], depth: int) -> tuple[_FloatArray, _FloatArray]:
+    """Return values and presence, (records, depth) each."""
+    values, present = np.zeros((len(rows), depth)), np.zeros((len(rows), depth))
+    for at, row in enumerate(rows):
+        values[at, : len(row)], present[at, : len(row)] = row, 1
+    return values, present

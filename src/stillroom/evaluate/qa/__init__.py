@@ -1,0 +1,1 @@
+"""Question-answering evaluation: question sets, judged collections, answers and leakage."""

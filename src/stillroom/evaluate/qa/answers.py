@@ -1,0 +1,343 @@
+"""Answers of models with and without retrieved passages, and their scores.
+
+One model is in memory at a time. Every answer is journaled as it comes, so that a killed run goes
+on where it stopped. Scores are SQuAD's exact match and F1, citation marks taken out first.
+
+The evidence of a record is a passage id and the span it was made from. An index that was cut
+otherwise has other passages: there a hit counts as the evidence if it holds most of that span.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.evaluate.interfaces import RagSystem
+from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap, paired_difference
+from stillroom.evaluate.metrics.retrieval import retrieval_metrics
+from stillroom.evaluate.qa.questions import Question
+from stillroom.evaluate.recipe import EvaluateRecipe
+from stillroom.jobs import Job
+from stillroom.models import TextModel, open_text_model
+from stillroom.provenance import digest_json
+from stillroom.records import Completion, Hit, Message, Passage, Prompt, Sampling
+from stillroom.text.unicode import exact_match, token_f1
+
+__all__ = [
+    "AnsweredQuestion",
+    "ask_models",
+    "measure_answers",
+    "measure_retrieval",
+    "measure_speed",
+    "restore_hits",
+    "retrieve_all",
+]
+
+
+_CITATION_MARK = re.compile(r"\s*[\[【［]\s*\d+(?:\s*,\s*\d+)*\s*[\]】］]")
+
+
+_TURN_TOKENS = 8
+
+
+_MIN_SECONDS = 1e-9
+
+
+_BLOCK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredQuestion:
+    """One answer of one model to one question, with what it was shown and its scores."""
+
+    question: Question
+    model: str
+    mode: str
+    text: str
+    finish_reason: str
+    tokens: int
+    shown: tuple[Mapping[str, Any], ...]
+    not_shown: int
+    f1: float
+    em: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept in answers.jsonl."""
+        return {
+            "record": self.question.id,
+            "question": self.question.text,
+            "expected": self.question.answer,
+            "model": self.model,
+            "mode": self.mode,
+            "answer": self.text,
+            "finish_reason": self.finish_reason,
+            "tokens": self.tokens,
+            "f1": self.f1,
+            "em": self.em,
+            "shown": list(self.shown),
+            "not_shown": self.not_shown,
+        }
+
+
+def ask_models(
+    recipe: EvaluateRecipe,
+    questions: Sequence[Question],
+    answerer: RagSystem | None,
+    found: Mapping[str, dict[str, Any]],
+    job: Job,
+) -> list[AnsweredQuestion]:
+    """Return every model's answers in order of model, mode and question.
+
+    Passages that do not fit a model's context are left out from the last, and counted in
+    ``not_shown``.
+    """
+    modes = ("closed", "retrieved") if answerer else ("closed",)
+    journal = job.journal("answers")
+    keys = [
+        (name, mode, question) for name in recipe.models for mode in modes for question in questions
+    ]
+    done = sum(_journal_key(*key) in journal for key in keys)
+    with job.phase("answers", len(keys), "answers", done=done) as progress:
+        for name, reference in recipe.models.items():
+            todo = [key for key in keys if key[0] == name and _journal_key(*key) not in journal]
+            if not todo:
+                continue
+            model = open_text_model(reference, backend=recipe.backend)
+            try:
+                for at in range(0, len(todo), _BLOCK):
+                    block = todo[at : at + _BLOCK]
+                    _ask_model(model, block, recipe, answerer, found, job, progress.advance)
+            finally:
+                model.close()
+    return [_restore_answer(*key, journal[_journal_key(*key)]) for key in keys]
+
+
+def measure_answers(asked: Sequence[AnsweredQuestion], *, seed: int) -> list[Metric]:
+    """Return F1 and exact match by model and mode, then each model's F1 less the first one's."""
+    metrics, first = [], asked[0].model
+    groups = _group_by_model(asked)
+    for (model, mode), answers in groups.items():
+        for measure in ("f1", "em"):
+            values = [getattr(answer, measure) for answer in answers]
+            name = f"answers/{model}/{mode}/{measure}"
+            metrics.append(bootstrap(values, seed=seed, name=name))
+    for (model, mode), answers in groups.items():
+        if model != first:
+            metrics.append(
+                paired_difference(
+                    [answer.f1 for answer in answers],
+                    [answer.f1 for answer in groups[first, mode]],
+                    seed=seed,
+                    name=f"answers/{model}/{mode}/f1_minus_{first}",
+                )
+            )
+    return metrics
+
+
+def measure_speed(models: Iterable[str], job: Job, *, seed: int) -> list[Metric]:
+    """Return tokens written per second by model, prompts' reading included.
+
+    The unit that is resampled is a block of questions, since those are answered side by side.
+    """
+    journal = job.journal("speed")
+    keys, metrics = journal.keys(), []
+    for model in models:
+        blocks = [journal[key] for key in keys if key.startswith(f"{model}/")]
+        seconds = [max(block["seconds"], _MIN_SECONDS) for block in blocks]
+        rates = [block["tokens"] / spent for block, spent in zip(blocks, seconds, strict=True)]
+        name = f"{model}/tokens_per_second"
+        metrics.append(bootstrap(rates, weights=seconds, seed=seed, name=name, unit="tokens/s"))
+    return metrics
+
+
+def _ask_model(
+    model: TextModel,
+    todo: Sequence[tuple[str, str, Question]],
+    recipe: EvaluateRecipe,
+    answerer: RagSystem | None,
+    found: Mapping[str, dict[str, Any]],
+    job: Job,
+    advance: Callable[[], None],
+) -> None:
+    """Ask one model a block of questions; each answer is journaled as it comes."""
+    journal = job.journal("answers")
+    prompts, samplings, shown = [], [], []
+    for name, mode, question in todo:
+        hits = restore_hits(found[question.id]) if mode == "retrieved" else []
+        prompt, kept = _fit_prompt(
+            model, question, hits, answerer if mode == "retrieved" else None, recipe
+        )
+        prompts.append(prompt)
+        shown.append((kept, len(hits) - len(kept)))
+        samplings.append(_sampling(recipe, _journal_key(name, mode, question)))
+
+    def keep(at: int, completion: Completion) -> None:
+        if completion.finish_reason == "cancelled":
+            return
+        kept, not_shown = shown[at]
+        journal.put(
+            _journal_key(*todo[at]),
+            {
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "tokens": completion.completion_tokens,
+                "shown": [_describe_hit(hit) for hit in kept],
+                "not_shown": not_shown,
+            },
+        )
+        advance()
+
+    started = time.perf_counter()
+    completions = model.generate(prompts, samplings, on_done=keep, is_cancelled=job.is_cancelled)
+    job.check_cancelled()
+    spent = time.perf_counter() - started
+    written = sum(completion.completion_tokens for completion in completions)
+    job.journal("speed").put(_journal_key(*todo[0]), {"tokens": written, "seconds": spent})
+
+
+def _fit_prompt(
+    model: TextModel,
+    question: Question,
+    hits: list[Hit],
+    answerer: RagSystem | None,
+    recipe: EvaluateRecipe,
+) -> tuple[Prompt, list[Hit]]:
+    """Return the prompt with as many passages as the model's context holds."""
+    if answerer is None:
+        return Prompt((Message("user", question.text),)), []
+    room = model.context_length - recipe.sampling.max_new_tokens
+    while True:
+        prompt = answerer.prompt(question.text, hits)
+        texts = [message.content for message in prompt.messages] or [prompt.text]
+        needed = sum(model.count_tokens(text) + _TURN_TOKENS for text in [*texts, prompt.prefix])
+        if needed <= room or not hits:
+            return prompt, hits
+        hits = hits[:-1]
+
+
+def _sampling(recipe: EvaluateRecipe, key: str) -> Sampling:
+    seed = int(digest_json([recipe.seed, key])[:8], 16) >> 1
+    return Sampling(**recipe.sampling.model_dump(), seed=seed)
+
+
+def _restore_answer(
+    model: str, mode: str, question: Question, kept: Mapping[str, Any]
+) -> AnsweredQuestion:
+    said = _CITATION_MARK.sub("", kept["text"]) if mode == "retrieved" else kept["text"]
+    return AnsweredQuestion(
+        question,
+        model,
+        mode,
+        kept["text"],
+        kept["finish_reason"],
+        kept["tokens"],
+        tuple(kept["shown"]),
+        kept["not_shown"],
+        token_f1(said, question.answer),
+        exact_match(said, question.answer),
+    )
+
+
+def _describe_hit(hit: Hit) -> dict[str, Any]:
+    place = hit.passage.location
+    return {
+        "passage_id": hit.passage.id,
+        "path": place.path,
+        "byte_start": place.byte_start,
+        "byte_end": place.byte_end,
+        "pages": list(place.pages),
+    }
+
+
+def _group_by_model(
+    asked: Sequence[AnsweredQuestion],
+) -> dict[tuple[str, str], list[AnsweredQuestion]]:
+    groups: dict[tuple[str, str], list[AnsweredQuestion]] = {}
+    for answer in asked:
+        groups.setdefault((answer.model, answer.mode), []).append(answer)
+    return groups
+
+
+def _journal_key(model: str, mode: str, question: Question) -> str:
+    return f"{model}/{mode}/{question.id}"
+
+
+_MIN_SPAN_SHARE = 0.5
+
+
+"""Share of the evidence's span that a passage of another cut must hold."""
+
+
+def retrieve_all(
+    answerer: RagSystem, questions: Sequence[Question], *, depth: int, k: int, job: Job
+) -> dict[str, dict[str, Any]]:
+    """Return for each question what was retrieved: ``ranking`` and ``shown``.
+
+    ``ranking`` is pairs of id and score, the evidence under its own id wherever a hit holds it;
+    ``shown`` is the first ``k`` passages whole.
+    """
+    journal = job.journal("retrieval")
+    done = sum(question.id in journal for question in questions)
+    with job.phase("retrieval", len(questions), "questions", done=done) as progress:
+        for question in questions:
+            if question.id in journal:
+                continue
+            job.check_cancelled()
+            hits = answerer.retrieve(question.text, max(depth, k))
+            shown = [[hit.passage.to_json(), hit.score] for hit in hits[:k]]
+            journal.put(question.id, {"ranking": _label_hits(question, hits), "shown": shown})
+            progress.advance()
+    return {question.id: journal[question.id] for question in questions}
+
+
+def restore_hits(found: dict[str, Any]) -> list[Hit]:
+    """Return the passages that are shown with a question, as hits."""
+    return [
+        Hit(Passage.from_json(passage), score, rank)
+        for rank, (passage, score) in enumerate(found["shown"], 1)
+    ]
+
+
+def measure_retrieval(
+    questions: Sequence[Question], found: dict[str, dict[str, Any]], *, seed: int
+) -> tuple[list[Metric], int]:
+    """Return the retrieval measures, and how many questions name no evidence and do not count."""
+    judged = [question for question in questions if question.evidence.get("passage_id")]
+    qrels = {question.id: {str(question.evidence["passage_id"]): 1} for question in judged}
+    run = {
+        name: [(str(hit), float(score)) for hit, score in found[name]["ranking"]] for name in qrels
+    }
+    metrics = [
+        bootstrap(list(values.values()), seed=seed, name=f"retrieval/{name}")
+        for name, values in retrieval_metrics(run, qrels).items()
+    ]
+    return metrics, len(questions) - len(judged)
+
+
+def _label_hits(question: Question, hits: Sequence[Hit]) -> list[list[Any]]:
+    """Return ids with scores; the first hit that holds the evidence bears the evidence's id."""
+    wanted = question.evidence.get("passage_id")
+    is_known = any(hit.passage.id == wanted for hit in hits)
+    ranking: list[list[Any]] = []
+    is_found = False
+    for hit in hits:
+        name = hit.passage.id
+        if not is_known and not is_found and _contains_evidence(hit.passage, question):
+            name, is_found = str(wanted), True
+        ranking.append([name, hit.score])
+    return ranking
+
+
+def _contains_evidence(passage: Passage, question: Question) -> bool:
+    """Return whether a passage holds the evidence: most of its span, or its very words."""
+    evidence = question.evidence
+    start, end = evidence.get("start"), evidence.get("end")
+    if evidence.get("document_id") == passage.document_id and (
+        isinstance(start, int) and isinstance(end, int) and start < end
+    ):
+        return min(end, passage.end) - max(start, passage.start) >= _MIN_SPAN_SHARE * (end - start)
+    quote = evidence.get("quote")
+    return isinstance(quote, str) and bool(quote) and quote in passage.text

@@ -1,0 +1,355 @@
+"""Held-out questions from records and from question-set files.
+
+Knows records only. What cannot be asked is counted by reason, never left out in silence.
+
+Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
+or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
+(2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
+BEIR's layout whose queries have answers (the judgements are the evidence), and records that
+``synth`` or anyone else made, whose evidence names a document and a span. A row that cannot be read
+stops the reading, named by file and line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.evaluate.qa.collections import find_collection, read_qrels
+from stillroom.provenance import digest_json, find_output
+from stillroom.records import Record, read_records
+from stillroom.text.language import split_sentences
+
+__all__ = [
+    "EvidenceSpan",
+    "JudgedQuestion",
+    "Question",
+    "find_records",
+    "read_question_set",
+    "select_questions",
+]
+
+
+_RECORD_FILES = ("records.jsonl", "records.jsonl.zst", "records.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with the answer it should get and where the answer stands."""
+
+    id: str
+    text: str
+    answer: str
+    evidence: Mapping[str, Any]
+    record: Record
+
+
+def find_records(path: Path) -> Path:
+    """Return the records file of an artifact, of a folder, or the file itself.
+
+    Raises:
+        DataError: If there is none.
+    """
+    folder = find_output(path, "records")
+    if folder.is_file():
+        return folder
+    for name in _RECORD_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{path} holds no records",
+        code="data.missing",
+        expected=f"one of: {', '.join(_RECORD_FILES)}",
+        next="give a records artifact, or a file of records",
+    )
+
+
+def select_questions(
+    records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
+) -> tuple[list[Question], dict[str, int]]:
+    """Return the questions to ask, and how many records were passed over, by reason.
+
+    Where any record says its split, only ``held_out`` ones are asked; data made elsewhere, that
+    names no split, is asked whole. Past ``limit``, the seed and each record's id choose, so that
+    the order of the file does not.
+
+    Raises:
+        DataError: If nothing is left to ask, unless ``may_be_none``.
+    """
+    every = list(records)
+    has_splits = any("split" in record.fields for record in every)
+    skipped: Counter[str] = Counter()
+    found: dict[str, Question] = {}
+    for record in every:
+        if has_splits and record.fields.get("split") != "held_out":
+            skipped["not held out"] += 1
+            continue
+        question = _read_question(record)
+        if question is None:
+            skipped["no question or no answer"] += 1
+        elif question.id in found:
+            skipped["the same record again"] += 1
+        else:
+            found[question.id] = question
+    if not found and not may_be_none:
+        raise DataError(
+            f"none of {len(every)} records can be asked",
+            code="data.no-questions",
+            expected="records with a question, an answer and fields.split 'held_out'",
+            next=f"passed over: {dict(skipped)}; "
+            "make some with held_out=0.9 and target.held_out=100",
+        )
+    chosen = set(sorted(found, key=lambda name: digest_json([seed, name]))[:limit])
+    if len(found) > len(chosen):
+        skipped["more than max_questions"] = len(found) - len(chosen)
+    return [question for name, question in found.items() if name in chosen], dict(skipped)
+
+
+def _read_question(record: Record) -> Question | None:
+    """Read question and answer from the fields, or from the last two turns."""
+    fields = record.fields
+    turns = record.messages
+    question, answer = fields.get("question"), fields.get("answer")
+    if not question:
+        question = next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
+    if not answer:
+        answer = turns[-1].content if turns and turns[-1].role == "assistant" else ""
+    if not (isinstance(question, str) and isinstance(answer, str)):
+        return None
+    if not question.strip() or not answer.strip():
+        return None
+    evidence = fields.get("evidence")
+    place = {"document_id": fields.get("document_id", "")}
+    if isinstance(evidence, Mapping):
+        place.update(evidence)
+    return Question(record.id, question, answer, place, record)
+
+
+_QUESTIONS = ("question", "user_input", "query", "text")
+
+
+_ANSWERS = ("answers", "answer", "reference", "correct_answer", "expected")
+
+
+_EVIDENCE = ("evidence", "reference_contexts", "references", "correct_chunks", "citations")
+
+
+_IDS = ("id", "_id", "query_id", "qid")
+
+
+_QUOTES = ("quote", "text", "content")
+
+
+_REPAIR_HINT = "mend the file; nothing is left out in silence"
+
+
+_DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSpan:
+    """Where an answer stands: a quote, a name (path or id), a span of that document, or some.
+
+    ``passage_id`` is the passage that a question was made from, where its maker says so.
+    """
+
+    quote: str = ""
+    name: str = ""
+    start: int = -1
+    end: int = -1
+    passage_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedQuestion:
+    """One question, every answer that is accepted (none: it has no answer), and the evidence."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    evidence: tuple[EvidenceSpan, ...] = field(default=())
+
+    @property
+    def is_answerable(self) -> bool:
+        """Whether the documents hold an answer."""
+        return bool(self.answers)
+
+
+def read_question_set(path: Path) -> list[JudgedQuestion]:
+    """Return the questions of a file, or of a records artifact.
+
+    Raises:
+        DataError: If a row cannot be read, an id comes twice, or there is no question.
+    """
+    found = list(_read_file(path))
+    seen: set[str] = set()
+    for one in found:
+        if one.id in seen:
+            raise _row_error(str(path), f"question '{one.id}' comes twice", "every id once")
+        seen.add(one.id)
+    if not found:
+        raise _row_error(str(path), "there is no question", "at least one")
+    return found
+
+
+def _read_file(path: Path) -> Iterator[JudgedQuestion]:
+    if path.is_dir() and (path / "queries.jsonl").is_file():
+        yield from _read_collection(path)
+        return
+    if path.is_dir() or path.suffix in {".parquet", ".zst"}:
+        yield from _read_records(path)
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _row_error(
+            str(path),
+            f"the questions cannot be read: {error}",
+            "a UTF-8 text file, or a folder of records or in BEIR's layout",
+            help="check the path",
+        ) from error
+    if path.suffix == ".json":
+        whole = _parse_json_row(text, str(path))
+        if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+            yield from _read_squad(whole["data"], str(path))
+        elif isinstance(whole, list):
+            for number, row in enumerate(whole):
+                yield _read_row(row, f"{path}: row {number}", str(number))
+        else:
+            raise _row_error(
+                str(path), "the file is no question set", "SQuAD's JSON or a list of rows"
+            )
+        return
+    rows = [
+        (f"{path}:{number}", _parse_json_row(line, f"{path}:{number}"))
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip()
+    ]
+    if rows and all(isinstance(row, dict) and "messages" in row for _, row in rows):
+        yield from _read_records(path)
+        return
+    for number, (where, row) in enumerate(rows):
+        yield _read_row(row, where, str(number))
+
+
+def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
+    if not isinstance(row, dict):
+        raise _row_error(where, "the row is no JSON object", "one question a row")
+    text = next((row[key] for key in _QUESTIONS if isinstance(row.get(key), str)), "")
+    if not text.strip():
+        raise _row_error(
+            where, "the row has no question", f"text under one of: {', '.join(_QUESTIONS)}"
+        )
+    answers = next((row[key] for key in _ANSWERS if key in row), None)
+    if answers is None:
+        raise _row_error(
+            where, "the row has no answer", f"one of: {', '.join(_ANSWERS)}; [] for none"
+        )
+    if isinstance(answers, Mapping):  # Hugging Face's SQuAD: {"text": [...], "answer_start": [...]}
+        answers = answers.get("text", [])
+    accepted = [answers] if isinstance(answers, str) else answers or []
+    if not isinstance(accepted, list) or not all(isinstance(one, str) for one in accepted):
+        raise _row_error(where, f"the answers are {accepted!r:.60}", "text, or a list of texts")
+    name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), number)
+    given: Any = next((row[key] for key in _EVIDENCE if row.get(key)), [])
+    pieces = given if isinstance(given, list) else [given]
+    evidence = tuple(_read_evidence(piece, where) for piece in pieces)
+    return JudgedQuestion(name, text, tuple(one for one in accepted if one.strip()), evidence)
+
+
+def _read_evidence(piece: Any, where: str) -> EvidenceSpan:
+    """Read a quote (text with white space), a name (text without) or an object of both."""
+    if isinstance(piece, str):
+        return EvidenceSpan(quote=piece) if len(piece.split()) > 1 else EvidenceSpan(name=piece)
+    if not isinstance(piece, Mapping):
+        raise _row_error(
+            where, f"the evidence is {piece!r:.60}", "text, or {quote, path, start, end}"
+        )
+    quote = next((piece[key] for key in _QUOTES if isinstance(piece.get(key), str)), "")
+    name = next((str(piece[key]) for key in _DOCUMENT_KEYS if piece.get(key)), "")
+    start = piece.get("start", piece.get("start_index", -1))
+    end = piece.get("end", piece.get("end_index", -1))
+    if not isinstance(start, int) or not isinstance(end, int) or not (quote or name):
+        raise _row_error(where, f"the evidence is {dict(piece)!r:.80}", "{quote, path, start, end}")
+    return EvidenceSpan(quote, name, start, end, str(piece.get("passage_id") or ""))
+
+
+def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
+    """Read BEIR's layout with answers beside the queries, or in their metadata."""
+    found = find_collection(folder)
+    qrels = read_qrels(found.qrels)
+    for number, line in enumerate(found.queries.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{found.queries}:{number}"
+        row = _parse_json_row(line, where)
+        if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
+            row = {**row["metadata"], **row}
+        one = _read_row(row, where, str(number))
+        judged = (name for name, grade in qrels.get(one.id, {}).items() if grade > 0)
+        evidence = one.evidence or tuple(EvidenceSpan(name=name) for name in judged)
+        yield JudgedQuestion(one.id, one.text, one.answers, evidence)
+
+
+def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]:
+    """Read SQuAD 1.1 and 2.0; the evidence is the sentence that holds the first answer."""
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
+                for row in paragraph["qas"]:
+                    answers = [] if row.get("is_impossible") else row["answers"]
+                    accepted = tuple(dict.fromkeys(one["text"] for one in answers))
+                    start = answers[0]["answer_start"] if answers else -1
+                    evidence = (EvidenceSpan(_sentence_at(context, start)),) if answers else ()
+                    yield JudgedQuestion(str(row["id"]), row["question"], accepted, evidence)
+    except (KeyError, TypeError, IndexError) as error:
+        raise _row_error(
+            where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"
+        ) from error
+
+
+def _sentence_at(context: str, start: int) -> str:
+    for begin, end in split_sentences(context):
+        if begin <= start < end:
+            return context[begin:end]
+    return context
+
+
+def _read_records(path: Path) -> Iterator[JudgedQuestion]:
+    """Read what was made from documents; where splits are told, the held-out ones alone."""
+    records = list(read_records(find_records(path)))
+    questions, _ = select_questions(records, limit=len(records), seed=0)
+    for one in questions:
+        place = one.evidence
+        evidence = EvidenceSpan(
+            str(place.get("quote", "")),
+            str(place.get("document_id", "")),
+            int(place.get("start", -1)),
+            int(place.get("end", -1)),
+            str(place.get("passage_id", "")),
+        )
+        has_place = bool(evidence.quote or evidence.name)
+        yield JudgedQuestion(one.id, one.text, (one.answer,), (evidence,) if has_place else ())
+
+
+def _parse_json_row(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _row_error(where, f"it is no JSON: {error}", "JSON") from error
+
+
+def _row_error(where: str, what: str, expected: str, help: str = _REPAIR_HINT) -> DataError:
+    return DataError(
+        what,
+        code="data.question-set",
+        where=where,
+        expected=expected,
+        next=help,
+    )

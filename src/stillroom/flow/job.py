@@ -1,0 +1,61 @@
+"""Execution of one job by the room that its recipe names."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from stillroom.flow.recipe import engine_of
+from stillroom.jobs import Job
+from stillroom.jobs.engines import Engine, open_engine
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import Artifact
+from stillroom.recipes import Recipe
+from stillroom.records import Origin
+from stillroom.text.reader import use_origin_check
+
+__all__ = [
+    "run_job",
+]
+
+
+def _examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Have forensics say where a file is from; it is loaded for the first file that is read."""
+    from stillroom.forensics.check.origin import examine_origin
+
+    return examine_origin(path, origin)
+
+
+def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
+    """Hand a started job to the room that its recipe's kind names.
+
+    Args:
+        recipe: Of one job.
+        job: Started.
+        engine: What does the work, where a chain has opened one and the recipe names none.
+    """
+    chosen = engine_of(recipe)
+    if chosen is not None and engine is not None and chosen.ray is None:
+        return _run_on_engine(engine, recipe, job)
+    try:
+        with open_engine(chosen, job.say) as opened:
+            return _run_on_engine(opened, recipe, job)
+    finally:
+        job.close()
+
+
+def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
+    job.engine = engine
+    if engine.is_remote:
+        job.event("engine", name=engine.name, workers=engine.num_workers)
+    room = importlib.import_module(f"stillroom.{recipe.kind}.run")
+    # Rooms write with many libraries; a full disk is the same error from all of them.
+    with full_disk_as_error(job.out):
+        try:
+            with job.interruptible(), use_origin_check(_examine_origin):
+                artifact = room.run(recipe, job)
+        finally:
+            job.close()
+    if not isinstance(artifact, Artifact):
+        raise TypeError(f"stillroom.{recipe.kind}.run.run gave no Artifact")
+    return artifact

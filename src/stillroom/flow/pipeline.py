@@ -1,0 +1,430 @@
+"""Execution of a pipeline: cache keys, skipped steps, the commit and the run report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stillroom import __version__
+from stillroom.errors import DataError, ResourceError
+from stillroom.evaluate.metrics.bootstrap import Metric
+from stillroom.evaluate.report import Report, Section, Table, merge_reports
+from stillroom.flow.inputs import check_inputs, digest_input, resolve_inputs
+from stillroom.flow.recipe import FlowRecipe, FlowStep
+from stillroom.jobs import (
+    Estimate,
+    Job,
+    QuietReporter,
+    Reporter,
+    atomic_write,
+    check_fits,
+    describe_machine,
+    emit_event,
+    sum_work_seconds,
+)
+from stillroom.jobs.engines import Engine, open_engine
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    FileEntry,
+    Parent,
+    digest_file,
+    digest_json,
+    digest_text,
+    read_artifact,
+)
+from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.recipes import Recipe, dump_recipe
+
+__all__ = [
+    "FlowRun",
+    "write_run_report",
+]
+
+
+_KEY_DIGITS = 12
+
+
+_LOCK_FILE = ".lock"
+
+
+_INSUFFICIENT_DATA_CODES = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
+
+
+"""Codes of steps that found too little in the documents, where nothing is wrong with the recipe."""
+
+
+_LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # what a kill before the first step leaves
+
+
+@dataclass(frozen=True)
+class _PreparedStep:
+    """A step whose inputs are known: its recipe with real paths, and its folder."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+
+class FlowRun:
+    """Runs the steps of one flow in one folder."""
+
+    def __init__(self, recipe: FlowRecipe, out: Path, reporter: Reporter | None) -> None:
+        """Stand over ``out``; nothing is written before ``run``."""
+        self.recipe, self.out = recipe, out.absolute()
+        self.reporter = reporter or QuietReporter()
+
+    def run(self, *, resume: bool, overwrite: bool) -> Artifact:
+        """Do every step that is not done, then commit.
+
+        Raises:
+            DataError: If ``out`` holds something else, or an unfinished run without ``resume``.
+            StillroomError: As a step does; what is finished stays for ``--resume``.
+        """
+        self._refuse_foreign(overwrite=overwrite)
+        if overwrite or not (self.out / ARTIFACT_FILE).is_file():
+            check_fits(self.estimate(), describe_machine(self.out), "flow")
+            resolve_inputs(self.recipe.inputs)
+        with full_disk_as_error(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            before = self._look_before(resume=resume, overwrite=overwrite)
+            with full_disk_as_error(self.out):
+                (self.out / "steps").mkdir(exist_ok=True)
+            with atomic_write(self.out / "recipe.yaml") as file:
+                file.write(dump_recipe(self.recipe))
+            done: dict[str, Path] = {}
+            skipped: dict[str, str] = {}
+            with open_engine(self.recipe.engine, self.reporter.say) as engine:
+                for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
+                    head = f"step {number}/{len(self.recipe.steps)} {name}"
+                    lacking = [source for source in step.sources if source in skipped]
+                    if lacking:
+                        skipped[name] = f"it needs {lacking[0]}"
+                        self.reporter.say(f"{head}: skipped, {skipped[name]}")
+                        continue
+                    ready = self._prepare(name, step, done)
+                    place = {"number": number, "of": len(self.recipe.steps)}
+                    begun = {"name": name, "kind": step.recipe.kind, **place}
+                    emit_event(self.reporter, "step", begun)
+                    try:
+                        done[name] = self._do(ready, head, before, engine)
+                    except DataError as error:
+                        if not self._may_skip(name, error, done):
+                            raise
+                        skipped[name] = error.problems[0].what
+                        self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
+            return self._commit(done, skipped)
+
+    def _may_skip(self, name: str, error: DataError, done: Mapping[str, Path]) -> bool:
+        """Return whether the run can end without a step that found too little in the documents."""
+        answer = self.recipe.answer
+        return (
+            error.code in _INSUFFICIENT_DATA_CODES
+            and answer is not None
+            and bool(answer.fallback)
+            and answer.index in done
+            and self.recipe.needs(answer.model, name)
+        )
+
+    def estimate(self) -> Estimate:
+        """Return the sum over the steps; those that wait for another are taken as they stand.
+
+        Raises:
+            DataError: If an input, or what a step names, is a path that does not exist.
+        """
+        import importlib
+
+        check_inputs(self.recipe)
+        total = Estimate()
+        for step in self.recipe.steps.values():
+            inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
+            places = {name: inputs.get(name, f"step:{name}") for name in step.sources}
+            room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
+            total = total + room.estimate(step.build(places, self.recipe.seed))
+        return total
+
+    def _refuse_foreign(self, *, overwrite: bool) -> None:
+        """Refuse a folder that is neither new, nor a run, nor an artifact to be replaced."""
+        if not self.out.exists():
+            return
+        if self.out.is_dir():
+            names = {
+                path.name for path in self.out.iterdir() if not _LEFTOVER_FILE.fullmatch(path.name)
+            }
+            is_run = "steps" in names and bool(names & {ARTIFACT_FILE, "recipe.yaml"})
+            if not names or names == {"steps"} or is_run:
+                return
+            if overwrite and ARTIFACT_FILE in names:
+                return
+        kept = ", so it is not overwritten" if overwrite else ""
+        raise DataError(
+            f"{self.out} exists already and is no run{kept}",
+            code="data.exists",
+            expected="a new folder, or that of an earlier run",
+            next="choose another --out",
+        )
+
+    def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
+        """Return the artifact of the last finished run here, if any; called under the lock."""
+        if overwrite:
+            self._clear()
+            return None
+        finished = (self.out / ARTIFACT_FILE).is_file()
+        left = sorted(path.name for path in self.out.glob("steps/.*.partial"))
+        started = left or (not finished and (self.out / "recipe.yaml").is_file())
+        if started and not resume:
+            raise DataError(
+                f"an unfinished run lies in {self.out}",
+                code="data.unfinished",
+                expected="--resume or --overwrite",
+                next="add --resume to go on with it, or --overwrite to start over",
+            )
+        return read_artifact(self.out) if finished else None
+
+    def _clear(self) -> None:
+        """Remove the last run; its artifact.json first, so that no reader opens half of it."""
+        (self.out / ARTIFACT_FILE).unlink(missing_ok=True)
+        for path in self.out.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK_FILE:
+                path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.out / _LOCK_FILE).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ResourceError(
+                    f"another process is writing {self.out}",
+                    code="resource.busy",
+                    where=str(self.out),
+                    expected="one run a folder",
+                    next="wait for it, or choose another --out",
+                ) from error
+            yield
+
+    def _prepare(self, name: str, step: FlowStep, done: Mapping[str, Path]) -> _PreparedStep:
+        """Name the step's folder by its recipe and the digests of all that it takes."""
+        inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
+        places = {
+            source: str(done[source]) if source in done else inputs[source]
+            for source in step.sources
+        }
+        recipe = step.build(places, self.recipe.seed)
+        digests = {source: digest_input(place) for source, place in places.items()}
+        key = digest_json([__version__, self._settings(step), digests])[:_KEY_DIGITS]
+        return _PreparedStep(name, recipe, self.out / "steps" / f"{name}-{key}")
+
+    def _settings(self, step: FlowStep) -> dict[str, Any]:
+        """Return a step's settings for its key: sources by name, other paths with their digest."""
+        places = {source: f"step:{source}" for source in step.sources}
+        settings = step.build(places, self.recipe.seed).model_dump(mode="json")
+        return {
+            key: [value, digest_input(value)] if isinstance(value, str) else value
+            for key, value in settings.items()
+        }
+
+    def _do(self, ready: _PreparedStep, head: str, before: Artifact | None, engine: Engine) -> Path:
+        from stillroom.flow.job import run_job
+
+        text = dump_recipe(ready.recipe)
+        if Job.recover(ready.folder):
+            self.reporter.say(f"{head}: unchanged, kept")
+            return ready.folder
+        self.reporter.say(f"{head}: {ready.recipe.kind}")
+        job = Job.start(
+            ready.folder, text, seed=ready.recipe.seed, resume=True, reporter=self.reporter
+        )
+        steps = before.details.get("steps", {}) if before else {}
+        if ready.name in steps:
+            job.previous = self.out / steps[ready.name]
+        artifact = run_job(ready.recipe, job, engine)
+        seconds = sum_work_seconds(ready.folder)
+        self.reporter.say(f"{head}: {artifact.kind} {artifact.digest[:12]} in {seconds:.1f} s")
+        return ready.folder
+
+    def _commit(self, done: Mapping[str, Path], skipped: Mapping[str, str]) -> Artifact:
+        """Write the report and artifact.json, then remove steps that are no longer named."""
+        steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
+        artifacts = {name: read_artifact(folder) for name, folder in done.items()}
+        seconds = {name: sum_work_seconds(folder) for name, folder in done.items()}
+        listed = {
+            name: {
+                "folder": steps[name],
+                "kind": artifacts[name].kind,
+                "digest": artifacts[name].digest,
+            }
+            for name in done
+        }
+        with atomic_write(self.out / "steps.json") as file:
+            json.dump(listed, file, indent=1)
+        timed = write_run_report(self.out, done, seconds, skipped)
+        answer = self.recipe.answer
+        artifact = Artifact(
+            kind="report",
+            files=(self._entry("steps.json"),),
+            timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
+            parents=tuple(
+                Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
+                for name in sorted(done, key=lambda step: bool(answer and step == answer.model))
+            ),
+            recipe_digest=digest_text(dump_recipe(self.recipe)),
+            seed=self.recipe.seed,
+            details={
+                "steps": steps,
+                "skipped": dict(skipped),
+                "answer": self._describe_answer(),
+                "seconds": seconds,
+            },
+            versions=list_installed_versions(),
+            host=describe_host(),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        with atomic_write(self.out / ARTIFACT_FILE) as file:
+            json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+        for folder in (self.out / "steps").iterdir():
+            if folder not in done.values():
+                shutil.rmtree(folder)
+        return artifact
+
+    def _describe_answer(self) -> dict[str, str] | None:
+        """Return the steps that answer, and the checkpoint that does in place of a skipped one."""
+        if self.recipe.answer is None:
+            return None
+        described = self.recipe.answer.model_dump()
+        fallback = described.pop("fallback").removeprefix("inputs.")
+        return {**described, "fallback": self.recipe.inputs[fallback]} if fallback else described
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self.out / name
+        return FileEntry(name, path.stat().st_size, digest_file(path))
+
+
+_DIGEST_DIGITS = 12
+
+
+_UNTRAINED_REPORT = (
+    "The documents gave too little to train on. The index answers with the model that the recipe "
+    "names as its fallback; nothing here was learned from these documents."
+)
+
+
+def write_run_report(
+    out: Path,
+    done: Mapping[str, Path],
+    seconds: Mapping[str, float],
+    skipped: Mapping[str, str],
+) -> list[str]:
+    """Write report.json and report.html of a run.
+
+    Args:
+        out: The run's folder.
+        done: Every step's folder by name.
+        seconds: Every step's seconds by name.
+        skipped: Why a step was not done, by name.
+
+    Returns:
+        The names of the files that were written.
+    """
+    artifacts = {name: read_artifact(folder) for name, folder in done.items()}
+    parts: list[Path | Report] = []
+    for name, folder in done.items():
+        if artifacts[name].kind == "report":
+            parts.append(folder / "output")
+            if (folder / "timings.json").is_file():
+                parts.append(folder / "timings.json")
+    steps = _describe_steps(done, artifacts, seconds)
+    if skipped:
+        rows = tuple(skipped.items())
+        table = Table("Steps that were not done", ("step", "why"), rows)
+        steps.sections.insert(0, Section("Not trained", _UNTRAINED_REPORT, table=table))
+    parts.append(steps)
+    merge_reports(f"Run {out.name}", parts, folder=out)
+    return ["report.json", "report.html"]
+
+
+def _describe_steps(
+    done: Mapping[str, Path], artifacts: Mapping[str, Artifact], seconds: Mapping[str, float]
+) -> Report:
+    report = Report("Steps")
+    for name, spent in seconds.items():
+        report.add(Metric(f"seconds/{name}", spent, n=1, unit="s", note="measured once"))
+    rows = tuple(
+        (name, artifact.kind, f"{seconds[name]:.1f} s", artifact.digest[:_DIGEST_DIGITS])
+        for name, artifact in artifacts.items()
+    )
+    report.sections.append(
+        Section(
+            "Steps",
+            "What each step left, how long it took, and the digest of its bytes.",
+            table=Table("Steps of the run", ("step", "artifact", "took", "digest"), rows),
+        )
+    )
+    for name, artifact in artifacts.items():
+        if artifact.kind == "records":
+            report.sections += list(_describe_records(name, done[name]))
+        if "candidates" in artifact.details:
+            report.sections.append(_describe_candidates(name, artifact.details))
+    return report
+
+
+def _describe_records(name: str, folder: Path) -> Iterator[Section]:
+    path = folder / "output" / "report.json"
+    if not path.is_file():
+        return
+    counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = tuple((label, str(number)) for label, number in _flatten(counts) if number)
+    yield Section(
+        f"Records ({name})",
+        "Every record that was asked for is counted here: kept, or dropped with its reason.",
+        table=Table("Records by what became of them", ("what", "count"), rows),
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix} / {key}" if prefix else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield prefix, value
+
+
+def _describe_candidates(name: str, details: Mapping[str, Any]) -> Section:
+    rows = tuple(
+        (
+            str(row["name"]),
+            f"{row['loss']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            str(row["n"]),
+        )
+        for row in details["candidates"]
+    )
+    if "left_out" in details:
+        text = f"No merge was judged: {details['left_out']}. Kept as it is: {details['kept']}."
+        return Section(f"Merge candidates ({name})", text)
+    text = f"Kept: {details.get('kept')}. " + (
+        "Merging lowered the held-out loss." if details.get("helped") else "Merging did not help."
+    )
+    final = details.get("final")
+    if final:
+        text += (
+            f" On {final['records']} records that no choice saw its loss is "
+            f"{final['kept']['loss']:.4f}, the best parent's {final['best_parent']['loss']:.4f}."
+        )
+    return Section(
+        f"Merge candidates ({name})",
+        text,
+        table=Table("Held-out loss of each candidate", ("candidate", "loss", "95 %", "n"), rows),
+    )

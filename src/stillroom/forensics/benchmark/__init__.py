@@ -1,0 +1,1 @@
+"""Benchmark manifests, splits, audits, metrics, evaluation, and robustness."""

@@ -1,0 +1,506 @@
+"""Evaluation of detector scores under a fixed protocol, and comparison of detectors.
+
+Scores come from anywhere: a table of ids and scores is enough. Frames and clips are both reported
+where a manifest has clips; every generator is also measured alone against all real items. A
+threshold is chosen on the validation split, never on what is tested.
+
+The same detector reads .81 or .93 on the same set by the choice of crop, frames and aggregation.
+So every figure carries the digest of its protocol, and figures of different protocols are not
+compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.evaluate import Metric
+from stillroom.forensics.benchmark.manifest import ManifestItem, digest_items
+from stillroom.forensics.benchmark.metrics import (
+    bootstrap_areas,
+    measure_scores,
+    run_delong_test,
+    select_threshold,
+)
+from stillroom.forensics.benchmark.splits import leave_one_out
+from stillroom.jobs import atomic_write
+from stillroom.provenance import digest_json
+
+__all__ = [
+    "Aggregation",
+    "DetectorComparison",
+    "DetectorEvaluation",
+    "EvaluationProtocol",
+    "MissingScorePolicy",
+    "ScoringUnit",
+    "compare_evaluations",
+    "evaluate_folds",
+    "evaluate_scores",
+    "list_differences",
+    "open_protocol",
+    "read_evaluation",
+    "read_scores",
+    "write_evaluation",
+]
+
+
+ScoringUnit = Literal["frame", "clip"]
+
+
+Aggregation = Literal["mean", "max", "top"]
+
+
+MissingScorePolicy = Literal["refuse", "drop", "half"]
+
+
+_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "av")
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """What is measured on what, and how.
+
+    Attributes:
+        items: Digest of the manifest's rows that are measured.
+        split: Which of its splits; empty for all.
+        unit: Whether files (``frame``) or whole clips are judged.
+        frames: Frames a clip; 0 where the manifest names the frames.
+        choice: How frames are chosen.
+        crop: How faces are cut out.
+        size: Side of what the detector is given, in pixels; 0 if it says itself.
+        aggregation: How a clip's score follows from its frames': their mean, their maximum, or the
+            mean of the highest fifth.
+        no_score: What an item without a score is: an error, left out, or a score of 0.5.
+        treatment: What was done to every file of both classes beforehand, as ``jpeg-75``.
+        threshold_from: The split that thresholds are chosen on.
+        versions: Of the packages that decode and resize.
+    """
+
+    items: str
+    split: str = "test"
+    unit: ScoringUnit = "frame"
+    frames: int = 0
+    choice: str = "named by the manifest"
+    crop: str = "whole picture"
+    size: int = 0
+    aggregation: Aggregation = "mean"
+    no_score: MissingScorePolicy = "refuse"
+    treatment: str = "none"
+    threshold_from: str = "validation"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all of it, 16 digits."""
+        return digest_json(self.to_json())[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluationProtocol:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            DataError: If a key is missing or unknown.
+        """
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise DataError(
+                f"this is no protocol: {error}",
+                code="forensics.protocol",
+                expected=", ".join(cls.__dataclass_fields__),
+                next="score again with this version",
+            ) from error
+
+
+def open_protocol(items: Sequence[ManifestItem], **settings: Any) -> EvaluationProtocol:
+    """Return the protocol of a measurement of these items, with this machine's versions.
+
+    Raises:
+        DataError: If a setting has no such value.
+    """
+    for name, kinds in (
+        ("unit", ScoringUnit),
+        ("aggregation", Aggregation),
+        ("no_score", MissingScorePolicy),
+    ):
+        if name in settings and settings[name] not in get_args(kinds):
+            raise DataError(
+                f"the protocol's {name} is {settings[name]!r}",
+                code="forensics.protocol",
+                expected=" or ".join(get_args(kinds)),
+                next="choose one of these",
+            )
+    versions = {name: _version(name) for name in _PACKAGES}
+    return EvaluationProtocol(items=digest_items(items), versions=versions, **settings)
+
+
+def list_differences(ours: EvaluationProtocol, theirs: EvaluationProtocol) -> list[str]:
+    """Return in what two protocols differ, a line each; empty if they are the same."""
+    first, second = ours.to_json(), theirs.to_json()
+    return [f"{key}: {first[key]} and {second[key]}" for key in first if first[key] != second[key]]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+_VERSION = 1
+
+
+_TOP_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class DetectorEvaluation:
+    """Figures of one detector under one protocol.
+
+    ``metrics`` are over all items, ``by_generator`` of each generator's fakes against all real
+    items; ``scores`` are (unit, label, score, group), kept so that two detectors can be compared on
+    the same items. ``missing`` items had no score.
+    """
+
+    detector: str
+    protocol: EvaluationProtocol
+    metrics: Mapping[str, Metric]
+    by_generator: Mapping[str, Metric]
+    threshold: float | None
+    missing: int
+    scores: tuple[tuple[str, int, float, str], ...] = field(repr=False, default=())
+
+    def lines(self) -> list[str]:
+        """Return the figures as a user reads them."""
+        lines = [
+            f"{self.detector}: protocol {self.protocol.digest}, {len(self.scores)} "
+            f"{self.protocol.unit}s, {self.missing} without a score"
+        ]
+        lines += [f"  {_describe_metric(metric)}" for metric in self.metrics.values()]
+        lines += [f"  auc on {name}: {_figure(one)}" for name, one in self.by_generator.items()]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "version": _VERSION,
+            "kind": "forensics-standing",
+            "detector": self.detector,
+            "protocol_digest": self.protocol.digest,
+            "protocol": self.protocol.to_json(),
+            "metrics": [metric.to_json() for metric in self.metrics.values()],
+            "by_generator": {name: one.to_json() for name, one in self.by_generator.items()},
+            "threshold": self.threshold,
+            "missing": self.missing,
+            "scores": [list(row) for row in self.scores],
+        }
+
+
+@dataclass(frozen=True)
+class DetectorComparison:
+    """Two detectors on the same items: the difference of their areas and its p-value (DeLong).
+
+    ``low`` and ``high`` bound the difference over resampled groups: items of one clip or source are
+    not independent, and DeLong's test takes them as if they were.
+    """
+
+    difference: float
+    p_value: float
+    low: float
+    high: float
+    n: int
+
+    def line(self) -> str:
+        """Return the finding as one line."""
+        said = f"difference of areas {self.difference:+.4f}, 95 % over groups {self.low:+.4f} to "
+        said += f"{self.high:+.4f}, DeLong p = {self.p_value:.4g}, n {self.n}"
+        if self.low <= 0 <= self.high:
+            return f"{said}: no difference shown"
+        return said
+
+
+def evaluate_scores(
+    items: Sequence[ManifestItem],
+    scores: Mapping[str, float],
+    *,
+    detector: str = "detector",
+    resamples: int = 2000,
+    seed: int = 0,
+    **settings: Any,
+) -> DetectorEvaluation:
+    """Measure a table of scores.
+
+    Args:
+        items: Rows of the manifest, of all splits.
+        scores: Score by id, higher for fake.
+        detector: Its name.
+        resamples: Draws of groups for intervals.
+        seed: Of the draws.
+        settings: The protocol's, as ``unit``, ``split``, ``aggregation``, ``no_score``.
+
+    Raises:
+        DataError: If scores are missing and the protocol does not allow for it, or a split is
+            empty.
+    """
+    protocol = open_protocol(items, **settings)
+    tested = _select_split(items, protocol.split)
+    rows, missing = _rows(tested, scores, protocol)
+    chosen = [item for item in items if item.split == protocol.threshold_from]
+    threshold = None
+    if chosen and protocol.threshold_from != protocol.split:
+        known, _ = _rows(chosen, scores, protocol)
+        threshold = select_threshold([row[1] for row in known], [row[2] for row in known])
+    metrics = measure_scores(
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+        [row[3] for row in rows],
+        threshold=threshold,
+        resamples=resamples,
+        seed=seed,
+    )
+    made_by = {_name(item, protocol): item.generator for item in tested}
+    by_generator = {}
+    for generator in sorted({item.generator for item in tested if item.label}):
+        some = [row for row in rows if not row[1] or made_by[row[0]] == generator]
+        by_generator[generator or "not named"] = measure_scores(
+            [row[1] for row in some],
+            [row[2] for row in some],
+            [row[3] for row in some],
+            resamples=resamples,
+            seed=seed,
+        )["auc"]
+    return DetectorEvaluation(
+        detector, protocol, metrics, by_generator, threshold, missing, tuple(sorted(rows))
+    )
+
+
+def evaluate_folds(
+    items: Sequence[ManifestItem], scores: Mapping[str, float], by: str, *, seed: int = 0
+) -> dict[str, Metric]:
+    """Return the area on what each fold of ``leave_one_out`` holds out.
+
+    That the scores are those of a detector trained on the fold's own training rows is for who made
+    them to see to; where one detector scored all, a figure says how it does on that part alone.
+
+    Raises:
+        DataError: If there is nothing to leave out, or an item has no score.
+    """
+    if by not in {"generator", "source"}:
+        raise _invalid_scores(f"there is no leaving out by {by!r}", "generator or source")
+    found = {}
+    for fold in leave_one_out(items, "generator" if by == "generator" else "source", seed=seed):
+        rows, _ = _rows(fold.test, scores, EvaluationProtocol(items="", split=""))
+        if rows:
+            labels, said = [row[1] for row in rows], [row[2] for row in rows]
+            groups = [row[3] for row in rows]
+            found[fold.name] = measure_scores(labels, said, groups, seed=seed)["auc"]
+    return found
+
+
+def compare_evaluations(
+    ours: DetectorEvaluation, theirs: DetectorEvaluation, *, seed: int = 0
+) -> DetectorComparison:
+    """Compare two detectors measured under one protocol.
+
+    Raises:
+        DataError: If the protocols differ, the same items were not scored, or a class is missing.
+    """
+    apart = list_differences(ours.protocol, theirs.protocol)
+    if apart:
+        raise DataError(
+            f"{ours.detector} and {theirs.detector} were measured under different protocols: "
+            + "; ".join(apart),
+            code="forensics.protocol",
+            where=f"{ours.protocol.digest} and {theirs.protocol.digest}",
+            expected="one protocol",
+            next="score both again under the same",
+        )
+    names = [row[0] for row in ours.scores]
+    if names != [row[0] for row in theirs.scores]:
+        raise _invalid_scores(
+            "the two detectors did not score the same items", "scores for the same ids"
+        )
+    labels = [row[1] for row in ours.scores]
+    first, second = ([row[2] for row in one.scores] for one in (ours, theirs))
+    found = run_delong_test(labels, first, second)
+    if found is None:
+        raise _invalid_scores("one class has fewer than two items", "two of each class")
+    groups = [row[3] for row in ours.scores]
+    low, high = _bound_difference(labels, first, second, groups, seed)
+    return DetectorComparison(found[0], found[1], low, high, len(labels))
+
+
+def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
+    """Read scores by id from CSV or JSON Lines; empty and non-finite ones are left to be missing.
+
+    Args:
+        path: A file with a column ``id`` and one of scores.
+        column: Its name, as ``prob_x``.
+
+    Raises:
+        DataError: If the columns are not there, or an id comes twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = (
+            list(csv.DictReader(text.splitlines()))
+            if path.suffix == ".csv"
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise _invalid_scores(f"{path} cannot be read: {error}", "CSV or JSON Lines") from error
+    found: dict[str, float] = {}
+    for number, row in enumerate(rows, start=1):
+        if "id" not in row or column not in row:
+            raise _invalid_scores(
+                f"{path.name} row {number} has no id or {column}", f"id and {column}"
+            )
+        if str(row["id"]) in found:
+            raise _invalid_scores(f"{path.name} has the id {row['id']!r} twice", "one score an id")
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = math.nan
+        found[str(row["id"])] = value
+    return found
+
+
+def write_evaluation(path: Path, standing: DetectorEvaluation) -> None:
+    """Write figures, protocol and scores as JSON."""
+    with atomic_write(path) as file:
+        json.dump(standing.to_json(), file, ensure_ascii=False, indent=1)
+
+
+def read_evaluation(path: Path) -> DetectorEvaluation:
+    """Read what ``write_evaluation`` wrote.
+
+    Raises:
+        DataError: If it is something else, or the protocol was changed since.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        protocol = EvaluationProtocol.from_json(data["protocol"])
+        standing = DetectorEvaluation(
+            data["detector"],
+            protocol,
+            {row["name"]: Metric.from_json(row) for row in data["metrics"]},
+            {name: Metric.from_json(row) for name, row in data["by_generator"].items()},
+            data["threshold"],
+            data["missing"],
+            tuple((row[0], row[1], row[2], row[3]) for row in data["scores"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise _invalid_scores(
+            f"{path} holds no figures of a detector: {error}", "JSON of score"
+        ) from error
+    if data["protocol_digest"] != protocol.digest:
+        raise _invalid_scores(
+            f"{path}'s protocol is not the one that it was measured under", "as written"
+        )
+    return standing
+
+
+def _select_split(items: Sequence[ManifestItem], split: str) -> list[ManifestItem]:
+    found = [item for item in items if not split or item.split == split]
+    if not found:
+        known = sorted({item.split or "none" for item in items})
+        raise _invalid_scores(f"no row is of the split {split!r}", f"one of: {', '.join(known)}")
+    return found
+
+
+def _rows(
+    items: Sequence[ManifestItem], scores: Mapping[str, float], protocol: EvaluationProtocol
+) -> tuple[list[tuple[str, int, float, str]], int]:
+    """Return unit, label, score and group of what is judged, and how many items had no score."""
+    frames: dict[str, list[tuple[ManifestItem, float]]] = {}
+    missing = [item for item in items if not math.isfinite(scores.get(item.id, math.nan))]
+    if missing and protocol.no_score == "refuse":
+        raise _invalid_scores(
+            f"{len(missing)} of {len(items)} items have no score; the first is {missing[0].id!r}",
+            "a finite score for every item of the split",
+        )
+    absent = {item.id for item in missing}
+    for item in items:
+        if item.id not in absent:
+            frames.setdefault(_name(item, protocol), []).append((item, float(scores[item.id])))
+        elif protocol.no_score == "half":
+            frames.setdefault(_name(item, protocol), []).append((item, 0.5))
+    rows = []
+    for name, members in frames.items():
+        labels = {item.label for item, _ in members}
+        if len(labels) > 1:
+            raise DataError(
+                f"the clip {name} holds real and fake frames",
+                code="forensics.mixed-group",
+                expected="one label a clip",
+                next="judge by frame, or name clips by dataset, generator and clip",
+            )
+        first = members[0][0]
+        group = f"{first.dataset}/{first.source}" if first.source else name
+        score = _aggregate([score for _, score in members], protocol.aggregation)
+        rows.append((name, labels.pop(), score, group))
+    return rows, len(missing)
+
+
+def _name(item: ManifestItem, protocol: EvaluationProtocol) -> str:
+    return item.id if protocol.unit == "frame" else "/".join(item.unit)
+
+
+def _aggregate(scores: Sequence[float], how: str) -> float:
+    if how == "max":
+        return max(scores)
+    if how == "top":
+        return float(np.mean(sorted(scores)[-max(math.ceil(_TOP_SHARE * len(scores)), 1) :]))
+    return float(np.mean(scores))
+
+
+def _bound_difference(
+    labels: Sequence[int],
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Sequence[str],
+    seed: int,
+) -> tuple[float, float]:
+    """Return the interval of the difference of areas, both on the same draws of groups."""
+    gaps = bootstrap_areas(labels, first, groups, seed) - bootstrap_areas(
+        labels, second, groups, seed
+    )
+    gaps = gaps[np.isfinite(gaps)]
+    if len(gaps) == 0:
+        return math.nan, math.nan
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _figure(metric: Metric) -> str:
+    if math.isnan(metric.value):
+        return f"none ({metric.note})"
+    if math.isnan(metric.low):
+        return f"{metric.value:.4f} ({metric.note}, n {metric.n})"
+    return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
+
+
+def _describe_metric(metric: Metric) -> str:
+    return f"{metric.name}: {_figure(metric)}"
+
+
+def _invalid_scores(what: str, expected: str) -> DataError:
+    return DataError(
+        what,
+        code="forensics.scores",
+        expected=expected,
+        next="look at the table of scores and at the manifest",
+    )

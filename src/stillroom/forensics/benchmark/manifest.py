@@ -1,0 +1,445 @@
+"""Benchmark manifests, and import of DeepfakeBench and FaceForensics++ lists.
+
+The columns are those that the lab writes. Paths are relative to the manifest, with forward
+slashes. JSON Lines, CSV or Parquet by the file's ending. A row that cannot be understood is an
+error with its number, never left out.
+
+Only lists are read, no data. Paths keep their place below the data's own folder, with forward
+slashes; absolute ones are cut where the data set's folder begins.
+
+Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); Roessler et al. 2019,
+"FaceForensics++", arXiv:1901.08971 (its splits of pairs and its folders).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.jobs import atomic_write
+from stillroom.provenance import digest_json
+
+__all__ = [
+    "FF_METHODS",
+    "ManifestItem",
+    "digest_items",
+    "find_manifest",
+    "import_deepfakebench",
+    "import_faceforensics",
+    "read_items",
+    "write_items",
+]
+
+
+_COLUMNS = (
+    "id",
+    "path",
+    "label",
+    "generator",
+    "source",
+    "identity",
+    "others",
+    "split",
+    "mask",
+    "compression",
+    "consent",
+    "dataset",
+    "clip",
+)
+
+
+_ALIASES = {"source_id": "source", "consent_id": "consent", "video": "clip"}
+
+
+_LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestItem:
+    """One file of a benchmark.
+
+    Attributes:
+        id: Unique in the manifest.
+        path: Relative to the manifest, with forward slashes.
+        label: 1 for fake.
+        generator: What made it; of a real one empty, or the edit that it went through.
+        source: The recording that its pixels come from: a fake and its real twin share it.
+        identity: Who is shown, or whose picture was the target.
+        others: Further identities, as the one whose face was put in.
+        split: ``train``, ``validation``, ``test``, or empty.
+        mask: Where it is forged, a file; empty if not known.
+        compression: As ``jpg-92`` or ``c23``.
+        consent: Id of the record of consent; empty where no person is shown.
+        dataset: Which collection it is of.
+        clip: The clip that a frame is of; empty where the file stands alone.
+    """
+
+    id: str
+    path: str
+    label: int
+    generator: str = ""
+    source: str = ""
+    identity: str = ""
+    others: tuple[str, ...] = ()
+    split: str = ""
+    mask: str = ""
+    compression: str = ""
+    consent: str = ""
+    dataset: str = ""
+    clip: str = ""
+
+    @property
+    def unit(self) -> tuple[str, str, str]:
+        """What names a clip: dataset, generator and clip together, never a folder's name alone."""
+        return self.dataset, self.generator, self.clip or self.id
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Everyone shown or put in."""
+        return tuple(name for name in (self.identity, *self.others) if name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, columns that are empty left out."""
+        row = asdict(self)
+        row["others"] = list(self.others)
+        return {key: value for key, value in row.items() if value not in ("", [])}
+
+
+def read_items(path: Path) -> list[ManifestItem]:
+    """Read a manifest.
+
+    Args:
+        path: A ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder that holds manifest.jsonl.
+
+    Raises:
+        DataError: If the file is missing or empty, a row is not understood, or an id comes twice.
+    """
+    file = find_manifest(path)
+    items = [_read_row(row, file, number) for number, row in enumerate(_read_rows(file), start=1)]
+    if not items:
+        raise _invalid_manifest(file, "holds no row", "one row a file")
+    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise _invalid_manifest(file, f"has the id {twice[0]!r} twice", "one id a row")
+    return items
+
+
+def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
+    """Write a manifest by its ending: ``.jsonl``, ``.csv`` or ``.parquet``.
+
+    Raises:
+        DataError: If the ending is another.
+    """
+    if path.suffix == ".jsonl":
+        with atomic_write(path) as file:
+            file.writelines(
+                json.dumps(item.to_json(), ensure_ascii=False, sort_keys=True) + "\n"
+                for item in items
+            )
+        return
+    rows = [{**asdict(item), "others": " ".join(item.others)} for item in items]
+    if path.suffix == ".csv":
+        with atomic_write(path) as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        return
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        with atomic_write(path, "wb") as file:
+            parquet.write_table(pa.Table.from_pylist(rows), file)
+        return
+    raise _invalid_manifest(path, f"ends in {path.suffix or 'nothing'}", ".jsonl, .csv or .parquet")
+
+
+def digest_items(items: Iterable[ManifestItem]) -> str:
+    """Return the digest of what is measured: every column of every row, in order of id."""
+    return digest_json([item.to_json() for item in sorted(items, key=lambda item: item.id)])
+
+
+def find_manifest(path: Path) -> Path:
+    """Return the manifest's file, of a folder or run its ``manifest.jsonl``."""
+    if path.is_dir():
+        for found in (path / "manifest.jsonl", path / "output" / "manifest.jsonl"):
+            if found.is_file():
+                return found
+    return path
+
+
+def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            rows: list[Mapping[str, Any]] = parquet.read_table(path).to_pylist()
+            return rows
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
+    if path.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines()))
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise _invalid_manifest(
+                path, f"line {number} is no JSON object", "JSON Lines"
+            ) from error
+    return rows
+
+
+def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
+    named = {_ALIASES.get(str(key), str(key)): value for key, value in row.items()}
+    missing = [key for key in ("id", "path", "label") if named.get(key) in (None, "")]
+    if missing:
+        raise _invalid_manifest(
+            path, f"row {number} has no {missing[0]}", "id, path and label in every row"
+        )
+    label = _LABELS.get(str(named["label"]).strip().lower())
+    if label is None:
+        raise _invalid_manifest(
+            path, f"row {number} has the label {named['label']!r}", "0 real, 1 fake"
+        )
+    place = PurePosixPath(str(named["path"]).replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts:
+        raise _invalid_manifest(
+            path, f"row {number} has the path {place}", "a path below the manifest"
+        )
+    others = named.get("others") or ()
+    texts = {
+        key: str(named.get(key) or "") for key in _COLUMNS if key not in {"path", "label", "others"}
+    }
+    return ManifestItem(
+        **texts,
+        path=place.as_posix(),
+        label=label,
+        others=tuple(others.split() if isinstance(others, str) else map(str, others)),
+    )
+
+
+def _invalid_manifest(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"the manifest {path.name} {what}",
+        code="forensics.manifest",
+        where=str(path),
+        expected=expected,
+        next="columns: " + ", ".join(_COLUMNS),
+    )
+
+
+FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
+
+
+_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+_PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
+
+
+def import_deepfakebench(
+    path: Path, *, compression: str = "", real: Sequence[str] = ()
+) -> list[ManifestItem]:
+    """Read one of DeepfakeBench's lists: a row a frame.
+
+    A clip is named by data set, generator and its own id, so that clips of different generators
+    stay apart although their folders have one name.
+
+    Args:
+        path: The JSON file.
+        compression: Of FaceForensics++, which compression to take, as ``c23``; empty takes all.
+        real: Names of classes that are real; by default those whose name says ``real``.
+
+    Raises:
+        DataError: If it is no such list, or none of it is of that compression.
+    """
+    items = list(_read_frames(_load(path), path, compression, set(real)))
+    if not items:
+        raise _invalid_list(
+            path, f"has no frame of compression {compression!r}", "another compression"
+        )
+    return items
+
+
+def import_faceforensics(
+    train: Path | None,
+    validation: Path | None,
+    test: Path | None,
+    *,
+    compression: str = "c23",
+    methods: Sequence[str] = FF_METHODS,
+) -> list[ManifestItem]:
+    """Read FaceForensics++'s lists of pairs: a row a clip, at the data set's own paths.
+
+    The face of ``b`` in the clip of ``a`` is ``a_b``: its identity is ``a``, ``b`` is another's.
+
+    Args:
+        train: Its train.json; None leaves the split out.
+        validation: Its val.json.
+        test: Its test.json.
+        compression: ``raw``, ``c23`` or ``c40``.
+        methods: Which manipulations.
+
+    Raises:
+        DataError: If a file is no list of pairs, or a clip is in two splits.
+    """
+    items: list[ManifestItem] = []
+    seen: dict[str, str] = {}
+    for split, path in (("train", train), ("validation", validation), ("test", test)):
+        if path is None:
+            continue
+        for first, second in _read_pairs(path):
+            for name in (first, second):
+                if name in seen:
+                    raise _invalid_list(path, f"has clip {name} twice", "each clip in one pair")
+                seen[name] = split
+                items.append(_ff_item(name, "", split, compression))
+            for method in methods:
+                items += [
+                    _ff_item(f"{a}_{b}", method, split, compression)
+                    for a, b in ((first, second), (second, first))
+                ]
+    if not items:
+        raise DataError(
+            "no list of FaceForensics++ was named",
+            code="forensics.manifest",
+            expected="train.json, val.json or test.json",
+            next="give at least one",
+        )
+    return items
+
+
+def _read_frames(
+    data: Mapping[str, Any], path: Path, compression: str, real: set[str]
+) -> Iterator[ManifestItem]:
+    for dataset, classes in _mapping(data, path).items():
+        for name, splits in _mapping(classes, path).items():
+            is_real = name in real if real else "real" in name.lower()
+            for split, clips in _mapping(splits, path).items():
+                if split not in _SPLITS:
+                    raise _invalid_list(path, f"has the split {split!r}", "train, val or test")
+                for rate, clip, about in _iterate_clips(_mapping(clips, path), path):
+                    if compression and rate and rate != compression:
+                        continue
+                    yield from _iterate_frames(
+                        dataset, name, is_real, _SPLITS[split], rate, clip, about
+                    )
+
+
+def _iterate_clips(
+    clips: Mapping[str, Any], path: Path
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield compression, clip and what is said of it; some data sets have one level more."""
+    for name, about in clips.items():
+        inside = _mapping(about, path)
+        if "frames" in inside:
+            yield "", name, inside
+            continue
+        for clip, found in inside.items():
+            if "frames" not in _mapping(found, path):
+                raise _invalid_list(path, f"has no frames for {clip!r}", "frames of every clip")
+            yield name, clip, found
+
+
+def _iterate_frames(
+    dataset: str,
+    name: str,
+    is_real: bool,
+    split: str,
+    rate: str,
+    clip: str,
+    about: Mapping[str, Any],
+) -> Iterator[ManifestItem]:
+    pair = _PAIR.search(clip)
+    identity = pair[1] if pair else clip
+    for frame in about["frames"]:
+        place = _relative(str(frame), dataset)
+        yield ManifestItem(
+            id="/".join(
+                part for part in (dataset, name, rate, clip, place.rsplit("/", 1)[-1]) if part
+            ),
+            path=place,
+            label=0 if is_real else 1,
+            generator="" if is_real else name,
+            source=identity,
+            identity=identity,
+            others=(pair[2],) if pair and not is_real else (),
+            split=split,
+            compression=rate,
+            dataset=dataset,
+            clip=clip,
+        )
+
+
+def _relative(path: str, dataset: str) -> str:
+    """Return a frame's path below the data's folder, whatever machine wrote it."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    named = [at for at, part in enumerate(parts) if part.lower() == dataset.lower()]
+    if path.replace("\\", "/").startswith("/") or (parts and parts[0].endswith(":")):
+        parts = parts[named[0] :] if named else [part for part in parts if not part.endswith(":")]
+    return "/".join(parts)
+
+
+def _ff_item(name: str, method: str, split: str, compression: str) -> ManifestItem:
+    pair = _PAIR.match(name)
+    folder = f"manipulated_sequences/{method}" if method else "original_sequences/youtube"
+    return ManifestItem(
+        id=f"{method or 'youtube'}/{name}",
+        path=f"{folder}/{compression}/videos/{name}.mp4",
+        label=1 if method else 0,
+        generator=method,
+        source=pair[1] if pair else name,
+        identity=pair[1] if pair else name,
+        others=(pair[2],) if pair else (),
+        split=split,
+        mask=f"{folder}/masks/videos/{name}.mp4" if method else "",
+        compression=compression,
+        dataset="FaceForensics++",
+        clip=name,
+    )
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    rows = _load(path)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
+        for row in rows
+    ):
+        raise _invalid_list(path, "is no list of pairs", '[["071", "054"], ...]')
+    return [(row[0], row[1]) for row in rows]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _invalid_list(path, f"cannot be read: {error}", "a JSON file") from error
+
+
+def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _invalid_list(
+            path, "is no list of DeepfakeBench", "data set, class, split, clip and frames, nested"
+        )
+    return value
+
+
+def _invalid_list(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.manifest",
+        where=str(path),
+        expected=expected,
+        next="name the list as its authors publish it",
+    )

@@ -1,0 +1,1 @@
+"""C2PA content credentials: certificates, signing, and validation."""

@@ -1,0 +1,407 @@
+"""HTML report of a check, with inline images, timelines, and the C2PA manifest tree.
+
+Every text of a file is escaped and nothing is fetched: a file may not speak through its report.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import cv2
+
+from stillroom.forensics.check.check import LIMITS, FileCheckResult
+from stillroom.forensics.check.media import ClipAnalysis, ImagePreview
+from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
+from stillroom.forensics.labeling.writers import select_lookup_label
+from stillroom.forensics.media.face import Image
+from stillroom.jobs import escape_line
+
+__all__ = [
+    "embed_image",
+    "list_manifest_lines",
+    "render_check_page",
+    "render_manifest_tree",
+    "render_page",
+    "render_preview",
+    "render_timeline",
+    "render_track",
+]
+
+
+_MIN_CELL = 0.05
+
+
+_MAX_FACES = 12
+
+
+def render_check_page(
+    found: Sequence[FileCheckResult], limits: Sequence[str] = LIMITS, passed_over: str = ""
+) -> str:
+    """Return the page of some checked files.
+
+    Args:
+        found: What is known of each.
+        limits: What no finding says, which stands above.
+        passed_over: What of folders was not looked at, in a line.
+    """
+    aside = f"<p class=quiet>{_escape(passed_over)}</p>" if passed_over else ""
+    listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
+    sections = "\n".join(_render_file(one) for one in found)
+    count = len(found)
+    return render_page(
+        f"What is known of {count} file{'' if count == 1 else 's'}",
+        "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
+        "detectors make of faces and sounds. It is never mixed into one number.</p>"
+        f"<ul class=quiet>{listed}</ul>{aside}\n{sections}\n",
+    )
+
+
+def _render_file(one: FileCheckResult) -> str:
+    rows = [("SHA-256", one.digest)] if one.digest else []
+    if one.credentials is not None:
+        rows += [_split(line) for line in one.credentials.lines()]
+    rows += [("unsigned", claim.line()) for claim in one.claims]
+    if one.trace is not None:
+        rows.append(("watermark", one.trace.line()))
+    if one.faces is not None:
+        sizes = ", ".join(f"{box[2]} x {box[3]} pixels" for box in one.faces)
+        rows.append(("faces", f"{len(one.faces)}" + (f" ({sizes})" if sizes else "")))
+    if one.look is not None:
+        rows += [_split(line) for line in one.look.lines()]
+    rows += [("limits", line) for line in one.quality]
+    rows += [("detector", finding.line()) for finding in one.findings]
+    maps = "".join(
+        _render_heatmap(finding) for finding in one.findings if isinstance(finding, DetectorFinding)
+    )
+    maps += "".join(
+        render_track(finding) for finding in one.findings if isinstance(finding, TrackFinding)
+    )
+    listed = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(said)}</dd>" for name, said in rows)
+    tree = ""
+    if one.credentials is not None and one.credentials.manifests:
+        store = dict(one.credentials.manifests)
+        text = json.dumps(store, indent=1, ensure_ascii=False)
+        full = "\n".join(_escape(line) for line in text.splitlines())
+        tree = (
+            f"<h3>What it was made from, as signed</h3>{render_manifest_tree(store)}"
+            f"<details><summary>Credentials in full</summary><pre>{full}</pre></details>"
+        )
+    # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
+    is_marked = one.trace is not None and one.trace.watermark
+    label = (
+        select_lookup_label(one.trace.row, one.trace.content)
+        if one.trace is not None and is_marked
+        else ""
+    )
+    shown = render_preview(one.preview, label) if one.preview is not None else ""
+    look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
+    return (
+        f"<section><h2>{_escape(str(one.path))}</h2>"
+        f'<p class="verdict">{_escape(one.verdict)}</p>{look}{maps}'
+        f"{_render_media(one.look, label)}{tree}"
+        "</section>"
+    )
+
+
+def _render_heatmap(finding: DetectorFinding) -> str:
+    """Return a finding's map as a grid of squares, over the outline of a face's window."""
+    count = len(finding.map)
+    if not count:
+        return ""
+    cells = "".join(
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{value:.2f}"/>'
+        for y, row in enumerate(finding.map)
+        for x, value in enumerate(row)
+        if value >= _MIN_CELL
+    )
+    return (
+        f"<figure class=map><svg viewBox='0 0 {count} {count}' role=img "
+        f"aria-label='where it indicates a forgery'>{cells}"
+        f"<rect width='{count}' height='{count}' class=frame /></svg><figcaption class=quiet>"
+        f"{escape(finding.detector)}: the places in the window about the face that moved the score "
+        "most, if it indicates a forgery; no proof of where one is</figcaption></figure>"
+    )
+
+
+def _render_media(look: ClipAnalysis | None, label: str) -> str:
+    """Return frames over time, when which face is seen, and some pictures of each.
+
+    Args:
+        look: What was seen, None of what is no clip.
+        label: What is true of the pictures, where the lab marked them.
+    """
+    if look is None or look.scan is None:
+        return ""
+    scan = look.scan
+    frames = "".join(
+        f'<figure><img src="{embed_image(image)}" alt="the frame at {time:.1f} seconds">'
+        f"<figcaption>{time:.1f} s</figcaption></figure>"
+        for time, image in scan.strip
+    )
+    said = f'<p class="quiet">{escape(label)}</p>' if label else ""
+    parts = [f'<h3>Frames over time</h3>{said}<div class="strip">{frames}</div>']
+    if scan.tracks:
+        parts.append(f"<h3>Faces over time</h3>{render_timeline(look)}")
+    for number, track in enumerate(scan.tracks[:_MAX_FACES], start=1):
+        crops = "".join(
+            f'<img src="{embed_image(crop)}" alt="face {number}">' for crop in track.crops
+        )
+        parts.append(
+            f'<p class="quiet">face {number}, {escape(track.line())}</p>'
+            f'<div class="faces">{crops}</div>'
+        )
+    if len(scan.tracks) > _MAX_FACES:
+        parts.append(f'<p class="quiet">and {len(scan.tracks) - _MAX_FACES} more faces</p>')
+    return "".join(parts)
+
+
+def _escape(text: str) -> str:
+    """Return a text for the page; what turns lines or their direction round is written out."""
+    return escape(escape_line(text))
+
+
+def _split(line: str) -> tuple[str, str]:
+    name, _, said = line.partition(": ")
+    return (name, said) if said else ("credentials", line)
+
+
+_CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+_STYLE = """
+:root{color-scheme:light dark;--page:#fbfaf7;--card:#fff;--ink:#23211d;--quiet:#66615a;
+--line:#e3ded5;--accent:#8a4b14;--band:#e9d3bd;--code:#f4f1ea}
+@media(prefers-color-scheme:dark){:root{--page:#181715;--card:#211f1c;--ink:#ece7de;--quiet:#a49d92;
+--line:#3a3631;--accent:#e8a45c;--band:#4a3826;--code:#191816}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:900px;margin:0 auto;padding:40px 24px 64px}
+h1{font-size:30px;line-height:1.2;margin:0 0 8px}
+h2{font-size:18px;margin:0 0 6px;overflow-wrap:anywhere}h3{font-size:15px;margin:18px 0 6px}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 22px;
+margin:18px 0}
+.verdict{font-weight:600;color:var(--accent);margin:4px 0 12px}
+.quiet{color:var(--quiet);font-size:14px}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:10px 0}
+dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
+code,pre{font:12.5px/1.5 ui-monospace,"DejaVu Sans Mono",monospace}
+pre{overflow:auto;max-height:420px;background:var(--code);border-radius:8px;padding:12px}
+summary{cursor:pointer;color:var(--accent)}
+.look{display:flex;gap:24px;flex-wrap:wrap;align-items:flex-start;margin:12px 0}
+.look dl{flex:1 1 320px;margin:0}.look .shown{flex:0 1 auto;margin:0}
+.shown svg{border-radius:8px}.box{fill:none;stroke:var(--accent);stroke-width:2.5}
+.faces{display:flex;flex-wrap:wrap;gap:8px;margin:0 0 12px}
+.plots figure,.strip figure{margin:0}.faces img{width:72px;height:72px;border-radius:6px}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px}
+.strip img{width:100%;border-radius:6px;display:block}
+figcaption{font-size:13px;color:var(--quiet);margin-top:4px}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}
+svg{width:100%;height:auto;display:block}
+.grid{stroke:var(--line)}.tick{fill:var(--quiet);font-size:11px}
+.line{fill:none;stroke:var(--accent);stroke-width:2}.dot{fill:var(--accent)}.band{fill:var(--band)}
+figure.course{margin:12px 0}
+figure.map{margin:12px 0}.map svg{fill:var(--accent);width:180px;height:180px}
+.frame{fill:none;stroke:var(--line);stroke-width:.15}
+ul.tree{list-style:none;margin:0;padding-left:18px;border-left:2px solid var(--line)}
+.tree li{margin:6px 0;overflow-wrap:anywhere}
+@media(max-width:600px){main{padding:24px 14px}dl{grid-template-columns:1fr;gap:0}
+dt{margin-top:8px}section{padding:14px 16px}}
+"""
+
+
+def render_page(title: str, body: str) -> str:
+    """Return a whole page; ``title`` is escaped here, ``body`` is HTML already."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1>{body}</main></body></html>\n"
+    )
+
+
+_JPEG_QUALITY = 82
+
+
+_DISPLAY_WIDTH = 320
+
+
+_ROOM, _NAMES, _ROW, _MOST_ROWS = 800, 60, 24, 12
+
+
+def embed_image(image: Image) -> str:
+    """Return a picture as a data address for an ``img`` element."""
+    wrote, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not wrote:
+        raise ValueError("OpenCV did not encode the image")
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+
+
+def render_preview(preview: ImagePreview, caption: str = "") -> str:
+    """Return the picture with a frame about each face, as inline SVG; ``caption`` below it."""
+    height, width = preview.image.shape[:2]
+    frames = "".join(
+        f'<rect class="box" x="{x}" y="{y}" width="{w}" height="{h}" rx="4"/>'
+        for x, y, w, h in preview.boxes
+    )
+    count = len(preview.boxes)
+    return (
+        f'<figure class="shown"><svg viewBox="0 0 {width} {height}" '
+        f'style="width:{min(width, _DISPLAY_WIDTH)}px;max-width:100%" '
+        f'role="img" aria-label="the file, with {count} faces framed">'
+        f'<image href="{embed_image(preview.image)}" width="{width}" height="{height}"/>'
+        f"{frames}</svg>{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
+    )
+
+
+def render_timeline(look: ClipAnalysis) -> str:
+    """Return when which face is seen, as inline SVG: a row a face, a dot a frame looked at."""
+    scan = look.scan
+    if scan is None or not scan.tracks:
+        return ""
+    tracks = scan.tracks[:_MOST_ROWS]
+    length = max(look.clip.duration, scan.times[-1], 1e-6)
+    height = _ROW * len(tracks) + 26
+
+    def x(time: float) -> float:
+        return _NAMES + (_ROOM - _NAMES - 14) * time / length
+
+    rows = []
+    for at, track in enumerate(tracks):
+        y = _ROW * at + 14
+        first, last = track.sights[0].time, track.sights[-1].time
+        dots = "".join(
+            f'<circle class="dot" cx="{x(sight.time):.1f}" cy="{y}" r="3.5"/>'
+            for sight in track.sights
+        )
+        rows.append(
+            f'<text class="tick" x="0" y="{y + 4}">face {at + 1}</text>'
+            f'<line class="line" x1="{x(first):.1f}" x2="{x(last):.1f}" y1="{y}" y2="{y}"/>{dots}'
+        )
+    feet = "".join(
+        f'<text class="tick" x="{x(length * part / 4):.1f}" y="{height - 4}" '
+        f'text-anchor="middle">{length * part / 4:.1f} s</text>'
+        for part in range(5)
+    )
+    return (
+        f'<svg viewBox="0 0 {_ROOM} {height}" role="img" aria-label="when each face is seen">'
+        f"{''.join(rows)}{feet}</svg>"
+    )
+
+
+def render_track(course: TrackFinding) -> str:
+    """Return a face's chances over time as inline SVG, the span that says nothing shaded."""
+    if not course.times:
+        return ""
+    first, last = course.times[0], course.times[-1]
+    span = max(last - first, 1e-6)
+    high, low, height = 8, 108, 132
+
+    def place(time: float, chance: float) -> str:
+        across = _NAMES + (_ROOM - _NAMES - 14) * (time - first) / span
+        return f"{across:.1f},{low - (low - high) * chance:.1f}"
+
+    points = [place(*pair) for pair in zip(course.times, course.chances, strict=True)]
+    dots = "".join(
+        f'<circle class="dot" cx="{x}" cy="{y}" r="3.5"/>'
+        for x, y in (point.split(",") for point in points)
+    )
+    unsure = [low - (low - high) * edge for edge in UNCERTAIN_RANGE]
+    feet = "".join(
+        f'<text class="tick" x="{_NAMES + (_ROOM - _NAMES - 14) * part / 4:.1f}" y="{height - 6}" '
+        f'text-anchor="middle">{first + span * part / 4:.1f} s</text>'
+        for part in range(5)
+    )
+    return (
+        f"<figure class=course><svg viewBox='0 0 {_ROOM} {height}' role=img "
+        f"aria-label='chance over time, {course.subject}'>"
+        f'<rect class="band" x="{_NAMES}" y="{unsure[1]:.1f}" width="{_ROOM - _NAMES - 14}" '
+        f'height="{unsure[0] - unsure[1]:.1f}"/>'
+        f'<text class="tick" x="0" y="{high + 4}">forged</text>'
+        f'<text class="tick" x="0" y="{low + 4}">not</text>'
+        f'<polyline class="line" points="{" ".join(points)}"/>{dots}{feet}</svg>'
+        f"<figcaption class=quiet>{escape(course.detector)}, {course.subject}: the chance of "
+        "each score by itself; within the band it says nothing either way</figcaption></figure>"
+    )
+
+
+_MAX_DEPTH = 12
+
+
+def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return the tree as lines with their depth, the active manifest first.
+
+    Args:
+        store: The manifest store, as c2pa-python reads it out.
+    """
+    lines: list[tuple[int, str]] = []
+    manifests = store.get("manifests", {})
+    _walk(manifests, str(store.get("active_manifest", "")), 0, lines, set())
+    return lines
+
+
+def render_manifest_tree(store: Mapping[str, Any]) -> str:
+    """Return the tree as nested HTML lists; every text of the file is escaped."""
+    parts, depth = [], -1
+    for level, line in list_manifest_lines(store):
+        while depth < level:
+            parts.append('<ul class="tree">')
+            depth += 1
+        while depth > level:
+            parts.append("</ul>")
+            depth -= 1
+        parts.append(f"<li>{escape(escape_line(line))}</li>")
+    return "".join(parts) + "</ul>" * (depth + 1)
+
+
+def _walk(
+    manifests: Mapping[str, Any],
+    label: str,
+    depth: int,
+    lines: list[tuple[int, str]],
+    seen: set[str],
+) -> None:
+    manifest = manifests.get(label)
+    if not isinstance(manifest, Mapping) or label in seen or depth > _MAX_DEPTH:
+        return
+    seen.add(label)
+    info = manifest.get("signature_info") or {}
+    signer = info.get("issuer") or "nobody named"
+    time = f", {info['time']}" if info.get("time") else ", no timestamp"
+    lines.append((depth, f"{manifest.get('title') or 'untitled'}, signed by {signer}{time}"))
+    for assertion in manifest.get("assertions", []):
+        lines += [(depth + 1, said) for said in _describe_manifest(assertion)]
+    for part in manifest.get("ingredients", []):
+        said = f"{part.get('relationship', 'ingredient')}: {part.get('title') or 'untitled'}"
+        inner = str(part.get("active_manifest", ""))
+        lines.append((depth + 1, said if inner in manifests else f"{said}, without credentials"))
+        _walk(manifests, inner, depth + 2, lines, seen)
+
+
+def _describe_manifest(assertion: Mapping[str, Any]) -> list[str]:
+    label, data = str(assertion.get("label", "")), assertion.get("data")
+    if label.startswith("c2pa.actions") and isinstance(data, Mapping):
+        return [_describe_action(action) for action in data.get("actions", [])]
+    if label == "c2pa.soft-binding":
+        return ["bound to a watermark"]
+    if label.startswith("c2pa.hash"):
+        return []
+    if isinstance(data, Mapping):
+        said = ", ".join(
+            f"{key} {value}"
+            for key, value in data.items()
+            if isinstance(value, str | int | float) and not str(key).startswith("@")
+        )
+        return [f"{label}: {said[:300]}" if said else label]
+    return [label]
+
+
+def _describe_action(action: Mapping[str, Any]) -> str:
+    kind = str(action.get("digitalSourceType", "")).rsplit("/", 1)[-1]
+    parts = [str(action.get("action", "action")), kind, str(action.get("description") or "")]
+    return ", ".join(part for part in parts if part)

@@ -1,3 +1,0 @@
-"""Ways to forge a face or an image, one file each."""
-
-SEAM = "ways to forge an image, each with a mask of what is forged"

@@ -1,0 +1,1 @@
+"""Trained detectors, calibration, training domain, and findings on images, video, and audio."""

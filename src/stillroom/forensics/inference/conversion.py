@@ -1,0 +1,423 @@
+"""Import of published detector weights, and ONNX export.
+
+Meso4's come from Keras: kernels lie height, width, in, out; dense kernels in, out; the output is 1
+for real. All three are turned round here, and a test holds the result against Keras' own order.
+
+The file takes pictures (N, 3, P, P) in [0, 1], of a head over time clips (N, T, 3, P, P), and gives
+logits (N,), higher for forged; what they mean (calibration, bounds, what it cannot see) is in its
+metadata, as in the checkpoint's config.
+
+Two of its outputs are one here: their second is bona fide speech, so the logit of forged is the
+first less the second; a test holds the result against that. The released code gives each block's
+first convolution what came in rather than its activation: so does the imported network.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.forensics.extras import require_packages
+from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.trained_detector import (
+    CONFIG_KEY,
+    DetectorMetadata,
+    TrainedDetector,
+    write_detector,
+)
+from stillroom.forensics.interfaces import DETECTORS
+from stillroom.forensics.media.audio import SAMPLE_RATE
+from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.jobs import Job, atomic_write
+from stillroom.provenance import Artifact, digest_file, make_parent
+from stillroom.records import Link, Origin
+
+__all__ = [
+    "export_onnx",
+    "import_aasist",
+    "import_meso4",
+    "read_keras",
+    "translate_aasist",
+    "write_imported_detector",
+]
+
+
+_OPSET = 18
+
+
+_TOLERANCE = 1e-3
+
+
+def export_onnx(detector: TrainedDetector, path: Path) -> float:
+    """Write a detector as ONNX; return the largest difference of a logit on random pictures.
+
+    Raises:
+        DataError: If its network has a part that ONNX does not know.
+        IntegrityError: If the file's logits are not the detector's.
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not here.
+    """
+    require_packages("onnx", "onnxscript", "onnxruntime", extra="onnx")
+    import onnx
+    import onnxruntime
+
+    pixels = detector.about.pixels
+    generator = torch.Generator().manual_seed(0)
+    frames = detector.about.method.looks_at
+    probe = torch.rand(2, *([frames] if frames > 1 else []), 3, pixels, pixels, generator=generator)
+    network = detector.network.cpu().eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (probe,),
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=["pictures"],
+                output_names=["logits"],
+                dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"a detector {detector.name} cannot be written as ONNX: {str(error).splitlines()[0]}",
+            code="forensics.onnx",
+            expected="a network whose parts ONNX knows, as cnn, srm, npr or face_xray",
+            next="use its checkpoint",
+        ) from error
+    if program is None:
+        raise TypeError("the exporter gave no program")
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = CONFIG_KEY, json.dumps(detector.about.to_json())
+    data = model.SerializeToString()
+    onnx.checker.check_model(data)
+    gap = _compare_logits(onnxruntime.InferenceSession(data), network, probe)
+    if gap > _TOLERANCE:
+        raise IntegrityError(
+            f"the file's logits differ from the detector's by {gap:.2g}",
+            code="forensics.onnx",
+            expected=f"at most {_TOLERANCE}",
+            next="use its checkpoint; report it with the versions of torch and onnxscript",
+        )
+    with atomic_write(path, "wb") as file:
+        file.write(data)
+    return gap
+
+
+def _compare_logits(session: object, network: torch.nn.Module, probe: torch.Tensor) -> float:
+    """Return the largest difference on one picture and on three: the number is no constant."""
+    gaps = []
+    for given in (probe[:1], torch.cat([probe, probe[:1].flip(-1)])):
+        with torch.inference_mode():
+            wanted = network(given).numpy()
+        (found,) = session.run(None, {"pictures": given.numpy()})  # type: ignore[attr-defined]
+        gaps.append(float(np.abs(np.asarray(found) - wanted).max()))
+    return max(gaps)
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+_PIXELS = 256
+
+
+def import_meso4(path: Path, out: Path) -> Artifact:
+    """Write Meso4's published weights as a detector of this program.
+
+    Its scores are log odds as published: there are no faces here to calibrate it on, and none to
+    show that it tells forged from real, so ``check`` calls all it says inconclusive.
+
+    Args:
+        path: Keras' ``.h5`` of weights, or an ``.npz`` of arrays by the same names.
+        out: The folder to make.
+
+    Raises:
+        DataError: If the file does not hold Meso4's weights, or ``out`` is taken.
+        MissingExtraError: If h5py is needed and not here.
+    """
+    arrays = read_keras(path)
+    method = DETECTORS.build("meso4")
+    network = method.build(_PIXELS)
+    state = _translate(arrays, path)
+    own = {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if own != given:
+        name = next(name for name in own if own[name] != given.get(name))
+        raise _not_meso4(path, f"{name} is {given.get(name)}, not {own[name]}")
+    network.load_state_dict(
+        {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
+        strict=False,
+    )
+    about = DetectorMetadata(
+        method, _PIXELS, _PIXELS, 1.3, Calibrator("none"), faces="as published"
+    )
+    return write_imported_detector(network, about, path, out)
+
+
+def write_imported_detector(
+    network: DetectorNetwork, about: DetectorMetadata, path: Path, out: Path
+) -> Artifact:
+    """Write a network with imported weights as a detector.
+
+    Args:
+        network: With the weights.
+        about: What is known of it; it is not shown to work, so ``check`` says nothing by it.
+        path: The file that they come from.
+        out: The folder to make.
+    """
+    name = about.method.method_name()
+    job = Job.start(out, f"import {name} {digest_file(path)}\n")
+    try:
+        fingerprint = write_detector(job.output, network, about)
+        return job.finish(
+            "checkpoint",
+            parents=[make_parent("published", path, out)],
+            origin=Origin("unknown").then(Link(f"forensics.published.{name}")).to_json(),
+            details={"detector": about.to_json(), "fingerprint": fingerprint},
+        )
+    finally:
+        job.close()
+
+
+def read_keras(path: Path) -> dict[str, FloatArray]:
+    """Return arrays by ``layer/name`` from a Keras ``.h5`` or an ``.npz``.
+
+    Raises:
+        DataError: If the file cannot be read as either.
+        MissingExtraError: If h5py is needed and not here.
+    """
+    if not path.is_file():
+        raise _not_meso4(path, "there is no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: np.asarray(stored[name], np.float32) for name in stored.files}
+        require_packages("h5py", extra="keras")
+        import h5py
+
+        found: dict[str, FloatArray] = {}
+
+        def keep(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                parts = name.split("/")
+                found[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = np.asarray(item, np.float32)
+
+        with h5py.File(path, "r") as file:
+            file.visititems(keep)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise _not_meso4(path, f"it cannot be read ({error})") from error
+    return found
+
+
+def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatArray]:
+    """Return the network's own tensors, kernels turned and the last layer's sign changed."""
+    kinds: dict[str, list[str]] = {"conv2d": [], "batch_normalization": [], "dense": []}
+    for layer in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
+        for kind, layers in kinds.items():
+            if layer.startswith(kind):
+                layers.append(layer)
+    counts = {kind: len(layers) for kind, layers in kinds.items()}
+    if counts != {"conv2d": 4, "batch_normalization": 4, "dense": 2}:
+        raise _not_meso4(path, f"it has the layers {counts}")
+    for layers in kinds.values():
+        layers.sort(key=lambda layer: (len(layer), layer))
+    state: dict[str, FloatArray] = {}
+    try:
+        for at, layer in enumerate(kinds["conv2d"]):
+            state[f"convolutions.{at}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
+            state[f"convolutions.{at}.bias"] = arrays[f"{layer}/bias"]
+        for at, layer in enumerate(kinds["batch_normalization"]):
+            state[f"norms.{at}.weight"] = arrays[f"{layer}/gamma"]
+            state[f"norms.{at}.bias"] = arrays[f"{layer}/beta"]
+            state[f"norms.{at}.running_mean"] = arrays[f"{layer}/moving_mean"]
+            state[f"norms.{at}.running_var"] = arrays[f"{layer}/moving_variance"]
+        first, last = kinds["dense"]
+        state["hidden.weight"] = arrays[f"{first}/kernel"].T
+        state["hidden.bias"] = arrays[f"{first}/bias"]
+        state["head.weight"] = -arrays[f"{last}/kernel"].T
+        state["head.bias"] = -arrays[f"{last}/bias"]
+    except (KeyError, ValueError) as error:
+        raise _not_meso4(path, f"a layer lacks an array ({error})") from error
+    return state
+
+
+def _not_meso4(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path.name} does not hold Meso4's weights: {why}",
+        code="forensics.import",
+        where=str(path),
+        expected="Meso4_DF.h5 or Meso4_F2F.h5 as MesoNet published them, or the same arrays as npz",
+        next="check which file it is",
+    )
+
+
+_SAMPLES = 64_600
+
+
+_SPARE = "num_batches_tracked"
+
+
+_BLOCK = {
+    "bn1": "enter",
+    "conv1": "first",
+    "bn2": "norm",
+    "conv2": "second",
+    "conv_downsample": "shortcut",
+}
+
+
+_ATTENTION = {
+    "att_proj": "compare",
+    "att_weight": "weight",
+    "proj_with_att": "attended",
+    "proj_without_att": "plain",
+    "bn": "norm",
+}
+
+
+_JOINT = {
+    "proj_type1": "enter.0",
+    "proj_type2": "enter.1",
+    "att_proj": "compare",
+    "att_projM": "compare_master",
+    "att_weight11": "weights.0",
+    "att_weight22": "weights.1",
+    "att_weight12": "weights.2",
+    "att_weightM": "weights.3",
+    "proj_with_att": "attended",
+    "proj_without_att": "plain",
+    "proj_with_attM": "master_attended",
+    "proj_without_attM": "master_plain",
+    "bn": "norm",
+}
+
+
+_WHOLE = {
+    "first_bn": "first_norm",
+    "pos_S": "places",
+    "master1": "masters.0",
+    "master2": "masters.1",
+    "pool_S.proj": "pool_bands.score",
+    "pool_T.proj": "pool_time.score",
+    "pool_hS1.proj": "branches.0.pool_bands.score",
+    "pool_hT1.proj": "branches.0.pool_time.score",
+    "pool_hS2.proj": "branches.1.pool_bands.score",
+    "pool_hT2.proj": "branches.1.pool_time.score",
+}
+
+
+_PARTS = {
+    "GAT_layer_S": ("over_bands", _ATTENTION),
+    "GAT_layer_T": ("over_time", _ATTENTION),
+    "HtrgGAT_layer_ST11": ("branches.0.one", _JOINT),
+    "HtrgGAT_layer_ST12": ("branches.0.two", _JOINT),
+    "HtrgGAT_layer_ST21": ("branches.1.one", _JOINT),
+    "HtrgGAT_layer_ST22": ("branches.1.two", _JOINT),
+}
+
+
+def import_aasist(path: Path, out: Path) -> Artifact:
+    """Write AASIST's or AASIST-L's published weights as a detector of this program.
+
+    Its scores are raw: no recordings are here to calibrate it on, nor to show that it works, so
+    ``check`` calls all it says inconclusive.
+
+    Args:
+        path: The ``.pth`` of weights.
+        out: The folder to make.
+
+    Raises:
+        DataError: If the file does not hold those weights, or ``out`` is taken.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises of many kinds for a damaged file
+        raise _not_aasist(path, f"it cannot be read ({type(error).__name__})") from error
+    if not isinstance(stored, Mapping):
+        raise _not_aasist(path, "it is no table of tensors")
+    state = translate_aasist(stored, path)
+    size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
+    method = DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
+    network = method.build(_SAMPLES)
+    own = {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith(_SPARE)
+    }
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if own != given:
+        names = sorted(set(own) ^ set(given)) or [n for n in own if own[n] != given[n]]
+        raise _not_aasist(path, f"{names[0]} is {given.get(names[0])}, not {own.get(names[0])}")
+    network.load_state_dict(state, strict=False)
+    about = DetectorMetadata(
+        method, _SAMPLES, SAMPLE_RATE, 1.0, Calibrator("none"), faces="as published"
+    )
+    return write_imported_detector(network.eval(), about, path, out)
+
+
+def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the network's own tensors by its own names, two outputs made one.
+
+    Raises:
+        DataError: If a name is not AASIST's, or one is missing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in stored.items():
+        if name.endswith(_SPARE) or not isinstance(value, Tensor):
+            continue
+        own = _translate_name(name)
+        if own is None:
+            raise _not_aasist(path, f"it holds {name}, which AASIST does not")
+        found[own] = value.float()
+    try:
+        weight, bias = found["head.weight"], found["head.bias"]
+        found["places"]
+    except KeyError as error:
+        raise _not_aasist(path, f"it lacks {error.args[0]}") from error
+    if len(weight) != 2:
+        raise _not_aasist(path, f"it has {len(weight)} outputs, not two")
+    found["head.weight"] = weight[:1] - weight[1:]  # theirs: 0 spoofed, 1 bona fide
+    found["head.bias"] = bias[:1] - bias[1:]
+    return found
+
+
+def _translate_name(name: str) -> str | None:
+    for theirs, ours in _WHOLE.items():
+        if name == theirs or name.startswith(f"{theirs}."):
+            return ours + name[len(theirs) :]
+    if name.startswith("out_layer."):
+        return "head" + name[len("out_layer") :]
+    first, _, rest = name.partition(".")
+    if first == "encoder":  # encoder.NUMBER.0.PART
+        number, _, rest = rest.partition(".0.")
+        part, dot, end = rest.partition(".")
+        return f"encoder.{number}.{_BLOCK[part]}{dot}{end}" if part in _BLOCK else None
+    if first in _PARTS:
+        place, table = _PARTS[first]
+        part, dot, end = rest.partition(".")
+        return f"{place}.{table[part]}{dot}{end}" if part in table else None
+    return None
+
+
+def _not_aasist(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path.name} does not hold AASIST's weights: {why}",
+        code="forensics.import",
+        where=str(path),
+        expected="AASIST.pth or AASIST-L.pth as its authors published them",
+        next="check which file it is",
+    )

@@ -1,0 +1,1 @@
+"""The lab's key and ledger, labeled media writers, and watermark lookup."""

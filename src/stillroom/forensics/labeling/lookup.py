@@ -1,0 +1,328 @@
+"""Lookup of the lab's own files by their watermark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.forensics.labeling.lab import Lab
+from stillroom.forensics.labeling.marks import LabelKind, read_label_kind
+from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, read_blocks
+from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.file_types import detect_file_type
+from stillroom.forensics.media.images import load_image
+from stillroom.forensics.media.video import open_clip, sample_frames
+from stillroom.forensics.watermark.audio import AUDIO_PAYLOAD_BITS as SOUND_BITS
+from stillroom.forensics.watermark.audio import AudioWatermark
+from stillroom.forensics.watermark.fingerprint import (
+    ContentMatch,
+    compare_audio,
+    compare_image,
+    fingerprint_image,
+    is_closer_match,
+    is_same_audio,
+    match_image,
+)
+from stillroom.forensics.watermark.image import (
+    IMAGE_FALSE_MATCH_RATE,
+    ImageWatermark,
+    ImageWatermarkResult,
+    align_luma,
+)
+from stillroom.forensics.watermark.image import IMAGE_PAYLOAD_BITS as PICTURE_BITS
+
+__all__ = [
+    "ClipWatermarkReader",
+    "WatermarkLookup",
+    "look_up_audio",
+    "look_up_clip",
+    "look_up_file",
+    "look_up_image",
+]
+
+_FRAMES = 32
+_ROLES: Mapping[LabelKind | None, str] = {
+    "forged": "made by this lab",
+    "drawn": "made by this lab",
+    "synthetic": "kept by this lab as the twin of a forgery, said to be made by a generator",
+    "real": "kept by this lab as the real twin of a forgery",
+    None: "made or kept by this lab",
+}
+_ELSEWHERE = (
+    "its content differs from what the mark was written into: the mark was copied here, or the "
+    "file was changed beyond likeness"
+)
+_UNBOUND = "whether its content is what was marked is not known"
+_SEGMENT = 12 * SAMPLE_RATE
+_MAX_AUDIO_SAMPLES = 300 * SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class WatermarkLookup:
+    """A watermark that was read, and the ledger's row of the file that it was written into.
+
+    ``row`` is None where the mark is in no row: of a ledger that was lost, or of a run that was
+    killed. ``kept`` is the share of width and height that a crop left. ``covered`` is what of the
+    file was read, in words, and ``decodings`` how often bits were decoded until the mark was found.
+    ``content`` says whether the file holds what the mark was written into, ``likeness`` by which
+    correlation with the row's sketch (its inner cells, where only those are alike); it is unknown
+    where there is no row, or one without a sketch.
+    ``nearer`` is the row of a forgery or twin beside it that a picture resembles clearly more.
+    """
+
+    watermark: str = ""
+    kept: tuple[float, float] = (1.0, 1.0)
+    row: Mapping[str, Any] | None = None
+    covered: str = ""
+    decodings: int = 0
+    content: ContentMatch = "unknown"
+    likeness: float | None = None
+    nearer: int | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the mark says of the file, and no more: nothing where it was written into another.
+
+        A mark can be lifted from a file and laid on another without the lab's key.
+        """
+        if self.content == "differs":
+            return f"carries a watermark of this lab, but {_ELSEWHERE}"
+        unsure = "" if self.content == "same" else f", {_UNBOUND}"
+        return f"carries this lab's watermark: {self.role}, to test detectors{unsure}"
+
+    @property
+    def role(self) -> str:
+        """What the lab had to do with a marked file, as far as the ledger says."""
+        return _ROLES[read_label_kind(self.row) if self.row is not None else None]
+
+    @property
+    def chance(self) -> float:
+        """With which a whole file that is not marked passes for marked by so many decodings."""
+        return self.decodings * IMAGE_FALSE_MATCH_RATE
+
+    def line(self) -> str:
+        """Return the finding as one line."""
+        if not self.watermark:
+            where = f" in {self.covered}" if self.covered else ""
+            return (
+                f"no watermark of this lab{where}; that says nothing about where the file is from"
+            )
+        crop = (
+            ""
+            if self.kept == (1.0, 1.0)
+            else f", cropped to {self.kept[0]:.0%} x {self.kept[1]:.0%}"
+        )
+        by_chance = f"; of files without one, {self.chance:.1g} show as much by chance"
+        if self.row is None:
+            return (
+                f"watermark {self.watermark} of this lab{crop}; it is in no row of the "
+                f"ledger{by_chance}"
+            )
+        row = (
+            f"{self.row['generator']}, seed {self.row['seed']}, {self.row['time']}, "
+            f"ledger row {self.row['number']}"
+        )
+        if self.content == "differs":
+            more = "" if self.nearer is None else f", more to ledger row {self.nearer}"
+            likeness = f"likeness {self.likeness:.2f}{more}"
+            return f"found{crop}, but {_ELSEWHERE} ({row}; {likeness}){by_chance}"
+        bound = f", {_UNBOUND}" if self.content == "unknown" else ""
+        return f"{self.role}{crop}: {row}{bound}{by_chance}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "watermark": self.watermark or None,
+            "kept": list(self.kept),
+            # Not the sketch: who has it could make a picture that resembles it.
+            "row": {k: v for k, v in self.row.items() if k != "content"} if self.row else None,
+            "content": self.content if self.watermark else None,
+            "likeness": None if self.likeness is None else round(self.likeness, 4),
+            "nearer": self.nearer,
+            "covered": self.covered or None,
+            "decodings": self.decodings,
+            "chance": self.chance,
+        }
+
+
+def look_up_file(path: Path, lab: Lab) -> WatermarkLookup:
+    """Read the lab's watermark from a picture (also a crop), a clip or a sound; find its row.
+
+    Raises:
+        DataError: If the file cannot be read.
+        IntegrityError: If the ledger is broken.
+    """
+    kind = detect_file_type(path)
+    if kind is not None and kind.sense == "clip":
+        return look_up_clip(path, lab)
+    if kind is not None and kind.sense == "sound":
+        return look_up_audio(path, lab)
+    return look_up_image(load_image(path).image, lab)
+
+
+def look_up_clip(path: Path, lab: Lab) -> WatermarkLookup:
+    """Read the lab's watermark from a clip: its frames as they stand, then its sound.
+
+    Raises:
+        DataError: If the clip cannot be read.
+        IntegrityError: If the ledger is broken.
+    """
+    clip = open_clip(path)
+    seen = ClipWatermarkReader(lab)
+    if clip.has_video:
+        for frame in sample_frames(clip, _FRAMES):
+            seen.look(frame.image)
+    return seen.trace(path if clip.has_audio else None)
+
+
+class ClipWatermarkReader:
+    """Reads the mark from frames of one clip as they pass, and says in the end what was found."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Look for the lab's mark."""
+        self._lab, self._mark = lab, ImageWatermark(lab.key)
+        self.payloads: list[int] = []
+        self._marks: list[_WatermarkRead] = []
+        self._frames = self._decodings = self._until = 0
+
+    def look(self, image: Image) -> None:
+        """Read one frame, as it stands."""
+        found = self._mark.read(image)
+        self._frames += 1
+        self._decodings += found.decodings
+        if found.payload is not None:
+            self._until = self._until or self._decodings
+            self.payloads.append(found.payload)
+            self._marks.append(_read_image_mark(image, found))
+
+    def trace(self, sound: Path | None) -> WatermarkLookup:
+        """Return the mark of a frame, else of the sound: the first whose content it is, if any.
+
+        Args:
+            sound: The clip, where it has any.
+
+        Raises:
+            DataError: If nothing of the sound can be decoded.
+            IntegrityError: If the ledger is broken.
+        """
+        covered = f"{self._frames} frames as they stand" if self._frames else ""
+        if self._marks:
+            return _find_row(self._marks, self._lab, covered, self._until)
+        if sound is None:
+            return WatermarkLookup(covered=covered, decodings=self._decodings)
+        heard = look_up_audio(sound, self._lab)
+        covered = " and ".join(part for part in (covered, heard.covered) if part)
+        decodings = self._decodings + heard.decodings
+        return replace(heard, covered=covered, decodings=decodings)
+
+
+def look_up_audio(path: Path, lab: Lab) -> WatermarkLookup:
+    """Read the lab's watermark from a recording or a clip's sound, and find its row.
+
+    Runs of 12 seconds are read, half overlapping, over the first five minutes; each run is a
+    reading of its own, with its own chance to fit where there is no mark.
+
+    Raises:
+        DataError: If nothing of it can be decoded.
+        IntegrityError: If the ledger is broken.
+    """
+    mark = AudioWatermark(lab.key)
+    decodings, until, elsewhere = 0, 0.0, None
+    for run, until in _iterate_segments(path):
+        found = mark.read(run)
+        decodings += found.decodings
+        if found.payload is not None:
+            text = format(found.payload, f"0{SOUND_BITS // 4}x")
+            one = _WatermarkRead(text, (1.0, 1.0), "sound", run)
+            trace = _find_row([one], lab, f"{until:.1f} s of sound", decodings)
+            if trace.content != "differs":
+                return trace
+            elsewhere = elsewhere or trace
+    return elsewhere or WatermarkLookup(
+        covered=f"the first {until:.1f} s of sound", decodings=decodings
+    )
+
+
+def _iterate_segments(path: Path) -> Iterator[tuple[AudioSamples, float]]:
+    """Yield runs, half overlapping, of the first minutes, and the second that each ends at."""
+    waiting: list[AudioSamples] = []
+    begin, have = 0, 0
+    for part in read_blocks(path):
+        waiting.append(part)
+        have += len(part)
+        if have >= _SEGMENT:
+            whole = np.concatenate(waiting)
+            yield whole, (begin + len(whole)) / SAMPLE_RATE
+            begin += _SEGMENT // 2
+            waiting, have = [whole[_SEGMENT // 2 :]], len(whole) - _SEGMENT // 2
+            if begin >= _MAX_AUDIO_SAMPLES:
+                return
+    if have > _SEGMENT // 2 or not begin:
+        yield np.concatenate(waiting), (begin + have) / SAMPLE_RATE
+
+
+def look_up_image(image: Image, lab: Lab) -> WatermarkLookup:
+    """Read the lab's watermark from pixels, RGB (H, W, 3), and find its row."""
+    found = ImageWatermark(lab.key).read(image, search=True)
+    covered, decodings = "the picture and its crops", found.decodings
+    if found.payload is None:
+        return WatermarkLookup(covered=covered, decodings=decodings)
+    return _find_row([_read_image_mark(image, found)], lab, covered, decodings)
+
+
+@dataclass(frozen=True, slots=True)
+class _WatermarkRead:
+    """A mark that was read, and of what: a picture's sketch, or a sound as it is."""
+
+    watermark: str
+    kept: tuple[float, float]
+    medium: Literal["picture", "sound"]
+    content: npt.NDArray[Any]
+
+    def hold_against(
+        self, row: Mapping[str, Any] | None, beside: Sequence[Mapping[str, Any]]
+    ) -> tuple[ContentMatch, float | None, int | None]:
+        """Return whether this is what a row's file held, how like it is, and what is nearer.
+
+        Args:
+            row: The ledger's of the mark.
+            beside: Rows of the forgery or twin of the same picture.
+        """
+        if row is None or not row.get("content"):
+            return "unknown", None, None
+        kept = str(row["content"])
+        if self.medium == "sound":
+            likeness = compare_audio(kept, self.content)
+            return "same" if is_same_audio(likeness) else "differs", likeness, None
+        cells, likeness = match_image(kept, self.content)
+        if cells is None:
+            return "differs", likeness, None
+        for other in beside:
+            sketch = str(other.get("content") or "")
+            if sketch and is_closer_match(likeness, compare_image(sketch, self.content, cells)):
+                return "differs", likeness, int(other["number"])
+        return "same", likeness, None
+
+
+def _read_image_mark(image: Image, found: ImageWatermarkResult) -> _WatermarkRead:
+    text = format(found.payload or 0, f"0{PICTURE_BITS // 4}x")
+    return _WatermarkRead(text, found.kept, "picture", fingerprint_image(align_luma(image, found)))
+
+
+def _find_row(
+    marks: Sequence[_WatermarkRead], lab: Lab, covered: str, decodings: int
+) -> WatermarkLookup:
+    """Return the first mark that lies on the content of its row, else the first."""
+    rows = lab.ledger.find_all({mark.watermark for mark in marks})
+    beside = lab.ledger.find_beside(rows.values())
+    traces = []
+    for mark in marks:
+        row = rows.get(mark.watermark)
+        held = mark.hold_against(row, beside[row["number"]] if row else ())
+        traces.append(WatermarkLookup(mark.watermark, mark.kept, row, covered, decodings, *held))
+    return next((trace for trace in traces if trace.content == "same"), traces[0])

@@ -1,0 +1,1 @@
+"""Media decoding, face geometry and detection, image and audio operations, and augmentation."""

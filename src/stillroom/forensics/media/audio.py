@@ -1,0 +1,479 @@
+"""Audio decoding, short-time spectra, resampling, and eSpeak NG speech synthesis.
+
+Sounds are mono, float32 in [-1, 1], at ``SAMPLE_RATE`` samples a second wherever this room makes or
+judges them.
+
+Decoded block by block, so that memory does not grow with its length: level, clipping, silence and
+the frequency below which nearly all energy lies, which tells a telephone's band from a studio's.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import wave
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.forensics.extras import require_packages
+from stillroom.forensics.media.video import describe_error, require_decoder
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "SAMPLE_RATE",
+    "AudioSamples",
+    "DecodedAudio",
+    "EspeakProgram",
+    "Waveform",
+    "compute_stft",
+    "fit_length",
+    "invert_stft",
+    "load_waveform",
+    "make_mel_filterbank",
+    "name_codec",
+    "normalize_peak",
+    "read_audio",
+    "read_blocks",
+    "read_codec",
+    "resample",
+    "synthesize_speech",
+]
+
+
+SAMPLE_RATE = 16_000
+
+
+MAX_SECONDS = 600.0
+
+
+_LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
+
+
+AUDIO_SUFFIXES = frozenset(
+    [
+        *(".wav", ".mp3", ".flac", ".m4a", ".ogg", ".oga", ".opus", ".aac"),
+        *(".aif", ".aiff", ".amr", ".wma"),
+    ]
+)
+
+
+"""Endings of what is read as a recording."""
+
+
+AudioSamples = npt.NDArray[np.float32]
+
+
+Spectrum = npt.NDArray[np.complex128]
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """A recording at ``SAMPLE_RATE``: values (N,), its name, who speaks, and the digest of its file.
+
+    ``codings`` are how the files it is cut from are coded, as ``name_codec`` says; empty: drawn.
+    """
+
+    values: AudioSamples
+    name: str
+    identity: str
+    digest: str
+    codings: tuple[str, ...] = ()
+
+
+def name_codec(codec: str) -> str:
+    """Return how a decoder's sound is coded: ``lossless``, or the name of what loses some."""
+    lossless = codec.startswith("pcm_") or codec in _LOSSLESS
+    return "lossless" if lossless else codec.removesuffix("float")
+
+
+def read_codec(path: Path) -> str:
+    """Return the decoder's name of a file's first audio track; empty if it cannot be opened."""
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            streams = container.streams.audio
+            return str(streams[0].codec_context.name) if streams else ""
+    except (av.FFmpegError, ValueError):
+        return ""
+
+
+def compute_stft(values: AudioSamples, length: int, hop: int) -> Spectrum:
+    """Return the short-time spectrum, (frames, length // 2 + 1), frames centered on every hop."""
+    padded = np.pad(values.astype(np.float64), length // 2, mode="reflect")
+    count = 1 + (len(padded) - length) // hop
+    at = np.arange(length)[None] + hop * np.arange(count)[:, None]
+    return np.asarray(np.fft.rfft(padded[at] * _window(length)), dtype=np.complex128)
+
+
+def invert_stft(spectrum: Spectrum, length: int, hop: int, count: int) -> AudioSamples:
+    """Return the sound of ``count`` values whose short-time spectrum comes nearest.
+
+    Source: Griffin and Lim 1984, "Signal estimation from modified short-time Fourier transform",
+    IEEE TASSP 32(2), equation 6.
+    """
+    window = _window(length)
+    frames = np.fft.irfft(spectrum, length) * window
+    size = length + hop * (len(frames) - 1)
+    total, weight = np.zeros(size), np.zeros(size)
+    for number, frame in enumerate(frames):
+        total[number * hop : number * hop + length] += frame
+        weight[number * hop : number * hop + length] += window**2
+    whole = total / np.maximum(weight, 1e-8)
+    found = whole[length // 2 : length // 2 + count]
+    return np.asarray(np.pad(found, (0, max(count - len(found), 0))), dtype=np.float32)
+
+
+def make_mel_filterbank(
+    bands: int, length: int, *, low: float = 0.0, high: float = SAMPLE_RATE / 2
+) -> Floats:
+    """Return triangular filters over a spectrum, (bands, length // 2 + 1), evenly on the mel scale.
+
+    Source: O'Shaughnessy 1987, 2595 log10(1 + f / 700).
+    """
+    edges = np.linspace(_to_mel(low), _to_mel(high), bands + 2)
+    places = 700 * (10 ** (edges / 2595) - 1)
+    frequency = np.linspace(0, SAMPLE_RATE / 2, length // 2 + 1)
+    left, middle, right = places[:-2, None], places[1:-1, None], places[2:, None]
+    rising = (frequency - left) / (middle - left)
+    falling = (right - frequency) / (right - middle)
+    return np.asarray(np.maximum(np.minimum(rising, falling), 0.0))
+
+
+def resample(values: AudioSamples, before: float, after: float) -> AudioSamples:
+    """Return a sound at another rate: band-limited by its spectrum, as one piece."""
+    count = round(len(values) * after / before)
+    if count == len(values) or not len(values):
+        return values
+    spectrum = np.fft.rfft(values.astype(np.float64))
+    wanted = count // 2 + 1
+    fitted = np.zeros(wanted, dtype=np.complex128)
+    kept = min(wanted, len(spectrum))
+    fitted[:kept] = spectrum[:kept]
+    return np.asarray(np.fft.irfft(fitted, count) * (count / len(values)), dtype=np.float32)
+
+
+def fit_length(values: AudioSamples, count: int, start: int = 0) -> AudioSamples:
+    """Return ``count`` values from ``start`` on; a sound that is shorter is repeated."""
+    if len(values) - start >= count:
+        return np.ascontiguousarray(values[start : start + count])
+    times = -(-count // max(len(values), 1))
+    return np.ascontiguousarray(np.tile(values, times)[:count])
+
+
+def normalize_peak(values: AudioSamples, peak: float = 0.7) -> AudioSamples:
+    """Return the sound at a peak; silence stays silent."""
+    most = float(np.abs(values).max(initial=0.0))
+    return np.asarray(values * (peak / most) if most > 0 else values, dtype=np.float32)
+
+
+def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples:
+    """Return a file's first audio track, mono at ``SAMPLE_RATE``.
+
+    Raises:
+        DataError: If it holds none, is longer than ``longest_s``, or cannot be decoded.
+    """
+    parts: list[AudioSamples] = []
+    count = 0
+    for part in read_blocks(path):
+        parts.append(part)
+        count += len(part)
+        if count > longest_s * SAMPLE_RATE:
+            raise _unreadable_waveform(
+                path, f"is longer than {longest_s:.0f} s", "a shorter recording"
+            )
+    return np.concatenate(parts)
+
+
+def read_blocks(path: Path) -> Iterator[AudioSamples]:
+    """Yield a file's first audio track in parts of some hundredths of a second.
+
+    Raises:
+        DataError: If it holds none, or nothing of it can be decoded.
+    """
+    require_packages("av")
+    import av
+
+    found = 0
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise _unreadable_waveform(path, "holds no sound", "a file with an audio track")
+            require_decoder(path, container.streams.audio[0], "sound")
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            try:
+                for frame in container.decode(audio=0):
+                    for part in resampler.resample(frame):
+                        found += part.samples
+                        yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+                for part in resampler.resample(None):
+                    yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+            except av.FFmpegError:
+                if not found:
+                    raise
+    except DataError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        said = describe_error(error)
+        raise _unreadable_waveform(
+            path, f"is damaged, or no recording: {said}", "a whole file"
+        ) from error
+    if not found:
+        raise _unreadable_waveform(path, "holds no sound that can be decoded", "a whole file")
+
+
+def _window(length: int) -> Floats:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
+def _to_mel(frequency: float) -> float:
+    return float(2595 * np.log10(1 + frequency / 700))
+
+
+def _unreadable_waveform(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.clip",
+        where=str(path),
+        expected=expected,
+        next="convert it, or leave it out",
+    )
+
+
+_SHORT_SECONDS = 1.0
+
+
+_NARROW_BAND = 4000.0
+
+
+_BLOCK = 2048
+
+
+_SILENT = 10 ** (-50 / 20)
+
+
+_MOST_BLOCKS = 4000
+
+
+_ENERGY = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedAudio:
+    """A recording: seconds, samples a second, channels, and shares of clipping and silence.
+
+    ``band`` is the frequency in Hz below which 99.9 % of the energy of loud blocks lies.
+    """
+
+    duration: float
+    rate: int
+    channels: int
+    codec: str
+    peak: float
+    clipped: float
+    silent: float
+    band: float
+    notes: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """Return what it is as one line."""
+        return (
+            f"{self.duration:.1f} s, {self.rate} Hz, {self.channels} channel"
+            f"{'' if self.channels == 1 else 's'}, {self.codec}, energy below {self.band:.0f} Hz"
+        )
+
+    def limits(self) -> tuple[str, ...]:
+        """Return what limits a judgement of it."""
+        found = list(self.notes)
+        if self.duration < _SHORT_SECONDS:
+            found.append(f"only {self.duration:.2f} s of sound")
+        if self.silent > 0.9:
+            found.append(f"{self.silent:.0%} of the sound is silence")
+        elif self.band < _NARROW_BAND:
+            found.append(f"narrow band: the sound has no energy above {self.band:.0f} Hz")
+        if self.clipped > 0.001:
+            found.append(f"{self.clipped:.1%} of the sound is clipped")
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "notes"}
+
+
+def read_audio(path: Path) -> DecodedAudio:
+    """Read a recording, or a clip's first audio track.
+
+    Raises:
+        DataError: If there is none, or it cannot be decoded at all.
+    """
+    require_packages("av")
+    import av
+
+    notes: list[str] = []
+    tally = _AudioStatistics()
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise _unreadable_audio(path, "holds no sound", "a file with an audio track")
+            stream = container.streams.audio[0]
+            require_decoder(path, stream, "sound")
+            codec = stream.codec_context.name
+            try:
+                for block in _blocks(container, stream):
+                    tally.add(block)
+            except av.FFmpegError as error:
+                notes.append(f"damaged after {tally.seconds:.1f} s: {describe_error(error)}")
+    except DataError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        said = describe_error(error)
+        raise _unreadable_audio(
+            path, f"is damaged, or no recording: {said}", "a whole file"
+        ) from error
+    if not tally.count:
+        raise _unreadable_audio(path, "holds no sound that can be decoded", "a whole file")
+    return tally.result(codec, tuple(notes))
+
+
+class _AudioStatistics:
+    """What is kept of a recording while it passes by."""
+
+    def __init__(self) -> None:
+        self.rate, self.channels, self.count = 0, 0, 0
+        self.peak, self.clipped, self.silent = 0.0, 0, 0
+        self.power = np.zeros(_BLOCK // 2 + 1)
+        self.heard = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.count / self.rate if self.rate else 0.0
+
+    def add(self, block: tuple[npt.NDArray[np.float32], int]) -> None:
+        values, self.rate = block  # (channels, samples)
+        self.channels = values.shape[0]
+        size = np.abs(values).max(axis=0)
+        self.count += len(size)
+        self.peak = max(self.peak, float(size.max(initial=0)))
+        self.clipped += int((size >= 0.999).sum())
+        self.silent += int((size < _SILENT).sum())
+        mono = values.mean(axis=0)
+        for begin in range(0, len(mono) - _BLOCK + 1, _BLOCK):
+            part = mono[begin : begin + _BLOCK]
+            if self.heard < _MOST_BLOCKS and float(np.abs(part).max()) >= _SILENT:
+                self.power += np.abs(np.fft.rfft(part * np.hanning(_BLOCK))) ** 2
+                self.heard += 1
+
+    def result(self, codec: str, notes: tuple[str, ...]) -> DecodedAudio:
+        band = 0.0
+        if self.power.sum() > 0:
+            share = np.cumsum(self.power) / self.power.sum()
+            band = float(np.argmax(share >= _ENERGY)) * self.rate / _BLOCK
+        return DecodedAudio(
+            round(self.seconds, 3),
+            self.rate,
+            self.channels,
+            codec,
+            round(self.peak, 4),
+            self.clipped / self.count,
+            self.silent / self.count,
+            round(band, 1),
+            notes,
+        )
+
+
+def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+    """Yield blocks of about a second, (channels, samples) in [-1, 1], and their rate."""
+    import av
+
+    resampler = av.AudioResampler(format="fltp")
+    waiting: list[npt.NDArray[np.float32]] = []
+    rate = int(stream.codec_context.sample_rate or 1)
+    for frame in container.decode(stream):
+        rate = frame.sample_rate
+        waiting += [np.asarray(part.to_ndarray(), np.float32) for part in resampler.resample(frame)]
+        if sum(part.shape[1] for part in waiting) >= max(rate, _BLOCK):
+            yield np.concatenate(waiting, axis=1), rate
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting, axis=1), rate
+
+
+def _unreadable_audio(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.clip",
+        where=str(path),
+        expected=expected,
+        next="convert it, or leave it out",
+    )
+
+
+EspeakProgram = Literal["espeak-ng", "espeak"]
+
+
+_LONGEST_S = 60.0
+
+
+_HEADER = 44  # bytes; it states no length where the program writes to a pipe
+
+
+def synthesize_speech(
+    text: str, program: EspeakProgram, *, voice: str, pitch: int, pace: int
+) -> AudioSamples:
+    """Return text spoken by eSpeak NG, mono at ``waves.RATE``.
+
+    Args:
+        text: Plain words; they are given on standard input, never on a command line.
+        program: Which of its two names; nothing else is run.
+        voice: One of its voices.
+        pitch: 0 to 99.
+        pace: Words a minute.
+
+    Raises:
+        MissingExtraError: If the program is not installed.
+        DataError: If it failed or spoke nothing.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise MissingExtraError(
+            f"the program {program} is not here",
+            code="extra.missing",
+            expected="eSpeak NG, which speaks the synthetic class",
+            next="apt-get install espeak-ng, or name other methods under sound.methods",
+        )
+    words = [found, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
+    try:
+        done = subprocess.run(  # noqa: S603  # one of two names, text on its standard input
+            words, input=text.encode(), capture_output=True, timeout=_LONGEST_S, check=True
+        )
+        with wave.open(io.BytesIO(done.stdout)) as file:
+            rate, is_plain = file.getframerate(), file.getsampwidth() == 2
+            is_plain = is_plain and file.getnchannels() == 1
+    except (subprocess.SubprocessError, OSError, wave.Error, EOFError) as error:
+        raise _silent_output(program, voice, f"did not speak: {error}") from error
+    data = done.stdout[_HEADER:]
+    if not is_plain or len(data) < 2:
+        raise _silent_output(
+            program, voice, "spoke nothing" if is_plain else "spoke in another format"
+        )
+    values = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2") / 32768
+    return resample(np.asarray(values, dtype=np.float32), rate, SAMPLE_RATE)
+
+
+def _silent_output(program: str, voice: str, what: str) -> DataError:
+    return DataError(
+        f"{program} {what}",
+        code="forensics.speaking",
+        expected=f"the voice {voice}, as a WAV of 16 bits and one channel",
+        next=f"{program} --voices lists the voices that are installed",
+    )

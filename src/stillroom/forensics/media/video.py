@@ -1,0 +1,463 @@
+"""Video probing, frame sampling, and in-memory H.264 compression.
+
+Frames are sought by time, never by counts, which files often state wrongly. The clip is cut into
+equal parts, and of each the frame at its middle is wanted; where a part holds keyframes the nearest
+of them stands in, since everything else has to be decoded from a keyframe on. The time of every
+frame is what its file says. Where keyframes lie is read from the file's index, or from its packets
+where it has none for the whole clip; that decodes nothing. Frames are turned as the
+file says, colours follow its range. One frame is held at a time, so memory does not grow with the
+clip. What is damaged is noted, and what can be read is read.
+
+Encoding is by x264 on one thread, so that the same frames come out as the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.forensics.extras import require_packages
+from stillroom.forensics.media.face import Image
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.stream import VideoStream
+
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Clip",
+    "Frame",
+    "apply_video_codec",
+    "describe_error",
+    "open_clip",
+    "require_decoder",
+    "sample_frames",
+]
+
+
+MAX_FRAME_PIXELS = 60_000_000
+
+
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"]
+)
+
+
+"""Endings of what is read as a clip."""
+
+
+_DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file does not say
+
+
+_FAR = 1.5  # seconds ahead from which it is sought where the file has no index
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A decoded frame: RGB (H, W, 3), upright, and its time in seconds from the clip's start."""
+
+    image: Image
+    time: float
+
+
+@dataclass
+class Clip:
+    """What a file says of itself, before a frame is decoded.
+
+    ``duration`` is in seconds, 0 if the file does not say; ``rate`` is the mean of frames a second.
+    ``notes`` grow while frames are read: what was damaged, turned or missing. ``decoded`` counts
+    the frames that had to be decoded.
+    """
+
+    path: Path
+    has_video: bool
+    has_audio: bool
+    duration: float = 0.0
+    rate: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    notes: list[str] = field(default_factory=list)
+    decoded: int = 0
+
+
+def open_clip(path: Path) -> Clip:
+    """Read what a file says of itself.
+
+    Raises:
+        DataError: If it is missing, no medium, or too large.
+    """
+    require_packages("av")
+    with _open(path) as container:
+        video = _video(container)
+        clip = Clip(path, video is not None, bool(container.streams.audio))
+        if container.duration:
+            clip.duration = container.duration / 1_000_000
+        if video is None:
+            return clip
+        require_decoder(path, video, "video")
+        clip.width, clip.height = video.codec_context.width, video.codec_context.height
+        clip.codec = video.codec_context.name
+        if clip.width * clip.height > MAX_FRAME_PIXELS:
+            raise _unreadable_clip(
+                path, f"has frames of {clip.width}x{clip.height} pixels", "smaller frames"
+            )
+        if video.duration and video.time_base:
+            clip.duration = float(video.duration * video.time_base)
+        clip.rate = float(video.average_rate or 0)
+        return clip
+
+
+def sample_frames(
+    clip: Clip,
+    count: int = 32,
+    *,
+    exact: bool = False,
+    within: tuple[float, float] | None = None,
+) -> Iterator[Frame]:
+    """Yield frames evenly spaced by time, each at most once; fewer where the clip has fewer.
+
+    Args:
+        clip: As ``open_clip`` gives it; its notes and ``decoded`` are kept up.
+        count: How many at most.
+        within: First and last second; default the whole clip.
+        exact: Decode to the very frame shown at each time, rather than take a keyframe nearby.
+
+    Raises:
+        DataError: If the file holds no frame that can be decoded.
+    """
+    if not clip.has_video:
+        raise _unreadable_clip(clip.path, "holds no video", "a clip with a video track")
+    found = 0
+    with _open(clip.path) as container:
+        video = _video(container)
+        if video is not None:
+            video.thread_type = "AUTO"
+            if not clip.duration:
+                clip.duration = _measure(clip, count)
+            span = within or (0.0, clip.duration)
+            for frame in _FrameSeeker(container, video, clip, exact).at(count, span):
+                found += 1
+                yield frame
+    if not found:
+        raise _unreadable_clip(clip.path, "holds no frame that can be decoded", "a whole clip")
+    if found < count and within is None and clip.rate * clip.duration > 2 * count:
+        clip.notes.append(f"only {found} of {count} frames could be read")
+
+
+class _FrameSeeker:
+    """Walks a video from wanted time to wanted time."""
+
+    def __init__(
+        self, container: InputContainer, video: VideoStream, clip: Clip, exact: bool
+    ) -> None:
+        self.container, self.video, self.clip, self.exact = container, video, clip, exact
+        base = video.time_base or Fraction(1, 1000)
+        self.base = float(base)
+        self.start = float((video.start_time or 0) * base)
+        self.lead = 0.0  # by which a seek lands too early
+        self.keys, self.end = self._read_index()
+        if not exact and not self._is_whole():
+            self._seek(0.0)  # Matroska reads its index when it is first sought in
+            self.keys, self.end = self._read_index()
+            if not self._is_whole():
+                self.keys, self.end = _list_keys(clip.path, self.start)
+        self.position = -1.0
+        self.shown: av.VideoFrame | None = None
+        self.held: av.VideoFrame | None = None  # the one after it, already decoded
+        self.frames: Iterator[av.VideoFrame] | None = None
+
+    def _read_index(self) -> tuple[list[float], float]:
+        """Return the times of keyframes that the file's index names, and the last of any frame."""
+        entries = list(self.video.index_entries)
+        stamps = {entry.timestamp for entry in entries if entry.is_keyframe}
+        first = _read_first(self.clip.path, stamps)
+        delay = (first[0] - first[1]) * self.base if first else 0.0
+        self.lead = max(self.start - first[0] * self.base, 0.0) if first else 0.0
+        begin = self.start - delay
+        end = max((entry.timestamp for entry in entries), default=0) * self.base - begin
+        return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
+
+    def _is_whole(self) -> bool:
+        """Return whether the index reaches to the end, as far as keyframes ever lie apart."""
+        gaps = [after - before for before, after in pairwise(self.keys)]
+        return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
+
+    def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
+        spacing = (span[1] - span[0]) / count
+        last = -1.0
+        for number in range(count):
+            frame = self._find(self._aim(span[0] + (number + 0.5) * spacing, spacing))
+            if frame is None:
+                continue
+            time = self._time(frame)
+            if time <= last:
+                continue
+            last = time
+            yield Frame(self._upright(frame), time)
+        # The index names frames to the end, also where a file was cut off before.
+        if last >= 0 and min(self.end, span[1]) - last > 2.5 * spacing:
+            self._note(f"nothing could be read after {last:.1f} s of {self.clip.duration:.1f} s")
+
+    def _aim(self, time: float, spacing: float) -> float:
+        """Return the time to decode to: that of a keyframe near enough, else the wanted one."""
+        if self.exact or not self.keys:
+            return time
+        at = bisect_right(self.keys, time)
+        near = min(self.keys[max(at - 1, 0) : at + 1], key=lambda key: abs(key - time))
+        # One at the very end of its part is still shown at the middle of the next, in short clips.
+        ahead = spacing / 2 - 1 / (self.clip.rate or _DEFAULT_FRAME_RATE)
+        return near if -spacing / 2 <= near - time <= ahead else time
+
+    def _find(self, time: float) -> av.VideoFrame | None:
+        """Return the frame that is shown at a time: the last one that does not begin after it."""
+        import av
+
+        if self._is_far(time):
+            self._seek(time)
+        shown = self.held or self.shown
+        if self.held is not None and self._time(self.held) > time + self.base:
+            return self.shown  # what is shown until then was found before
+        try:
+            for frame in self._decode():
+                self.clip.decoded += 1
+                if frame.pts is None:
+                    continue
+                self.position = self._time(frame)
+                if self.position > time + self.base:
+                    self.shown, self.held = shown or frame, frame
+                    return self.shown
+                shown = frame
+                if self._is_exactly(frame, time):
+                    break
+        except (av.FFmpegError, EOFError) as error:
+            self._note(f"damaged about {max(self.position, 0):.1f} s: {describe_error(error)}")
+            self.frames = None
+            self.position = -1.0
+        self.shown, self.held = shown, None
+        return shown
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        if self.frames is None:
+            self.frames = iter(self.container.decode(self.video))
+        return self.frames
+
+    def _is_exactly(self, frame: av.VideoFrame, time: float) -> bool:
+        """Whether a keyframe was aimed at, so that what follows need not be decoded."""
+        return bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base
+
+    def _is_far(self, time: float) -> bool:
+        """Whether seeking saves decoding: a keyframe lies between here and there."""
+        if self.position < 0:
+            return time > 0
+        if self.keys:
+            at = bisect_right(self.keys, time + self.base)
+            return at > 0 and self.keys[at - 1] > self.position + self.base
+        return time - self.position > _FAR
+
+    def _seek(self, time: float) -> None:
+        import av
+
+        stamp = int((time + self.start + self.lead) / self.base) + 1
+        try:
+            self.container.seek(stamp, stream=self.video, backward=True)
+        except av.FFmpegError as error:
+            self._note(f"cannot be searched: {describe_error(error)}")
+            return
+        self.frames, self.shown, self.held = None, None, None
+
+    def _time(self, frame: av.VideoFrame) -> float:
+        return float((frame.pts or 0) * self.base) - self.start
+
+    def _upright(self, frame: av.VideoFrame) -> Image:
+        image = frame.to_ndarray(format="rgb24")
+        turns = round(float(frame.rotation) / 90) % 4
+        if turns:
+            self._note("turned as the file says")
+        return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
+
+    def _note(self, line: str) -> None:
+        if line not in self.clip.notes:
+            self.clip.notes.append(line)
+
+
+def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
+    """Return when the first keyframe is shown and decoded, None where the index names the former.
+
+    An index of MP4 names when frames are decoded. Where some are shown out of order that is before
+    they are shown, for keyframes always by as much. Of a clip that was cut without coding it anew
+    the first keyframe lies before its start, and a seek counts from there.
+
+    Args:
+        path: The file.
+        stamps: Of the keyframes in its index.
+    """
+    import av
+
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None and stamps else ():
+                if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
+                    return (packet.pts, packet.dts) if packet.dts in stamps else None
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return None
+
+
+def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
+    """Return the times of all keyframes and of the last frame, from packets; none is decoded."""
+    import av
+
+    keys: list[float] = []
+    last = 0.0
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None else ():
+                if packet.pts is not None and packet.time_base is not None:
+                    last = float(packet.pts * packet.time_base) - start
+                    keys += [last] if packet.is_keyframe else []
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return sorted(keys), last
+
+
+def _measure(clip: Clip, count: int) -> float:
+    """Return the length of a file that does not say it, from its packets; none is decoded."""
+    import av
+
+    last = 0.0
+    with _open(clip.path) as container:
+        video = _video(container)
+        if video is None or video.time_base is None:
+            return 0.0
+        start = video.start_time or 0
+        try:
+            for packet in container.demux(video):
+                if packet.pts is not None:
+                    end = packet.pts + (packet.duration or 0) - start
+                    last = max(last, float(end * video.time_base))
+        except av.FFmpegError as error:
+            clip.notes.append(f"damaged about {last:.1f} s: {describe_error(error)}")
+    clip.notes.append("the file does not say how long it is; its packets were counted")
+    return last or count / _DEFAULT_FRAME_RATE
+
+
+def require_decoder(path: Path, stream: Stream, what: str) -> None:
+    """Refuse a track that is coded in a way that nothing here decodes.
+
+    Args:
+        path: Whose track it is.
+        stream: The track.
+        what: ``video`` or ``sound``.
+
+    Raises:
+        DataError: If it is.
+    """
+    if getattr(stream, "codec_context", None) is None:  # whatever PyAV's annotations say
+        raise _unreadable_clip(
+            path, f"holds {what} of a kind that is not decoded", "a common codec"
+        )
+
+
+def _video(container: InputContainer) -> VideoStream | None:
+    """Return the first video that is no picture attached to a sound."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
+
+
+def _open(path: Path) -> InputContainer:
+    import av
+
+    if not path.is_file():
+        raise _unreadable_clip(path, "does not exist", "a clip")
+    try:
+        return av.open(str(path), metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise _unreadable_clip(
+            path, f"is damaged, or no clip: {describe_error(error)}", "a whole file"
+        ) from error
+
+
+def describe_error(error: Exception) -> str:
+    """Return what PyAV says of damage, without its number and path."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).split(":")[0].strip().lower()
+
+
+def _unreadable_clip(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.clip",
+        where=str(path),
+        expected=expected,
+        next="convert it, or leave it out",
+    )
+
+
+_CODEC = "libx264"
+
+
+def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> list[Image]:
+    """Return frames after H.264 at a constant rate factor; as many, of the same size.
+
+    Args:
+        frames: RGB (H, W, 3), all of one size.
+        crf: x264's rate factor; 18 is fine, 28 is what networks send, 40 is poor.
+        fps: Frames a second, which sets how long a keyframe lasts.
+
+    Raises:
+        DataError: If this build of PyAV has no x264.
+    """
+    require_packages("av")
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+    height, width = frames[0].shape[:2]
+    out = io.BytesIO()
+    try:
+        with av.open(out, "w", format="mp4") as container:
+            stream = container.add_stream(
+                _CODEC, rate=fps, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
+            )
+            if not isinstance(stream, VideoStream):
+                raise ValueError(f"{_CODEC} is no video codec")
+            stream.width, stream.height = width + width % 2, height + height % 2
+            stream.pix_fmt = "yuv420p"
+            for image in frames:
+                even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.FFmpegError, ValueError) as error:
+        raise DataError(
+            f"frames cannot be encoded as H.264: {error}",
+            code="forensics.video-coding",
+            expected=f"a build of PyAV with {_CODEC}",
+            next="pip install --force-reinstall av",
+        ) from error
+    out.seek(0)
+    with av.open(out, "r") as coded:
+        if not isinstance(coded, InputContainer):
+            raise TypeError("a file that was opened for reading is read")
+        return [
+            np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:height, :width], np.uint8)
+            for frame in coded.decode(video=0)
+        ]

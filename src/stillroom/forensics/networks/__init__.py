@@ -1,0 +1,1 @@
+"""Detector networks: shared parts, convolutional streams, audio networks, vision backbones."""

@@ -1,3 +1,0 @@
-"""Ways to forge a sound, one file each."""
-
-SEAM = "ways to forge a sound, each with a mask of what is forged"

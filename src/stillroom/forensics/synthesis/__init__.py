@@ -1,0 +1,1 @@
+"""Source faces and voices, forgery methods, benign edits, and consent."""

@@ -1,0 +1,31 @@
+"""Screenshot: resizing to another scale and back without compression."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.interfaces import BenignEdit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.forensics.media.face import Face, Image
+
+__all__ = ["Screenshot"]
+
+
+class Screenshot(BenignEdit):
+    """Resized by a factor drawn by lot, as a screen does, and back to its size."""
+
+    paper: ClassVar[str] = ""
+    least: float = Field(default=0.6, gt=0.1, le=1, description="least size, as a share")
+    most: float = Field(default=1.6, ge=1, le=4, description="most size, as a share")
+
+    @override
+    def edit(self, face: Face, rng: np.random.Generator) -> Image:
+        from stillroom.forensics.media.transforms import rescale
+
+        return rescale(face.image, float(rng.uniform(self.least, self.most)))

@@ -1,0 +1,421 @@
+"""Source faces: procedurally drawn, or read from a folder with consent.
+
+They are no photographs and train no detector of photographs; what they are for is to try every
+step, to test it, and to make marked forgeries without a person. Each is drawn from a seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+from stillroom.forensics.media.face import PARTS, Face, Image, Points, canonical_points
+from stillroom.forensics.media.file_types import list_files
+from stillroom.forensics.recipe import FacesSettings, ForensicsRecipe, SplitSettings
+from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
+from stillroom.forensics.synthesis.pairing import derive_person_id
+from stillroom.provenance import digest_bytes, digest_file, digest_text
+
+__all__ = [
+    "FaceSource",
+    "choose_split",
+    "draw_face",
+    "list_images",
+    "name_drawn_face",
+    "open_faces",
+    "split_identities",
+]
+
+
+_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
+
+
+class FaceSource(Protocol):
+    """Faces by number."""
+
+    @property
+    def origin(self) -> str:
+        """Whose they are: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
+
+    @property
+    def consent(self) -> str:
+        """Id of the consent record, empty where no person is shown."""
+
+    @property
+    def left_out(self) -> int:
+        """How many pictures could not be used."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, number: int) -> Face:
+        """Return one face."""
+
+    def identity(self, number: int) -> str:
+        """Return whose face it is."""
+
+    def path(self, number: int) -> Path | None:
+        """Return the picture a face comes from; None where it is drawn."""
+
+
+@dataclass(frozen=True)
+class _DrawnFaces:
+    seed: int
+    count: int
+    size: int
+    origin: str = "drawn"
+    consent: str = ""
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Face:
+        return draw_face(self.seed, number, self.size)
+
+    def identity(self, number: int) -> str:
+        return name_drawn_face(self.seed, number)
+
+    def path(self, number: int) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _FolderFaces:
+    faces: tuple[Face, ...]
+    paths: tuple[Path, ...]
+    origin: str
+    consent: str
+    left_out: int
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, number: int) -> Face:
+        return self.faces[number]
+
+    def identity(self, number: int) -> str:
+        return self.faces[number].identity
+
+    def path(self, number: int) -> Path | None:
+        return self.paths[number]
+
+
+def open_faces(
+    settings: FacesSettings,
+    uses: Sequence[str],
+    *,
+    seed: int,
+    count: int,
+    size: int,
+    say: Callable[[str], None],
+) -> FaceSource:
+    """Return the faces to start from.
+
+    Args:
+        settings: Whose faces.
+        uses: Names of the methods they are used for, which a consent has to cover.
+        seed: Of drawn faces.
+        count: How many faces are wanted at most.
+        size: Their width and height.
+        say: Told of pictures that are left out.
+
+    Raises:
+        DataError: If the folder has no face, the consent does not cover the use, or pictures of
+            nobody were taken by a camera.
+    """
+    if settings.folder is None:
+        return _DrawnFaces(seed, count, size)
+    folder = Path(settings.folder)
+    pictures = list_images(folder)[:count]
+    whose, consent = require_consent(
+        settings, pictures, uses, refuse=require_synthetic_images, say=say
+    )
+    faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
+    left_out = len(pictures) - len(faces)
+    if left_out:
+        say(f"{left_out} of {len(pictures)} pictures were left out")
+    return _FolderFaces(tuple(faces), tuple(paths), whose, consent, left_out)
+
+
+def list_images(path: Path) -> list[Path]:
+    """Return the pictures below a folder, sorted, or the one that is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = list_files(path, _ENDINGS)
+    if not found:
+        raise DataError(
+            f"{path} holds no picture",
+            code="forensics.no-faces",
+            where=str(path),
+            expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
+            next="check the path, or leave faces.folder out: faces are then drawn",
+        )
+    return found
+
+
+def choose_split(block: str, seed: int, split: SplitSettings) -> str:
+    """Return the split of a person, or of a block of people, by the digest of their name alone."""
+    place = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
+    if place < split.held_out:
+        return "test"
+    return "validation" if place < split.held_out + split.validation else "train"
+
+
+def _find_faces(
+    pictures: Sequence[Path], folder: Path, size: int, margin: float, say: Callable[[str], None]
+) -> tuple[list[Face], list[Path]]:
+    from stillroom.forensics.media.face_detection import (
+        FaceFinder,
+        compute_square_side,
+        crop_square,
+    )
+    from stillroom.forensics.media.images import load_image
+
+    finder = FaceFinder()
+    faces, paths = [], []
+    for path in pictures:
+        name = path.name if path == folder else path.relative_to(folder).as_posix()
+        try:
+            picture = load_image(path)
+        except DataError as error:
+            say(f"left out: {error.problems[0].what}")
+            continue
+        found = finder.find(picture.image)
+        if not found:
+            say(f"left out: {name} shows no face")
+            continue
+        marks = finder.landmarks(picture.image, found[0])
+        image, points = crop_square(picture.image, marks, size, margin=margin)
+        digest, person = digest_file(path), derive_person_id(path, folder)
+        wide, codings = compute_square_side(marks, margin), (picture.coding,)
+        source = finder.landmark_source
+        faces.append(Face(image, points, name, person, digest, source, wide, codings))
+        paths.append(path)
+    if not faces:
+        raise DataError(
+            f"none of {len(pictures)} pictures in {folder} shows a face",
+            code="forensics.no-faces",
+            where=str(folder),
+            expected="pictures with a face of 64 pixels or more",
+            next="look at the lines above; they name each picture",
+        )
+    return faces, paths
+
+
+_FINE = 2  # drawn larger, then reduced, for smooth edges
+
+
+Color = tuple[float, float, float]
+
+
+def draw_face(seed: int, number: int, size: int = 256) -> Face:
+    """Draw a face.
+
+    Args:
+        seed: Of the set.
+        number: Which face of the set; the same two numbers draw the same face.
+        size: Width and height in pixels.
+    """
+    rng = np.random.default_rng([seed, number, 0x0FACE])
+    side = size * _FINE
+    points = _place_landmarks(rng, side)
+    canvas = _draw_background(rng, side)
+    skin = _choose_skin_color(rng)
+    hair = tuple(float(part) for part in rng.uniform(20, 120) * np.array([1.0, 0.8, 0.6]))
+    scale = float(np.ptp(points[PARTS["jaw"], 0])) / 2
+    _draw_body(canvas, points, skin, hair, scale, rng)
+    _draw_skin(canvas, points, skin, scale, rng)
+    iris = tuple(float(part) for part in rng.uniform(30, 130) * rng.uniform(0.5, 1.2, 3))
+    for name in ("eye_left", "eye_right"):
+        _draw_eye(canvas, points[PARTS[name]], scale, iris)
+    for name in ("brow_left", "brow_right"):
+        line = [np.rint(points[PARTS[name]]).astype(np.int32)]
+        cv2.polylines(canvas, line, False, hair, max(int(scale * 0.09), 1), cv2.LINE_AA)
+    _draw_nose(canvas, points[PARTS["nose"]], skin, scale)
+    _draw_mouth(canvas, points[PARTS["mouth"]], skin, rng)
+    image = _simulate_camera(canvas, size, rng)
+    landmarks = np.asarray((points + 0.5) / _FINE - 0.5, dtype=np.float32)
+    name = name_drawn_face(seed, number)
+    return Face(image, landmarks, name, name, digest_bytes(image.tobytes()))
+
+
+def name_drawn_face(seed: int, number: int) -> str:
+    """Return the name of a drawn face, which is its identity too."""
+    return f"drawn-{seed}-{number}"
+
+
+def _place_landmarks(rng: np.random.Generator, side: int) -> Points:
+    """Return the landmarks of a face of its own proportions, size, place and tilt."""
+    points = canonical_points(
+        eyes=rng.uniform(0.38, 0.46),
+        mouth=rng.uniform(0.29, 0.42),
+        chin=rng.uniform(1.05, 1.28),
+        nose=rng.uniform(0.15, 0.24),
+    )
+    points += rng.normal(0, 0.008, points.shape).astype(np.float32)
+    tilt, scale = rng.uniform(-0.12, 0.12), side * rng.uniform(0.25, 0.3)
+    turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    middle = side * np.array([0.5, 0.47]) + rng.normal(0, side * 0.015, 2)
+    return np.asarray(points @ turn * scale + middle, dtype=np.float32)
+
+
+def _choose_skin_color(rng: np.random.Generator) -> Color:
+    dark, light = np.array([80.0, 52.0, 38.0]), np.array([236.0, 198.0, 172.0])
+    red, green, blue = dark + (light - dark) * rng.uniform(0, 1) + rng.normal(0, 5, 3)
+    return float(red), float(green), float(blue)
+
+
+def _noise(rng: np.random.Generator, side: int, cells: int) -> npt.NDArray[np.float32]:
+    coarse = rng.normal(0, 1, (cells, cells)).astype(np.float32)
+    return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
+
+
+def _draw_background(rng: np.random.Generator, side: int) -> npt.NDArray[np.float32]:
+    top, bottom = rng.uniform(40, 220, (2, 3))
+    ramp = np.linspace(0, 1, side, dtype=np.float32)[:, None, None]
+    canvas = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (side, side, 3)).astype(np.float32)
+    canvas = canvas + 12 * _noise(rng, side, 6)[..., None] + 5 * _noise(rng, side, 40)[..., None]
+    return np.ascontiguousarray(canvas)
+
+
+def _draw_body(
+    canvas: npt.NDArray[np.float32],
+    points: Points,
+    skin: Color,
+    hair: tuple[float, ...],
+    scale: float,
+    rng: np.random.Generator,
+) -> None:
+    """Draw what lies behind the face: shoulders, neck, hair, ears."""
+    middle, chin = points[27], points[8]
+    cloth = tuple(float(part) for part in rng.uniform(20, 220, 3))
+    foot = (int(chin[0]), int(chin[1] + 1.25 * scale))
+    cv2.ellipse(canvas, foot, (int(scale * 1.9), int(scale)), 0, 0, 360, cloth, -1, cv2.LINE_AA)
+    shade = tuple(part * 0.82 for part in skin)
+    neck = (int(chin[0]), int(chin[1] + 0.1 * scale))
+    cv2.ellipse(
+        canvas, neck, (int(scale * 0.55), int(scale * 0.7)), 0, 0, 360, shade, -1, cv2.LINE_AA
+    )
+    crown = (int(middle[0]), int(middle[1] - 0.28 * scale))
+    axes = (int(scale * rng.uniform(1.05, 1.22)), int(scale * rng.uniform(1.05, 1.3)))
+    cv2.ellipse(canvas, crown, axes, 0, 0, 360, hair, -1, cv2.LINE_AA)
+    for ear in (points[1], points[15]):
+        at = (int(ear[0]), int(ear[1]))
+        cv2.ellipse(
+            canvas, at, (int(scale * 0.13), int(scale * 0.24)), 0, 0, 360, shade, -1, cv2.LINE_AA
+        )
+
+
+def _draw_skin(
+    canvas: npt.NDArray[np.float32],
+    points: Points,
+    skin: Color,
+    scale: float,
+    rng: np.random.Generator,
+) -> None:
+    """Draw the face with light from one side and a skin that is not all one colour."""
+    side = canvas.shape[0]
+    turn = np.linspace(np.pi, 2 * np.pi, 24)
+    middle = (points[0] + points[16]) / 2
+    half = np.linalg.norm(points[16] - points[0]) / 2
+    forehead = np.stack(
+        [middle[0] - half * np.cos(turn - np.pi), middle[1] + 0.98 * half * np.sin(turn)], axis=1
+    )
+    outline = np.concatenate([points[PARTS["jaw"]], forehead[::-1]])
+    shape = np.zeros((side, side), dtype=np.float32)
+    cv2.fillPoly(shape, [np.rint(outline).astype(np.int32)], 1.0, cv2.LINE_AA)
+    across = (np.arange(side, dtype=np.float32)[None] - middle[0]) / half
+    down = (np.arange(side, dtype=np.float32)[:, None] - points[30][1]) / half
+    light = 1.0 + rng.uniform(-0.16, 0.16) * across - 0.13 * across**2 - 0.07 * down**2
+    texture = 1.0 + 0.02 * _noise(rng, side, 24) + 0.025 * _noise(rng, side, 90)
+    coloured = np.array(skin, dtype=np.float32) * (light * texture)[..., None]
+    for at in (points[[31, 2]].mean(axis=0), points[[35, 14]].mean(axis=0)):
+        distance = np.hypot(np.arange(side)[None] - at[0], np.arange(side)[:, None] - at[1]) / (
+            0.35 * scale
+        )
+        coloured += np.exp(-(distance[..., None] ** 2)) * np.array([14.0, -4.0, -4.0])
+    canvas += shape[..., None] * (coloured - canvas)
+
+
+def _draw_eye(
+    canvas: npt.NDArray[np.float32], eye: Points, scale: float, iris: tuple[float, ...]
+) -> None:
+    lid = [np.rint(eye).astype(np.int32)]
+    inside = np.zeros(canvas.shape[:2], dtype=np.float32)
+    cv2.fillPoly(inside, lid, 1.0, cv2.LINE_AA)
+    ball = np.full_like(canvas, 232.0)
+    at = tuple(int(part) for part in np.rint(eye.mean(axis=0)))
+    cv2.circle(ball, at, max(int(scale * 0.075), 1), iris, -1, cv2.LINE_AA)
+    cv2.circle(ball, at, max(int(scale * 0.034), 1), (12.0, 12.0, 12.0), -1, cv2.LINE_AA)
+    glint = (at[0] + int(scale * 0.02), at[1] - int(scale * 0.025))
+    cv2.circle(ball, glint, max(int(scale * 0.014), 1), (250.0, 250.0, 250.0), -1, cv2.LINE_AA)
+    canvas += inside[..., None] * (ball - canvas)
+    dark = (42.0, 30.0, 26.0)
+    upper = [np.rint(eye[[0, 1, 2, 3]]).astype(np.int32)]
+    cv2.polylines(canvas, upper, False, dark, max(int(scale * 0.03), 1), cv2.LINE_AA)
+
+
+def _draw_nose(canvas: npt.NDArray[np.float32], nose: Points, skin: Color, scale: float) -> None:
+    shade = tuple(part * 0.74 for part in skin)
+    line = np.rint(np.stack([nose[0], nose[3], nose[8]])).astype(np.int32)
+    thick = max(int(scale * 0.025), 1)
+    cv2.polylines(canvas, [line], False, shade, thick, cv2.LINE_AA)
+    dark = tuple(part * 0.45 for part in skin)
+    for at in (nose[5], nose[7]):
+        hole = (int(at[0]), int(at[1]))
+        axes = (max(int(scale * 0.05), 1), max(int(scale * 0.025), 1))
+        cv2.ellipse(canvas, hole, axes, 0, 0, 360, dark, -1, cv2.LINE_AA)
+    cv2.polylines(canvas, [np.rint(nose[4:]).astype(np.int32)], False, shade, thick, cv2.LINE_AA)
+
+
+def _draw_mouth(
+    canvas: npt.NDArray[np.float32], mouth: Points, skin: Color, rng: np.random.Generator
+) -> None:
+    red = np.array(skin) * 0.55 + np.array([150.0, 50.0, 60.0]) * rng.uniform(0.35, 0.5)
+    colour = tuple(float(part) for part in red)
+    cv2.fillPoly(canvas, [np.rint(mouth[:12]).astype(np.int32)], colour, cv2.LINE_AA)
+    gap = tuple(float(part) for part in red * 0.4)
+    cv2.fillPoly(canvas, [np.rint(mouth[12:]).astype(np.int32)], gap, cv2.LINE_AA)
+
+
+def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.Generator) -> Image:
+    """Reduce, and add what a lens and a sensor add: a little blur, a little noise."""
+    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
+    noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
+    grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32)
+    exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
+    return np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
+
+
+def split_identities(
+    identities: Sequence[str], recipe: ForensicsRecipe, what: str
+) -> dict[str, list[int]]:
+    """Return numbers by split, each person in one by the digest of their name.
+
+    Raises:
+        DataError: If a split is empty.
+    """
+    places: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for number, identity in enumerate(identities):
+        places[choose_split(identity, recipe.seed, recipe.split)].append(number)
+    empty = [name for name, numbers in places.items() if not numbers]
+    if empty:
+        raise DataError(
+            f"of {len(identities)} {what} none is left for {' and '.join(empty)}",
+            code="forensics.too-few-faces",
+            where="split",
+            expected="people enough for learning, validation and test, apart",
+            next=f"raise count, give more people's {what}, or change split and seed",
+        )
+    return places

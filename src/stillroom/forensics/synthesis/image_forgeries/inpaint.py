@@ -1,0 +1,45 @@
+"""Inpainting: a region removed and filled from its surroundings.
+
+Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method"; Bertalmio et
+al. 2001, "Navier-Stokes, fluid dynamics, and image and video inpainting" (OpenCV's two ways).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.interfaces import ForgedImage, ImageForgery
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.forensics.media.face import Face
+
+__all__ = ["Inpaint"]
+
+
+class Inpaint(ImageForgery):
+    """A piece filled from its surroundings."""
+
+    paper: ClassVar[str] = "doi:10.1080/10867651.2004.10487596"
+    way: Literal["telea", "navier-stokes"] = Field(default="telea", description="which algorithm")
+    least_size: float = Field(default=0.08, gt=0, le=0.5, description="least width, as a share")
+    most_size: float = Field(default=0.25, gt=0, le=0.5, description="most width, as a share")
+
+    @override
+    def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
+        import cv2
+        import numpy as np
+
+        from stillroom.forensics.media.masks import draw_patch
+
+        face = faces[0]
+        shape = face.image.shape[0], face.image.shape[1]
+        mask = (draw_patch(shape, rng, self.least_size, self.most_size) > 0.5).astype(np.float32)
+        flag = cv2.INPAINT_TELEA if self.way == "telea" else cv2.INPAINT_NS
+        filled = cv2.inpaint(face.image, mask.astype(np.uint8) * 255, 3.0, flag)
+        return ForgedImage(np.asarray(filled, dtype=np.uint8), mask, face.image, {"way": self.way})

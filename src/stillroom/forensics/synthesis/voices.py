@@ -1,0 +1,249 @@
+"""Source voices: procedurally generated, or recordings covered by consent.
+
+Harmonics of a gliding pitch under the resonances of vowels, with breath and pauses. They say
+nothing and are no recordings: what they are for is to try every step without a person.
+
+Source: Fant 1960, "Acoustic Theory of Speech Production" (a source and a filter); vowels' formants
+after Peterson and Barney 1952.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+from stillroom.forensics.media.audio import (
+    AUDIO_SUFFIXES,
+    SAMPLE_RATE,
+    AudioSamples,
+    Waveform,
+    fit_length,
+    load_waveform,
+    name_codec,
+    normalize_peak,
+    read_codec,
+)
+from stillroom.forensics.media.file_types import list_files
+from stillroom.forensics.recipe import AudioSettings
+from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_audio
+from stillroom.forensics.synthesis.pairing import derive_person_id
+from stillroom.provenance import digest_bytes
+
+__all__ = [
+    "VoiceSource",
+    "draw_voice",
+    "list_recordings",
+    "name_drawn_voice",
+    "open_voices",
+]
+
+
+@dataclass(frozen=True)
+class VoiceSource:
+    """Sounds of one length: whose they are (``drawn``, ``synthetic: GENERATOR`` or ``person``).
+
+    ``left_out`` is how many recordings could not be used.
+    """
+
+    waves: tuple[Waveform, ...]
+    origin: str
+    consent: str = ""
+    left_out: int = 0
+
+
+def open_voices(
+    settings: AudioSettings,
+    uses: Sequence[str],
+    *,
+    seed: int,
+    count: int,
+    say: Callable[[str], None],
+) -> VoiceSource:
+    """Return the sounds to start from, each ``settings.seconds`` long.
+
+    Recordings of one speaker (one folder) are put end to end and cut anew; of a single file its
+    name is the speaker's.
+
+    Args:
+        settings: Whose voices.
+        uses: Names of the methods they are used for, which a consent has to cover.
+        seed: Of drawn voices.
+        count: How many are wanted at most.
+        say: Told of recordings that are left out.
+
+    Raises:
+        DataError: If the folder has no recording, the consent does not cover the use, or sounds
+            of nobody were recorded.
+    """
+    if settings.folder is None:
+        drawn = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
+        return VoiceSource(drawn, "drawn")
+    folder = Path(settings.folder)
+    paths = list_recordings(folder)
+    whose, consent = require_consent(settings, paths, uses, refuse=require_synthetic_audio, say=say)
+    speakers = _by_speaker(paths, folder, say)
+    codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
+    left_out = len(paths) - sum(len(parts) for parts in speakers.values())
+    found = _cut(speakers, round(settings.seconds * SAMPLE_RATE), codings)[:count]
+    if not found:
+        raise _no_voices(folder, "holds no recording that can be decoded")
+    if left_out:
+        say(f"{left_out} of {len(paths)} recordings were left out")
+    return VoiceSource(tuple(found), whose, consent, left_out)
+
+
+def list_recordings(path: Path) -> list[Path]:
+    """Return the recordings below a folder, sorted, or the one that is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = list_files(path, AUDIO_SUFFIXES)
+    if not found:
+        raise _no_voices(path, "holds no recording")
+    return found
+
+
+def _by_speaker(
+    paths: Sequence[Path], folder: Path, say: Callable[[str], None]
+) -> dict[str, list[AudioSamples]]:
+    found: dict[str, list[AudioSamples]] = {}
+    for path in paths:
+        try:
+            found.setdefault(derive_person_id(path, folder), []).append(load_waveform(path))
+        except DataError as error:
+            say(f"left out: {error.problems[0].what}")
+    return found
+
+
+def _cut(
+    speakers: dict[str, list[AudioSamples]], length: int, codings: tuple[str, ...]
+) -> list[Waveform]:
+    """Return pieces of one length, speakers in turn, so that a count takes some of each."""
+    pieces: list[list[Waveform]] = []
+    for speaker, parts in speakers.items():
+        whole = np.concatenate(parts)
+        many = max(len(whole) // length, 1)
+        rows = [fit_length(whole, length, at * length) for at in range(many)]
+        pieces.append(
+            [
+                Waveform(row, f"{speaker}-{at}", speaker, digest_bytes(row.tobytes()), codings)
+                for at, row in enumerate(rows)
+            ]
+        )
+    longest = max((len(rows) for rows in pieces), default=0)
+    return [rows[at] for at in range(longest) for rows in pieces if at < len(rows)]
+
+
+def _no_voices(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path} {what}",
+        code="forensics.no-voices",
+        where=str(path),
+        expected=f"files ending in {' '.join(sorted(AUDIO_SUFFIXES))}",
+        next="check the path, or leave sound.folder out: voices are then drawn",
+    )
+
+
+_VOWELS = np.array(
+    [
+        [270, 2290, 3010],
+        [390, 1990, 2550],
+        [530, 1840, 2480],
+        [660, 1720, 2410],
+        [730, 1090, 2440],
+        [570, 840, 2410],
+        [440, 1020, 2240],
+        [300, 870, 2240],
+        [640, 1190, 2390],
+    ],
+    dtype=np.float64,
+)
+
+
+_WIDTHS = np.array([80.0, 110.0, 160.0])
+
+
+_HARMONICS = 48
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def draw_voice(seed: int, number: int, seconds: float = 4.0) -> Waveform:
+    """Draw a voice.
+
+    Args:
+        seed: Of the set.
+        number: Which of the set; voices come in threes of one speaker.
+        seconds: How long.
+    """
+    speaker = np.random.default_rng([seed, number // 3, 0x5901CE])
+    rng = np.random.default_rng([seed, number, 0x901CE])
+    pitch, tract = float(speaker.uniform(90, 230)), float(speaker.uniform(0.88, 1.18))
+    tilt, breath = float(speaker.uniform(0.9, 1.5)), float(speaker.uniform(0.004, 0.02))
+    count = round(seconds * SAMPLE_RATE)
+    syllables = max(round(seconds * float(rng.uniform(2.8, 4.2))), 1)
+    formants = _glide(_VOWELS[rng.integers(len(_VOWELS), size=syllables)] * tract, count)
+    tune = pitch * (1 + 0.18 * _glide(rng.normal(0, 1, (syllables, 1)), count)[:, 0])
+    tune *= 1 + 0.006 * np.cumsum(rng.normal(0, 1, count)) / np.sqrt(count)
+    phase = 2 * np.pi * np.cumsum(tune) / SAMPLE_RATE
+    loud = _loudness(syllables, count, rng)
+    values = np.zeros(count)
+    for harmonic in range(1, _HARMONICS + 1):
+        frequency = harmonic * tune
+        gain = _resonate(frequency, formants) / harmonic**tilt
+        gain[frequency > SAMPLE_RATE / 2 - 200] = 0
+        values += gain * np.sin(harmonic * phase + float(rng.uniform(0, 2 * np.pi)))
+    values *= loud / max(float(np.abs(values).max()), 1e-9)
+    noise = rng.normal(0, 1, count)
+    values += breath * (0.15 + loud) * np.diff(noise, prepend=0.0) + rng.normal(0, 5e-4, count)
+    made = normalize_peak(np.asarray(values, dtype=np.float32))
+    return Waveform(
+        made, f"drawn-voice-{seed}-{number}", name_drawn_voice(seed, number), _digest(made)
+    )
+
+
+def name_drawn_voice(seed: int, number: int) -> str:
+    """Return whose voice a drawn one is."""
+    return f"drawn-speaker-{seed}-{number // 3}"
+
+
+def _digest(values: AudioSamples) -> str:
+    return digest_bytes(values.tobytes())
+
+
+def _glide(targets: Floats, count: int) -> Floats:
+    """Return a smooth course through targets, (count, D)."""
+    places = np.linspace(0, 1, len(targets)) if len(targets) > 1 else np.zeros(1)
+    time = np.linspace(0, 1, count)
+    columns = [np.interp(time, places, targets[:, at]) for at in range(targets.shape[1])]
+    width = max(count // (len(targets) * 6), 1)
+    kernel = np.hanning(width + 2)[1:-1]
+    kernel /= kernel.sum()
+    smooth = [
+        np.convolve(np.pad(column, width, mode="edge"), kernel, mode="same")[width : width + count]
+        for column in columns
+    ]
+    return np.stack(smooth, axis=1)
+
+
+def _loudness(syllables: int, count: int, rng: np.random.Generator) -> Floats:
+    """Return a rise and fall a syllable, some left out as pauses."""
+    heights = rng.uniform(0.5, 1.0, syllables) * (rng.random(syllables) > 0.12)
+    time = np.linspace(0, syllables, count, endpoint=False)
+    bump = np.sin(np.pi * (time % 1.0)) ** 0.6
+    return np.asarray(heights[time.astype(int)] * bump)
+
+
+def _resonate(frequency: Floats, formants: Floats) -> Floats:
+    """Return how strongly a tract lets a frequency through, at every instant."""
+    found = np.zeros(len(frequency))
+    for at, width in enumerate(_WIDTHS):
+        found += 0.8**at / (1 + ((frequency - formants[:, at]) / width) ** 2)
+    return found + 0.01

@@ -1,0 +1,1 @@
+"""Detector training, validation, and model cards."""

@@ -1,0 +1,340 @@
+"""Audio detector training: speaker splits, on-the-fly forgeries, and calibration.
+
+As ``learning`` does of faces: no fake leaves memory, and test speakers are touched once, at the
+end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillroom.evaluate import Metric
+from stillroom.forensics.benchmark.audit import audit_pairs
+from stillroom.forensics.benchmark.metrics import bootstrap_auc
+from stillroom.forensics.extras import require_packages
+from stillroom.forensics.inference.calibration import Calibrator, fit_calibrator
+from stillroom.forensics.inference.trained_detector import (
+    DetectorMetadata,
+    TrainedDetector,
+    load_initial_weights,
+    write_detector,
+)
+from stillroom.forensics.interfaces import AudioForgery, ForgedAudio
+from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, Waveform
+from stillroom.forensics.media.augmentation import (
+    AUDIO_CONDITIONS,
+    augment_audio_pair,
+    match_loudness,
+)
+from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
+from stillroom.forensics.settings import DetectorSettings
+from stillroom.forensics.synthesis.faces import split_identities
+from stillroom.forensics.synthesis.voices import open_voices
+from stillroom.forensics.training.model_card import write_audio_model_card
+from stillroom.forensics.training.pairs import DetectorBatch
+from stillroom.forensics.training.validation import (
+    LabeledSamples,
+    describe_training_set,
+    fit_domain,
+    measure_calibration,
+    report_domain,
+    select_evenly,
+    summarize_audio_files,
+)
+from stillroom.jobs import Job
+from stillroom.models.local.causal_lm import choose_device
+from stillroom.provenance import Artifact, digest_json, make_parent
+from stillroom.records import Link, Origin
+from stillroom.train.loop import Loss, train
+from stillroom.train.precision import limit_threads
+
+if TYPE_CHECKING:
+    from stillroom.train.distributed import ProcessGroup
+
+__all__ = [
+    "AudioPairDataset",
+    "AudioValidationSet",
+    "make_audio_validation_set",
+    "train_audio_detector",
+]
+
+_TRAIN, _TEST = 0x50D, 0x7E5D
+_REPEATS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class AudioValidationSet:
+    """Sounds with labels, and whose voices they are; fakes first."""
+
+    sounds: tuple[AudioSamples, ...]
+    labels: tuple[int, ...]
+    groups: tuple[str, ...]
+
+    def measure(self, detector: TrainedDetector, name: str) -> Metric:
+        """Return the area under the curve under one of ``AUDIO_CONDITIONS``."""
+        change = AUDIO_CONDITIONS[name]
+        scores = detector.logits([change(one) for one in self.sounds])
+        return bootstrap_auc(self.labels, scores, self.groups, name=name)
+
+
+class AudioPairDataset:
+    """Gives the pairs of any step; each a pure function of seed, pass and recording."""
+
+    def __init__(
+        self,
+        waves: Sequence[Waveform],
+        methods: Sequence[AudioForgery],
+        settings: DetectorSettings,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Stand over recordings; each pass shuffles them."""
+        self.waves, self.methods, self.settings = waves, methods, settings
+        self.seed, self.device = seed, device
+        self.identity = digest_json(
+            [
+                [[wave.digest, wave.name] for wave in waves],
+                [method.model_dump(mode="json") for method in methods],
+                settings.model_dump(mode="json"),
+                seed,
+            ]
+        )
+
+    def __len__(self) -> int:
+        """Return how many recordings one pass has."""
+        return len(self.waves)
+
+    def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
+        """Do nothing: pairs are made as they are loaded."""
+        return {}
+
+    def plan(self, step: int) -> list[list[int]]:
+        """Return the step's places in the endless row of passes, as one micro-batch."""
+        size = min(self.settings.train.batch_size, len(self.waves))
+        return [list(range(step * size, step * size + size))]
+
+    def valid(self, group: Sequence[int]) -> int:
+        """Return how many sounds a micro-batch has."""
+        return 2 * len(group)
+
+    def load(self, group: Sequence[int]) -> DetectorBatch:
+        """Forge the pairs of a micro-batch."""
+        fakes, reals, names = [], [], []
+        for place in group:
+            turn, offset = divmod(place, len(self.waves))
+            order = np.random.default_rng([self.seed, turn, _TRAIN]).permutation(len(self.waves))
+            number = int(order[offset])
+            rng = np.random.default_rng([self.seed, turn, number, _TRAIN])
+            forged = _forge_pair(self.waves, number, self.methods, rng)
+            pair = augment_audio_pair(forged.values, forged.twin, self.settings.views.jpeg, rng)
+            fakes.append(pair[0])
+            reals.append(pair[1])
+            names.append(self.waves[number].name)
+        count = len(names)
+        labels = torch.cat([torch.ones(count), torch.zeros(count)])
+        if self.settings.shuffle_labels:
+            labels = torch.tensor([self._lot(name, turn) for turn in (1, 0) for name in names])
+        given = torch.from_numpy(np.stack([*fakes, *reals])).to(self.device)
+        return DetectorBatch(given, labels.to(self.device), torch.zeros(2 * count), tuple(names))
+
+    def _lot(self, name: str, label: int) -> float:
+        return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
+
+
+def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job) -> Artifact:
+    """Learn the recipe's detector of sounds and publish its checkpoint.
+
+    Raises:
+        DataError: If there are too few voices, or no consent for them.
+        Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
+    """
+    if recipe.detector is None:
+        raise TypeError("the recipe trains no detector")
+    require_packages("av")
+    settings, methods = recipe.detector, sound.methods
+    uses = tuple(dict.fromkeys(method.method_name() for method in methods))
+    voices = open_voices(sound, uses, seed=recipe.seed, count=max(recipe.count, 9), say=job.say)
+    places = split_identities([wave.identity for wave in voices.waves], recipe, "voices")
+    parts = {name: [voices.waves[at] for at in numbers] for name, numbers in places.items()}
+    job.say(
+        f"{len(parts['train'])} sounds to learn from, {len(parts['validation'])} to calibrate on, "
+        f"{len(parts['test'])} to test on; no speaker is in two of these"
+    )
+    length = round(sound.seconds * SAMPLE_RATE)
+    with limit_threads(settings.train.threads):
+        network, trained = _fit_network(recipe, settings, parts["train"], methods, length, job)
+        about = DetectorMetadata(
+            *(settings.model, length, SAMPLE_RATE, 1.0, Calibrator("none"), uses, voices.origin),
+            kept=network.kept,
+            learned=describe_training_set(
+                Path(sound.folder).resolve().name if sound.folder else "drawn voices", voices.waves
+            ),
+        )
+        detector, figures = _evaluate_detector(recipe, network, about, parts, methods, job)
+        fingerprint = write_detector(job.output, network, detector.about)
+    write_audio_model_card(job.output, detector.about, figures, sound)
+    clean = figures["auc"]["clean"]
+    job.say(
+        f"area under the curve on speakers it never heard: {clean['value']:.3f} "
+        f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]"
+    )
+    report_domain(detector.about, job.say)
+    return job.finish(
+        "checkpoint",
+        parents=[make_parent("voices", Path(sound.folder), job.out)] if sound.folder else [],
+        origin=Origin("synthetic")
+        .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
+        .to_json(),
+        details={
+            "detector": detector.about.to_json(),
+            "train": trained,
+            "fingerprint": fingerprint,
+            "voices": voices.origin,
+            "consent": voices.consent,
+            "left_out": voices.left_out,
+        },
+    )
+
+
+def make_audio_validation_set(
+    waves: Sequence[Waveform], methods: Sequence[AudioForgery], *, seed: int, repeats: int = 1
+) -> AudioValidationSet:
+    """Forge some recordings, always the same way, and return them with their real twins."""
+    fakes, twins, groups = [], [], []
+    for number in range(len(waves)):
+        for again in range(repeats):
+            rng = np.random.default_rng([seed, number, again, _TEST])
+            forged = _forge_pair(waves, number, methods, rng)
+            fakes.append(forged.values)
+            twins.append(forged.twin)
+            groups.append(waves[number].identity)
+    count = len(fakes)
+    return AudioValidationSet((*fakes, *twins), (*[1] * count, *[0] * count), (*groups, *groups))
+
+
+def _forge_pair(
+    waves: Sequence[Waveform],
+    number: int,
+    methods: Sequence[AudioForgery],
+    rng: np.random.Generator,
+) -> ForgedAudio:
+    method = methods[int(rng.integers(len(methods)))] if len(methods) > 1 else methods[0]
+    wave = waves[number]
+    given = [wave]
+    if method.waves_needed > 1:
+        others = [one for one in waves if one.identity != wave.identity] or list(waves)
+        given.append(others[int(rng.integers(len(others)))])
+    return match_loudness(method.forge(given, rng))
+
+
+def _fit_network(
+    recipe: ForensicsRecipe,
+    settings: DetectorSettings,
+    waves: Sequence[Waveform],
+    methods: Sequence[AudioForgery],
+    length: int,
+    job: Job,
+) -> tuple[DetectorNetwork, dict[str, Any]]:
+    device = choose_device("auto")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = settings.model.build(length)
+    load_initial_weights(settings, network)
+    network.to(device)
+    source = AudioPairDataset(waves, methods, settings, seed=recipe.seed, device=device)
+
+    def objective(model: nn.Module, batch: DetectorBatch) -> Loss:
+        if not isinstance(model, DetectorNetwork):
+            raise TypeError("a detector is a Network")
+        total, parts = model.loss(model.judge(batch.images), batch.labels, _make_empty_masks(batch))
+        return Loss(total, parts)
+
+    fit = settings.train.model_copy(
+        update={"batch_size": min(settings.train.batch_size, len(waves))}
+    )
+    summary = train(network, source, objective, fit.to_train(), job, seed=recipe.seed)
+    return network.eval(), asdict(summary)
+
+
+def _make_empty_masks(batch: DetectorBatch) -> Tensor:
+    return batch.masks.to(batch.labels)
+
+
+def _evaluate_detector(
+    recipe: ForensicsRecipe,
+    network: DetectorNetwork,
+    about: DetectorMetadata,
+    parts: Mapping[str, Sequence[Waveform]],
+    methods: Sequence[AudioForgery],
+    job: Job,
+) -> tuple[TrainedDetector, dict[str, Any]]:
+    """Calibrate on validation speakers, then measure once on test speakers."""
+    settings = recipe.detector
+    if settings is None:
+        raise TypeError("the recipe trains no detector")
+    detector = TrainedDetector(network, about)
+    with job.phase("prove", 3, "steps") as progress:
+        known = make_audio_validation_set(
+            parts["validation"], methods, seed=recipe.seed, repeats=_REPEATS
+        )
+        calibrator = fit_calibrator(
+            settings.calibration, known.labels, detector.logits(known.sounds)
+        )
+        works = bool(known.measure(detector, "clean").low > 0.5)
+        progress.advance()
+        test = make_audio_validation_set(parts["test"], methods, seed=recipe.seed + 1)
+        figures: dict[str, Any] = {
+            "auc": {name: test.measure(detector, name).to_json() for name in AUDIO_CONDITIONS}
+        }
+        logits = detector.logits(test.sounds)
+        figures |= measure_calibration(logits, calibrator, test.labels)
+        figures["faces"] = {name: len(waves) for name, waves in parts.items()}
+        progress.advance()
+        about = replace(
+            about,
+            calibrator=calibrator,
+            is_shown=works and not settings.shuffle_labels,
+            figures=figures,
+        )
+        taught = make_audio_validation_set(
+            [parts["train"][at] for at in select_evenly(range(len(parts["train"])))],
+            methods,
+            seed=recipe.seed + 2,
+        )
+        coded = settings.views.jpeg
+        domain = fit_domain(
+            TrainedDetector(network, about),
+            {
+                name: LabeledSamples(one.sounds, one.labels, one.groups)
+                for name, one in (("train", taught), ("validation", known), ("test", test))
+            },
+            summarize_audio_files(parts["train"], coded=coded),
+            lambda values, rng: augment_audio_pair(values, values, coded, rng)[0],
+            seed=recipe.seed,
+        )
+        about = replace(about, domain=domain, audit=_audit(taught, recipe.seed))
+        progress.advance()
+    return TrainedDetector(network, about), figures
+
+
+def _audit(taught: AudioValidationSet, seed: int) -> dict[str, Any]:
+    """Return the figures of the audit of the pairs: what is no trace of a forgery tells nothing."""
+    traits = [
+        {
+            "length": float(len(one)),
+            "loudness": round(float(np.sqrt(np.mean(np.square(one)))), 4),
+            "offset": round(float(one.mean()), 4),
+        }
+        for one in taught.sounds
+    ]
+    found = audit_pairs(traits, taught.labels, taught.groups, seed=seed)
+    return {"of": "pairs made in memory", **found.summary()}

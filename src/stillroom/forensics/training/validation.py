@@ -1,0 +1,556 @@
+"""Validation of a detector: metrics by condition, operating limits, domain, and heatmaps.
+
+Every figure is an area under the curve with an interval over people. What is done to pictures is
+done to real and forged alike.
+
+Things are seen as they are, and changed at random within what the detector was shown to hold
+under, so that what it still works on is not called strange.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from stillroom.evaluate import Metric, bootstrap
+from stillroom.forensics.benchmark.metrics import (
+    area_under_curve,
+    bootstrap_auc,
+    brier_score,
+    expected_calibration_error,
+)
+from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.detector_set import (
+    HEATMAP_BATCH_SIZE,
+    Heatmaps,
+    compute_heatmaps,
+)
+from stillroom.forensics.inference.domain import (
+    AUDIO_FEATURES,
+    FALSE_ALARM_RATE,
+    IMAGE_FEATURES,
+    FileTraits,
+    TrainingDomain,
+    find_distance_limit,
+    fit_distribution,
+    is_grayscale,
+    measure_bandwidth,
+)
+from stillroom.forensics.inference.results import TrainingSetInfo
+from stillroom.forensics.inference.trained_detector import (
+    DetectorMetadata,
+    ScoredBatch,
+    TrainedDetector,
+)
+from stillroom.forensics.interfaces import ImageForgery
+from stillroom.forensics.media.audio import AudioSamples, Waveform
+from stillroom.forensics.media.augmentation import center_window, cut_window, to_channels_first
+from stillroom.forensics.media.face import Face, Image, Mask
+from stillroom.forensics.media.transforms import compress_jpeg, rescale
+from stillroom.forensics.media.video import apply_video_codec
+from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.training.pairs import forge_clip, forge_pair
+from stillroom.provenance import digest_json
+
+__all__ = [
+    "IMAGE_CONDITIONS",
+    "MAX_DOMAIN_SAMPLES",
+    "LabeledSamples",
+    "PointingGame",
+    "ValidationSet",
+    "apply_perturbation",
+    "describe_training_set",
+    "find_operating_limits",
+    "fit_domain",
+    "make_image_perturbation",
+    "make_validation_set",
+    "measure_calibration",
+    "measure_conditions",
+    "randomize_weights",
+    "reestimate_batch_norm",
+    "report_domain",
+    "run_pointing_game",
+    "select_evenly",
+    "summarize_audio_files",
+    "summarize_face_files",
+]
+
+
+_QUALITIES = (90, 70, 50, 40, 30, 20)
+
+
+_SHARES = (0.75, 0.5, 0.375, 0.25)
+
+
+_CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
+
+
+_MIN_REMAINING = 0.7  # of what a detector has above chance; with less left it counts as blind
+
+
+def _noisy(image: Image) -> Image:
+    rng = np.random.default_rng(int(image.sum(dtype=np.int64)))
+    noisy = image + rng.normal(0, 8, image.shape)
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)
+
+
+def _compress_h264(image: Image) -> Image:
+    """A frame of H.264 as networks send it; a clip is coded whole."""
+    frames = list(image) if image.ndim == _CLIP_NDIM else [image]
+    coded = apply_video_codec(frames, 28)
+    return np.stack(coded) if image.ndim == _CLIP_NDIM else coded[0]
+
+
+def _blurred(image: Image) -> Image:
+    share = image.shape[0] / 224  # a sigma of 1.5 on faces of 224 pixels
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(1.5 * share, 0.3)), dtype=np.uint8)
+
+
+IMAGE_CONDITIONS: Mapping[str, Callable[[Image], Image]] = {
+    "clean": lambda image: image,
+    "jpeg70": lambda image: compress_jpeg(image, 70),
+    "jpeg40": lambda image: compress_jpeg(image, 40),
+    "half": lambda image: rescale(image, 0.5),
+    "noise8": _noisy,
+    "blur": _blurred,
+    "h264": _compress_h264,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationSet:
+    """Pictures with labels, where they are forged, and whose faces they show; fakes first."""
+
+    images: tuple[Image, ...]
+    labels: tuple[int, ...]
+    masks: tuple[Mask, ...]
+    groups: tuple[str, ...]
+
+    def measure(
+        self, detector: TrainedDetector, change: Callable[[Image], Image], name: str
+    ) -> Metric:
+        """Return the area under the curve after a change to every picture."""
+        scores = detector.logits([apply_perturbation(change, image) for image in self.images])
+        return bootstrap_auc(self.labels, scores, self.groups, name=name)
+
+
+def make_validation_set(
+    faces: Sequence[Face],
+    forgeries: Sequence[ImageForgery],
+    *,
+    seed: int,
+    repeats: int = 1,
+    frames: int = 1,
+) -> ValidationSet:
+    """Forge some faces, always the same way, and return them with their real twins.
+
+    Args:
+        faces: All of them are forged; second faces are drawn from them, too.
+        forgeries: One is drawn by lot each time.
+        seed: Of all chance.
+        repeats: How often each face is forged; its twins are repeated as often.
+        frames: Above 1: of each face a clip, (T, S, S, 3) with masks (T, S, S).
+    """
+    fakes, twins, masks, groups = [], [], [], []
+    for number in range(len(faces)):
+        for again in range(repeats):
+            rng = np.random.default_rng([seed, number, again, 0x7E57])
+            image, twin, mask = _forge_one(faces, number, forgeries, frames, rng)
+            fakes.append(image)
+            twins.append(twin)
+            masks.append(mask)
+            groups.append(faces[number].identity)
+    count = len(fakes)
+    return ValidationSet(
+        (*fakes, *twins),
+        (*[1] * count, *[0] * count),
+        (*masks, *[np.zeros_like(mask) for mask in masks]),
+        (*groups, *groups),
+    )
+
+
+def _forge_one(
+    faces: Sequence[Face],
+    number: int,
+    forgeries: Sequence[ImageForgery],
+    frames: int,
+    rng: np.random.Generator,
+) -> tuple[Image, Image, Mask]:
+    if frames == 1:
+        forged = forge_pair(faces, number, forgeries, rng)
+        return forged.image, forged.twin, forged.mask
+    clip = forge_clip(faces, number, forgeries, frames, rng)
+    return (
+        np.stack([one.image for one in clip]),
+        np.stack([one.twin for one in clip]),
+        np.stack([one.mask for one in clip]),
+    )
+
+
+def apply_perturbation(change: Callable[[Image], Image], given: Image) -> Image:
+    """Return a picture after a change, or a clip after the same change to every frame."""
+    if given.ndim != _CLIP_NDIM or change is _compress_h264:
+        return change(given)
+    return np.stack([change(frame) for frame in given])
+
+
+def measure_conditions(detector: TrainedDetector, trial: ValidationSet) -> dict[str, Any]:
+    """Return the area under the curve under each condition, as plain JSON values."""
+    return {
+        name: trial.measure(detector, change, name).to_json()
+        for name, change in IMAGE_CONDITIONS.items()
+    }
+
+
+def find_operating_limits(detector: TrainedDetector, trial: ValidationSet) -> tuple[int, int, bool]:
+    """Return the smallest square about a face, the lowest JPEG quality, and whether it works.
+
+    Qualities and sizes are tried downwards until less than 70 % of what the detector has above
+    chance is left. It works if the whole interval of its area lies above 0.5.
+    """
+    clean = trial.measure(detector, lambda image: image, "clean")
+    works = bool(clean.low > 0.5)
+    limit = 0.5 + _MIN_REMAINING * (clean.value - 0.5)
+    size = trial.images[0].shape[-2]
+
+    def holds(change: Callable[[Image], Image]) -> bool:
+        scores = detector.logits([apply_perturbation(change, image) for image in trial.images])
+        area = area_under_curve(trial.labels, scores)
+        return area is not None and area >= limit
+
+    least_quality, least_face = 100, size
+    for quality in _QUALITIES:
+        if not holds(lambda image, quality=quality: compress_jpeg(image, quality)):  # type: ignore[misc]
+            break
+        least_quality = quality
+    for share in _SHARES:
+        if not holds(lambda image, share=share: rescale(image, share)):  # type: ignore[misc]
+            break
+        least_face = round(size * share)
+    return least_face, least_quality, works
+
+
+MAX_DOMAIN_SAMPLES = 300
+
+
+"""Faces, or sounds, of those learned from that a domain is fitted on."""
+
+
+_CLIP_DIMENSIONS = 4  # dimensions of a clip, (T, H, W, 3)
+
+
+Floats = npt.NDArray[np.float64]
+
+
+MediaItems = Sequence[Image] | Sequence[AudioSamples]
+
+
+Perturbation = Callable[[Any, np.random.Generator], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledSamples:
+    """Pictures or sounds, 1 for each that is forged, and whose each is."""
+
+    things: Sequence[Any]
+    labels: Sequence[int]
+    groups: Sequence[str]
+
+
+def fit_domain(
+    detector: TrainedDetector,
+    parts: Mapping[str, LabeledSamples],
+    known: FileTraits,
+    change: Perturbation,
+    *,
+    code: Perturbation | None = None,
+    seed: int = 0,
+) -> TrainingDomain:
+    """Return a detector's domain.
+
+    Args:
+        detector: Calibrated and bounded.
+        parts: ``train`` is learned from, ``validation`` sets the limits, ``test`` tries them.
+        known: What the files were.
+        change: Does to a thing what the detector holds under, drawn by lot.
+        code: Codes a thing as video, where the detector was shown to work on it.
+        seed: Of the lots.
+    """
+    rng = np.random.default_rng([seed, 0xD0])
+    first, labels = _score_perturbed(detector, parts["train"], [_keep, change, change], rng)
+    clouds = {name: fit_distribution(rows, labels) for name, rows in first.measures.items()}
+    names = AUDIO_FEATURES if detector.about.method.hears else IMAGE_FEATURES
+    domain = TrainingDomain(clouds, names, known=known)
+    kinds: dict[str, list[Perturbation]] = {"still": [_keep, change, change]}
+    if code is not None:
+        kinds["video"] = [code]
+    people = parts["validation"].groups
+    limits: dict[str, dict[str, float]] = {}
+    for kind, changes in kinds.items():
+        seen, _ = _score_perturbed(detector, parts["validation"], changes, rng)
+        whose, share = [*people] * len(changes), FALSE_ALARM_RATE / len(clouds)
+        limits[kind] = {
+            name: find_distance_limit(far, whose, share)
+            for name, far in domain.measure(seen.measures).items()
+        }
+    domain = replace(domain, limits=limits, people=len(set(people)))
+    return replace(domain, tried=_measure_coverage(detector, domain, parts["test"], kinds, rng))
+
+
+def _measure_coverage(
+    detector: TrainedDetector,
+    domain: TrainingDomain,
+    test: LabeledSamples,
+    kinds: Mapping[str, Sequence[Perturbation]],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Return the share of test people's things that are not called unlike, with intervals."""
+    found: dict[str, Any] = {}
+    for kind, changes in {"as they are": [_keep], **kinds}.items():
+        seen, labels = _score_perturbed(detector, test, changes, rng)
+        within = domain.is_within(seen.measures, is_video=kind == "video")
+        whose = np.array([*test.groups] * len(changes))
+        shares = [float(within[whose == one].mean()) for one in dict.fromkeys(test.groups)]
+        metric = bootstrap(shares, name=f"within, {kind}").to_json()
+        truth = np.array(labels)
+        found[kind] = {
+            **metric,
+            "real": float(within[truth == 0].mean()),
+            "forged": float(within[truth == 1].mean()),
+        }
+    return found
+
+
+def _score_perturbed(
+    detector: TrainedDetector,
+    part: LabeledSamples,
+    changes: Sequence[Perturbation],
+    rng: np.random.Generator,
+) -> tuple[ScoredBatch, list[int]]:
+    """Return what a detector makes of every thing after each change, one change after another."""
+    seen = [detector.see([change(thing, rng) for thing in part.things]) for change in changes]
+    logits = np.concatenate([one.logits for one in seen])
+    measures = {
+        name: np.concatenate([one.measures[name] for one in seen]) for name in seen[0].measures
+    }
+    return ScoredBatch(logits, measures), [*part.labels] * len(changes)
+
+
+def _keep(thing: Any, rng: np.random.Generator) -> Any:
+    return thing
+
+
+def make_image_perturbation(least_quality: int, least_share: float) -> Perturbation:
+    """Return what saves a picture or clip as JPEG, or reduces it, within bounds, by lot.
+
+    Args:
+        least_quality: Of JPEG.
+        least_share: Of its size.
+    """
+
+    def change(image: Image, rng: np.random.Generator) -> Image:
+        is_saved, at = bool(rng.random() < 0.5), float(rng.random())
+        quality = round(least_quality + (100 - least_quality) * at)
+        share = least_share + (1 - least_share) * at
+
+        def one(frame: Image) -> Image:
+            return compress_jpeg(frame, quality) if is_saved else rescale(frame, share)
+
+        return (
+            np.stack([one(frame) for frame in image])
+            if image.ndim == _CLIP_DIMENSIONS
+            else one(image)
+        )
+
+    return change
+
+
+def summarize_face_files(
+    faces: Sequence[Face], fakes: Sequence[Image], *, jpeg: float
+) -> FileTraits:
+    """Return what the files of faces were.
+
+    Args:
+        faces: Those learned from.
+        fakes: Forged of them.
+        jpeg: Share of views that were saved as JPEG while learning.
+    """
+    images = [*(face.image for face in faces), *fakes]
+    colours = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
+    codings = {coding for face in faces for coding in face.codings}
+    if codings and jpeg:
+        codings.add("JPEG")
+    wide = [min(face.wide, face.image.shape[0]) for face in faces]
+    return FileTraits(tuple(colours), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
+
+
+def summarize_audio_files(waves: Sequence[Waveform], *, coded: float) -> FileTraits:
+    """Return what the files of sounds were; ``coded`` is the share that learning coded."""
+    codings = {coding for wave in waves for coding in wave.codings}
+    if codings and coded:
+        codings |= {"mp3", "aac"}
+    return FileTraits(
+        (), max(measure_bandwidth(wave.values) for wave in waves), tuple(sorted(codings))
+    )
+
+
+def describe_training_set(
+    name: str, things: Sequence[Face] | Sequence[Waveform]
+) -> TrainingSetInfo:
+    """Return the name and digest of a set: of its files' names and digests, in any order."""
+    rows = sorted([thing.name, thing.digest] for thing in things)
+    return TrainingSetInfo(name, digest_json(rows), len(rows))
+
+
+def select_evenly(numbers: Sequence[int]) -> list[int]:
+    """Return at most ``MAX_DOMAIN_SAMPLES`` numbers, evenly over all."""
+    step = max(len(numbers) / MAX_DOMAIN_SAMPLES, 1.0)
+    return [numbers[int(at * step)] for at in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
+
+
+def report_domain(about: DetectorMetadata, say: Callable[[str], None]) -> None:
+    """Say what the detector knows, and loudly what is wrong with the set it learned from."""
+    if about.domain is not None:
+        kept = about.domain.tried["as they are"]
+        say(
+            f"knows {kept['value']:.1%} of what test people show for like what it learned from; "
+            "strangers are called inconclusive"
+        )
+    if leak := about.audit.get("leak"):
+        say(
+            f"the set it learned from leaks: {leak}: it measures that, and check calls all that "
+            "this detector says inconclusive"
+        )
+
+
+_RANDOM_NETWORKS = 5  # one random network points to the middle, another to a corner
+
+
+_FORGED_SHARE = 0.1  # of a mask's maximum: from here on a place counts as forged
+
+
+@dataclass(frozen=True)
+class PointingGame:
+    """Share of forged faces whose highest place lies on what is forged.
+
+    ``chance`` is the forged share of the pictures; ``random_weights`` the same network's hits with
+    its weights drawn anew, the statistics of its normalizations taken anew, the mean of five such;
+    ``middle`` those of always pointing to the middle, where faces are; ``n`` how many faces.
+    """
+
+    hits: float
+    chance: float
+    random_weights: float
+    n: int
+    middle: float = 0.0
+
+
+def run_pointing_game(
+    detector: TrainedDetector, trial: ValidationSet, *, seed: int = 0
+) -> PointingGame:
+    """Play the pointing game on the forged faces of a trial.
+
+    Args:
+        detector: Whose maps.
+        trial: Pictures with masks.
+        seed: Of the control's weights.
+    """
+    chosen = [at for at, label in enumerate(trial.labels) if label]
+    images = [trial.images[at] for at in chosen]
+    side, pixels = detector.about.size, detector.about.pixels
+    window = center_window(side, pixels, keeps_pixels=detector.about.method.keeps_pixels)
+    masks = [
+        _threshold_mask(cut_window(_resize_mask(trial.masks[at], side), window, pixels))
+        for at in chosen
+    ]
+    planes = to_channels_first([detector.show(image) for image in images])
+    shown = torch.from_numpy(planes).to(detector.device)
+    controls = [
+        TrainedDetector(
+            reestimate_batch_norm(randomize_weights(detector.network, lot), shown), detector.about
+        )
+        for lot in range(_RANDOM_NETWORKS * seed, _RANDOM_NETWORKS * (seed + 1))
+    ]
+    return PointingGame(
+        _measure_hit_rate(compute_heatmaps(detector, images), masks),
+        float(np.mean([mask.mean() for mask in masks])),
+        float(
+            np.mean(
+                [
+                    _measure_hit_rate(compute_heatmaps(control, images), masks)
+                    for control in controls
+                ]
+            )
+        ),
+        len(masks),
+        float(np.mean([mask[pixels // 2, pixels // 2] for mask in masks])),
+    )
+
+
+def randomize_weights(network: DetectorNetwork, seed: int) -> DetectorNetwork:
+    """Return a copy of a network whose weights are drawn anew, layer by layer as they were."""
+    fresh = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in fresh.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return fresh
+
+
+def reestimate_batch_norm(network: DetectorNetwork, given: torch.Tensor) -> DetectorNetwork:
+    """Take the statistics of a network's normalizations anew from planes, and return the network.
+
+    Without, weights that were drawn anew let nothing through, and all pictures look the same.
+    """
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in norms:
+        part.reset_running_stats()
+        part.momentum = None  # the mean over all pictures
+        part.train()
+    with torch.no_grad():
+        for some in torch.tensor_split(given, -(-len(given) // HEATMAP_BATCH_SIZE)):
+            network.judge(some)
+    return network.eval()
+
+
+def _resize_mask(mask: Mask, side: int) -> Mask:
+    if mask.shape[0] == side:
+        return mask
+    return np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _threshold_mask(mask: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    values = np.asarray(mask, dtype=np.float32)
+    return np.asarray(values > _FORGED_SHARE * max(float(values.max()), 1e-6))
+
+
+def _measure_hit_rate(maps: Heatmaps, masks: Sequence[npt.NDArray[np.bool_]]) -> float:
+    """Return the share of maps whose highest place is forged; places that tie share the hit."""
+    shares = [
+        float(mask[one >= one.max() - 1e-7].mean()) for one, mask in zip(maps, masks, strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def measure_calibration(
+    logits: npt.NDArray[np.float64], calibrator: Calibrator, labels: Sequence[int]
+) -> dict[str, Any]:
+    """Return calibration error and Brier score of test scores, before and after."""
+    found = {}
+    for name, one in (("before", Calibrator("none")), ("after", calibrator)):
+        chances = one.chances(logits)
+        found[name] = {
+            "calibration_error": expected_calibration_error(labels, chances, equal_mass=True),
+            "brier": brier_score(labels, chances),
+        }
+    return {"calibration": found}

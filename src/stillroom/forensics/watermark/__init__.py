@@ -1,0 +1,1 @@
+"""Invisible watermarks for images and audio, their error correction, and content fingerprints."""

@@ -1,0 +1,146 @@
+"""Worker of a cluster: runs blocks of tasks and returns values or errors.
+
+An error that the work raises travels back as a value, so that the cluster never takes it for a
+failure of its own and tries again. Knows no cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.errors import StillroomError
+from stillroom.jobs.engines.interfaces import close_resources
+
+__all__ = ["RayWorker", "RemoteError", "select_environment", "unpack_results"]
+
+_MAX_OPEN_TASKS = 4
+"""Works that stay open on one worker; the one that was used longest ago is closed first."""
+
+
+_PASSED_PREFIXES = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
+_SECRETS = frozenset(
+    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
+)
+"""Words of a name that say it holds a secret; the address of a database may hold its password."""
+
+
+@dataclass(frozen=True)
+class RemoteError:
+    """An error that the work raised, and where."""
+
+    error: Exception
+    trace: str
+
+
+@dataclass
+class _OpenTask:
+    """An open work: how many blocks of it are in hand, and whether it goes after the last."""
+
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+    turn: threading.Semaphore
+    held: int = 0
+    is_leaving: bool = False
+
+
+class RayWorker:
+    """Does blocks of works, as many at once as each work allows."""
+
+    def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
+        """Begin with nothing opened.
+
+        Args:
+            threads: Of torch, as many as where the job runs: with another number the last bits of
+                a sum may differ.
+            environment: Variables that are set for this process.
+        """
+        self._threads = threads
+        os.environ.update(environment)
+        self._opened: OrderedDict[str, _OpenTask] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def ping(self) -> int:
+        """Return the process's number."""
+        return os.getpid()
+
+    def run(self, key: str, fetch: Callable[[], bytes], block: bytes) -> bytes:
+        """Do one block of the work of a key; return the pickled values, or ``RemoteError``.
+
+        Args:
+            key: The work's digest.
+            fetch: Gives the pickled work, where it is not open yet.
+            block: The pickled items.
+        """
+        try:
+            with self._opened_for(key, fetch) as opened, opened.turn:
+                return pickle.dumps(list(opened.run(pickle.loads(block))))  # noqa: S301  # ours
+        except Exception as error:  # noqa: BLE001  # raised again where the job runs
+            return pickle.dumps(_pack_error(error))
+
+    @contextmanager
+    def _opened_for(self, key: str, fetch: Callable[[], bytes]) -> Iterator[_OpenTask]:
+        """Yield an open work; one that has left meanwhile is closed after its last block."""
+        with self._lock:
+            opened = self._open(key, fetch)
+            opened.held += 1
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.held -= 1
+                if opened.is_leaving and not opened.held:
+                    close_resources(opened.run)
+
+    def _open(self, key: str, fetch: Callable[[], bytes]) -> _OpenTask:
+        if key not in self._opened:
+            work = pickle.loads(fetch())  # noqa: S301  # pickled by the job that started us
+            run = work.open()
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(self._threads)
+            self._opened[key] = _OpenTask(run, threading.Semaphore(work.concurrency))
+            if len(self._opened) > _MAX_OPEN_TASKS:
+                oldest = self._opened.popitem(last=False)[1]
+                oldest.is_leaving = True
+                if not oldest.held:
+                    close_resources(oldest.run)
+        self._opened.move_to_end(key)
+        return self._opened[key]
+
+
+def select_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that workers are given: where models lie and how they are read.
+
+    Those whose name says by one of its words that it holds a secret stay here.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_PASSED_PREFIXES) and _SECRETS.isdisjoint(name.upper().split("_"))
+    }
+
+
+def unpack_results(packed: bytes) -> list[Any]:
+    """Return the values of a block, or raise what the work raised."""
+    found = pickle.loads(packed)  # noqa: S301  # pickled by a hand of ours
+    if isinstance(found, RemoteError):
+        if not isinstance(found.error, StillroomError):
+            found.error.add_note(f"on a worker:\n{found.trace}")
+        raise found.error
+    return list(found)
+
+
+def _pack_error(error: Exception) -> RemoteError:
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # what was just dumped
+    except Exception:  # noqa: BLE001  # an error of a library that cannot travel
+        return RemoteError(RuntimeError(f"{type(error).__name__}: {error}"), trace)
+    return RemoteError(error, trace)

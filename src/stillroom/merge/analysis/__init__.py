@@ -1,0 +1,1 @@
+"""Analysis of parent models: task vector agreement, loss paths and calibration statistics."""

@@ -1,0 +1,459 @@
+"""Reports of a comparison: HTML with SVG figures, and JSON.
+
+They take colors and fonts from the page of a report. Knows numbers and labels, not what they mean.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+from stillroom.evaluate.metrics.bootstrap import Metric
+from stillroom.evaluate.report import Report, Table, render_page
+from stillroom.jobs import atomic_write
+from stillroom.merge.analysis.comparison import Inspection, LossPath, TensorStats
+from stillroom.merge.tensors.storage import atomic_folder, write_json
+from stillroom.merge.tensors.structure import locate_tensor
+
+__all__ = [
+    "PlotSeries",
+    "build_report",
+    "draw_lines",
+    "draw_map",
+    "render_inspection",
+    "write_inspection",
+]
+
+
+_AGREE, _CANCEL, _SIZE, _PATH = (
+    "Where they agree",
+    "Where they cancel",
+    "How far each moved",
+    "The way from one to the other",
+)
+
+
+def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write the page, the report and every number; return the page's path.
+
+    Raises:
+        DataError: If ``folder`` exists.
+        ResourceError: If the disk is full.
+    """
+    report = build_report(inspection)
+    with atomic_folder(folder, overwrite=overwrite) as work:
+        write_json(work / "inspection.json", inspection.to_json())
+        with atomic_write(work / "report.json") as file:
+            json.dump(report.to_json(), file, ensure_ascii=False, indent=1, allow_nan=False)
+            file.write("\n")
+        with atomic_write(work / "report.html") as file:
+            file.write(render_inspection(inspection))
+    return folder / "report.html"
+
+
+def render_inspection(inspection: Inspection) -> str:
+    """Return the page: the report's, with the figures under their headings."""
+    report = copy.deepcopy(build_report(inspection).to_json())
+    figures = _draw_figures(inspection)
+    for number, section in enumerate(report["sections"]):
+        if section["title"] in figures:
+            section["text"] += f"\n\n[figure {number}]"
+    page = render_page(report)
+    for number, section in enumerate(report["sections"]):
+        if section["title"] in figures:
+            page = page.replace(f"<p>[figure {number}]</p>", figures[section["title"]], 1)
+    return page
+
+
+def build_report(inspection: Inspection) -> Report:
+    """Return the report without its figures."""
+    whole, names = inspection.whole, inspection.parents
+    report = Report(
+        f"What {', '.join(names[:-1])} and {names[-1]} changed",
+        f"How {len(names)} models differ from {inspection.base}, and whether their changes get "
+        "along. Every number is over all elements; nothing was sampled.",
+    )
+    pairs = list(combinations(range(len(names)), 2))
+    for i, j in pairs:
+        tail = "" if len(pairs) == 1 else f"/{names[i]}/{names[j]}"
+        report.add(
+            Metric(f"cosine of task vectors{tail}", whole.cosine(i, j), n=whole.size),
+            is_headline=True,
+        )
+    report.add(Metric("cancels in the sum", whole.cancelling, n=whole.size), is_headline=True)
+    for path in inspection.paths:
+        tail = "" if len(inspection.paths) == 1 else f"/{'/'.join(path.names)}"
+        report.add(
+            Metric(f"barrier{tail}", path.barrier, n=path.losses[0].n, unit="nats/token"),
+            is_headline=True,
+        )
+    for path in inspection.paths:
+        report.section(f"{_PATH}: {' to '.join(path.names)}", _format_path(path))
+    report.section(
+        _AGREE,
+        "The cosine of the task vectors, by layer and module: 1 where models learned the same, 0 "
+        "where they changed different directions, below 0 where they pull apart.",
+        table=_pair_table(inspection),
+    )
+    report.section(
+        _CANCEL,
+        "The share of all magnitude that vanishes when the task vectors are added. Trimming, sign "
+        "election or lower weights in these places keep more of each model.",
+        table=_place_table(inspection),
+    )
+    report.section(_SIZE, "The length of each task vector over that of the base, by layer.")
+    if inspection.skipped:
+        report.section("Not looked at", "Not floats: " + ", ".join(inspection.skipped))
+    return report
+
+
+def _draw_figures(inspection: Inspection) -> dict[str, str]:
+    names = inspection.parents
+    pairs = list(combinations(range(len(names)), 2))
+    rows, columns, cells = _grid(inspection)
+    maps = []
+    for i, j in pairs:
+        values = [[cell.cosine(i, j) if cell else math.nan for cell in row] for row in cells]
+        maps.append(draw_map(f"Cosine of {names[i]} and {names[j]}.", rows, columns, values))
+    figures = {_AGREE: "".join(maps)}
+    values = [[cell.cancelling if cell else math.nan for cell in row] for row in cells]
+    figures[_CANCEL] = draw_map(
+        "Share of magnitude that cancels in the sum.", rows, columns, values, is_fight=True
+    )
+    layers = {
+        name: facts for name, facts in inspection.by_layer().items() if name.startswith("layer ")
+    }
+    positions = [float(name.removeprefix("layer ")) for name in layers]
+    lines = [
+        PlotSeries(name, tuple(facts.relative(at) for facts in layers.values()))
+        for at, name in enumerate(names)
+    ]
+    figures[_SIZE] = draw_lines(
+        "Length of the task vector over that of the base.",
+        positions,
+        lines,
+        axis="layer",
+        is_share=True,
+        from_zero=True,
+    )
+    for path in inspection.paths:
+        figures[f"{_PATH}: {' to '.join(path.names)}"] = _draw_path(path)
+    return figures
+
+
+def _draw_path(path: LossPath) -> str:
+    first, last = path.losses[0].value, path.losses[-1].value
+    straight = tuple((1 - share) * first + share * last for share in path.shares)
+    measured = PlotSeries(
+        "measured, with 95 % interval",
+        tuple(loss.value for loss in path.losses),
+        tuple(loss.low for loss in path.losses),
+        tuple(loss.high for loss in path.losses),
+    )
+    return draw_lines(
+        f"Loss (nats a token) from {path.names[0]} (0) to {path.names[1]} (1).",
+        path.shares,
+        [measured, PlotSeries("line between the ends", straight, is_dashed=True)],
+        axis=f"share of {path.names[1]}",
+    )
+
+
+def _format_path(path: LossPath) -> str:
+    best, share = path.losses[path.best], path.shares[path.best]
+    inside = 0 < path.best < len(path.losses) - 1
+    return (
+        f"The barrier is {path.barrier:.4f} nats a token: how far the worst point lies above the "
+        f"line between the ends. The least loss is {best.value:.4f} at share {share:g}"
+        + (", between the models." if inside else ", one of the models itself.")
+        + " All points are measured on the same records, so that they differ by less than their "
+        "intervals say."
+    )
+
+
+def _grid(inspection: Inspection) -> tuple[list[str], list[str], list[list[TensorStats | None]]]:
+    """Return layers, modules, and the facts of each pair of them; None where there is no tensor."""
+    found: dict[tuple[str, str], list[TensorStats]] = {}
+    columns: dict[str, None] = {}
+    for name, facts in sorted(inspection.tensors.items()):
+        layer, module = locate_tensor(name)
+        found.setdefault((layer, module), []).append(facts)
+        columns.setdefault(module)
+    ordered = list(inspection.by_layer())
+    rows = [name for name in ordered if name.startswith("layer ")]
+    inner = [name for name in columns if any((row, name) in found for row in rows)]
+    cells = [[_sum_or_none(found.get((row, name))) for name in inner] for row in rows]
+    return rows, inner, cells
+
+
+def _sum_or_none(facts: list[TensorStats] | None) -> TensorStats | None:
+    return TensorStats.sum_of(facts) if facts else None
+
+
+def _pair_table(inspection: Inspection) -> Table:
+    rows = []
+    for pair in inspection.whole.to_json()["pairs"]:
+        i, j = pair["parents"]
+        shown = [pair[key] for key in ("cosine", "sign_conflict", "kept_overlap", "kept_conflict")]
+        rows.append(
+            (
+                f"{inspection.parents[i]} and {inspection.parents[j]}",
+                *("–" if value is None else f"{value:.3f}" for value in shown),
+            )
+        )
+    kept = f"{inspection.density:.0%}"
+    return Table(
+        f"Pairs of models, over all tensors; the last two columns look at the largest {kept} of "
+        "each task vector only, as trimming does",
+        ("pair", "cosine", "signs apart", f"largest {kept} in common", "of those apart"),
+        tuple(rows),
+    )
+
+
+def _place_table(inspection: Inspection) -> Table:
+    names = inspection.parents
+    pairs = list(combinations(range(len(names)), 2))
+    listed = sorted(
+        inspection.by_module().items(), key=lambda item: item[1].cancelling, reverse=True
+    )
+    rows = []
+    for name, facts in listed:
+        cosines = [facts.cosine(i, j) for i, j in pairs]
+        finite = [cosine for cosine in cosines if math.isfinite(cosine)]
+        rows.append(
+            (
+                name,
+                f"{facts.size:,}",
+                f"{fmean(finite):.3f}" if finite else "–",
+                f"{facts.cancelling:.1%}",
+                *(f"{facts.relative(at):.2%}" for at in range(len(names))),
+            )
+        )
+    return Table(
+        "By kind of module, what cancels most first; lengths are over the base's",
+        ("module", "numbers", "cosine", "cancels", *(f"length {name}" for name in names)),
+        tuple(rows),
+    )
+
+
+_WIDTH, _LEFT, _RIGHT = 720, 92, 12
+
+
+_ROW, _HEAD = 22, 112
+
+
+_HEIGHT, _TOP, _BOTTOM, _LEGEND = 260, 12, 42, 22
+
+
+_AGREEMENT_COLOR, _CONFLICT_COLOR = "#1f8a78", "#c2452d"
+
+
+_COLORS = ("#c2701f", "#1f8a78", "#5b6fc4", "#b0457e", "#7d8a1f", "#6b6b6b")
+
+
+_STRONGEST = 0.8
+
+
+_WIDEST_CELL = 76
+
+
+@dataclass(frozen=True, slots=True)
+class PlotSeries:
+    """A named line; ``lows`` and ``highs`` draw a band, where given."""
+
+    name: str
+    values: tuple[float, ...]
+    lows: tuple[float, ...] = ()
+    highs: tuple[float, ...] = ()
+    is_dashed: bool = False
+
+
+def draw_map(
+    caption: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    is_fight: bool = False,
+) -> str:
+    """Return a map of numbers: green above zero, red below; the strongest shade is the largest.
+
+    Args:
+        caption: What it shows.
+        rows: Labels from top to bottom.
+        columns: Labels from left to right.
+        values: One a cell; not-a-number leaves it empty.
+        is_fight: Draw what is above zero in red.
+    """
+    finite = [abs(value) for row in values for value in row if math.isfinite(value)]
+    top = max(finite, default=0.0)
+    cell = min(_WIDEST_CELL, (_WIDTH - _LEFT - _RIGHT) / max(len(columns), 1))
+    height = _HEAD + _ROW * len(rows) + 8
+    parts = []
+    for at, column in enumerate(columns):
+        x, y = _LEFT + cell * (at + 0.5), _HEAD - 8
+        parts.append(
+            f'<text x="{x:.1f}" y="{y}" transform="rotate(-32 {x:.1f} {y})">'
+            f"{escape(_cut(column, 24))}</text>"
+        )
+    for down, row in enumerate(rows):
+        y = _HEAD + _ROW * down
+        parts.append(
+            f'<text class="label" x="{_LEFT - 8}" y="{y + 15}"><title>{escape(row)}</title>'
+            f"{escape(_cut(row, 12))}</text>"
+        )
+        for across, value in enumerate(values[down]):
+            if math.isfinite(value):
+                where = f"{row}, {columns[across]}: {value:.4f}"
+                parts.append(
+                    _draw_cell(_LEFT + cell * across, y, cell, value, top, is_fight, where)
+                )
+    note = f"{caption} The strongest shade is {top:.3f}."
+    return _figure(height, note, "".join(parts))
+
+
+def draw_lines(
+    caption: str,
+    positions: Sequence[float],
+    lines: Sequence[PlotSeries],
+    *,
+    axis: str,
+    is_share: bool = False,
+    from_zero: bool = False,
+) -> str:
+    """Return lines over common positions, with a legend; empty where no value is finite.
+
+    Args:
+        caption: What it shows.
+        positions: Of the values, rising.
+        lines: One value a position; not-a-number leaves a gap.
+        axis: What the positions are.
+        is_share: Write the values as percent.
+        from_zero: Begin the vertical axis at zero.
+    """
+    ends = [
+        value
+        for line in lines
+        for value in (*line.values, *line.lows, *line.highs)
+        if math.isfinite(value)
+    ]
+    if not ends or not positions:
+        return ""
+    low, high, step = _choose_scale(0.0 if from_zero else min(ends), max(ends))
+    right = _WIDTH - _RIGHT
+
+    def x_of(value: float) -> float:
+        span = (positions[-1] - positions[0]) or 1.0
+        return _LEFT + (right - _LEFT) * (value - positions[0]) / span
+
+    def y_of(value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+
+    parts = []
+    for tick in range(round((high - low) / step) + 1):
+        value = low + tick * step
+        label = f"{value:.4g}" if not is_share else f"{100 * value:.4g} %"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y_of(value):.1f}" '
+            f'y2="{y_of(value):.1f}"/><text class="label tick" style="text-anchor:end" '
+            f'x="{_LEFT - 8}" y="{y_of(value) + 4:.1f}">{escape(label)}</text>'
+        )
+    every = max(1, math.ceil(len(positions) / 12))
+    parts += [
+        f'<text class="tick" x="{x_of(position):.1f}" y="{_HEIGHT - _BOTTOM + 18}">'
+        f"{position:g}</text>"
+        for position in positions[::every]
+    ]
+    middle = (_LEFT + right) / 2
+    parts.append(f'<text class="tick" x="{middle:.1f}" y="{_HEIGHT - 6}">{escape(axis)}</text>')
+    for number, line in enumerate(lines):
+        color = _COLORS[number % len(_COLORS)]
+        points = [
+            (x_of(position), value) for position, value in zip(positions, line.values, strict=True)
+        ]
+        parts.append(_draw_line(line, points, y_of, color))
+        parts.append(_draw_legend(number, line, color))
+    rows = math.ceil(len(lines) / 2)
+    return _figure(_HEIGHT + _LEGEND * rows, caption, "".join(parts))
+
+
+def _draw_line(
+    line: PlotSeries,
+    points: Sequence[tuple[float, float]],
+    y_of: Callable[[float], float],
+    color: str,
+) -> str:
+    parts = []
+    if line.lows and all(map(math.isfinite, (*line.lows, *line.highs))):
+        upper = [f"{x:.1f} {y_of(v):.1f}" for (x, _), v in zip(points, line.highs, strict=True)]
+        lower = [f"{x:.1f} {y_of(v):.1f}" for (x, _), v in zip(points, line.lows, strict=True)]
+        parts.append(
+            f'<path d="M{"L".join([*upper, *reversed(lower)])}Z" '
+            f'style="fill:{color};fill-opacity:.16"/>'
+        )
+    drawn = [f"{x:.1f} {y_of(value):.1f}" for x, value in points if math.isfinite(value)]
+    dash = ";stroke-dasharray:5 4" if line.is_dashed else ""
+    width = 1.5 if line.is_dashed else 2.2
+    parts.append(
+        f'<path d="M{"L".join(drawn)}" '
+        f'style="fill:none;stroke:{color};stroke-width:{width}{dash}"/>'
+    )
+    if not line.is_dashed:
+        parts += [
+            f'<circle cx="{spot.split()[0]}" cy="{spot.split()[1]}" r="2.8" style="fill:{color}"/>'
+            for spot in drawn
+        ]
+    return "".join(parts)
+
+
+def _draw_legend(number: int, line: PlotSeries, color: str) -> str:
+    column, row = number % 2, number // 2
+    x, y = _LEFT + column * 300, _HEIGHT + _LEGEND * row + 12
+    return (
+        f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="3" style="fill:{color}"/>'
+        f'<text x="{x + 18}" y="{y + 1}"><title>{escape(line.name)}</title>'
+        f"{escape(_cut(line.name, 40))}</text>"
+    )
+
+
+def _draw_cell(
+    x: float, y: float, width: float, value: float, top: float, is_fight: bool, where: str
+) -> str:
+    shade = _STRONGEST * abs(value) / top if top > 0 else 0.0
+    color = _CONFLICT_COLOR if (value < 0) != is_fight else _AGREEMENT_COLOR
+    shown = f"{value:.2f}".replace("0.", ".", 1) if width >= 34 else ""
+    return (
+        f'<g><title>{escape(where)}</title><rect x="{x + 1:.1f}" y="{y + 1}" rx="3" '
+        f'width="{width - 2:.1f}" height="{_ROW - 2}" '
+        f'style="fill:{color};fill-opacity:{max(shade, 0.03):.3f}"/>'
+        f'<text class="tick" style="fill:var(--ink)" x="{x + width / 2:.1f}" y="{y + 15}">'
+        f"{escape(shown)}</text></g>"
+    )
+
+
+def _figure(height: float, caption: str, inside: str) -> str:
+    return (
+        f'<figure><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(caption)}">{inside}</svg>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _choose_scale(low: float, high: float) -> tuple[float, float, float]:
+    """Return ends and step of an axis with round ticks."""
+    if high - low <= max(abs(high), abs(low)) * 1e-9:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

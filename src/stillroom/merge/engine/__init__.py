@@ -1,0 +1,1 @@
+"""Streaming execution of merge plans in bounded memory."""

@@ -1,0 +1,430 @@
+"""A merge ready to run, and functions that write merges, mixtures and transplants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.jobs import Journal
+from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
+from stillroom.merge.interfaces import METHODS, Array, MergeMethod
+from stillroom.merge.planning.inputs import (
+    GatePrompts,
+    MergeSource,
+    TensorRules,
+    open_sources,
+    order_sources,
+    read_rules,
+)
+from stillroom.merge.planning.moe import find_similar_gates
+from stillroom.merge.planning.moe_gates import GateMode
+from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan, plan_sources
+from stillroom.merge.planning.token_plan import choose_chat_template, write_chat_template
+from stillroom.merge.planning.transplant import TransplantPlanner
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.tensors.linear_algebra import device_context
+
+__all__ = [
+    "Expert",
+    "Merge",
+    "MergeResult",
+    "MoeReport",
+    "TransplantReport",
+    "build_moe",
+    "merge_checkpoints",
+    "open_merge",
+    "reconfigure_merge",
+    "transplant",
+]
+
+
+def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) -> Merge:
+    """Return the merge that a recipe describes.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or has no checkpoints along its run.
+        RecipeError: If there is no such chat template.
+    """
+    base, parents = open_sources(recipe, say)
+    if recipe.chat_template is not None:
+        folders = [each.checkpoint.folder for each in (*([base] if base else []), *parents)]
+        if not choose_chat_template(recipe.chat_template, folders) and say:
+            say("warning: no model has a chat template, and so the result has none")
+    return Merge(
+        recipe.method,
+        base,
+        parents,
+        read_rules(recipe),
+        recipe.seed,
+        threads=recipe.threads,
+        device=recipe.device,
+        chat_template=recipe.chat_template,
+    )
+
+
+def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
+    """Return a merge of the same opened sources with the settings of a changed recipe."""
+    left = iter(merge.parents)
+    parents = [
+        replace(next(left), weight=entry.weight, own=entry.own)
+        for entry in recipe.models
+        for _ in range(max(entry.along_run, 1))
+    ]
+    return replace(merge, method=recipe.method, parents=parents, rules=read_rules(recipe))
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A dense model, and prompts that it should answer, or should not."""
+
+    checkpoint: Checkpoint
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MoeReport:
+    """What was built.
+
+    Attributes:
+        fingerprint: Of the written checkpoint.
+        layout: ``mixtral``, ``qwen2_moe`` or ``qwen3_moe``.
+        experts: How many.
+        gate: How the gates were made.
+        alike: Layers in which two gate rows are nearly the same, so that the gate cannot tell
+            these experts apart.
+    """
+
+    fingerprint: str
+    layout: str
+    experts: int
+    gate: str
+    alike: tuple[int, ...]
+
+
+def build_moe(
+    base: Checkpoint,
+    experts: Sequence[Expert],
+    folder: Path,
+    *,
+    gate: GateMode = "hidden",
+    experts_per_token: int = 2,
+    seed: int = 0,
+    shard_size: int = 5_000_000_000,
+) -> MoeReport:
+    """Write a mixture of experts; the plain function behind the method ``moe``.
+
+    Args:
+        base: Gives all but the MLPs, and is run on the prompts.
+        experts: At least two, of the base's shape.
+        folder: Where the result is written, atomically.
+        gate: From the mean (``hidden``) or last (``last``) token of prompts, from their embeddings
+            without running the model (``cheap_embed``), or drawn (``random``, ``uniform``).
+        experts_per_token: How many experts a token is sent to.
+        seed: For drawn gates.
+        shard_size: Most bytes of weights in one file.
+
+    Raises:
+        CheckpointError: If the base's architecture has no such mixture.
+        ShapeError: If an expert's MLP is not the base's shape.
+        RecipeError: If there are too few experts, or gates lack prompts.
+        ResourceError: If the disk is full.
+    """
+    method = METHODS.build({"name": "moe", "gate": gate, "experts_per_token": experts_per_token})
+    parents = [
+        MergeSource(
+            expert.checkpoint.folder.name,
+            expert.checkpoint,
+            prompts=GatePrompts(tuple(expert.positive), tuple(expert.negative)),
+        )
+        for expert in experts
+    ]
+    merge = Merge(method, MergeSource(base.folder.name, base), parents, seed=seed)
+    written = merge.write(folder, shard_size=shard_size)
+    made = Checkpoint.open(folder)
+    name = str(made.config["model_type"])
+    return MoeReport(written.fingerprint, name, len(experts), gate, tuple(find_similar_gates(made)))
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did: the result's fingerprint, and how many tensors were merged or copied.
+
+    ``error`` is the relative error against float64 of some blocks, see ``precision.summarize``.
+    ``notes`` are what an assembly noted of tensors that it made, as JSON values by name.
+    """
+
+    fingerprint: str
+    merged: int
+    copied: tuple[str, ...]
+    tied: tuple[str, ...]
+    error: Mapping[str, Any] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge, ready to run: method, sources in the recipe's order, rules.
+
+    ``share`` places the result on the line from the base (0) to what the method gives (1).
+    ``threads`` is how many blocks are worked on at once, 0 what ``OrderedThreadPool`` chooses;
+    ``device`` where heavy arithmetic is done.
+    """
+
+    method: MergeMethod
+    base: MergeSource | None
+    parents: Sequence[MergeSource]
+    rules: TensorRules = field(default_factory=TensorRules)
+    seed: int = 0
+    share: float = 1.0
+    block_elements: int = BLOCK_ELEMENTS
+    threads: int = 1
+    device: str = "cpu"
+    chat_template: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    surveys: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def sources(self) -> tuple[MergeSource, ...]:
+        """All that is read, the base first."""
+        return (*([self.base] if self.base else []), *self.parents)
+
+    @cached_property
+    def _ranks(self) -> dict[int, tuple[int, str]]:
+        """Every parent's place in the order of merging, and its key, by its number as a source.
+
+        What is merged does not depend on the recipe's order, unless the method's meaning does.
+        """
+        named = order_sources(self.parents, in_order=self.method.is_ordered)
+        shift = len(self.sources) - len(self.parents)
+        left = {number + shift: source for number, source in enumerate(self.parents)}
+        ranks: dict[int, tuple[int, str]] = {}
+        for rank, source in enumerate(named):
+            plain = replace(source, key="")
+            number = next(n for n, each in left.items() if replace(each, key="") == plain)
+            del left[number]
+            ranks[number] = (rank, source.key)
+        return ranks
+
+    def plan(self) -> MergePlan:
+        """Return what becomes of every tensor; made once."""
+        return self._plan
+
+    @cached_property
+    def _plan(self) -> MergePlan:
+        return plan_sources(self.method, self.base, self.parents, self.rules)
+
+    def write(
+        self,
+        folder: Path,
+        *,
+        shard_size: int = 5_000_000_000,
+        journal: Journal | None = None,
+        on_tensor: Callable[[], None] | None = None,
+        finish: Callable[[CheckpointWriter], None] | None = None,
+    ) -> MergeResult:
+        """Merge into ``folder``.
+
+        Args:
+            folder: Where the checkpoint is written: atomically, or in place with a journal.
+            shard_size: Most bytes of weights in one file.
+            journal: Keeps finished tensors, so that a killed merge goes on.
+            on_tensor: Called after each tensor; may raise to stop.
+            finish: Called with the writer when all tensors stand, as for a card.
+
+        Raises:
+            CheckpointError: If sources do not belong together, or a number is not finite.
+            ShapeError: If a tensor's shapes differ.
+            RecipeError: If the method cannot merge these models.
+            ResourceError: If the disk is full.
+        """
+        plan = self.plan()
+        donor = self.sources[0].checkpoint
+        shapes = {tensor.name: (tensor.stored, tensor.shape) for tensor in plan.tensors}
+        with (
+            device_context(self.device),
+            OrderedThreadPool(self.threads) as workers,
+            CheckpointWriter(
+                folder,
+                config=plan.config,
+                shard_size=shard_size,
+                plan=shapes,
+                in_place=journal is not None,
+            ) as writer,
+        ):
+            engine = self.engine(plan, workers, journal)
+            for tensor in plan.tensors:
+                if not _is_written(writer, journal, tensor.name):
+                    digest = engine.write(writer, tensor)
+                    if journal is not None:
+                        engine.note_state(journal, tensor.name)
+                        journal.put(tensor.name, digest)
+                else:
+                    engine.recall_state(journal, tensor.name)
+                if on_tensor:
+                    on_tensor()
+            writer.copy_tokenizer(donor.folder)
+            if plan.tokens is not None:
+                plan.tokens.write(writer.work)
+            if self.chat_template is not None:
+                folders = [source.checkpoint.folder for source in self.sources]
+                write_chat_template(self.chat_template, folders, writer.work)
+            if finish:
+                finish(writer)
+        names = tuple(tensor.name for tensor in plan.tensors if tensor.is_copied)
+        return MergeResult(
+            writer.fingerprint,
+            len(plan.tensors) - len(names),
+            names,
+            plan.tied,
+            summarize_errors(engine.errors[name] for name in sorted(engine.errors)),
+            {name: self.notes[name] for name in sorted(self.notes)},
+        )
+
+    def tensors(self) -> Iterator[tuple[str, str, Array]]:
+        """Yield every tensor of the result in memory: name, storage type, stored numbers.
+
+        The numbers are as ``checkpoints.numbers.BIT_TYPES`` says; ``widen`` makes floats of them.
+        """
+        plan = self.plan()
+        with device_context(self.device), OrderedThreadPool(self.threads) as workers:
+            engine = self.engine(plan, workers, None)
+            for tensor in plan.tensors:
+                blocks = list(engine.make(tensor))
+                whole = np.concatenate(blocks) if tensor.shape else blocks[0]
+                yield tensor.name, tensor.stored, whole.reshape(tensor.shape)
+
+    def engine(
+        self, plan: MergePlan, workers: OrderedThreadPool, journal: Journal | None
+    ) -> MergeExecutor:
+        """Return what makes the tensors of a plan, one by one, as ``compat`` says."""
+        if self.rules.compat == "mergekit":
+            from stillroom.merge.engine.mergekit_executor import MergekitExecutor
+
+            return MergekitExecutor(self, plan, workers)
+        engine = MergeExecutor(self, plan, workers)
+        engine.survey(journal)
+        return engine
+
+
+def merge_checkpoints(
+    method: MergeMethod | str | Mapping[str, Any],
+    base: Path | None,
+    parents: Sequence[Path],
+    folder: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    shard_size: int = 5_000_000_000,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    threads: int = 1,
+) -> MergeResult:
+    """Merge checkpoints on disk into a new one; the plain function behind the job.
+
+    Args:
+        method: A method, its name, or ``{"name": ..., setting: ...}``.
+        base: The common base, where the method needs one; also gives config and tokenizer.
+        parents: The models.
+        folder: Where the result is written, atomically.
+        weights: One a model; default 1 each.
+        dtype: Storage type; default that of the models.
+        shard_size: Most bytes of weights in one file.
+        seed: For methods that draw.
+        exclude: Patterns of tensors that are copied from the base, or the first model.
+        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
+
+    Raises:
+        CheckpointError: If sources do not belong together, or a number is not finite.
+        ShapeError: If a tensor's shapes differ.
+        RecipeError: If the method is unknown or cannot merge these models.
+    """
+    weights = list(weights) if weights is not None else [1.0] * len(parents)
+    merge = Merge(
+        METHODS.build(dict(method) if isinstance(method, Mapping) else method),
+        MergeSource(base.name, Checkpoint.open(base)) if base else None,
+        [
+            MergeSource(path.name, Checkpoint.open(path), weight)
+            for path, weight in zip(parents, weights, strict=True)
+        ],
+        TensorRules(dtype=dtype, exclude=tuple(exclude)),
+        seed,
+        threads=threads,
+    )
+    return merge.write(folder, shard_size=shard_size)
+
+
+def _is_written(writer: CheckpointWriter, journal: Journal | None, name: str) -> bool:
+    """Return whether a killed run wrote the tensor, and its bytes still are what they were."""
+    digest = journal.get(name) if journal is not None else None
+    return digest is not None and writer.keep(name, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class TransplantReport:
+    """What a transplant did.
+
+    Attributes:
+        fingerprint: Of the written checkpoint.
+        tokens: How many tokens it has.
+        shared: How many of them the target had: these rows are copied.
+        by_role: Special tokens that took the target's row of the same role (bos, eos, ...).
+        written: How many rows were written as sums of others.
+        left: By table, what these sums miss of the donor's rows, a share of their length: the
+            median and the largest.
+        meant: Tables without a counterpart (biases), whose new rows are the mean of the others.
+    """
+
+    fingerprint: str
+    tokens: int
+    shared: int
+    by_role: tuple[str, ...]
+    written: int
+    left: dict[str, tuple[float, float]] = field(default_factory=dict)
+    meant: tuple[str, ...] = ()
+
+
+def transplant(
+    donor: Checkpoint,
+    target: Checkpoint,
+    folder: Path,
+    *,
+    k: int = 64,
+    shard_size: int = 5_000_000_000,
+) -> TransplantReport:
+    """Write the target model with the donor's tokenizer; the plain function behind the method.
+
+    The embeddings of both are held in memory as they are stored; all else is streamed. Costs about
+    ``tokens x shared x width x k`` multiplications.
+
+    Args:
+        donor: Gives the tokenizer, and what new tokens mean among its own.
+        target: Gives everything else.
+        folder: Where the result is written, atomically.
+        k: Most shared tokens that a new one is written as.
+        shard_size: Most bytes of weights in one file.
+
+    Raises:
+        CheckpointError: If a tokenizer is missing, or the two have too little in common.
+        ResourceError: If the disk is full.
+    """
+    method = METHODS.build({"name": "transplant", "k": k})
+    base, parents = MergeSource(target.folder.name, target), [MergeSource(donor.folder.name, donor)]
+    merge = Merge(method, base, parents)
+    written = merge.write(folder, shard_size=shard_size)
+    found = TransplantPlanner(base, parents[0], TensorRules(), k)
+    return TransplantReport(
+        written.fingerprint,
+        found.tokens,
+        found.shared,
+        found.match.by_role,
+        found.new,
+        {name: (note["median"], note["largest"]) for name, note in written.notes.items()},
+        tuple(name for name, other in found.tables.items() if not other),
+    )

@@ -1,0 +1,1 @@
+"""LoRA adapters: reading, writing, combination and extraction."""

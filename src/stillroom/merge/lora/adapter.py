@@ -1,0 +1,415 @@
+"""LoRA adapters in PEFT's format, read as changes to the tensors of a base model.
+
+Source: LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353), and the folder
+that peft writes: adapter_config.json beside adapter_model.safetensors. Pickles are never read.
+
+What an adapter does to one tensor of its base is one of three things: a low-rank product is added,
+rows and columns being those of the stored tensor; with DoRA the sum then gets a learned length; or
+the tensor is replaced. Settings that would mean something else are refused by name. Differs from
+peft: products are taken in float32 or wider, also for adapters stored in 16 bits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.card import read_card
+from stillroom.errors import CheckpointError, Problem, ShapeError
+from stillroom.merge.interfaces import Array
+from stillroom.merge.lora.peft_format import (
+    LoraTensorChange,
+    check_adapter_config,
+    read_adapter_config,
+    read_tensor_changes,
+)
+from stillroom.merge.tensors.storage import TensorFile, count_block_rows, iter_row_ranges, read_rows
+from stillroom.merge.tensors.structure import HEAD
+from stillroom.provenance import digest_bytes, digest_json
+
+__all__ = ["AdaptedCheckpoint", "Adapter", "is_adapter"]
+
+_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_CACHED_FACTORS = 4
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, not a whole model."""
+    return (folder / _CONFIG).is_file()
+
+
+class Adapter:
+    """One LoRA adapter on disk. Use ``Adapter.open``."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], file: TensorFile) -> None:
+        """Stand over an opened file; callers use ``open``."""
+        self.folder = folder
+        self.config = config
+        self._file = file
+        self._changes = read_tensor_changes(config, file.entries, folder)
+        self._factors: OrderedDict[tuple[str, int | None, str], tuple[Array, Array]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Open a folder that peft wrote.
+
+        Raises:
+            CheckpointError: If it is missing, broken, a pickle, or asks for mathematics that are
+                not known here.
+        """
+        config = read_adapter_config(folder / _CONFIG)
+        check_adapter_config(config, folder)
+        path = folder / _WEIGHTS
+        if not path.is_file():
+            is_pickle = (folder / _PICKLE).is_file()
+            raise CheckpointError(
+                f"{folder} holds no {_WEIGHTS}" + (f", only {_PICKLE}" if is_pickle else ""),
+                code="checkpoint.pickle" if is_pickle else "merge.adapter-broken",
+                where=str(folder),
+                expected=f"{_WEIGHTS} beside {_CONFIG}",
+                next="convert it with peft: save_pretrained(..., safe_serialization=True)"
+                if is_pickle
+                else "check that the download is complete",
+            )
+        return cls(folder, config, TensorFile(path))
+
+    def names(self) -> list[str]:
+        """Return the names of the base's tensors that it changes, sorted."""
+        return sorted(self._changes)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether it changes a tensor of the base."""
+        return name in self._changes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest of its tensors and of the settings that say what they mean."""
+        tensors = [
+            [
+                name,
+                entry.dtype,
+                list(entry.shape),
+                _digest(self._file.read(name, 0, entry.rows)),
+            ]
+            for name, entry in sorted(self._file.entries.items())
+        ]
+        keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+        return digest_json([tensors, {key: self.config.get(key) for key in keys}])
+
+    @cached_property
+    def license(self) -> str:
+        """The license that its card names; empty where nobody says."""
+        named = read_card(self.folder).get("license") or ""
+        return named if isinstance(named, str) else ""
+
+    @property
+    def base_name(self) -> str:
+        """The model that it was trained on, as its maker called it; may be empty."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum(entry.size_bytes for entry in self._file.entries.values())
+
+    def is_low_rank(self, name: str) -> bool:
+        """Return whether it only adds a low-rank product, whatever the base holds."""
+        change = self._changes[name]
+        return bool(change.left) and not change.magnitude and not change.replaced
+
+    def is_replaced(self, name: str) -> bool:
+        """Return whether it brings the whole tensor, so that the base's own does not matter."""
+        return not self._changes[name].left and bool(self._changes[name].replaced)
+
+    def rank(self, name: str) -> int:
+        """Return the rank of the product that is added to a tensor; 0 where none is."""
+        change = self._changes[name]
+        return self._inner(change) if change.left else 0
+
+    def scale(self, name: str) -> float:
+        """Return by what the product of the stored matrices is multiplied."""
+        return self._changes[name].scale
+
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return whether a base's tensor of that shape can be changed."""
+        change = self._changes[name]
+        whole = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
+        if any(found != shape for found in whole):
+            return False
+        if not change.left:
+            return True
+        if len(shape) != 2:
+            return False
+        sides = self._sides(change, shape[1])
+        return sides == shape
+
+    def matrices(self, name: str) -> tuple[Array, Array]:
+        """Return B with the scale in it and A, float64, as peft holds them: (out, r), (r, in)."""
+        change = self._changes[name]
+        left, right = self._file.array(change.left), self._file.array(change.right)
+        return left * change.scale, right
+
+    def is_embedding(self, name: str) -> bool:
+        """Return whether the tensor is that of an embedding, whose A holds a column a token."""
+        return self._changes[name].is_embedding
+
+    def has_lengths(self, name: str) -> bool:
+        """Return whether the adapter gives the tensor's rows or columns lengths, as DoRA does."""
+        return bool(self._changes[name].magnitude)
+
+    def adds_bias(self, name: str) -> bool:
+        """Return whether the tensor is a bias to which something is added."""
+        return bool(self._changes[name].bias)
+
+    def digest_replaced(self, name: str) -> str:
+        """Return the digest of the tensor that the adapter brings for the base's; empty if none."""
+        key = self._changes[name].replaced
+        if not key:
+            return ""
+        return _digest(self._file.read(key, 0, self._file.entry(key).rows))
+
+    def factors(
+        self, name: str, width: int | None = None, *, dtype: Any = np.float64
+    ) -> tuple[Array, Array]:
+        """Return the product that is added: (rows, rank) with the scale in it, (rank, columns).
+
+        Args:
+            name: A tensor for which ``is_low_rank`` holds, or one with DoRA.
+            width: The columns of the base's tensor; settles how it lies where an adapter for
+                transposed layers (``fan_in_fan_out``) holds others too.
+            dtype: float32 or float64.
+        """
+        key = (name, width, np.dtype(dtype).name)
+        with self._lock:
+            if key in self._factors:
+                self._factors.move_to_end(key)
+                return self._factors[key]
+        change = self._changes[name]
+        left = self._file.array(change.left, dtype)
+        right = self._file.array(change.right, dtype)
+        if self._runs_down(change, width):
+            left, right = right.T, left.T
+        made = (np.ascontiguousarray(left) * left.dtype.type(change.scale), right)
+        with self._lock:
+            self._factors[key] = made
+            while len(self._factors) > _CACHED_FACTORS:
+                self._factors.popitem(last=False)
+        return made
+
+    def bias(self, name: str, *, dtype: Any = np.float64) -> Array:
+        """Return what is added to a bias, scale included."""
+        change = self._changes[name]
+        added = self._file.array(change.bias, dtype)
+        added *= added.dtype.type(change.scale)
+        return added
+
+    def replacement(
+        self, name: str, start: int = 0, stop: int | None = None, *, dtype: Any = np.float64
+    ) -> Array:
+        """Return rows of the tensor that the adapter brings instead of the base's."""
+        return read_rows(self._file, self._changes[name].replaced, start, stop, dtype=dtype)
+
+    def rows(
+        self, name: str, start: int, stop: int, base_rows: Array, norms: Array | None = None
+    ) -> Array:
+        """Return rows of the base's tensor as the adapter changes them, in the type they come in.
+
+        The same numbers for the same rows, however the tensor is cut.
+
+        Args:
+            name: The tensor.
+            start: First row.
+            stop: The row after the last.
+            base_rows: The base's own, (rows, ...), float32 or float64; unchanged.
+            norms: The lengths of columns, where ``needs_norms`` says so; see ``column_norms``.
+
+        Returns:
+            Rows that the adapter does not change are given back as they are.
+
+        Raises:
+            ShapeError: If they do not fit.
+            CheckpointError: If norms are needed and not given.
+        """
+        if name not in self._changes:
+            return base_rows
+        change = self._changes[name]
+        if change.replaced:
+            base_rows = self.replacement(name, start, stop, dtype=base_rows.dtype)
+        if change.bias:
+            base_rows = base_rows + self.bias(name, dtype=base_rows.dtype)[start:stop]
+            return base_rows
+        if not change.left:
+            return base_rows
+        changed = base_rows + self._product(name, start, stop, base_rows)
+        if not change.magnitude:
+            return changed
+        magnitude = self._file.array(change.magnitude, np.float64).reshape(-1)
+        if self._runs_down(change, base_rows.shape[1]):
+            if norms is None:
+                raise CheckpointError(
+                    f"DoRA gives the columns of '{name:.120}' a length, and rows come alone",
+                    code="merge.adapter-unsupported",
+                    where=str(self.folder),
+                    expected="the norms of whole columns, as AdaptedCheckpoint measures them",
+                    next="merge the adapter into its base with peft (merge_and_unload) first",
+                )
+            factor = magnitude / norms
+        else:
+            lengths = np.sqrt(np.einsum("ij,ij->i", changed, changed, dtype=np.float64))
+            factor = (magnitude[start:stop] / lengths)[:, None]
+        changed *= factor.astype(base_rows.dtype)
+        return changed
+
+    def needs_norms(self, name: str, width: int) -> bool:
+        """Return whether rows need the norms of whole columns: DoRA on what lies transposed."""
+        change = self._changes[name]
+        return bool(change.magnitude) and self._runs_down(change, width)
+
+    def column_norms(self, name: str, blocks: Iterator[tuple[int, int, Array]]) -> Array:
+        """Return the columns' lengths of base and product together, from (start, stop, rows)."""
+        total = np.zeros(())
+        change = self._changes[name]
+        for start, stop, rows in blocks:
+            if change.replaced:
+                rows = self.replacement(name, start, stop, dtype=rows.dtype)
+            changed = rows + self._product(name, start, stop, rows)
+            total = total + np.einsum("ij,ij->j", changed, changed, dtype=np.float64)
+        lengths: Array = np.sqrt(total)
+        return lengths
+
+    def _product(self, name: str, start: int, stop: int, base_rows: Array) -> Array:
+        """Multiply in tiles that begin at fixed rows, so that no bit depends on the block."""
+        if base_rows.ndim != 2:
+            raise _mismatch_error(name, f"has {base_rows.ndim} axes", "a matrix")
+        width = base_rows.shape[1]
+        left, right = self.factors(name, width, dtype=base_rows.dtype)
+        if right.shape[1] != width or stop > len(left):
+            raise _mismatch_error(
+                name,
+                f"is {width} wide and has row {stop - 1}",
+                f"the shape {len(left), right.shape[1]}, as in the base of the adapter",
+            )
+        step = count_block_rows((len(left), width))
+        first = start // step * step
+        tiles = [left[at : at + step] @ right for at in range(first, stop, step)]
+        joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
+        return joined[start - first : stop - first]
+
+    def _inner(self, change: LoraTensorChange) -> int:
+        return self._file.entry(change.right).shape[0]
+
+    def _lies_across(self, change: LoraTensorChange, width: int | None) -> bool:
+        """Whether a layer stores its weight as (in, out), as Conv1D does."""
+        if change.is_embedding or not self.config.get("fan_in_fan_out"):
+            return False
+        return width is None or width == self._file.entry(change.left).shape[0]
+
+    def _runs_down(self, change: LoraTensorChange, width: int | None) -> bool:
+        """Whether inputs run down the stored tensor and outputs across it."""
+        return change.is_embedding or self._lies_across(change, width)
+
+    def _sides(self, change: LoraTensorChange, width: int) -> tuple[int, int]:
+        left, right = self._file.entry(change.left), self._file.entry(change.right)
+        if self._runs_down(change, width):
+            return right.shape[1], left.shape[0]
+        return left.shape[0], right.shape[1]
+
+
+class AdaptedCheckpoint:
+    """A base with an adapter put on: gives rows as if the two had been merged and written.
+
+    Every tensor that the adapter changes must be in the base, with a shape that fits.
+    """
+
+    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
+        """Stand over both.
+
+        Raises:
+            ShapeError: If the adapter changes what the base has not; one problem a tensor.
+        """
+        self.base, self.adapter = base, adapter
+        self._norms: dict[str, Array] = {}
+        problems = []
+        for name in adapter.names():
+            if self._is_tied_copy(name):
+                continue
+            found = base.shape(name) if name in base else None
+            if found is None or not adapter.fits(name, found):
+                what = "there is none in the base" if found is None else f"the base's is {found}"
+                problems.append(
+                    Problem(
+                        f"the adapter changes tensor '{name:.120}', and {what}",
+                        "merge.adapter-fit",
+                        str(adapter.folder),
+                        f"the base that it was trained on: {adapter.base_name or 'not named'}",
+                        "give that base",
+                    )
+                )
+        if problems:
+            raise ShapeError(problems)
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return self.base.names()
+
+    def _is_tied_copy(self, name: str) -> bool:
+        """Whether it is the head of a base that ties it, brought as a copy of the embedding."""
+        if name != HEAD or name in self.base or not self.adapter.is_replaced(name):
+            return False
+        digest = self.adapter.digest_replaced(name)
+        return any(
+            self.adapter.digest_replaced(other) == digest
+            for other in self.adapter.names()
+            if other in self.base
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest of both fingerprints."""
+        return digest_json([self.base.fingerprint, self.adapter.fingerprint])
+
+    def rows(self, name: str, start: int, stop: int, *, dtype: Any = np.float32) -> Array:
+        """Return rows of a tensor, changed where the adapter changes them, (rows, ...).
+
+        Args:
+            name: The tensor.
+            start: First row.
+            stop: The row after the last.
+            dtype: float32 or float64; what is computed in.
+        """
+        base_rows = read_rows(self.base, name, start, stop, dtype=dtype)
+        if name not in self.adapter:
+            return base_rows
+        norms = None
+        shape = self.base.shape(name)
+        if len(shape) == 2 and self.adapter.needs_norms(name, shape[1]):
+            if name not in self._norms:
+                blocks = (
+                    (first, last, read_rows(self.base, name, first, last, dtype=dtype))
+                    for first, last in iter_row_ranges(shape)
+                )
+                self._norms[name] = self.adapter.column_norms(name, blocks)
+            norms = self._norms[name]
+        return self.adapter.rows(name, start, stop, base_rows, norms)
+
+
+def _digest(data: bytearray | memoryview) -> str:
+    return digest_bytes(memoryview(data))
+
+
+def _mismatch_error(name: str, what: str, expected: str) -> ShapeError:
+    return ShapeError(
+        f"the adapter does not fit tensor '{name:.120}', which {what}",
+        code="merge.adapter-fit",
+        where=name,
+        expected=expected,
+        next="give the base that the adapter was trained on",
+    )

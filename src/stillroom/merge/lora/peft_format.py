@@ -1,0 +1,371 @@
+"""PEFT's adapter format: configuration, tensor names, and writing.
+
+Every setting of peft is either honored, without effect on what a trained adapter means, or refused
+by its name; so is every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
+from stillroom.errors import CheckpointError, Problem
+from stillroom.merge.interfaces import Array
+from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
+
+__all__ = [
+    "PEFT_PREFIX",
+    "LoraFactors",
+    "LoraTensorChange",
+    "check_adapter_config",
+    "read_adapter_config",
+    "read_tensor_changes",
+    "save_adapter",
+]
+
+
+PEFT_PREFIX = "base_model.model."
+
+
+_MAX_CONFIG = 10_000_000
+
+
+_MAX_PATTERN = 300
+
+
+_PARTS = {
+    ".lora_A.weight": "right",
+    ".lora_B.weight": "left",
+    ".lora_embedding_A": "right",
+    ".lora_embedding_B": "left",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_B.bias": "bias",
+}
+
+
+_SUPPORTED = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("fan_in_fan_out", "lora_bias", "use_dora", "modules_to_save", "base_model_name_or_path"),
+    *("bias", "init_lora_weights"),
+}
+
+
+_IGNORED = {  # how it was trained, or where it is put; the tensors say the rest
+    *("auto_mapping", "peft_version", "revision", "task_type", "inference_mode", "lora_dropout"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "runtime_config"),
+}
+
+
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTensorChange:
+    """What becomes of one tensor: keys of the adapter's file, empty where it has no such part.
+
+    ``left`` and ``right`` are B and A; their product, times ``scale``, is added. ``bias`` is added,
+    times ``scale``. ``magnitude`` holds DoRA's lengths. ``replaced`` stands in for the base's own.
+    """
+
+    left: str = ""
+    right: str = ""
+    bias: str = ""
+    magnitude: str = ""
+    replaced: str = ""
+    scale: float = 1.0
+    is_embedding: bool = False
+
+
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """Return an adapter's config.
+
+    Raises:
+        CheckpointError: If it is missing or cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise ValueError(f"it is larger than {_MAX_CONFIG} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it is not a mapping")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _broken_config_error(path, f"cannot be read: {error!s:.120}") from error
+    return config
+
+
+def check_adapter_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse every setting that would make the tensors mean something else than is done here.
+
+    Raises:
+        CheckpointError: One problem a setting.
+    """
+    found = []
+    if config.get("peft_type") != "LORA":
+        found.append(("peft_type", config.get("peft_type"), "LORA"))
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        found.append(("init_lora_weights", start, "an adapter whose base was left as it was"))
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        found.append(("bias", config["bias"], "none, all or lora_only"))
+    found += [
+        (key, value, "this setting left out, or null")
+        for key, value in sorted(config.items())
+        if key not in _SUPPORTED | _IGNORED and value not in (None, False, [], {}, "")
+    ]
+    if found:
+        raise CheckpointError(
+            [
+                Problem(
+                    f"the adapter has {key} {value!r:.80}, which cannot be honored",
+                    "merge.adapter-unsupported",
+                    str(folder / "adapter_config.json"),
+                    expected,
+                    "merge it into its base with peft (merge_and_unload), and use that checkpoint",
+                )
+                for key, value, expected in found
+            ]
+        )
+
+
+def read_tensor_changes(
+    config: Mapping[str, Any], entries: Mapping[str, TensorEntry], folder: Path
+) -> dict[str, LoraTensorChange]:
+    """Return what becomes of each tensor of the base, by the base's names.
+
+    Raises:
+        CheckpointError: If a tensor is not known, has no partner, or has not the shape that the
+            config says.
+    """
+    changes: dict[str, LoraTensorChange] = {}
+    for key, entry in sorted(entries.items()):
+        if entry.dtype not in FLOATS:
+            raise _broken_config_error(
+                folder, f"stores '{key:.120}' as {entry.dtype}, not as floats"
+            )
+        name, part = _place(key, folder)
+        known = changes.get(name, LoraTensorChange())
+        more: dict[str, Any] = {part: key}
+        if ".lora_embedding_" in key:
+            more["is_embedding"] = True
+        changes[name] = replace(known, **more)
+    return {
+        name: _finish(name, change, config, entries, folder) for name, change in changes.items()
+    }
+
+
+def _place(key: str, folder: Path) -> tuple[str, str]:
+    """Return which tensor of the base a key belongs to, and as what part."""
+    if not key.startswith(PEFT_PREFIX):
+        raise _unknown(key, folder)
+    name = key.removeprefix(PEFT_PREFIX)
+    for suffix, part in _PARTS.items():
+        if name.endswith(suffix):
+            tensor = "bias" if part == "bias" else "weight"
+            return f"{name.removesuffix(suffix)}.{tensor}", part
+    if ".lora_" in name or ".token_adapter." in name or "." not in name:
+        raise _unknown(key, folder)
+    module, _, tensor = name.rpartition(".")
+    return f"{module.removesuffix('.base_layer').removesuffix('.modules_to_save')}.{tensor}", (
+        "replaced"
+    )
+
+
+def _finish(
+    name: str,
+    change: LoraTensorChange,
+    config: Mapping[str, Any],
+    entries: Mapping[str, TensorEntry],
+    folder: Path,
+) -> LoraTensorChange:
+    """Check that the parts belong together, and add the scale."""
+    if bool(change.left) != bool(change.right) or (change.magnitude and not change.left):
+        raise _broken_config_error(folder, f"holds one matrix of two for '{name:.120}'")
+    if not change.left and not change.bias:
+        return change
+    module = name.rpartition(".")[0]
+    rank = _number(_by_pattern(config, "rank_pattern", module, config.get("r")), "r", folder)
+    alpha = _number(
+        _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha")), "lora_alpha", folder
+    )
+    if change.left:
+        left, right = entries[change.left], entries[change.right]
+        if len(left.shape) != 2 or len(right.shape) != 2:
+            raise _unknown(change.left, folder)
+        if left.shape[1] != right.shape[0] or right.shape[0] != rank:
+            raise _broken_config_error(
+                folder,
+                f"has matrices of {left.shape} and {right.shape} for '{name:.120}', and its config "
+                f"says rank {rank:g}",
+            )
+        if change.magnitude and math.prod(entries[change.magnitude].shape) != left.shape[0]:
+            raise _broken_config_error(folder, f"has not one length a row for '{name:.120}'")
+    if rank < 1:
+        raise _broken_config_error(folder, f"has rank {rank:g} for '{name:.120}'")
+    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+    return replace(change, scale=alpha / divisor)
+
+
+def _by_pattern(config: Mapping[str, Any], setting: str, module: str, default: Any) -> Any:
+    """Return a setting of one module: of the first pattern that its name ends with, or the default.
+
+    The patterns are regular expressions, as in peft.
+    """
+    patterns = config.get(setting) or {}
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if module == pattern or module.endswith(f".{pattern}"):
+            return value
+        if len(pattern) > _MAX_PATTERN or re.fullmatch(r"[\w.]*", pattern):
+            continue
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error:
+            continue
+    return default
+
+
+def _number(value: Any, what: str, folder: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _broken_config_error(folder, f"has {what} {value!r:.80}")
+    return float(value)
+
+
+def _unknown(key: str, folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter holds '{key:.160}', which cannot be honored",
+        code="merge.adapter-unsupported",
+        where=str(folder / "adapter_model.safetensors"),
+        expected="LoRA of linear layers and embeddings, and whole tensors, as peft names them",
+        next="merge it into its base with peft (merge_and_unload), and use that checkpoint",
+    )
+
+
+def _broken_config_error(where: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter {what}",
+        code="merge.adapter-broken",
+        where=str(where),
+        expected="adapter_config.json and adapter_model.safetensors as peft wrote them",
+        next="download or write the adapter again",
+    )
+
+
+_LINEAR = ("lora_A.weight", "lora_B.weight")
+
+
+_EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFactors:
+    """One tensor's change in an adapter to be written: B (out, r) and A (r, in), their scale 1."""
+
+    left: Array
+    right: Array
+    is_embedding: bool = False
+
+
+def save_adapter(
+    folder: Path,
+    factors: Mapping[str, LoraFactors],
+    *,
+    biases: Mapping[str, Array] | None = None,
+    whole: Mapping[str, PendingTensor] | None = None,
+    carried: Mapping[str, PendingTensor] | None = None,
+    base_name: str = "",
+    config: Mapping[str, Any] | None = None,
+    title: str,
+    body: str,
+    license: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Write a folder that peft loads, whole or not at all.
+
+    Args:
+        folder: Where to write.
+        factors: What is added, by the base's names of tensors (``….weight``).
+        biases: What is added to biases of the same modules, by name (``….bias``).
+        whole: Tensors of modules that are replaced whole (``modules_to_save``).
+        carried: Tensors of the wrapped layers themselves that replace the base's.
+        base_name: The base, for ``base_model_name_or_path``.
+        config: More of adapter_config.json.
+        title: Of the card.
+        body: Of the card, Markdown.
+        license: Of the result.
+        overwrite: Replace what lies at ``folder``.
+
+    Raises:
+        DataError: If ``folder`` exists.
+        ResourceError: If the disk is full.
+    """
+    tensors: dict[str, PendingTensor] = {}
+    for name, parts in factors.items():
+        module = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
+        a, b = _EMBEDDING if parts.is_embedding else _LINEAR
+        tensors[f"{module}.{a}"] = PendingTensor.of("F32", parts.right)
+        tensors[f"{module}.{b}"] = PendingTensor.of("F32", parts.left)
+        if biases and not parts.is_embedding:
+            added = biases.get(f"{name.removesuffix('.weight')}.bias", np.zeros(len(parts.left)))
+            tensors[f"{module}.lora_B.bias"] = PendingTensor.of("F32", added)
+    for name, values in (whole or {}).items():
+        tensors[f"{PEFT_PREFIX}{name}"] = values
+    for name, values in (carried or {}).items():
+        module, _, tensor = name.rpartition(".")
+        tensors[f"{PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
+    with atomic_folder(folder, overwrite=overwrite) as work:
+        write_tensors(work / "adapter_model.safetensors", tensors)
+        write_json(
+            work / "adapter_config.json",
+            _build_config(factors, bool(biases), sorted(whole or {}), base_name)
+            | dict(config or {}),
+        )
+        write_card(
+            work,
+            title,
+            body,
+            license=license,
+            base_models=[base_name] if base_name else [],
+            relation="adapter" if base_name else "",
+            tags=["lora", "peft"],
+            fields={"library_name": "peft"},
+        )
+
+
+def _build_config(
+    factors: Mapping[str, LoraFactors], has_biases: bool, whole: list[str], base_name: str
+) -> dict[str, Any]:
+    """Return adapter_config.json: alpha equals the rank everywhere, so that every scale is 1."""
+    ranks = {name.removesuffix(".weight"): len(parts.right) for name, parts in factors.items()}
+    most = max(ranks.values(), default=1)
+    others = {module: rank for module, rank in ranks.items() if rank != most}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_name or None,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
+        "lora_bias": has_biases,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "task_type": "CAUSAL_LM",
+    }

@@ -1,0 +1,1 @@
+"""mergekit compatibility: conversion of its configurations, and its exact arithmetic."""

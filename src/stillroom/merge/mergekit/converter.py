@@ -1,0 +1,639 @@
+"""Conversion of one mergekit configuration to a merge recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from stillroom.errors import Problem
+from stillroom.merge.interfaces import METHODS
+from stillroom.merge.mergekit.documents import ImportDiagnostics
+from stillroom.merge.mergekit.parameters import (
+    ALL_TENSORS,
+    MERGEKIT_METHODS,
+    PARAMETERS,
+    ConditionalParameter,
+    MergekitParameter,
+    ParameterValues,
+    has_main_layers,
+    list_module_patterns,
+    read_parameter,
+)
+from stillroom.merge.mergekit.references import (
+    ModelReference,
+    ModelReferenceReader,
+    MoeReader,
+    TokenizerReader,
+    is_moe_config,
+)
+from stillroom.recipes.yaml_text import KeyPath, YamlTree
+from stillroom.registry.catalog import suggest
+
+__all__ = ["ConfigConverter", "ConvertedRecipe"]
+
+_KEYS = (
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "name",
+)
+_OTHER_TEMPLATES = frozenset({"alpaca", "exaone", "llama3"})
+_TYPES = ("float32", "bfloat16", "float16")
+_OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale", "int8_mask"}
+
+
+@dataclass
+class ConvertedRecipe:
+    """A finished recipe: its name, settings, place in the file, and what was overlooked."""
+
+    name: str
+    recipe: dict[str, Any]
+    position: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _ModelEntry:
+    """A model in its place: parameters of its own, layers where it is part of a slice."""
+
+    model: ModelReference
+    parameters: Mapping[str, ParameterValues]
+    path: KeyPath
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _MergedPart:
+    """Models that are merged: all there are, or those of one slice or module."""
+
+    entries: tuple[_ModelEntry, ...]
+    parameters: Mapping[str, ParameterValues]
+    path: KeyPath
+    module: str = ""
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether it is some layers."""
+        return any(entry.layers for entry in self.entries)
+
+
+class ConfigConverter:
+    """Converts one document, and configurations that stand in it in a model's place."""
+
+    def __init__(
+        self, tree: YamlTree, name: str, names: frozenset[str], folder: FilePath | None
+    ) -> None:
+        """Stand over a document; ``names`` are those of the others."""
+        self.tree, self.name = tree, name
+        self.names, self.folder = names, folder
+        self.problems: list[Problem] = []
+        self._made: list[ConvertedRecipe] = []
+
+    def convert(self) -> list[ConvertedRecipe]:
+        """Return the recipes, nested ones first; see ``problems`` before using them."""
+        self._convert((), self.name)
+        return self._made
+
+    def _convert(self, path: KeyPath, name: str) -> None:
+        data: Any = self.tree.data
+        for part in path:
+            data = data[part]
+        report = ImportDiagnostics(self.tree, self.problems)
+        if is_moe_config(data):
+            reader = ModelReferenceReader(
+                self.tree, self.problems, self.names, self.folder, self.nest
+            )
+            recipe = MoeReader(report, reader, path, data).convert()
+        else:
+            recipe = _DocumentConverter(self, path, data, report).convert()
+        self._made.append(
+            ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.notes)
+        )
+
+    def nest(self, path: KeyPath) -> str:
+        """Convert the configuration at a path, and return the name it gets."""
+        name = f"{self.name}-{len(self._made) + 1}"
+        while name in self.names:
+            name += "-"
+        self._convert(path, name)
+        return name
+
+
+class _DocumentConverter:
+    def __init__(
+        self, owner: ConfigConverter, path: KeyPath, data: Any, report: ImportDiagnostics
+    ) -> None:
+        self.report = report
+        self.path, self.data = path, data
+        self.reader = ModelReferenceReader(
+            owner.tree, owner.problems, owner.names, owner.folder, owner.nest
+        )
+
+    def convert(self) -> dict[str, Any]:
+        """Return our recipe; empty where the document is too wrong to be read on."""
+        if not isinstance(self.data, dict):
+            self.report.refuse(self.path, "is no configuration", "a mapping with merge_method")
+            return {"models": []}
+        self.check_top()
+        name = str(self.data.get("merge_method") or "")
+        if name not in MERGEKIT_METHODS:
+            self.refuse_method(name)
+            return {"models": []}
+        self.theirs, self.ours = MERGEKIT_METHODS[name], METHODS.get(name)
+        self.method = name
+        self.settings: dict[str, Any] = dict(self.theirs.extra)
+        self.base = self.read_model("base_model")
+        self.top = self.read_parameters(self.at("parameters"), self.data.get("parameters"))
+        parts = self.read_parts()
+        if not parts:
+            return {"models": []}
+        return self.assemble([self.arrange(part) for part in parts])
+
+    def check_top(self) -> None:
+        """Refuse keys of the document that nobody reads; parameters may have lost their place."""
+        kept = {}
+        for key, value in self.data.items():
+            here = self.at(key)
+            if key == "int8_mask":
+                self.report.note(here, "changes no number")
+            elif key in _OVERLOOKED:
+                self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
+            else:
+                kept[key] = value
+        self.report.check_keys(self.path, kept, _KEYS)
+
+    # What stands in the file.
+
+    def at(self, *keys: str | int) -> KeyPath:
+        return (*self.path, *keys)
+
+    def read_model(self, key: str) -> ModelReference | None:
+        value = self.data.get(key)
+        return None if value is None else self.reader.read(self.at(key), value)
+
+    def read_parts(self) -> list[_MergedPart]:
+        models, slices = self.data.get("models"), self.data.get("slices")
+        modules = self.data.get("modules")
+        if sum(each is not None for each in (models, slices, modules)) != 1:
+            what = "needs either models, slices or modules"
+            self.report.refuse(self.path, what, "one of the three")
+            return []
+        if modules is not None:
+            return self.read_modules(modules)
+        key, listed = ("models", models) if models is not None else ("slices", slices)
+        if not isinstance(listed, list) or not listed:
+            self.report.refuse(
+                self.at(key), f"cannot be {listed!r:.40}", "a list that is not empty"
+            )
+            return []
+        if key == "models":
+            return [_MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
+        return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
+
+    def read_modules(self, modules: Any) -> list[_MergedPart]:
+        """Return the parts of all modules; one of them may have slices."""
+        if not isinstance(modules, dict) or not modules:
+            self.report.refuse(
+                self.at("modules"),
+                f"cannot be {modules!r:.40}",
+                "modules by name, each with models",
+            )
+            return []
+        found = [
+            part
+            for name, data in modules.items()
+            for part in self.read_module(self.at("modules", name), name, data)
+        ]
+        if len({part.module for part in found if part.is_sliced}) > 1:
+            self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
+        return found
+
+    def read_module(self, path: KeyPath, name: str, data: Any) -> list[_MergedPart]:
+        if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
+            self.report.refuse(path, "needs either models or slices", "one of the two")
+            return []
+        self.report.check_keys(path, data, ("models", "slices", "parameters"))
+        shared = self.read_parameters((*path, "parameters"), data.get("parameters"))
+        key = "models" if "models" in data else "slices"
+        listed = data[key]
+        if not isinstance(listed, list) or not listed:
+            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a list with something")
+            return []
+        if key == "models":
+            entries = self.read_entries((*path, key), listed, "model")
+            return [_MergedPart(entries, shared, (*path, key), name)]
+        if not has_main_layers(name):
+            self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
+            return []
+        read = [self.read_slice((*path, key, at), part) for at, part in enumerate(listed)]
+        return [
+            replace(part, module=name, parameters=_join_parameters(part.parameters, shared))
+            for part in read
+        ]
+
+    def read_slice(self, path: KeyPath, data: Any) -> _MergedPart:
+        listed = data.get("sources") if isinstance(data, dict) else None
+        if not isinstance(listed, list) or not listed:
+            self.report.refuse(
+                path, "has no sources", "sources: [{model: NAME, layer_range: [0, 8]}]"
+            )
+            return _MergedPart((), {}, path)
+        self.report.check_keys(
+            path, data, ("sources", "parameters"), overlooked=("residual_weight",)
+        )
+        entries = self.read_entries((*path, "sources"), listed, "source")
+        parameters = self.read_parameters((*path, "parameters"), data.get("parameters"))
+        return _MergedPart(entries, parameters, path)
+
+    def read_entries(
+        self, path: KeyPath, listed: Sequence[Any], what: str
+    ) -> tuple[_ModelEntry, ...]:
+        found = []
+        for number, data in enumerate(listed):
+            here = (*path, number)
+            if not isinstance(data, dict) or "model" not in data:
+                self.report.refuse(here, f"is no {what}", "{model: NAME, parameters: {...}}")
+                continue
+            known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
+            self.report.check_entry(here, data, known, _OVERLOOKED)
+            model = self.reader.read((*here, "model"), data["model"])
+            parameters = self.read_parameters(
+                (*here, "parameters"), data.get("parameters"), is_own=True
+            )
+            layers = self.read_layers(here, data) if what == "source" else None
+            if model is not None:
+                found.append(_ModelEntry(model, parameters, here, layers))
+        return tuple(found)
+
+    def read_layers(self, path: KeyPath, data: Mapping[str, Any]) -> tuple[int, int] | None:
+        value = data.get("layer_range")
+        is_pair = isinstance(value, list) and [type(part) for part in value] == [int, int]
+        if not isinstance(value, list) or not is_pair or not 0 <= value[0] < value[1]:
+            shown = (
+                f"layer_range cannot be {value!r:.40}" if value is not None else "no layer_range"
+            )
+            self.report.refuse((*path, "layer_range"), shown, "[FIRST, AFTER_LAST], counted from 0")
+            return None
+        return value[0], value[1]
+
+    def read_parameters(
+        self, path: KeyPath, data: Any, *, is_own: bool = False
+    ) -> dict[str, ParameterValues]:
+        """Return the parameters of one level that the method reads there."""
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            self.report.refuse(path, f"cannot be {data!r:.40}", "parameters by name")
+            return {}
+        found = {}
+        for key, value in data.items():
+            here = (*path, key)
+            parameter = self.theirs.parameters.get(key)
+            if key == "int8_mask":
+                self.report.note(here, "changes no number")
+            elif parameter is None and key in _OVERLOOKED:
+                self.report.note(here, f"is nothing that {self.method} reads")
+            elif key in _KEYS and parameter is None:
+                self.report.overlook(here, "it counts at the top of the file")
+            elif parameter is None:
+                self.report.weigh_key(here, key, sorted(self.theirs.parameters))
+            elif is_own and not parameter.is_own and self.method != "passthrough":
+                self.report.note(here, "is read for all models together only")
+            else:
+                found[key] = read_parameter(
+                    self.report.tree,
+                    here,
+                    value,
+                    self.report.problems,
+                    wants_bool=isinstance(parameter.default, bool),
+                )
+        return found
+
+    # What it means.
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether the base stands apart from the models in our recipe."""
+        role = self.theirs.base
+        return self.base is not None and (
+            role in {"delta", "optional"} or (role == "pair" and self.ours.needs_base)
+        )
+
+    def arrange(self, part: _MergedPart) -> _MergedPart:
+        """Return a part with its base first, and there where mergekit adds it itself."""
+        role = self.theirs.base
+        part = self.lift_scale(part)
+        if self.base is None:
+            if role in {"delta", "pair"}:
+                self.report.refuse(
+                    self.path, f"{self.method} needs a base_model", "base_model: NAME"
+                )
+            return part
+        entries = list(part.entries)
+        mine = [entry for entry in entries if entry.model == self.base]
+        if not mine and not any(entry.layers for entry in entries):
+            mine = [_ModelEntry(self.base, {}, self.at("base_model"))]
+            entries += mine
+        if role != "input":
+            if not mine and role != "optional":
+                self.report.refuse(
+                    part.path, "does not list the base_model", "it among the sources"
+                )
+            for path in [(*entry.path, "parameters") for entry in mine if entry.parameters]:
+                self.report.note(path, "are not read for the base_model")
+            entries = [*mine, *(entry for entry in entries if entry.model != self.base)]
+        if role == "pair" and len(entries) != 2:
+            self.report.refuse(
+                part.path, f"{self.method} merges a base and one model", "two models"
+            )
+        return replace(part, entries=tuple(entries))
+
+    def lift_scale(self, part: _MergedPart) -> _MergedPart:
+        """Return a part whose only model's parameters are its own, for passthrough."""
+        if self.method != "passthrough" or len(part.entries) != 1:
+            return part
+        joined = dict(part.entries[0].parameters)
+        for key, values in part.parameters.items():
+            joined[key] = joined.get(key, ParameterValues()).before(values)
+        return replace(part, entries=(replace(part.entries[0], parameters={}),), parameters=joined)
+
+    def assemble(self, parts: list[_MergedPart]) -> dict[str, Any]:
+        listed = dict.fromkeys(entry.model for part in parts for entry in part.entries)
+        models = [model for model in listed if not (self.has_own_base and model == self.base)]
+        entries = [model.to_entry() for model in models]
+        vary = self.set_shared(parts)
+        stacked = [self.stack(part, models) for part in parts if part.is_sliced]
+        grouped: list[dict[str, Any]] = []
+        if self.data.get("modules") is not None:
+            grouped = self.group(parts, models)
+        elif not stacked:
+            vary += self.set_own(parts[0], models, entries)
+        recipe: dict[str, Any] = {"version": 1, "kind": "merge"}
+        recipe["method"] = {"name": self.method, **self.settings}
+        base = self.find_donor(models)
+        if base is not None:
+            recipe["base"] = base.checkpoint
+            if base.adapter:
+                self.report.refuse(
+                    self.at("base_model"), "has an adapter", "a base without one: merge it first"
+                )
+        recipe |= {"models": entries, "compat": "mergekit"}
+        recipe |= self.read_types()
+        for key, value in (("vary", vary), ("slices", stacked), ("parts", grouped)):
+            if value:
+                recipe[key] = value
+        recipe |= self.leave_out(parts)
+        tokenizer = TokenizerReader(
+            self.report, self.reader, self.path, self.data, tuple(models), self.base
+        )
+        return recipe | tokenizer.read() | self.read_template()
+
+    def find_donor(self, models: Sequence[ModelReference]) -> ModelReference | None:
+        """Return the base as our recipe names it: apart, or as who gives the config.
+
+        Where the vocabularies differ, its rows also fill in for those that others lack.
+        """
+        has_tokenizer = {"tokenizer", "tokenizer_source"} & self.data.keys()
+        if self.base is None or self.has_own_base:
+            return self.base
+        if self.theirs.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
+            return None
+        if self.method == "karcher":  # its base is averaged in, and counts but once
+            if has_tokenizer and len(models) > 2:
+                what = "cannot fill in for tokens and be averaged in at once"
+                self.report.refuse(self.at("base_model"), what, "no base_model: models suffice")
+            if models[:1] != [self.base]:
+                self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
+            return None
+        return self.base
+
+    def stack(self, part: _MergedPart, models: Sequence[ModelReference]) -> dict[str, Any]:
+        """Return a slice of our recipe."""
+        sources = [
+            {
+                "model": -1
+                if self.has_own_base and entry.model == self.base
+                else models.index(entry.model),
+                "layers": list(entry.layers or ()),
+            }
+            for entry in part.entries
+        ]
+        if len({entry.layers[1] - entry.layers[0] for entry in part.entries if entry.layers}) > 1:
+            self.report.refuse(part.path, "has sources of different lengths", "equally many layers")
+        vary = []
+        for number, entry in enumerate(part.entries):
+            for setting, values, default in self.find_own(entry, part):
+                if values.scalar is None or values.scalar != default:
+                    vary += [each.to_variation(setting, number) for each in values.conditions]
+        for key, parameter in self.shared():
+            conditions = part.parameters.get(key, ParameterValues()).conditions
+            vary += [each.to_variation(parameter.ours) for each in conditions]
+        return {"models": sources, **({"vary": vary} if vary else {})}
+
+    def group(
+        self, parts: Sequence[_MergedPart], models: Sequence[ModelReference]
+    ) -> list[dict[str, Any]]:
+        """Return our parts of a recipe, what takes the rest last."""
+        found = []
+        for part in parts:
+            if part.is_sliced:
+                continue
+            numbers = [models.index(entry.model) for entry in part.entries if entry.model in models]
+            if len(set(numbers)) < len(numbers):
+                self.report.refuse(part.path, "lists a model twice", "every model once")
+            vary = []
+            for entry in part.entries:
+                for setting, values, default in self.find_own(entry, part):
+                    if values.scalar is None or values.scalar != default:
+                        at = models.index(entry.model)
+                        vary += [each.to_variation(setting, at) for each in values.conditions]
+            for key, parameter in self.shared():
+                conditions = part.parameters.get(key, ParameterValues()).conditions
+                vary += [each.to_variation(parameter.ours) for each in conditions]
+            made = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
+            found.append(made | ({"vary": vary} if vary else {}))
+        return sorted(found, key=lambda made: made["tensors"] == list(ALL_TENSORS))
+
+    def leave_out(self, parts: Sequence[_MergedPart]) -> dict[str, Any]:
+        """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
+        named = [
+            pattern
+            for part in parts
+            if part.module
+            for pattern in list_module_patterns(part.module)
+        ]
+        if not named or set(ALL_TENSORS) <= set(named) or any(part.is_sliced for part in parts):
+            return {}
+        self.report.note(self.at("modules"), "leaves modules out: their tensors are copied")
+        return {"include": list(dict.fromkeys(named))}
+
+    def set_own(
+        self, part: _MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Set what models have of their own; return what differs from tensor to tensor."""
+        vary: list[dict[str, Any]] = []
+        seen: set[ModelReference] = set()
+        for entry in part.entries:
+            if entry.model in seen:
+                self.report.refuse(entry.path, "is listed twice", "every model once")
+            seen.add(entry.model)
+            if entry.model not in models:
+                continue
+            number = models.index(entry.model)
+            for setting, values, default in self.find_own(entry, part):
+                if values.scalar is None:
+                    vary += [each.to_variation(setting, number) for each in values.conditions]
+                elif values.scalar != default:
+                    entries[number][setting] = values.scalar
+        return vary
+
+    def find_own(
+        self, entry: _ModelEntry, part: _MergedPart
+    ) -> list[tuple[str, ParameterValues, float]]:
+        """Return a model's own settings, each with its values and what it is unless said."""
+        if self.has_own_base and entry.model == self.base:
+            return []
+        found = []
+        for key, parameter in self.theirs.parameters.items():
+            if not parameter.is_own:
+                continue
+            values = ParameterValues()
+            for level in (entry.parameters, part.parameters, self.top):
+                values = values.before(level.get(key, ParameterValues()))
+            values = values.before(_find_default(parameter))
+            if values.is_complete:
+                default = 1.0 if key == "weight" else float(parameter.default or 0)
+                found.append((parameter.ours, values, default))
+                continue
+            some = " for some tensors" if values.conditions else ""
+            self.report.refuse(
+                entry.path,
+                f"{key} of this model is missing{some}",
+                f"parameters: {{{key}: NUMBER}} here, or for all",
+            )
+        return found
+
+    def set_shared(self, parts: Sequence[_MergedPart]) -> list[dict[str, Any]]:
+        """Set the method's settings; return what differs from tensor to tensor."""
+        vary: list[dict[str, Any]] = []
+        for key, parameter in self.theirs.parameters.items():
+            if parameter.is_own and key != "weight":
+                self.settings[parameter.ours] = parameter.default
+        for key, parameter in self.shared():
+            top = self.top.get(key, ParameterValues())
+            if self.data.get("models"):  # a passthrough's only model may set it
+                top = parts[0].parameters.get(key, ParameterValues()).before(top)
+            top = top.before(_find_default(parameter))
+            for part in parts:
+                if not part.parameters.get(key, ParameterValues()).before(top).is_complete:
+                    self.report.refuse(
+                        part.path, f"{key} is missing", f"parameters: {{{key}: NUMBER}}"
+                    )
+            if top.scalar is not None:
+                self.settings[parameter.ours] = top.scalar
+            else:
+                vary += [each.to_variation(parameter.ours) for each in top.conditions]
+        if self.method == "nuslerp":
+            self.set_unit(parts)
+        return vary
+
+    def set_unit(self, parts: Sequence[_MergedPart]) -> None:
+        """Set what nuslerp turns as one vector: two switches there, one setting here."""
+        switches = []
+        for key in ("nuslerp_flatten", "nuslerp_row_wise"):
+            for part in parts:
+                if key in part.parameters:
+                    self.report.refuse(
+                        (*part.path, "parameters", key), "differs between slices", "one value"
+                    )
+            values = self.top.get(key, ParameterValues()).before(
+                _find_default(self.theirs.parameters[key])
+            )
+            if values.scalar is None:
+                self.report.refuse(
+                    self.at("parameters", key), "differs between tensors", "one value"
+                )
+            switches.append(bool(values.scalar))
+        is_flat, is_column = switches
+        self.settings["per"] = "tensor" if is_flat else "column" if is_column else "row"
+
+    def shared(self) -> list[tuple[str, MergekitParameter]]:
+        return [
+            (key, parameter)
+            for key, parameter in self.theirs.parameters.items()
+            if not parameter.is_own and parameter.ours
+        ]
+
+    def read_types(self) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for key in ("dtype", "out_dtype"):
+            value = self.data.get(key)
+            if value is not None and value not in _TYPES:
+                self.report.refuse(
+                    self.at(key),
+                    f"cannot be {value!r:.40}",
+                    f"one of: {', '.join(_TYPES)}",
+                    suggest(str(value), _TYPES),
+                )
+        if self.data.get("dtype") is not None:
+            made["compute"] = self.data["dtype"]
+        if self.data.get("out_dtype") is not None:
+            made["out"] = {"dtype": self.data["out_dtype"]}
+        return made
+
+    def read_template(self) -> dict[str, Any]:
+        value = self.data.get("chat_template")
+        if value is None:
+            return {}
+        if not isinstance(value, str):
+            self.report.refuse(
+                self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
+            )
+        if value in _OTHER_TEMPLATES:
+            what = (
+                f"{value} is the form its makers published; mergekit's differs in blanks and lines"
+            )
+            self.report.warn(self.at("chat_template"), what)
+        return {"chat_template": value}
+
+    # What is wrong with it.
+
+    def refuse_method(self, name: str) -> None:
+        here = self.at("merge_method")
+        self.report.problems.append(
+            Problem(
+                "merge_method is missing" if not name else f"there is no method {name!r:.60}",
+                "merge.mergekit-method",
+                self.report.tree.place_of_value(here),
+                f"one of: {', '.join(MERGEKIT_METHODS)}",
+                suggest(name, MERGEKIT_METHODS) or "choose one that mergekit 0.1.5 has",
+            )
+        )
+
+
+def _join_parameters(
+    narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
+) -> dict[str, ParameterValues]:
+    """Return the parameters of two levels, the narrower counting first."""
+    return {
+        key: narrow.get(key, ParameterValues()).before(wide.get(key, ParameterValues()))
+        for key in dict.fromkeys([*narrow, *wide])
+    }
+
+
+def _find_default(parameter: MergekitParameter) -> ParameterValues:
+    return (
+        ParameterValues()
+        if parameter.default is None
+        else ParameterValues((ConditionalParameter(parameter.default),))
+    )

@@ -1,0 +1,416 @@
+"""Model references, tokenizer settings and mixtures of experts in mergekit configurations.
+
+A name that stands for a folder, from here or from the file's place, is that folder; one that looks
+like a path is one; any other is a name on the hub.
+
+It writes no padding rows unless asked to, and adds tokens that are named and not there.
+
+Source: the behavior of mergekit-moe 0.1.5. Gates are made as it makes them (``compat: mergekit``);
+its ``hidden`` looks at the last token. ``noise_scale`` and DeepSeek's layout are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from stillroom.errors import Problem
+from stillroom.merge.mergekit.documents import ImportDiagnostics
+from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
+from stillroom.registry.catalog import suggest
+
+__all__ = [
+    "ModelReference",
+    "ModelReferenceReader",
+    "MoeReader",
+    "TokenizerReader",
+    "is_moe_config",
+]
+
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+_REVISION = re.compile(r"[\w./-]+")
+
+
+_KEYS = ("model", "lora", "override_architecture")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A checkpoint, and an adapter over it where there is one."""
+
+    checkpoint: str
+    adapter: str = ""
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the start of an entry of our ``models``."""
+        made = {"checkpoint": self.checkpoint}
+        return made | {"adapter": self.adapter} if self.adapter else made
+
+
+@dataclass(frozen=True)
+class ModelReferenceReader:
+    """Reads references of one document.
+
+    ``names`` are the other documents', which become ``step:NAME``; ``nest`` takes a configuration
+    that stands in a model's place and returns the name it gets.
+    """
+
+    tree: YamlTree
+    problems: list[Problem]
+    names: frozenset[str]
+    folder: FilePath | None
+    nest: Callable[[KeyPath], str]
+
+    def read(self, path: KeyPath, value: Any) -> ModelReference | None:
+        """Return the model named at a path; None, with a problem, where none is."""
+        if isinstance(value, str):
+            return self._read_text(path, value)
+        if isinstance(value, dict) and "merge_method" in value:
+            return ModelReference(f"step:{self.nest(path)}")
+        if not isinstance(value, dict) or "model" not in value:
+            self._refuse(path, f"cannot be {value!r:.60}", "a model: a path or a name on the hub")
+            return None
+        for key in value:
+            if key == "override_architecture" and value[key] is not None:
+                self._refuse((*path, key), "is not supported", "the architecture of config.json")
+            elif key not in _KEYS:
+                self._refuse((*path, key), "is unknown", f"one of: {', '.join(_KEYS)}", key)
+        model = self._read_part((*path, "model"), value["model"])
+        lora = value.get("lora")
+        adapter = self._read_part((*path, "lora"), lora) if lora is not None else ""
+        return None if model is None or adapter is None else ModelReference(model, adapter)
+
+    def _read_text(self, path: KeyPath, text: str) -> ModelReference | None:
+        if self._is_folder(text):
+            return ModelReference(self._resolve(text))
+        name, plus, lora = text.partition("+")
+        model = self._read_part(path, name)
+        adapter = self._read_part(path, lora) if plus else ""
+        return None if model is None or adapter is None else ModelReference(model, adapter)
+
+    def _read_part(self, path: KeyPath, value: Any) -> str | None:
+        """Return the reference that a name, or a mapping of path and revision, stands for."""
+        revision: Any = None
+        if isinstance(value, dict):
+            for key in value.keys() - {"path", "revision"}:
+                self._refuse((*path, key), "is unknown", "path or revision", key)
+            value, revision = value.get("path"), value.get("revision")
+        if isinstance(value, str) and value and not self._is_folder(value) and revision is None:
+            value, at, revision = value.partition("@")
+            revision = revision if at else None
+        if not isinstance(value, str) or not value:
+            self._refuse(path, f"cannot be {value!r:.60}", "a path or a name on the hub")
+            return None
+        if value in self.names:
+            return f"step:{value}"
+        if self._is_folder(value) or not _HUB.fullmatch(value):
+            if revision is not None:
+                self._refuse(path, "has a revision, and is a path", "a revision of a hub's name")
+                return None
+            return self._resolve(value)
+        if revision is None:
+            return f"hub:{value}"
+        if not isinstance(revision, str | int) or not _REVISION.fullmatch(str(revision)):
+            self._refuse(path, f"has no revision {revision!r:.60}", "the name of a revision")
+            return None
+        return f"hub:{value}@{revision}"
+
+    def _is_folder(self, text: str) -> bool:
+        return text not in self.names and any(
+            (start / FilePath(text).expanduser()).exists() for start in self._starts
+        )
+
+    @property
+    def _starts(self) -> list[FilePath]:
+        here = FilePath.cwd()
+        return [here, *([self.folder.absolute()] if self.folder else [])]
+
+    def _resolve(self, text: str) -> str:
+        """Return an absolute path: from here where it exists, as mergekit takes it."""
+        path = FilePath(text).expanduser()
+        found = [start / path for start in self._starts if (start / path).exists()]
+        return os.path.normpath(found[0] if found else self._starts[-1] / path)
+
+    def _refuse(self, path: KeyPath, what: str, expected: str, word: str = "") -> None:
+        known = expected.removeprefix("one of: ").replace(" or ", ", ").split(", ")
+        self.problems.append(
+            Problem(
+                f"{format_path(path)} {what}",
+                "merge.mergekit-key" if word else "merge.mergekit-value",
+                self.tree.place_of_key(path) if word else self.tree.place_of_value(path),
+                expected,
+                (suggest(word, known) or "remove it") if word else "correct it",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerReader:
+    """Reads ``tokenizer`` and ``tokenizer_source`` of the configuration at a path."""
+
+    report: ImportDiagnostics
+    reader: ModelReferenceReader
+    path: KeyPath
+    data: Mapping[str, Any]
+    models: tuple[ModelReference, ...]
+    base: ModelReference | None
+
+    def read(self) -> dict[str, Any]:
+        """Return our setting ``tokenizer``; empty where nothing is said of one."""
+        data, source = self.data.get("tokenizer"), self.data.get("tokenizer_source")
+        if data is None and source is None:
+            return {}
+        if data is not None and source is not None:
+            self.report.refuse(
+                self._at("tokenizer_source"), "and tokenizer are both set", "one of the two"
+            )
+        if data is None:
+            found = self._read_token_source(self._at("tokenizer_source"), source)
+            return {"tokenizer": {"source": found, "pad_to_multiple_of": 1}}
+        path = self._at("tokenizer")
+        if not isinstance(data, dict):
+            self.report.refuse(path, f"cannot be {data!r:.40}", "{source: union, tokens: {...}}")
+            return {}
+        self.report.check_keys(path, data, ("source", "tokens", "pad_to_multiple_of"))
+        multiple = data.get("pad_to_multiple_of")
+        if multiple is not None and (type(multiple) is not int or multiple < 1):
+            self.report.refuse(
+                (*path, "pad_to_multiple_of"), f"cannot be {multiple!r:.40}", "a number"
+            )
+        made: dict[str, Any] = {
+            "source": self._read_token_source((*path, "source"), data.get("source", "union"))
+        }
+        tokens = data.get("tokens") or {}
+        if not isinstance(tokens, dict):
+            self.report.refuse((*path, "tokens"), f"cannot be {tokens!r:.40}", "settings by token")
+            tokens = {}
+        listed = {
+            token: self._read_token((*path, "tokens", token), value)
+            for token, value in tokens.items()
+        }
+        if listed:
+            made["tokens"] = listed
+        return {"tokenizer": made | {"pad_to_multiple_of": multiple or 1}}
+
+    def _read_token_source(self, path: KeyPath, value: Any) -> Any:
+        if value in ("union", "base"):
+            return value
+        return self._find_model(path, value)
+
+    def _read_token(self, path: KeyPath, data: Any) -> dict[str, Any]:
+        if data is None:
+            data = {}
+        if not isinstance(data, dict):
+            self.report.refuse(path, f"cannot be {data!r:.40}", "{source: MODEL, force: false}")
+            return {}
+        self.report.check_keys(path, data, ("source", "force"))
+        made: dict[str, Any] = {"add": True}
+        if data.get("source") is not None:
+            made["source"] = self._read_row((*path, "source"), data["source"])
+        if data.get("force"):
+            made["force"] = True
+        return made
+
+    def _read_row(self, path: KeyPath, value: Any) -> Any:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or (kind is None and "token" not in value):
+            return self._find_model(path, value)
+        if kind == "zero":
+            return "zero"
+        self.report.check_keys(path, value, ("kind", "model", "token", "token_id"))
+        if kind not in (None, "model_token"):
+            self.report.refuse((*path, "kind"), f"cannot be {kind!r:.40}", "zero or model_token")
+        made = {"model": self._find_model((*path, "model"), value.get("model"))}
+        row, token = value.get("token_id"), value.get("token")
+        return made | ({"row": row} if row is not None else {"token": token})
+
+    def _find_model(self, path: KeyPath, value: Any) -> int | str:
+        """Return the number of a model that a tokenizer's setting names, or base."""
+        model = self.reader.read(path, value)
+        if model is not None and model in self.models:
+            return self.models.index(model)
+        if model is not None and model == self.base:
+            return "base"
+        if model is not None:
+            self.report.refuse(path, f"{value!r:.60} is none of the models", "one that is merged")
+        return "base"
+
+    def _at(self, key: str) -> KeyPath:
+        return (*self.path, key)
+
+
+_MOE_KEYS = (
+    "base_model",
+    "experts",
+    "gate_mode",
+    "dtype",
+    "experts_per_token",
+    "shared_experts",
+    "architecture",
+)
+
+
+_EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts", "residual_scale")
+
+
+_GATES = {
+    "hidden": "last",
+    "hidden_last": "last",
+    "hidden_avg": "hidden",
+    "cheap_embed": "cheap_embed",
+    "random": "random",
+    "uniform_random": "uniform",
+}
+
+
+_RANDOM_GATES = ("random", "uniform")
+
+
+_TYPES = ("float32", "bfloat16", "float16")
+
+
+_ARCHITECTURES = ("mixtral", "qwen", "qwen moe", "qwen3", "qwen3 moe")
+
+
+def is_moe_config(data: object) -> bool:
+    """Return whether a document is one of mergekit-moe's, not of mergekit's."""
+    return isinstance(data, Mapping) and "experts" in data and "merge_method" not in data
+
+
+@dataclass(frozen=True)
+class MoeReader:
+    """Reads the configuration of a mixture at a path."""
+
+    report: ImportDiagnostics
+    reader: ModelReferenceReader
+    path: KeyPath
+    data: Mapping[str, Any]
+
+    def convert(self) -> dict[str, Any]:
+        """Return our recipe; what cannot be honored joins the problems."""
+        self.report.check_keys(self.path, self.data, _MOE_KEYS)
+        gate = self._one_of("gate_mode", tuple(_GATES), "hidden")
+        ours = _GATES.get(str(gate), "last")
+        experts = self._read_experts("experts", ours)
+        shared = self._read_experts("shared_experts", ours)
+        if len(shared) > 1:
+            self._refuse("shared_experts", "holds several", "at most one")
+        method = {"name": "moe", "gate": ours, "experts_per_token": self._read_count()}
+        layout = self._read_layout(has_shared=bool(shared))
+        method |= {"layout": layout} if layout else {}
+        method |= {"shared": len(experts)} if shared else {}
+        recipe: dict[str, Any] = {"version": 1, "kind": "merge", "method": method}
+        base = self._read_base()
+        recipe |= {"base": base.checkpoint} if base else {}
+        recipe |= {"models": [*experts, *shared[:1]], "compat": "mergekit"}
+        dtype = self._one_of("dtype", _TYPES, None)
+        return recipe | ({"out": {"dtype": dtype}} if dtype else {})
+
+    def _read_base(self) -> ModelReference | None:
+        value = self.data.get("base_model")
+        if value is None:
+            self._refuse("base_model", "is missing", "the model that gives all but the MLPs")
+            return None
+        found = self.reader.read(self._at("base_model"), value)
+        if found is not None and found.adapter:
+            self._refuse("base_model", "has an adapter", "a base without one: merge it first")
+        return found
+
+    def _read_experts(self, key: str, gate: str) -> list[dict[str, Any]]:
+        listed = self.data.get(key)
+        if listed is None and key != "experts":
+            return []
+        if not isinstance(listed, list) or not listed:
+            self._refuse(key, f"cannot be {listed!r:.40}", "a list that is not empty")
+            return []
+        return [
+            made
+            for number, expert in enumerate(listed)
+            if (made := self._read_expert(self._at(key, number), expert, gate))
+        ]
+
+    def _read_expert(self, path: KeyPath, data: Any, gate: str) -> dict[str, Any]:
+        if not isinstance(data, dict) or "source_model" not in data:
+            self.report.refuse(
+                path, "is no expert", "{source_model: NAME, positive_prompts: [...]}"
+            )
+            return {}
+        if data.get("noise_scale"):
+            self.report.refuse(
+                (*path, "noise_scale"), "cannot be honored", "an expert without noise"
+            )
+        kept = {key: value for key, value in data.items() if key != "noise_scale"}
+        self.report.check_keys(path, kept, _EXPERT_KEYS)
+        model = self.reader.read((*path, "source_model"), data["source_model"])
+        made = model.to_entry() if model else {}
+        for theirs, ours in (("positive_prompts", "positive"), ("negative_prompts", "negative")):
+            prompts = self._read_prompts((*path, theirs), data.get(theirs))
+            made |= {ours: prompts} if prompts else {}
+        if gate not in _RANDOM_GATES and not data.get("positive_prompts"):
+            self.report.refuse(path, "has no positive_prompts", "a few, or gate_mode: random")
+        scale = data.get("residual_scale")
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            self.report.refuse((*path, "residual_scale"), f"cannot be {scale!r:.40}", "a number")
+        elif scale is not None:
+            made["residual_scale"] = float(scale)
+        return made
+
+    def _read_prompts(self, path: KeyPath, value: Any) -> list[str]:
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            self.report.refuse(path, f"cannot be {value!r:.40}", "a list of texts")
+            return []
+        return value
+
+    def _read_count(self) -> int:
+        value = self.data.get("experts_per_token", 2)
+        if type(value) is not int or value < 1:
+            self._refuse("experts_per_token", f"cannot be {value!r:.40}", "a number from 1")
+            return 1
+        return value
+
+    def _read_layout(self, *, has_shared: bool) -> str:
+        value = self.data.get("architecture")
+        if value is None:
+            return ""
+        word = str(value).lower()
+        fitting = [name for name in _ARCHITECTURES if name.startswith(word)] if word else []
+        if not fitting:
+            self._refuse(
+                "architecture",
+                f"cannot be {value!r:.40}",
+                "mixtral, qwen or qwen3",
+                suggest(word, _ARCHITECTURES),
+            )
+            return ""
+        if fitting[0] == "mixtral":
+            if has_shared:
+                self._refuse("shared_experts", "is nothing that mixtral has", "none, or qwen")
+            return "mixtral"
+        return "qwen2_moe" if has_shared and not fitting[0].startswith("qwen3") else "qwen3_moe"
+
+    def _one_of(self, key: str, known: tuple[str, ...], default: str | None) -> Any:
+        value = self.data.get(key, default)
+        if value is not None and value not in known:
+            self._refuse(
+                key,
+                f"cannot be {value!r:.40}",
+                f"one of: {', '.join(known)}",
+                suggest(str(value), known),
+            )
+            return default
+        return value
+
+    def _refuse(self, key: str, what: str, expected: str, remedy: str = "") -> None:
+        self.report.refuse(self._at(key), what, expected, remedy)
+
+    def _at(self, *keys: str | int) -> KeyPath:
+        return (*self.path, *keys)

@@ -1,0 +1,1 @@
+"""Merge plans: sources, tensor rules, tokenizers, mixtures of experts and transplants."""

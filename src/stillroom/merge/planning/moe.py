@@ -1,0 +1,432 @@
+"""Plans of mixtures of experts from dense models that share a base.
+
+Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055, with several models' MLPs
+instead of copies of one, and a gate row for each that points where its prompts lie (``gates``).
+Attention, norms and embeddings are the base's. Routing weights add up to 1, so experts that are all
+alike give the dense model back. Every tensor is streamed; only gates are held.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.dtypes import narrow
+from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
+from stillroom.merge.interfaces import METHODS, Array
+from stillroom.merge.planning.inputs import MergeSource, ResolvedSettings, TensorRules
+from stillroom.merge.planning.moe_gates import (
+    RANDOM_GATE_MODES,
+    GateMode,
+    compute_gates,
+    compute_mergekit_gates,
+    max_cosine,
+)
+from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
+
+if TYPE_CHECKING:
+    from stillroom.merge.engine.merge import Merge
+
+__all__ = [
+    "MoeLayoutName",
+    "find_similar_gates",
+    "plan_moe",
+]
+
+
+MoeLayoutName = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe"]
+
+
+_MLP = re.compile(r"(model\.layers\.(\d+)\.)mlp\.((?:gate|up|down)_proj)\.weight")
+
+
+_QUERY = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkv]_proj\.)weight")
+
+
+_GATE = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.gate\.weight")
+
+
+_BIAS = re.compile(r"\.(mlp|self_attn)\..*\.bias$")
+
+
+_SILENT_WIDTH = 8
+
+
+_SIMILAR_COSINE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    architecture: str
+    gate: str
+    experts: str
+    parts: Mapping[str, str]
+    settings: Mapping[str, Any]
+    dense: tuple[str, ...]
+    count: str = "num_experts"
+
+
+_PARTS = {part: part for part in ("gate_proj", "up_proj", "down_proj")}
+
+
+_QWEN = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
+_LAYOUTS: Mapping[str, _Layout] = {
+    "mixtral": _Layout(
+        "MixtralForCausalLM",
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{}.{}.weight",
+        {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
+        {},
+        ("llama", "mistral"),
+        "num_local_experts",
+    ),
+    "qwen2_moe": _Layout(
+        "Qwen2MoeForCausalLM",
+        "mlp.gate.weight",
+        "mlp.experts.{}.{}.weight",
+        _PARTS,
+        _QWEN,
+        ("qwen2", "llama", "mistral"),
+    ),
+    "qwen3_moe": _Layout(
+        "Qwen3MoeForCausalLM",
+        "mlp.gate.weight",
+        "mlp.experts.{}.{}.weight",
+        _PARTS,
+        _QWEN,
+        ("qwen3",),
+    ),
+}
+
+
+_DEFAULT_LAYOUTS = {
+    "llama": "mixtral",
+    "mistral": "mixtral",
+    "qwen2": "qwen2_moe",
+    "qwen3": "qwen3_moe",
+}
+
+
+_DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "auto_map")
+
+
+def find_similar_gates(mixture: Checkpoint) -> Iterator[int]:
+    """Yield the layers of a written mixture whose gate cannot tell two experts apart."""
+    from stillroom.merge.tensors.storage import read_rows
+
+    gates = [(int(found[1]), name) for name in mixture.names() if (found := _GATE.fullmatch(name))]
+    for layer, name in sorted(gates):
+        if max_cosine(read_rows(mixture, name, dtype=np.float64)) > _SIMILAR_COSINE:
+            yield layer
+
+
+def plan_moe(
+    base: MergeSource | None,
+    parents: Sequence[MergeSource],
+    rules: TensorRules,
+    *,
+    gate: GateMode,
+    experts_per_token: int,
+    layout: MoeLayoutName,
+    shared: int | None,
+) -> MergePlan:
+    """Return the plan of a mixture: every tensor of the base, expert by expert, and the gates.
+
+    Args:
+        base: Gives all but the MLPs.
+        parents: The experts, and the one that every token goes to, if any.
+        rules: Storage type, and whether gates are made as mergekit makes them.
+        gate: How gates are made.
+        experts_per_token: How many experts a token is sent to.
+        layout: Whose names and config; ``auto`` goes by the base.
+        shared: The number of the parent that every token goes to; None for none.
+
+    Raises:
+        CheckpointError: If the base's architecture has no such mixture.
+        ShapeError: If an expert's MLP is not the base's shape.
+        RecipeError: If there are too few experts, or gates lack prompts.
+    """
+    if base is None:
+        from stillroom.merge.interfaces import missing_base_error
+
+        raise missing_base_error("moe")
+    name = _choose_layout(base.checkpoint, layout, shared)
+    mixture = _MoePlanner(base, parents, rules, name, gate, shared)
+    mixture.check(experts_per_token)
+    tensors = tuple(sorted(mixture.tensors(), key=lambda tensor: tensor.name))
+    sources = [base, *parents]
+    read = [
+        sources[home.source].checkpoint.entry(home.name).size_bytes
+        for tensor in tensors
+        for home in tensor.inputs
+    ]
+    return MergePlan(
+        "moe",
+        tuple(source.name for source in sources),
+        tensors,
+        (),
+        mixture.config(experts_per_token),
+        sum(read),
+        1,
+        notes=tuple(mixture.notes(experts_per_token)),
+        held_bytes=0 if gate in RANDOM_GATE_MODES else 4 * base.checkpoint.parameters,
+    )
+
+
+@dataclass(frozen=True)
+class _MoePlanner:
+    """Which tensor of which parent stands where."""
+
+    base: MergeSource
+    parents: Sequence[MergeSource]
+    rules: TensorRules
+    name: str
+    gate: GateMode
+    shared: int | None
+    _made: dict[int, Array] = field(default_factory=dict, compare=False)
+
+    @property
+    def layout(self) -> _Layout:
+        return _LAYOUTS[self.name]
+
+    @cached_property
+    def experts(self) -> list[int]:
+        """The numbers of the parents that tokens are sent to by the gate, in ``sources``."""
+        return [at + 1 for at in range(len(self.parents)) if at != self.shared]
+
+    @cached_property
+    def layers(self) -> int:
+        found = [int(match[2]) for each in self.base.checkpoint.names() if (match := _mlp(each))]
+        return max(found, default=-1) + 1
+
+    def check(self, per_token: int) -> None:
+        """Refuse what cannot be built."""
+        count = len(self.experts)
+        problems = []
+        if count < 2 or not 1 <= per_token <= count:
+            problems.append(
+                Problem(
+                    f"{count} experts, {per_token} a token",
+                    "merge.moe-experts",
+                    "models",
+                    "at least two experts, and at most all of them a token",
+                    "add models, or lower experts_per_token",
+                )
+            )
+        if self.shared is not None and self.shared >= len(self.parents):
+            problems.append(
+                Problem(
+                    f"there is no model {self.shared}",
+                    "merge.moe-experts",
+                    "method.shared",
+                    f"a number from 0 to {len(self.parents) - 1}",
+                    "count the models from 0",
+                )
+            )
+        for at, parent in enumerate(self.parents):
+            if self.gate in RANDOM_GATE_MODES or parent.prompts.positive:
+                continue
+            problems.append(
+                Problem(
+                    f"the gate ({self.gate}) is made from prompts, and '{parent.name}' has none",
+                    "merge.moe-experts",
+                    f"models.{at}.positive",
+                    "a few prompts that this expert should answer",
+                    "add them, or choose gate 'random'",
+                )
+            )
+        if problems:
+            raise RecipeError(problems)
+        self.check_shapes()
+
+    def check_shapes(self) -> None:
+        base = self.base.checkpoint
+        problems = [
+            Problem(
+                f"'{name}' of {parent.name} does not fit",
+                "merge.moe-shape",
+                name,
+                f"the base's shape, {base.shape(name)}",
+                "choose experts that were fine-tuned from the base",
+            )
+            for parent in self.parents
+            for name in base.names()
+            if _mlp(name)
+            and (name not in parent.checkpoint or parent.checkpoint.shape(name) != base.shape(name))
+        ]
+        if problems:
+            raise ShapeError(problems[:8])
+
+    def tensors(self) -> Iterator[PlannedTensor]:
+        """Yield every tensor of the result."""
+        base = self.base.checkpoint
+        for name in base.names():
+            found = _mlp(name)
+            if found:
+                yield from self._place_experts(name, found[1], found[3])
+                if found[3] == "gate_proj":
+                    yield from self._place_gates(name, found[1], int(found[2]))
+                continue
+            yield self._copy(name, 0, name)
+            query = _QUERY.fullmatch(name)
+            if query and self.name == "qwen2_moe" and f"{query[1]}bias" not in base:
+                yield self._zeros(f"{query[1]}bias", name, base.shape(name)[:1])
+
+    def config(self, per_token: int) -> dict[str, Any]:
+        """Return config.json of the result."""
+        config = self.base.checkpoint.config
+        made = {key: value for key, value in config.items() if key not in _DROPPED}
+        made |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
+        made |= {"model_type": self.name, self.layout.count: len(self.experts)}
+        made["num_experts_per_tok"] = per_token
+        width = config.get("intermediate_size")
+        if self.name != "mixtral":
+            made["moe_intermediate_size"] = width
+        if self.name == "qwen2_moe":
+            is_silent = self.shared is None
+            made["shared_expert_intermediate_size"] = _SILENT_WIDTH if is_silent else width
+        return made
+
+    def notes(self, per_token: int) -> Iterator[str]:
+        """Yield what the plan says of it."""
+        names = [self.parents[at - 1].name for at in self.experts]
+        yield f"{self.name}: {len(names)} experts, {per_token} a token: {', '.join(names)}"
+        if self.shared is not None:
+            yield f"every token also goes to {self.parents[self.shared].name}"
+        elif self.name == "qwen2_moe":
+            yield "the layout has an expert for all tokens: it is written silent, all zeros"
+        how = "drawn by the seed" if self.gate in RANDOM_GATE_MODES else f"prompts, {self.gate}"
+        yield f"gates of {self.layers} layers from {how}; all else from {self.base.name}"
+
+    def _place_experts(self, name: str, start: str, part: str) -> Iterator[PlannedTensor]:
+        for number, source in enumerate(self.experts):
+            target = start + self.layout.experts.format(number, self.layout.parts[part])
+            yield self._copy(target, source, name, part)
+        if self.name != "qwen2_moe":
+            return
+        target = f"{start}mlp.shared_expert.{part}.weight"
+        if self.shared is not None:
+            yield self._copy(target, self.shared + 1, name, part)
+            return
+        width = self.base.checkpoint.shape(name)[part != "down_proj"]
+        if part == "down_proj":
+            width = self.base.checkpoint.shape(name)[0]
+        shape = (width, _SILENT_WIDTH) if part == "down_proj" else (_SILENT_WIDTH, width)
+        yield self._zeros(target, name, shape)
+
+    def _place_gates(self, name: str, start: str, layer: int) -> Iterator[PlannedTensor]:
+        stored = self._stored(name)
+        width = self.base.checkpoint.shape(name)[1]
+        count = len(self.experts)
+
+        def make(merge: Merge, rows: slice) -> Iterator[Array]:
+            yield narrow(self._gates(merge)[layer][rows], stored)
+
+        yield _computed_tensor(
+            start + self.layout.gate,
+            stored,
+            (count, width),
+            lambda merge: make(merge, slice(0, count)),
+        )
+        if self.name != "qwen2_moe":
+            return
+        target = f"{start}mlp.shared_expert_gate.weight"
+        if self.shared is None:
+            yield self._zeros(target, name, (1, width))
+        else:
+            yield _computed_tensor(
+                target, stored, (1, width), lambda merge: make(merge, slice(count, count + 1))
+            )
+
+    def _gates(self, merge: Merge) -> Array:
+        """Return all gates, (layers, experts and the shared one, width); made once."""
+        if merge.seed not in self._made:
+            order = [at - 1 for at in self.experts]
+            order += [self.shared] if self.shared is not None else []
+            prompts = [self.parents[at].prompts for at in order]
+            make = compute_mergekit_gates if self.rules.compat == "mergekit" else compute_gates
+            self._made[merge.seed] = make(
+                self.base.checkpoint, prompts, self.layers, self.gate, merge.seed
+            )
+        return self._made[merge.seed]
+
+    def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
+        """Return a tensor of a source in its new place, scaled where its own settings say so."""
+        checkpoint = self.parents[source - 1].checkpoint if source else self.base.checkpoint
+        scale = self.parents[source - 1].own.get("residual_scale", 1.0) if source else 1.0
+        tuned = None
+        if part == "down_proj" and scale != 1:
+            passthrough = METHODS.build({"name": "passthrough", "scale": scale})
+            tuned = ResolvedSettings(passthrough, (1.0,), ({},))
+        return PlannedTensor(
+            target,
+            self._stored(name) if part else self._asked() or checkpoint.entry(name).dtype,
+            checkpoint.shape(name),
+            None,
+            (SourceTensor(source, name),),
+            tuned=tuned,
+            is_placed=True,
+        )
+
+    def _zeros(self, target: str, name: str, shape: tuple[int, ...]) -> PlannedTensor:
+        stored = self._stored(name)
+        return _computed_tensor(
+            target,
+            stored,
+            shape,
+            lambda merge: iter([narrow(np.zeros(shape, np.float32), stored)]),
+        )
+
+    def _stored(self, name: str) -> str:
+        """Return the one storage type of all experts' parts: they are one tensor in memory."""
+        if self._asked():
+            return self._asked()
+        if self.rules.compat == "mergekit":
+            return self.base.checkpoint.entry(name).dtype
+        sources = [self.base, *self.parents]
+        kinds = {each.checkpoint.entry(name).dtype for each in sources if name in each.checkpoint}
+        if len(kinds) == 1:
+            return kinds.pop()
+        return "F64" if "F64" in kinds else "F32"
+
+    def _asked(self) -> str:
+        return SAFETENSORS_DTYPES.get(self.rules.dtype or self.rules.compute or "", "")
+
+
+def _computed_tensor(name: str, stored: str, shape: tuple[int, ...], make: Any) -> PlannedTensor:
+    return PlannedTensor(name, stored, shape, None, (), is_placed=True, made=make)
+
+
+def _mlp(name: str) -> re.Match[str] | None:
+    return _MLP.fullmatch(name)
+
+
+def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) -> str:
+    """Return the layout's name; refuse a base that has none."""
+    kind = str(base.config.get("model_type"))
+    has_bias = any(_BIAS.search(name) for name in base.names())
+    name = _DEFAULT_LAYOUTS.get(kind, "") if layout == "auto" else layout
+    if layout == "auto" and shared is not None and kind in _LAYOUTS["qwen2_moe"].dense:
+        name = "qwen2_moe"
+    fits = name in _LAYOUTS and kind in _LAYOUTS[name].dense
+    if not fits or (has_bias and name == "mixtral") or (shared is not None and name != "qwen2_moe"):
+        what = f"{kind} models{' with biases' if has_bias and fits else ''}"
+        wanted = "" if layout == "auto" else f" in the layout {layout}"
+        wanted += " with a shared expert" if shared is not None else ""
+        listed = "; ".join(f"{key} of {', '.join(each.dense)}" for key, each in _LAYOUTS.items())
+        raise CheckpointError(
+            f"there is no mixture of experts for {what}{wanted}",
+            code="merge.moe",
+            where=str(base.folder),
+            expected=f"{listed}; only qwen2_moe has a shared expert",
+            next="choose another base or layout",
+        )
+    return name

@@ -1,0 +1,236 @@
+"""Router gates of a mixture of experts, computed from prompts.
+
+A row is the mean input of that layer's MLP over the tokens of the positive prompts, less that of
+the negative ones, at length 1: what the gate will see. ``compute_mergekit_gates`` makes them as
+mergekit
+0.1.5 does: from what enters the whole layer, in bfloat16, over padded batches, the padding counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stillroom.errors import RecipeError
+from stillroom.merge.interfaces import Array
+from stillroom.merge.planning.inputs import GatePrompts
+
+if TYPE_CHECKING:
+    import torch
+
+    from stillroom.checkpoints import Checkpoint
+
+__all__ = [
+    "RANDOM_GATE_MODES",
+    "GateMode",
+    "compute_gates",
+    "compute_mergekit_gates",
+    "max_cosine",
+]
+
+
+GateMode = Literal["hidden", "last", "cheap_embed", "random", "uniform"]
+
+
+RANDOM_GATE_MODES = ("random", "uniform")
+
+
+_LEAST_LENGTH = 1e-8
+
+
+def compute_gates(
+    base: Checkpoint, prompts: Sequence[GatePrompts], layers: int, gate: GateMode, seed: int
+) -> Array:
+    """Return the gates of every layer, (layers, experts, width) float32.
+
+    Args:
+        base: Is run on the prompts, in float32 on the processor.
+        prompts: One an expert.
+        layers: How many there are.
+        gate: How rows are made; drawn ones need no prompts.
+        seed: Of drawn ones.
+
+    Raises:
+        RecipeError: If a prompt has no tokens.
+        CheckpointError: If the base cannot be loaded.
+    """
+    shape = (layers, len(prompts), int(base.config["hidden_size"]))
+    if gate in RANDOM_GATE_MODES:
+        return _draw_gates(shape, gate, seed)
+    from stillroom.models.local.causal_lm import load_causal_lm
+
+    model, tokenizer = load_causal_lm(base.folder, dtype="float32", device="cpu")
+    seen = _LayerInputs(model, tokenizer, layers, gate)
+    rows = [
+        seen.mean(each.positive) - (seen.mean(each.negative) if each.negative else 0)
+        for each in prompts
+    ]
+    return _normalize(np.stack(rows, axis=1))
+
+
+def max_cosine(rows: Array) -> float:
+    """Return the largest cosine between two rows, (experts, width)."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = rows / np.where(lengths > 0, lengths, 1)
+    gram = units @ units.T
+    return float(gram[~np.eye(len(rows), dtype=bool)].max(initial=-1))
+
+
+def _draw_gates(shape: tuple[int, int, int], gate: GateMode, seed: int) -> Array:
+    drawn = np.empty(shape, np.float32)
+    for layer in range(shape[0]):  # by layer, so that a gate does not depend on how many there are
+        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, layer]))
+        if gate == "random":
+            drawn[layer] = _normalize(rng.standard_normal(shape[1:]))
+        else:
+            drawn[layer] = rng.uniform(-1, 1, shape[1:]) / math.sqrt(shape[2])
+    return drawn
+
+
+def _normalize(rows: Array) -> Array:
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    made: Array = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return made
+
+
+class _LayerInputs:
+    """What the MLP of every layer sees of a prompt."""
+
+    def __init__(self, model: Any, tokenizer: Any, layers: int, gate: GateMode) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.layers, self.gate = layers, gate
+
+    def mean(self, prompts: Sequence[str]) -> Array:
+        """Return the mean over prompts of what each layer sees, (layers, width) float64."""
+        total: Array = np.mean([self.see(prompt) for prompt in prompts], axis=0)
+        return total
+
+    def see(self, prompt: str) -> Array:
+        """Return what each layer sees of one prompt, (layers, width)."""
+        import torch
+
+        from stillroom.train.precision import limit_threads
+
+        ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        if not ids.numel():
+            raise RecipeError(
+                "a prompt has no tokens",
+                code="merge.moe-experts",
+                where="models",
+                expected="prompts with text",
+                next="remove the empty prompt",
+            )
+        # One thread: their number decides the last bits, and another process may resume the run.
+        with limit_threads(1), torch.inference_mode():
+            if self.gate == "cheap_embed":
+                found = self._reduce(self.model.get_input_embeddings()(ids))
+                return np.repeat(found[None], self.layers, axis=0)
+            caught: dict[int, Array] = {}
+            hooks = [self._catch(layer, caught) for layer in range(self.layers)]
+            try:
+                self.model(input_ids=ids, use_cache=False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return np.stack([caught[layer] for layer in range(self.layers)])
+
+    def _catch(self, layer: int, caught: dict[int, Array]) -> Any:
+        def keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            caught[layer] = self._reduce(inputs[0])
+
+        module = self.model.get_submodule(f"model.layers.{layer}.mlp")
+        return module.register_forward_pre_hook(keep)
+
+    def _reduce(self, states: torch.Tensor) -> Array:
+        """Return one vector of a prompt's (1, T, D) states."""
+        states = states[0].double()
+        reduced: Array = (states[-1] if self.gate == "last" else states.mean(0)).numpy()
+        return reduced
+
+
+def compute_mergekit_gates(
+    base: Checkpoint, prompts: Sequence[GatePrompts], layers: int, gate: GateMode, seed: int
+) -> Array:
+    """Return the gates as mergekit 0.1.5 makes them, (layers, experts, width) float32.
+
+    Its ``hidden`` and ``hidden_last`` are our ``last``, its ``hidden_avg`` our ``hidden``.
+
+    Raises:
+        CheckpointError: If the base cannot be loaded.
+    """
+    import torch
+
+    shape = (layers, len(prompts), int(base.config["hidden_size"]))
+    rng = torch.Generator().manual_seed(seed)
+    if gate == "random":
+        drawn: Array = torch.randn(shape, generator=rng).numpy()
+        return drawn
+    if gate == "uniform":
+        bound = math.sqrt(1.0 / shape[2])
+        drawn = (torch.rand(shape, generator=rng) * 2 * bound - bound).numpy()
+        return drawn
+    from stillroom.models.local.causal_lm import load_causal_lm
+    from stillroom.train.precision import limit_threads
+
+    with limit_threads(1), torch.inference_mode():
+        model, tokenizer = load_causal_lm(base.folder, dtype="bfloat16", device="cpu")
+        tokenizer.padding_side = "left"
+        tokenizer.pad_token = tokenizer.bos_token or tokenizer.eos_token
+        see = (
+            _reduce_embeddings(base, layers)
+            if gate == "cheap_embed"
+            else _reduce_hidden_states(model, gate)
+        )
+        rows = [_compute_mergekit_row(each, tokenizer, see) for each in prompts]
+        made: Array = torch.stack(rows, dim=1).float().numpy()
+    return made
+
+
+_BatchReducer = Callable[[Any], "torch.Tensor"]
+
+
+def _compute_mergekit_row(prompts: GatePrompts, tokenizer: Any, see: _BatchReducer) -> torch.Tensor:
+    """Return one expert's row of every layer, (layers, width)."""
+
+    def encode(texts: Sequence[str]) -> Any:
+        start = tokenizer.bos_token or ""
+        begun = [start + text for text in texts]
+        return tokenizer(begun, return_tensors="pt", padding=True, add_special_tokens=False)
+
+    row = see(encode(prompts.positive))
+    if prompts.negative:
+        row = row - see(encode(prompts.negative))
+    unit: torch.Tensor = row / row.norm(p=2, dim=-1, keepdim=True).clamp(min=_LEAST_LENGTH)
+    return unit
+
+
+def _reduce_hidden_states(model: Any, gate: GateMode) -> _BatchReducer:
+    """Return what gives the mean over a batch of what enters each layer, (layers, width)."""
+    import torch
+
+    def see(batch: Any) -> torch.Tensor:
+        found = model(**batch, output_hidden_states=True, return_dict=True).hidden_states
+        states = torch.stack(found[:-1])  # (L, B, T, D)
+        is_last = gate == "last"
+        states = states[:, :, -1, :] if is_last else states.sum(dim=2) / states.shape[2]
+        mean: torch.Tensor = states.sum(dim=1) / states.shape[1]
+        return mean
+
+    return see
+
+
+def _reduce_embeddings(base: Checkpoint, layers: int) -> _BatchReducer:
+    """Return what gives the sum of a batch's embeddings at length 1, for every layer alike."""
+    table = base.tensor("model.embed_tokens.weight")
+
+    def see(batch: Any) -> torch.Tensor:
+        rows = table[batch["input_ids"]].float() * batch["attention_mask"].unsqueeze(-1)
+        total = rows.sum(dim=1).sum(dim=0, keepdim=True)
+        unit = total / total.norm(dim=-1, keepdim=True).clamp(min=_LEAST_LENGTH)
+        repeated: torch.Tensor = unit.repeat(layers, 1)
+        return repeated
+
+    return see

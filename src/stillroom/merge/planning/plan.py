@@ -1,0 +1,573 @@
+"""The merge plan: inputs, shape, type and settings of every tensor of the result.
+
+Works on names, shapes and configs alone; every tensor of every source is merged, copied, or a
+reason to refuse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from stillroom.checkpoints.safetensors_format import DTYPE_SIZES, FLOATS
+from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
+from stillroom.merge.interfaces import ArchitectureMerge, Array, MergeMethod, missing_base_error
+from stillroom.merge.planning.inputs import (
+    EMBEDDING,
+    HEAD,
+    ResolvedSettings,
+    TensorRules,
+    check_configs,
+    limit_problems,
+    read_rules,
+)
+from stillroom.merge.recipe import MergeRecipe, Slice, TensorGroup
+from stillroom.merge.tensors.structure import (
+    LayerStack,
+    describe_expert_differences,
+    find_main_stack,
+    find_stacks,
+    has_fused_experts,
+    is_embedding,
+    restack_config,
+    split_layer_name,
+    to_mergekit_name,
+)
+
+if TYPE_CHECKING:
+    from stillroom.merge.engine.merge import Merge
+    from stillroom.merge.planning.inputs import MergeSource
+    from stillroom.merge.planning.token_plan import TokenPlan
+
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "SAFETENSORS_DTYPES",
+    "MergePlan",
+    "PlannedTensor",
+    "SourceTensor",
+    "plan_merge",
+    "plan_sources",
+]
+
+BLOCK_ELEMENTS = 1 << 17
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One source's part in a tensor: the source's number (the base first), and its own name."""
+
+    source: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """What becomes of one tensor.
+
+    ``stored`` is its storage type in the result. ``base`` and ``parents`` say where its inputs are;
+    a copied tensor has no ``tuned`` and one parent. ``layer`` is its depth from 0 to 1. A token
+    table's rows are found through the plan's tokens. What an assembly has put in its place
+    ``is_placed``; where ``made`` is set, that gives its rows as they are stored, in blocks.
+    """
+
+    name: str
+    stored: str
+    shape: tuple[int, ...]
+    base: SourceTensor | None
+    parents: tuple[SourceTensor, ...]
+    layer: float | None = None
+    tuned: ResolvedSettings | None = None
+    is_table: bool = False
+    is_placed: bool = False
+    made: Callable[[Merge], Iterator[Array]] | None = None
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is merged; otherwise it is copied, placed or made."""
+        return self.tuned is not None
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether one source's is taken although the method would merge it."""
+        return self.tuned is None and not self.is_placed
+
+    @property
+    def inputs(self) -> tuple[SourceTensor, ...]:
+        """All that is read for it, the base first."""
+        return (*([self.base] if self.base else []), *self.parents)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it takes in the result."""
+        return math.prod(self.shape) * DTYPE_SIZES[self.stored]
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """Every tensor of the result in order of name, and what the merge costs."""
+
+    method: str
+    sources: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+    tied: tuple[str, ...]
+    config: Mapping[str, Any] = field(repr=False)
+    read_bytes: int
+    passes: int
+    tokens: TokenPlan | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    held_bytes: int = 0
+
+    @property
+    def written_bytes(self) -> int:
+        """The bytes of the result's tensors."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most memory that blocks take: inputs as stored and as computed, and temporaries.
+
+        What an assembly holds beside them is counted too: a model that is run, whole tables.
+        """
+        widest = max((self._widest(tensor) for tensor in self.tensors), default=0)
+        return widest * 8 * (2 * len(self.sources) + 6) + self.held_bytes
+
+    def count(self, *, merged: bool) -> int:
+        """Return how many tensors are merged (or placed where they belong), or only copied."""
+        return sum(tensor.is_copied != merged for tensor in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "method": self.method,
+            "sources": list(self.sources),
+            "merged": self.count(merged=True),
+            "copied": [tensor.name for tensor in self.tensors if tensor.is_copied],
+            "tied": list(self.tied),
+            "read_bytes": self.read_bytes,
+            "written_bytes": self.written_bytes,
+            "memory_bytes": self.memory_bytes,
+            "passes": self.passes,
+            "tokens": self.tokens.report() if self.tokens else None,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """Return the plan as the lines a user reads."""
+        copied = [tensor.name for tensor in self.tensors if tensor.is_copied]
+        lines = [
+            f"{self.method} of {', '.join(self.sources)}",
+            f"  merges {self.count(merged=True)} tensors, copies {len(copied)}",
+            f"  reads {self.read_bytes / 1e6:.1f} MB, up to {self.passes} times; "
+            f"writes {self.written_bytes / 1e6:.1f} MB",
+            f"  holds about {self.memory_bytes / 1e6:.0f} MB of blocks in memory",
+        ]
+        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  copies {name}" for name in copied]
+        lines += [f"  leaves out {name}: it is tied to {EMBEDDING}" for name in self.tied]
+        if self.tokens:
+            lines += _format_tokens(self.tokens.report())
+        return "\n".join(lines)
+
+    @staticmethod
+    def _widest(tensor: PlannedTensor) -> int:
+        whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+            tensor.name, tensor.shape
+        )
+        return max(BLOCK_ELEMENTS, math.prod(tensor.shape if whole else tensor.shape[1:]))
+
+
+def plan_merge(recipe: MergeRecipe) -> MergePlan:
+    """Return the plan of a recipe, having read headers only.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or the sources do not belong together.
+        ShapeError: If a tensor's shapes differ.
+    """
+    from stillroom.merge.planning.inputs import open_sources
+
+    base, parents = open_sources(recipe)
+    return plan_sources(recipe.method, base, parents, read_rules(recipe))
+
+
+def plan_sources(
+    method: MergeMethod,
+    base: MergeSource | None,
+    parents: Sequence[MergeSource],
+    rules: TensorRules,
+) -> MergePlan:
+    """Return the plan for opened sources.
+
+    Raises:
+        CheckpointError: If the sources do not belong together.
+        ShapeError: If a tensor's shapes differ.
+        RecipeError: If slices name layers that a model has not, or an assembly cannot be made.
+    """
+    made = [
+        f"note: {source.name} is dequantized from {source.checkpoint.dequantized_from}"
+        for source in (*([base] if base else []), *parents)
+        if source.checkpoint.dequantized_from
+    ]
+    if isinstance(method, ArchitectureMerge):
+        plan = method.arrange(base, parents, rules)
+        return replace(plan, notes=(*made, *plan.notes))
+    planner = _Planner(method, base, parents, rules)
+    plan = planner.plan()
+    idle = rules.find_idle([tensor.name for tensor in plan.tensors], planner.called)
+    return replace(plan, notes=(*made, *plan.notes, *idle))
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorRequest:
+    """One tensor of the result before it is looked at: where each source would have it."""
+
+    name: str
+    homes: tuple[SourceTensor, ...]
+    layer: float | None
+    part: Slice | None = None
+    group: TensorGroup | None = None
+
+
+class _Planner:
+    """Plans one merge, and gathers what is wrong with it."""
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        base: MergeSource | None,
+        parents: Sequence[MergeSource],
+        rules: TensorRules,
+    ) -> None:
+        self.method, self.rules = method, rules
+        self.base = base
+        self.shift = 1 if base is not None else 0
+        self.sources = [*([base] if base else []), *parents]
+        self.tokens = _plan_tokenizer(rules, base, parents)
+        self.problems: list[Problem] = []
+        self.shapes: list[Problem] = []
+        self.notes: dict[str, None] = {}
+
+    def plan(self) -> MergePlan:
+        if self.method.needs_base and self.base is None:
+            raise missing_base_error(self.method.method_name())
+        check_configs(
+            self.sources,
+            stacked=bool(self.rules.slices),
+            shared_vocabulary=self.tokens is None,
+        )
+        all_tied = all(source.checkpoint.is_tied for source in self.sources)
+        names = sorted({name for source in self.sources for name in source.checkpoint.names()})
+        tied = tuple(name for name in names if name == HEAD and all_tied and EMBEDDING in names)
+        kept = [name for name in names if name not in tied]
+        config: dict[str, Any] = dict(self.sources[0].checkpoint.config)
+        if self.rules.slices:
+            wanted, config = self._stack(kept, config)
+        else:
+            wanted = list(self._place(kept))
+        planned = [found for each in wanted if (found := self._plan_tensor(each))]
+        for kind, listed in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
+            if listed:
+                raise kind(limit_problems(listed))
+        if self.rules.compat == "mergekit":
+            self.notes[describe_expert_differences(config, kept, self.method.method_name())] = None
+        if "tie_word_embeddings" in config or not all_tied:
+            config["tie_word_embeddings"] = all_tied
+        if self.tokens is not None:
+            config = self.tokens.adapt_config(config)
+        return MergePlan(
+            self.method.method_name(),
+            tuple(source.name for source in self.sources),
+            tuple(sorted(planned, key=lambda tensor: (self.called(tensor.name), tensor.name))),
+            tied,
+            config,
+            sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
+            self._count_passes(),
+            self.tokens,
+            tuple(f"warning: {note}" for note in self.notes if note),
+        )
+
+    def _place(self, names: Sequence[str]) -> Iterator[_TensorRequest]:
+        """Yield every tensor in its own place."""
+        stacks = find_stacks(names)
+        for name in names:
+            layer = self._depth(name, stacks)
+            yield self._gather(name, layer)
+
+    def _depth(self, name: str, stacks: Mapping[str, LayerStack]) -> float | None:
+        parts = split_layer_name(name)
+        return parts[1] / max(stacks[parts[0]].count - 1, 1) if parts else None
+
+    def _gather(self, name: str, layer: float | None) -> _TensorRequest:
+        """Return a tensor with all sources that take part in it: of its part, if it has one."""
+        group = self.rules.part_of(name)
+        homes = tuple(
+            SourceTensor(number, home)
+            for number in self._members(group)
+            if (home := _find_source_name(self.sources[number], name))
+        )
+        return _TensorRequest(name, homes, layer, None, group)
+
+    def _members(self, group: TensorGroup | None) -> list[int]:
+        """Return the numbers of a part's sources, the base always first."""
+        if group is None or group.models is None:
+            return list(range(len(self.sources)))
+        return [*range(self.shift), *(number + self.shift for number in group.models)]
+
+    def _stack(
+        self, names: Sequence[str], config: dict[str, Any]
+    ) -> tuple[list[_TensorRequest], dict[str, Any]]:
+        """Return the tensors of the slices' layers and of what stands around them."""
+        stacks = [find_main_stack(s.checkpoint.names(), s.checkpoint.config) for s in self.sources]
+        if any(stack is None for stack in stacks) or len({s.prefix for s in stacks if s}) > 1:
+            raise _slice_error(
+                "slices",
+                "the layers of these models cannot be told by their names",
+                "one stack of numbered layers, as many as config.json says, in every model",
+            )
+        prefix = stacks[0].prefix if stacks[0] else ""
+        wanted: list[_TensorRequest] = []
+        origin: list[int] = []
+        for number, part in enumerate(self.rules.slices):
+            for place in range(part.count):
+                layer = place / (part.count - 1) if part.count > 1 else 1.0
+                wanted += self._stack_layer(part, number, place, prefix, len(origin), layer)
+                origin.append(part.models[0].layers[0] + place)
+        stack_of = find_stacks(names)
+        around = [
+            name for name in names if not name.startswith(prefix) or not split_layer_name(name)
+        ]
+        for name in around:
+            if self.rules.part_of(name) is not None:
+                wanted.append(self._gather(name, self._depth(name, stack_of)))
+                continue
+            part = self.rules.slices[0 if is_embedding(name) else -1]
+            homes = [SourceTensor(entry.model + self.shift, name) for entry in part.models]
+            homes = [home for home in homes if _find_source_name(self.sources[home.source], name)]
+            wanted.append(_TensorRequest(name, tuple(homes), None, part))
+        first = self.rules.slices[0].models[0].model + self.shift
+        donor = self.base or self.sources[first]
+        return wanted, restack_config(dict(donor.checkpoint.config), origin)
+
+    def _stack_layer(
+        self, part: Slice, number: int, place: int, prefix: str, out: int, layer: float
+    ) -> Iterator[_TensorRequest]:
+        rests: dict[str, list[SourceTensor]] = {}
+        for position, entry in enumerate(part.models):
+            source = self.sources[entry.model + self.shift]
+            start = f"{prefix}{entry.layers[0] + place}."
+            found = [name for name in source.checkpoint.names() if name.startswith(start)]
+            if not found:
+                raise _slice_error(
+                    f"slices.{number}.models.{position}.layers",
+                    f"{source.name} has no layer {entry.layers[0] + place}",
+                    f"layers that it has: 0 to {self._count_layers(source)}",
+                )
+            for name in found:
+                home = SourceTensor(entry.model + self.shift, name)
+                rests.setdefault(name.removeprefix(start), []).append(home)
+        for rest, homes in rests.items():
+            yield _TensorRequest(f"{prefix}{out}.{rest}", tuple(homes), layer, part)
+
+    def _count_layers(self, source: MergeSource) -> int:
+        stack = find_main_stack(source.checkpoint.names(), source.checkpoint.config)
+        return stack.count if stack else 0
+
+    def _plan_tensor(self, wanted: _TensorRequest) -> PlannedTensor | None:
+        name, rules = wanted.name, self.rules
+        entries = [self._entry(home) for home in wanted.homes]
+        lacking = self._lacking(wanted)
+        if lacking and rules.rest == "refuse" and rules.merges(name):
+            self.problems.append(
+                Problem(
+                    f"tensor '{name}' is missing in {', '.join(lacking)}",
+                    "merge.missing-tensor",
+                    name,
+                    "the same tensors in every model",
+                    "merge models of one architecture; 'rest: copy' takes such tensors from the "
+                    "first model that has them, unmerged",
+                )
+            )
+            return None
+        if not entries or lacking or not rules.merges(name):
+            return self._copied(wanted)
+        if self._is_table(wanted.homes, entries):
+            entries = [replace(entry, shape=self._table_shape(entry)) for entry in entries]
+        if len({entry.shape for entry in entries}) > 1:
+            self._refuse_shapes(wanted, entries)
+            return None
+        if any(entry.dtype not in FLOATS for entry in entries) or 0 in entries[0].shape:
+            return self._copied(wanted)
+        return self._merged(wanted, entries)
+
+    def _merged(self, wanted: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
+        asked = self.rules.dtype or self.rules.compute
+        stored = (
+            SAFETENSORS_DTYPES[asked]
+            if asked
+            else _widest_dtype([entry.dtype for entry in entries])
+        )
+        is_base = [self.base is not None and home.source == 0 for home in wanted.homes]
+        base = next((home for home, at in zip(wanted.homes, is_base, strict=True) if at), None)
+        parents = tuple(home for home, at in zip(wanted.homes, is_base, strict=True) if not at)
+        sources = [self.sources[home.source] for home in parents]
+        tuned = self.rules.tune(
+            self.method,
+            tuple(source.weight for source in sources),
+            tuple(source.own for source in sources),
+            self._numbers(wanted, parents),
+            self.called(wanted.name),
+            wanted.layer,
+            wanted.part or wanted.group,
+        )
+        if self.rules.compat == "mergekit":
+            self.notes[tuned.method.check_replica(tuned.weights)] = None
+        else:
+            tuned.method.check(tuned.weights)
+        if self.method.needs_base and base is None and wanted.part is not None:
+            raise _slice_error(
+                "slices",
+                f"no slice gives the base's '{wanted.name}'",
+                "the base (-1) in every slice of a method that needs it",
+            )
+        return PlannedTensor(
+            wanted.name,
+            stored,
+            entries[0].shape,
+            base,
+            parents,
+            wanted.layer,
+            tuned,
+            self._is_table(wanted.homes, [self._entry(home) for home in wanted.homes]),
+        )
+
+    def called(self, name: str) -> str:
+        """Return a tensor's name, in mergekit's arithmetic as mergekit has it."""
+        is_theirs = self.rules.compat == "mergekit"
+        if is_theirs and has_fused_experts(self.sources[0].checkpoint.config):
+            return to_mergekit_name(name)
+        return name
+
+    def _is_table(self, homes: Sequence[SourceTensor], entries: Sequence[Any]) -> bool:
+        """Return whether a tensor has one row a token, in every source."""
+        tokens = self.tokens
+        return tokens is not None and all(
+            tokens.is_token_table(home.name, entry.shape, home.source)
+            for home, entry in zip(homes, entries, strict=True)
+        )
+
+    def _table_shape(self, entry: Any) -> tuple[int, ...]:
+        return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
+
+    def _numbers(self, wanted: _TensorRequest, parents: Sequence[SourceTensor]) -> tuple[int, ...]:
+        """Return each parent's number in the list that variations count in."""
+        if wanted.part is None:
+            return tuple(home.source - self.shift for home in parents)
+        listed = [entry.model + self.shift for entry in wanted.part.models]
+        numbers, begin = [], 0
+        for home in parents:
+            begin = listed.index(home.source, begin)
+            numbers.append(begin)
+            begin += 1
+        return tuple(numbers)
+
+    def _copied(self, wanted: _TensorRequest) -> PlannedTensor | None:
+        if not wanted.homes:
+            return None
+        entry = self._entry(wanted.homes[0])
+        stored = entry.dtype
+        asked = self.rules.dtype or self.rules.compute
+        if asked and stored in FLOATS:
+            stored = SAFETENSORS_DTYPES[asked]
+        return PlannedTensor(wanted.name, stored, entry.shape, None, wanted.homes[:1], wanted.layer)
+
+    def _lacking(self, wanted: _TensorRequest) -> list[str]:
+        having = {home.source for home in wanted.homes}
+        if wanted.part is None:
+            expected = set(self._members(wanted.group))
+        else:
+            expected = {entry.model + self.shift for entry in wanted.part.models}
+        return [self.sources[number].name for number in sorted(expected - having)]
+
+    def _refuse_shapes(self, wanted: _TensorRequest, entries: Sequence[Any]) -> None:
+        names = [self.sources[home.source].name for home in wanted.homes]
+        listed = ", ".join(
+            f"{name} {entry.shape}" for name, entry in zip(names, entries, strict=True)
+        )
+        rows = {entry.shape[:1] for entry in entries}
+        only_rows = len({entry.shape[1:] for entry in entries}) == 1 and len(rows) > 1
+        is_table = only_rows and (is_embedding(wanted.name) or wanted.name == HEAD)
+        self.shapes.append(
+            Problem(
+                f"tensor '{wanted.name}' has different shapes: {listed}",
+                "merge.shape",
+                wanted.name,
+                "one shape in every model",
+                "the vocabularies differ in size: add 'tokenizer: {source: union}' or base"
+                if is_table
+                else "merge models of one architecture and vocabulary, or exclude this tensor",
+            )
+        )
+
+    def _entry(self, home: SourceTensor) -> Any:
+        return self.sources[home.source].checkpoint.entry(home.name)
+
+    def _read_bytes(self, tensor: PlannedTensor) -> int:
+        return sum(int(self._entry(home).size_bytes) for home in tensor.inputs)
+
+    def _count_passes(self) -> int:
+        kind = type(self.method)
+        measures = kind.measure is not MergeMethod.measure
+        surveys = kind.survey is not MergeMethod.survey
+        return 1 + measures + 2 * surveys
+
+
+def _plan_tokenizer(
+    rules: TensorRules, base: MergeSource | None, parents: Sequence[MergeSource]
+) -> TokenPlan | None:
+    if rules.tokenizer is None:
+        return None
+    from stillroom.merge.planning.token_plan import plan_tokenizer
+
+    return plan_tokenizer(
+        rules.tokenizer,
+        base.checkpoint.folder if base else None,
+        [parent.checkpoint.folder for parent in parents],
+    )
+
+
+def _format_tokens(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"  {report['tokens']} tokens in {report['rows']} rows "
+        f"({report['padding']} padding, {report['new_tokens']} new)"
+    ]
+    for source in report["sources"]:
+        parts = [
+            f"{count} {kind.replace('_', ' ')}"
+            for kind, count in source.items()
+            if isinstance(count, int) and count
+        ]
+        lines.append(f"    {source['name']}: {', '.join(parts)}")
+    return lines
+
+
+def _find_source_name(source: MergeSource, name: str) -> str:
+    """Return under which name a source has a tensor; a tied output embedding is the input one."""
+    tied = name == HEAD and source.checkpoint.is_tied and EMBEDDING in source.checkpoint
+    if tied:
+        return EMBEDDING
+    return name if name in source.checkpoint else ""
+
+
+def _widest_dtype(dtypes: Sequence[str]) -> str:
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        return dtypes[0]
+    return "F64" if "F64" in kinds else "F32"
+
+
+def _slice_error(where: str, what: str, expected: str) -> RecipeError:
+    return RecipeError(
+        what, code="merge.slice", where=where, expected=expected, next="change the slices"
+    )

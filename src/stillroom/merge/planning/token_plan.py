@@ -1,0 +1,536 @@
+"""The merged tokenizer: vocabulary, source of every embedding row, and chat template.
+
+A token's row is, for each model: its own; else the base's; else that of the only model that has the
+token; else the mean over those that have it; else zero. Rows that no token has (padding) stay the
+model's own, else the base's, else the mean of the model's other rows. Works on tokenizer.json and
+config.json; weights are read by whoever asks for rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import CheckpointError, Problem, RecipeError
+from stillroom.jobs import atomic_write
+from stillroom.merge.interfaces import Array
+from stillroom.merge.planning.vocabulary import (
+    Vocabulary,
+    drop_tokens_without_rows,
+    extend_vocabulary,
+    join_vocabularies,
+    read_vocabulary,
+)
+from stillroom.merge.settings import TokenEmbeddingSettings, TokenizerSettings, TokenRowReference
+from stillroom.registry.catalog import suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "KNOWN_TEMPLATES",
+    "TokenPlan",
+    "choose_chat_template",
+    "plan_tokenizer",
+    "read_chat_template",
+    "write_chat_template",
+]
+
+
+Read = Callable[[int, "np.ndarray[Any, Any]"], Array]
+
+
+"""Gives rows of a token table: of which source (base first), and which rows, int64."""
+
+
+_ZERO, _MEAN, _PAD = -1, -2, -3
+
+
+_CHUNK = 4096
+
+
+_LAYER = re.compile(r"\.\d+\.")
+
+
+_TABLES = re.compile(
+    r"(^|[._])(embed_tokens|lm_head|embed_out|embed_in|wte|word_embeddings?|tok_embeddings|"
+    r"token_embeddings?|tokens_embed|output_embeddings?|input_embeddings?|vocab_projector|"
+    r"shared|predictions\.decoder|predictions)\.(weight|bias)$"
+)
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """Every row of the merged token tables, and where each source's part in it comes from.
+
+    ``vocabulary`` is the result's; its files come from the source ``definer``. ``own`` has a line a
+    source (base first) and a column a row of the result: the source's own row, or -1. ``fill`` says
+    which source fills in for those (or zero, mean, padding), ``fill_row`` which of its rows. Where
+    ``forced`` is set, every source is filled in for.
+    """
+
+    vocabulary: Vocabulary
+    sources: tuple[Vocabulary, ...]
+    has_base: bool
+    definer: int
+    own: Array
+    fill: Array
+    fill_row: Array
+    forced: Array
+
+    @property
+    def size(self) -> int:
+        """How many rows a token table of the result has, padding counted."""
+        return int(self.own.shape[1])
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the tokenizer is none of the sources', so that its files are written anew."""
+        return self.vocabulary.data is not self.sources[self.definer].data
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the tokens and of where every row comes from."""
+        text = "\0".join(token or "" for token in self.vocabulary.tokens)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        for part in (self.own, self.fill, self.fill_row, self.forced):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    def is_identity(self, source: int) -> bool:
+        """Return whether a source's token tables are taken as they are."""
+        import numpy as np
+
+        own = self.own[source]
+        return (
+            self.size == self.sources[source].rows
+            and not bool(self.forced.any())
+            and bool((own == np.arange(self.size, dtype=own.dtype)).all())
+        )
+
+    def is_token_table(self, name: str, shape: Sequence[int], source: int) -> bool:
+        """Return whether a source's tensor has one row a token.
+
+        It has as many rows as config.json's vocab_size says; and its name is that of an embedding
+        or of a head, or it is outside the layers and nothing else in the config has that size.
+
+        Raises:
+            CheckpointError: If its name says that it is one and its rows say that it is not.
+        """
+        vocabulary = self.sources[source]
+        if not 1 <= len(shape) <= 2 or _LAYER.search(name):
+            return False
+        is_named = _TABLES.search(name) is not None
+        if shape[0] == vocabulary.rows:
+            return is_named or (vocabulary.config_rows > 0 and not vocabulary.is_ambiguous)
+        if is_named and name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")):
+            raise CheckpointError(
+                f"'{name}' of '{vocabulary.name}' has {shape[0]} rows, and its vocabulary "
+                f"{vocabulary.rows}",
+                code="merge.tokenizer-rows",
+                where=name,
+                expected="vocab_size of config.json and the embedding's rows to be one number",
+                next="correct vocab_size in that model's config.json",
+            )
+        return False
+
+    def rows(self, source: int, start: int, stop: int, read: Read) -> Array:
+        """Return rows ``start`` to ``stop`` of a token table, as a source has its part in them.
+
+        Args:
+            source: Which source, base first.
+            start: First row of the result.
+            stop: Row after the last.
+            read: Gives rows of the same table of any source: (rows,) int64 to (rows, ...) floats.
+
+        Returns:
+            (stop - start, ...), in the type that ``read`` gives; freshly made.
+        """
+        import numpy as np
+
+        return self._gather(source, np.arange(start, stop), read)
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the tokenizer's files into a checkpoint's folder; return their names.
+
+        Raises:
+            CheckpointError: If the written tokenizer numbers or spells anything differently.
+        """
+        from stillroom.merge.planning.vocabulary import write_tokenizer
+
+        return write_tokenizer(self, folder)
+
+    def adapt_config(self, config: Mapping[str, Any], donor: int = 0) -> dict[str, Any]:
+        """Return a config.json for the result: its vocab_size, and ids of its special tokens.
+
+        Args:
+            config: What the source ``donor`` says.
+            donor: Which source it comes from, base first.
+        """
+        from stillroom.merge.planning.vocabulary import adapt_config
+
+        return adapt_config(self, config, donor)
+
+    def report(self) -> dict[str, Any]:
+        """Return how many rows of each source come from where, as plain values."""
+        import numpy as np
+
+        named = sum(token is not None for token in self.vocabulary.tokens)
+        definer = self.sources[self.definer]
+        return {
+            "rows": self.size,
+            "tokens": named,
+            "padding": self.size - named,
+            "new_tokens": len(self.vocabulary.ids) - len(definer.ids),
+            "forced": int(np.count_nonzero(self.forced)),
+            "sources": [self._report(number) for number in range(len(self.sources))],
+        }
+
+    def _report(self, number: int) -> dict[str, Any]:
+        home, _ = self._homes(number, slice(None))
+        is_base = self.has_base and number == 0
+        counts = {
+            "own": int((home == number).sum()),
+            "from_base": 0 if is_base or not self.has_base else int((home == 0).sum()),
+            "mean": int((home == _MEAN).sum()),
+            "zero": int((home == _ZERO).sum()),
+            "mean_padding": int((home == _PAD).sum()),
+        }
+        return {
+            "name": self.sources[number].name,
+            "role": "base" if is_base else f"models.{number - self.has_base}",
+            **counts,
+            "from_another": int(home.size) - sum(counts.values()),
+            "left_out": len(self.sources[number].ids.keys() - self.vocabulary.ids.keys()),
+        }
+
+    def _homes(self, source: int, at: Any) -> tuple[Array, Array]:
+        """Return whose row each of some rows is, and which, int64."""
+        import numpy as np
+
+        own = self.own[source, at]
+        is_own = (own >= 0) & ~self.forced[at]
+        home = np.where(is_own, np.int16(source), self.fill[at])
+        return home, np.where(is_own, own, self.fill_row[at]).astype(np.int64)
+
+    def _gather(self, source: int, at: Array, read: Read) -> Array:
+        import numpy as np
+
+        home, rows = self._homes(source, at)
+        if at.size and bool((home == source).all()):
+            return read(source, rows)
+        sample = read(source, np.zeros(1, np.int64))
+        made: Array = np.zeros((at.size, *sample.shape[1:]), sample.dtype)
+        for other in range(len(self.sources)):
+            here = np.flatnonzero(home == other)
+            if here.size:
+                made[here] = read(other, rows[here])
+        means = np.flatnonzero(home == _MEAN)
+        if means.size:
+            made[means] = self._mean_of_owners(at[means], read)
+        pads = np.flatnonzero(home == _PAD)
+        if pads.size:
+            made[pads] = self._mean_of_rows(source, read)
+        return made
+
+    def _mean_of_owners(self, at: Array, read: Read) -> Array:
+        import numpy as np
+
+        total: Any = None
+        own = self.own[:, at].astype(np.int64)
+        for other, rows in enumerate(own):
+            having = np.flatnonzero(rows >= 0)
+            if having.size:
+                got = read(other, rows[having])
+                if total is None:
+                    total = np.zeros((at.size, *got.shape[1:]), got.dtype)
+                total[having] += got
+        counts = (own >= 0).sum(0).astype(total.dtype)
+        made: Array = total / counts.reshape(-1, *[1] * (total.ndim - 1))
+        return made
+
+    def _mean_of_rows(self, source: int, read: Read) -> Any:
+        """Return the mean over the rows that have a token, in chunks of a fixed size and order."""
+        import numpy as np
+
+        at = np.flatnonzero([token is not None for token in self.vocabulary.tokens])
+        total: Any = 0.0
+        for start in range(0, at.size, _CHUNK):
+            part = self._gather(source, at[start : start + _CHUNK], read)
+            total = total + part.sum(0, dtype=np.float64)
+        return total / max(at.size, 1)
+
+
+def plan_tokenizer(
+    settings: TokenizerSettings, base_folder: Path | None, parent_folders: Sequence[Path]
+) -> TokenPlan:
+    """Return the plan of a merge's tokenizer, having read tokenizer.json and config.json only.
+
+    Args:
+        settings: What the recipe says.
+        base_folder: The base's checkpoint; where there is none, ``base`` means the first model.
+        parent_folders: The models' checkpoints.
+
+    Raises:
+        CheckpointError: If a tokenizer is missing, broken, or has no union with the others.
+        RecipeError: If the settings name a model or a token that is not there.
+    """
+    folders = [*([base_folder] if base_folder else []), *parent_folders]
+    read = {folder: read_vocabulary(folder) for folder in dict.fromkeys(folders)}
+    sources = tuple(read[folder] for folder in folders)
+    has_base = base_folder is not None
+    definer = settings.source + has_base if isinstance(settings.source, int) else 0
+    if definer >= len(sources):
+        raise RecipeError(
+            [_missing_model(definer - has_base, len(parent_folders), "tokenizer.source")]
+        )
+    vocabulary = sources[definer]
+    if settings.source == "union":
+        # A token that no model has a row for is none that the result could have learned.
+        vocabulary = drop_tokens_without_rows(vocabulary)
+        known = vocabulary.ids.keys()
+        having = (drop_tokens_without_rows(other) for other in read.values())
+        others = [other for other in having if other.ids.keys() - known]
+        vocabulary = join_vocabularies(vocabulary, others) if others else vocabulary
+    new = [token for token, each in settings.tokens.items() if each.add]
+    vocabulary = extend_vocabulary(vocabulary, [t for t in new if t not in vocabulary.ids])
+    own = _map_own_rows(vocabulary, sources, _count_rows(settings.pad_to_multiple_of, vocabulary))
+    fill, fill_row, forced = _choose_fill(
+        own, len(vocabulary.tokens), vocabulary, has_base=has_base
+    )
+    plan = TokenPlan(vocabulary, sources, has_base, definer, own, fill, fill_row, forced)
+    _apply_tokens(settings.tokens, plan)
+    for part in (own, fill, fill_row, forced):
+        part.flags.writeable = False
+    return plan
+
+
+def _count_rows(multiple: int | None, vocabulary: Vocabulary) -> int:
+    count = len(vocabulary.tokens)
+    if multiple is None:
+        return max(count, vocabulary.rows)
+    return -(-count // multiple) * multiple
+
+
+def _map_own_rows(vocabulary: Vocabulary, sources: Sequence[Vocabulary], size: int) -> Array:
+    """Return each source's own row of every row of the result, (sources, rows) int32, or -1."""
+    import numpy as np
+
+    own: Array = np.full((len(sources), size), -1, np.int32)
+    count = len(vocabulary.tokens)
+    pads = np.array([token is None for token in vocabulary.tokens] + [True] * (size - count), bool)
+    for number, source in enumerate(sources):
+        if source.spelling == vocabulary.spelling:
+            find = source.ids
+            keys: Sequence[Any] = vocabulary.tokens
+        else:
+            find = source.spelled  # type: ignore[assignment]  # keys are bytes on both sides
+            keys = [None if t is None else vocabulary.spell(t) for t in vocabulary.tokens]
+        own[number, :count] = [-1 if key is None else find.get(key, -1) for key in keys]
+        # A row that no token has here and there is padding on both sides.
+        free = np.zeros(size, bool)
+        free[: source.rows] = True
+        taken = [row for row, token in enumerate(source.tokens[:size]) if token is not None]
+        free[taken] = False
+        free &= pads
+        own[number, free] = np.flatnonzero(free)
+        own[number][own[number] >= source.rows] = -1
+    return own
+
+
+def _choose_fill(
+    own: Array, count: int, vocabulary: Vocabulary, *, has_base: bool
+) -> tuple[Array, Array, Array]:
+    """Return who fills in for a source that lacks a row, with which of its rows; none is forced."""
+    import numpy as np
+
+    has = own >= 0
+    owners = has.sum(0)
+    fill = np.select([owners == 0, owners == 1], [_ZERO, has.argmax(0)], _MEAN).astype(np.int16)
+    named = np.zeros(own.shape[1], bool)
+    named[:count] = [token is not None for token in vocabulary.tokens]
+    fill[~named] = _PAD
+    if has_base:
+        fill[has[0]] = 0
+    rows = np.take_along_axis(own, np.maximum(fill, 0)[None].astype(np.int64), 0)[0]
+    return fill, np.where(fill >= 0, rows, 0).astype(np.int32), np.zeros(own.shape[1], bool)
+
+
+def _apply_tokens(tokens: Mapping[str, TokenEmbeddingSettings], plan: TokenPlan) -> None:
+    problems: list[Problem] = []
+    for token, settings in tokens.items():
+        where = f"tokenizer.tokens.{token}"
+        row = plan.vocabulary.ids.get(token)
+        if row is None:
+            problems.append(_missing_token(token, plan.vocabulary, where, "the merged vocabulary"))
+            continue
+        if settings.source is None:
+            continue
+        found = _find_source(token, settings.source, plan, where)
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        plan.fill[row], plan.fill_row[row] = found
+        plan.forced[row] = settings.force
+    if problems:
+        raise RecipeError(problems)
+
+
+def _find_source(
+    token: str,
+    source: int | Literal["base", "zero"] | TokenRowReference,
+    plan: TokenPlan,
+    where: str,
+) -> tuple[int, int] | Problem:
+    """Return which source's which row fills in, or what is wrong."""
+    if source == "zero":
+        return _ZERO, 0
+    if isinstance(source, TokenRowReference):
+        model, name, row = source.model, source.token or token, source.row
+    else:
+        model, name, row = source, token, None
+    number = 0 if model == "base" else int(model) + plan.has_base
+    if not (0 if model == "base" else plan.has_base) <= number < len(plan.sources):
+        return _missing_model(model, len(plan.sources) - plan.has_base, where)
+    vocabulary = plan.sources[number]
+    if row is None:
+        row = vocabulary.ids.get(name)
+        if row is None:
+            return _missing_token(name, vocabulary, where, f"'{vocabulary.name}'")
+    if row >= vocabulary.rows:
+        return Problem(
+            f"'{vocabulary.name}' has no row {row}",
+            "merge.tokenizer-token",
+            where,
+            f"a row from 0 to {vocabulary.rows - 1}",
+            "name another row, or another model",
+        )
+    return number, row
+
+
+def _missing_token(token: str, vocabulary: Vocabulary, where: str, holder: str) -> Problem:
+    return Problem(
+        f"the token {token!r} is not in {holder}",
+        "merge.tokenizer-token",
+        where,
+        f"one of its {len(vocabulary.ids)} tokens, as tokenizer.json spells it",
+        suggest(token, vocabulary.ids) or "name one that it has, or set 'add: true' for a new one",
+    )
+
+
+def _missing_model(number: object, count: int, where: str) -> Problem:
+    return Problem(
+        f"there is no model {number}",
+        "merge.tokenizer-source",
+        where,
+        f"an index into 'models', from 0 to {count - 1}",
+        "count from 0",
+    )
+
+
+_FILE = "chat_template.jinja"
+
+
+KNOWN_TEMPLATES = {
+    "alpaca": "{% set heads = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n'} %}"
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
+    "{{ heads.get(message['role'], '') + message['content'] | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}",
+    "chatml": "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "exaone": "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}[|system|][|endofturn|]\n{% endif %}"
+    "[|{{ message['role'] }}|]{{ message['content'] }}"
+    "{% if message['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[|assistant|]{% endif %}",
+    "llama3": "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}"
+    "{% endif %}",
+    "mistral": "{% set has_system = messages[0]['role'] == 'system' %}"
+    "{% set turns = messages[1:] if has_system else messages %}"
+    "{{ bos_token }}{% for message in turns %}"
+    "{% if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
+    "{{ raise_exception('user and assistant take turns, after one system message at most') }}"
+    "{% endif %}{% if message['role'] == 'user' %} [INST] "
+    "{% if loop.first and has_system %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
+    "{{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] + eos_token }}{% endif %}{% endfor %}",
+}
+
+
+"""Templates by name: ours, of the forms that their makers published."""
+
+
+def read_chat_template(folder: Path) -> str:
+    """Return a checkpoint's chat template; empty where it has none."""
+    if (folder / _FILE).is_file():
+        return (folder / _FILE).read_text(encoding="utf-8")
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return named if isinstance(named, str) else ""
+
+
+def choose_chat_template(wanted: str, sources: Sequence[Path]) -> str:
+    """Return the text of a merge's chat template; empty where ``auto`` finds none to take.
+
+    Args:
+        wanted: ``auto``, the name of a known one, or a Jinja text.
+        sources: The models' folders, the base first.
+
+    Raises:
+        RecipeError: If it is none of these.
+    """
+    if wanted == "auto":
+        found = Counter(text for source in sources if (text := read_chat_template(source)))
+        return found.most_common(1)[0][0] if found else ""
+    text = KNOWN_TEMPLATES.get(wanted, wanted if "{" in wanted else "")
+    if not text:
+        raise RecipeError(
+            f"there is no chat template '{wanted:.60}'",
+            code="merge.chat-template",
+            where="chat_template",
+            expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",
+            next="give the text of the template itself",
+        )
+    return text
+
+
+def write_chat_template(wanted: str, sources: Sequence[Path], folder: Path) -> None:
+    """Write the chat template of the result, where there is one.
+
+    Args:
+        wanted: As ``choose_chat_template`` takes it.
+        sources: The models' folders, the base first.
+        folder: The result's.
+
+    Raises:
+        RecipeError: If it is no template.
+    """
+    text = choose_chat_template(wanted, sources)
+    if not text:
+        return
+    _drop_from_config(folder / "tokenizer_config.json")
+    with atomic_write(folder / _FILE) as file:
+        file.write(text)
+
+
+def _drop_from_config(path: Path) -> None:
+    """Take a template out of a tokenizer's config, which would count beside the file."""
+    if not path.is_file():
+        return
+    values = json.loads(path.read_bytes())
+    if values.pop("chat_template", None) is not None:
+        with atomic_write(path) as file:
+            file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,1 @@
+"""Selection, hyperparameter search and learned coefficients of merges."""

@@ -1,0 +1,448 @@
+"""Learned merge coefficients: per-layer weights of task vectors, fitted on records.
+
+Source: AdaMerging (Yang et al. 2023, arXiv:2310.02575), layer-wise, starting at 0.3, by Adam: the
+entropy of predictions on unlabeled data, or, for language models, the cross-entropy of the
+assistant's tokens. Gradients go through theta = base + sum of coefficient times task vector, so the
+gradient of a coefficient is that of the weights along the task vector; or, without gradients, SPSA
+(Spall 1992): two losses a step along a random direction. Differs: records are split three ways.
+Coefficients are learned on the first part, the best step is chosen on the second, and what is
+reported is the cross-entropy on the third, beside the parents and the start; where nothing is
+gained, it says so. Entropy alone can fall without any gain: sure of everything, right about little.
+What comes out is a recipe for ``task_arithmetic``, so that the engine does the merge.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate import warn_small_sample
+from stillroom.jobs import atomic_write
+from stillroom.merge.analysis.calibration import unmask_padding
+from stillroom.merge.analysis.comparison import InspectedModel, load_model
+from stillroom.merge.lora.adapter import is_adapter
+from stillroom.merge.tensors.structure import locate_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.evaluate.lm.encoding import EncodedConversation
+    from stillroom.evaluate.metrics.bootstrap import Metric
+    from stillroom.records import Record
+
+__all__ = ["CoefficientTraining", "LearnedCoefficients", "learn_coefficients", "write_recipe"]
+
+Objective = Literal["cross_entropy", "entropy"]
+Search = Literal["gradient", "spsa"]
+Group = Literal["layer", "module", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class CoefficientTraining:
+    """How coefficients are learned.
+
+    ``group`` says what shares a coefficient: a layer, a kind of module, or the whole model.
+    """
+
+    objective: Objective = "cross_entropy"
+    search: Search = "gradient"
+    group: Group = "layer"
+    start: float = 0.3
+    steps: int = 100
+    learning_rate: float = 0.01
+    batch: int = 4
+    every: int = 10
+    max_tokens: int = 512
+    perturbation: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LearnedCoefficients:
+    """Coefficients by group and parent, and what they gained on records that they never saw.
+
+    ``losses`` are nats a token (cross-entropy, whatever was learned by) on the last part of the
+    records: of each parent, of ``start`` and of ``learned``. ``gain`` is the best parent's loss
+    minus the learned one's, record by record.
+    """
+
+    parents: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    coefficients: dict[str, tuple[float, ...]]
+    losses: dict[str, Metric]
+    gain: Metric
+    best_parent: str
+    step: int
+    history: tuple[tuple[int, float], ...] = field(default=())
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the gain over the best parent is shown to be above zero."""
+        return self.gain.side() > 0
+
+    def to_recipe(self, base: str, models: Sequence[str]) -> dict[str, Any]:
+        """Return the recipe that makes this merge.
+
+        Args:
+            base: The base's reference.
+            models: The parents' references, in their order.
+        """
+        vary = [
+            {
+                "setting": "weight",
+                "model": number,
+                "tensors": list(self.groups[group]),
+                "value": values[number],
+            }
+            for group, values in self.coefficients.items()
+            for number in range(len(models))
+        ]
+        return {
+            "version": 1,
+            "kind": "merge",
+            "method": {"name": "task_arithmetic"},
+            "base": base,
+            "models": [_build_model_entry(base, model) for model in models],
+            "vary": vary,
+        }
+
+    def __str__(self) -> str:
+        """Return the lines a user reads."""
+        lines = [f"coefficients of step {self.step}:"]
+        lines += [
+            f"  {group:<16} " + "  ".join(f"{value:>8.4f}" for value in values)
+            for group, values in self.coefficients.items()
+        ]
+        lines.append("loss on records that were never seen, nats a token:")
+        lines += [
+            f"  {name:<24} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]"
+            for name, metric in self.losses.items()
+        ]
+        verdict = "better than" if self.is_better else "not shown to be better than"
+        lines.append(
+            f"{verdict} the best model, {self.best_parent}: gain {self.gain.value:.4f} "
+            f"[{self.gain.low:.4f}, {self.gain.high:.4f}] "
+            f"on {self.gain.n} records. {warn_small_sample(self.gain.n, 'records')}".rstrip()
+        )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "parents": list(self.parents),
+            "coefficients": {group: list(values) for group, values in self.coefficients.items()},
+            "losses": {name: metric.to_json() for name, metric in self.losses.items()},
+            "gain": self.gain.to_json(),
+            "best_parent": self.best_parent,
+            "is_better": self.is_better,
+            "step": self.step,
+            "history": [list(point) for point in self.history],
+        }
+
+
+def learn_coefficients(
+    base: Checkpoint,
+    parents: Sequence[InspectedModel],
+    records: Sequence[Record],
+    learning: CoefficientTraining | None = None,
+    *,
+    device: str = "auto",
+    on_step: Callable[[], None] | None = None,
+) -> LearnedCoefficients:
+    """Learn how much of each parent's task vector every layer takes.
+
+    The base and every task vector are held in memory, in float32.
+
+    Args:
+        base: What all were fine-tuned from; a causal language model.
+        parents: Checkpoints, or adapters over the base.
+        records: Of all tasks together, in any order; twelve or more.
+        learning: How; default AdaMerging's layer-wise setting with cross-entropy.
+        device: Where the model runs.
+        on_step: Called after each step.
+
+    Raises:
+        RecipeError: If a setting makes no sense.
+        DataError: If there are too few records with an assistant's token.
+        CheckpointError: If a model cannot be loaded.
+    """
+    learning = learning or CoefficientTraining()
+    _check(learning, parents)
+    mixer = _Mixer(base, parents, learning, device)
+    train, choose, confirm = _split(mixer.encode(records), learning.seed)
+    best, step, history = _search(mixer, train, choose, learning, on_step)
+    count = len(parents)
+    losses: dict[str, list[tuple[float, int]]] = {}
+    names = [parent.name for parent in parents]
+    for number, name in enumerate(names):
+        losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm, "cross_entropy")
+    losses["start"] = mixer.losses(mixer.start(), confirm, "cross_entropy")
+    losses["learned"] = mixer.losses(best, confirm, "cross_entropy")
+    metrics = {name: _mean(name, found) for name, found in losses.items()}
+    winner = min(list(metrics)[:count], key=lambda name: metrics[name].value)
+    return LearnedCoefficients(
+        tuple(names),
+        mixer.patterns(),
+        {
+            group: tuple(float(best[number, at]) for number in range(count))
+            for at, group in enumerate(mixer.groups)
+        },
+        metrics,
+        _compare(losses[winner], losses["learned"]),
+        winner.partition("/")[2],
+        step,
+        tuple(history),
+    )
+
+
+def write_recipe(recipe: Mapping[str, Any], path: Path) -> None:
+    """Write a recipe as YAML.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    from ruamel.yaml import YAML
+
+    with atomic_write(path) as file:
+        file.write(f"# stillroom run {path.name} --out merged\n")
+        yaml = YAML()  # it keeps the order of keys: version and kind come first
+        yaml.dump(dict(recipe), file)
+
+
+class _Mixer:
+    """A model whose weights are the base's plus coefficients times task vectors."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        parents: Sequence[InspectedModel],
+        learning: CoefficientTraining,
+        device: str,
+    ) -> None:
+        import torch
+
+        self.model, self.tokenizer = load_model(base, device)
+        unmask_padding(self.model)
+        self.learning = learning
+        self._parameters = dict(self.model.named_parameters())
+        self._base = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._vectors = []
+        for parent in parents:
+            other = dict(load_model(parent.weights, device)[0].named_parameters())
+            with torch.no_grad():
+                self._vectors.append(
+                    {name: other[name].detach() - start for name, start in self._base.items()}
+                )
+        found = {name: _find_group(name, learning.group) for name in self._base}
+        self.groups = list(dict.fromkeys(found.values()))
+        self._at = {name: self.groups.index(group) for name, group in found.items()}
+
+    def start(self) -> torch.Tensor:
+        """Return the coefficients to begin with, (parents, groups)."""
+        import torch
+
+        return torch.full((len(self._vectors), len(self.groups)), self.learning.start)
+
+    def only(self, parent: int) -> torch.Tensor:
+        """Return the coefficients that give one parent itself."""
+        coefficients = self.start() * 0
+        coefficients[parent] = 1
+        return coefficients
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the tensors that share each coefficient."""
+        return {
+            group: tuple(name for name, at in self._at.items() if at == number)
+            for number, group in enumerate(self.groups)
+        }
+
+    def encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
+        """Return the records that have a token to be judged by."""
+        from stillroom.evaluate.lm.loss import encode_records
+
+        encoded = encode_records(self.tokenizer, records, max_tokens=self.learning.max_tokens)
+        return [each for each in encoded if each.targets]
+
+    def losses(
+        self,
+        coefficients: torch.Tensor,
+        records: Sequence[EncodedConversation],
+        objective: Objective | None = None,
+    ) -> list[tuple[float, int]]:
+        """Return the (sum of nats, tokens) of each record by an objective, without gradients."""
+        import torch
+
+        self._put(coefficients)
+        with torch.inference_mode():
+            return [
+                (float(self._sum(record, objective)), len(record.targets)) for record in records
+            ]
+
+    def gradient(
+        self, coefficients: torch.Tensor, batch: Sequence[EncodedConversation]
+    ) -> torch.Tensor:
+        """Return the gradient of the mean objective by each coefficient, (parents, groups)."""
+        import torch
+
+        self._put(coefficients)
+        self.model.zero_grad(set_to_none=True)
+        tokens = sum(len(record.targets) for record in batch)
+        for record in batch:
+            (self._sum(record) / tokens).backward()  # type: ignore[no-untyped-call]  # torch's own
+        slopes = torch.zeros_like(coefficients)
+        for name, value in self._parameters.items():
+            if value.grad is not None:
+                for number, vector in enumerate(self._vectors):
+                    slopes[number, self._at[name]] += (value.grad * vector[name]).sum().cpu()
+        return slopes
+
+    def _put(self, coefficients: torch.Tensor) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, value in self._parameters.items():
+                value.copy_(self._base[name])
+                for number, vector in enumerate(self._vectors):
+                    value.add_(vector[name], alpha=float(coefficients[number, self._at[name]]))
+
+    def _sum(self, record: EncodedConversation, objective: Objective | None = None) -> torch.Tensor:
+        """Return the sum over the record's tokens of cross-entropy, or of entropy."""
+        import torch
+
+        ids = torch.tensor(record.ids, device=self.model.device)
+        targets = torch.tensor(record.targets, device=self.model.device)
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, targets - 1].float()
+        logs = torch.log_softmax(logits, dim=-1)
+        if (objective or self.learning.objective) == "entropy":
+            return -(logs.exp() * logs).sum()
+        return -logs.gather(1, ids[targets][:, None]).sum()
+
+
+def _search(
+    mixer: _Mixer,
+    train: Sequence[EncodedConversation],
+    choose: Sequence[EncodedConversation],
+    learning: CoefficientTraining,
+    on_step: Callable[[], None] | None,
+) -> tuple[torch.Tensor, int, list[tuple[int, float]]]:
+    """Return the coefficients with the least loss on ``choose``, their step, and all losses."""
+    import torch
+
+    rng = random.Random(learning.seed)
+    coefficients = mixer.start()
+    optimizer = torch.optim.Adam([coefficients], lr=learning.learning_rate)
+    best, best_step = coefficients.clone(), 0
+    history = [(0, _total(mixer.losses(coefficients, choose)))]
+    for step in range(1, learning.steps + 1):
+        batch = rng.sample(list(train), min(learning.batch, len(train)))
+        coefficients.grad = (
+            mixer.gradient(coefficients, batch)
+            if learning.search == "gradient"
+            else _perturb(mixer, coefficients, batch, learning.perturbation, rng)
+        )
+        optimizer.step()
+        if step % learning.every == 0 or step == learning.steps:
+            loss = _total(mixer.losses(coefficients, choose))
+            if loss < min(seen for _, seen in history):
+                best, best_step = coefficients.detach().clone(), step
+            history.append((step, loss))
+        if on_step:
+            on_step()
+    return best, best_step, history
+
+
+def _perturb(
+    mixer: _Mixer,
+    coefficients: torch.Tensor,
+    batch: Sequence[EncodedConversation],
+    size: float,
+    rng: random.Random,
+) -> torch.Tensor:
+    """Return SPSA's estimate of the gradient: two losses along one random direction of signs."""
+    import torch
+
+    signs = torch.tensor([[rng.choice((-1.0, 1.0)) for _ in row] for row in coefficients.tolist()])
+    up = _total(mixer.losses(coefficients + size * signs, batch))
+    down = _total(mixer.losses(coefficients - size * signs, batch))
+    return (up - down) / (2 * size) * signs
+
+
+def _split(
+    encoded: Sequence[EncodedConversation], seed: int
+) -> tuple[list[EncodedConversation], list[EncodedConversation], list[EncodedConversation]]:
+    """Return half of the records to learn from, a quarter to choose by, a quarter to confirm."""
+    if len(encoded) < 12:
+        raise DataError(
+            f"{len(encoded)} records have a token to be judged by",
+            code="merge.no-records",
+            expected="twelve or more: coefficients are learned, chosen and confirmed on others",
+            next="give more records of the models' tasks",
+        )
+    shuffled = list(encoded)
+    random.Random(seed).shuffle(shuffled)
+    quarter = len(shuffled) // 4
+    return shuffled[2 * quarter :], shuffled[:quarter], shuffled[quarter : 2 * quarter]
+
+
+def _build_model_entry(base: str, model: str) -> dict[str, str]:
+    if is_adapter(Path(model)):
+        return {"checkpoint": base, "adapter": model}
+    return {"checkpoint": model}
+
+
+def _find_group(name: str, group: Group) -> str:
+    layer, module = locate_tensor(name)
+    return {"layer": layer, "module": module, "model": "model"}[group]
+
+
+def _total(losses: Sequence[tuple[float, int]]) -> float:
+    return math.fsum(nats for nats, _ in losses) / max(sum(tokens for _, tokens in losses), 1)
+
+
+def _mean(name: str, losses: Sequence[tuple[float, int]]) -> Metric:
+    from stillroom.evaluate.metrics.bootstrap import bootstrap
+
+    return bootstrap(
+        [nats / tokens for nats, tokens in losses],
+        weights=[tokens for _, tokens in losses],
+        name=name,
+        unit="nats/token",
+    )
+
+
+def _compare(parent: Sequence[tuple[float, int]], learned: Sequence[tuple[float, int]]) -> Metric:
+    from stillroom.evaluate.metrics.bootstrap import paired_difference
+
+    return paired_difference(
+        [nats / tokens for nats, tokens in parent],
+        [nats / tokens for nats, tokens in learned],
+        name="gain",
+        unit="nats/token",
+    )
+
+
+def _check(learning: CoefficientTraining, parents: Sequence[InspectedModel]) -> None:
+    sizes: Mapping[str, float] = {
+        "steps": learning.steps,
+        "batch": learning.batch,
+        "every": learning.every,
+        "max_tokens": learning.max_tokens,
+        "learning_rate": learning.learning_rate,
+        "perturbation": learning.perturbation,
+    }
+    wrong = next((f"{name} is {value:g}" for name, value in sizes.items() if value <= 0), "")
+    if not parents:
+        wrong = "there is no model"
+    if wrong:
+        raise RecipeError(
+            wrong,
+            code="merge.learning-settings",
+            expected="one model or more, and settings above zero",
+            next="correct the call",
+        )

@@ -1,0 +1,495 @@
+"""The search of a merge: trials, choice on held-out records, final score and its result.
+
+Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a Parzen estimator over any number of
+a recipe. Other than there, records are parted in three: one half scores the trials; a quarter
+chooses among the best trials, the recipes one would try by hand, and the parents; the last quarter
+says how good the chosen one is. A search always finds something that looks better on what it
+searched, so only the last number counts; if it is not better than the best parent's, that parent is
+kept as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate import Metric, warn_small_sample
+from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.jobs import Job, Journal, atomic_write
+from stillroom.merge.engine.merge import Merge, reconfigure_merge
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.search.scoring import (
+    MergeScorer,
+    Score,
+    ScoringSettings,
+    build_score_row,
+    draw_records,
+    mean_over_records,
+    mean_per_token,
+)
+from stillroom.merge.search.selection import MergeCandidate, list_parent_candidates
+from stillroom.merge.search.space import (
+    Optimizer,
+    SearchSpace,
+    apply_changes,
+    create_optimizer,
+    list_baselines,
+)
+from stillroom.merge.search.trials import TrialResult, TrialRunner, open_trial_pool
+from stillroom.merge.settings import SearchSettings
+from stillroom.merge.tensors.structure import find_main_stack
+from stillroom.provenance import digest_json
+from stillroom.recipes import dump_recipe
+from stillroom.records import Record
+
+__all__ = [
+    "SearchResult",
+    "format_search",
+    "read_search_result",
+    "search_merge",
+    "write_search_result",
+]
+
+
+_MAX_FAILURES = 1e12
+
+
+_MIN_RECORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordSplit:
+    """Which records the trials are scored on, which choose, and which only report."""
+
+    search: tuple[int, ...]
+    choose: tuple[int, ...]
+    final: tuple[int, ...]
+
+    @classmethod
+    def of(cls, counted: Sequence[int]) -> _RecordSplit:
+        return cls(tuple(counted[::2]), tuple(counted[1::4]), tuple(counted[3::4]))
+
+
+@dataclass(frozen=True)
+class _Finalist:
+    """One that may be kept: changes of the recipe, or a parent as it is."""
+
+    name: str
+    changes: dict[str, Any] | None
+    scores: dict[int, Score]
+    parent: MergeCandidate | None = None
+    failed: str = ""
+
+    def cost(self, at: Sequence[int], sign: int) -> float:
+        if self.failed:
+            return math.inf
+        return sign * mean_over_records([self.scores[i] for i in at], range(len(at)))
+
+
+def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
+    """Search, choose and measure; a killed search goes on with the trials that are journaled.
+
+    Raises:
+        RecipeError: If what is searched is not in the recipe, or no candidate can be merged.
+        DataError: If too few records have something to judge by, or the journal is another's.
+        MissingExtraError: If the optimizer's library is not installed.
+        Cancelled: If the user stopped it.
+    """
+    if recipe.search is None:
+        raise ValueError("the recipe searches nothing")
+    return _Search(recipe, recipe.search, merge, job).run()
+
+
+class _Search:
+    """One search of one recipe."""
+
+    def __init__(
+        self, recipe: MergeRecipe, settings: SearchSettings, merge: Merge, job: Job
+    ) -> None:
+        self.recipe, self.settings, self.merge, self.job = recipe, settings, merge, job
+        self.space = SearchSpace.of(recipe, self._count_layers())
+        measure = ScoringSettings(
+            settings.objective,
+            settings.max_tokens,
+            settings.batch_tokens,
+            settings.max_new_tokens,
+            settings.teacher,
+        )
+        self.sign = measure.sign
+        scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
+        self.bench = TrialRunner(recipe, merge, scorer)
+        self.records = draw_records(
+            settings.records,
+            split=settings.split,
+            limit=settings.max_records,
+            seed=recipe.seed,
+            say=job.say,
+            setting="search",
+        )
+        self.parts = _RecordSplit((), (), ())
+        self.journal: Journal = job.journal("trials")
+
+    def run(self) -> SearchResult:
+        parents = self._score_parents()
+        hands = [
+            self._entry(name, changes, (*self.parts.search, *self.parts.choose, *self.parts.final))
+            for name, changes in list_baselines(self.recipe).items()
+        ]
+        trials, stopped = self._try(create_optimizer(self.settings, self.space.begin(), self._seed))
+        finalists = self._pick_finalists(trials)
+        self.job.check_cancelled()
+        entries = [*parents, *hands, *finalists]
+        # Parents stand first and min takes the first of equals: a merge has to be better.
+        kept = min(entries, key=lambda one: one.cost(self.parts.choose, self.sign))
+        best = min(parents, key=lambda one: one.cost(self.parts.choose, self.sign))
+        hand = min(hands, key=lambda one: one.cost(self.parts.choose, self.sign), default=None)
+        if kept.parent is None and self._final(kept) >= self._final(best):
+            kept = best
+        details = self._describe(entries, kept, best, hand) | self._count(trials, stopped)
+        self.bench.scorer.close()
+        self.job.say(format_search(details))
+        recipe = apply_changes(self.recipe, kept.changes) if kept.changes is not None else None
+        if kept.parent is not None:
+            return SearchResult(_copy_parent(self.recipe, kept), kept.parent.merge, details, trials)
+        if recipe is None:
+            raise AssertionError("a merge has changes")
+        return SearchResult(recipe, reconfigure_merge(self.merge, recipe), details, trials)
+
+    @property
+    def _seed(self) -> int:
+        return int(digest_json([self.recipe.seed, "search"])[:12], 16)
+
+    def _count_layers(self) -> list[int]:
+        if self.settings.path is None:
+            return []
+        stacks = [
+            find_main_stack(source.checkpoint.names(), source.checkpoint.config)
+            for source in self.merge.parents
+        ]
+        return [stack.count if stack else 0 for stack in stacks]
+
+    def _score_parents(self) -> list[_Finalist]:
+        """Score parents on all records, and part those that all of them can be judged by."""
+        candidates = list_parent_candidates(self.recipe, self.merge)
+        found: list[list[Score]] = []
+        done = sum(f"parent {each.name}" in self.journal for each in candidates)
+        with self.job.phase("parents", len(candidates), "models", done=done) as progress:
+            for each in candidates:
+                key = f"parent {each.name}"
+                if key not in self.journal:
+                    self.journal.put(key, self.bench.scorer.score(each.merge, self.records))
+                    self._say_cut()
+                    progress.advance(note=each.name)
+                    self.job.check_cancelled()
+                found.append([(value, count) for value, count in self.journal[key]])
+        counted = [at for at in range(len(self.records)) if all(row[at][1] for row in found)]
+        if len(counted) < _MIN_RECORDS:
+            raise DataError(
+                f"{len(counted)} of {len(self.records)} records have something to judge by",
+                code="merge.no-records",
+                where=self.settings.records,
+                expected=f"at least {_MIN_RECORDS} conversations with an answer",
+                next="choose other records, or raise search.max_tokens",
+            )
+        self.parts = _RecordSplit.of(counted)
+        return [
+            _Finalist(each.name, None, {at: row[at] for at in counted}, each)
+            for each, row in zip(candidates, found, strict=True)
+        ]
+
+    def _try(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
+        """Try what the optimizer asks for until there is a reason to stop."""
+        settings, trials = self.settings, list[dict[str, Any]]()
+        started = time.monotonic() - self._spent()
+        total = settings.evaluations
+        team = open_trial_pool(self.bench, self._pick(self.parts.search), self.job.engine)
+        with self.job.phase("trials", total, "candidates", done=0) as progress, team:
+            while True:
+                reason = self._reason_to_stop(trials, optimizer, time.monotonic() - started)
+                if reason:
+                    return trials, reason
+                points = optimizer.ask()
+                kept = points[: total - len(trials)]
+                changes = [self.space.read(point) for point in kept]
+                costs = []
+                outcomes = self._outcomes(team, kept, changes, trials, started)
+                for point, change, outcome in zip(kept, changes, outcomes, strict=True):
+                    row = self._row(len(trials), point, change, outcome)
+                    costs.append(
+                        _MAX_FAILURES if row["value"] is None else self.sign * row["value"]
+                    )
+                    trials.append(row)
+                    progress.advance(note=f"best {self._best(trials)}")
+                if len(kept) < len(points):
+                    return trials, "evaluations"
+                optimizer.tell(costs)
+
+    def _outcomes(
+        self,
+        team: Any,
+        points: Sequence[Sequence[float]],
+        changes: Sequence[dict[str, Any]],
+        trials: Sequence[dict[str, Any]],
+        started: float,
+    ) -> list[TrialResult]:
+        """Return the outcomes of one round: journaled, known from the same changes, or new."""
+        keys = [f"trial {len(trials) + at}" for at in range(len(points))]
+        known = {digest_json(row["changes"]): row["number"] for row in trials}
+        fresh = []
+        for at, key in enumerate(keys):
+            if key in self.journal:
+                self._check_same(key, points[at])
+                continue
+            same = known.get(digest_json(changes[at]))
+            if same is None:
+                fresh.append(at)
+            else:
+                entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[at])}
+                self.journal.put(key, entry)
+        for at, outcome in zip(fresh, team.try_all([changes[at] for at in fresh]), strict=True):
+            spent = time.monotonic() - started
+            entry = {"point": list(points[at]), "spent": spent, **outcome.to_json()}
+            self.journal.put(keys[at], entry)
+            self.job.check_cancelled()
+        return [TrialResult.from_json(self.journal[key]) for key in keys]
+
+    def _check_same(self, key: str, point: Sequence[float]) -> None:
+        if self.journal[key]["point"] != list(point):
+            raise DataError(
+                f"the journal's {key} was another point than the search asks for now",
+                code="merge.search-resume",
+                where=str(self.journal.path),
+                expected="the same optimizer library as when the search began",
+                next="start over with --overwrite, or install the version that it began with",
+            )
+
+    def _spent(self) -> float:
+        keys = [key for key in list(self.journal.keys()) if key.startswith("trial ")]
+        return max((self.journal[key].get("spent", 0.0) for key in keys), default=0.0)
+
+    def _reason_to_stop(
+        self, trials: Sequence[dict[str, Any]], optimizer: Optimizer, spent: float
+    ) -> str:
+        settings = self.settings
+        if len(trials) >= settings.evaluations:
+            return "evaluations"
+        is_over = settings.time_limit is not None and spent >= settings.time_limit
+        if is_over and f"trial {len(trials)}" not in self.journal:
+            return "time"
+        if (
+            settings.patience
+            and len(trials) - _find_last_improvement(trials, self.sign) > settings.patience
+        ):
+            return "patience"
+        return "converged" if trials and optimizer.is_done() else ""
+
+    def _row(
+        self, number: int, point: Sequence[float], changes: dict[str, Any], outcome: TrialResult
+    ) -> dict[str, Any]:
+        value = (
+            None
+            if outcome.failed
+            else mean_over_records(outcome.scores, range(len(outcome.scores)))
+        )
+        if value is not None:
+            self.job.metric(self.settings.objective, value, trial=number)
+        row = {"number": number, "value": value, "changes": changes, "point": list(point)}
+        return row | ({"failed": outcome.failed} if outcome.failed else {})
+
+    def _best(self, trials: Sequence[dict[str, Any]]) -> str:
+        values = [row["value"] for row in trials if row["value"] is not None]
+        best = min(values, key=lambda value: self.sign * value, default=None)
+        return "none yet" if best is None else f"{best:.4f}"
+
+    def _pick_finalists(self, trials: Sequence[dict[str, Any]]) -> list[_Finalist]:
+        """Score the best trials, each with changes of its own, on the records that choose."""
+        distinct = {digest_json(row["changes"]): row for row in reversed(trials)}.values()
+        good = [row for row in distinct if row["value"] is not None]
+        if not good:
+            raise RecipeError(
+                f"none of {len(trials)} candidates could be merged: {trials[0].get('failed', '')}",
+                code="merge.search",
+                where="search.space",
+                expected="ranges in which most candidates can be merged",
+                next="narrow the ranges",
+            )
+        good.sort(key=lambda row: (self.sign * row["value"], row["number"]))
+        picked = good[: self.settings.finalists]
+        rest = (*self.parts.choose, *self.parts.final)
+        return [self._entry(f"trial {row['number']}", row["changes"], rest) for row in picked]
+
+    def _entry(self, name: str, changes: dict[str, Any], at: Sequence[int]) -> _Finalist:
+        """Return a candidate scored on records, from the journal where it is there."""
+        key = f"finalist {name}"
+        if key not in self.journal:
+            outcome = self.bench.try_changes(changes, self._pick(at))
+            self.journal.put(key, outcome.to_json())
+            self.job.check_cancelled()
+        outcome = TrialResult.from_json(self.journal[key])
+        if outcome.failed:
+            self.job.say(f"{name} cannot be merged: {outcome.failed}")
+        scores = dict(zip(at, outcome.scores, strict=not outcome.failed))
+        return _Finalist(name, changes, scores, failed=outcome.failed)
+
+    def _final(self, entry: _Finalist) -> float:
+        return entry.cost(self.parts.final, self.sign)
+
+    def _pick(self, at: Sequence[int]) -> list[Record]:
+        return [self.records[i] for i in at]
+
+    def _say_cut(self) -> None:
+        scorer = self.bench.scorer
+        if scorer.cut:
+            longest = scorer.measure.max_tokens
+            self.job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+
+    def _describe(
+        self, entries: Sequence[_Finalist], kept: _Finalist, best: _Finalist, hand: _Finalist | None
+    ) -> dict[str, Any]:
+        return {
+            "objective": self.settings.objective,
+            "candidates": [self._tell(one, self.parts.choose) for one in entries],
+            "kept": kept.name,
+            "helped": kept.parent is None,
+            "best_parent": best.name,
+            "best_hand": hand.name if hand else None,
+            "changes": kept.changes,
+            "final": {
+                "kept": self._tell(kept, self.parts.final),
+                "best_parent": self._tell(best, self.parts.final),
+                "best_hand": self._tell(hand, self.parts.final) if hand else None,
+                "difference": self._compare(kept, best),
+                "difference_to_hand": self._compare(kept, hand) if hand else None,
+                "records": len(self.parts.final),
+            },
+            "records": {
+                "search": len(self.parts.search),
+                "choose": len(self.parts.choose),
+                "final": len(self.parts.final),
+            },
+        }
+
+    def _count(self, trials: Sequence[dict[str, Any]], stopped: str) -> dict[str, Any]:
+        return {
+            "optimizer": self.settings.method,
+            "space": self.space.labels,
+            "tried": len(trials),
+            "failed_trials": sum(row["value"] is None for row in trials),
+            "stopped": stopped,
+            "best_on_search": self.sign
+            * min(self.sign * row["value"] for row in trials if row["value"] is not None),
+        }
+
+    def _tell(self, entry: _Finalist, at: Sequence[int]) -> dict[str, Any]:
+        """Return a candidate's row for a table."""
+        kind = {"is_merge": entry.parent is None}
+        if entry.failed:
+            return {"name": entry.name, "value": None, "failed": entry.failed} | kind
+        scores = [entry.scores[i] for i in at]
+        return build_score_row(entry.name, scores, range(len(at)), self.recipe.seed, "value") | kind
+
+    def _compare(self, kept: _Finalist, other: _Finalist) -> dict[str, Any] | None:
+        if kept is other or other.failed:
+            return None
+        return paired_difference(
+            [mean_per_token(kept.scores[i]) for i in self.parts.final],
+            [mean_per_token(other.scores[i]) for i in self.parts.final],
+            seed=self.recipe.seed,
+            name=f"{self.settings.objective} less that of {other.name}",
+        ).to_json()
+
+
+def _find_last_improvement(trials: Sequence[dict[str, Any]], sign: int) -> int:
+    """Return how many trials there had been when the best so far was found, that one counted."""
+    best, at = math.inf, 0
+    for number, row in enumerate(trials):
+        if row["value"] is not None and sign * row["value"] < best:
+            best, at = sign * row["value"], number + 1
+    return at
+
+
+def _copy_parent(recipe: MergeRecipe, kept: _Finalist) -> MergeRecipe:
+    """Return the recipe that copies a parent."""
+    data = recipe.model_dump(mode="json")
+    place = kept.parent.place if kept.parent else 0
+    reference = {"checkpoint": recipe.base} if place < 0 else data["models"][place]
+    keep = ("checkpoint", "adapter")
+    model = {key: value for key, value in reference.items() if key in keep}
+    return MergeRecipe.model_validate(
+        {
+            "kind": "merge",
+            "seed": recipe.seed,
+            "method": {"name": "passthrough"},
+            "models": [model],
+            "out": data["out"],
+        }
+    )
+
+
+SEARCH_FILE, RESULT_RECIPE_FILE = "search.json", "found.yaml"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found: the recipe as changed, its merge, what to tell, and every trial."""
+
+    recipe: MergeRecipe
+    merge: Merge
+    details: dict[str, Any]
+    trials: list[dict[str, Any]] = field(repr=False)
+
+
+def write_search_result(found: SearchResult, job: Job) -> None:
+    """Write output/search.json with all trials, and found.yaml, the recipe without the search."""
+    with atomic_write(job.output / SEARCH_FILE) as file:
+        json.dump(found.details | {"trials": found.trials}, file, ensure_ascii=False, indent=1)
+    with atomic_write(job.work / RESULT_RECIPE_FILE) as file:
+        file.write(dump_recipe(found.recipe))
+
+
+def read_search_result(folder: Path) -> dict[str, Any]:
+    """Return what ``write_search_result`` wrote into a job's folder.
+
+    Raises:
+        DataError: If there is none, or it is not one of ours.
+    """
+    path = folder / "output" / SEARCH_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "trials" not in found:
+            raise ValueError("no trials")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} holds no search that can be read",
+            code="merge.no-search",
+            where=str(path),
+            expected="the folder of a merge whose recipe has 'search'",
+            next=f"stillroom show {folder} says what it is",
+        ) from error
+    return found
+
+
+def format_search(details: Mapping[str, Any]) -> str:
+    """Return the outcome in one or two sentences, for people and for the card."""
+    final, objective = details["final"], details["objective"]
+    ours, parent = final["kept"], final["best_parent"]
+    records = f"on {final['records']} records that the search never saw"
+    if not details["helped"]:
+        return (
+            f"After {details['tried']} trials nothing beats the best parent, {parent['name']} "
+            f"({objective} {parent['value']:.4f} {records}): it is kept as it is."
+        )
+    gap = final["difference"]
+    few = warn_small_sample(final["records"], "records")
+    tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
+    return (
+        f"Kept of {details['tried']} trials: {ours['name']}. {records.capitalize()}, its "
+        f"{objective} is {ours['value']:.4f}, that of the best parent, {parent['name']}, "
+        f"{parent['value']:.4f}" + (f". {few}" if few else tail)
+    )

@@ -1,0 +1,356 @@
+"""Scoring of merges in memory on held-out records.
+
+No checkpoint is written. A model whose weights transformers stores under other names than its
+modules have cannot be filled so; it is written to scratch and loaded instead, and that is said.
+Knows nothing of which candidate is better.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError
+from stillroom.evaluate.metrics.bootstrap import bootstrap
+from stillroom.merge.settings import HIGHER_IS_BETTER, Objective
+from stillroom.objects import resolve_local
+from stillroom.provenance import digest_json
+from stillroom.records import Message, Prompt, Record
+
+if TYPE_CHECKING:
+    from stillroom.merge.engine.merge import Merge
+    from stillroom.merge.planning.plan import MergePlan
+
+__all__ = [
+    "MergeScorer",
+    "Score",
+    "ScoringSettings",
+    "build_score_row",
+    "draw_records",
+    "mean_over_records",
+    "mean_per_token",
+]
+
+Score = tuple[float, int]
+"""Of one record: the sum of what is measured, and of how many tokens (or answers) it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """What is measured, and within what bounds.
+
+    ``teacher`` is the checkpoint that ``kl`` and ``agreement`` compare with; it must have the
+    models' tokenizer.
+    """
+
+    objective: Objective = "loss"
+    max_tokens: int = 1024
+    batch_tokens: int = 2048
+    max_new_tokens: int = 64
+    teacher: str | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where less is better, else -1."""
+        return -1 if self.objective in HIGHER_IS_BETTER else 1
+
+
+class MergeScorer:
+    """One model in memory that takes on the weights of candidate after candidate.
+
+    ``cut`` says how many records were longer than ``max_tokens`` when it last measured.
+    """
+
+    def __init__(self, measure: ScoringSettings, scratch: Path, say: Callable[[str], None]) -> None:
+        """Load nothing yet.
+
+        Args:
+            measure: What is measured.
+            scratch: A folder that may be made and removed, for models that cannot be filled.
+            say: Hears what the user should know.
+        """
+        self.measure, self.scratch, self.say = measure, scratch, say
+        self.cut = 0
+        self._model: Any = None
+        self._config_key = ""
+        self._kind: tuple[Any, Any, Any] | None = None
+        self._tokenizers: dict[str, Any] = {}
+        self._teacher: Any = None
+        self._said = False
+
+    def score(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
+        """Return what the merge scores on every record, (0.0, 0) where there is nothing to measure.
+
+        Raises:
+            CheckpointError: If the sources do not belong together, or a number is not finite.
+            RecipeError: If the method cannot merge these models.
+        """
+        plan = merge.plan()
+        folder = merge.sources[0].checkpoint.folder
+        model = self._prepare(plan, folder)
+        if model is not None:
+            _fill(model, merge)
+            return self.measure_model(model, self._tokenizer(merge, plan), records)
+        return self._score_written(merge, records)
+
+    def measure_model(self, model: Any, tokenizer: Any, records: Sequence[Record]) -> list[Score]:
+        """Return what a loaded model scores on every record."""
+        cut: list[int] = []
+        bounds: dict[str, Any] = {
+            "max_tokens": self.measure.max_tokens,
+            "batch_tokens": self.measure.batch_tokens,
+            "on_truncated": lambda at, tokens: cut.append(at),
+        }
+        objective = self.measure.objective
+        if objective == "loss":
+            from stillroom.evaluate.lm.loss import held_out_loss
+
+            scores = held_out_loss(model, tokenizer, records, **bounds)
+        elif objective in ("kl", "agreement"):
+            from stillroom.evaluate.lm.divergence import measure_agreement
+
+            found = measure_agreement(model, self._load_teacher(), tokenizer, records, **bounds)
+            scores = [(getattr(one, objective) * one.tokens, one.tokens) for one in found]
+        else:
+            scores = _answer(model, tokenizer, records, self.measure)
+        self.cut = len(cut)
+        return scores
+
+    def close(self) -> None:
+        """Let go of the models."""
+        self._model = self._teacher = None
+        self._config_key = ""
+        gc.collect()
+
+    def _prepare(self, plan: MergePlan, folder: Path) -> Any:
+        """Return a model of the plan's shape that can be filled, or None."""
+        key = digest_json(plan.config)
+        if key != self._config_key:
+            self._model = self._build(plan, folder)
+            self._config_key = key
+        if self._model is None or not _fits(self._model, plan):
+            return None
+        return self._model
+
+    def _build(self, plan: MergePlan, folder: Path) -> Any:
+        """Return a model for the plan's config: loaded where that is its donor's, else made."""
+        from stillroom.checkpoints import Checkpoint
+
+        ours = Checkpoint.open(folder).config
+        if self._kind is not None and not _is_config(plan, ours, self._kind[1]):
+            return self._make(plan)
+        from stillroom.models import load_causal_lm
+
+        model, _ = load_causal_lm(folder, dtype="float32")
+        self._kind = (type(model), model.config, model.device)
+        return model if _is_config(plan, ours, model.config) else self._make(plan)
+
+    def _make(self, plan: MergePlan) -> Any:
+        """Return a model of a config that no source has, as after slices; its weights are drawn."""
+        if self._kind is None:
+            raise AssertionError("a model was loaded first")
+        kind, config, device = self._kind
+        self._model = None
+        made: Any = kind(type(config).from_dict(dict(plan.config)))
+        return made.float().to(device).eval()
+
+    def _tokenizer(self, merge: Merge, plan: MergePlan) -> Any:
+        """Return the result's tokenizer: its donor's, or one that the merge makes."""
+        from stillroom.models.local.causal_lm import load_tokenizer
+
+        folder = merge.sources[0].checkpoint.folder
+        key = f"{folder} {digest_json(plan.tokens.report()) if plan.tokens else ''}"
+        if key not in self._tokenizers:
+            if plan.tokens is None:
+                self._tokenizers[key] = load_tokenizer(folder)
+            else:
+                try:
+                    merge.write(self.scratch)
+                    self._tokenizers[key] = load_tokenizer(self.scratch)
+                finally:
+                    shutil.rmtree(self.scratch, ignore_errors=True)
+        return self._tokenizers[key]
+
+    def _score_written(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
+        from stillroom.models import load_causal_lm
+
+        if not self._said:
+            self.say("candidates are written to scratch: this architecture is loaded file by file")
+            self._said = True
+        try:
+            merge.write(self.scratch)
+            model, tokenizer = load_causal_lm(self.scratch, dtype="float32")
+            return self.measure_model(model, tokenizer, records)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _load_teacher(self) -> Any:
+        from stillroom.models import load_causal_lm, resolve_checkpoint
+
+        if self._teacher is None:
+            reference = Path(self.measure.teacher or "")
+            path = reference if reference.exists() else resolve_checkpoint(str(reference))
+            self._teacher, _ = load_causal_lm(_find_folder(path), dtype="float32")
+        return self._teacher
+
+
+def draw_records(
+    reference: str,
+    *,
+    split: str,
+    limit: int,
+    seed: int,
+    say: Callable[[str], None],
+    setting: str = "select",
+) -> list[Record]:
+    """Return the records that judge, in an order that the seed and their ids set.
+
+    Args:
+        reference: A records artifact or file.
+        split: Only records with this ``fields.split``; empty is all.
+        limit: Most records.
+        seed: Which are drawn, and in what order.
+        say: Hears how many rows cannot be read.
+        setting: The recipe's section, for the error.
+
+    Raises:
+        DataError: If none fits.
+    """
+    from stillroom.evaluate.qa.questions import find_records
+    from stillroom.records import read_records
+
+    path = find_records(resolve_local(reference))
+    dropped: list[int] = []
+    fitting = {
+        record.id: record
+        for record in read_records(path, on_drop=lambda row, why: dropped.append(row))
+        if not split or record.fields.get("split") == split
+    }
+    if dropped:
+        say(f"{len(dropped)} rows of {path.name} cannot be read and do not judge")
+    if not fitting:
+        raise DataError(
+            f"no record has fields.split '{split}'" if split else f"{path.name} holds no record",
+            code="merge.no-records",
+            where=str(path),
+            expected="records that no model was trained on",
+            next=f"set {setting}.split to another split, or to '' for all records"
+            if split
+            else "give a file that holds some",
+        )
+    drawn = sorted(fitting, key=lambda each: digest_json([seed, each]))[:limit]
+    return [fitting[each] for each in drawn]
+
+
+def mean_per_token(score: Score) -> float:
+    """Return one record's mean a token (or answer)."""
+    return score[0] / score[1]
+
+
+def mean_over_records(scores: Sequence[Score], at: Sequence[int]) -> float:
+    """Return the mean over all tokens of the records ``at`` together."""
+    return math.fsum(scores[i][0] for i in at) / sum(scores[i][1] for i in at)
+
+
+def build_score_row(
+    name: str, scores: Sequence[Score], at: Sequence[int], seed: int, key: str = "loss"
+) -> dict[str, Any]:
+    """Return a candidate's name, and its mean (under ``key``) with its interval over records."""
+    metric = bootstrap(
+        [mean_per_token(scores[i]) for i in at], weights=[scores[i][1] for i in at], seed=seed
+    )
+    low, high = metric.low, metric.high
+    return {
+        "name": name,
+        key: metric.value,
+        "low": metric.value if math.isnan(low) else low,
+        "high": metric.value if math.isnan(high) else high,
+        "n": len(at),
+    }
+
+
+def _is_config(plan: MergePlan, ours: Mapping[str, Any], loaded: Any) -> bool:
+    """Return whether a donor's config is the plan's, whether embeddings are tied included."""
+    tied = "tie_word_embeddings"
+    left = {key: value for key, value in plan.config.items() if key != tied}
+    right = {key: value for key, value in ours.items() if key != tied}
+    return left == right and plan.config.get(tied, loaded.tie_word_embeddings) == getattr(
+        loaded, tied
+    )
+
+
+def _fits(model: Any, plan: MergePlan) -> bool:
+    """Return whether the plan's tensors are the model's, by name and shape, and all of them."""
+    state = model.state_dict()
+    covered = set()
+    for tensor in plan.tensors:
+        target = state.get(tensor.name)
+        if target is None or tuple(target.shape) != tensor.shape:
+            return False
+        covered.add(target.data_ptr())
+    return all(target.data_ptr() in covered for target in state.values())
+
+
+def _fill(model: Any, merge: Merge) -> None:
+    """Copy a merge's tensors into the model as a written checkpoint would be read."""
+    import numpy as np
+    import torch
+
+    from stillroom.checkpoints.dtypes import widen
+    from stillroom.checkpoints.safetensors_format import FLOATS
+
+    state = model.state_dict()
+    for name, kind, bits in merge.tensors():
+        target = state[name]
+        wide = np.float64 if kind == "F64" else np.float32
+        values = widen(bits, kind, wide) if kind in FLOATS else bits
+        source = torch.from_numpy(np.ascontiguousarray(values)).reshape(target.shape)
+        target.copy_(source)
+
+
+def _answer(
+    model: Any, tokenizer: Any, records: Sequence[Record], measure: ScoringSettings
+) -> list[Score]:
+    """Let the model answer greedily; score F1 or exact match with the record's last turn."""
+    import torch
+
+    from stillroom.models.tokenization.chat_template import render_prompt
+    from stillroom.text.unicode import exact_match, token_f1
+
+    compare = token_f1 if measure.objective == "f1" else exact_match
+    scores: list[Score] = []
+    for record in records:
+        asked, expected = _split_answer(record.messages)
+        if not expected or not asked:
+            scores.append((0.0, 0))
+            continue
+        text = render_prompt(tokenizer, Prompt(asked))
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = ids[:, -measure.max_tokens :].to(model.device)
+        with torch.inference_mode():
+            drawn = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=measure.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        said = tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
+        scores.append((float(compare(said, expected)), 1))
+    return scores
+
+
+def _split_answer(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
+    """Return the turns before the assistant's last, and what it says there."""
+    if not messages or messages[-1].role != "assistant":
+        return (), ""
+    return tuple(messages[:-1]), messages[-1].content.strip()
+
+
+def _find_folder(path: Path) -> Path:
+    return path / "output" if (path / "output" / "config.json").is_file() else path

@@ -1,0 +1,370 @@
+"""Selection of the best candidate on held-out records.
+
+Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
+the records and confirmed on the other, so that choosing the luckiest of many does not pass for
+progress. Where no merge is confirmed, the best parent is kept as it is, and the artifact says so.
+A share of the records (``select.final``) takes no part in either, and says how good the kept one
+is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.evaluate.metrics.bootstrap import paired_difference
+from stillroom.jobs import Job
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.interfaces import METHODS
+from stillroom.merge.planning.inputs import MergeSource, TensorRules, list_run_checkpoints
+from stillroom.merge.recipe import MergeRecipe, SelectionSettings
+from stillroom.merge.search.scoring import (
+    MergeScorer,
+    Score,
+    ScoringSettings,
+    build_score_row,
+    draw_records,
+    mean_over_records,
+    mean_per_token,
+)
+from stillroom.records import Record
+
+__all__ = [
+    "MergeCandidate",
+    "count_candidates",
+    "list_candidates",
+    "list_parent_candidates",
+    "select_merge",
+]
+
+_DEFAULT_MIXES = (0.5, 0.75)
+_MIN_HALVED = 8
+_MIN_SPLIT, _FINAL = 16, 0.25
+
+
+@dataclass(frozen=True)
+class MergeCandidate:
+    """One checkpoint that may be kept: a parent as it is, or a merge.
+
+    ``place`` is a parent's number in the recipe's ``models``, -1 the base's.
+    """
+
+    name: str
+    merge: Merge
+    parent: MergeSource | None = None
+    place: int = 0
+
+
+def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
+    """Score all candidates and return the merge to make, with what to tell about the choice.
+
+    Raises:
+        DataError: If fewer than two records have a token to be judged by, and the recipe does not
+            go on without.
+        Cancelled: If the user stopped it; scores that are done stay done.
+    """
+    if recipe.select is None:
+        raise ValueError("the recipe selects nothing")
+    select = recipe.select
+    candidates = list_candidates(recipe, merge)
+    left = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
+    skipped = [count for count in select.averages if count > left]
+    if skipped:
+        job.say(f"the run left {left} checkpoints: no average of the last {skipped} is tried")
+    try:
+        scores, counted = _score_records(candidates, select, recipe.seed, job)
+    except DataError as error:
+        if recipe.when_too_few == "refuse" or error.code != "merge.no-records":
+            raise
+        return _keep_first(candidates, error.problems[0].what, job)
+    kept, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
+    job.say(
+        f"kept {candidates[kept].name}: "
+        + ("merging lowered" if details["helped"] else "merging did not lower")
+        + " the held-out loss"
+    )
+    if "final" in details:
+        job.say(_format_final(details["final"]))
+    return candidates[kept].merge, details | {"skipped_averages": skipped}
+
+
+def _score_records(
+    candidates: Sequence[MergeCandidate], select: SelectionSettings, seed: int, job: Job
+) -> tuple[list[list[Score]], list[int]]:
+    """Return every candidate's score of each record, and which records all of them can be told by.
+
+    Raises:
+        DataError: If those are fewer than two.
+    """
+    records = draw_records(
+        select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
+    )
+    measure = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
+    scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
+    scores = _score_all(candidates, records, scorer, job) if len(records) > 1 else []
+    scorer.close()
+    counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
+    if len(counted) < 2:
+        raise DataError(
+            f"{len(counted)} of {len(records)} records have an assistant's token to judge by"
+            if scores
+            else "1 record alone has no other to confirm what it chooses",
+            code="merge.no-records",
+            where=select.records,
+            expected="at least 2 conversations with an answer",
+            next="choose other records, or raise select.max_tokens",
+        )
+    return scores, counted
+
+
+def _keep_first(
+    candidates: Sequence[MergeCandidate], why: str, job: Job
+) -> tuple[Merge, dict[str, Any]]:
+    """Return the first model as it is, and that nothing was judged."""
+    first = next(each for each in candidates if each.parent is not None and each.place == 0)
+    job.say(f"warning: {why}; no merge can be judged, and {first.name} is kept as it is")
+    return first.merge, {
+        "candidates": [],
+        "kept": first.name,
+        "helped": False,
+        "left_out": why,
+    }
+
+
+def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+    """Return all candidates of a recipe: parents first, then averages, mixes and the merge."""
+    finals = _list_final_checkpoints(recipe, merge.parents)
+    found = _open_parents(recipe, merge)
+    name = recipe.method.method_name()
+    run = list_run_checkpoints(finals[0])
+    for count in recipe.select.averages if recipe.select else ():
+        average = Merge(METHODS.build("run_average"), None, run[-count:], merge.rules, merge.seed)
+        if count <= len(run) and not _is_same(average, merge):
+            found.append(
+                MergeCandidate(f"average of the last {count} of {finals[0].name}", average)
+            )
+    if merge.base is not None:
+        found += [
+            MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
+            for share in _list_mixes(recipe)
+        ]
+    if _differs_from_parent(recipe, merge):
+        found.append(MergeCandidate(name, merge))
+    return _number_names(found)
+
+
+def list_parent_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+    """Return the base, if any, and every model of a recipe, each as it is."""
+    return _number_names(_open_parents(recipe, merge))
+
+
+def count_candidates(recipe: MergeRecipe) -> int:
+    """Return how many candidates a recipe will score, without opening any; at most one too many."""
+    if recipe.select is None:
+        return 0
+    parents = len(recipe.models) + (recipe.base is not None)
+    return parents + len(recipe.select.averages) + len(_list_mixes(recipe)) + 1
+
+
+def _open_parents(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
+    base = [replace(_copy_candidate(merge.base, merge.rules), place=-1)] if merge.base else []
+    finals = _list_final_checkpoints(recipe, merge.parents)
+    return [
+        *base,
+        *(replace(_copy_candidate(each, merge.rules), place=at) for at, each in enumerate(finals)),
+    ]
+
+
+def _number_names(found: Sequence[MergeCandidate]) -> list[MergeCandidate]:
+    """Return the candidates with a number after names that come twice."""
+    seen: Counter[str] = Counter()
+    named = []
+    for candidate in found:
+        seen[candidate.name] += 1
+        count = seen[candidate.name]
+        name = f"{candidate.name} ({count})" if count > 1 else candidate.name
+        named.append(replace(candidate, name=name))
+    return named
+
+
+def _list_mixes(recipe: MergeRecipe) -> tuple[float, ...]:
+    if recipe.base is None or recipe.select is None:
+        return ()
+    return _DEFAULT_MIXES if recipe.select.mixes is None else recipe.select.mixes
+
+
+def _list_final_checkpoints(
+    recipe: MergeRecipe, parents: Sequence[MergeSource]
+) -> list[MergeSource]:
+    """Return the final checkpoint of each model, leaving out those along its run."""
+    counts = (max(entry.along_run, 1) for entry in recipe.models)
+    return [parents[stop - 1] for stop in accumulate(counts)]
+
+
+def _is_same(one: Merge, other: Merge) -> bool:
+    """Whether two merges are sure to give the same bytes."""
+    ours = [(each.checkpoint.folder, each.weight, each.own) for each in one.parents]
+    theirs = [(each.checkpoint.folder, each.weight, each.own) for each in other.parents]
+    return one.method == other.method and ours == theirs
+
+
+def _differs_from_parent(recipe: MergeRecipe, merge: Merge) -> bool:
+    """Whether the merge itself differs from its one parent."""
+    alone = {"linear", "passthrough", "run_average"}
+    return len(merge.parents) > 1 or recipe.method.method_name() not in alone
+
+
+def _copy_candidate(source: MergeSource, rules: TensorRules) -> MergeCandidate:
+    copy = Merge(METHODS.build("passthrough"), None, [source], TensorRules(dtype=rules.dtype))
+    return MergeCandidate(source.name, copy, source)
+
+
+def _score_all(
+    candidates: Sequence[MergeCandidate], records: Sequence[Record], scorer: MergeScorer, job: Job
+) -> list[list[Score]]:
+    journal = job.journal("scores")
+    scores: list[list[Score]] = []
+    done = sum(candidate.name in journal for candidate in candidates)
+    with job.phase("score", len(candidates), "candidates", done=done) as progress:
+        for candidate in candidates:
+            if candidate.name not in journal:
+                found = _score(candidate, records, scorer)
+                if scorer.cut:
+                    longest = scorer.measure.max_tokens
+                    job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+                journal.put(candidate.name, found)
+                progress.advance(note=candidate.name)
+                job.check_cancelled()
+            scores.append([(nats, tokens) for nats, tokens in journal[candidate.name]])
+            nats = math.fsum(loss for loss, _ in scores[-1])
+            job.metric(
+                "held_out_loss",
+                nats / max(sum(tokens for _, tokens in scores[-1]), 1),
+                candidate=candidate.name,
+            )
+    return scores
+
+
+def _score(
+    candidate: MergeCandidate, records: Sequence[Record], scorer: MergeScorer
+) -> list[Score]:
+    """Return the loss of each record."""
+    return scorer.score(candidate.merge, records)
+
+
+@dataclass(frozen=True, slots=True)
+class _SelectionSplit:
+    """Which records choose, which confirm, and which only say how good the kept one is."""
+
+    choosing: Sequence[int]
+    confirming: Sequence[int]
+    final: Sequence[int]
+    halves: bool
+
+    @classmethod
+    def of(cls, counted: Sequence[int], share: float | None) -> _SelectionSplit:
+        """Part the records; every record of the final part is seen by no choice."""
+        if share is None:
+            share = _FINAL if len(counted) >= _MIN_SPLIT else 0.0
+        kept_back = round(len(counted) * share)
+        rest = counted[: len(counted) - kept_back]
+        final = counted[len(counted) - kept_back :]
+        halves = len(rest) >= _MIN_HALVED
+        choosing, confirming = (rest[::2], rest[1::2]) if halves else (rest, rest)
+        return cls(choosing, confirming, final, halves)
+
+
+def _choose_candidate(
+    candidates: Sequence[MergeCandidate],
+    scores: Sequence[Sequence[Score]],
+    counted: Sequence[int],
+    select: SelectionSettings,
+    seed: int,
+) -> tuple[int, dict[str, Any]]:
+    """Return the number of the candidate to keep, and the details of the choice."""
+    parts = _SelectionSplit.of(counted, select.final)
+    on_choosing = [mean_over_records(losses, parts.choosing) for losses in scores]
+    parents = [at for at, candidate in enumerate(candidates) if candidate.parent is not None]
+    # Parents stand first, and min takes the first of equals: a merge has to be better, not as good.
+    best = min(range(len(candidates)), key=lambda at: on_choosing[at])
+    best_parent = min(parents, key=lambda at: on_choosing[at])
+    kept, difference = best, None
+    if best not in parents:
+        difference = _compare(scores[best], scores[best_parent], parts.confirming, seed)
+        if mean_over_records(scores[best], parts.confirming) >= mean_over_records(
+            scores[best_parent], parts.confirming
+        ):
+            kept = best_parent
+    judged = [*parts.choosing, *parts.confirming] if parts.halves else parts.choosing
+    rows = [
+        build_score_row(candidate.name, losses, sorted(judged), seed)
+        | {
+            "is_merge": candidate.parent is None,
+            "choosing": mean_over_records(losses, parts.choosing),
+            "confirming": mean_over_records(losses, parts.confirming),
+        }
+        for candidate, losses in zip(candidates, scores, strict=True)
+    ]
+    return kept, {
+        "candidates": rows,
+        "kept": candidates[kept].name,
+        "helped": kept not in parents,
+        "best_parent": candidates[best_parent].name,
+        "difference": difference,
+        "confirmed_on_other_records": parts.halves,
+        "records": {"choosing": len(parts.choosing), "confirming": len(parts.confirming)},
+        **_score_final(candidates, scores, parts, (kept, best_parent), seed),
+    }
+
+
+def _score_final(
+    candidates: Sequence[MergeCandidate],
+    scores: Sequence[Sequence[Score]],
+    parts: _SelectionSplit,
+    places: tuple[int, int],
+    seed: int,
+) -> dict[str, Any]:
+    """Return how the kept one and the best parent do on records that no choice saw."""
+    if not parts.final:
+        return {}
+    kept, best_parent = places
+    rows = [build_score_row(candidates[at].name, scores[at], parts.final, seed) for at in places]
+    difference = None
+    if kept != best_parent:
+        difference = _compare(scores[kept], scores[best_parent], parts.final, seed)
+    return {
+        "final": {
+            "kept": rows[0],
+            "best_parent": rows[1],
+            "difference": difference,
+            "records": len(parts.final),
+        }
+    }
+
+
+def _format_final(final: Mapping[str, Any]) -> str:
+    """Return how the kept one did on the records that no choice saw, in words."""
+    said = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
+    gap = final["difference"]
+    if gap is None:
+        return said
+    return (
+        f"{said}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
+        f"[{gap['low']:+.4f}, {gap['high']:+.4f}]"
+    )
+
+
+def _compare(
+    ours: Sequence[Score], theirs: Sequence[Score], at: Sequence[int], seed: int
+) -> dict[str, Any]:
+    return paired_difference(
+        [mean_per_token(ours[i]) for i in at],
+        [mean_per_token(theirs[i]) for i in at],
+        seed=seed,
+        name="loss against the best parent",
+    ).to_json()

@@ -1,0 +1,1 @@
+"""Stored tensors: files, names of layers, and the linear algebra of task vectors."""

@@ -1,0 +1,410 @@
+"""Reading and writing of stored tensors, and of model statistics kept as tensors.
+
+A folder holds statistics.json (of which model, which records, how many tokens) and
+statistics.safetensors, its arrays by the names of the model's tensors. Methods find a parent's
+statistics by the parent's fingerprint, so that neither order nor place of the models matters.
+Knows how statistics are kept, not how they are gathered: that is ``calibration``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from stillroom.checkpoints.dtypes import BIT_TYPES, narrow, widen
+from stillroom.checkpoints.safetensors_format import (
+    DTYPE_SIZES,
+    TensorEntry,
+    build_header,
+    read_header,
+)
+from stillroom.checkpoints.store import SafetensorsStore
+from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.jobs import atomic_write, replace_folder, sync_folder
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.merge.interfaces import Array
+from stillroom.objects import is_address
+
+if TYPE_CHECKING:
+    from stillroom.checkpoints import Checkpoint
+
+__all__ = [
+    "ModelStatistics",
+    "PendingTensor",
+    "StatisticsKind",
+    "TensorFile",
+    "TensorReader",
+    "atomic_folder",
+    "count_block_rows",
+    "find_statistics",
+    "iter_row_ranges",
+    "open_checkpoint",
+    "read_rows",
+    "read_stored_rows",
+    "refuse_existing",
+    "resolve_path",
+    "write_json",
+    "write_statistics",
+    "write_tensors",
+]
+
+
+_TILE = 1 << 16
+
+
+_LEAST_ROWS = 8
+
+
+class TensorReader(Protocol):
+    """What gives stored rows by name: a checkpoint, or one file of tensors."""
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's type and shape."""
+
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return the bytes of some rows."""
+
+
+class TensorFile:
+    """One safetensors file, its header checked, its tensors read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            CheckpointError: If it is not a sound safetensors file.
+        """
+        self.path = path
+        entries = read_header(path)
+        self.entries: Mapping[str, TensorEntry] = entries
+        self._store = SafetensorsStore(dict.fromkeys(entries, path), entries)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's type and shape."""
+        return self.entries[name]
+
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return the bytes of some rows."""
+        return self._store.read(name, start, stop)
+
+    def array(self, name: str, dtype: Any = np.float64) -> Array:
+        """Return a whole tensor as floats."""
+        return read_rows(self, name, dtype=dtype)
+
+
+def read_rows(
+    source: TensorReader,
+    name: str,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    dtype: Any = np.float32,
+) -> Array:
+    """Return rows of a stored tensor as floats, (rows, ...), in memory of their own."""
+    entry = source.entry(name)
+    stop = entry.rows if stop is None else stop
+    return widen(read_stored_rows(source, name, start, stop), entry.dtype, dtype)
+
+
+def read_stored_rows(source: TensorReader, name: str, start: int, stop: int) -> Array:
+    """Return rows of a tensor as they are stored; a scalar is one row of shape ()."""
+    entry = source.entry(name)
+    data: Any = source.read(name, start, stop)
+    bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
+    return bits.reshape((stop - start, *entry.shape[1:]) if entry.shape else ())
+
+
+def iter_row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) of row blocks that depend on the shape alone."""
+    rows, step = (shape[0] if shape else 1), count_block_rows(shape)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def count_block_rows(shape: Sequence[int]) -> int:
+    """Return how many rows make a block of about 65,536 numbers, a power of two."""
+    rows = max(_LEAST_ROWS, _TILE // max(math.prod(shape[1:]), 1))
+    return int(1 << (rows.bit_length() - 1))
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what lies there, unless asked to.
+
+    Raises:
+        DataError: If ``folder`` exists and may not be replaced.
+    """
+    if folder.exists() and not overwrite:
+        raise DataError(
+            f"{folder} exists already",
+            code="data.exists",
+            where=str(folder),
+            expected="a folder that does not exist yet",
+            next="choose another --out, or add --overwrite",
+        )
+
+
+@contextmanager
+def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a neighbor to write in, which becomes ``folder`` when the body ends well.
+
+    Raises:
+        DataError: If ``folder`` exists and may not be replaced.
+        ResourceError: If the disk is full.
+    """
+    refuse_existing(folder, overwrite=overwrite)
+    work = folder.with_name(f".{folder.name}.writing")
+    with full_disk_as_error(folder):
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir(parents=True)
+        try:
+            yield work
+            sync_folder(work)
+            replace_folder(work, folder)
+        finally:
+            if work.exists():
+                shutil.rmtree(work)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTensor:
+    """A tensor to be written: the type it is stored in, its shape, and what makes its numbers."""
+
+    kind: str
+    shape: tuple[int, ...]
+    make: Callable[[], Array]
+
+    @classmethod
+    def of(cls, kind: str, values: Array) -> PendingTensor:
+        """Return an array that is there already."""
+        return cls(kind, values.shape, lambda: values)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
+    """Write a safetensors file of floats; one tensor at a time is made and held."""
+    rows, end = [], 0
+    for name in sorted(tensors, key=lambda name: (-DTYPE_SIZES[tensors[name].kind], name)):
+        each = tensors[name]
+        size = math.prod(each.shape) * DTYPE_SIZES[each.kind]
+        rows.append((name, each.kind, each.shape, end, end + size))
+        end += size
+    with atomic_write(path, "wb") as file:
+        file.write(build_header(rows))
+        for name, kind, *_ in rows:
+            file.write(np.ascontiguousarray(narrow(tensors[name].make(), kind)).tobytes())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that people can read."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_checkpoint(reference: str, say: Callable[[str], None] | None = None) -> Checkpoint:
+    """Open a checkpoint by path, or by a reference that the hub or a job resolves.
+
+    Raises:
+        CheckpointError: If it is missing or broken.
+    """
+    from stillroom.checkpoints import Checkpoint
+
+    if is_address(reference):  # rows are read where they lie
+        from stillroom.models import resolve_checkpoint
+
+        return Checkpoint.open(resolve_checkpoint(reference, say=say, weights=False))
+    return Checkpoint.open(resolve_path(reference, say))
+
+
+def resolve_path(reference: str, say: Callable[[str], None] | None = None) -> Path:
+    """Return the path that a reference names, through the hub where it is none itself."""
+    path = Path(reference)
+    if path.exists():
+        return path
+    from stillroom.models import resolve_checkpoint
+
+    return resolve_checkpoint(reference, say=say)
+
+
+StatisticsKind = Literal["fisher", "gram"]
+
+
+_ABOUT, _ARRAYS = "statistics.json", "statistics.safetensors"
+
+
+_VERSION = 1
+
+
+class ModelStatistics:
+    """The statistics of one model. Use ``ModelStatistics.open``."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], file: TensorFile) -> None:
+        """Stand over an opened file; callers use ``open``."""
+        self.folder = folder
+        self.about = about
+        self.kind: str = about["kind"]
+        self.model: str = about["model"]
+        self.tokens: int = about["tokens"]
+        self._same: Mapping[str, str] = about.get("same") or {}
+        self._file = file
+
+    @classmethod
+    def open(cls, folder: Path) -> ModelStatistics:
+        """Open a folder that ``write_statistics`` wrote.
+
+        Raises:
+            CheckpointError: If it is missing or broken.
+        """
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            if about["version"] != _VERSION or about["kind"] not in ("fisher", "gram"):
+                raise ValueError("it is of another version or kind")
+            if not (isinstance(about["model"], str) and isinstance(about["tokens"], int)):
+                raise TypeError("model or tokens is not what it should be")
+            if not isinstance(about.get("same", {}), dict):
+                raise TypeError("same is not a mapping")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be read as statistics: {error!s:.120}",
+                code="merge.statistics-broken",
+                where=str(folder),
+                expected=f"{_ABOUT} and {_ARRAYS}",
+                next="gather the statistics again",
+            ) from error
+        path = folder / _ARRAYS
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} holds no {_ARRAYS}",
+                code="merge.statistics-broken",
+                where=str(folder),
+                expected=f"{_ABOUT} and {_ARRAYS}",
+                next="gather the statistics again",
+            )
+        return cls(folder, about, TensorFile(path))
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is an array for a tensor of the model."""
+        return self._home(name) in self._file.entries
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors that have an array, sorted."""
+        return sorted({*self._file.entries, *self._same})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor's array."""
+        return self._file.entry(self._home(name)).shape
+
+    def array(self, name: str, *, dtype: Any = np.float64) -> Array:
+        """Return a tensor's whole array."""
+        return self._file.array(self._home(name), dtype)
+
+    def rows(self, name: str, start: int, stop: int, *, dtype: Any = np.float32) -> Array:
+        """Return rows of a tensor's array, (rows, ...)."""
+        return read_rows(self._file, self._home(name), start, stop, dtype=dtype)
+
+    def _home(self, name: str) -> str:
+        return self._same.get(name, name)
+
+
+def write_statistics(
+    folder: Path,
+    kind: StatisticsKind,
+    arrays: Mapping[str, Array],
+    *,
+    model: str,
+    tokens: int,
+    records: str = "",
+    same: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ModelStatistics:
+    """Write statistics, whole or not at all, and open them.
+
+    Args:
+        folder: Where they are written.
+        kind: ``fisher``, squared gradients in float32, or ``gram``, products of inputs in float64.
+        arrays: By the names of the model's tensors.
+        model: The model's fingerprint.
+        tokens: How many tokens the arrays are means over.
+        records: The digest of what they were gathered on.
+        same: Tensors that share the array of another, which is named.
+        details: What else to keep.
+        overwrite: Replace what lies at ``folder``.
+
+    Raises:
+        DataError: If ``folder`` exists.
+        ResourceError: If the disk is full.
+    """
+    squares = math.fsum(
+        float(np.sum(np.square(array, dtype=np.float64))) for array in arrays.values()
+    )
+    about = {
+        "version": _VERSION,
+        "kind": kind,
+        "model": model,
+        "tokens": tokens,
+        "records": records,
+        "norm": math.sqrt(squares),
+        "same": dict(same or {}),
+        **(details or {}),
+    }
+    stored = "F32" if kind == "fisher" else "F64"
+    with atomic_folder(folder, overwrite=overwrite) as work:
+        write_tensors(
+            work / _ARRAYS,
+            {name: PendingTensor.of(stored, array) for name, array in arrays.items()},
+        )
+        write_json(work / _ABOUT, about)
+    return ModelStatistics.open(folder)
+
+
+def find_statistics(
+    folders: Sequence[str], keys: Sequence[str], kind: StatisticsKind, method: str
+) -> list[ModelStatistics]:
+    """Return the statistics of every parent, found by its fingerprint.
+
+    Args:
+        folders: Where statistics lie.
+        keys: The parents', as the engine gives them: a fingerprint, and a count after ``#``.
+        kind: What is needed.
+        method: Who asks.
+
+    Raises:
+        RecipeError: If a parent has none, or they are of another kind.
+        CheckpointError: If a folder is broken.
+    """
+    about = [Path(folder) / _ABOUT for folder in folders]
+    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in about)
+    return list(_find_for_parent(tuple(folders), stamps, tuple(keys), kind, method))
+
+
+@lru_cache(maxsize=8)
+def _find_for_parent(
+    folders: tuple[str, ...],
+    _: tuple[int, ...],
+    keys: tuple[str, ...],
+    kind: str,
+    method: str,
+) -> tuple[ModelStatistics, ...]:
+    opened = [ModelStatistics.open(Path(folder)) for folder in folders]
+    known = {statistics.model: statistics for statistics in opened if statistics.kind == kind}
+    found = [known.get(key.partition("#")[0]) for key in keys]
+    missing = [key for key, statistics in zip(keys, found, strict=True) if statistics is None]
+    if missing:
+        held = ", ".join(f"{each.folder.name} ({each.kind})" for each in opened)
+        raise RecipeError(
+            f"{method} has no {kind} statistics of the model with fingerprint {missing[0]:.20}",
+            code="merge.statistics",
+            where="method.statistics",
+            expected=f"a folder of {kind} statistics for every model; given: {held or 'none'}",
+            next=f"stillroom merge calibrate MODEL --records RECORDS --for {method} --out DIR",
+        )
+    return tuple(statistics for statistics in found if statistics is not None)

@@ -1,0 +1,440 @@
+"""Task vector arithmetic: weighted sums, sign election, Gram matrices and random pruning.
+
+Everything here gives the same bits for any block size and any number of threads: sums go row by row
+and are then added exactly, and random numbers are counted, not drawn in turn.
+
+Ranking is one integer sort a row: a key holds the magnitude's upper bits and, below them, the place
+in the row. So equal magnitudes rank by place, and so do those that differ by less than about one
+part in 2**11, which moves a probability by no more than a step. The random number belongs to the
+rank, not to the place, which spares a second permutation and is as independent of blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from stillroom.errors import RecipeError
+from stillroom.merge.interfaces import (
+    Array,
+    BlockContext,
+    RowBlock,
+    TensorBlocks,
+    missing_base_error,
+)
+
+__all__ = [
+    "PROBABILITY_LEVELS",
+    "ElementFactors",
+    "bernoulli_mask",
+    "check_probability_window",
+    "check_weight_sum",
+    "combine_weighted",
+    "cosine",
+    "count_changed",
+    "disjoint_mean",
+    "drop_unchanged",
+    "elect_sign",
+    "exact_sum",
+    "gram_matrix",
+    "magnitude_bits",
+    "measure_single_row",
+    "philox_uint16",
+    "plain_sum",
+    "prune_by_rank",
+    "random_sparsify",
+    "rescale",
+    "round_probability",
+    "task_vectors",
+    "weighted_sum",
+]
+
+
+PROBABILITY_LEVELS = 1 << 16
+
+
+_LEAST_SUM = 1e-9
+
+
+def task_vectors(
+    base: Array | None, parents: Sequence[Array], method: str
+) -> tuple[Array, list[Array]]:
+    """Return the base and each parent's difference from it.
+
+    Raises:
+        RecipeError: If the merge has no base.
+    """
+    if base is None:
+        raise missing_base_error(method)
+    return base, [parent - base for parent in parents]
+
+
+def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Return the weighted sum of arrays in their own type, added in the given order."""
+    total: Array = arrays[0] * arrays[0].dtype.type(weights[0])
+    for array, weight in zip(arrays[1:], weights[1:], strict=True):
+        total += array if weight == 1 else array * array.dtype.type(weight)
+    return total
+
+
+def combine_weighted(
+    vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool
+) -> Array:
+    """Return the weighted sum of vectors, or with ``normalize`` their weighted mean.
+
+    Raises:
+        RecipeError: If the weights of a mean add up to zero.
+    """
+    total = weighted_sum(vectors, weights)
+    if normalize:
+        check_weight_sum(weights)
+        total = total / total.dtype.type(math.fsum(weights))
+    return total
+
+
+def check_weight_sum(weights: Sequence[float]) -> None:
+    """Refuse weights whose sum nothing can be divided by.
+
+    Raises:
+        RecipeError: If so.
+    """
+    if abs(math.fsum(weights)) < _LEAST_SUM:
+        raise RecipeError(
+            "the weights add up to zero, which nothing can be divided by",
+            code="merge.weights",
+            where="models",
+            expected="weights with a sum other than 0",
+            next="change a weight, or set method.normalize to false",
+        )
+
+
+def rescale(vector: Array, factor: float) -> Array:
+    """Return a vector times a factor in its own type; itself at 1."""
+    return vector if factor == 1 else vector * vector.dtype.type(factor)
+
+
+def elect_sign(vectors: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Return per element the sign with the larger weighted mass, as a sign bit; a draw elects +.
+
+    The bits are integers as wide as the vectors: 0 where + is elected, the top bit where - is.
+    """
+    votes = np.atleast_1d(weighted_sum(vectors, weights))
+    votes += 0.0  # a negative zero is a draw too
+    bits = _bits(votes)
+    bits &= bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    return bits.reshape(np.shape(vectors[0]))
+
+
+def disjoint_mean(
+    vectors: Sequence[Array], sign: Array, weights: Sequence[float], *, normalize: bool = True
+) -> Array:
+    """Return the weighted mean, per element, of the values that have the elected sign.
+
+    A zero has no sign: it counts neither in the sum nor in the divisor.
+    """
+    total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
+    zeros = np.zeros_like(vectors[0])  # numpy's maximum with one number is three times as slow
+    for vector, weight in zip(vectors, weights, strict=True):
+        # With the elected sign flipped to +, what agrees is what is positive.
+        flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
+        share = vector.dtype.type(weight)
+        if normalize:
+            mass += (flipped > 0) * share
+        np.maximum(flipped, zeros, out=flipped)
+        flipped *= share
+        total += flipped
+    if normalize:
+        mass += mass == 0
+        total /= mass
+    return (_bits(total) ^ sign).view(total.dtype)
+
+
+def gram_matrix(blocks: TensorBlocks, vectors_of: Callable[[RowBlock], Sequence[Array]]) -> Array:
+    """Return the Gram matrix of several vectors over one tensor, (n, n), float64."""
+
+    def reduce(block: RowBlock) -> list[Array]:
+        rows = [_as_rows(vector) for vector in vectors_of(block)]
+        return [
+            np.einsum("ij,ij->i", left, right).astype(np.float64)
+            for i, left in enumerate(rows)
+            for right in rows[: i + 1]
+        ]
+
+    parts = blocks.each(reduce)
+    if not parts:
+        return np.zeros((0, 0))
+    sums = [math.fsum(np.concatenate(column).tolist()) for column in zip(*parts, strict=True)]
+    size = int((math.isqrt(8 * len(sums) + 1) - 1) // 2)
+    gram = np.zeros((size, size))
+    for at, value in enumerate(sums):
+        i = (math.isqrt(8 * at + 1) - 1) // 2
+        j = at - i * (i + 1) // 2
+        gram[i, j] = gram[j, i] = value
+    return gram
+
+
+def exact_sum(
+    blocks: TensorBlocks, values_of: Callable[[RowBlock], Sequence[Array]]
+) -> list[float]:
+    """Return the exact sum over one tensor of each of several arrays a block."""
+    parts = blocks.each(
+        lambda block: [
+            _as_rows(values).sum(axis=1).astype(np.float64) for values in values_of(block)
+        ]
+    )
+    return [math.fsum(np.concatenate(column).tolist()) for column in zip(*parts, strict=True)]
+
+
+def cosine(gram: Array, i: int, j: int) -> float:
+    """Return the cosine of two vectors of a Gram matrix, within -1 and 1; of a zero vector, 0."""
+    norm = math.sqrt(gram[i, i] * gram[j, j])
+    return min(1.0, max(-1.0, float(gram[i, j]) / norm)) if norm > 0 else 0.0
+
+
+def magnitude_bits(vector: Array) -> Array:
+    """Return the float32 patterns of magnitudes, flat int32; they order as the magnitudes do."""
+    flat = np.ascontiguousarray(vector, dtype=np.float32).reshape(-1)
+    bits: Array = flat.view(np.int32) & np.int32(0x7FFFFFFF)
+    return bits
+
+
+def round_probability(share: float) -> float:
+    """Return the probability, in steps of 2**-16, with which a mask of that share keeps."""
+    return round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
+
+
+def philox_uint16(shape: tuple[int, ...], key: str, at: BlockContext) -> Array:
+    """Return random numbers of 16 bits, (shape), uint16.
+
+    Drawn by a counter (Philox): element n of tensor ``at.name`` has the same number for one seed
+    and key, however the tensor is cut into blocks and whatever else is merged.
+
+    Args:
+        shape: Of the block.
+        key: Names the parent.
+        at: Where the block lies.
+    """
+    count = math.prod(shape)
+    name = f"{at.seed}\0{at.name}\0{key}".encode("utf-8", "surrogatepass")
+    words = np.frombuffer(hashlib.sha256(name).digest()[:16], "<u8").astype(np.uint64)
+    # One step of the counter gives four words of 64 bits, that is sixteen elements of 16.
+    step, skip = divmod(at.offset, 16)
+    stream = np.random.Philox(key=words).advance(step)
+    raw = stream.random_raw((skip + count + 3) // 4).astype("<u8", copy=False)
+    return raw.view("<u2")[skip : skip + count].reshape(shape)
+
+
+def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, at: BlockContext) -> Array:
+    """Return a mask that keeps each element with a probability, (shape), bool.
+
+    Args:
+        shape: Of the block.
+        share: The probability; counted in steps of 2**-16, see ``round_probability``.
+        key: Names the parent.
+        at: Where the block lies; see ``philox_uint16``.
+    """
+    level = round(share * PROBABILITY_LEVELS)
+    if level >= PROBABILITY_LEVELS:
+        return np.ones(shape, bool)
+    return np.asarray(philox_uint16(shape, key, at) < np.uint16(level), dtype=bool)
+
+
+def random_sparsify(
+    vectors: Sequence[Array], shares: Sequence[float], at: BlockContext, *, rescale: bool
+) -> list[Array]:
+    """Return vectors with elements dropped at random, each vector with a mask of its own.
+
+    Args:
+        vectors: One a parent, any shape; changed in place, which spares the cache their copies.
+        shares: The share of each that is kept.
+        at: Where the block lies.
+        rescale: Divide what is kept by the probability with which it is.
+    """
+    kept = []
+    for vector, key, share in zip(vectors, at.keys, shares, strict=True):
+        thinned = np.atleast_1d(vector)
+        thinned *= bernoulli_mask(thinned.shape, share, key, at)
+        exact = round_probability(share)
+        if rescale and 0 < exact < 1:
+            thinned *= thinned.dtype.type(1 / exact)
+        kept.append(thinned.reshape(np.shape(vector)))
+    return kept
+
+
+def _as_rows(vector: Array) -> Array:
+    """Return an array of any shape as (rows, numbers of a row)."""
+    return vector.reshape(vector.shape[0] if vector.ndim else 1, -1)
+
+
+def _bits(vector: Array) -> Array:
+    """Return an array's own bits as integers of the same width."""
+    flat = np.ascontiguousarray(vector).reshape(np.shape(vector))
+    return flat.view(np.uint32 if flat.itemsize == 4 else np.uint64)
+
+
+def count_changed(vectors: Sequence[Array], epsilon: float) -> Array:
+    """Return how many of the task vectors moved each element by more than epsilon."""
+    count = np.zeros_like(vectors[0])
+    for vector in vectors:
+        count += np.abs(vector) > epsilon
+    return count
+
+
+def drop_unchanged(vectors: Sequence[Array], epsilon: float) -> list[Array]:
+    """Return the task vectors without the moves of epsilon or less."""
+    return [vector * (np.abs(vector) > epsilon) for vector in vectors]
+
+
+def plain_sum(vectors: Sequence[Array]) -> Array:
+    """Return the plain sum, a fresh array."""
+    total = vectors[0].copy()
+    for vector in vectors[1:]:
+        total += vector
+    return total
+
+
+# Of one vector that is a single row, what each element is multiplied with; else nothing.
+ElementFactors = list[float]
+
+
+_MAX_PACKED_WIDTH = 1 << 12
+
+
+def check_probability_window(density: float, epsilon: float) -> None:
+    """Refuse a window of probabilities that leaves 0 to 1.
+
+    Raises:
+        RecipeError: If so.
+    """
+    if not (density - epsilon > 0 and density + epsilon <= 1):
+        raise RecipeError(
+            f"a density of {density:g} with an epsilon of {epsilon:g} keeps elements with "
+            f"probabilities from {density - epsilon:g} to {density + epsilon:g}",
+            code="merge.window",
+            where="method.epsilon",
+            expected="density - epsilon over 0, and density + epsilon at most 1",
+            next=f"an epsilon below {min(density, 1 - density):g}, or another density",
+        )
+
+
+def measure_single_row(
+    blocks: TensorBlocks, method: str, windows: list[tuple[float, float]], *, rescale: bool
+) -> list[ElementFactors] | None:
+    """Return the shares of a tensor that is one row, which blocks cut; of others None.
+
+    Args:
+        blocks: The tensor.
+        method: Its name, for a missing base.
+        windows: Density and epsilon of every parent.
+        rescale: As in ``prune_by_rank``.
+
+    Raises:
+        RecipeError: If a window of probabilities leaves 0 to 1, or there is no base.
+    """
+    for density, epsilon in windows:
+        check_probability_window(density, epsilon)
+    if len(blocks.at.shape) > 1:
+        return None
+
+    def vectors_of(block: RowBlock) -> list[Array]:
+        return [v.reshape(-1) for v in task_vectors(block.base, block.parents, method)[1]]
+
+    rows = [np.concatenate(parts) for parts in zip(*blocks.each(vectors_of), strict=True)]
+    return [
+        _draw_factors(row[None], window, key, blocks.at, rescale=rescale)[0].tolist()
+        for row, window, key in zip(rows, windows, blocks.at.keys, strict=False)
+    ]
+
+
+def prune_by_rank(
+    vectors: list[Array],
+    windows: list[tuple[float, float]],
+    measured: list[ElementFactors] | None,
+    at: BlockContext,
+    *,
+    rescale: bool,
+) -> list[Array]:
+    """Return vectors with elements dropped at random, small ones of a row more often.
+
+    Args:
+        vectors: One a parent, any shape; a row is the last dimension.
+        windows: Of each the mean probability of being kept, and how far it is from that for the
+            smallest (below) and largest (above) of a row.
+        measured: What ``measure_single_row`` returned.
+        at: Where the block lies.
+        rescale: Divide what is kept by the probability with which it was.
+    """
+    kept = []
+    for number, (vector, window, key) in enumerate(zip(vectors, windows, at.keys, strict=True)):
+        size = math.prod(vector.shape)
+        if measured is not None:
+            cut = measured[number][at.offset : at.offset + size]
+            shares = np.asarray(cut, vector.dtype)
+        elif size:
+            rows = vector.reshape(-1, vector.shape[-1])
+            shares = _draw_factors(rows, window, key, at, rescale=rescale)
+        else:
+            shares = np.zeros(0, vector.dtype)
+        kept.append(vector * shares.reshape(vector.shape))
+    return kept
+
+
+def _draw_factors(
+    rows: Array, window: tuple[float, float], key: str, at: BlockContext, *, rescale: bool
+) -> Array:
+    """Return what each element is multiplied with: 0, or 1 over its probability; (rows, width)."""
+    width = rows.shape[1]
+    if not rows.size:
+        return np.zeros(rows.shape, rows.dtype)
+    last, factors = _find_rank_factors(width, *window, rows.dtype, rescale=rescale)
+    kept = factors * (philox_uint16(rows.shape, key, at) <= last)
+    places = _argsort_magnitudes(rows)
+    places += (np.arange(len(rows), dtype=np.int64) * width)[:, None]
+    shares = np.empty(rows.size, rows.dtype)
+    shares[places.reshape(-1)] = kept.reshape(-1)
+    return shares.reshape(rows.shape)
+
+
+@lru_cache(maxsize=64)
+def _find_rank_factors(
+    width: int, density: float, epsilon: float, dtype: np.dtype[Any], *, rescale: bool
+) -> tuple[Array, Array]:
+    """Return for every rank the largest draw that keeps, uint16, and what is then multiplied with.
+
+    A model's rows have few widths, and its blocks are thousands.
+    """
+    levels = _rank_probabilities(width, density, epsilon)
+    factors = PROBABILITY_LEVELS / levels if rescale else np.ones(width)
+    return (levels - 1).astype(np.uint16), factors.astype(dtype)
+
+
+def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
+    """Return the probability of every rank, from the smallest up, in steps of 2**-16."""
+    rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
+    return np.clip(
+        np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
+    )
+
+
+def _argsort_magnitudes(rows: Array) -> Array:
+    """Return the places of every row's elements from the smallest up, (rows, width), int64."""
+    width = rows.shape[1]
+    if width > _MAX_PACKED_WIDTH:
+        bits = magnitude_bits(rows).reshape(rows.shape)
+        wide = (bits.astype(np.int64) << 32) | np.arange(width)
+        wide.sort(axis=-1)
+        wide &= 0xFFFFFFFF
+        return wide
+    room = (width - 1).bit_length()
+    # Without its sign bit a magnitude begins at the top of the key.
+    keys = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32) << np.uint32(1)
+    keys &= np.uint32(0xFFFFFFFF >> room << room)
+    keys |= np.arange(width, dtype=np.uint32)
+    keys.sort(axis=-1)
+    keys &= np.uint32((1 << room) - 1)
+    return keys.astype(np.int64)

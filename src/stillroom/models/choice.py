@@ -1,0 +1,232 @@
+"""Probabilities of given options as answers, from log-probabilities or sampled JSON.
+
+``logprob``: the engine scores a given text, or a server tells the likeliest first tokens; the
+chances are those of the options among each other. ``drawn``: neither is there, so the model answers
+under a schema of the options and all the chance is on what it says. The way is part of the result:
+an expected value over drawn answers is no expectation.
+
+Source: Liu et al. 2023, "G-Eval", arXiv:2303.16634 (scores weighted by token probabilities).
+
+A token counts for the option that it is, white space aside; of options with several tokens, the
+first must tell them apart. Mass on other tokens is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from stillroom.errors import BackendError
+from stillroom.models.interfaces import TextModel
+from stillroom.models.requests import run_in_threads
+from stillroom.records import Completion, Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.models.endpoints.client import Endpoint
+
+__all__ = [
+    "ChoiceProbabilities",
+    "FirstTokenModel",
+    "score_first_tokens",
+    "score_options",
+    "score_options_by_logprob",
+]
+
+
+_ANSWER_TOKENS = 24
+
+
+_ANSWER_KEY = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceProbabilities:
+    """The options' chances, which add up to 1; None where the model gave none of them."""
+
+    chances: tuple[float, ...] | None
+    way: Literal["logprob", "drawn"] = "logprob"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def expect(self, values: Sequence[float]) -> float | None:
+        """Return the mean of values, one an option, under the chances."""
+        if self.chances is None:
+            return None
+        return math.fsum(a * b for a, b in zip(self.chances, values, strict=True))
+
+
+@runtime_checkable
+class FirstTokenModel(Protocol):
+    """A TextModel whose engine tells the chances of the likeliest first tokens."""
+
+    def choose(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> list[ChoiceProbabilities]:
+        """Return the options' chances as the answer to each prompt.
+
+        Raises:
+            BackendError: With the code ``backend.no-score`` if the server tells no chances.
+        """
+
+
+def score_options(
+    model: TextModel, prompts: Sequence[Prompt], options: Sequence[str], *, seed: int = 0
+) -> list[ChoiceProbabilities]:
+    """Return the options' chances as the answer to each prompt, in order.
+
+    Args:
+        model: Who is asked.
+        prompts: Each ends in what is to be decided, and says that one of the options is wanted.
+        options: Texts that no two of which begin with the same token, as ``1`` to ``5``.
+        seed: Of what is drawn, where nothing else can be done.
+
+    Raises:
+        BackendError: If the engine fails otherwise than in giving no chances.
+    """
+    try:
+        return score_options_by_logprob(model, prompts, options)
+    except BackendError as error:
+        if error.code != "backend.no-score":
+            raise
+    return _sample_options(model, prompts, options, seed)
+
+
+def score_options_by_logprob(
+    model: TextModel, prompts: Sequence[Prompt], options: Sequence[str]
+) -> list[ChoiceProbabilities]:
+    """Return the options' chances by the engine's own probabilities; nothing is drawn.
+
+    Raises:
+        BackendError: With the code ``backend.no-score`` if the engine has none.
+    """
+    if isinstance(model, FirstTokenModel):
+        return model.choose(prompts, options)
+    return [_score_options(model, prompt, options) for prompt in prompts]
+
+
+def _score_options(model: TextModel, prompt: Prompt, options: Sequence[str]) -> ChoiceProbabilities:
+    scores = [one.total for one in model.score([prompt] * len(options), list(options))]
+    highest = max(scores)
+    if not math.isfinite(highest):
+        return ChoiceProbabilities(None)
+    weights = [math.exp(score - highest) for score in scores]
+    total = math.fsum(weights)
+    return ChoiceProbabilities(tuple(weight / total for weight in weights))
+
+
+def _sample_options(
+    model: TextModel, prompts: Sequence[Prompt], options: Sequence[str], seed: int
+) -> list[ChoiceProbabilities]:
+    schema = {
+        "type": "object",
+        "properties": {_ANSWER_KEY: {"type": "string", "enum": list(options)}},
+        "required": [_ANSWER_KEY],
+        "additionalProperties": False,
+    }
+    asked = [replace(_ask_for_json(prompt, options), schema=schema) for prompt in prompts]
+    sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, seed=seed)
+    found = []
+    for completion in model.generate(asked, sampling):
+        said = _parse_option(completion.text)
+        sure = tuple(float(option == said) for option in options) if said in options else None
+        found.append(
+            ChoiceProbabilities(
+                sure, "drawn", completion.prompt_tokens, completion.completion_tokens
+            )
+        )
+    return found
+
+
+def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
+    if not prompt.messages:
+        return prompt
+    last = prompt.messages[-1]
+    told = f'{last.content}\n\nAnswer in JSON, as {{"{_ANSWER_KEY}": "{options[0]}"}}.'
+    return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, told)), prefix="")
+
+
+def _parse_option(text: str) -> str:
+    try:
+        value = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        return str(value[_ANSWER_KEY])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+_TOP_LOGPROBS = 20
+
+
+def score_first_tokens(
+    endpoint: Endpoint,
+    name: str,
+    prompts: Sequence[Prompt],
+    options: Sequence[str],
+    workers: int,
+) -> list[ChoiceProbabilities]:
+    """Ask for one token of every prompt, and read how likely each option was.
+
+    Raises:
+        BackendError: If the endpoint fails; ``backend.no-score`` if it tells no chances.
+    """
+    found: list[ChoiceProbabilities] = [ChoiceProbabilities(None)] * len(prompts)
+
+    def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
+        prompt = prompts[index]
+        messages = [message.to_json() for message in prompt.messages]
+        body: dict[str, Any] = {
+            "model": name,
+            "messages": messages,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": True,
+            "top_logprobs": _TOP_LOGPROBS,
+        }
+        if not prompt.messages:
+            body["messages"] = [{"role": "user", "content": prompt.text + prompt.prefix}]
+        try:
+            answer = endpoint.ask("/chat/completions", body, is_stopped)
+        except BackendError as error:
+            if error.code == "backend.refused":  # most likely the request for chances
+                raise _no_logprobs_error(endpoint) from error
+            raise
+        found[index] = _parse_logprobs(endpoint, answer, options)
+        return Completion("", model=name)
+
+    run_in_threads(ask, len(prompts), workers, name)
+    return found
+
+
+def _parse_logprobs(
+    endpoint: Endpoint, answer: dict[str, Any], options: Sequence[str]
+) -> ChoiceProbabilities:
+    usage = answer.get("usage") or {}
+    try:
+        tokens = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        pairs = [(str(one["token"]).strip(), float(one["logprob"])) for one in tokens]
+        counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise _no_logprobs_error(endpoint) from error
+    masses = [
+        math.fsum(math.exp(p) for token, p in pairs if _matches_option(token, o)) for o in options
+    ]
+    total = math.fsum(masses)
+    if not total:
+        return ChoiceProbabilities(None, "logprob", *counts)
+    return ChoiceProbabilities(tuple(mass / total for mass in masses), "logprob", *counts)
+
+
+def _matches_option(token: str, option: str) -> bool:
+    """Say whether a first token is an option, or the beginning of a longer word of it."""
+    return token == option or (len(token) > 1 and token.isalpha() and option.startswith(token))
+
+
+def _no_logprobs_error(endpoint: Endpoint) -> BackendError:
+    return BackendError(
+        f"{endpoint.address} tells no chances of tokens",
+        code="backend.no-score",
+        expected="choices[0].logprobs.content[0].top_logprobs",
+        next="nothing: answers are drawn instead",
+    )

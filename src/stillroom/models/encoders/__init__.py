@@ -1,0 +1,1 @@
+"""Encoders of text and images: embeddings, sparse and multi-vector encoders, classifiers."""

@@ -1,0 +1,414 @@
+"""Retrieval encoders: ColBERT token vectors for late interaction, and SPLADE term weights.
+
+A ColBERT checkpoint is an encoder and a projection, in the folders of PyLate (modules.json with a
+Dense module and no pooling) or of the authors (``linear.weight`` beside the encoder). A marker
+after the first token says whether a query or a passage is read; a query is filled with mask tokens,
+whose states ask for what is not said; punctuation of passages is left out. An embedder that gives
+its tokens' states serves as well, if less well: it was trained for one vector a text.
+
+Source: Khattab and Zaharia 2020, arXiv:2004.12832.
+
+The logits of every position are made positive and damped, log(1 + max(0, x)), and of each term the
+largest over the positions is kept: a few hundred terms a text, those that it holds and those that
+it implies. Any masked-LM checkpoint can be read so; one that was trained for it (SPLADE) finds
+more than one that was not.
+
+Source: SPLADE, Formal et al. 2021, arXiv:2107.05720; the maximum, arXiv:2109.10086.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillroom.errors import CheckpointError, DataError
+from stillroom.models.encoders.text_encoder import (
+    TextReader,
+    check_not_empty,
+    find_max_tokens,
+    load_encoder,
+    normalize_rows,
+)
+from stillroom.models.interfaces import Embedder, TextKind, TokenEmbedder, Vectors
+from stillroom.provenance import digest_json
+
+__all__ = [
+    "EMBEDDER_REFERENCE",
+    "ColbertEncoder",
+    "MultiVectorEncoder",
+    "SparseEncoder",
+    "open_multi_vector_encoder",
+]
+
+
+EMBEDDER_REFERENCE = "builtin:embedder"
+
+
+"""The reference that stands for the index's own embedder."""
+
+
+_MIN_TOKENS = 8
+
+
+class MultiVectorEncoder(Protocol):
+    """Anything that gives many vectors a text."""
+
+    @property
+    def width(self) -> int:
+        """Numbers a vector."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights and how they are used."""
+
+    def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
+        """Return for each text its vectors, L2-normalized rows, (T, D) float32.
+
+        What is given for a text does not depend on the texts beside it.
+
+        Raises:
+            DataError: If a text is empty.
+        """
+
+
+def open_multi_vector_encoder(reference: str, embedder: Embedder) -> MultiVectorEncoder:
+    """Open what gives many vectors a text.
+
+    Args:
+        reference: The folder of a ColBERT checkpoint or ``hub:NAME``; or ``builtin:embedder`` for
+            the token states of ``embedder``.
+        embedder: The index's own.
+
+    Raises:
+        DataError: If the embedder gives no token states.
+        CheckpointError: If the reference leads to no ColBERT checkpoint.
+    """
+    if reference == EMBEDDER_REFERENCE:
+        if not isinstance(embedder, TokenEmbedder):
+            raise DataError(
+                "the index's embedder gives no token states",
+                code="rag.no-token-states",
+                where="tokens.model",
+                expected="an embedder that is a sentence-transformers folder",
+                next="name a ColBERT checkpoint in tokens.model",
+            )
+        return _EmbedderTokenEncoder(embedder)
+    from stillroom.models.hub import resolve_checkpoint
+
+    return ColbertEncoder(resolve_checkpoint(reference))
+
+
+class _EmbedderTokenEncoder:
+    """An embedder's token states."""
+
+    def __init__(self, embedder: TokenEmbedder) -> None:
+        self._embedder = embedder
+        self.width = int(embedder.embed_tokens(["width"], kind="passage")[0].shape[1])
+        self.fingerprint = digest_json(["token states", embedder.fingerprint])
+
+    def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
+        check_not_empty(texts)
+        return self._embedder.embed_tokens(texts, kind=kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _ColbertConfig:
+    """What a folder says of how texts are read."""
+
+    encoder: Path
+    dense: Path
+    query_marker: str = "[unused0]"
+    passage_marker: str = "[unused1]"
+    query_tokens: int = 32
+    passage_tokens: int = 220
+    is_expanded: bool = True
+    is_attended: bool = False
+    skipped: tuple[str, ...] = tuple(string.punctuation)
+
+    def to_json(self) -> list[Any]:
+        """Return what shapes vectors beside the weights."""
+        return [
+            self.query_marker,
+            self.passage_marker,
+            self.query_tokens,
+            self.passage_tokens,
+            self.is_expanded,
+            self.is_attended,
+            self.skipped,
+        ]
+
+
+class ColbertEncoder:
+    """A ColBERT checkpoint."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        """Open a folder.
+
+        Args:
+            folder: Of PyLate or of ColBERT's authors.
+            device: cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            CheckpointError: If the folder is no such checkpoint.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        self._layout = layout = _read_colbert_config(folder)
+
+        def refuse(why: str) -> CheckpointError:
+            return _not_colbert_error(folder, why)
+
+        tokenizer, self._model, missing = load_encoder(layout.encoder, "AutoModel", device, refuse)
+        lacking = [name for name in missing if "pooler" not in name]  # which nothing here reads
+        if lacking:
+            raise refuse(f"it lacks {lacking[0]}")
+        held = Checkpoint.open(layout.dense)
+        if "linear.weight" not in held.names():
+            raise refuse("it has no projection, linear.weight")
+        weight = held.tensor("linear.weight").float()
+        if weight.shape[1] != int(self._model.config.hidden_size):
+            raise refuse(f"its projection reads {weight.shape[1]} numbers of a state")
+        self._weight: Any = weight.to(device)
+        bias = held.tensor("linear.bias").float() if "linear.bias" in held.names() else None
+        self._bias: Any = bias if bias is None else bias.to(device)
+        self._device, self.width = device, int(weight.shape[0])
+        longest = find_max_tokens(self._model, tokenizer, None)
+        self._rooms: dict[TextKind, int] = {
+            "query": min(layout.query_tokens, longest),
+            "passage": min(layout.passage_tokens, longest),
+        }
+        if min(self._rooms.values()) < _MIN_TOKENS:
+            raise refuse(f"it reads {min(self._rooms.values())} tokens")
+        self._reader = TextReader(tokenizer, longest, device)
+        self._markers = {
+            "query": _find_marker_token(tokenizer, layout.query_marker, refuse),
+            "passage": _find_marker_token(tokenizer, layout.passage_marker, refuse),
+        }
+        self._skipped = {
+            one
+            for mark in layout.skipped
+            for one in tokenizer(mark, add_special_tokens=False)["input_ids"][:1]
+        }
+        self._mask: int | None = tokenizer.mask_token_id
+        self.fingerprint = digest_json(
+            [Checkpoint.open(layout.encoder).fingerprint, held.fingerprint, layout.to_json()]
+        )
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were read without their ends."""
+        return self._reader.truncated
+
+    def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
+        """Return for each text its vectors; see ``MultiVectorEncoder``."""
+        check_not_empty(texts)
+        read = self._read_query if kind == "query" else self._read_passage
+        return self._reader.map(read, texts)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._reader.close()
+
+    def _read_query(self, text: str) -> Vectors:
+        ids = self._mark(text, "query")
+        seen = [1] * len(ids)
+        spare = self._rooms["query"] - len(ids)
+        if self._layout.is_expanded and self._mask is not None and spare > 0:
+            ids += [self._mask] * spare
+            seen += [int(self._layout.is_attended)] * spare
+        return self._project(ids, seen)
+
+    def _read_passage(self, text: str) -> Vectors:
+        ids = self._mark(text, "passage")
+        rows = self._project(ids, [1] * len(ids))
+        kept = [at for at, one in enumerate(ids) if one not in self._skipped]
+        return rows[kept]
+
+    def _mark(self, text: str, kind: TextKind) -> list[int]:
+        """Return a text's tokens with the marker after the first."""
+        ids = self._reader.encode(text, self._rooms[kind] - 1, count=kind == "passage")
+        return [*ids[:1], self._markers[kind], *ids[1:]]
+
+    def _project(self, ids: Sequence[int], seen: Sequence[int]) -> Vectors:
+        import torch
+
+        with torch.inference_mode():
+            states = self._model(
+                input_ids=torch.tensor([ids], device=self._device),
+                attention_mask=torch.tensor([seen], device=self._device),
+            )[0][0].float()
+            rows = torch.nn.functional.linear(states, self._weight, self._bias)
+            return normalize_rows(rows.cpu().numpy())
+
+
+def _read_colbert_config(folder: Path) -> _ColbertConfig:
+    if not folder.is_dir():
+        raise _not_colbert_error(folder, "it is not a folder")
+    if (folder / "modules.json").is_file():
+        return _read_pylate_config(folder)
+    config = _read_json(folder / "config.json")
+    if "HF_ColBERT" not in (config.get("architectures") or []):
+        raise _not_colbert_error(folder, "its config.json does not name HF_ColBERT")
+    told = folder / "artifact.metadata"
+    own = _read_json(told) if told.is_file() else {}
+    return _ColbertConfig(
+        folder,
+        folder,
+        str(own.get("query_token_id") or "[unused0]"),
+        str(own.get("doc_token_id") or "[unused1]"),
+        int(own.get("query_maxlen") or 32),
+        int(own.get("doc_maxlen") or 220),
+        is_attended=bool(own.get("attend_to_mask_tokens")),
+        skipped=tuple(string.punctuation) if own.get("mask_punctuation", True) else (),
+    )
+
+
+def _read_pylate_config(folder: Path) -> _ColbertConfig:
+    encoder, dense = folder, None
+    for module in _read_json(folder / "modules.json", list):
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        place = (folder / str(module.get("path", ""))).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise _not_colbert_error(
+                folder, f"its module path {module.get('path')!r} leads out of the folder"
+            )
+        if kind == "Transformer":
+            encoder = place
+        elif kind == "Dense" and dense is None:
+            dense = place
+        else:
+            raise _not_colbert_error(folder, f"its module {kind!r} is not that of a ColBERT")
+    if dense is None:
+        raise _not_colbert_error(folder, "it has no Dense module")
+    told = folder / "config_sentence_transformers.json"
+    own = _read_json(told) if told.is_file() else {}
+    return _ColbertConfig(
+        encoder,
+        dense,
+        str(own.get("query_prefix") or "[unused0]"),
+        str(own.get("document_prefix") or "[unused1]"),
+        int(own.get("query_length") or 32),
+        int(own.get("document_length") or 180),
+        bool(own.get("do_query_expansion", True)),
+        bool(own.get("attend_to_expansion_tokens")),
+        tuple(own.get("skiplist_words") or string.punctuation),
+    )
+
+
+def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
+    """Return the one token that a marker is."""
+    found = tokenizer.convert_tokens_to_ids(marker)
+    if found is None or found == tokenizer.unk_token_id:
+        ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise refuse(f"its marker {marker!r} is no token of its tokenizer")
+        found = ids[0]
+    return int(found)
+
+
+def _read_json(path: Path, kind: type = dict) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_colbert_error(path.parent, f"{path.name} cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise _not_colbert_error(path.parent, f"{path.name} holds no {kind.__name__}")
+    return value
+
+
+def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be used as a ColBERT: {why}",
+        code="checkpoint.not-a-colbert",
+        expected="an encoder with a projection, in PyLate's folders or its authors'",
+        next="give such a folder, or tokens.model=builtin:embedder",
+    )
+
+
+class SparseEncoder:
+    """Gives a text's terms with their weights; what it gives depends on the text alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_tokens: int | None = None,
+        max_terms: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Open a folder.
+
+        Args:
+            folder: A transformers checkpoint with a head for masked language modelling.
+            max_tokens: Tokens read of a text; by default what the model reads.
+            max_terms: The heaviest terms that are kept of a text; by default all above 0.
+            device: cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            CheckpointError: If the folder is no such checkpoint.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        def refuse(why: str) -> CheckpointError:
+            return _not_sparse_error(folder, why)
+
+        tokenizer, self._model, missing = load_encoder(
+            folder, "AutoModelForMaskedLM", device, refuse
+        )
+        if missing:
+            raise refuse(f"it lacks {missing[0]}, so that its terms would be drawn at random")
+        self.max_tokens = find_max_tokens(self._model, tokenizer, max_tokens)
+        self.max_terms, self._device = max_terms, device
+        self._reader = TextReader(tokenizer, self.max_tokens, device)
+        self._terms: list[str] = tokenizer.convert_ids_to_tokens(
+            list(range(int(self._model.config.vocab_size)))
+        )
+        self.fingerprint = digest_json(
+            [Checkpoint.open(folder).fingerprint, "log1p-max", self.max_tokens, max_terms]
+        )
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were longer than ``max_tokens`` and read without their ends."""
+        return self._reader.truncated
+
+    def encode(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return the terms of each text with their weights above 0, heaviest first.
+
+        Raises:
+            DataError: If a text is empty.
+        """
+        check_not_empty(texts)
+        return self._reader.map(self._encode_one, texts)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._reader.close()
+
+    def _encode_one(self, text: str) -> dict[str, float]:
+        import torch
+
+        ids = self._reader.encode(text, self.max_tokens)
+        given = torch.tensor([ids], device=self._device)
+        with torch.inference_mode():
+            logits: Any = self._model(
+                input_ids=given, attention_mask=torch.ones_like(given)
+            ).logits[0]
+            weights = torch.log1p(torch.relu(logits.float()).max(dim=0).values)
+        found = torch.nonzero(weights > 0)[:, 0].tolist()
+        values = weights[found].tolist()
+        order = sorted(range(len(found)), key=lambda at: (-values[at], found[at]))
+        return {self._terms[found[at]]: values[at] for at in order[: self.max_terms]}
+
+
+def _not_sparse_error(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be used to weigh terms: {why}",
+        code="checkpoint.not-a-masked-lm",
+        expected="a masked language model with its head (SPLADE or another), in safetensors",
+        next="give a SPLADE checkpoint's folder, or leave sparse out",
+    )

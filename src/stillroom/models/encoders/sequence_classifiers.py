@@ -1,0 +1,399 @@
+"""Sequence-classification checkpoints: cross-encoders, text classifiers and NLI models.
+
+One label is the score as it stands. Of two labels the score is the second less the first: the
+log-odds that the passage is relevant. Pairs are read in groups of like length, padded to the
+longest of the group; a score differs with its group only by the rounding of sums (in float32, about
+1e-6 of its size). Only the passage is ever cut.
+
+Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085.
+
+One label of several, or several at once: the checkpoint's ``problem_type`` says which. A long text
+is read in overlapping windows and a label's chance is the highest of them, so that nothing hides
+behind the model's length.
+
+Source: Devlin et al. 2018, arXiv:1810.04805, section 4.1 (a head over the first token's state).
+
+Labels are found by name (``entailment``, ``neutral``, ``contradiction``, as the field's checkpoints
+write them); a checkpoint with other labels is refused rather than guessed at. Pairs are read in
+groups of like length. Only the premise is ever cut.
+
+Source: Bowman et al. 2015, "A large annotated corpus for learning natural language inference",
+arXiv:1508.05326 (the task and its labels).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import BackendError, CheckpointError
+from stillroom.provenance import digest_json
+
+__all__ = [
+    "CrossEncoder",
+    "NLIModel",
+    "TextClassifier",
+    "load_sequence_classifier",
+    "pad_pairs",
+]
+
+
+_PAIR_UNLIMITED = 1 << 20
+
+
+_MIN_PASSAGE_TOKENS = 16
+
+
+_PAIR_BATCH = 8
+
+
+class CrossEncoder:
+    """A checkpoint that gives a pair of texts a score; higher fits better."""
+
+    def __init__(self, folder: Path, *, max_tokens: int | None = None, device: str = "cpu") -> None:
+        """Open a folder.
+
+        Args:
+            folder: A transformers checkpoint with a head for sequence classification.
+            max_tokens: Tokens of query and passage together; by default what the model reads.
+            device: cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            CheckpointError: If the folder is no such checkpoint, or its head has not 1 or 2 labels.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        self._tokenizer, self._model = load_sequence_classifier(folder, device, most_labels=2)
+        self._device = device
+        self._lock = threading.Lock()
+        own = min(
+            bound
+            for bound in (
+                int(getattr(self._model.config, "max_position_embeddings", 0) or _PAIR_UNLIMITED),
+                int(min(self._tokenizer.model_max_length, _PAIR_UNLIMITED)),
+                max_tokens or _PAIR_UNLIMITED,
+                _PAIR_UNLIMITED,
+            )
+        )
+        self.max_tokens = own if own < _PAIR_UNLIMITED else 512
+        self.truncated = 0
+        """How many passages were longer than there was room, and read without their ends."""
+        self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
+
+    def score(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return one score for each text, in order; see ``Reranker``."""
+        pairs = self._encode(query, texts)
+        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
+        size = _PAIR_BATCH if self._tokenizer.pad_token_id is not None else 1
+        scores = [0.0] * len(pairs)
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            for at, score in zip(group, self._run([pairs[at] for at in group]), strict=True):
+                scores[at] = score
+        return scores
+
+    def close(self) -> None:
+        """Release nothing: the weights go with the object."""
+
+    def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+        """Return the tokens of every pair; a fast tokenizer must not be used by two threads."""
+        with self._lock:
+            asked = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
+            room = self.max_tokens - asked - self._tokenizer.num_special_tokens_to_add(pair=True)
+            if room < min(_MIN_PASSAGE_TOKENS, self.max_tokens // 2):
+                raise BackendError(
+                    f"the query has {asked} tokens; the cross-encoder reads {self.max_tokens} of "
+                    "query and passage together",
+                    code="backend.context",
+                    expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
+                    next="ask a shorter question: only passages are ever cut",
+                )
+            pairs = []
+            for text in texts:
+                whole = self._tokenizer(query, text)
+                if len(whole["input_ids"]) > self.max_tokens:
+                    self.truncated += 1
+                    whole = self._tokenizer(
+                        query, text, truncation="only_second", max_length=self.max_tokens
+                    )
+                pairs.append({key: list(value) for key, value in whole.items()})
+        return pairs
+
+    def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
+        import torch
+
+        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        with torch.inference_mode():
+            logits = self._model(**tensors).logits.float()
+        scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return [float(score) for score in scores.cpu()]
+
+
+def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
+    """Return the pairs as rows of one length, padded on the right, whatever the tokenizer's side.
+
+    Encoders count positions from the left: padding there would give every token another place.
+    """
+    longest = max(len(pair["input_ids"]) for pair in pairs)
+    rows: dict[str, list[list[int]]] = {"attention_mask": []}
+    for pair in pairs:
+        size = len(pair["input_ids"])
+        rows["attention_mask"].append([1] * size + [0] * (longest - size))
+        for key in ("input_ids", "token_type_ids"):
+            if key in pair:
+                fill = pad if key == "input_ids" else 0
+                rows.setdefault(key, []).append(pair[key] + [fill] * (longest - size))
+    return rows
+
+
+def load_sequence_classifier(
+    folder: Path, device: str, *, most_labels: int | None = None
+) -> tuple[Any, Any]:
+    """Return tokenizer and model of a sequence-classification checkpoint, ready to be asked.
+
+    Args:
+        folder: The checkpoint.
+        device: cpu, cuda, cuda:1 or mps.
+        most_labels: Refuse a head with more; by default any number is taken.
+
+    Raises:
+        CheckpointError: If it is no such checkpoint, or its head has too many labels.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from stillroom.models.local.causal_lm import load_pretrained, load_tokenizer
+    from stillroom.models.local.runtime import silence_transformers
+
+    with silence_transformers():
+        try:
+            config = AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+            made = config.architectures or []
+            if not any(str(name).endswith("ForSequenceClassification") for name in made):
+                raise _not_a_classifier_error(
+                    folder, f"it is {', '.join(map(str, made)) or 'of no known kind'}"
+                )
+            if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
+                raise _not_a_classifier_error(folder, f"its head has {config.num_labels} labels")
+            model: Any = load_pretrained(
+                AutoModelForSequenceClassification, folder, dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise _not_a_classifier_error(
+                folder, (str(error).strip().splitlines() or ["unreadable"])[0]
+            ) from error
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, model.eval().to(device)
+
+
+def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be used as a cross-encoder: {why}",
+        code="checkpoint.not-a-cross-encoder",
+        expected="a sequence-classification checkpoint with one label, or two",
+        next="give a cross-encoder's folder, or an endpoint's address",
+    )
+
+
+_TEXT_UNLIMITED = 1 << 20
+
+
+_DEFAULT_TOKENS = 512
+
+
+_TEXT_BATCH = 8
+
+
+class TextClassifier:
+    """A checkpoint that gives every label of a text a probability."""
+
+    def __init__(
+        self, folder: Path, *, device: str = "cpu", independent: bool | None = None
+    ) -> None:
+        """Open a folder.
+
+        Args:
+            folder: A transformers checkpoint with a head for sequence classification.
+            device: cpu, cuda, cuda:1 or mps.
+            independent: Whether labels hold beside each other (a sigmoid for each) or exclude each
+                other (one softmax); by default what the checkpoint's ``problem_type`` says, and one
+                label alone is always a sigmoid.
+
+        Raises:
+            CheckpointError: If the folder is no such checkpoint.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        config = self._model.config
+        self.labels = tuple(str(config.id2label[at]) for at in range(config.num_labels))
+        told = getattr(config, "problem_type", None) == "multi_label_classification"
+        self.independent = told if independent is None else independent
+        self.independent = self.independent or len(self.labels) == 1
+        self._device = device
+        self._lock = threading.Lock()
+        bounds = (
+            int(getattr(config, "max_position_embeddings", 0) or _TEXT_UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _TEXT_UNLIMITED)),
+        )
+        self.max_tokens = min(bounds) if min(bounds) < _TEXT_UNLIMITED else _DEFAULT_TOKENS
+        self.fingerprint = Checkpoint.open(folder).fingerprint
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return the probability of every label for each text, in order.
+
+        A text's chances do not depend on the texts beside it.
+        """
+        rows = [(at, ids) for at, text in enumerate(texts) for ids in self._windows(text)]
+        rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
+        found: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
+        size = _TEXT_BATCH if self._tokenizer.pad_token_id is not None else 1
+        for start in range(0, len(rows), size):
+            group = rows[start : start + size]
+            for (at, _), chances in zip(group, self._run([ids for _, ids in group]), strict=True):
+                for label, chance in zip(self.labels, chances, strict=True):
+                    found[at][label] = max(found[at][label], chance)
+        return found
+
+    def find_labels(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Return the checkpoint's own spelling of some labels, which may be written in any case.
+
+        Raises:
+            CheckpointError: If it has no such label; those it has are named.
+        """
+        known = {label.casefold(): label for label in self.labels}
+        missing = [name for name in wanted if name.casefold() not in known]
+        if missing:
+            raise CheckpointError(
+                f"the classifier has no label {', '.join(missing)}",
+                code="checkpoint.labels",
+                expected=f"of: {', '.join(self.labels)}",
+                next="name labels that it has",
+            )
+        return tuple(known[name.casefold()] for name in wanted)
+
+    def _windows(self, text: str) -> list[dict[str, list[int]]]:
+        with self._lock:
+            own = self._tokenizer.num_special_tokens_to_add(pair=False)
+            given = self._tokenizer(
+                text or " ",
+                truncation=True,
+                max_length=self.max_tokens,
+                stride=max((self.max_tokens - own) // 2, 0),
+                return_overflowing_tokens=True,
+            )
+            keys = [key for key in ("input_ids", "token_type_ids") if key in given]
+            return [
+                {key: list(given[key][at]) for key in keys} for at in range(len(given["input_ids"]))
+            ]
+
+    def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[list[float]]:
+        import torch
+
+        given = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        with torch.inference_mode():
+            logits = self._model(**tensors).logits.float()  # (B, labels)
+        chances = logits.sigmoid() if self.independent else logits.softmax(-1)
+        return [[float(one) for one in row] for row in chances.cpu()]
+
+
+_NLI_UNLIMITED = 1 << 20
+
+
+_MIN_PREMISE_TOKENS = 16
+
+
+_NLI_BATCH = 8
+
+
+class NLIModel:
+    """A checkpoint that gives two texts the probability that the second follows from the first."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        """Open a folder.
+
+        Args:
+            folder: A transformers checkpoint with a head for sequence classification.
+            device: cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            CheckpointError: If the folder is no such checkpoint, or no label names entailment.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        self._label = _find_label(folder, self._model.config.id2label)
+        self._device = device
+        self._lock = threading.Lock()
+        bounds = (
+            int(getattr(self._model.config, "max_position_embeddings", 0) or _NLI_UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _NLI_UNLIMITED)),
+        )
+        self.max_tokens = min(bounds) if min(bounds) < _NLI_UNLIMITED else 512
+        self.truncated = 0
+        """How many premises were longer than there was room, and read without their ends."""
+        self.fingerprint = Checkpoint.open(folder).fingerprint
+
+    def entail(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
+        """Return the probability of entailment for each pair, in order.
+
+        Raises:
+            BackendError: If a hypothesis leaves no room for its premise.
+        """
+        pairs = [self._encode(*pair) for pair in zip(premises, hypotheses, strict=True)]
+        order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
+        size = _NLI_BATCH if self._tokenizer.pad_token_id is not None else 1
+        chances = [0.0] * len(pairs)
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            for at, chance in zip(group, self._run([pairs[at] for at in group]), strict=True):
+                chances[at] = chance
+        return chances
+
+    def _encode(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
+        with self._lock:
+            asked = len(self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"])
+            own = self._tokenizer.num_special_tokens_to_add(pair=True)
+            if self.max_tokens - asked - own < min(_MIN_PREMISE_TOKENS, self.max_tokens // 2):
+                raise BackendError(
+                    f"the sentence has {asked} tokens; the model reads {self.max_tokens} of both "
+                    "texts together",
+                    code="backend.context",
+                    expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
+                    next="check by overlap, which has no bound",
+                )
+            pair = self._tokenizer(premise, hypothesis)
+            if len(pair["input_ids"]) > self.max_tokens:
+                self.truncated += 1
+                pair = self._tokenizer(
+                    premise, hypothesis, truncation="only_first", max_length=self.max_tokens
+                )
+            return {key: list(value) for key, value in pair.items()}
+
+    def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
+        import torch
+
+        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
+        with torch.inference_mode():
+            logits = self._model(**tensors).logits.float()  # (B, labels)
+        return [float(one) for one in logits.softmax(-1)[:, self._label].cpu()]
+
+
+def _find_label(folder: Path, labels: Mapping[int, str]) -> int:
+    names = {int(at): str(name).casefold() for at, name in labels.items()}
+    found = [at for at, name in names.items() if name in {"entailment", "entail", "entailed"}]
+    if len(found) != 1 or len(names) < 2:
+        raise CheckpointError(
+            f"{folder} cannot say what follows: its labels are {', '.join(names.values())}",
+            code="checkpoint.not-an-entailment-model",
+            expected="a sequence-classification checkpoint, one of whose labels is 'entailment'",
+            next="name the labels in config.json (id2label), or check by overlap",
+        )
+    return found[0]

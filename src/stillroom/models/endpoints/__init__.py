@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP endpoints: client, transport, reranking, load balancing."""

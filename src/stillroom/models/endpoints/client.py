@@ -1,0 +1,529 @@
+"""HTTP client of OpenAI-compatible endpoints with retries, backoff and rate limits.
+
+Retries what may pass (408, 409, 425, 429, 5xx, broken connections, broken JSON) with growing,
+jittered pauses; honors Retry-After for the whole endpoint; spaces requests where a rate is set;
+never retries what cannot pass (other 4xx, a spent quota). Every wait is bounded, an answer that
+trickles in and one that was packed small included. The key is never part of a message, and never
+sent after a redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import queue
+import random
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from stillroom.errors import BackendError, MissingExtraError
+from stillroom.models.endpoints.transport import (
+    EventLoopThread,
+    find_proxy,
+    get_first_choice,
+    make_cancelled_error,
+    parse_status,
+    read_body,
+    read_count,
+    read_error,
+    read_retry_after,
+)
+from stillroom.text.unicode import replace_surrogates
+
+__all__ = [
+    "Endpoint",
+    "RequestPolicy",
+    "find_only_model",
+]
+
+T = TypeVar("T")
+_RETRIED_STATUSES = {408, 409, 425, 429}
+_FIRST_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 30.0
+_REFUSED_TRIES = 3
+_MAX_BODY_BYTES = 64 << 20
+_MAX_ERROR_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class RequestPolicy:
+    """How long an endpoint is waited for, and how hard it is asked."""
+
+    tries: int = 6
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 300.0
+    max_wait_s: float = 120.0
+    requests_per_minute: float = 0.0
+    concurrency: int = 16
+    tokens_per_minute: float = 0.0
+    answer_timeout_s: float = 900.0
+
+
+class _TransientError(Exception):  # never leaves this module
+    """A failure that may pass; carries how long the server asked to wait."""
+
+    def __init__(self, what: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
+        super().__init__(what)
+        self.code = code
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """One address with its key, its limits, and a thread that does the waiting."""
+
+    def __init__(
+        self, address: str, *, api_key: str = "", patience: RequestPolicy | None = None
+    ) -> None:
+        """Prepare to ask ``address`` (as ``http://host:8000/v1``); nothing is sent yet.
+
+        Raises:
+            MissingExtraError: If aiohttp is not installed.
+        """
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise MissingExtraError.of("aiohttp", "openai", "asking an endpoint") from error
+        self.http = aiohttp
+        """The HTTP library (aiohttp), loaded with the first endpoint."""
+        self.address = address.rstrip("/")
+        self.patience = patience or RequestPolicy()
+        self._key = api_key
+        self._not_before = 0.0
+        self._next_turn = 0.0
+        self._next_tokens = 0.0
+        self._sessions: list[Any] = []  # one, once the first request is sent
+        self._thread = EventLoopThread("stillroom-endpoint", lanes=self.patience.concurrency)
+        # Also run when the endpoint is forgotten or the interpreter ends.
+        self._finish = weakref.finalize(self, _shut_down, self._thread, self._sessions)
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """POST ``body`` (or GET, without one) and return the JSON object that comes back.
+
+        Raises:
+            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+            Cancelled: If ``is_stopped`` became true.
+        """
+        return self.wait(self.request(path, body), is_stopped)
+
+    def submit(
+        self, work: Coroutine[Any, Any, T], done: Callable[[T | BaseException], None]
+    ) -> None:
+        """Run a coroutine that requests; ``done`` is called on the endpoint's thread.
+
+        Raises:
+            BackendError: If the endpoint is closed.
+        """
+        self._check_open(work)
+        self._thread.submit(work, done)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """POST ``body`` and yield the JSON of every server-sent event until ``[DONE]``.
+
+        A stream that ends without it is whole only where an event told why it ended.
+
+        Raises:
+            BackendError: As ``ask``; a stream that breaks off midway is not retried.
+        """
+        events: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async for event in self._stream(path, body):
+                    events.put(event)
+                events.put(None)
+            except asyncio.CancelledError:
+                events.put(make_cancelled_error())
+            except BaseException as error:  # noqa: BLE001  # raised again on the reader's thread
+                events.put(error)
+
+        future = asyncio.run_coroutine_threadsafe(pump(), self._thread.loop)
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Close connections and end the thread; closing twice does no harm."""
+        self._finish()
+
+    def wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None = None) -> T:
+        """Return what a coroutine that requests returns.
+
+        Raises:
+            BackendError: If the endpoint is closed, or as the coroutine does.
+            Cancelled: If ``is_stopped`` became true.
+        """
+        self._check_open(work)
+        return self._thread.wait(work, is_stopped)
+
+    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        if self._thread.is_closed:
+            work.close()
+            raise BackendError(
+                f"{self.address} is closed",
+                code="backend.closed",
+                expected="an open model",
+                next="open it again",
+            )
+
+    async def request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        """POST ``body`` (or GET) on the endpoint's thread; see ``ask``.
+
+        Raises:
+            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+        """
+        begun, refused = time.monotonic(), 0
+        for attempt in range(self.patience.tries):
+            reserved = await self._await_turn(body)
+            try:
+                answer = await self._send(path, body)
+                self._settle(reserved, answer)
+                return answer
+            except _TransientError as problem:
+                self._settle(reserved, {})
+                refused += problem.code == "backend.down"
+                waited = time.monotonic() - begun
+                pause = problem.wait_s or _backoff(attempt)
+                last = attempt + 1 == self.patience.tries or refused >= _REFUSED_TRIES
+                if last or waited + pause > self.patience.max_wait_s:
+                    raise self._give_up(problem, attempt + 1, waited) from problem
+                await self._thread.rest(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _await_turn(self, body: Mapping[str, Any] | None = None) -> float:
+        """Wait until Retry-After has passed and both rates allow one more; return its tokens.
+
+        Tokens are reserved as what the request may take at most; ``_settle`` gives back the rest.
+
+        Raises:
+            BackendError: If Retry-After asks for more than a request may wait.
+        """
+        while (left := self._not_before - time.monotonic()) > 0:
+            if left > self.patience.max_wait_s:
+                raise BackendError(
+                    f"{self.address} asks to be left alone for {left:.0f} s",
+                    code="backend.rate-limit",
+                    expected=f"a wait of {self.patience.max_wait_s:.0f} s at most",
+                    next="run the same command again then, with --resume",
+                )
+            await asyncio.sleep(left)
+        if self.patience.requests_per_minute > 0:
+            now = time.monotonic()
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + 60.0 / self.patience.requests_per_minute
+            if turn > now:
+                await asyncio.sleep(turn - now)
+        if self.patience.tokens_per_minute <= 0 or body is None:
+            return 0.0
+        tokens = _bound_tokens(body)
+        now = time.monotonic()
+        turn = max(now, self._next_tokens)
+        self._next_tokens = turn + tokens * 60.0 / self.patience.tokens_per_minute
+        if turn > now:
+            await asyncio.sleep(turn - now)
+        return tokens
+
+    def _settle(self, reserved: float, answer: Mapping[str, Any]) -> None:
+        """Give back what was reserved and not used; without a count, all but what was sent."""
+        if reserved:
+            usage = answer.get("usage")
+            told = usage if isinstance(usage, dict) else {}
+            used = read_count(told.get("total_tokens"))
+            if not used:
+                used = read_count(told.get("prompt_tokens"))
+                used += read_count(told.get("completion_tokens"))
+            spare = max(reserved - used, 0.0) if answer and used else 0.0
+            self._next_tokens -= spare * 60.0 / self.patience.tokens_per_minute
+
+    async def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        total = max(self.patience.answer_timeout_s, self.patience.read_timeout_s)
+        async with self._request(path, body, total) as answer:
+            try:
+                data = await self._read_all(answer)
+            except (self.http.ClientError, TimeoutError) as error:
+                raise _TransientError(
+                    f"the answer broke off ({_model_name(error)})", code="backend.broken"
+                ) from error
+            except ValueError as error:
+                raise _TransientError(str(error), code="backend.malformed") from error
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise _TransientError("the answer is no JSON", code="backend.malformed") from error
+        if not isinstance(value, dict):
+            raise _TransientError("the answer is no JSON object", code="backend.malformed")
+        if value.get("error") and "choices" not in value:  # told with HTTP 200, as relays do
+            raise self.judge_failure(
+                parse_status(value["error"]), self.redact(read_error(data)), ""
+            )
+        return value
+
+    async def _read_all(self, answer: Any) -> bytes:
+        """Return an answer's bytes, no more than what memory is there for.
+
+        Raises:
+            BackendError: If the answer is larger than any completion can be.
+        """
+        data = await read_body(answer, _MAX_BODY_BYTES)
+        if len(data) > _MAX_BODY_BYTES:
+            raise BackendError(
+                f"{self.address}: the answer is larger than {_MAX_BODY_BYTES >> 20} MiB",
+                code="backend.answer",
+                expected="a completion",
+                next="lower max_new_tokens, or look at what the server sends",
+            )
+        return data
+
+    async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        await self._await_turn()
+        is_whole = False
+        try:
+            async with self._request(path, body) as answer:
+                async for line in answer.content:
+                    text = line.decode("utf-8", "replace").strip()
+                    if not text.startswith("data:"):
+                        continue
+                    text = text.removeprefix("data:").strip()
+                    if text == "[DONE]":
+                        return
+                    value = json.loads(text)
+                    if isinstance(value, dict):
+                        is_whole = is_whole or bool(get_first_choice(value).get("finish_reason"))
+                        yield value
+            if not is_whole:
+                raise _TransientError(
+                    "the stream ended before its answer did", code="backend.broken"
+                )
+        except _TransientError as problem:
+            raise self._give_up(problem, 1, 0.0) from problem
+        except (self.http.ClientError, TimeoutError, ValueError, RecursionError) as error:
+            broken = _TransientError(
+                f"the stream broke off ({_model_name(error)})", code="backend.broken"
+            )
+            raise self._give_up(broken, 1, 0.0) from error
+
+    def _request(
+        self, path: str, body: Mapping[str, Any] | None, total_s: float | None = None
+    ) -> _Exchange:
+        return _Exchange(self, path, body, total_s)
+
+    async def open_session(self) -> Any:
+        """Return the session, made on first use within the endpoint's thread."""
+        if not self._sessions:
+            patience = self.patience
+            session = self.http.ClientSession(
+                timeout=self.limit_wait(None),
+                auto_decompress=False,  # what is packed is unpacked here, within bounds
+                connector=self.http.TCPConnector(limit=max(patience.concurrency, 1)),
+                headers={
+                    "Accept-Encoding": "identity",
+                    **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                },
+            )
+            self._sessions.append(session)
+        return self._sessions[0]
+
+    def limit_wait(self, total_s: float | None) -> Any:
+        """Return the HTTP library's timeouts; ``total_s`` bounds an answer that trickles in."""
+        return self.http.ClientTimeout(
+            total=total_s,
+            sock_connect=self.patience.connect_timeout_s,
+            sock_read=self.patience.read_timeout_s,
+        )
+
+    def hold_until(self, wait_s: float) -> None:
+        """Send nothing to this endpoint for ``wait_s`` seconds."""
+        self._not_before = max(self._not_before, time.monotonic() + wait_s)
+
+    def judge_failure(self, status: int, said: str, retry_after: str) -> Exception:
+        """Return what a failure is that an answer told of: one that may pass, or one that cannot.
+
+        Where the server asks for it, nothing is sent until Retry-After has passed.
+        """
+        if "insufficient_quota" in said or status == 402:
+            return _fatal_error(
+                self, status, said, "backend.quota", "add credit, or use another key"
+            )
+        if status in _RETRIED_STATUSES or status >= 500:
+            wait = read_retry_after(retry_after)
+            if wait and status in {429, 503}:
+                self.hold_until(wait)
+            code = "backend.rate-limit" if status == 429 else "backend.unavailable"
+            asks = f"; it asks to wait {wait:.0f} s" if wait else ""
+            return _TransientError(f"HTTP {status}: {said}{asks}", code=code, wait_s=wait)
+        if status in {401, 403}:
+            step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
+            return _fatal_error(self, status, said, "backend.unauthorized", step)
+        if status == 404:
+            step = f"curl {self.address}/models"
+            return _fatal_error(self, status, said, "backend.not-found", step)
+        return _fatal_error(self, status, said, "backend.refused", "change the request as it says")
+
+    def redact(self, text: str) -> str:
+        """Return the text without the key, should a server repeat it."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _give_up(self, problem: _TransientError, tries: int, waited: float) -> BackendError:
+        steps = {
+            "backend.rate-limit": "lower concurrency or requests_per_minute, or wait",
+            "backend.malformed": "check that the address is an OpenAI-compatible API (…/v1)",
+        }
+        return BackendError(
+            f"{self.address}: {self.redact(str(problem))}, {tries} tries in {waited:.0f} s",
+            code=problem.code,
+            expected="an endpoint that answers",
+            next=steps.get(problem.code, f"start the server, then: curl {self.address}/models"),
+        )
+
+
+class _Exchange:
+    """One request and its status, as an async context; the body is read by who enters it."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: Mapping[str, Any] | None,
+        total_s: float | None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._total_s = total_s
+        self._path = path
+        self._body = body
+        self._answer: Any = None
+
+    async def __aenter__(self) -> Any:
+        endpoint = self._endpoint
+        http = endpoint.http
+        session = await endpoint.open_session()
+        url = endpoint.address + self._path
+        method = "GET" if self._body is None else "POST"
+        try:
+            self._answer = await session.request(
+                method,
+                url,
+                json=replace_surrogates(self._body),
+                allow_redirects=False,
+                proxy=find_proxy(url),
+                timeout=endpoint.limit_wait(self._total_s),
+            )
+            if self._answer.status != 200:
+                await self._refuse()
+        except TimeoutError as error:
+            raise _TransientError("no answer in time", code="backend.timeout") from error
+        except http.ClientConnectionError as error:
+            # A server that was reached and hung up is not down: it may be this request's doing.
+            if not isinstance(error, http.ClientConnectorError):
+                raise _TransientError(
+                    f"hung up ({_model_name(error)})", code="backend.broken"
+                ) from error
+            raise _TransientError(
+                f"cannot be reached ({_model_name(error)})", code="backend.down"
+            ) from error
+        except http.InvalidURL as error:
+            raise BackendError(
+                f"{url} is not an address",
+                code="backend.address",
+                expected="http://host:port/v1#model",
+                next="correct the address",
+            ) from error
+        except http.ClientError as error:
+            raise _TransientError(
+                f"speaks no HTTP ({_model_name(error)})", code="backend.broken"
+            ) from error
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._answer.release()
+
+    async def _refuse(self) -> None:
+        answer, endpoint = self._answer, self._endpoint
+        status = answer.status
+        try:
+            said = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
+        except ValueError as error:
+            said = str(error)
+        answer.release()
+        if 300 <= status < 400:
+            raise _redirect_error(endpoint, status, answer.headers.get("Location", ""))
+        raise endpoint.judge_failure(status, said, answer.headers.get("Retry-After", ""))
+
+
+def _bound_tokens(body: Mapping[str, Any]) -> float:
+    """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
+    size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return size / 4 + float(body.get("max_tokens") or 0)
+
+
+def find_only_model(endpoint: Endpoint) -> str:
+    """Return the name of the one model that a server serves.
+
+    Raises:
+        BackendError: If it serves none or several; they are listed.
+    """
+    answer = endpoint.ask("/models")
+    names = [
+        str(entry["id"])
+        for entry in answer.get("data") or []
+        if isinstance(entry, dict) and "id" in entry
+    ]
+    if len(names) == 1:
+        return names[0]
+    raise BackendError(
+        f"{endpoint.address} serves {len(names)} models: {', '.join(names[:8])}",
+        code="backend.which-model",
+        expected="a model's name",
+        next=f"write {endpoint.address}#NAME",
+    )
+
+
+def _shut_down(running: EventLoopThread, sessions: list[Any]) -> None:
+    """Break off what is asked, close the session, then the loop; not on the loop's own thread."""
+    running.cancel()
+    for session in sessions:
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            asyncio.run_coroutine_threadsafe(session.close(), running.loop).result(5)
+    running.close()
+
+
+def _fatal_error(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:
+    return BackendError(
+        f"{endpoint.address} answered HTTP {status}: {said}",
+        code=code,
+        expected="HTTP 200",
+        next=step,
+    )
+
+
+def _redirect_error(endpoint: Endpoint, status: int, location: str) -> BackendError:
+    """Return the refusal to follow a server elsewhere; what comes after ? may be a secret."""
+    place = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
+    return BackendError(
+        f"{endpoint.address} answered HTTP {status}: it redirects to {place}",
+        code="backend.address",
+        expected="an address that answers by itself: a redirect is not followed",
+        next="write the address that it redirects to, if it is yours",
+    )
+
+
+def _backoff(attempt: int) -> float:
+    return min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0**attempt) * random.uniform(0.5, 1.0)
+
+
+def _model_name(error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    return f"{type(error).__name__}, {os.strerror(number)}" if number else type(error).__name__

@@ -1,0 +1,96 @@
+"""Rerank endpoints: POST /rerank as served by Cohere, Jina, vLLM and Infinity.
+
+Asked with the same patience as every endpoint: what may pass is tried again, what cannot is not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from stillroom.errors import BackendError
+from stillroom.models.endpoints.client import Endpoint, RequestPolicy
+from stillroom.models.endpoints.transport import is_key_safe, split_model_address
+
+__all__ = ["RerankEndpoint"]
+
+
+class RerankEndpoint:
+    """A server's reranker; scores are whatever the server gives, higher fits better."""
+
+    def __init__(
+        self,
+        reference: str,
+        *,
+        api_key: str = "",
+        api_key_env: str = "OPENAI_API_KEY",
+        patience: RequestPolicy | None = None,
+    ) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Args:
+            reference: The address with the model's name: ``http://host:8000/v1#name``.
+            api_key: The key itself; by default read from the environment.
+            api_key_env: The environment variable with the key; never sent over plain http to
+                another machine.
+            patience: How long the endpoint is waited for.
+
+        Raises:
+            BackendError: If the address cannot be one, or names no model.
+        """
+        address, name = split_model_address(reference)
+        if not name:
+            raise BackendError(
+                f"{address} needs the name of a reranking model",
+                code="backend.which-model",
+                expected="a model's name",
+                next=f"write {address}#NAME",
+            )
+        key = api_key or (os.environ.get(api_key_env, "") if is_key_safe(address) else "")
+        self._name = name
+        self._endpoint = Endpoint(address, api_key=key, patience=patience)
+        self.fingerprint = f"endpoint:{self._endpoint.address}#{name}"
+
+    def score(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return one score for each text, in order; see ``Reranker``."""
+        if not texts:
+            return []
+        body = {
+            "model": self._name,
+            "query": query,
+            "documents": list(texts),
+            "top_n": len(texts),
+            "return_documents": False,
+        }
+        answer = self._endpoint.ask("/rerank", body)
+        found = self._read(answer.get("results", answer.get("data")), len(texts))
+        if len(found) != len(texts):
+            raise self._bad_answer(f"{len(found)} scores for {len(texts)} documents")
+        return [found[at] for at in range(len(texts))]
+
+    def close(self) -> None:
+        """Close connections."""
+        self._endpoint.close()
+
+    def _read(self, rows: Any, count: int) -> dict[int, float]:
+        found: dict[int, float] = {}
+        try:
+            for row in rows:
+                at = int(row["index"])
+                score = float(row["relevance_score"] if "relevance_score" in row else row["score"])
+                if at in found or not 0 <= at < count or not math.isfinite(score):
+                    raise self._bad_answer(f"document {at} has the score {score}, or has it twice")
+                found[at] = score
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._bad_answer("its rows cannot be read") from error
+        return found
+
+    def _bad_answer(self, why: str) -> BackendError:
+        return BackendError(
+            f"{self._endpoint.address} sent no usable scores: {why}",
+            code="backend.answer",
+            expected="results[i] with index and relevance_score, one for each document",
+            next="check the model's name and that it is a reranking model",
+        )

@@ -1,0 +1,315 @@
+"""Text models, embedders and rerankers opened by reference, here or in the workers of an engine.
+
+Every worker opens the model by its reference and is asked a call at a time. Prompts, caches and
+journals stay where the job runs: what was answered before a worker died is kept there, and only
+what it had in hand is asked again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stillroom.errors import CheckpointError, RecipeError, StillroomError
+from stillroom.jobs import Job
+from stillroom.jobs.engines import Engine, WorkerResources
+from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
+from stillroom.models.hub import read_backend_name, resolve_checkpoint
+from stillroom.models.interfaces import (
+    BACKENDS,
+    EMBEDDERS,
+    ConcurrentModel,
+    DelegatingModel,
+    Embedder,
+    RerankerModel,
+    Score,
+    TemplatedModel,
+    TextModel,
+)
+from stillroom.models.requests import broadcast_sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
+
+__all__ = [
+    "RemoteModel",
+    "open_embedder",
+    "open_reranker",
+    "open_text_model",
+]
+
+
+_URL_PREFIXES = ("http://", "https://")
+
+
+def open_text_model(
+    reference: str,
+    *,
+    backend: str = "auto",
+    cache: Path | None = None,
+    job: Job | None = None,
+    num_threads: int | None = None,
+    context_length: int | None = None,
+    say: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> TextModel:
+    """Open a TextModel.
+
+    Args:
+        reference: A checkpoint's folder, a job's folder, a ``.gguf`` file, ``hub:NAME[@revision]``,
+            an endpoint's address with the model's name (``http://host:8000/v1#name``), or
+            ``scripted:FILE``.
+        backend: A method of the seam models.backends; ``auto`` chooses by what the reference is:
+            openai for addresses, llamacpp for GGUF where it is installed, else transformers.
+        cache: A file that keeps every completion, so that nothing is asked twice.
+        job: The job that asks. A model in this process answers many prompts in one call, which may
+            take long: each completion is kept as it comes (in the job's scratch folder, where
+            ``cache`` names no file), and the call ends when the job is stopped.
+        num_threads: Processor threads; by default all cores this process may use.
+        context_length: Tokens of prompt and completion together; by default the model's.
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: Further fields of the backend.
+
+    Raises:
+        CheckpointError: If the reference leads to no checkpoint.
+        RecipeError: If backend or settings are unknown.
+        BackendError: If the engine cannot open the checkpoint.
+    """
+    place = reference
+    if not reference.startswith((*_URL_PREFIXES, "scripted:")) and backend != "scripted":
+        place = str(resolve_checkpoint(reference, say=say))
+    chosen = BACKENDS.build(
+        {
+            "name": _choose_backend(place) if backend == "auto" else backend,
+            "num_threads": num_threads,
+            "context_length": context_length,
+            **settings,
+        }
+    )
+    model = chosen.open(place)
+    if isinstance(model, ConcurrentModel) and model.concurrency > 1:
+        job = None  # a server is asked request by request, and each unit of work is journaled
+    if job is not None and cache is None:
+        cache = job.scratch / "completions.sqlite"
+    if cache is None:
+        return model
+    from stillroom.models.cache import wrap_with_cache
+
+    return wrap_with_cache(model, cache, job)
+
+
+def open_embedder(
+    reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
+) -> Embedder:
+    """Open an Embedder.
+
+    Args:
+        reference: A sentence-transformers folder or ``hub:NAME``; an endpoint's address with the
+            model's name (``http://host:8000/v1#name``); or ``builtin:static`` for hashed words
+            without any model.
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: Further fields of the method.
+
+    Raises:
+        CheckpointError: If the reference leads to no checkpoint.
+        RecipeError: If settings are unknown.
+    """
+    if reference.removeprefix("builtin:") == "static":
+        return EMBEDDERS.build({"name": "static", **settings}).open("static")
+    if reference.startswith(_URL_PREFIXES):
+        return EMBEDDERS.build({"name": "openai", **settings}).open(reference)
+    path = resolve_checkpoint(reference, say=say)
+    if path.suffix == ".gguf":
+        raise CheckpointError(
+            f"{path} is a GGUF file; embedders are read from folders",
+            code="checkpoint.not-an-embedder",
+            expected="a sentence-transformers folder (modules.json, config.json, safetensors)",
+            next="serve it behind an embeddings endpoint and give the address",
+        )
+    return EMBEDDERS.build({"name": "sentence", **settings}).open(str(path))
+
+
+def open_reranker(
+    reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
+) -> RerankerModel:
+    """Open a Reranker.
+
+    Args:
+        reference: The folder of a sequence-classification checkpoint or ``hub:NAME``; or the
+            address of an endpoint that serves ``/rerank``, with the model's name
+            (``http://host:8000/v1#name``).
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: ``max_tokens`` and ``device`` of a checkpoint; ``api_key_env``, ``tries`` and
+            ``read_timeout_s`` of an endpoint.
+
+    Raises:
+        CheckpointError: If the reference leads to no cross-encoder.
+        BackendError: If an address cannot be one.
+    """
+    if reference.startswith(_URL_PREFIXES):
+        from stillroom.models.endpoints.client import RequestPolicy
+        from stillroom.models.endpoints.rerank import RerankEndpoint
+
+        key = str(settings.pop("api_key_env", "OPENAI_API_KEY"))
+        return RerankEndpoint(reference, api_key_env=key, patience=RequestPolicy(**settings))
+    from stillroom.models.encoders.sequence_classifiers import CrossEncoder
+
+    return CrossEncoder(resolve_checkpoint(reference, say=say), **settings)
+
+
+def _choose_backend(place: str) -> str:
+    if place.startswith("scripted:"):
+        return "scripted"
+    if place.startswith(_URL_PREFIXES):
+        return "openai"
+    named = _find_backend(Path(place))
+    if named:
+        return named
+    if place.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
+        return "llamacpp"
+    return "transformers"
+
+
+def _find_backend(path: Path) -> str:
+    """Return the backend that a checkpoint names, which must be installed."""
+    named = read_backend_name(path)
+    if named and named not in BACKENDS.names():
+        raise RecipeError(
+            f"{path} asks for backend {named!r}, which is not installed",
+            code="recipe.unknown-method",
+            expected=f"one of: {', '.join(BACKENDS.names())}",
+            next="install the plug-in that made the checkpoint",
+        )
+    return named
+
+
+_WorkerRequest = tuple[Literal["generate", "score", "choose"], Prompt, Any]
+
+
+@dataclass(frozen=True)
+class _WorkerModel:
+    """The work of a worker: answer asks with a model opened by its reference."""
+
+    reference: str
+    settings: str
+    concurrency: int
+
+    def open(self) -> WorkerResources[_WorkerRequest, Any]:
+        model = open_text_model(self.reference, **json.loads(self.settings))
+
+        def answer(asks: Sequence[_WorkerRequest]) -> list[Any]:
+            kind = asks[0][0] if asks else "generate"
+            prompts, others = [ask[1] for ask in asks], [ask[2] for ask in asks]
+            if kind == "generate":
+                return _generate_with_errors(model, prompts, others)
+            if kind == "score":
+                return list(model.score(prompts, others))
+            return score_options_by_logprob(model, prompts, others[0])
+
+        return WorkerResources(answer, (model.close,))
+
+
+def _generate_with_errors(
+    model: TextModel, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
+) -> list[Completion | StillroomError]:
+    """Return the completions, and the error in the place of those that it kept from coming."""
+    found: dict[int, Completion] = {}
+    try:
+        return list(model.generate(prompts, samplings, on_done=found.__setitem__))
+    except StillroomError as error:
+        return [found.get(at, error) for at in range(len(prompts))]
+
+
+class RemoteModel(DelegatingModel):
+    """Asks workers for what a model here would answer.
+
+    It has ``render`` where the model's chat template can be seen. It has no ``submit``: a call to a
+    worker keeps a thread waiting whoever makes it, and all prompts of one go there together.
+    """
+
+    render: Callable[[Sequence[Message]], str]
+    """See ``TemplatedModel``."""
+
+    def __init__(
+        self, model: TextModel, engine: Engine, reference: str, settings: Mapping[str, Any]
+    ) -> None:
+        """Stand before a model that every worker can open.
+
+        Args:
+            model: The same, opened here, for what needs no answer: its name, its tokens.
+            engine: Whose workers are asked.
+            reference: By which they open it.
+            settings: Of ``open_text_model``.
+        """
+        super().__init__(model)
+        self.engine = engine
+        if isinstance(model, TemplatedModel):
+            self.render = model.render
+        each = model.concurrency if isinstance(model, ConcurrentModel) else 1
+        self._work = _WorkerModel(reference, json.dumps(dict(settings), sort_keys=True), each)
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls the workers take at once, together."""
+        return self.engine.num_workers * self._work.concurrency
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt on one worker; see ``TextModel.generate``.
+
+        A call that was sent out is waited for; ``is_cancelled`` is asked before.
+        """
+        if is_cancelled is not None and is_cancelled():
+            return [Completion("", "cancelled", model=self.fingerprint) for _ in prompts]
+        samplings = broadcast_sampling(prompts, sampling)
+        asks: list[_WorkerRequest] = [
+            ("generate", *one) for one in zip(prompts, samplings, strict=True)
+        ]
+        answers = self.engine.call(self._work, asks) if asks else []
+        failed = None
+        for index, answer in enumerate(answers):
+            if isinstance(answer, StillroomError):
+                failed = failed or answer
+            elif on_done is not None:
+                on_done(index, answer)
+        if failed is not None:
+            raise failed
+        return answers
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the completion's text as it comes from the model here."""
+        return self.model.stream(prompt, sampling)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return the log-probabilities of each completion's tokens."""
+        asks: list[_WorkerRequest] = [
+            ("score", *one) for one in zip(prompts, completions, strict=True)
+        ]
+        return self.engine.call(self._work, asks) if asks else []
+
+    def choose(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> list[ChoiceProbabilities]:
+        """Weigh options by the model's own chances.
+
+        Raises:
+            BackendError: If its engine tells none.
+        """
+        asks: list[_WorkerRequest] = [("choose", prompt, tuple(options)) for prompt in prompts]
+        return self.engine.call(self._work, asks) if asks else []
+
+    def count_tokens(self, text: str) -> int:
+        """Count with the model here."""
+        return self.model.count_tokens(text)
+
+    def close(self) -> None:
+        """Close the model here; the workers' go with the engine."""
+        self.model.close()

@@ -1,0 +1,190 @@
+"""Comparison of a GGUF file in llama.cpp with its source checkpoint in transformers.
+
+Three questions: do both cut the same texts into the same tokens; does the chat template give the
+same text; and along llama.cpp's own greedy text, how far is its log-probability of each likely
+token from transformers' in float32, and would transformers have taken the same token. The tokens
+are compared exactly; the numbers differ by rounding and by quantization and are told as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from stillroom.errors import BackendError, CheckpointError
+from stillroom.models.gguf.export import GgufType
+from stillroom.models.interfaces import BACKENDS
+from stillroom.models.local.causal_lm import load_causal_lm
+from stillroom.records import Message
+
+__all__ = ["PROBES", "GgufComparison", "compare_gguf"]
+
+PROBES: tuple[str, ...] = (
+    "The capital of France is",
+    "In 1847 the mill ground 320 sacks; by 1851, 1234567.89 had been paid.",
+    "  def still(wine):\n\t\treturn [w for w in wine if w >= 0.5]  # it's warm\n\n\n",
+    "Größe, naïveté, Ærø, l’été; Ελληνικά, Русский, 日本語, 한국어, العربية",
+    "emoji 🍷🧪, CAPITALS don'T matter; a\r\nb    c\u00a0d",
+    "What is distilled twice is",
+)
+"""Texts in which rules of splitting differ: digits, spaces, contractions, scripts, marks."""
+
+_PROBE_MESSAGES = (
+    Message("user", "What is a still?"),
+    Message("assistant", "A vessel."),
+    Message("user", "Why?"),
+)
+_TOKENS, _TOP, _CONTEXT = 24, 10, 512
+_MAX_DIFFERENCE_NATS: Mapping[GgufType, float] = {
+    "f32": 0.02,
+    "f16": 0.02,
+    "bf16": 0.1,
+    "q8_0": 0.4,
+}
+"""Four times and more what rounding makes of the mean: SmolLM2-135M's were 0.0018, 0.0038, 0.021
+and 0.10, over 130 places. The cache of keys and values is float16 for all of them."""
+
+
+class _LlamacppModel(Protocol):
+    """What llama.cpp's backend offers beyond a TextModel."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def continue_tokens(
+        self, tokens: Sequence[int], count: int, k: int
+    ) -> list[tuple[int, dict[int, float]]]: ...
+
+    def render(self, messages: Sequence[Message]) -> str: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GgufComparison:
+    """How near a file is to its checkpoint.
+
+    ``template`` is ``alike``, ``unlike`` or ``none``; differences are of log-probabilities, in
+    nats, over the likeliest tokens of ``positions`` places.
+    """
+
+    texts: int
+    texts_alike: int
+    template: str
+    positions: int
+    same_token: int
+    mean_difference: float
+    largest_difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        """Return one line."""
+        if not self.positions:
+            return f"{self.texts_alike} of {self.texts} texts cut alike; llama.cpp wrote nothing"
+        return (
+            f"{self.texts_alike} of {self.texts} texts cut alike; chat template {self.template}; "
+            f"{self.same_token} of {self.positions} greedy tokens the same; log-probabilities "
+            f"differ by {self.mean_difference:.2g} nats on average, {self.largest_difference:.2g} "
+            "at most"
+        )
+
+
+def compare_gguf(
+    folder: Path,
+    path: Path,
+    type: GgufType,
+    *,
+    probes: Sequence[str] = PROBES,
+    name: Path | None = None,
+) -> GgufComparison:
+    """Run a GGUF file in llama.cpp beside the folder it was made from.
+
+    Args:
+        folder: The Hugging Face folder.
+        path: The file.
+        type: Of its matrices: how much rounding is expected.
+        probes: Texts to cut, and to go on from.
+        name: What errors call the file, where it is to be renamed; default ``path``.
+
+    Raises:
+        CheckpointError: If a text is cut otherwise, or the model computes something else, no
+            number, or nothing at all.
+        MissingExtraError: If xllamacpp is not installed.
+    """
+    model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
+    # One thread: llama.cpp's wait for each other by turning, and stand still on a busy machine.
+    settings = {"name": "llamacpp", "context_length": _CONTEXT, "instances": 1, "num_threads": 1}
+    engine = cast("_LlamacppModel", BACKENDS.build(settings).open(str(path)))
+    try:
+        cut = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
+        unlike = [
+            text for text, ids in zip(probes, cut, strict=True) if engine.tokenize(text) != ids
+        ]
+        template = _compare_template(tokenizer, engine)
+        same, differences = _compare_logprobs(model, tokenizer, engine, cut)
+    finally:
+        engine.close()
+    found = GgufComparison(
+        len(probes),
+        len(probes) - len(unlike),
+        template,
+        len(same),
+        sum(same),
+        statistics.fmean(differences) if differences else math.nan,
+        math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan),
+    )
+    if (
+        unlike or not found.mean_difference <= _MAX_DIFFERENCE_NATS[type]
+    ):  # no number is near no number
+        raise CheckpointError(
+            f"llama.cpp does not compute what transformers does: {found}",
+            code="checkpoint.gguf-unlike",
+            where=str(name or path),
+            expected="the same tokens of every text, and log-probabilities that rounding explains",
+            next=f"use llama.cpp's own converter; the first text cut otherwise: {unlike[0]!r:.80}"
+            if unlike
+            else "use llama.cpp's own converter; report its architecture and config.json",
+        )
+    return found
+
+
+def _compare_template(tokenizer: Any, engine: _LlamacppModel) -> str:
+    if not tokenizer.chat_template:
+        return "none"
+    turns = [message.to_json() for message in _PROBE_MESSAGES]
+    ours = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        theirs = engine.render(_PROBE_MESSAGES)
+    except BackendError:
+        return "unlike"
+    mark = tokenizer.bos_token or ""
+    return "alike" if theirs.removeprefix(mark) == ours.removeprefix(mark) else "unlike"
+
+
+def _compare_logprobs(
+    model: Any, tokenizer: Any, engine: _LlamacppModel, cut: Sequence[list[int]]
+) -> tuple[list[bool], list[float]]:
+    """Return whether each greedy token is transformers' too, and all differences, in nats."""
+    import torch
+
+    ends = {tokenizer.eos_token_id}
+    same: list[bool] = []
+    differences: list[float] = []
+    for ids in cut:
+        places = engine.continue_tokens(ids, _TOKENS, _TOP)
+        whole = torch.tensor([[*ids, *(token for token, _ in places)]])
+        with torch.no_grad():
+            logits = model(whole).logits[0].float()
+        chances = torch.log_softmax(logits, dim=-1)  # (T, V)
+        for at, (token, likely) in enumerate(places, len(ids) - 1):
+            if token in ends:
+                break
+            same.append(int(chances[at].argmax()) == token)
+            differences += [abs(float(chances[at, key]) - told) for key, told in likely.items()]
+    return same, differences

@@ -1,0 +1,319 @@
+"""Export of a checkpoint as one GGUF file.
+
+Tensors go through one at a time, in the type that is asked for; vectors (norms, biases) stay
+float32, as llama.cpp wants them, and a matrix whose rows are no multiple of 32 long is kept as
+float16 where ``q8_0`` is asked for, counted in the report. What the checkpoint was made from is
+written under ``stillroom.*``, so that the file alone still tells it.
+
+The package ``gguf`` (of the ggml project) writes the format and quantizes. Knows no llama.cpp: that
+the file is computed alike is ``models.gguf_check``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from stillroom import __version__
+from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.card import read_card
+from stillroom.checkpoints.quantization import drop_quantization
+from stillroom.errors import CheckpointError, DataError, MissingExtraError
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.models.gguf.layout import GgufLayout, plan_gguf_layout
+from stillroom.models.gguf.vocabulary import GgufVocabulary, read_vocabulary
+from stillroom.models.local.causal_lm import load_tokenizer, resolve_config
+from stillroom.provenance import Artifact
+from stillroom.records import Origin
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["GGUF_TYPES", "GgufExport", "GgufType", "export_gguf"]
+
+GgufType = Literal["f32", "bf16", "f16", "q8_0"]
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
+_STORED: Mapping[str, GgufType] = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+_FILE_TYPES: Mapping[GgufType, int] = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_BLOCK = 32
+_F16_MAX = 65504.0
+_QUANTIZATION_VERSION = 2
+_FREQUENCIES = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class GgufExport:
+    """What was written: the file, how many tensors of which type, and what to know of it."""
+
+    path: Path
+    architecture: str
+    type: GgufType
+    tensors: Mapping[str, int]
+    size_bytes: int
+    fingerprint: str
+    splitting: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "out": str(self.path),
+            "architecture": self.architecture,
+            "type": self.type,
+            "tensors": dict(self.tensors),
+            "size_bytes": self.size_bytes,
+            "fingerprint": self.fingerprint,
+            "splitting": self.splitting,
+            "left_out": dict(self.left_out),
+            "notes": list(self.notes),
+        }
+
+
+def export_gguf(
+    folder: Path,
+    out: Path,
+    *,
+    type: GgufType | None = None,
+    name: str = "",
+    artifact: Artifact | None = None,
+    overwrite: bool = False,
+    prove: Callable[[Path, GgufType], object] | None = None,
+) -> GgufExport:
+    """Write a Hugging Face folder as one GGUF file; the same folder gives the same bytes.
+
+    Args:
+        folder: With config.json, safetensors and a tokenizer.
+        out: The file to write. A kill while it is written leaves what was there before.
+        type: Of the matrices; by default what most of them are stored as.
+        name: What the file calls the model; by default ``out`` without its ending.
+        artifact: The job that made the folder: its origin and parents are written, too.
+        overwrite: Replace a file at ``out``.
+        prove: Shown the whole file before it takes its place, and the type of its matrices; what
+            it raises leaves what was at ``out``.
+
+    Raises:
+        CheckpointError: If architecture, tokenizer, a setting or a tensor has no place in such a
+            file, or a number is too large for float16.
+        DataError: If ``out`` exists already.
+        MissingExtraError: If the package gguf is not installed.
+        ResourceError: If the disk is full.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingExtraError.of("gguf", "gguf", "writing a GGUF file") from error
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="the name of a new file",
+            next="give another --out, or --overwrite",
+        )
+    checkpoint = Checkpoint.open(folder)
+    layout = plan_gguf_layout(checkpoint, drop_quantization(resolve_config(checkpoint.folder)))
+    vocabulary = _vocabulary_of(checkpoint, layout)
+    chosen = type or _type_of(checkpoint, layout)
+    counts: Counter[str] = Counter()
+    with _writing(out) as work:
+        writer = gguf.GGUFWriter(work, layout.architecture)
+        try:
+            _describe(writer, checkpoint, artifact, name or out.stem, chosen)
+            for setting in layout.settings:
+                setting(writer)
+            vocabulary.write_to(writer)
+            _write_tensors(writer, checkpoint, layout, chosen, counts)
+        finally:
+            writer.close()
+        if prove is not None:
+            prove(work, chosen)
+    made = checkpoint.dequantized_from
+    told = (f"the weights are dequantized from {made}",) if made else ()
+    notes = (*told, *layout.notes, *vocabulary.notes, *_report_unquantized(counts, chosen))
+    size = out.stat().st_size
+    return GgufExport(
+        out, layout.architecture, chosen, dict(counts), size, checkpoint.fingerprint,
+        vocabulary.splitting, layout.left_out, notes,
+    )  # fmt: skip
+
+
+def _vocabulary_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary:
+    embedding = layout.names["token_embd.weight"]
+    ends: list[int] = []
+    generation = checkpoint.folder / "generation_config.json"
+    if generation.is_file():
+        told = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+        ends = [told] if isinstance(told, int) else list(told or ())
+    rows = checkpoint.shape(embedding)[0]
+    return read_vocabulary(load_tokenizer(checkpoint.folder), rows, checkpoint.folder, ends)
+
+
+def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
+    counted = Counter(
+        checkpoint.entry(name).dtype
+        for name in layout.names.values()
+        if len(checkpoint.shape(name)) > 1
+    )
+    stored = counted.most_common(1)[0][0]
+    if stored not in _STORED:
+        raise CheckpointError(
+            f"its matrices are stored as {stored}",
+            code="checkpoint.dtype",
+            where=str(checkpoint.folder),
+            expected="float32, bfloat16 or float16",
+            next="dequantize the checkpoint with transformers first",
+        )
+    return _STORED[stored]
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[Path]:
+    """Give a name beside ``out`` to write to; rename it when the body ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp.gguf")  # by which llama.cpp knows it
+    with full_disk_as_error(out):
+        try:
+            yield work
+            descriptor = os.open(work, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            work.replace(out)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+def _describe(
+    writer: GGUFWriter,
+    checkpoint: Checkpoint,
+    artifact: Artifact | None,
+    name: str,
+    chosen: GgufType,
+) -> None:
+    """Write what the file is and where it comes from."""
+    card = read_card(checkpoint.folder)
+    origin = Origin.from_json(artifact.origin) if artifact and artifact.origin else Origin()
+    license = origin.license or checkpoint.license
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_quantized_by(f"Stillroom {__version__}")
+    if license:
+        writer.add_license(license)
+    bases = [str(base) for base in _join_names(card.get("base_model"))]
+    if bases:
+        writer.add_base_model_count(len(bases))
+        for number, base in enumerate(bases):
+            writer.add_base_model_name(number, base)
+    tags = [str(tag) for tag in _join_names(card.get("tags"))]
+    if tags:
+        writer.add_tags(tags)
+    writer.add_file_type(_FILE_TYPES[chosen])
+    if chosen == "q8_0":
+        writer.add_quantization_version(_QUANTIZATION_VERSION)
+    writer.add_string("stillroom.version", __version__)
+    writer.add_string("stillroom.fingerprint", checkpoint.fingerprint)
+    writer.add_string("stillroom.origin.kind", origin.kind)
+    writer.add_string("stillroom.origin", json.dumps(origin.to_json(), sort_keys=True))
+    if artifact:
+        writer.add_string("stillroom.artifact", artifact.digest)
+        writer.add_array(
+            "stillroom.parents",
+            [f"{parent.role} {parent.digest}" for parent in artifact.parents] or ["none"],
+        )
+
+
+def _join_names(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _write_tensors(
+    writer: GGUFWriter,
+    checkpoint: Checkpoint,
+    layout: GgufLayout,
+    chosen: GgufType,
+    counts: Counter[str],
+) -> None:
+    import numpy as np
+
+    factors = np.asarray(layout.frequencies, dtype=np.float32)
+    if len(factors):
+        _declare_tensors(writer, _FREQUENCIES, factors.shape, "f32", counts)
+    for theirs, ours in layout.names.items():
+        shape = checkpoint.shape(ours)
+        _declare_tensors(writer, theirs, shape, _choose_stored_type(shape, chosen), counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if len(factors):
+        writer.write_tensor_data(factors)
+    for ours in layout.names.values():
+        values = checkpoint.tensor(ours).float().numpy()
+        if ours in layout.heads:
+            values = _interleave(values, layout.heads[ours])
+        writer.write_tensor_data(
+            _encode(values, _choose_stored_type(values.shape, chosen), ours, checkpoint)
+        )
+
+
+def _declare_tensors(
+    writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GgufType, counts: Counter[str]
+) -> None:
+    import gguf
+    import numpy as np
+
+    stored = gguf.GGMLQuantizationType[kind.upper()]
+    values, size = gguf.GGML_QUANT_SIZES[stored]
+    count = int(np.prod(shape))
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), count // values * size, stored)
+    counts[kind] += 1
+
+
+def _choose_stored_type(shape: tuple[int, ...], chosen: GgufType) -> GgufType:
+    if len(shape) < 2:
+        return "f32"
+    return "f16" if chosen == "q8_0" and shape[-1] % _BLOCK else chosen
+
+
+def _interleave(values: Array, heads: int) -> Array:
+    """Return rows so that a head's two halves alternate, (heads * D, ...)."""
+    rows = values.shape[0]
+    halves = values.reshape(heads, 2, rows // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def _encode(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) -> Array:
+    import gguf
+    import numpy as np
+
+    if kind == "f16" or kind == "q8_0":
+        largest = float(np.abs(values).max(initial=0.0))
+        limit = _F16_MAX if kind == "f16" else _F16_MAX * 127  # of q8_0 the scale is a float16
+        if not largest <= limit:
+            raise CheckpointError(
+                f"the tensor '{name:.120}' holds {largest:g}",
+                code="checkpoint.gguf-range",
+                where=str(checkpoint.folder),
+                expected=f"finite numbers up to {limit:g} for {kind}",
+                next="export with --type bf16 or f32",
+            )
+    if kind == "f32":
+        return np.ascontiguousarray(values)
+    if kind == "f16":
+        return values.astype(np.float16)
+    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
+
+
+def _report_unquantized(counts: Counter[str], chosen: GgufType) -> tuple[str, ...]:
+    if chosen == "q8_0" and counts["f16"]:
+        return (f"{counts['f16']} matrices have rows no multiple of {_BLOCK} long: kept as f16",)
+    return ()

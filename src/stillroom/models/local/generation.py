@@ -1,0 +1,435 @@
+"""Token generation in memory: sampling, incremental decoding, and batches over one KV cache.
+
+Each completion has its own random numbers, so that what is drawn depends on nothing beside it.
+
+For measuring and for rollouts, which need tokens, not text: text that is tokenized anew may come
+out as other tokens. Knows ids; prompts as people write them are a backend's matter.
+
+Every call has the same number of rows; spare ones repeat the last. A prompt is read alone, padded
+on the left to ``bucket_of`` its length; the texts then grow together in a lane, whose width follows
+from the length of each of their prompts too (``lane_of``). So the shapes that a text meets do not
+depend on the texts beside it, and prompts of unequal lengths are still continued together. Keys and
+values stand in one block that is made once: nothing is copied as texts grow. Positions follow from
+the mask, so that models with absolute positions read a padded prompt as they read it alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from stillroom.models.local.causal_lm import find_end_tokens
+from stillroom.models.local.grammar import Matcher
+from stillroom.models.local.runtime import silence_transformers
+from stillroom.models.requests import count_held_back, cut_at_stop
+from stillroom.records import Sampling
+
+__all__ = [
+    "BatchedDecoder",
+    "Continuation",
+    "DecodingState",
+    "complete_prompts",
+    "round_to_bucket",
+    "round_to_lane",
+    "sample_token",
+]
+
+
+_TAIL_TOKENS = 4
+
+
+def sample_token(
+    logits: torch.Tensor, seen: Sequence[int], sampling: Sampling, rng: torch.Generator
+) -> int:
+    """Draw one token.
+
+    Args:
+        logits: (V,), any float dtype; not changed.
+        seen: Every token of prompt and completion, for the repetition penalty.
+        sampling: How to draw.
+        rng: This completion's own random numbers, on the processor.
+
+    Returns:
+        The token's id.
+    """
+    scores = logits.float().cpu()
+    if sampling.repetition_penalty != 1.0 and seen:
+        scores = scores.clone()
+        index = torch.tensor(sorted(set(seen)))
+        old = scores[index]
+        penalty = sampling.repetition_penalty
+        scores[index] = torch.where(old > 0, old / penalty, old * penalty)
+    if sampling.temperature <= 0:
+        return int(scores.argmax())
+    likeliest = int(scores.argmax())
+    scores = scores / sampling.temperature
+    if not torch.isfinite(scores.max()):  # so cold that numbers end: the limit is greedy
+        return likeliest
+    if 0 < sampling.top_k < scores.numel():
+        least = scores.topk(sampling.top_k).values[-1]
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    chances = scores.softmax(-1)
+    if sampling.top_p < 1.0:
+        chances = _filter_nucleus(chances, sampling.top_p)
+    return int(torch.multinomial(chances, 1, generator=rng))
+
+
+def _filter_nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of tokens whose chances reach ``top_p``; always the likeliest one."""
+    ordered, index = chances.sort(descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    is_left = before >= top_p
+    is_left[0] = False  # also where top_p is too small for a float32
+    kept = ordered.masked_fill(is_left, 0.0)
+    return torch.zeros_like(chances).scatter_(0, index, kept)
+
+
+class DecodingState:
+    """One completion while it is drawn: its tokens, its text, and why it ended."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        ends: frozenset[int],
+        room: int,
+        matcher: Matcher | None = None,
+    ) -> None:
+        """Begin after the prompt.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            prompt_ids: The prompt's tokens.
+            sampling: How to draw.
+            ends: Tokens that end a completion.
+            room: At most this many tokens.
+            matcher: Holds the completion to a schema.
+        """
+        self.prompt_ids = prompt_ids
+        self.ids: list[int] = []
+        self.reason = ""
+        self.error: Exception | None = None
+        """What went wrong over this one, which then ended; the others of its batch go on."""
+        self.text = ""
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._ends = ends
+        self._room = room
+        self._matcher = matcher
+        self._rng = torch.Generator().manual_seed(sampling.seed & 0x7FFFFFFFFFFFFFFF)
+        self._tail = prompt_ids[-_TAIL_TOKENS:]
+        self._lead = len(self._decode(self._tail))
+
+    def draw(self, logits: torch.Tensor) -> int:
+        """Draw one token from (V,) logits, note it, and return it."""
+        if self._matcher is not None:
+            allowed = torch.from_numpy(self._matcher.allowed())
+            logits = logits.float().cpu().masked_fill(~allowed, float("-inf"))
+        seen = self.prompt_ids + self.ids if self._sampling.repetition_penalty != 1.0 else ()
+        token = sample_token(logits, seen, self._sampling, self._rng)
+        if token in self._ends:
+            self.finish("stop")
+            return token
+        self.ids.append(token)
+        must_end = self._matcher is not None and self._matcher.take(token)
+        if self._sampling.stop:
+            self.text, found = cut_at_stop(self._decoded(), self._sampling.stop)
+            if found:
+                self.reason = "stop"
+                return token
+        if must_end:
+            self.finish("stop")
+        elif len(self.ids) >= self._room:
+            self.finish("length")
+        return token
+
+    def try_draw(self, logits: torch.Tensor) -> int:
+        """Draw one token as ``draw`` does; where that fails, end here and keep the error."""
+        try:
+            return self.draw(logits)
+        except Exception as error:  # noqa: BLE001  # raised where the completion is asked for
+            self.error, self.reason = error, "failed"
+            return 0
+
+    def finish(self, reason: str) -> None:
+        """End here."""
+        self.text = cut_at_stop(self._decoded(), self._sampling.stop)[0]
+        self.reason = reason
+
+    def settled(self) -> str:
+        """Return the text that no later token can change."""
+        if self.reason:
+            return self.text
+        text = self._decoded().rstrip("\ufffd")
+        held = count_held_back(text, self._sampling.stop)
+        return text[: len(text) - held]
+
+    def _decoded(self) -> str:
+        # Decoding after some of the prompt keeps the leading space that some tokenizers drop.
+        return self._decode(self._tail + self.ids)[self._lead :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after one prompt: its tokens, the ending one included if it ended."""
+
+    ids: tuple[int, ...]
+    has_ended: bool
+
+
+def complete_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Continue prompts until an end token or a limit, nothing of the model's own settings applied.
+
+    Sampling draws from the whole distribution: a generation_config's top_k, top_p or penalties
+    would give another one than the model's.
+
+    Args:
+        model: A causal language model; left in the mode it came in.
+        tokenizer: Its tokenizer.
+        prompts: Token ids, none empty.
+        max_new_tokens: Most tokens of a completion.
+        temperature: 0 takes the likeliest token.
+        seed: Of the draws; the caller's random state is kept.
+        batch_size: Prompts continued side by side.
+        on_done: Hears how many more are done.
+
+    Returns:
+        One Continuation per prompt, in order.
+    """
+    ends = sorted(find_end_tokens(model, tokenizer))
+    found: dict[int, Continuation] = {}
+    order = sorted(range(len(prompts)), key=lambda at: (len(prompts[at]), at))
+    was_training = bool(model.training)
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                rows = [prompts[at] for at in chosen]
+                written = _generate_batch(model, rows, ends, max_new_tokens, temperature)
+                found |= dict(zip(chosen, written, strict=True))
+                if on_done:
+                    on_done(len(chosen))
+    finally:
+        model.train(was_training)
+    return [found[at] for at in range(len(prompts))]
+
+
+def _generate_batch(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Continuation]:
+    from transformers import GenerationConfig
+
+    width = max(len(row) for row in rows)
+    filler = ends[0] if ends else 0
+    ids = torch.full((len(rows), width), filler, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):  # the mask tells padding, never the ids
+        ids[at, width - len(row) :] = torch.tensor(row)
+        mask[at, width - len(row) :] = 1
+    make: Any = GenerationConfig  # has no types
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    settings = make(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends) or None,
+        pad_token_id=filler,
+        **(drawn if temperature > 0 else {"do_sample": False}),
+    )
+    device = next(model.parameters()).device
+    own, model.generation_config = model.generation_config, settings
+    try:
+        with silence_transformers():
+            given = model.generate(ids.to(device), attention_mask=mask.to(device))
+    finally:
+        model.generation_config = own
+    return [_cut_at_end(row, ends) for row in given[:, width:].tolist()]
+
+
+def _cut_at_end(row: list[int], ends: Sequence[int]) -> Continuation:
+    for at, token in enumerate(row):
+        if token in ends:
+            return Continuation(tuple(row[: at + 1]), has_ended=True)
+    return Continuation(tuple(row), has_ended=False)
+
+
+_MIN_BUCKET = 32
+
+
+_MIN_LANE = 64
+
+
+def round_to_bucket(length: int) -> int:
+    """Return the padded length of a prompt: a multiple of 32, of 64 above 256, and so on."""
+    step = _MIN_BUCKET
+    while length > 8 * step:
+        step *= 2
+    return -(-length // step) * step
+
+
+def round_to_lane(length: int) -> int:
+    """Return the width of the lane of a prompt: 64, 256, 1024 and so on, at least its bucket.
+
+    Every lane that a group of prompts needs is a pass of the whole network for each token, while
+    attention to padding costs little.
+    """
+    lane = _MIN_LANE
+    while lane < round_to_bucket(length):
+        lane *= 4
+    return lane
+
+
+class BatchedDecoder:
+    """A model's reading of a fixed number of texts, all of one lane."""
+
+    def __init__(
+        self, body: nn.Module, prompts: Sequence[Sequence[int]], *, rows: int, width: int, room: int
+    ) -> None:
+        """Read the prompts.
+
+        Args:
+            body: A causal transformer without its head, in evaluation mode.
+            prompts: Token ids, at most ``rows`` of them, none empty or longer than ``width``.
+            rows: Of every call, B.
+            width: Of the lane.
+            room: Tokens that will be pushed at most.
+        """
+        self._body = body
+        parameters = inspect.signature(body.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._device = next(body.parameters()).device
+        self._block = _CacheBlock(rows, width + room)
+        self._layers: list[_BlockLayer] = []
+        self._cache = Cache(layer_class_to_replicate=cast("Any", self._add_layer))
+        self._mask = torch.zeros(rows, width + room, dtype=torch.long, device=self._device)
+        last = []
+        for row, prompt in enumerate(prompts):
+            self._block.row, self._block.used = row, 0
+            self._block.first = width - round_to_bucket(len(prompt))
+            last.append(self._read(row, list(prompt), width))
+        for spare in range(len(prompts), rows):
+            self._repeat(len(prompts) - 1, spare)
+        last += [last[-1]] * (rows - len(last))
+        self._block.row = None
+        self.hidden: Tensor = torch.cat(last)
+        """The hidden states of each row's last token, (B, H)."""
+
+    def push(self, tokens: Tensor) -> Tensor:
+        """Add a token to each row, (B,); return the hidden states there, (B, H)."""
+        used = self._block.used
+        self._mask[:, used] = 1
+        mask = self._mask[:, : used + 1]
+        self.hidden = self._call(tokens[:, None], mask, mask.sum(-1, keepdim=True) - 1)
+        return self.hidden
+
+    def _read(self, row: int, prompt: list[int], width: int) -> Tensor:
+        first = self._block.first
+        self._mask[row, width - len(prompt) : width] = 1
+        padding = [0] * (width - first - len(prompt))
+        ids = torch.tensor([padding + prompt], device=self._device)
+        mask = self._mask[row : row + 1, first:width]
+        return self._call(ids, mask, (mask.cumsum(-1) - 1).clamp_(min=0))
+
+    def _add_layer(self) -> _BlockLayer:
+        self._layers.append(_BlockLayer(self._block))
+        return self._layers[-1]
+
+    def _repeat(self, row: int, spare: int) -> None:
+        self._mask[spare] = self._mask[row]
+        for layer in self._layers:
+            layer.repeat(row, spare)
+
+    def _call(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        given = self._body(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_name: self._cache},
+        )
+        hidden: Tensor = given.last_hidden_state[:, -1]
+        return hidden
+
+
+class _CacheBlock:
+    """What all layers share: the size of their space, the row being read, the columns in use.
+
+    ``first`` is the column where the padded prompt of that row begins.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows, self.length = rows, length
+        self.row: int | None = None
+        self.first = self.used = 0
+
+
+class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is not typed
+    """Keys and values of one layer, (B, heads, length, dim), written in place."""
+
+    def __init__(self, block: _CacheBlock) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._block = block
+        self._space: tuple[Tensor, Tensor] | None = None
+        self._used = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new columns and return all that are in use, as views."""
+        block = self._block
+        if self._space is None:
+            self._space = self._make(key_states), self._make(value_states)
+        is_reading = block.row is not None
+        start = block.first if is_reading else self._used
+        stop = start + key_states.shape[-2]
+        rows = slice(block.row, block.row + 1) if block.row is not None else slice(None)
+        for space, new in zip(self._space, (key_states, value_states), strict=True):
+            space[rows, :, start:stop] = new
+        self._used = block.used = stop
+        seen = slice(start if is_reading else 0, stop)
+        keys, values = (space[rows, :, seen] for space in self._space)
+        return keys, values
+
+    def repeat(self, row: int, spare: int) -> None:
+        """Copy one row's prompt to another row."""
+        for space in self._space or ():
+            space[spare, :, : self._used] = space[row, :, : self._used]
+
+    def get_seq_length(self) -> int:
+        """Return the columns in use; none while a prompt is read."""
+        return 0 if self._block.row is not None else self._used
+
+    def _make(self, like: Tensor) -> Tensor:
+        block = self._block
+        # Zeros, since the columns before a prompt are masked and not written: 0 times NaN is NaN.
+        return like.new_zeros(block.rows, like.shape[1], block.length, like.shape[3])

@@ -1,0 +1,117 @@
+"""JSON Schema grammars for constrained decoding, token by token (llguidance).
+
+Knows tokens and masks only; a backend asks for the mask before it draws and reports what it drew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillroom.errors import BackendError, MissingExtraError
+
+__all__ = ["Grammar", "Matcher", "check_schema", "compact_schema"]
+
+_TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
+
+_COMPACT_SETTINGS = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
+
+
+def compact_schema(schema: Mapping[str, Any]) -> str:
+    """Return the schema as JSON that asks for one spacing, so that small models cannot run on."""
+    return json.dumps({**_COMPACT_SETTINGS, **schema})
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse a schema with a type that JSON has not; engines drop such a schema without a word.
+
+    Raises:
+        BackendError: If one is found.
+    """
+    types = schema.get("type", [])
+    for name in [types] if isinstance(types, str) else types:
+        if name not in _TYPES:
+            raise _unusable(f"type {name!r} is not a JSON type", "correct the schema")
+    for key in ("properties", "$defs", "definitions"):
+        for part in (schema.get(key) or {}).values():
+            if isinstance(part, Mapping):
+                check_schema(part)
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        for part in schema.get(key) or ():
+            if isinstance(part, Mapping):
+                check_schema(part)
+    if isinstance(schema.get("items"), Mapping):
+        check_schema(schema["items"])
+
+
+class Grammar:
+    """Schemas over one tokenizer's vocabulary."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        """Prepare for a transformers tokenizer and a model with ``vocabulary`` logits.
+
+        Raises:
+            MissingExtraError: If llguidance is not installed.
+            BackendError: If the tokenizer is not one that llguidance can read.
+        """
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError as error:
+            raise MissingExtraError.of(
+                "llguidance", "grammar", "holding a transformers model to a JSON Schema"
+            ) from error
+        self._library = llguidance
+        self._vocabulary = vocabulary
+        try:
+            self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise _unusable(str(error), "use a fast tokenizer, or backend 'llamacpp'") from error
+
+    def start(self, schema: Mapping[str, Any]) -> Matcher:
+        """Begin one completion.
+
+        Raises:
+            BackendError: If the schema cannot be compiled.
+        """
+        grammar = self._library.LLMatcher.grammar_from_json_schema(compact_schema(schema))
+        problem = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
+        if problem:
+            raise _unusable(problem.splitlines()[0], "simplify the schema")
+        return Matcher(self._library.LLMatcher(self._tokenizer, grammar), self._vocabulary)
+
+
+class Matcher:
+    """Where one completion stands in its schema."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        """Stand at the beginning."""
+        self._matcher = matcher
+        self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
+        self._vocabulary = vocabulary
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Return which tokens may come next, (V,)."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        return bits[: self._vocabulary].astype(np.bool_)
+
+    def take(self, token: int) -> bool:
+        """Go on by one token; return whether the completion must end there."""
+        self._matcher.consume_token(token)
+        return bool(self._matcher.is_stopped())
+
+
+def _unusable(problem: str, next_step: str) -> BackendError:
+    return BackendError(
+        f"completions cannot be held to the JSON Schema: {problem}",
+        code="backend.schema",
+        expected="a valid JSON Schema and a tokenizer the grammar can read",
+        next=next_step,
+    )

@@ -1,0 +1,144 @@
+"""Runtime of local engines: accelerators, reserved ports, silenced output.
+
+A fenced process may connect to the ports alone that were named before the fence went up; so some
+free ones are named first, and engines that open a port afterwards take one of those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "Accelerator",
+    "choose_port",
+    "explain_unused_driver",
+    "list_accelerators",
+    "reserve_ports",
+    "silence_output",
+    "silence_transformers",
+]
+
+
+@contextmanager
+def silence_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and warnings within the body, and restore them."""
+    from transformers.utils import logging as engine_logging
+
+    logging: Any = engine_logging  # its functions carry no types
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def silence_output() -> Iterator[None]:
+    """Send what native code writes to standard output and error within the body to nowhere.
+
+    Works on file descriptors, so it covers C and C++; other threads are silenced with it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        for descriptor in (*saved, nowhere):
+            os.close(descriptor)
+
+
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One device: its name for ``--device``, what it is, its memory and whether it has bfloat16."""
+
+    device: str
+    name: str
+    memory_bytes: int
+    has_bf16: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def list_accelerators() -> list[Accelerator]:
+    """Return the devices that torch can use; empty on a machine with processors alone."""
+    import torch
+
+    found = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(number)
+            found.append(
+                Accelerator(
+                    f"cuda:{number}",
+                    str(about.name),
+                    int(about.total_memory),
+                    about.major >= 8,  # Ampere was the first
+                )
+            )
+    elif torch.backends.mps.is_available():
+        found.append(Accelerator("mps", "Apple GPU", 0, has_bf16=True))
+    return found
+
+
+def explain_unused_driver() -> str:
+    """Return why an NVIDIA driver that is there is of no use to torch; empty where all is well."""
+    import torch
+
+    has_driver = _NVIDIA_DRIVER.is_file() or shutil.which("nvidia-smi") is not None
+    if not has_driver or torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return "an NVIDIA driver is there, but this torch was built for processors alone"
+    return f"an NVIDIA driver is there, but this torch (CUDA {torch.version.cuda}) cannot use it"
+
+
+_PORTS_VARIABLE = "STILLROOM_ENGINE_PORTS"
+
+
+_LOCALHOST = "127.0.0.1"
+
+
+def reserve_ports(count: int) -> list[int]:
+    """Return free ports and keep them for the engines of this process and its children."""
+    with contextlib.ExitStack() as opened:
+        bound = [
+            opened.enter_context(contextlib.closing(socket.create_server((_LOCALHOST, 0))))
+            for _ in range(count)
+        ]
+        ports = [one.getsockname()[1] for one in bound]
+    os.environ[_PORTS_VARIABLE] = ",".join(map(str, ports))
+    return ports
+
+
+def choose_port() -> int:
+    """Return a port that was named and is free, or 0 (any) where none was named."""
+    named = os.environ.get(_PORTS_VARIABLE, "")
+    for port in map(int, named.split(",") if named else ()):
+        with contextlib.suppress(OSError), socket.create_server((_LOCALHOST, port)):
+            return port
+    return 0

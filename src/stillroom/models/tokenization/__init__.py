@@ -1,0 +1,1 @@
+"""Tokenization: chat templates, token counts and the exact bytes of tokens."""

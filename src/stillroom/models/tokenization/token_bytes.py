@@ -1,0 +1,348 @@
+"""Exact bytes of every token of a fast tokenizer, read from its tokenizer.json.
+
+Four schemes are known: byte-level BPE (each byte is a printable stand-in, as in GPT-2),
+SentencePiece (U+2581 for a space, ``<0xNN>`` for a byte), WordPiece (``##`` within a word) and
+plain words. Special tokens stand apart: they have a role, and a surface that may or may not stand
+in the text. What a normalizer does to a text (case, accents, Unicode form) is not in the bytes:
+``lossy`` states it, and whether one text is affected is found when its tokens are placed
+(``token_spans``), never assumed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import CheckpointError
+
+__all__ = ["SPECIAL", "TEXT", "UNKNOWN", "UNUSED", "TokenBytes", "read_token_bytes"]
+
+TEXT, SPECIAL, UNKNOWN, UNUSED = 0, 1, 2, 3
+"""Kinds of an id: bytes of text, a control token, bytes that nobody can know, no token at all."""
+
+_SPACE = "▁"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_ROLES = ("eos", "bos", "pad", "unk", "sep", "cls", "mask")
+_LOSSY_NORMALIZERS = {
+    "Lowercase": "lowercases",
+    "StripAccents": "strips accents",
+    "NFC": "brings text to NFC",
+    "NFD": "brings text to NFD",
+    "NFKC": "brings text to NFKC",
+    "NFKD": "brings text to NFKD",
+    "Nmt": "changes control characters and white space",
+    "Precompiled": "applies SentencePiece's table of replacements",
+    "BertNormalizer": "cleans control characters and white space",
+    "Strip": "strips white space at both ends",
+    "Whitespace": "drops white space",
+    "WhitespaceSplit": "drops white space",
+    "BertPreTokenizer": "drops white space",
+    "CharDelimiterSplit": "drops its delimiter",
+}
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """Bytes, kind and role of each token id of one tokenizer.
+
+    Args:
+        data: The bytes of all tokens, one after another, (S,), uint8.
+        starts: Where each id's bytes begin in ``data``, and the end, (V + 1,), int64.
+        kinds: TEXT, SPECIAL, UNKNOWN or UNUSED of each id, (V,), uint8.
+        roles: What special ids are for: bos, eos, pad, unk, or else ``control``. An id that is both
+            eos and pad is eos.
+        scheme: ``byte_level``, ``sentencepiece``, ``wordpiece`` or ``words``.
+        lossy: What the tokenizer does to a text that no token's bytes tell, in words.
+        prepends: Whether a space that the text lacks is put before it: ``no``, ``missing`` (only
+            where the text begins with none) or ``always``.
+        eats_left: Special ids that swallow the white space before them.
+        eats_right: Special ids that swallow the white space after them.
+    """
+
+    data: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.uint8]
+    roles: Mapping[int, str]
+    scheme: str
+    lossy: tuple[str, ...] = ()
+    prepends: str = "no"
+    eats_left: frozenset[int] = field(default_factory=frozenset)
+    eats_right: frozenset[int] = field(default_factory=frozenset)
+
+    def __len__(self) -> int:
+        """Return how many ids there are, unused ones between them included."""
+        return len(self.kinds)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Bytes of each id, (V,); of a special id, those of its surface."""
+        return np.diff(self.starts)
+
+    def of(self, token_id: int) -> bytes:
+        """Return the bytes of one id; of a special id its surface, of an unknown one nothing.
+
+        Raises:
+            CheckpointError: If the id is outside the vocabulary.
+        """
+        self.check(np.asarray([token_id], dtype=np.int64))
+        return self.data[self.starts[token_id] : self.starts[token_id + 1]].tobytes()
+
+    def join(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return the bytes of many ids, one after another, (S,)."""
+        self.check(ids)
+        begin = self.starts[ids]
+        lengths = self.starts[ids + 1] - begin
+        ends = lengths.cumsum()
+        total = int(ends[-1]) if len(ends) else 0
+        places = np.arange(total, dtype=np.int64)
+        joined: npt.NDArray[np.uint8] = self.data[
+            places + np.repeat(begin - (ends - lengths), lengths)
+        ]
+        return joined
+
+    def check(self, ids: npt.NDArray[np.int64]) -> None:
+        """Refuse ids that the vocabulary has not.
+
+        Raises:
+            CheckpointError: Naming the first.
+        """
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            raise CheckpointError(
+                f"token id {int(ids[outside][0])} is outside a vocabulary of {len(self)}",
+                code="distill.token-id",
+                where="token ids",
+                expected="ids that this tokenizer made",
+                next="check that teacher's and student's ids are not mixed up",
+            )
+
+    def count(self, kind: int) -> int:
+        """Return how many ids are of one kind."""
+        return int((self.kinds == kind).sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known of the tokenizer, without its tokens."""
+        return {
+            "scheme": self.scheme,
+            "tokens": len(self) - self.count(UNUSED),
+            "special": self.count(SPECIAL),
+            "unknown_bytes": self.count(UNKNOWN),
+            "lossy": list(self.lossy),
+            "prepends_space": self.prepends,
+        }
+
+
+def read_token_bytes(tokenizer: Any) -> TokenBytes:
+    """Return the bytes of every token.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers, or one of the tokenizers library.
+
+    Raises:
+        CheckpointError: If it is not a fast tokenizer, or of a scheme that is not known.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer",
+            code="distill.slow-tokenizer",
+            where="tokenizer",
+            expected="a tokenizer with a tokenizer.json",
+            next="save the tokenizer with transformers' AutoTokenizer, which converts most",
+        )
+    state = json.loads(backend.to_str())
+    reader = _TokenizerReader(state, _read_roles(tokenizer))
+    return reader.read()
+
+
+def _read_roles(tokenizer: Any) -> dict[int, str]:
+    """Return the ids that the wrapper names as bos, eos and so on; the first role listed wins."""
+    roles: dict[int, str] = {}
+    for role in _ROLES:
+        token_id = getattr(tokenizer, f"{role}_token_id", None)
+        if isinstance(token_id, int):
+            roles.setdefault(token_id, role)
+    return roles
+
+
+class _TokenizerReader:
+    """Reads one tokenizer.json."""
+
+    def __init__(self, state: dict[str, Any], roles: dict[int, str]) -> None:
+        self.model: dict[str, Any] = state.get("model") or {}
+        self.added: list[dict[str, Any]] = state.get("added_tokens") or []
+        self.steps = {
+            part: list(_flatten(state.get(part)))
+            for part in ("normalizer", "pre_tokenizer", "decoder")
+        }
+        self.roles = roles
+        self.scheme = self._find_scheme()
+
+    def read(self) -> TokenBytes:
+        vocabulary = self._vocabulary()
+        size = 1 + max(
+            [*vocabulary.values(), *(int(token["id"]) for token in self.added)], default=-1
+        )
+        pieces: list[bytes] = [b""] * size
+        kinds = np.full(size, UNUSED, dtype=np.uint8)
+        for token, at in vocabulary.items():
+            found = self._bytes_of(token)
+            pieces[at], kinds[at] = found or b"", UNKNOWN if found is None else TEXT
+        roles = dict(self.roles)
+        for added in self.added:
+            at = int(added["id"])
+            is_special = bool(added.get("special"))
+            pieces[at] = str(added["content"]).encode()
+            kinds[at] = SPECIAL if is_special or at in roles else TEXT
+        for at in roles:
+            kinds[at] = SPECIAL
+        unknown = self._unknown_id(vocabulary)
+        if unknown is not None and not self._knows_every_byte(pieces, kinds):
+            pieces[unknown], kinds[unknown], roles[unknown] = b"", UNKNOWN, "unk"
+        for at in np.flatnonzero(kinds == SPECIAL).tolist():
+            roles.setdefault(at, "control")
+        lengths = np.asarray([len(piece) for piece in pieces], dtype=np.int64)
+        return TokenBytes(
+            np.frombuffer(b"".join(pieces), dtype=np.uint8),
+            np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
+            kinds,
+            roles,
+            self.scheme,
+            self._lossy(),
+            self._prepends(),
+            frozenset(int(token["id"]) for token in self.added if token.get("lstrip")),
+            frozenset(int(token["id"]) for token in self.added if token.get("rstrip")),
+        )
+
+    def _find_scheme(self) -> str:
+        kind = str(self.model.get("type") or "")
+        names = [step["type"] for steps in self.steps.values() for step in steps]
+        if kind not in {"BPE", "Unigram", "WordPiece", "WordLevel"}:
+            raise CheckpointError(
+                f"tokenizer of type {kind or 'unknown'!r} is not known",
+                code="distill.tokenizer-scheme",
+                where="tokenizer.json model.type",
+                expected="BPE, Unigram, WordPiece or WordLevel",
+                next="choose a teacher and a student with such tokenizers",
+            )
+        if "ByteLevel" in names:
+            return "byte_level"
+        if kind == "WordPiece":
+            return "wordpiece"
+        writes_space = any(
+            _SPACE in json.dumps(step, ensure_ascii=False)
+            for steps in self.steps.values()
+            for step in steps
+        )
+        if writes_space or "Metaspace" in names or self.model.get("byte_fallback"):
+            return "sentencepiece"
+        return "words"
+
+    def _vocabulary(self) -> dict[str, int]:
+        raw = self.model.get("vocab") or {}
+        if isinstance(raw, list):  # Unigram: [[token, score], ...]
+            return {str(row[0]): at for at, row in enumerate(raw)}
+        return {str(token): int(at) for token, at in raw.items()}
+
+    def _unknown_id(self, vocabulary: dict[str, int]) -> int | None:
+        if isinstance(self.model.get("unk_id"), int):
+            return int(self.model["unk_id"])
+        named = self.model.get("unk_token")
+        if named is None:
+            return None
+        return vocabulary.get(
+            str(named), next((int(t["id"]) for t in self.added if t["content"] == named), None)
+        )
+
+    def _knows_every_byte(self, pieces: list[bytes], kinds: npt.NDArray[np.uint8]) -> bool:
+        """Whether each byte has a token, so that nothing is ever spelled with the unknown one."""
+        if self.scheme == "sentencepiece" and not self._has_byte_tokens():
+            return False
+        if self.scheme not in {"byte_level", "sentencepiece"}:
+            return False
+        spelled = {pieces[at] for at in np.flatnonzero(kinds == TEXT) if len(pieces[at]) == 1}
+        return len(spelled) == 256
+
+    def _bytes_of(self, token: str) -> bytes | None:
+        """Return the bytes that a token of the model stands for; None where nobody can know."""
+        token = token.removesuffix(str(self.model.get("end_of_word_suffix") or ""))
+        if self.scheme == "byte_level":
+            table = _byte_of_stand_in()
+            try:
+                return bytes(table[char] for char in token)
+            except KeyError:
+                return None
+        if self.scheme == "sentencepiece":
+            found = _BYTE_TOKEN.fullmatch(token)
+            if found and self._has_byte_tokens():
+                return bytes([int(found.group(1), 16)])
+            return token.replace(_SPACE, " ").encode()
+        prefix = self.model.get("continuing_subword_prefix") or ""
+        return (token.removeprefix(str(prefix)) or token).encode()
+
+    def _has_byte_tokens(self) -> bool:
+        decoders = {step["type"] for step in self.steps["decoder"]}
+        return bool(self.model.get("byte_fallback")) or "ByteFallback" in decoders
+
+    def _lossy(self) -> tuple[str, ...]:
+        said = []
+        for step in (*self.steps["normalizer"], *self.steps["pre_tokenizer"]):
+            if step["type"] == "BertNormalizer":
+                if step.get("lowercase"):
+                    said.append("lowercases")
+                if step.get("strip_accents") or (
+                    step.get("strip_accents") is None and step.get("lowercase")
+                ):
+                    said.append("strips accents")
+            if step["type"] in _LOSSY_NORMALIZERS:
+                said.append(_LOSSY_NORMALIZERS[step["type"]])
+            if step["type"] == "Replace" and step.get("content") != _SPACE:
+                said.append(f"replaces {json.dumps(step.get('pattern'), ensure_ascii=False)}")
+            if step["type"] == "Split" and step.get("behavior") == "Removed":
+                said.append("drops what it splits at")
+        if self.scheme == "wordpiece" and "drops white space" not in said:
+            said.append("drops white space")
+        return tuple(dict.fromkeys(said))
+
+    def _prepends(self) -> str:
+        for step in self.steps["normalizer"]:
+            if step["type"] == "Prepend":
+                return "always"
+        for step in self.steps["pre_tokenizer"]:
+            is_metaspace = step["type"] == "Metaspace"
+            if is_metaspace and step.get("prepend_scheme", "always") != "never":
+                return "missing"
+            if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
+                return "missing"
+        return "no"
+
+
+def _flatten(step: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer, pre-tokenizer or decoder, sequences unrolled."""
+    if not isinstance(step, dict):
+        return
+    inner = step.get("normalizers") or step.get("pretokenizers") or step.get("decoders")
+    if step.get("type") == "Sequence" and isinstance(inner, list):
+        for part in inner:
+            yield from _flatten(part)
+    else:
+        yield step
+
+
+@cache
+def _byte_of_stand_in() -> dict[str, int]:
+    """Return which byte each printable stand-in of a byte-level tokenizer means.
+
+    Printable Latin-1 characters mean themselves; the other 68 bytes are moved up from U+0100.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(0x100) if chr(byte) not in table]
+    return table | {chr(0x100 + at): byte for at, byte in enumerate(others)}

@@ -1,0 +1,1 @@
+"""Text analysis: terms, spellings, positions, phrase queries and noun phrases."""

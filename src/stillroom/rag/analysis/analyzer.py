@@ -1,0 +1,579 @@
+"""Text analyzer: text to terms, the same way for an index and for a query.
+
+Text is normalized (NFKC), case-folded and cut into words. A compound (``foo_bar``, ``camelCase``,
+``e-mail``, ``3.11.7``, ``C++``) gives itself whole and its parts; the whole is written without the
+marks that join letters, so that it meets its other spellings (``foobar``, ``email``). A word with
+accents gives itself with and without them (``stillroom.rag.analysis.analyzer``). Chinese, Japanese
+and Korean runs give bigrams, and in an index single characters too, for those who ask for one; what
+holds letters alone is stemmed by Snowball. Stop words stay in the index but count neither for a
+passage's length nor for a query that has any other term.
+
+With ``auto`` each document is stemmed as its language asks, and its terms are marked with it
+(``de:haus``); a query's words are looked up in every language. So a word meets its inflections in
+documents of any language, and what is a stop word in one (``die``) counts in another.
+
+Does not know: Thai, Lao and Khmer word borders (a run is one term), synonyms, misspellings.
+
+``1,234`` is ``1234``, ``e-mail`` is ``email``, ``getUserName`` is ``getusername``, ``café`` may be
+written ``cafe``, ``Müller`` ``Mueller``. Hyphens, apostrophes and digits have many code points, and
+some characters are never seen.
+
+Does not know: words that are written apart in one place and together in another (``data base``),
+unless a hyphen or a capital letter shows the joint; British and American spelling; abbreviations.
+
+English has Lucene's 33. The others are articles, pronouns, prepositions, conjunctions and the forms
+of to be and to have, as short: a word that names anything is in none of them. Languages without a
+list have no stop words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+from stillroom.provenance import digest_json
+from stillroom.rag.analysis.phrases import Chain, PhraseWord, PositionedTerms, encode_position
+
+__all__ = [
+    "ANALYZER_VERSION",
+    "LANGUAGES",
+    "STOP_WORDS",
+    "Analyzer",
+    "Stemming",
+    "fold_diacritics",
+    "normalize_numbers",
+    "normalize_spelling",
+    "remove_joiners",
+    "transliterate_umlauts",
+]
+
+
+ANALYZER_VERSION = 3
+
+
+Stemming = Literal[
+    "none",
+    "auto",
+    "arabic",
+    "danish",
+    "dutch",
+    "english",
+    "finnish",
+    "french",
+    "german",
+    "greek",
+    "hindi",
+    "hungarian",
+    "indonesian",
+    "irish",
+    "italian",
+    "lithuanian",
+    "norwegian",
+    "porter",
+    "portuguese",
+    "romanian",
+    "russian",
+    "spanish",
+    "swedish",
+    "tamil",
+    "turkish",
+]
+
+
+_MAX_TERM = 64
+
+
+_DEFAULT_LANGUAGE = "english"  # of a text whose language nobody knows
+
+
+_FINGERPRINT_TEXT = (
+    "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar Müller "
+    "1,234 1.234 3,5 O’Reilly ёлка"
+)
+
+
+_CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+_JOINERS = re.compile(r"[_.\-@:/+#&]")
+
+
+_NOT_A_LETTER = re.compile(r"[\d_.\-@:/+#&]")
+
+
+_SEPARATING_JOINERS = re.compile(r"[@:/+#&]")  # joins what is not one word, or names something else
+
+
+_WITHOUT_UMLAUT_SPELLING = frozenset(
+    {"finnish", "hungarian", "turkish"}
+)  # where nobody writes ae for ä
+
+
+_ELISION_LANGUAGES = frozenset({"french", "irish", "italian"})  # whose stemmers take l' off
+
+
+_DOT_GROUPED_LANGUAGES = frozenset(
+    "danish dutch german greek indonesian italian norwegian portuguese romanian spanish"  # noqa: SIM905
+    " turkish".split()
+)
+
+
+_MAX_CACHED_WORDS = 200_000
+
+
+_CJK = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿\U00020000-\U0003ffff]+")
+
+
+class Analyzer:
+    """Cuts text into terms; equal settings give equal terms."""
+
+    def __init__(self, stemming: Stemming = "english") -> None:
+        """Analyze with the Snowball stemmer of a language, with each text's own, or with none."""
+        self.stemming = stemming
+        self._tongues = (
+            {name: _LanguageRules(name, f"{code}:") for code, name in LANGUAGES.items()}
+            if stemming == "auto"
+            else {}
+        )
+        self._tongue = self._tongues.get(_DEFAULT_LANGUAGE) or _LanguageRules(stemming)
+        every = self._tongues.values() or [self._tongue]
+        self.stop_words = frozenset(word for tongue in every for word in tongue.marked_stop_words)
+
+    @property
+    def _codes(self) -> list[str]:
+        return list(LANGUAGES) if self._tongues else []
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the version, the settings and what they make of a fixed text."""
+        probed = [self.index_terms(_FINGERPRINT_TEXT, code) for code in ("", *self._codes)]
+        return digest_json([ANALYZER_VERSION, self.stemming, probed])
+
+    def terms(self, text: str, language: str = "") -> list[str]:
+        """Return the terms of a text in order, stop words and every spelling included.
+
+        Args:
+            text: Any text.
+            language: Its ISO 639-1 code, which only ``auto`` looks at.
+        """
+        return self._terms(text, self._tongue_of(language))
+
+    def index_terms(self, text: str, language: str = "") -> list[str]:
+        """Return the terms that an index keeps: also single Chinese, Japanese, Korean letters."""
+        return [term for term, _ in self.place_terms([text], language)[0]]
+
+    def place_terms(self, texts: Sequence[str], language: str = "") -> tuple[PositionedTerms, int]:
+        """Return what an index keeps of a field: its terms with their positions, and its length.
+
+        Its length is how many terms there are, stop words and other spellings aside.
+
+        Args:
+            texts: One after another, as the headings of a path.
+            language: Their ISO 639-1 code, which only ``auto`` looks at.
+        """
+        tongue, stop = self._tongue_of(language), self.stop_words
+        placed: PositionedTerms = []
+        length = number = 0
+        for text in texts:
+            for word in self._words(text, tongue):
+                for slot, spellings in enumerate((word.spellings, *word.parts)):
+                    is_last = slot in (0, len(word.parts))
+                    spot = encode_position(number, slot, is_last=is_last)
+                    placed += [(term, spot) for term in spellings]
+                    length += spellings[0] not in stop
+                number += 1
+        single = [
+            one
+            for text in texts
+            for run in _CJK.findall(normalize_spelling(text))
+            if len(run) > 1
+            for one in run
+        ]
+        # Of no phrase: a letter stands in none of these places.
+        placed += [(one, encode_position(number + 1 + 2 * at)) for at, one in enumerate(single)]
+        return placed, length + len(single)
+
+    def query_terms(self, text: str) -> dict[str, float]:
+        """Return what is looked up for a query, each word in every language that there may be.
+
+        A word counts 1, and each of its spellings an equal share. Stop words are left out where
+        there is anything else.
+        """
+        weights: dict[str, float] = {}
+        for tongue in self._tongues.values() or [self._tongue]:
+            own: dict[str, float] = {}
+            for spellings in self._spellings(text, tongue):
+                for term in spellings:
+                    own[term] = own.get(term, 0.0) + 1 / len(spellings)
+            weights |= {term: max(weight, weights.get(term, 0.0)) for term, weight in own.items()}
+        return {
+            term: weight for term, weight in weights.items() if term not in self.stop_words
+        } or weights
+
+    def phrases(self, text: str) -> list[list[PhraseWord]]:
+        """Return the words of a phrase in order, once for each language that they differ in."""
+        found: dict[tuple[PhraseWord, ...], None] = {}
+        for tongue in self._tongues.values() or [self._tongue]:
+            found[tuple(word.as_phrase() for word in self._words(text, tongue))] = None
+        return [list(words) for words in found if words]
+
+    def content_terms(self, text: str) -> list[str]:
+        """Return the terms without stop words; all of them where there are only stop words."""
+        terms = self.terms(text)
+        return [term for term in terms if term not in self.stop_words] or terms
+
+    def _tongue_of(self, language: str) -> _LanguageRules:
+        return self._tongues.get(LANGUAGES.get(language, ""), self._tongue)
+
+    def _terms(self, text: str, tongue: _LanguageRules) -> list[str]:
+        return [term for spellings in self._spellings(text, tongue) for term in spellings]
+
+    def _spellings(self, text: str, tongue: _LanguageRules) -> Iterator[tuple[str, ...]]:
+        for word in self._words(text, tongue):
+            yield word.spellings
+            yield from word.parts
+
+    def _words(self, text: str, tongue: _LanguageRules) -> Iterator[_Word]:
+        text = normalize_numbers(normalize_spelling(text), has_dots=tongue.has_dots)
+        for match in _word_pattern().finditer(text):
+            yield from tongue.analyze(match.group())
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word: the spellings of all of it, and of each of its parts where it is a compound.
+
+    ``is_joined`` says that its parts in a row are the same word.
+    """
+
+    spellings: tuple[str, ...]
+    parts: Chain = ()
+    is_joined: bool = False
+
+    def as_phrase(self) -> PhraseWord:
+        """Return what stands for the word in a phrase."""
+        whole: Chain = (self.spellings,)
+        return (whole, self.parts) if self.is_joined and self.parts else (whole,)
+
+
+class _LanguageRules:
+    """One language's stemmer and stop words, and the mark that its terms carry."""
+
+    def __init__(self, stemming: str, mark: str = "") -> None:
+        self._stem = _get_stemmer(stemming)
+        self._mark = mark
+        self._stop = STOP_WORDS.get("english" if stemming == "porter" else stemming, frozenset())
+        self._has_umlauts = stemming not in _WITHOUT_UMLAUT_SPELLING
+        self._has_elisions = stemming in _ELISION_LANGUAGES
+        self.has_dots = stemming in _DOT_GROUPED_LANGUAGES
+        self.marked_stop_words = frozenset(mark + word for word in self._stop)
+        self._known: dict[str, tuple[_Word, ...]] = {}
+
+    def analyze(self, match: str) -> tuple[_Word, ...]:
+        """Return the words of what the pattern found: one, or several where there are CJK runs."""
+        known = self._known.get(match)
+        if known is None:
+            known = tuple(self._cut_cjk(match) if _CJK.search(match) else [self._cut(match)])
+            if len(self._known) > _MAX_CACHED_WORDS:
+                self._known.clear()
+            self._known[match] = known
+        return known
+
+    def _cut(self, word: str) -> _Word:
+        pieces = list(_split_compound(word))
+        folded = _fold_case(word)
+        has_lasting = bool(_SEPARATING_JOINERS.search(folded))
+        whole = folded if has_lasting or len(pieces) < 2 else remove_joiners(folded)
+        parts = [_fold_case(piece) for piece in pieces]
+        if parts == [whole]:
+            return _Word(self._spell(whole))
+        is_joined = not has_lasting and not _JOINERS.search(whole)
+        return _Word(self._spell(whole), tuple(map(self._spell, parts)), is_joined)
+
+    def _spell(self, word: str) -> tuple[str, ...]:
+        """Return the terms of a case-folded word: as it is written, then other spellings."""
+        if word in self._stop:
+            return (self._mark + word,)
+        ways = [word, fold_diacritics(word)]
+        if not word.isascii() and self._has_umlauts:
+            ways.append(fold_diacritics(transliterate_umlauts(word)))
+        return tuple(dict.fromkeys(term for way in ways for term in self._terms(way)))
+
+    def _terms(self, word: str) -> Iterator[str]:
+        if _NOT_A_LETTER.search(word):  # no plain word of letters: an identifier, a number
+            yield word.replace("'", "")[:_MAX_TERM]
+            return
+        if self._stem is str and word.endswith("'s"):
+            yield self._mark + word[:_MAX_TERM]  # an inflection, which "none" leaves as it is
+            return
+        stem = self._stem(word)
+        if "'" not in stem:
+            yield self._mark + stem[:_MAX_TERM]
+        if "'" in stem or ("'" in word and not self._has_elisions):
+            whole = self._stem(word.removesuffix("'s").replace("'", ""))
+            yield self._mark + whole[:_MAX_TERM]
+
+    def _cut_cjk(self, word: str) -> Iterator[_Word]:
+        last = 0
+        for match in _CJK.finditer(word):
+            if match.start() > last:
+                yield self._cut(word[last : match.start()])
+            run = match.group()
+            if len(run) == 1:
+                yield _Word((run,))
+            yield from (_Word((run[index : index + 2],)) for index in range(len(run) - 1))
+            last = match.end()
+        if last < len(word):
+            yield self._cut(word[last:])
+
+
+def _fold_case(word: str) -> str:
+    return word.casefold()[:_MAX_TERM]
+
+
+def _split_compound(word: str) -> Iterator[str]:
+    for piece in _JOINERS.split(word):
+        trimmed = piece.strip("'")
+        if trimmed:
+            yield from _CAMEL_CASE_BOUNDARY.split(trimmed)
+
+
+@lru_cache(maxsize=1)
+def _word_pattern() -> re.Pattern[str]:
+    r"""Return words with their joiners; marks go with their letters, unlike in ``\w``."""
+    marks, start = [], -1
+    for point in range(0x300, 0x11000):
+        is_mark = unicodedata.category(chr(point)) in {"Mn", "Mc"}
+        if is_mark and start < 0:
+            start = point
+        elif not is_mark and start >= 0:
+            marks.append(f"{chr(start)}-{chr(point - 1)}")
+            start = -1
+    letter = rf"[\w{''.join(marks)}]"
+    return re.compile(rf"{letter}+(?:[.\-'@:/+#&]{letter}+)*(?:\+\+|#)?")
+
+
+@lru_cache(maxsize=64)
+def _make_stemmer(language: str) -> object:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer(language)
+
+
+class _Stemmer:
+    """A Snowball stemmer that remembers the words it has seen."""
+
+    def __init__(self, language: str) -> None:
+        import threading
+
+        self._engine = _make_stemmer(language)
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+
+    def __call__(self, word: str) -> str:
+        known = self._known.get(word)
+        if known is None:
+            with self._lock:
+                known = str(self._engine.stemWord(word))  # type: ignore[attr-defined]
+            if len(self._known) > 500_000:
+                self._known.clear()
+            self._known[word] = known
+        return known
+
+
+@lru_cache(maxsize=64)
+def _get_stemmer(stemming: str) -> _Stemmer | type[str]:
+    if stemming not in get_args(Stemming):
+        raise ValueError(stemming)
+    return str if stemming == "none" else _Stemmer(stemming)
+
+
+_LOOKALIKES = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u02bb\uff07", "'")
+    | dict.fromkeys("\u2010\u2011\ufe63\uff0d", "-")
+    | dict.fromkeys("\u00ad\u200c\u200d\u2060\ufeff")
+)
+
+
+_SPACED_GROUPS = re.compile(
+    r"(?<![\d.,'])[0-9]{1,3}(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+(?![0-9])"
+)
+
+
+_NUMBER = re.compile(r"(?<![\w.,'])[0-9][0-9.,'_]*[0-9]")
+
+
+_COMMA_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?:\.[0-9]+)?")
+
+
+_MARK_GROUPED = re.compile(r"[0-9]{1,3}(?:'[0-9]{3})+(?:[.,][0-9]+)?|[0-9]{1,3}(?:_[0-9]{3})+")
+
+
+_DOT_GROUPED = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+")
+
+
+_ONE_DOT_GROUP = re.compile(r"[0-9]{1,3}\.[0-9]{3}")
+
+
+_DECIMAL = re.compile(r"[0-9]+,[0-9]+")
+
+
+_JOINER = re.compile(r"(?<![0-9])[_\-.']|[_\-.'](?![0-9])")
+
+
+_NO_MARKS = str.maketrans(
+    dict(zip("øłđðħıŧþ", ("o", "l", "d", "d", "h", "i", "t", "th"), strict=True))
+    | {"æ": "ae", "œ": "oe", "ё": "е", "ـ": ""}
+)
+
+
+_UMLAUT_SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
+
+
+_DIACRITIC_SCRIPTS = ("LATIN", "GREEK", "ARABIC", "HEBREW")
+
+
+_STRESS = "\u0301"
+
+
+def normalize_spelling(text: str) -> str:
+    """Return text in NFKC, with one hyphen, one apostrophe, ASCII digits and nothing unseen."""
+    if text.isascii():
+        return text
+    text = _SPACED_GROUPS.sub(lambda found: re.sub(r"\D", "", found.group()), text)
+    text = unicodedata.normalize("NFKC", text.translate(_LOOKALIKES)).translate(_LOOKALIKES)
+    return re.sub(r"[^\x00-\x7f]", _ascii_digit, text) if re.search(r"(?![0-9])\d", text) else text
+
+
+def normalize_numbers(text: str, *, has_dots: bool = False) -> str:
+    """Return text with its numbers written without marks between thousands, and a decimal point.
+
+    Args:
+        text: After ``normalize_spelling``.
+        has_dots: Whether its language puts a point between thousands, so that ``1.234`` is 1234.
+    """
+    return _NUMBER.sub(lambda found: _normalize_number(found.group(), has_dots), text)
+
+
+def remove_joiners(word: str) -> str:
+    """Return a case-folded compound without the marks that join it, but for those of digits."""
+    return word if word.startswith("_") or word.endswith("_") else _JOINER.sub("", word)
+
+
+def fold_diacritics(word: str) -> str:
+    """Return a case-folded word as it is written without accents; scripts keep what they need.
+
+    Vowel signs of Indian scripts stay, and so does the breve of the Cyrillic short i.
+    """
+    if word.isascii():
+        return word
+    kept: list[str] = []
+    base = ""
+    for one in unicodedata.normalize("NFD", word.translate(_NO_MARKS)):
+        if unicodedata.category(one) != "Mn":
+            base = one
+        elif one == _STRESS or unicodedata.name(base or one, "").startswith(_DIACRITIC_SCRIPTS):
+            continue
+        kept.append(one)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def transliterate_umlauts(word: str) -> str:
+    """Return a case-folded word as it is written where a keyboard has no umlauts."""
+    return word.translate(_UMLAUT_SPELLINGS)
+
+
+def _ascii_digit(found: re.Match[str]) -> str:
+    value = unicodedata.decimal(found.group(), None)
+    return found.group() if value is None else str(value)
+
+
+def _normalize_number(number: str, has_dots: bool) -> str:
+    if _COMMA_GROUPED.fullmatch(number):
+        return number.replace(",", "")
+    if _MARK_GROUPED.fullmatch(number):
+        return re.sub("['_]", "", number).replace(",", ".")
+    if _DOT_GROUPED.fullmatch(number) or (has_dots and _ONE_DOT_GROUP.fullmatch(number)):
+        return number.replace(".", "").replace(",", ".")
+    return number.replace(",", ".") if _DECIMAL.fullmatch(number) else number
+
+
+LANGUAGES = {
+    "ar": "arabic",
+    "da": "danish",
+    "de": "german",
+    "el": "greek",
+    "en": "english",
+    "es": "spanish",
+    "fi": "finnish",
+    "fr": "french",
+    "ga": "irish",
+    "hi": "hindi",
+    "hu": "hungarian",
+    "id": "indonesian",
+    "it": "italian",
+    "lt": "lithuanian",
+    "nl": "dutch",
+    "no": "norwegian",
+    "pt": "portuguese",
+    "ro": "romanian",
+    "ru": "russian",
+    "sv": "swedish",
+    "ta": "tamil",
+    "tr": "turkish",
+}
+
+
+"""ISO 639-1 codes and the names of their Snowball stemmers."""
+
+
+_LISTS = {
+    "english": "a an and are as at be but by for if in into is it no not of on or such that "
+    "the their then there these they this to was will with",
+    "german": "aber als am an auch auf aus bei bis das dass dem den der des die doch durch "
+    "ein eine einem einen einer eines er es für hat hatte ich ihr im in ist mit "
+    "nach nicht noch nur ob oder sein sich sie sind so über um und uns von vor "
+    "war waren was wie wir wird zu zum zur",
+    "french": "à au aux avec ce ces cette dans de des du elle en est et été eux il ils je "
+    "la le les leur lui ma mais me même mes moi mon ne nos notre nous on ont ou "
+    "où par pas pour qu que qui sa se ses son sont sur ta te tes toi ton tu un "
+    "une vos votre vous y",
+    "spanish": "a al algo como con de del desde donde el él ella ellas ellos en era es esa "
+    "ese eso esta este esto fue ha han hay la las le les lo los me mi muy nada ni "
+    "no nos o para pero por porque que se ser si sin sobre son su sus también te "
+    "tu un una uno y ya yo",
+    "italian": "a agli ai al alla alle allo anche che chi ci col come con cui da dagli dai "
+    "dal dalla dei del della delle dello di e ed era gli ha hanno ho i il in io "
+    "la le lei lo loro lui ma mi ne negli nei nel nella non o per più se si sia "
+    "sono su sua sue sugli sul sulla suo tra un una uno",
+    "portuguese": "a ao aos as às com como da das de do dos e é ela elas ele eles em era essa "
+    "esse esta este eu foi há isso isto já lhe mais mas me na nas não nem no nos "
+    "o os ou para pela pelo por que se sem ser seu sua são também te tem um uma",
+    "dutch": "aan al als bij dan dat de der deze die dit door een en er had heb heeft het "
+    "hij hoe ik in is je kan maar me men met mij na naar niet nog of om omdat "
+    "onder ons ook op over te tot u uit van voor was wat we wel wij ze zich zij "
+    "zijn zo zou",
+    "swedish": "alla att av blev bli där de dem den denna det detta din du efter eller en "
+    "ett från för ha hade han har hon hur i in inte jag kan med men mot nu när "
+    "och också om på sig sin som så till under upp ut var vi vid är över",
+    "danish": "af alle at blev da de dem den denne der det dette dig din du efter eller en "
+    "er et for fra ha han har havde hun hvad hvor i ikke jeg kan man med men mod "
+    "nu når og også om op på sig sin som så til under ud var vi ved være",
+    "norwegian": "alle at av ble bli da de dem den denne der det dette din du eller en enn er "
+    "et etter for fra før ha hadde han har hun hva hvor i ikke jeg kan man med "
+    "men mot nå når og også om opp på seg sin som så til under ut var ved vi være",
+    "russian": "а без бы был была были было в вам вас во вот все вы где да для до его ее ей "
+    "если же за и из или им их к как когда ко кто ли мне мы на над не нет но о об "
+    "он она они оно от по под при с со так там то тоже у уже что чтобы эта эти "
+    "это я",
+}
+
+
+STOP_WORDS = {language: frozenset(words.split()) for language, words in _LISTS.items()}
+
+
+"""Stop words by the name of the stemmer; ``porter`` shares those of English."""

@@ -1,0 +1,33 @@
+"""Retrieve once and read what was retrieved.
+
+Source: Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks",
+arXiv:2005.11401. Differs from the paper: retriever and model are any, untrained for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.rag.interfaces import AnswerStrategy
+
+if TYPE_CHECKING:
+    from stillroom.rag.generation.session import AnswerSession
+
+__all__ = ["Direct"]
+
+
+class Direct(AnswerStrategy):
+    """One search, one reading; abstains only where nothing is found."""
+
+    paper: ClassVar[str] = "arXiv:2005.11401"
+
+    @override
+    def answer(self, inquiry: AnswerSession) -> Iterator[str]:
+        hits = inquiry.retrieve()[: inquiry.asking.k]
+        if not hits:
+            inquiry.abstain("nothing-found")
+            return
+        yield from inquiry.read(hits)

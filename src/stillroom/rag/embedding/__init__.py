@@ -1,0 +1,1 @@
+"""Embeddings of passages and of queries, with their caches."""

@@ -1,0 +1,272 @@
+"""Query embeddings of an open index, and an embedder cached in SQLite.
+
+Keyed by the embedder's fingerprint, the kind of text and the text itself, so that other chunkers'
+equal passages, other keyword settings and killed runs cost no embedding twice. Every row is whole
+or absent: a kill loses at most the batch at work. Vectors come back bit for bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs.files import open_shared_database
+from stillroom.provenance import digest_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.models import Embedder
+    from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
+    from stillroom.models.interfaces import TextKind, Vectors
+    from stillroom.rag.interfaces import Query
+    from stillroom.rag.storage.snapshots import IndexConfig
+
+__all__ = [
+    "CachedEmbedder",
+    "QueryEmbedder",
+]
+
+
+_CACHED_QUERIES = 1024
+
+
+_CACHED_STATES = 128
+
+
+T = TypeVar("T")
+
+
+class QueryEmbedder:
+    """Embeds queries with the embedder that made an index's vectors, and with no other."""
+
+    def __init__(self, description: IndexConfig, where: Path, embedder: Embedder | None) -> None:
+        """Embed for the index that ``description`` is of.
+
+        Raises:
+            IntegrityError: If the embedder given is not the one that made the vectors.
+        """
+        self._told = description.embedder
+        self._where = where
+        self._lock = threading.RLock()
+        self._embedder = None if embedder is None else self._accept(embedder)
+        self._settings = description.settings
+        self._weigher: SparseEncoder | None = None
+        self._reader: MultiVectorEncoder | None = None
+        self._terms: OrderedDict[str, Mapping[str, float]] = OrderedDict()
+        self._states: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder, opened when first needed.
+
+        Raises:
+            IntegrityError: If what its reference now names is another embedder.
+        """
+        with self._lock:
+            if self._embedder is None:
+                from stillroom.models import open_embedder
+
+                self._embedder = self._accept(open_embedder(str(self._told["reference"])))
+            return self._embedder
+
+    def embed(self, query: Query) -> NDArray[np.float32]:
+        """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
+        mark = (query.text, query.drafts)
+        with self._lock:
+            if mark in self._known:
+                self._known.move_to_end(mark)
+                return self._known[mark]
+            vectors = self.embedder.embed([query.text], kind="query")
+            if query.drafts:
+                drafts = self.embedder.embed(list(query.drafts), kind="passage")
+                vectors = np.concatenate([vectors, drafts])
+            vector: NDArray[np.float32] = np.asarray(vectors, dtype=np.float32).mean(axis=0)
+            vector /= max(float(np.linalg.norm(vector)), 1e-12)
+            self._known[mark] = vector
+            if len(self._known) > _CACHED_QUERIES:
+                self._known.popitem(last=False)
+            return vector
+
+    def terms(self, query: Query) -> Mapping[str, float]:
+        """Return the query's terms with the weights of the index's masked language model.
+
+        Raises:
+            DataError: If the index keeps no term weights.
+            IntegrityError: If what its reference now names is another model.
+        """
+        with self._lock:
+            weigher = self._weigher
+            if weigher is None:
+                told = self._need("sparse")
+                from stillroom.rag.embedding.passages import open_term_weighter
+
+                opened = open_term_weighter(str(told["model"]), int(told["max_terms"]))
+                self._hold("sparse", told, opened.fingerprint)
+                self._weigher = weigher = opened
+            return _get_or_compute(self._terms, query.text, lambda: weigher.encode([query.text])[0])
+
+    def tokens(self, query: Query) -> NDArray[np.float32]:
+        """Return the vectors of the query's tokens, (Q, D).
+
+        Raises:
+            DataError: If the index keeps no token vectors.
+            IntegrityError: If what its reference now names is another model.
+        """
+        with self._lock:
+            reader = self._reader
+            if reader is None:
+                told = self._need("tokens")
+                from stillroom.models.encoders.retrieval import open_multi_vector_encoder
+
+                opened = open_multi_vector_encoder(str(told["model"]), self.embedder)
+                self._hold("tokens", told, opened.fingerprint)
+                self._reader = reader = opened
+            return _get_or_compute(
+                self._states, query.text, lambda: reader.encode([query.text], kind="query")[0]
+            )
+
+    def _need(self, name: str) -> Mapping[str, Any]:
+        """Return what the index says of one of its extras."""
+        told = self._settings.get(name)
+        if not told:
+            what = "term weights" if name == "sparse" else "token vectors"
+            raise DataError(
+                f"the index keeps no {what}",
+                code="rag.no-extras",
+                where=str(self._where),
+                expected=f"an index made with {name}",
+                next=f"build it with {name}.model=..., or use another retriever",
+            )
+        return dict(told)
+
+    def _hold(self, name: str, told: Mapping[str, Any], fingerprint: str) -> None:
+        if fingerprint != told["fingerprint"]:
+            raise IntegrityError(
+                f"the index's {name} were made by {told['fingerprint']} ({told['model']}), "
+                f"which is now {fingerprint}",
+                code="rag.embedder-mismatch",
+                where=str(self._where),
+                expected="the model that made them: others do not compare",
+                next="restore that model, or build the index again with the new one",
+            )
+
+    def _accept(self, embedder: Embedder) -> Embedder:
+        if embedder.fingerprint != self._told["fingerprint"]:
+            raise IntegrityError(
+                f"the index was made by embedder {self._told['fingerprint']} "
+                f"({self._told['reference']}), but {embedder.fingerprint} is given",
+                code="rag.embedder-mismatch",
+                where=str(self._where),
+                expected="the embedder that made the vectors: others do not compare",
+                next="restore that embedder, or build the index again with the new one",
+            )
+        return embedder
+
+
+def _get_or_compute(known: OrderedDict[str, T], text: str, make: Callable[[], T]) -> T:
+    """Return what is kept for a text, made where it is new; the oldest goes."""
+    if text in known:
+        known.move_to_end(text)
+        return known[text]
+    found = known[text] = make()
+    if len(known) > _CACHED_STATES:
+        known.popitem(last=False)
+    return found
+
+
+_CREATE_TABLE = (
+    "CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, cut INTEGER, vector BLOB)"
+)
+
+
+class CachedEmbedder:
+    """Stands before an embedder; all but ``embed`` and ``truncated`` is the embedder's own.
+
+    ``truncated`` counts recalled texts, too.
+    """
+
+    def __init__(self, inner: Embedder, path: Path) -> None:
+        """Remember what ``inner`` embeds in the file at ``path``."""
+        self._inner = inner
+        self._recalled = 0
+        self.truncated = inner.truncated
+        self.computed = 0
+        """How many texts were really embedded."""
+        self._store = open_shared_database(path, _CREATE_TABLE)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the embedder has beside."""
+        return getattr(self._inner, name)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        return self._inner.dimensions
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text are read."""
+        return self._inner.max_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights."""
+        return self._inner.fingerprint
+
+    @property
+    def count_tokens(self) -> Any:
+        """The embedder's own counter, with whatever else it can do."""
+        return self._inner.count_tokens
+
+    def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
+        """Return one row per text, (N, D) float32; only texts that are new are embedded.
+
+        Raises:
+            DataError: If a text is empty.
+        """
+        keys = [digest_text(f"{self.fingerprint}\n{kind}\n{text}") for text in texts]
+        known = {key: row for key in keys if (row := self._look_up(key)) is not None}
+        fresh = dict((key, text) for key, text in zip(keys, texts, strict=True) if key not in known)
+        if fresh:
+            known.update(self._compute(fresh, kind))
+        self._recalled += sum(known[key][0] for key in keys if key not in fresh)
+        self.truncated = self._inner.truncated + self._recalled
+        return np.stack([known[key][1] for key in keys])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def _look_up(self, key: str) -> tuple[int, Vectors] | None:
+        row = self._store.execute(
+            "SELECT cut, vector FROM vectors WHERE key = ?", (key,)
+        ).fetchone()
+        return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
+
+    def _compute(self, fresh: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
+        before = self._inner.truncated
+        vectors = np.asarray(self._inner.embed(list(fresh.values()), kind=kind), dtype=np.float32)
+        is_cut = self._inner.truncated > before
+        rows = {
+            key: (int(is_cut and self._is_too_long(text)), vector)
+            for (key, text), vector in zip(fresh.items(), vectors, strict=True)
+        }
+        self.computed += len(rows)
+        with self._store:
+            self._store.execute("BEGIN")
+            self._store.executemany(
+                "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
+                [(key, cut, vector.tobytes()) for key, (cut, vector) in rows.items()],
+            )
+        return rows
+
+    def _is_too_long(self, text: str) -> bool:
+        return self._inner.count_tokens(text) > self._inner.max_tokens

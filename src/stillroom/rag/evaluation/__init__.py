@@ -1,0 +1,1 @@
+"""Evaluation of retrieval and of answers, sweeps, and fusion tuning."""

@@ -1,0 +1,508 @@
+"""Job that evaluates retrieval pipelines on judged queries, and its report.
+
+Leaves ``report.json`` and ``report.html``, a TREC run file a way under ``runs/``, and
+``queries.jsonl``: what each query missed by the first way, worst query first, with the stage that
+lost it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError
+from stillroom.evaluate import Metric, Plot, Report, Table, warn_small_sample
+from stillroom.evaluate.metrics.retrieval import parse_measure
+from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.rag.evaluation.retrieval import (
+    JudgedUnit,
+    MetricTable,
+    MissedDocument,
+    Qrels,
+    QueryResult,
+    RunResults,
+    choose_unit,
+    compare_pipelines,
+    get_query_id,
+    list_missed_documents,
+    search_query,
+    summarize_times,
+)
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.index.view import AccessContext
+from stillroom.rag.interfaces import HybridRetriever, make_query
+from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_pipeline
+from stillroom.rag.retrievers.dense import Dense
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = [
+    "RetrievalEvalPlan",
+    "evaluate_retrieval",
+    "open_optional_model",
+    "parse_pipelines",
+    "read_judged_queries",
+    "report_retrieval",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalEvalPlan:
+    """What is evaluated: the index, the judged queries, the ways, and how it is measured.
+
+    ``model`` is what transforms and rerankers may ask, by reference; ``access`` is who asks an
+    index with tenants.
+    """
+
+    index: Path
+    queries: Path
+    qrels: Path
+    ways: tuple[str, ...]
+    measures: tuple[str, ...]
+    depth: int = 100
+    k: int = 10
+    seed: int = 0
+    model: str = ""
+    access: AccessContext | None = None
+
+    def to_text(self) -> str:
+        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        lines = ["# stillroom rag eval", f"index: {json.dumps(str(self.index))}"]
+        lines += [
+            f"queries: {json.dumps(str(self.queries))}",
+            f"qrels: {json.dumps(str(self.qrels))}",
+        ]
+        lines += [
+            f"ways: {json.dumps(list(self.ways))}",
+            f"measures: {json.dumps(list(self.measures))}",
+        ]
+        lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
+        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
+        if self.access is not None:
+            who = [self.access.tenant, *sorted(self.access.principals)]
+            lines.append(f"access: {json.dumps(who)}")
+        return "\n".join(lines) + "\n"
+
+
+def evaluate_retrieval(
+    plan: RetrievalEvalPlan,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, Report]:
+    """Search the index for every judged query by every way, and report what was found.
+
+    Args:
+        plan: What is evaluated.
+        out: The folder of the report.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If a file or a measure cannot be used, or no judged id is in the index.
+        RecipeError: If a way names no method.
+        Cancelled: If the user stopped it; ``resume`` goes on.
+    """
+    for measure in plan.measures:
+        parse_measure(measure)
+    ways = parse_pipelines(plan.ways)
+    queries, qrels = read_judged_queries(plan)
+    job = Job.start(
+        out,
+        plan.to_text(),
+        seed=plan.seed,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter,
+    )
+    try:
+        with (
+            job.interruptible(),
+            Index.open(plan.index, access=plan.access) as index,
+            open_optional_model(plan.model) as model,
+        ):
+            return _evaluate(plan, ways, queries, qrels, index, job, model)
+    finally:
+        job.close()
+
+
+def parse_pipelines(
+    texts: Sequence[str], parse: Callable[[str], RetrievalPipeline] = parse_pipeline
+) -> list[RetrievalPipeline]:
+    """Return the ways that lines describe.
+
+    Args:
+        texts: One way each.
+        parse: Reads a line; by default one that says how passages are found and no more.
+
+    Raises:
+        DataError: If one is given twice.
+        RecipeError: If one names no method.
+    """
+    ways = [parse(text) for text in texts]
+    if len({way.name for way in ways}) < len(ways):
+        raise DataError(
+            "a way is given twice",
+            code="rag.ways",
+            where=", ".join(texts),
+            expected="ways that differ",
+            next="leave one out",
+        )
+    return ways
+
+
+def _evaluate(
+    plan: RetrievalEvalPlan,
+    ways: Sequence[RetrievalPipeline],
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    index: Index,
+    job: Job,
+    model: TextModel | None,
+) -> tuple[Artifact, Report]:
+    unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
+    embedding = _QueryPreEmbedder(ways, index, job)
+    own = {query: get_query_id(query, unit, qrels[query]) for query in queries}
+    found = _search_all(plan, ways, queries, unit, own, index, job, model, embedding)
+    board = compare_pipelines(found, qrels, plan.measures, seed=plan.seed)
+    misses = list_missed_documents(found[0], qrels, known, k=plan.k)
+    for number, one in enumerate(found):
+        write_run(job.output / "runs" / f"{number}-{_build_file_name(one.way)}.trec", one.run())
+    _write_queries(job.output / "queries.jsonl", queries, board, found[0], misses)
+    said = embedding.say(queries.values())
+    left_out = len(known & set(own.values()))
+    report = report_retrieval(plan, unit, queries, index, board, found, misses, said, left_out)
+    report.write(job.output)
+    artifact = job.finish(
+        "report",
+        parents=[
+            make_parent("index", plan.index, job.out),
+            Parent("queries", str(plan.queries), digest_file(plan.queries)),
+            Parent("qrels", str(plan.qrels), digest_file(plan.qrels)),
+        ],
+        details={"index": index.digest, "unit": unit, "queries": len(queries), **report.to_json()},
+    )
+    return artifact, report
+
+
+def read_judged_queries(
+    plan: RetrievalEvalPlan,
+) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return the queries that have a relevant judgement, and the judgements of those."""
+    texts, qrels = read_queries(plan.queries), read_qrels(plan.qrels)
+    judged = {
+        query: grades
+        for query, grades in qrels.items()
+        if any(grade > 0 for grade in grades.values())
+    }
+    lost = [query for query in judged if query not in texts]
+    if lost or not judged:
+        raise DataError(
+            f"{len(lost)} judged queries have no text" if lost else "nothing is judged relevant",
+            code="data.collection",
+            where=f"{plan.queries}, for instance {lost[0]!r:.60}" if lost else str(plan.qrels),
+            expected="a text for every judged query, and a relevance above 0",
+            next="check that queries and judgements belong together",
+        )
+    return {query: texts[query] for query in judged}, judged
+
+
+class _QueryPreEmbedder:
+    """Embeds each query before any way is timed, so that none pays for the others."""
+
+    def __init__(self, ways: Sequence[RetrievalPipeline], index: Index, job: Job) -> None:
+        self._index, self._journal = index, job.journal("embedded")
+        self._is_needed = any(isinstance(way.retriever, (HybridRetriever, Dense)) for way in ways)
+
+    def prepare(self, text: str) -> None:
+        """Let the index remember a query's vector; how long that took is kept."""
+        if not self._is_needed:
+            return
+        begun = time.perf_counter()
+        self._index.embed_query(make_query(text))
+        if (key := self._key(text)) not in self._journal:
+            self._journal.put(key, (time.perf_counter() - begun) * 1000)
+
+    def say(self, texts: Iterable[str]) -> str:
+        """Return the end of the sentence that says what is timed."""
+        if not self._is_needed:
+            return "."
+        middle = statistics.median(self._journal[self._key(text)] for text in texts)
+        return f", without the query's embedding, which took {middle:.1f} ms (median)."
+
+    def _key(self, text: str) -> str:
+        return digest_json([text, self._index.digest])
+
+
+def _search_all(
+    plan: RetrievalEvalPlan,
+    ways: Sequence[RetrievalPipeline],
+    queries: Mapping[str, str],
+    unit: JudgedUnit,
+    own: Mapping[str, str],
+    index: Index,
+    job: Job,
+    model: TextModel | None,
+    embedding: _QueryPreEmbedder,
+) -> list[RunResults]:
+    """Search by every way in turn for each query, so that no way has the warmer machine."""
+    journal = job.journal("searches")
+    asked = model.fingerprint if model is not None else ""
+    keys = {
+        (way.name, query): digest_json(
+            [way.name, query, text, unit, plan.depth, index.digest, asked, own[query]]
+        )
+        for query, text in queries.items()
+        for way in ways
+    }
+    done = sum(key in journal for key in keys.values())
+    warm = done == len(keys)
+    with job.phase("search", len(keys), "searches", done=done) as progress:
+        for query, text in queries.items():
+            for way in ways:
+                key = keys[way.name, query]
+                if key in journal:
+                    continue
+                job.check_cancelled()
+                if not warm:  # the first search opens the embedder; it is not timed
+                    for each in ways:
+                        search_query(index, each, text, unit=unit, depth=plan.depth, model=model)
+                    warm = True
+                embedding.prepare(text)
+                one = search_query(
+                    index,
+                    way,
+                    text,
+                    unit=unit,
+                    depth=plan.depth,
+                    model=model,
+                    leave_out=own[query],
+                )
+                row = [
+                    one.ranked,
+                    one.first,
+                    one.seconds,
+                    one.cpu_seconds,
+                    one.notices,
+                    one.stage_ms,
+                ]
+                journal.put(key, row)
+                progress.advance()
+    return [
+        RunResults(
+            way.name, {query: _read_results(journal[keys[way.name, query]]) for query in queries}
+        )
+        for way in ways
+    ]
+
+
+def _read_results(row: Sequence[Any]) -> QueryResult:
+    return QueryResult(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]), row[5])
+
+
+@contextmanager
+def open_optional_model(reference: str) -> Iterator[TextModel | None]:
+    """Yield the model of a reference, or none where it is empty."""
+    if not reference:
+        yield None
+        return
+    from stillroom.models import open_text_model
+
+    model = open_text_model(reference)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def _write_queries(
+    path: Path,
+    queries: Mapping[str, str],
+    board: MetricTable,
+    found: RunResults,
+    misses: Mapping[str, Sequence[MissedDocument]],
+) -> None:
+    values = board.values[found.way]
+    order = sorted(queries, key=lambda query: (values[board.measures[0]][query], query))
+    with atomic_write(path) as file:
+        for query in order:
+            row = {
+                "query": query,
+                "text": queries[query],
+                "values": {measure: values[measure][query] for measure in board.measures},
+                "missed": [
+                    {"id": miss.name, "rank": miss.rank, "stage": miss.stage}
+                    for miss in misses[query]
+                ],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _build_file_name(way: str) -> str:
+    return "".join(char if char.isalnum() else "-" for char in way)[:60]
+
+
+_WORST_QUERIES = 20
+
+
+_SHOWN_CHARACTERS = 160
+
+
+def report_retrieval(
+    plan: RetrievalEvalPlan,
+    unit: JudgedUnit,
+    queries: Mapping[str, str],
+    index: Index,
+    board: MetricTable,
+    found: Sequence[RunResults],
+    misses: Mapping[str, Sequence[MissedDocument]],
+    timed: str,
+    left_out: int = 0,
+) -> Report:
+    """Return the report.
+
+    Args:
+        plan: What was evaluated.
+        unit: As what a hit was judged.
+        queries: Their texts by id.
+        index: Open.
+        board: The figures.
+        found: What each way found; the first is compared with.
+        misses: Of the first way, by query.
+        timed: The end of the sentence that says what is timed.
+        left_out: For how many queries the corpus row of their own id was not counted as found.
+    """
+    first = plan.measures[0]
+    report = Report(
+        "Retrieval",
+        f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
+        "95 % bootstrap over queries; a difference counts where its interval leaves out 0."
+        + (
+            f" {left_out} of them are rows of the corpus, and no hits of their own."
+            if left_out
+            else ""
+        )
+        + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
+    )
+    for one in found:
+        for measure, metric in board.metrics[one.way].items():
+            report.add(metric, is_headline=measure == first)
+    rows = [metrics[first] for metrics in board.metrics.values()]
+    report.section(
+        "Ways",
+        f"What each way finds. Times are a query's at depth {plan.depth}{timed}",
+        table=_add_table(board, found),
+        plot=Plot.of(first, rows, labels=[one.way for one in found]),
+    )
+    report.section(
+        "Where the time goes",
+        "Medians over queries, in milliseconds; retrieve holds what is searched and fused. Embed "
+        "is next to nothing where the query's vector is remembered.",
+        table=_add_stage_table(found),
+    )
+    if board.differences:
+        report.section(
+            f"Against {found[0].way}",
+            "On the same queries; p by Fisher's randomization, not corrected for their number.",
+            table=_add_differences(board),
+        )
+    told = Counter(
+        (one.way, text) for one in found for each in one.searched.values() for text in each.notices
+    )
+    if told:
+        rows_told = tuple((way, text, str(count)) for (way, text), count in told.most_common())
+        report.section(
+            "Done otherwise than asked",
+            "The figures hold these queries too.",
+            table=Table("notices", ("way", "what", "times"), rows_told),
+        )
+    stages: Counter[str] = Counter(miss.stage for own in misses.values() for miss in own)
+    report.section(
+        "Where it is lost",
+        f"Relevant ones that are not among the first {plan.k} of {found[0].way}, by the stage that "
+        "lost them; queries.jsonl lists every one.",
+        table=_add_worst(queries, board.values[found[0].way][first], misses, stages),
+    )
+    return report
+
+
+def _add_table(board: MetricTable, found: Sequence[RunResults]) -> Table:
+    rows = []
+    for one in found:
+        cpu = summarize_times([each.cpu_seconds for each in one.searched.values()])
+        wall = summarize_times([each.seconds for each in one.searched.values()])
+        cells = [_format_metric(board.metrics[one.way][measure]) for measure in board.measures]
+        rows.append((one.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
+    columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
+    return Table("figures with 95 % intervals", columns, tuple(rows))
+
+
+def _add_stage_table(found: Sequence[RunResults]) -> Table:
+    names: dict[str, None] = {}
+    for one in found:
+        for each in one.searched.values():
+            names.update(dict.fromkeys(each.stage_ms))
+    rows = []
+    for one in found:
+        every = list(one.searched.values())
+        spent = ([each.stage_ms[name] for each in every if name in each.stage_ms] for name in names)
+        cells = (f"{statistics.median(times):.2f}" if times else "" for times in spent)
+        rows.append((one.way, *cells))
+    return Table("milliseconds by stage", ("way", *names), tuple(rows))
+
+
+def _add_differences(board: MetricTable) -> Table:
+    rows = [
+        (way, measure, _format_metric(metric, sign=True), f"{p:.4f}")
+        for way, by_measure in board.differences.items()
+        for measure, (metric, p) in by_measure.items()
+    ]
+    return Table("way less the first", ("way", "measure", "difference", "p"), tuple(rows))
+
+
+def _add_worst(
+    queries: Mapping[str, str],
+    values: Mapping[str, float],
+    misses: Mapping[str, Sequence[MissedDocument]],
+    stages: Counter[str],
+) -> Table:
+    order = sorted(queries, key=lambda query: (values[query], query))
+    rows = [
+        (
+            query,
+            queries[query][:_SHOWN_CHARACTERS],
+            f"{values[query]:.3f}",
+            _describe_missed(misses[query]),
+        )
+        for query in order[:_WORST_QUERIES]
+        if misses[query]
+    ]
+    said = ", ".join(f"{count} {stage}" for stage, count in stages.most_common()) or "none"
+    return Table(
+        f"lost by stage: {said}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
+    )
+
+
+def _format_metric(metric: Metric, *, sign: bool = False) -> str:
+    style = "+.4f" if sign else ".4f"
+    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"
+
+
+def _describe_missed(misses: Sequence[MissedDocument]) -> str:
+    return "; ".join(
+        f"{miss.name[:60]} ({miss.stage}{f', rank {miss.rank}' if miss.rank else ''})"
+        for miss in misses[:3]
+    )

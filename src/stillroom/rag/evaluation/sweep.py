@@ -1,0 +1,326 @@
+"""Results of a sweep: leaderboard, held-out score, effect of each change, and the report.
+
+The questions are dealt in two. On the first part the best configuration is chosen; on the second,
+which had no part in it, it is measured against the first configuration. Each change of one axis
+alone is compared with the first on all questions, and the p-values are corrected for how many there
+are (Holm). Knows no files.
+
+Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stillroom.errors import DataError
+from stillroom.evaluate import (
+    Metric,
+    Report,
+    Table,
+    bootstrap,
+    paired_difference,
+    warn_small_sample,
+)
+from stillroom.evaluate.metrics.bootstrap import adjust_p_values, randomization_test
+from stillroom.rag.recipe import Configuration
+
+__all__ = [
+    "SweepCost",
+    "SweepDelta",
+    "SweepRow",
+    "SweepSummary",
+    "evaluate_sweep",
+    "report_sweep",
+    "split_questions",
+    "summarize_advice",
+]
+
+
+_MIN_QUESTIONS = 10
+
+
+_SIGNIFICANCE_LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCost:
+    """What a configuration takes: a query's times, the index, and tokens a query that are asked."""
+
+    cpu_ms: float
+    p50_ms: float
+    p95_ms: float
+    index_bytes: int
+    passages: int
+    build_s: float
+    embedded: int
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One configuration: its measure by question, and its cost."""
+
+    configuration: Configuration
+    values: Mapping[str, float]
+    cost: SweepCost
+
+
+@dataclass(frozen=True, slots=True)
+class SweepDelta:
+    """One configuration against the first on all questions; ``p`` is corrected.
+
+    ``axes`` are what differs; ``verdict`` is ``gain``, ``loss`` or ``not shown``.
+    """
+
+    measured: SweepRow
+    axes: tuple[str, ...]
+    difference: Metric
+    p: float
+    verdict: str
+    cpu_ms: float
+    index_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """What the sweep shows; the leaderboard is of the questions that choose, best first.
+
+    ``held_out`` and ``difference`` (from the first configuration) are of the others.
+    """
+
+    leaderboard: tuple[tuple[SweepRow, Metric], ...]
+    best: SweepRow
+    held_out: Metric
+    first_held_out: Metric
+    difference: Metric
+    p: float
+    is_gain: bool
+    changes: tuple[SweepDelta, ...]
+    choosing: int
+    measuring: int
+
+
+def evaluate_sweep(
+    measured: Sequence[SweepRow], *, measure: str, held_out: float, seed: int = 0
+) -> SweepSummary:
+    """Choose the best configuration on some questions and measure it on the others.
+
+    Args:
+        measured: Every configuration on the same questions; the first is compared with.
+        measure: The name of what was measured.
+        held_out: The share of the questions that measure.
+        seed: Of the dealing and the intervals.
+
+    Raises:
+        DataError: If either part has fewer than ten questions.
+    """
+    choosing, measuring = split_questions(list(measured[0].values), held_out, seed)
+    board = [
+        (one, _mean(one, choosing, f"choosing/{one.configuration.name}", seed)) for one in measured
+    ]
+    board.sort(key=lambda pair: -pair[1].value)  # stable: of equals the one that is listed first
+    best, first = board[0][0], measured[0]
+    ours, theirs = ([one.values[name] for name in measuring] for one in (best, first))
+    difference = paired_difference(ours, theirs, seed=seed, name=f"difference/{measure}")
+    return SweepSummary(
+        tuple(board),
+        best,
+        _mean(best, measuring, f"held-out/{measure}", seed),
+        _mean(first, measuring, f"first/{measure}", seed),
+        difference,
+        randomization_test(ours, theirs, seed=seed),
+        best is not first and difference.side() > 0,
+        _compare(measured, seed),
+        len(choosing),
+        len(measuring),
+    )
+
+
+def split_questions(
+    names: Sequence[str], held_out: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Return the questions that choose and those that measure.
+
+    Raises:
+        DataError: If either part has fewer than ten questions.
+    """
+    dealt = list(names)
+    random.Random(seed).shuffle(dealt)
+    count = round(len(dealt) * held_out)
+    choosing, measuring = dealt[count:], dealt[:count]
+    if min(len(measuring), len(choosing)) < _MIN_QUESTIONS:
+        raise DataError(
+            f"{len(choosing)} questions would choose and {len(measuring)} measure",
+            code="rag.too-few-queries",
+            expected=f"at least {_MIN_QUESTIONS} of each; some hundred to tell configurations apart",
+            next="judge more questions, or set sweep.held_out",
+        )
+    return choosing, measuring
+
+
+def _compare(measured: Sequence[SweepRow], seed: int) -> tuple[SweepDelta, ...]:
+    """Compare every configuration with the first; changes of one axis come first."""
+    first, *others = measured
+    names = list(first.values)
+    theirs = [first.values[name] for name in names]
+    found = []
+    for one in others:
+        ours = [one.values[name] for name in names]
+        metric = paired_difference(ours, theirs, seed=seed, name=one.configuration.name)
+        found.append((one, metric, randomization_test(ours, theirs, seed=seed)))
+    corrected = adjust_p_values([p for _, _, p in found])
+    changes = [
+        SweepDelta(
+            one,
+            _differing(one.configuration, first.configuration),
+            metric,
+            p,
+            _verdict(metric, p),
+            one.cost.cpu_ms - first.cost.cpu_ms,
+            one.cost.index_bytes - first.cost.index_bytes,
+        )
+        for (one, metric, _), p in zip(found, corrected, strict=True)
+    ]
+    return tuple(sorted(changes, key=lambda change: (len(change.axes), -change.difference.value)))
+
+
+def _verdict(metric: Metric, p: float) -> str:
+    if p >= _SIGNIFICANCE_LEVEL:
+        return "not shown"
+    return "gain" if metric.value > 0 else "loss"
+
+
+def _differing(one: Configuration, other: Configuration) -> tuple[str, ...]:
+    return tuple(axis for axis, value in one.choices.items() if other.choices[axis] != value)
+
+
+def _mean(one: SweepRow, names: Sequence[str], metric: str, seed: int) -> Metric:
+    return bootstrap([one.values[name] for name in names], seed=seed, name=metric)
+
+
+_MEGA = 1e6
+
+
+def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report:
+    """Return the report of a sweep.
+
+    Args:
+        outcome: What it shows.
+        measure: What was made high.
+        first: The configuration that all are compared with.
+    """
+    report = Report("Sweep", summarize_advice(outcome, measure, first))
+    report.add(outcome.held_out, is_headline=True)
+    for metric in (outcome.first_held_out, outcome.difference):
+        report.add(metric)
+    report.section(
+        "Leaderboard",
+        f"On the {outcome.choosing} questions that choose. The first row's value is too high: "
+        "they chose it. Times are a query's, its embedding included; passages and seconds are "
+        "those of the index, embedded counts what no earlier index had.",
+        table=_add_leaderboard(outcome, measure),
+    )
+    report.section(
+        "The best on questions that did not choose it",
+        f"{outcome.measuring} questions.",
+        table=_add_held_out(outcome, first),
+    )
+    if outcome.changes:
+        report.section(
+            f"Each change from {first.configuration.name}",
+            f"On all {outcome.choosing + outcome.measuring} questions, one changed setting first; "
+            f"p by Fisher's randomization, corrected for {len(outcome.changes)} comparisons "
+            "(Holm).",
+            table=_add_changes(outcome),
+        )
+    return report
+
+
+def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
+    """Return what a sweep says in two or three sentences: what to use, and what is worth it."""
+    name, old = outcome.best.configuration.name, first.configuration.name
+    if outcome.is_gain:
+        more = outcome.best.cost.cpu_ms - first.cost.cpu_ms
+        size = (outcome.best.cost.index_bytes - first.cost.index_bytes) / _MEGA
+        said = (
+            f"Use {name}: on {outcome.measuring} questions that had no part in choosing it, it "
+            f"finds {_format_metric(outcome.difference, sign=True)} {measure} more than {old}, for "
+            f"{more:+.1f} CPU ms a query and {size:+.1f} MB of index."
+        )
+    elif outcome.best is first:
+        said = f"Keep {old}: nothing did better on the {outcome.choosing} questions that choose."
+    else:
+        few = warn_small_sample(outcome.measuring, "questions")
+        said = (
+            f"Keep {old}: {name} did best on the questions that choose, and on the "
+            f"{outcome.measuring} others the difference is {_format_metric(outcome.difference, sign=True)}"
+            + (f". {few}" if few else ", which does not lie above 0.")
+        )
+    single = [change for change in outcome.changes if len(change.axes) == 1]
+    worth = [_describe_change(change) for change in single if change.verdict == "gain"]
+    idle = sum(change.verdict == "not shown" for change in single)
+    worse = sum(change.verdict == "loss" for change in single)
+    if single:
+        said += " Worth it by itself: " + ("; ".join(worth) if worth else "no single change") + "."
+        said += f" Not shown to matter: {idle}; worse: {worse}." if idle or worse else ""
+    return said
+
+
+def _describe_change(change: SweepDelta) -> str:
+    axis = change.axes[0]
+    value = change.measured.configuration.choices[axis]
+    return f"{axis} {value} ({change.difference.value:+.3f} for {change.cpu_ms:+.1f} CPU ms)"
+
+
+def _add_leaderboard(outcome: SweepSummary, measure: str) -> Table:
+    rows = tuple(
+        (
+            one.configuration.name,
+            _format_metric(metric),
+            f"{one.cost.cpu_ms:.1f}",
+            f"{one.cost.p50_ms:.1f}",
+            f"{one.cost.p95_ms:.1f}",
+            f"{one.cost.index_bytes / _MEGA:.2f}",
+            f"{one.cost.passages:,}",
+            f"{one.cost.build_s:.1f}",
+            f"{one.cost.embedded:,}",
+            f"{one.cost.tokens:.0f}",
+        )
+        for one, metric in outcome.leaderboard
+    )
+    columns = ("configuration", measure, "CPU ms", "p50 ms", "p95 ms", "index MB", "passages")
+    return Table("best first", (*columns, "build s", "embedded", "model tokens a query"), rows)
+
+
+def _add_held_out(outcome: SweepSummary, first: SweepRow) -> Table:
+    rows = (
+        (outcome.best.configuration.name, _format_metric(outcome.held_out), ""),
+        (first.configuration.name, _format_metric(outcome.first_held_out), ""),
+        ("difference", _format_metric(outcome.difference, sign=True), f"{outcome.p:.4f}"),
+    )
+    return Table("with 95 % intervals", ("configuration", "value", "p"), rows)
+
+
+def _add_changes(outcome: SweepSummary) -> Table:
+    rows = tuple(
+        (
+            "; ".join(
+                f"{axis}: {change.measured.configuration.choices[axis]}" for axis in change.axes
+            ),
+            _format_metric(change.difference, sign=True),
+            f"{change.p:.4f}",
+            f"{change.cpu_ms:+.1f}",
+            f"{change.index_bytes / _MEGA:+.2f}",
+            change.verdict,
+        )
+        for change in outcome.changes
+    )
+    columns = ("change", "difference", "p", "CPU ms", "index MB", "verdict")
+    return Table("against the first configuration", columns, rows)
+
+
+def _format_metric(metric: Metric, *, sign: bool = False) -> str:
+    style = "+.4f" if sign else ".4f"
+    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

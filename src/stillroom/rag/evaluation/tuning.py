@@ -1,0 +1,350 @@
+"""Fusion tuning on judged queries with cross-validation.
+
+Each of five folds is measured by the setting that is best on the other four, so that no query helps
+to choose what it is measured with. That held-out value is what new queries may expect; the value of
+the best setting on the queries that chose it is not. Knows no files.
+
+Source: Stone 1974, "Cross-validatory Choice and Assessment of Statistical Predictions".
+
+Leaves ``report.json`` and ``report.html``, and ``retriever.json``: the retriever to use.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate import (
+    Metric,
+    Report,
+    Table,
+    bootstrap,
+    paired_difference,
+    warn_small_sample,
+)
+from stillroom.evaluate.metrics.retrieval import parse_measure, score_run
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.rag.evaluation.retrieval import Qrels, choose_unit, get_judged_id, get_query_id
+from stillroom.rag.evaluation.retrieval_job import RetrievalEvalPlan, read_judged_queries
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import DEFAULT_RETRIEVER, HybridRetriever, make_query
+from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.retrieval.ranking import Normalization, RankedRows
+from stillroom.rag.storage.snapshots import write_tuned_retriever
+
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "FusionTuningResult",
+    "cross_validate",
+    "list_fusion_settings",
+    "rank_names",
+    "tune_fusion",
+]
+
+
+_DEPTH = 100
+
+
+_SHOWN_SETTINGS = 10
+
+
+def tune_fusion(
+    plan: RetrievalEvalPlan,
+    out: Path,
+    *,
+    folds: int = 5,
+    is_written: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, Report, FusionTuningResult]:
+    """Choose on judged queries how keyword and dense lists are fused.
+
+    Args:
+        plan: The index and the judged queries; its first measure is what counts, and its ways what
+            is tried, where it names any.
+        out: The folder of the report.
+        folds: Into how many parts the queries are dealt.
+        is_written: Let the index be searched by what is chosen where nobody names a retriever.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If a file or the measure cannot be used, or the queries are too few.
+        RecipeError: If a way is none that fuses two lists.
+    """
+    parse_measure(plan.measures[0])
+    methods = {way: _describe_fusion(way) for way in plan.ways or list_fusion_settings()}
+    queries, qrels = read_judged_queries(plan)
+    job = Job.start(
+        out,
+        plan.to_text().replace("rag eval", "rag tune", 1) + f"folds: {folds}\n",
+        seed=plan.seed,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter,
+    )
+    try:
+        with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
+            passages = [index.passage_at(row) for row in range(len(index))]
+            unit, _ = choose_unit(passages, qrels)
+            names = [get_judged_id(passage, unit) for passage in passages]
+            legs = _search(index, queries, job)
+            runs = {
+                way: {
+                    query: rank_names(
+                        method.fuse(both),
+                        names,
+                        plan.depth,
+                        get_query_id(query, unit, qrels[query]),
+                    )
+                    for query, both in legs.items()
+                }
+                for way, method in methods.items()
+            }
+            tuned = cross_validate(
+                runs, qrels, measure=plan.measures[0], folds=folds, seed=plan.seed
+            )
+            report = _report(tuned, plan.measures[0], len(queries), len(index))
+            report.write(job.output)
+            chosen = methods[tuned.chosen].model_dump(mode="json")
+            with atomic_write(job.output / "retriever.json") as file:
+                file.write(json.dumps({"way": tuned.chosen, "retriever": chosen}, indent=1) + "\n")
+            artifact = job.finish(
+                "report",
+                parents=[
+                    make_parent("index", plan.index, job.out),
+                    Parent("queries", str(plan.queries), digest_file(plan.queries)),
+                    Parent("qrels", str(plan.qrels), digest_file(plan.qrels)),
+                ],
+                details={"index": index.digest, "unit": unit, **report.to_json()},
+            )
+            if is_written:
+                write_tuned_retriever(plan.index, tuned.chosen, chosen)
+            return artifact, report, tuned
+    finally:
+        job.close()
+
+
+def _describe_fusion(way: str) -> HybridRetriever:
+    parsed = parse_pipeline(way)
+    method = parsed.retriever
+    if not isinstance(method, HybridRetriever) or parsed.reranker or parsed.transform:
+        raise RecipeError(
+            f"{way} does not fuse a keyword and a dense list",
+            code="rag.not-a-fusion",
+            expected="hybrid or convex with settings, without transform or reranker",
+            next="compare other ways by 'stillroom rag eval'",
+        )
+    return method
+
+
+def _search(index: Index, queries: Mapping[str, str], job: Job) -> dict[str, list[RankedRows]]:
+    """Return the keyword and the dense list of every query."""
+    journal = job.journal("legs")
+    legs: dict[str, list[RankedRows]] = {}
+    with job.phase("search", len(queries), "queries") as progress:
+        for query, text in queries.items():
+            key = digest_json([query, text, _DEPTH, index.digest])
+            if key not in journal:
+                job.check_cancelled()
+                asked = make_query(text)
+                both = (index.search_keyword(asked, _DEPTH), index.search_dense(asked, _DEPTH))
+                journal.put(key, [list(map(list, leg)) for leg in both])
+            legs[query] = [[(int(row), float(s)) for row, s in leg] for leg in journal[key]]
+            progress.advance()
+    return legs
+
+
+def _explain_no_gain(tuned: FusionTuningResult) -> str:
+    """Return why nothing is gained: an interval that holds 0, or too few queries."""
+    few = warn_small_sample(tuned.difference.n, "queries").rstrip(".")
+    return f": {few}" if few else " and its interval does not lie above 0"
+
+
+def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int) -> Report:
+    said = (
+        f"Use {tuned.chosen}: on queries that had no part in choosing it gains "
+        f"{tuned.difference.value:+.4f} over the default."
+        if tuned.is_gain
+        else "Nothing is gained: on queries that had no part in choosing, the difference from the "
+        f"default is {tuned.difference.value:+.4f}{_explain_no_gain(tuned)}. Use {tuned.chosen}."
+    )
+    report = Report("Fusion", f"{queries} judged queries on {passages} passages. {said}")
+    report.add(tuned.held_out, is_headline=True)
+    for metric in (tuned.default, tuned.difference, tuned.seen):
+        report.add(metric)
+    rows = [
+        (what, f"{metric.value:.4f}", f"{metric.low:.4f}", f"{metric.high:.4f}")
+        for what, metric in (
+            ("default", tuned.default),
+            ("chosen fold by fold, on held-out queries", tuned.held_out),
+            ("held-out less default", tuned.difference),
+            (f"{tuned.best}, on the queries that chose it", tuned.seen),
+        )
+    ]
+    report.section(
+        "What may be expected",
+        "The last row is too high: its queries chose it.",
+        table=Table(
+            f"{measure} with 95 % intervals", ("what", "value", "low", "high"), tuple(rows)
+        ),
+    )
+    order = sorted(tuned.values, key=lambda way: -tuned.values[way])[:_SHOWN_SETTINGS]
+    report.section(
+        "Best on all queries",
+        "Differences of a hundredth mean little here. Chosen by fold: " + ", ".join(tuned.by_fold),
+        table=Table(
+            f"{measure} of {len(tuned.values)} settings, the best of them",
+            ("way", "value"),
+            tuple((way, f"{tuned.values[way]:.4f}") for way in order),
+        ),
+    )
+    return report
+
+
+DEFAULT_PIPELINE = DEFAULT_RETRIEVER
+
+
+_ALPHAS = tuple(step / 10 for step in range(11))
+
+
+_WEIGHTS = (0.5, 1.0, 2.0)
+
+
+_CONSTANTS = (10, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class FusionTuningResult:
+    """What tuning found.
+
+    ``held_out`` and ``difference`` (from the default) are of queries that had no part in choosing;
+    ``seen`` is the best setting's value on the queries that chose it, and too high. ``chosen`` is
+    what to use: the default, unless the interval of the difference lies above 0.
+    """
+
+    best: str
+    chosen: str
+    is_gain: bool
+    held_out: Metric
+    default: Metric
+    difference: Metric
+    seen: Metric
+    by_fold: tuple[str, ...]
+    values: Mapping[str, float]
+
+
+def list_fusion_settings() -> list[str]:
+    """Return the ways that are tried, the default first."""
+    ways = [DEFAULT_PIPELINE, "hybrid"]
+    ways += [
+        f"hybrid:rank_constant={constant},keyword_weight={keyword:g}"
+        for constant in _CONSTANTS
+        for keyword in _WEIGHTS
+        if (constant, keyword) != (60, 1.0)
+    ]
+    for normalization in get_args(Normalization):
+        ways += [
+            f"convex:alpha={alpha:g},normalization={normalization}"
+            for alpha in _ALPHAS
+            if (normalization, alpha) != ("minmax", 0.5)  # that is the default
+        ]
+    return ways
+
+
+def rank_names(
+    ranked: RankedRows, names: Sequence[str], depth: int, leave_out: str = ""
+) -> list[tuple[str, float]]:
+    """Return the names of ranked rows, each once where its best row stands; scores are places.
+
+    Args:
+        ranked: Rows, best first.
+        names: Of every row.
+        depth: How many names are kept.
+        leave_out: A name that is not counted as found.
+    """
+    found = dict.fromkeys(names[row] for row, _ in ranked)
+    kept = [name for name in found if name != leave_out][:depth]
+    return [(name, float(len(kept) - at)) for at, name in enumerate(kept)]
+
+
+def cross_validate(
+    runs: Mapping[str, Mapping[str, list[tuple[str, float]]]],
+    qrels: Qrels,
+    *,
+    measure: str = "ndcg@10",
+    folds: int = 5,
+    seed: int = 0,
+) -> FusionTuningResult:
+    """Choose a way on some queries and measure it on others, fold by fold.
+
+    Args:
+        runs: What each way finds, by query; the first way is the default.
+        qrels: What is relevant.
+        measure: What is made as high as can be.
+        folds: Into how many parts the queries are dealt; 2 or more.
+        seed: Of the dealing and of the intervals.
+
+    Raises:
+        DataError: If there are fewer queries than two a fold.
+    """
+    queries = list(qrels)
+    if len(queries) < 2 * folds:
+        raise DataError(
+            f"{len(queries)} judged queries are too few for {folds} folds",
+            code="rag.too-few-queries",
+            expected=f"at least {2 * folds}; some hundred to tell settings apart",
+            next="judge more queries, or give fewer --folds",
+        )
+    values = {way: score_run(run, qrels, (measure,))[measure] for way, run in runs.items()}
+    random.Random(seed).shuffle(queries)
+    own: dict[str, float] = {}
+    winners = []
+    for fold in range(folds):
+        held = set(queries[fold::folds])
+        best = _select_best(values, [query for query in queries if query not in held])
+        winners.append(best)
+        own.update({query: values[best][query] for query in held})
+    return _score_setting(values, list(qrels), own, tuple(winners), measure, seed)
+
+
+def _score_setting(
+    values: Mapping[str, Mapping[str, float]],
+    queries: Sequence[str],
+    own: Mapping[str, float],
+    winners: tuple[str, ...],
+    measure: str,
+    seed: int,
+) -> FusionTuningResult:
+    default = next(iter(values))
+    best = _select_best(values, queries)
+    ours = [own[query] for query in queries]
+    theirs = [values[default][query] for query in queries]
+    difference = paired_difference(ours, theirs, seed=seed, name=f"difference/{measure}")
+    is_gain = difference.side() > 0
+    seen = [values[best][query] for query in queries]
+    return FusionTuningResult(
+        best,
+        best if is_gain else default,
+        is_gain,
+        bootstrap(ours, seed=seed, name=f"held-out/{measure}"),
+        bootstrap(theirs, seed=seed, name=f"{default}/{measure}"),
+        difference,
+        bootstrap(seen, seed=seed, name=f"seen/{measure}"),
+        winners,
+        {way: sum(by.values()) / len(by) for way, by in values.items()},
+    )
+
+
+def _select_best(values: Mapping[str, Mapping[str, float]], queries: Sequence[str]) -> str:
+    """Return the way with the highest mean; of equals the one that is tried first."""
+    means = {way: sum(by[query] for query in queries) for way, by in values.items()}
+    return max(means, key=lambda way: means[way])

@@ -1,0 +1,1 @@
+"""Generation: prompts, cited and checked answers, and the semantic answer cache."""

@@ -1,0 +1,595 @@
+"""Citations in a streamed answer: parsing, validation, and groundedness by sentence.
+
+``[1]``, ``[1, 2]``, ``[1-3]``, ``[[1]]``, ``【1】`` and ``［1］`` become ``[1]`` or ``[1][2]``;
+numbers of no passage are taken out and counted. Text in backticks and in fenced code stays as it
+is. The parser works character by character, so that what comes out never depends on how the
+stream was cut.
+
+Nothing that an answer says is fetched: a document may have told the model to write a picture whose
+address carries what was asked. A space is put where Markdown would make a picture or a link
+(``](``, ``][``, a line's ``[x]:``) and where a tag begins that has attributes or runs
+(``<img src``, ``<script>``), so that every address stays text that a person can read; ``<div>``
+stays as it is.
+Code is exempt only where no renderer can take it for anything else: in a fence at the very
+beginning of a line, and between backticks that are closed on their line.
+
+Each finished sentence is held against the passages. One that the model left without a citation gets
+that of the passage which supports it; where none does, nothing is added and it is reported as
+unsupported. What no passage supports is marked as such, dropped, or makes the whole answer a
+refusal, as the caller chose. A sentence that was said before is left out: small models run in
+circles. What comes out never depends on how the stream was cut.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.interfaces import UnsupportedPolicy
+from stillroom.text.language import split_sentences
+
+__all__ = [
+    "CitationMark",
+    "CitationParser",
+    "CitationStream",
+    "CitedSentence",
+    "TextPiece",
+    "format_citations",
+]
+
+
+"""What is done with a sentence that no passage (or not the cited one) supports."""
+
+
+_SENTENCE_ENDS = frozenset(".!?。！？…")
+
+
+_MIN_REPEATED_WORDS = 3  # words; "Yes." may be said twice
+
+
+_CLOSING_CHARACTERS = "\"'”’»)]*_"
+
+
+@dataclass(frozen=True, slots=True)
+class CitedSentence:
+    """One sentence of an answer: where it stands, what it cites, and how well that bears it.
+
+    ``status`` is ``supported`` (a cited passage says it), ``unsupported`` (no passage says it),
+    ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``, as a
+    question is, or a sentence that only says again what was asked.
+    """
+
+    start: int
+    end: int
+    status: str
+    score: float
+    cited: tuple[int, ...]
+    added: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "status": self.status,
+            "score": round(self.score, 4),
+            "cited": list(self.cited),
+            "added": self.added,
+        }
+
+
+class CitationStream:
+    """Turns a model's stream into an answer; ``statements`` grow as sentences end."""
+
+    def __init__(
+        self,
+        evidence: SourceTexts,
+        shown: int,
+        *,
+        cite: bool = True,
+        unsupported: UnsupportedPolicy = "mark",
+    ) -> None:
+        """Check against ``evidence``, whose passages have the numbers 1 to ``shown``.
+
+        Args:
+            evidence: The passages that were shown.
+            shown: How many there are.
+            cite: Add the citation where the model left it out and a passage supports.
+            unsupported: ``mark`` tells of sentences without support in their status; ``drop``
+                leaves them out; ``refuse`` gives nothing at all if there is one.
+        """
+        self._evidence, self._cite, self._unsupported = evidence, cite, unsupported
+        self._parser = CitationParser(shown)
+        self._sentence = ""
+        self._space = ""
+        self._marks: dict[int, None] = {}
+        self._start = 0
+        self._out: list[str] = []
+        self._length = 0
+        self.statements: list[CitedSentence] = []
+        self.numbers: dict[int, None] = {}
+        """Every number that is cited, in order of appearance."""
+        self.dropped: list[tuple[str, CitedSentence]] = []
+        """Sentences that were left out, with what was found of them."""
+        self.repeats = 0
+        """How many sentences were left out since they had been said before."""
+        self._said: dict[str, None] = {}
+        self._held = 0, 0, dict[int, None]()
+        self._has_code = False
+        self._asked_again = 0
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the answer has to be a refusal: nothing that is left is supported.
+
+        Code is not checked, so that an answer of code alone is none.
+        """
+        if self._unsupported == "mark":
+            return False
+        if self.dropped and self._unsupported == "refuse":
+            return True
+        is_supported = any(one.status == "supported" for one in self.statements)
+        return not is_supported and not self._has_code
+
+    @property
+    def is_restated(self) -> bool:
+        """Whether the answer says nothing but what was asked.
+
+        Code is not checked, so that an answer of code alone is none such.
+        """
+        return bool(self._asked_again) and not (
+            self._has_code or any(one.status != "no-claim" for one in self.statements)
+        )
+
+    @property
+    def broken(self) -> int:
+        """How many pictures, links and tags have been made plain text."""
+        return self._parser.broken
+
+    @property
+    def removed(self) -> int:
+        """How many citations of passages that were never shown have been taken out."""
+        return self._parser.removed
+
+    def feed(self, text: str) -> str:
+        """Return what is certain of the answer after some more of the model's text."""
+        return self._compose(self._parser.feed(text))
+
+    def finish(self) -> str:
+        """Return the rest of the answer; white space at its end is dropped."""
+        self._compose(self._parser.finish(), give=False)
+        self._close()
+        self._space = ""
+        if self._unsupported == "refuse" and self.dropped:
+            self._out.clear()
+            self._length, self.statements, self.numbers = 0, [], {}
+        return self._give(is_last=True)
+
+    def _compose(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
+        for piece in pieces:
+            if isinstance(piece, CitationMark):
+                self._take_mark(piece)
+            elif piece.is_code:
+                self._take_code(piece.text)
+            else:
+                for character in piece.text:
+                    self._take(character)
+        return self._give() if give else ""
+
+    def _take(self, character: str) -> None:
+        if character.isspace():
+            if character == "\n" and self._sentence:
+                self._close()
+            if self._length or self._sentence:
+                self._space += character
+            return
+        if self._space and self._sentence and self._ends_before(character):
+            self._close()
+        if not self._sentence:
+            if not self._marks:
+                self._begin()
+            self._write(self._space if self._length else "")
+            self._start = self._length
+        else:
+            self._write(self._space)
+            self._sentence += self._space
+        self._space = ""
+        self._write(character)
+        self._sentence += character
+
+    def _ends_before(self, character: str) -> bool:
+        sentence = self._sentence.rstrip(_CLOSING_CHARACTERS)
+        if not sentence or sentence[-1] not in _SENTENCE_ENDS:
+            return False
+        text = f"{self._sentence}{self._space}{character}"
+        return len(split_sentences(text)) > 1
+
+    def _take_code(self, text: str) -> None:
+        self._close()
+        self._has_code = True
+        self._write((self._space if self._length else "") + text)
+        self._space = ""
+
+    def _take_mark(self, mark: CitationMark) -> None:
+        fresh = tuple(number for number in mark.numbers if number not in self._marks)
+        if not self._sentence:
+            if not self._marks:
+                self._begin()
+            self._start = self._length
+        self._marks.update(dict.fromkeys(fresh))
+        space = self._space + mark.space if self._length else ""
+        self._write(space + format_citations(fresh) if fresh else "")
+        self._space = ""
+        self.numbers.update(dict.fromkeys(fresh))
+
+    def _close(self) -> None:
+        """End the sentence: measure its support, and cite where the model did not."""
+        if not self._sentence and not self._marks:
+            return
+        plain = _normalize_text(self._sentence)
+        if plain in self._said:
+            self.repeats += 1
+            self._take_out()
+            return
+        if len(plain.split()) >= _MIN_REPEATED_WORDS:
+            self._said[plain] = None
+        statement = self._judge(self._sentence, tuple(self._marks))
+        if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
+            self._drop(statement)
+            return
+        if statement.added:
+            self._write(" " + format_citations(statement.cited))
+            self.numbers.update(dict.fromkeys(statement.cited))
+        self.statements.append(replace(statement, end=self._length))
+        self._sentence, self._marks = "", {}
+
+    def _begin(self) -> None:
+        """Remember what the answer is without the sentence that begins here."""
+        self._held = len(self._out), self._length, dict(self.numbers)
+
+    def _drop(self, statement: CitedSentence) -> None:
+        """Take the open sentence out again, with its citations."""
+        self.dropped.append((self._sentence, statement))
+        self._take_out()
+
+    def _take_out(self) -> None:
+        """Forget the open sentence and its citations."""
+        size, self._length, self.numbers = self._held
+        del self._out[size:]
+        self._sentence, self._marks = "", {}
+
+    def _judge(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
+        blank = CitedSentence(self._start, 0, "no-claim", 0.0, cited)
+        if sentence == ABSTENTION:
+            return blank
+        is_asking = sentence.rstrip(_CLOSING_CHARACTERS).endswith(("?", "？"))
+        if is_asking or not self._evidence.has_claim(sentence):
+            self._asked_again += self._evidence.is_restated(sentence)
+            return blank
+        if cited:
+            score = max(self._evidence.measure(sentence, number) for number in cited)
+            status = "supported" if score >= self._evidence.threshold else "unverified"
+            return replace(blank, status=status, score=score)
+        best = self._evidence.find(sentence)
+        if best.score < self._evidence.threshold:
+            return replace(blank, status="unsupported", score=best.score)
+        return CitedSentence(
+            self._start,
+            0,
+            "supported",
+            best.score,
+            (best.number,) if self._cite else (),
+            self._cite,
+        )
+
+    def _may_repeat(self) -> bool:
+        """Return whether the open sentence is, so far, what another one began with."""
+        plain = _normalize_text(self._sentence) if self._said else ""
+        return bool(plain) and any(one.startswith(plain) for one in self._said)
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._out.append(text)
+            self._length += len(text)
+
+    def _give(self, *, is_last: bool = False) -> str:
+        """Return what can no longer change; an open sentence may yet be taken out."""
+        if is_last or (self._unsupported == "mark" and not self._may_repeat()):
+            size = len(self._out)
+        elif self._unsupported == "refuse":
+            size = 0
+        elif self._unsupported == "mark":
+            size = self._held[0]
+        else:
+            size = self._held[0] if self._sentence or self._marks else len(self._out)
+        text = "".join(self._out[:size])
+        del self._out[:size]
+        self._held = max(self._held[0] - size, 0), *self._held[1:]
+        return text
+
+
+def _normalize_text(sentence: str) -> str:
+    return " ".join(sentence.casefold().split())
+
+
+_OPEN, _CLOSE = "[【［", "]】］"
+
+
+_INSIDE = frozenset("0123456789 ,;-–^")
+
+
+_MAX_MARK_LENGTH = 40
+
+
+_NUMBERS = re.compile(r"\^?\d{1,3}(?:\s*[,;\-–]\s*\^?\d{1,3}|\s+\d{1,3})*")
+
+
+_MIN_FENCE = 3
+
+
+_MAX_TAG_NAME_LENGTH = 32
+
+
+_ACTIVE_TAGS = frozenset(
+    "script style iframe object embed svg math template base form meta link noscript frame"  # noqa: SIM905
+    " frameset plaintext textarea title xmp video audio".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A piece of text; ``is_code`` where it stands in a fenced block."""
+
+    text: str
+    is_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CitationMark:
+    """The numbers of one citation, all of passages that were shown; ``space`` stood before it."""
+
+    numbers: tuple[int, ...]
+    space: str = ""
+
+
+def format_citations(numbers: tuple[int, ...]) -> str:
+    """Return the numbers as marks: ``[1][3]``."""
+    return "".join(f"[{number}]" for number in numbers)
+
+
+class CitationParser:
+    """Splits a stream into text and citation marks; ``removed`` counts unknown numbers."""
+
+    def __init__(self, shown: int) -> None:
+        """Accept the numbers 1 to ``shown``."""
+        self.shown = shown
+        self.removed = 0
+        self.broken = 0
+        """How many pictures, links and tags were made plain text."""
+        self._out: list[TextPiece | CitationMark] = []
+        self._held = ""
+        self._space = ""
+        self._is_gap = False
+        self._ticks = 0
+        self._fence = 0
+        self._inline = 0
+        self._at_line_start = True
+        self._column = 0
+        self._code = ""
+        self._is_open_fence = False
+        self._is_info = False
+        self._last = ""
+        self._tag = ""
+        self._is_definition = False
+
+    def feed(self, text: str) -> list[TextPiece | CitationMark]:
+        """Return what is certain after some more text."""
+        for character in text:
+            self._take(character)
+        return self._give()
+
+    def finish(self) -> list[TextPiece | CitationMark]:
+        """Return what was held back, as it is."""
+        self._end_ticks()
+        self._flush_code()
+        self._flush_held()
+        self._end_tag("")
+        if not self._is_gap:
+            self._flush_space()
+        return self._give()
+
+    def _take(self, character: str) -> None:
+        if self._is_gap:
+            self._is_gap = False
+            if character in " \t\n.,;:!?)":
+                self._space = ""
+        if character == "`" and not self._held and self._last != "\\":
+            self._flush_space()
+            self._ticks += 1
+            self._is_info = False
+            if self._inline:
+                self._code += character
+            else:
+                self._emit(character)
+            return
+        self._end_ticks()
+        if self._fence or self._inline:
+            self._take_code(character)
+        elif self._held:
+            self._take_held(character)
+        elif character in _OPEN:
+            self._held = character
+            self._is_definition = self._at_line_start
+        elif character in " \t":
+            self._space += character
+        else:
+            self._take_text(character)
+
+    def _take_code(self, character: str) -> None:
+        if self._inline:
+            self._code += character
+            if character == "\n":
+                self._flush_code()
+        elif self._is_open_fence:
+            self._emit(character)
+        else:
+            self._guard(character)
+            if self._is_info and character == "\n":
+                self._is_open_fence, self._is_info = True, False
+        self._at_line_start = character == "\n" or (self._at_line_start and character in " \t")
+
+    def _take_text(self, character: str) -> None:
+        self._flush_space()
+        self._guard(character)
+        self._at_line_start = character == "\n"
+
+    def _take_held(self, character: str) -> None:
+        held = self._held + character
+        if len(held) == 2 and character in _OPEN:
+            self._held = held
+            return
+        depth = 2 if held[1] in _OPEN else 1
+        closed = sum(one in _CLOSE for one in held)
+        if len(held) > _MAX_MARK_LENGTH or not (character in _INSIDE or character in _CLOSE):
+            self._flush_held()
+            self._take(character)
+            return
+        self._held = held
+        if closed and character not in _CLOSE:
+            self._held = held[:-1]
+            self._flush_held()
+            self._take(character)
+        elif closed == depth:
+            self._close(held[depth:-depth])
+
+    def _close(self, inside: str) -> None:
+        inside = inside.strip()
+        if not _NUMBERS.fullmatch(inside):
+            self._flush_held()
+            return
+        asked = _expand_ranges(inside)
+        known = tuple(number for number in asked if 1 <= number <= self.shown)
+        self.removed += len(asked) - len(known)
+        self._held = ""
+        self._end_tag("[")
+        if known:
+            self._out.append(CitationMark(known, self._space))
+            self._space, self._last = "", "]"
+        else:
+            self._is_gap = True
+        self._at_line_start = False
+
+    def _end_ticks(self) -> None:
+        """Decide what a run of backticks was: the border of a fence, of inline code, or neither."""
+        ticks, self._ticks = self._ticks, 0
+        if not ticks:
+            return
+        if self._fence:
+            if ticks >= self._fence and self._at_line_start:
+                self._fence, self._is_open_fence = 0, False
+        elif self._inline:
+            if ticks == self._inline:
+                code, self._code, self._inline = self._code, "", 0
+                self._emit(code)
+        elif ticks >= _MIN_FENCE and self._at_line_start:
+            self._fence = ticks
+            self._is_info = self._column == ticks
+        elif ticks < _MIN_FENCE:
+            self._inline = ticks
+        self._at_line_start = False
+
+    def _flush_held(self) -> None:
+        if self._held:
+            self._flush_space()
+            held, self._held = self._held, ""
+            self._guard(held)
+            self._at_line_start = False
+
+    def _flush_code(self) -> None:
+        """Give what stands after a backtick that nothing on its line closed: plain text."""
+        code, self._code, self._inline = self._code, "", 0
+        self._guard(code)
+
+    def _guard(self, text: str) -> None:
+        """Emit text with a space wherever Markdown would make more of it than text."""
+        for character in text:
+            if self._tag and len(self._tag) < _MAX_TAG_NAME_LENGTH and _is_tag_name(character):
+                self._tag += character
+                continue
+            self._end_tag(character)
+            if character == "<":
+                self._tag = character
+                continue
+            if self._is_link(character):
+                self.broken += 1
+                self._emit(" ")
+            self._emit(character)
+
+    def _is_link(self, character: str) -> bool:
+        if self._last != "]":
+            return False
+        return character in "([" or (character == ":" and self._is_definition)
+
+    def _end_tag(self, following: str) -> None:
+        """Give what may be the beginning of a tag, broken if it is one that does anything."""
+        tag, self._tag = self._tag, ""
+        if tag and _is_active_tag(tag, following):
+            self.broken += 1
+            tag = f"< {tag[1:]}"
+        self._emit(tag)
+
+    def _flush_space(self) -> None:
+        self._emit(self._space)
+        self._space = ""
+
+    def _emit(self, text: str) -> None:
+        if not text:
+            return
+        if self._tag:
+            self._end_tag(text[0])
+        self._last = text[-1]
+        line = text.rpartition("\n")
+        self._column = len(line[2]) + (0 if line[1] else self._column)
+        is_code = bool(self._fence)
+        last = self._out[-1] if self._out else None
+        if isinstance(last, TextPiece) and last.is_code == is_code:
+            self._out[-1] = TextPiece(last.text + text, is_code)
+        else:
+            self._out.append(TextPiece(text, is_code))
+
+    def _give(self) -> list[TextPiece | CitationMark]:
+        out, self._out = self._out, []
+        return out
+
+
+def _is_tag_name(character: str) -> bool:
+    return character.isalnum() or character in "-/!?"
+
+
+def _is_active_tag(tag: str, following: str) -> bool:
+    """Return whether a tag, up to its name, loads, runs, or hides what comes after it."""
+    if tag[1:2] in {"!", "?"}:
+        return True
+    name = tag[1:].strip("/").casefold()
+    if not name[:1].isalpha():
+        return False
+    return (
+        name in _ACTIVE_TAGS
+        or "/" in name
+        or following.isspace()
+        or len(tag) >= _MAX_TAG_NAME_LENGTH
+    )
+
+
+def _expand_ranges(inside: str) -> tuple[int, ...]:
+    """Return the numbers that a citation names, ranges written out, each once."""
+    found: dict[int, None] = {}
+    for part in re.split(r"\s*[,;]\s*|(?<![\-–\s])\s+(?![\-–\s])", inside.replace("^", "")):
+        ends = [int(number) for number in re.findall(r"\d+", part)]
+        if len(ends) == 2 and re.search(r"[\-–]", part) and 0 <= ends[1] - ends[0] < 20:
+            ends = list(range(ends[0], ends[1] + 1))
+        found.update(dict.fromkeys(ends))
+    return tuple(found)

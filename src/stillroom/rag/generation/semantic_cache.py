@@ -1,0 +1,304 @@
+"""Semantic cache: stored answers for questions that ask the same.
+
+Two gates. A question whose normalized text was asked before is served. Another is served only if
+its vector is near (cosine 0.95 or more) *and* its content words, numbers and negations are the
+same, in the same order: cosine alone cannot tell "enable" from "disable", 2022 from 2023, or who
+bites whom. What the second gate lets through is inflection, stop words and punctuation.
+
+An answer is kept under everything it depends on: the index's state, who may read it, the model, the
+prompt and every setting. It is served only while every passage it was written from is still in the
+index, word for word. Hits say that they are hits. The file holds questions, answers and passages in
+the clear: keep it where the documents may lie.
+
+Source: Bang 2023, "GPTCache", doi:10.18653/v1/2023.nlposs-1.24 (the idea). Differs: the second
+gate; and an entry dies with its sources.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import threading
+import unicodedata
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.jobs.files import open_shared_database
+from stillroom.provenance import digest_json
+from stillroom.rag.generation.grounding import extract_numbers, is_negated
+from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.rag.index.searcher import Index
+
+__all__ = ["SEMANTIC_VERSION", "SemanticCache", "build_cache_scope"]
+
+SEMANTIC_VERSION = 1
+_MIN_SIMILARITY = 0.95
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  scope TEXT NOT NULL, text TEXT NOT NULL, gate TEXT NOT NULL,
+  question TEXT NOT NULL, vector BLOB NOT NULL, answer TEXT NOT NULL, used INTEGER NOT NULL,
+  UNIQUE(scope, text)
+);
+CREATE INDEX IF NOT EXISTS by_gate ON answers(scope, gate);
+"""
+_SPACE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class _QuestionKey:
+    """What a question is compared by."""
+
+    text: str
+    gate: str
+
+
+class SemanticCache:
+    """Answers by question, in memory or in one SQLite file; safe for several threads.
+
+    ``hits`` and ``misses`` count since it was opened.
+    """
+
+    def __init__(self, path: Path | None = None, *, capacity: int = 10_000) -> None:
+        """Open a cache.
+
+        Args:
+            path: The file; made if there is none. Without one, answers are kept in memory.
+            capacity: How many answers are kept at most; the longest unused go first.
+
+        Raises:
+            DataError: If the file is no cache of this version, or the capacity is below 1.
+        """
+        if capacity < 1:
+            raise _make_unusable_error(
+                f"a capacity of {capacity}", "1 or more answers", "raise capacity"
+            )
+        self.capacity = capacity
+        self.hits = self.misses = 0
+        self._lock = threading.Lock()
+        try:
+            self._database = open_shared_database(path or ":memory:", wait_s=10)
+            with ExitStack() as undo:  # a file of another kind or version is let go of
+                undo.callback(self._database.close)
+                self._prepare()
+                undo.pop_all()
+        except sqlite3.DatabaseError as error:
+            raise _make_unusable_error(
+                f"{path} cannot be used: {error}",
+                "a semantic cache of this version, or a path where nothing lies yet",
+                "give another path",
+            ) from error
+
+    def _prepare(self) -> None:
+        with self._lock:
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and version != SEMANTIC_VERSION:
+                raise sqlite3.DatabaseError(f"its version is {version}, not {SEMANTIC_VERSION}")
+            self._database.executescript(_SCHEMA)
+            self._database.execute(f"PRAGMA user_version={SEMANTIC_VERSION}")
+
+    def __len__(self) -> int:
+        """Return how many answers are kept."""
+        with self._lock:
+            return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def find(self, index: Index, scope: str, question: str) -> Answer | None:
+        """Return the answer that is kept for a question, or None.
+
+        Args:
+            index: What would be searched; every passage of the answer must still be in it.
+            scope: Everything else that the answer depends on, as ``build_cache_scope`` gives it.
+            question: What is asked.
+        """
+        key = _build_key(question, index)
+        row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
+        if row is None and key.gate:
+            row, cosine = self._find_near(index, scope, key, question)
+            kind = "near"
+        answer = None if row is None else _decode_answer(row[1])
+        if row is None or answer is None or not _is_current(answer, index):
+            if row is not None:
+                self._forget(row[0])
+            self.misses += 1
+            return None
+        self._touch(row[0])
+        self.hits += 1
+        cached = {"kind": kind, "cosine": round(cosine, 4), "question": row[2]}
+        return replace(answer, details={**answer.details, "cached": cached})
+
+    def keep(self, index: Index, scope: str, question: str, answer: Answer) -> None:
+        """Keep an answer; one without passages behind it, or that was broken off, is not kept."""
+        if answer.completion.finish_reason != "stop" or not answer.hits:
+            return
+        key = _build_key(question, index)
+        vector = np.asarray(index.embed_query(_make_query(question)), dtype="<f4").tobytes()
+        values = (scope, key.text, key.gate, question, vector, _encode_answer(answer))
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            (last,) = self._database.execute(
+                "SELECT coalesce(max(used), 0) FROM answers"
+            ).fetchone()
+            self._database.execute(
+                "INSERT OR REPLACE INTO answers(scope, text, gate, question, vector, answer, used)"
+                " VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (*values, last + 1),
+            )
+            self._database.execute(
+                "DELETE FROM answers WHERE id NOT IN"
+                " (SELECT id FROM answers ORDER BY used DESC, id DESC LIMIT ?)",
+                (self.capacity,),
+            )
+            self._database.execute("COMMIT")
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        with self._lock:
+            self._database.execute("DELETE FROM answers")
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        with self._lock:
+            self._database.close()
+
+    def _find_exact(self, scope: str, text: str) -> tuple[int, str, str] | None:
+        with self._lock:
+            row: tuple[int, str, str] | None = self._database.execute(
+                "SELECT id, answer, question FROM answers WHERE scope = ? AND text = ?",
+                (scope, text),
+            ).fetchone()
+        return row
+
+    def _find_near(
+        self, index: Index, scope: str, key: _QuestionKey, question: str
+    ) -> tuple[tuple[int, str, str] | None, float]:
+        """Return the nearest row of the same words that is near enough, and its cosine."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT id, answer, question, vector FROM answers WHERE scope = ? AND gate = ?"
+                " ORDER BY id",
+                (scope, key.gate),
+            ).fetchall()
+        if not rows:
+            return None, 0.0
+        vector: NDArray[np.float32] = index.embed_query(_make_query(question))
+        kept = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
+        likeness = kept @ vector
+        best = int(likeness.argmax())
+        if likeness[best] < _MIN_SIMILARITY:
+            return None, float(likeness[best])
+        return rows[best][:3], float(likeness[best])
+
+    def _touch(self, row: int) -> None:
+        with self._lock:
+            self._database.execute(
+                "UPDATE answers SET used = (SELECT max(used) + 1 FROM answers) WHERE id = ?", (row,)
+            )
+
+    def _forget(self, row: int) -> None:
+        with self._lock:
+            self._database.execute("DELETE FROM answers WHERE id = ?", (row,))
+
+
+def build_cache_scope(**parts: Any) -> str:
+    """Return the digest of everything but the question that an answer depends on."""
+    return digest_json(parts)
+
+
+def _build_key(question: str, index: Index) -> _QuestionKey:
+    """Return the normalized text; and in one digest what must be the same in words."""
+    text = _SPACE.sub(" ", unicodedata.normalize("NFC", question)).strip().casefold()
+    terms = list(index.analyzer.content_terms(question))
+    if not terms:
+        return _QuestionKey(text, "")
+    gate = digest_json([terms, sorted(extract_numbers(question)), is_negated(question)])
+    return _QuestionKey(text, gate)
+
+
+def _make_query(question: str) -> Any:
+    from stillroom.rag.interfaces import Query
+
+    return Query(question)
+
+
+def _is_current(answer: Answer, index: Index) -> bool:
+    """Return whether every passage of an answer is in the index as it was read."""
+    return all(_is_passage_current(hit.passage, index) for hit in answer.hits)
+
+
+def _is_passage_current(passage: Passage, index: Index) -> bool:
+    try:
+        document = index.document(passage.document_id)
+    except DataError:
+        return False
+    return document.text[passage.start : passage.end] == passage.text
+
+
+def _encode_answer(answer: Answer) -> str:
+    return json.dumps(
+        {
+            "completion": answer.completion.to_json(),
+            "citations": [
+                {
+                    "number": one.number,
+                    "passage_id": one.passage_id,
+                    "location": _encode_location(one.location),
+                    "text": one.text,
+                }
+                for one in answer.citations
+            ],
+            "hits": [
+                {"passage": hit.passage.to_json(), "score": hit.score, "rank": hit.rank}
+                for hit in answer.hits
+            ],
+            "details": dict(answer.details),
+        },
+        ensure_ascii=False,
+    )
+
+
+def _decode_answer(text: str) -> Answer | None:
+    try:
+        data = json.loads(text)
+        citations = tuple(
+            Citation(
+                one["number"],
+                one["passage_id"],
+                Location(**{**one["location"], "pages": tuple(one["location"]["pages"])}),
+                one["text"],
+            )
+            for one in data["citations"]
+        )
+        hits = tuple(
+            Hit(Passage.from_json(one["passage"]), one["score"], one["rank"])
+            for one in data["hits"]
+        )
+        return Answer(Completion.from_json(data["completion"]), citations, hits, data["details"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _encode_location(place: Location) -> dict[str, Any]:
+    return {
+        "path": place.path,
+        "digest": place.digest,
+        "byte_start": place.byte_start,
+        "byte_end": place.byte_end,
+        "pages": list(place.pages),
+        "label": place.label,
+        "is_exact": place.is_exact,
+    }
+
+
+def _make_unusable_error(what: str, expected: str, next_step: str) -> DataError:
+    return DataError(what, code="rag.semantic-cache", expected=expected, next=next_step)

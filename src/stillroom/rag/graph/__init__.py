@@ -1,0 +1,1 @@
+"""Knowledge graphs and summary trees derived from an index."""

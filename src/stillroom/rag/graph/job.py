@@ -1,0 +1,514 @@
+"""Job that builds a knowledge graph, and its cost estimate.
+
+Only texts that no earlier graph at the same place holds are extracted anew; everything after that
+follows from the extractions of the passages that are there now. So a passage that was deleted
+leaves nothing behind, and a graph that is brought up to date has the bytes of one made from
+scratch. What a model writes is kept call by call: a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.jobs import Job, Reporter
+from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, digest_json, make_parent
+from stillroom.rag.graph.communities import find_communities, write_reports
+from stillroom.rag.graph.entities import (
+    ResolvedEntities,
+    describe_entities,
+    drop_isolated_nodes,
+    relate_entities,
+    resolve_entities,
+)
+from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
+from stillroom.rag.graph.reuse import (
+    CachedTextGenerator,
+    IncrementalEmbedder,
+    PreviousGraph,
+    open_previous_graph,
+)
+from stillroom.rag.graph.types import (
+    COMMUNITIES,
+    EDGE_VECTORS,
+    EDGES,
+    ENTITIES,
+    ENTITY_VECTORS,
+    EXTRACTIONS,
+    GENERATED_TEXTS,
+    REPORT_VECTORS,
+    SOURCES,
+    Community,
+    Entity,
+    GraphDescription,
+    GraphEdge,
+    SourcePassage,
+    read_rows,
+    write_graph_description,
+    write_rows,
+    write_vectors,
+)
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.index.view import AccessContext
+from stillroom.rag.interfaces import EntityExtractor, PassageExtraction
+from stillroom.rag.model_calls import CallCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stillroom.models import TextModel
+    from stillroom.records import Completion, Passage, Prompt, Sampling
+
+__all__ = [
+    "GraphCost",
+    "GraphPlan",
+    "build_graph",
+    "describe_access",
+    "estimate_graph",
+    "open_plan_model",
+]
+
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """What a graph is made from and how; ``model`` is what is asked, by reference, empty for none.
+
+    ``reports`` says whether the model also writes the community reports; ``same_name`` is the
+    cosine from which two names are one entity, 0 for none; ``community_size`` and ``resolution``
+    are Leiden's; ``access`` says by whom an index with tenants is read: only what they may see is
+    in the graph.
+    """
+
+    index: Path
+    extractor: EntityExtractor
+    model: str = ""
+    reports: bool = True
+    same_name: float = 0.0
+    community_size: int = 10
+    resolution: float = 1.0
+    seed: int = 0
+    access: AccessContext | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes the graph beside the index and the model."""
+        return {
+            "extractor": self.extractor.model_dump(mode="json"),
+            "reports": self.reports,
+            "same_name": self.same_name,
+            "community_size": self.community_size,
+            "resolution": self.resolution,
+            "seed": self.seed,
+            **describe_access(self.access),
+        }
+
+    def to_text(self) -> str:
+        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        lines = ["# stillroom rag graph", f"index: {json.dumps(str(self.index))}"]
+        lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
+        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
+        return "\n".join(lines) + "\n"
+
+
+def build_graph(
+    plan: GraphPlan,
+    out: Path,
+    *,
+    model: TextModel | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, GraphDescription]:
+    """Make the graph of an index, or bring the one at ``out`` up to date.
+
+    Args:
+        plan: From what and how.
+        out: The folder of the graph.
+        model: What is asked in place of the one that the plan names; its owner closes it.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace the graph at ``out``; what has not changed is taken over from it.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If nothing is found in the passages, or the extractor needs a model and has none.
+        Cancelled: If the user stopped it; ``resume`` goes on.
+    """
+    job = Job.start(
+        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
+    )
+    try:
+        with (
+            job.interruptible(),
+            Index.open(plan.index, access=plan.access) as index,
+            open_plan_model(plan.model, model) as asked,
+        ):
+            return _GraphBuilder(plan, job, index, asked).run()
+    finally:
+        job.close()
+
+
+class _GraphBuilder:
+    """One build, step by step."""
+
+    def __init__(self, plan: GraphPlan, job: Job, index: Index, model: TextModel | None) -> None:
+        self.plan, self.job, self.index, self.model = plan, job, index, model
+        self.previous: PreviousGraph = open_previous_graph(job)
+        self.writer: CachedTextGenerator | None = None
+        self.counts: Counter[str] = Counter()
+        self.vectors = IncrementalEmbedder(index.embedder, self.previous, job)
+        self.rows: list[int] = []
+        """The index row of each source."""
+        self.fresh = 0
+
+    def run(self) -> tuple[Artifact, GraphDescription]:
+        if self.model is not None:
+            path = self.job.scratch / "completions.sqlite"
+            self.writer = CachedTextGenerator(self.model, path, self.previous.written)
+        try:
+            return self._run()
+        finally:
+            if self.writer is not None:
+                self.writer.close()
+
+    def _run(self) -> tuple[Artifact, GraphDescription]:
+        sources = self._list_sources()
+        kept = self._extract(sources)
+        extractions = [kept[source.key] for source in sources]
+        for one in kept.values():
+            self.counts.update({f"dropped_{why}": count for why, count in one.dropped.items()})
+        resolved, edges = self._assemble(sources, extractions)
+        entities = self._describe(resolved)
+        communities = self._report(entities, edges)
+        vectors = self._embed(entities, edges, communities)
+        description = self._write(sources, kept, entities, edges, communities, vectors)
+        return self._finish(description), description
+
+    def _list_sources(self) -> list[SourcePassage]:
+        """Return the passages by path and place, whatever order the index holds them in."""
+        mark = self.plan.extractor.fingerprint(self.model)
+        found = []
+        for row in range(len(self.index)):
+            one = self.index.passage_at(row)
+            key = digest_json([mark, one.text, one.language])[:32]
+            place = (one.location.path, one.start, one.end, one.id)
+            found.append((place, row, SourcePassage(one.id, one.document_id, key)))
+        found.sort(key=lambda item: item[0])
+        self.rows = [row for _, row, _ in found]
+        return [source for _, _, source in found]
+
+    def _passage(self, source: int) -> Passage:
+        return self.index.passage_at(self.rows[source])
+
+    def _extract(self, sources: Sequence[SourcePassage]) -> dict[str, PassageExtraction]:
+        """Return the extraction of every text by key, taking over what there is."""
+        wanted: dict[str, int] = {}
+        for row, source in enumerate(sources):
+            wanted.setdefault(source.key, row)
+        journal = self.job.journal("extractions")
+        found = {key: one for key in wanted if (one := self.previous.extractions.get(key))}
+        for key in wanted:
+            if key not in found and key in journal:
+                found[key] = journal[key]
+        missing = [key for key in wanted if key not in found]
+        self.fresh = len(missing)
+        asked = self.writer.model if self.writer is not None else self.model
+        with self.job.phase("extract", len(missing), "passages") as progress:
+            for start in range(0, len(missing), _BATCH):
+                batch = missing[start : start + _BATCH]
+                given = self.plan.extractor.extract(
+                    [self._passage(wanted[key]) for key in batch],
+                    asked,
+                    is_cancelled=self.job.is_cancelled,
+                )
+                for key, one in zip(batch, given, strict=False):
+                    found[key] = one.to_json()
+                    journal.put(key, found[key])
+                    progress.advance()
+                self.job.check_cancelled()
+        return {key: PassageExtraction.from_json(found[key]) for key in wanted}
+
+    def _assemble(
+        self, sources: Sequence[SourcePassage], extractions: Sequence[PassageExtraction]
+    ) -> tuple[ResolvedEntities, list[GraphEdge]]:
+        plan = self.plan
+        resolved = resolve_entities(
+            sources,
+            extractions,
+            min_count=plan.extractor.min_count,
+            embed=self.vectors if plan.same_name > 0 else None,
+            similarity=plan.same_name,
+        )
+        edges = relate_entities(extractions, resolved, plan.extractor)
+        if plan.extractor.reach:
+            resolved, edges = drop_isolated_nodes(resolved, edges)
+        if not resolved.entities:
+            mentions = sum(len(one.mentions) for one in extractions)
+            raise DataError(
+                f"no entity was found in {len(sources)} passages "
+                f"({mentions} mentions; {_report(self.counts) or 'nothing dropped'})",
+                code="rag.no-entities",
+                where=str(plan.index),
+                expected="at least one entity that enough passages mention and relate",
+                next="lower the extractor's min_count (--extractor noun_phrases:min_count=1), or "
+                "use a larger --model",
+            )
+        return resolved, edges
+
+    def _describe(self, resolved: ResolvedEntities) -> list[Entity]:
+        with self.job.phase("describe", len(resolved.entities), "entities") as progress:
+            texts = describe_entities(resolved, self.writer, self.job.is_cancelled)
+            self.job.check_cancelled()
+            progress.advance(len(texts))
+        return [
+            replace(entity, description=text)
+            for entity, text in zip(resolved.entities, texts, strict=True)
+        ]
+
+    def _report(self, entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> list[Community]:
+        groups = find_communities(
+            entities,
+            edges,
+            max_size=self.plan.community_size,
+            resolution=self.plan.resolution,
+            seed=self.plan.seed,
+        )
+        writer = self.writer if self.plan.reports else None
+        with self.job.phase("report", len(groups), "communities") as progress:
+            communities, unread = write_reports(
+                groups,
+                entities,
+                edges,
+                lambda source: self._passage(source).text,
+                writer,
+                is_cancelled=self.job.is_cancelled,
+            )
+            self.job.check_cancelled()
+            progress.advance(len(groups))
+        if writer is not None:
+            self.counts["reports_unread"] = unread
+        return communities
+
+    def _embed(
+        self,
+        entities: Sequence[Entity],
+        edges: Sequence[GraphEdge],
+        communities: Sequence[Community],
+    ) -> list[NDArray[np.float32]]:
+        """Return the vectors of entities, edges (none where none is described) and reports."""
+        told = [one for one in edges if one.description or one.keywords]
+        texts = [
+            [one.text for one in entities],
+            [_format_edge(one, entities) for one in edges] if told else [],
+            [one.report.text or one.id for one in communities],
+        ]
+        with self.job.phase("embed", sum(map(len, texts)), "texts") as progress:
+            return [self.vectors(some, progress.advance) for some in texts]
+
+    def _write(
+        self,
+        sources: Sequence[SourcePassage],
+        kept: Mapping[str, PassageExtraction],
+        entities: Sequence[Entity],
+        edges: Sequence[GraphEdge],
+        communities: Sequence[Community],
+        vectors: Sequence[NDArray[np.float32]],
+    ) -> GraphDescription:
+        folder = self.job.output
+        written = self.writer.used if self.writer is not None else {}
+        write_rows(folder / SOURCES, (one.to_json() for one in sources))
+        write_rows(folder / EXTRACTIONS, ([key, kept[key].to_json()] for key in sorted(kept)))
+        write_rows(folder / ENTITIES, (one.to_json() for one in entities))
+        write_rows(folder / EDGES, (one.to_json() for one in edges))
+        write_rows(folder / COMMUNITIES, (one.to_json() for one in communities))
+        write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
+        names = (ENTITY_VECTORS, EDGE_VECTORS, REPORT_VECTORS)
+        for name, some in zip(names, vectors, strict=True):
+            write_vectors(folder / name, some)
+        return write_graph_description(
+            folder,
+            "graph",
+            index=self.index.digest,
+            settings={
+                **self.plan.settings(),
+                "model": self.model.fingerprint if self.model is not None else "",
+            },
+            embedder=self.index.embedder.fingerprint,
+            counts={
+                "passages": len(sources),
+                "entities": len(entities),
+                "edges": len(edges),
+                "communities": len(communities),
+                "levels": len({one.level for one in communities}),
+                **dict(sorted(self.counts.items())),
+            },
+        )
+
+    def _finish(self, description: GraphDescription) -> Artifact:
+        parents = [make_parent("index", self.plan.index, self.job.out)]
+        if self.model is not None:
+            name = self.plan.model or self.model.name
+            parents.append(Parent("model", name, self.model.fingerprint, "checkpoint"))
+        return self.job.finish(
+            "index",
+            parents=parents,
+            origin={"kind": "synthetic"} if self.model is not None else {},
+            details={
+                "made": "graph",
+                **description.counts,
+                "extracted": self.fresh,
+                "asked": self.writer.asked if self.writer is not None else 0,
+                "embedded": self.vectors.embedded,
+                "index": description.index,
+                "graph": description.digest,
+            },
+        )
+
+
+def _format_edge(edge: GraphEdge, entities: Sequence[Entity]) -> str:
+    names = f"{entities[edge.source].name}, {entities[edge.target].name}"
+    return "\n".join(part for part in (", ".join(edge.keywords), names, edge.description) if part)
+
+
+def _report(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{name.removeprefix('dropped_')} {count}" for name, count in sorted(counts.items())
+    )
+
+
+def describe_access(access: AccessContext | None) -> dict[str, Any]:
+    """Return by whom an index is read, for settings; nothing where it has no tenants."""
+    if access is None:
+        return {}
+    return {"tenant": access.tenant, "principals": sorted(access.principals)}
+
+
+@contextmanager
+def open_plan_model(name: str, model: TextModel | None) -> Iterator[TextModel | None]:
+    """Yield the model that is given, or the one of a name, which is closed afterwards."""
+    if model is not None or not name:
+        yield model
+        return
+    from stillroom.models import open_text_model
+
+    own = open_text_model(name)
+    try:
+        yield own
+    finally:
+        own.close()
+
+
+_SAMPLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCost:
+    """What extraction will take. ``passages`` are those that no graph at the place knows yet.
+
+    Tokens are those of prompts and of answers; ``seconds`` is what the sample took, scaled. Reports
+    and summaries come on top: one call for each community, and for each entity that many passages
+    describe, which is not known before extraction.
+    """
+
+    passages: int
+    known: int
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    sampled: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return the estimate as one or two lines for people."""
+        first = f"{self.passages} passages to read, {self.known} known already"
+        if not self.calls:
+            return f"{first}; no model is asked; about {self.seconds:.0f} s"
+        return (
+            f"{first}\n{self.calls} calls of a model to find entities, about "
+            f"{self.prompt_tokens} tokens to read and {self.completion_tokens} to write, about "
+            f"{self.seconds:.0f} s (from {self.sampled} passages that were asked); "
+            "reports and summaries come on top, one call each"
+        )
+
+
+def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None) -> GraphCost:
+    """Return what bringing the graph at ``out`` up to date will take.
+
+    A few passages, evenly chosen, are really extracted to time it; nothing is kept of that.
+
+    Raises:
+        DataError: If the extractor needs a model and has none.
+    """
+    with (
+        Index.open(plan.index, access=plan.access) as index,
+        open_plan_model(plan.model, model) as asked,
+    ):
+        known = _list_known_passages(out)
+        mark = plan.extractor.fingerprint(asked)
+        rows: dict[str, int] = {}
+        for row in range(len(index)):
+            passage = index.passage_at(row)
+            rows.setdefault(digest_json([mark, passage.text, passage.language])[:32], row)
+        missing = [row for key, row in rows.items() if key not in known]
+        step = max(len(missing) // _SAMPLE, 1)
+        sample = [index.passage_at(row) for row in missing[::step][:_SAMPLE]]
+        meter = _TokenCounter(asked) if asked is not None else None
+        begun = time.perf_counter()
+        for passage in sample:
+            plan.extractor.extract([passage], meter)
+        share = len(missing) / max(len(sample), 1)
+        return GraphCost(
+            len(missing),
+            len(rows) - len(missing),
+            round((meter.calls if meter else 0) * share),
+            round((meter.prompt_tokens if meter else 0) * share),
+            round((meter.completion_tokens if meter else 0) * share),
+            round((time.perf_counter() - begun) * share, 1),
+            len(sample),
+        )
+
+
+def _list_known_passages(out: Path) -> set[str]:
+    if not (out / ARTIFACT_FILE).is_file():
+        return set()
+    graph = KnowledgeGraph.open(out)
+    return {key for key, _ in read_rows(graph.folder / EXTRACTIONS)}
+
+
+class _TokenCounter(CallCounter):
+    """A Meter that counts tokens too."""
+
+    def __init__(self, model: TextModel) -> None:
+        super().__init__(model)
+        self.prompt_tokens = self.completion_tokens = 0
+
+    @override
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        done = super().generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
+        self.prompt_tokens += sum(one.prompt_tokens for one in done)
+        self.completion_tokens += sum(one.completion_tokens for one in done)
+        return done

@@ -1,0 +1,1 @@
+"""The open index: search, access control, and recall of approximate search."""

@@ -1,0 +1,1 @@
+"""Ingestion: discover, parse, chunk, contextualize and embed documents."""

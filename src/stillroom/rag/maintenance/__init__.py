@@ -1,0 +1,1 @@
+"""Maintenance of an index: update, compact, repair, migrate and rebuild."""

@@ -1,0 +1,547 @@
+"""Maintenance of an index: incremental updates, deletion, compaction, check and repair.
+
+Every file is compared by the digest of its bytes. A new or changed one is parsed and cut, and of
+its passages those are embedded whose text no document of the index had; one that stands under
+another path is renamed; one that is gone is deleted. Nothing is deleted because a listing failed:
+a folder that cannot be read in full changes nothing, and a file that cannot be read keeps what it
+was.
+
+The work is journaled beside the index and goes on after a kill; the index changes once, at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs import Job
+from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.rag.embedding.passages import open_encoders
+from stillroom.rag.index.ann_recall import measure_recall_if_due
+from stillroom.rag.ingestion.pipeline import (
+    DocumentFile,
+    FailedDocument,
+    IngestPipeline,
+    build_documents_parent,
+    build_index_config,
+    check_failures,
+    digest_files,
+    discover_documents,
+    read_document_metadata,
+)
+from stillroom.rag.ingestion.preparation import fit_chunker, open_context_writer
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
+from stillroom.rag.storage.protocol import (
+    IndexStorage,
+    IndexUpdate,
+    IndexWriter,
+    IntegrityIssue,
+    StoredDocument,
+)
+from stillroom.rag.storage.snapshots import Snapshot, open_store, update_manifest
+from stillroom.rag.types import DocumentMetadata, RenamedDocument, StagedDocument, can_rename
+from stillroom.recipes import parse_recipe
+from stillroom.text.parser_process import ParserProcess
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Reporter
+    from stillroom.models import Embedder
+
+__all__ = [
+    "CompactionResult",
+    "UpdateResult",
+    "check_index",
+    "compact_index",
+    "delete_documents",
+    "list_snapshots",
+    "locate_index",
+    "repair_index",
+    "update_index",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What an update did: documents by what became of them, and what it cost.
+
+    ``told`` are those of which only something else is said: fields, tenant or labels.
+    """
+
+    added: int = 0
+    changed: int = 0
+    renamed: int = 0
+    deleted: int = 0
+    told: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    parsed: int = 0
+    embedded: int = 0
+    snapshot: int = 0
+    digest: str = ""
+
+    def __str__(self) -> str:
+        """Return the counts as a person reads them."""
+        return (
+            f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
+            f"{self.deleted} deleted, {self.unchanged} unchanged, {self.failed} failed; "
+            f"{self.parsed} documents parsed, {self.embedded} texts embedded"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _UpdatePlan:
+    """What is to be done with the files that were found, by path."""
+
+    puts: list[tuple[StagedDocument, DocumentMetadata]] = field(default_factory=list)
+    moves: list[tuple[StagedDocument, DocumentMetadata, int]] = field(default_factory=list)
+    told: dict[int, DocumentMetadata] = field(default_factory=dict)
+    ingests: list[DocumentFile] = field(default_factory=list)
+    removes: list[int] = field(default_factory=list)
+    failures: list[FailedDocument] = field(default_factory=list)
+    unchanged: int = 0
+
+
+def update_index(
+    index: Path,
+    folder: Path | None = None,
+    *,
+    embedder: Embedder | None = None,
+    reporter: Reporter | None = None,
+) -> UpdateResult:
+    """Bring an index up to what its folder of documents holds now.
+
+    Args:
+        index: The artifact's folder, or the folder of a step of a run.
+        folder: The documents; by default the folder that the index was made from.
+        embedder: What makes vectors; by default the one that the index names, opened only where
+            something is to be embedded.
+        reporter: What draws progress.
+
+    Raises:
+        DataError: If the folder is missing, empty or cannot be listed in full, or too many files
+            fail; the index is then as it was.
+        ResourceError: If another process writes the index.
+        IntegrityError: If the index was prepared by another version, or another embedder is given.
+    """
+    home, output = locate_index(index)
+    recipe = _read_recipe(home, folder)
+    store = open_store(output)
+    with store.write() as writer:
+        text = f"{writer.description['preparation']}\n{recipe.documents}\n"
+        job = _start_job(home, text, reporter)
+        try:
+            with job.interruptible():
+                done = _UpdateRun(recipe, store, writer, job, embedder).run()
+        finally:
+            job.close()
+        shutil.rmtree(job.work)
+    return done
+
+
+def locate_index(index: Path) -> tuple[Path, Path]:
+    """Return an index's artifact folder and the folder of its ledger.
+
+    Raises:
+        DataError: If there is no artifact: what the index was made from is then not known.
+    """
+    output = find_output(index, "index")
+    home = output.parent
+    if not (home / ARTIFACT_FILE).is_file():
+        read_artifact(index)
+    return home, output
+
+
+def _read_recipe(home: Path, folder: Path | None) -> RagRecipe:
+    text = (home / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(home / "recipe.yaml"), folder=home)
+    if not isinstance(recipe, RagRecipe):
+        raise DataError(
+            f"{home} was not made by a recipe of kind rag",
+            code="data.wrong-kind",
+            where=str(home),
+            expected="an index that 'stillroom rag index' built",
+            next=f"stillroom show {home}",
+        )
+    return recipe if folder is None else recipe.model_copy(update={"documents": str(folder)})
+
+
+def _start_job(home: Path, text: str, reporter: Reporter | None) -> Job:
+    """Go on with an update that was killed, or begin one."""
+    place = home.with_name(f".{home.name}.update")
+    try:
+        return Job.start(place, text, resume=True, reporter=reporter)
+    except DataError as error:
+        if error.problems[0].code != "data.other-recipe":
+            raise
+        return Job.start(place, text, overwrite=True, reporter=reporter)
+
+
+class _UpdateRun:
+    """One update from listing to commit."""
+
+    def __init__(
+        self,
+        recipe: RagRecipe,
+        store: IndexStorage,
+        writer: IndexWriter,
+        job: Job,
+        embedder: Embedder | None,
+    ) -> None:
+        self.recipe, self.output, self.writer, self.job = recipe, writer.folder, writer, job
+        self.embedder = embedder
+        self.held = store.hold()
+        self.facts: dict[str, DocumentMetadata] = {}
+        self.embedded = self.parsed = 0
+        self.recall: dict[str, Any] | None = None
+
+    def run(self) -> UpdateResult:
+        """Do it, and say what was done."""
+        try:
+            root, scan = discover_documents(self.recipe.documents)
+            _check_listing(root)
+            found, unread = digest_files(root, scan, self.job)
+            self.facts = read_document_metadata(self.recipe, [one.path for one in found], self.job)
+            plan, before = self._plan(found, unread)
+            self._ingest(root, plan)
+            kept = plan.unchanged + len(plan.told)
+            total = kept + len(plan.puts) + len(plan.moves) + len(plan.failures)
+            check_failures(plan.failures, total, self.recipe.max_failed, str(root))
+            done = self._commit(plan, before)
+        finally:
+            self.held.close()
+        update_manifest(
+            self.writer,
+            parents=[build_documents_parent(root, found)],
+            details={
+                "parsed": self.parsed,
+                "embedded": self.embedded,
+                "reused": done.unchanged + done.renamed + done.told,
+                "hidden": scan.hidden,
+                **({"approximate": self.recall} if self.recall else {}),
+                "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
+            },
+        )
+        return done
+
+    def _plan(
+        self, found: Sequence[DocumentFile], unread: Sequence[FailedDocument]
+    ) -> tuple[_UpdatePlan, dict[str, StoredDocument]]:
+        """Decide by digests alone what is to be done with each file."""
+        before = self.writer.list_documents()
+        known = {one.path: one.digest for one in found}
+        unreadable = {one.path for one in unread if one.code == "rag.unreadable"}
+        plan = _UpdatePlan(failures=list(unread))
+        gone: dict[str, list[str]] = {}
+        for path, (key, digest, _) in before.items():
+            if path not in known and path not in unreadable:
+                plan.removes.append(key)
+                gone.setdefault(digest, []).append(path)
+        for item in found:
+            held = before.get(item.path)
+            if held is not None and held[1] == item.digest:
+                self._compare_facts(item.path, held[0], held[2], plan)
+            elif not self._take_over(item, gone, before, plan):
+                plan.ingests.append(item)
+        return plan, before
+
+    def _compare_facts(
+        self, path: str, key: int, before: DocumentMetadata, plan: _UpdatePlan
+    ) -> None:
+        now = self._facts_of(path)
+        if now == before:
+            plan.unchanged += 1
+        else:
+            plan.told[key] = now
+
+    def _facts_of(self, path: str) -> DocumentMetadata:
+        return self.facts.get(path, DocumentMetadata())
+
+    def _take_over(
+        self,
+        item: DocumentFile,
+        gone: dict[str, list[str]],
+        before: dict[str, StoredDocument],
+        plan: _UpdatePlan,
+    ) -> bool:
+        """Rename or copy a document of the same bytes, where it would be parsed to the same."""
+        for part in self.held.find_same(item.digest):
+            if not can_rename(part, item.path):
+                continue
+            old = part.entry.path
+            key = before[old][0]
+            facts = self._facts_of(item.path)
+            if item.path not in before and old in gone.get(item.digest, ()):
+                gone[item.digest].remove(old)
+                plan.removes.remove(key)
+                plan.moves.append((RenamedDocument(part, item.path), facts, key))
+            else:
+                plan.puts.append((RenamedDocument(part, item.path), facts))
+            return True
+        return False
+
+    def _ingest(self, root: Path, plan: _UpdatePlan) -> None:
+        """Parse, cut and embed what is new; what cannot be used becomes a failure."""
+        if not plan.ingests:
+            return
+        embedder, recipe = self._prepare()
+        contexts, encoders = (
+            open_context_writer(recipe, self.job),
+            open_encoders(recipe.sparse, recipe.tokens, embedder),
+        )
+        described = build_index_config(recipe, embedder, contexts, encoders)
+        self._check_preparation(described.preparation)
+        with (
+            ParserProcess() as worker,
+            contexts or nullcontext(),
+            self.job.phase("index", len(plan.ingests), "documents") as progress,
+        ):
+            ingester = IngestPipeline(
+                recipe, root, embedder, worker, self.job, self.held, contexts, encoders
+            )
+            for item in plan.ingests:
+                self.job.check_cancelled()
+                part = ingester.recall(item.path, item.digest)
+                part = part or ingester.ingest(item.file, item.path, item.digest)
+                if isinstance(part, FailedDocument):
+                    plan.failures.append(part)
+                    self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                else:
+                    plan.puts.append((part, self._facts_of(item.path)))
+                progress.advance(note=item.path)
+        self.parsed, self.embedded = ingester.parsed, ingester.embedded
+
+    def _prepare(self) -> tuple[Embedder, RagRecipe]:
+        """Open the embedder that made the vectors, and fit the chunker to it as the build did."""
+        told = self.writer.description["embedder"]
+        if self.embedder is None:
+            from stillroom.models import open_embedder
+
+            self.embedder = open_embedder(str(told["reference"]))
+        if self.embedder.fingerprint != told["fingerprint"]:
+            raise IntegrityError(
+                f"the index was made by embedder {told['fingerprint']} ({told['reference']}), "
+                f"but {self.embedder.fingerprint} is given",
+                code="rag.embedder-mismatch",
+                where=str(self.output),
+                expected="the embedder that made the vectors: others do not compare",
+                next="restore that embedder, or build the index again with the new one",
+            )
+        return self.embedder, fit_chunker(self.recipe, self.embedder, lambda line: None)
+
+    def _check_preparation(self, preparation: str) -> None:
+        if preparation != self.writer.description["preparation"]:
+            raise IntegrityError(
+                "the index was prepared by other settings or another version than would now be "
+                "used, so that its documents would differ by when they came",
+                code="rag.other-preparation",
+                where=str(self.output),
+                expected="the recipe.yaml and the version that built it",
+                next="build the index again with --overwrite: vectors of equal texts are kept",
+            )
+
+    def _commit(self, plan: _UpdatePlan, before: dict[str, StoredDocument]) -> UpdateResult:
+        """Publish the plan where it changes anything."""
+        failed = {one.path for one in plan.failures if one.code != "rag.unreadable"}
+        # A file whose new bytes cannot be used is not what the index says any more.
+        removes = [*plan.removes, *(key for path, (key, *_) in before.items() if path in failed)]
+        failures = sorted(plan.failures, key=lambda one: one.path)
+        told = [(one.path, one.code, one.reason) for one in failures]
+        known = self.writer.list_failures()
+        changed = sum(part.entry.path in before for part, _ in plan.puts)
+        done = UpdateResult(
+            added=len(plan.puts) - changed,
+            changed=changed,
+            renamed=len(plan.moves),
+            deleted=len(removes),
+            told=len(plan.told),
+            unchanged=plan.unchanged,
+            failed=len(failures),
+            parsed=self.parsed,
+            embedded=self.embedded,
+        )
+        if plan.puts or plan.moves or plan.told or removes or told != known:
+            change = IndexUpdate(
+                sorted(plan.puts, key=lambda put: put[0].entry.path),
+                plan.moves,
+                plan.told,
+                removes,
+                [one.to_json() for one in failures],
+            )
+            reason = f"updated: {_describe(done)}"
+            self.writer.commit(
+                change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=self.job.check_cancelled
+            )
+            self.recall = measure_recall_if_due(self.writer, self.embedder)
+        latest = self.writer.find_snapshot()
+        return replace(done, snapshot=latest.number, digest=latest.digest)
+
+
+def _check_listing(root: Path) -> None:
+    """Refuse to go by a listing that is not complete: what it lacks would be deleted.
+
+    Raises:
+        DataError: If a folder below the root cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"the folder of documents cannot be listed in full: {error.strerror or error}",
+            code="rag.partial-listing",
+            where=str(error.filename or root),
+            expected="folders that may be read: nothing is deleted by half a listing",
+            next="check permissions and mounts, then update again",
+        ) from error
+
+    for _ in os.walk(root, onerror=refuse):
+        pass
+
+
+def _describe(done: UpdateResult) -> str:
+    counts = [(n, name) for name, n in done.to_json().items() if name in _COUNT_NAMES and n]
+    return ", ".join(f"{n} {name}" for n, name in counts) or "failures alone"
+
+
+_COUNT_NAMES = ("added", "changed", "renamed", "deleted", "told")
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionResult:
+    """What compacting an index changed on the disk; ``held`` snapshots are still being read."""
+
+    bytes_before: int
+    bytes_after: int
+    segments_before: int
+    segments_after: int
+    held: int
+    snapshot: int
+
+
+def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
+    """Delete documents; no search finds them from the next refresh or opening on.
+
+    Args:
+        index: The artifact's folder or its output.
+        paths: Paths as the index has them, folders with a slash at the end, or patterns with *.
+            None deletes nothing.
+
+    Returns:
+        The newest snapshot.
+
+    Raises:
+        DataError: If a path is none of the index's; nothing is then deleted.
+        ResourceError: If another process writes the index.
+    """
+    output = find_output(index, "index")
+    with open_store(output).write() as writer:
+        known = writer.list_keys()
+        keys: set[int] = set()
+        for wanted in paths:
+            own = {key for path, key in known.items() if _match_paths(path, wanted)}
+            if not own:
+                raise _make_unknown_error(output, wanted, list(known))
+            keys |= own
+        if keys:
+            change = IndexUpdate(removes=sorted(keys))
+            writer.commit(change, reason=f"deleted: {len(keys)}", keep=DEFAULT_KEPT_SNAPSHOTS)
+            update_manifest(writer)
+        return writer.find_snapshot()
+
+
+def compact_index(index: Path) -> CompactionResult:
+    """Merge all segments into one and remove what only older snapshots need.
+
+    What a reader still holds stays until the next change after it ends.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        ResourceError: If another process writes the index, or the disk is full.
+    """
+    output = find_output(index, "index")
+    store = open_store(output)
+    with store.write() as writer:
+        before = store.measure()
+        snapshot = writer.compact()
+        update_manifest(writer)
+        after = store.measure()
+        return CompactionResult(
+            before.bytes,
+            after.bytes,
+            before.pieces,
+            after.pieces,
+            len(writer.snapshots()) - 1,
+            snapshot.number,
+        )
+
+
+def list_snapshots(index: Path) -> list[Snapshot]:
+    """Return the snapshots of an index that can be opened, oldest first.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        IntegrityError: If the index is unfinished or damaged.
+    """
+    return open_store(find_output(index, "index")).snapshots()
+
+
+def check_index(index: Path) -> list[IntegrityIssue]:
+    """Return everything in an index that does not agree; none means sound.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        DataError: If there is no such index.
+        IntegrityError: If it is unfinished, or cannot be read at all.
+    """
+    return open_store(find_output(index, "index")).check()
+
+
+def _match_paths(path: str, wanted: str) -> bool:
+    if wanted.endswith("/"):
+        return path.startswith(wanted)
+    return path == wanted or ("*" in wanted and fnmatchcase(path, wanted))
+
+
+def _make_unknown_error(output: Path, wanted: str, paths: Sequence[str]) -> DataError:
+    shown = ", ".join(paths[:3])
+    return DataError(
+        f"the index holds no document at {wanted!r:.120}",
+        code="rag.no-such-path",
+        where=str(output),
+        expected=f"a path as the index has it ({shown}, ...), a folder/ or a pattern",
+        next="stillroom rag search INDEX shows paths",
+    )
+
+
+def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[IntegrityIssue]:
+    """Make again what is derived in an index and damaged; return what was found before.
+
+    Args:
+        index: The artifact's folder or its output.
+        embedder: What makes vectors that are damaged; by default the one that the index names.
+
+    Raises:
+        ResourceError: If another process writes the index.
+        IntegrityError: If the ledger cannot be read, or the embedder is another one.
+    """
+    store = open_store(find_output(index, "index"))
+    found = store.check()
+    if found:
+        store.repair(found, embedder)
+    return found

@@ -1,0 +1,598 @@
+"""Stage timings, OpenTelemetry spans and metrics, and warnings of methods.
+
+``stage`` times its body. Who collects gets the times (an answer keeps them in its details,
+``stillroom rag search --timings`` shows them); a program that has set up OpenTelemetry gets a
+span, with the attribute names of the GenAI conventions and of OpenInference side by side, and the
+time in a histogram (``metrics``). Where neither is so, a stage costs a microsecond, and
+OpenTelemetry is never imported.
+
+No text of documents, questions or answers leaves by a span: ids, scores, counts and digests do.
+STILLROOM_TRACE_CONTENT=1 in the environment adds the texts.
+
+A program that has set up a meter provider gets them without more; where none is, nothing is
+measured and OpenTelemetry is never imported. What is told are times, counts and names of stages:
+no text, id or path.
+
+| instrument | kind | attributes |
+|---|---|---|
+| ``stillroom.rag.stage.duration`` | histogram, s | ``stillroom.stage`` |
+| ``stillroom.rag.answers`` | counter | ``stillroom.outcome``: answered, abstained or cached |
+| ``gen_ai.client.token.usage`` | histogram, tokens | ``gen_ai.token.type``: input or output |
+
+Methods call ``notice``. Who collects gets the text (an answer keeps it in its details, an
+evaluation counts it); where nobody collects, it is a Python warning.
+
+A program that has providers of its own needs none of this: ``stages`` and ``metrics`` use what is
+set up.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import MissingExtraError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from stillroom.models import TextModel
+    from stillroom.records import Answer, Completion, Hit, Prompt
+
+__all__ = [
+    "CONTENT_VARIABLE",
+    "METRICS_VARIABLE",
+    "TRACE_VARIABLE",
+    "Span",
+    "StageName",
+    "StageTimes",
+    "add_stage_time",
+    "add_warning",
+    "collect_stages",
+    "collect_warnings",
+    "configure_from_environment",
+    "count_answer",
+    "count_stage",
+    "describe_hits",
+    "is_metered",
+    "open_span",
+    "record_answer",
+    "record_generation",
+    "record_retrieval",
+    "stage",
+    "start_metrics",
+    "start_tracing",
+]
+
+
+StageName = Literal[
+    "ask",
+    "retrieve",
+    "transform",
+    "embed",
+    "keyword",
+    "dense",
+    "sparse",
+    "tokens",
+    "fuse",
+    "rerank",
+    "grade",
+    "prompt",
+    "generate",
+    "check",
+]
+
+
+CONTENT_VARIABLE = "STILLROOM_TRACE_CONTENT"
+
+
+_TRACER_NAME = "stillroom.rag"
+
+
+_KINDS: Mapping[StageName, tuple[str, str]] = {
+    "ask": ("CHAIN", "invoke_workflow"),
+    "retrieve": ("RETRIEVER", "retrieval"),
+    "transform": ("CHAIN", ""),
+    "embed": ("EMBEDDING", "embeddings"),
+    "keyword": ("RETRIEVER", "retrieval"),
+    "dense": ("RETRIEVER", "retrieval"),
+    "sparse": ("RETRIEVER", "retrieval"),
+    "tokens": ("RETRIEVER", "retrieval"),
+    "fuse": ("CHAIN", ""),
+    "rerank": ("RERANKER", ""),
+    "grade": ("EVALUATOR", ""),
+    "prompt": ("CHAIN", ""),
+    "generate": ("LLM", "chat"),
+    "check": ("GUARDRAIL", ""),
+}
+
+
+_MAX_DOCUMENTS = 50
+
+
+class StageTimes:
+    """Milliseconds and runs by stage, in the order in which stages first ended.
+
+    A stage within another counts in both: ``retrieve`` holds ``keyword``.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.milliseconds: dict[str, float] = {}
+        self.runs: dict[str, int] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count one run of a stage."""
+        self.milliseconds[name] = self.milliseconds.get(name, 0.0) + seconds * 1000
+        self.runs[name] = self.runs.get(name, 0) + 1
+
+    def include(self, other: StageTimes) -> None:
+        """Add what another has counted."""
+        for name, value in other.milliseconds.items():
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + value
+            self.runs[name] = self.runs.get(name, 0) + other.runs[name]
+
+    def to_json(self) -> dict[str, float]:
+        """Return milliseconds by stage, rounded to the microsecond."""
+        return {name: round(value, 3) for name, value in self.milliseconds.items()}
+
+
+class Span:
+    """What a stage may say of itself; ``is_heard`` tells whether saying is worth the work."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Any = None) -> None:
+        """Stand for a span, or for none."""
+        self._span = span
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody records this span."""
+        return self._span is not None and bool(self._span.is_recording())
+
+    @property
+    def wants_content(self) -> bool:
+        """Whether texts may be told, too."""
+        return self.is_heard and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
+
+    @contextmanager
+    def current(self) -> Iterator[Span]:
+        """Make spans of the body parts of this one."""
+        if self._span is None:
+            yield self
+            return
+        with sys.modules["opentelemetry.trace"].use_span(self._span, end_on_exit=False):
+            yield self
+
+    def end(self) -> None:
+        """End a span that ``open_span`` began."""
+        if self._span is not None:
+            self._span.end()
+
+    def tell(self, **attributes: Any) -> None:
+        """Set attributes; two underscores in a name stand for a dot."""
+        if self.is_heard:
+            for name, value in attributes.items():
+                self._span.set_attribute(name.replace("__", "."), value)
+
+    def tell_all(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes by their full names."""
+        if self.is_heard:
+            for name, value in attributes.items():
+                self._span.set_attribute(name, value)
+
+
+_NULL_SPAN = Span()
+
+
+_NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared: it keeps nothing
+
+
+_TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", default=None)
+
+
+@contextmanager
+def collect_stages() -> Iterator[StageTimes]:
+    """Yield the times of the body's stages, this thread's alone; outer collectors get them too."""
+    outer, times = _TIMES.get(), StageTimes()
+    token = _TIMES.set(times)
+    try:
+        yield times
+    finally:
+        _TIMES.reset(token)
+        if outer is not None:
+            outer.include(times)
+
+
+def stage(name: StageName) -> AbstractContextManager[Span]:
+    """Time the body as a stage, and make a span of it where OpenTelemetry is set up.
+
+    Args:
+        name: Which stage.
+
+    Returns:
+        A context that gives what the body may tell of itself.
+    """
+    times, tracer = _TIMES.get(), _get_tracer()
+    is_unheard = times is None and tracer is None and not is_metered()
+    return _NULL_CONTEXT if is_unheard else _run_stage(name, times, tracer)
+
+
+@contextmanager
+def _run_stage(name: StageName, times: StageTimes | None, tracer: Any) -> Iterator[Span]:
+    begun = time.perf_counter()
+    try:
+        if tracer is None:
+            yield _NULL_SPAN
+        else:
+            with tracer.start_as_current_span(f"rag.{name}") as span:
+                yield _tag_span(Span(span), name)
+    finally:
+        spent = time.perf_counter() - begun
+        if times is not None:
+            times.add(name, spent)
+        count_stage(name, spent)
+
+
+def add_stage_time(name: StageName, seconds: float) -> None:
+    """Count a part of a stage that has no body, to whoever collects."""
+    times = _TIMES.get()
+    if times is not None:
+        times.add(name, seconds)
+
+
+def open_span(name: StageName) -> Span:
+    """Begin a span that the caller ends, for what stops and goes on as a stream does.
+
+    It is part of the span that is current now, and not current itself: see ``Span.current``.
+    """
+    tracer = _get_tracer()
+    return _NULL_SPAN if tracer is None else _tag_span(Span(tracer.start_span(f"rag.{name}")), name)
+
+
+def describe_hits(
+    hits: Sequence[Hit], *, prefix: str = "retrieval.documents", with_text: bool = False
+) -> dict[str, Any]:
+    """Return the attributes that list hits: ids and scores, the first fifty; texts if asked.
+
+    Args:
+        hits: Best first.
+        prefix: OpenInference's, as ``reranker.output_documents``.
+        with_text: Put the passages' texts in, too.
+    """
+    told: dict[str, Any] = {"stillroom.hits": len(hits)}
+    for at, hit in enumerate(hits[:_MAX_DOCUMENTS]):
+        told[f"{prefix}.{at}.document.id"] = hit.passage.id
+        told[f"{prefix}.{at}.document.score"] = hit.score
+        if with_text:
+            told[f"{prefix}.{at}.document.content"] = hit.passage.text
+    if prefix == "retrieval.documents":
+        rows = [{"id": hit.passage.id, "score": hit.score} for hit in hits[:_MAX_DOCUMENTS]]
+        told["gen_ai.retrieval.documents"] = json.dumps(rows)
+    return told
+
+
+def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: str) -> None:
+    """Let a span tell what a query found; its text and the passages' only where that is asked."""
+    if not span.is_heard:
+        return
+    span.tell(gen_ai__data_source__id=index_digest)
+    span.tell_all(describe_hits(hits, with_text=span.wants_content))
+    if span.wants_content:
+        span.tell(input__value=query, gen_ai__retrieval__query__text=query)
+
+
+def record_generation(span: Span, model: TextModel, prompt: Prompt, completion: Completion) -> None:
+    """Let a span tell what a model wrote: its tokens always, the texts where that is asked."""
+    if not span.is_heard:
+        return
+    spent = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
+    span.tell(
+        gen_ai__request__model=model.name,
+        gen_ai__usage__input_tokens=spent["prompt"],
+        gen_ai__usage__output_tokens=spent["completion"],
+        gen_ai__response__finish_reasons=[completion.finish_reason],
+        llm__model_name=model.name,
+        llm__token_count__prompt=spent["prompt"],
+        llm__token_count__completion=spent["completion"],
+    )
+    if span.wants_content:
+        span.tell(input__value=json.dumps(prompt.to_json()), output__value=completion.text)
+
+
+def record_answer(span: Span, question: str, answer: str) -> None:
+    """Let the span of a whole answer tell question and answer, where that is asked."""
+    if span.wants_content:
+        span.tell(input__value=question, output__value=answer)
+
+
+def _tag_span(span: Span, name: StageName) -> Span:
+    kind, operation = _KINDS[name]
+    span.tell(openinference__span__kind=kind, gen_ai__provider__name="stillroom")
+    if operation:
+        span.tell(gen_ai__operation__name=operation)
+    return span
+
+
+def _get_tracer() -> Any:
+    """Return a tracer if this process has set up OpenTelemetry; importing it is the program's."""
+    module = sys.modules.get("opentelemetry.trace")
+    if module is None or "opentelemetry.sdk.trace" not in sys.modules:
+        return None
+    return module.get_tracer(_TRACER_NAME)
+
+
+_METER_NAME = "stillroom.rag"
+
+
+_GENERATION_ATTRIBUTES = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "stillroom"}
+
+
+_HISTOGRAM_BOUNDS_S = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruments:
+    stages: Any
+    answers: Any
+    tokens: Any
+
+
+def is_metered() -> bool:
+    """Return whether this process has set up OpenTelemetry's metrics."""
+    return _get_meter_provider() is not None
+
+
+def count_stage(name: str, seconds: float) -> None:
+    """Record one run of a stage, if anybody measures."""
+    provider = _get_meter_provider()
+    if provider is not None:
+        _open_instruments(provider).stages.record(seconds, {"stillroom.stage": name})
+
+
+def count_answer(answer: Answer, seconds: float) -> None:
+    """Record an answer: how it came out, its tokens, and what it took as a whole.
+
+    Args:
+        answer: Finished.
+        seconds: From the question to its last piece, the reader's own time included.
+    """
+    provider = _get_meter_provider()
+    if provider is None:
+        return
+    told, instruments = answer.details, _open_instruments(provider)
+    outcome = "abstained" if told["abstained"] else "answered"
+    outcome = "cached" if told["cached"] else outcome
+    instruments.answers.add(1, {"stillroom.outcome": outcome})
+    instruments.stages.record(seconds, {"stillroom.stage": "ask"})
+    if told["cached"]:
+        return  # its stages and tokens are those of the answer that was kept
+    if "check" in told["stage_ms"]:
+        check_s = told["stage_ms"]["check"] / 1000
+        instruments.stages.record(check_s, {"stillroom.stage": "check"})
+    written = answer.completion
+    for kind, count in (("input", written.prompt_tokens), ("output", written.completion_tokens)):
+        if count:
+            instruments.tokens.record(count, {**_GENERATION_ATTRIBUTES, "gen_ai.token.type": kind})
+
+
+def _get_meter_provider() -> Any:
+    """Return the meter provider that this process has set up; importing it is the program's."""
+    module = sys.modules.get("opentelemetry.metrics")
+    sdk = sys.modules.get("opentelemetry.sdk.metrics")
+    if module is None or sdk is None:
+        return None
+    provider = module.get_meter_provider()
+    return provider if isinstance(provider, sdk.MeterProvider) else None
+
+
+@lru_cache(maxsize=4)
+def _open_instruments(provider: Any) -> _Instruments:
+    meter = provider.get_meter(_METER_NAME)
+    return _Instruments(
+        meter.create_histogram(
+            "stillroom.rag.stage.duration",
+            unit="s",
+            description="time of a stage of a question",
+            explicit_bucket_boundaries_advisory=_HISTOGRAM_BOUNDS_S,
+        ),
+        meter.create_counter("stillroom.rag.answers", description="answers by outcome"),
+        meter.create_histogram(
+            "gen_ai.client.token.usage", unit="{token}", description="tokens read and written"
+        ),
+    )
+
+
+_WARNINGS: ContextVar[list[str] | None] = ContextVar("stillroom_rag_notices", default=None)
+
+
+def add_warning(text: str) -> None:
+    """Say what was done otherwise; one sentence, without any of the documents' text."""
+    told = _WARNINGS.get()
+    if told is None:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    else:
+        told.append(text)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Yield the list that gets every notice of the body, this thread's alone."""
+    told: list[str] = []
+    token = _WARNINGS.set(told)
+    try:
+        yield told
+    finally:
+        _WARNINGS.reset(token)
+
+
+TRACE_VARIABLE = "STILLROOM_TRACE"
+
+
+METRICS_VARIABLE = "STILLROOM_METRICS"
+
+
+def configure_from_environment() -> None:
+    """Set up what STILLROOM_TRACE and STILLROOM_METRICS name, if they name anything.
+
+    Raises:
+        MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
+        RecipeError: If one names what is nowhere.
+    """
+    for variable, begin in ((TRACE_VARIABLE, start_tracing), (METRICS_VARIABLE, start_metrics)):
+        where = os.environ.get(variable, "")
+        if where:
+            begin(where)
+
+
+def start_tracing(where: str) -> Any:
+    """Send the spans of this process somewhere, and return the provider.
+
+    Args:
+        where: ``console`` (standard error), ``otlp`` (the address in OTEL_EXPORTER_OTLP_ENDPOINT,
+            by the package opentelemetry-exporter-otlp-proto-http), or a path that ends in
+            ``.jsonl``, to which a line a span is added.
+
+    Raises:
+        MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
+        RecipeError: If it is none of these.
+    """
+    try:
+        from opentelemetry import trace
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+    except ImportError as error:
+        raise MissingExtraError.of("opentelemetry-sdk", "otel", "Tracing") from error
+    exporter = _open_exporter(
+        where,
+        TRACE_VARIABLE,
+        lambda out: ConsoleSpanExporter(out=out, formatter=_format_span),
+        _open_otlp,
+    )
+    provider = TracerProvider(resource=Resource.create({"service.name": "stillroom"}))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def start_metrics(where: str) -> Any:
+    """Send the counters and latencies of this process somewhere, and return the provider.
+
+    They are sent once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at the end.
+
+    Args:
+        where: As for ``start_tracing``.
+
+    Raises:
+        MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
+        RecipeError: If it is none of these.
+    """
+    try:
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import (
+            ConsoleMetricExporter,
+            PeriodicExportingMetricReader,
+        )
+        from opentelemetry.sdk.resources import Resource
+    except ImportError as error:
+        raise MissingExtraError.of("opentelemetry-sdk", "otel", "Metrics") from error
+    exporter = _open_exporter(
+        where,
+        METRICS_VARIABLE,
+        lambda out: ConsoleMetricExporter(out=out, formatter=_format_metrics),
+        _open_otlp_metrics,
+    )
+    provider = MeterProvider(
+        [PeriodicExportingMetricReader(exporter)],
+        resource=Resource.create({"service.name": "stillroom"}),
+    )
+    metrics.set_meter_provider(provider)
+    return provider
+
+
+def _open_exporter(
+    where: str, variable: str, to_file: Callable[[Any], Any], to_otlp: Callable[[], Any]
+) -> Any:
+    if where == "console":
+        return to_file(sys.stderr)
+    if where == "otlp":
+        return to_otlp()
+    if where.endswith(".jsonl"):
+        file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # open while the process is
+        atexit.register(file.close)
+        return to_file(file)
+    raise RecipeError(
+        f"{where!r} is nowhere that {'spans' if variable == TRACE_VARIABLE else 'metrics'} can go",
+        code="rag.trace",
+        where=variable,
+        expected="console, otlp, or a path that ends in .jsonl",
+        next=f"export {variable}={'spans' if variable == TRACE_VARIABLE else 'metrics'}.jsonl",
+    )
+
+
+def _open_otlp() -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
+            OTLPSpanExporter,
+        )
+    except ImportError as error:
+        raise _make_otlp_error() from error
+    return OTLPSpanExporter()
+
+
+def _open_otlp_metrics() -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
+            OTLPMetricExporter,
+        )
+    except ImportError as error:
+        raise _make_otlp_error() from error
+    return OTLPMetricExporter()
+
+
+def _make_otlp_error() -> MissingExtraError:
+    return MissingExtraError.of(
+        "opentelemetry-exporter-otlp-proto-http", "otel", "Sending spans and metrics by OTLP"
+    )
+
+
+def _format_span(span: ReadableSpan) -> str:
+    return str(span.to_json(indent=None)) + "\n"
+
+
+def _format_metrics(data: MetricsData) -> str:
+    return str(data.to_json(indent=None)) + "\n"

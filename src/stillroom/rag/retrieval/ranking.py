@@ -1,0 +1,279 @@
+"""Ranked lists: fusion, reordering, per-document limits, and window expansion.
+
+``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1, a list
+that does not hold d gives 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
+where n is the list's normalization and a list that does not hold d gives 0. Equal scores are
+ordered by the best single rank, then by row.
+
+Normalizations, of a list with scores s, their mean m and their deviation t (of the list as a
+whole, divided by n): where all scores are equal, each is 1 in the first three, and 1/2 in ``dbsf``.
+
+- ``minmax``: (s - min) / (max - min). The last of a list counts as much as one that is absent.
+- ``zscore``: (s - min) / t, which is the z-score with absent ones given the lowest of the list: the
+  shift is the same for all, so the order is that of z-scores.
+- ``theoretical``: (s - floor) / (max - floor), the floor being the least that the score can be.
+- ``dbsf``: (s - (m - 3t)) / 6t, not below 0, so that none found counts less than an absent one.
+
+Sources: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and
+individual Rank Learning Methods", SIGIR; Bruch, Gai and Ingber 2022, "An Analysis of Fusion
+Functions for Hybrid Retrieval", arXiv:2210.11934 (convex combination, theoretical minima).
+
+Nothing here reads a query or a model.
+
+Source of ``order_ends``: Liu et al. 2023, "Lost in the Middle: How Language Models Use Long
+Contexts", arXiv:2307.03172.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stillroom.rag.observability import describe_hits, stage
+from stillroom.records import Hit, Passage
+from stillroom.text.chunking.boundaries import find_header, find_tables
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.interfaces import PassageReranker, Query
+
+__all__ = [
+    "Normalization",
+    "RankedRows",
+    "expand_window",
+    "fuse_reciprocal_ranks",
+    "fuse_scores",
+    "limit_per_document",
+    "merge_hit_spans",
+    "normalize_scores",
+    "reorder_lost_in_the_middle",
+    "rerank_hits",
+    "sort_hits",
+]
+
+
+Normalization = Literal["minmax", "zscore", "theoretical", "dbsf"]
+
+
+RankedRows = Sequence[tuple[int, float]]
+
+
+"""Rows with scores, best first; a row appears once."""
+
+
+def fuse_reciprocal_ranks(
+    lists: Sequence[RankedRows], *, k: float = 60.0, weights: Sequence[float] | None = None
+) -> list[tuple[int, float]]:
+    """Return the rows of all lists by fused score, best first.
+
+    Args:
+        lists: Ranked lists; only their order counts, their scores do not.
+        k: Flattens the difference between the first ranks; 0 or more.
+        weights: One for each list; default 1 for all.
+    """
+    fused: dict[int, float] = {}
+    best: dict[int, int] = {}
+    for ranked, weight in zip(lists, weights or [1.0] * len(lists), strict=True):
+        for rank, (row, _) in enumerate(ranked, start=1):
+            fused[row] = fused.get(row, 0.0) + weight / (k + rank)
+            best[row] = min(best.get(row, rank), rank)
+    return _sort_rows(fused, best)
+
+
+def fuse_scores(
+    lists: Sequence[RankedRows],
+    weights: Sequence[float],
+    *,
+    normalization: Normalization,
+    floors: Sequence[float],
+) -> list[tuple[int, float]]:
+    """Return the rows of all lists by the weighted sum of their normalized scores, best first.
+
+    Args:
+        lists: Ranked lists with scores.
+        weights: One for each list.
+        normalization: What makes scores of several lists comparable.
+        floors: The least that a score of each list can be; used by ``theoretical``.
+    """
+    fused: dict[int, float] = {}
+    best: dict[int, int] = {}
+    for ranked, weight, floor in zip(lists, weights, floors, strict=True):
+        normal = normalize_scores([score for _, score in ranked], normalization, floor=floor)
+        for rank, ((row, _), score) in enumerate(zip(ranked, normal, strict=True), start=1):
+            fused[row] = fused.get(row, 0.0) + weight * score
+            best[row] = min(best.get(row, rank), rank)
+    return _sort_rows(fused, best)
+
+
+def normalize_scores(
+    scores: Sequence[float], normalization: Normalization, *, floor: float = 0.0
+) -> list[float]:
+    """Return a list's scores on a scale where 0 is what an absent row has."""
+    if not scores:
+        return []
+    values = np.asarray(scores, dtype=np.float64)
+    low, high, spread = float(values.min()), float(values.max()), float(values.std())
+    if high - low <= 1e-12 * max(abs(high), abs(low)):
+        return [0.5 if normalization == "dbsf" else 1.0] * len(scores)
+    if normalization == "minmax":
+        normal = (values - low) / (high - low)
+    elif normalization == "zscore":
+        normal = (values - low) / spread
+    elif normalization == "theoretical":
+        normal = (values - floor) / (high - floor)
+    else:
+        normal = np.maximum((values - (values.mean() - 3 * spread)) / (6 * spread), 0.0)
+    return [float(value) for value in normal]
+
+
+def _sort_rows(fused: dict[int, float], best: dict[int, int]) -> list[tuple[int, float]]:
+    order = sorted(fused, key=lambda row: (-fused[row], best[row], row))
+    return [(row, fused[row]) for row in order]
+
+
+def sort_hits(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """Return the hits by new scores, ranks from 1; equal ones keep their order.
+
+    Args:
+        hits: In their first order.
+        scores: Of the first of them; hits beyond follow in their order, with falling scores below
+            all others.
+    """
+    order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
+    ranked = [(hits[at], scores[at]) for at in order]
+    least = min(scores, default=0.0)
+    ranked += [(hit, least - step) for step, hit in enumerate(hits[len(scores) :], 1)]
+    return [Hit(hit.passage, score, rank) for rank, (hit, score) in enumerate(ranked, 1)]
+
+
+def reorder_lost_in_the_middle(hits: Sequence[Hit]) -> list[Hit]:
+    """Return the hits with the best at both ends and the worst in the middle: 1, 3, 5, 6, 4, 2.
+
+    Models read what stands at the ends of a long context better than its middle. Scores and ranks
+    stay those of the search.
+    """
+    return [*hits[::2], *hits[1::2][::-1]]
+
+
+def limit_per_document(hits: Sequence[Hit], most: int) -> list[Hit]:
+    """Return the hits without those that come after ``most`` of the same document; 0 for no cap."""
+    if most < 1:
+        return list(hits)
+    seen: Counter[str] = Counter()
+    kept = []
+    for hit in hits:
+        seen[hit.passage.document_id] += 1
+        if seen[hit.passage.document_id] <= most:
+            kept.append(hit)
+    return kept
+
+
+def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
+    """Return the hits, each widened by the passages before and after it in its document.
+
+    What overlaps or touches becomes one hit, which stands where its best one stood: no text is
+    given twice. The text is the document's own, whatever lay between the passages included, so
+    that ``document.text[start:end] == text`` and citations open to the exact place.
+
+    Args:
+        hits: Best first.
+        index: Where they were found.
+        window: How many passages on each side; 0 changes nothing, nor does any to a passage that
+            is shown as its parent.
+    """
+    if window < 1 or not hits:
+        return list(hits)
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for hit in hits:
+        passage = hit.passage
+        span = passage.start, passage.end
+        if passage.parent != span:  # what was widened to its parent is no row of the index
+            row = index.row_of(passage.id)
+            rows = range(max(row - window, 0), min(row + window + 1, len(index)))
+            near = [index.passage_at(at) for at in rows]
+            own = [one for one in near if one.document_id == passage.document_id]
+            span = (min(one.start for one in own), max(one.end for one in own))
+        spans.setdefault(passage.document_id, []).append(span)
+    return merge_hit_spans(hits, spans, index)
+
+
+def merge_hit_spans(
+    hits: Sequence[Hit],
+    spans: Mapping[str, Sequence[tuple[int, int]]],
+    index: Index,
+    *,
+    touching: bool = True,
+) -> list[Hit]:
+    """Return the hits widened to spans of their documents; those of one span are one hit.
+
+    It stands where its best one stood. ``document.text[start:end] == text`` holds for all, and a
+    widened passage is its own parent.
+
+    Args:
+        hits: Best first.
+        spans: By document id; each hit lies within one of them. Those that overlap are made one.
+        index: Where the hits were found.
+        touching: Make one also those that touch.
+    """
+    merged = {document: _merge_overlapping(own, touching) for document, own in spans.items()}
+    shown: dict[tuple[str, int], Hit] = {}
+    for hit in hits:
+        passage = hit.passage
+        start, end = next(
+            span for span in merged[passage.document_id] if span[0] <= passage.start < span[1]
+        )
+        if (passage.document_id, start) not in shown:
+            if (start, end) != (passage.start, passage.end):
+                passage = _widen(passage, start, end, index)
+            shown[passage.document_id, start] = Hit(passage, hit.score, len(shown) + 1)
+    return list(shown.values())
+
+
+def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
+    document = index.document(passage.document_id)
+    return replace(
+        passage,
+        start=start,
+        end=end,
+        text=document.text[start:end],
+        location=document.locate(start, end),
+        headings=document.heading_path(start),
+        parent=(start, end),
+        table_header=find_header(find_tables(document), start),
+        context="",
+    )
+
+
+def _merge_overlapping(spans: Sequence[tuple[int, int]], touching: bool) -> list[tuple[int, int]]:
+    """Return the spans in order, those that overlap (or touch) made one."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1] + touching:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def rerank_hits(
+    reranker: PassageReranker,
+    query: Query,
+    hits: Sequence[Hit],
+    index: Index,
+    model: TextModel | None,
+) -> list[Hit]:
+    """Return the hits in a reranker's order, as a stage of its own."""
+    with stage("rerank") as span:
+        found = reranker.rerank(query, hits, index, model)
+        if span.is_heard:
+            span.tell(reranker__model_name=reranker.method_name(), reranker__top_k=len(found))
+            for side, listed in (("input", hits), ("output", found)):
+                span.tell_all(describe_hits(listed, prefix=f"reranker.{side}_documents"))
+            if span.wants_content:
+                span.tell(reranker__query=query.text)
+        return found

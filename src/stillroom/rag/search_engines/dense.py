@@ -1,0 +1,562 @@
+"""Dense search: exact top-k of dot products, and approximate search by binary quantization.
+
+Two passes. The first multiplies 8-bit codes, a quarter of the bytes, as integers and so without any
+rounding; how far a code is from its vector is known, so every row has a lower and an upper bound.
+The second scores in float64 the rows whose upper bound reaches the k-th lower bound, usually some
+dozens. No row that is left out could have been found: the bound is Cauchy and Schwarz's, for
+x = x' + r and q = q' + t, |x.q - x'.q'| <= |r||q| + |x'||t|, plus what float32 may round.
+
+A score is a float64 sum rounded once to float32: it depends on the row and the query alone, not on
+how rows are spread over arrays, on masks or on the first pass.
+
+Does not know: what vectors stand for, whether they are normalized (a cosine is the dot product of
+vectors that are), embedders.
+
+A vector is mixed by a fixed orthogonal transform, so that no dimension carries more than another,
+and each coordinate's sign is kept: 48 bytes for 384 dimensions, a thirty-second of the vector. Of
+all allowed rows those whose signs differ least from the query's are scored in full. A sketch
+depends on its row alone; a filter narrows what is compared and not what was found, so it costs no
+recall as it does in a graph.
+
+Source: signs of random projections, Charikar 2002, doi:10.1145/509907.509965; mixing by signs, a
+permutation and Hadamard blocks after Ailon and Chazelle 2006, doi:10.1145/1132516.1132597.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from stillroom.rag.search_engines.arrays import (
+    HADAMARD_BLOCK,
+    Arrays,
+    compute_rotated_dimensions,
+    map_arrays,
+    rotate_rows,
+    write_arrays,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BINARY_CODES",
+    "CODES",
+    "DEFAULT_OVERSAMPLING",
+    "OVERSAMPLINGS",
+    "ApproximateEngine",
+    "BinaryCodes",
+    "DenseEngine",
+    "MeasuredRecall",
+    "VectorCodes",
+    "calibrate_oversampling",
+    "is_selective",
+]
+
+
+CODES = "codes.safetensors"
+
+
+_LEVELS = 127
+
+
+_BLOCK_ROWS = 4096
+
+
+_SLACK = 1e-6
+
+
+_GATHERED_SHARE = 24
+
+
+_MIN_ROWS_FOR_TORCH = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class VectorCodes:
+    """8-bit codes of vectors: x' = scale * code, and what is needed to bound the rest.
+
+    ``codes`` (N, D) int8; ``scales``, ``norms`` (of x') and ``errors`` (the norm of x - x'), (N,).
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    errors: NDArray[np.float32]
+
+    @classmethod
+    def encode(cls, vectors: NDArray[Any]) -> Self:
+        """Return the codes of vectors, (N, D) float; finite."""
+        count, width = vectors.shape
+        made = cls(
+            np.empty((count, width), dtype=np.int8),
+            *(np.empty(count, dtype=np.float32) for _ in range(3)),
+        )
+        for start in range(0, count, _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            made._fill(rows, np.asarray(vectors[rows], dtype=np.float32))
+        return made
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the codes that ``write`` left in a folder.
+
+        Raises:
+            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+        """
+        arrays = map_arrays(folder / CODES, ("codes", "scales", "norms", "errors"), _is_consistent)
+        return cls(**arrays)
+
+    def write(self, folder: Path) -> None:
+        """Write the codes into a folder, atomically; equal codes give equal bytes.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        write_arrays(
+            folder / CODES,
+            {
+                "codes": self.codes,
+                "scales": self.scales,
+                "norms": self.norms,
+                "errors": self.errors,
+            },
+        )
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self.codes)
+
+    def bound(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return about what every row scores, (N,), and how far off that may be, (N,)."""
+        scale, code = _encode_rows(query[None])
+        rest = query - scale[0] * code[0]
+        size, missing = float(np.linalg.norm(query)), float(np.linalg.norm(rest))
+        about = _multiply_codes(self.codes, code[0]).astype(np.float32)
+        about *= self.scales * scale[0]
+        radius = self.errors * np.float32(size * (1 + _SLACK))
+        radius += self.norms * np.float32(missing * (1 + _SLACK) + size * _SLACK)
+        return about, radius
+
+    def _fill(self, rows: slice, vectors: NDArray[np.float32]) -> None:
+        scales, codes = _encode_rows(vectors)
+        near = scales[:, None].astype(np.float64) * codes
+        self.codes[rows] = codes
+        self.scales[rows] = scales
+        self.norms[rows] = np.linalg.norm(near, axis=1)
+        self.errors[rows] = np.linalg.norm(vectors - near, axis=1)
+
+
+class DenseEngine:
+    """Searches a view: arrays of vectors one after another, and which of their rows are allowed."""
+
+    def __init__(
+        self,
+        parts: Sequence[NDArray[Any]],
+        alive: NDArray[np.bool_] | None = None,
+        *,
+        codes: Sequence[VectorCodes] | None = None,
+    ) -> None:
+        """Make a view; cheap until it is asked.
+
+        Args:
+            parts: Finite float arrays (N, D) of one width, memory-mapped or not; the rows of the
+                second follow those of the first.
+            alive: Which rows may be found, (N,) bool over all parts; None for all.
+            codes: Each part's codes; by default made when first needed (0.1 s for 50,000 rows of
+                384) and kept, a quarter of the vectors' bytes.
+        """
+        self._parts = tuple(np.asarray(part) for part in parts)
+        self._offsets = np.cumsum([0, *map(len, self._parts)])
+        self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
+        self._codes = None if codes is None else tuple(codes)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return how many rows the view spans, those that are not allowed included."""
+        return int(self._offsets[-1])
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best ``k`` rows and their scores, best first, ties by row; exact.
+
+        Args:
+            vector: The query's, (D,); finite.
+            k: How many rows; 1 or more.
+            mask: Which rows may be found, (N,) bool; few of them are gathered, not scanned for.
+            rows: Or these alone, different and in any order.
+        """
+        query = np.asarray(vector, dtype=np.float32)
+        if rows is not None:
+            near = np.sort(rows)
+            near = near if self._alive is None else near[self._alive[near]]
+            near = near if mask is None else near[mask[near]]
+        else:
+            near = self._near(query, k, self.allow(mask))
+        scores = self.score(query, near)
+        order = np.lexsort((near, -scores))[:k]
+        return near[order], scores[order]
+
+    def score(self, vector: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the scores of rows, given in ascending order, (N,) float32."""
+        query = np.asarray(vector, dtype=np.float64)
+        scores = np.empty(len(rows), dtype=np.float32)
+        cuts = np.searchsorted(rows, self._offsets)
+        for part, offset, start, stop in zip(
+            self._parts, self._offsets, cuts, cuts[1:], strict=False
+        ):
+            for begin in range(int(start), int(stop), _BLOCK_ROWS):
+                span = slice(begin, min(begin + _BLOCK_ROWS, int(stop)))
+                block = part[rows[span] - offset].astype(np.float64)
+                # A sum along each row by itself, unlike a matrix product, is the same sum whatever
+                # rows stand beside it.
+                scores[span] = (block * query).sum(axis=1)
+        return scores
+
+    @property
+    def parts(self) -> tuple[NDArray[Any], ...]:
+        """The arrays of vectors, in order."""
+        return self._parts
+
+    def allow(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Return which rows may be found within a mask, (N,) bool; None is all."""
+        if mask is None or self._alive is None:
+            return self._alive if mask is None else mask
+        both: NDArray[np.bool_] = mask & self._alive
+        return both
+
+    def _near(
+        self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        """Return ascending rows among which the best ``k`` are."""
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        if is_selective(count, len(self), k):
+            return np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
+        # Loading torch takes a second: a lone question to a small index goes without.
+        is_integer = (
+            "torch" in sys.modules or len(self) >= _MIN_ROWS_FOR_TORCH
+        ) and _has_exact_integers()
+        bounds = [
+            codes.bound(query) if is_integer else _bound_floats(part, codes, query)
+            for part, codes in zip(self._parts, self._all_codes(), strict=True)
+        ]
+        about, radius = (np.concatenate(each) for each in zip(*bounds, strict=True))
+        lowest = about - radius
+        if allowed is not None:
+            lowest[~allowed] = -np.inf
+        limit = np.partition(lowest, len(lowest) - k)[len(lowest) - k]
+        about += radius
+        reach = about >= limit
+        if allowed is not None:
+            reach &= allowed
+        return np.flatnonzero(reach)
+
+    def _all_codes(self) -> tuple[VectorCodes, ...]:
+        with self._lock:
+            if self._codes is None:
+                self._codes = tuple(VectorCodes.encode(part) for part in self._parts)
+            return self._codes
+
+
+def is_selective(count: int, total: int, wanted: int) -> bool:
+    """Return whether so few of all rows may be found that scoring each of them is least work."""
+    return count <= max(wanted, total // _GATHERED_SHARE)
+
+
+def _encode_rows(
+    vectors: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Return scales (N,) and codes (N, D) of vectors (N, D); a row of zeros has codes of 0."""
+    scales = np.abs(vectors).max(axis=1, initial=0) / np.float32(_LEVELS)
+    scales[scales == 0] = 1
+    codes = np.rint(vectors / scales[:, None])
+    return scales, np.clip(codes, -_LEVELS, _LEVELS).astype(np.int8)
+
+
+def _multiply_codes(codes: NDArray[np.int8], code: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return the integer products of codes (N, D) with one (D,); torch has it in vector units."""
+    import torch
+
+    found = torch._int_mm(torch.from_numpy(codes), torch.from_numpy(code)[:, None])
+    return np.asarray(found.numpy()[:, 0])
+
+
+@lru_cache(maxsize=1)
+def _has_exact_integers() -> bool:
+    """Return whether integer products are exact here.
+
+    Processors without VNNI make one side unsigned and add pairs of products in 16 bits, which the
+    largest codes overflow.
+    """
+    rng = np.random.default_rng(0)
+    codes = rng.choice(np.array([-_LEVELS, _LEVELS], dtype=np.int8), (64, 512))
+    codes[0], codes[1] = _LEVELS, -_LEVELS
+    try:
+        found = [_multiply_codes(codes, code) for code in codes[:8]]
+    except (AttributeError, RuntimeError):
+        return False
+    return np.array_equal(np.array(found), codes[:8].astype(np.int32) @ codes.T.astype(np.int32))
+
+
+def _bound_floats(
+    part: NDArray[Any], codes: VectorCodes, query: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what ``VectorCodes.bound`` does, from the vectors themselves."""
+    about = np.empty(len(part), dtype=np.float32)
+    for start in range(0, len(part), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        about[rows] = np.asarray(part[rows], dtype=np.float32) @ query
+    # Higham 2002, section 3.1: a sum of D products in any order is off by D u at most.
+    share = np.float32(float(np.linalg.norm(query)) * (len(query) * 2.0**-23 + _SLACK))
+    return about, (codes.norms + codes.errors) * share
+
+
+def _is_consistent(arrays: Arrays) -> bool:
+    shapes = [arrays[name].shape for name in ("scales", "norms", "errors")]
+    codes = arrays["codes"]
+    return codes.ndim == 2 and codes.dtype == np.int8 and set(shapes) == {codes.shape[:1]}
+
+
+BINARY_CODES = "sketches.safetensors"
+
+
+DEFAULT_OVERSAMPLING = 16
+
+
+_BINARY_BLOCK_ROWS = 4096
+
+
+OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
+
+
+_FARTHEST = np.uint16(2**16 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryCodes:
+    """Sketches of vectors, laid out by words: ``bits`` (W, N) uint64, 64 coordinates a word."""
+
+    bits: NDArray[np.uint64]
+
+    @classmethod
+    def make(cls, vectors: NDArray[Any]) -> Self:
+        """Return the sketches of vectors, (N, D) float."""
+        words = compute_rotated_dimensions(vectors.shape[1]) // HADAMARD_BLOCK
+        bits = np.empty((words, len(vectors)), dtype=np.uint64)
+        for start in range(0, len(vectors), _BINARY_BLOCK_ROWS):
+            rows = slice(start, start + _BINARY_BLOCK_ROWS)
+            bits[:, rows] = _binarize(np.asarray(vectors[rows], dtype=np.float32)).T
+        return cls(bits)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the sketches that ``write`` left in a folder.
+
+        Raises:
+            IntegrityError: If the file is missing, cut off or not made of the array it must have.
+        """
+        path = folder / BINARY_CODES
+        found = map_arrays(path, ("bits",), lambda arrays: arrays["bits"].ndim == 2)
+        return cls(found["bits"])
+
+    def write(self, folder: Path) -> None:
+        """Write the sketches into a folder, atomically.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        write_arrays(folder / BINARY_CODES, {"bits": self.bits})
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return int(self.bits.shape[1])
+
+    def compare(self, query: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Return in how many signs every row differs from a query, (N,)."""
+        apart = np.zeros(len(self), dtype=np.uint16)
+        for word, own in zip(self.bits, _binarize(query[None])[0], strict=True):
+            apart += _count_bits(word ^ own)
+        return apart
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRecall:
+    """What share of the exact best ``k`` was found, over how many queries, at which oversampling.
+
+    ``oversampling`` is None where none that was tried reaches the recall asked for; ``recall`` is
+    then that of the largest.
+    """
+
+    recall: float
+    k: int
+    queries: int
+    oversampling: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+class ApproximateEngine:
+    """Searches sketches and scores what they find, or all rows exactly where that is surer.
+
+    A filter that keeps few rows is searched exactly, and so is everything once ``calibrate`` finds
+    that sketches miss too much.
+    """
+
+    def __init__(
+        self,
+        exact: DenseEngine,
+        *,
+        sketches: Sequence[BinaryCodes | None] | None = None,
+        oversampling: int | None = DEFAULT_OVERSAMPLING,
+    ) -> None:
+        """Stand beside an exact engine.
+
+        Args:
+            exact: What scores, and answers where sketches do not.
+            sketches: One for each of the engine's parts; by default, and where one is None, made
+                when first needed (half a second for 50,000 rows of 384).
+            oversampling: How many rows are scored for each that is wanted; None searches exactly.
+        """
+        self.oversampling = oversampling
+        self.measured: MeasuredRecall | None = None
+        self._exact = exact
+        self._sketches: list[BinaryCodes | None] = list(sketches or [None] * len(exact.parts))
+        self._lock = threading.Lock()
+
+    def search(
+        self, vector: NDArray[np.float32], k: int, *, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return about the best ``k`` rows and their exact scores, best first, ties by row.
+
+        Args:
+            vector: The query's, (D,); finite.
+            k: How many rows; 1 or more.
+            mask: Which rows may be found, (N,) bool.
+        """
+        if self.oversampling is None:
+            return self._exact.search(vector, k, mask=mask)
+        return self._search(vector, k, self.oversampling, mask)
+
+    def calibrate(
+        self, queries: NDArray[np.float32], *, k: int = 10, least: float = 0.97
+    ) -> MeasuredRecall:
+        """Measure recall against exact search, and use the smallest oversampling that reaches it.
+
+        A row that scores as high as the last of the exact best is as good as that one.
+
+        Args:
+            queries: Vectors of questions such as will be asked, (Q, D); passages' own are easier.
+            k: At which depth.
+            least: The mean recall to reach, 0 to 1, a little above what other queries must have;
+                where none does, all search is exact from here.
+        """
+        self.measured = calibrate_oversampling(
+            queries,
+            lambda query: self._exact.search(query, k)[1],
+            lambda query, oversampling: self._search(query, k, oversampling, None),
+            k=k,
+            least=least,
+        )
+        self.oversampling = self.measured.oversampling
+        return self.measured
+
+    def _search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        oversampling: int,
+        mask: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        query = np.asarray(vector, dtype=np.float32)
+        allowed = self._exact.allow(mask)
+        wanted, total = k * oversampling, len(self._exact)
+        count = total if allowed is None else int(np.count_nonzero(allowed))
+        if is_selective(count, total, wanted):
+            return self._exact.search(query, k, mask=mask)
+        apart = np.concatenate([part.compare(query) for part in self._all_sketches()])
+        if allowed is not None:
+            apart[~allowed] = _FARTHEST
+        limit = np.partition(apart, wanted - 1)[wanted - 1]
+        near = apart <= limit
+        return self._exact.search(query, k, rows=np.flatnonzero(near))
+
+    def _all_sketches(self) -> list[BinaryCodes]:
+        with self._lock:
+            found = [
+                own if own is not None else BinaryCodes.make(part)
+                for own, part in zip(self._sketches, self._exact.parts, strict=True)
+            ]
+            self._sketches[:] = found
+            return found
+
+
+def calibrate_oversampling(
+    queries: NDArray[np.float32],
+    exact: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    near: Callable[
+        [NDArray[np.float32], int], tuple[NDArray[np.int64], NDArray[np.float32]] | None
+    ],
+    *,
+    k: int,
+    least: float,
+) -> MeasuredRecall:
+    """Return the smallest oversampling with which a search finds enough, and its recall.
+
+    A row that scores as high as the last of the exact best is as good as that one.
+
+    Args:
+        queries: Vectors of questions, (Q, D).
+        exact: Gives the scores of the exact best ``k``.
+        near: Gives rows and scores at an oversampling, or None where it is exact itself.
+        k: At which depth.
+        least: The mean recall to reach, 0 to 1.
+    """
+    best = [exact(query) for query in queries]
+    recall = 1.0
+    for oversampling in OVERSAMPLINGS:
+        shares = []
+        for query, scores in zip(queries, best, strict=True):
+            if len(scores):
+                found = near(query, oversampling)
+                own = scores if found is None else found[1]
+                shares.append(float(np.count_nonzero(own >= scores[-1])) / len(scores))
+        recall = float(np.mean(shares)) if shares else 1.0
+        if recall >= least:
+            return MeasuredRecall(recall, k, len(queries), oversampling)
+    return MeasuredRecall(recall, k, len(queries), None)
+
+
+def _binarize(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Return the signs of mixed vectors (N, D) as words (N, W)."""
+    packed = np.packbits(rotate_rows(vectors) > 0, axis=1)
+    return np.asarray(packed.view(np.uint64))
+
+
+def _count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Return how many bits of each word are set; NumPy counts them itself from 2.0 on."""
+    if hasattr(np, "bitwise_count"):
+        return np.asarray(np.bitwise_count(words))
+    quarters = _build_bit_counts()[words.view(np.uint16)].reshape(-1, 4)
+    return np.asarray(quarters.sum(axis=1, dtype=np.uint8))
+
+
+@lru_cache(maxsize=1)
+def _build_bit_counts() -> NDArray[np.uint8]:
+    numbers = np.arange(2**16, dtype=np.uint16)
+    bits = np.unpackbits(numbers.view(np.uint8).reshape(-1, 2), axis=1)
+    return np.asarray(bits.sum(axis=1, dtype=np.uint8))

@@ -1,0 +1,555 @@
+"""SQLite catalog of an index folder: schema, read access, and writer and snapshot locks.
+
+A row of ``documents`` is one version of one document: seen by the snapshots from ``born`` up to but
+not including ``died``. What a parser and a chunker made of its bytes lies in ``contents`` and
+``passages`` and is shared by versions that differ in fields, tenant or labels alone. A row of
+``placements`` says in which rows of which segment a version's passages are found, so that merging
+segments moves rows and changes no document.
+
+The journal is a rollback journal, not a write-ahead log: readers then never create or change a
+file, a ledger can be read on a disk that cannot be written, and its bytes between two commits stay
+what artifact.json says. Long writes are staged in short transactions that no snapshot shows yet, so
+readers wait for milliseconds at most.
+
+Every statement is short and on its own, so that a reader never makes a writer wait; what a snapshot
+sees is said by its number in each. Does not know who asks: a view says which documents count.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.errors import IntegrityError, ResourceError
+from stillroom.jobs import atomic_write
+from stillroom.provenance import ARTIFACT_FILE
+from stillroom.provenance.sources import LEDGER, connect_ledger
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    INDEX_FORMAT,
+    PASSAGE_BITS,
+    Snapshot,
+    make_damage_error,
+    pick_snapshot,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "SNAPSHOTS",
+    "Catalog",
+    "SegmentEntry",
+    "SnapshotLease",
+    "WriterLock",
+    "create_catalog",
+    "get_snapshot_file",
+    "is_being_written",
+    "open_catalog",
+    "stage_snapshot_file",
+    "sync_snapshot_file",
+    "write_snapshot_file",
+]
+
+
+"""A passage's key is its content's key shifted by this many bits, plus its position."""
+
+
+_SCHEMA = f"""
+CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE snapshots(
+  number INTEGER PRIMARY KEY, digest TEXT NOT NULL, parent INTEGER NOT NULL, reason TEXT NOT NULL,
+  documents INTEGER NOT NULL, passages INTEGER NOT NULL, truncated INTEGER NOT NULL,
+  made TEXT NOT NULL);
+CREATE TABLE segments(
+  number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, files TEXT NOT NULL,
+  born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER});
+CREATE TABLE contents(
+  key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL, digest TEXT NOT NULL,
+  mark TEXT NOT NULL, passages INTEGER NOT NULL, truncated INTEGER NOT NULL,
+  fields TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX contents_by_digest ON contents(digest);
+CREATE TABLE passages(
+  key INTEGER PRIMARY KEY, id TEXT NOT NULL, embedded BLOB NOT NULL, truncated INTEGER NOT NULL,
+  body BLOB NOT NULL);
+CREATE UNIQUE INDEX passages_by_id ON passages(id);
+CREATE INDEX passages_by_text ON passages(embedded);
+CREATE TABLE documents(
+  key INTEGER PRIMARY KEY, content INTEGER NOT NULL, path TEXT NOT NULL,
+  passages INTEGER NOT NULL, truncated INTEGER NOT NULL,
+  bucket INTEGER NOT NULL, mark TEXT NOT NULL,
+  tenant TEXT NOT NULL, labels TEXT NOT NULL, fields TEXT NOT NULL,
+  born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER});
+CREATE INDEX documents_by_path ON documents(path, died);
+CREATE INDEX documents_by_bucket ON documents(bucket, died);
+CREATE INDEX documents_by_content ON documents(content);
+CREATE INDEX documents_by_birth ON documents(born);
+CREATE INDEX documents_by_death ON documents(died);
+CREATE TABLE labels(document INTEGER NOT NULL, label TEXT NOT NULL,
+  PRIMARY KEY(document, label)) WITHOUT ROWID;
+CREATE INDEX labels_by_label ON labels(label, document);
+CREATE TABLE fields(document INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, value);
+CREATE INDEX fields_by_value ON fields(name, value, document);
+CREATE INDEX fields_by_document ON fields(document);
+CREATE TABLE placements(
+  document INTEGER NOT NULL, segment INTEGER NOT NULL, start INTEGER NOT NULL,
+  born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER},
+  PRIMARY KEY(document, born)) WITHOUT ROWID;
+CREATE INDEX placements_by_segment ON placements(segment);
+CREATE INDEX placements_by_birth ON placements(born);
+CREATE INDEX placements_by_death ON placements(died);
+CREATE TABLE failures(
+  path TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
+  born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER});
+CREATE TABLE buckets(number INTEGER PRIMARY KEY, digest TEXT NOT NULL);
+CREATE VIEW current_documents AS
+  SELECT d.key, c.id, d.path, c.digest, c.body FROM documents d JOIN contents c
+  ON c.key = d.content
+  WHERE d.died = {FOREVER} AND d.born <= (SELECT max(number) FROM snapshots) ORDER BY d.path;
+CREATE VIEW current_passages AS
+  SELECT p.id, d.path, p.key & {2**PASSAGE_BITS - 1} AS position, p.body
+  FROM documents d JOIN passages p
+  ON p.key >= d.content << {PASSAGE_BITS} AND p.key < (d.content + 1) << {PASSAGE_BITS}
+  WHERE d.died = {FOREVER} AND d.born <= (SELECT max(number) FROM snapshots)
+  ORDER BY d.path, p.key;
+PRAGMA user_version = {INDEX_FORMAT};
+"""  # noqa: S608
+
+
+def create_catalog(path: Path) -> sqlite3.Connection:
+    """Make an empty ledger, replacing what lies there, and open it for writing."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    connection = open_catalog(path)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def open_catalog(path: Path) -> sqlite3.Connection:
+    """Open a ledger for writing: every commit is on the disk before it returns."""
+    connection = connect_ledger(path, write=True)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA cache_size=-65536")
+    return connection
+
+
+_ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
+
+
+_SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment: how many rows, and each file's size and digest by its name."""
+
+    number: int
+    rows: int
+    files: Mapping[str, tuple[int, str]]
+
+
+class Catalog:
+    """Reads a ledger; every thread has its own connection."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the ledger in ``folder``.
+
+        Raises:
+            IntegrityError: If there is none, or it is damaged or of another format.
+        """
+        self.path = folder / LEDGER
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        if not self.path.is_file():
+            raise _make_missing_error(folder)
+        self._identity = _identify_file(self.path)
+        try:
+            found = int(self.query("PRAGMA user_version")[0][0])
+            if found != INDEX_FORMAT:
+                raise make_damage_error(
+                    self.path, f"it has format {found}, expected {INDEX_FORMAT}"
+                )
+            told = dict(self.query("SELECT name, value FROM settings"))
+            self.description: dict[str, Any] = json.loads(told["description"])
+        except IntegrityError:
+            self.close()
+            raise
+        except (ValueError, KeyError) as error:
+            self.close()
+            raise make_damage_error(self.path, f"its settings cannot be read: {error}") from error
+
+    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """Return all rows of one statement.
+
+        Raises:
+            IntegrityError: If the ledger is damaged.
+        """
+        try:
+            return self._connect().execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise make_damage_error(self.path, str(error)) from error
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        rows = self.query(f"{_SNAPSHOT} FROM snapshots ORDER BY number")
+        return [Snapshot(*row) for row in rows]
+
+    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+        """Return a snapshot by its number or by its digest's beginning; by default the newest.
+
+        Raises:
+            DataError: If there is none, or none any more.
+        """
+        return pick_snapshot(self.snapshots(), wanted, self.path)
+
+    def segments(self, snapshot: int) -> list[SegmentEntry]:
+        """Return the segments that a snapshot reads, in order."""
+        rows = self.query(
+            "SELECT number, rows, files FROM segments s "  # noqa: S608
+            f"WHERE {_ALIVE.format('s')} ORDER BY number",
+            {"snapshot": snapshot},
+        )
+        return [SegmentEntry(number, count, _files(files)) for number, count, files in rows]
+
+    def load(
+        self, snapshot: int, where: str = "1 = 1", values: Mapping[str, Any] | None = None
+    ) -> NDArray[np.int64]:
+        """Return the documents that a snapshot sees and that meet a condition, (5, N).
+
+        Key, content, number of passages, segment and first row there; in order of path.
+
+        Args:
+            snapshot: Its number.
+            where: A condition on ``d``, a row of documents, that this package has compiled.
+            values: What the condition's names stand for.
+        """
+        rows = self.query(
+            "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
+            "FROM documents d "
+            f"JOIN placements p ON p.document = d.key AND {_ALIVE.format('p')} "
+            f"WHERE {_ALIVE.format('d')} AND ({where}) ORDER BY d.path",
+            {"snapshot": snapshot, **(values or {})},
+        )
+        return np.array(rows, dtype=np.int64).reshape(-1, 5).T
+
+    def list_deleted(self, before: int, after: int) -> list[int] | None:
+        """Return the keys of documents that ended between two snapshots.
+
+        None where that is not all that happened: where documents came, or their rows were moved.
+        """
+        span = {"before": before, "after": after}
+        for table in ("documents", "placements"):
+            sql = f"SELECT 1 FROM {table} WHERE born > :before AND born <= :after LIMIT 1"  # noqa: S608
+            if self.query(sql, span):
+                return None
+        rows = self.query("SELECT key FROM documents WHERE died > :before AND died <= :after", span)
+        return [int(key) for (key,) in rows]
+
+    def list_fields(self, snapshot: int, where: str, values: Mapping[str, Any]) -> list[Any]:
+        """Return names and kinds of the fields of documents that meet a condition; see ``load``."""
+        return self.query(
+            "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
+            "JOIN documents d ON d.key = f.document "
+            f"WHERE {_ALIVE.format('d')} AND ({where})",
+            {"snapshot": snapshot, **values},
+        )
+
+    def list_values(self, name: str, keys: Sequence[int]) -> list[Any]:
+        """Return document and value of every value that some documents have of a field."""
+        return self.query(
+            "SELECT document, value FROM fields "
+            "WHERE name = :name AND document IN (SELECT value FROM json_each(:keys))",
+            {"name": name, "keys": json.dumps(list(keys))},
+        )
+
+    def passage(self, content: int, position: int) -> bytes:
+        """Return a passage as JSON, by its content's key and its place from 0."""
+        key = (content << PASSAGE_BITS) + position
+        rows = self.query("SELECT body FROM passages WHERE key = ?", (key,))
+        if not rows:
+            raise make_damage_error(
+                self.path, f"passage {position} of content {content} is missing"
+            )
+        return bytes(rows[0][0])
+
+    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
+        """Return the content's key and the place of a passage, or None where there is none."""
+        rows = self.query("SELECT key FROM passages WHERE id = ?", (passage_id,))
+        return divmod(int(rows[0][0]), 1 << PASSAGE_BITS) if rows else None
+
+    def locate_document(self, document_id: str) -> int | None:
+        """Return the key of a document's content, or None where there is none."""
+        rows = self.query("SELECT key FROM contents WHERE id = ?", (document_id,))
+        return int(rows[0][0]) if rows else None
+
+    def document(self, content: int) -> bytes:
+        """Return a parsed document as JSON."""
+        rows = self.query("SELECT body FROM contents WHERE key = ?", (content,))
+        try:
+            return zlib.decompress(rows[0][0])
+        except (IndexError, zlib.error) as error:
+            raise make_damage_error(
+                self.path, f"content {content} cannot be read: {error}"
+            ) from error
+
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        rows = self.query("SELECT value FROM settings WHERE name = ?", (f"measured {name}",))
+        return json.loads(rows[0][0]) if rows else None
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+            self._local = threading.local()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect_ledger(self.path)
+            if (
+                _identify_file(self.path) != self._identity
+            ):  # another index, whose keys mean other rows
+                connection.close()
+                raise _replaced(self.path)
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+
+def _identify_file(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _replaced(path: Path) -> IntegrityError:
+    return IntegrityError(
+        "another index was built in the place of the one that is open",
+        code="rag.index-replaced",
+        where=str(path.parent),
+        expected="the index that was opened; 'stillroom rag update' changes one in place",
+        next="open the index again",
+    )
+
+
+def _files(text: str) -> dict[str, tuple[int, str]]:
+    return {name: (int(size), str(digest)) for name, (size, digest) in json.loads(text).items()}
+
+
+def _make_missing_error(folder: Path) -> IntegrityError:
+    is_old = (folder / "passages.jsonl").is_file() and (folder / "vectors.npy").is_file()
+    what = "an index of an older format" if is_old else "no index, or a half-written one"
+    return IntegrityError(
+        f"{folder} holds no {LEDGER}: it is {what}",
+        code="rag.index-unfinished",
+        where=str(folder),
+        expected=f"{LEDGER} beside its segments",
+        next="build the index again with --overwrite"
+        if is_old
+        else "finish the job with --resume, or give the folder of a finished one",
+    )
+
+
+SNAPSHOTS = "snapshots"
+
+
+_LOCK_FILE = ".writer"
+
+
+_ATTEMPTS = 5
+
+
+_PAUSE_S = 0.02
+
+
+class WriterLock:
+    """Held by whoever changes an index; says who that is to whoever else would."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock of the index in ``folder``.
+
+        Raises:
+            ResourceError: If another process holds it, or the disk cannot be written.
+        """
+        path = _get_lock_path(folder)
+        try:
+            self._file: IO[str] = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(
+                f"the index cannot be written: {error.strerror or error}",
+                code="rag.read-only",
+                where=str(folder),
+                expected="a folder that may be written",
+                next="check its permissions, or copy the index to where you may write",
+            ) from error
+        for attempt in range(_ATTEMPTS):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                holder = _read_holder(self._file)
+                if holder or attempt == _ATTEMPTS - 1:
+                    self._file.close()
+                    raise _make_busy_error(folder, holder) from error
+                time.sleep(_PAUSE_S)  # a reader that looks whether anybody writes holds it briefly
+        self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": _get_time()})
+
+    def __enter__(self) -> WriterLock:
+        """Return the lock itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the lock back."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, so that nobody locks one that is gone."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()
+
+    def _tell(self, holder: dict[str, object]) -> None:
+        self._file.truncate(0)
+        self._file.write(json.dumps(holder))
+        self._file.flush()
+
+
+class SnapshotLease:
+    """A reader's hold on a snapshot: what it needs is kept until the pin is released."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Hold an open file that is locked; callers use ``take``."""
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: Path, number: int, *, alone: bool = False) -> SnapshotLease | None:
+        """Pin a snapshot, or return None where it is gone or about to go.
+
+        Args:
+            folder: The index's.
+            number: The snapshot's.
+            alone: For whoever removes it: only if no reader pins it, and none may until the end.
+        """
+        try:
+            file = get_snapshot_file(folder, number).open("rb")
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+        return cls(file)
+
+    def release(self) -> None:
+        """Let the snapshot go."""
+        self._file.close()
+
+    def __del__(self) -> None:
+        """Let the snapshot go with the last view of it: one that was refreshed is still read."""
+        self._file.close()
+
+
+def get_snapshot_file(folder: Path, number: int) -> Path:
+    """Return the file that says what a snapshot is, and that its readers lock."""
+    return folder / SNAPSHOTS / f"{number:06d}.json"
+
+
+def stage_snapshot_file(folder: Path, number: int, digest: str) -> None:
+    """Write the file of a snapshot that is about to be published; ``sync_snapshot_file`` follows.
+
+    Two waits for the disk less before readers see the snapshot. Only where the power fails between
+    commit and sync is the file missing; the next writer or a repair makes it from the ledger again.
+    """
+    path = get_snapshot_file(folder, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(_tell(number, digest), encoding="utf-8")
+    temporary.replace(path)
+
+
+def sync_snapshot_file(folder: Path, number: int) -> None:
+    """Force a snapshot's file and its name to disk."""
+    path = get_snapshot_file(folder, number)
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_snapshot_file(folder: Path, number: int, digest: str) -> None:
+    """Write the file of a snapshot anew, to the disk."""
+    with atomic_write(get_snapshot_file(folder, number)) as file:
+        file.write(_tell(number, digest))
+
+
+def _tell(number: int, digest: str) -> str:
+    return json.dumps({"snapshot": number, "digest": digest})
+
+
+def is_being_written(folder: Path) -> bool:
+    """Return whether a writer is at work on the index."""
+    try:
+        with _get_lock_path(folder).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _get_lock_path(folder: Path) -> Path:
+    """Return the lock's file: outside the artifact's output, whose files are all listed."""
+    is_output = folder.name == "output" or (folder.parent / ARTIFACT_FILE).is_file()
+    return (folder.parent if is_output else folder) / _LOCK_FILE
+
+
+def _read_holder(file: IO[str]) -> str:
+    try:
+        file.seek(0)
+        told = json.loads(file.read())
+        command = " ".join(str(part) for part in told["command"])
+        return f"process {told['process']} since {told['since']} ({command})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _make_busy_error(folder: Path, holder: str) -> ResourceError:
+    return ResourceError(
+        f"another process is writing the index: {holder or 'it has not said which'}",
+        code="rag.busy",
+        where=str(folder),
+        expected="one writer at a time",
+        next="wait for it to end; readers need not",
+    )
+
+
+def _get_time() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,449 @@
+"""Commit of a change: staged documents, the publishing transaction, and segment merges.
+
+All of it runs within a transaction that the writer has begun: what it does is seen at once, by
+readers that open or refresh after the commit, or not at all.
+
+In short transactions, so that readers of the snapshots before never wait long. What a killed writer
+staged is known by the ``staged`` row of the settings, and goes when the next writer comes.
+
+A search costs a little for every segment, and rewriting rows costs more: the smallest segments go
+first, and only as many as keep the number of segments bounded, with those that are small beside
+what is gathered already. Every row is thus rewritten about as often as the index grows by a factor.
+
+Source: the log-structured merge tree, O'Neil et al. 1996, doi:10.1007/s002360050048; as Lucene
+merges segments by tiers.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.rag.storage.filters import derive_fields, list_values
+from stillroom.rag.storage.folder.catalog import Catalog, SegmentEntry
+from stillroom.rag.storage.folder.segments import MergedSegment, open_segment
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    PASSAGE_BITS,
+    digest_bucket,
+    digest_document,
+    digest_snapshot,
+    get_bucket,
+    make_damage_error,
+)
+from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_SEGMENTS",
+    "SnapshotCommit",
+    "choose_merged_segments",
+    "map_merged_rows",
+    "mask_kept_rows",
+    "open_transaction",
+    "stage_documents",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlacedDocument:
+    """A new version of a document: its content's key, its part's path, its facts and its rows."""
+
+    content: int
+    path: str
+    facts: DocumentMetadata
+    segment: int
+    start: int
+
+
+class SnapshotCommit:
+    """One change on its way to be seen, as the snapshot of a number."""
+
+    def __init__(self, connection: sqlite3.Connection, change: IndexUpdate, number: int) -> None:
+        """Publish through a connection that is open for writing."""
+        self.connection, self.change, self.number = connection, change, number
+
+    def list_gone(self) -> set[int]:
+        """Return the keys of documents whose rows nobody needs after the change."""
+        return (self._list_replaced() | set(self.change.removes)) - {
+            key for *_, key in self.change.moves
+        }
+
+    def publish(
+        self,
+        contents: Sequence[int],
+        entry: SegmentEntry | None,
+        merged: Sequence[MergedSegment],
+        description: Mapping[str, Any],
+        reason: str,
+    ) -> str:
+        """Do the change, within a transaction; return the new snapshot's digest.
+
+        Args:
+            contents: Keys of what the puts and the moves became, in order.
+            entry: The new segment, if rows were written.
+            merged: The older segments that it takes in.
+            description: What shaped the index.
+            reason: What the log says.
+        """
+        self._replace()
+        start = sum(int(one.kept.sum()) for one in merged)
+        for placed in list(self._place(contents, start)):
+            self._insert(placed)
+        if entry is not None:
+            self._register(entry, merged)
+        self._retire_empty()
+        if self.change.failures is not None:
+            self._note_failures(self.change.failures)
+        return self._finish(description, reason)
+
+    def _list_replaced(self) -> set[int]:
+        return {key for part in self.change.parts for key in self._keys_at(part.entry.path)}
+
+    def _keys_at(self, path: str) -> list[int]:
+        rows = self.connection.execute(
+            "SELECT key FROM documents WHERE path = ? AND died = ?", (path, FOREVER)
+        )
+        return [int(key) for (key,) in rows]
+
+    def _replace(self) -> None:
+        """End the versions that the change replaces or removes."""
+        moved = {key for *_, key in self.change.moves}
+        keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved
+        self.connection.executemany(
+            "UPDATE documents SET died = ? WHERE key = ? AND died = ?",
+            [(self.number, key, FOREVER) for key in sorted(keys)],
+        )
+
+    def _place(self, contents: Sequence[int], start: int) -> Iterator[_PlacedDocument]:
+        """Yield the new versions of documents with their rows."""
+        places = iter(contents)
+        for part, facts in self.change.puts:
+            yield _PlacedDocument(next(places), part.entry.path, facts, self.number, start)
+            start += part.entry.passages
+        for part, facts, key in self.change.moves:
+            segment, row = self._placement(key)
+            yield _PlacedDocument(next(places), part.entry.path, facts, segment, row)
+        for key, facts in sorted(self.change.facts.items()):
+            content, path = self.connection.execute(
+                "SELECT content, path FROM documents WHERE key = ?", (key,)
+            ).fetchone()
+            segment, row = self._placement(key)
+            yield _PlacedDocument(int(content), str(path), facts, segment, row)
+
+    def _placement(self, key: int) -> tuple[int, int]:
+        segment, start = self.connection.execute(
+            "SELECT segment, start FROM placements WHERE document = ? AND died = ?", (key, FOREVER)
+        ).fetchone()
+        return int(segment), int(start)
+
+    def _insert(self, one: _PlacedDocument) -> None:
+        count, truncated, mark, derived = self.connection.execute(
+            "SELECT passages, truncated, mark, fields FROM contents WHERE key = ?", (one.content,)
+        ).fetchone()
+        cursor = self.connection.execute(
+            "INSERT INTO documents(content, path, passages, truncated, bucket, mark, tenant, "
+            "labels, fields, born) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                one.content,
+                one.path,
+                count,
+                truncated,
+                get_bucket(one.path),
+                digest_document(one.path, mark, one.facts),
+                one.facts.tenant,
+                json.dumps(sorted(one.facts.labels)),
+                json.dumps(dict(one.facts.fields), ensure_ascii=False, sort_keys=True),
+                self.number,
+            ),
+        )
+        key = cursor.lastrowid
+        self.connection.execute(
+            "INSERT INTO placements(document, segment, start, born) VALUES (?, ?, ?, ?)",
+            (key, one.segment, one.start, self.number),
+        )
+        fields = {**json.loads(derived), **one.facts.fields}
+        self.connection.executemany(
+            "INSERT INTO fields VALUES (?, ?, ?, ?)",
+            [(key, name, kind, value) for name, kind, value in list_values(fields)],
+        )
+        self.connection.executemany(
+            "INSERT INTO labels VALUES (?, ?)",
+            [(key, label) for label in sorted(set(one.facts.labels))],
+        )
+
+    def _register(self, entry: SegmentEntry, merged: Sequence[MergedSegment]) -> None:
+        """Name a new segment, and move the rows of merged ones into it."""
+        files = json.dumps({name: list(told) for name, told in entry.files.items()})
+        self.connection.execute(
+            "INSERT INTO segments(number, rows, files, born) VALUES (?, ?, ?, ?)",
+            (entry.number, entry.rows, files, self.number),
+        )
+        for old, starts in map_merged_rows(merged):
+            rows = self.connection.execute(
+                "SELECT p.document, p.start FROM placements p JOIN documents d "
+                "ON d.key = p.document WHERE p.segment = ? AND p.died = ? AND d.died = ?",
+                (old, FOREVER, FOREVER),
+            ).fetchall()
+            moved = [row for row in rows if starts[row[1]] >= 0]
+            self.connection.executemany(
+                "UPDATE placements SET died = ? WHERE document = ? AND died = ?",
+                [(self.number, document, FOREVER) for document, _ in moved],
+            )
+            self.connection.executemany(
+                "INSERT OR REPLACE INTO placements(document, segment, start, born) "
+                "VALUES (?, ?, ?, ?)",
+                [
+                    (document, entry.number, int(starts[row]), self.number)
+                    for document, row in moved
+                ],
+            )
+
+    def _retire_empty(self) -> None:
+        """End the segments in which no document of the new snapshot has rows."""
+        self.connection.execute(
+            "UPDATE segments SET died = ? WHERE died = ? AND NOT EXISTS ("
+            "SELECT 1 FROM placements p JOIN documents d ON d.key = p.document "
+            "WHERE p.segment = segments.number AND p.died = ? AND d.died = ?)",
+            (self.number, FOREVER, FOREVER, FOREVER),
+        )
+
+    def _note_failures(self, failures: Sequence[Mapping[str, str]]) -> None:
+        self.connection.execute(
+            "UPDATE failures SET died = ? WHERE died = ?", (self.number, FOREVER)
+        )
+        self.connection.executemany(
+            "INSERT INTO failures(path, code, reason, born) VALUES (?, ?, ?, ?)",
+            [(one["path"], one["code"], one["reason"], self.number) for one in failures],
+        )
+
+    def _finish(self, description: Mapping[str, Any], reason: str) -> str:
+        """Renew the digests of the buckets that changed, and name the snapshot."""
+        touched = self.connection.execute(
+            "SELECT DISTINCT bucket FROM documents WHERE born = ? OR died = ?",
+            (self.number, self.number),
+        ).fetchall()
+        for (bucket,) in touched:
+            marks = self.connection.execute(
+                "SELECT mark FROM documents WHERE bucket = ? AND died = ? ORDER BY path",
+                (bucket, FOREVER),
+            ).fetchall()
+            self.connection.execute(
+                "INSERT OR REPLACE INTO buckets VALUES (?, ?)",
+                (bucket, digest_bucket([mark for (mark,) in marks])),
+            )
+        buckets = dict(self.connection.execute("SELECT number, digest FROM buckets"))
+        digest = digest_snapshot(description, buckets)
+        made = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.connection.execute(
+            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.number, digest, self.number - 1, reason, *self._count(), made),
+        )
+        self.connection.execute("DELETE FROM settings WHERE name = 'staged'")
+        return digest
+
+    def _count(self) -> list[int]:
+        """Return how many documents, passages and cut ones there are: as before, and the change."""
+        before = self.connection.execute(
+            "SELECT documents, passages, truncated FROM snapshots WHERE number = ?",
+            (self.number - 1,),
+        ).fetchone() or (0, 0, 0)
+        changes = [
+            self.connection.execute(
+                "SELECT count(*), coalesce(sum(passages), 0), "  # noqa: S608
+                "coalesce(sum(truncated), 0) "
+                f"FROM documents WHERE {column} = ?",
+                (self.number,),
+            ).fetchone()
+            for column in ("born", "died")
+        ]
+        return [int(n + more - less) for n, more, less in zip(before, *changes, strict=True)]
+
+
+_STAGED_BYTES = 8_000_000
+
+
+_BYTES_PER_PASSAGE = 2048
+
+
+_COMPRESSION_LEVEL = 1
+
+
+def stage_documents(
+    connection: sqlite3.Connection,
+    parts: Sequence[StagedDocument],
+    check: Callable[[], None],
+    where: Path,
+) -> list[int]:
+    """Write what documents became, unseen; return their contents' keys, in order.
+
+    Args:
+        connection: Open for writing, in no transaction.
+        parts: The documents.
+        check: Called between transactions; raises to stop.
+        where: The ledger's file, for errors.
+
+    Raises:
+        IntegrityError: If the ledger holds other passages under a document's id.
+    """
+    if not parts:
+        return []
+    top = connection.execute("SELECT max(key) FROM contents").fetchone()[0] or 0
+    connection.execute("INSERT OR REPLACE INTO settings VALUES ('staged', ?)", (str(top),))
+    keys: list[int] = []
+    waiting: list[StagedDocument] = []
+    size = 0
+    for part in parts:
+        waiting.append(part)
+        size += _BYTES_PER_PASSAGE * part.entry.passages
+        if size > _STAGED_BYTES:
+            check()
+            keys += _stage_batch(connection, waiting, where)
+            waiting, size = [], 0
+    return keys + _stage_batch(connection, waiting, where)
+
+
+@contextmanager
+def open_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit at the end of the body; on any exception, as a full disk, nothing has happened."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _stage_batch(
+    connection: sqlite3.Connection, parts: Sequence[StagedDocument], where: Path
+) -> list[int]:
+    with open_transaction(connection):
+        return [_stage_document(connection, part, where) for part in parts]
+
+
+def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where: Path) -> int:
+    line, passages, entry = part.document_line(), part.passage_lines(), part.entry
+    document = json.loads(line)
+    document_id = document["id"]
+    mark = digest_content(line, passages)
+    known = connection.execute(
+        "SELECT key, mark FROM contents WHERE id = ?", (document_id,)
+    ).fetchone()
+    if known is not None and known[1] == mark:
+        return int(known[0])
+    if known is not None:
+        raise make_damage_error(where, f"{entry.path} gives other passages than before")
+    cursor = connection.execute(
+        "INSERT INTO contents(id, path, digest, mark, passages, truncated, fields, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            document_id,
+            entry.path,
+            entry.digest,
+            mark,
+            len(passages),
+            entry.truncated,
+            json.dumps(derive_fields(document), ensure_ascii=False),
+            zlib.compress(line, _COMPRESSION_LEVEL),
+        ),
+    )
+    key = int(cursor.lastrowid or 0)
+    told = enumerate(zip(passages, part.marks(), strict=True))
+    connection.executemany(
+        "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
+        (
+            (
+                (key << PASSAGE_BITS) + position,
+                json.loads(body)["id"],
+                one.embedded,
+                int(one.is_truncated),
+                body,
+            )
+            for position, (body, one) in told
+        ),
+    )
+    return key
+
+
+MAX_SEGMENTS = 8
+
+
+_SMALL_FACTOR = 2
+
+
+def choose_merged_segments(
+    folder: Path, ledger: Catalog, gone: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
+) -> list[MergedSegment]:
+    """Return the segments that a new one should take in, with the rows that are still needed.
+
+    Args:
+        folder: The index's.
+        ledger: What it holds.
+        gone: Keys of documents that the new snapshot will not see.
+        rows: How many rows the new segment has of its own.
+        most: How many segments there may be afterwards.
+    """
+    if not ledger.snapshots():
+        return []
+    kept = {number: rows for number, rows in mask_kept_rows(ledger, gone).items() if rows.any()}
+    latest = ledger.find_snapshot().number
+    entries = {entry.number: entry for entry in ledger.segments(latest) if entry.number in kept}
+    order = sorted(entries, key=lambda number: (int(kept[number].sum()), number))
+    spare = len(order) + 1 - most
+    if spare <= 0:
+        return []
+    chosen: list[int] = []
+    gathered = rows
+    for number in order:
+        size = int(kept[number].sum())
+        if len(chosen) >= spare and size > _SMALL_FACTOR * gathered:
+            break
+        chosen.append(number)
+        gathered += size
+    return [
+        MergedSegment(open_segment(folder, entries[number], verify=False), kept[number])
+        for number in sorted(chosen)
+    ]
+
+
+def mask_kept_rows(ledger: Catalog, gone: Collection[int]) -> dict[int, NDArray[np.bool_]]:
+    """Return which rows of each segment the newest snapshot needs, without documents that go."""
+    sizes = {
+        int(number): int(rows)
+        for number, rows in ledger.query(
+            "SELECT number, rows FROM segments WHERE died = ?", (FOREVER,)
+        )
+    }
+    kept = {number: np.zeros(rows, dtype=bool) for number, rows in sizes.items()}
+    for key, segment, start, count in ledger.query(
+        "SELECT d.key, p.segment, p.start, d.passages FROM documents d JOIN placements p "
+        "ON p.document = d.key WHERE d.died = ? AND p.died = ?",
+        (FOREVER, FOREVER),
+    ):
+        if key not in gone:
+            kept[segment][start : start + count] = True
+    return kept
+
+
+def map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield for each merged segment its number, and where each of its kept rows goes, else -1."""
+    offset = 0
+    for one in merged:
+        starts = offset + np.cumsum(one.kept) - 1
+        starts[~one.kept] = -1
+        yield one.segment.number, starts.astype(np.int64)
+        offset += int(one.kept.sum())

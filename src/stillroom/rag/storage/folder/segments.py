@@ -1,0 +1,282 @@
+"""Segments: folders of immutable files that hold the rows of passages.
+
+All of a segment can be made again from the ledger: the postings from its passages, the vectors with
+the embedder. A segment is written under another name, synced and renamed before any snapshot names
+it; what no snapshot names is an orphan, and goes when the next writer comes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from stillroom.jobs import atomic_write
+from stillroom.jobs.files import full_disk_as_error, sync_folder
+from stillroom.provenance import digest_file
+from stillroom.rag.search_engines.dense import BINARY_CODES, BinaryCodes, VectorCodes
+from stillroom.rag.search_engines.keyword import Postings, merge_postings, write_postings
+from stillroom.rag.search_engines.late_interaction import merge_token_vectors
+from stillroom.rag.search_engines.sparse import merge_term_weights
+from stillroom.rag.storage.folder.catalog import SegmentEntry
+from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
+from stillroom.rag.types import (
+    AuxiliaryVectors,
+    get_auxiliary_vectors,
+    iter_postings_rows,
+    open_auxiliary_vectors,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.rag.analysis.analyzer import Analyzer
+    from stillroom.rag.types import StagedDocument
+
+__all__ = [
+    "SEGMENTS",
+    "VECTORS",
+    "MergedSegment",
+    "Segment",
+    "check_file",
+    "describe_files",
+    "get_segment_folder",
+    "list_segment_folders",
+    "open_segment",
+    "write_auxiliary_vectors",
+    "write_segment",
+]
+
+
+SEGMENTS = "segments"
+
+
+VECTORS = "vectors.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An open segment: its number, its vectors (N, D) mapped into memory, their codes, postings.
+
+    Beside them what the index's settings ask for, None where it is not there.
+    """
+
+    number: int
+    vectors: NDArray[Any]
+    codes: VectorCodes
+    postings: Postings
+    sketches: BinaryCodes | None = None
+    extras: AuxiliaryVectors = field(default_factory=AuxiliaryVectors)
+
+
+@dataclass(frozen=True, slots=True)
+class MergedSegment:
+    """An older segment whose kept rows go into a new one."""
+
+    segment: Segment
+    kept: NDArray[np.bool_]
+
+
+def get_segment_folder(folder: Path, number: int) -> Path:
+    """Return where a segment lies."""
+    return folder / SEGMENTS / f"{number:06d}"
+
+
+def list_segment_folders(folder: Path) -> list[Path]:
+    """Return every folder below ``segments``, whether a snapshot names it or not."""
+    place = folder / SEGMENTS
+    return sorted(place.iterdir()) if place.is_dir() else []
+
+
+def write_segment(
+    folder: Path,
+    number: int,
+    merged: Sequence[MergedSegment],
+    parts: Sequence[StagedDocument],
+    *,
+    analyzer: Analyzer | None,
+    dimensions: int,
+    dtype: str,
+    structures: SegmentLayout,
+    check: Callable[[], None],
+) -> SegmentEntry:
+    """Write a segment: the kept rows of older ones, then the passages of documents, in order.
+
+    Args:
+        folder: The index's.
+        number: The segment's; nothing may lie there.
+        merged: Older segments.
+        parts: Documents.
+        analyzer: What cuts the documents' texts into terms; None where there are no documents.
+        dimensions: Numbers a vector.
+        dtype: ``float32`` or ``float16``.
+        structures: What is kept beside postings and vectors.
+        check: Called now and then; raises to stop.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    final = get_segment_folder(folder, number)
+    draft = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    with full_disk_as_error(folder):
+        draft.mkdir(parents=True)
+        rows = _write_vectors(draft / VECTORS, merged, parts, dimensions, dtype)
+        vectors = np.load(draft / VECTORS, mmap_mode="r")
+        VectorCodes.encode(vectors).write(draft)
+        if structures.sketches:
+            BinaryCodes.make(vectors).write(draft)
+        lines = (line for part in parts for line in part.passage_lines())
+        fresh = draft if not merged else draft / "fresh"
+        fresh.mkdir(exist_ok=True)
+        write_postings(fresh, iter_postings_rows(lines, analyzer, check) if analyzer else ())
+        if merged:
+            opened = [*(one.segment.postings for one in merged), Postings.open(fresh)]
+            merge_postings(draft, opened, [*(one.kept for one in merged), None])
+            shutil.rmtree(fresh)
+        write_auxiliary_vectors(
+            draft, [(one.segment.extras, one.kept) for one in merged], parts, structures
+        )
+        check()
+        sync_folder(draft)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _sync_directory(final.parent)
+    return SegmentEntry(number, rows, describe_files(final))
+
+
+def describe_files(place: Path) -> dict[str, tuple[int, str]]:
+    """Return size and digest of every file of a segment, by name."""
+    return {
+        path.name: (path.stat().st_size, digest_file(path))
+        for path in sorted(place.iterdir())
+        if path.is_file()
+    }
+
+
+def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
+    """Open a segment's files.
+
+    Args:
+        folder: The index's.
+        entry: What the ledger says of it.
+        verify: Recompute the files' digests; otherwise only their sizes are compared.
+
+    Raises:
+        IntegrityError: If a file is missing or is not what was written.
+    """
+    place = get_segment_folder(folder, entry.number)
+    for name, told in entry.files.items():
+        check_file(place / name, told, verify=verify)
+    try:
+        vectors: NDArray[Any] = np.load(place / VECTORS, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise make_damage_error(place / VECTORS, str(error)) from error
+    postings, codes = Postings.open(place), VectorCodes.open(place)
+    sketches = BinaryCodes.open(place) if BINARY_CODES in entry.files else None
+    extras = open_auxiliary_vectors(place, entry.files)
+    optional: list[Sized | None] = [sketches, extras.weights, extras.tokens]
+    parts: list[Sized] = [vectors, codes, postings]
+    parts += [part for part in optional if part is not None]
+    if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
+        raise make_damage_error(
+            place, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
+        )
+    return Segment(entry.number, vectors, codes, postings, sketches, extras)
+
+
+def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:
+    """Hold a file against what the ledger says of it.
+
+    Raises:
+        IntegrityError: If it is missing or is not what was written.
+    """
+    size, digest = told
+    if not path.is_file():
+        raise make_damage_error(path, "it is missing")
+    if path.stat().st_size != size:
+        raise make_damage_error(path, f"it has {path.stat().st_size} bytes instead of {size}")
+    if verify and digest_file(path) != digest:
+        raise make_damage_error(path, "its bytes are not those that were written")
+
+
+def _write_vectors(
+    path: Path,
+    merged: Sequence[MergedSegment],
+    parts: Sequence[StagedDocument],
+    dimensions: int,
+    dtype: str,
+) -> int:
+    """Write one .npy file piece by piece, so that the whole matrix never lies in memory."""
+    rows = sum(int(one.kept.sum()) for one in merged) + sum(part.entry.passages for part in parts)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (rows, dimensions),
+    }
+    with atomic_write(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for one in merged:
+            file.write(np.ascontiguousarray(one.segment.vectors[one.kept], dtype=dtype).tobytes())
+        for part in parts:
+            file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
+    return rows
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+T = TypeVar("T")
+
+
+def write_auxiliary_vectors(
+    folder: Path,
+    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
+    parts: Sequence[StagedDocument],
+    structures: SegmentLayout,
+) -> None:
+    """Write the extras of older segments' kept rows, then those of documents, in order.
+
+    Args:
+        folder: Of the new segment.
+        older: Each older segment's extras, and which of its rows are kept.
+        parts: Documents.
+        structures: What is kept; what they ask for each part must bring.
+
+    Raises:
+        IntegrityError: If a document has no extras that are asked for.
+        ResourceError: If the disk is full.
+    """
+    if structures.sparse:
+        merge_term_weights(folder, _iter_pieces(folder, older, parts, "weights"))
+    if structures.tokens:
+        merge_token_vectors(folder, _iter_pieces(folder, older, parts, "tokens"))
+
+
+def _iter_pieces(
+    folder: Path,
+    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
+    parts: Sequence[StagedDocument],
+    name: str,
+) -> Iterator[tuple[Any, NDArray[np.bool_] | None]]:
+    """Yield what is merged one by one, so that few files are open at once."""
+    for extras, kept in older:
+        yield _require(getattr(extras, name), folder, name), kept
+    for part in parts:
+        yield _require(getattr(get_auxiliary_vectors(part), name), folder, part.entry.path), None
+
+
+def _require(found: T | None, folder: Path, what: str) -> T:
+    if found is None:
+        raise make_damage_error(folder, f"{what} brings nothing that the index's settings ask for")
+    return found

@@ -1,0 +1,457 @@
+"""Index writer of a folder, and removal of what no snapshot needs.
+
+Order of a change: passages and parsed documents are staged in the ledger, where no snapshot shows
+them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
+written; one transaction publishes all of it; then that file is forced to disk. A kill before the
+commit leaves what the next writer removes; a kill after it leaves derived files (index.json,
+artifact.json, after a power failure the snapshot's) that the next writer renews. What is needed by
+snapshots alone that are no longer kept goes when no reader pins one of them.
+
+Removed rows are overwritten in the file (SQLite's ``secure_delete``): a deleted document's text is
+not on the disk once no snapshot that is kept shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import FileEntry, digest_large_file
+from stillroom.provenance.sources import LEDGER
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.storage.folder.catalog import (
+    SNAPSHOTS,
+    Catalog,
+    SegmentEntry,
+    SnapshotLease,
+    WriterLock,
+    create_catalog,
+    get_snapshot_file,
+    open_catalog,
+    stage_snapshot_file,
+    sync_snapshot_file,
+    write_snapshot_file,
+)
+from stillroom.rag.storage.folder.commit import (
+    SnapshotCommit,
+    choose_merged_segments,
+    open_transaction,
+    stage_documents,
+)
+from stillroom.rag.storage.folder.segments import (
+    MergedSegment,
+    get_segment_folder,
+    list_segment_folders,
+    write_segment,
+)
+from stillroom.rag.storage.protocol import IndexUpdate, StoredDocument
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    PASSAGE_BITS,
+    IndexConfig,
+    SegmentLayout,
+    Snapshot,
+    build_file_entry,
+    make_damage_error,
+    open_analyzer,
+)
+from stillroom.rag.types import DocumentMetadata, StagedDocument
+
+__all__ = [
+    "DEFAULT_KEPT_SNAPSHOTS",
+    "FolderIndexWriter",
+    "remove_orphans",
+    "remove_staged",
+    "remove_unneeded",
+    "restore_snapshot_files",
+]
+
+
+DEFAULT_KEPT_SNAPSHOTS = 16
+
+
+"""How many snapshots stay open to questions, the newest included."""
+
+
+class FolderIndexWriter:
+    """Changes an index; use ``create`` or ``open``, ``commit`` and ``close``."""
+
+    def __init__(
+        self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
+    ) -> None:
+        """Stand over an open ledger; callers use ``create`` or ``open``."""
+        self.folder = folder
+        self.connection = connection
+        self._lock = lock
+        self.ledger = Catalog(folder)
+        self.description = self.ledger.description
+
+    @classmethod
+    def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
+        """Make an empty index in a folder that nobody else knows of yet.
+
+        Args:
+            folder: Where; what an earlier try left there is replaced.
+            description: Settings, embedder and analyzer; part of the digest of every snapshot.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = create_catalog(folder / LEDGER)
+        connection.execute(
+            "INSERT INTO settings VALUES ('description', ?)", (json.dumps(description),)
+        )
+        remove_orphans(folder, connection)
+        return cls(folder, connection, None)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an index for writing, and clear up after a writer that was killed.
+
+        Raises:
+            ResourceError: If another process writes it, or the disk cannot be written.
+            IntegrityError: If it is damaged.
+        """
+        Catalog(folder).close()
+        lock = WriterLock(folder)
+        try:
+            connection = open_catalog(folder / LEDGER)
+            with open_transaction(connection):
+                remove_staged(connection)
+            remove_orphans(folder, connection)
+            restore_snapshot_files(folder, connection)
+            return cls(folder, connection, lock)
+        except sqlite3.Error as error:
+            lock.release()
+            raise make_damage_error(folder / LEDGER, str(error)) from error
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the writer."""
+        self.close()
+
+    def list_documents(self) -> dict[str, StoredDocument]:
+        """Return what the newest snapshot says of every document, by path, in order."""
+        rows = self.ledger.query(
+            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
+            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
+            (FOREVER,),
+        )
+        return {
+            path: StoredDocument(
+                int(key),
+                str(digest),
+                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
+            )
+            for path, key, digest, fields, tenant, labels in rows
+        }
+
+    def list_keys(self) -> dict[str, int]:
+        """Return the key of every document of the newest snapshot, by path, in order."""
+        rows = self.ledger.query(
+            "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
+        )
+        return {path: int(key) for path, key in rows}
+
+    def list_failures(self) -> list[tuple[str, str, str]]:
+        """Return path, code and reason of every file that could not be used, in order."""
+        return self.ledger.query(
+            "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
+        )
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        return self.ledger.snapshots()
+
+    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+        """Return a snapshot by number or digest, by default the newest.
+
+        Raises:
+            DataError: If there is none, or none any more.
+        """
+        return self.ledger.find_snapshot(wanted)
+
+    def list_files(self, home: Path) -> list[FileEntry]:
+        """Return the entries of all that the ledger names; a segment's digests it knows itself."""
+        ledger = self.folder / LEDGER
+        name, size = ledger.relative_to(home).as_posix(), ledger.stat().st_size
+        entries = [FileEntry(name, size, digest_large_file(ledger))]
+        for number, files in self.ledger.query("SELECT number, files FROM segments"):
+            place = get_segment_folder(self.folder, number).relative_to(home).as_posix()
+            entries += [
+                FileEntry(f"{place}/{name}", int(size), str(digest))
+                for name, (size, digest) in json.loads(files).items()
+            ]
+        newest = self.find_snapshot().number
+        entries += [
+            build_file_entry(home, get_snapshot_file(self.folder, known.number))
+            for known in self.snapshots()
+            if known.number <= newest
+        ]
+        return entries
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """What cuts texts into terms.
+
+        Raises:
+            IntegrityError: If the installed one gives other terms than the index has.
+        """
+        return open_analyzer(IndexConfig.from_json(self.description), self.folder)
+
+    def commit(
+        self,
+        change: IndexUpdate,
+        *,
+        reason: str,
+        keep: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """Publish a change as the next snapshot.
+
+        Args:
+            change: What to do; an empty one still makes a snapshot.
+            reason: What the snapshot's line in the log says.
+            keep: How many snapshots stay, the new one included; 1 or more.
+            check: Called where the change can still be given up; raises to stop.
+
+        Raises:
+            ResourceError: If the disk is full; the index is then as it was.
+        """
+        before = self._latest()
+        number = before + 1
+        publication = SnapshotCommit(self.connection, change, number)
+        with full_disk_as_error(self.folder):
+            contents = self._stage(change.parts, check)
+            fresh = [part for part, _ in change.puts]
+            merged: list[MergedSegment] = []
+            entry: SegmentEntry | None = None
+            if fresh:
+                rows = sum(part.entry.passages for part in fresh)
+                merged = choose_merged_segments(
+                    self.folder, self.ledger, publication.list_gone(), rows
+                )
+                entry = self._write_rows(number, merged, fresh, check)
+            check()
+            with open_transaction(self.connection):
+                digest = publication.publish(contents, entry, merged, self.description, reason)
+                stage_snapshot_file(self.folder, number, digest)
+            sync_snapshot_file(self.folder, number)
+            remove_unneeded(self.folder, self.connection, number, keep)
+        return self.ledger.find_snapshot(number)
+
+    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+        """Merge all segments into one, and let go of all that no reader pins but the newest.
+
+        Args:
+            check: Called where nothing is lost by stopping; raises to stop.
+
+        Raises:
+            ResourceError: If the disk is full; the index is then as it was.
+        """
+        number = self._latest() + 1
+        publication = SnapshotCommit(self.connection, IndexUpdate(), number)
+        with full_disk_as_error(self.folder):
+            merged = choose_merged_segments(self.folder, self.ledger, set(), 0, most=1)
+            entry = self._write_rows(number, merged, [], check) if merged else None
+            check()
+            with open_transaction(self.connection):
+                digest = publication.publish([], entry, merged, self.description, "compacted")
+                stage_snapshot_file(self.folder, number, digest)
+            sync_snapshot_file(self.folder, number)
+            oldest = remove_unneeded(self.folder, self.connection, number, 1)
+            if oldest == number:
+                self.connection.execute("VACUUM")
+        return self.ledger.find_snapshot(number)
+
+    def close(self) -> None:
+        """Close the ledger and give the lock back."""
+        self.ledger.close()
+        self.connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _latest(self) -> int:
+        found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
+        return int(found or 0)
+
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        return self.ledger.recall(name)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep something that was measured of the newest snapshot, as JSON; see ``Catalog.recall``.
+
+        It is no part of what the index holds, nor of any digest.
+        """
+        with open_transaction(self.connection):
+            self.connection.execute(
+                "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+                (f"measured {name}", json.dumps(value)),
+            )
+
+    def _count_rows(self, parts: Sequence[StagedDocument]) -> int:
+        """Return about how many passages there will be."""
+        known = self.ledger.snapshots()
+        held = known[-1].passages if known else 0
+        return held + sum(part.entry.passages for part in parts)
+
+    def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
+        """Write what documents became, unseen; return their contents' keys, in order."""
+        return stage_documents(self.connection, parts, check, self.ledger.path)
+
+    @property
+    def _dimensions(self) -> int:
+        """Numbers of a vector as segments keep it."""
+        return int(self.description["embedder"]["dimensions"])
+
+    def _write_rows(
+        self,
+        number: int,
+        merged: Sequence[MergedSegment],
+        parts: Sequence[StagedDocument],
+        check: Callable[[], None] = lambda: None,
+    ) -> SegmentEntry:
+        """Write a segment that no snapshot names yet."""
+        return write_segment(
+            self.folder,
+            number,
+            merged,
+            parts,
+            analyzer=self.analyzer if parts else None,
+            dimensions=self._dimensions,
+            dtype=str(self.description["settings"]["vectors"]),
+            structures=SegmentLayout.of(self.description["settings"], self._count_rows(parts)),
+            check=check,
+        )
+
+
+_PURGE = (
+    "DELETE FROM placements WHERE died <= :oldest",
+    "DELETE FROM placements WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM fields WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM documents WHERE died <= :oldest",
+    "DELETE FROM failures WHERE died <= :oldest",
+    "DELETE FROM segments WHERE died <= :oldest",
+    "DELETE FROM snapshots WHERE number < :oldest",
+)
+
+
+def remove_staged(connection: sqlite3.Connection) -> None:
+    """Remove the passages and parsed documents that a killed writer staged; in a transaction."""
+    found = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
+    if found is None:
+        return
+    top = int(found[0])
+    connection.execute("DELETE FROM passages WHERE key >= ?", ((top + 1) << PASSAGE_BITS,))
+    connection.execute("DELETE FROM contents WHERE key > ?", (top,))
+    connection.execute("DELETE FROM settings WHERE name = 'staged'")
+
+
+def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
+    """Remove and return segments and snapshots' files that the ledger does not name."""
+    named = {
+        get_segment_folder(folder, number)
+        for (number,) in connection.execute("SELECT number FROM segments")
+    }
+    named |= {
+        get_snapshot_file(folder, number)
+        for (number,) in connection.execute("SELECT number FROM snapshots")
+    }
+    place = folder / SNAPSHOTS
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in named]
+    for path in orphans:
+        _remove(path)
+    return orphans
+
+
+def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
+    """Make the files of snapshots again that a power failure after their commit took."""
+    for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
+        path = get_snapshot_file(folder, number)
+        if not path.is_file() or not path.stat().st_size:
+            write_snapshot_file(folder, number, digest)
+
+
+def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
+    """Remove what only snapshots need that are not kept; return the oldest that stays.
+
+    A snapshot that a reader pins stays, and all that are newer.
+
+    Args:
+        folder: The index's.
+        connection: Open for writing, in no transaction.
+        newest: The newest snapshot.
+        keep: How many stay; 1 or more.
+    """
+    known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
+    pins: list[SnapshotLease] = []
+    oldest = newest
+    try:
+        for number in known:
+            oldest = number
+            if number > newest - keep:
+                break
+            pin = SnapshotLease.take(folder, number, alone=True)
+            if pin is None and get_snapshot_file(folder, number).exists():
+                break
+            pins.extend([pin] if pin is not None else [])
+        if oldest != known[0]:
+            _purge(folder, connection, oldest)
+    finally:
+        for pin in pins:
+            pin.release()
+    return oldest
+
+
+def _purge(folder: Path, connection: sqlite3.Connection, oldest: int) -> None:
+    values = {"oldest": oldest}
+    gone = connection.execute("SELECT number FROM segments WHERE died <= :oldest", values)
+    folders = [get_segment_folder(folder, number) for (number,) in gone]
+    old = connection.execute("SELECT number FROM snapshots WHERE number < :oldest", values)
+    files = [get_snapshot_file(folder, number) for (number,) in old]
+    connection.execute("PRAGMA secure_delete=ON")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        contents = connection.execute(
+            "SELECT content FROM documents a WHERE died <= :oldest AND NOT EXISTS ("
+            "SELECT 1 FROM documents b WHERE b.content = a.content AND b.died > :oldest)",
+            values,
+        ).fetchall()
+        for (key,) in {*contents}:
+            span = (key << PASSAGE_BITS, (key + 1) << PASSAGE_BITS)
+            connection.execute("DELETE FROM passages WHERE key >= ? AND key < ?", span)
+            connection.execute("DELETE FROM contents WHERE key = ?", (key,))
+        for sql in _PURGE:
+            connection.execute(sql, values)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    for path in [*folders, *files]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

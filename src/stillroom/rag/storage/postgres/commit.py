@@ -1,0 +1,562 @@
+"""Commit of a change to PostgreSQL: staging by COPY, and publishing of document versions.
+
+All of it within the writer's one transaction, so that no reader ever sees a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.rag.search_engines.keyword import FIELDS, Postings, write_postings
+from stillroom.rag.storage.filters import derive_fields, list_values
+from stillroom.rag.storage.postgres.connection import (
+    PostgresSchema,
+    build_term_key,
+    encode_copy_row,
+    fetch_rows,
+    sanitize_column_text,
+)
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    PASSAGE_BITS,
+    IndexConfig,
+    digest_bucket,
+    digest_document,
+    digest_snapshot,
+    get_bucket,
+    open_analyzer,
+)
+from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content, iter_postings_rows
+
+if TYPE_CHECKING:
+    import psycopg
+    from numpy.typing import NDArray
+
+__all__ = [
+    "digest_batch",
+    "publish_update",
+    "rebuild_postings",
+    "stage_documents",
+]
+
+
+_COMPRESSION_LEVEL = 1
+
+
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+
+
+_INT4, _INT8, _BYTEA = 23, 20, 17
+
+
+_BATCH_DIGEST = (
+    "SELECT count(*), encode(sha256(coalesce(string_agg(sha256(convert_to(term, 'UTF8') "
+    "|| array_send(keys) || array_send(headings) || array_send(words) || array_send(spots)), "
+    "''::bytea ORDER BY term), ''::bytea)), 'hex') FROM postings WHERE batch = :batch"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewDocument:
+    """A part that the server does not hold yet, and the key of its content."""
+
+    key: int
+    part: StagedDocument
+    id: str
+    mark: str
+
+
+def stage_documents(
+    server: PostgresSchema,
+    connection: psycopg.Connection[Any],
+    parts: Sequence[StagedDocument],
+    description: Mapping[str, Any],
+    batch: int,
+    check: Callable[[], None],
+) -> list[int]:
+    """Write what documents became; return their contents' keys, in order.
+
+    Args:
+        server: The index's.
+        connection: In the writer's transaction.
+        parts: The documents.
+        description: What shaped the index.
+        batch: The number of the batch that they are.
+        check: Called now and then; raises to stop.
+
+    Raises:
+        IntegrityError: If the server holds other passages under a document's id.
+    """
+    if not parts:
+        return []
+    keys, fresh = _find_new(server, connection, parts, check)
+    if fresh:
+        analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
+        with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
+            lines = (line for one in fresh for line in one.part.passage_lines())
+            write_postings(Path(place), iter_postings_rows(lines, analyzer, check))
+            postings = Postings.open(Path(place))
+            _copy_passages(connection, fresh, postings, check)
+            check()
+            _copy_postings(connection, fresh, postings, batch)
+        kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
+        matrices = _copy_vectors(connection, fresh, kind, check)
+        _copy_contents(connection, fresh, matrices, batch)
+        count, digest = digest_batch(connection, batch)
+        connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
+    return keys
+
+
+def rebuild_postings(
+    connection: psycopg.Connection[Any],
+    parts: Sequence[tuple[int, StagedDocument]],
+    description: Mapping[str, Any],
+    batch: int,
+) -> None:
+    """Make all postings anew, as one batch, within the writer's transaction.
+
+    Args:
+        connection: The writer's.
+        parts: Every content with its key, by which they are ordered.
+        description: What shaped the index.
+        batch: The number of the batch.
+    """
+    fresh = [_NewDocument(key, part, "", "") for key, part in parts]
+    for sql in ("DELETE FROM postings", "DELETE FROM batches"):
+        connection.execute(sql.encode())
+    connection.execute("UPDATE contents SET batch = %s", (batch,))
+    analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
+    with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
+        lines = (line for one in fresh for line in one.part.passage_lines())
+        write_postings(Path(place), iter_postings_rows(lines, analyzer))
+        _copy_postings(connection, fresh, Postings.open(Path(place)), batch)
+    count, digest = digest_batch(connection, batch)
+    connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
+
+
+def digest_batch(connection: psycopg.Connection[Any], batch: int) -> tuple[int, str]:
+    """Return how many rows of postings a batch has, and their digest."""
+    found = fetch_rows(connection, _BATCH_DIGEST, {"batch": batch})
+    return int(found[0][0]), str(found[0][1])
+
+
+def _find_new(
+    server: PostgresSchema,
+    connection: psycopg.Connection[Any],
+    parts: Sequence[StagedDocument],
+    check: Callable[[], None],
+) -> tuple[list[int], list[_NewDocument]]:
+    """Return every part's content's key, and the parts that are new."""
+    told = []
+    for number, part in enumerate(parts):
+        if number % 64 == 0:
+            check()
+        line = part.document_line()
+        told.append((json.loads(line)["id"], digest_content(line, part.passage_lines())))
+    held = {
+        name: (int(key), str(mark))
+        for name, key, mark in fetch_rows(
+            connection,
+            "SELECT id, key, mark FROM contents WHERE id = ANY(:ids)",
+            {"ids": [name for name, _ in told]},
+        )
+    }
+    top = int(fetch_rows(connection, "SELECT coalesce(max(key), 0) FROM contents")[0][0])
+    keys, fresh = [], []
+    for (name, mark), part in zip(told, parts, strict=True):
+        if name in held and held[name][1] != mark:
+            raise server.damaged(f"{part.entry.path} gives other passages than before")
+        if name not in held:
+            top += 1
+            held[name] = (top, mark)
+            fresh.append(_NewDocument(top, part, name, mark))
+        keys.append(held[name][0])
+    return keys, fresh
+
+
+def _copy_passages(
+    connection: psycopg.Connection[Any],
+    fresh: Sequence[_NewDocument],
+    postings: Postings,
+    check: Callable[[], None],
+) -> None:
+    row = 0
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY passages(key, id, embedded, truncated, body, headings, words) FROM STDIN"
+        ) as copy,
+    ):
+        for one in fresh:
+            check()
+            marks, lines = one.part.marks(), one.part.passage_lines()
+            for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
+                headings, words = postings.lengths[row]
+                key = (one.key << PASSAGE_BITS) + position
+                name = json.loads(body)["id"]
+                copy.write_row(
+                    (
+                        key,
+                        name,
+                        mark.embedded,
+                        int(mark.is_truncated),
+                        body,
+                        int(headings),
+                        int(words),
+                    )
+                )
+                row += 1
+
+
+def _copy_contents(
+    connection: psycopg.Connection[Any],
+    fresh: Sequence[_NewDocument],
+    matrices: Sequence[str],
+    batch: int,
+) -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY contents(key, id, path, digest, mark, passages, truncated, fields, body, "
+            "matrix, batch) FROM STDIN"
+        ) as copy,
+    ):
+        for one, matrix in zip(fresh, matrices, strict=True):
+            line, entry = one.part.document_line(), one.part.entry
+            fields = json.dumps(derive_fields(json.loads(line)))
+            copy.write_row(
+                (
+                    one.key,
+                    one.id,
+                    sanitize_column_text(entry.path),
+                    entry.digest,
+                    one.mark,
+                    entry.passages,
+                    entry.truncated,
+                    fields,
+                    zlib.compress(line, _COMPRESSION_LEVEL),
+                    matrix,
+                    batch,
+                )
+            )
+
+
+def _copy_vectors(
+    connection: psycopg.Connection[Any],
+    fresh: Sequence[_NewDocument],
+    kind: str,
+    check: Callable[[], None],
+) -> list[str]:
+    """Write vectors in pgvector's wire form; return the digest of each content's."""
+    digests = []
+    longest = 0.0
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY vectors(key, content, vector) FROM STDIN (FORMAT binary)") as copy,
+    ):
+        copy.write(_HEADER)
+        for one in fresh:
+            check()
+            matrix = np.asarray(one.part.vectors())
+            stored = matrix.astype(">f2" if kind == "halfvec" else ">f4")
+            full = stored.astype(">f4")
+            head = matrix.shape[1].to_bytes(2, "big") + bytes(2)
+            content = one.key.to_bytes(8, "big")
+            for position, row in enumerate(stored):
+                key = ((one.key << PASSAGE_BITS) + position).to_bytes(8, "big")
+                copy.write(encode_copy_row([key, content, head + row.tobytes()]))
+            digests.append(
+                hashlib.sha256(b"".join(head + row.tobytes() for row in full)).hexdigest()
+            )
+            norms = np.linalg.norm(full.astype(np.float64), axis=1)
+            longest = max(longest, float(norms.max(initial=0.0)))
+        copy.write(b"\xff\xff")
+    connection.execute(
+        "INSERT INTO settings VALUES ('longest', %s) ON CONFLICT (name) DO UPDATE "
+        "SET value = greatest(settings.value::float8, excluded.value::float8)::text",
+        (repr(longest),),
+    )
+    return digests
+
+
+def _copy_postings(
+    connection: psycopg.Connection[Any],
+    fresh: Sequence[_NewDocument],
+    postings: Postings,
+    batch: int,
+) -> None:
+    counts = [one.part.entry.passages for one in fresh]
+    starts = np.repeat(np.array([one.key << PASSAGE_BITS for one in fresh]), counts)
+    steps = np.concatenate([np.arange(count) for count in counts])
+    keys = (starts + steps).astype(np.int64)
+    number = batch.to_bytes(8, "big", signed=True)
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY postings(term, batch, keys, headings, words, spots) FROM STDIN (FORMAT binary)"
+        ) as copy,
+    ):
+        copy.write(_HEADER)
+        for term, *arrays in _pack_postings(postings, keys):
+            copy.write(encode_copy_row([term, number, *arrays]))
+        copy.write(b"\xff\xff")
+
+
+def _pack_postings(
+    postings: Postings, keys: NDArray[np.int64]
+) -> Iterator[tuple[bytes, bytes, bytes, bytes, bytes]]:
+    """Yield each term with its arrays in the wire's form."""
+    for number, word in enumerate(postings.terms()):
+        rows, headings, words = postings.look_up(number)
+        spots = _encode_positions(postings, number, headings, words)
+        yield (
+            build_term_key(word.decode("utf-8", "surrogatepass")).encode(),
+            _encode_array(keys[rows], ">i8", _INT8),
+            _encode_array(headings, ">i4", _INT4),
+            _encode_array(words, ">i4", _INT4),
+            _encode_bytes_array(spots),
+        )
+
+
+def _encode_positions(
+    postings: Postings, number: int, headings: NDArray[Any], words: NDArray[Any]
+) -> list[bytes]:
+    """Return for each row of a term its positions, those in headings first."""
+    parts = []
+    for field, counts in zip(FIELDS, (headings, words), strict=True):
+        _, places = postings.occurrences(number, field)
+        ends = np.cumsum(counts, dtype=np.int64)
+        data = places.astype("<i4").tobytes()
+        begins = ends - counts
+        parts.append(
+            [data[4 * a : 4 * b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+        )
+    return [a + b for a, b in zip(*parts, strict=True)]
+
+
+def _encode_array(values: NDArray[Any], dtype: str, kind: int) -> bytes:
+    """Return a one-dimensional array of numbers in the wire's form."""
+    size = np.dtype(dtype).itemsize
+    packed = np.empty(len(values), dtype=[("size", ">i4"), ("value", dtype)])
+    packed["size"], packed["value"] = size, values
+    return _encode_array_header(len(values), kind) + packed.tobytes()
+
+
+def _encode_bytes_array(values: Sequence[bytes]) -> bytes:
+    body = b"".join(part for one in values for part in (len(one).to_bytes(4, "big"), one))
+    return _encode_array_header(len(values), _BYTEA) + body
+
+
+def _encode_array_header(count: int, kind: int) -> bytes:
+    numbers = [1, 0, kind, count, 1]
+    return b"".join(number.to_bytes(4, "big") for number in numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class _DocumentVersion:
+    """A new version of a document: its key, its content's, its path and facts."""
+
+    key: int
+    content: int
+    path: str
+    facts: DocumentMetadata
+
+
+def publish_update(
+    connection: psycopg.Connection[Any],
+    change: IndexUpdate,
+    contents: Sequence[int],
+    number: int,
+    description: Mapping[str, Any],
+    reason: str,
+) -> str:
+    """Do a change, within the writer's transaction; return the new snapshot's digest.
+
+    Args:
+        connection: The writer's.
+        change: What to do.
+        contents: Keys of what its puts and moves became, in order.
+        number: The new snapshot's.
+        description: What shaped the index.
+        reason: What the log says.
+    """
+    versions = _list_versions(connection, change, contents)
+    _end_versions(connection, change, number)
+    _insert_versions(connection, versions, number)
+    if change.failures is not None:
+        _record_failures(connection, change.failures, number)
+    digest = _renew_digest(connection, number, description)
+    made = datetime.now(UTC).isoformat(timespec="milliseconds")
+    connection.execute(
+        "INSERT INTO snapshots VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            number,
+            digest,
+            number - 1,
+            sanitize_column_text(reason),
+            *_count_documents(connection, number),
+            made,
+        ),
+    )
+    return digest
+
+
+def _list_versions(
+    connection: psycopg.Connection[Any], change: IndexUpdate, contents: Sequence[int]
+) -> list[_DocumentVersion]:
+    top = int(fetch_rows(connection, "SELECT coalesce(max(key), 0) FROM documents")[0][0])
+    facts = [facts for _, facts in change.puts] + [facts for _, facts, _ in change.moves]
+    told = [
+        (content, part.entry.path, own)
+        for content, part, own in zip(contents, change.parts, facts, strict=True)
+    ]
+    rows = fetch_rows(
+        connection,
+        "SELECT key, content, path FROM documents WHERE key = ANY(:keys) ORDER BY key",
+        {"keys": sorted(change.facts)},
+    )
+    told += [(int(content), str(path), change.facts[int(key)]) for key, content, path in rows]
+    return [_DocumentVersion(top + at, *one) for at, one in enumerate(told, 1)]
+
+
+def _end_versions(connection: psycopg.Connection[Any], change: IndexUpdate, number: int) -> None:
+    keys = {*change.removes, *change.facts, *(key for *_, key in change.moves)}
+    connection.execute(
+        "UPDATE documents SET died = %s WHERE died = %s AND (key = ANY(%s) OR path = ANY(%s))",
+        (
+            number,
+            FOREVER,
+            sorted(keys),
+            [sanitize_column_text(part.entry.path) for part in change.parts],
+        ),
+    )
+
+
+def _insert_versions(
+    connection: psycopg.Connection[Any], versions: Sequence[_DocumentVersion], number: int
+) -> None:
+    if not versions:
+        return
+    held = {
+        int(key): row
+        for key, *row in fetch_rows(
+            connection,
+            "SELECT key, passages, truncated, mark, fields FROM contents WHERE key = ANY(:keys)",
+            {"keys": sorted({one.content for one in versions})},
+        )
+    }
+    with connection.cursor() as cursor:
+        with cursor.copy(
+            "COPY documents(key, content, path, passages, truncated, bucket, mark, tenant, "
+            "labels, fields, born) FROM STDIN"
+        ) as copy:
+            for one in versions:
+                passages, truncated, mark, _ = held[one.content]
+                copy.write_row(
+                    (
+                        one.key,
+                        one.content,
+                        sanitize_column_text(one.path),
+                        passages,
+                        truncated,
+                        get_bucket(one.path),
+                        digest_document(one.path, mark, one.facts),
+                        sanitize_column_text(one.facts.tenant),
+                        json.dumps(sorted(one.facts.labels)),
+                        json.dumps(dict(one.facts.fields), sort_keys=True),
+                        number,
+                    )
+                )
+        with cursor.copy("COPY labels(document, label) FROM STDIN") as copy:
+            for one in versions:
+                for label in sorted({sanitize_column_text(label) for label in one.facts.labels}):
+                    copy.write_row((one.key, label))
+        with cursor.copy("COPY fields(document, name, kind, words, number) FROM STDIN") as copy:
+            for one in versions:
+                fields = {**json.loads(held[one.content][3]), **one.facts.fields}
+                for name, kind, value in list_values(fields):
+                    is_text = isinstance(value, str)
+                    words = sanitize_column_text(str(value)) if is_text else None
+                    copy.write_row((one.key, name, kind, words, None if is_text else value))
+
+
+def _record_failures(
+    connection: psycopg.Connection[Any], failures: Sequence[Mapping[str, str]], number: int
+) -> None:
+    connection.execute("UPDATE failures SET died = %s WHERE died = %s", (number, FOREVER))
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO failures(path, code, reason, born) VALUES (%s, %s, %s, %s)",
+            [
+                (
+                    sanitize_column_text(one["path"]),
+                    one["code"],
+                    sanitize_column_text(one["reason"]),
+                    number,
+                )
+                for one in failures
+            ],
+        )
+
+
+def _renew_digest(
+    connection: psycopg.Connection[Any], number: int, description: Mapping[str, Any]
+) -> str:
+    """Renew the digests of the buckets that changed; return the snapshot's."""
+    touched = [
+        int(bucket)
+        for (bucket,) in fetch_rows(
+            connection,
+            "SELECT DISTINCT bucket FROM documents WHERE born = :number OR died = :number",
+            {"number": number},
+        )
+    ]
+    rows = fetch_rows(
+        connection,
+        "SELECT bucket, mark FROM documents WHERE bucket = ANY(:buckets) AND died = :now "
+        "ORDER BY bucket, path",
+        {"buckets": touched, "now": FOREVER},
+    )
+    marks = {
+        int(bucket): [str(mark) for _, mark in own]
+        for bucket, own in groupby(rows, key=lambda row: row[0])
+    }
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO buckets VALUES (%s, %s) "
+            "ON CONFLICT (number) DO UPDATE SET digest = excluded.digest",
+            [(bucket, digest_bucket(marks.get(bucket, []))) for bucket in touched],
+        )
+    buckets = dict(fetch_rows(connection, "SELECT number, digest FROM buckets"))
+    return digest_snapshot(description, buckets)
+
+
+def _count_documents(connection: psycopg.Connection[Any], number: int) -> list[int]:
+    """Return how many documents, passages and cut ones there are: as before, and the change."""
+    before = fetch_rows(
+        connection,
+        "SELECT documents, passages, truncated FROM snapshots WHERE number = :before",
+        {"before": number - 1},
+    )
+    counts = [int(one) for one in (before[0] if before else (0, 0, 0))]
+    for column, sign in (("born", 1), ("died", -1)):
+        found = fetch_rows(
+            connection,
+            "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(truncated), 0) "  # noqa: S608
+            f"FROM documents WHERE {column} = :number",
+            {"number": number},
+        )
+        counts = [own + sign * int(more) for own, more in zip(counts, found[0], strict=True)]
+    return counts

@@ -1,0 +1,310 @@
+"""PostgreSQL store: one index in a schema, with its integrity check.
+
+Every passage's text is cut from its document again and every digest recomputed: of documents and
+facts here, of vectors and postings by the server's SHA-256 over what its tables hold. Postings can
+be made again from the passages; what else is damaged is only named.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stillroom.rag.storage.filters import derive_fields, list_values
+from stillroom.rag.storage.postgres.commit import digest_batch
+from stillroom.rag.storage.postgres.connection import PostgresSchema, sanitize_column_text
+from stillroom.rag.storage.postgres.snapshot import (
+    PostgresReusableContent,
+    PostgresSession,
+    PostgresSnapshot,
+)
+from stillroom.rag.storage.postgres.writer import PostgresIndexWriter
+from stillroom.rag.storage.protocol import IntegrityIssue, StoreSize, check_manifest
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    PASSAGE_BITS,
+    Snapshot,
+    digest_bucket,
+    digest_document,
+    digest_snapshot,
+    get_bucket,
+    update_manifest,
+)
+from stillroom.rag.types import DocumentMetadata, digest_content
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder
+
+__all__ = [
+    "PostgresStore",
+    "check_digest",
+    "check_documents",
+    "check_tables",
+]
+
+
+_SIZE = (
+    "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relkind = 'r'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStore:
+    """See ``stillroom.rag.storage.protocol.IndexStorage``; ``graph`` are settings of an HNSW index."""
+
+    server: PostgresSchema
+    graph: Mapping[str, int]
+
+    def read(self, wanted: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
+        """Open a snapshot, by default the newest.
+
+        With ``verify`` the newest digest is recomputed from the marks of documents, and these from
+        their fields, tenants and labels; texts, vectors and postings are held against their digests
+        by ``check`` alone.
+
+        Raises:
+            DataError: If there is no such snapshot, or none any more.
+            ResourceError: If the server cannot be reached.
+            IntegrityError: If it does not hold the index, or another one.
+        """
+        reading = PostgresSnapshot.open(self.server, wanted)
+        try:
+            if verify:
+                for one in (*check_digest(reading), *check_documents(reading)):
+                    raise self.server.damaged(one.what)
+        except BaseException:
+            reading.close()
+            raise
+        return reading
+
+    def hold(self) -> PostgresReusableContent:
+        """Open the newest snapshot for taking over what it holds."""
+        return PostgresReusableContent(PostgresSnapshot.open(self.server))
+
+    def write(self) -> PostgresIndexWriter:
+        """Open for writing; a writer that was killed has left nothing.
+
+        Raises:
+            ResourceError: If another writer is at work, or the server cannot be reached.
+        """
+        return PostgresIndexWriter.open(self.server, self.graph)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        session = PostgresSession(self.server)
+        try:
+            return session.snapshots()
+        finally:
+            session.close()
+
+    def check(self) -> list[IntegrityIssue]:
+        """Return everything that does not agree; none means sound."""
+        reading = PostgresSnapshot.open(self.server)
+        try:
+            return check_tables(reading)
+        finally:
+            reading.close()
+
+    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+        """Make postings again from passages where they are damaged, and the files beside.
+
+        Raises:
+            ResourceError: If another writer is at work, or the server cannot be reached.
+        """
+        with self.write() as writer:
+            if any(one.path == "postings" for one in found):
+                writer.renew_postings(PostgresReusableContent(PostgresSnapshot.open(self.server)))
+            update_manifest(writer)
+
+    def measure(self) -> StoreSize:
+        """Return how much the tables and their indexes take, and how many batches there are."""
+        session = PostgresSession(self.server)
+        try:
+            taken = session.query(_SIZE, {"schema": self.server.schema})
+            pieces = session.query("SELECT count(*) FROM batches")
+            return StoreSize(int(taken[0][0]), int(pieces[0][0]), is_remote=True)
+        finally:
+            session.close()
+
+    def discard(self) -> None:
+        """Remove the schema with all that it holds.
+
+        Raises:
+            ResourceError: If the server cannot be reached.
+        """
+        connection = self.server.connect("writer")
+        try:
+            with self.server.errors():
+                self.server.drop(connection)
+        finally:
+            connection.close()
+
+
+_MATRICES = (
+    "SELECT c.path FROM contents c LEFT JOIN (SELECT content, count(*) AS rows, "
+    "encode(sha256(string_agg(vector_send(vector::vector), ''::bytea ORDER BY key)), 'hex') "
+    "AS digest FROM vectors GROUP BY content) v ON v.content = c.key "
+    "WHERE v.digest IS DISTINCT FROM c.matrix OR v.rows IS DISTINCT FROM c.passages ORDER BY c.path"
+)
+
+
+def check_tables(reading: PostgresSnapshot) -> list[IntegrityIssue]:
+    """Return everything in an index's tables that does not agree; none means sound."""
+    found = [*_check_contents(reading), *check_documents(reading), *_check_facts(reading)]
+    found += [*check_digest(reading), *_check_searched(reading)]
+    return [*found, *check_manifest(reading.session.server.folder, reading.snapshot)]
+
+
+def check_digest(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
+    """Recompute digest and counts of the newest snapshot from the marks of its documents."""
+    marks: dict[int, list[str]] = {}
+    passages = 0
+    rows = reading.session.query(
+        "SELECT bucket, mark, passages FROM documents WHERE died = :now ORDER BY path",
+        {"now": FOREVER},
+    )
+    for bucket, mark, count in rows:
+        marks.setdefault(bucket, []).append(mark)
+        passages += count
+    buckets = {number: digest_bucket(own) for number, own in marks.items()}
+    kept = dict(reading.session.query("SELECT number, digest FROM buckets WHERE digest <> ''"))
+    if kept != buckets:
+        yield _make_issue("buckets", "the digests of buckets are not those of their documents")
+    latest = reading.session.snapshots()[-1]
+    if digest_snapshot(reading.description, buckets) != latest.digest:
+        yield _make_issue("snapshots", f"snapshot {latest.number} has another digest")
+    if (latest.documents, latest.passages) != (len(rows), passages):
+        yield _make_issue(
+            "snapshots",
+            f"snapshot {latest.number} counts {latest.documents} documents and "
+            f"{latest.passages} passages, there are {len(rows)} and {passages}",
+        )
+
+
+def _make_issue(table: str, what: str, *, is_derived: bool = False) -> IntegrityIssue:
+    return IntegrityIssue(table, what, is_derived=is_derived)
+
+
+def _check_contents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
+    """Recompute what each document became: spans, ids, digests."""
+    rows = reading.session.query(
+        "SELECT key, path, mark, passages, fields FROM contents ORDER BY key"
+    )
+    for key, path, mark, count, fields in rows:
+        bodies = reading.session.query(
+            "SELECT id, body FROM passages WHERE key >= :first AND key < :last ORDER BY key",
+            {"first": key << PASSAGE_BITS, "last": (key + 1) << PASSAGE_BITS},
+        )
+        try:
+            line = zlib.decompress(
+                reading.session.query("SELECT body FROM contents WHERE key = :key", {"key": key})[
+                    0
+                ][0]
+            )
+            document = json.loads(line)
+            passages = [json.loads(body) for _, body in bodies]
+            is_told = derive_fields(document) == json.loads(fields)
+            is_cut = all(
+                document["text"][one["start"] : one["end"]] == one["text"] for one in passages
+            )
+        except (zlib.error, ValueError, KeyError, TypeError) as error:
+            yield _make_issue("contents", f"{path}: cannot be read: {error}".split("\n", 1)[0])
+            continue
+        if not is_told:
+            yield _make_issue("contents", f"{path}: has other fields than its document gives")
+        if not is_cut:
+            yield _make_issue("passages", f"{path}: a passage is not the document's own text")
+        if len(bodies) != count or [one["id"] for one in passages] != [name for name, _ in bodies]:
+            yield _make_issue("passages", f"{path}: has other passages than it says")
+        if digest_content(line, [bytes(body) for _, body in bodies]) != mark:
+            yield _make_issue("passages", f"{path}: is not what was written")
+
+
+def check_documents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
+    """Hold versions of documents, their tenants and labels, against their marks."""
+    rows = reading.session.query(
+        "SELECT d.path, d.bucket, d.mark, d.tenant, d.labels, d.fields, d.passages, c.path, "
+        "c.mark, c.passages FROM documents d LEFT JOIN contents c ON c.key = d.content "
+        "ORDER BY d.key"
+    )
+    for path, bucket, mark, tenant, labels, fields, count, named, content, passages in rows:
+        if content is None or named != path or count != passages:
+            yield _make_issue("documents", f"{path}: has no content of its own")
+            continue
+        facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))
+        if digest_document(path, content, facts) != mark or get_bucket(path) != bucket:
+            yield _make_issue("documents", f"{path}: its fields, tenant or labels were changed")
+
+
+def _check_facts(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
+    """Hold what filters and access read against what each document's mark covers."""
+    labels: dict[int, set[str]] = {}
+    for key, label in reading.session.query("SELECT document, label FROM labels"):
+        labels.setdefault(key, set()).add(label)
+    values: dict[int, list[Any]] = {}
+    for key, *value in reading.session.query(
+        "SELECT document, name, kind, words, number FROM fields"
+    ):
+        values.setdefault(key, []).append(tuple(value))
+    rows = reading.session.query(
+        "SELECT d.key, d.path, d.labels, d.fields, c.fields FROM documents d "
+        "JOIN contents c ON c.key = d.content ORDER BY d.key"
+    )
+    for key, path, own, fields, derived in rows:
+        merged = {**json.loads(derived), **json.loads(fields)}
+        wanted = Counter(
+            (name, kind, sanitize_column_text(value), None)
+            if isinstance(value, str)
+            else (name, kind, None, value)
+            for name, kind, value in list_values(merged)
+        )
+        is_labelled = labels.pop(key, set()) == {
+            sanitize_column_text(one) for one in json.loads(own)
+        }
+        if Counter(values.pop(key, [])) != wanted or not is_labelled:
+            yield _make_issue("fields", f"{path}: its rows of labels or fields were changed")
+    if labels or values:
+        yield _make_issue("fields", "there are labels or fields of no document")
+
+
+def _check_searched(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
+    """Recompute the digests of vectors and postings, and name what belongs to nothing."""
+    for (path,) in reading.session.query(_MATRICES):
+        yield _make_issue("vectors", f"{path}: its vectors are not those that were written")
+    for number, count, digest in reading.session.query(
+        "SELECT number, postings, digest FROM batches ORDER BY number"
+    ):
+        if digest_batch(reading.session.connection, number) != (count, digest):
+            yield _make_issue(
+                "postings", f"batch {number} is not what was written", is_derived=True
+            )
+    for table, sql in (
+        (
+            "passages",
+            "SELECT count(*) FROM passages a WHERE NOT EXISTS (SELECT 1 FROM contents c "  # noqa: S608
+            f"WHERE c.key = a.key >> {PASSAGE_BITS})",
+        ),
+        (
+            "vectors",
+            "SELECT count(*) FROM vectors v WHERE NOT EXISTS ("
+            "SELECT 1 FROM passages a WHERE a.key = v.key)",
+        ),
+        (
+            "contents",
+            "SELECT count(*) FROM contents c WHERE NOT EXISTS ("
+            "SELECT 1 FROM batches b WHERE b.number = c.batch)",
+        ),
+        (
+            "postings",
+            "SELECT count(*) FROM (SELECT DISTINCT batch FROM postings) p "
+            "WHERE NOT EXISTS (SELECT 1 FROM batches b WHERE b.number = p.batch)",
+        ),
+    ):
+        count = int(reading.session.query(sql)[0][0])
+        if count:
+            yield _make_issue(table, f"{count} rows belong to nothing")

@@ -1,0 +1,471 @@
+"""Index writer for PostgreSQL: one transaction a commit, and merges of posting batches.
+
+The commit of that transaction is the only moment at which anything becomes visible; a kill before
+it leaves nothing behind. One session at a time holds the index's advisory lock; a second writer is
+told who that is.
+
+As the folder's segments are merged: the smallest first, and only as many as keep their number
+bounded. The server does it by one statement; postings of passages that are gone are left behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from stillroom.errors import ResourceError
+from stillroom.provenance import FileEntry
+from stillroom.rag.storage.postgres.commit import (
+    digest_batch,
+    publish_update,
+    rebuild_postings,
+    stage_documents,
+)
+from stillroom.rag.storage.postgres.connection import (
+    FORMAT,
+    PostgresSchema,
+    compute_lock_id,
+    fetch_rows,
+    list_create_statements,
+    translate_parameters,
+)
+from stillroom.rag.storage.postgres.snapshot import (
+    PostgresDocument,
+    PostgresReusableContent,
+    read_settings,
+    read_snapshots,
+)
+from stillroom.rag.storage.protocol import IndexUpdate, StoredDocument
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    PASSAGE_BITS,
+    STORE_FILE,
+    Snapshot,
+    build_file_entry,
+    is_approximate,
+    pick_snapshot,
+)
+from stillroom.rag.types import DocumentEntry, DocumentMetadata
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = [
+    "PostgresIndexWriter",
+    "choose_batches",
+    "merge_batches",
+]
+
+
+_WRITER_LOCK = -1
+
+
+"""What of an index's locks the writer holds; snapshots are numbered from 1."""
+
+
+_PURGE = (
+    "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM fields WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM documents WHERE died <= :oldest",
+    "DELETE FROM failures WHERE died <= :oldest",
+    "DELETE FROM snapshots WHERE number < :oldest",
+)
+
+
+class PostgresIndexWriter:
+    """See ``stillroom.rag.storage.protocol.IndexWriter``."""
+
+    def __init__(
+        self,
+        server: PostgresSchema,
+        connection: psycopg.Connection[Any],
+        description: Mapping[str, Any],
+        graph: Mapping[str, int],
+    ) -> None:
+        """Stand over an open connection; callers use ``create`` or ``open``."""
+        self.server, self.connection = server, connection
+        self.description, self._graph = description, graph
+
+    @classmethod
+    def create(
+        cls, server: PostgresSchema, description: Mapping[str, Any], graph: Mapping[str, int]
+    ) -> Self:
+        """Begin an index that is there once its first change is committed.
+
+        Args:
+            server: Where, under a name that nobody else has.
+            description: What shapes it.
+            graph: Settings of an HNSW index: ``m`` and ``ef_construction``.
+
+        Raises:
+            ResourceError: If the server cannot be reached, or has no pgvector.
+        """
+        connection = server.connect("writer")
+        try:
+            server.need_vectors(connection)
+            kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
+            with server.errors():
+                connection.execute("BEGIN")
+                connection.execute(f'CREATE SCHEMA "{server.schema}"'.encode())
+                width = int(description["embedder"]["dimensions"])
+                connection.execute(list_create_statements(kind, width).encode())
+                for name, value in (
+                    ("format", str(FORMAT)),
+                    ("description", json.dumps(description)),
+                ):
+                    connection.execute("INSERT INTO settings VALUES (%s, %s)", (name, value))
+        except BaseException:
+            connection.close()
+            raise
+        return cls(server, connection, description, graph)
+
+    @classmethod
+    def open(cls, server: PostgresSchema, graph: Mapping[str, int]) -> Self:
+        """Open an index for writing.
+
+        Raises:
+            ResourceError: If another writer is at work, or the server cannot be reached.
+            IntegrityError: If the server does not hold the index.
+        """
+        connection = server.connect("writer")
+        try:
+            description = read_settings(server, connection)
+            with server.errors():
+                _take_lock(server, connection)
+            return cls(server, connection, description, graph)
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the writer."""
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact's own files lie."""
+        return self.server.folder
+
+    def list_documents(self) -> dict[str, StoredDocument]:
+        """Return what the newest snapshot says of every document, by path, in order."""
+        rows = self._query(
+            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
+            "JOIN contents c ON c.key = d.content WHERE d.died = :now ORDER BY d.path",
+            {"now": FOREVER},
+        )
+        return {
+            path: StoredDocument(
+                int(key),
+                str(digest),
+                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
+            )
+            for path, key, digest, fields, tenant, labels in rows
+        }
+
+    def list_keys(self) -> dict[str, int]:
+        """Return the key of every document of the newest snapshot, by path, in order."""
+        rows = self._query(
+            "SELECT path, key FROM documents WHERE died = :now ORDER BY path", {"now": FOREVER}
+        )
+        return {path: int(key) for path, key in rows}
+
+    def list_failures(self) -> list[tuple[str, str, str]]:
+        """Return path, code and reason of every file that could not be used, in order."""
+        return self._query(
+            "SELECT path, code, reason FROM failures WHERE died = :now ORDER BY path",
+            {"now": FOREVER},
+        )
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        with self.server.errors():
+            return read_snapshots(self.connection)
+
+    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+        """Return a snapshot by number or digest, by default the newest.
+
+        Raises:
+            DataError: If there is none, or none any more.
+        """
+        return pick_snapshot(self.snapshots(), wanted, self.server.where)
+
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        rows = self._query(
+            "SELECT value FROM settings WHERE name = :name", _build_measurement_key(name)
+        )
+        return json.loads(rows[0][0]) if rows else None
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep something that was measured, as JSON; no part of what the index holds."""
+        with self.server.errors():
+            self.connection.execute(
+                "INSERT INTO settings VALUES (%s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (_build_measurement_key(name)["name"], json.dumps(value)),
+            )
+
+    def list_files(self, home: Path) -> list[FileEntry]:
+        """Return the entry of the file that says where the index lies."""
+        return [build_file_entry(home, self.folder / STORE_FILE)]
+
+    def commit(
+        self,
+        change: IndexUpdate,
+        *,
+        reason: str,
+        keep: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """Publish a change as the next snapshot.
+
+        Args:
+            change: What to do; an empty one still makes a snapshot.
+            reason: What the snapshot's line in the log says.
+            keep: How many snapshots stay, the new one included; 1 or more.
+            check: Called where the change can still be given up; raises to stop.
+
+        Raises:
+            ResourceError: If the server gives up; the index is then as it was.
+        """
+        with self._transaction():
+            number = self._next_number()
+            contents = stage_documents(
+                self.server, self.connection, change.parts, self.description, number, check
+            )
+            publish_update(self.connection, change, contents, number, self.description, reason)
+            merge_batches(self.connection, choose_batches(self.connection), number)
+            self._index_vectors(number)
+            check()
+        with self.server.errors():
+            self._remove_unneeded(number, keep)
+        return self.find_snapshot(number)
+
+    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+        """Merge all postings into one batch, and let go of all that no reader needs but the newest.
+
+        Args:
+            check: Called where nothing is lost by stopping; raises to stop.
+
+        Raises:
+            ResourceError: If the server gives up; the index is then as it was.
+        """
+        with self._transaction():
+            number = self._next_number()
+            publish_update(
+                self.connection, IndexUpdate(), [], number, self.description, "compacted"
+            )
+            check()
+        with self.server.errors():
+            self._remove_unneeded(number, 1)
+        with self._transaction():
+            every = self._query("SELECT number FROM batches ORDER BY number")
+            merge_batches(self.connection, [int(one) for (one,) in every], number)
+        with self.server.errors():
+            tables = ("passages", "contents", "vectors", "documents", "fields", "postings")
+            for table in tables:
+                self.connection.execute(f"VACUUM ANALYZE {table}".encode())
+        return self.find_snapshot(number)
+
+    def renew_postings(self, held: PostgresReusableContent) -> None:
+        """Make the postings of all batches anew from the passages, as one.
+
+        Args:
+            held: What the newest snapshot holds; closed at the end.
+        """
+        rows = self._query("SELECT key, path, digest, passages, truncated FROM contents")
+        parts = [
+            (int(key), PostgresDocument(DocumentEntry(path, digest, count, cut), int(key), held))
+            for key, path, digest, count, cut in sorted(rows)
+        ]
+        try:
+            with self._transaction():
+                number = self._next_number() - 1
+                rebuild_postings(self.connection, parts, self.description, -number)
+        finally:
+            held.close()
+
+    def close(self) -> None:
+        """Close the session, and give the lock back with it."""
+        self.connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commit at the end of the body; on any exception nothing has happened.
+
+        One that ``create`` has begun is gone on with.
+        """
+        with self.server.errors():
+            if not self.connection.info.transaction_status:
+                self.connection.execute("BEGIN")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if not self.connection.closed:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def _query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        with self.server.errors():
+            return fetch_rows(self.connection, sql, values)
+
+    def _next_number(self) -> int:
+        return int(self._query("SELECT coalesce(max(number), 0) + 1 FROM snapshots")[0][0])
+
+    def _index_vectors(self, number: int) -> None:
+        """Make the HNSW index where the settings ask for it and it is not there."""
+        passages = self._query(
+            "SELECT passages FROM snapshots WHERE number = :number", {"number": number}
+        )
+        if not is_approximate(self.description["settings"], int(passages[0][0])):
+            return
+        half = self.description["settings"]["vectors"] == "float16"
+        kind = "halfvec_ip_ops" if half else "vector_ip_ops"
+        self.connection.execute(
+            f"CREATE INDEX IF NOT EXISTS vectors_by_nearness ON vectors "
+            f"USING hnsw (vector {kind}) WITH (m = {int(self._graph['m'])}, "
+            f"ef_construction = {int(self._graph['ef_construction'])})".encode()
+        )
+
+    def _remove_unneeded(self, newest: int, keep: int) -> None:
+        """Remove what only snapshots need that are not kept; one that is pinned stays."""
+        known = [one.number for one in self.snapshots()]
+        lock = compute_lock_id(self.server.schema)
+        oldest, taken = newest, []
+        try:
+            for number in known:
+                oldest = number
+                if number > newest - keep:
+                    break
+                values = {"lock": lock, "number": number}
+                if not self._query("SELECT pg_try_advisory_lock(:lock, :number)", values)[0][0]:
+                    break
+                taken.append(values)
+            if oldest != known[0]:
+                self._purge(oldest)
+        finally:
+            for values in taken:
+                self._query("SELECT pg_advisory_unlock(:lock, :number)", values)
+
+    def _purge(self, oldest: int) -> None:
+        values = {"oldest": oldest, "bits": PASSAGE_BITS}
+        gone = (
+            "SELECT content FROM documents a WHERE died <= :oldest AND NOT EXISTS ("
+            "SELECT 1 FROM documents b WHERE b.content = a.content AND b.died > :oldest)"
+        )
+        with self._transaction():
+            keys = sorted({int(key) for (key,) in self._query(gone, values)})
+            for sql in (
+                "DELETE FROM passages p USING unnest(%s::bigint[]) g "  # noqa: S608
+                f"WHERE p.key >= g << {PASSAGE_BITS} AND p.key < (g + 1) << {PASSAGE_BITS}",
+                "DELETE FROM vectors WHERE content = ANY(%s)",
+                "DELETE FROM contents WHERE key = ANY(%s)",
+            ):
+                self.connection.execute(sql.encode(), (keys,))
+            for sql in _PURGE:
+                self._run(sql, values)
+            empty = (
+                "SELECT number FROM batches b WHERE NOT EXISTS ("
+                "SELECT 1 FROM contents c WHERE c.batch = b.number)"
+            )
+            self._run(f"DELETE FROM postings WHERE batch IN ({empty})")  # noqa: S608
+            self._run(f"DELETE FROM batches WHERE number IN ({empty})")  # noqa: S608
+
+    def _run(self, sql: str, values: Mapping[str, Any] | None = None) -> None:
+        self.connection.execute(translate_parameters(sql), values or {})
+
+
+def _build_measurement_key(name: str) -> dict[str, str]:
+    return {"name": f"measured {name}"}
+
+
+def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> None:
+    values = {"lock": compute_lock_id(server.schema), "writer": _WRITER_LOCK}
+    if fetch_rows(connection, "SELECT pg_try_advisory_lock(:lock, :writer)", values)[0][0]:
+        return
+    rows = fetch_rows(
+        connection,
+        "SELECT a.pid, a.application_name, a.backend_start, coalesce(a.client_addr::text, 'here') "
+        "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+        "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 "
+        "AND l.classid::bigint = (:lock::bigint & 4294967295) "
+        "AND l.objid::bigint = (:writer::bigint & 4294967295)",
+        values,
+    )
+    holder = "; ".join(
+        f"{name} (session {pid} from {address}, since {since:%Y-%m-%dT%H:%M:%S})"
+        for pid, name, since, address in rows
+    )
+    raise ResourceError(
+        f"another process is writing the index: {holder or 'it has not said which'}",
+        code="rag.busy",
+        where=str(server.where),
+        expected="one writer at a time",
+        next="wait for it to end; readers need not",
+    )
+
+
+_MAX_BATCHES = 24
+
+
+_REMAINING_BATCHES = 8
+
+
+_MERGE = (
+    "INSERT INTO postings SELECT p.term, :batch, array_agg(u.key ORDER BY u.key), "  # noqa: S608
+    "array_agg(u.headings ORDER BY u.key), array_agg(u.words ORDER BY u.key), "
+    "array_agg(u.spots ORDER BY u.key) FROM postings p CROSS JOIN LATERAL "
+    "unnest(p.keys, p.headings, p.words, p.spots) AS u(key, headings, words, spots) "
+    f"JOIN contents c ON c.key = (u.key >> {PASSAGE_BITS}) "
+    "WHERE p.batch = ANY(:old) GROUP BY p.term"
+)
+
+
+_STEPS = (
+    "DELETE FROM postings WHERE batch = ANY(:old)",
+    "DELETE FROM batches WHERE number = ANY(:old)",
+    "UPDATE contents SET batch = :batch WHERE batch = ANY(:old)",
+)
+
+
+def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
+    """Return the batches to be merged now; none while there are few."""
+    rows = fetch_rows(connection, "SELECT number FROM batches ORDER BY postings, number")
+    return (
+        [int(number) for (number,) in rows[: len(rows) - _REMAINING_BATCHES]]
+        if len(rows) > _MAX_BATCHES
+        else []
+    )
+
+
+def merge_batches(connection: psycopg.Connection[Any], old: Sequence[int], number: int) -> None:
+    """Make one batch of several, within the writer's transaction.
+
+    Args:
+        connection: The writer's.
+        old: Their numbers; fewer than two are left as they are unless ``number`` is another.
+        number: Of the snapshot at work; the new batch takes its place below zero, so that it is
+            nobody else's.
+    """
+    if not old:
+        return
+    batch = -number
+    connection.execute(translate_parameters(_MERGE), {"batch": batch, "old": list(old)})
+    for sql in _STEPS:
+        connection.execute(translate_parameters(sql), {"batch": batch, "old": list(old)})
+    count, digest = digest_batch(connection, batch)
+    connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))

@@ -1,0 +1,343 @@
+"""Recipe loading: files, text, plain values and KEY=VALUE overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from stillroom.errors import Problem, RecipeError
+from stillroom.recipes import yaml_text
+from stillroom.recipes.problems import explain_validation
+from stillroom.recipes.schema import find_recipe_class, list_kinds
+from stillroom.recipes.settings import Recipe, Secret, resolve_references_in
+from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path, read_yaml
+
+__all__ = [
+    "apply_overrides",
+    "build_recipe",
+    "is_override",
+    "load_recipe",
+    "make_setting_locator",
+    "parse_group",
+    "parse_recipe",
+    "parse_values",
+]
+
+
+_POSITION = re.compile(r":(\d+):(\d+)$")
+
+
+_INTERPOLATION = re.compile(r"\$\{env:")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate the recipe in a file; its relative paths start at the file's folder.
+
+    Args:
+        path: The YAML file.
+        overrides: ``KEY=VALUE`` each, as ``method.density=0.3``.
+
+    Raises:
+        RecipeError: With every problem of the file and the overrides.
+    """
+    return parse_recipe(_read_text(path), str(path), overrides, folder=path.parent)
+
+
+def make_setting_locator(
+    path: Path, overrides: Sequence[str] = ()
+) -> Callable[[yaml_text.KeyPath], str]:
+    """Return what tells where a setting of a file's recipe stands: file, line, column.
+
+    Raises:
+        RecipeError: As ``load_recipe`` does.
+    """
+    tree = read_yaml(_read_text(path), str(path))
+    apply_overrides(tree, overrides)
+    return tree.place_of_value
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise RecipeError(
+            f"{path} is not a file" if path.exists() else f"{path} does not exist",
+            code="recipe.not-found",
+            expected="a recipe",
+            next="stillroom new KIND > recipe.yaml makes one",
+        )
+    with path.open("rb") as file:
+        data = file.read(yaml_text.MAX_TEXT_BYTES + 4)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if len(data) > yaml_text.MAX_TEXT_BYTES and error.end >= len(data) - 4:
+            text = data.decode("utf-8-sig", "ignore")  # cut within a letter: too large in any case
+        else:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise RecipeError(
+                f"byte {error.start} of the recipe is not UTF-8",
+                code="recipe.encoding",
+                where=f"{path}:{line}:1",
+                expected="UTF-8 text",
+                next="save the file as UTF-8",
+            ) from error
+    return text
+
+
+def parse_recipe(
+    text: str,
+    where: str = "recipe.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+) -> Recipe:
+    """Validate a recipe given as text.
+
+    Args:
+        text: YAML 1.2.
+        where: What problems call the text.
+        overrides: ``KEY=VALUE`` each.
+        folder: Where relative paths start; by default they stay as written.
+
+    Raises:
+        RecipeError: With every problem of the text and the overrides.
+    """
+    tree = read_yaml(text, where)
+    apply_overrides(tree, overrides)
+    return _validate(tree, where, folder)
+
+
+def build_recipe(
+    settings: Mapping[str, Any], where: str = "", *, folder: Path | None = None
+) -> Recipe:
+    """Validate a recipe given as plain values, as a step of a flow holds them.
+
+    Raises:
+        RecipeError: With every problem; places are ``where`` alone, as there is no text.
+    """
+    tree = YamlTree(data=dict(settings))
+    if where:
+        tree.values[()] = where
+    return _validate(tree, where, folder)
+
+
+def _validate(tree: YamlTree, where: str, folder: Path | None) -> Recipe:
+    recipe: Recipe | None = None
+    problems = list(tree.problems)
+    try:
+        model = find_recipe_class(_read_kind(tree, where))
+        with resolve_references_in(folder):
+            recipe = model.model_validate(tree.data)
+    except RecipeError as error:
+        problems += [_add_position(problem, tree) for problem in error.problems]
+    except ValidationError as error:
+        problems += explain_validation(error, model, tree)
+    if recipe is not None:
+        problems += _misplaced_secrets(tree, recipe)
+    if recipe is None or problems:
+        raise RecipeError(sorted(problems, key=_line_of))
+    return recipe
+
+
+def _read_kind(tree: YamlTree, where: str) -> str:
+    known = ", ".join(list_kinds())
+    if not isinstance(tree.data, dict):
+        raise RecipeError(
+            "the recipe is empty" if tree.data is None else "the recipe is not a mapping",
+            code="recipe.kind",
+            where=where,
+            expected=f"settings by name, 'kind' first (one of: {known})",
+            next="stillroom new KIND prints a recipe that works",
+        )
+    kind = tree.data.get("kind")
+    if not isinstance(kind, str):
+        raise RecipeError(
+            "kind is missing" if kind is None else f"kind cannot be {kind!r}",
+            code="recipe.kind",
+            where=tree.place_of_value(("kind",)) or where,
+            expected=f"one of: {known}",
+            next="add 'kind:' below 'version:'",
+        )
+    return kind
+
+
+def _add_position(problem: Problem, tree: YamlTree) -> Problem:
+    if problem.where:
+        return problem
+    where = tree.place_of_value(("kind",))
+    return Problem(problem.what, problem.code, where, problem.expected, problem.next)
+
+
+def _line_of(problem: Problem) -> tuple[int, int]:
+    match = _POSITION.search(problem.where)
+    return (int(match[1]), int(match[2])) if match else (2**31, 0)
+
+
+def _misplaced_secrets(tree: YamlTree, recipe: Recipe) -> Iterator[Problem]:
+    """Refuse ``${env:NAME}`` where it would silently stay text."""
+    for path, text in _iter_texts(tree.data, ()):
+        if _INTERPOLATION.search(text) and not isinstance(_get_value(recipe, path), Secret):
+            yield Problem(
+                f"{format_path(path)} cannot take ${{env:NAME}}",
+                "recipe.secret",
+                tree.place_of_value(path),
+                "the value itself: only secrets are read from the environment",
+                f"pass it on the command line: {format_path(path)}=VALUE",
+            )
+
+
+def _iter_texts(value: Any, path: yaml_text.KeyPath) -> Iterator[tuple[yaml_text.KeyPath, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _iter_texts(part, (*path, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _iter_texts(part, (*path, index))
+
+
+def _get_value(value: Any, path: yaml_text.KeyPath) -> Any:
+    for part in path:
+        if isinstance(value, BaseModel):
+            fields = type(value).model_fields
+            name = next((n for n, info in fields.items() if part == (info.alias or n)), str(part))
+            value = getattr(value, name, None)
+        elif isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return None
+    return value
+
+
+_OVERRIDE_PREFIX = "override "
+
+
+def apply_overrides(tree: YamlTree, overrides: Sequence[str]) -> None:
+    """Put each override into the tree, in order; what is wrong with one joins its problems.
+
+    ``method.density=0.3`` sets a key, ``models.0.weight=1`` one of an item; missing groups are
+    made, an index one past the end appends, and a bare method name becomes ``{name: ...}``.
+    """
+    for override in overrides:
+        where = f"{_OVERRIDE_PREFIX}'{override}'"
+        try:
+            path, value = _read_override(override, where)
+            tree.data = _set_value(tree.data, path, value.data, where)
+        except RecipeError as error:
+            tree.problems.extend(error.problems)
+            continue
+        tree.problems.extend(value.problems)
+        for places in (tree.keys, tree.values):
+            for old in [known for known in places if known[: len(path)] == path]:
+                del places[old]
+        for length in range(1, len(path)):
+            tree.values.setdefault(path[:length], where)
+        tree.keys[path] = tree.values[path] = where
+        for below in value.values:
+            tree.keys[path + below] = tree.values[path + below] = where
+
+
+def is_override(place: str) -> bool:
+    """Return whether a place of a tree is an override, not a line of a file."""
+    return place.startswith(f"{_OVERRIDE_PREFIX}'")
+
+
+def _read_override(override: str, where: str) -> tuple[KeyPath, YamlTree]:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(
+            f"'{override}' is not an override",
+            code="recipe.override",
+            where=where,
+            expected="KEY=VALUE, as seed=7 or method.density=0.3",
+        )
+    tree = read_yaml(text, where)
+    for places in (tree.keys, tree.values):
+        for path in places:
+            places[path] = where
+    return tuple(int(part) if part.isdecimal() else part for part in parts), tree
+
+
+def _set_value(data: Any, path: KeyPath, value: Any, where: str) -> Any:
+    """Return ``data`` with the value at the path; groups on the way are made or copied."""
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        if not isinstance(head, int) or head > len(data):
+            raise RecipeError(
+                f"there is no item {head}",
+                code="recipe.override",
+                where=where,
+                expected=f"an index from 0 to {len(data)}",
+            )
+        items = [*data, None] if head == len(data) else list(data)
+        items[head] = _set_value(items[head], rest, value, where)
+        return items
+    group = (
+        {"name": data}
+        if isinstance(data, str)
+        else dict(data or {})
+        if not data or isinstance(data, dict)
+        else None
+    )
+    if group is None:
+        raise RecipeError(
+            f"'{head}' cannot be set in {data!r}",
+            code="recipe.override",
+            where=where,
+            expected="a group of settings at that place",
+        )
+    group[str(head)] = _set_value(group.get(str(head)), rest, value, where)
+    return group
+
+
+G = TypeVar("G", bound=BaseModel)
+
+
+def parse_group(
+    model: type[G], text: str = "{}", where: str = "settings", overrides: Sequence[str] = ()
+) -> G:
+    """Validate a group of settings given as YAML text and overrides.
+
+    Args:
+        model: The group's class.
+        text: YAML 1.2; empty is no setting.
+        where: What problems call the text.
+        overrides: ``KEY=VALUE`` each, as ``commit.threshold=0.8``.
+
+    Raises:
+        RecipeError: With every problem of the text and the overrides.
+    """
+    tree = read_yaml(text, where)
+    tree.data = tree.data or {}
+    apply_overrides(tree, overrides)
+    found: G | None = None
+    problems = list(tree.problems)
+    try:
+        found = model.model_validate(tree.data)
+    except ValidationError as error:
+        problems += explain_validation(error, model, tree)
+    if found is None or problems:
+        raise RecipeError(problems)
+    return found
+
+
+def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str, Any]:
+    """Return ``KEY=VALUE`` words as plain values.
+
+    Raises:
+        RecipeError: With every word that is none.
+    """
+    tree = read_yaml("{}", where)
+    apply_overrides(tree, overrides)
+    if tree.problems:
+        raise RecipeError(tree.problems)
+    return dict(tree.data or {})

@@ -1,0 +1,369 @@
+"""Commented recipe templates for ``stillroom new KIND[/METHOD]``.
+
+Every setting comes with its description, bounds and default; those without a default get a
+placeholder. What is printed parses as it stands.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from stillroom.errors import RecipeError
+from stillroom.recipes.schema import find_kind_folder, find_recipe_class, iter_targets
+from stillroom.recipes.settings import Secret, SettingFormat
+from stillroom.recipes.yaml_text import emit_scalar, emit_yaml
+from stillroom.registry.catalog import suggest
+from stillroom.registry.method import Method, MethodField, Registry
+
+__all__ = [
+    "describe_setting",
+    "get_default",
+    "is_list_setting",
+    "make_placeholder",
+    "min_length",
+    "render_template",
+    "to_plain",
+]
+
+
+_WIDTH = 96
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def render_template(kind: str, method: str | None = None) -> str:
+    """Return a recipe of a kind with every setting explained.
+
+    Where the room has a file ``recipe_examples/<name>.yaml`` or ``<name>.yaml`` (the name being the
+    method's, else the kind's), that file is returned as it is.
+
+    Args:
+        kind: One of ``list_kinds()``.
+        method: The method to choose, of whichever seam of the recipe has it.
+
+    Raises:
+        RecipeError: If the kind or the method is unknown.
+    """
+    written = _read_example(find_kind_folder(kind), method or kind)
+    if written is not None:
+        return written
+    model = find_recipe_class(kind)
+    wanted = _find_method(model, kind, method) if method else None
+    name = f"{kind}-{method.replace('_', '-')}" if method else kind
+    lines = [f"# stillroom run {name}.yaml"]
+    lines += _comment_lines((inspect.getdoc(model) or "").split("\n", 1)[0], 0)
+    lines += _TemplatePrinter(wanted).recipe(model, kind)
+    return "\n".join(lines) + "\n"
+
+
+def _read_example(folder: Path, name: str) -> str | None:
+    if _NAME.fullmatch(name):
+        for path in (folder / "recipe_examples" / f"{name}.yaml", folder / f"{name}.yaml"):
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+    return None
+
+
+def _find_method(model: type[BaseModel], kind: str, method: str) -> tuple[Registry[Any], str]:
+    known: list[str] = []
+    for seam in _list_registries(model):
+        names = seam.names()
+        if method in names:
+            return seam, method
+        known += names
+    raise RecipeError(
+        f"'{method}' is not a method that '{kind}' can choose",
+        code="recipe.unknown-method",
+        expected=f"one of: {', '.join(known)}" if known else f"no method: '{kind}' has none",
+        next=suggest(method, known) or f"stillroom new {kind}",
+    )
+
+
+def _list_registries(model: type[BaseModel]) -> Iterator[Registry[Any]]:
+    for info in model.model_fields.values():
+        for target in iter_targets(info.annotation, info.metadata):
+            if isinstance(target, MethodField):
+                yield target.seam
+            else:
+                yield from _list_registries(target)
+
+
+class _TemplatePrinter:
+    """Prints groups of settings; ``wanted`` is chosen where its seam is first met."""
+
+    def __init__(self, wanted: tuple[Registry[Any], str] | None) -> None:
+        self.wanted = wanted
+        self.needs: dict[str, int] = {}
+        self.sets: dict[str, Any] = {}
+
+    def recipe(self, model: type[BaseModel], kind: str) -> Iterator[str]:
+        """Yield the lines of a recipe; what its chosen methods need gets a placeholder."""
+        for method in _methods(model, self.wanted):
+            for key, count in method.recipe_needs().items():
+                self.needs[key] = max(count, self.needs.get(key, 0))
+            self.sets |= method.recipe_sets()
+        yield from self.group(model, 0, {"version": 1, "kind": kind})
+
+    def group(self, model: type[BaseModel], indent: int, given: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the lines of a model's settings; ``given`` holds those already decided."""
+        for name, info in model.model_fields.items():
+            key = info.alias or name
+            if key in given:
+                yield from emit_yaml({key: given[key]}, indent)
+                continue
+            if not indent and key in self.sets:
+                yield ""
+                yield from _comment_lines(describe_setting(info), indent)
+                yield from emit_yaml({key: self.sets[key]}, indent)
+                continue
+            if given or name != next(iter(model.model_fields)):
+                yield ""
+            is_needed = get_default(info) is None and key in self.needs
+            yield from _comment_lines(describe_setting(info, is_needed=is_needed), indent)
+            yield from self.setting(key, info, indent)
+
+    def setting(self, key: str, info: FieldInfo, indent: int) -> Iterator[str]:
+        """Yield one setting: the chosen method, its default, an example or a placeholder."""
+        targets = list(iter_targets(info.annotation, info.metadata))
+        choice = next((target for target in targets if isinstance(target, MethodField)), None)
+        default = get_default(info)
+        if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
+            name, self.wanted = self.wanted[1], None
+            yield from self.method(key, choice.seam, name, info, indent)
+        elif default is None and self.wanted and self._holds_wanted(targets):
+            yield from self.required(key, targets[0], info, indent)
+        elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
+            yield from self.default(key, _build_default(choice, default), indent)
+        elif info.examples:
+            yield from emit_yaml({key: info.examples[0]}, indent)
+        elif choice is not None:
+            yield from self.method(key, choice.seam, choice.seam.names()[0], info, indent)
+        elif targets:
+            yield from self.required(key, targets[0], info, indent)
+        else:
+            value = make_placeholder(key, info.annotation, info.metadata)
+            yield from emit_yaml({key: value}, indent)
+
+    def _holds_wanted(self, targets: list[Any]) -> bool:
+        """Return whether a group that is left out by default holds the wanted method's seam."""
+        if not self.wanted or not targets or isinstance(targets[0], MethodField):
+            return False
+        return any(seam.group == self.wanted[0].group for seam in _list_registries(targets[0]))
+
+    def method(
+        self, key: str, seam: Registry[Any], name: str, info: FieldInfo, indent: int
+    ) -> Iterator[str]:
+        """Yield a choice of a method with all its settings."""
+        yield f"{' ' * indent}{key}:"
+        if is_list_setting(info.annotation):
+            yield f"{' ' * indent}  -"
+            indent += 2
+        yield f"{' ' * indent}  name: {name}"
+        yield from self.group(seam.get(name), indent + 2, {"name": name})
+
+    def required(self, key: str, model: Any, info: FieldInfo, indent: int) -> Iterator[str]:
+        """Yield a group, or a list of groups, that has no default."""
+        yield f"{' ' * indent}{key}:"
+        if not is_list_setting(info.annotation):
+            yield from self.group(model, indent + 2, {})
+            return
+        for _ in range(max(min_length(info.metadata), self.needs.get(key, 0))):
+            yield f"{' ' * indent}  -"
+            yield from self.group(model, indent + 4, {})
+
+    def default(self, key: str, value: Any, indent: int, path: str = "") -> Iterator[str]:
+        """Yield a default; a group or a method comes with each of its settings explained."""
+        path = f"{path}.{key}" if path else key
+        if path in self.sets:
+            yield from emit_yaml({key: self.sets[path]}, indent)
+            return
+        if not isinstance(value, BaseModel):
+            yield from emit_yaml({key: to_plain(value)}, indent)
+            return
+        fields = type(value).model_fields
+        if not isinstance(value, Method) and not fields:
+            yield f"{' ' * indent}{key}: {{}}"
+            return
+        yield f"{' ' * indent}{key}:"
+        if isinstance(value, Method):
+            yield f"{' ' * indent}  name: {value.method_name()}"
+        for name, info in fields.items():
+            if isinstance(value, Method) or name != next(iter(fields)):
+                yield ""
+            yield from _comment_lines(describe_setting(info), indent + 2)
+            yield from self.default(info.alias or name, getattr(value, name), indent + 2, path)
+
+
+def _methods(
+    model: type[BaseModel], wanted: tuple[Registry[Any], str] | None
+) -> Iterator[type[Method]]:
+    """Yield the methods that the printed recipe chooses."""
+    if wanted is not None:
+        yield wanted[0].get(wanted[1])
+    for info in model.model_fields.values():
+        for target in iter_targets(info.annotation, info.metadata):
+            if not isinstance(target, MethodField) or (
+                wanted and target.seam.group == wanted[0].group
+            ):
+                continue
+            default = get_default(info)
+            if default is PydanticUndefined:
+                yield target.seam.get(target.seam.names()[0])
+            elif isinstance(default, str):
+                yield target.seam.get(default)
+            elif isinstance(default, Method):
+                yield type(default)
+
+
+def _build_default(choice: MethodField[Any] | None, default: Any) -> Any:
+    """Return the method that a default names, where it is given by name or settings."""
+    if choice is not None and isinstance(default, str | dict):
+        return choice.seam.build(default)
+    return default
+
+
+def _comment_lines(text: str, indent: int) -> list[str]:
+    space = " " * indent
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=f"{space}# ", subsequent_indent=f"{space}#   "
+    )
+
+
+_UNBOUNDED = 2**53
+
+
+"""A bound at least as large as this is a limit of the machine, not of the method."""
+
+
+def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
+    """Return a setting's description, what it may be, and its default or that it is required."""
+    parts = [info.description or "", *dict.fromkeys(_iter_formats(info.annotation, info.metadata))]
+    default = get_default(info)
+    if default is PydanticUndefined or is_needed:
+        parts.append("required")
+    elif default is None:
+        parts.append("optional")
+    elif isinstance(default, Method):
+        parts.append(f"default {default.method_name()}")
+    elif not isinstance(default, BaseModel):
+        plain = to_plain(default)
+        if not plain or not isinstance(plain, dict | list):
+            parts.append(f"default {emit_scalar(plain)}")
+    return "; ".join(part for part in parts if part)
+
+
+def get_default(info: FieldInfo) -> Any:
+    """Return the default, made if it has a factory, or ``PydanticUndefined``."""
+    return info.get_default(call_default_factory=True)
+
+
+def make_placeholder(name: str, annotation: Any, metadata: Sequence[Any]) -> Any:
+    """Return a plain value that the annotation accepts; ``name`` shows what it stands for."""
+    form = next((mark for mark in metadata if isinstance(mark, SettingFormat)), None)
+    if form is not None:
+        return form.placeholder.replace("NAME", name)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return make_placeholder(name, parts[0], parts[1:])
+    if origin is Literal:
+        return parts[0]
+    if origin in {list, tuple, set, frozenset}:
+        return [make_placeholder(name, parts[0], ())] * min_length(metadata)
+    if origin is dict:
+        return {"name": make_placeholder(name, parts[1], ())}
+    if annotation in {int, float}:
+        return _number(annotation, metadata)
+    kinds = [part for part in parts if part is not type(None)]
+    if kinds:
+        return make_placeholder(name, kinds[0], ())
+    return {bool: False, Path: f"path/to/{name}"}.get(annotation, "TEXT")
+
+
+def min_length(metadata: Sequence[Any]) -> int:
+    """Return how many items a list must have, at least one."""
+    return max(1, int(_limit(metadata, "min_length") or 1))
+
+
+def is_list_setting(annotation: Any) -> bool:
+    """Return whether a value is a list, or may be."""
+    if get_origin(annotation) in {list, tuple}:
+        return True
+    return any(get_origin(part) in {list, tuple} for part in get_args(annotation))
+
+
+def to_plain(value: Any) -> Any:
+    """Return a default as plain values that YAML can hold."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(part) for part in value]
+    if isinstance(value, Secret):
+        return value.reference
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _iter_formats(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
+    """Yield what a value may be: units, choices, bounds."""
+    marks = list(metadata)
+    forms = [mark.hint for mark in marks if isinstance(mark, SettingFormat)]
+    yield from forms
+    for mark in marks:
+        if isinstance(mark, MethodField):
+            yield f"one of: {', '.join(mark.seam.names())}"
+    if not forms:
+        yield from _bounds(marks)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        if len(parts) > 1:
+            yield f"one of: {', '.join(emit_scalar(part) for part in parts)}"
+    elif origin is Annotated:
+        yield from _iter_formats(parts[0], parts[1:])
+    else:
+        for part in parts:
+            yield from _iter_formats(part, ())
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+    low, high = _limit(metadata, "ge"), _limit(metadata, "le")
+    high = None if high is not None and high >= _UNBOUNDED else high
+    if low is not None and high is not None:
+        yield f"{low} to {high}"
+    elif low is not None or high is not None:
+        yield f"at least {low}" if high is None else f"at most {high}"
+    names = {"gt": "above", "lt": "below", "multiple_of": "a multiple of"}
+    for key, word in names.items():
+        if (limit := _limit(metadata, key)) is not None:
+            yield f"{word} {limit}"
+    least, most = _limit(metadata, "min_length"), _limit(metadata, "max_length")
+    if least is not None:
+        yield f"{least} or more"
+    if most is not None:
+        yield f"no more than {most}"
+
+
+def _number(kind: type[int] | type[float], metadata: Sequence[Any]) -> int | float:
+    """Return a number within the bounds, near the lower one."""
+    low, above = _limit(metadata, "ge"), _limit(metadata, "gt")
+    tops = [top for top in (_limit(metadata, "le"), _limit(metadata, "lt")) if top is not None]
+    if low is not None:
+        return kind(low)
+    if above is not None:
+        return kind(above + 1) if not tops or above + 1 < min(tops) else (above + min(tops)) / 2
+    return kind(min(tops) - 1) if tops else kind(1)
+
+
+def _limit(metadata: Sequence[Any], name: str) -> Any:
+    found = (getattr(mark, name, None) for mark in metadata)
+    return next((limit for limit in found if limit is not None), None)

@@ -1,0 +1,365 @@
+"""YAML 1.2 reader with source positions, and a deterministic writer.
+
+A strict subset: one UTF-8 document of mappings with plain keys, sequences and scalars of the core
+schema. Tags, anchors and aliases are refused, as are duplicate keys and documents that are too
+large or too deep. Knows nothing of recipes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stillroom.errors import Problem, RecipeError
+from stillroom.recipes.settings import Recipe
+
+__all__ = [
+    "YamlTree",
+    "dump_recipe",
+    "emit_scalar",
+    "emit_yaml",
+    "format_path",
+    "read_yaml",
+    "resolve_scalar",
+]
+
+
+MAX_TEXT_BYTES = 256 * 1024
+
+
+MAX_DEPTH = 32
+
+
+KeyPath = tuple[str | int, ...]
+
+
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+_TRUE = frozenset({"true", "True", "TRUE"})
+
+
+_FALSE = frozenset({"false", "False", "FALSE"})
+
+
+_INT = re.compile(r"[-+]?[0-9]+")
+
+
+_OCTAL = re.compile(r"0o[0-7]+")
+
+
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+
+
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
+
+
+_NAN = frozenset({".nan", ".NaN", ".NAN"})
+
+
+_MAX_DIGITS = 400
+
+
+@dataclass
+class YamlTree:
+    """Plain values, and for every path the places of its key and its value."""
+
+    data: Any = None
+    keys: dict[KeyPath, str] = field(default_factory=dict)
+    values: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place_of_key(self, path: KeyPath) -> str:
+        """Return where the key stands, or the nearest that encloses it."""
+        return self._nearest(path, self.keys)
+
+    def place_of_value(self, path: KeyPath) -> str:
+        """Return where the value stands, or the nearest that encloses it."""
+        return self._nearest(path, self.values)
+
+    def holds(self, path: KeyPath) -> bool:
+        """Return whether the text has something at the path."""
+        return path in self.values
+
+    def _nearest(self, path: KeyPath, places: Mapping[KeyPath, str]) -> str:
+        for length in range(len(path), -1, -1):
+            if path[:length] in places:
+                return places[path[:length]]
+            if path[:length] in self.values:
+                return self.values[path[:length]]
+        return ""
+
+
+def read_yaml(text: str, where: str) -> YamlTree:
+    """Read one YAML document.
+
+    Args:
+        text: The document.
+        where: What its places begin with, as a file name.
+
+    Returns:
+        The values with their places; ``problems`` holds what is wrong but can be read past
+        (duplicate keys, tags, anchors).
+
+    Raises:
+        RecipeError: If the text is no YAML, too large, or too deep.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
+        raise RecipeError(
+            "the recipe is too large",
+            code="recipe.too-large",
+            where=where,
+            expected=f"at most {MAX_TEXT_BYTES // 1024} KiB",
+            next="keep data in files of its own and name them in the recipe",
+        )
+    return _TreeBuilder(where).build(text)
+
+
+def resolve_scalar(text: str) -> Any:
+    """Return what a plain scalar means in the core schema of YAML 1.2."""
+    if text in _NULL:
+        return None
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    if len(text) <= _MAX_DIGITS:
+        if _INT.fullmatch(text):
+            return int(text)
+        if _OCTAL.fullmatch(text):
+            return int(text[2:], 8)
+        if _HEX.fullmatch(text):
+            return int(text, 16)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+    if _INFINITE.fullmatch(text):
+        return float(text.replace(".", "").lower())
+    return float("nan") if text in _NAN else text
+
+
+class _TreeBuilder:
+    """Turns the parser's events into a Tree; recursion is bounded by MAX_DEPTH."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.tree = YamlTree()
+        self.events: Iterator[Any] = iter(())
+
+    def build(self, text: str) -> YamlTree:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            self.fail("the recipe is not UTF-8", code="recipe.encoding", expected="UTF-8 text")
+        try:
+            self.events = iter(YAML(typ="rt", pure=True).parse(text))
+            self.document()
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self.fail(f"the recipe is not YAML: {error.problem or error.context}", mark=mark)
+        except YAMLError as error:
+            first = str(error).split("\n", 1)[0]
+            self.fail(f"the recipe is not YAML: {first}")
+        return self.tree
+
+    def document(self) -> None:
+        documents = 0
+        for event in self.events:
+            match type(event).__name__:
+                case "DocumentStartEvent":
+                    documents += 1
+                    if documents > 1:
+                        self.fail(
+                            "the file holds a second document",
+                            mark=event.start_mark,
+                            expected="one recipe a file",
+                        )
+                    if event.tags:
+                        self.refuse("a %TAG directive", event)
+                case "StreamStartEvent" | "DocumentEndEvent" | "StreamEndEvent":
+                    continue
+                case _:
+                    self.tree.data = self.node(event, (), 0)
+
+    def node(self, event: Any, path: KeyPath, depth: int) -> Any:
+        place = self.place(event.start_mark)
+        self.tree.values[path] = place
+        name = type(event).__name__
+        if name == "AliasEvent":
+            self.refuse(f"the alias *{event.anchor}", event)
+            return None
+        if event.anchor is not None:
+            self.refuse(f"the anchor &{event.anchor}", event)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            self.refuse(f"the tag {tag}", event)
+        if depth > MAX_DEPTH:
+            self.fail(
+                "the recipe is nested too deeply",
+                code="recipe.too-large",
+                mark=event.start_mark,
+                expected=f"at most {MAX_DEPTH} levels",
+            )
+        if name == "MappingStartEvent":
+            return self.mapping(path, depth)
+        if name == "SequenceStartEvent":
+            return self.sequence(path, depth)
+        return resolve_scalar(event.value) if event.implicit[0] else event.value
+
+    def mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while type(event := next(self.events)).__name__ != "MappingEndEvent":
+            place = self.place(event.start_mark)
+            if type(event).__name__ != "ScalarEvent":
+                self.fail(
+                    "a key is not a word",
+                    mark=event.start_mark,
+                    expected="keys of plain text",
+                )
+            key = event.value
+            if event.anchor is not None or event.tag is not None:
+                self.refuse(f"the anchor or tag of the key '{key}'", event)
+            here = (*path, key)
+            if key in found:
+                self.tree.problems.append(
+                    Problem(
+                        f"{format_path(here)} is set twice",
+                        "recipe.duplicate-key",
+                        place,
+                        f"it once, as at {self.tree.keys[here]}",
+                        "remove one of the two",
+                    )
+                )
+                self.node(next(self.events), ("", *here), depth + 1)
+                continue
+            self.tree.keys[here] = place
+            found[key] = self.node(next(self.events), here, depth + 1)
+        return found
+
+    def sequence(self, path: KeyPath, depth: int) -> list[Any]:
+        found: list[Any] = []
+        while type(event := next(self.events)).__name__ != "SequenceEndEvent":
+            found.append(self.node(event, (*path, len(found)), depth + 1))
+        return found
+
+    def place(self, mark: Any) -> str:
+        return f"{self.where}:{mark.line + 1}:{mark.column + 1}" if mark else self.where
+
+    def refuse(self, what: str, event: Any) -> None:
+        self.tree.problems.append(
+            Problem(
+                f"{what} is not part of a recipe",
+                "recipe.yaml-feature",
+                self.place(event.start_mark),
+                "plain YAML without tags, anchors and aliases",
+                "write the value itself",
+            )
+        )
+
+    def fail(self, what: str, *, code: str = "", mark: Any = None, expected: str = "") -> None:
+        raise RecipeError(
+            what,
+            code=code or "recipe.yaml",
+            where=self.place(mark),
+            expected=expected or "one YAML 1.2 document",
+            next="stillroom new KIND prints a recipe that works",
+        )
+
+
+def format_path(path: KeyPath) -> str:
+    """Return a path as overrides write it: ``models.0.weight``."""
+    return ".".join(str(part) for part in path)
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./~][\w./@+=~-]*(?:[ :][\w./@+=~-]+)*")
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe: every setting with its value; secrets as references."""
+    return "\n".join(emit_yaml(recipe.model_dump(mode="json", by_alias=True))) + "\n"
+
+
+def emit_yaml(value: Any, indent: int = 0) -> Iterator[str]:
+    """Yield the lines of a mapping or a sequence in block style."""
+    space = " " * indent
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _emit_entry(f"{space}{emit_scalar(str(key))}:", part, indent)
+    else:
+        for part in value:
+            yield from _emit_entry(f"{space}-", part, indent)
+
+
+def emit_scalar(value: Any) -> str:
+    """Return one scalar, or an empty container, on one line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            mantissa, e, exponent = repr(value).partition("e")
+            return f"{mantissa}{'' if '.' in mantissa or not e else '.0'}{e}{exponent}"
+        case int():
+            return str(value)
+        case str():
+            return value if _is_plain(value) else _quote(value)
+        case Mapping():
+            return "{}"
+    return "[]"
+
+
+def _emit_entry(head: str, value: Any, indent: int) -> Iterator[str]:
+    if isinstance(value, Mapping | list | tuple) and value:
+        yield head
+        yield from emit_yaml(value, indent + 2)
+    elif isinstance(value, str) and (mark := _literal_header(value)):
+        yield f"{head} {mark}"
+        for line in value.removesuffix("\n").split("\n"):
+            yield f"{' ' * (indent + 2)}{line}" if line else ""
+    else:
+        yield f"{head} {emit_scalar(value)}"
+
+
+def _is_plain(text: str) -> bool:
+    return (
+        text.isascii()
+        and len(text) <= 200
+        and _PLAIN.fullmatch(text) is not None
+        and not text.startswith("...")
+        and isinstance(resolve_scalar(text), str)
+    )
+
+
+def _literal_header(text: str) -> str:
+    """Return the mark of a literal block that holds the text exactly, or an empty string."""
+    body = text.removesuffix("\n")
+    lines = body.split("\n")
+    if len(lines) < 2 or not lines[0].strip() or not lines[-1].strip():
+        return ""
+    if lines[0][0] == " " or any(not line.isprintable() for line in lines):
+        return ""
+    if any(line and not line.strip() for line in lines):
+        return ""
+    return "|" if text.endswith("\n") else "|-"
+
+
+def _quote(text: str) -> str:
+    return f'"{"".join(_escape(letter) for letter in text)}"'
+
+
+def _escape(letter: str) -> str:
+    if letter in _ESCAPES:
+        return _ESCAPES[letter]
+    if letter == " " or letter.isprintable():
+        return letter
+    number = ord(letter)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

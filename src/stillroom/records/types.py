@@ -1,0 +1,190 @@
+"""Messages, prompts, completions, search hits, answers and training records.
+
+Knows no engine: a Prompt is messages (or raw text), a Completion is text with its accounting.
+
+``messages`` hold the conversation (or a single assistant message for plain text rows); ``fields``
+hold everything else a method may want: question, answer, evidence, split, scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from stillroom.errors import DataError
+from stillroom.records.document import Location, Passage
+from stillroom.records.origin import Origin, make_content_id
+
+__all__ = [
+    "Answer",
+    "Citation",
+    "Completion",
+    "Hit",
+    "Message",
+    "Prompt",
+    "Record",
+    "Role",
+    "Sampling",
+]
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+_ROLES = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values in OpenAI's shape."""
+        return {"role": self.role, "content": self.content}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Message:
+        """Read one chat turn.
+
+        Raises:
+            DataError: If the role is unknown or the content is not text.
+        """
+        role, content = data.get("role"), data.get("content")
+        if role not in _ROLES or not isinstance(content, str):
+            raise DataError(
+                f"message {dict(data)!r:.80} is not a chat turn",
+                code="data.message",
+                expected=f"role (one of: {', '.join(_ROLES)}) and content (text)",
+                next="convert the row, or drop it",
+            )
+        return cls(cast("Role", role), content)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn; ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 off."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is given: chat messages, or raw ``text`` that no template touches.
+
+    ``schema`` asks for JSON that fits a JSON Schema. ``prefix`` begins the assistant's turn.
+    """
+
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    schema: Mapping[str, Any] | None = None
+    prefix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "messages": [message.to_json() for message in self.messages],
+            "text": self.text,
+            "schema": dict(self.schema) if self.schema is not None else None,
+            "prefix": self.prefix,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model gives. ``finish_reason`` is ``stop``, ``length`` or ``cancelled``."""
+
+    text: str
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    model: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Completion:
+        """Read what ``to_json`` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage with its score and rank (from 1) for one query."""
+
+    passage: Passage
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A mark ``[number]`` in an answer and the passage it opens to."""
+
+    number: int
+    passage_id: str
+    location: Location
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion with its citations and the hits it was shown."""
+
+    completion: Completion
+    citations: tuple[Citation, ...] = ()
+    hits: tuple[Hit, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row: a conversation, named fields, and where it came from."""
+
+    messages: tuple[Message, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+    _id: str = field(default="", init=False, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        """An id that follows from the messages, the fields and the chain."""
+        if not self._id:  # made once: a job asks for it at every step
+            chain = [link.to_json() for link in self.origin.chain]
+            messages = [message.to_json() for message in self.messages]
+            made = make_content_id("rec", messages, dict(self.fields), chain)
+            object.__setattr__(self, "_id", made)
+        return self._id
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, the id included for readers of the file."""
+        return {
+            "id": self.id,
+            "messages": [message.to_json() for message in self.messages],
+            "fields": dict(self.fields),
+            "origin": self.origin.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            DataError: If a message or the origin is malformed.
+        """
+        return cls(
+            tuple(Message.from_json(message) for message in data["messages"]),
+            data.get("fields") or {},
+            Origin.from_json(data.get("origin") or {}),
+        )

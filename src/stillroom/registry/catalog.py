@@ -1,0 +1,191 @@
+"""Catalog of methods, read from source files without importing them.
+
+Knows files and docstrings only: not what a method does, nor whether its dependencies are installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "MethodListing",
+    "MethodSetting",
+    "find_registries",
+    "list_examples",
+    "list_kind_names",
+    "list_kinds",
+    "list_methods",
+    "list_names",
+    "read_docstring",
+    "read_settings",
+    "suggest",
+]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SEAM_MARK = "SEAM"
+
+
+@dataclass(frozen=True)
+class MethodListing:
+    """One method as a list shows it."""
+
+    name: str
+    seam: str
+    summary: str
+    path: Path
+    paper: str = ""
+    status: str = "stable"
+
+
+@dataclass(frozen=True)
+class MethodSetting:
+    """One setting of a method: its default as a recipe writes it (empty: none), and what it is."""
+
+    name: str
+    default: str
+    description: str
+
+
+def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
+    """Return every seam folder by dotted name, sorted.
+
+    A seam is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line description), as
+    ``stillroom.merge.methods`` does.
+    """
+    found: dict[str, Path] = {}
+    for init in sorted(package.rglob("__init__.py")):
+        if f"\n{_SEAM_MARK} = " in init.read_text(encoding="utf-8"):
+            folder = init.parent
+            found[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
+    return found
+
+
+def list_names(folder: Path) -> list[str]:
+    """Return the method names of a seam folder, sorted; private files are not methods."""
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def list_methods(seams: dict[str, Path] | None = None) -> Iterator[MethodListing]:
+    """Yield every method of the given seams (default: all) in order of seam and name."""
+    for seam, folder in (find_registries() if seams is None else seams).items():
+        for name in list_names(folder):
+            yield _read_method(folder / f"{name}.py", seam)
+
+
+def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
+    """Return every recipe kind with its summary: the packages that hold a ``recipe.py``.
+
+    ``recipes`` itself, which reads them all, is not a kind.
+    """
+    return {
+        name: read_docstring(package / name / "recipe.py").split("\n", 1)[0]
+        for name in list_kind_names(package)
+    }
+
+
+def list_kind_names(package: Path = _PACKAGE) -> list[str]:
+    """Return the name of every recipe kind, sorted; reads no file."""
+    found = sorted(path.parent.name for path in package.glob("*/recipe.py"))
+    return [name for name in found if name != "recipes"]
+
+
+def list_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
+    """Return the names of the recipes that a kind brings written out, sorted; reads no file."""
+    folder = package / kind
+    found = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
+    return sorted(path.stem for path in found)
+
+
+def read_docstring(path: Path) -> str:
+    """Return a module's docstring without importing the module."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def read_settings(path: Path) -> list[MethodSetting]:
+    """Return the settings of a method, those of its base classes last, without importing it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    found: dict[str, MethodSetting] = {}
+    for node in public:
+        for one in _iter_settings(node, tree):
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetting]:
+    """Yield the settings of a class of a file, then those of the bases that are of this package."""
+    for one in node.body:
+        if not isinstance(one, ast.AnnAssign) or not isinstance(one.target, ast.Name):
+            continue
+        if "ClassVar" not in ast.unparse(one.annotation) and not one.target.id.startswith("_"):
+            yield _read_setting(one.target.id, one.value)
+    for base in node.bases:
+        if isinstance(base, ast.Name) and (found := _find_class(base.id, tree)):
+            yield from _iter_settings(*found)
+
+
+def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """Return a class of a file, or one that it imports from this package, with its file."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, tree
+        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+            first, *rest = (node.module or "").split(".")
+            place = _PACKAGE.joinpath(*rest).with_suffix(".py")
+            if first == _PACKAGE.name and rest and place.is_file():
+                return _find_class(name, ast.parse(place.read_text(encoding="utf-8")))
+    return None
+
+
+def _read_setting(name: str, value: ast.expr | None) -> MethodSetting:
+    if not (isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field")):
+        return MethodSetting(name, _format_default(value), "")
+    told = {word.arg: word.value for word in value.keywords}
+    default = value.args[0] if value.args else told.get("default")
+    said = told.get("description")
+    text = str(said.value) if isinstance(said, ast.Constant) else ""
+    return MethodSetting(name, _format_default(default), text)
+
+
+def _format_default(default: ast.expr | None) -> str:
+    """Return a default as a recipe writes it."""
+    if not isinstance(default, ast.Constant):
+        return ast.unparse(default) if default is not None else ""
+    if isinstance(default.value, bool) or default.value is None:
+        return {True: "true", False: "false", None: "null"}[default.value]
+    return str(default.value) if default.value != "" else "''"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def _read_method(path: Path, seam: str) -> MethodListing:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+    constants: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for statement in node.body:
+                target = statement.target if isinstance(statement, ast.AnnAssign) else None
+                value = statement.value if isinstance(statement, ast.AnnAssign) else None
+                if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+                    constants[target.id] = str(value.value)
+    return MethodListing(
+        path.stem,
+        seam,
+        summary,
+        path,
+        constants.get("paper", ""),
+        constants.get("status", "stable"),
+    )

@@ -1,0 +1,212 @@
+"""API keys with their scopes, and the request limits of a client.
+
+In a key file a line is a key, and after it who asks with it and what for::
+
+    kq3v...Zw  tenant=acme principal=group:sales principal=user:ann   # the sales desk
+    sha256:9f86...0a08  tenant=acme scope=jobs:read scope=models
+
+A line may hold the key itself or, so that who reads the file has no key, its digest; ``create_key``
+makes such a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stillroom.errors import DataError
+from stillroom.rag.index.view import AccessContext
+
+__all__ = [
+    "LOOPBACK_NAMES",
+    "SCOPES",
+    "ApiKey",
+    "RequestLimits",
+    "create_key",
+    "parse_host_name",
+    "read_keys",
+]
+
+
+_ENVIRONMENT_VARIABLE = "STILLROOM_API_KEY"
+
+
+_DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
+
+
+_MIN_KEY_LENGTH = 16
+
+
+SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"})
+
+
+"""What a key may be for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, who asks with it (None where the server's own default does), and what for."""
+
+    secret: str = field(repr=False)
+    access: AccessContext | None = None
+    scopes: frozenset[str] = SCOPES
+
+    @property
+    def digest(self) -> bytes:
+        """The key's sha256: of the key, or as the file has it."""
+        if _DIGEST_PATTERN.match(self.secret):
+            return bytes.fromhex(self.secret.removeprefix("sha256:"))
+        return hashlib.sha256(self.secret.encode()).digest()
+
+
+def create_key(path: Path, words: str = "") -> str:
+    """Draw a key, append its digest to a file of keys, and return the key; it is kept nowhere.
+
+    Args:
+        path: The file; made, for its owner alone, where there is none.
+        words: Who asks with it and what for, as a line has it.
+
+    Raises:
+        DataError: If the words are not understood, or others may read the file.
+    """
+    secret = secrets.token_urlsafe(32)
+    line = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()} {' '.join(words.split())}"
+    _parse_line(line.partition("#")[0].split(), path)
+    before = _read_private_file(path) if path.exists() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(f"{before}{line.rstrip()}\n")
+    return secret
+
+
+def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
+    """Return the keys of a file (one a line, ``#`` begins a comment) and of the environment.
+
+    Raises:
+        DataError: If the file cannot be read or others may read it, a line says something else than
+            a key and who asks, a key is short, or one stands for two askers.
+    """
+    lines = os.environ.get(_ENVIRONMENT_VARIABLE, "").split(",")
+    found = [ApiKey(line.strip()) for line in lines if line.strip()]
+    if path is not None:
+        text = _read_private_file(path).splitlines()
+        told = (line.partition("#")[0].split() for line in text)
+        found += [_parse_line(words, path) for words in told if words]
+    if any(len(key.secret) < _MIN_KEY_LENGTH for key in found):
+        raise DataError(
+            "an API key is too short to be secret",
+            code="serve.weak-key",
+            expected=f"at least {_MIN_KEY_LENGTH} characters",
+            next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
+        )
+    keys = tuple(dict.fromkeys(found))
+    if len({key.secret for key in keys}) < len(keys):
+        raise _key_file_error(path, "one key stands for two askers", "each key once")
+    return keys
+
+
+def _read_private_file(path: Path) -> str:
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            code="serve.key-file",
+            expected="a text file of keys, one a line",
+            next="check the path and its permissions",
+        ) from error
+    if mode & 0o077:
+        raise DataError(
+            f"{path} can be read by others",
+            code="serve.key-file",
+            expected="a file that only its owner may read",
+            next=f"chmod 600 {path}",
+        )
+    return text
+
+
+def _parse_line(words: list[str], path: Path) -> ApiKey:
+    """Return the key of a line; what it says of the asker is never passed over."""
+    tenant, principals, scopes = "", [], set()
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if (
+            not (equals and value)
+            or name not in {"tenant", "principal", "scope"}
+            or (name == "tenant" and tenant)
+            or (name == "scope" and value not in SCOPES)
+        ):
+            raise _key_file_error(path, f"{word!r:.40} after a key is not understood", _LINE_FORMAT)
+        if name == "tenant":
+            tenant = value
+        elif name == "scope":
+            scopes.add(value)
+        else:
+            principals.append(value)
+    if principals and not tenant:
+        raise _key_file_error(path, "a key has principals and no tenant", _LINE_FORMAT)
+    access = AccessContext(tenant, principals) if tenant else None
+    return ApiKey(words[0], access, frozenset(scopes) or SCOPES)
+
+
+_LINE_FORMAT = (
+    "KEY, or KEY tenant=NAME principal=LABEL scope=SCOPE ..., and # before remarks; "
+    f"scopes are {', '.join(sorted(SCOPES))}"
+)
+
+
+def _key_file_error(path: Path | None, what: str, expected: str) -> DataError:
+    return DataError(
+        what,
+        code="serve.key-file",
+        where=str(path or _ENVIRONMENT_VARIABLE),
+        expected=expected,
+        next="correct the line; keys are not shown here",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds on requests; every one that is crossed is refused with its figure, never cut.
+
+    ``running`` generations happen at once (0: as many as the engine takes, which need not be more
+    than one), and ``waiting`` more may stand in line for ``wait_s``; past that a client is told to
+    come again. Recipes are checked one at a time and media as well, and of each ``checks`` more may
+    wait; media have their place before they are read. ``requests_per_minute`` counts for each key
+    (0: as many as come); ``followers`` are the streams of jobs' events at once.
+    """
+
+    body_bytes: int = 1_000_000
+    body_s: float = 30.0
+    upload_bytes: int = 200_000_000
+    upload_s: float = 600.0
+    uploads: int = 8
+    messages: int = 200
+    max_new_tokens: int = 2048
+    default_new_tokens: int = 256
+    choices: int = 8
+    texts: int = 256
+    running: int = 0
+    waiting: int = 128
+    checks: int = 8
+    wait_s: float = 300.0
+    timeout_s: float = 300.0
+    retry_after_s: int = 2
+    drain_s: int = 30
+    requests_per_minute: int = 0
+    followers: int = 64
+
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def parse_host_name(host: str) -> str:
+    """Return the name of a Host header, or of an origin without its scheme, without the port."""
+    host = host.strip().lower()
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -1,0 +1,1 @@
+"""Jobs of clients: routes, runner, worker processes and their isolation."""

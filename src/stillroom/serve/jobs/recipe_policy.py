@@ -1,0 +1,214 @@
+"""Policy for recipes of clients: names, addresses and secrets that a recipe may refer to.
+
+Every text of a recipe is looked at, whatever its setting means: names inside the folder pass, and
+so do addresses, hubs and secrets that the operator opened by name. What a recipe says is one
+fence; the process that runs it has another (``fence``), for what this one cannot see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from stillroom.errors import Problem, RecipeError
+from stillroom.recipes import Recipe, check_references, parse_recipe
+from stillroom.recipes.loader import apply_overrides
+from stillroom.recipes.yaml_text import format_path, read_yaml
+from stillroom.serve.workspace import CONTROL_FOLDER, TenantRoot
+
+__all__ = ["RecipePolicy", "dump_client_recipe", "validate_client_recipe"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_KNOWN_SCHEME = re.compile(
+    r"(file|https?|ftp|hub|hf[-_]hub|local-dir|s3|gs|data|job|step|sqlite|postgres(ql)?):", re.I
+)
+_HOME_PATH = re.compile(r"~[\w.-]*(/|\Z)")
+_EMBEDDED_PATH = re.compile(
+    r"[=:,](/|~|\.\.|[A-Za-z][A-Za-z0-9+.-]*://|(file|hub|local-dir|hf[-_]hub):)", re.I
+)
+_VARIABLE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_MAX_NAME_LENGTH = 1024
+_SCRIPTED_PREFIX = "scripted:"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipePolicy:
+    """What recipes of clients may reach beside the served folder; nothing by default.
+
+    Args:
+        endpoints: Addresses that models may be asked at, each with all that lies below it.
+        hub: Whether ``hub:`` references may be downloaded; without, they find what is installed.
+        variables: Variables of the server's environment that ``${env:NAME}`` may name.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    hub: bool = False
+    variables: tuple[str, ...] = ()
+
+    def has_endpoint(self, address: str) -> bool:
+        """Return whether an address lies at or below one of those that are open."""
+        try:
+            asked = urlsplit(address.partition("#")[0])
+            port = asked.port
+        except ValueError:
+            return False
+        if asked.username is not None or ".." in asked.path.split("/"):
+            return False
+        for endpoint in self.endpoints:
+            known = urlsplit(endpoint)
+            same = (known.scheme, known.hostname, known.port) == (
+                asked.scheme,
+                asked.hostname,
+                port,
+            )
+            path = known.path.rstrip("/")
+            if same and (asked.path.rstrip("/") == path or asked.path.startswith(f"{path}/")):
+                return True
+        return False
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that a job may connect to."""
+        found = {443} if self.hub else set()
+        for endpoint in self.endpoints:
+            parts = urlsplit(endpoint)
+            found.add(parts.port or (443 if parts.scheme == "https" else 80))
+        return tuple(sorted(found))
+
+
+def dump_client_recipe(recipe: str | Mapping[str, Any]) -> str:
+    """Return a recipe as YAML; JSON is read by the same reader."""
+    if isinstance(recipe, str):
+        return recipe
+    return json.dumps(recipe, ensure_ascii=False, indent=1)
+
+
+def validate_client_recipe(
+    text: str, root: TenantRoot, openings: RecipePolicy, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Validate a client's recipe; its relative paths stay as they are written.
+
+    Args:
+        text: YAML 1.2.
+        root: The folder that its names start at.
+        openings: What else it may reach.
+        overrides: ``KEY=VALUE`` each.
+
+    Raises:
+        RecipeError: With every problem; ``recipe.outside`` where it reaches outside.
+    """
+    tree = read_yaml(text, "recipe")
+    apply_overrides(tree, overrides)
+    problems, said = [], set()
+    for path, found in _iter_texts(tree.data, ()):
+        said.add(found)
+        if told := _find_fault(found, root, openings):
+            problems.append(
+                _outside_problem(told, f"{tree.place_of_value(path)} {format_path(path)}")
+            )
+    if problems:
+        raise RecipeError(problems)
+
+    def check(reference: str) -> None:
+        if reference not in said:
+            return  # a default, which is ours
+        if told := _find_reference_fault(reference, root, openings):
+            raise RecipeError([_outside_problem(told, "")])
+
+    with check_references(check):
+        recipe = parse_recipe(text, "recipe", overrides)
+    _refuse_clusters(recipe)
+    return recipe
+
+
+def _refuse_clusters(recipe: Recipe) -> None:
+    """Refuse work on other machines: a cluster does whatever reaches it, outside of any fence."""
+    from stillroom.flow.recipe import FlowRecipe, engine_of
+
+    steps = recipe.steps.values() if isinstance(recipe, FlowRecipe) else ()
+    for one in (recipe, *(step.recipe for step in steps)):
+        chosen = engine_of(one)
+        if chosen is not None and chosen.ray is not None:
+            raise RecipeError(
+                [_outside_problem("engine: ray is not open to recipes of clients", "engine")]
+            )
+
+
+def _outside_problem(told: str, where: str) -> Problem:
+    return Problem(
+        told,
+        "recipe.outside",
+        where,
+        "names inside the served folder, or what the server's operator opened",
+        "GET /v1/workspace lists what can be named",
+    )
+
+
+def _iter_texts(
+    value: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _iter_texts(part, (*path, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _iter_texts(part, (*path, index))
+
+
+def _find_reference_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
+    """Return what is wrong with a text that is known to be a reference; empty where nothing is."""
+    if text.startswith("builtin:"):
+        return ""
+    if text.startswith(_SCRIPTED_PREFIX):
+        return _find_path_fault(text.removeprefix(_SCRIPTED_PREFIX), root, is_sure=True)
+    if _SCHEME.match(text):
+        return _find_address_fault(text, openings)
+    return _find_path_fault(text, root, is_sure=True)
+
+
+def _find_fault(text: str, root: TenantRoot, openings: RecipePolicy) -> str:
+    """Return what is wrong with a text of any setting; empty where nothing is."""
+    bare = text.strip()
+    for name in _VARIABLE.findall(text):
+        if name not in openings.variables:
+            return f"the variable {name} is not open to recipes"
+    if "\0" in text:
+        return "a text holds a NUL character"
+    is_word = not re.search(r"\s", bare)
+    if _URL.match(bare) or (is_word and _KNOWN_SCHEME.match(bare)):
+        return _find_address_fault(bare, openings)
+    if is_word and _EMBEDDED_PATH.search(bare):
+        return f"{bare!r:.80} names a path or an address within a setting"
+    return _find_path_fault(bare, root, is_sure=False)
+
+
+def _find_address_fault(text: str, openings: RecipePolicy) -> str:
+    if text.startswith("hub:") and ".." not in text:
+        return ""
+    if text.startswith(("http://", "https://")) and openings.has_endpoint(text):
+        return ""
+    return f"{text!r:.80} is not open to recipes"
+
+
+def _find_path_fault(text: str, root: TenantRoot, *, is_sure: bool) -> str:
+    """Return what is wrong with a text that is, or may be, a path."""
+    parts = re.split(r"[/\\]", text)
+    is_word = is_sure or not re.search(r"\s", text)
+    if text.startswith(("/", "\\")) or _HOME_PATH.match(text) or ".." in parts:
+        return f"{text!r:.80} lies outside the served folder"
+    hidden = [part for part in parts if part.startswith(".") and part != "."]
+    if hidden and (is_sure or (is_word and len(parts) > 1) or hidden[0] == CONTROL_FOLDER):
+        return f"{text!r:.80} names a hidden file"
+    if is_word and text.lower().endswith((".py", ".pyc", ".pyz")):
+        return f"{text!r:.80} is code, which recipes of clients may not bring"
+    if "\n" not in text and len(text) <= _MAX_NAME_LENGTH and not root.holds(Path(text)):
+        return f"{text!r:.80} leads outside the served folder"
+    return ""

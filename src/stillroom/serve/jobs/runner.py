@@ -1,0 +1,394 @@
+"""Job runner: a queue of client jobs, a limited number of processes, and their results.
+
+A job runs in a process of its own, so that nothing it does, neither a crash nor memory that runs
+out, takes the server along. Tenants take turns. The queue is the tickets themselves: a server that
+starts finds them, and takes up what was running when the last one ended, however it ended. All of
+it runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+from asyncio.subprocess import Process
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import Problem, ResourceError, StillroomError
+from stillroom.jobs import get_working_folder
+from stillroom.provenance import digest_text
+from stillroom.recipes import Recipe, dump_recipe
+from stillroom.serve.errors import ApiError, server_stopping
+from stillroom.serve.jobs.processes import (
+    describe_crash,
+    read_worker_result,
+    run_worker,
+    send_signal,
+    spawn,
+)
+from stillroom.serve.jobs.recipe_policy import RecipePolicy
+from stillroom.serve.jobs.sandbox import is_sandbox_available
+from stillroom.serve.jobs.store import JobRecord, JobStore, format_now, new_job_id
+from stillroom.serve.workspace import Workspace, make_path_redactor
+
+__all__ = ["JobRunner"]
+
+_LOG = logging.getLogger("stillroom.serve")
+_LOG_FILE = "log.txt"
+_MAX_AUTOMATIC_ATTEMPTS = 5
+_BUSY_WAIT_S = 1.0
+_CHECK_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 20.0
+_MAX_LISTED = 10
+
+
+class JobRunner:
+    """Starts, stops, takes up and forgets jobs."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        openings: RecipePolicy | None = None,
+        running: int = 1,
+        waiting: int = 100,
+    ) -> None:
+        """Read the tickets of a workspace that is held.
+
+        Args:
+            workspace: Open.
+            openings: What recipes may reach beside the folder.
+            running: How many jobs run at once.
+            waiting: How many of one tenant may stand in line.
+        """
+        self.workspace, self.openings = workspace, openings or RecipePolicy()
+        self.tickets = JobStore(workspace.control)
+        self.running, self.waiting = running, waiting
+        self.has_fence = is_sandbox_available()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._processes: dict[str, Process] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        """Put what was running back in line, and begin; on the event loop.
+
+        Jobs of tenants whom this server does not know how to place (keys have got tenants, or lost
+        them) are left as they are, and the log says so.
+        """
+        self._say_what_is_left()
+        for ticket in list(self.tickets):
+            if ticket.state != "running" or not self.workspace.fits(ticket.tenant):
+                continue
+            if ticket.is_cancelling:
+                self._change(ticket.id, state="cancelled", is_cancelling=False, ended=format_now())
+            elif ticket.takes >= _MAX_AUTOMATIC_ATTEMPTS:
+                told = f"the server ended {ticket.takes} times while the job ran"
+                then = "resume it once you know why"
+                problem = Problem(told, "job.too-many-takes", next=then)
+                self._fail(ticket.id, asdict(problem))
+            else:
+                self._change(ticket.id, state="queued")
+        self._pump()
+
+    def _say_what_is_left(self) -> None:
+        aside = [
+            ticket.id
+            for ticket in self.tickets
+            if not ticket.is_over and not self.workspace.fits(ticket.tenant)
+        ]
+        if aside:
+            was = "without tenants" if self.workspace.has_tenants else "with tenants"
+            _LOG.warning(
+                "%d jobs were sent to a server %s and are set aside until one runs here again: %s",
+                len(aside),
+                was,
+                ", ".join(aside[:_MAX_LISTED]),
+            )
+        if unread := self.tickets.unread:
+            _LOG.warning(
+                "%d folders in %s hold no whole ticket and are left alone: %s",
+                len(unread),
+                self.tickets.folder,
+                ", ".join(unread[:_MAX_LISTED]),
+            )
+
+    async def stop(self, grace_s: float = _STOP_TIMEOUT_S) -> None:
+        """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
+        self._stopping = True
+        for process in list(self._processes.values()):
+            send_signal(process, signal.SIGTERM)
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for process in list(self._processes.values()):
+                send_signal(process, signal.SIGKILL)
+            if late:
+                await asyncio.wait(late, timeout=_STOP_TIMEOUT_S)
+
+    def submit(
+        self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
+    ) -> tuple[JobRecord, bool]:
+        """Put a job in line.
+
+        Args:
+            recipe: Confined and validated.
+            tenant: Whose it is.
+            label: What the client calls it.
+            request_key: The same key again gives the same job.
+
+        Returns:
+            The ticket, and whether it is new.
+
+        Raises:
+            Refusal: If the tenant's line is full, or the key stands for another recipe.
+            ResourceError: If the disk is full.
+        """
+        text = dump_recipe(recipe)
+        mine = [ticket for ticket in self.tickets if ticket.tenant == tenant]
+        if request_key:
+            for ticket in mine:
+                if ticket.request_key != request_key:
+                    continue
+                if ticket.recipe_digest != digest_text(text):
+                    raise ApiError(
+                        409, "the key was sent with another recipe", code="idempotency_conflict"
+                    )
+                return ticket, False
+        if self._stopping:
+            raise server_stopping()
+        if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
+            raise ApiError(
+                429,
+                f"{self.waiting} jobs are waiting; come again later",
+                code="too_many_jobs",
+                headers={"Retry-After": "30"},
+            )
+        ticket = JobRecord(
+            new_job_id(recipe.kind),
+            tenant,
+            recipe.kind,
+            label=label,
+            submitted=format_now(),
+            request_key=request_key,
+            recipe_digest=digest_text(text),
+        )
+        self.tickets.add(ticket, text)
+        self._pump()
+        return self.tickets.get(ticket.id) or ticket, True
+
+    def cancel(self, name: str) -> JobRecord:
+        """Stop a job at its next safe point; asked again, at once. What it did is kept."""
+        ticket = self.tickets.get(name)
+        if ticket is None or ticket.is_over:
+            raise ApiError(409, "the job is over already", code="job_is_over")
+        if ticket.state == "queued":
+            return self._change(name, state="cancelled", ended=format_now())
+        process = self._processes.get(name)
+        if process is not None:
+            send_signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
+        return self._change(name, is_cancelling=True)
+
+    def resume(self, name: str) -> JobRecord:
+        """Put a job that failed or was cancelled in line again; it goes on where it stopped."""
+        ticket = self.tickets.get(name)
+        if ticket is None or ticket.state not in {"failed", "cancelled"}:
+            raise ApiError(
+                409, "only a job that failed or was cancelled resumes", code="job_not_stopped"
+            )
+        self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
+        self._pump()
+        return self.tickets.get(name) or ticket
+
+    async def remove(self, name: str) -> None:
+        """Forget a job that is over, with all that it left.
+
+        Raises:
+            Refusal: If it is not over.
+        """
+        ticket = self.tickets.get(name)
+        if ticket is None or not ticket.is_over:
+            raise ApiError(409, "a job that is not over is cancelled first", code="job_is_not_over")
+        out = self.out_of(ticket)
+        self.tickets.remove(name)
+        for folder in (out, get_working_folder(out)):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server is on its way out."""
+        return self._stopping
+
+    def begin_stop(self) -> None:
+        """Start no more jobs, and let those who follow events go."""
+        self._stopping = True
+
+    def position(self, ticket: JobRecord) -> int | None:
+        """Return how many jobs of its tenant were sent before it and wait still."""
+        if ticket.state != "queued":
+            return None
+        return sum(
+            one.state == "queued" and one.tenant == ticket.tenant and one.id < ticket.id
+            for one in self.tickets
+        )
+
+    async def check(self, text: str, tenant: str) -> dict[str, Any]:
+        """Return what a valid recipe will need, found in a process of its own.
+
+        Raises:
+            Refusal: If that takes too long.
+        """
+        root = self.workspace.root(tenant)
+        order = self._order("check", text, tenant, root.jobs / "check", "")
+        cache = self.workspace.cache_of(tenant)
+        async with self.workspace.lend_scratch() as scratch:
+            return await run_worker(
+                order, root.folder, scratch, timeout_s=_CHECK_TIMEOUT_S, cache=cache
+            )
+
+    def out_of(self, ticket: JobRecord) -> Path:
+        """Return the folder of a job's artifact."""
+        return self.workspace.root(ticket.tenant).jobs / ticket.id
+
+    def _pump(self) -> None:
+        """Start what may start: of the tenant with fewest running, the oldest."""
+        while not self._stopping and len(self._tasks) < self.running:
+            busy = Counter(ticket.tenant for ticket in self.tickets if ticket.id in self._tasks)
+            line = [
+                ticket
+                for ticket in self.tickets
+                if ticket.state == "queued"
+                and ticket.id not in self._tasks
+                and self.workspace.fits(ticket.tenant)
+            ]
+            if not line:
+                return
+            last = self._last_started()
+            chosen = min(line, key=lambda one: (busy[one.tenant], last.get(one.tenant, ""), one.id))
+            self._change(
+                chosen.id,
+                state="running",
+                started=chosen.started or format_now(),
+                takes=chosen.takes + 1,
+            )
+            task = asyncio.get_running_loop().create_task(self._run(chosen.id))
+            self._tasks[chosen.id] = task
+
+    def _last_started(self) -> dict[str, str]:
+        last: dict[str, str] = {}
+        for ticket in self.tickets:
+            last[ticket.tenant] = max(last.get(ticket.tenant, ""), ticket.started)
+        return last
+
+    async def _run(self, name: str) -> None:
+        result, code = None, 0
+        try:
+            result, code = await self._attempt(name)
+        except Exception as error:  # noqa: BLE001  # the queue must go on
+            _LOG.error("job %s could not be started", name, exc_info=error)
+            told = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
+            result = {"state": "failed", "problems": [asdict(one) for one in told]}
+        finally:
+            self._processes.pop(name, None)
+            self._tasks.pop(name, None)
+        try:
+            self._settle(name, result, code)
+        finally:
+            self._pump()
+
+    async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
+        ticket = self.tickets.get(name)
+        if ticket is None:
+            raise LookupError(name)
+        place = self.tickets.place(name)
+        text = self.tickets.recipe(name)
+        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
+        while not self._is_leaving(name):
+            async with self.workspace.lend_scratch() as scratch:
+                result, code = await self._work(ticket, order, scratch)
+            if not _is_busy(result):
+                return result, code
+            if not self._is_leaving(name):
+                await asyncio.sleep(_BUSY_WAIT_S)  # a killed server's process is still ending
+        return {"state": "cancelled"}, 0
+
+    async def _work(
+        self, ticket: JobRecord, order: Mapping[str, Any], scratch: Path
+    ) -> tuple[dict[str, Any] | None, int]:
+        """Return what a job's process told when it ended, and how it did."""
+        root = self.workspace.root(ticket.tenant)
+        cache = self.workspace.cache_of(ticket.tenant)
+        with (self.tickets.place(ticket.id) / _LOG_FILE).open("ab") as log:
+            process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
+        self._processes[ticket.id] = process
+        if self._is_leaving(ticket.id):  # asked while the process was starting
+            send_signal(process, signal.SIGTERM)
+        result = await read_worker_result(process)
+        code = await process.wait()
+        del self._processes[ticket.id]
+        return result, code
+
+    def _is_leaving(self, name: str) -> bool:
+        """Return whether a job is to stop: a client asked for it, or the server ends."""
+        ticket = self.tickets.get(name)
+        return self._stopping or ticket is None or ticket.is_cancelling
+
+    def _order(self, do: str, text: str, tenant: str, out: Path, place: str) -> dict[str, Any]:
+        root = self.workspace.root(tenant)
+        return {
+            "do": do,
+            "recipe": text,
+            "root": str(root.folder),
+            "out": str(out.relative_to(root.folder)),
+            "place": place,
+            "readable": [str(root.shared)] if root.shared else [],
+            "ports": list(self.openings.ports),
+            "hub": self.openings.hub,
+            "fence": self.has_fence,
+        }
+
+    def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
+        ticket = self.tickets.get(name)
+        if ticket is None:
+            return
+        if result and result["state"] == "finished":
+            done = {"state": "finished", "artifact": result["artifact"], "problems": ()}
+            self._change(name, **done, is_cancelling=False, ended=format_now())
+        elif self._stopping and not ticket.is_cancelling:
+            self._change(name, state="queued")
+        elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
+            self._change(name, state="cancelled", is_cancelling=False, ended=format_now())
+        else:
+            self._fail(name, *(result["problems"] if result else [asdict(describe_crash(code))]))
+
+    def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
+        _LOG.warning("job %s failed: %s", name, problems[0]["code"])
+        ticket = self.tickets.get(name)
+        if ticket is None:
+            return
+        folder = self.workspace.folder
+        hide = make_path_redactor(
+            {self.workspace.folder_of(ticket.tenant): "", folder: "the served folder"}
+        )
+        told = tuple(hide(dict(one)) for one in problems)
+        self._change(name, state="failed", problems=told, ended=format_now())
+
+    def _change(self, name: str, **fields: Any) -> JobRecord:
+        """Change a ticket; where the disk is full the memory goes first, and the log says so."""
+        try:
+            return self.tickets.change(name, **fields)
+        except (OSError, ResourceError) as error:
+            _LOG.error("the ticket of job %s could not be written: %s", name, error)
+            ticket = self.tickets.get(name)
+            if ticket is None:
+                raise
+            return ticket
+
+
+def _is_busy(result: dict[str, Any] | None) -> bool:
+    problems: Sequence[Mapping[str, str]] = (result or {}).get("problems", ())
+    return bool(problems) and problems[0]["code"] == "resource.busy"

@@ -1,0 +1,155 @@
+"""Landlock sandbox of a client job: files, ports and signals that its process may use.
+
+Landlock (Linux 5.13 or newer) refuses to open, make, move or remove any file but those below the
+folders that are named, from 6.7 on also TCP connections to every port that is not, and from 6.12 on
+signals and abstract sockets to processes outside; a server that runs as root leaves its privileges
+before it. A recipe that got past what ``confining`` looks
+at, or a link inside a folder, meets it. Once put up it cannot be taken down, by child processes
+neither. Not refused are: to learn that a file exists and how large it is, UDP, sockets that are
+files, listening, and shared memory (``/dev/shm``), which all processes of the user have in common.
+Standard library alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["describe_sandbox_gap", "enter_sandbox", "is_sandbox_available", "list_system_folders"]
+
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_READ_RIGHTS = (1 << 0) | (1 << 2) | (1 << 3)  # run a program, read a file, list a folder
+_SINGLE_FILE_RIGHTS = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
+_CONNECT_RIGHT = 1 << 1
+_CREATE, _ADD, _RESTRICT = 444, 445, 446
+_NO_NEW_PRIVILEGES = 38
+_SCOPES = (1 << 0) | (1 << 1)  # abstract sockets, signals
+_DEVICE_FILES = (1 << 6) | (1 << 11)  # to make these is to reach any disk
+_DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "nvidia*")
+_CAPSET, _HEADER = {"x86_64": 126, "aarch64": 91}, 0x20080522
+_KEPT_CAPABILITIES = 0b11111  # to read and write files as their owner would; Landlock bounds which
+
+
+def is_sandbox_available() -> bool:
+    """Return whether this kernel has what a fence is made of."""
+    return _read_landlock_version() >= 1
+
+
+def describe_sandbox_gap() -> str:
+    """Return what this kernel cannot fence, in a sentence for the operator; empty where it can."""
+    version = _read_landlock_version()
+    if version < 1:
+        return "this kernel has no Landlock: jobs and decoders of media run without a fence"
+    if version < 4:
+        return "this kernel's Landlock is older than Linux 6.7: connections are not fenced"
+    return ""
+
+
+def _read_landlock_version() -> int:
+    """Return the version of the kernel's Landlock; below 1 where it has none."""
+    try:
+        return int(ctypes.CDLL(None).syscall(_CREATE, None, 0, 1))
+    except AttributeError:
+        return 0
+
+
+def list_system_folders() -> list[Path]:
+    """Return what any Python process reads: the interpreter, its packages, the system's files."""
+    names = {
+        *sysconfig.get_paths().values(),
+        *sys.path,
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+    }
+    fixed = (
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/bin",
+        "/etc",
+        "/proc",
+        "/sys",
+        "/opt",
+        "/run/systemd/resolve",
+    )
+    return [Path(name) for name in (*sorted(name for name in names if name), *fixed)]
+
+
+def enter_sandbox(
+    *, readable: Sequence[Path], writable: Sequence[Path], ports: Sequence[int] = ()
+) -> bool:
+    """Confine this process and its children to the named folders and ports, for good.
+
+    Args:
+        readable: Files and folders to read; what is not there is passed over.
+        writable: Folders to read and write.
+        ports: TCP ports to connect to; others are refused where the kernel can (Linux 6.7).
+
+    Returns:
+        Whether the kernel put it up; False where it has no Landlock.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = _read_landlock_version()
+    if version < 1 or libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
+        return False
+    every = (1 << _FILE_RIGHTS.get(version, 16)) - 1
+    handled = [every, _CONNECT_RIGHT if version >= 4 else 0, _SCOPES if version >= 6 else 0]
+    attributes = struct.pack("QQQ", *handled)[: 8 if version < 4 else 16 if version < 6 else 24]
+    rules = libc.syscall(_CREATE, attributes, len(attributes), 0)
+    if rules < 0:
+        return False
+    try:
+        folders = [(path, _READ_RIGHTS) for path in readable]
+        folders += [(path, every & ~_DEVICE_FILES) for path in writable]
+        folders.append((Path("/dev/shm"), every & ~_DEVICE_FILES))  # noqa: S108  # named, not made
+        for name in _DEVICES:
+            folders += [
+                (path, _READ_RIGHTS | _SINGLE_FILE_RIGHTS) for path in Path("/dev").glob(name)
+            ]
+        for path, rights in folders:
+            if not _allow_path(libc, rules, path, rights & every):
+                return False
+        for port in ports if version >= 4 else ():
+            rule = struct.pack("QQ", _CONNECT_RIGHT, port)
+            if libc.syscall(_ADD, rules, 2, rule, 0):
+                return False
+        return _drop_privileges(libc) and libc.syscall(_RESTRICT, rules, 0) == 0
+    finally:
+        os.close(rules)
+
+
+def _drop_privileges(libc: ctypes.CDLL) -> bool:
+    """Give up what root can do past any fence, as reading the memory of other processes.
+
+    The kernel lets whoever has some of these capabilities pass without asking Landlock.
+    """
+    call = _CAPSET.get(platform.machine())
+    if call is None:
+        return os.geteuid() != 0
+    header = struct.pack("Ii", _HEADER, 0)
+    held = (
+        struct.pack("IIIIII", _KEPT_CAPABILITIES, _KEPT_CAPABILITIES, 0, 0, 0, 0)
+        if os.geteuid() == 0
+        else bytes(24)
+    )
+    return bool(libc.syscall(call, header, held) == 0)
+
+
+def _allow_path(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        allowed = rights if path.is_dir() else rights & _SINGLE_FILE_RIGHTS
+        rule = struct.pack("=Qi", allowed, place)
+        return bool(libc.syscall(_ADD, rules, 1, rule, 0) == 0)
+    finally:
+        os.close(place)

@@ -1,0 +1,206 @@
+"""Job store: one record and one event log for each job.
+
+A ticket is a small JSON file that is replaced whole; the events are appended line by line, by the
+server and by the job's own process, and a reader goes on from any byte where a line ended. Both
+outlive the server. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from stillroom.jobs import atomic_write
+
+__all__ = [
+    "EVENTS_FILE",
+    "JobRecord",
+    "JobState",
+    "JobStore",
+    "append_event",
+    "format_now",
+    "new_job_id",
+    "read_events",
+]
+
+JobState = Literal["queued", "running", "finished", "failed", "cancelled"]
+EVENTS_FILE = "events.jsonl"
+_RECORD_FILE, _RECIPE_FILE = "ticket.json", "recipe.yaml"
+_ID_PATTERN = re.compile(r"\d{8}-\d{6}(?:\d{6})?-[a-z]{1,20}-[0-9a-f]{8}\Z")
+_CHUNK_BYTES = 1 << 16
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as it stands.
+
+    ``takes`` counts how often a process was started for it; ``is_cancelling`` says that a client
+    asked it to stop and it has not yet.
+    """
+
+    id: str
+    tenant: str
+    kind: str
+    label: str = ""
+    state: JobState = "queued"
+    submitted: str = ""
+    started: str = ""
+    ended: str = ""
+    takes: int = 0
+    is_cancelling: bool = False
+    request_key: str = ""
+    recipe_digest: str = ""
+    problems: tuple[Mapping[str, str], ...] = ()
+    artifact: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens unless a client resumes it."""
+        return self.state not in {"queued", "running"}
+
+
+class JobStore:
+    """Every ticket, in memory and on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what lies in ``folder``; what is not a whole ticket is left alone."""
+        self.folder = folder
+        self._all: dict[str, JobRecord] = {}
+        self.unread: list[str] = []
+        for path in sorted(folder.iterdir()):
+            try:
+                ticket = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError, KeyError):
+                self.unread.append(path.name)
+                continue
+            self._all[ticket.id] = ticket
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        """Yield all, oldest first."""
+        return iter(sorted(self._all.values(), key=lambda ticket: ticket.id))
+
+    def get(self, name: str) -> JobRecord | None:
+        """Return the ticket of that id."""
+        return self._all.get(name)
+
+    def place(self, name: str) -> Path:
+        """Return the folder of a ticket."""
+        return self.folder / name
+
+    def add(self, ticket: JobRecord, recipe: str) -> JobRecord:
+        """Keep a new ticket and its recipe; on disk before this returns.
+
+        Raises:
+            ResourceError: If the disk is full; nothing is kept then.
+        """
+        place = self.place(ticket.id)
+        try:
+            place.mkdir(mode=0o700)
+            with atomic_write(place / _RECIPE_FILE) as file:
+                file.write(recipe)
+            append_event(place / EVENTS_FILE, {"event": "state", "state": ticket.state})
+            self._write(ticket)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        self._all[ticket.id] = ticket
+        return ticket
+
+    def recipe(self, name: str) -> str:
+        """Return the recipe of a ticket."""
+        return (self.place(name) / _RECIPE_FILE).read_text(encoding="utf-8")
+
+    def change(self, name: str, **fields: Any) -> JobRecord:
+        """Replace fields of a ticket, in memory and then on disk.
+
+        Raises:
+            ResourceError: If the disk is full; the memory has the change all the same.
+        """
+        before = self._all[name]
+        ticket = self._all[name] = replace(before, **fields)
+        if ticket.state != before.state:
+            told: dict[str, Any] = {"event": "state", "state": ticket.state}
+            if ticket.problems:
+                told["problems"] = list(ticket.problems)
+            append_event(self.place(name) / EVENTS_FILE, told)
+        self._write(ticket)
+        return ticket
+
+    def remove(self, name: str) -> None:
+        """Forget a ticket and its events."""
+        del self._all[name]
+        shutil.rmtree(self.place(name), ignore_errors=True)
+
+    def _write(self, ticket: JobRecord) -> None:
+        with atomic_write(self.place(ticket.id) / _RECORD_FILE) as file:
+            json.dump(asdict(ticket), file, ensure_ascii=False, indent=1)
+
+
+_last_moment = datetime.min.replace(tzinfo=UTC)
+
+
+def new_job_id(kind: str) -> str:
+    """Return an id that is not guessed, and sorts behind all that this process gave before it."""
+    global _last_moment  # the clock may stand still or go back; ids may not
+    with _LOCK:
+        moment = max(datetime.now(UTC), _last_moment + timedelta(microseconds=1))
+        _last_moment = moment
+    return f"{moment:%Y%m%d-%H%M%S%f}-{kind}-{secrets.token_hex(4)}"
+
+
+def format_now() -> str:
+    """Return the time as tickets and events have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def append_event(path: Path, event: Mapping[str, Any]) -> None:
+    """Append one event; a line that a kill tore is ended first."""
+    line = (
+        json.dumps({"time": format_now(), **event}, ensure_ascii=False, default=str).encode()
+        + b"\n"
+    )
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+
+
+def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the events from a byte on, each with the byte after it; torn lines are passed over.
+
+    Args:
+        path: The file of events.
+        start: Where an earlier reader stopped; what is no beginning of a line is moved to the next.
+    """
+    with path.open("rb") as file:
+        if start > 0:
+            file.seek(start - 1)
+            if file.read(1) != b"\n":
+                file.readline(_CHUNK_BYTES)
+        while (line := file.readline()).endswith(b"\n"):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield file.tell(), event
+
+
+def _from_json(data: dict[str, Any]) -> JobRecord:
+    ticket = JobRecord(**{**data, "problems": tuple(data["problems"])})
+    if not _ID_PATTERN.match(ticket.id) or ticket.state not in get_args(JobState):
+        raise ValueError("not a ticket")
+    return ticket

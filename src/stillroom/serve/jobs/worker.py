@@ -1,0 +1,241 @@
+"""Worker process of one client job or file: ``python -P -m stillroom.serve.jobs.worker``.
+
+The server writes one line of JSON to its standard input and keeps that open: when it ends, the
+server is gone and the process kills itself, so that the next server may take the job up. It puts up
+the fence, runs or checks the recipe or looks at the files, and writes one line of JSON to its
+standard output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import sysconfig
+import tempfile
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import Cancelled, Problem, StillroomError
+from stillroom.models.local.runtime import reserve_ports
+from stillroom.serve.jobs.sandbox import enter_sandbox, list_system_folders
+from stillroom.serve.jobs.store import EVENTS_FILE, append_event
+from stillroom.serve.workspace import make_path_redactor, replace_names
+
+__all__ = ["EventReporter", "main"]
+
+_PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "500"  # of all processes, where memory runs out: the server must stay
+_EVENT_INTERVAL_S = 0.5
+_MAX_ENGINES = 16
+
+
+class EventReporter:
+    """Writes what happens to the job's file of events, as values."""
+
+    every_s = _EVENT_INTERVAL_S
+
+    def __init__(self, path: Path, hide: Callable[[Any], Any]) -> None:
+        """Append to ``path`` what ``hide`` leaves of the places that an event names."""
+        self._path, self._hide = path, hide
+
+    def show(self, line: str) -> None:
+        """Draw nothing: progress comes as values."""
+
+    def end(self, line: str) -> None:
+        """Draw nothing."""
+
+    def say(self, line: str) -> None:
+        """Note what is said."""
+        self._append({"event": "said", "text": line})
+
+    def hear(self, kind: str, fields: Mapping[str, object]) -> None:
+        """Note progress, metrics, steps and a job's own events; what is said came already."""
+        if kind == "event":
+            if fields["event"] != "said":
+                self._append(fields)
+        else:
+            self._append({"event": kind, **fields})
+
+    def _append(self, event: Mapping[str, object]) -> None:
+        append_event(self._path, self._hide(event))
+
+
+def main() -> None:
+    """Read the order, do it, tell the result."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is talk
+    order = json.loads(sys.stdin.buffer.readline())
+    _exit_with_server()
+    try:
+        _enter_sandbox_of_order(order)
+        result = {"run": _run_job, "check": _check_recipe, "look": _check_media}[order["do"]](order)
+    except Cancelled:
+        result = {"state": "cancelled"}
+    except StillroomError as error:
+        result = {"state": "failed", "problems": [asdict(one) for one in error.problems]}
+    except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
+        result = _report_internal_error()
+    told = _make_redactor(order)(result)
+    os.write(answer, json.dumps(told).encode() + b"\n")
+    os.close(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to do, and threads of libraries may not hold us up
+
+
+def _exit_with_server() -> None:
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.killpg(0, signal.SIGKILL)
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    threading.Thread(target=wait, daemon=True, name="stillroom-watch").start()
+
+
+def _enter_sandbox_of_order(order: Mapping[str, Any]) -> None:
+    if not order["fence"]:
+        return
+    root = Path(order["root"])
+    cache = Path(os.environ["STILLROOM_CACHE"])
+    cache.mkdir(parents=True, exist_ok=True)
+    writable = [root, Path(tempfile.gettempdir()), cache]
+    if order["place"]:
+        writable.append(Path(order["place"]))
+    readable = [*list_system_folders(), *map(Path, order["readable"])]
+    if order["do"] != "look":
+        readable += [*_list_model_folders(), *_list_hub_folders()]
+    if order["hub"]:
+        for folder in _list_hub_folders():
+            folder.mkdir(parents=True, exist_ok=True)  # a place that is not there cannot be opened
+            writable.append(folder)
+        readable.append(_find_hub_token())
+    ports = list(order["ports"])
+    if order["do"] == "run":
+        ports += reserve_ports(_MAX_ENGINES)  # llama.cpp answers on a port of this machine
+    if not enter_sandbox(readable=readable, writable=writable, ports=ports):
+        raise RuntimeError("the fence could not be put up")
+
+
+def _list_model_folders() -> list[Path]:
+    folder = os.environ.get("STILLROOM_MODELS", "")
+    return [Path(folder).expanduser()] if folder else []
+
+
+def _list_hub_folders() -> list[Path]:
+    """Return where the hub's library keeps what it fetched, and the pieces that it fetches by."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return []
+    return [Path(constants.HF_HUB_CACHE), Path(constants.HF_XET_CACHE)]
+
+
+def _find_hub_token() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_TOKEN_PATH)
+
+
+def _make_redactor(order: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return what takes the places of this machine out of what a client is told."""
+    places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
+    places |= {path: "(installed)" for path in sys.path if path}
+    places[os.environ["STILLROOM_CACHE"]] = "(cache)"
+    places[tempfile.gettempdir()] = "(scratch)"
+    places[str(Path.home())] = "~"
+    if order["do"] != "look":
+        places |= {str(folder): "(hub cache)" for folder in _list_hub_folders()}
+        places |= {str(folder): "$STILLROOM_MODELS" for folder in _list_model_folders()}
+    places |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
+    if order["place"]:
+        places[order["place"]] = "(job)"
+    places[order["root"]] = ""
+    return make_path_redactor(places)
+
+
+def _run_job(order: Mapping[str, Any]) -> dict[str, Any]:
+    from stillroom.flow import run_recipe
+    from stillroom.recipes import parse_recipe
+
+    recipe = parse_recipe(order["recipe"], "recipe")
+    reporter = EventReporter(Path(order["place"]) / EVENTS_FILE, _make_redactor(order))
+    artifact = run_recipe(recipe, Path(order["out"]), resume=True, reporter=reporter)
+    return {"state": "finished", "artifact": {"kind": artifact.kind, "digest": artifact.digest}}
+
+
+def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
+    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
+    from stillroom.jobs import check_fits, describe_machine
+    from stillroom.recipes import parse_recipe
+
+    recipe = parse_recipe(order["recipe"], "recipe")
+    check_inputs(recipe)
+    out = Path(order["out"])
+    estimate, machine = estimate_recipe(recipe), describe_machine(out)
+    found: dict[str, Any] = {
+        "state": "checked",
+        "estimate": asdict(estimate),
+        "machine": asdict(machine),
+        "graph": outline_recipe(recipe),
+        "problems": [],
+    }
+    try:
+        flight = preflight_recipe(recipe, out, machine=False)
+        if flight:
+            found["preflight"] = flight.to_json()
+            flight.raise_errors()
+        check_fits(estimate, machine, recipe.kind)
+    except StillroomError as error:
+        found["problems"] = [asdict(one) for one in error.problems]
+    return found
+
+
+def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at files that a client sent, whose decoders are not to be trusted with memory."""
+    resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from stillroom.forensics.check.check import check_file, list_limits
+    from stillroom.forensics.labeling.signature import open_trust_lists
+
+    lists = open_trust_lists(
+        official=[Path(one) for one in order["official"]],
+        user=[Path(one) for one in order["trust"]],
+    )
+    judges = None
+    if order["detectors"]:
+        from stillroom.forensics.inference.detector_set import open_detectors
+
+        places = [Path(one) for one in order["detectors"]]
+        judges = open_detectors(places, prevalence=order["prevalence"])
+    found = []
+    for path, name in order["files"]:
+        told = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
+        found.append(replace_names({**told, "path": name}, {Path(path).name: name}))
+    return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
+
+
+def _report_internal_error() -> dict[str, Any]:
+    number = uuid.uuid4().hex[:12]
+    sys.stderr.write(f"error {number}\n")
+    traceback.print_exc()
+    problem = Problem(
+        f"the job failed; the server's log of it says why under {number}",
+        "job.failed",
+        next="resume the job, or report it with the number",
+    )
+    return {"state": "failed", "problems": [asdict(problem)]}
+
+
+if __name__ == "__main__":
+    main()

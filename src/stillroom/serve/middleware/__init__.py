@@ -1,0 +1,1 @@
+"""Middleware and request admission: authentication, metrics and concurrency limits."""

@@ -1,0 +1,243 @@
+"""Authentication middleware: API keys, scopes, body size limits and security headers.
+
+Plain ASGI, so that a client's leaving reaches the work. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stillroom.serve.access import LOOPBACK_NAMES, ApiKey, RequestLimits, parse_host_name
+from stillroom.serve.errors import ApiError, client_disconnected
+
+if TYPE_CHECKING:
+    from stillroom.rag.index.view import AccessContext
+
+__all__ = [
+    "ACCESS_KEY",
+    "CLIENT_KEY",
+    "AuthMiddleware",
+    "find_required_scope",
+    "match_key",
+    "replay_body",
+]
+
+ACCESS_KEY = "stillroom.access"
+"""Under what a request's scope says who asks: an Access, or None."""
+
+CLIENT_KEY = "stillroom.asker"
+"""Under what a request's scope says which key asks, by its number; clients without share one."""
+
+_SCOPE_RULES = (
+    ("/metrics", "metrics", "metrics"),
+    ("/v1/models", "models", "models"),
+    ("/v1/chat/", "models", "models"),
+    ("/v1/completions", "models", "models"),
+    ("/v1/responses", "models", "models"),
+    ("/v1/embeddings", "models", "models"),
+    ("/v1/rerank", "models", "models"),
+    ("/v1/recipes", "jobs:read", "jobs:read"),
+    ("/v1/workspace", "jobs:read", "jobs:write"),
+    ("/v1/jobs", "jobs:read", "jobs:write"),
+    ("/v1/forensics/", "forensics", "forensics"),
+)
+"""Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
+_PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
+_UPLOAD_PATHS = frozenset({"/v1/forensics/check"})
+"""Paths whose bodies are not kept in memory; the app reads them part by part."""
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class AuthMiddleware:
+    """Checks keys, hosts, origins and sizes before an app sees a request.
+
+    Without keys only this machine's own names are answered to, so that a web page whose name was
+    pointed here (DNS rebinding) gets nothing.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: RequestLimits) -> None:
+        """Stand before ``app``; keys are kept as digests only."""
+        self.app, self.limits = app, limits
+        self._keys = [key.digest for key in api_keys]
+        self._askers = list(api_keys)
+        self._buckets: dict[int, tuple[float, float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        given: Receive
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_SECURITY_HEADERS]
+            await send(message)
+
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            scope[ACCESS_KEY] = self._check(scope, headers)
+            self._count(scope)
+            is_streamed = scope["path"] in _UPLOAD_PATHS and scope["method"] == "POST"
+            bound = _BoundedBody(self.limits, headers, receive, is_upload=is_streamed)
+            given = bound.receive if is_streamed else replay_body(await bound.read(), receive)
+        except ApiError as refusal:
+            await _send_error(refusal, send_guarded)
+            return
+        await self.app(scope, given, send_guarded)
+
+    def _count(self, scope: Scope) -> None:
+        """Refuse a client that asks more often than it may; a bucket for each key."""
+        rate = self.limits.requests_per_minute
+        if not rate or scope["path"] in _PUBLIC_PATHS:
+            return
+        now, asker = time.monotonic(), scope.get(CLIENT_KEY, 0)
+        left, then = self._buckets.get(asker, (float(rate), now))
+        left = min(left + (now - then) * rate / 60, float(rate))
+        if left < 1:
+            wait = max(math.ceil((1 - left) * 60 / rate), 1)
+            raise ApiError(
+                429,
+                f"more than {rate} requests a minute",
+                code="rate_limited",
+                headers={"Retry-After": str(wait)},
+            )
+        self._buckets[asker] = (left - 1, now)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> AccessContext | None:
+        """Return as whom a client asks, or refuse it."""
+        host = parse_host_name(headers.get(b"host", b"").decode("latin-1"))
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and parse_host_name(origin.partition("://")[2]) != host:
+            raise ApiError(403, "pages of other origins are not answered", code="foreign_origin")
+        if scope["path"] in _PUBLIC_PATHS:
+            return None
+        if self._keys:
+            found = match_key(headers.get(b"authorization", b""), self._keys)
+            if found is None:
+                raise ApiError(
+                    401,
+                    "the API key is missing or wrong",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            key = self._askers[found]
+            scope[CLIENT_KEY] = found
+            wanted = find_required_scope(scope["method"], scope["path"])
+            if wanted and wanted not in key.scopes:
+                raise ApiError(
+                    403, f"the key is not for this: it lacks {wanted}", code="missing_scope"
+                )
+            return key.access
+        if host not in LOOPBACK_NAMES:
+            raise ApiError(403, "without keys only this machine is answered", code="foreign_host")
+        return None
+
+
+class _BoundedBody:
+    """A body that is read within a number of bytes and seconds."""
+
+    def __init__(
+        self,
+        limits: RequestLimits,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        *,
+        is_upload: bool,
+    ) -> None:
+        self._most = limits.upload_bytes if is_upload else limits.body_bytes
+        self._seconds = limits.upload_s if is_upload else limits.body_s
+        self._end = time.monotonic() + self._seconds
+        self._receive, self._size, self._is_whole = receive, 0, False
+        told = headers.get(b"content-length", b"0")
+        if told.isdigit() and int(told[:19]) > self._most:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Receive a part of the body; behind its end, what comes after it."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            left = max(self._end - time.monotonic(), 0.0)
+            message = await asyncio.wait_for(self._receive(), left)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body did not come within {self._seconds:g} s", code="body_too_slow"
+            ) from None
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body")
+            if self._size > self._most:
+                raise self._too_large()
+        return message
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        parts = []
+        while not self._is_whole:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise client_disconnected()
+            parts.append(message.get("body", b""))
+        return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._most} bytes", code="body_too_large")
+
+
+def find_required_scope(method: str, path: str) -> str:
+    """Return the scope that a request takes; empty where nothing is served."""
+    for beginning, reading, writing in _SCOPE_RULES:
+        if path.startswith(beginning):
+            return reading if method in {"GET", "HEAD"} else writing
+    return ""
+
+
+def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
+    """Return which of the keys a header bears, or None; takes as long whichever it is."""
+    scheme, _, key = authorization.partition(b" ")
+    given = hashlib.sha256(key.strip()).digest()
+    matches = [hmac.compare_digest(given, digest) for digest in digests]
+    known = [at for at, is_it in enumerate(matches) if is_it]
+    return known[0] if known and scheme.lower() == b"bearer" else None
+
+
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a receive that gives the body once, then what comes after it."""
+    is_given = False
+
+    async def give() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return give
+
+
+async def _send_error(refusal: ApiError, send: Send) -> None:
+    body = json.dumps(refusal.to_json()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(key.lower().encode(), value.encode()) for key, value in refusal.headers.items()]
+    if refusal.status in {408, 413}:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

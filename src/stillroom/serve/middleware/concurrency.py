@@ -1,0 +1,469 @@
+"""Concurrency limits: a fair request queue, worker slots, and an LRU of open resources.
+
+Who waits longest is next; of several keys' clients each key has its turn. All of it runs on one
+event loop.
+
+A slot is given free when its thread has really ended, not when its client has left, so that an
+engine never runs more than it was promised. Who waits stands in a ``Line``.
+
+What is in use is never closed, and what two ask for at once is opened once. Knows nothing of what
+it keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+
+from stillroom.errors import ResourceError
+from stillroom.serve.access import RequestLimits
+from stillroom.serve.errors import ApiError, client_disconnected, server_stopping, to_api_error
+from stillroom.serve.middleware.auth import CLIENT_KEY
+from stillroom.serve.middleware.metrics import TIMING_KEY, RequestTiming
+
+__all__ = [
+    "FairQueue",
+    "IsStopped",
+    "ResourceLRU",
+    "Work",
+    "WorkerSlots",
+    "get_single_result",
+    "run_while_connected",
+]
+
+
+ResultT = TypeVar("ResultT")
+
+
+_DISCONNECT_POLL_S = 0.2
+
+
+_QUEUE_POLL_S = 0.5
+
+
+class FairQueue:
+    """Lets some in and has others wait: a queue for each asker, who take turns."""
+
+    def __init__(
+        self, limits: RequestLimits, running: int, *, most_waiting: int | None = None
+    ) -> None:
+        """Open the line.
+
+        Args:
+            limits: How many wait, how long, and when who is refused may come again.
+            running: How many are let in at once.
+            most_waiting: How many wait, if not as many as the limits say.
+        """
+        self.running, self.limits = running, limits
+        self.most_waiting = limits.waiting if most_waiting is None else most_waiting
+        self.last = math.inf
+        """From which moment of the monotonic clock on nobody is let in: the server stops."""
+        self._free, self._waiting, self._places = running, 0, 0
+        self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Keep a place until the body ends, from before a request's body is read.
+
+        Raises:
+            Refusal: If as many as may be let in and wait have places.
+        """
+        if self._places >= self.running + self.most_waiting:
+            raise self._full(self._places - self.running)
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+
+    @asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[None]:
+        """Wait to be let in, and be inside until the body ends.
+
+        Raises:
+            Refusal: If the line is full, the wait is too long, or the client left.
+        """
+        await self.enter(request)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    async def enter(self, request: Request) -> None:
+        """Wait to be let in; who is in calls ``leave``.
+
+        Raises:
+            Refusal: If the line is full, the wait is too long, the server stops, or the client
+                left.
+        """
+        if time.monotonic() > self.last:
+            raise server_stopping()
+        if self._free:
+            self._free -= 1
+            return
+        if self._waiting >= self.most_waiting:
+            raise self._full(self._waiting)
+        asker = request.scope.get(CLIENT_KEY, 0)
+        place = self._stand(asker)
+        end = time.monotonic() + self.limits.wait_s
+        is_in = False
+        try:
+            while True:
+                await asyncio.wait({place}, timeout=_QUEUE_POLL_S)
+                if await request.is_disconnected():
+                    raise client_disconnected()
+                if time.monotonic() > self.last:
+                    raise server_stopping()
+                if place.done():
+                    is_in = True
+                    return
+                if time.monotonic() > end:
+                    raise self._full(self._waiting)
+        finally:
+            if not is_in:
+                self._quit(asker, place)
+
+    def leave(self) -> None:
+        """Let in the asker whose turn it is, or nobody."""
+        if self._askers:
+            asker, places = self._askers.popitem(last=False)
+            place = places.popleft()
+            if places:
+                self._askers[asker] = places
+            self._waiting -= 1
+            place.set_result(None)
+            return
+        self._free += 1
+
+    def _stand(self, asker: object) -> asyncio.Future[None]:
+        """Stand in line; what is returned is done when it is our turn."""
+        place = asyncio.get_running_loop().create_future()
+        self._askers.setdefault(asker, deque()).append(place)
+        self._waiting += 1
+        return place
+
+    def _quit(self, asker: object, place: asyncio.Future[None]) -> None:
+        """Leave before it was our turn; if it came just now, the next is let in."""
+        if place.done():
+            self.leave()
+            return
+        self._waiting -= 1
+        self._askers[asker].remove(place)
+        if not self._askers[asker]:
+            del self._askers[asker]
+
+    def _full(self, waiting: int) -> ApiError:
+        return ApiError(
+            429,
+            f"{self.running} running and {waiting} waiting; come again later",
+            code="too_many_requests",
+            headers={"Retry-After": str(self.limits.retry_after_s)},
+        )
+
+
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Return what some work gives; it is cancelled, and has ended, when the client leaves.
+
+    Raises:
+        Refusal: If the client left.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            await asyncio.wait({task}, timeout=_DISCONNECT_POLL_S)
+            if task.done():
+                return task.result()
+            if await request.is_disconnected():
+                raise client_disconnected()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+ItemT = TypeVar("ItemT")
+
+
+IsStopped = Callable[[], bool]
+
+
+Work = Callable[[IsStopped], Iterator[ItemT]]
+
+
+"""Blocking work that yields as it goes and looks at whether it should stop."""
+
+
+_POLL_S = 0.2
+
+
+class WorkerSlots:
+    """Lets some pieces of work run in threads and others stand in line."""
+
+    def __init__(self, limits: RequestLimits, lanes: int = 1) -> None:
+        """Open the slots; the event loop is the one that first uses them.
+
+        Args:
+            limits: How many wait, and how long.
+            lanes: How many run at once, unless the limits say.
+        """
+        self.limits = limits
+        self._line = FairQueue(limits, limits.running or lanes)
+        self._last = math.inf
+
+    def end_by(self, moment: float) -> None:
+        """End what runs still, and let nobody in, from a moment of the monotonic clock on."""
+        self._last = self._line.last = moment
+
+    async def stream(self, work: Work[ItemT], request: Request) -> AsyncIterator[ItemT]:
+        """Yield what the work yields; stops it when the client leaves or time is over.
+
+        Raises:
+            Refusal: If too many stand in line, the time is over, or the work fails.
+        """
+        clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
+        begun = time.perf_counter()
+        await self._line.enter(request)
+        clock.waited_s += time.perf_counter() - begun
+        run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._line.leave, clock)
+        run.start(work)
+        end = time.monotonic() + self.limits.timeout_s
+        ticking = run.tick()
+        try:
+            while True:
+                await run.woken.wait()
+                run.woken.clear()
+                while run.items:
+                    item = run.items.popleft()
+                    if item is _END_OF_ITEMS:
+                        return
+                    if isinstance(item, BaseException):
+                        raise to_api_error(item) from item
+                    yield item
+                if run.is_time_to_look:
+                    run.is_time_to_look = False
+                    await self._look(request, end)
+        finally:
+            ticking()
+            run.stop.set()
+
+    async def _look(self, request: Request, end: float) -> None:
+        if await request.is_disconnected():
+            raise client_disconnected()
+        if time.monotonic() > self._last:
+            raise server_stopping()
+        if time.monotonic() > end:
+            raise ApiError(504, f"no answer within {self.limits.timeout_s:g} s", code="timeout")
+
+
+async def get_single_result(items: AsyncIterator[ItemT]) -> ItemT:
+    """Return the only item, closing the rest.
+
+    Raises:
+        Refusal: If there is none, since the client left.
+    """
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        async for item in opened:
+            return item
+    raise client_disconnected()
+
+
+_END_OF_ITEMS = object()
+
+
+class _WorkerRun(Generic[ItemT]):
+    """One piece of work in its thread."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, release: Callable[[], None], clock: RequestTiming
+    ) -> None:
+        self.items: deque[Any] = deque()
+        self.woken = asyncio.Event()
+        self.is_time_to_look = False
+        self._is_waking = False
+        self.stop = threading.Event()
+        self._loop, self._release, self._clock = loop, release, clock
+
+    def start(self, work: Work[ItemT]) -> None:
+        threading.Thread(target=self._go, args=(work,), daemon=True, name="stillroom-serve").start()
+
+    def tick(self) -> Callable[[], None]:
+        """Wake now and then to look at client and clock; returns what ends that."""
+        timers: list[asyncio.TimerHandle] = []
+
+        def look() -> None:
+            self.is_time_to_look = True
+            self.woken.set()
+            timers[:] = [self._loop.call_later(_POLL_S, look)]
+
+        timers.append(self._loop.call_later(_POLL_S, look))
+        return lambda: timers[0].cancel()
+
+    def _go(self, work: Work[ItemT]) -> None:
+        begun = time.perf_counter()
+        try:
+            items = work(self.stop.is_set)
+            try:
+                for item in items:
+                    if self.stop.is_set():
+                        break
+                    self._put(item)
+            finally:
+                close = getattr(items, "close", None)
+                if close is not None:
+                    close()
+        except BaseException as error:  # noqa: BLE001  # raised again in the request's task
+            self._put(error)
+        finally:
+            self._clock.engine_s += time.perf_counter() - begun
+            self._put(_END_OF_ITEMS)
+            self._call(self._release)
+
+    def _put(self, item: object) -> None:
+        self.items.append(item)
+        if not self._is_waking:  # else the reader will be woken, and find this one too
+            self._is_waking = True
+            self._call(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        self.woken.set()
+
+    def _call(self, call: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop was closed: nobody listens, but the slot is given free
+            self.stop.set()
+            if call is self._release:
+                self._release()
+
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+ResourceT = TypeVar("ResourceT")
+
+
+@dataclass
+class _Resource(Generic[ResourceT]):
+    """One that is open, or about to be: then it counts already."""
+
+    closing: ExitStack = field(default_factory=ExitStack)
+    value: ResourceT | None = None
+    is_open: bool = False
+    users: int = 0
+
+
+class ResourceLRU(Generic[KeyT, ResourceT]):
+    """Opens by key what is asked for, at most ``most`` at once; for several threads."""
+
+    def __init__(self, most: int, what: str, *, patience_s: float = 0.0) -> None:
+        """Begin with nothing open.
+
+        Args:
+            most: How many are open at once.
+            what: What they are called, many of them, for errors.
+            patience_s: How long to wait for one that is idle where all are in use.
+        """
+        self.most, self.what, self.patience_s = most, what, patience_s
+        self._held: OrderedDict[KeyT, _Resource[ResourceT]] = OrderedDict()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(
+        self, key: KeyT, open_: Callable[[], AbstractContextManager[ResourceT]]
+    ) -> Iterator[ResourceT]:
+        """Hold what a key stands for open until the body ends; blocks while it is opened.
+
+        Raises:
+            ResourceError: If as many as may be open are all in use.
+        """
+        held = self._take(key, open_)
+        try:
+            yield held.value  # type: ignore[misc]  # it is open
+        finally:
+            self._give_back(key, held)
+
+    def close(self) -> None:
+        """Close what is open, and what is in use when it is used no more."""
+        with self._changed:
+            idle = [one for one in self._held.values() if one.is_open and not one.users]
+            self._held.clear()
+        for one in idle:
+            one.closing.close()
+
+    def _take(
+        self, key: KeyT, open_: Callable[[], AbstractContextManager[ResourceT]]
+    ) -> _Resource[ResourceT]:
+        end = time.monotonic() + self.patience_s
+        with self._changed:
+            while True:
+                held = self._held.get(key)
+                if held is not None and held.is_open:
+                    self._held.move_to_end(key)
+                    held.users += 1
+                    return held
+                if held is not None:
+                    self._changed.wait()  # another opens it
+                    continue
+                idle = self._pop_idle()
+                if idle is not None or len(self._held) < self.most:
+                    break
+                self._wait(end)
+            held = self._held[key] = _Resource(users=1)
+        try:
+            if idle is not None:
+                idle.closing.close()  # first: there may be no room for both
+            held.value = held.closing.enter_context(open_())
+        except BaseException:
+            held.closing.close()
+            with self._changed:
+                if self._held.get(key) is held:
+                    del self._held[key]
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            held.is_open = True
+            self._changed.notify_all()
+        return held
+
+    def _pop_idle(self) -> _Resource[ResourceT] | None:
+        """Take out the one used longest ago, if one must go and one is idle."""
+        if len(self._held) >= self.most:
+            for key, one in self._held.items():
+                if one.is_open and not one.users:
+                    return self._held.pop(key)
+        return None
+
+    def _wait(self, end: float) -> None:
+        """Wait until something changes, as long as there is patience."""
+        left = end - time.monotonic()
+        if left <= 0:
+            raise ResourceError(
+                f"{self.most} {self.what} are open, and all of them are in use",
+                code="resource.busy",
+                expected="one that is idle, to be closed",
+                next="wait until one is done, or stop one",
+            )
+        self._changed.wait(left)
+
+    def _give_back(self, key: KeyT, held: _Resource[ResourceT]) -> None:
+        with self._changed:
+            held.users -= 1
+            is_kept = self._held.get(key) is held
+            self._changed.notify_all()
+        if not is_kept and not held.users:
+            held.closing.close()

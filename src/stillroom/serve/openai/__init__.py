@@ -1,0 +1,1 @@
+"""OpenAI-compatible API: request bodies, replies, streams and handlers."""

@@ -1,0 +1,314 @@
+"""Replies and stream chunks of chat and completions, with citations as annotations.
+
+An annotation marks where ``[1]`` stands in the text; ``citations`` says what stands behind it:
+file, byte range, pages, passage and its words.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from stillroom.models.interfaces import DenoisingStep, Vectors
+from stillroom.records import Citation
+from stillroom.serve.errors import ApiError
+from stillroom.serve.openai.stream import (
+    OutputItem,
+    ProxyCollector,
+    ResponseCollector,
+    encode_json,
+    sum_usage,
+)
+
+__all__ = [
+    "ChatReply",
+    "ProxiedReply",
+    "build_embedding_reply",
+    "describe_answer",
+    "describe_citations",
+    "describe_sources",
+    "locate_citations",
+]
+
+
+_DONE_EVENT = b"data: [DONE]\n\n"
+
+
+_DETAIL_FIELDS = (
+    "answering",
+    "trace",
+    "abstained",
+    "refusal",
+    "nearest",
+    "statements",
+    "dropped_statements",
+    "sources",
+    "origins",
+    "notices",
+    "cached",
+    "index",
+)
+
+
+_CITATION_MARK = re.compile(r"\[(\d{1,3})\]")
+
+
+def _format_event(value: object) -> bytes:
+    """Return one server-sent event."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+def describe_citations(
+    citations: Sequence[Citation], details: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return citations as plain values, numbers as in the text.
+
+    Args:
+        citations: Of one answer.
+        details: The answer's; where they name its sources, each citation says who made its
+            passage, under which license, and what to look twice at.
+    """
+    sources = {one["number"]: one for one in (details or {}).get("sources", ())}
+    return [
+        {
+            "number": citation.number,
+            "passage_id": citation.passage_id,
+            "path": citation.location.path,
+            "digest": citation.location.digest,
+            "byte_start": citation.location.byte_start,
+            "byte_end": citation.location.byte_end,
+            "is_exact": citation.location.is_exact,
+            "pages": list(citation.location.pages),
+            "label": citation.location.label,
+            "text": citation.text,
+            **{
+                key: sources[citation.number][key]
+                for key in ("origin", "checked", "license", "flags")
+                if key in sources.get(citation.number, {})
+            },
+        }
+        for citation in citations
+    ]
+
+
+def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an answer's details say of its making, for whoever wants to look closer.
+
+    None of the documents' text is in it but sentences that were left out of the answer.
+    """
+    return {key: details[key] for key in _DETAIL_FIELDS if key in details}
+
+
+def describe_sources(heard: ResponseCollector) -> dict[str, Any]:
+    """Return what a reply says of a text that documents were asked for; empty of any other.
+
+    Answers from documents read the last message alone, unless their way makes it stand alone
+    first: ``turns_not_read`` counts the others.
+    """
+    if heard.citations is None:
+        return {}
+    details = heard.details
+    cited: dict[str, Any] = {"citations": describe_citations(heard.citations, details)}
+    if details:
+        cited["answer"] = describe_answer(details)
+    is_read = any(one["step"] == "stand_alone" for one in details.get("trace", ()))
+    if heard.turns_before and not is_read:
+        cited["turns_not_read"] = heard.turns_before
+    return cited
+
+
+def locate_citations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+    """Return where marks stand in a text: one for each that a citation stands behind."""
+    known = {citation.number: citation for citation in citations}
+    found = []
+    for mark in _CITATION_MARK.finditer(text):
+        citation = known.get(int(mark[1]))
+        if citation is None:
+            continue
+        place = citation.location
+        part = (
+            f"page={place.pages[0]}"
+            if place.pages
+            else f"bytes={place.byte_start}-{place.byte_end}"
+        )
+        found.append(
+            {
+                "type": "url_citation",
+                "start_index": mark.start(),
+                "end_index": mark.end(),
+                "title": place.path,
+                "url": f"{quote(place.path)}#{part}",
+                "passage_id": citation.passage_id,
+                "byte_start": place.byte_start,
+                "byte_end": place.byte_end,
+                "pages": list(place.pages),
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """One reply to a chat or to a raw text: whole, or chunk by chunk."""
+
+    model: str
+    is_chat: bool
+    wants_usage: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply in one object."""
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        choices = [self._choice(at, one) for at, one in enumerate(heard)]
+        return {**self._head(kind), "choices": choices, "usage": sum_usage(heard)}
+
+    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the chunk that opens each text of a chat."""
+        if self.is_chat:
+            for at in range(len(heard)):
+                yield self._chunk(at, {"role": "assistant", "content": ""})
+
+    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+        """Yield the chunks of a piece of a text, of a step, or of a text's end.
+
+        Citations come after the text, and before the chunk that says why it ended. A step is a
+        chunk without text that shows the whole of it as it stands: an extension.
+        """
+        if isinstance(item, str):
+            said = {"content": item}
+            yield self._chunk(at, said) if self.is_chat else self._chunk(at, {}, text=item)
+        elif isinstance(item, DenoisingStep):
+            shown = _describe_step(item)
+            yield _format_event({**self._head(self._chunk_kind), "choices": [], "canvas": shown})
+        elif item is None and heard.spent is not None:
+            if cited := self._cite(heard):
+                yield self._chunk(at, cited)
+            yield self._chunk(at, {}, finish_reason=heard.spent.finish_reason)
+
+    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the chunk of usage, where it is wanted, and the mark of the end."""
+        if self.wants_usage:
+            usage = sum_usage(heard)
+            yield _format_event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
+        yield _DONE_EVENT
+
+    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield what ends a stream that failed."""
+        yield _format_event(refusal.to_json())
+
+    def _choice(self, at: int, heard: ResponseCollector) -> dict[str, Any]:
+        reason = heard.spent.finish_reason if heard.spent else None
+        choice: dict[str, Any] = {"index": at, "finish_reason": reason, "logprobs": None}
+        if not self.is_chat:
+            return {**choice, "text": heard.text}
+        message = {"role": "assistant", "content": heard.text, "refusal": None}
+        return {**choice, "message": {**message, **self._cite(heard)}}
+
+    def _chunk(
+        self, at: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
+    ) -> bytes:
+        """Return one chunk of a text as an event."""
+        choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
+        choice.update({"delta": delta} if self.is_chat else {"text": text})
+        return _format_event({**self._head(self._chunk_kind), "choices": [choice]})
+
+    def _cite(self, heard: ResponseCollector) -> dict[str, Any]:
+        if heard.citations is None:
+            return {}
+        return {
+            "annotations": _build_annotations(heard.text, heard.citations),
+            **describe_sources(heard),
+        }
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.is_chat else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.is_chat else "cmpl"
+        return {
+            "id": f"{prefix}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+        }
+
+
+@dataclass(frozen=True)
+class ProxiedReply:
+    """Another server's reply to a chat, under our model's name and otherwise as it came."""
+
+    model: str
+
+    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply in one object."""
+        (one,) = heard
+        answer = one.answer if isinstance(one, ProxyCollector) else {}
+        return {**answer, "model": self.model}
+
+    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield nothing: the other server opens its text itself."""
+        yield from ()
+
+    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+        """Yield a chunk."""
+        if isinstance(item, dict):
+            yield _format_event({**item, "model": self.model})
+
+    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the mark of the end."""
+        yield _DONE_EVENT
+
+    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield what ends a stream that failed."""
+        yield _format_event(refusal.to_json())
+
+
+def _describe_step(step: DenoisingStep) -> dict[str, Any]:
+    return {
+        "step": step.step,
+        "readings": step.readings,
+        "pieces": list(step.pieces),
+        "written": list(step.written),
+        "changed": list(step.changed),
+    }
+
+
+def _build_annotations(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+    """Return marks as a chat message has them: the place within an object of its own."""
+    return [
+        {
+            "type": mark["type"],
+            mark["type"]: {key: value for key, value in mark.items() if key != "type"},
+        }
+        for mark in locate_citations(text, citations)
+    ]
+
+
+def build_embedding_reply(
+    vectors: Vectors, model: str, tokens: int, encoding: str
+) -> dict[str, Any]:
+    """Return vectors as OpenAI's list, as numbers or as base64 of little-endian float32."""
+    rows = np.asarray(vectors, dtype="<f4")
+    values = [
+        base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist()
+        for row in rows
+    ]
+    return {
+        "object": "list",
+        "model": model,
+        "data": [
+            {"object": "embedding", "index": at, "embedding": value}
+            for at, value in enumerate(values)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }

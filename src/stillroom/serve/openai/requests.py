@@ -1,0 +1,443 @@
+"""Request bodies of chat, completions, embeddings and rerank, and the normalized request.
+
+A key that would change the answer and is not served is refused by name, as OpenAI does; keys that
+only label a request (``user``, ``metadata``) are accepted and not kept, and of what is not served
+the value that changes nothing is (``best_of: 1``, ``logprobs: false``), which many clients send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from stillroom.records import Message, Prompt, Sampling
+from stillroom.serve.access import RequestLimits
+from stillroom.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from stillroom.rag.settings import AnswerOptionTexts
+
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DocumentsRequest",
+    "EmbeddingRequest",
+    "GenerationRequest",
+    "RerankRequest",
+    "SampledRequest",
+    "check_last_message",
+    "check_message_count",
+]
+
+
+_IGNORED_FIELDS = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+}
+
+
+_REPLY_FIELDS = ("annotations", "citations", "answer", "turns_not_read", "refusal")
+
+
+"""What a message of ours tells besides, which no other server takes back."""
+
+
+_NON_SETTING_FIELDS = {"model", "user", "k"}
+
+
+_METHOD_PATTERN = r"^[a-z_]+$"
+
+
+_RETRIEVAL_PATTERN = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
+
+
+_SEED_MASK = 0x7FFFFFFF
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str
+    user: str | None = None
+
+
+class SampledRequest(_Request):
+    """What every request shares that is answered with text: how it is drawn."""
+
+    stream: bool | None = False
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    seed: int | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def sampling(
+        self,
+        limits: RequestLimits,
+        *,
+        wanted: int | None,
+        stop: tuple[str, ...] = (),
+        field: str = "max_tokens",
+    ) -> Sampling:
+        """Return how to draw, within the limits.
+
+        Args:
+            limits: What a client may ask for at most.
+            wanted: Tokens, where the client says.
+            stop: Where the text ends.
+            field: How the client's dialect calls the tokens that are wanted.
+
+        Raises:
+            Refusal: If more tokens are wanted than are given, or too many stops.
+        """
+        tokens = wanted or limits.default_new_tokens
+        if tokens > limits.max_new_tokens:
+            raise ApiError(
+                400,
+                f"{tokens} tokens are wanted; at most {limits.max_new_tokens} are given",
+                code="max_tokens",
+                param=field,
+            )
+        if len(stop) > 4 or not all(stop):
+            raise ApiError(400, "at most 4 stops, none empty", code="invalid_stop", param="stop")
+        return Sampling(
+            max_new_tokens=tokens,
+            temperature=self.temperature or 0.0,
+            top_k=self.top_k,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=(self.seed or 0) & _SEED_MASK,
+        )
+
+
+class _TextRequest(SampledRequest):
+    """What chat and completion requests share."""
+
+    stream_options: dict[str, bool] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    n: int | None = Field(1, ge=1, description="texts that are drawn, the seed one higher each")
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
+    @property
+    def wants_canvas(self) -> bool:
+        """Whether a stream shows every step of a model that writes in any order; an extension."""
+        return bool((self.stream_options or {}).get("include_canvas"))
+
+    def draws(self, limits: RequestLimits, *, wanted: int | None) -> tuple[Sampling, ...]:
+        """Return how each of the ``n`` texts is drawn; the first as if it were the only one.
+
+        Raises:
+            Refusal: If more texts are wanted than are given, or ``sampling`` refuses.
+        """
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        one, count = self.sampling(limits, wanted=wanted, stop=stop), self.n or 1
+        if count > limits.choices:
+            raise ApiError(
+                400,
+                f"{count} choices are wanted; at most {limits.choices} are given",
+                code="too_many_choices",
+                param="n",
+            )
+        if count > 1 and self.wants_canvas:
+            raise ApiError(
+                400, "a canvas is shown of one choice", code="no_canvas", param="stream_options"
+            )
+        return tuple(replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count))
+
+
+class DocumentsRequest(_Request):
+    """What may be said of an answer from documents: all of it extensions."""
+
+    k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
+    way: str | None = Field(
+        None,
+        max_length=80,
+        pattern=_RETRIEVAL_PATTERN,
+        description="methods of retrieval; an extension",
+    )
+    answering: str | None = Field(
+        None,
+        max_length=40,
+        pattern=_METHOD_PATTERN,
+        description="method of answering; an extension",
+    )
+    unsupported: Literal["mark", "drop", "refuse"] | None = None
+    neighbours: int | None = Field(None, ge=0, le=10)
+    per_document: int | None = Field(None, ge=0, le=50)
+    shorten: bool | None = None
+    best_at_ends: bool | None = None
+    parent_share: float | None = Field(None, ge=0, le=1)
+
+    def ask_settings(self) -> AnswerOptionTexts:
+        """Return what the client wants of an answer from documents, as far as it says.
+
+        Methods are named without settings: those may hold addresses and paths, which are the
+        server's to choose.
+        """
+        names = [name for name in DocumentsRequest.model_fields if name not in _NON_SETTING_FIELDS]
+        told = {name: getattr(self, name) for name in names}
+        return cast(
+            "AnswerOptionTexts", {name: value for name, value in told.items() if value is not None}
+        )
+
+
+def check_message_count(count: int, limits: RequestLimits, field: str) -> None:
+    """Refuse more messages than are read.
+
+    Raises:
+        Refusal: Naming the field of the client's dialect.
+    """
+    if count > limits.messages:
+        raise ApiError(
+            400,
+            f"{count} messages are more than {limits.messages}",
+            code="too_many_messages",
+            param=field,
+        )
+
+
+def check_last_message(messages: Sequence[Message], field: str) -> None:
+    """Refuse a conversation that asks nothing.
+
+    Raises:
+        Refusal: If the last message is not the user's, or is empty.
+    """
+    if messages[-1].role != "user" or not messages[-1].content.strip():
+        raise ApiError(
+            400,
+            "the last message must be the user's and not empty",
+            code="no_question",
+            param=field,
+        )
+
+
+class _ContentPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _ChatMessage(BaseModel):
+    """One message; what tells of an earlier answer may be sent back with it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_ContentPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[JsonValue] | None = None
+    citations: list[JsonValue] | None = None
+    answer: dict[str, JsonValue] | None = None
+    turns_not_read: int | None = None
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
+
+    def to_message(self) -> Message:
+        text = self.content
+        if text is None or self.role == "tool":
+            raise ApiError(
+                400, "a message has no content", code="invalid_request", param="messages"
+            )
+        if not isinstance(text, str):
+            text = "\n".join(part.text for part in text)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatRequest(_TextRequest, DocumentsRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[_ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: dict[str, JsonValue] | None = None
+    tools: list[dict[str, JsonValue]] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: str | dict[str, JsonValue] | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    modalities: tuple[Literal["text"]] | None = None
+    prediction: None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        """Whether only a backend that knows tools can answer."""
+        return bool(self.tools) or any(turn.speaks_of_tools for turn in self.messages)
+
+    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+        """Return what is wanted, within the limits.
+
+        Raises:
+            Refusal: If there are too many messages, the last is not the user's, too much is
+                wanted, or what is served here alone goes with tools.
+        """
+        check_message_count(len(self.messages), limits, "messages")
+        draws = self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
+        if self.speaks_of_tools:
+            passed_on = self._pass_on(draws[0])
+            return GenerationRequest(self.model, is_streamed=bool(self.stream), passed_on=passed_on)
+        messages = tuple(turn.to_message() for turn in self.messages)
+        check_last_message(messages, "messages")
+        return GenerationRequest(
+            self.model,
+            Prompt(messages, schema=self._schema()),
+            draws,
+            bool(self.stream),
+            self.k,
+            self.ask_settings(),
+            self.wants_canvas,
+        )
+
+    def _pass_on(self, sampling: Sampling) -> dict[str, Any]:
+        """Return the request as another server of the dialect takes it."""
+        ours = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
+        if ours or self.wants_canvas:
+            param = next(iter(ours), "stream_options")
+            raise ApiError(400, f"'{param}' does not go with tools", code="no_tools", param=param)
+        given = self.model_dump(exclude_unset=True, exclude=_IGNORED_FIELDS)
+        given.pop("max_completion_tokens", None)
+        for turn in given["messages"]:
+            for key in _REPLY_FIELDS:
+                turn.pop(key, None)
+        return {**given, "max_tokens": sampling.max_new_tokens}
+
+    def _schema(self) -> dict[str, Any] | None:
+        wanted = self.response_format
+        if wanted is None or wanted.get("type") == "text":
+            return None
+        if wanted.get("type") == "json_object":
+            return {"type": "object"}
+        named = wanted.get("json_schema")
+        schema = named.get("schema") if isinstance(named, dict) else None
+        if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
+            raise ApiError(
+                400,
+                "response_format must be text, json_object, or json_schema with its schema",
+                code="invalid_response_format",
+                param="response_format",
+            )
+        return schema
+
+
+class CompletionRequest(_TextRequest):
+    """POST /v1/completions: raw text, no chat template."""
+
+    prompt: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)]]
+    echo: Literal[False] | None = None
+    best_of: int | None = Field(None, ge=1, description="only as many as ``n``")
+    logprobs: None = None
+    suffix: None = None
+
+    @property
+    def text(self) -> str:
+        """The one text that is gone on with."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+        """Return what is wanted, within the limits.
+
+        Raises:
+            Refusal: As ``draws``; and if more are wanted to be drawn than to be given.
+        """
+        if self.best_of not in {None, self.n or 1}:
+            raise ApiError(
+                400,
+                "every text that is drawn is given: best_of can only be n",
+                code="invalid_request",
+                param="best_of",
+            )
+        return GenerationRequest(
+            self.model,
+            Prompt(text=self.text),
+            self.draws(limits, wanted=self.max_tokens),
+            bool(self.stream),
+            wants_canvas=self.wants_canvas,
+        )
+
+
+class EmbeddingRequest(_Request):
+    """POST /v1/embeddings."""
+
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    kind: Literal["query", "passage"] = Field(
+        "passage", description="what the texts are; an extension"
+    )
+
+
+class _RerankDocument(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    text: str
+
+
+class RerankRequest(_Request):
+    """POST /v1/rerank, as Cohere and Jina have it."""
+
+    query: str
+    documents: list[str | _RerankDocument] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+
+    def texts(self) -> list[str]:
+        """Return the documents' texts."""
+        return [one if isinstance(one, str) else one.text for one in self.documents]
+
+
+def _no_settings() -> AnswerOptionTexts:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request to a model.
+
+    Args:
+        model: The name that the client asks for.
+        prompt: What is answered; empty where the request is passed on.
+        draws: How each text is drawn.
+        is_streamed: Whether the client wants events as they come.
+        k: Passages shown, where the client says.
+        settings: What the client wants otherwise of an answer from documents.
+        wants_canvas: Whether every step is shown of a model that writes in any order.
+        passed_on: The request as another server of the dialect takes it, where only a backend that
+            knows tools can answer.
+        schema_field: How the client's dialect calls the field that asks for JSON.
+    """
+
+    model: str
+    prompt: Prompt = field(default_factory=Prompt)
+    draws: tuple[Sampling, ...] = ()
+    is_streamed: bool = False
+    k: int | None = None
+    settings: AnswerOptionTexts = field(default_factory=_no_settings)
+    wants_canvas: bool = False
+    passed_on: Mapping[str, Any] | None = None
+    schema_field: str = "response_format"
+
+    @property
+    def of_documents(self) -> str | None:
+        """The first thing that is said of how documents are asked, or None."""
+        return next(iter(self.settings), None if self.k is None else "k")

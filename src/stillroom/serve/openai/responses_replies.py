@@ -1,0 +1,357 @@
+"""Reply items and stream events of ``/v1/responses``.
+
+An answer's items are made in one way, whether they are sent as they grow or whole at the end, so
+that both say the same. Citations are annotations of the text, as OpenAI has them, and a list of
+their own in the message, as in a chat.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.errors import BackendError
+from stillroom.models.endpoints.transport import get_first_choice
+from stillroom.serve.errors import ApiError
+from stillroom.serve.openai.replies import describe_sources, locate_citations
+from stillroom.serve.openai.stream import (
+    GenerationUsage,
+    OutputItem,
+    ProxyCollector,
+    ResponseCollector,
+    encode_json,
+)
+
+__all__ = ["ResponsesReply"]
+
+_StreamEvent = tuple[str, dict[str, Any]]
+"""An event before it is numbered: its type without the beginning that all share, and its fields."""
+_INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+"""Codes that OpenAI has for an answer that failed; every other failure is the server's."""
+
+
+class ResponsesReply:
+    """One reply: whole, or event by event; heard of one text."""
+
+    def __init__(self, echo: Mapping[str, Any]) -> None:
+        """Begin a reply to a request.
+
+        Args:
+            echo: What the reply says of the request.
+        """
+        self._echo, self._id, self._created = echo, _new_item_id("resp"), int(time.time())
+        self._output = _OutputItems()
+        self._number = 0
+
+    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return the reply in one object.
+
+        Raises:
+            BackendError: If another server gave up on it, or sent no answer.
+        """
+        (one,) = heard
+        said = one.answer if isinstance(one, ProxyCollector) else one.text
+        for _ in (*self._output.take(said), *self._close(one)):
+            pass
+        return self._state(*_find_outcome(one))
+
+    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the events that open a stream."""
+        for kind in ("created", "in_progress"):
+            yield self._event(kind, {"response": self._state("in_progress")})
+
+    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+        """Yield the events of a piece, or of the text's end.
+
+        Raises:
+            BackendError: If another server gave up on it, or sent what is no answer.
+        """
+        told: Iterator[_StreamEvent] = iter(())
+        if isinstance(item, str | dict):
+            told = self._output.take(item)
+        elif item is None:
+            told = self._close(heard)
+        for event in told:
+            yield self._event(*event)
+
+    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the event that holds the whole reply."""
+        status, spent = _find_outcome(heard[0])
+        yield self._event(status, {"response": self._state(status, spent)})
+
+    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the event that ends a stream that failed, with what there was by then."""
+        self._output.break_off()
+        error = {
+            "code": _ERROR_CODES.get(refusal.status, "server_error"),
+            "message": refusal.message,
+            "type": refusal.to_json()["error"]["type"],
+            "param": refusal.param,
+            "reason": refusal.code,
+        }
+        yield self._event("failed", {"response": {**self._state("failed"), "error": error}})
+
+    def _close(self, heard: ResponseCollector) -> Iterator[_StreamEvent]:
+        """End the items of a text that is over."""
+        if isinstance(heard, ProxyCollector) and (
+            not heard.has_choice or _find_outcome(heard)[0] == "broken"
+        ):
+            raise BackendError(
+                "the server behind the model sent no answer, or gave up on it",
+                code="backend.broken",
+                expected="choices, and finish_reason stop",
+                next="look into that server's log, and ask again",
+            )
+        marks = locate_citations(heard.text, heard.citations or ())
+        yield from self._output.close(_find_outcome(heard)[0], marks, describe_sources(heard))
+
+    def _state(self, status: str, spent: GenerationUsage | None = None) -> dict[str, Any]:
+        """Return the reply as it stands."""
+        why = _INCOMPLETE_REASONS.get(spent.finish_reason) if spent else None
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": why} if why else None,
+            "output": self._output.items,
+            "usage": _format_usage(spent) if spent and spent.is_told else None,
+            "user": None,
+            **self._echo,
+        }
+
+    def _event(self, kind: str, fields: Mapping[str, Any]) -> bytes:
+        """Return a numbered event."""
+        kind = f"response.{kind}"
+        data = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return b"event: " + kind.encode() + b"\ndata: " + encode_json(data) + b"\n\n"
+
+
+class _OutputItems:
+    """The items of an answer, and what a stream tells as they grow: one is open at a time.
+
+    What is told are the items themselves: an event is written before the next one is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self._part: dict[str, Any] | None = None
+        self._pieces: list[str] = []
+        self._is_open = False
+        self._place: tuple[int, str] | None = None
+
+    def take(self, said: str | Mapping[str, Any]) -> Iterator[_StreamEvent]:
+        """Take a piece of text, or another server's answer or a chunk of one."""
+        if isinstance(said, str):
+            yield from self._say(said, "output_text", "text")
+            return
+        choice = get_first_choice(said)
+        delta = choice.get("delta") or choice.get("message")
+        delta = delta if isinstance(delta, dict) else {}
+        content = delta.get("content")
+        if not isinstance(content, str | list | None):
+            raise _upstream_error(f"content that is {type(content).__name__}", "text")
+        if text := _join_text(content):
+            yield from self._say(text, "output_text", "text")
+        if text := _join_text(delta.get("refusal")):
+            yield from self._say(text, "refusal", "refusal")
+        calls = delta.get("tool_calls")
+        for at, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                yield from self._call(_FunctionCallDelta.read(call, at))
+
+    def close(
+        self, status: str, marks: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
+    ) -> Iterator[_StreamEvent]:
+        """End the answer; a message there is always, if nothing else."""
+        if not self.items:
+            yield from self._say("", "output_text", "text")
+        yield from self._close_item(status, marks, more)
+
+    def break_off(self) -> None:
+        """Leave the open item as it is, for good."""
+        if self._is_open:
+            self._settle()
+            self.items[-1]["status"] = "incomplete"
+            self._is_open = False
+
+    @property
+    def _item(self) -> dict[str, Any]:
+        return self.items[-1]
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"item_id": self._item["id"], "output_index": len(self.items) - 1}
+
+    @property
+    def _where_part(self) -> dict[str, Any]:
+        return {**self._where, "content_index": len(self._item["content"]) - 1}
+
+    def _open(self, item: dict[str, Any]) -> Iterator[_StreamEvent]:
+        yield from self._close_item("completed")
+        self.items.append(item)
+        self._is_open = True
+        yield "output_item.added", {"output_index": len(self.items) - 1, "item": item}
+
+    def _say(self, text: str, kind: str, key: str) -> Iterator[_StreamEvent]:
+        """Write a piece of a message: of its text, or of a refusal."""
+        if not self._is_open or self._item["type"] != "message":
+            head = {"id": _new_item_id("msg"), "type": "message", "status": "in_progress"}
+            yield from self._open({**head, "role": "assistant", "content": []})
+        if self._part is None or self._part["type"] != kind:
+            yield from self._close_part()
+            part: dict[str, Any] = {"type": kind, key: ""}
+            if kind == "output_text":
+                part |= {"annotations": [], "logprobs": []}
+            self._part = part
+            self._item["content"].append(part)
+            yield "content_part.added", {**self._where_part, "part": part}
+        if text:
+            self._pieces.append(text)
+            more: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
+            yield f"{kind}.delta", {**self._where_part, "delta": text, **more}
+
+    def _call(self, call: _FunctionCallDelta) -> Iterator[_StreamEvent]:
+        """Write a piece of a call of a function; another place, or another id, is another call."""
+        is_open = self._is_open and self._item["type"] == "function_call"
+        if not is_open or self._place is None or not call.belongs_to(*self._place):
+            if not call.name:
+                if not call.arguments:
+                    return
+                raise _upstream_error("arguments of no function", "the function's name first")
+            known = {item.get("call_id") for item in self.items}
+            call_id = call.id if call.id and call.id not in known else _new_item_id("call")
+            head = {"id": _new_item_id("fc"), "type": "function_call", "status": "in_progress"}
+            yield from self._open({**head, "call_id": call_id, "name": call.name, "arguments": ""})
+            self._place = (call.at, call.id)
+        if call.arguments:
+            self._pieces.append(call.arguments)
+            yield "function_call_arguments.delta", {**self._where, "delta": call.arguments}
+
+    def _settle(self) -> None:
+        """Give the open item the text that was written of it."""
+        text, self._pieces = "".join(self._pieces), []
+        if self._item["type"] == "function_call":
+            self._item["arguments"] = text
+        elif self._part is not None:
+            self._part["text" if "text" in self._part else "refusal"] = text
+            self._part = None
+
+    def _close_part(self, marks: Sequence[Mapping[str, Any]] = ()) -> Iterator[_StreamEvent]:
+        part = self._part
+        if part is None:
+            return
+        self._settle()
+        for at, mark in enumerate(marks if part["type"] == "output_text" else ()):
+            part["annotations"].append(dict(mark))
+            place = {**self._where_part, "annotation_index": at}
+            yield "output_text.annotation.added", {**place, "annotation": dict(mark)}
+        if part["type"] == "output_text":
+            yield "output_text.done", {**self._where_part, "text": part["text"], "logprobs": []}
+        else:
+            yield "refusal.done", {**self._where_part, "refusal": part["refusal"]}
+        yield "content_part.done", {**self._where_part, "part": part}
+
+    def _close_item(
+        self,
+        status: str,
+        marks: Sequence[Mapping[str, Any]] = (),
+        more: Mapping[str, Any] | None = None,
+    ) -> Iterator[_StreamEvent]:
+        if not self._is_open:
+            return
+        item = self._item
+        if item["type"] == "message":
+            yield from self._close_part(marks)
+            item.update(more or {})
+        else:
+            self._settle()
+            yield (
+                "function_call_arguments.done",
+                {**self._where, "name": item["name"], "arguments": item["arguments"]},
+            )
+        item["status"] = status
+        self._is_open = False
+        yield "output_item.done", {"output_index": len(self.items) - 1, "item": item}
+
+
+@dataclass(frozen=True, slots=True)
+class _FunctionCallDelta:
+    """A piece of a call of a function, as another server tells it."""
+
+    at: int
+    id: str
+    name: str
+    arguments: str
+
+    @classmethod
+    def read(cls, call: Mapping[str, Any], at: int) -> _FunctionCallDelta:
+        """Read with care; some servers tell no index, or no id."""
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {}
+        place, arguments = call.get("index"), function.get("arguments")
+        if isinstance(arguments, dict):
+            arguments = json.dumps(arguments)
+        return cls(
+            place if isinstance(place, int) else at,
+            _join_text(call.get("id")),
+            _join_text(function.get("name")),
+            _join_text(arguments),
+        )
+
+    def belongs_to(self, at: int, id: str) -> bool:
+        """Whether it goes on with the call of a place and an id."""
+        return self.at == at and (not self.id or not id or self.id == id)
+
+
+def _upstream_error(what: str, expected: str) -> BackendError:
+    """Return what is wrong with an answer that another server sent."""
+    return BackendError(
+        f"the server behind the model sent {what}",
+        code="backend.answer",
+        expected=expected,
+        next="look into that server's log, and ask again",
+    )
+
+
+def _join_text(value: object) -> str:
+    """Return text that is given as such, or in parts; empty for anything else."""
+    if isinstance(value, list):
+        return "".join(_join_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
+
+
+def _new_item_id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+def _find_outcome(heard: ResponseCollector) -> tuple[str, GenerationUsage | None]:
+    """Return how a text ended."""
+    reason = heard.spent.finish_reason if heard.spent else "broken"
+    status = (
+        "incomplete"
+        if reason in _INCOMPLETE_REASONS
+        else "broken"
+        if reason == "broken"
+        else "completed"
+    )
+    return status, heard.spent
+
+
+def _format_usage(spent: GenerationUsage) -> dict[str, Any]:
+    used = spent.usage
+    return {
+        "input_tokens": used["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": spent.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": used["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": spent.reasoning_tokens},
+        "total_tokens": used["total_tokens"],
+    }

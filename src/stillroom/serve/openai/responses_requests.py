@@ -1,0 +1,408 @@
+"""Request body of ``/v1/responses``, as far as it is supported.
+
+The rule is that of ``wire``: what would change the answer and is not served is refused by name,
+labels are taken and not kept, and the value that changes nothing is taken. Nothing is stored, so
+what refers to an earlier answer is refused with what to send instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
+
+from stillroom.errors import Problem
+from stillroom.records import Message, Prompt, Sampling
+from stillroom.serve.access import RequestLimits
+from stillroom.serve.errors import ApiError
+from stillroom.serve.openai.requests import (
+    DocumentsRequest,
+    GenerationRequest,
+    SampledRequest,
+    check_last_message,
+    check_message_count,
+)
+
+__all__ = ["ResponsesRequest"]
+
+_NOT_STORED = "answers are not kept here"
+_MAX_DEPTH = 64
+_PROXIED_FIELDS = ("temperature", "top_p", "top_k", "seed", "parallel_tool_calls")
+"""Fields that another server takes as they are, where the client says them."""
+
+
+class _StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeValidator:
+    """Return what refuses values of other types than are known, by the name of their type.
+
+    Args:
+        noun: What they are, in the plural.
+        known: The types.
+        default: The type of a value that says none.
+    """
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kind = default if value.get("type") is None else value["type"]
+        if isinstance(kind, str) and kind and kind not in known:
+            shown = kind[:40].encode("ascii", "backslashreplace").decode()
+            told = {"noun": noun, "kind": shown, "known": ", ".join(known)}
+            message = "{noun} of type '{kind}' are not served here; expected {known}"
+            raise PydanticCustomError("unknown_type", message, told)
+        return {**value, "type": kind} if kind else value
+
+    return BeforeValidator(check)
+
+
+def _check_depth(value: Any) -> Any:
+    """Refuse what is nested so deep that it could not be sent on or back."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [one for one in level if isinstance(one, dict | list)]
+        rows = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for row in rows for one in row]
+        if not level:
+            return value
+    raise PydanticCustomError("too_deep", "nested deeper than {most}", {"most": _MAX_DEPTH})
+
+
+_JsonObject = Annotated[dict[str, JsonValue], BeforeValidator(_check_depth)]
+
+
+class _TextPart(_StrictModel):
+    """A piece of a message's text; what tells of an earlier answer may be sent back with it."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: list[JsonValue] | None = None
+    logprobs: list[JsonValue] | None = None
+
+
+_TextContent = (
+    str | list[Annotated[_TextPart, _require_known_type("parts", "input_text", "output_text")]]
+)
+
+
+class _InputMessage(_StrictModel):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: _TextContent
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+    citations: list[JsonValue] | None = None
+    answer: dict[str, JsonValue] | None = None
+    turns_not_read: int | None = None
+
+
+class _FunctionCall(_StrictModel):
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class _FunctionCallOutput(_StrictModel):
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1)
+    output: _TextContent
+    id: str | None = None
+    status: str | None = None
+
+
+_InputItem = Annotated[
+    _InputMessage | _FunctionCall | _FunctionCallOutput,
+    Field(discriminator="type"),
+    _require_known_type(
+        "items", "message", "function_call", "function_call_output", default="message"
+    ),
+]
+
+
+class _FunctionTool(_StrictModel):
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: _JsonObject | None = None
+    strict: bool | None = None
+
+
+class _FunctionToolChoice(_StrictModel):
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+
+
+class _TextFormat(_StrictModel):
+    type: Literal["text"]
+
+
+class _JsonObjectFormat(_StrictModel):
+    type: Literal["json_object"]
+
+
+class _JsonSchemaFormat(_StrictModel):
+    type: Literal["json_schema"]
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    schema_: _JsonObject = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _TextSettings(_StrictModel):
+    format: (
+        Annotated[_TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")]
+        | None
+    ) = None
+    verbosity: Literal["medium"] | None = None
+
+
+class _Reasoning(_StrictModel):
+    effort: Literal["none"] | None = None
+    summary: None = None
+    generate_summary: None = None
+
+
+class _StreamOptions(_StrictModel):
+    include_obfuscation: Literal[False] | None = None
+
+
+_MetadataKey = Annotated[str, Field(max_length=64)]
+_MetadataValue = Annotated[str, Field(max_length=512)]
+_AbsentInclude = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+]
+"""What may be asked for besides, all of it of items that no answer here has."""
+
+
+class ResponsesRequest(SampledRequest, DocumentsRequest):
+    """POST /v1/responses."""
+
+    input: str | list[_InputItem] = Field(min_length=1)
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    text: _TextSettings | None = None
+    tools: list[Annotated[_FunctionTool, _require_known_type("tools", "function")]] | None = Field(
+        None, max_length=128
+    )
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | _FunctionToolChoice | None,
+        _require_known_type("tool choices", "function"),
+    ] = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools: there are none")
+    metadata: dict[_MetadataKey, _MetadataValue] | None = Field(None, max_length=16)
+    store: bool | None = Field(None, description="nothing is stored: only false")
+    previous_response_id: str | None = Field(None, description="nothing is stored: only null")
+    conversation: str | dict[str, JsonValue] | None = Field(
+        None, description="nothing is stored: only null"
+    )
+    stream_options: _StreamOptions | None = None
+    include: list[_AbsentInclude] | None = None
+    reasoning: _Reasoning | None = None
+    truncation: Literal["disabled"] | None = None
+    top_logprobs: Literal[0] | None = None
+    background: Literal[False] | None = None
+    moderation: None = None
+    prompt: None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    def to_order(self, limits: RequestLimits) -> GenerationRequest:
+        """Return what is wanted, within the limits.
+
+        Raises:
+            Refusal: If it builds on what is not kept, there are too many items, the last message
+                is not the user's, too much is wanted, or tools are spoken of that are not there.
+        """
+        self._check_kept()
+        items = self._items()
+        check_message_count(len(items) + bool(self.instructions), limits, "input")
+        sampling = self.sampling(limits, wanted=self.max_output_tokens, field="max_output_tokens")
+        self._check_choice()
+        if self.tools or not all(isinstance(item, _InputMessage) for item in items):
+            passed_on = self._pass_on(items, sampling)
+            return GenerationRequest(
+                self.model, draws=(sampling,), is_streamed=bool(self.stream), passed_on=passed_on
+            )
+        turns = [Message("system", self.instructions)] if self.instructions else []
+        turns += [_to_message(item) for item in items if isinstance(item, _InputMessage)]
+        check_last_message(turns, "input")
+        return GenerationRequest(
+            self.model,
+            Prompt(tuple(turns), schema=self._schema()),
+            (sampling,),
+            bool(self.stream),
+            self.k,
+            self.ask_settings(),
+            schema_field="text.format",
+        )
+
+    def echo(self, order: GenerationRequest) -> dict[str, Any]:
+        """Return what an answer says of its request: what was asked for, and what held else.
+
+        How another server draws where nothing is said is not known here, and so null.
+        """
+        drawn, is_ours = order.draws[0], order.passed_on is None
+        text = self.text.model_dump(by_alias=True, exclude_none=True) if self.text else {}
+        choice = self.tool_choice
+        return {
+            "model": self.model,
+            "background": False,
+            "instructions": self.instructions,
+            "max_output_tokens": drawn.max_new_tokens,
+            "max_tool_calls": self.max_tool_calls,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "service_tier": "default",
+            "store": False,
+            "temperature": drawn.temperature if is_ours else self.temperature,
+            "text": {"format": {"type": "text"}, **text},
+            "tool_choice": choice.model_dump()
+            if isinstance(choice, BaseModel)
+            else choice or "auto",
+            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "top_logprobs": 0,
+            "top_p": drawn.top_p if is_ours else self.top_p,
+            "truncation": "disabled",
+        }
+
+    def _items(self) -> list[_InputMessage | _FunctionCall | _FunctionCallOutput]:
+        if isinstance(self.input, str):
+            return [_InputMessage(role="user", content=self.input)]
+        return self.input
+
+    def _check_kept(self) -> None:
+        """Refuse what builds on an earlier answer, or asks for this one to be kept."""
+        if self.store:
+            then = "leave store out, and send earlier items again with each request"
+            raise _not_stored_error("store", "store is true", "false or nothing", then)
+        for field in ("previous_response_id", "conversation"):
+            if getattr(self, field) is not None:
+                then = "send the earlier items again, in input"
+                raise _not_stored_error(
+                    field, f"{field} names an earlier answer", "null or nothing", then
+                )
+
+    def _check_choice(self) -> None:
+        """Refuse a choice of tools that are not there."""
+        known = [tool.name for tool in self.tools or ()]
+        choice = self.tool_choice
+        is_missing = isinstance(choice, _FunctionToolChoice) and choice.name not in known
+        if is_missing or (choice == "required" and not known):
+            there = f"there is: {', '.join(known)[:200]}" if known else "there is none"
+            raise ApiError(
+                400,
+                f"tool_choice asks for a tool that is not in tools; {there}",
+                code="unknown_tool",
+                param="tool_choice",
+            )
+
+    def _schema(self) -> dict[str, Any] | None:
+        wanted = self.text.format if self.text else None
+        if isinstance(wanted, _JsonSchemaFormat):
+            return dict(wanted.schema_)
+        return {"type": "object"} if isinstance(wanted, _JsonObjectFormat) else None
+
+    def _pass_on(
+        self,
+        items: Sequence[_InputMessage | _FunctionCall | _FunctionCallOutput],
+        sampling: Sampling,
+    ) -> dict[str, Any]:
+        """Return the request as a chat, which is what other servers of the dialect take."""
+        ours = [*self.ask_settings(), *(["k"] if self.k is not None else [])]
+        if ours:
+            told = f"'{ours[0]}' does not go with tools"
+            raise ApiError(400, told, code="no_tools", param=ours[0])
+        turns = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        sent: dict[str, Any] = {
+            "messages": turns + _to_turns(items),
+            "max_tokens": sampling.max_new_tokens,
+            **self.model_dump(include=set(_PROXIED_FIELDS), exclude_unset=True, exclude_none=True),
+        }
+        if self.tools:
+            sent["tools"] = [
+                {
+                    "type": "function",
+                    "function": tool.model_dump(exclude={"type"}, exclude_none=True),
+                }
+                for tool in self.tools
+            ]
+            if isinstance(self.tool_choice, _FunctionToolChoice):
+                named = {"name": self.tool_choice.name}
+                sent["tool_choice"] = {"type": "function", "function": named}
+            elif self.tool_choice is not None:
+                sent["tool_choice"] = self.tool_choice
+        wanted = self.text.format if self.text else None
+        if isinstance(wanted, _JsonSchemaFormat):
+            held = wanted.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+            sent["response_format"] = {"type": "json_schema", "json_schema": held}
+        elif isinstance(wanted, _JsonObjectFormat):
+            sent["response_format"] = {"type": "json_object"}
+        if self.stream:
+            sent["stream_options"] = {"include_usage": True}
+        return sent
+
+
+def _not_stored_error(field: str, what: str, expected: str, then: str) -> ApiError:
+    told = f"{what}, and {_NOT_STORED}; expected {expected}; next: {then}"
+    problem = Problem(f"{what}, and {_NOT_STORED}", "not_kept", field, expected, then)
+    return ApiError(400, told, code="not_kept", param=field, problems=[problem])
+
+
+def _join_text(texts: str | Sequence[_TextPart]) -> str:
+    return texts if isinstance(texts, str) else "\n".join(part.text for part in texts)
+
+
+def _to_message(item: _InputMessage) -> Message:
+    role = "system" if item.role == "developer" else item.role
+    return Message(role, _join_text(item.content))
+
+
+def _to_turns(
+    items: Sequence[_InputMessage | _FunctionCall | _FunctionCallOutput],
+) -> list[dict[str, Any]]:
+    """Return items as a chat's messages; calls belong to the message of the model before them.
+
+    Raises:
+        Refusal: If there is the outcome of a call that is not among the items.
+    """
+    turns: list[dict[str, Any]] = []
+    called = set()
+    for at, item in enumerate(items):
+        if isinstance(item, _InputMessage):
+            turns.append(_to_message(item).to_json())
+        elif isinstance(item, _FunctionCall):
+            if not turns or turns[-1]["role"] != "assistant":
+                turns.append({"role": "assistant", "content": None})
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            turns[-1].setdefault("tool_calls", []).append(call)
+            called.add(item.call_id)
+        elif item.call_id in called:
+            content = _join_text(item.output)
+            turns.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        else:
+            raise ApiError(
+                400,
+                f"no function_call with the call_id {item.call_id[:80]!r} comes before its output, "
+                f"and {_NOT_STORED}; next: send the call again, before its output",
+                code="unknown_call",
+                param=f"input.{at}.call_id",
+            )
+    return turns

@@ -1,0 +1,335 @@
+"""Model output as a stream of events: local or proxied, sent whole or as SSE.
+
+What is heard is counted on the thread of the work, where counting tokens may take its time. Knows
+nothing of who is asked, nor of the dialect in which it is told.
+
+The one way of every answer, whichever dialect asks: waiting, threads, and what is counted are the
+same. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from typing_extensions import override
+
+from stillroom.models import TextModel
+from stillroom.models.endpoints.transport import get_first_choice, read_count, read_finish_reason
+from stillroom.models.interfaces import CountingModel, DenoisingStep
+from stillroom.records import Answer, Citation, Completion, Prompt
+from stillroom.serve.errors import ApiError, client_disconnected, to_api_error
+from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots
+from stillroom.serve.middleware.metrics import TIMING_KEY, RequestTiming, ServerMetrics
+
+__all__ = [
+    "GenerationUsage",
+    "LocalCollector",
+    "OutputItem",
+    "ProxyCollector",
+    "ResponseCollector",
+    "ResponseFormat",
+    "StreamItem",
+    "encode_json",
+    "send_response",
+    "sum_usage",
+]
+
+
+OutputItem = str | Completion | Answer | DenoisingStep | dict[str, Any]
+
+
+"""What the work on a text yields; a dict is another server's answer, or a chunk of it."""
+
+
+StreamItem = tuple[int, OutputItem | None]
+
+
+"""Which of a reply's texts, and what comes of it; None once it is over and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationUsage:
+    """What a text took, and why it ended.
+
+    Args:
+        usage: Tokens of the prompt, of what was written, and of both.
+        finish_reason: ``stop`` or ``length``; of another server's also ``content_filter``, and
+            ``broken`` where it gave up.
+        cached_tokens: How many of the prompt's another server had read before.
+        reasoning_tokens: How many of those written another server's model thought with.
+        is_told: Whether they were counted at all: another server need not.
+    """
+
+    usage: dict[str, int]
+    finish_reason: str
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_told: bool = True
+
+
+class ResponseCollector(ABC):
+    """What has come of one text so far; taken on the thread of the work."""
+
+    citations: tuple[Citation, ...] | None = None
+    details: Mapping[str, Any] = {}
+    spent: GenerationUsage | None = None
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The text of the answer."""
+
+    @property
+    @abstractmethod
+    def turns_before(self) -> int:
+        """How many messages come before the last one."""
+
+    @abstractmethod
+    def take(self, item: OutputItem) -> None:
+        """Keep what an item says of the answer."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Say what was spent."""
+
+
+class LocalCollector(ResponseCollector):
+    """A text that a model writes here."""
+
+    def __init__(self, model: TextModel, prompt: Prompt) -> None:
+        """Hear what a model writes of a prompt."""
+        self._model, self._prompt = model, prompt
+        self._pieces: list[str] = []
+        self._completion: Completion | None = None
+
+    @property
+    @override
+    def text(self) -> str:
+        return self._completion.text if self._completion else "".join(self._pieces)
+
+    @property
+    @override
+    def turns_before(self) -> int:
+        return len(self._prompt.messages) - 1
+
+    @override
+    def take(self, item: OutputItem) -> None:
+        if isinstance(item, str):
+            self._pieces.append(item)
+        elif isinstance(item, Answer):
+            self.citations, self.details = item.citations, item.details
+            self._completion = item.completion
+        elif isinstance(item, Completion):
+            self._completion = item
+
+    @override
+    def end(self) -> None:
+        """Say what was spent: as the engine counted, or, where it does not tell, as it would."""
+        done = self._completion or Completion(self.text)
+        spent = done.completion_tokens
+        if done.text and not spent:
+            spent = self._model.count_tokens(done.text)
+        read = done.prompt_tokens or self._count_prompt()
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": spent,
+            "total_tokens": read + spent,
+        }
+        self.spent = GenerationUsage(usage, "length" if done.finish_reason == "length" else "stop")
+
+    def _count_prompt(self) -> int:
+        """Return the tokens of the prompt, with its template's where the model can tell them.
+
+        A prompt with documents in it is the answering method's own: its question alone is known.
+        """
+        if isinstance(self._model, CountingModel) and self.citations is None:
+            return self._model.count_prompt(self._prompt)
+        texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
+        return sum(self._model.count_tokens(text) for text in texts)
+
+
+class ProxyCollector(ResponseCollector):
+    """A text that another server writes, whose answer is passed on: whole, or chunk by chunk."""
+
+    def __init__(self) -> None:
+        """Hear nothing yet."""
+        self.answer: dict[str, Any] = {}
+        self.has_choice = False
+        self._usage: dict[str, Any] | None = None
+        self._end: object = None
+
+    @property
+    @override
+    def text(self) -> str:
+        """What is passed on is no text: it may call tools."""
+        return ""
+
+    @property
+    @override
+    def turns_before(self) -> int:
+        return 0
+
+    @override
+    def take(self, item: OutputItem) -> None:
+        if not isinstance(item, dict):
+            return
+        self.answer = item
+        if isinstance(item.get("usage"), dict):
+            self._usage = item["usage"]
+        if choice := get_first_choice(item):
+            self.has_choice = True
+            self._end = choice.get("finish_reason") or self._end
+
+    @override
+    def end(self) -> None:
+        """Say what was spent, as far as the other server tells."""
+        used = self._usage or {}
+        read = read_count(used.get("prompt_tokens"))
+        written = read_count(used.get("completion_tokens"))
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+        self.spent = GenerationUsage(
+            usage,
+            read_finish_reason(self._end),
+            _read_detail(used, "prompt_tokens_details", "cached_tokens"),
+            _read_detail(used, "completion_tokens_details", "reasoning_tokens"),
+            self._usage is not None,
+        )
+
+
+def _read_detail(usage: Mapping[str, Any], group: str, key: str) -> int:
+    details = usage.get(group)
+    return read_count(details.get(key)) if isinstance(details, dict) else 0
+
+
+def sum_usage(heard: Sequence[ResponseCollector]) -> dict[str, int]:
+    """Return what all texts of a reply took; the prompt that they share counts once."""
+    spent = [one.spent.usage for one in heard if one.spent is not None]
+    read = spent[0]["prompt_tokens"] if spent else 0
+    written = sum(usage["completion_tokens"] for usage in spent)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+class ResponseFormat(Protocol):
+    """How one reply is told."""
+
+    def whole(self, heard: Sequence[ResponseCollector]) -> dict[str, Any]:
+        """Return all of it in one object.
+
+        Raises:
+            BackendError: If another server gave up on it.
+        """
+
+    def begin(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the events that come before anything is said."""
+
+    def tell(self, at: int, item: OutputItem | None, heard: ResponseCollector) -> Iterator[bytes]:
+        """Yield the events of what was just heard of a text; of None, those of its end.
+
+        Raises:
+            BackendError: If another server gave up on it.
+        """
+
+    def end(self, heard: Sequence[ResponseCollector]) -> Iterator[bytes]:
+        """Yield the events that come last."""
+
+    def fail(self, refusal: ApiError) -> Iterator[bytes]:
+        """Yield the events that come last where something fails after the first one."""
+
+
+async def send_response(
+    slots: WorkerSlots,
+    work: Work[Iterator[OutputItem]],
+    heard: Sequence[ResponseCollector],
+    reply: ResponseFormat,
+    request: Request,
+    counters: ServerMetrics,
+    *,
+    is_streamed: bool,
+) -> Response:
+    """Send what the work gives of each text: event by event, or whole.
+
+    Raises:
+        Refusal: If it fails before anything is sent, or the client leaves.
+    """
+    clock: RequestTiming | None = request.scope.get(TIMING_KEY)
+
+    def listen(is_stopped: IsStopped) -> Iterator[StreamItem]:
+        """Hear on the work's own thread, where counting tokens may take its time."""
+        for at, items in enumerate(work(is_stopped)):
+            for item in items:
+                heard[at].take(item)
+                yield at, item
+            if is_stopped():
+                return
+            begun = time.perf_counter()
+            heard[at].end()
+            if clock is not None:  # counting is our own work, though the engine is asked
+                clock.engine_s -= time.perf_counter() - begun
+            yield at, None
+
+    items = slots.stream(listen, request)
+    if is_streamed:
+        # The first item is awaited here, so that what fails at once fails with a status.
+        first = await anext(items, None)
+        events = _stream_events(first, items, heard, reply, counters)
+        return StreamingResponse(events, media_type="text/event-stream")
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
+        async for _ in opened:
+            pass
+    if any(one.spent is None for one in heard):
+        raise client_disconnected()
+    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
+    return Response(encode_json(reply.whole(heard)), media_type="application/json")
+
+
+async def _stream_events(
+    first: StreamItem | None,
+    items: AsyncIterator[StreamItem],
+    heard: Sequence[ResponseCollector],
+    reply: ResponseFormat,
+    counters: ServerMetrics,
+) -> AsyncIterator[bytes]:
+    """Yield a reply's events; an error after the first ends the stream as the dialect has it."""
+    for event in reply.begin(heard):
+        yield event
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        try:
+            if first is not None:
+                for event in reply.tell(*first, heard[first[0]]):
+                    yield event
+            async for at, item in opened:
+                for event in reply.tell(at, item, heard[at]):
+                    yield event
+        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
+            for event in reply.fail(to_api_error(error)):
+                yield event
+            return
+    if any(one.spent is None for one in heard):
+        return
+    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
+    for event in reply.end(heard):
+        yield event
+
+
+def encode_json(value: object) -> bytes:
+    """Return a value as JSON; half a surrogate pair, which is no character, stays escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()

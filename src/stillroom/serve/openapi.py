@@ -1,0 +1,459 @@
+"""Response schemas and corrections of the published OpenAPI description.
+
+They describe and are not used to make answers: what the server sends is held to them by tests, so
+that a field that is forgotten on one side is found.
+
+What is refused is 400 and never FastAPI's 422, every refusal has the one shape, and streams are
+told beside whole replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom import __version__
+
+__all__ = [
+    "EVENT_RESPONSES",
+    "STREAM_RESPONSES",
+    "ChatCompletion",
+    "EmbeddingList",
+    "ErrorReply",
+    "JobFileList",
+    "JobList",
+    "JobStatus",
+    "MediaCheckResult",
+    "ModelInfo",
+    "ModelList",
+    "ProblemDetail",
+    "RecipeCheck",
+    "RecipeKind",
+    "RecipeKindList",
+    "RecipeKindSummary",
+    "RerankResponse",
+    "ResponseObject",
+    "ServerStatus",
+    "TextCompletion",
+    "WorkspaceList",
+    "add_openapi",
+]
+
+
+class _StrictModel(BaseModel):
+    """All fields that there are; a reply with another one is wrong."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class _ExtensibleModel(BaseModel):
+    """The fields that there always are; some kinds have more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ProblemDetail(_StrictModel):
+    """One thing that is wrong."""
+
+    what: str
+    code: str
+    where: str
+    expected: str
+    next: str
+
+
+class _ErrorBody(_StrictModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    problems: list[ProblemDetail] = Field(
+        default_factory=list, description="of a recipe, and of what builds on an earlier answer"
+    )
+
+
+class ErrorReply(_StrictModel):
+    """Every refusal."""
+
+    error: _ErrorBody
+
+
+class ServerStatus(_StrictModel):
+    """Of the server."""
+
+    status: str
+
+
+class ModelInfo(_StrictModel):
+    """A name that clients may ask for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    abilities: list[str]
+
+
+class ModelList(_StrictModel):
+    """All names."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class _TokenUsage(_ExtensibleModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class _ChatMessage(_ExtensibleModel):
+    role: Literal["assistant"]
+    content: str | None
+
+
+class _ChatChoice(_ExtensibleModel):
+    index: int
+    finish_reason: str | None
+    message: _ChatMessage
+
+
+class ChatCompletion(_ExtensibleModel):
+    """A chat turn."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[_ChatChoice]
+    usage: _TokenUsage
+
+
+class _TextChoice(_ExtensibleModel):
+    index: int
+    finish_reason: str | None
+    text: str
+
+
+class TextCompletion(_ExtensibleModel):
+    """A text that was gone on with."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[_TextChoice]
+    usage: _TokenUsage
+
+
+class _UrlCitation(_StrictModel):
+    type: Literal["url_citation"]
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+    passage_id: str
+    byte_start: int
+    byte_end: int
+    pages: list[int]
+
+
+class _OutputText(_StrictModel):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[_UrlCitation]
+    logprobs: list[Any] = Field(max_length=0)
+
+
+class _OutputRefusal(_StrictModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class _MessageItem(_StrictModel):
+    type: Literal["message"]
+    id: str
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: list[_OutputText | _OutputRefusal]
+    citations: list[dict[str, Any]] | None = Field(None, description="of documents")
+    answer: dict[str, Any] | None = Field(None, description="how it was made of documents")
+    turns_not_read: int | None = None
+
+
+class _FunctionCallItem(_StrictModel):
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class _IncompleteDetails(_StrictModel):
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class _InputTokenDetails(_StrictModel):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class _OutputTokenDetails(_StrictModel):
+    reasoning_tokens: int
+
+
+class _ResponseUsage(_StrictModel):
+    input_tokens: int
+    input_tokens_details: _InputTokenDetails
+    output_tokens: int
+    output_tokens_details: _OutputTokenDetails
+    total_tokens: int
+
+
+class ResponseObject(_StrictModel):
+    """A chat turn, in items. What is said of the request is what held; null is not known here."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: _IncompleteDetails | None
+    output: list[_MessageItem | _FunctionCallItem]
+    usage: _ResponseUsage | None
+    user: None
+    model: str
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[str, None]
+    service_tier: Literal["default"]
+    store: Literal[False]
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: Literal[0]
+    top_p: float | None
+    truncation: Literal["disabled"]
+
+
+class _Embedding(_StrictModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(_StrictModel):
+    """Vectors."""
+
+    object: Literal["list"]
+    model: str
+    data: list[_Embedding]
+    usage: _TokenUsage
+
+
+class _RerankedDocument(_StrictModel):
+    text: str
+
+
+class _RerankResult(_StrictModel):
+    index: int
+    relevance_score: float
+    document: _RerankedDocument | None = None
+
+
+class RerankResponse(_StrictModel):
+    """Documents in order."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[_RerankResult]
+
+
+class RecipeKindSummary(_StrictModel):
+    """A kind of recipe."""
+
+    kind: str
+    summary: str
+
+
+class RecipeKindList(_StrictModel):
+    """All kinds."""
+
+    object: Literal["list"]
+    data: list[RecipeKindSummary]
+
+
+class RecipeKind(_StrictModel):
+    """A kind, its JSON Schema and a commented recipe."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    object: Literal["recipe.kind"]
+    kind: str
+    summary: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    commented: str
+
+
+class RecipeCheck(_ExtensibleModel):
+    """Whether a recipe is valid, what it needs and whether that fits."""
+
+    object: Literal["recipe.check"]
+    valid: bool
+    fits: bool | None
+    problems: list[ProblemDetail]
+
+
+class _WorkspaceEntry(_StrictModel):
+    path: str
+    size_bytes: int | None
+    kind: str | None = None
+
+
+class WorkspaceList(_StrictModel):
+    """What lies in a folder that recipes can name."""
+
+    object: Literal["list"]
+    path: str
+    data: list[_WorkspaceEntry]
+    has_more: bool
+
+
+class _JobError(_StrictModel):
+    code: str
+    message: str
+    problems: list[ProblemDetail]
+
+
+class _JobArtifact(_StrictModel):
+    kind: str
+    digest: str
+    path: str
+
+
+class JobStatus(_StrictModel):
+    """A job as it stands."""
+
+    id: str
+    object: Literal["job"]
+    kind: str
+    name: str
+    state: Literal["queued", "running", "cancelling", "cancelled", "failed", "finished"]
+    position: int | None
+    submitted_at: str
+    started_at: str | None
+    ended_at: str | None
+    takes: int
+    progress: dict[str, Any] | None
+    can_cancel: bool
+    can_resume: bool
+    error: _JobError | None
+    artifact: _JobArtifact | None
+
+
+class JobList(_StrictModel):
+    """Jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[JobStatus]
+    has_more: bool
+
+
+class _JobFile(_StrictModel):
+    path: str
+    size_bytes: int
+
+
+class JobFileList(_StrictModel):
+    """The files of a job."""
+
+    object: Literal["list"]
+    finished: bool
+    data: list[_JobFile]
+    has_more: bool
+
+
+class MediaCheckResult(_StrictModel):
+    """What is known of media."""
+
+    object: Literal["forensics.check"]
+    files: list[dict[str, Any]]
+    limits: list[str]
+
+
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {}}}}
+}
+
+
+"""A reply that may be a stream of events, where the client asks for it."""
+
+
+EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "events as they come",
+        "content": {"text/event-stream": {"schema": {}}},
+    },
+    204: {"description": "the job is over and the client has all its events"},
+}
+
+
+_ERROR_STATUSES = ("4XX", "5XX")
+
+
+def add_openapi(app: FastAPI, names: Sequence[str] = ()) -> None:
+    """Serve the description at ``/openapi.json``.
+
+    Args:
+        app: With all its routes.
+        names: What clients may ask for as ``model``.
+    """
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build_openapi(app, names)
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]  # FastAPI's own way to do it
+
+
+def _build_openapi(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
+    found = get_openapi(
+        title="Stillroom",
+        version=__version__,
+        summary="OpenAI's endpoints over your own artifacts, and jobs.",
+        routes=app.routes,
+    )
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    refusal = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(refusal.pop("$defs", {}))
+    schemas["ErrorReply"] = refusal
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for schema in schemas.values():
+        if names and schema.get("title", "").endswith("Request"):
+            schema["properties"]["model"]["enum"] = list(names)
+    told = {
+        "description": "refused",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
+    }
+    for verbs in found["paths"].values():
+        for verb in verbs.values():
+            verb["responses"].pop("422", None)
+            for status in _ERROR_STATUSES:
+                verb["responses"].setdefault(status, told)
+    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    found["security"] = [{"key": []}, {}]
+    return found

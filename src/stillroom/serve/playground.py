@@ -1,0 +1,278 @@
+"""Interactive model tools: streamed diffusion sampling, and merge previews.
+
+One model is open at a time, and one text is written at a time.
+
+Conflict of their task vectors by layer, and the held-out loss along the line between two of them.
+Blocks while it measures; asked to stop, it stops at the next tensor or point.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stillroom.errors import Cancelled, DataError, RecipeError
+from stillroom.provenance import find_output
+from stillroom.records import Record
+from stillroom.serve.middleware.concurrency import IsStopped
+from stillroom.serve.views.folder import read_folder_artifact, resolve_name
+from stillroom.serve.views.records import RecordSet, open_record_set
+from stillroom.serve.views.sources import Sources
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.sampling.sampler import StepEvent
+
+__all__ = [
+    "MAX_PARENTS",
+    "DiffusionStreamRequest",
+    "DiffusionStreamService",
+    "inspect_models",
+    "measure_loss_path",
+]
+
+
+class DiffusionStreamRequest(BaseModel):
+    """What is to be written, and how; methods are named without settings of their own."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field("", max_length=4000)
+    is_chat: bool = False
+    order: str = Field("confidence", max_length=40, pattern=r"\A[a-z_]+\z")
+    commit: str = Field("threshold", max_length=40, pattern=r"\A[a-z_]+\z")
+    remasking: str = Field("", max_length=40, pattern=r"\A[a-z_]*\z")
+    at_once: int | None = Field(None, ge=1, le=64, description="places a step, by top_k")
+    block_length: int | None = Field(None, ge=1, le=256)
+    max_new_tokens: int = Field(48, ge=1, le=256)
+    temperature: float = Field(0.0, ge=0, le=2)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+
+class DiffusionStreamService:
+    """Opens a folder's diffusion checkpoints, the last one stays."""
+
+    def __init__(self, root: Path) -> None:
+        """Stand over a folder."""
+        self.root = root
+        self._lock = threading.Lock()
+        self._open: tuple[str, DiffusionModel] | None = None
+
+    def write(
+        self, name: str, wanted: DiffusionStreamRequest, is_stopped: IsStopped
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what each step wrote, then the text with what it took; blocks.
+
+        Raises:
+            DataError: If the name is no diffusion checkpoint of the folder.
+            RecipeError: If a method is unknown or does not suit the model.
+        """
+        from stillroom.diffusion.sampling.sampler import generate
+        from stillroom.diffusion.sampling.sequence import (
+            build_chat_request,
+            build_text_request,
+            decode_sample,
+            decode_tokens,
+        )
+
+        settings = _build_decode_settings(wanted)
+        with self._lock:
+            model = self._model(name)
+            ask = build_chat_request if wanted.is_chat else build_text_request
+            request = ask(model.tokenizer, wanted.prompt, wanted.max_new_tokens)
+            events: list[StepEvent] = []
+            (sample,) = generate(
+                model, [request], settings, on_step=events.append, is_cancelled=is_stopped
+            )
+            first = len(request.ids)
+            for event in events:
+                texts = decode_tokens(model.tokenizer, event.ids)
+                yield {
+                    "step": event.step,
+                    "nfe": event.nfe,
+                    "pieces": [
+                        None if event.is_open[at] else texts[at]
+                        for at in range(first, len(event.ids))
+                    ],
+                    "written": [at - first for at in event.written if at >= first],
+                    "changed": [at - first for at in event.changed if at >= first],
+                    "confidence": [round(one, 4) for one in event.confidence[first:]],
+                }
+            yield {
+                "text": decode_sample(model.tokenizer, sample, whole=False),
+                "nfe": sample.nfe,
+                "steps": sample.steps,
+                "reopened": sample.reopened,
+                "tokens": len(sample.new_ids),
+                "finish_reason": sample.finish_reason,
+            }
+
+    def _model(self, name: str) -> DiffusionModel:
+        from stillroom.diffusion.model.loading import open_diffusion
+
+        if self._open is not None and self._open[0] == name:
+            return self._open[1]
+        if read_folder_artifact(self.root, name).kind != "checkpoint":
+            raise DataError(
+                f"{name!r:.200} is no checkpoint",
+                code="data.wrong-kind",
+                expected="a diffusion checkpoint of the folder",
+                next="choose one on the page Diffusion",
+            )
+        self._open = None
+        model = open_diffusion(str(find_output(resolve_name(self.root, name), "checkpoint")))
+        if model.tokenizer is None:
+            raise DataError(
+                f"{name!r:.200} has no tokenizer",
+                code="data.missing",
+                expected="tokenizer.json beside the weights",
+                next="copy the tokenizer's files into the folder",
+            )
+        self._open = (name, model)
+        return model
+
+
+def _build_decode_settings(wanted: DiffusionStreamRequest) -> Any:
+    from stillroom.diffusion.sampling.settings import DecodeSettings
+
+    commit: Any = wanted.commit
+    if wanted.at_once is not None:
+        commit = {"name": "top_k", "k": wanted.at_once}
+    try:
+        return DecodeSettings.model_validate(
+            {
+                "max_new_tokens": wanted.max_new_tokens,
+                "block_length": wanted.block_length,
+                "order": wanted.order,
+                "commit": commit,
+                "remasking": wanted.remasking or None,
+                "temperature": wanted.temperature,
+                "seed": wanted.seed,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            code="console.settings",
+            expected="methods that `stillroom list methods` names",
+            next="choose another",
+        ) from error
+
+
+MAX_PARENTS = 4
+
+
+_MAX_RECORDS = 64
+
+
+_MAX_TOKENS = 512
+
+
+def inspect_models(
+    root: Path, base: str, parents: Sequence[str], density: float, is_stopped: IsStopped
+) -> Iterator[dict[str, Any]]:
+    """Yield one value: how the parents' task vectors over a base agree, by layer and by module.
+
+    Args:
+        root: The served folder.
+        base: The name of what all were fine-tuned from.
+        parents: Their names; 2 to ``MAX_PARENTS``.
+        density: The share of each tensor that trimming would keep.
+        is_stopped: Asked after every tensor.
+
+    Raises:
+        DataError: If a name is no checkpoint of the folder, or they are too few or too many.
+        CheckpointError: If they do not belong together.
+        ShapeError: If shapes differ.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.analysis.comparison import inspect_models, open_model
+
+    if not 2 <= len(parents) <= MAX_PARENTS:
+        raise DataError(
+            f"{len(parents)} parents are compared",
+            code="console.parents",
+            expected=f"2 to {MAX_PARENTS}",
+            next="choose as many on the page Merge",
+        )
+    opened = Checkpoint.open(_find_checkpoint(root, base))
+    found = inspect_models(
+        opened,
+        [open_model(str(_find_checkpoint(root, name)), opened) for name in parents],
+        density=density,
+        on_tensor=_make_cancel_check(is_stopped),
+    ).to_json()
+    del found["tensors"]  # hundreds; the layers say what the page shows
+    yield {**found, "base": base, "parents": list(parents)}
+
+
+def measure_loss_path(
+    sources: Sources,
+    ends: tuple[str, str],
+    records: str,
+    *,
+    count: int,
+    points: int,
+    is_stopped: IsStopped,
+) -> Iterator[dict[str, Any]]:
+    """Yield one value: the loss at even shares from the first model to the second.
+
+    Args:
+        sources: The served folder's, as the asker sees them.
+        ends: The models' names.
+        records: The name of an artifact of records; those held out of training, where it has any.
+        count: How many records, at most 64.
+        points: How many shares, both ends counted.
+        is_stopped: Asked after every point.
+
+    Raises:
+        DataError: If a name is not of the folder or not shown, or no record has an answer.
+        CheckpointError: If a model cannot be loaded.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.analysis.comparison import measure_loss_path
+
+    first, second = (Checkpoint.open(_find_checkpoint(sources.root, name)) for name in ends)
+    with open_record_set(sources, records) as opened:
+        chosen, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
+    path = measure_loss_path(
+        ends,
+        (first, second),
+        chosen,
+        max_tokens=_MAX_TOKENS,
+        points=points,
+        on_point=_make_cancel_check(is_stopped),
+    )
+    yield {**path.to_json(), "records": len(chosen), "held_out": is_held_out, "best": path.best}
+
+
+def _select_records(opened: RecordSet, count: int) -> tuple[list[Record], bool]:
+    """Return the first records that were held out, or of all where none says so."""
+    rows = list(islice(opened.records(), 20_000))
+    held = [one for one in rows if one.fields.get("split") == "held_out"]
+    return (held or rows)[:count], bool(held)
+
+
+def _find_checkpoint(root: Path, name: str) -> Path:
+    if read_folder_artifact(root, name).kind != "checkpoint":
+        raise DataError(
+            f"{name!r:.200} is no checkpoint",
+            code="data.wrong-kind",
+            expected="a checkpoint of the folder",
+            next="choose one on the page Merge",
+        )
+    return find_output(resolve_name(root, name), "checkpoint")
+
+
+def _make_cancel_check(is_stopped: IsStopped) -> Callable[[], None]:
+    def look() -> None:
+        if is_stopped():
+            raise Cancelled("stopped", code="job.cancelled")
+
+    return look

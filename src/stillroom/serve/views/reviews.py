@@ -1,0 +1,238 @@
+"""Review decisions on records, and the reviewed record set written from them.
+
+Decisions are appended to a journal, each line whole or not at all; none is ever changed, a later
+one counts. The artifact that was reviewed stays as it is: what was accepted becomes a new one,
+which carries the trail.
+"""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.jobs import Job, Journal, read_journal
+from stillroom.provenance import Artifact, make_parent, read_artifact
+from stillroom.provenance.sources import iter_objects
+from stillroom.records import Link, Message, Record, combine_origins, read_records, write_records
+
+__all__ = ["REVIEW_ACTIONS", "ReviewDecision", "ReviewLog", "write_reviewed_records"]
+
+REVIEW_ACTIONS = ("accept", "reject", "edit", "undo")
+_MAX_EDIT_CHARS = 200_000
+_EDIT_METHOD = "console.edit"
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewDecision:
+    """What somebody decided of one record, when, and the turns as they were edited."""
+
+    key: str
+    action: str
+    who: str
+    time: str
+    messages: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "key": self.key,
+            "action": self.action,
+            "who": self.who,
+            "time": self.time,
+            "messages": [list(turn) for turn in self.messages],
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ReviewDecision:
+        """Read what ``to_json`` wrote."""
+        turns = tuple((str(role), str(text)) for role, text in data["messages"])
+        return cls(data["key"], data["action"], data["who"], data["time"], turns, data["note"])
+
+
+class ReviewLog:
+    """The decisions of one artifact, by its digest; safe from several threads of one server."""
+
+    def __init__(self, home: Path, digest: str) -> None:
+        """Read the trail in ``home``; nothing is made before the first decision."""
+        self.path = home / f"{digest}.jsonl"
+        self._lock = threading.Lock()
+        self._latest: dict[str, tuple[ReviewDecision, int]] = {}
+        self._count = 0
+        for value in read_journal(self.path).values():
+            self._take(ReviewDecision.from_json(value))
+
+    def latest(self, key: str) -> tuple[ReviewDecision | None, int]:
+        """Return what counts for a record, and how often it was decided."""
+        decision, count = self._latest.get(key, (None, 0))
+        return (None if decision is not None and decision.action == "undo" else decision), count
+
+    def trail(self) -> list[ReviewDecision]:
+        """Return every decision, oldest first."""
+        return [ReviewDecision.from_json(value) for value in read_journal(self.path).values()]
+
+    def decide(
+        self,
+        key: str,
+        action: str,
+        *,
+        seen: int,
+        messages: Sequence[tuple[str, str]] = (),
+        note: str = "",
+    ) -> ReviewDecision:
+        """Append a decision; it is on disk when this returns.
+
+        Args:
+            key: The record.
+            action: One of ``REVIEW_ACTIONS``.
+            seen: How many decisions of the record whoever decides has seen.
+            messages: The turns as edited, role and text; for ``edit`` alone.
+            note: Why.
+
+        Raises:
+            DataError: If the action is unknown, an edit is empty or too long, or somebody decided
+                meanwhile.
+            ResourceError: If the disk is full.
+        """
+        turns = tuple((role, text) for role, text in messages)
+        _check_decision(action, turns)
+        with self._lock:
+            before, count = self._latest.get(key, (None, 0))
+            if count != seen:
+                raise DataError(
+                    "the record was decided meanwhile",
+                    code="console.decided",
+                    where=key,
+                    expected="the page as it is now",
+                    next="open the page again and decide anew",
+                )
+            if before is not None and action in {"accept", "reject"}:
+                turns = before.messages  # an edit stays until it is undone
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            decision = ReviewDecision(key, action, getpass.getuser(), moment, turns, note[:1000])
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with Journal(self.path) as journal:
+                journal.put(f"{self._count:09d}", decision.to_json())
+            self._take(decision)
+        return decision
+
+    def _take(self, decision: ReviewDecision) -> None:
+        self._latest[decision.key] = (decision, self._latest.get(decision.key, (None, 0))[1] + 1)
+        self._count += 1
+
+
+def write_reviewed_records(
+    folder: Path,
+    review: ReviewLog,
+    out: Path,
+    name: str,
+    *,
+    shown: Callable[[str], bool] = lambda key: True,
+) -> Artifact:
+    """Leave a new artifact: what was kept and not rejected, edits applied, and what was rescued.
+
+    Args:
+        folder: The artifact that was reviewed.
+        review: Its decisions.
+        out: Where the new one shall lie.
+        name: What the reviewed one is called, for the recipe's text.
+        shown: Whether a record, by its key, is shown to whoever asks for it; others are left out.
+
+    Raises:
+        DataError: If ``out`` is taken, or nothing is left.
+    """
+    kept, counts = _apply_decisions(folder, review, shown)
+    if not kept:
+        raise DataError(
+            "every record was rejected",
+            code="console.nothing-left",
+            expected="one record that was not",
+            next="accept some, then make the artifact",
+        )
+    told = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
+    decided = [one for one in review.trail() if shown(one.key)]
+    recipe = f"{told}records: {name}\ndecisions: {len(decided)}\n"
+    # What an attempt that was killed left is of no use; what was finished stays.
+    job = Job.start(out, recipe, overwrite=not out.exists())
+    try:
+        write_records(job.output / "records.jsonl", kept)
+        with Journal(job.output / "review.jsonl") as trail:
+            for number, one in enumerate(decided):
+                trail.put(f"{number:09d}", one.to_json())
+        origin = combine_origins(record.origin for record in kept)
+        return job.finish(
+            "records",
+            parents=[make_parent("records", folder, out)],
+            origin=origin.to_json(),
+            details={"review": counts, "of": read_artifact(folder).digest},
+            is_timed=lambda path: path.endswith("review.jsonl"),
+        )
+    finally:
+        job.close()
+
+
+def _apply_decisions(
+    folder: Path, review: ReviewLog, shown: Callable[[str], bool]
+) -> tuple[list[Record], dict[str, int]]:
+    """Return the records that a review leaves, edits applied, and what became of how many."""
+    kept: list[Record] = []
+    counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
+    for record, key, was_kept in _iter_records(folder):
+        if not shown(key):
+            continue
+        decision, _ = review.latest(key)
+        action = decision.action if decision else ""
+        if action == "reject" or (not was_kept and action not in {"accept", "edit"}):
+            counts["rejected"] += was_kept
+            continue
+        edited = decision is not None and bool(decision.messages)
+        kept.append(_apply_edit(record, decision) if decision and edited else record)
+        counts["edited"] += edited
+        counts["kept" if was_kept else "rescued"] += 1
+    return kept, counts
+
+
+def _iter_records(folder: Path) -> Iterator[tuple[Record, str, bool]]:
+    for record in read_records(folder / "output"):
+        yield record, record.id, True
+    for number, row in enumerate(iter_objects(folder / "output/dropped.jsonl")):
+        data = row.get("record")
+        if isinstance(data, dict) and "messages" in data:
+            yield Record.from_json(data), f"dropped-{number}", False
+
+
+def _apply_edit(record: Record, decision: ReviewDecision) -> Record:
+    """Return a record with the turns of an edit; fields that said the same as a turn follow it."""
+    turns = tuple(Message.from_json({"role": r, "content": t}) for r, t in decision.messages)
+    renamed = {
+        old.content: new.content
+        for old, new in zip(record.messages, turns, strict=False)
+        if old.content != new.content
+    }
+    fields = {
+        key: renamed.get(value, value) if isinstance(value, str) else value
+        for key, value in record.fields.items()
+    }
+    origin = record.origin.then(Link(_EDIT_METHOD, parents=(record.id,)))
+    return replace(record, messages=turns, fields=fields, origin=origin)
+
+
+def _check_decision(action: str, turns: Sequence[tuple[str, str]]) -> None:
+    size = sum(len(text) for _, text in turns)
+    is_edit = action == "edit"
+    is_whole = all(text.strip() for _, text in turns)
+    if action in REVIEW_ACTIONS and is_edit == bool(turns) and size <= _MAX_EDIT_CHARS and is_whole:
+        return
+    raise DataError(
+        f"{action!r:.40} with {len(turns)} turns of {size} characters is no decision",
+        code="console.decision",
+        expected=f"one of: {', '.join(REVIEW_ACTIONS)}; an edit with its turns, none of them empty",
+        next="use the buttons of the page",
+    )

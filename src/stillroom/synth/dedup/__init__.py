@@ -1,0 +1,1 @@
+"""Near-duplicate removal, benchmark decontamination and leakage detection in record files."""

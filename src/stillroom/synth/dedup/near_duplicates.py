@@ -1,0 +1,313 @@
+"""Near-duplicate removal job: MinHash candidates and exact Jaccard similarity.
+
+What is kept does not depend on the order of the files' rows: the record of the best score comes
+first, then that of the lowest id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.jobs.engines import Engine
+from stillroom.provenance import Artifact, make_parent
+from stillroom.records import Record, RecordWriter, combine_origins, read_records
+from stillroom.records.files import find_record_file
+from stillroom.records.streams import ByteSpan, split_lines
+from stillroom.text.dedup.near_duplicates import Duplicates, find_duplicates
+from stillroom.text.dedup.shingles import build_shingle_sets, join_shingle_sets
+
+__all__ = ["DUPLICATES", "DeduplicationSettings", "deduplicate"]
+
+DUPLICATES = "duplicates.jsonl"
+_CHECK_EVERY = 4096
+_PIECE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeduplicationSettings:
+    """Which files, what of a record is compared, and from when two are one.
+
+    ``fields`` are fields of a record; none takes all its messages. ``prefer`` is a field whose
+    number says which of several is kept, the highest.
+    """
+
+    paths: tuple[Path, ...]
+    threshold: float = 0.8
+    n: int = 5
+    fields: tuple[str, ...] = ()
+    prefer: str = ""
+
+    def to_text(self) -> str:
+        """Return the settings as YAML, for the job."""
+        settings = {
+            "records": [str(path) for path in self.paths],
+            "threshold": self.threshold,
+            "n": self.n,
+            "fields": list(self.fields),
+            "prefer": self.prefer,
+        }
+        lines = [f"{name}: {json.dumps(value)}\n" for name, value in settings.items()]
+        return "# stillroom synth dedup\n" + "".join(lines)
+
+
+def deduplicate(
+    plan: DeduplicationSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    engine: Engine | None = None,
+) -> tuple[Artifact, dict[str, Any]]:
+    """Write the records that are no near duplicates of one that is kept.
+
+    Leaves ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each record that
+    fell, the one it is a duplicate of, and their exact Jaccard similarity. Rows that cannot be read
+    are counted, and listed there too. Memory holds some hundred bytes a record and a few tens a
+    pair that is near; the n-grams lie in the job's scratch folder.
+
+    Args:
+        plan: What to compare, and how.
+        out: The folder of the records.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+        engine: Whose workers read the files and hash their n-grams; default this process.
+
+    Returns:
+        The artifact and the counts: ``read``, ``kept``, ``fell``, ``unreadable``, ``wordless``.
+
+    Raises:
+        DataError: If a file is missing or damaged, a setting out of range, or nothing is read.
+    """
+    _check(plan)
+    job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
+    job.engine = engine or job.engine
+    try:
+        with job.interruptible():
+            return _run(plan, job)
+    finally:
+        job.close()
+
+
+def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any]]:
+    unreadable: list[dict[str, Any]] = []
+    ids, scores = _Column("S24"), _Column("f8")
+    scratch = job.scratch / "shingles.u64"
+    with job.phase("read", unit="records") as progress:
+
+        def texts() -> Iterator[str]:
+            for _, record in _read(plan, unreadable):
+                if progress.done % _CHECK_EVERY == 0:
+                    job.check_cancelled()
+                ids.append(record.id.encode())
+                scores.append(_score(record, plan.prefer))
+                progress.advance()
+                yield _text(record, plan.fields)
+
+        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+            for found in _read_parallel(plan, job, unreadable):
+                for one, score in zip(found.ids, found.scores, strict=True):
+                    ids.append(one)
+                    scores.append(score)
+                progress.advance(len(found.ids))
+                yield found.values, found.sizes
+
+        if job.engine.is_remote:
+            sets = join_shingle_sets(blocks(), scratch=scratch)
+        else:
+            sets = build_shingle_sets(texts(), n=plan.n, scratch=scratch)
+    if not ids:
+        raise DataError(
+            "no record could be read",
+            code="synth.no-records",
+            where=", ".join(map(str, plan.paths)),
+            expected="at least one record",
+            next="name files of records",
+        )
+    with job.phase("compare", len(ids), "records") as progress:
+        order = np.lexsort((ids.array(), -scores.array()))
+        found = find_duplicates(sets, threshold=plan.threshold, order=order, scratch=job.scratch)
+        progress.advance(len(ids))
+    counts = {
+        "read": len(ids),
+        "kept": len(ids) - len(found),
+        "fell": len(found),
+        "unreadable": len(unreadable),
+        "wordless": int((sets.sizes == 0).sum()),
+    }
+    fallen = np.zeros(len(ids), dtype=bool)
+    fallen[found.index] = True
+    origin = _write(plan, job, fallen)
+    _write_duplicates(job.output / DUPLICATES, found, ids.array(), unreadable)
+    sizes = np.unique(np.unique(found.kept, return_counts=True)[1], return_counts=True)
+    told = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
+    details = counts | {"cluster_sizes": told}
+    parents = [make_parent("records", path, job.out) for path in plan.paths]
+    return job.finish("records", parents=parents, origin=origin, details=details), details
+
+
+class _Column:
+    """A growing column of numbers or short strings, as small as numpy has them."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._whole: list[npt.NDArray[Any]] = []
+        self._rest: list[Any] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._whole)) + len(self._rest)
+
+    def append(self, value: object) -> None:
+        self._rest.append(value)
+        if len(self._rest) == _CHECK_EVERY:
+            self._pack()
+
+    def array(self) -> npt.NDArray[Any]:
+        """Return all of it."""
+        self._pack()
+        self._whole = [np.concatenate(self._whole)] if self._whole else []
+        return self._whole[0] if self._whole else np.zeros(0, dtype=self._kind)
+
+    def _pack(self) -> None:
+        if self._rest:
+            self._whole.append(np.array(self._rest, dtype=self._kind))
+            self._rest = []
+
+
+def _read(
+    plan: DeduplicationSettings, unreadable: list[dict[str, Any]] | None = None
+) -> Iterator[tuple[Path, Record]]:
+    for path in plan.paths:
+
+        def drop(row: int, reason: str, path: Path = path) -> None:
+            if unreadable is not None:
+                unreadable.append({"file": str(path), "row": row, "reason": reason})
+
+        for record in read_records(path, on_drop=drop):
+            yield path, record
+
+
+@dataclass(frozen=True)
+class _PieceResult:
+    """What a worker read of a piece of a file: how many lines, and what is known of its records."""
+
+    lines: int
+    ids: list[bytes]
+    scores: list[float]
+    dropped: list[tuple[int, str]]
+    values: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _ReadTask:
+    """The work of a worker: read pieces of files, and hash the n-grams of their records."""
+
+    plan: DeduplicationSettings
+    concurrency: int = 1
+
+    def open(self) -> Callable[[Sequence[tuple[Path, ByteSpan | None]]], list[_PieceResult]]:
+        return lambda block: [_read_part(self.plan, *piece) for piece in block]
+
+
+def _read_part(plan: DeduplicationSettings, path: Path, span: ByteSpan | None) -> _PieceResult:
+    dropped: list[tuple[int, str]] = []
+    records = list(read_records(path, on_drop=lambda *row: dropped.append(row), span=span))
+    sets = build_shingle_sets((_text(record, plan.fields) for record in records), n=plan.n)
+    lines = 0
+    if span is not None:
+        with path.open("rb") as file:
+            file.seek(span[0])
+            lines = file.read(span[1] - span[0]).count(b"\n")
+    ids = [record.id.encode() for record in records]
+    scores = [_score(record, plan.prefer) for record in records]
+    return _PieceResult(lines, ids, scores, dropped, sets.values, sets.sizes)
+
+
+def _read_parallel(
+    plan: DeduplicationSettings, job: Job, unreadable: list[dict[str, Any]]
+) -> Iterator[_PieceResult]:
+    """Yield what workers read of all files, piece by piece in order."""
+    pieces: list[tuple[Path, ByteSpan | None]] = []
+    named = {find_record_file(path).absolute(): path for path in plan.paths}
+    for path in plan.paths:
+        file = find_record_file(path).absolute()  # workers start in folders of their own
+        pieces += [(file, span) for span in split_lines(file, _PIECE_BYTES)]
+    found = job.engine.map(_ReadTask(plan), pieces, pause=job.check_cancelled)
+    before = 0
+    for (file, span), part in zip(pieces, found, strict=True):
+        before = 0 if span is None or span[0] == 0 else before
+        unreadable += [
+            {"file": str(named[file]), "row": before + row, "reason": reason}
+            for row, reason in part.dropped
+        ]
+        before += part.lines
+        yield part
+
+
+def _text(record: Record, fields: Sequence[str]) -> str:
+    if not fields:
+        return "\n".join(message.content for message in record.messages)
+    return "\n".join(str(record.fields.get(name, "")) for name in fields)
+
+
+def _score(record: Record, prefer: str) -> float:
+    value = record.fields.get(prefer) if prefer else None
+    return float(value) if isinstance(value, int | float) else float("-inf")
+
+
+def _write(plan: DeduplicationSettings, job: Job, fallen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Write the kept records; return their common origin."""
+    origins = {}
+    with RecordWriter(job.output / "records.jsonl") as writer:
+        for index, (_, record) in enumerate(_read(plan)):
+            if not fallen[index]:
+                writer.write(record)
+                origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
+    return combine_origins(origins.values()).to_json()
+
+
+def _write_duplicates(
+    path: Path,
+    found: Duplicates,
+    ids: npt.NDArray[np.bytes_],
+    unreadable: list[dict[str, Any]],
+) -> None:
+    with atomic_write(path) as file:
+        for one in found:
+            row = {
+                "reason": "duplicate",
+                "id": ids[one.index].decode(),
+                "kept": ids[one.kept].decode(),
+                "jaccard": round(one.similarity, 6),
+            }
+            file.write(json.dumps(row) + "\n")
+        for bad in unreadable:
+            file.write(json.dumps(bad, ensure_ascii=False) + "\n")
+
+
+def _check(plan: DeduplicationSettings) -> None:
+    if not 0 < plan.threshold <= 1:
+        raise DataError(
+            f"the threshold is {plan.threshold}",
+            code="synth.threshold",
+            expected="above 0 and at most 1",
+            next="leave it out for 0.8",
+        )
+    if plan.n < 1:
+        raise DataError(
+            f"n-grams of {plan.n} words",
+            code="synth.ngram",
+            expected="1 word or more",
+            next="leave it out for 5",
+        )

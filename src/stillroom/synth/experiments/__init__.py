@@ -1,0 +1,1 @@
+"""Experiments with small student models: model collapse, data value and diversity monitoring."""

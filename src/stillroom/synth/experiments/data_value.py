@@ -1,0 +1,509 @@
+"""Data valuation: students trained on ablations, held-out loss and a leaderboard of groups.
+
+Arms of a family learn from equally many records, or equally many tokens, in as many optimizer
+steps; students of one seed start from the same weights. Differences are taken seed by seed and
+record by record. A unit is one student: it is journaled when it is measured, and a killed job goes
+on with the next one to the same bytes.
+
+Source of the idea: data attribution by retraining, as in Ilyas et al. 2022, arXiv:2202.00622, here
+at the scale of groups. A gain for a small student is no promise for a large one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
+from stillroom.evaluate.lm.encoding import EncodedConversation
+from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
+from stillroom.jobs import Estimate, Job, Reporter
+from stillroom.provenance import Artifact, make_parent
+from stillroom.records import Record
+from stillroom.synth.experiments.ablations import (
+    Ablation,
+    AblationGroup,
+    DataValueResults,
+    DataValueStudy,
+    RecordPools,
+    make_ablation_groups,
+    read_record_pools,
+    sample_ablation,
+)
+from stillroom.synth.experiments.students import (
+    StudentTrainer,
+    count_student_parameters,
+    describe_origins,
+    is_plain,
+    read_human_records,
+    sample_records,
+)
+from stillroom.synth.types import derive_seed
+from stillroom.train.precision import limit_threads
+
+__all__ = [
+    "DataValueRow",
+    "estimate_data_value_study",
+    "make_leaderboard",
+    "report_data_value",
+    "run_data_value_study",
+]
+
+
+_START = "start"
+
+
+_FLOPS = 12e9
+
+
+def run_data_value_study(
+    plan: DataValueStudy,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, Report, DataValueResults]:
+    """Train the students of all arms and say what each group is worth.
+
+    Leaves ``report.json``, ``report.html`` and ``make_leaderboard.json``.
+
+    Args:
+        plan: The experiment.
+        out: The folder of the report.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If there is nothing to compare, or too little to measure on.
+        Cancelled: If the user asked for it; finished students are kept.
+    """
+    pools = read_record_pools(plan.paths, plan.by)
+    job = Job.start(
+        out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
+    )
+    try:
+        with job.interruptible(), limit_threads(plan.student.train.threads):
+            return _Experiment(plan, pools, job).run()
+    finally:
+        job.close()
+
+
+def estimate_data_value_study(plan: DataValueStudy) -> Estimate:
+    """Return what the experiment will need, by its arms and the size of its student."""
+    families, _ = make_ablation_groups(
+        read_record_pools(plan.paths, plan.by),
+        least=plan.least,
+        most=plan.records,
+        chosen=plan.groups,
+    )
+    students = plan.seeds * sum(1 + len(family.arms) for family in families)
+    parameters = count_student_parameters(plan.student)
+    settings = plan.student
+    size = max((family.size for family in families), default=0)
+    steps = settings.train.count_steps(size)
+    learned = steps * settings.train.batch_size * settings.max_tokens
+    read = plan.held_out * settings.max_tokens
+    each = parameters * (6.0 * learned + 2.0 * read) / _FLOPS
+    return Estimate(
+        memory_bytes=int(parameters * 20 + 1_000_000_000),
+        disk_bytes=int(parameters * 16 + students * plan.held_out * 40),
+        seconds=students * (each + 3.0),
+        memory_knob="take a smaller student",
+        disk_knob="take a smaller student",
+        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, {steps} steps each",
+    )
+
+
+class _Experiment:
+    """One run of the experiment."""
+
+    def __init__(self, plan: DataValueStudy, pools: RecordPools, job: Job) -> None:
+        self.plan, self.job = plan, job
+        families, small = make_ablation_groups(
+            pools, least=plan.least, most=plan.records, chosen=plan.groups
+        )
+        self.measured = DataValueResults(plan, families, small)
+        texts = [_text(record) for record in pools.kept]
+        self.students = StudentTrainer(plan.student, texts, job)
+        learned = (*pools.kept, *(one for found in pools.dropped.values() for one in found))
+        self.human, self.measured_on = self._read_held_out({_text(one) for one in learned})
+        self.cut = self._count_cut(learned)
+        self.journal = job.journal("students")
+
+    def run(self) -> tuple[Artifact, Report, DataValueResults]:
+        """Train, measure, report."""
+        plan, job, measured = self.plan, self.job, self.measured
+        held_out = self.students.encode(self.human)
+        units = list(self._units())
+        done = sum(key in self.journal for key, *_ in units)
+        with job.phase("students", len(units), "students", done=done) as progress:
+            for key, arm, family, seed in units:
+                if key in self.journal:
+                    continue
+                job.check_cancelled()
+                self.journal.put(key, self._run_unit(key, arm, family, seed, held_out))
+                self.students.forget(key)
+                progress.advance()
+        self._collect(units)
+        measured.said = {
+            "parameters": self.students.parameters,
+            "held_out": len(self.human),
+            "measured_on": self.measured_on,
+            "cut": self.cut,
+            "origins": describe_origins(self.human),
+        }
+        report = report_data_value(measured)
+        report.write(job.output)
+        rows = make_leaderboard(measured)
+        (job.output / "leaderboard.json").write_text(
+            json.dumps([row.to_json() for row in rows], ensure_ascii=False, indent=1) + "\n",
+            encoding="utf-8",
+        )
+        artifact = job.finish(
+            "report",
+            parents=[
+                *(make_parent("records", path, job.out) for path in plan.paths),
+                make_parent("human", plan.human, job.out),
+            ],
+            details={**measured.said, **report.to_json()},
+        )
+        return artifact, report, measured
+
+    def _read_held_out(self, learned: set[str]) -> tuple[list[Record], str]:
+        """Return the human records that are measured on, and in words how many of which.
+
+        Raises:
+            DataError: If these are too few to conclude anything from.
+        """
+        given = read_human_records(self.plan.human)
+        every = [one for one in given if _text(one) not in learned]
+        fit = [one for one in every if is_plain(one) or self.students.fits(one)]
+        drawn = sample_records(fit, self.plan.held_out, self.plan.seed)
+        reasons = (
+            (len(given) - len(every), "are learned from"),
+            (len(every) - len(fit), f"are longer than {self.plan.student.max_tokens} tokens"),
+            (len(fit) - len(drawn), "are more than asked for"),
+        )
+        left = "; ".join(f"{count} {why}" for count, why in reasons if count)
+        told = f"{len(drawn)} of {len(given)} human records" + (f" ({left})" if left else "")
+        if len(drawn) < MIN_UNITS:
+            raise DataError(
+                f"measured on {told}, nothing could be concluded",
+                code="synth.too-few",
+                where=str(self.plan.human),
+                expected=f"{MIN_UNITS} or more that fit into a student's tokens",
+                next=self._advise(every, fit),
+            )
+        if left:
+            self.job.say(f"measured on {told}")
+        return drawn, told
+
+    def _advise(self, every: Sequence[Record], fit: Sequence[Record]) -> str:
+        """Return what helps: more tokens where enough records are too long, else more records."""
+        if len(fit) >= MIN_UNITS:
+            return f"--held-out {MIN_UNITS} or more"
+        if len(every) < MIN_UNITS:
+            return "give more human records that nobody learns from"
+        lengths = sorted(len(one.ids) + one.truncated for one in self.students.encode(every))
+        return f"--max-tokens {lengths[math.ceil(0.9 * len(lengths)) - 1]} takes nine in ten"
+
+    def _count_cut(self, learned: Sequence[Record]) -> str:
+        """Return in words how many records are longer than a student reads."""
+        encoded = self.students.encode(learned)
+        cut = sum(one.truncated > 0 for one in encoded)
+        lost = sum(not one.targets for one in encoded)
+        told = f"{cut} of {len(encoded)}, at {self.plan.student.max_tokens} tokens"
+        if cut:
+            self.job.say(f"records that are learned cut off: {told}; {lost} to nothing")
+        return told + (f"; {lost} to nothing and left out" if lost else "")
+
+    def _units(self) -> Iterator[tuple[str, Ablation | None, AblationGroup | None, int]]:
+        """Yield key, arm, family and seed of every student; the untaught ones first."""
+        for seed in range(self.plan.seeds if self.students.is_fresh else 1):
+            yield f"{_START}-seed{seed}", None, None, seed
+        for number, family in enumerate(self.measured.families):
+            for place, arm in enumerate((family.base, *family.arms)):
+                for seed in range(self.plan.seeds):
+                    yield f"family{number}-arm{place}-seed{seed}", arm, family, seed
+
+    def _run_unit(
+        self,
+        key: str,
+        arm: Ablation | None,
+        family: AblationGroup | None,
+        seed: int,
+        held_out: Sequence[EncodedConversation],
+    ) -> dict[str, Any]:
+        own = derive_seed(self.plan.seed, seed)
+        learned, tokens = 0, 0
+        if arm is None or family is None:
+            model = self.students.begin(own)
+        else:
+            lessons = self._lessons(arm, family, own)
+            learned, tokens = len(lessons), sum(len(one.ids) for one in lessons)
+            model = self.students.teach(lessons, own, key)
+        losses = self.students.losses(model, held_out)
+        return {
+            "losses": [nats for nats, _ in losses],
+            "tokens": [count for _, count in losses],
+            "learned": [learned, tokens],
+        }
+
+    def _lessons(
+        self, arm: Ablation, family: AblationGroup, seed: int
+    ) -> list[EncodedConversation]:
+        """Return what a student learns from: as many records, or tokens, as every arm has."""
+        every = self._encode(sample_ablation(arm, len(arm.records), seed))
+        chosen = every[: family.size]
+        if self.plan.equal == "records":
+            return chosen
+        limit = min(
+            sum(len(one.ids) for one in self._encode(sample_ablation(other, family.size, seed)))
+            for other in (family.base, *family.arms)
+        )
+        found, held = [], 0
+        for one in every:
+            if held >= limit:
+                break
+            found.append(one)
+            held += len(one.ids)
+        return found
+
+    def _encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
+        return [one for one in self.students.encode(records) if one.targets]
+
+    def _collect(
+        self, units: Sequence[tuple[str, Ablation | None, AblationGroup | None, int]]
+    ) -> None:
+        measured = self.measured
+        rows: dict[tuple[str, str], list[list[float]]] = {}
+        sizes: dict[tuple[str, str], list[list[int]]] = {}
+        for key, arm, family, _ in units:
+            told = self.journal[key]
+            name = (family.name, arm.name) if arm and family else ("", _START)
+            rows.setdefault(name, []).append(told["losses"])
+            sizes.setdefault(name, []).append(told["learned"])
+            measured.tokens = np.array(told["tokens"], dtype=np.float64)
+        start = np.array(rows.pop(("", _START)))
+        measured.start = np.repeat(start, self.plan.seeds // len(start), axis=0)
+        measured.losses = {name: np.array(found) for name, found in rows.items()}
+        means = {name: np.mean(found, axis=0) for name, found in sizes.items()}
+        measured.learned = {name: (float(one[0]), float(one[1])) for name, one in means.items()}
+
+
+def _text(record: Record) -> str:
+    return "\n".join(one.content for one in record.messages)
+
+
+_UNIT = "nats/token"
+
+
+_GAIN_LABELS = {1: "of those without it", -1: "of it alone"}
+
+
+"""Whose gain a row tells: the arm is what is left, or the group itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataValueRow:
+    """What one group is worth in one family.
+
+    ``worth`` is the held-out loss it saves at equal size, ``gain`` what a student of the arm gains
+    over its start, from the ``records`` it learned and no others. ``runs`` is the number of seeds.
+    """
+
+    family: str
+    group: str
+    arm: str
+    worth: Metric
+    gain: Metric
+    records: float
+    tokens: float
+    runs: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether it helps, harms, or nothing can be said."""
+        if self.worth.is_few:
+            return "too few human records"
+        if self.runs < MIN_RUNS:
+            return "too few seeds"
+        return {1: "helps", -1: "harms", 0: "no difference seen"}[self.worth.side()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "family": self.family,
+            "group": self.group,
+            "arm": self.arm,
+            "worth": self.worth.to_json(),
+            "gain": self.gain.to_json(),
+            "records": self.records,
+            "tokens": self.tokens,
+            "verdict": self.verdict,
+        }
+
+
+def make_leaderboard(measured: DataValueResults) -> list[DataValueRow]:
+    """Return a row for each arm, the worthiest of each family first."""
+    rows = []
+    for family in measured.families:
+        found = [_row(measured, family, arm) for arm in family.arms]
+        rows += sorted(found, key=lambda row: (-row.worth.value, row.group))
+    return rows
+
+
+def report_data_value(measured: DataValueResults) -> Report:
+    """Return the report."""
+    rows = make_leaderboard(measured)
+    report = Report("What the records are worth", _summarize(measured, rows))
+    for family in measured.families:
+        own = [row for row in rows if row.family == family.name]
+        _add_group(report, measured, family, own)
+    _add_conditions(report, measured)
+    return report
+
+
+def _row(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> DataValueRow:
+    own = measured.losses[family.name, arm.name]
+    base = measured.losses[family.name, family.base.name]
+    records, tokens = measured.learned[family.name, arm.name]
+    worth = bootstrap_two_way(
+        family.sign * (own - base),
+        measured.tokens,
+        seed=measured.plan.seed,
+        name=f"worth/{family.name}/{arm.group}",
+        unit=_UNIT,
+    )
+    gain = _gain(measured, family, arm)
+    return DataValueRow(family.name, arm.group, arm.name, worth, gain, records, tokens, len(own))
+
+
+def _gain(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Metric:
+    """Return how much better than its start a student is, with nothing extrapolated."""
+    own = measured.losses[family.name, arm.name]
+    return bootstrap_two_way(
+        measured.start - own,
+        measured.tokens,
+        seed=measured.plan.seed,
+        name=f"gain/{family.name}/{arm.name}",
+        unit=_UNIT,
+    )
+
+
+def _add_group(
+    report: Report, measured: DataValueResults, family: AblationGroup, rows: list[DataValueRow]
+) -> None:
+    losses = [_loss(measured, family, arm) for arm in (family.base, *family.arms)]
+    base = family.base.name
+    table = tuple(
+        (
+            row.group,
+            f"{row.worth.value:+.4f}",
+            f"{row.worth.low:+.4f} to {row.worth.high:+.4f}",
+            row.verdict,
+            f"{row.gain.value:.3f}",
+            f"{row.gain.low:.3f} to {row.gain.high:.3f}",
+            f"{row.records:.0f}",
+            f"{row.tokens:.0f}",
+        )
+        for row in rows
+    )
+    says = {
+        1: f"Held-out loss without the group minus that of '{base}': above 0 the group helps.",
+        -1: f"Held-out loss of '{base}' minus that of the group alone: above 0 it is better than "
+        "that mixture.",
+    }
+    worths = [replace(row.worth) for row in rows]
+    report.section(
+        family.name.capitalize(),
+        f"{says[family.sign]} All arms learn from as many {measured.plan.equal}.",
+        metrics=[*worths, *(row.gain for row in rows), *losses],
+        plot=Plot.of("worth", worths, labels=[row.group for row in rows]),
+        table=Table(
+            "the worthiest first; gains are over the student before it learned anything",
+            (
+                "group",
+                "worth, nats/token",
+                "interval",
+                "verdict",
+                f"gain {_GAIN_LABELS[family.sign]}",
+                "interval",
+                "records",
+                "tokens",
+            ),
+            table,
+        ),
+    )
+
+
+def _loss(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Metric:
+    return bootstrap_two_way(
+        measured.losses[family.name, arm.name],
+        measured.tokens,
+        seed=measured.plan.seed,
+        name=f"held-out loss/{family.name}/{arm.name}",
+        unit=_UNIT,
+    )
+
+
+def _add_conditions(report: Report, measured: DataValueResults) -> None:
+    plan, student = measured.plan, measured.plan.student
+    rows = [
+        ("student", student.start),
+        ("parameters", f"{measured.said['parameters']:,}"),
+        ("low-rank additions", str(student.train.lora.rank) if student.train.lora else "none"),
+        ("records a step", str(student.train.batch_size)),
+        ("seeds", str(plan.seeds)),
+        ("measured on", measured.said["measured_on"]),
+        ("records that are learned cut off", measured.said["cut"]),
+        ("groups too small to compare", ", ".join(measured.small) or "none"),
+    ]
+    rows += [
+        (f"optimizer steps, {family.name}", str(student.train.count_steps(family.size)))
+        for family in measured.families
+    ]
+    said = [
+        "Students of one seed start from the same weights. What helps a small student may not help "
+        "a large one.",
+        measured.said["origins"],
+    ]
+    report.section(
+        "Conditions",
+        " ".join(filter(None, said)),
+        table=Table("of this experiment", ("what", "value"), tuple(rows)),
+    )
+
+
+def _summarize(measured: DataValueResults, rows: list[DataValueRow]) -> str:
+    if not rows:
+        return "No two groups are large enough to be compared."
+    first = measured.families[0].name
+    own = [row for row in rows if row.family == first]
+    helps = [row.group for row in own if row.verdict == "helps"]
+    harms = [row.group for row in own if row.verdict == "harms"]
+    on = f"measured on {measured.said['measured_on']}"
+    seeds = measured.plan.seeds
+    if seeds < MIN_RUNS:
+        return (
+            f"{len(own)} groups, {on}: nothing is concluded from {seeds} "
+            f"seed{'s' * (seeds > 1)}. {MIN_RUNS} or more tell a difference from luck."
+        )
+    said = f"{len(own)} groups, {seeds} seeds, {on}, {first} at equal size: "
+    said += f"{', '.join(helps)} help" if helps else "none is seen to help"
+    said += f"; {', '.join(harms)} harm" if harms else ""
+    rest = len(own) - len(helps) - len(harms)
+    said += f"; of {rest} no difference is seen." if rest else "."
+    mean = float(np.mean([row.worth.high - row.worth.low for row in own])) / 2
+    return (
+        f"{said} Differences below about {mean:.3f} nats a token cannot be seen by this experiment."
+    )

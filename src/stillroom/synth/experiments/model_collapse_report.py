@@ -1,0 +1,425 @@
+"""Model collapse study: settings, results and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.evaluate import Metric, Report, Table, warn_small_sample
+from stillroom.evaluate.charts import LineChart, Series
+from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
+from stillroom.evaluate.report import ComparisonTable
+from stillroom.synth.experiments.diversity_monitor import WORSE_DIRECTION, DiversityAlarm
+from stillroom.synth.experiments.students import StudentSettings
+from stillroom.synth.selection import MIX_RULES, MixRule
+
+__all__ = [
+    "LOSS_RISE",
+    "CollapseResults",
+    "CollapseStudy",
+    "CollapseVerdict",
+    "StudentRun",
+    "judge_rules",
+    "report_collapse",
+]
+
+
+LOSS_RISE = 0.05
+
+
+"""The rise of held-out loss that a warning should come before."""
+
+
+_FIGURE_NAMES = {
+    "distinct_1": "distinct words",
+    "distinct_3": "distinct runs of three words",
+    "self_bleu": "how much each text is like the others",
+    "compression": "how much the texts compress",
+    "repeated": "four-word runs that another text has too",
+    "tail": "mass of the held-out text's rare words, 1 where it is as heavy as there",
+    "vendi": "how many different meanings there are",
+    "spread": "mean distance of two texts' meanings",
+    "coverage": "share of held-out meanings that have a neighbor",
+    "surprise": "bits a character of held-out text under character n-grams of all that is learned",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CollapseVerdict:
+    """What became of one rule in one seed: first generation warned of, and first that rose by 5 %.
+
+    None where there was none.
+    """
+
+    rule: str
+    seed: int
+    warned: int | None
+    risen: int | None
+
+
+def judge_rules(outcome: CollapseResults) -> list[CollapseVerdict]:
+    """Return for each rule and seed when the monitor warned and when held-out loss had risen."""
+    plan, found = outcome.plan, []
+    for rule in plan.rules:
+        for seed in range(plan.seeds):
+            first = sum(outcome.losses[StudentRun(seed, "", 0)])
+            numbers = range(1, plan.generations + 1)
+            warned = [at for at in numbers if outcome.warned[StudentRun(seed, rule, at)]]
+            risen = [
+                at
+                for at in numbers
+                if sum(outcome.losses[StudentRun(seed, rule, at)]) / first - 1 > LOSS_RISE
+            ]
+            found.append(
+                CollapseVerdict(
+                    rule, seed, warned[0] if warned else None, risen[0] if risen else None
+                )
+            )
+    return found
+
+
+def report_collapse(outcome: CollapseResults) -> Report:
+    """Return the report: loss, verdicts, every figure, and the conditions."""
+    plan = outcome.plan
+    rises: dict[tuple[str, int], Metric] = {
+        (rule, at): _rise(outcome, rule, at)
+        for rule in plan.rules
+        for at in range(1, plan.generations + 1)
+    }
+    verdicts = judge_rules(outcome)
+    few = _describe_small_study(plan, outcome.said["held_out"])
+    report = Report("Replace against accumulate", _summarize(plan, rises, verdicts, few))
+    for rule in plan.rules:
+        report.add(rises[rule, plan.generations], is_headline=True)
+    _add_loss(report, outcome, rises)
+    _add_verdicts(report, verdicts)
+    names = list(next(iter(outcome.figures.values())))
+    for name in names:
+        _add_figure(report, outcome, name)
+    _add_numbers(report, outcome, names)
+    _add_conditions(report, outcome)
+    return report
+
+
+def _rise(outcome: CollapseResults, rule: str, generation: int) -> Metric:
+    """Return by which share held-out loss is above that of generation 0, over seeds and records."""
+    seeds = range(outcome.plan.seeds)
+    now = np.array([outcome.losses[StudentRun(seed, rule, generation)] for seed in seeds])
+    first = np.array([outcome.losses[StudentRun(seed, "", 0)] for seed in seeds])
+    return bootstrap_two_way(
+        now,
+        np.array(outcome.tokens, dtype=np.float64),
+        over=first,
+        seed=outcome.plan.seed,
+        name=f"rise of held-out loss/{rule}/generation {generation}",
+    )
+
+
+def _loss(outcome: CollapseResults, rule: str, generation: int) -> Metric:
+    unit_rule = rule if generation else ""
+    table = [
+        outcome.losses[StudentRun(seed, unit_rule, generation)]
+        for seed in range(outcome.plan.seeds)
+    ]
+    return bootstrap_two_way(
+        np.array(table),
+        np.array(outcome.tokens, dtype=np.float64),
+        seed=outcome.plan.seed,
+        name=f"held-out loss/{rule}/generation {generation}",
+        unit="nats/token",
+    )
+
+
+def _add_loss(
+    report: Report, outcome: CollapseResults, rises: Mapping[tuple[str, int], Metric]
+) -> None:
+    plan = outcome.plan
+    numbers = range(plan.generations + 1)
+    series, rows, metrics = [], [], []
+    for rule in plan.rules:
+        every = [rises[rule, at] for at in numbers if at]
+        series.append(
+            Series(
+                rule,
+                ((0.0, 0.0), *((float(at + 1), 100 * one.value) for at, one in enumerate(every))),
+                style=MIX_RULES.index(rule),
+                spans=((0.0, 0.0), *((100 * one.low, 100 * one.high) for one in every)),
+            )
+        )
+        losses = [_loss(outcome, rule, at) for at in numbers]
+        metrics += [*every, *losses]
+        for at in numbers:
+            one = rises[rule, at] if at else None
+            rows.append(
+                (
+                    rule,
+                    str(at),
+                    f"{losses[at].value:.3f}",
+                    f"{losses[at].low:.3f} to {losses[at].high:.3f}",
+                    f"{one.value:+.1%}" if one else "",
+                    f"{one.low:+.1%} to {one.high:+.1%}" if one else "",
+                )
+            )
+    curves = LineChart(
+        "By how much each generation's student is worse on human text than generation 0's",
+        "generation",
+        "rise of held-out loss, %",
+        tuple(series),
+    )
+    for metric in metrics:
+        report.add(metric)
+    report.section(
+        "Held-out loss",
+        "Of human records that nobody learned from. Intervals draw seeds and records anew.",
+        curves=[curves],
+        table=Table(
+            "a row a rule and generation",
+            ("rule", "generation", "nats/token", "interval", "rise", "interval"),
+            tuple(rows),
+        ),
+    )
+
+
+def _add_verdicts(report: Report, verdicts: Sequence[CollapseVerdict]) -> None:
+    rows = tuple(
+        (
+            one.rule,
+            str(one.seed),
+            "never" if one.warned is None else f"data of generation {one.warned}",
+            "never" if one.risen is None else f"student of generation {one.risen}",
+            _order(one),
+        )
+        for one in verdicts
+    )
+    report.section(
+        "The monitor's warning",
+        "Data are measured before their student is trained: a warning of generation n's data comes "
+        "before generation n's loss.",
+        table=Table(
+            f"when the monitor warned, and when loss had risen by {LOSS_RISE:.0%}",
+            ("rule", "seed", "warned of", "risen by", "warned first"),
+            rows,
+        ),
+    )
+
+
+def _order(one: CollapseVerdict) -> str:
+    if one.risen is None:
+        return "nothing to warn of" if one.warned is None else "no such rise"
+    return "yes" if one.warned is not None and one.warned <= one.risen else "no"
+
+
+def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
+    plan = outcome.plan
+    series, metrics = [], []
+    for rule in plan.rules:
+        points = []
+        for at in range(plan.generations + 1):
+            units = [StudentRun(seed, rule if at else "", at) for seed in range(plan.seeds)]
+            found = [outcome.figures[unit][name] for unit in units]
+            mean = float(np.mean([one.value for one in found]))
+            points.append((float(at), mean))
+            metrics.append(
+                replace(
+                    found[0],
+                    name=f"{name}/{rule}/generation {at}",
+                    value=mean,
+                    low=min(one.low for one in found),
+                    high=max(one.high for one in found),
+                    note="",
+                )
+            )
+        series.append(Series(rule, tuple(points), style=MIX_RULES.index(rule)))
+    worse = "Lower" if WORSE_DIRECTION[name] < 0 else "Higher"
+    says = _FIGURE_NAMES.get(name, name)
+    for metric in metrics:
+        report.add(metric)
+    report.section(
+        f"Data: {name}",
+        f"{says[0].upper()}{says[1:]}. {worse} is worse.",
+        curves=[
+            LineChart(
+                f"{name} of what each generation learned from", "generation", name, tuple(series)
+            )
+        ],
+    )
+
+
+def _add_numbers(report: Report, outcome: CollapseResults, names: Sequence[str]) -> None:
+    """Show every number with its interval, a column a rule."""
+    plan = outcome.plan
+    rows = []
+    for measure in ("held-out loss", "rise of held-out loss", *names):
+        for at in range(plan.generations + 1):
+            cells = tuple(f"{measure}/{rule}/generation {at}" for rule in plan.rules)
+            if cells[0] in report.metrics:
+                rows.append((f"{measure}, generation {at}", report.metrics[cells[0]].unit, cells))
+    report.section(
+        "All measurements",
+        "Losses and their rises with intervals over seeds and records; figures of data as the mean "
+        "of all seeds, with the least low and the greatest high end of their intervals.",
+        grid=ComparisonTable("by rule", tuple(plan.rules), tuple(rows)),
+    )
+
+
+def _add_conditions(report: Report, outcome: CollapseResults) -> None:
+    plan, student = outcome.plan, outcome.plan.student
+    said = outcome.said
+    sizes = {rule: outcome.sizes[StudentRun(0, rule, plan.generations)] for rule in plan.rules}
+    rows = (
+        ("student", student.start),
+        ("parameters", f"{said['parameters']:,}"),
+        ("optimizer steps a student", _steps(outcome)),
+        ("records a step", str(student.train.batch_size)),
+        ("human records", str(said["records"])),
+        ("held-out records", str(said["held_out"])),
+        ("tokens of a record, at most", str(student.max_tokens)),
+        ("share of human records, at least", f"{plan.human_share:.0%}"),
+        (
+            f"records learned from in generation {plan.generations}",
+            ", ".join(f"{rule} {size}" for rule, size in sizes.items()),
+        ),
+        ("seeds", str(plan.seeds)),
+        ("embedder", plan.embedder or "none"),
+        ("words of a draw", str(said["budget_words"])),
+    )
+    report.section(
+        "Conditions",
+        " ".join(
+            filter(
+                None,
+                (
+                    "All students of a seed start from the same weights.",
+                    f"Each reads what it learns from {student.train.epochs:g} times, so that more "
+                    "records are more steps."
+                    if student.train.steps is None
+                    else "All take as many steps, however many records they learn from: where "
+                    "records accumulate, each is read less often, those of people too.",
+                    said["origins"],
+                ),
+            )
+        ),
+        table=Table("of this experiment", ("what", "value"), rows),
+    )
+
+
+def _steps(outcome: CollapseResults) -> str:
+    """Return how many steps the students of the first and of the last generation take."""
+    plan, count = outcome.plan, outcome.plan.student.train.count_steps
+    if plan.student.train.steps is not None:
+        return str(plan.student.train.steps)
+    last = (
+        f"{rule} {count(outcome.sizes[StudentRun(0, rule, plan.generations)])}"
+        for rule in plan.rules
+    )
+    return f"{count(outcome.said['records'])} at first, in the end {', '.join(last)}"
+
+
+def _describe_small_study(plan: CollapseStudy, held_out: int) -> str:
+    """Return why nothing is concluded, where there are too few records or seeds."""
+    if few := warn_small_sample(held_out, "held-out records"):
+        return few
+    if plan.seeds >= MIN_RUNS:
+        return ""
+    return (
+        f"{plan.seeds} seed{'s' * (plan.seeds > 1)} do not tell a difference from luck "
+        f"({MIN_RUNS} or more are wanted)."
+    )
+
+
+def _summarize(
+    plan: CollapseStudy,
+    rises: Mapping[tuple[str, int], Metric],
+    verdicts: Sequence[CollapseVerdict],
+    few: str,
+) -> str:
+    said = []
+    for rule in plan.rules:
+        last = rises[rule, plan.generations]
+        said.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
+    said_so = (
+        f"Held-out loss after {plan.generations} generations, against that of a student of human "
+        f"records: {'; '.join(said)}."
+    )
+    if few:
+        return f"{said_so} Nothing is concluded: {few}"
+    rose = [one for one in verdicts if one.risen is not None]
+    early = sum(_order(one) == "yes" for one in rose)
+    told = (
+        f"Where loss rose by {LOSS_RISE:.0%}, the monitor had warned before in {early} of {len(rose)} "
+        "cases"
+        if rose
+        else f"Loss never rose by {LOSS_RISE:.0%}"
+    )
+    calm = [one for one in verdicts if one.risen is None]
+    false = sum(one.warned is not None for one in calm)
+    told += f"; it also warned in {false} of {len(calm)} where it did not." if calm else "."
+    return f"{said_so} {told}"
+
+
+@dataclass(frozen=True, slots=True)
+class CollapseStudy:
+    """The human records, the rules, and how large the experiment is.
+
+    ``records`` and ``held_out`` are the most records (pieces of at most ``student.max_tokens``
+    tokens, where they are plain text) to learn from and to measure on.
+    """
+
+    path: Path
+    rules: tuple[MixRule, ...] = MIX_RULES
+    generations: int = 5
+    seeds: int = 3
+    records: int = 400
+    held_out: int = 200
+    human_share: float = 0.0
+    student: StudentSettings = field(default_factory=StudentSettings)
+    embedder: str = ""
+    tolerance: float = 0.05
+    seed: int = 0
+
+    def to_text(self) -> str:
+        """Return the settings as YAML, for the job."""
+        told = asdict(self) | {
+            "path": str(self.path),
+            "student": self.student.model_dump(mode="json"),
+        }
+        return "# stillroom synth generations\n" + "".join(
+            f"{name}: {json.dumps(value)}\n" for name, value in told.items()
+        )
+
+    @property
+    def units(self) -> int:
+        """How many students are trained."""
+        return self.seeds * (1 + len(self.rules) * self.generations)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentRun:
+    """One student: its seed, its rule (empty for generation 0, which all share), its generation."""
+
+    seed: int
+    rule: str
+    generation: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the journal and of its files."""
+        return f"{self.rule or 'human'}-{self.generation}-seed{self.seed}"
+
+
+@dataclass
+class CollapseResults:
+    """What was measured: of each unit its losses by held-out record and its data's figures."""
+
+    plan: CollapseStudy
+    tokens: list[int] = field(default_factory=list)
+    losses: dict[StudentRun, list[float]] = field(default_factory=dict)
+    figures: dict[StudentRun, dict[str, Metric]] = field(default_factory=dict)
+    warned: dict[StudentRun, list[DiversityAlarm]] = field(default_factory=dict)
+    sizes: dict[StudentRun, int] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)

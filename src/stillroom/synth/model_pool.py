@@ -1,0 +1,149 @@
+"""Model pool: models of filters and selectors, opened once by reference and shared.
+
+Nothing is opened before it is asked for. Knows no filter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.jobs import Job
+from stillroom.jobs.engines import Engine, LocalEngine
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder, TextModel
+    from stillroom.models.encoders.sequence_classifiers import NLIModel, TextClassifier
+
+__all__ = ["ModelPool"]
+
+
+@dataclass
+class ModelPool:
+    """Opens models by reference.
+
+    Args:
+        settings: Of the engine, for every text model that has none of its own.
+        cache: File that keeps completions.
+        say: Told what a ``hub:`` reference was resolved to.
+        settings_of: Of the engine, by reference.
+        job: Keeps the completions of local models, and stops them where it is stopped.
+        lent: Models that are open already, by what they are and their reference.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    say: Callable[[str], None] | None = None
+    settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    job: Job | None = None
+    lent: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """Whose workers answer for text models and judge records."""
+        return LocalEngine() if self.job is None else self.job.engine
+
+    def text_model(self, reference: str) -> TextModel:
+        """Return a TextModel.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+            BackendError: If the engine cannot open it.
+        """
+        return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
+            "text", reference, lambda: self._open_text_model(reference)
+        )
+
+    def embedder(self, reference: str) -> Embedder:
+        """Return an Embedder.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+        """
+        from stillroom.models import open_embedder
+
+        return self._lend(  # type: ignore[no-any-return]
+            "embedder", reference, lambda: open_embedder(reference, say=self.say)
+        )
+
+    def entailment(self, reference: str) -> NLIModel:
+        """Return a model of natural language inference.
+
+        Raises:
+            CheckpointError: If the reference leads to no such checkpoint.
+        """
+        from stillroom.models.encoders.sequence_classifiers import NLIModel
+        from stillroom.models.hub import resolve_checkpoint
+
+        return self._lend(  # type: ignore[no-any-return]
+            "entailment", reference, lambda: NLIModel(resolve_checkpoint(reference))
+        )
+
+    def classifier(self, reference: str) -> TextClassifier:
+        """Return a text classifier.
+
+        Raises:
+            CheckpointError: If the reference leads to no such checkpoint.
+        """
+        from stillroom.models.encoders.sequence_classifiers import TextClassifier
+        from stillroom.models.hub import resolve_checkpoint
+
+        return self._lend(  # type: ignore[no-any-return]
+            "classifier", reference, lambda: TextClassifier(resolve_checkpoint(reference))
+        )
+
+    def counter(self, reference: str) -> Callable[[str], int]:
+        """Return what counts a text's tokens, without special ones, as a checkpoint does.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+        """
+        return self._lend(  # type: ignore[no-any-return]
+            "counter", reference, lambda: self._open_counter(reference)
+        )
+
+    def _open_text_model(self, reference: str) -> TextModel:
+        from stillroom.models import open_text_model
+
+        settings = self.settings_of.get(reference, self.settings)
+        if not self.engine.is_remote:
+            return open_text_model(
+                reference, cache=self.cache, job=self.job, say=self.say, **settings
+            )
+        from stillroom.models.cache import wrap_with_cache
+        from stillroom.models.factory import RemoteModel
+
+        model = open_text_model(reference, say=self.say, **settings)
+        remote = RemoteModel(model, self.engine, reference, settings)
+        return wrap_with_cache(remote, self.cache) if self.cache is not None else remote
+
+    def _open_counter(self, reference: str) -> Callable[[str], int]:
+        from tokenizers import Tokenizer
+
+        from stillroom.models.hub import resolve_checkpoint
+
+        if reference.startswith(("http://", "https://", "scripted:")):
+            return self.text_model(reference).count_tokens
+        file = resolve_checkpoint(reference, say=self.say) / "tokenizer.json"
+        if not file.is_file():
+            return self.text_model(reference).count_tokens
+        tokenizer = Tokenizer.from_file(str(file))
+        return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def close(self) -> None:
+        """Close what was opened; closing twice does no harm."""
+        with self._lock:
+            for (kind, _), model in self.lent.items():
+                if kind == "text":
+                    model.close()
+            self.lent.clear()
+
+    def _lend(self, kind: str, reference: str, open_it: Callable[[], Any]) -> Any:
+        with self._lock:
+            if (kind, reference) not in self.lent:
+                self.lent[kind, reference] = open_it()
+            return self.lent[kind, reference]

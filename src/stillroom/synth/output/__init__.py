@@ -1,0 +1,1 @@
+"""Outputs of a run: report page, rejected records and dataset export."""

@@ -1,0 +1,427 @@
+"""Dataset export: split files, dataset card, Croissant metadata and terms of the teachers.
+
+A folder with one file a split (``held_out`` becomes ``test``), ``README.md`` whose front matter the
+Hugging Face hub reads, and ``croissant.json`` (MLCommons Croissant 1.0, arXiv:2403.19546). What a
+format cannot hold is left out and counted.
+
+A table of what license texts say, by a model's name; it is a reminder to read them, not advice. A
+model that is not in it has terms that nobody here has read, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from stillroom.errors import DataError
+from stillroom.jobs import atomic_write
+from stillroom.provenance import digest_file
+from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
+from stillroom.records import Record, RecordWriter, read_records
+from stillroom.records.origin import find_license_warnings
+from stillroom.synth.output.formats import (
+    ExportFormat,
+    FileKind,
+    get_columns,
+    make_croissant,
+    make_row,
+    write_parquet,
+)
+
+__all__ = [
+    "ExportFormat",
+    "ExportResult",
+    "ModelTerms",
+    "export_records",
+    "find_model_terms",
+]
+
+
+OutputPolicy = Literal["free", "named", "restricted", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTerms:
+    """A teacher's terms.
+
+    ``free`` asks nothing of outputs, ``named`` a name or notice, ``restricted`` forbids some uses,
+    ``unknown`` has not been read.
+    """
+
+    family: str
+    license: str
+    bound: OutputPolicy
+    says: str
+
+
+_NO_CONDITIONS = "nothing of outputs"
+
+
+_MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
+    (r"smol(?:lm|vlm)", ModelTerms("SmolLM", "Apache-2.0", "free", _NO_CONDITIONS)),
+    (
+        r"qwen(?!.*(?:72b|3b)\b)",
+        ModelTerms("Qwen", "Apache-2.0 (most sizes)", "free", _NO_CONDITIONS),
+    ),
+    (
+        r"qwen",
+        ModelTerms(
+            "Qwen",
+            "Qwen license (this size)",
+            "named",
+            "a model trained on outputs says 'Built with Qwen' or 'Improved using Qwen'",
+        ),
+    ),
+    (
+        r"mixtral|mistral-(?:7b|nemo|small)",
+        ModelTerms("Mistral", "Apache-2.0", "free", _NO_CONDITIONS),
+    ),
+    (
+        r"mistral|codestral|ministral",
+        ModelTerms("Mistral", "Mistral research license", "restricted", "research use only"),
+    ),
+    (
+        r"llama-?3[.-][1-9]|llama-?4",
+        ModelTerms(
+            "Llama",
+            "Llama community license",
+            "named",
+            "a model trained on outputs has 'Llama' at the beginning of its name",
+        ),
+    ),
+    (
+        r"llama-?[23](?:\b|-)",
+        ModelTerms(
+            "Llama",
+            "Llama 2 or 3 community license",
+            "restricted",
+            "outputs may not improve any other language model",
+        ),
+    ),
+    (
+        r"gemma",
+        ModelTerms(
+            "Gemma",
+            "Gemma terms of use",
+            "restricted",
+            "a model trained on outputs is a derivative and carries the use restrictions on",
+        ),
+    ),
+    (r"phi-?[1-9]", ModelTerms("Phi", "MIT", "free", _NO_CONDITIONS)),
+    (
+        r"deepseek",
+        ModelTerms("DeepSeek", "MIT (R1, V3-0324 on)", "free", "distillation is allowed"),
+    ),
+    (r"olmo|tulu", ModelTerms("OLMo", "Apache-2.0", "free", _NO_CONDITIONS)),
+    (r"gpt-oss", ModelTerms("gpt-oss", "Apache-2.0", "free", _NO_CONDITIONS)),
+    (
+        r"gpt-|\bo[1345](?:-|\b)|api\.openai\.com",
+        ModelTerms(
+            "OpenAI", "service terms", "restricted", "outputs may not train models that compete"
+        ),
+    ),
+    (
+        r"claude|api\.anthropic\.com",
+        ModelTerms(
+            "Anthropic", "service terms", "restricted", "outputs may not train models that compete"
+        ),
+    ),
+    (
+        r"gemini|generativelanguage\.googleapis",
+        ModelTerms(
+            "Google", "service terms", "restricted", "outputs may not train models that compete"
+        ),
+    ),
+)
+
+
+def find_model_terms(teacher: str) -> ModelTerms:
+    """Return the terms of a teacher, by the reference or fingerprint that names it."""
+    for pattern, terms in _MODEL_TERMS:
+        if re.search(pattern, teacher, re.IGNORECASE):
+            return terms
+    return ModelTerms(teacher, "", "unknown", "nobody here has read its terms: read them")
+
+
+_CROISSANT = "croissant.json"
+
+
+_TEXT_SHAPES = ("alpaca", "text")
+
+
+_SPLITS = {"held_out": "test", "": "train"}
+
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+_LARGEST = "n>1M"
+
+
+_SHOWN = 12
+
+
+@dataclass
+class ExportResult:
+    """What was written: rows by split, what was left out and why, and what the card says."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    origins: Counter[str] = field(default_factory=Counter)
+    methods: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    licenses: Counter[str] = field(default_factory=Counter)
+    teachers: dict[str, ModelTerms] = field(default_factory=dict)
+
+    def note(self, record: Record) -> None:
+        """Count where a record comes from."""
+        origin = record.origin
+        self.origins[origin.kind] += 1
+        self.licenses[origin.license] += 1
+        for link in origin.chain:
+            self.methods[link.method] += 1
+            if link.model:
+                self.models[link.model] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "rows": dict(self.rows),
+            "left_out": dict(self.left_out),
+            "origins": dict(self.origins),
+            "licenses": dict(self.licenses),
+            "teachers": {name: terms.bound for name, terms in self.teachers.items()},
+        }
+
+
+def export_records(
+    paths: Iterable[Path],
+    out: Path,
+    *,
+    format: ExportFormat = "messages",
+    kind: FileKind = "jsonl",
+    name: str = "",
+    with_fields: bool = False,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Write records as a dataset folder; it appears at once, when all of it is written.
+
+    Args:
+        paths: Files or artifacts of records, read one by one.
+        out: The folder to make.
+        format: Shape of a row. ``preference`` takes a record's last message as chosen and its field
+            ``rejected`` as rejected; ``stillroom`` keeps everything.
+        kind: Suffix of the files.
+        name: The dataset's name; by default the folder's.
+        with_fields: Keep fields and the whole origin in every row, not only its kind.
+        overwrite: Replace what lies at ``out``.
+
+    Raises:
+        DataError: If the folder is there already, a file cannot be read, or no record fits.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} is there already",
+            code="data.exists",
+            where=str(out),
+            expected="a folder that is not there yet",
+            next="give another --out, or --overwrite",
+        )
+    if out.exists() and not (out / _CROISSANT).is_file() and (out.is_file() or any(out.iterdir())):
+        raise DataError(
+            f"{out} is no dataset that was exported, and is not replaced",
+            code="data.exists",
+            where=str(out),
+            expected=f"a folder with {_CROISSANT}, or an empty one",
+            next="give another --out, or remove it yourself",
+        )
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        told = _write(list(paths), draft, name or out.name, format, kind, with_fields=with_fields)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    draft.rename(out)
+    return told
+
+
+def _write(
+    paths: list[Path],
+    draft: Path,
+    title: str,
+    format: ExportFormat,
+    kind: FileKind,
+    *,
+    with_fields: bool,
+) -> ExportResult:
+    """Write the dataset's files into a folder."""
+    told = ExportResult(teachers=_read_teachers(paths))
+    files = _write_rows(paths, draft, format, kind, told, with_fields=with_fields)
+    if not told.rows.total():
+        reasons = "; ".join(f"{count} {why}" for why, count in told.left_out.most_common(3))
+        raise DataError(
+            f"no record fits the format {format}" + (f": {reasons}" if reasons else ""),
+            code="synth.no-records",
+            where=", ".join(map(str, paths)),
+            expected="at least one record that the format can hold",
+            next="choose another --format, or keep everything with --format stillroom",
+        )
+    with atomic_write(draft / "README.md") as file:
+        file.write(_render_card(title, format, files, told))
+    digests = {split: (path.name, digest_file(path)) for split, path in files.items()}
+    columns = [*(get_columns(format) if format in _TEXT_SHAPES else ()), "id"]
+    columns += ["origin"] if format != "stillroom" and not with_fields else []
+    with atomic_write(draft / _CROISSANT) as file:
+        about = make_croissant(
+            title, _find_common_license(told), digests, columns, dict(told.origins)
+        )
+        json.dump(about, file, ensure_ascii=False, indent=1)
+    return told
+
+
+def _write_rows(
+    paths: list[Path],
+    folder: Path,
+    format: ExportFormat,
+    kind: FileKind,
+    told: ExportResult,
+    *,
+    with_fields: bool,
+) -> dict[str, Path]:
+    """Write one file a split; return them by split, in order of name."""
+    sinks: dict[str, _Sink] = {}
+    with ExitStack() as closing:
+        for record in (record for path in paths for record in read_records(path)):
+            said = str(record.fields.get("split", "") or "")
+            split = _SPLITS.get(said, said if said.isidentifier() else "train")
+            try:
+                row = make_row(record, format, kind=kind, with_fields=with_fields)
+                line = json.dumps(row, ensure_ascii=False).encode()
+            except DataError as error:
+                told.left_out[error.problems[0].what] += 1
+                continue
+            except UnicodeEncodeError:
+                told.left_out["half a character, which no file can hold"] += 1
+                continue
+            if split not in sinks:
+                sinks[split] = closing.enter_context(_Sink(folder, split, format, kind))
+            sinks[split].write(record, line)
+            told.rows[split] += 1
+            told.note(record)
+    return {split: sinks[split].path for split in sorted(sinks)}
+
+
+class _Sink:
+    """The file of one split: lines first, of which a Parquet file is made in the end."""
+
+    def __init__(self, folder: Path, split: str, format: ExportFormat, kind: FileKind) -> None:
+        self.path = folder / f"{split}.{kind}"
+        self._lines = folder / f"{split}.jsonl"
+        is_record = format == "stillroom" and kind == "parquet"
+        self._records = RecordWriter(self.path) if is_record else None
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Sink:
+        if self._records is not None:
+            self._records.__enter__()
+        else:
+            self._file = self._lines.open("wb")
+        return self
+
+    def write(self, record: Record, line: bytes) -> None:
+        if self._records is not None:
+            self._records.write(record)
+        elif self._file is not None:
+            self._file.write(line + b"\n")
+
+    def __exit__(self, *failed: Any) -> None:
+        if self._records is not None:
+            self._records.__exit__(*failed)
+        elif self._file is not None:
+            self._file.close()
+            if self.path != self._lines and failed[0] is None:
+                write_parquet(self._lines, self.path)
+                self._lines.unlink()
+
+
+def _read_teachers(paths: Iterable[Path]) -> dict[str, ModelTerms]:
+    """Return the terms of the teachers that artifacts name, by the last part of a path."""
+    found = {}
+    for path in paths:
+        for _, artifact in list_ancestors(path):
+            for parent in artifact.parents:
+                if parent.role == "teacher" and has_path(parent):
+                    name = Path(parent.path).name if is_path_parent(parent) else parent.path
+                    found[name] = find_model_terms(parent.path)
+    return dict(sorted(found.items()))
+
+
+def _find_common_license(told: ExportResult) -> str:
+    """Return the one license that all rows have; ``other`` where they differ or nobody says."""
+    known = [license for license in told.licenses if license]
+    return known[0] if len(known) == 1 and len(told.licenses) == 1 else "other"
+
+
+def _render_card(title: str, format: str, files: Mapping[str, Path], told: ExportResult) -> str:
+    total = told.rows.total()
+    size = next((name for most, name in _SIZES if total < most), _LARGEST)
+    tags = ["synthetic"] if told.origins["synthetic"] else []
+    front = [
+        "---",
+        f"pretty_name: {json.dumps(title)}",
+        f"license: {_find_common_license(told).lower()}",
+        f"tags: {json.dumps([*tags, 'stillroom'])}",
+        f"size_categories: [{json.dumps(size)}]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+    ]
+    for split, path in files.items():
+        front += [f"  - split: {split}", f"    path: {path.name}"]
+    lines = [*front, "---", "", f"# {title}", ""]
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(told.rows.items()))
+    lines += [f"{total} rows ({rows}) in the shape `{format}`.", "", "## Origin", ""]
+    shares = sorted(told.origins.items(), key=lambda pair: -pair[1])
+    lines += [f"- {kind}: {count} rows ({count / total:.0%})" for kind, count in shares]
+    for what, counts in (("Made by", told.methods), ("Models that took part", told.models)):
+        if counts:
+            lines += ["", f"## {what}", ""]
+            lines += [f"- `{name}`: {count} rows" for name, count in counts.most_common(_SHOWN)]
+    lines += ["", "## License", ""]
+    licenses = sorted(told.licenses.items(), key=lambda pair: -pair[1])
+    lines += [f"- {license or 'not said'}: {count} rows" for license, count in licenses]
+    lines += [
+        f"- {said}"
+        for said in find_license_warnings(
+            [(f"{count} rows", license) for license, count in licenses], "rows", "use"
+        )
+    ]
+    lines += _describe_terms(told)
+    if told.left_out:
+        lines += ["", "## Left out", ""]
+        lines += [f"- {count} rows: {why}" for why, count in told.left_out.most_common(_SHOWN)]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_terms(told: ExportResult) -> list[str]:
+    """Return what the teachers' makers ask of models trained on outputs, as far as it is known."""
+    if not told.origins["synthetic"]:
+        return []
+    lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
+    if not told.teachers:
+        return [*lines, "- which models these were is not said: read the terms of those above"]
+    return lines + [
+        f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
+        for name, terms in told.teachers.items()
+    ]

@@ -1,0 +1,444 @@
+"""HTML report of a run: yield by step, rejections, diversity, contamination and licenses.
+
+Everything is taken from the report and the records; no model is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stillroom.evaluate.charts import Plot
+from stillroom.evaluate.metrics.bootstrap import Metric
+from stillroom.evaluate.report import Report, Table, render_page
+from stillroom.synth.interfaces import Filter, ModelScoredFilter
+from stillroom.synth.output.dataset import find_model_terms
+from stillroom.synth.pipeline.statistics import (
+    LENGTH_BINS,
+    MIN_DIVERSITY_WORDS,
+    DiversityComparison,
+    DiversityMetrics,
+    RecordStats,
+    RejectionStats,
+    summarize_rejected,
+)
+from stillroom.synth.prompting.conversation import get_last_answer, get_last_instruction
+from stillroom.synth.types import RejectedRecord
+
+__all__ = [
+    "REPORT_PAGE",
+    "ReportInput",
+    "add_coverage",
+    "add_diversity",
+    "is_report_page",
+    "render_report",
+]
+
+
+REPORT_PAGE = "report.html"
+
+
+_SHOWN = 240
+
+
+_REASONS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """What a page is drawn of.
+
+    ``report`` is the run's report.json, ``comparison`` knows the texts that were started from,
+    ``teachers`` are the references of the models that wrote, ``checks`` all filters. Rows are gone
+    through once.
+    """
+
+    report: Mapping[str, Any]
+    train: RecordStats
+    held_out: RecordStats
+    dropped: Iterable[RejectedRecord]
+    comparison: DiversityComparison = field(default_factory=DiversityComparison)
+    teachers: Sequence[str] = ()
+    checks: Sequence[Filter] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReportData:
+    """What was told, counted."""
+
+    told: ReportInput
+    report: Mapping[str, Any]
+    train: RecordStats
+    held_out: RecordStats
+    falls: RejectionStats
+
+
+def is_report_page(path: str) -> bool:
+    """Return whether a file is the page: it names places, so it is no part of the digest."""
+    return path == f"output/{REPORT_PAGE}"
+
+
+def render_report(told: ReportInput) -> str:
+    """Return the page of a run, as HTML that needs nothing else."""
+    facts = _ReportData(
+        told,
+        told.report,
+        told.train,
+        told.held_out,
+        RejectionStats.of(told.dropped),
+    )
+    report = Report("Records of a run", _summarize(facts))
+    _add_headlines(report, facts)
+    _add_steps(report, facts)
+    _add_reasons(report, facts)
+    _add_examples(report, facts)
+    add_diversity(report, facts.told.comparison.measure(facts.train.sample))
+    add_coverage(report, told.train, told.report["splits"]["train"].get("documents", 0))
+    _add_contamination(report, facts)
+    _add_rights(report, facts)
+    _add_judges(report, facts)
+    return render_page(report.to_json())
+
+
+def _summarize(facts: _ReportData) -> str:
+    train, held_out = facts.train.count, facts.held_out.count
+    fell, asked = facts.falls.counts.total(), facts.report["spent"]["asks"]
+    said = f"{train + held_out} records kept, {held_out} of them held out; {fell} rows fell"
+    said += f" in {asked} asks." if asked else "."
+    unknown = facts.train.kinds["unknown"]
+    if unknown:
+        said += f" The origin of {unknown} training records is unknown."
+    return said
+
+
+def _add_headlines(report: Report, facts: _ReportData) -> None:
+    spent = facts.report["spent"]
+    train, held_out = facts.train, facts.held_out
+    tiles = [
+        Metric("training records", float(train.count), n=train.count),
+        Metric("held-out records", float(held_out.count), n=held_out.count),
+    ]
+    if spent["asks"]:
+        kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
+        tiles += [
+            Metric("asks", float(spent["asks"])),
+            Metric("tokens", float(spent["tokens"])),
+            Metric("records kept for an ask", kept / spent["asks"], n=spent["asks"]),
+        ]
+    if spent["money"]:
+        tiles.append(Metric("money", float(spent["money"])))
+    for tile in tiles:
+        report.add(replace(tile, note="counted"), is_headline=True)
+    prices = spent.get("prices")
+    priced = (
+        f" A million tokens of prompts cost {prices['input']:g}, of completions "
+        f"{prices['output']:g}."
+        if prices
+        else ""
+    )
+    if any(isinstance(one, ModelScoredFilter) for one in facts.told.checks):
+        priced += " What filters asked of models of their own is not counted."
+    report.section(
+        "Counts and cost",
+        "What came from a shelf or a cache is counted too: it is what the records cost, not what "
+        f"this sitting cost.{priced}",
+        metrics=[report.metrics[tile.name] for tile in tiles],
+    )
+
+
+def _add_steps(report: Report, facts: _ReportData) -> None:
+    for split in ("train", "held_out"):
+        side = facts.report["splits"].get(split, {})
+        rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
+        if not rows or not any(value for _, value in plotted):
+            continue
+        columns = ("step", "from", "took", "gave", "share", "asked", "tokens", "fell")
+        plot = Plot(
+            f"Records that each step gave, {split.replace('_', ' ')} side",
+            tuple(name for name, _ in plotted),
+            tuple(value for _, value in plotted),
+            kind="bars",
+        )
+        report.section(
+            f"Yield by step: {split.replace('_', ' ')}",
+            plot=plot,
+            table=Table("What went into each step and what came out", columns, tuple(rows)),
+        )
+
+
+def _yield_rows(
+    side: Mapping[str, Any], outline: Mapping[str, Any]
+) -> tuple[list[tuple[str, ...]], list[tuple[str, float]]]:
+    """Return the rows of the steps, and what is plotted; a chain is two steps."""
+    steps = side.get("steps")
+    if steps is None:
+        if not side.get("units"):
+            return [], []
+        fell = side["dropped"]
+        lost = sum(count for name, count in fell.items() if name.startswith("generator"))
+        steps = {
+            "ask": {**side, "taken": side["units"], "given": side["parsed"], "dropped": {"": lost}},
+            "keep": {
+                "taken": side["parsed"],
+                "given": side["kept"],
+                "dropped": {"": sum(fell.values()) - lost},
+            },
+        }
+        start = "seeds" if side.get("seeds") else "nothing"
+        outline = {"ask": {"from": [start]}, "keep": {"from": ["ask"]}}
+    rows: list[tuple[str, ...]] = []
+    plotted: list[tuple[str, float]] = []
+    for name, step in steps.items():
+        taken, given = step.get("taken", 0), step.get("given", 0)
+        tokens = step.get("prompt_tokens", 0) + step.get("completion_tokens", 0)
+        rows.append(
+            (
+                name,
+                ", ".join(outline.get(name, {}).get("from", ())),
+                str(taken),
+                str(given),
+                f"{given / taken:.0%}" if taken else "–",
+                str(step.get("asked") or "–"),
+                str(tokens or "–"),
+                str(sum(step.get("dropped", {}).values()) or "–"),
+            )
+        )
+        plotted.append((name, float(given)))
+    return rows, plotted
+
+
+def _add_reasons(report: Report, facts: _ReportData) -> None:
+    counts = facts.falls.counts
+    if not counts:
+        report.section("What fell", "Nothing fell.")
+        return
+    most = counts.most_common(_REASONS)
+    rest = counts.total() - sum(count for _, count in most)
+    text = f"{rest} more fell for {len(counts) - len(most)} rarer reasons." if rest else ""
+    plot = Plot(
+        "Rows by the reason they fell for",
+        tuple(name.rpartition(": ")[2] for name, _ in most),
+        tuple(float(count) for _, count in most),
+        kind="bars",
+    )
+    total = counts.total()
+    rows = tuple((*name.split(": ", 1), str(count), f"{count / total:.1%}") for name, count in most)
+    table = Table("By whom and why", ("by", "reason", "rows", "share"), rows)
+    report.section("What fell", text, plot=plot, table=table)
+
+
+def _add_examples(report: Report, facts: _ReportData) -> None:
+    shown = facts.train.examples.ranked()
+    if shown:
+        rows = tuple(
+            (_clip(get_last_instruction(one) or "–"), _clip(get_last_answer(one))) for one in shown
+        )
+        report.section(
+            "Kept, for example", table=Table("Drawn by hash", ("asked", "answered"), rows)
+        )
+    falls = facts.falls
+    rows_fell = []
+    for name in sorted(falls.counts, key=lambda one: (-falls.counts[one], one))[:_REASONS]:
+        rows_fell += [
+            (name, _format_score(one), _clip(summarize_rejected(one)))
+            for one in falls.examples(name)
+        ]
+    if rows_fell:
+        table = Table(
+            "At most three of each reason", ("reason", "measured", "row"), tuple(rows_fell)
+        )
+        report.section("Fell, for example", "All of them: stillroom synth drops RUN.", table=table)
+
+
+def _add_contamination(report: Report, facts: _ReportData) -> None:
+    checks = {
+        one.method_name(): tuple(map(str, getattr(one, "against", ())))
+        for one in facts.told.checks
+        if one.method_name() in {"decontaminate", "reworded"}
+    }
+    named = sorted({Path(path).name for against in checks.values() for path in against})
+    if checks and not facts.held_out.count and not named:
+        report.section(
+            "Contamination",
+            "Not checked: no record is held out, and no filter names test items (against).",
+        )
+        return
+    if not checks:
+        report.section(
+            "Contamination",
+            "Not checked: no step has the filter decontaminate or reworded. For records that are "
+            "there already: stillroom synth decontaminate.",
+        )
+        return
+    found = facts.falls.found
+    text = (
+        f"{facts.held_out.count} held-out records"
+        + (f" and the items of {', '.join(named)}" if named else "")
+        + f" were looked for in every training record; {facts.falls.held_out} rows held one."
+        + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
+    )
+    rows = tuple(
+        (_clip(one.against), f"{one.score:.2f}", _clip(summarize_rejected(one))) for one in found
+    )
+    table = Table("Items found", ("item", "share", "row"), rows) if rows else None
+    report.section("Contamination", text, table=table)
+
+
+def _add_rights(report: Report, facts: _ReportData) -> None:
+    licenses, origins = facts.train.licenses, facts.train.kinds
+    rows = tuple((name, str(count)) for name, count in licenses.most_common())
+    said = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
+    report.section(
+        "Origin and licenses",
+        f"Of the training records: {said}.",
+        table=Table("Licenses of the training records", ("license", "records"), rows),
+    )
+    if facts.told.teachers:
+        terms = [
+            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.told.teachers)
+        ]
+        report.section(
+            "Terms of the teachers",
+            "A reminder to read them, not advice.",
+            table=Table(
+                "What makers ask of models trained on outputs",
+                ("teacher", "license", "outputs", "what they say"),
+                tuple((name, one.license or "–", one.bound, one.says) for name, one in terms),
+            ),
+        )
+
+
+def _add_judges(report: Report, facts: _ReportData) -> None:
+    rows = [
+        (split.replace("_", " "), step, name, str(value))
+        for split, side in facts.report["splits"].items()
+        for step, filters in _by_step(side.get("measured", {})).items()
+        for name, value in filters
+    ]
+    if rows:
+        table = Table(
+            "What measuring filters say", ("side", "filter", "what", "value"), tuple(rows)
+        )
+        report.section("Judges and measures", table=table)
+
+
+def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Return figures by filter, or by step and filter, as pairs of name and value."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in measured.items():
+        for key, part in value.items():
+            if isinstance(part, Mapping):
+                found.setdefault(f"{name}/{key}", []).extend(part.items())
+            else:
+                found.setdefault(name, []).append((key, part))
+    return found
+
+
+def _format_score(drop: RejectedRecord) -> str:
+    if not drop.score and drop.limit is None:
+        return "–"
+    return f"{drop.score:.3g}" + (f" (bound {drop.limit:.3g})" if drop.limit is not None else "")
+
+
+def _clip(text: str) -> str:
+    line = " ".join(text[: 8 * _SHOWN].split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+_MAX_OPENINGS = 10
+
+
+def add_diversity(report: Report, found: DiversityMetrics | None) -> None:
+    """Show how varied the training records are beside the texts that were started from."""
+    if found is None:
+        report.section("Variety", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure.")
+        return
+    text = (
+        f"Means of draws of {found.budget} words, with the middle 95 % of the draws. High "
+        "self_bleu, compression and repeated say little variety; a tail below 1 says that rare "
+        "words are gone, above 1 that records repeat the very texts they were made of."
+    )
+    metrics = [
+        replace(metric, name=f"{figure}/{side}")
+        for figure in found.sides["made"]
+        for side in found.sides
+        for metric in [found.sides[side][figure]]
+    ]
+    shares = [one for one in metrics if not one.name.startswith("compression")]
+    report.section(
+        "Variety",
+        text,
+        metrics=metrics,
+        plot=Plot.of("Figures of variety that are shares", shares),
+    )
+
+
+def add_coverage(report: Report, made: RecordStats, documents: int) -> None:
+    """Show how many of so many documents the training records are of, and their forms."""
+    if not made.documents:
+        return
+    if documents:
+        _add_documents(report, made.documents, documents)
+    _add_forms(report, made)
+
+
+def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
+    bounds = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 10**9))
+    labels, values = [], []
+    if total >= len(per_document):
+        labels.append("no record")
+        values.append(float(total - len(per_document)))
+    for low, high in bounds:
+        label = (
+            str(low) if low == high else f"{low} to {high}" if high < 10**9 else f"{low} or more"
+        )
+        labels.append(label)
+        values.append(float(sum(low <= n <= high for n in per_document.values())))
+    report.section(
+        "Coverage of what was started from",
+        f"{len(per_document)} of {max(total, len(per_document))} documents of the training side "
+        "have a record.",
+        plot=Plot(
+            "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
+        ),
+    )
+
+
+def _add_forms(report: Report, made: RecordStats) -> None:
+    """Show how long answers are and how questions begin."""
+    lengths = made.lengths
+    bins = range(max(lengths) + 1)
+    report.section(
+        "Length of answers",
+        plot=Plot(
+            "Records by the words of their answer",
+            tuple(_name_bin(at) for at in bins),
+            tuple(float(lengths[at]) for at in bins),
+            kind="bars",
+        ),
+    )
+    openings = made.openings
+    if openings:
+        most = openings.most_common(_MAX_OPENINGS)
+        report.section(
+            "How questions begin",
+            f"{len(openings)} beginnings of three words among {openings.total()} questions.",
+            plot=Plot(
+                "The commonest beginnings",
+                tuple(name for name, _ in most),
+                tuple(float(count) for _, count in most),
+                kind="bars",
+            ),
+        )
+
+
+def _name_bin(at: int) -> str:
+    if at == 0:
+        return f"below {LENGTH_BINS[0]}"
+    return (
+        f"{LENGTH_BINS[at - 1]} or more"
+        if at == len(LENGTH_BINS)
+        else f"{LENGTH_BINS[at - 1]} to {LENGTH_BINS[at] - 1}"
+    )

@@ -1,0 +1,1 @@
+"""Generation pipeline: inputs, step graph, scheduling, filter chain and results."""

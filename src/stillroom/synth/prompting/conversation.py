@@ -1,0 +1,326 @@
+"""Record content: questions, answers, conversation turns and evidence quotes.
+
+Knows sentences and shared words, no model. Offsets count in the document's text.
+
+Knows records and rules of form; asks no model.
+
+Takes any record; what is missing comes back empty.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.evaluate.final_answer import extract_answer, is_answer_marked
+from stillroom.records import Message, Passage, Record
+from stillroom.synth.interfaces import FilterContext
+from stillroom.synth.lexical_overlap import (
+    FUNCTION_WORDS,
+    collapse_whitespace,
+    extract_content_stems,
+    extract_content_words,
+    rouge_l,
+)
+from stillroom.synth.prompting.requests import to_one_line
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import split_words
+
+__all__ = [
+    "Quote",
+    "echoes_question",
+    "find_best_quote",
+    "find_statements",
+    "get_evidence_passage",
+    "get_evidence_quote",
+    "get_exchanges",
+    "get_final_answer",
+    "get_full_text",
+    "get_history",
+    "get_last_answer",
+    "get_last_instruction",
+    "get_prompt_messages",
+    "get_question",
+    "get_reference_answer",
+    "get_solution",
+    "get_text_field",
+    "is_empty_answer",
+    "is_refusal",
+    "make_qa_messages",
+    "parse_numbered_list",
+    "refers_to_source",
+]
+
+
+_MIN_WORDS, _MAX_WORDS = 7, 34
+
+
+_MIN_CONTENT = 4
+
+
+_OPENERS = frozenset(
+    str.split(
+        """this that these those it its they them their he she his her such here there also however
+        thus therefore hence otherwise then similarly likewise conversely finally moreover
+        furthermore additionally instead consequently nevertheless but and or so yet note see
+        both neither either another others one some above below previously next first second
+        third we i you if"""
+    )
+)
+
+
+_ANAPHORA = re.compile(
+    r"\b(see|sections?|for (?:more|details|example|instance|further)|"
+    r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained) "
+    r"(?:above|below|earlier|later|here|in)|the following|as follows|following "
+    r"(?:example|code|table|list)|in this (?:case|section|example|chapter|way)|(?:this|these|those|"
+    r"the (?:above|former|latter|previous|preceding)) \w+|(?:above|below)[:.]$|changed in version|"
+    r"new in version|deprecated since)\b",
+    re.IGNORECASE,
+)
+
+
+_CODE = re.compile(r"::=|>>>|[{}|\\]|\.\.\.|…|==|;\s|\w+\(\w+=|\s=\s|https?://|\s\*\s")
+
+
+_ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
+
+
+_PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A piece of a passage; ``start`` and ``end`` count in the document."""
+
+    passage_id: str
+    start: int
+    end: int
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record's ``evidence`` field."""
+        return {
+            "passage_id": self.passage_id,
+            "quote": self.text,
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+def find_statements(passage: Passage) -> list[Quote]:
+    """Return the sentences that say something by themselves, in order.
+
+    Left out are fragments, code, headings, overlong sentences, and those that lean on another
+    ("This ...", "as follows", "see section ..."). The signs of leaning are English; in other
+    languages only form is looked at.
+    """
+    return [quote for quote in _sentences(passage) if _is_statement(quote.text)]
+
+
+def find_best_quote(passage: Passage, answer: str) -> Quote:
+    """Return the sentence of the passage that shares most content words with an answer.
+
+    Of equals the shorter wins, then the earlier; without any sentence it is the whole passage.
+    """
+    wanted = set(extract_content_stems(answer))
+
+    def rank(quote: Quote) -> tuple[int, int, int]:
+        return (
+            -len(wanted.intersection(extract_content_stems(quote.text))),
+            len(quote.text),
+            quote.start,
+        )
+
+    whole = Quote(passage.id, passage.start, passage.end, passage.text)
+    return min(_sentences(passage), key=rank, default=whole)
+
+
+def _sentences(passage: Passage) -> list[Quote]:
+    quotes = []
+    for start, end in split_sentences(passage.text):
+        text = passage.text[start:end]
+        first = start + len(text) - len(text.lstrip())
+        last = start + len(text.rstrip())
+        if last > first:
+            place = passage.start
+            quotes.append(Quote(passage.id, place + first, place + last, passage.text[first:last]))
+    return quotes
+
+
+def _is_statement(text: str) -> bool:
+    line = collapse_whitespace(text)
+    tokens = line.split()
+    if _ENUMERATION.match(line):
+        return False
+    if not _MIN_WORDS <= len(tokens) <= _MAX_WORDS and line.isascii():
+        return False
+    if not line[0].isalnum() and line[0] not in "\"“‘'`«":
+        return False
+    return (
+        line[-1] in ".!。．।"
+        and not (line[0].isalpha() and line[0].islower())
+        and tokens[0].strip(",.'’\"").casefold() not in _OPENERS
+        and len(set(extract_content_words(line))) >= _MIN_CONTENT
+        and not _ANAPHORA.search(line)
+        and not _CODE.search(line)
+        and line.count('"') % 2 == 0
+        and all(line.count(left) == line.count(right) for left, right in _PAIRS)
+    )
+
+
+def get_evidence_passage(record: Record, context: FilterContext) -> Passage | None:
+    """Return the passage that a record's evidence names, where the context holds it."""
+    evidence = record.fields.get("evidence")
+    if not isinstance(evidence, Mapping):
+        return None
+    return context.passages.get(str(evidence.get("passage_id", "")))
+
+
+def get_evidence_quote(record: Record) -> str:
+    """Return the words a record's answer stands on; empty where it names none."""
+    evidence = record.fields.get("evidence")
+    quote = evidence.get("quote") if isinstance(evidence, Mapping) else None
+    return quote if isinstance(quote, str) else ""
+
+
+def get_text_field(record: Record, name: str) -> str:
+    """Return a field as text; empty where it is missing or something else."""
+    value = record.fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+_ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
+
+
+_MAX_REFUSAL_WORDS = 80
+
+
+_ECHO_WORDS = 6
+
+
+_ECHO_ROUGE = 0.7
+
+
+_SOURCE_REFERENCE = re.compile(
+    r"\b(?:the|this|given|above) (?:given |above |following )?"
+    r"(?:text|passage|article|document|excerpt|paragraph|statement)\b"
+    r"(?! (?:of|editor|file|field|box|message|format|mode|string|type)s?\b)",
+    re.IGNORECASE,
+)
+
+
+def get_question(record: Record) -> str:
+    """Return what a record asks: its ``question`` field, or its last user message, or its text."""
+    asked = record.fields.get("question") or record.fields.get("instruction")
+    if isinstance(asked, str) and asked.strip():
+        return asked.strip()
+    users = [message.content for message in record.messages if message.role == "user"]
+    if users:
+        return users[-1].strip()
+    return record.messages[0].content.strip() if len(record.messages) == 1 else ""
+
+
+def get_solution(record: Record) -> str:
+    """Return the record's whole answer: its last assistant message after a question, or nothing."""
+    has_user = any(message.role == "user" for message in record.messages)
+    last = record.messages[-1] if record.messages else None
+    return last.content.strip() if has_user and last and last.role == "assistant" else ""
+
+
+def get_reference_answer(record: Record) -> str:
+    """Return what a record says is right: its ``answer`` field, or its whole answer."""
+    answer = record.fields.get("answer")
+    if isinstance(answer, str | int | float) and str(answer).strip():
+        return str(answer).strip()
+    return get_solution(record)
+
+
+def get_final_answer(record: Record) -> str:
+    """Return the final answer that a record says is right; all it says where none is marked."""
+    final = record.fields.get("final_answer")
+    if isinstance(final, str | int | float) and str(final).strip():
+        return str(final).strip()
+    told = get_reference_answer(record)
+    return (extract_answer(told) or told) if is_answer_marked(told) else told
+
+
+def make_qa_messages(question: str, answer: str, *before: Message) -> tuple[Message, ...]:
+    """Return a user's and an assistant's turn."""
+    return (*before, Message("user", question), Message("assistant", answer))
+
+
+def parse_numbered_list(text: str) -> list[str]:
+    """Return the items of a numbered list, each on one line; nothing of what comes before."""
+    parts = _ITEM.split(text)
+    return [line for part in parts[1:] if (line := to_one_line(part))]
+
+
+def is_refusal(answer: str) -> bool:
+    """Return whether an answer is short and sorry, as WizardLM's elimination has it."""
+    return "sorry" in answer.casefold() and len(split_words(answer)) < _MAX_REFUSAL_WORDS
+
+
+def refers_to_source(text: str) -> bool:
+    """Return whether a question speaks of the text it was asked about, which nobody will see."""
+    return bool(_SOURCE_REFERENCE.search(text))
+
+
+def echoes_question(question: str, answer: str) -> bool:
+    """Return whether an answer begins as its question does and goes on to say it again.
+
+    A text that is asked to be corrected or translated begins after the words that ask for it.
+    """
+    asked, said = split_words(question), split_words(answer)
+    begins_alike = len(asked) >= _ECHO_WORDS and asked[:_ECHO_WORDS] == said[:_ECHO_WORDS]
+    is_part = f"{' '.join(said)} " in f"{' '.join(asked)} "
+    return asked == said or (begins_alike and (is_part or rouge_l(question, answer) >= _ECHO_ROUGE))
+
+
+def is_empty_answer(answer: str) -> bool:
+    """Return whether an answer has only marks and words that mean nothing by themselves."""
+    return not set(split_words(answer)) - FUNCTION_WORDS
+
+
+def get_last_answer(record: Record) -> str:
+    """Return what the assistant says last; empty where it says nothing."""
+    said = [message.content for message in record.messages if message.role == "assistant"]
+    return said[-1] if said else ""
+
+
+def get_prompt_messages(record: Record) -> tuple[Message, ...]:
+    """Return the turns before the assistant's last one."""
+    places = [at for at, message in enumerate(record.messages) if message.role == "assistant"]
+    return record.messages[: places[-1]] if places else record.messages
+
+
+def get_last_instruction(record: Record) -> str:
+    """Return what the user says last before the assistant's last turn."""
+    asked = [message.content for message in get_prompt_messages(record) if message.role == "user"]
+    return asked[-1] if asked else ""
+
+
+def get_exchanges(record: Record) -> list[tuple[str, str]]:
+    """Return what the user says and what the assistant answers, an exchange each, in order."""
+    found, asked = [], ""
+    for message in record.messages:
+        if message.role == "user":
+            asked = message.content
+        elif message.role == "assistant" and message.content.strip():
+            found.append((asked, message.content))
+    return found
+
+
+def get_history(record: Record) -> str:
+    """Return what was said before the last question, a turn a line; empty where nothing was."""
+    asked = get_prompt_messages(record)
+    places = [at for at, message in enumerate(asked) if message.role == "user"]
+    before = asked[: places[-1]] if places else ()
+    return "\n".join(f"{message.role}: {message.content}" for message in before)
+
+
+def get_full_text(record: Record) -> str:
+    """Return all that is said, one message to a paragraph."""
+    return "\n\n".join(message.content for message in record.messages)

@@ -1,0 +1,374 @@
+"""Seed readers: passages of an index, records of any format, and taxonomies.
+
+Knows files and their rows. Hidden characters and empty texts are handled where prompts are made.
+
+A subject is a mapping of its parts by name, a list of leaves, or a description. Within a mapping
+``description``, ``examples`` (questions with answers) and ``topics`` are its own; any other key
+names a part. A folder is read too, as InstructLab keeps it: every ``qna.yaml`` is a leaf, whose
+path is that of its folder. Knows files, no model.
+
+Source: Li et al. 2024 (GLAN), arXiv:2402.13064, section 2.1; Sudalairaj et al. 2024 (LAB),
+arXiv:2403.01081, section 3.1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.objects import resolve_local
+from stillroom.provenance import LEDGER, find_output, read_ledger
+from stillroom.recipes.yaml_text import YamlTree, format_path, read_yaml
+from stillroom.records import Origin, Passage, Record, read_records
+from stillroom.synth.types import SeedItem, SeedKind, Topic, get_seed_kind, to_passage
+
+__all__ = [
+    "SeedSet",
+    "is_taxonomy",
+    "read_seed_passages",
+    "read_seeds",
+    "read_taxonomy",
+    "to_passage",
+]
+
+
+_PASSAGES_FILE = "passages.jsonl"
+
+
+_RECORDS_FILE = "records.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSet:
+    """The distinct items of one input, in the order of its file, and how many rows fell out."""
+
+    path: Path
+    items: tuple[SeedItem, ...]
+    dropped: Mapping[str, int]
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """The items that are passages of documents."""
+        return tuple(item for item in self.items if isinstance(item, Passage))
+
+
+def read_seed_passages(reference: str) -> SeedSet:
+    """Read the passages that a recipe names; records are read as passages of their own.
+
+    Args:
+        reference: An index or records artifact, a folder with passages.jsonl, or a file.
+
+    Raises:
+        DataError: If there is no such file, a row of passages is broken, or nothing is left.
+    """
+    return read_seeds(reference, ("passages",))
+
+
+def read_seeds(reference: str, takes: Sequence[SeedKind]) -> SeedSet:
+    """Read what a generator is to start from, as the first kind it takes that the file can be.
+
+    A taxonomy gives topics; passages give passages; records give records, or passages where the
+    generator takes no records.
+
+    Args:
+        reference: An index or records artifact, a folder with passages.jsonl, a taxonomy, a file.
+        takes: The kinds of items that the generator takes.
+
+    Raises:
+        DataError: If there is no such file, a row is broken, nothing is left, or the generator
+            takes nothing of the kind.
+    """
+    path = resolve_local(reference)
+    if is_taxonomy(path):
+        topics = read_taxonomy(path)
+        return _deduplicate(path, iter(topics), {}, takes)
+    file = _find_file(path)
+    dropped: dict[str, int] = {}
+    return _deduplicate(file, _read_rows(file, dropped, takes), dropped, takes)
+
+
+def _deduplicate(
+    path: Path, rows: Iterator[SeedItem], dropped: dict[str, int], takes: Sequence[SeedKind]
+) -> SeedSet:
+    unique: dict[str, SeedItem] = {}
+    for item in rows:
+        if get_seed_kind(item) not in takes:
+            raise _wrong_kind_error(path, get_seed_kind(item), takes)
+        if isinstance(item, Passage) and not item.text.strip():
+            dropped["empty"] = dropped.get("empty", 0) + 1
+        elif item.id in unique:
+            dropped["repeated"] = dropped.get("repeated", 0) + 1
+        else:
+            unique[item.id] = item
+    if not unique:
+        raise DataError(
+            f"{path} holds no {'passage' if 'passages' in takes else 'seed'} to ask about",
+            code="synth.no-passages",
+            expected="at least one passage with text, record or topic",
+            next="build an index from documents: stillroom rag index FOLDER"
+            if "passages" in takes
+            else "name a file with records (JSON lines with question and answer, say)",
+        )
+    return SeedSet(path, tuple(unique.values()), dict(sorted(dropped.items())))
+
+
+def _wrong_kind_error(path: Path, kind: SeedKind, takes: Sequence[SeedKind]) -> DataError:
+    wanted = " or ".join(one for one in takes if one != "nothing")
+    return DataError(
+        f"{path} holds {kind}, which the generator does not start from",
+        code="synth.wrong-seeds",
+        where=str(path),
+        expected=wanted or "no seeds at all: the generator needs none",
+        next=f"name a file of {wanted}" if wanted else "leave index and seeds out of the recipe",
+    )
+
+
+def _read_rows(
+    path: Path, dropped: dict[str, int], takes: Sequence[SeedKind]
+) -> Iterator[SeedItem]:
+    if path.name == LEDGER:
+        for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
+            yield _make_passage(row, path, number)
+    elif _holds_passages(path):
+        yield from _read_passages(path)
+    elif "records" in takes or "passages" not in takes:
+        yield from _read_records(path, dropped)
+    else:
+        yield from map(to_passage, _read_records(path, dropped))
+
+
+def _find_file(path: Path) -> Path:
+    folder = find_output(path, "index", "records")
+    if folder.is_file():
+        return folder
+    for name in (LEDGER, _PASSAGES_FILE, _RECORDS_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{path} holds neither {LEDGER}, {_PASSAGES_FILE} nor {_RECORDS_FILE}",
+        code="synth.no-passages",
+        where=str(path),
+        expected="an index artifact, or a file of passages or records",
+        next="build an index first: stillroom rag index FOLDER",
+    )
+
+
+def _holds_passages(path: Path) -> bool:
+    if path.suffix != ".jsonl":
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        line = next((line for line in file if line.strip()), "")
+    try:
+        row = json.loads(line) if line else None
+    except ValueError:
+        return path.name == _PASSAGES_FILE
+    return isinstance(row, dict) and {"document_id", "start", "end", "text"} <= row.keys()
+
+
+def _read_passages(path: Path) -> Iterator[Passage]:
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _parse_passage(line, path, number)
+        except UnicodeDecodeError as error:
+            raise _broken_passage_error(path, 0, f"it is not UTF-8: {error}") from error
+
+
+def _parse_passage(line: str, path: Path, number: int) -> Passage:
+    try:
+        data: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise _broken_passage_error(path, number, f"{type(error).__name__}: {error}") from error
+    return _make_passage(data, path, number)
+
+
+def _make_passage(data: dict[str, Any], path: Path, number: int) -> Passage:
+    try:
+        passage = Passage.from_json(data)
+        is_sound = isinstance(passage.text, str) and isinstance(passage.document_id, str)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _broken_passage_error(path, number, f"{type(error).__name__}: {error}") from error
+    if not is_sound:
+        raise _broken_passage_error(path, number, "text and document_id must be text")
+    return passage
+
+
+def _read_records(path: Path, dropped: dict[str, int]) -> Iterator[Record]:
+    def count(row: int, reason: str) -> None:
+        dropped["unreadable"] = dropped.get("unreadable", 0) + 1
+
+    return read_records(path, on_drop=count)
+
+
+def _broken_passage_error(path: Path, number: int, why: str) -> DataError:
+    return DataError(
+        f"a passage cannot be read: {why}",
+        code="synth.broken-passage",
+        where=f"{path}:{number}" if number else str(path),
+        expected="one JSON object a line, as an index writes them",
+        next="build the index again",
+    )
+
+
+_SUFFIXES = {".yaml", ".yml"}
+
+
+_LEAF_FILE = "qna.yaml"
+
+
+_EXAMPLES = ("examples", "seed_examples")
+
+
+_DESCRIPTIONS = ("description", "task_description", "document_outline")
+
+
+_NODE_KEYS = {*_EXAMPLES, *_DESCRIPTIONS, "topics"}
+
+
+_HEADER_KEYS = {"version", "created_by", "license", "origin", "domain", "document"}
+
+
+_FIELDS = ("question", "answer", "context")
+
+
+def is_taxonomy(path: Path) -> bool:
+    """Return whether a path is a YAML file, or a folder of ``qna.yaml`` files."""
+    if path.is_file():
+        return path.suffix.lower() in _SUFFIXES
+    return path.is_dir() and next(path.rglob(_LEAF_FILE), None) is not None
+
+
+def read_taxonomy(path: Path) -> list[Topic]:
+    """Read the leaves of a taxonomy, in the order of the file.
+
+    Raises:
+        DataError: If the file is no such tree; says the line.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob(_LEAF_FILE))
+        return [
+            topic
+            for file in files
+            for topic in _read_file(file, file.parent.relative_to(path).parts)
+        ]
+    return list(_read_file(path, ()))
+
+
+def _read_file(file: Path, root: tuple[str, ...]) -> Iterator[Topic]:
+    try:
+        tree = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+    except (UnicodeDecodeError, RecipeError) as error:
+        raise _broken_taxonomy_error(str(error).split("\n", 1)[0], str(file)) from error
+    if tree.problems:
+        raise _broken_taxonomy_error(tree.problems[0].what, tree.problems[0].where or str(file))
+    if not isinstance(tree.data, Mapping):
+        raise _broken_taxonomy_error("it is no mapping of subjects", str(file))
+    head = {
+        key: tree.data[key] for key in _HEADER_KEYS if isinstance(tree.data.get(key), str | int)
+    }
+    kind = str(head.get("origin", "unknown"))
+    origin = Origin.from_json({"kind": kind, "license": str(head.get("license", ""))})
+    body = {key: value for key, value in tree.data.items() if key not in head}
+    yield from _Reader(tree, origin).topics(body, root, ())
+
+
+class _Reader:
+    def __init__(self, tree: YamlTree, origin: Origin) -> None:
+        self._tree, self._origin = tree, origin
+
+    def topics(
+        self, value: Any, names: tuple[str, ...], at: tuple[str | int, ...]
+    ) -> Iterator[Topic]:
+        """Yield the leaves below a value; ``at`` is its path in the file."""
+        if value is None or isinstance(value, str | int | float):
+            yield self._leaf(names, at, "" if value is None else str(value), ())
+        elif isinstance(value, Mapping):
+            yield from self._mapping(value, names, at)
+        else:
+            yield from self._list(value, names, at)
+
+    def _list(
+        self, values: list[Any], names: tuple[str, ...], at: tuple[str | int, ...]
+    ) -> Iterator[Topic]:
+        for number, part in enumerate(values):
+            place = (*at, number)
+            if isinstance(part, str | int | float) and str(part).strip():
+                yield self._leaf((*names, str(part)), place, "", ())
+            elif isinstance(part, Mapping) and not _NODE_KEYS.intersection(part):
+                yield from self._mapping(part, names, place)
+            else:
+                raise self._wrong("a subject of a list has no name", place)
+
+    def _mapping(
+        self, value: Mapping[str, Any], names: tuple[str, ...], at: tuple[str | int, ...]
+    ) -> Iterator[Topic]:
+        parts = {key: part for key, part in value.items() if key not in _NODE_KEYS}
+        inner = value.get("topics")
+        told = [str(value[key]).strip() for key in _DESCRIPTIONS if value.get(key)]
+        if parts:
+            for key, part in parts.items():
+                yield from self.topics(part, (*names, str(key)), (*at, key))
+        if inner:
+            if isinstance(inner, str):
+                raise self._wrong("topics is a list or a mapping", (*at, "topics"))
+            yield from self.topics(inner, names, (*at, "topics"))
+        elif not parts:
+            yield self._leaf(names, at, " ".join(told), tuple(self._examples(value, at)))
+
+    def _examples(
+        self, value: Mapping[str, Any], at: tuple[str | int, ...]
+    ) -> Iterator[Mapping[str, str]]:
+        for key in _EXAMPLES:
+            rows = value.get(key) or []
+            if not isinstance(rows, list):
+                raise self._wrong(f"{key} is no list", (*at, key))
+            for number, row in enumerate(rows):
+                place = (*at, key, number)
+                if isinstance(row, Mapping) and "questions_and_answers" in row:
+                    shared = {"context": row.get("context")}
+                    for pair in row["questions_and_answers"] or ():
+                        yield self._example({**shared, **pair}, place)
+                elif isinstance(row, Mapping):
+                    yield self._example(row, place)
+                else:
+                    yield self._example({"question": row}, place)
+
+    def _example(self, row: Mapping[str, Any], at: tuple[str | int, ...]) -> Mapping[str, str]:
+        found = {
+            name: str(row[name]).strip()
+            for name in _FIELDS
+            if row.get(name) is not None and str(row[name]).strip()
+        }
+        if "question" not in found:
+            raise self._wrong("an example has no question", at)
+        return found
+
+    def _leaf(
+        self,
+        names: tuple[str, ...],
+        at: tuple[str | int, ...],
+        description: str,
+        examples: tuple[Mapping[str, str], ...],
+    ) -> Topic:
+        if not names:
+            raise self._wrong("a subject has no name", at)
+        return Topic(names, description, examples, self._tree.place_of_value(at), self._origin)
+
+    def _wrong(self, what: str, at: tuple[str | int, ...]) -> DataError:
+        return _broken_taxonomy_error(f"{format_path(at)}: {what}", self._tree.place_of_value(at))
+
+
+def _broken_taxonomy_error(what: str, where: str) -> DataError:
+    return DataError(
+        f"the taxonomy cannot be read: {what}",
+        code="synth.taxonomy",
+        where=where,
+        expected="subjects by name, each a mapping of parts, a list of leaves or a description; "
+        "a leaf may have description and examples (question, answer)",
+        next="see docs/how-to/choose-a-generator.md for one",
+    )

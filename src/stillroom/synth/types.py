@@ -1,0 +1,331 @@
+"""Shared data types: seeds, work items, generation results and rejected records.
+
+Knows no generator, no filter and no file.
+
+Every item has an id, a document (the unit that stands on one side of the split), an origin and a
+text. Knows no file and no generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stillroom.provenance import digest_json
+from stillroom.records import Location, Origin, Passage, Record, make_content_id
+
+__all__ = [
+    "GenerationFailure",
+    "GenerationResult",
+    "GeneratorContext",
+    "NoSeed",
+    "RejectedRecord",
+    "SeedItem",
+    "SeedKind",
+    "Split",
+    "Topic",
+    "WorkItem",
+    "derive_seed",
+    "get_document_id",
+    "get_item_text",
+    "get_seed_kind",
+    "to_passage",
+]
+
+
+SeedKind = Literal["passages", "records", "topics", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A leaf of a taxonomy: its path from the root, what it is about, and worked examples.
+
+    ``examples`` are questions with their answers (and a ``context`` where the file gives one), as
+    people wrote them; ``source`` names the file and line.
+    """
+
+    path: tuple[str, ...]
+    description: str = ""
+    examples: tuple[Mapping[str, str], ...] = ()
+    source: str = ""
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def id(self) -> str:
+        """An id that follows from the path, the description and the examples."""
+        rows = [dict(example) for example in self.examples]
+        return make_content_id("top", list(self.path), self.description, rows)
+
+    @property
+    def name(self) -> str:
+        """The leaf's own name."""
+        return self.path[-1] if self.path else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record's ``topic`` field."""
+        return {"id": self.id, "path": list(self.path), "source": self.source}
+
+
+@dataclass(frozen=True, slots=True)
+class NoSeed:
+    """Nothing to start from but a number to draw by, of one side of the split."""
+
+    side: str
+    number: int
+
+    @property
+    def id(self) -> str:
+        """The side and the number."""
+        return f"draw-{self.side}-{self.number:06d}"
+
+    @property
+    def origin(self) -> Origin:
+        """What is made of nothing is the model's alone."""
+        return Origin("synthetic")
+
+
+SeedItem = Passage | Record | Topic | NoSeed
+
+
+def get_seed_kind(item: SeedItem) -> SeedKind:
+    """Return which kind of seed an item is."""
+    if isinstance(item, Passage):
+        return "passages"
+    if isinstance(item, Record):
+        return "records"
+    return "topics" if isinstance(item, Topic) else "nothing"
+
+
+def get_document_id(item: SeedItem) -> str:
+    """Return the unit that the split moves whole: a document, a record, a topic, a draw.
+
+    Records with a ``document_id`` field stand where that document stands.
+    """
+    if isinstance(item, Passage):
+        return item.document_id
+    if isinstance(item, Record):
+        name = item.fields.get("document_id")
+        return name if isinstance(name, str) and name else make_content_id("doc", item.id)
+    return item.id
+
+
+def get_item_text(item: SeedItem) -> str:
+    """Return an item's words, as far as people or models wrote it before."""
+    if isinstance(item, Passage):
+        return item.text
+    if isinstance(item, Record):
+        return to_passage(item).text
+    if isinstance(item, Topic):
+        told = [text for example in item.examples for text in example.values()]
+        return "\n".join([*item.path, item.description, *told])
+    return ""
+
+
+def to_passage(record: Record) -> Passage:
+    """Return a record's text as a passage; its ``document_id`` field, or its id, is the document.
+
+    What user and assistant say is taken, in order; system and tool messages are not.
+    """
+    texts = [
+        message.content for message in record.messages if message.role in {"user", "assistant"}
+    ]
+    text = "\n\n".join(texts)
+    place = Location("", "", 0, 0)
+    return Passage(get_document_id(record), 0, len(text), text, place, origin=record.origin)
+
+
+Split = Literal["train", "held_out"]
+
+
+_SEED_BITS = 31
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a number below 2**31 that follows from the parts alone."""
+    return int(digest_json(parts)[:16], 16) % (1 << _SEED_BITS)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One unit of work: an item, on which side of the split it is, and which attempt this is.
+
+    Whatever is drawn for it follows from ``seed`` (the recipe's), the item's id and the attempt:
+    never from what was drawn before.
+    """
+
+    item: SeedItem
+    split: Split
+    attempt: int = 0
+    seed: int = 0
+
+    @property
+    def kind(self) -> SeedKind:
+        """Which kind of item this is."""
+        return get_seed_kind(self.item)
+
+    @property
+    def passage(self) -> Passage:
+        """The passage, or a record's text as one.
+
+        Raises:
+            TypeError: If the item has no text of a document; ``Generator.takes`` prevents it.
+        """
+        if isinstance(self.item, Passage):
+            return self.item
+        return to_passage(self.record)
+
+    @property
+    def record(self) -> Record:
+        """The record.
+
+        Raises:
+            TypeError: If the item is none.
+        """
+        if not isinstance(self.item, Record):
+            raise TypeError(f"{self.item.id} is not a record")
+        return self.item
+
+    @property
+    def topic(self) -> Topic:
+        """The topic.
+
+        Raises:
+            TypeError: If the item is none.
+        """
+        if not isinstance(self.item, Topic):
+            raise TypeError(f"{self.item.id} is not a topic")
+        return self.item
+
+    @property
+    def document_id(self) -> str:
+        """The unit of the split that the item belongs to."""
+        return get_document_id(self.item)
+
+    @property
+    def key(self) -> str:
+        """The unit's name in the journal."""
+        return f"{self.item.id}#{self.attempt}"
+
+    def derive(self, *purpose: object) -> int:
+        """Return a sampling seed for one ask of this unit."""
+        return derive_seed(self.seed, self.item.id, self.attempt, *purpose)
+
+    def make_rng(self, *purpose: object) -> random.Random:
+        """Return a generator of random numbers that is the same for every attempt."""
+        return random.Random(derive_seed(self.seed, self.item.id, *purpose))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFailure:
+    """An ask that gave no record: why, and what the teacher said."""
+
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """What one unit gave, before any filter.
+
+    ``counts`` are a generator's own tallies (JSON that was repaired, tests that passed), by name;
+    they are added up in the report.
+    """
+
+    key: str
+    records: tuple[Record, ...] = ()
+    failures: tuple[GenerationFailure, ...] = ()
+    asked: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, for the journal."""
+        return {
+            "key": self.key,
+            "records": [record.to_json() for record in self.records],
+            "failures": [[failure.reason, failure.text] for failure in self.failures],
+            "asked": self.asked,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            **({"counts": dict(self.counts)} if self.counts else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GenerationResult:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            data["key"],
+            tuple(Record.from_json(record) for record in data["records"]),
+            tuple(GenerationFailure(*failure) for failure in data["failures"]),
+            data["asked"],
+            data["prompt_tokens"],
+            data["completion_tokens"],
+            data.get("counts", {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorContext:
+    """Every item of one side of the split, in the plan's order, for generators that compare."""
+
+    split: Split
+    items: Sequence[SeedItem] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRecord:
+    """What was not kept: the filter (or ``generator``), its reason, and the record or the text."""
+
+    split: Split
+    filter: str
+    reason: str
+    unit: str
+    score: float = 0.0
+    record: Record | None = None
+    text: str = ""
+    limit: float | None = None
+    against: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    step: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return a row of dropped.jsonl."""
+        return {
+            "split": self.split,
+            "filter": self.filter,
+            "reason": self.reason,
+            "score": round(self.score, 4),
+            "unit": self.unit,
+            "record": self.record.to_json() if self.record is not None else None,
+            "text": self.text,
+            **({"limit": self.limit} if self.limit is not None else {}),
+            **({"against": self.against} if self.against else {}),
+            **({"told": dict(self.told)} if self.told else {}),
+            **({"step": self.step} if self.step else {}),
+        }
+
+    def to_exact_json(self) -> dict[str, object]:
+        """Return a row that gives back the same: its score is not rounded."""
+        return {**self.to_json(), "score": self.score}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RejectedRecord:
+        """Read what ``to_json`` wrote."""
+        record = data["record"]
+        return cls(
+            data["split"],
+            data["filter"],
+            data["reason"],
+            data["unit"],
+            data["score"],
+            Record.from_json(record) if record is not None else None,
+            data["text"],
+            data.get("limit"),
+            data.get("against", ""),
+            data.get("told", {}),
+            data.get("step", ""),
+        )

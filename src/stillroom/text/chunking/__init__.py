@@ -1,0 +1,1 @@
+"""Token counts, boundaries and sections that all chunkers share."""

@@ -1,0 +1,425 @@
+"""Split points, text splitter and passage construction shared by all chunkers.
+
+Boundaries are found once, by kind; a cut is then two binary searches per kind, so that cutting is
+linear in the text. No boundary lies within a code fence or a table's row that fits whole.
+
+Knows Markdown's tables (which office files, pages and workbooks are written as) and files that are
+one table (CSV). Spans are untouched: a header is told beside a passage, never put into its text.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.records import Document, Heading, Link, Passage
+from stillroom.text.chunking.tokens import TokenRuler
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import find_grapheme_boundary
+
+__all__ = [
+    "MAX_HEADER_CHARACTERS",
+    "Span",
+    "SplitPoints",
+    "TextSplitter",
+    "TextTable",
+    "find_header",
+    "find_split_points",
+    "find_tables",
+    "make_passages",
+    "merge_small",
+]
+
+
+Span = tuple[int, int]
+
+
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
+
+
+# possessive, so that a run of white space is read once, however long
+_CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
+
+
+_LINE = re.compile(r"[\r\n]\s*+(?=\S)")
+
+
+_PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
+
+
+_ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
+
+
+_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
+
+
+_ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
+
+
+_FULL_LINE = re.compile(r"\S[^\r\n]*")
+
+
+@dataclass(frozen=True)
+class SplitPoints:
+    """Positions where a text may be cut, each the start of what follows, by kind.
+
+    ``starts`` of kinds: paragraphs, items (list items, table rows, lines of code), sentences,
+    lines, clauses, words. ``first_line`` counts as none.
+    """
+
+    paragraphs: array[int]
+    items: array[int]
+    sentences: array[int]
+    lines: array[int]
+    clauses: array[int]
+    words: array[int]
+
+
+def find_split_points(document: Document, ruler: TokenRuler, size: int) -> SplitPoints:
+    """Return the boundaries of a document's text outside what must stay whole at this size."""
+    text = document.text
+    by_line = bool(document.metadata.get("is_code") or document.metadata.get("is_table"))
+    fences = _find_fences(text)
+    whole = [span for span in fences if ruler.measure(*span) <= size]
+    large = [span for span in fences if ruler.measure(*span) > size]
+    rows = [match.span() for match in _ROW.finditer(text)] if "|" in text else []
+    if document.metadata.get("is_table"):
+        rows = [match.span() for match in _FULL_LINE.finditer(text)]
+    whole += [span for span in rows if ruler.measure(*span) <= size]
+    lines = _match_ends(_LINE, text)
+    starts = array("q", (line for line in lines if _ITEM.match(text, line)))
+    items = lines if by_line else _union_positions(starts, _within(lines, large))
+    sentences = array("q", (start for start, _ in split_sentences(text)))
+    blocked = _merge_spans(whole)
+    kept = [
+        _outside(found, blocked)
+        for found in (
+            _match_ends(_PARAGRAPH, text),
+            _union_positions(
+                items,
+                array(
+                    "q", [_skip_space(text, edge, len(text)) for span in fences for edge in span]
+                ),
+            ),
+            _outside(sentences, large),
+            lines,
+            _match_ends(_CLAUSE, text),
+            _word_starts(text),
+        )
+    ]
+    return SplitPoints(*kept)
+
+
+@dataclass(frozen=True)
+class TextSplitter:
+    """Cuts spans of one text into pieces of at most ``size`` tokens.
+
+    ``strong`` boundaries are tried in order of kind between ``fill * size`` and ``size`` tokens,
+    then anywhere; only then ``weak`` ones; in the end any place that tears no character. A rest
+    below ``min_size`` is made larger by a shorter piece before it.
+    """
+
+    ruler: TokenRuler
+    strong: Sequence[array[int]]
+    weak: Sequence[array[int]]
+    size: int
+    overlap: int = 0
+    fill: float = 0.5
+    min_size: int = 0
+
+    def cut(self, start: int, end: int) -> Iterator[Span]:
+        """Yield the spans that text[start:end] is cut into, without white space at their ends."""
+        text = self.ruler.text
+        done = begin = _skip_space(text, start, end)
+        while done < end:
+            stop = self._stop(begin, done, end)
+            if stop is None:  # what overlaps leaves no room for what follows
+                begin = done
+                continue
+            last = _strip_space(text, begin, stop)
+            if last > done or begin == done:
+                yield begin, last
+            if stop >= end:
+                return
+            done = _skip_space(text, stop, end)
+            begin = self._overlap(begin, done) if self.overlap else done
+
+    def _stop(self, begin: int, done: int, end: int) -> int | None:
+        """Return where the piece from ``begin`` ends, beyond ``done``."""
+        balanced = self._balance(begin, done, end) if self.min_size else 0
+        if balanced:
+            return balanced
+        budget = float(self.size)
+        while True:
+            high = min(self.ruler.reach(begin, budget), end)
+            if high >= end and self.ruler.measure(begin, end) <= budget:
+                stop: int | None = end
+            else:
+                low = self.ruler.reach(begin, budget * self.fill)
+                stop = self._choose(begin, done, low, high)
+            if stop is None:
+                return None
+            last = _strip_space(self.ruler.text, begin, stop)
+            excess = self.ruler.excess(begin, last, self.size)
+            if excess <= 1 or budget < 1.5 or stop <= max(begin, done) + 1:
+                return stop
+            budget = min(budget / excess, budget - 1)
+
+    def _balance(self, begin: int, done: int, end: int) -> int:
+        """Return a strong boundary that leaves the rest at least ``min_size``, or 0 for none."""
+        total = self.ruler.measure(begin, end)
+        if not self.size < total < self.size + self.min_size:
+            return 0
+        low = max(self.ruler.reach(begin, self.size * self.fill), begin, done)
+        high = self.ruler.reach(begin, total - self.min_size)
+        stop = next((one for kind in self.strong if (one := _last_position(kind, low, high))), 0)
+        last = _strip_space(self.ruler.text, begin, stop)
+        return stop if stop and self.ruler.excess(begin, last, self.size) <= 1 else 0
+
+    def _choose(self, begin: int, done: int, low: int, high: int) -> int | None:
+        floor = max(done, begin)
+        for kinds, least in ((self.strong, low), (self.strong, floor), (self.weak, low)):
+            for positions in kinds:
+                found = _last_position(positions, max(least, floor), high)
+                if found:
+                    return found
+        if begin < done:
+            return None
+        found = next((one for kind in self.weak if (one := _last_position(kind, floor, high))), 0)
+        return found or find_grapheme_boundary(self.ruler.text, max(high, floor + 1), floor)
+
+    def _overlap(self, before: int, done: int) -> int:
+        """Return where the next piece starts so that it repeats the end of this one."""
+        back = max(self.ruler.reach_back(done, self.overlap), before + 1)
+        for positions in (*self.strong, *self.weak):
+            index = bisect_left(positions, back)
+            if index < len(positions) and positions[index] < done:
+                return positions[index]
+        return done
+
+
+def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: int) -> list[Span]:
+    """Return the spans, those below ``min_size`` joined to the one before where both fit."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and ruler.measure(start, end) < min_size:
+            joined = (merged[-1][0], end)
+            if ruler.measure(*joined) <= size and ruler.excess(*joined, size) <= 1:
+                merged[-1] = joined
+                continue
+        merged.append((start, end))
+    return merged
+
+
+def make_passages(
+    document: Document,
+    spans: Iterable[Span],
+    method: str,
+    parents: Mapping[Span, Span] | None = None,
+) -> Iterator[Passage]:
+    """Yield a Passage for each span, with its place, headings, table header, origin and parent.
+
+    Args:
+        document: What was cut.
+        spans: In order.
+        method: The chunker, as the origin names it.
+        parents: The wider span to read in place of a span; one that is the span itself is none.
+    """
+    origin = document.origin.then(Link(method, parents=(document.id,)))
+    document_id = document.id
+    tables = find_tables(document)
+    path: list[Heading] = []
+    index = 0
+    for start, end in spans:
+        while index < len(document.headings) and document.headings[index].start <= start:
+            heading = document.headings[index]
+            while path and path[-1].level >= heading.level:
+                path.pop()
+            path.append(heading)
+            index += 1
+        yield Passage(
+            document_id=document_id,
+            start=start,
+            end=end,
+            text=document.text[start:end],
+            location=document.locate(start, end),
+            headings=tuple(heading.title for heading in path),
+            title=document.title,
+            language=document.language,
+            origin=origin,
+            parent=_parent_of((start, end), parents),
+            table_header=find_header(tables, start) if tables else "",
+        )
+
+
+def _parent_of(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
+    found = parents.get(span) if parents else None
+    return found if found != span else None
+
+
+def _last_position(positions: array[int], low: int, high: int) -> int:
+    """Return the greatest position above ``low`` and not above ``high``, or 0."""
+    index = bisect_right(positions, high) - 1
+    return positions[index] if index >= 0 and positions[index] > low else 0
+
+
+def _skip_space(text: str, start: int, end: int) -> int:
+    while start < end and text[start].isspace():
+        start += 1
+    return start
+
+
+def _strip_space(text: str, start: int, end: int) -> int:
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def _match_ends(pattern: re.Pattern[str], text: str) -> array[int]:
+    """Return where matches end; white space at the end of the text is not looked at."""
+    end = _strip_space(text, 0, len(text))
+    return array("q", (match.end() for match in pattern.finditer(text, 0, end)))
+
+
+def _word_starts(text: str) -> array[int]:
+    """Return where a word follows white space."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    is_space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
+    starts = np.flatnonzero(is_space[:-1] & ~is_space[1:]) + 1
+    return array("q", starts.astype(np.int64).tobytes())
+
+
+def _find_fences(text: str) -> list[Span]:
+    """Return the spans of fenced code, from fence to fence."""
+    spans: list[Span] = []
+    opened: tuple[int, str] | None = None
+    if "```" not in text and "~~~" not in text:
+        return spans
+    for match in _FENCE.finditer(text):
+        mark = match.group(1)
+        if opened is None:
+            opened = (match.start(1), mark)
+        elif mark.startswith(opened[1]) and match.group().strip() == mark:
+            spans.append((opened[0], match.end(1)))
+            opened = None
+    return spans
+
+
+def _union_positions(one: array[int], other: array[int]) -> array[int]:
+    return array("q", np.union1d(_readonly_view(one), _readonly_view(other)).tobytes())
+
+
+def _within(positions: array[int], spans: Sequence[Span]) -> array[int]:
+    """Return the positions that lie strictly within one of the spans (sorted, apart)."""
+    if not spans:
+        return array("q")
+    return array("q", _readonly_view(positions)[_is_within(positions, spans)].tobytes())
+
+
+def _outside(positions: array[int], spans: Sequence[Span]) -> array[int]:
+    """Return the positions that lie strictly within none of the spans (sorted, apart)."""
+    if not spans or not positions:
+        return positions
+    return array("q", _readonly_view(positions)[~_is_within(positions, spans)].tobytes())
+
+
+def _is_within(positions: array[int], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    starts, ends = np.array(spans, dtype=np.int64).T
+    at = _readonly_view(positions)
+    index = np.searchsorted(starts, at, side="left") - 1
+    inside: npt.NDArray[np.bool_] = (index >= 0) & (at < ends[np.maximum(index, 0)])
+    return inside
+
+
+def _readonly_view(positions: array[int]) -> npt.NDArray[np.int64]:
+    return np.frombuffer(positions, dtype=np.int64) if positions else np.empty(0, dtype=np.int64)
+
+
+def _merge_spans(spans: Sequence[Span]) -> list[Span]:
+    """Return spans sorted and joined where they overlap."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+MAX_HEADER_CHARACTERS = 1_000
+
+
+"""Characters of a header row that is repeated; a longer one would be most of a passage."""
+
+
+_DELIMITER = re.compile(
+    # possessive, since a line of nothing but spaces else takes time by the square of their number
+    r"(?<![^\r\n])[ \t]*+(?:\|[ \t]*+)?:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+"
+    r"(?:\|[ \t]*+)?(?![^\r\n])"
+)
+
+
+_ROWS = re.compile(r"(?:\r\n|\n|\r)[^\r\n]*\|[^\r\n]*")
+
+
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table: where its rows begin and end, and its header row, empty where there is none."""
+
+    start: int
+    end: int
+    header: str
+
+
+def find_tables(document: Document) -> list[TextTable]:
+    """Return the tables of a document in order; ``start`` is the end of the header row."""
+    text = document.text
+    if document.metadata.get("is_code"):
+        return []
+    if document.metadata.get("is_table"):
+        first = re.search(r"[\r\n]|\Z", text)
+        end = first.start() if first else len(text)
+        return [TextTable(end, len(text), _repeatable_header(text[:end]))]
+    tables: list[TextTable] = []
+    if "|" not in text:
+        return tables
+    for match in _DELIMITER.finditer(text):
+        if "|" not in match.group() or (tables and match.start() < tables[-1].end):
+            continue
+        before = match.start() - (2 if text.startswith("\r\n", match.start() - 2) else 1)
+        row = _line_before(text, before)
+        if "|" not in row:
+            continue
+        end = match.end()
+        while rows := _ROWS.match(text, end):
+            end = rows.end()
+        tables.append(TextTable(before, end, _repeatable_header(row)))
+    return tables
+
+
+def find_header(tables: Sequence[TextTable], position: int) -> str:
+    """Return the header row of the table that a position is in the rows of, or an empty string."""
+    at = bisect_right(tables, position - 1, key=lambda table: table.start) - 1
+    return tables[at].header if at >= 0 and position < tables[at].end else ""
+
+
+def _line_before(text: str, end: int) -> str:
+    """Return the line that ends at a position; of a very long one its end."""
+    low = max(end - 2 * MAX_HEADER_CHARACTERS, 0)
+    begin = max(text.rfind("\n", low, end), text.rfind("\r", low, end)) + 1
+    return text[max(begin, low) : end] if end > 0 else ""
+
+
+def _repeatable_header(row: str) -> str:
+    """Return a header row as it is repeated: empty where it names nothing or is too long."""
+    row = row.strip()
+    return row if len(row) <= MAX_HEADER_CHARACTERS and _LETTER.search(row) else ""

@@ -1,0 +1,143 @@
+"""Sections along headings, and sentence units."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+
+from stillroom.records import Document
+from stillroom.text.chunking.boundaries import Span, TextSplitter, find_split_points, merge_small
+from stillroom.text.chunking.tokens import TokenRuler
+
+__all__ = ["split_sections", "split_sentence_units"]
+
+_Section = tuple[int, int, int]
+
+
+def split_sections(
+    document: Document, ruler: TokenRuler, size: int, *, min_size: int = 0, overlap: int = 0
+) -> list[Span]:
+    """Return spans of at most ``size`` tokens, none of which runs over a heading it could end at.
+
+    Args:
+        document: What to cut.
+        ruler: Measures its text.
+        size: Most tokens of a span.
+        min_size: A section below this is joined to the next one of its level or deeper, else to
+            the span before.
+        overlap: Tokens that a span repeats of the one before in its section; half of ``size`` at
+            most.
+    """
+    found = find_split_points(document, ruler, size)
+    cutter = TextSplitter(
+        ruler,
+        [found.paragraphs, found.items, found.sentences, found.lines],
+        [found.clauses, found.words],
+        size,
+        min(overlap, size // 2),
+        min_size=min(min_size, size // 2),
+    )
+    sections = _join_sections(_iter_sections(document), ruler, size, min_size)
+    spans = (span for section in sections for span in cutter.cut(*section))
+    return merge_small(spans, ruler, size, min_size)
+
+
+def split_sentence_units(
+    document: Document, ruler: TokenRuler, size: int, *, min_size: int = 0
+) -> list[Span]:
+    """Return the spans of single sentences, list items and table rows.
+
+    A heading goes with the sentence after it, what is larger than ``size`` is cut, and what is
+    below ``min_size`` is joined to the one before in its section.
+    """
+    found = find_split_points(document, ruler, size)
+    cutter = TextSplitter(
+        ruler,
+        [found.sentences, found.items],
+        [found.lines, found.clauses, found.words],
+        size,
+        min_size=min(min_size, size // 2),
+    )
+    edges = sorted({*found.sentences, *found.items})
+    headings = _drop_adjacent_headings([heading.start for heading in document.headings], edges)
+    under = {edges[at] for one in headings if (at := bisect_right(edges, one)) < len(edges)}
+    places = sorted({0, *edges, *headings} - (under - set(headings)))
+    pieces = [
+        span
+        for start, end in pairwise([*places, len(document.text)])
+        for span in cutter.cut(start, end)
+    ]
+    joined: list[Span] = []
+    for first, last in pairwise([0, *_section_edges(pieces, headings), len(pieces)]):
+        joined += _merge_small_pieces(pieces[first:last], ruler, size, min_size)
+    return joined
+
+
+def _drop_adjacent_headings(headings: list[int], edges: list[int]) -> list[int]:
+    """Return the headings without those that follow at once on another."""
+    kept = headings[:1]
+    for before, heading in pairwise(headings):
+        at = bisect_right(edges, before)
+        if at < len(edges) and edges[at] < heading:
+            kept.append(heading)
+    return kept
+
+
+def _merge_small_pieces(
+    pieces: list[Span], ruler: TokenRuler, size: int, min_size: int
+) -> list[Span]:
+    """Return the pieces, those after one below ``min_size`` joined to it where both fit."""
+    gathered: list[Span] = []
+    for start, end in pieces:
+        if gathered and ruler.measure(*gathered[-1]) < min_size:
+            joined = (gathered[-1][0], end)
+            if ruler.measure(*joined) <= size and ruler.excess(*joined, size) <= 1:
+                gathered[-1] = joined
+                continue
+        gathered.append((start, end))
+    return gathered[:-2] + merge_small(gathered[-2:], ruler, size, min_size)
+
+
+def _section_edges(pieces: list[Span], headings: list[int]) -> list[int]:
+    """Return the indices of the pieces that begin a section, the first one aside."""
+    starts = [start for start, _ in pieces]
+    return sorted({bisect_right(starts, one - 1) for one in headings} - {0, len(pieces)})
+
+
+def _join_sections(
+    sections: list[_Section], ruler: TokenRuler, size: int, min_size: int
+) -> Iterator[Span]:
+    """Yield the sections, small ones joined forward to one of their level or deeper."""
+    start, end, level = sections[0]
+    for following in sections[1:]:
+        is_small = ruler.measure(start, end) < min_size
+        if is_small and _may_join(ruler, (start, end, level), following, size):
+            end = following[1]
+            continue
+        yield start, end
+        start, end, level = following
+    yield start, end
+
+
+def _may_join(ruler: TokenRuler, small: _Section, other: _Section, size: int) -> bool:
+    """Say whether a small section is joined to the next one.
+
+    A bare heading always is to its own parts; else both must fit, and the next be no higher.
+    """
+    start, end, level = small
+    is_bare = "\n" not in ruler.text[start:end].strip()
+    if other[2] <= level or not is_bare:
+        fits = ruler.measure(start, other[1]) <= size
+        return other[2] >= level and fits and ruler.excess(start, other[1], size) <= 1
+    return True
+
+
+def _iter_sections(document: Document) -> list[_Section]:
+    """Return (start, end, level) of the text before, and under, each heading."""
+    edges = [(0, 0), *((heading.start, heading.level) for heading in document.headings)]
+    ends = [start for start, _ in edges[1:]] + [len(document.text)]
+    found = [
+        (start, end, level) for (start, level), end in zip(edges, ends, strict=True) if end > start
+    ]
+    return found or [(0, len(document.text), 0)]

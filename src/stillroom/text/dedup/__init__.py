@@ -1,0 +1,1 @@
+"""Near-duplicate detection, paraphrase detection and benchmark contamination."""

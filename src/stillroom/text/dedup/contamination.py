@@ -1,0 +1,233 @@
+"""Benchmark contamination: verbatim, near-verbatim and shuffled test items in texts.
+
+An item is looked for in a stretch of the text not much longer than itself. What counts is the share
+of its words that are found there, each word by its information (rare ones more); *in order* it is
+that of the longest common subsequence of words. Short items, whose words are common property, must
+stand there word for word, and items of a word or two must be a whole part of the record. Of items
+of up to a dozen words the names and numbers must all be there: the same question about another
+place is another question. A question is found in a text that asks nothing only where nearly all of
+its words are: what answers it has most of them.
+
+Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
+n-grams, so that one word changed in six and short items are found too; what was rephrased with
+other words is for an embedder to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillroom.text.dedup.paraphrases import find_anchors, is_asking
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import split_words
+
+__all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_frequencies"]
+
+MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
+
+_MAX_WHOLE_TEXT_WORDS = 3
+"""An item of at most so many words matches a whole text only."""
+_MAX_VERBATIM_WORDS = 6
+"""An item of at most so many words must stand in the text word for word."""
+_MAX_SHORT_WORDS = 12
+_NEAR_SHORT_SHARE = 0.85
+"""Of items of at most ``_FEW`` words so much must be there: a word is a large part of them."""
+_NEAR_STATED_SHARE = 0.95
+"""Of a question so much must be there, in order, where the text asks nothing."""
+_WINDOW_ROOM = 1.5
+_WINDOW_SPARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ContaminationMatch:
+    """An item found in a text: which, how, and the share of its information that is there."""
+
+    item: int
+    kind: MatchKind
+    share: float
+
+
+def count_document_frequencies(
+    texts: Iterable[str], cut: Callable[[str], list[str]] = split_words
+) -> tuple[Counter[str], int]:
+    """Return in how many of the texts each word is, and how many texts there are."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        counts.update(set(cut(text)))
+        total += 1
+    return counts, total
+
+
+class BenchmarkIndex:
+    """Items to be looked for in many texts."""
+
+    def __init__(
+        self,
+        items: Sequence[str],
+        *,
+        frequency: Mapping[str, int] | None = None,
+        texts: int = 0,
+        near: float = 0.65,
+        shuffled: float = 0.9,
+        cut: Callable[[str], list[str]] = split_words,
+    ) -> None:
+        """Index the items.
+
+        Args:
+            items: What must not be found.
+            frequency: In how many of ``texts`` texts a word is; by default only the items count.
+            texts: How many texts were counted.
+            near: Least share of an item's information that is found in order.
+            shuffled: Least share of it that is found in any order.
+            cut: Makes words of a text.
+        """
+        self.near, self.shuffled, self._cut = near, shuffled, cut
+        self._items = [cut(item) for item in items]
+        self._asks = [
+            cut is split_words and is_asking(item) and len(split_sentences(item)) == 1
+            for item in items
+        ]
+        within = Counter(word for item in self._items for word in set(item))
+        total = texts + len(items) + 1
+        known = frequency or {}
+        self._weight = {
+            word: math.log(total / (count + known.get(word, 0)) + 0.1)
+            for word, count in within.items()
+        }
+        self._whole: dict[tuple[str, ...], int] = {}
+        self._holders: dict[str, list[int]] = {}
+        self._names = [
+            find_anchors(text, known, texts) & set(item)
+            if len(item) <= _MAX_SHORT_WORDS
+            else frozenset()
+            for text, item in zip(items, self._items, strict=True)
+        ]
+        self._totals = [sum(self._weight[word] for word in set(item)) for item in self._items]
+        for number, item in enumerate(self._items):
+            if item:
+                self._whole.setdefault(tuple(item), number)
+            for word in set(item) if len(item) > _MAX_WHOLE_TEXT_WORDS else ():
+                self._holders.setdefault(word, []).append(number)
+
+    def find(self, text: str) -> ContaminationMatch | None:
+        """Return the item that is most clearly in a text, or None."""
+        return max(self.matches(text), key=lambda one: (one.share, -one.item), default=None)
+
+    def matches(self, text: str, *, may_state: bool = True) -> Iterator[ContaminationMatch]:
+        """Yield every item that is in a text; of one that is the whole text, no other.
+
+        Args:
+            text: Any text.
+            may_state: Whether it states something where it has no question mark; else it asks.
+        """
+        found = self._cut(text)
+        number = self._whole.get(tuple(found))
+        if number is not None:
+            yield ContaminationMatch(number, "whole", 1.0)
+            return
+        is_stated = may_state and not is_asking(text)
+        for number in self._candidates(found):
+            match = self._look(number, found, is_stated=is_stated)
+            if match is not None:
+                yield match
+
+    def tells(self, number: int) -> float:
+        """Return the information of an item's words, in nats."""
+        return self._totals[number]
+
+    def share_beyond(self, number: int, text: str, question: str, passage: str) -> float:
+        """Return the share of an item's question that a text has beyond the words of its passage.
+
+        By words or by information, whichever is more: of a short question one rare word is most of
+        the information.
+
+        Args:
+            number: The item, which is the passage with the question.
+            text: Where it was found.
+            question: The item's.
+            passage: The item's.
+        """
+        asked, used = Counter(self._cut(question)), Counter(self._cut(passage))
+        found, best = self._cut(text), 0.0
+        information = sum(self._weight[word] * count for word, count in asked.items())
+        for start, stop in self._stretches(self._items[number], found) if information else ():
+            here = (Counter(found[start:stop]) - used) & asked
+            told = sum(self._weight[word] * count for word, count in here.items())
+            best = max(best, told / information, here.total() / asked.total())
+        return best
+
+    def _candidates(self, found: Sequence[str]) -> list[int]:
+        """Return the items enough of whose words are anywhere in the text."""
+        held: dict[int, float] = {}
+        for word in set(found):
+            for number in self._holders.get(word, ()):
+                held[number] = held.get(number, 0.0) + self._weight[word]
+        least = min(self.near, self.shuffled)
+        return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
+
+    def _look(
+        self, number: int, found: Sequence[str], *, is_stated: bool
+    ) -> ContaminationMatch | None:
+        item = self._items[number]
+        if _contains_run(found, item):
+            return ContaminationMatch(number, "verbatim", 1.0)
+        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(found):
+            return None
+        near = max(self.near, _NEAR_SHORT_SHARE) if len(item) <= _MAX_SHORT_WORDS else self.near
+        shuffled = self.shuffled
+        if is_stated and self._asks[number]:
+            near, shuffled = max(near, _NEAR_STATED_SHARE), math.inf
+        best: ContaminationMatch | None = None
+        for start, stop in self._stretches(item, found):
+            stretch = found[start:stop]
+            in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
+            if in_order >= near and (best is None or in_order > best.share):
+                best = ContaminationMatch(number, "near", in_order)
+            elif best is None:
+                any_order = self._shared(item, stretch)
+                if any_order >= shuffled:
+                    best = ContaminationMatch(number, "shuffled", any_order)
+        return best
+
+    def _stretches(self, item: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
+        """Return the stretches of the text, as long as the item asks, that hold most of it."""
+        size = int(_WINDOW_ROOM * len(item)) + _WINDOW_SPARE
+        if len(found) <= size:
+            return [(0, len(found))]
+        step = max(1, len(item) // 4)
+        least = min(self.near, self.shuffled)
+        starts = range(0, len(found) - size + step, step)
+        spans = [(start, min(start + size, len(found))) for start in starts]
+        return [span for span in spans if self._shared(item, found[slice(*span)]) >= least]
+
+    def _shared(self, item: Sequence[str], stretch: Sequence[str]) -> float:
+        """Return the share of the item's information whose words are in the stretch, as often."""
+        here = Counter(item) & Counter(stretch)
+        total = sum(self._weight[word] for word in item)
+        return sum(self._weight[word] * count for word, count in here.items()) / total
+
+    def _common(self, item: Sequence[str], stretch: Sequence[str]) -> float:
+        """Return the weight of the heaviest common subsequence."""
+        row = [0.0] * (len(stretch) + 1)
+        for word in item:
+            weight = self._weight[word]
+            before = 0.0
+            for at, other in enumerate(stretch, 1):
+                above = row[at]
+                row[at] = before + weight if other == word else max(above, row[at - 1])
+                before = above
+        return row[-1]
+
+
+def _contains_run(found: Sequence[str], item: Sequence[str]) -> bool:
+    """Say whether the words of the item follow one another in the text."""
+    size, first = len(item), item[0]
+    return any(
+        word == first and found[at : at + size] == item
+        for at, word in enumerate(found[: len(found) - size + 1])
+    )

@@ -1,0 +1,513 @@
+"""Exact near-duplicate search: every pair above a Jaccard threshold.
+
+An exact join of sets by prefix filtering: in any one order of all n-grams, two sets of similarity t
+or more share one of their first m - ceil(t * m) + 1 (m the set's size), so only sets that share
+such an n-gram are compared, and those exactly. Unlike banded MinHash it misses nothing, and it
+needs no signatures. The order is that of the hashes, but that n-grams found in many texts come
+last, so that phrases that thousands of texts share make no candidates.
+
+Sets may lie in a file: they are read a block at a time, and the n-grams of prefixes are dealt into
+parts, which lie in files, too, and are joined one by one, so that memory holds a few numbers a text
+and three a pair that is near.
+
+Sources: Chaudhuri, Ganti and Kaushik 2006, doi:10.1109/ICDE.2006.9 (prefix filter); Bayardo, Ma and
+Srikant 2007, doi:10.1145/1242572.1242591 (All-Pairs, with the bound on sizes). Differs: the order
+is by hash rather than by frequency, and frequent n-grams are put last where they turn up.
+
+The parts lie in files of a folder, or in memory where none is given. An n-gram is of one part only,
+whoever has it. Parts are of like size also where the n-grams are the least ones of their texts, as
+prefixes are: each is multiplied by a number without a pattern first (Knuth, The Art of Computer
+Programming 3, 6.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.text.dedup.shingles import HASH_BITS, ShingleSets, build_shingle_sets, expand_ranges
+
+__all__ = [
+    "Duplicate",
+    "Duplicates",
+    "NgramPartitions",
+    "find_duplicates",
+    "find_near_duplicates",
+]
+
+
+Hashes = npt.NDArray[np.uint64]
+
+
+Positions = npt.NDArray[np.int64]
+
+
+Similarities = npt.NDArray[np.float64]
+
+
+_Entries = tuple[Hashes, Positions]
+
+
+_Pairs = tuple[Positions, Positions, Similarities]
+
+
+_CROWD_SIZE = 48
+
+
+"""Texts that share an n-gram of their prefixes, from which it is put last."""
+
+
+_ROUNDS = 4
+
+
+_PAIRS = 1 << (64 - HASH_BITS)
+
+
+_PART_ENTRIES = 1 << 20
+
+
+"""N-grams of prefixes that are sorted at once: some 100 MB."""
+
+
+_BLOCK_ENTRIES = 1 << 20
+
+
+_PAIR_PORTION = 1 << 20
+
+
+_ROUNDING = 1e-9
+
+
+_ITERATION_BLOCK = 1 << 12
+
+
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A text that is nearly another: its index, the index of the one kept, and how near."""
+
+    index: int
+    kept: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Duplicates:
+    """The texts that fall, in order of index, as columns; iterating gives each as a ``Duplicate``.
+
+    Args:
+        index: Of each text that is nearly another, (F,).
+        kept: Of the one that is kept instead, (F,).
+        similarity: How near the two are, (F,).
+    """
+
+    index: Positions
+    kept: Positions
+    similarity: Similarities
+
+    def __len__(self) -> int:
+        """Return how many texts fall."""
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Duplicate]:
+        """Yield each text that falls."""
+        for start in range(0, len(self), _ITERATION_BLOCK):
+            part = slice(start, start + _ITERATION_BLOCK)
+            columns = (self.index[part], self.kept[part], self.similarity[part])
+            yield from map(Duplicate, *(column.tolist() for column in columns))
+
+
+def find_duplicates(
+    sets: ShingleSets,
+    *,
+    threshold: float = 0.8,
+    order: Sequence[int] | Positions | None = None,
+    scratch: Path | None = None,
+) -> Duplicates:
+    """Return the texts that are nearly a text that is kept, in order of index.
+
+    Texts are taken in ``order``; each is kept unless its similarity to one already kept reaches the
+    threshold, and then falls to the nearest of these. So every duplicate is near the very text that
+    stays, and clusters cannot chain. A text whose n-grams are those of an earlier one shares its
+    fate. Texts without words are kept.
+
+    Args:
+        sets: The texts' n-grams.
+        threshold: Least Jaccard similarity of a duplicate, in (0, 1].
+        order: Every index once, the one to be kept first; by default as they come. The same texts
+            in another order of ``sets``, taken in the same order, give the same outcome.
+        scratch: A folder for what is sorted, which is made, and removed in the end; by default
+            memory.
+    """
+    every = np.arange(len(sets))
+    rank = np.empty(len(sets), dtype=np.int64)
+    rank[every if order is None else np.asarray(order, dtype=np.int64)] = every
+    twins = _find_exact_duplicates(sets, rank)
+    single = np.flatnonzero((twins == every) & (sets.sizes > 0))
+    single = single[np.argsort(rank[single])]
+    del rank
+    falls_to, near = _SelfJoin(sets, single, threshold, scratch).settle()
+    fallen = np.flatnonzero(falls_to >= 0)
+    kept, similarity = every.copy(), np.ones(len(sets))
+    kept[single[fallen]] = single[falls_to[fallen]]
+    similarity[single[fallen]] = near[fallen]
+    kept, similarity = kept[twins], similarity[twins]
+    index = np.flatnonzero(kept != every)
+    return Duplicates(index, kept[index], similarity[index])
+
+
+def find_near_duplicates(
+    texts: Sequence[str],
+    *,
+    threshold: float = 0.8,
+    n: int = 5,
+    scores: Sequence[float] | None = None,
+) -> list[Duplicate]:
+    """Return the texts that are nearly a text that is kept, in order of index.
+
+    Args:
+        texts: What to compare.
+        threshold: Least Jaccard similarity of a duplicate, in (0, 1].
+        n: Words of an n-gram.
+        scores: Higher is kept first; by default the first in order.
+    """
+    order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
+    return list(find_duplicates(build_shingle_sets(texts, n=n), threshold=threshold, order=order))
+
+
+def _find_exact_duplicates(sets: ShingleSets, rank: Positions) -> Positions:
+    """Return for each text the first one with the same set, which may be itself."""
+    twins = np.arange(len(sets))
+    sizes = sets.sizes
+    filled = np.flatnonzero(sizes)
+    if not len(filled):
+        return twins
+    marks = np.concatenate(
+        [_fingerprint_sets(sets, filled[start:stop]) for start, stop in _block_edges(sizes[filled])]
+    )
+    by_mark = np.lexsort((rank[filled], sizes[filled], marks))
+    ordered, ordered_marks = filled[by_mark], marks[by_mark]
+    fresh = np.ones(len(ordered), dtype=bool)
+    fresh[1:] = (ordered_marks[1:] != ordered_marks[:-1]) | (
+        sizes[ordered[1:]] != sizes[ordered[:-1]]
+    )
+    twins[ordered] = ordered[np.maximum.accumulate(np.where(fresh, np.arange(len(ordered)), 0))]
+    return twins
+
+
+def _fingerprint_sets(sets: ShingleSets, texts: Positions) -> Hashes:
+    """Return a number of each set of a run of texts, the same for equal sets."""
+    first, last = sets.offsets[texts[0]], sets.offsets[texts[-1] + 1]
+    mixed = sets.values[first:last] * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    marks: Hashes = np.add.reduceat(mixed, sets.offsets[texts] - first)
+    return marks
+
+
+def _block_edges(counts: Positions) -> Iterator[tuple[int, int]]:
+    """Yield where to cut a list so that the counts of each piece stay within a block."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, before + _BLOCK_ENTRIES, side="right"))
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
+
+
+class _SelfJoin:
+    """The join of chosen sets with themselves, and what is kept of them."""
+
+    def __init__(
+        self, sets: ShingleSets, chosen: Positions, threshold: float, scratch: Path | None
+    ) -> None:
+        """Join ``chosen``, indexes of sets that are all different, the one to be kept first."""
+        self.sets, self.chosen, self.threshold = sets, chosen, threshold
+        self.starts, self.sizes = sets.offsets[chosen], sets.sizes[chosen]
+        least = np.ceil(threshold * self.sizes - _ROUNDING).astype(np.int64)
+        self.prefixes = self.sizes - np.maximum(least, 1) + 1
+        self.parts = max(1, -(-int(self.prefixes.sum()) // _PART_ENTRIES))
+        self.frequent: Hashes = np.zeros(0, dtype=np.uint64)
+        self.reordered = np.zeros(len(chosen), dtype=bool)
+        self.scratch = scratch
+
+    def settle(self) -> tuple[Positions, Similarities]:
+        """Return the number of the set that each one falls to, -1 if it stays, and how near it is.
+
+        Numbers are places in ``chosen``.
+        """
+        found: list[_Pairs] = []
+        crowded: list[_Entries] = []
+        with NgramPartitions(self.parts, self.scratch) as plain:
+            for entries in self._prefix_blocks(np.arange(len(self.chosen))):
+                plain.add(*entries)
+            plain.sort()
+            with contextlib.closing(self._reorder_frequent(plain)) as last:
+                for entries in last:
+                    left, right, crowd = self._candidates(*entries)
+                    found += self._verify(left, right)
+                    crowded.append(crowd)
+        firsts, seconds, near = _concatenate_pairs(found)
+        del found
+        order = np.lexsort((firsts, -near, seconds))  # the nearest first, of equals the earliest
+        firsts, seconds, near = firsts[order], seconds[order], near[order]
+        values = np.unique(np.concatenate([one for one, _ in crowded]), return_inverse=True)[1]
+        owners = np.concatenate([one for _, one in crowded])
+        order = np.argsort(owners, kind="stable")
+        crowds, members = values[order], owners[order]
+        falls_to = np.full(len(self.chosen), -1, dtype=np.int64)
+        similarity = np.zeros(len(self.chosen))
+        kept_of: dict[int, list[int]] = defaultdict(list)
+        owners = np.union1d(seconds, members)
+        for owner, start, stop, begin, end in zip(
+            owners.tolist(),
+            *_find_spans(seconds, owners),
+            *_find_spans(members, owners),
+            strict=True,
+        ):
+            stays = (at for at in range(start, stop) if falls_to[firsts[at]] < 0)
+            best = [(-float(near[at]), int(firsts[at])) for at in itertools.islice(stays, 1)]
+            own = crowds[begin:end].tolist()
+            best += self._compare(owner, {one for crowd in own for one in kept_of[crowd]})
+            if best:
+                less, falls_to[owner] = min(best)
+                similarity[owner] = -less
+                continue
+            for crowd in own:
+                kept_of[crowd].append(owner)
+        return falls_to, similarity
+
+    def _reorder_frequent(self, plain: NgramPartitions) -> Generator[_Entries]:
+        """Put the n-grams last that are in many prefixes, a few times; yield the parts then."""
+        for left in reversed(range(_ROUNDS + 1)):
+            with NgramPartitions(self.parts, self.scratch) as anew:
+                for entries in self._prefix_blocks(np.flatnonzero(self.reordered)):
+                    anew.add(*entries)
+                parts = (self._join_parts(plain, anew, part) for part in range(self.parts))
+                fresh = self._note_frequent(parts) if left else False
+                if not fresh:
+                    for part in range(self.parts):
+                        yield self._join_parts(plain, anew, part)
+                    return
+
+    def _note_frequent(self, parts: Iterable[_Entries]) -> bool:
+        """Note what is in many prefixes, and in whose; return whether anything is."""
+        found, touched = [], []
+        for values, owners in parts:  # an n-gram is of one part only
+            fresh = _find_crowded(values)
+            found.append(fresh)
+            touched.append(np.unique(owners[np.isin(values, fresh)]))
+        every = np.concatenate(found)
+        self.reordered[np.concatenate(touched)] = True
+        self.frequent = np.union1d(self.frequent, every)
+        return bool(len(every))
+
+    def _join_parts(self, plain: NgramPartitions, anew: NgramPartitions, part: int) -> _Entries:
+        """Return a part's n-grams, sorted, and whose prefixes they are of."""
+        values, owners = plain.read(part)
+        stays = ~self.reordered[owners]
+        more = anew.read(part)
+        if not len(more[0]) and stays.all():
+            return values, owners
+        values = np.concatenate([values[stays], more[0]])
+        owners = np.concatenate([owners[stays], more[1]])
+        order = np.argsort(values, kind="stable")
+        return values[order], owners[order]
+
+    def _prefix_blocks(self, owners: Positions) -> Iterator[_Entries]:
+        """Yield the n-grams of some sets' prefixes, and whose they are, a block at a time.
+
+        The sets are either all reordered or none.
+        """
+        if not len(owners):
+            return
+        is_reordered = bool(self.reordered[owners[0]])
+        by_place = owners[np.argsort(self.starts[owners], kind="stable")]  # as the file has them
+        counts = self.sizes if is_reordered else self.prefixes
+        for start, stop in _block_edges(counts[by_place]):
+            some = by_place[start:stop]
+            if is_reordered:
+                yield self._reorder(some)
+            else:
+                values = self.sets.values[expand_ranges(self.starts[some], self.prefixes[some])]
+                yield values, np.repeat(some, self.prefixes[some])
+
+    def _reorder(self, owners: Positions) -> _Entries:
+        """Return the prefixes of some sets with frequent n-grams last."""
+        sizes = self.sizes[owners]
+        values = self.sets.values[expand_ranges(self.starts[owners], sizes)]
+        whose = np.repeat(np.arange(len(owners)), sizes)
+        order = np.argsort(2 * whose + np.isin(values, self.frequent), kind="stable")
+        firsts = np.cumsum(sizes) - sizes
+        kept = order[expand_ranges(firsts, self.prefixes[owners])]
+        return values[kept], owners[whose[kept]]
+
+    def _candidates(
+        self, values: Hashes, owners: Positions
+    ) -> tuple[Positions, Positions, _Entries]:
+        """Return the pairs that share an n-gram of a part, and who shares which crowded one."""
+        crowded = np.isin(values, _find_crowded(values))
+        crowd = values[crowded], owners[crowded]
+        values, owners = values[~crowded], owners[~crowded]
+        codes = []
+        for step in range(1, _CROWD_SIZE):
+            at = np.flatnonzero(values[step:] == values[:-step])
+            if not len(at):
+                break
+            first, second = owners[at], owners[at + step]
+            small, large = np.sort(np.stack([self.sizes[first], self.sizes[second]]), axis=0)
+            fits = small >= self.threshold * large - _ROUNDING
+            pair = np.sort(np.stack([first[fits], second[fits]]), axis=0)
+            codes.append(pair[0] * len(self.chosen) + pair[1])
+        pairs = np.unique(np.concatenate(codes)) if codes else np.zeros(0, dtype=np.int64)
+        return pairs // max(len(self.chosen), 1), pairs % max(len(self.chosen), 1), crowd
+
+    def _verify(self, left: Positions, right: Positions) -> Iterator[_Pairs]:
+        """Yield the pairs that are near enough, and how near."""
+        for start, stop in self._portions(left, right):
+            one, other = left[start:stop], right[start:stop]
+            similarity = self._similarities(one, other)
+            near = similarity >= self.threshold - _ROUNDING
+            yield one[near], other[near], similarity[near]
+
+    def _portions(self, left: Positions, right: Positions) -> Iterator[tuple[int, int]]:
+        """Yield where to cut a list of pairs so that each piece's n-grams fit into memory."""
+        ends = np.cumsum(self.sizes[left] + self.sizes[right])
+        start = 0
+        while start < len(left):
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + _PAIR_PORTION, side="right"))
+            stop = min(max(stop, start + 1), start + _PAIRS)
+            yield start, stop
+            start = stop
+
+    def _compare(self, owner: int, others: set[int]) -> list[tuple[float, int]]:
+        """Return those of the others that a set is near to."""
+        if not others:
+            return []
+        right = np.array(sorted(others))
+        one, _, similarity = _concatenate_pairs(self._verify(right, np.full(len(right), owner)))
+        return list(zip((-similarity).tolist(), one.tolist(), strict=True))
+
+    def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
+        """Return the Jaccard similarity of each pair."""
+        keys = np.concatenate([self._keys(left), self._keys(right)])
+        keys.sort(kind="stable")  # two runs in order already, which this merges
+        same = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(HASH_BITS)
+        shared = np.bincount(same.astype(np.int64), minlength=len(left))
+        return shared / (self.sizes[left] + self.sizes[right] - shared)
+
+    def _keys(self, owners: Positions) -> Hashes:
+        sizes = self.sizes[owners]
+        pairs = np.repeat(np.arange(len(owners), dtype=np.uint64), sizes)
+        values = self.sets.values[expand_ranges(self.starts[owners], sizes)]
+        return (pairs << np.uint64(HASH_BITS)) | values
+
+
+def _find_spans(ordered: Positions, wanted: Positions) -> tuple[list[int], list[int]]:
+    """Return where each wanted number begins and ends among ordered ones."""
+    left, right = (np.searchsorted(ordered, wanted, side) for side in _SIDES)
+    return left.tolist(), right.tolist()
+
+
+def _concatenate_pairs(pairs: Iterable[_Pairs]) -> _Pairs:
+    """Return all pairs as columns."""
+    none = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
+    first, second, similarity = zip(none, *pairs, strict=True)
+    return np.concatenate(first), np.concatenate(second), np.concatenate(similarity)
+
+
+def _find_crowded(values: Hashes) -> Hashes:
+    """Return the values that stand more than ``_CROWD_SIZE`` times in a sorted array."""
+    if len(values) <= _CROWD_SIZE:
+        return values[:0]
+    return np.unique(values[_CROWD_SIZE:][values[_CROWD_SIZE:] == values[:-_CROWD_SIZE]])
+
+
+_PartitionHashes = npt.NDArray[np.uint64]
+
+
+_PartitionOwners = npt.NDArray[np.int64]
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class NgramPartitions:
+    """Rows of an n-gram and a number, by part; a context manager, which removes its files."""
+
+    def __init__(self, parts: int, folder: Path | None) -> None:
+        """Hold nothing yet.
+
+        Args:
+            parts: How many.
+            folder: Where a folder for the files is made; None keeps all in memory.
+        """
+        self.parts = parts
+        self._kept: list[list[_PartitionHashes]] = [[] for _ in range(parts)]
+        self._folder = None if folder is None else Path(tempfile.mkdtemp(dir=folder))
+
+    def __enter__(self) -> Self:
+        """Hold files within the body alone."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove them."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+
+    def add(self, values: _PartitionHashes, owners: _PartitionOwners) -> None:
+        """Deal out n-grams, (N,) below 2**48, and whose they are, (N,)."""
+        part = ((values * _GOLDEN >> np.uint64(48)) * np.uint64(self.parts)) >> np.uint64(16)
+        part = part.astype(np.min_scalar_type(self.parts))  # few bits are sorted by digits
+        order = np.argsort(part, kind="stable")
+        cuts = np.searchsorted(part[order], np.arange(1, self.parts, dtype=part.dtype))
+        for number, rows in enumerate(np.split(_stack_columns(values[order], owners[order]), cuts)):
+            self._keep(number, rows)
+
+    def read(self, part: int) -> tuple[_PartitionHashes, _PartitionOwners]:
+        """Return the n-grams of a part, (N,), and whose they are, (N,)."""
+        kept = self._kept[part]
+        if self._folder is not None and (path := self._path(self._folder, part)).exists():
+            kept = [np.fromfile(path, dtype=np.uint64).reshape(-1, 2)]
+        none = np.zeros((0, 2), dtype=np.uint64)
+        rows = kept[0] if len(kept) == 1 else np.concatenate([none, *kept])
+        return rows[:, 0].copy(), rows[:, 1].astype(np.int64)
+
+    def sort(self) -> None:
+        """Put the n-grams of each part in order, so that reading finds them so."""
+        for part in range(self.parts):
+            values, owners = self.read(part)
+            order = np.argsort(values, kind="stable")
+            self._kept[part] = []
+            if self._folder is not None:
+                self._path(self._folder, part).unlink(missing_ok=True)
+            self._keep(part, _stack_columns(values[order], owners[order]))
+
+    def _keep(self, part: int, rows: _PartitionHashes) -> None:
+        if self._folder is None:
+            self._kept[part].append(rows)
+        else:
+            with self._path(self._folder, part).open("ab") as file:
+                file.write(rows.tobytes())
+
+    @staticmethod
+    def _path(folder: Path, part: int) -> Path:
+        return folder / f"{part}.u64"
+
+
+def _stack_columns(values: _PartitionHashes, owners: _PartitionOwners) -> _PartitionHashes:
+    return np.stack([values, owners.astype(np.uint64)], axis=1)

@@ -1,0 +1,418 @@
+"""Paraphrase detection of test items by embeddings, names and numbers.
+
+What decides is cosine + 0.2 * the share of the item's names and numbers that the text has too, each
+by its information. Cosine alone cannot tell a question reworded from another one of its kind: on
+grade-school problems reworded by hand it finds half at the false alarms with which the sum finds
+five sixths (docs/explanation/lab-notebook.md). Numbers in English words count as their digits.
+
+A question told of other people and things, or in another language, keeps little but its numbers:
+the same ones in the same order count by their information, and stand in for names where they say
+more. An item that has neither names nor numbers is told apart by cosine, from a lower bound on.
+That a text has the item's answer counts as well, where the caller knows it, and that it has
+another one against it: two questions about one passage share its names, and not their answers.
+
+Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples, found by embeddings and a judge).
+Differs: names and numbers stand beside the cosine; a judge is asked only about what lies between.
+
+Reading comprehension puts both into one text: a passage of a hundred words and a question of ten.
+Compared as a whole, two questions about one passage are nine tenths alike, and the question by
+itself is a tenth of what it came from. Knows forms (labels, blank lines, a closing question), and
+no language but for the labels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.text.language import split_sentences
+from stillroom.text.unicode import split_words
+
+__all__ = [
+    "ParaphraseIndex",
+    "ParaphraseScore",
+    "QuestionParts",
+    "find_anchors",
+    "find_numbers",
+    "is_asking",
+    "split_question",
+]
+
+
+Vectors = npt.NDArray[np.float32]
+
+
+_ANCHOR_WEIGHT = 0.2
+
+
+_NO_ANCHOR_SCORE = 0.3
+
+
+"""The share of an item that has none: it says neither that a text is like it nor that it is not."""
+
+
+_FULL_SHARE = 2 / 3
+
+
+"""Of what a word tells that no text has. All that an item has, if less, is no whole share."""
+
+
+_ORDER_WEIGHT = 0.05
+
+
+"""Of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
+
+
+_MIN_ORDER, _MAX_ORDER = 5.0, 13.0
+
+
+_ANSWER_WEIGHT = 0.11
+
+
+"""Of an answer that both have; chosen on hand-made rewordings of other items."""
+
+
+_NEGATION_WEIGHT = 0.25
+
+
+"""Of answers that have no word in common; chosen on pairs of questions about one passage."""
+
+
+_MIN_ORDER_SIMILARITY = 0.7
+
+
+_MAX_CANDIDATES = 5
+
+
+_COMMON_SHARE = 0.01
+
+
+"""A capitalized word that more of the texts hold is no name."""
+
+
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+
+
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+
+
+_NUMBERS = (
+    {word: str(number) for number, word in enumerate(_UNITS.split())}
+    | {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3)}
+    | {"dozen": "12", "hundred": "100", "thousand": "1000"}
+)
+
+
+_NUMBER_WORDS = {number: word for word, number in _NUMBERS.items() if word != "dozen"}
+
+
+_UNINFORMATIVE_NUMBERS = frozenset({"0", "1", "2"})
+
+
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
+
+
+_SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+)(\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ParaphraseScore:
+    """How like a text is to an item.
+
+    ``cosine`` of their vectors; ``anchors`` the share of the item's names and numbers that the text
+    has too, less where all of them are common; ``order`` the nats of the numbers that both have in
+    the same order, 0 where these are fewer than seven tenths of all; ``is_answered`` whether the
+    text's answer is the item's, ``is_denied`` whether both are told and have nothing in common.
+    """
+
+    item: int
+    cosine: float
+    anchors: float
+    order: float = 0.0
+    is_answered: bool = False
+    is_denied: bool = False
+
+    @property
+    def score(self) -> float:
+        """What thresholds are compared with."""
+        anchors = max(_ANCHOR_WEIGHT * self.anchors, _ORDER_WEIGHT * self.order)
+        answers = _ANSWER_WEIGHT * self.is_answered - _NEGATION_WEIGHT * self.is_denied
+        return self.cosine + anchors + answers
+
+
+def find_anchors(
+    text: str, frequency: Mapping[str, int] | None = None, texts: int = 0
+) -> frozenset[str]:
+    """Return the names and numbers of a text, lower case.
+
+    Args:
+        text: Any text.
+        frequency: In how many of ``texts`` texts each word is, lower case.
+        texts: How many were counted; a word that begins a sentence is a name only where it is rare
+            in them.
+    """
+    known = frequency or {}
+    begins = set(_SENTENCE_START.findall(text))
+    found = set()
+    for token in _TOKEN.findall(text):
+        low, number = token.lower(), _parse_number_word(token)
+        if number:
+            found.add(number)
+        elif token[0].isupper() and (
+            token not in begins or known.get(low, 0) < _COMMON_SHARE * texts
+        ):
+            found.add(low)
+    return frozenset(found - _UNINFORMATIVE_NUMBERS)
+
+
+def find_numbers(text: str) -> list[str]:
+    """Return the numbers of a text in order, as digits, those in English words too."""
+    return [number for token in _TOKEN.findall(text) if (number := _parse_number_word(token))]
+
+
+def _is_question(item: str) -> bool:
+    """Return whether an item is one question, by itself or apart from a passage."""
+    part = split_question(item)
+    asked = part.question if part.is_apart else item
+    return is_asking(asked) and len(split_sentences(asked)) == 1
+
+
+def _parse_number_word(token: str) -> str:
+    if token[0].isdigit():
+        return token.replace(",", "").removesuffix(".00").removesuffix(".0")
+    return _NUMBERS.get(token.lower(), "")
+
+
+class ParaphraseIndex:
+    """Items with their vectors, to be compared with many texts."""
+
+    def __init__(
+        self,
+        items: Sequence[str],
+        vectors: Vectors,
+        *,
+        frequency: Mapping[str, int] | None = None,
+        texts: int = 0,
+    ) -> None:
+        """Index the items.
+
+        Args:
+            items: What must not be found.
+            vectors: One for each, (N, D), L2-normalized.
+            frequency: In how many of ``texts`` texts each word is, lower case.
+            texts: How many texts were counted.
+        """
+        self._vectors = vectors
+        self._frequency, self._texts = frequency or {}, texts
+        self._is_question = np.array([_is_question(item) for item in items], dtype=bool)
+        self._anchors = [find_anchors(item, self._frequency, texts) for item in items]
+        self._numbers = [find_numbers(item) for item in items]
+        self._holders: dict[str, list[int]] = {}
+        for at, numbers in enumerate(self._numbers):
+            for number in set(numbers):
+                self._holders.setdefault(number, []).append(at)
+
+    def find(
+        self,
+        text: str,
+        vector: npt.NDArray[np.float32],
+        answered: Collection[int] = (),
+        *,
+        is_stated: bool = False,
+        denied: Callable[[int], bool] = lambda item: False,
+    ) -> ParaphraseScore | None:
+        """Return the item that a text is most like; None where there are no items.
+
+        Args:
+            text: What is compared.
+            vector: Its own.
+            answered: The items whose answer is the text's, where that says something.
+            denied: Whether an item's answer is told and unlike the text's.
+            is_stated: The text asks nothing: a bare question is not compared with what answers it.
+        """
+        cosines = self._vectors @ vector
+        if is_stated:
+            cosines = np.where(self._is_question, -1.0, cosines)
+        nearest = np.argsort(-cosines, kind="stable")[:_MAX_CANDIDATES].tolist()
+        here, numbers = find_anchors(text, self._frequency, self._texts), find_numbers(text)
+        orders = {at: self._order(at, numbers) for at in self._sharing(numbers)}
+        found = [
+            ParaphraseScore(
+                at,
+                float(cosines[at]),
+                self._share(at, here),
+                orders.get(at, 0.0),
+                at in answered,
+                denied(at),
+            )
+            for at in {*nearest, *(at for at, order in orders.items() if order)}
+        ]
+        return max(found, key=lambda one: (one.score, -one.item), default=None)
+
+    def _share(self, item: int, here: frozenset[str]) -> float:
+        weights = {anchor: self._weigh(anchor) for anchor in self._anchors[item]}
+        total = sum(weights.values())
+        held = sum(weights[anchor] for anchor in weights if anchor in here)
+        full = _FULL_SHARE * math.log(self._texts + 2)
+        return held / max(total, full) if total else _NO_ANCHOR_SCORE
+
+    def _weigh(self, word: str) -> float:
+        """Return the information of a name or a number, in nats."""
+        count = self._frequency.get(word, 0) + self._frequency.get(_NUMBER_WORDS.get(word, ""), 0)
+        return max(0.0, math.log((self._texts + 2) / (1 + count)))
+
+    def _sharing(self, numbers: Sequence[str]) -> list[int]:
+        """Return the items that may have enough numbers in common with a text."""
+        shared: dict[int, float] = {}
+        for number in numbers:  # one that occurs twice may count twice
+            for at in self._holders.get(number, ()):
+                shared[at] = shared.get(at, 0.0) + self._weigh(number)
+        return [at for at, nats in shared.items() if nats >= _MIN_ORDER]
+
+    def _order(self, item: int, numbers: Sequence[str]) -> float:
+        """Return the nats of the longest run of numbers in common, gaps allowed, times its share.
+
+        The share is of all numbers of both; 0 below the least of either.
+        """
+        own = self._numbers[item]
+        row = [0.0] * (len(numbers) + 1)
+        for number in own:
+            above, row = row, [0.0]
+            nats = self._weigh(number)
+            for at, other in enumerate(numbers):
+                same = above[at] + nats if other == number else 0.0
+                row.append(max(above[at + 1], row[at], same))
+        common = row[-1]
+        total = sum(map(self._weigh, own)) + sum(map(self._weigh, numbers)) - common
+        if common < _MIN_ORDER or common < _MIN_ORDER_SIMILARITY * total:
+            return 0.0
+        return min(common, _MAX_ORDER) * common / total
+
+
+_QUESTION_MARKS = re.compile(r"[?？؟]")
+
+
+_QUESTION_END = re.compile(r"[?？؟][\s\"'”’)\]]*$")
+
+
+_LABEL = re.compile(
+    r"^[ \t>*#]*(?:question|query|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
+    r"(?:[ \t]*\d+)?[ \t*]*[:：.)][ \t*]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+_ANSWER = re.compile(
+    r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|a)"
+    r"[ \t*]*[:：][ \t*]*$",
+    re.IGNORECASE,
+)
+
+
+_PARAGRAPHS = re.compile(r"\n\s*\n")
+
+
+_OPTION = re.compile(r"[ \t]*\(?[A-Ha-h1-9][).:]")
+
+
+_BARE_QUESTION = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
+
+
+"""A closing line without a full stop: a question whose mark was forgotten."""
+
+
+_MIN_PASSAGE_WORDS = 25
+
+
+"""Words of a passage that stands apart by a label or a line; at least twice the question's."""
+
+
+_MIN_CHARACTERS = 60
+
+
+"""Characters below which no text holds a passage, in whatever script."""
+
+
+_MIN_RUNNING_WORDS = 40
+
+
+"""Words of a passage that a question follows on the same line: shorter ones may be a problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionParts:
+    """A text in two: ``question``, and ``passage``, empty where there is none.
+
+    ``is_apart`` says whether form tells them apart: in running text a passage may also be the
+    conditions of a problem, without which nobody could answer.
+    """
+
+    question: str
+    passage: str = ""
+    is_apart: bool = False
+
+
+def is_asking(text: str) -> bool:
+    """Return whether there is a question mark in a text."""
+    return bool(_QUESTION_MARKS.search(text))
+
+
+def split_question(text: str) -> QuestionParts:
+    """Return a text's question apart from its passage; the whole is the question where unsure."""
+    body = _strip_options(_ANSWER.sub("", text.strip())).strip()
+    if len(body) < _MIN_CHARACTERS:
+        return QuestionParts(text)
+    labels = list(_LABEL.finditer(body))
+    if labels:
+        asked, _, after = body[labels[-1].end() :].partition("\n")
+        found = _check_parts(asked, f"{body[: labels[-1].start()]}\n{after}")
+        if found is not None:
+            return found
+    for parts in (_PARAGRAPHS.split(body), body.split("\n")):
+        blocks = [part for part in parts if part.strip()]
+        for at in (-1, 0) if len(blocks) > 1 else ():
+            rest = blocks[:-1] if at else blocks[1:]
+            is_bare = at == -1 and _BARE_QUESTION.fullmatch(blocks[at].strip())
+            if _QUESTION_END.search(blocks[at]) or is_bare:
+                found = _check_parts(blocks[at], "\n".join(rest))
+                if found is not None:
+                    return found
+    return _split_closing_question(body) or QuestionParts(text)
+
+
+def _strip_options(text: str) -> str:
+    """Return a text without the lettered or numbered lines at its end; its first line stays."""
+    lines = text.rstrip().split("\n")
+    end = len(lines)
+    while end > 1 and _OPTION.match(lines[end - 1]):
+        end -= 1
+    return "\n".join(lines[:end])
+
+
+def _split_closing_question(body: str) -> QuestionParts | None:
+    """Return the closing question of a long text, where it has one."""
+    if not _QUESTION_END.search(body):
+        return None
+    spans = split_sentences(body)
+    if len(spans) < 3:
+        return None
+    start, end = spans[-1]
+    passage = body[:start].strip()
+    if len(split_words(passage)) < _MIN_RUNNING_WORDS:
+        return None
+    return QuestionParts(body[start:end].strip(), passage)
+
+
+def _check_parts(question: str, passage: str) -> QuestionParts | None:
+    size = len(split_words(question))
+    if not size or len(split_words(passage)) < max(_MIN_PASSAGE_WORDS, 2 * size):
+        return None
+    return QuestionParts(question.strip(), passage.strip(), is_apart=True)

@@ -1,0 +1,473 @@
+"""Hashed word n-grams, MinHash signatures, Jaccard similarity and n-gram overlap.
+
+Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
+Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
+spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so that short
+texts are equal only when they are the same. For many texts at once see ``near_duplicates``.
+
+Words are those of ``normalize.words``, but found and hashed by array operations over half a million
+characters at a time. A word's hash is a polynomial in its code points over the integers modulo
+2**64, had as a difference of prefix sums (Karp and Rabin 1987, doi:10.1147/rd.312.0249), and mixed;
+an n-gram's is a polynomial in those of its words. 48 bits are kept: two different n-grams are taken
+for one with a probability of about 2**-48.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.text.unicode import UNSPACED_SCRIPTS, fold_text, split_words
+
+__all__ = [
+    "HASH_BITS",
+    "MinHasher",
+    "NgramIndex",
+    "ShingleSets",
+    "build_shingle_sets",
+    "expand_ranges",
+    "hash_shingles",
+    "jaccard_similarity",
+    "join_shingle_sets",
+    "ngram_overlap",
+]
+
+
+HashArray = npt.NDArray[np.uint64]
+
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+
+
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+_HASH_BLOCK = 1 << 14
+
+
+class _WordHashCache(dict[str, int]):
+    """Hashes of words, each computed once."""
+
+    def __missing__(self, word: str) -> int:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        value = self[word] = int.from_bytes(digest, "little")
+        return value
+
+
+def hash_shingles(text: str, n: int = 5) -> HashArray:
+    """Return the distinct hashes of a text's word n-grams, sorted; (N,) uint64.
+
+    A text of fewer than n words gives one hash, of all its words; a text without words none.
+    """
+    return _hash_ngrams(text, n, _WordHashCache())
+
+
+def jaccard_similarity(one: HashArray, other: HashArray) -> float:
+    """Return the Jaccard similarity of two sorted sets of hashes; two empty ones give 0."""
+    if not len(one) or not len(other):
+        return 0.0
+    same = len(np.intersect1d(one, other, assume_unique=True))
+    return same / (len(one) + len(other) - same)
+
+
+class MinHasher:
+    """MinHash signatures of texts, and the keys of their bands."""
+
+    def __init__(
+        self,
+        *,
+        n: int = 5,
+        num_bands: int = 16,
+        rows: int = 8,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        """Draw the hash functions.
+
+        Args:
+            n: Words of a shingle.
+            num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
+            rows: Values of a band.
+            rng: Where the hash functions come from; by default always the same ones.
+        """
+        rng = np.random.default_rng(0) if rng is None else rng
+        size = num_bands * rows
+        self.n, self.num_bands, self.rows = n, num_bands, rows
+        self._factors = rng.integers(1, 2**64, size=size, dtype=np.uint64) | np.uint64(1)
+        self._offsets = rng.integers(0, 2**64, size=size, dtype=np.uint64)
+        self._words = _WordHashCache()
+
+    def shingles(self, text: str) -> HashArray:
+        """Return a text's shingles; see the function of that name."""
+        return _hash_ngrams(text, self.n, self._words)
+
+    def sign(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
+        """Return signatures, (N, num_bands * rows) uint32; texts without words are all ones."""
+        return self.sign_shingles([self.shingles(text) for text in texts])
+
+    def sign_shingles(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
+        """Return the signatures of sets of shingles, a block at a time."""
+        signatures = np.full((len(sets), len(self._factors)), 2**32 - 1, dtype=np.uint32)
+        filled = [index for index, one in enumerate(sets) if len(one)]
+        start = 0
+        while start < len(filled):
+            stop, total = start, 0
+            while stop < len(filled) and (stop == start or total < _HASH_BLOCK):
+                total += len(sets[filled[stop]])
+                stop += 1
+            part = [sets[index] for index in filled[start:stop]]
+            signatures[filled[start:stop]] = self._sign_block(part)
+            start = stop
+        return signatures
+
+    def bands(self, signatures: npt.NDArray[np.uint32]) -> HashArray:
+        """Return the key of each band, (N, num_bands) uint64."""
+        parts = signatures.reshape(len(signatures), self.num_bands, self.rows).astype(np.uint64)
+        keys = np.zeros(parts.shape[:2], dtype=np.uint64)
+        for row in range(self.rows):
+            keys = _mix_bits((keys + parts[:, :, row]) * _MULTIPLIER)
+        return keys
+
+    def _sign_block(self, sets: Sequence[HashArray]) -> npt.NDArray[np.uint32]:
+        values = np.concatenate(sets)
+        starts = np.cumsum([0, *(len(one) for one in sets[:-1])])
+        signed = np.empty((len(self._factors), len(sets)), dtype=np.uint32)
+        for index in range(len(self._factors)):
+            hashed = (values * self._factors[index] + self._offsets[index]) >> np.uint64(32)
+            signed[index] = np.minimum.reduceat(hashed.astype(np.uint32), starts)
+        return signed.T
+
+
+def ngram_overlap(text: str, reference: str, n: int = 13) -> float:
+    """Return the share of the reference's word n-grams that the text contains, from 0 to 1.
+
+    Where the reference is shorter than n words, all of it is one n-gram: short items are found too.
+    A reference without words gives 0.
+    """
+    return NgramIndex([reference], n=n).overlaps(text)[0]
+
+
+class NgramIndex:
+    """The n-grams of many references, for finding texts that contain one (decontamination)."""
+
+    def __init__(self, references: Sequence[str], *, n: int = 13) -> None:
+        """Index the references, each by n-grams of min(n, its words) words."""
+        self._words = _WordHashCache()
+        self._sizes: list[int] = []
+        self._holders: dict[int, dict[int, list[int]]] = {}
+        for number, reference in enumerate(references):
+            hashes = _hash_known_words(reference, self._words)
+            width = min(n, len(hashes))
+            grams = np.unique(_roll_ngrams(hashes, width)) if width else hashes
+            self._sizes.append(len(grams))
+            holders = self._holders.setdefault(width, {})
+            for gram in grams.tolist():
+                holders.setdefault(gram, []).append(number)
+
+    def overlaps(self, text: str) -> list[float]:
+        """Return each reference's share of n-grams that the text contains."""
+        counts = [0] * len(self._sizes)
+        for number, count in self._count(text).items():
+            counts[number] = count
+        return [count / max(size, 1) for count, size in zip(counts, self._sizes, strict=True)]
+
+    def best(self, text: str) -> tuple[int, float]:
+        """Return the index and share of the reference most contained; (-1, 0.0) for none."""
+        shares = (
+            (count / self._sizes[number], -number) for number, count in self._count(text).items()
+        )
+        share, number = max(shares, default=(0.0, 1))
+        return -number, share
+
+    def _count(self, text: str) -> dict[int, int]:
+        hashes = _hash_known_words(text, self._words)
+        counts: dict[int, int] = {}
+        for width, holders in self._holders.items():
+            if not 0 < width <= len(hashes):
+                continue
+            for gram in np.unique(_roll_ngrams(hashes, width)).tolist():
+                for number in holders.get(gram, ()):
+                    counts[number] = counts.get(number, 0) + 1
+        return counts
+
+
+def _hash_ngrams(text: str, n: int, known: _WordHashCache) -> HashArray:
+    hashes = _hash_known_words(text, known)
+    width = min(n, len(hashes))
+    return np.unique(_roll_ngrams(hashes, width)) if width else hashes
+
+
+def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
+    found = split_words(text)
+    return np.fromiter(map(known.__getitem__, found), dtype=np.uint64, count=len(found))
+
+
+def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
+    """Return the hash of every run of n words."""
+    rolled = np.zeros(len(hashes) - n + 1, dtype=np.uint64)
+    for shift in range(n):
+        rolled = rolled * _MULTIPLIER + hashes[shift : len(hashes) - n + 1 + shift]
+    return _mix_bits(rolled)
+
+
+def _mix_bits(values: HashArray) -> HashArray:
+    """Return well-mixed values (the finalizer of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+ShingleHashes = npt.NDArray[np.uint64]
+
+
+TextPositions = npt.NDArray[np.int64]
+
+
+HASH_BITS = 48
+
+
+_SEPARATOR, _LETTER, _WHOLE_WORD, _JOINER = 0, 1, 2, 3
+
+
+_JOINERS = "'\u2019"
+
+
+_BASE = 0x9E3779B97F4A7C15
+
+
+_STEP = np.uint64(0xD6E8FEB86659FD93)
+
+
+_MIXER_1 = np.uint64(0xBF58476D1CE4E5B9)
+
+
+_MIXER_2 = np.uint64(0x94D049BB133111EB)
+
+
+_END_OF_LETTERS = 0x40000
+
+
+"""From this code point on no letters are assigned."""
+
+
+_BLOCK_CHARACTERS = 1 << 19
+
+
+_BLOCK_TEXTS = 1 << (64 - HASH_BITS)
+
+
+class ShingleSets:
+    """Each text's set of hashed n-grams, sorted; the sets of all texts lie in one array."""
+
+    def __init__(self, values: ShingleHashes, offsets: TextPositions) -> None:
+        """Hold ``values``, (M,) below 2**48, cut at ``offsets``, (N + 1,)."""
+        self.values, self.offsets = values, offsets
+
+    def __len__(self) -> int:
+        """Return how many texts there are."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> ShingleHashes:
+        """Return one text's set, (N,) sorted."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def sizes(self) -> TextPositions:
+        """How many n-grams each text has, (N,)."""
+        return np.diff(self.offsets)
+
+
+def build_shingle_sets(
+    texts: Iterable[str], *, n: int = 5, scratch: Path | None = None
+) -> ShingleSets:
+    """Return the sets of word n-grams of texts.
+
+    A text of fewer than n words gives one n-gram, of all its words; one without words none.
+
+    Args:
+        texts: In order; read once.
+        n: Words of an n-gram.
+        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+    """
+    return join_shingle_sets(_iter_sets(texts, n), scratch=scratch)
+
+
+def join_shingle_sets(
+    blocks: Iterable[tuple[ShingleHashes, TextPositions]], *, scratch: Path | None = None
+) -> ShingleSets:
+    """Return sets that were made block by block: their values, and the size of each.
+
+    Args:
+        blocks: In order; read once.
+        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+    """
+    sizes: list[TextPositions] = []
+    if scratch is None:
+        parts = []
+        for values, counts in blocks:
+            parts.append(values)
+            sizes.append(counts)
+        held = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+    else:
+        with scratch.open("wb") as file:
+            for values, counts in blocks:
+                _append_values(file, values)
+                sizes.append(counts)
+        total = sum(int(one.sum()) for one in sizes)
+        held = (
+            np.memmap(scratch, dtype=np.uint64, mode="r", shape=(total,))
+            if total
+            else np.zeros(0, dtype=np.uint64)
+        )
+    lengths = np.concatenate(sizes) if sizes else np.zeros(0, dtype=np.int64)
+    return ShingleSets(held, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _append_values(file: IO[bytes], values: ShingleHashes) -> None:
+    file.write(values.tobytes())
+
+
+def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[ShingleHashes, TextPositions]]:
+    """Yield blocks of sets, one after another, with the size of each."""
+    for block in _blocks(map(fold_text, texts)):
+        words, counts = _hash_words(block)
+        yield _sort_sets(*_roll_block(words, counts, n), len(block))
+
+
+def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    size = 0
+    for text in texts:
+        if block and (size + len(text) > _BLOCK_CHARACTERS or len(block) == _BLOCK_TEXTS):
+            yield block
+            block, size = [], 0
+        block.append(text)
+        size += len(text) + 1
+    if block:
+        yield block
+
+
+def _hash_words(block: Sequence[str]) -> tuple[ShingleHashes, TextPositions]:
+    """Return the hashes of the words of all texts, and how many each text has."""
+    if len(block) == 1 and len(block[0]) > _BLOCK_CHARACTERS:
+        pieces = [_hash_joined(piece)[1] for piece in _cut_text(block[0])]
+        words = np.concatenate(pieces)
+        return words, np.array([len(words)])
+    begins, words = _hash_joined("\n".join(block))
+    lengths = np.fromiter((len(text) + 1 for text in block), dtype=np.int64, count=len(block))
+    edges = np.searchsorted(begins, np.cumsum(lengths))
+    return words, np.diff(edges, prepend=0)
+
+
+def _cut_text(text: str) -> Iterator[str]:
+    """Yield pieces of a long text, cut at white space where there is any."""
+    start = 0
+    space = re.compile(r"\s")
+    while start < len(text):
+        found = space.search(text, start + _BLOCK_CHARACTERS)
+        stop = found.start() if found else len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def _hash_joined(text: str) -> tuple[TextPositions, ShingleHashes]:
+    """Return where each word begins, and its hash."""
+    raw = f"\n{text}\n".encode("utf-32-le", "surrogatepass")
+    codes = np.frombuffer(raw, dtype=np.uint32)
+    kinds = _character_classes()[codes]
+    letter, whole = kinds == _LETTER, kinds == _WHOLE_WORD
+    joiners = np.flatnonzero(kinds == _JOINER)
+    letter[joiners] = (kinds[joiners - 1] == _LETTER) & (kinds[joiners + 1] == _LETTER)
+    begins = np.flatnonzero(letter[1:] & ~letter[:-1] | whole[1:]) + 1
+    ends = np.flatnonzero(letter[:-1] & ~letter[1:] | whole[:-1])
+    powers, inverses = _powers(max(_BLOCK_CHARACTERS, len(codes)).bit_length())
+    sums = np.cumsum(codes * powers[: len(codes)], dtype=np.uint64)
+    return begins - 1, _finalize_hashes((sums[ends] - sums[begins - 1]) * inverses[begins])
+
+
+def _roll_block(
+    words: ShingleHashes, counts: TextPositions, n: int
+) -> tuple[ShingleHashes, TextPositions]:
+    """Return the hash of every n-gram, and which text of the block each is of."""
+    firsts = np.cumsum(counts) - counts
+    held = np.maximum(counts - n + 1, 0)
+    found = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
+    texts = [np.repeat(np.arange(len(counts)), held)]
+    for width in range(1, n):
+        short = np.flatnonzero(counts == width)
+        if len(short):
+            found.append(_hash_runs(words, width)[firsts[short]])
+            texts.append(short)
+    if not found:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+    return np.concatenate(found), np.concatenate(texts)
+
+
+def _hash_runs(words: ShingleHashes, width: int) -> ShingleHashes:
+    """Return the hash of every run of ``width`` words, over the ends of texts too."""
+    size = len(words) - width + 1
+    rolled = np.zeros(size, dtype=np.uint64)
+    for shift in range(width):
+        rolled = rolled * _STEP + words[shift : size + shift]
+    return _finalize_hashes(rolled)
+
+
+def _sort_sets(
+    values: ShingleHashes, texts: TextPositions, count: int
+) -> tuple[ShingleHashes, TextPositions]:
+    """Return the sets of a block's texts, sorted and without repeats, and their sizes."""
+    low = np.uint64((1 << HASH_BITS) - 1)
+    keys = (texts.astype(np.uint64) << np.uint64(HASH_BITS)) | (values & low)
+    keys.sort()
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+    owners = (keys >> np.uint64(HASH_BITS)).astype(np.int64)
+    return keys & low, np.bincount(owners, minlength=count)
+
+
+def expand_ranges(firsts: TextPositions, counts: TextPositions) -> TextPositions:
+    """Return firsts[i], firsts[i] + 1, ... (counts[i] of them), for every i in turn."""
+    shift = np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+    positions: TextPositions = np.arange(len(shift)) + shift
+    return positions
+
+
+def _finalize_hashes(values: ShingleHashes) -> ShingleHashes:
+    """Return well-mixed values (the finalizer of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * _MIXER_1
+    values = (values ^ (values >> np.uint64(27))) * _MIXER_2
+    return values ^ (values >> np.uint64(31))
+
+
+@functools.cache
+def _powers(bits: int) -> tuple[ShingleHashes, ShingleHashes]:
+    """Return the powers of the base, and of its inverse, below 2**bits."""
+    made = []
+    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
+        powers = np.ones(1 << bits, dtype=np.uint64)
+        for bit in range(bits):
+            half = 1 << bit
+            powers[half : 2 * half] = powers[:half] * np.uint64(pow(base, half, 1 << 64))
+        made.append(powers)
+    return made[0], made[1]
+
+
+@functools.cache
+def _character_classes() -> npt.NDArray[np.uint8]:
+    """Return the kind of every code point: in a word, a word of its own, joining, or between."""
+    text = "".join(map(chr, range(_END_OF_LETTERS)))
+    kinds = np.zeros(0x110000, dtype=np.uint8)
+    kinds[: len(text)] = np.fromiter(map(str.isalnum, text), dtype=np.uint8, count=len(text))
+    for found in re.finditer(f"[{UNSPACED_SCRIPTS}]+", text):
+        kinds[found.start() : found.end()] = _WHOLE_WORD
+    for joiner in _JOINERS:
+        kinds[ord(joiner)] = _JOINER
+    return kinds

@@ -1,0 +1,1 @@
+"""Document building, and the markup and office formats that several parsers share."""

@@ -1,0 +1,346 @@
+"""Document builder: text with byte anchors, Markdown tables, subtitle cues, front matter.
+
+For formats whose text is not the file's own bytes. Headings, lists, tables and code are written as
+Markdown, so that every chunker and model meets one notation.
+
+YAML between ``---`` lines or TOML between ``+++`` lines. Fields keep their types as JSON has them
+(dates become ISO 8601), maps within get dotted names. Aliases of YAML, which can unfold without
+end, are refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.records import Anchor, Document, Heading
+from stillroom.text.interfaces import SourceFile
+
+__all__ = [
+    "DocumentBuilder",
+    "FrontMatter",
+    "add_cue",
+    "build_document",
+    "expand_row",
+    "format_timestamp",
+    "read_front_matter",
+    "render_table",
+    "require_text",
+]
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+_MAX_COLUMNS = 512
+
+
+_MAX_TABLE_WIDTH = 64
+
+
+class DocumentBuilder:
+    """A document in the making."""
+
+    def __init__(self, source: SourceFile) -> None:
+        """Begin an empty document of ``source``."""
+        self.source = source
+        self._parts: list[str] = []
+        self._length = 0
+        self._anchors: list[Anchor] = []
+        self._headings: list[Heading] = []
+
+    @property
+    def length(self) -> int:
+        """How many characters there are so far."""
+        return self._length
+
+    @property
+    def first_heading(self) -> str:
+        """The title of the first heading, or an empty string."""
+        return self._headings[0].title if self._headings else ""
+
+    def add(
+        self,
+        text: str,
+        span: tuple[int, int] | None = None,
+        *,
+        page: int = 0,
+        label: str = "",
+        is_exact: bool = False,
+    ) -> None:
+        """Append text, with the byte range that it comes from.
+
+        Raises:
+            DataError: If the document grows beyond the limit.
+        """
+        if not text:
+            return
+        start, self._length = self._length, self._length + len(text)
+        if self._length > self.source.limits.text_characters:
+            raise DataError(
+                f"the document holds more than {self.source.limits.text_characters} characters",
+                code="document.too-large",
+                where=self.source.path,
+                expected="a smaller document, or a higher limit text_characters",
+                next="split the file",
+            )
+        self._parts.append(text)
+        if span is None:
+            return
+        anchor = Anchor(start, self._length, *span, page, label, is_exact)
+        last = self._anchors[-1] if self._anchors else None
+        if last and not is_exact and replace(last, start=start, end=self._length) == anchor:
+            self._anchors[-1] = replace(last, end=self._length)
+        else:
+            self._anchors.append(anchor)
+
+    def gap(self, text: str = "\n\n") -> None:
+        """Append white space between blocks, unless the document is still empty."""
+        if self._length:
+            self.add(text)
+
+    def heading(self, level: int, title: str, *, at: int | None = None) -> None:
+        """Note that a section starts here, or at a position; the caller adds its text."""
+        title = " ".join(title.split())[:300]
+        if title:
+            start = self._length if at is None else at
+            self._headings.append(Heading(start, max(level, 1), title))
+
+    def finish(
+        self, *, title: str = "", metadata: Mapping[str, Any] | None = None, expected: str = ""
+    ) -> Document:
+        """Return the document.
+
+        Args:
+            title: What the file calls itself; else its first heading, else the file's name.
+            metadata: What else a reader should know.
+            expected: Why there may be no text, for the error.
+
+        Raises:
+            DataError: If there is no text.
+        """
+        document = build_document(
+            "".join(self._parts),
+            self._anchors,
+            self.source,
+            headings=self._headings,
+            title=title,
+            metadata=metadata,
+        )
+        return require_text(document, expected)
+
+
+def build_document(
+    text: str,
+    anchors: Iterable[Anchor],
+    source: SourceFile,
+    *,
+    headings: Sequence[Heading] = (),
+    title: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> Document:
+    """Return a document of finished text; lone surrogates become U+FFFD and are counted."""
+    facts = dict(metadata or {})
+    broken = len(_SURROGATE.findall(text))
+    if broken:
+        text = _SURROGATE.sub("\ufffd", text)
+        facts["replaced_characters"] = broken
+    name = _SURROGATE.sub("\ufffd", " ".join(title.split())[:300])
+    first = next((heading.title for heading in headings if heading.level == 1), "")
+    return Document(
+        path=source.path,
+        digest=source.digest,
+        media_type=source.media_type,
+        text=text,
+        anchors=tuple(anchors),
+        headings=tuple(
+            replace(heading, title=_SURROGATE.sub("\ufffd", heading.title)) for heading in headings
+        ),
+        title=name or first or source.stem,
+        origin=source.origin,
+        metadata=facts,
+    )
+
+
+def require_text(document: Document, expected: str = "") -> Document:
+    """Return the document, refusing one without text.
+
+    Raises:
+        DataError: If the text is empty or white space.
+    """
+    if document.text.strip():
+        return document
+    raise DataError(
+        "the document holds no text",
+        code="document.no-text",
+        where=document.path,
+        expected=expected or "some text",
+        next="leave the file out, or replace it by one with text",
+    )
+
+
+def expand_row(cells: Sequence[tuple[str, int]]) -> list[str]:
+    """Return a row of one text a column, of cells that span several columns.
+
+    A cell is repeated in each column that it spans, so that every column keeps its header; one that
+    spans the whole row, or more than 64 columns, stands once.
+    """
+    if len(cells) == 1:
+        return [cells[0][0], *[""] * (min(cells[0][1], _MAX_COLUMNS) - 1)]
+    row: list[str] = []
+    for text, width in cells:
+        row += [text] * width if width <= _MAX_TABLE_WIDTH else [text, *[""] * (width - 1)]
+    return row[: _MAX_COLUMNS + 1]
+
+
+def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:
+    """Return rows as a Markdown table; the first row is the header.
+
+    Cells are made one line each, bars are escaped, short rows are filled, empty rows are left out.
+
+    Args:
+        rows: The texts of the cells.
+        columns: Which columns to write; by default those that are not empty.
+    """
+    cells = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row[:_MAX_COLUMNS]] for row in rows
+    ]
+    cells = [row for row in cells if any(row)]
+    width = max((len(row) for row in cells), default=0)
+    cells = [[*row, *[""] * (width - len(row))] for row in cells]
+    used = columns or [column for column in range(width) if any(row[column] for row in cells)]
+    if not used or not cells:
+        return ""
+    width = max(width, max(used) + 1)
+    cells = [[*row, *[""] * (width - len(row))] for row in cells]
+    lines = ["| " + " | ".join(row[column] for column in used) + " |" for row in cells]
+    lines.insert(1, "|" + " --- |" * len(used))
+    return "\n".join(lines)
+
+
+_MARKUP = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|<\d[\d:.,]*>|\{\\[^{}\n]{0,200}\}")
+
+
+def format_timestamp(seconds: float) -> str:
+    """Return a moment as hours, minutes and seconds: ``0:01:05``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def add_cue(
+    assembly: DocumentBuilder,
+    line: str,
+    begins: float,
+    span: tuple[int, int],
+    *,
+    is_exact: bool = False,
+) -> None:
+    """Add one line of a cue to a document.
+
+    Args:
+        assembly: The document.
+        line: The line, with its markup; nothing is added where nothing else is in it.
+        begins: When it is shown, in seconds from the start.
+        span: Its bytes in the file.
+        is_exact: Whether these bytes are the line one to one; not said of one that has markup.
+    """
+    text = _MARKUP.sub("", line).strip()
+    if not text:
+        return
+    assembly.gap("\n")
+    is_same = text == line
+    assembly.add(text, span, label=format_timestamp(begins), is_exact=is_exact and is_same)
+
+
+_YAML = re.compile(
+    r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+)
+
+
+_TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+_MAX_CHARACTERS = 64 * 1024
+
+
+_MAX_FIELDS = 200
+
+
+_MAX_DEPTH = 4
+
+
+FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontMatter:
+    """The fields, where the text begins, and why fields could not be read."""
+
+    fields: dict[str, FrontMatterValue] = field(default_factory=dict)
+    end: int = 0
+    error: str = ""
+
+
+def read_front_matter(text: str) -> FrontMatter:
+    """Return the front matter at the start of a text; nothing where there is none."""
+    match = _YAML.match(text, 0, _MAX_CHARACTERS) or _TOML.match(text, 0, _MAX_CHARACTERS)
+    if match is None:
+        return FrontMatter()
+    load = _load_yaml if text.startswith("---") else _load_toml
+    try:
+        loaded = load(match.group(1))
+        fields = dict(_flatten_fields(loaded, "", 0)) if isinstance(loaded, dict) else {}
+    except (ValueError, RecursionError) as error:
+        return FrontMatter({}, match.end(), str(error).split("\n", 1)[0][:200])
+    return FrontMatter(dict(list(fields.items())[:_MAX_FIELDS]), match.end())
+
+
+def _load_yaml(content: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        if any(isinstance(event, AliasEvent) for event in yaml.parse(content)):
+            raise ValueError("aliases are not read")
+        return yaml.load(content)
+    except YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _load_toml(content: str) -> Any:
+    import tomllib
+
+    return tomllib.loads(content)
+
+
+def _flatten_fields(
+    values: dict[Any, Any], prefix: str, depth: int
+) -> Iterator[tuple[str, FrontMatterValue]]:
+    if depth > _MAX_DEPTH:
+        raise ValueError("maps are nested too deeply")
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flatten_fields(value, f"{name}.", depth + 1)
+        elif isinstance(value, list | tuple | set):
+            yield name, [_json_scalar(one) for one in value if one is not None]
+        elif value is not None:
+            yield name, _json_scalar(value)
+
+
+def _json_scalar(value: object) -> str | int | float | bool:
+    """Return a value as JSON has it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)

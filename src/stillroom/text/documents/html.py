@@ -1,0 +1,573 @@
+"""HTML tokenizer and block reader with source offsets.
+
+Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
+what is inherited (hidden, beside the main text, linked, preformatted, within ``main``).
+
+A tokenizer for HTML and XHTML: tags, text and the ends of both as offsets into the text. The
+parsers at hand (lexbor, lxml, html5lib) build better trees but forget where a node came from, and
+byte ranges are what a citation needs. Linear in the length of its text, whatever that holds; knows
+nothing of what the tags mean beyond those whose content is not markup.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stillroom.text.documents.builder import render_table
+
+__all__ = [
+    "HtmlBlock",
+    "HtmlBlockReader",
+    "MarkupToken",
+    "iter_text_pieces",
+    "read_attributes",
+    "tokenize",
+]
+
+
+_VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
+
+
+_BLOCK = frozenset(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
+    " figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav"
+    " ol p pre section summary table tbody td tfoot th thead tr ul".split()
+)
+
+
+_HIDDEN = frozenset(
+    "script style noscript template svg math button select option datalist iframe object canvas"  # noqa: SIM905
+    " audio video map textarea head xmp noembed".split()
+)
+
+
+_ASIDE = frozenset("nav footer aside menu dialog noframes".split())  # noqa: SIM905
+
+
+_ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dialog menu".split())  # noqa: SIM905
+
+
+_ASIDE_WORDS = frozenset(
+    "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
+    " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
+    " skiplink toc navbox editsection noprint catlinks pagination pager headerlink".split()
+)
+
+
+_CLOSES = {
+    "li": frozenset(["li"]),
+    "dt": frozenset(["dt", "dd"]),
+    "dd": frozenset(["dt", "dd"]),
+    "tr": frozenset(["tr", "td", "th"]),
+    "td": frozenset(["td", "th"]),
+    "th": frozenset(["td", "th"]),
+    "tbody": frozenset(["tr", "td", "th", "thead", "tbody"]),
+    "tfoot": frozenset(["tr", "td", "th", "thead", "tbody"]),
+}
+
+
+_SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
+
+
+_UNCOUNTED = frozenset({"script", "style", "title", "head"})
+
+
+_LAYOUT_ROLES = frozenset({"presentation", "none"})
+
+
+_TEXT = frozenset({"p", "li"})
+
+
+_MAX_CELL = 1000
+
+
+_MAX_CELL_UNDER_HEADER = 4000
+
+
+_LOOKBACK = 64
+
+
+_MAX_SPAN = 512
+
+
+_MAX_TABLE_WIDTH = 64
+
+
+_HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+
+
+_WORD = re.compile(r"[a-z]+")
+
+
+_BAR = re.compile(r"(?<!\\)\|")
+
+
+_CDATA_END = re.compile(r"\]\]>\s*$")
+
+
+@dataclass(slots=True)
+class _OpenElement:
+    """An open element and what its content inherits."""
+
+    name: str = ""
+    hidden: bool = False
+    aside: bool = False
+    main: bool = False
+    linked: bool = False
+    pre: bool = False
+    items: int = 0
+
+
+@dataclass(slots=True)
+class HtmlBlock:
+    """A block of text: its pieces (text, start, end) and what is known of it."""
+
+    kind: str
+    prefix: str = ""
+    level: int = 0
+    aside: bool = False
+    main: bool = False
+    cell: tuple[int, int] = (-1, -1)
+    span: tuple[int, int] = (1, 1)
+    pieces: list[tuple[str, int, int]] = field(default_factory=list)
+    rows: list[tuple[str, int, int]] = field(default_factory=list)
+    size: int = 0
+    linked: int = 0
+
+    @property
+    def is_links(self) -> bool:
+        """Whether most of the text is linked."""
+        return self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+
+    @property
+    def text(self) -> str:
+        """The text as one string, without white space at its ends."""
+        return "".join(piece[0] for piece in self.pieces).strip()
+
+
+@dataclass(slots=True)
+class _Table:
+    """An open table: its first block's index, the row and column it is at, and how far that spans.
+
+    ``taken`` are the last rows down to which cells from above fill a column. ``has_header`` says
+    that header cells are marked, ``is_layout`` that its role is not that of a table of data.
+    """
+
+    first: int
+    is_layout: bool = False
+    has_header: bool = False
+    row: int = -1
+    cell: int = -1
+    span: tuple[int, int] = (1, 1)
+    taken: dict[int, int] = field(default_factory=dict)
+
+
+class HtmlBlockReader:
+    """Reads the blocks of a page, its title and its language, and counts what is not shown."""
+
+    def __init__(self, text: str, is_xml: bool) -> None:
+        self.text = text
+        self.is_xml = is_xml
+        self.blocks: list[HtmlBlock] = []
+        self.title = ""
+        self.language = ""
+        self.hidden = 0
+        self._stack = [_OpenElement()]
+        self._open: Counter[str] = Counter()
+        self._tables: list[_Table] = []
+        self._block: HtmlBlock | None = None
+        self._item = ""
+
+    def read(self) -> None:
+        """Read all of the markup; then ``blocks``, ``title`` and ``language`` are there."""
+        for token in tokenize(self.text):
+            if token.kind == "text":
+                self._read_text(token)
+            elif token.kind == "start":
+                self._start(token)
+            else:
+                self._end(token.name)
+        while self._tables:
+            self._close_table()
+
+    def _read_text(self, token: MarkupToken) -> None:
+        top = self._stack[-1]
+        if token.name == "title" and not self.title:
+            self.title = "".join(
+                piece[0]
+                for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=False)
+            )
+        if token.name or top.hidden:
+            if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
+                self.hidden += len(self.text[token.start : token.end].strip())
+            return
+        if self._block is None and self.text[token.start : token.end].isspace():
+            return
+        block = self._block or self._begin()
+        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+            block.pieces.append(piece)
+            size = len(piece[0]) if not piece[0].isspace() else 0
+            block.size += size
+            block.linked += size * top.linked
+
+    def _begin(self) -> HtmlBlock:
+        """Start a block of the kind that the open elements ask for."""
+        top = self._stack[-1]
+        block = HtmlBlock("p", aside=top.aside, main=top.main)
+        name = next((one.name for one in self._stack[:-_LOOKBACK:-1] if one.name in _BLOCK), "")
+        if top.pre:
+            block.kind = "code"
+        elif len(name) == 2 and name[0] == "h" and name[1].isdigit():
+            block.kind, block.level = "heading", int(name[1])
+        elif self._item:
+            block.kind, block.prefix, self._item = "li", self._item, ""
+        if self._tables:
+            block.cell = (self._tables[-1].row, self._tables[-1].cell)
+            block.span = self._tables[-1].span
+        self._block = block
+        self.blocks.append(block)
+        return block
+
+    def _start(self, token: MarkupToken) -> None:
+        name = token.name
+        if name == "br" and self._block is not None:
+            self._block.pieces.append(("\n", token.start, token.end))
+        if name in _BLOCK or name == "body":
+            self._block = None
+            if self._stack[-1].name in {"head", "p"}:
+                self._pop()
+        self._close_implied(name)
+        attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
+        if name == "html":
+            self.language = attributes.get("lang", "")[:2].lower()
+        if name in _VOID or (self.is_xml and token.attributes.endswith("/")):
+            return
+        self._push(name, attributes)
+        if name == "li":
+            self._begin_item()
+        elif name == "table":
+            is_layout = attributes.get("role", "") in _LAYOUT_ROLES
+            self._tables.append(_Table(len(self.blocks), is_layout))
+        elif self._tables and name in {"tr", "td", "th"}:
+            self._begin_cell(name, attributes)
+
+    def _push(self, name: str, attributes: dict[str, str]) -> None:
+        up = self._stack[-1]
+        role = attributes.get("role", "")
+        main = up.main or name in {"main", "article"} or role == "main"
+        hidden = (
+            name in _HIDDEN
+            or "hidden" in attributes
+            or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
+        )
+        aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
+        if name not in {"html", "body", "main", "article"}:
+            names = attributes.get("class", "") + " " + attributes.get("id", "")
+            aside = aside or not _ASIDE_WORDS.isdisjoint(_WORD.findall(names.lower()))
+        else:
+            aside = False
+        self._stack.append(
+            _OpenElement(
+                name,
+                up.hidden or hidden,
+                up.aside or aside,
+                main,
+                up.linked or name == "a",
+                up.pre or name in {"pre", "listing"},
+            )
+        )
+        self._open[name] += 1
+
+    def _begin_item(self) -> None:
+        lists = [one for one in self._stack[-_LOOKBACK:] if one.name in {"ul", "ol"}]
+        indent = "  " * max(len(lists) - 1, 0)
+        if lists and lists[-1].name == "ol":
+            lists[-1].items += 1
+            self._item = f"{indent}{lists[-1].items}. "
+        else:
+            self._item = f"{indent}- "
+
+    def _begin_cell(self, name: str, attributes: dict[str, str]) -> None:
+        table = self._tables[-1]
+        if name == "tr":
+            table.row, table.cell, table.span = table.row + 1, -1, (1, 1)
+            return
+        table.has_header |= name == "th"
+        table.row = max(table.row, 0)
+        table.cell += table.span[1]
+        while table.taken.get(table.cell, -1) >= table.row:
+            table.cell += 1
+        table.span = (_cell_span(attributes, "rowspan"), _cell_span(attributes, "colspan"))
+        if table.span[0] > 1:
+            last = table.row + table.span[0] - 1
+            table.taken.update(dict.fromkeys(range(table.cell, table.cell + table.span[1]), last))
+
+    def _end(self, name: str) -> None:
+        if name in _BLOCK:
+            self._block = None
+        if name == "li":
+            self._item = ""
+        if not self._open[name]:
+            return
+        if name == "table" and self._tables:
+            self._close_table()
+        while self._pop() != name:
+            pass
+
+    def _pop(self) -> str:
+        if len(self._stack) == 1:
+            return ""
+        name = self._stack.pop().name
+        self._open[name] -= 1
+        return name
+
+    def _close_implied(self, name: str) -> None:
+        """Close what a start tag ends unsaid: an item the item before it, a link a link."""
+        closes = _CLOSES.get(name) or (frozenset(["a"]) if name == "a" else None)
+        if closes is None:
+            return
+        for depth in range(len(self._stack) - 1, max(len(self._stack) - _LOOKBACK, 0), -1):
+            one = self._stack[depth].name
+            if one in _SCOPES:
+                return
+            if one in closes:
+                while len(self._stack) > depth:
+                    self._pop()
+                if name not in {"tr", "tbody", "tfoot"}:
+                    return
+
+    def _close_table(self) -> None:
+        """Make the blocks of a table of data one; leave those of a table for layout."""
+        table = self._tables.pop()
+        inside = [block for block in self.blocks[table.first :] if block.size]
+        cells = [block for block in inside if block.cell[1] >= 0]
+        self._block = None
+        if _is_data_table(cells, table):
+            first = cells[0]
+            made = HtmlBlock("table", aside=first.aside, main=first.main)
+            made.rows = _table_rows(cells)
+            made.pieces = [_flatten_table(made.rows)]
+            made.size = sum(block.size for block in cells)
+            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [made]
+        if self._tables:  # to the table around it, all of this is in one cell
+            outer = self._tables[-1]
+            for block in self.blocks[table.first :]:
+                block.cell, block.span = (outer.row, outer.cell), outer.span
+
+
+def _cell_span(attributes: dict[str, str], name: str) -> int:
+    """Return over how many rows or columns a cell spans; what is no number spans one."""
+    value = attributes.get(name, "1").strip()
+    return min(max(int(value), 1), _MAX_SPAN) if value.isdecimal() and len(value) < 6 else 1
+
+
+def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
+    """Say whether a table is one of data: of rows and columns whose cells are short.
+
+    Code, tables and headings within its cells do not change that where header cells are marked, or
+    where they are in less than half of the cells; a heading with its text below is layout.
+    """
+    rows = {block.cell[0] for block in cells}
+    columns = {block.cell[1] for block in cells}
+    longest = max((block.size for block in cells), default=0)
+    most = _MAX_CELL_UNDER_HEADER if table.has_header else _MAX_CELL
+    if table.is_layout or len(rows) < 2 or len(columns) < 2 or longest > most:
+        return False
+    if table.has_header or all(block.kind in _TEXT for block in cells):
+        return True
+    held: dict[tuple[int, int], list[HtmlBlock]] = {}
+    for block in cells:
+        held.setdefault(block.cell, []).append(block)
+    rich = 0
+    for (row, column), blocks in held.items():
+        kinds = {block.kind for block in blocks}
+        if "heading" in kinds and len(blocks) > 1:
+            return False
+        is_label = "heading" in kinds and (row == min(rows) or column == min(columns))
+        rich += not is_label and not kinds <= _TEXT
+    total = max(sum(block.size for block in blocks) for blocks in held.values())
+    return total <= _MAX_CELL and 2 * rich < len(held)
+
+
+def _flatten_table(rows: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+    """Return a table's rows as one text, as the cell of another table holds it."""
+    lines = [
+        ", ".join(cell.strip().replace("\\|", "|") for cell in _BAR.split(row)[1:-1])
+        for row, _, _ in rows
+    ]
+    return "; ".join(lines), rows[0][1], rows[-1][2]
+
+
+def _table_rows(cells: list[HtmlBlock]) -> list[tuple[str, int, int]]:
+    """Return the lines of a table of data, each with where it stands in the page.
+
+    A cell that spans several rows or columns is repeated in each, but for one alone in its row.
+    """
+    grid: dict[int, dict[int, str]] = {}
+    where: dict[int, tuple[int, int]] = {}
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    for block in cells:
+        row, column = block.cell
+        line = grid.setdefault(row, {})
+        line[column] = f"{line[column]} {block.text}" if column in line else block.text
+        if block.span != (1, 1):
+            spans[block.cell] = block.span
+        start = where[row][0] if row in where else block.pieces[0][1]
+        where[row] = (start, block.pieces[-1][2])
+    _repeat_spans(grid, spans)
+    width = min(max(max(line) for line in grid.values()) + 1, 256)
+    order = [row for row in sorted(grid) if any(column < width for column in grid[row])]
+    lines = render_table(
+        [[grid[row].get(column, "") for column in range(width)] for row in order]
+    ).split("\n")
+    del lines[1:2]
+    return [(line, *where[row]) for line, row in zip(lines, order, strict=True)]
+
+
+def _repeat_spans(
+    grid: dict[int, dict[int, str]], spans: dict[tuple[int, int], tuple[int, int]]
+) -> None:
+    alone = {row for row, line in grid.items() if len(line) == 1}
+    for (row, column), (rows, columns) in spans.items():
+        text = grid[row][column]
+        for below in range(row, row + rows):
+            if below not in grid or (columns > 1 and row in alone) or columns > _MAX_TABLE_WIDTH:
+                continue
+            for at in range(column, min(column + columns, 256)):
+                grid[below].setdefault(at, text)
+
+
+_ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
+
+
+_TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)>")
+
+
+_ATTRIBUTE_PAIR = re.compile(
+    r"""([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*))?)?"""
+)
+
+
+_RAW_TEXT_ELEMENTS = {
+    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
+    for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed")
+}
+
+
+_ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
+
+
+_SPACE_RUN = re.compile(r"(?<=\s)\s+")
+
+
+@dataclass(slots=True)
+class MarkupToken:
+    """A run of text, a start tag or an end tag, at text[start:end].
+
+    ``content`` is where a start tag's raw content ends (script, style, title), else 0.
+    """
+
+    kind: Literal["text", "start", "end"]
+    start: int
+    end: int
+    name: str = ""
+    attributes: str = ""
+
+
+def tokenize(text: str) -> Iterator[MarkupToken]:
+    """Yield the tokens of markup in order; comments and declarations are left out.
+
+    The content of script, style, title and their like comes as one text token.
+    """
+    position, last = 0, text.rfind(">")
+    while position < len(text):
+        opening = text.find("<", position)
+        if opening < 0 or opening > last:
+            yield MarkupToken("text", position, len(text))
+            return
+        token, end = _read_tag(text, opening)
+        if token is None and end == opening + 1:  # a bare '<' is text
+            yield MarkupToken("text", position, end)
+            position = end
+            continue
+        if opening > position:
+            yield MarkupToken("text", position, opening)
+        position = end
+        if token is None:
+            continue
+        yield token
+        raw = _RAW_TEXT_ELEMENTS.get(token.name) if token.kind == "start" else None
+        if raw and not token.attributes.endswith("/"):
+            closing = raw.search(text, position)
+            stop = closing.start() if closing else len(text)
+            if stop > position:
+                yield MarkupToken("text", position, stop, token.name)
+            position = stop
+
+
+def read_attributes(attributes: str) -> dict[str, str]:
+    """Return the attributes of a start tag; the first of a name wins, as browsers have it."""
+    found: dict[str, str] = {}
+    for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
+        found.setdefault(name.lower(), html.unescape(double or single or bare))
+    return found
+
+
+def iter_text_pieces(
+    text: str, start: int, end: int, *, keep_space: bool
+) -> Iterator[tuple[str, int, int]]:
+    """Yield (text, start, end) of the visible pieces of a run of markup text.
+
+    A piece is its source unchanged, or one decoded character reference. Runs of white space are cut
+    to their first character unless ``keep_space``.
+    """
+    position = start
+    for match in _ENTITY.finditer(text, start, end):
+        decoded = html.unescape(match.group())
+        if decoded == match.group():
+            continue
+        yield from _unescape_text(text, position, match.start(), keep_space)
+        yield decoded.replace("\xa0", " "), match.start(), match.end()
+        position = match.end()
+    yield from _unescape_text(text, position, end, keep_space)
+
+
+def _unescape_text(
+    text: str, start: int, end: int, keep_space: bool
+) -> Iterator[tuple[str, int, int]]:
+    if not keep_space:
+        for match in _SPACE_RUN.finditer(text, start, end):
+            if match.start() > start:
+                yield text[start : match.start()], start, match.start()
+            start = match.end()
+    if end > start:
+        yield text[start:end], start, end
+
+
+def _read_tag(text: str, opening: int) -> tuple[MarkupToken | None, int]:
+    """Return the tag at ``opening`` and where it ends; no tag for comments and declarations."""
+    if text.startswith("<!--", opening):
+        closing = text.find("-->", opening + 2)
+        return None, len(text) if closing < 0 else closing + 3
+    if text.startswith("<![CDATA[", opening):
+        return None, opening + 9  # its content is text; the closing ]]> is cut by the caller
+    if text.startswith(("<!", "<?", "</>"), opening):
+        return None, text.find(">", opening) + 1
+    match = _TAG.match(text, opening)
+    if match:
+        slash, name, attributes = match.groups()
+        kind: Literal["start", "end"] = "end" if slash else "start"
+        name = name.lower().rpartition(":")[2]
+        return MarkupToken(kind, opening, match.end(), name, attributes), match.end()
+    following = text[opening + 1 : opening + 3].lstrip("/")[:1]
+    if following.isascii() and following.isalpha():  # quotes that never close: up to the next '>'
+        end = text.find(">", opening) + 1
+        name = re.split(r"[\s/>]", text[opening + 1 : opening + 64].lstrip("/"), maxsplit=1)[0]
+        kind = "end" if text.startswith("/", opening + 1) else "start"
+        return MarkupToken(kind, opening, end, name.lower(), ""), end
+    return None, opening + 1

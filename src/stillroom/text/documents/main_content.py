@@ -1,0 +1,181 @@
+"""Main-content extraction from web pages.
+
+What counts as boilerplate is told by elements and roles first, then by class names, then by the
+share of linked text; if that would leave next to nothing, all visible text is kept instead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
+from stillroom.text.encoding import ByteMap, DecodedText
+
+__all__ = ["PageMetadata", "extract_main_content"]
+
+
+@dataclass(frozen=True, slots=True)
+class PageMetadata:
+    """What a page says of itself, and how much was left out: as boilerplate, or not shown."""
+
+    title: str = ""
+    language: str = ""
+    boilerplate_characters: int = 0
+    hidden_characters: int = 0
+
+
+def extract_main_content(
+    decoded: DecodedText,
+    assembly: DocumentBuilder,
+    *,
+    span: tuple[int, int] | None = None,
+    label: str = "",
+    keep_all: bool = False,
+    is_xml: bool = False,
+) -> PageMetadata:
+    """Add the main text of a page to an assembly.
+
+    Args:
+        decoded: The page.
+        assembly: Where blocks, anchors and headings go.
+        span: One byte range for all of it (a member of an archive, a part of a mail); by default
+            each piece of text has its own.
+        label: Put on every anchor.
+        keep_all: Keep what looks like navigation too (books and mail have none).
+        is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
+
+    Returns:
+        The page's title and language, and how many characters were left out: as boilerplate, and
+        within elements that are not shown (formulas, forms, hidden ones; not scripts).
+    """
+    reader = HtmlBlockReader(decoded.text, is_xml)
+    reader.read()
+    visible = [block for block in reader.blocks if block.size]
+    chosen = visible if keep_all else _select_main_blocks(visible)
+    write = _BlockWriter(decoded, assembly, span, label).write
+    for block in chosen:
+        write(block)
+    dropped = sum(block.size for block in visible) - sum(block.size for block in chosen)
+    return PageMetadata(" ".join(reader.title.split()), reader.language, dropped, reader.hidden)
+
+
+def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
+    """Return the blocks of the main text."""
+    listed = _find_link_lists(visible)
+    body = [
+        block for block, links in zip(visible, listed, strict=True) if not (block.aside or links)
+    ]
+    main = [block for block in body if block.main]
+    size, body_size, main_size = (
+        sum(block.size for block in blocks) for blocks in (visible, body, main)
+    )
+    if main and main_size >= 0.3 * body_size:
+        return main
+    return body if body_size >= 0.15 * size else visible
+
+
+def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
+    """Say of each block whether it stands among three or more that are mostly links."""
+    found = [False] * len(blocks)
+    start = 0
+    for index in range(len(blocks) + 1):
+        if index < len(blocks) and blocks[index].is_links:
+            continue
+        if index - start >= 3:
+            found[start:index] = [True] * (index - start)
+        start = index + 1
+    return found
+
+
+class _BlockWriter:
+    """Writes blocks as Markdown, each piece with its bytes."""
+
+    def __init__(
+        self,
+        decoded: DecodedText,
+        assembly: DocumentBuilder,
+        span: tuple[int, int] | None,
+        label: str,
+    ) -> None:
+        self._text = decoded.text
+        self._assembly = assembly
+        self._map = None if span else ByteMap(decoded)
+        self._span = span
+        self._label = label
+        self._before = ""
+
+    def write(self, block: HtmlBlock) -> None:
+        kept = _trim_pieces(block.pieces)
+        if not kept and not block.rows:
+            return
+        self._assembly.gap("\n" if block.kind == self._before == "li" else "\n\n")
+        self._before = block.kind
+        if block.kind == "heading":
+            title = "".join(piece[0] for piece in kept)
+            self._assembly.heading(block.level, title)
+            self._assembly.add("#" * block.level + " ")
+            kept = [(text.replace("\n", " "), start, end) for text, start, end in kept]
+        elif block.kind == "code":
+            self._write_code(block.pieces)
+            return
+        elif block.kind == "table":
+            self._write_table(block.rows)
+            return
+        self._assembly.add(block.prefix)
+        for piece in kept:
+            self._add(*piece)
+
+    def _add(self, text: str, start: int, end: int) -> None:
+        span, exact = self._span, False
+        if self._map is not None:
+            span = (self._map.at(start), self._map.at(end))
+            exact = text == self._text[start:end] and self._map.is_exact(start, end)
+        self._assembly.add(text, span, label=self._label, is_exact=exact)
+
+    def _write_code(self, pieces: list[tuple[str, int, int]]) -> None:
+        content = "".join(piece[0] for piece in pieces)
+        fence = "```"
+        while fence in content:
+            fence += "`"
+        first = len(content) - len(content.lstrip("\r\n"))
+        self._assembly.add(fence + "\n")
+        for text, start, end in pieces:
+            if first and not text.strip("\r\n"):
+                continue
+            self._add(text, start, end)
+            first = 0
+        self._assembly.add(fence if content.endswith("\n") else "\n" + fence)
+
+    def _write_table(self, rows: list[tuple[str, int, int]]) -> None:
+        for number, row in enumerate(rows):
+            if number:
+                self._assembly.add("\n")
+            self._add(*row)
+            if number == 0:
+                columns = len(re.findall(r"(?<!\\)\|", row[0])) - 1
+                self._assembly.add("\n|" + " --- |" * columns)
+
+
+def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Return pieces without white space at the ends and where two of them meet."""
+    kept: list[tuple[str, int, int]] = []
+    is_spaced = True
+    for text, start, end in pieces:
+        if is_spaced and text != "\n":
+            short = text.lstrip()
+            start, text = (end - len(short) if len(text) == end - start else start), short
+        if not text or (is_spaced and not kept and text.isspace()):
+            continue
+        kept.append((text, start, end))
+        is_spaced = text[-1].isspace()
+    while kept:
+        text, start, end = kept[-1]
+        short = text.rstrip()
+        if short == text:
+            break
+        kept.pop()
+        if short:
+            kept.append((short, start, start + len(short) if len(text) == end - start else end))
+    return kept

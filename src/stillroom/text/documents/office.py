@@ -1,0 +1,443 @@
+"""Office files: validated zip archives, OOXML text, charts and diagrams.
+
+Knows lxml elements by duck type only, so that it needs no optional package.
+
+Knows zip and the dangers of XML in it; nothing of office formats.
+
+Knows the XML of DrawingML by duck type, so that no library's list of chart kinds decides what is
+read. Knows nothing of where a drawing stands.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stillroom.errors import DataError, StillroomError
+from stillroom.text.documents.builder import render_table
+from stillroom.text.interfaces import ParseLimits
+
+__all__ = [
+    "CheckedArchive",
+    "XmlElement",
+    "extract_chart_text",
+    "extract_diagram_text",
+    "extract_text",
+    "open_archive",
+    "read_drawings",
+    "unreadable_as_error",
+]
+
+
+_DELETED = frozenset({"del", "moveFrom"})
+
+
+_SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
+
+
+_COUNTED = {"drawing": "pictures", "ins": "inserted"}
+
+
+_MARKS = {"footnoteReference": "", "endnoteReference": "e"}
+
+
+_TEXT_ELEMENTS = frozenset({"t"})
+
+
+_SPACE_ELEMENTS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+
+
+class XmlElement(Protocol):
+    """The little of an lxml element that is needed here."""
+
+    tag: object
+    text: str | None
+
+    @property
+    def attrib(self) -> Mapping[str, str]:
+        """The attributes by their names, namespaces in braces."""
+
+    def __iter__(self) -> Iterator[XmlElement]:
+        """Iterate over the children."""
+
+
+@contextmanager
+def unreadable_as_error(where: str) -> Iterator[None]:
+    """Turn whatever a format's library raises over a broken file into a DataError.
+
+    Raises:
+        DataError: If the body raises anything but an error of Stillroom or the lack of memory.
+    """
+    try:
+        yield
+    except (StillroomError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the file cannot be read: {type(error).__name__}: {str(error)[:300]}",
+            code="document.unreadable",
+            where=where,
+            expected="a whole file of its format",
+            next="open and save it in its program, or leave it out",
+        ) from error
+
+
+def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str:
+    """Return the text within an OOXML element in order: runs, links, insertions and equations.
+
+    Tracked deletions, hidden runs, field codes and fallbacks of newer content are left out. The
+    mark of a note is ``[^1]``. Without recursion, so that nesting cannot exhaust the stack.
+
+    Args:
+        element: What to read.
+        counts: Gets how many characters were ``deleted`` and ``hidden``, how many ``pictures`` are
+            there, and under ``inserted`` how many insertions were kept.
+    """
+    counts = Counter() if counts is None else counts
+    parts: list[str] = []
+    stack: list[Iterator[XmlElement]] = [iter([element])]
+    while stack:
+        child = next(stack[-1], None)
+        if child is None:
+            stack.pop()
+            continue
+        name = str(child.tag).rpartition("}")[2]
+        if name in _COUNTED:
+            counts[_COUNTED[name]] += 1
+        if name in _DELETED or (name == "r" and _is_hidden(child)):
+            counts["deleted" if name in _DELETED else "hidden"] += _count_characters(child)
+        elif name in _SKIPPED:
+            continue
+        elif name in _TEXT_ELEMENTS:
+            parts.append(child.text or "")
+        elif name in _SPACE_ELEMENTS:
+            parts.append(_SPACE_ELEMENTS[name])
+        elif name in _MARKS:
+            parts.append(f"[^{_MARKS[name]}{_get_attribute(child, 'id')}]")
+        else:
+            if name == "p" and parts and not parts[-1].endswith("\n"):
+                parts.append("\n")  # a paragraph within, as in a text box
+            stack.append(iter(child))
+    return "".join(parts)
+
+
+def _is_hidden(run: XmlElement) -> bool:
+    """Say whether a run is formatted as hidden text."""
+    properties = next((one for one in run if str(one.tag).endswith("}rPr")), None)
+    if properties is None:
+        return False
+    marks = [one for one in properties if str(one.tag).endswith(("}vanish", "}webHidden"))]
+    return any(_get_attribute(one, "val") not in {"0", "false", "off"} for one in marks)
+
+
+def _count_characters(element: XmlElement) -> int:
+    """Return how many characters an element holds, deleted ones too, without recursion."""
+    size, rest = 0, [element]
+    while rest:
+        one = rest.pop()
+        if str(one.tag).rpartition("}")[2] in {"t", "delText"}:
+            size += len(one.text or "")
+        rest += list(one)
+    return size
+
+
+def _get_attribute(element: XmlElement, name: str) -> str:
+    """Return an attribute whatever its namespace."""
+    return next(
+        (value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), ""
+    )
+
+
+_RATIO_FLOOR = 16 * 2**20
+
+
+_LOCAL_HEADER = 30
+
+
+_NESTED_ARCHIVES = (".zip", ".jar", ".7z", ".rar", ".gz", ".xz", ".bz2")
+
+
+_OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+@dataclass(frozen=True)
+class CheckedArchive:
+    """An archive whose members have been checked against the limits."""
+
+    data: bytes
+    file: zipfile.ZipFile
+    where: str
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether there is a member of that name."""
+        return name in self.file.NameToInfo
+
+    def read(self, name: str) -> bytes:
+        """Return a member's bytes.
+
+        Raises:
+            DataError: If the member is missing, broken or encrypted.
+        """
+        try:
+            info = self.file.getinfo(name)
+            with self.file.open(info) as member:
+                content = member.read(info.file_size + 1)
+        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            if "password" in str(error):
+                raise _encrypted_error(self.where) from error
+            raise _broken_error(self.where, f"member '{name}': {error}") from error
+        if len(content) > info.file_size:
+            raise _refused_error(self.where, f"member '{name}' is larger than it says")
+        return content
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Return the bytes of the file that hold a member, its local header included."""
+        info = self.file.NameToInfo.get(name)
+        if info is None:
+            return 0, len(self.data)
+        start = info.header_offset
+        header = self.data[start : start + _LOCAL_HEADER]
+        if len(header) < _LOCAL_HEADER:
+            return 0, len(self.data)
+        name_size, extra_size = struct.unpack("<HH", header[26:30])
+        end = start + _LOCAL_HEADER + name_size + extra_size + info.compress_size
+        return start, min(end, len(self.data))
+
+
+def open_archive(
+    data: bytes, where: str, limits: ParseLimits, *, required: str = ""
+) -> CheckedArchive:
+    """Return an archive after checking all that its directory tells.
+
+    Args:
+        data: The whole file.
+        where: Named in errors.
+        limits: How much it may hold.
+        required: A member that must be there.
+
+    Raises:
+        DataError: If it is no archive, encrypted, a bomb, or holds unsafe names, other archives,
+            or XML that declares entities.
+    """
+    if data.startswith(_OLE_MAGIC):
+        raise _encrypted_error(
+            where, "the file is password-protected, or of the format before 2007"
+        )
+    try:
+        file = zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, struct.error) as error:
+        raise _broken_error(where, str(error)) from error
+    archive = CheckedArchive(data, file, where)
+    _check_sizes(file.infolist(), where, limits, len(data))
+    names: set[str] = set()
+    for info in file.infolist():
+        _check_name(info.filename, where)
+        if info.filename in names:
+            raise _refused_error(where, f"member '{info.filename}' stands twice in the archive")
+        names.add(info.filename)
+        if info.flag_bits & 1:
+            raise _encrypted_error(where)
+        if info.filename.lower().endswith(_NESTED_ARCHIVES):
+            raise _refused_error(where, f"the archive holds another archive, '{info.filename}'")
+    if required and required not in archive:
+        raise _broken_error(where, f"the archive holds no '{required}'")
+    for info in file.infolist():
+        if info.filename.lower().endswith((".xml", ".rels", ".opf", ".ncx", ".vml")):
+            _check_xml(archive.read(info.filename), where, info.filename)
+    return archive
+
+
+def _check_sizes(
+    infos: list[zipfile.ZipInfo], where: str, limits: ParseLimits, compressed: int
+) -> None:
+    if len(infos) > limits.archive_entries:
+        raise _refused_error(where, f"the archive holds {len(infos)} members")
+    total = sum(info.file_size for info in infos)
+    if total > limits.decompressed_bytes:
+        raise _refused_error(where, f"the archive would unpack to {total} bytes")
+    if total > _RATIO_FLOOR and total > limits.compression_ratio * max(compressed, 1):
+        raise _refused_error(where, f"the archive would grow {total / compressed:.0f} times")
+
+
+def _check_name(name: str, where: str) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\x00" in name:
+        raise _refused_error(where, f"member '{name}' has a name that leaves the archive")
+
+
+def _check_xml(content: bytes, where: str, name: str) -> None:
+    """Refuse entity declarations, in any encoding that XML allows."""
+    flat = content.replace(b"\x00", b"").upper()
+    if b"<!ENTITY" in flat:
+        raise DataError(
+            f"member '{name}' declares XML entities",
+            code="document.xml-entities",
+            where=where,
+            expected="XML without entity declarations, as office programs write it",
+            next="open and save the file in an office program, or leave it out",
+        )
+
+
+def _broken_error(where: str, why: str) -> DataError:
+    return DataError(
+        f"the archive cannot be read: {why}",
+        code="document.unreadable",
+        where=where,
+        expected="a whole file of its format",
+        next="get the file anew, or open and save it in its program",
+    )
+
+
+def _encrypted_error(where: str, why: str = "the file is encrypted") -> DataError:
+    return DataError(
+        why,
+        code="document.encrypted",
+        where=where,
+        expected="a file that opens without a password",
+        next="save a copy without a password",
+    )
+
+
+def _refused_error(where: str, why: str) -> DataError:
+    return DataError(
+        why,
+        code="document.unsafe-archive",
+        where=where,
+        expected="an archive within the limits (see Limits), with plain names",
+        next="leave the file out, or unpack it and look what it holds",
+    )
+
+
+_C = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
+
+
+_D = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
+
+
+_A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+
+
+_R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+
+
+_MAX_POINTS = 10_000
+
+
+_EPOCH = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets, which know no time zone
+
+
+def extract_chart_text(chart: Any) -> str:
+    """Return a chart's title and its values as a table, whatever kind of chart it is.
+
+    The first column are the categories (or the x of points), then one a series; series of several
+    plots stand side by side.
+
+    Args:
+        chart: The root element of the chart's part.
+    """
+    names, columns, categories = [], [], dict[int, str]()
+    for series in chart.iter(f"{_C}ser"):
+        values = _series_points(_first_child(series, "val", "yVal"))
+        if values:
+            names.append(" ".join(_series_points(_first_child(series, "tx")).values()))
+            columns.append({at: _format_number(value) for at, value in values.items()})
+            for at, name in _series_points(_first_child(series, "cat", "xVal")).items():
+                categories.setdefault(at, _format_number(name))
+    title = _first_child(next(chart.iter(f"{_C}chart"), chart), "title")
+    places = sorted({at for one in (categories, *columns) for at in one})
+    rows = [["", *names]] if any(names) else [["", *("value" for _ in columns)]]
+    rows += [[categories.get(at, ""), *(one.get(at, "") for one in columns)] for at in places]
+    heading = " ".join(extract_text(title).split()) if title is not None else ""
+    table = render_table(rows) if columns else ""
+    return "\n\n".join(part for part in (heading, table) if part)
+
+
+def extract_diagram_text(data: Any) -> str:
+    """Return the words of a SmartArt diagram as a list, in the order in which they were typed.
+
+    Args:
+        data: The root element of the diagram's data part.
+    """
+    lines = []
+    for point in data.iter(f"{_D}pt"):
+        paragraphs = [" ".join(extract_text(one).split()) for one in point.iter(f"{_A}p")]
+        text = " ".join(one for one in paragraphs if one)
+        if text and point.get("type", "node") in {"node", "asst"}:
+            lines.append(f"- {text}")
+    return "\n".join(lines)
+
+
+def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the text of each chart and diagram that an element shows, with the part it is of.
+
+    Args:
+        element: An element of the document; its drawings name their parts by relationship.
+        part: The part of the package that the element belongs to.
+    """
+    from lxml import etree
+
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+    for tag, attribute, read in (
+        (f"{_C}chart", f"{_R}id", extract_chart_text),
+        (f"{_D}relIds", f"{_R}dm", extract_diagram_text),
+    ):
+        for one in element.iter(tag):
+            target = part.rels.get(one.get(attribute, ""))
+            if target is None or target.is_external:
+                continue
+            text = read(etree.fromstring(target.target_part.blob, parser))
+            if text:
+                yield text, target.target_part
+
+
+def _first_child(element: Any, *names: str) -> Any:
+    """Return the first child of one of these names, or None."""
+    return next((one for name in names if (one := element.find(f"{_C}{name}")) is not None), None)
+
+
+def _series_points(element: Any) -> dict[int, str]:
+    """Return the cached points of a series' part by place; literal values stand at 0."""
+    if element is None:
+        return {}
+    found: dict[int, str] = {}
+    form = "".join(one.text or "" for one in element.iter(f"{_C}formatCode")).lower()
+    is_date = "d" in form and "m" in form and "y" in form
+    for point in element.iter(f"{_C}pt"):
+        place = point.get("idx", "")
+        text = "".join(one.text or "" for one in point.iter(f"{_C}v")).strip()
+        text = _serial_date(text) if is_date else text
+        if place.isdecimal() and text and len(found) < _MAX_POINTS:
+            at = int(place)
+            found[at] = (
+                f"{text} {found[at]}" if at in found else text
+            )  # the inner level comes first
+    if not found:
+        text = " ".join(one.text or "" for one in element.iter(f"{_C}v")).strip()
+        found = {0: text} if text else {}
+    return found
+
+
+def _serial_date(value: str) -> str:
+    """Return the day that a spreadsheet's number of days stands for; else the value as it is."""
+    try:
+        return (_EPOCH + datetime.timedelta(days=float(value))).date().isoformat()
+    except (ValueError, OverflowError):
+        return value
+
+
+def _format_number(value: str) -> str:
+    """Return a value as a person would write it: charts keep 8.2 as 8.1999999999999993."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    short = f"{number:.15g}"
+    return value if "e" in short or "n" in short else short

@@ -1,0 +1,397 @@
+"""Character encoding detection and decoding, with offsets back to the bytes.
+
+A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, the escapes of ISO 2022, then
+UTF-8, then statistics.
+What cannot be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the
+bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from charset_normalizer import from_bytes
+
+from stillroom.errors import DataError
+from stillroom.records import Anchor
+
+__all__ = [
+    "ByteMap",
+    "DecodedText",
+    "build_anchors",
+    "check_not_binary",
+    "decode_text",
+    "guess_wide_encoding",
+]
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_STATEFUL = ("iso2022", "iso-2022", "hz", "utf-7", "utf7")
+_SAMPLE_BYTES = 64 * 1024
+_MIN_PAIRS = 16
+_PIECE_CHARACTERS = 4096
+_CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_HIGH_BYTE = re.compile(rb"[\x80-\xff]")
+_LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+_ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACED = re.compile("[\x00\ud800-\udfff]+")
+_ISO2022_JP_ESCAPE = re.compile(rb"\x1b\$[@B]|\x1b\$\(D")
+_REPLACEMENT_RUN = re.compile("\ufffd+")
+_MAX_REPLACED_RUNS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedText:
+    """Text and how it stands on its bytes.
+
+    ``broken`` are runs ``(start, end, byte_start, byte_end)`` whose bytes could not be decoded and
+    which read as U+FFFD; ``replaced`` are runs ``(start, end)`` of zero characters and half
+    characters, which were decoded and read as something else, as wide. ``is_exact`` is False where
+    the encoding has state or does not round-trip; all characters then lead to all of the ``size``
+    bytes.
+    """
+
+    text: str
+    encoding: str
+    byte_start: int = 0
+    broken: tuple[tuple[int, int, int, int], ...] = ()
+    is_exact: bool = True
+    zeros: int = 0
+    replaced: tuple[tuple[int, int], ...] = ()
+    size: int = 0
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        """What a reader of the document should know: the encoding and what was replaced."""
+        found: dict[str, object] = {"encoding": self.encoding}
+        if self.broken:
+            found["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
+        if self.zeros:
+            found["zero_characters"] = self.zeros
+        return found
+
+
+def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
+    """Return the text of bytes in whatever encoding they are most likely in.
+
+    Args:
+        data: The whole file, or a part of it that stands alone.
+        where: Named in errors.
+        declared: An encoding that the file claims of itself; believed if it decodes.
+
+    Raises:
+        DataError: If the bytes are not text.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return _decode_as(data, encoding, len(mark))
+    wide = guess_wide_encoding(
+        data
+    )  # first: letters of ASCII in UTF-16 are valid UTF-8 with zero bytes
+    if wide:
+        return _decode_as(data, wide, 0)
+    for encoding in _guess_stateful_encodings(
+        data, declared
+    ):  # its bytes are all ASCII, and so valid UTF-8
+        if found := _try_decode(data, encoding):
+            return found
+    try:
+        return _replace_invalid(data.decode("utf-8"), "utf-8")
+    except UnicodeDecodeError:
+        pass
+    check_not_binary(data, where)
+    if _is_nearly_utf8(data):
+        return _decode_as(data, "utf-8", 0)
+    for encoding in [declared, *_guess_encodings(data)]:
+        if encoding and (found := _try_decode(data, encoding)):
+            return found
+    return _replace_invalid(data.decode("latin-1"), "latin-1")
+
+
+def check_not_binary(data: bytes, where: str) -> None:
+    """Refuse bytes that cannot be text.
+
+    Raises:
+        DataError: If zero bytes or control characters are more than a slip.
+    """
+    sample = data[:_SAMPLE_BYTES]
+    zeros, controls = sample.count(0), len(_CONTROL.findall(sample))
+    if zeros > max(len(sample) // 500, 1) or controls > max(len(sample) // 50, 4):
+        raise DataError(
+            f"the file holds binary data ({zeros} zero bytes and {controls} control characters"
+            f" in the first {len(sample)} bytes)",
+            code="document.binary",
+            where=where,
+            expected="text, or a format that 'stillroom list methods text.parsers' names",
+            next="convert the file, or leave it out",
+        )
+
+
+def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> list[Anchor]:
+    """Return anchors that tie a text's characters to its bytes.
+
+    Args:
+        decoded: What ``decode_text`` gave.
+        label: Put on every anchor.
+        offset: Where the decoded bytes begin in the file.
+    """
+    anchors: list[Anchor] = []
+    position, byte = 0, decoded.byte_start
+    for start, end, byte_start, byte_end in [*decoded.broken, (len(decoded.text), -1, 0, 0)]:
+        for first, last, exact in _split_replaced(decoded, position, start):
+            for begin, stop, size in _split_pieces(decoded, first, last):
+                span = (offset + byte, offset + byte + size)
+                anchors.append(Anchor(begin, stop, *span, 0, label, exact))
+                byte += size
+        if end < 0:
+            break
+        anchors.append(Anchor(start, end, offset + byte_start, offset + byte_end, 0, label, False))
+        position, byte = end, byte_end
+    return anchors
+
+
+class ByteMap:
+    """Where each character of a decoded text stands in the file's bytes."""
+
+    def __init__(self, decoded: DecodedText, *, offset: int = 0) -> None:
+        """Map the characters of ``decoded``, whose bytes begin at ``offset``."""
+        self._text, self._encoding = decoded.text, decoded.encoding
+        self._keeps_widths = decoded.is_exact
+        self._anchors = build_anchors(decoded, offset=offset)
+        self._end = self._anchors[-1].byte_end if self._anchors else offset
+        self._is_inexact = [not anchor.is_exact for anchor in self._anchors]
+
+    def at(self, position: int) -> int:
+        """Return the byte offset of the character at ``position``."""
+        index = bisect.bisect_right(self._anchors, position, key=lambda anchor: anchor.start) - 1
+        if index < 0 or position >= len(self._text):
+            return self._end
+        anchor = self._anchors[index]
+        if not self._keeps_widths:
+            return anchor.byte_start
+        if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
+            return anchor.byte_start + position - anchor.start
+        return anchor.byte_start + len(self._text[anchor.start : position].encode(self._encoding))
+
+    def is_exact(self, start: int, end: int) -> bool:
+        """Say whether text[start:end] is its bytes one to one."""
+        first = bisect.bisect_right(self._anchors, start, key=lambda anchor: anchor.start) - 1
+        last = bisect.bisect_left(self._anchors, end, key=lambda anchor: anchor.start)
+        return not any(self._is_inexact[max(first, 0) : last])
+
+
+def _split_replaced(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, end, is_exact): what was replaced apart from what is the bytes' own text."""
+    if decoded.is_exact:
+        first = bisect.bisect_right(decoded.replaced, start, key=lambda run: run[1])
+        for run in decoded.replaced[first:]:
+            if run[0] >= end:
+                break
+            begin, stop = max(run[0], start), min(run[1], end)
+            yield start, begin, True
+            yield begin, stop, False
+            start = stop
+    yield start, end, decoded.is_exact
+
+
+def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, end, bytes): short pieces where a character's width varies."""
+    text, encoding = decoded.text, decoded.encoding
+    if start == end:
+        return
+    if not decoded.is_exact:
+        yield start, end, decoded.size
+        return
+    size = len(text[start:end].encode(encoding, "surrogatepass"))
+    if size == end - start:
+        yield start, end, size
+        return
+    for piece in range(start, end, _PIECE_CHARACTERS):
+        stop = min(piece + _PIECE_CHARACTERS, end)
+        yield piece, stop, len(text[piece:stop].encode(encoding, "surrogatepass"))
+
+
+def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
+    """Decode, keeping count of what cannot be."""
+    body = data[skip:]
+    try:
+        return _replace_invalid(body.decode(encoding), encoding, skip)
+    except UnicodeDecodeError:
+        pass
+    if encoding.startswith("utf-16"):
+        return _decode_utf16(body, encoding, skip)
+    if encoding.startswith("utf-32"):
+        return _decode_utf32(body, encoding, skip)
+    text = body.decode("utf-8", "surrogateescape")
+    broken, byte, last = [], skip, 0
+    for match in _ESCAPED_BYTES.finditer(text):
+        byte += len(text[last : match.start()].encode("utf-8"))
+        size = match.end() - match.start()
+        broken.append((match.start(), match.end(), byte, byte + size))
+        byte, last = byte + size, match.end()
+    return _replace_invalid(
+        _ESCAPED_BYTES.sub(lambda m: "\ufffd" * len(m.group()), text), "utf-8", skip, broken
+    )
+
+
+def _decode_utf16(body: bytes, encoding: str, skip: int) -> DecodedText:
+    """Decode UTF-16 that has lone surrogates, or half a character at its end."""
+    even = len(body) // 2 * 2
+    text = body[:even].decode(encoding, "surrogatepass")
+    if even == len(body):
+        return _replace_invalid(text, encoding, skip)
+    tail = (len(text), len(text) + 1, skip + even, skip + len(body))
+    return _replace_invalid(text + "\ufffd", encoding, skip, [tail])
+
+
+def _decode_utf32(body: bytes, encoding: str, skip: int) -> DecodedText:
+    """Decode UTF-32 with numbers of no character, or a part of one at its end."""
+    whole = len(body) // 4 * 4
+    text = body[:whole].decode(encoding, "replace")  # one character for every four bytes
+    runs = [match.span() for match in _REPLACEMENT_RUN.finditer(text)]
+    broken = [(start, end, skip + 4 * start, skip + 4 * end) for start, end in runs]
+    if whole < len(body):
+        broken.append((len(text), len(text) + 1, skip + whole, skip + len(body)))
+        text += "\ufffd"
+    return _replace_invalid(text, encoding, skip, broken)
+
+
+def _replace_invalid(
+    text: str, encoding: str, skip: int = 0, broken: list[tuple[int, int, int, int]] | None = None
+) -> DecodedText:
+    """Replace lone surrogates and zero characters one to one, so that widths stay."""
+    zeros = text.count("\x00")
+    replaced = _find_replaced(text)
+    if zeros:
+        text = text.replace("\x00", " ")
+    if replaced:
+        text = _SURROGATE.sub("\ufffd", text)
+    return DecodedText(text, encoding, skip, tuple(broken or ()), True, zeros, replaced)
+
+
+def _find_replaced(text: str) -> tuple[tuple[int, int], ...]:
+    """Return the runs of characters that read as others; near ones joined where there are many."""
+    runs = [match.span() for match in _REPLACED.finditer(text)]
+    if len(runs) <= _MAX_REPLACED_RUNS:
+        return tuple(runs)
+    joined = runs[:1]
+    for start, end in runs[1:]:
+        if start - joined[-1][1] < _PIECE_CHARACTERS:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)
+
+
+def guess_wide_encoding(data: bytes) -> str:
+    """Return the wide encoding whose zero bytes the data has, or an empty string.
+
+    UTF-32 has two in each four, always the same two, and decodes; UTF-16 has every other one in
+    most. In a few words a stray zero is a large share: there, most must be zero.
+    """
+    sample = data[:_SAMPLE_BYTES]
+    quarter = len(sample) // 4
+    if quarter and len(data) % 4 == 0:
+        high = {"utf-32-be": (0, 1), "utf-32-le": (3, 2)}
+        for encoding, (top, upper) in high.items():
+            if sample[top::4].count(0) == quarter and sample[upper::4].count(0) > 0.9 * quarter:
+                with contextlib.suppress(UnicodeDecodeError):
+                    data.decode(encoding)
+                    return encoding
+    if len(sample) < 4 or len(data) % 2:
+        return ""
+    half = len(sample) // 2
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    least = (0.3 if half >= _MIN_PAIRS else 0.75) * half
+    if odd > least and even < 0.02 * half:
+        return "utf-16-le"
+    if even > least and odd < 0.02 * half:
+        return "utf-16-be"
+    return ""
+
+
+def _guess_stateful_encodings(data: bytes, declared: str) -> Iterator[str]:
+    """Yield the encodings of seven bits that the file claims, or whose escapes it holds."""
+    if declared.lower().replace("_", "-").startswith(_STATEFUL):
+        yield declared
+    sample = data[:_SAMPLE_BYTES]
+    if b"\x1b$)C" in sample:
+        yield "iso2022_kr"
+    if _ISO2022_JP_ESCAPE.search(sample):
+        yield "iso2022_jp_2"
+        yield "iso2022_jp_ext"
+
+
+def _is_nearly_utf8(data: bytes) -> bool:
+    """Say whether the bytes are UTF-8 but for a slip."""
+    text = data.decode("utf-8", "surrogateescape")
+    broken = sum(map(len, _ESCAPED_BYTES.findall(text)))
+    good = sum(1 for character in text[:_SAMPLE_BYTES] if ord(character) > 127) - broken
+    return broken <= max(len(data) // 1000, 1) and good > 2 * broken
+
+
+def _guess_encodings(data: bytes) -> list[str]:
+    """Return likely encodings, best first.
+
+    Where Windows-1252 explains the bytes as well as the statistics' first choice does, it goes
+    first: the many encodings of Latin letters look alike, and it is by far the most common.
+    """
+    sample = _sample_bytes(data)
+    matches = list(from_bytes(sample))[:8]
+    names = [match.encoding for match in matches]
+    if not matches or matches[0].coherence == 0:
+        high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
+        is_western = alone > 0.9 * high and high < 0.1 * len(sample)
+    else:
+        best = matches[0]
+        is_western = any(
+            "cp1252" in match.could_be_from_charset
+            and match.chaos <= best.chaos + 0.1
+            and match.coherence >= best.coherence
+            for match in matches
+        )
+    return ["cp1252", *names] if is_western else [*names, "cp1252"]
+
+
+def _sample_bytes(data: bytes) -> bytes:
+    """Return the sample, up to a space or line: no character is cut in two.
+
+    Half of one at the end is enough for the statistics to rule out every encoding of several bytes.
+    Its length is even, for UTF-16.
+    """
+    if len(data) <= _SAMPLE_BYTES:
+        return data
+    sample = data[:_SAMPLE_BYTES]
+    end = max(sample.rfind(b" "), sample.rfind(b"\n")) + 1
+    return sample[: end // 2 * 2] or sample
+
+
+def _try_decode(data: bytes, encoding: str) -> DecodedText | None:
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode(name)
+    except (LookupError, ValueError):  # no such encoding, or a name that is none
+        return None
+    if not isinstance(text, str) or name in {"utf-16", "utf-32", "utf-8-sig"}:
+        return None
+    exact = not name.startswith(_STATEFUL) and _round_trips(text, name, data)
+    cleaned = _replace_invalid(text, name)
+    return replace(cleaned, is_exact=exact, size=len(data))
+
+
+def _round_trips(text: str, encoding: str, data: bytes) -> bool:
+    try:
+        return text.encode(encoding) == data
+    except UnicodeError:
+        return False

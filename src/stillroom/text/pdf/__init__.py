@@ -1,0 +1,1 @@
+"""PDF layout analysis: characters, tables, reading order, headings and OCR."""

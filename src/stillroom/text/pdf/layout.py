@@ -1,0 +1,325 @@
+"""PDF page layout: columns, tables and paragraphs in reading order.
+
+Rows of the page are looked at from top to bottom. Where neighboring rows leave the same gaps free,
+they are columns of text (read one after the other) or a table without lines (kept as a table), told
+apart by how full the columns are. Source for the idea of whitespace between columns: Breuel 2002,
+"Two Geometric Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median, median_low
+
+from stillroom.text.pdf.page import (
+    Gaps,
+    TextRow,
+    TextRun,
+    find_row_gaps,
+    group_rows,
+    intersect_gaps,
+    is_inside,
+    join_runs,
+    split_cells,
+)
+from stillroom.text.pdf.tables import (
+    TableGrid,
+    align_rows,
+    find_column_gutters,
+    read_grid_rows,
+    split_table_sections,
+    trim_table_tail,
+)
+
+__all__ = ["PageBlock", "TextLine", "arrange_blocks"]
+
+_GUTTER = 0.9  # of the characters' height: the narrowest gap between columns
+_FAR_GAP = 2.5  # of the characters' height: rows further apart belong to different bands
+_FULL_LINE_SHARE = 0.7  # of a column's width: what lines of running text fill
+_LIST_MARK = re.compile(
+    r"[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|\.?\d{1,2}(?:\.\d{1,2})*\.?"
+)
+_BULLET = re.compile(r"^[•◦▪▫‣●○■□➢➤⁃∙·*–—-](?=\s)\s*")
+_LIST_ITEM = re.compile(r"^(?:[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\d{1,3}[.)]|\(?(?:\d{1,2}|[a-zA-Z])[.)])\s")
+
+
+@dataclass(slots=True)
+class TextLine:
+    """One line of text."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    size: float
+    type_size: float
+    is_bold: bool
+
+
+@dataclass(slots=True)
+class PageBlock:
+    """A paragraph or list item of lines, or a table of rows of cells."""
+
+    kind: str
+    lines: list[TextLine] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    top: float = 0.0
+    bottom: float = 0.0
+    cell_size: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The lines with line ends between them; ``CUT`` stands where a line has cut a word."""
+        return "\n".join(line.text for line in self.lines)
+
+    @property
+    def size(self) -> float:
+        """The type size of most of its lines or cells, in points."""
+        return median(line.type_size for line in self.lines) if self.lines else self.cell_size
+
+    @property
+    def is_bold(self) -> bool:
+        """Whether all of its lines are bold."""
+        return bool(self.lines) and all(line.is_bold for line in self.lines)
+
+
+def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> list[PageBlock]:
+    """Return a page's blocks in reading order.
+
+    Args:
+        runs: The page's runs of one direction of writing.
+        grids: Its ruled tables.
+    """
+    rest = list(runs)
+    tables: list[PageBlock] = []
+    for grid in grids:
+        inside = [run for run in rest if is_inside(run, grid.box)]
+        rows = read_grid_rows(grid, inside) if inside else []
+        if not rows:
+            continue
+        size = median(run.type_size for run in inside)
+        tables.append(
+            PageBlock("table", rows=rows, top=grid.ys[0], bottom=grid.ys[-1], cell_size=size)
+        )
+        gone = {id(run) for run in inside}
+        rest = [run for run in rest if id(run) not in gone]
+        rest += _table_placeholders(inside, grid, len(tables) - 1)
+    return list(_flow_region(rest, tables))
+
+
+def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> Iterator[TextRun]:
+    """Yield, for each row of a ruled table, a run that holds its place on the page."""
+    left, _, right, _ = grid.box
+    for row in group_rows(inside):
+        top, bottom = min(run.top for run in row), max(run.bottom for run in row)
+        yield TextRun([], left, top, right, bottom, row[0].size, row[0].type_size, table=number)
+
+
+def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[PageBlock]:
+    """Yield the blocks of a region of the page."""
+    plain: list[TextRow] = []
+    rows = group_rows(runs)
+    at = 0
+    while at < len(rows):
+        stop, gutters = _take_band(rows, at)
+        band = rows[at:stop]
+        kind = _classify_band(band, gutters)
+        if kind == "table":
+            band = trim_table_tail(band)
+            stop = at + len(band)
+            for piece in split_table_sections(band):
+                narrow = find_column_gutters(piece)
+                if not narrow:
+                    plain += piece
+                    continue
+                yield from _paragraphs(plain, tables)
+                plain = []
+                top = min(run.top for run in piece[0])
+                bottom = max(run.bottom for run in piece[-1])
+                rows_of = align_rows(piece, narrow)
+                size = median(run.type_size for row in piece for run in row)
+                yield PageBlock("table", rows=rows_of, top=top, bottom=bottom, cell_size=size)
+        elif kind == "columns":
+            before = _count_lines_above(plain, gutters)
+            kept, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
+            yield from _paragraphs(kept, tables)
+            plain = []
+            for column in _flow_columns(band, gutters):
+                yield from _flow_region(column, tables)
+        else:
+            stop = at + 1
+            plain.append(rows[at])
+        at = stop
+    yield from _paragraphs(plain, tables)
+
+
+def _take_band(rows: list[TextRow], at: int) -> tuple[int, Gaps]:
+    """Return where the rows end that leave the same gaps free from ``at`` on, and those gaps."""
+    size = median(run.size for run in rows[at])
+    gutters = find_row_gaps(rows[at], _GUTTER * size)
+    stop = at + 1
+    while gutters and stop < len(rows):
+        row = rows[stop]
+        above = max(run.bottom for run in rows[stop - 1])
+        if min(run.top for run in row) - above > _FAR_GAP * size:
+            break
+        own = find_row_gaps(row, _GUTTER * size)
+        common = intersect_gaps(gutters, row, _GUTTER * size)
+        is_richer = len(own) - len(common) >= 3 and stop - at <= 2
+        is_across = len(row) == 1 and len(common) < len(gutters) and stop - at >= 3
+        if not common or is_richer or is_across:
+            break
+        gutters, stop = common, stop + 1
+    return stop, gutters
+
+
+def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
+    """Say whether rows with common gaps are a table, columns of text, or neither."""
+    if not gutters or len(band) < 2:
+        return ""
+    grid = [split_cells(row, gutters) for row in band]
+    shared = sum(sum(map(bool, cells)) >= 2 for cells in grid)
+    if shared < 2:
+        return ""
+    if any(run.table >= 0 for row in band for run in row):
+        return "columns"
+    if _is_list(grid):
+        return ""
+    full = sum(_is_prose([cells[at] for cells in grid]) for at in range(len(gutters) + 1))
+    if full >= 2 and 2 * full >= len(gutters) + 1:
+        return "columns"
+    if all(run.is_fixed for row in band for run in row):
+        return ""
+    if full and len(gutters) == 1 and 2 * shared < len(band):
+        return "columns"
+    return "table" if shared >= 3 or len(gutters) >= 2 else ""
+
+
+def _is_list(grid: list[list[TextRow]]) -> bool:
+    """Say whether all columns but the last hold nothing but bullets or numbers."""
+    marks = [join_runs(cell) for cells in grid for cell in cells[:-1] if cell]
+    return bool(marks) and all(_LIST_MARK.fullmatch(mark) for mark in marks)
+
+
+def _is_prose(cells: list[TextRow]) -> bool:
+    """Say whether a column holds running text: lines that fill its width."""
+    lines = [cell for cell in cells if cell]
+    if len(lines) < 3:
+        return False
+    left = min(run.left for cell in lines for run in cell)
+    right = max(run.right for cell in lines for run in cell)
+    widths = [max(run.right for run in cell) - min(run.left for run in cell) for cell in lines]
+    words = [sum(len(run.words) for run in cell) for cell in lines]
+    letters = [sum(len(word[0]) for run in cell for word in run.words) for cell in lines]
+    is_full = sum(width >= _FULL_LINE_SHARE * (right - left) for width in widths) >= 0.6 * len(
+        lines
+    )
+    return is_full and (median(words) >= 4 or median(letters) >= 25)
+
+
+def _count_lines_above(plain: list[TextRow], gutters: Gaps) -> int:
+    """Return how many of the lines before columns stand in one of them."""
+    count = 0
+    for row in reversed(plain):
+        size = median(run.size for run in row)
+        if len(row) > 1 and find_row_gaps(row, _GUTTER * size):
+            break
+        if len(intersect_gaps(gutters, row, 0.5 * size)) < len(gutters) or any(
+            r.table >= 0 for r in row
+        ):
+            break
+        count += 1
+    return count
+
+
+def _flow_columns(band: list[TextRow], gutters: Gaps) -> list[TextRow]:
+    columns: list[TextRow] = [[] for _ in range(len(gutters) + 1)]
+    for row in band:
+        for at, cell in enumerate(split_cells(row, gutters)):
+            columns[at] += cell
+    if sum(run.is_right_to_left for row in band for run in row) * 2 > sum(map(len, band)):
+        columns.reverse()
+    return columns
+
+
+def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:
+    """Yield the paragraphs, list items and ruled tables of rows that are read across."""
+    lines: list[TextLine] = []
+    last = -1
+    for row in rows:
+        number = max(run.table for run in row)
+        if number >= 0:
+            yield from _split_paragraphs(lines)
+            lines = []
+            if number != last:
+                yield tables[number]
+            last = number
+            row = [run for run in row if run.table < 0]
+        lines += [_make_line(part) for part in _group_by_size(row)]
+    yield from _split_paragraphs(lines)
+
+
+def _group_by_size(row: TextRow) -> Iterator[TextRow]:
+    """Yield the runs of a row together, but for those far apart of which one is much larger."""
+    part: TextRow = []
+    for run in row:
+        if part:
+            last = part[-1]
+            large, small = sorted((last.type_size, run.type_size), reverse=True)
+            if large >= 1.3 * small and run.left - last.right >= 2 * large:
+                yield part
+                part = []
+        part.append(run)
+    if part:
+        yield part
+
+
+def _make_line(row: TextRow) -> TextLine:
+    return TextLine(
+        _BULLET.sub("- ", join_runs(row)),
+        min(run.left for run in row),
+        min(run.top for run in row),
+        max(run.right for run in row),
+        max(run.bottom for run in row),
+        max(run.size for run in row),
+        max((run for run in row), key=lambda run: len(run.words)).type_size,
+        all(run.is_bold for run in row),
+    )
+
+
+def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
+    """Yield paragraphs: cut where the distance, the type or the indentation says so."""
+    if not lines:
+        return
+    steps = [below.top - above.bottom for above, below in pairwise(lines)]
+    usual = median_low(steps) if steps else 0.0
+    lefts = [round(line.left) for line in lines]
+    margin = max(set(lefts), key=lefts.count)
+    start = 0
+    for at in range(1, len(lines) + 1):
+        if at < len(lines) and not _begins_paragraph(lines, at, usual, margin):
+            continue
+        piece = lines[start:at]
+        kind = "li" if _LIST_ITEM.match(piece[0].text) else "p"
+        yield PageBlock(kind, piece, top=piece[0].top, bottom=piece[-1].bottom)
+        start = at
+
+
+def _begins_paragraph(lines: list[TextLine], at: int, usual: float, margin: float) -> bool:
+    """Say whether a paragraph begins at a line."""
+    above, line = lines[at - 1], lines[at]
+    size = min(above.size, line.size)
+    if line.top - above.bottom > min(max(usual, -0.2 * size) + 0.4 * size, 2.2 * size):
+        return True
+    if not 0.88 <= line.type_size / above.type_size <= 1.14 or line.is_bold != above.is_bold:
+        return True
+    if _LIST_ITEM.match(line.text) or line.left > above.right or line.right < above.left:
+        return True
+    indent = line.left - margin
+    is_first = 0.6 * size <= indent <= 4 * size and abs(above.left - margin) < 0.3 * size
+    follows = at + 1 >= len(lines) or abs(lines[at + 1].left - margin) < 0.3 * size
+    return is_first and follows

@@ -1,0 +1,266 @@
+"""PDF document structure: running heads, heading levels and hyphenation.
+
+Knows blocks of pages, not the format that they come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stillroom.text.pdf.layout import PageBlock
+from stillroom.text.pdf.page import SOFT_HYPHEN
+
+__all__ = [
+    "DocumentVocabulary",
+    "OutlineEntry",
+    "PdfPage",
+    "compile_title",
+    "drop_running_heads",
+    "find_heading_levels",
+    "match_outline",
+    "measure_body_size",
+]
+
+_MARGIN = 0.11  # of the page's height, at its top and its foot
+_MIN_PAGES = 3
+_MAX_REQUIRED_PAGES = (
+    10  # pages; more need not agree, since a book has parts with heads of their own
+)
+_NUMBER = re.compile(r"\d+")
+_ROMAN = re.compile(r"^[ivxl]{1,7}(?=\s)|(?<=\s)[ivxl]{1,7}$")
+_PAGE_NUMBER = re.compile(
+    r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
+    re.IGNORECASE,
+)
+_TITLE_RATIO = 1.6  # times the body: what may run over more than two lines
+_HEADING_RATIO = 1.13  # times the body's size, as a heading is
+_NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones are of the next
+_MAX_HEADING = 160
+_LETTER = re.compile(r"[^\W\d_]")
+_SENTENCE_END = re.compile(r"[.,;]\s*$")
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{SOFT_HYPHEN}|-)\n([^\W\d_]+\S*)[ \n]?")
+
+
+@dataclass(slots=True)
+class PdfPage:
+    """One page's blocks, and where its paper begins and ends, in the blocks' own coordinates."""
+
+    number: int
+    blocks: list[PageBlock] = field(default_factory=list)
+    top: float = 0.0
+    bottom: float = 0.0
+
+    def is_marginal(self, block: PageBlock) -> bool:
+        """Say whether a block stands in the page's top or foot margin."""
+        margin = _MARGIN * (self.bottom - self.top)
+        return block.bottom < self.top + margin or block.top > self.bottom - margin
+
+
+def drop_running_heads(pages: Sequence[PdfPage]) -> int:
+    """Take out running heads and feet and page numbers; return how many lines were taken out.
+
+    A line in the margin that stands on at least three pages and a third of them or ten, but for its
+    digits, is kept once, where it first stands. A document of fewer pages keeps all.
+    """
+    if len(pages) < _MIN_PAGES:
+        return 0
+    on_pages: Counter[str] = Counter()
+    for page in pages:
+        on_pages.update(
+            {_normalize_repeated(block) for block in page.blocks if _may_repeat(block, page)}
+        )
+    least = max(_MIN_PAGES, min(len(pages) / 3, _MAX_REQUIRED_PAGES))
+    running = {mark for mark, count in on_pages.items() if count >= least}
+    seen: set[str] = set()
+    dropped = 0
+    for page in pages:
+        kept = []
+        lasting = [block for block in page.blocks if not _may_repeat(block, page)]
+        for block in page.blocks:
+            mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
+            is_number = bool(_PAGE_NUMBER.fullmatch(block.text)) if mark else False
+            is_again = mark in seen and bool(lasting)  # else the page would lose all it has
+            if mark in running and (is_again or is_number):
+                dropped += len(block.lines)
+                continue
+            seen.add(mark)
+            kept.append(block)
+        page.blocks = kept
+    return dropped
+
+
+def _may_repeat(block: PageBlock, page: PdfPage) -> bool:
+    return block.kind != "table" and len(block.lines) <= 3 and page.is_marginal(block)
+
+
+def _normalize_repeated(block: PageBlock) -> str:
+    text = _NUMBER.sub("#", " ".join(block.text.split()).casefold())
+    return _ROMAN.sub("#", text)
+
+
+def measure_body_size(pages: Sequence[PdfPage]) -> float:
+    """Return the size that most characters have, in points; 0 without any."""
+    sizes: Counter[float] = Counter()
+    for page in pages:
+        for block in page.blocks:
+            for line in block.lines:
+                sizes[round(line.type_size * 2) / 2] += len(line.text)
+            for row in block.rows:
+                sizes[round(block.size * 2) / 2] += sum(map(len, row))
+    return sizes.most_common(1)[0][0] if sizes else 0.0
+
+
+HeadingStyle = tuple[float, bool]
+
+
+def find_heading_levels(
+    pages: Sequence[PdfPage], known: dict[int, int] | None = None
+) -> dict[int, int]:
+    """Return the level of every block that is a heading, by the block's ``id``.
+
+    Headings are short and larger than the body, or bold where it is not. Larger comes first, what
+    is only bold last; at most six levels. ``known`` headings, as an outline tells them, keep their
+    level, and others are headings only if they look like a known one.
+    """
+    body = measure_body_size(pages)
+    known = known or {}
+    found: list[tuple[PageBlock, HeadingStyle]] = []
+    bold = plain = 0
+    for page in pages:
+        for block in page.blocks:
+            if block.kind == "table":
+                plain += sum(len(cell) for row in block.rows for cell in row)
+                continue
+            size = len(block.text)
+            bold, plain = (bold + size, plain) if block.is_bold else (bold, plain + size)
+            if id(block) in known or _looks_like_heading(block, body):
+                found.append((block, _style_of_block(block, body)))
+    if bold > plain:  # bold is how this document writes, not how it marks
+        found = [
+            (one, style) for one, style in found if style[0] >= _HEADING_RATIO or id(one) in known
+        ]
+    levels = _rank_styles(found, known)
+    marked = {id(block): levels[style] for block, style in found if style in levels}
+    return {**marked, **known}
+
+
+def _rank_styles(
+    found: list[tuple[PageBlock, HeadingStyle]], known: dict[int, int]
+) -> dict[HeadingStyle, int]:
+    if known:
+        votes: dict[HeadingStyle, Counter[int]] = {}
+        for block, style in found:
+            votes.setdefault(style, Counter())[known.get(id(block), 0)] += 1
+        return {
+            style: next(level for level, _ in count.most_common() if level)
+            for style, count in votes.items()
+            if 2 * count[0] <= count.total()  # half of that look are named by the outline
+        }
+    larger = sorted({size for _, (size, _) in found if size >= _HEADING_RATIO}, reverse=True)
+    ranks: dict[float, int] = {}
+    first = 0.0
+    for size in larger:
+        if not ranks or size < _NEAR_RATIO * first:  # a new rank, by the largest of the one before
+            first, rank = size, len(set(ranks.values()))
+        ranks[size] = rank
+    least = len(set(ranks.values()))
+    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in found}
+
+
+def _style_of_block(block: PageBlock, body: float) -> HeadingStyle:
+    """Return a block's size relative to the body and whether it is bold."""
+    return round(block.size / max(body, 1.0), 2), block.is_bold
+
+
+def _looks_like_heading(block: PageBlock, body: float) -> bool:
+    text = block.text
+    most = 4 if block.size >= (_TITLE_RATIO if block.is_bold else 2.0) * body else 2
+    if len(text) > _MAX_HEADING or len(block.lines) > most or not _LETTER.search(text):
+        return False
+    if block.kind == "li" and text.startswith("- "):
+        return False
+    is_larger = block.size >= _HEADING_RATIO * body
+    is_bold = block.is_bold and block.size >= 0.93 * body and len(block.lines) <= 2
+    return (is_larger or is_bold) and not _SENTENCE_END.search(text)
+
+
+OutlineEntry = tuple[int, str]
+"""A heading as an outline has it: its level and its title."""
+
+
+def match_outline(
+    pages: list[PdfPage], outline: dict[int, list[OutlineEntry]]
+) -> tuple[dict[int, int], dict[int, list[OutlineEntry]]]:
+    """Return which blocks the outline names, and which hold a title that it names.
+
+    A number may stand before the title. A title that is nowhere on its page belongs to the page's
+    first block.
+    """
+    known: dict[int, int] = {}
+    within: dict[int, list[OutlineEntry]] = {}
+    for page in pages:
+        rest = [block for block in page.blocks if block.kind != "table"]
+        for level, title in outline.get(page.number, []):
+            whole = next((block for block in rest if _is_title(block, title)), None)
+            if whole is not None:
+                known[id(whole)] = min(level, 6)
+                rest = rest[rest.index(whole) + 1 :]
+                continue
+            pattern = compile_title(title)
+            part = next((one for one in rest if pattern.search(one.text)), None)
+            part = part or next(iter(page.blocks), None)
+            if part is not None:
+                within.setdefault(id(part), []).append((min(level, 6), title))
+    return known, within
+
+
+def _is_title(block: PageBlock, title: str) -> bool:
+    """Say whether a block is a title, but for a number before it and a word that a line has cut."""
+    wanted = "".join(title.split()).casefold()
+    text = "".join(block.text.split()).replace(SOFT_HYPHEN, "").casefold()
+    return text.endswith(wanted) and len(text) - len(wanted) <= 12
+
+
+def compile_title(title: str) -> re.Pattern[str]:
+    """Return what finds a title over the ends of lines."""
+    return re.compile(r"\s+".join(re.escape(word) for word in title.split()), re.IGNORECASE)
+
+
+class DocumentVocabulary:
+    """The whole words of a document, to tell a hyphen that belongs from one of a line's end."""
+
+    def __init__(self, pages: Sequence[PdfPage]) -> None:
+        """Count the words of all pages that no line's end has cut."""
+        self._known: set[str] = set()
+        for page in pages:
+            for block in page.blocks:
+                for line in block.lines:
+                    self._known.update(_WORD.findall(line.text.casefold())[:-1])
+
+    def mend(self, text: str) -> str:
+        """Return text with the words joined that its lines' ends have cut.
+
+        The hyphen stays where the document elsewhere writes it, or writes both halves as words but
+        never the two as one.
+        """
+        if SOFT_HYPHEN not in text and "-\n" not in text:
+            return text
+        return (
+            _CUT_WORD.sub(self._mended, text)
+            .replace(SOFT_HYPHEN + "\n", "")
+            .replace(SOFT_HYPHEN, "-")
+            .rstrip("\n")
+        )
+
+    def _mended(self, match: re.Match[str]) -> str:
+        first, second = match.group(1), match.group(2)
+        rest = _WORD.match(second)
+        left, right = first.casefold(), (rest.group() if rest else second).casefold()
+        is_known = f"{left}-{right}" in self._known or second[0].isupper()
+        both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
+        keeps = is_known or (both and left + right not in self._known)
+        return f"{first}{'-' if keeps else ''}{second}\n"

@@ -1,0 +1,508 @@
+"""File and folder readers: format detection, origin check, parsing and failures.
+
+A folder is read in the order of its paths. One bad file is one Failure and stops nothing.
+
+A picture or a document may say of itself who made it. Rooms do not know each other, so the flow,
+which knows all, names an examiner while a job runs, and reading asks it for every file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from stillroom.errors import DataError, ResourceError, StillroomError
+from stillroom.jobs import escape_line
+from stillroom.provenance import digest_bytes
+from stillroom.records import Document, Origin
+from stillroom.text.documents.office import unreadable_as_error
+from stillroom.text.encoding import check_not_binary, guess_wide_encoding
+from stillroom.text.interfaces import PARSERS, ParseLimits, Parser, SourceFile
+from stillroom.text.language import detect_language
+from stillroom.text.parser_process import ParserProcess
+from stillroom.text.unicode import count_invisible
+
+__all__ = [
+    "FolderScan",
+    "OriginCheck",
+    "ParseFailure",
+    "check_origin",
+    "detect_parser",
+    "list_documents",
+    "map_suffixes",
+    "parse_bytes",
+    "parse_file",
+    "parse_folder",
+    "recheck_origin",
+    "scan_folder",
+    "use_origin_check",
+]
+
+
+_SMALL_FILE_BYTES = (
+    2**20
+)  # bytes; larger texts are read apart too, where time and memory are bounded
+
+
+@dataclass(frozen=True, slots=True)
+class ParseFailure:
+    """A file that gave no document: its path below the folder, the error's code, and why."""
+
+    path: str
+    code: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return one line for a person, whatever the file is called."""
+        return escape_line(f"{self.path}: {self.reason}  [{self.code}]")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderScan:
+    """What a folder holds: files to read, how many were hidden, and what is refused."""
+
+    files: tuple[Path, ...]
+    hidden: int = 0
+    refused: tuple[ParseFailure, ...] = ()
+
+
+def scan_folder(root: Path) -> FolderScan:
+    """Walk a folder, or take one file.
+
+    Hidden files and folders (a leading dot) are skipped and counted. Links that leave the folder,
+    links to folders, and anything that is neither file nor folder are refused.
+
+    Raises:
+        DataError: If there is no such file or folder.
+    """
+    if root.is_file():
+        return FolderScan((root,))
+    if not root.is_dir():
+        raise DataError(
+            f"there is no folder or file '{root}'",
+            code="document.no-folder",
+            where=str(root),
+            expected="a folder of documents, or one document",
+            next="check the path",
+        )
+    files: list[Path] = []
+    refused: list[ParseFailure] = []
+    hidden = 0
+    real_root = root.resolve()
+    for folder, folders, names in os.walk(root, followlinks=False):
+        here = Path(folder)
+        hidden += sum(name.startswith(".") for name in [*folders, *names])
+        visible = [name for name in folders if not name.startswith(".")]
+        links = [name for name in visible if (here / name).is_symlink()]
+        folders[:] = sorted(name for name in visible if name not in links)
+        for name in [*links, *(name for name in names if not name.startswith("."))]:
+            why = _refusal_reason(here / name, real_root)
+            if why:
+                relative = (here / name).relative_to(root).as_posix()
+                refused.append(ParseFailure(relative, "document.refused-path", why))
+            else:
+                files.append(here / name)
+    by_path = sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    return FolderScan(tuple(by_path), hidden, tuple(sorted(refused, key=lambda one: one.path)))
+
+
+def list_documents(root: Path) -> list[Path]:
+    """Return the files of a folder that would be read, sorted by path; see ``scan_folder``.
+
+    Raises:
+        DataError: If there is no such file or folder.
+    """
+    return list(scan_folder(root).files)
+
+
+def parse_file(
+    path: Path,
+    *,
+    root: Path | None = None,
+    limits: ParseLimits | None = None,
+    origin: Origin | None = None,
+    worker: ParserProcess | None = None,
+) -> Document:
+    """Read one file into a Document.
+
+    Args:
+        path: The file.
+        root: The document's path is relative to this folder; by default to the file's own.
+        limits: What the file may cost.
+        origin: Who made the file; unknown unless said.
+        worker: A process for risky formats to reuse; by default one is started and ended.
+
+    Returns:
+        The document, with its language where one can be told.
+
+    Raises:
+        DataError: If the file is missing, too large, broken, or of an unknown format.
+        MissingExtraError: If its format needs a package that is not installed.
+    """
+    limits = limits or ParseLimits()
+    name = _relative_path(path, root)
+    data = _read_file(path, name, limits)
+    known, told = check_origin(path, origin or Origin())
+    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
+    return _add_notices(document, told)
+
+
+def recheck_origin(document: Document, file: Path) -> Document:
+    """Return a document that was read where nobody was asked of its file, with what is said here.
+
+    Args:
+        document: As ``parse_file`` gave it, without an examiner.
+        file: What it was read from.
+    """
+    known, told = check_origin(file, document.origin)
+    return _add_notices(replace(document, origin=known), told)
+
+
+def _add_notices(document: Document, told: Sequence[str]) -> Document:
+    if not told:
+        return document
+    notices = [*document.metadata.get("notices", ()), *told]
+    return replace(document, metadata={**document.metadata, "notices": notices})
+
+
+def parse_bytes(
+    data: bytes,
+    path: str,
+    *,
+    limits: ParseLimits | None = None,
+    origin: Origin | None = None,
+    worker: ParserProcess | None = None,
+) -> Document:
+    """Read the bytes of a file, as an upload brings them, into a Document.
+
+    Args:
+        data: The whole file.
+        path: Its name, for the suffix and the document's path.
+        limits: What the file may cost.
+        origin: Who made the file; unknown unless said.
+        worker: A process for risky formats to reuse; by default one is started and ended.
+
+    Raises:
+        DataError: If the bytes are too many, broken, or of an unknown format.
+        MissingExtraError: If the format needs a package that is not installed.
+    """
+    limits = limits or ParseLimits()
+    _check_size(len(data), path, limits)
+    parser = detect_parser(path, data)
+    source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
+    if not data.strip():
+        raise DataError(
+            "the file is empty",
+            code="document.no-text",
+            where=path,
+            expected="some text",
+            next="leave the file out",
+        )
+    if not parser.is_risky and len(data) <= _SMALL_FILE_BYTES:
+        with unreadable_as_error(path):
+            document = parser.parse(data, source)
+    elif worker is not None:
+        document = worker.parse(parser, data, source)
+    else:
+        with ParserProcess() as own:
+            document = own.parse(parser, data, source)
+    return _add_metadata(document, limits)
+
+
+def parse_folder(
+    root: Path,
+    *,
+    limits: ParseLimits | None = None,
+    origin: Origin | None = None,
+    paths: Iterable[Path] | None = None,
+) -> Iterator[Document | ParseFailure]:
+    """Yield a Document or a Failure for every file of a folder, in order of path.
+
+    Args:
+        root: The folder, or one file.
+        limits: What each file may cost.
+        origin: Who made the files; unknown unless said.
+        paths: Only these files of the folder; by default all that ``scan_folder`` finds, after a
+            Failure for each path that it refuses.
+
+    Raises:
+        DataError: If there is no such file or folder.
+    """
+    limits = limits or ParseLimits()
+    base = root if root.is_dir() else root.parent
+    if paths is None:
+        scan = scan_folder(root)
+        yield from scan.refused
+        paths = scan.files
+    with ParserProcess() as worker:
+        for path in paths:
+            try:
+                yield parse_file(path, root=base, limits=limits, origin=origin, worker=worker)
+            except StillroomError as error:
+                first = error.problems[0]
+                reason = f"{first.what}; next: {first.next}" if first.next else first.what
+                yield ParseFailure(_relative_path(path, base), first.code, reason)
+
+
+def _relative_path(path: Path, root: Path | None) -> str:
+    """Return the path below the root with forward slashes, never with lone surrogates."""
+    base = root if root is not None else path.parent
+    name = (path.relative_to(base) if path.is_relative_to(base) else Path(path.name)).as_posix()
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _refusal_reason(path: Path, real_root: Path) -> str:
+    """Say why a path is not read, or nothing."""
+    try:
+        target = path.resolve(strict=True)
+        mode = target.stat().st_mode
+    except (OSError, RuntimeError):
+        return "a link that leads nowhere"
+    if path.is_symlink() and not target.is_relative_to(real_root):
+        return "a link that leaves the folder"
+    if stat.S_ISDIR(mode):
+        return "a link to a folder"
+    return "" if stat.S_ISREG(mode) else "neither a file nor a folder"
+
+
+def _check_size(size: int, name: str, limits: ParseLimits) -> None:
+    if size > limits.file_bytes:
+        raise DataError(
+            f"the file has {size} bytes",
+            code="document.too-large",
+            where=name,
+            expected=f"at most {limits.file_bytes}",
+            next="split the file, or raise the limit file_bytes",
+        )
+
+
+def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
+    try:
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(opened, "rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError("neither a file nor a link to one")
+            _check_size(state.st_size, name, limits)
+            data = file.read(limits.file_bytes + 1)
+            _check_size(len(data), name, limits)
+            return data
+    except MemoryError as error:
+        raise ResourceError(
+            "the file does not fit into memory",
+            code="document.memory",
+            where=name,
+            expected="a file smaller than the free memory",
+            next="lower the limit file_bytes, or split the file",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be opened: {error.strerror or error}",
+            code="document.unreadable",
+            where=name,
+            expected="a file that may be read",
+            next="check its permissions",
+        ) from error
+
+
+def _add_metadata(document: Document, limits: ParseLimits) -> Document:
+    """Return the document with its language and the count of hidden characters."""
+    if len(document.text) > limits.text_characters:
+        raise DataError(
+            f"the document holds {len(document.text)} characters",
+            code="document.too-large",
+            where=document.path,
+            expected=f"at most {limits.text_characters}",
+            next="split the file, or raise the limit text_characters",
+        )
+    metadata = dict(document.metadata)
+    invisible = count_invisible(document.text)
+    if invisible:
+        metadata["invisible_characters"] = invisible
+    language = "" if metadata.get("is_code") else detect_language(document.text)
+    return replace(document, language=language, metadata=metadata)
+
+
+OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
+
+
+"""Given a file and what is known of its origin: the origin, and what is to be told of it."""
+
+
+_ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
+
+
+@contextmanager
+def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
+    """Let an examiner be asked of every file that is read meanwhile."""
+    token = _ORIGIN_CHECK.set(examiner)
+    try:
+        yield
+    finally:
+        _ORIGIN_CHECK.reset(token)
+
+
+def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Return a file's origin after the examiner looked at it, and what is to be told of it."""
+    examiner = _ORIGIN_CHECK.get()
+    return examiner(path, origin) if examiner is not None else (origin, ())
+
+
+_ZIP_MARKS = {
+    "word/": "docx",
+    "ppt/": "pptx",
+    "xl/": "xlsx",
+    "META-INF/container.xml": "epub",
+}
+
+
+_HTML_START = re.compile(
+    rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
+)
+
+
+_MAIL_HEADER = re.compile(
+    rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
+    rb"|Message-ID|MIME-Version|Sender|Reply-To|Content-[\w-]+|X-[\w-]+|DKIM-Signature|ARC-[\w-]+)"
+    rb": [^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}",
+    re.I,
+)
+
+
+_PDF_HEADER = re.compile(
+    rb"(?:\A|[^\t -~])%PDF-"
+)  # the header may follow other bytes, not other words
+
+
+_README_NAME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
+
+
+_MARKDOWN_MARK = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
+
+
+_MAX_SNIFFED_BYTES = 2**20
+
+
+_IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
+
+
+_UNSUPPORTED_MAGIC = {
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
+    b"GIF8": "a GIF picture",
+    b"ID3": "an MP3 recording",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x7fELF": "a program",
+    b"SQLite format 3\x00": "a database",
+    b"{\\rtf": "a Rich Text document",
+    b"%!PS": "a PostScript program",
+}
+
+
+_TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
+
+
+def detect_parser(path: str, data: bytes) -> Parser:
+    """Return the parser for a file's bytes.
+
+    A suffix decides, unless it promises text and the bytes are a PDF or an office file. Without a
+    known suffix the first bytes decide; what looks like text is read as plain text.
+
+    Raises:
+        DataError: If the format is none that can be read.
+    """
+    by_suffix = _parser_by_suffix(path)
+    by_bytes = _parser_by_magic(data)
+    if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
+        return PARSERS.build(by_suffix)  # it speaks of PDF, or carries one
+    if by_suffix and not (
+        by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXT_FORMATS
+    ):
+        return PARSERS.build(by_suffix)
+    if by_bytes:
+        return PARSERS.build(by_bytes)
+    foreign = next((name for mark, name in _UNSUPPORTED_MAGIC.items() if data.startswith(mark)), "")
+    if data.startswith(b"PK\x03\x04"):
+        is_binary = b"xl/workbook.bin" in data
+        foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
+    if foreign:
+        raise DataError(
+            f"this is {foreign}",
+            code="document.unknown-format",
+            where=path,
+            expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
+            next="convert it (save as .docx, .pdf or .txt), or leave it out",
+        )
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide_encoding(
+        data
+    ):
+        check_not_binary(data[:4096], path)
+    is_markdown = _README_NAME.fullmatch(path.rsplit("/", 1)[-1]) and _MARKDOWN_MARK.search(
+        data[:4096]
+    )
+    return PARSERS.build("md" if is_markdown else "txt")
+
+
+@lru_cache(maxsize=1)
+def map_suffixes() -> dict[str, str]:
+    """Return the parser's name of every suffix that a parser claims."""
+    found: dict[str, str] = {}
+    for name in PARSERS.names():
+        for suffix in PARSERS.get(name).suffixes:
+            found.setdefault(suffix, name)
+    return found
+
+
+def _parser_by_suffix(path: str) -> str:
+    name = path.rsplit("/", 1)[-1].lower()
+    return map_suffixes().get("." + name.rsplit(".", 1)[-1], "") if "." in name else ""
+
+
+def _parser_by_magic(data: bytes) -> str:
+    head = data[:1024]
+    if _PDF_HEADER.search(head):
+        return "pdf"
+    if head.startswith(_IMAGE_MAGIC):
+        return "image"
+    if data.startswith(b"PK\x03\x04"):
+        return _parser_of_archive(data)
+    if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
+        return "html"
+    if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _MAX_SNIFFED_BYTES:
+        return _parser_of_json(data)
+    return "eml" if _MAIL_HEADER.match(head.removeprefix(b"\xef\xbb\xbf")) else ""
+
+
+def _parser_of_json(data: bytes) -> str:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    is_notebook = isinstance(content, dict) and "nbformat" in content and "cells" in content
+    return "ipynb" if is_notebook else "json"
+
+
+def _parser_of_archive(data: bytes) -> str:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()[:10_000]
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError):
+        return ""
+    if data[30:].startswith(b"mimetypeapplication/vnd.oasis.opendocument."):
+        return "odf"
+    if "xl/workbook.bin" in names:
+        return ""
+    for mark, parser in _ZIP_MARKS.items():
+        if any(name.startswith(mark) for name in names):
+            return parser
+    return ""

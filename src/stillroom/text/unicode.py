@@ -1,0 +1,220 @@
+"""Unicode normalization, answer normalization and grapheme boundaries.
+
+Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
+Differs: in scripts without spaces every character is a word, so that the F1 of Chinese means
+something.
+
+Source: Unicode Standard Annex 29 (grapheme clusters), in the part that matters for cutting:
+combining marks, joiners, variation selectors, skin tones, tags, flags, CR LF, Hangul syllables.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = [
+    "UNSPACED_SCRIPTS",
+    "count_invisible",
+    "exact_match",
+    "find_grapheme_boundary",
+    "fold_text",
+    "is_grapheme_boundary",
+    "normalize_text",
+    "replace_surrogates",
+    "split_words",
+    "strip_invisible",
+    "token_f1",
+]
+
+
+UNSPACED_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
+
+_WORD = re.compile(
+    rf"[{UNSPACED_SCRIPTS}]|[^\W_{UNSPACED_SCRIPTS}]+(?:['’][^\W_{UNSPACED_SCRIPTS}]+)*"
+)
+
+
+_PICTOGRAPHS = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
+
+
+_JOINING = "\u0600-\u06ff\u0900-\u0dff"  # Arabic and Indic scripts write with the joiners
+
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+    f"|(?<![{_PICTOGRAPHS}{_JOINING}\ufe0f])\u200d|(?<![{_JOINING}])\u200c"
+    f"|(?<![{_PICTOGRAPHS}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
+)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+_CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
+
+
+def replace_surrogates(value: Any) -> Any:
+    """Return text, or JSON values with text in them, with U+FFFD for each lone surrogate.
+
+    Half a surrogate pair is no character: JSON can escape it, but UTF-8 cannot hold it, and
+    tokenizers refuse it. All else is as it was.
+    """
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {key: replace_surrogates(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_surrogates(one) for one in value]
+    return value
+
+
+def normalize_text(text: str) -> str:
+    """Return text for comparing: NFKC, case folded, words joined by single spaces.
+
+    Punctuation, symbols and invisible characters are gone.
+    """
+    return " ".join(split_words(text))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the normalized words of a text in order.
+
+    Letters and digits make words; every character of a script without spaces is a word.
+    """
+    return _WORD.findall(fold_text(text))
+
+
+def fold_text(text: str) -> str:
+    """Return text as words are looked for in it: NFKC, case folded, invisible characters gone."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
+
+
+def strip_invisible(text: str) -> str:
+    r"""Return text without characters that a person cannot see but a model reads.
+
+    Zero-width and bidirectional marks, Unicode tags, stray variation selectors and control
+    characters go, since instructions can be hidden in them; the joiners within emoji and in Persian
+    and Indic words stay. Line ends become ``\n``. Offsets change: for prompts, never for spans.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii():
+        return _CONTROL.sub("", text)
+    return _CONTROL.sub("", _INVISIBLE.sub("", text))
+
+
+def count_invisible(text: str) -> int:
+    """Return how many characters ``strip_invisible`` takes out, line ends aside."""
+    return len(_INVISIBLE.findall(text)) + len(_CONTROL.findall(text.replace("\r", "\n")))
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """Return 1.0 if the two answers are equal after SQuAD's normalization, else 0.0."""
+    return float(_answer_words(prediction) == _answer_words(reference))
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Return SQuAD's F1 over the words of two answers, from 0 to 1.
+
+    Two answers without words are equal; one without words against one with words scores 0.
+    """
+    predicted, expected = _answer_words(prediction), _answer_words(reference)
+    if not predicted or not expected:
+        return float(predicted == expected)
+    same = sum((Counter(predicted) & Counter(expected)).values())
+    if not same:
+        return 0.0
+    precision, recall = same / len(predicted), same / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _answer_words(text: str) -> list[str]:
+    text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+    return _CJK.sub(r" \1 ", text).split()
+
+
+_MAX_CLUSTER = 64  # longer clusters are no writing; they may be cut
+
+
+_JOINER = "\u200d"
+
+
+_HANGUL = range(0x1160, 0x1200)
+
+
+_INDICATORS = range(0x1F1E6, 0x1F200)
+
+
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+
+
+_TAGS = range(0xE0020, 0xE0080)
+
+
+def is_grapheme_boundary(text: str, position: int) -> bool:
+    """Say whether text may be cut before ``position``."""
+    if position <= 0 or position >= len(text):
+        return True
+    before, after = text[position - 1], text[position]
+    if before == "\r" and after == "\n":
+        return False
+    if before.isascii() and after.isascii():
+        return True
+    if before.isspace():  # white space ends a passage, whatever mark leans on it
+        return True
+    code = ord(after)
+    if (
+        before == _JOINER
+        or after == _JOINER
+        or code in _SKIN_TONES
+        or code in _TAGS
+        or code in _HANGUL
+    ):
+        return False
+    if unicodedata.category(after)[0] == "M":
+        return False
+    if code in _INDICATORS and ord(before) in _INDICATORS:
+        start = position
+        while start > 0 and ord(text[start - 1]) in _INDICATORS and position - start < _MAX_CLUSTER:
+            start -= 1
+        return (position - start) % 2 == 0
+    return True
+
+
+def find_grapheme_boundary(text: str, position: int, low: int) -> int:
+    """Return the last safe cut at or before ``position`` but after ``low``.
+
+    When there is none, the first safe cut after it; a cluster of more than 64 code points is cut.
+    """
+    back = position
+    while back > low and position - back < _MAX_CLUSTER:
+        if is_grapheme_boundary(text, back):
+            return back
+        back -= 1
+    forward = position
+    while forward < len(text) and forward - low < _MAX_CLUSTER:
+        if is_grapheme_boundary(text, forward):
+            return forward
+        forward += 1
+    return max(forward, low + 1)

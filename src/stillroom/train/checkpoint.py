@@ -1,0 +1,125 @@
+"""Training state file for resumption.
+
+It holds trainable weights and kept buffers (of modules beside the model too; a batch norm's running
+statistics change with every step), optimizer moments and the step number. Schedule, data order and
+random draws are functions of the step and the seed, so they are not in it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs import atomic_write
+from stillroom.train.distributed import shard_like
+
+__all__ = ["load_state", "named_buffers", "named_trainable", "save_state"]
+
+
+def save_state(
+    path: Path,
+    identity: str,
+    step: int,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Any],
+    totals: dict[str, float],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the state after ``step`` finished steps; a kill while writing keeps the old one.
+
+    Args:
+        path: Where to.
+        identity: Of settings and data.
+        step: How many are finished.
+        weights: What is trained, by the names of ``named_trainable``.
+        moments: The optimizer's ``state_dict``.
+        totals: Running totals.
+        buffers: What changes with the steps beside weights, by the names of ``named_buffers``.
+    """
+    with atomic_write(path, "wb") as file:
+        torch.save(
+            {
+                "identity": identity,
+                "step": step,
+                "weights": dict(weights),
+                "optimizer": dict(moments),
+                "totals": totals,
+                "buffers": dict(buffers or {}),
+            },
+            file,
+        )
+
+
+def load_state(
+    path: Path, identity: str, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, float]]:
+    """Put a saved state into model and optimizer.
+
+    Returns:
+        The number of finished steps and the running totals; (0, {}) where nothing was saved.
+
+    Raises:
+        DataError: If the state is of a run with other settings, data or weights.
+        IntegrityError: If the file cannot be read.
+    """
+    if not path.is_file():
+        return 0, {}
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise IntegrityError(
+            f"the saved training state cannot be read: {error}",
+            code="train.state-damaged",
+            where=str(path),
+            expected="the file that the killed run wrote",
+            next="remove it to train from the first step again",
+        ) from error
+    own = dict(named_trainable(modules))
+    buffers, stored = dict(named_buffers(modules)), state.get("buffers", {})
+    same = set(state["weights"]) == set(own) and set(stored) == set(buffers)
+    if state["identity"] != identity or not same:
+        raise DataError(
+            "the saved training state is of another run",
+            code="train.other-run",
+            where=str(path),
+            expected="the same settings, records and student as when it was saved",
+            next="restore them, or start over with --overwrite",
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(shard_like(state["weights"][name], value))
+        for name, buffer in buffers.items():
+            buffer.copy_(stored[name])
+    ordered = [value for group in optimizer.param_groups for value in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        for name, value in moments.items():
+            moments[name] = shard_like(value, ordered[number])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), dict(state["totals"])
+
+
+def named_trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Return what is trained, by name: the model's own names, those of modules beside it marked."""
+    return [
+        (f"beside.{name}" if number else name, value)
+        for number, module in enumerate(modules)
+        for name, value in module.named_parameters()
+        if value.requires_grad
+    ]
+
+
+def named_buffers(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
+    """Return the buffers that a state dict would hold, named as ``named_trainable`` names parameters."""
+    return [
+        (f"{'beside.' if number else ''}{prefix}{'.' if prefix else ''}{name}", value)
+        for number, module in enumerate(modules)
+        for prefix, part in module.named_modules()
+        for name, value in part.named_buffers(recurse=False)
+        if name not in part._non_persistent_buffers_set
+    ]

@@ -1,0 +1,201 @@
+import json
+from dataclasses import replace
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.results import print_answer, print_run
+from stillroom.provenance import Artifact
+from stillroom.records import Answer, Citation, Completion, Location
+
+LOCATION = Location("mills.md", "0" * 64, 10, 42, pages=(3,))
+CITED = Answer(
+    Completion("It grinds barley [1].", model="student"),
+    (Citation(1, "pas-1", LOCATION, "It grinds barley."),),
+    details={"refused": False},
+)
+
+
+def said(function, *arguments, **settings):
+    """Return what a function prints, by way of a command."""
+
+    @click.command()
+    def command():
+        function(*arguments, **settings)
+
+    told = CliRunner().invoke(command, catch_exceptions=False)
+    assert told.exit_code == 0
+    assert told.stderr == ""
+    return told.stdout
+
+
+def write_report(folder, *metrics):
+    rows = [
+        {"name": name, "value": value, "low": low, "high": high, "n": 4, "unit": unit}
+        for name, value, low, high, unit in metrics
+    ]
+    (folder / "report.json").write_text(json.dumps({"metrics": rows}))
+    return Artifact("report", ())
+
+
+def test_single_job_is_told_in_a_line(tmp_path):
+    artifact = Artifact("index", ())
+    assert said(print_run, tmp_path, artifact) == (
+        f"{tmp_path}: index, digest {artifact.digest[:16]}\n"
+    )
+
+
+def test_report_without_its_figures_is_told_as_a_job(tmp_path):
+    assert ": report, digest " in said(print_run, tmp_path, Artifact("report", ()))
+
+
+def test_run_is_told_with_figures_intervals_and_next_commands(tmp_path):
+    artifact = write_report(
+        tmp_path,
+        ("student/kl_to_teacher/final", 0.09629, 0.07, 0.1175, "nats/token"),
+        ("student/parameters", 98620.0, 98620.0, 98620.0, ""),
+        ("teacher/parameters", 1234567, None, None, ""),
+        ("seconds/index", 1.5, 1.5, 1.5, "s"),
+    )
+    lines = said(print_run, tmp_path, artifact).splitlines()
+    assert lines[0].split() == ["student/parameters", "98,620", "(n=4)"]
+    assert lines[1].split() == ["teacher/parameters", "1,234,567", "(n=4)"]
+    assert lines[2].endswith(" 0.09629 [0.07, 0.1175] nats/token (n=4)")
+    assert not any("seconds/index" in line for line in lines)
+    for command in ("stillroom ask", "stillroom show", "stillroom serve"):
+        assert any(f"{command} {tmp_path}" in line for line in lines)
+
+
+def test_answer_streams_and_then_lists_what_it_stands_on():
+    text = said(print_answer, ["It grinds ", "barley [1].", CITED], as_json=False)
+    assert text == "It grinds barley [1].\n\n[1] mills.md: bytes 10-42, page 3\n"
+
+
+def test_a_mixture_of_origins_and_an_answer_that_was_cut_are_said():
+    from dataclasses import replace
+
+    cut = replace(CITED.completion, finish_reason="length")
+    details = {"origins": {"human": 1, "synthetic": 2}, "notices": ["the query was searched"]}
+    text = said(
+        print_answer, ["Yes [1].", replace(CITED, completion=cut, details=details)], as_json=False
+    )
+    assert "origin of what is cited: 1 human, 2 synthetic\n" in text
+    assert "note: the answer was cut off" in text
+    assert "note: the query was searched\n" in text
+
+
+def test_answer_without_citations_says_so():
+    text = said(print_answer, ["Yes.", Answer(Completion("Yes."))], as_json=False)
+    assert text.endswith("no passage supports this answer\n")
+
+
+def test_answer_as_json_is_one_value_with_byte_ranges():
+    told = json.loads(said(print_answer, ["It grinds ", "barley [1].", CITED], as_json=True))
+    assert told["version"] == 1
+    assert told["answer"] == "It grinds barley [1]."
+    assert told["model"] == "student"
+    assert told["details"] == {"refused": False}
+    assert told["citations"] == [
+        {
+            "number": 1,
+            "passage_id": "pas-1",
+            "path": "mills.md",
+            "digest": "0" * 64,
+            "byte_start": 10,
+            "byte_end": 42,
+            "is_exact": False,
+            "pages": [3],
+            "label": "",
+            "text": "It grinds barley.",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("as_json", "printed"), [(True, ""), (False, "It")])
+def test_answer_that_broke_off_ends_where_it_was(as_json, printed):
+    assert said(print_answer, ["It"], as_json=as_json) == printed
+
+
+def test_sentences_that_no_passage_supports_are_counted():
+    statements = [{"status": "supported"}, {"status": "unsupported"}]
+    answer = Answer(CITED.completion, CITED.citations, details={"statements": statements})
+    assert "1 of 2 sentences are supported by no passage" in said(
+        print_answer, [answer], as_json=False
+    )
+
+
+def test_sources_steps_and_what_no_passage_says_are_told():
+    details = {
+        "sources": [
+            {
+                "number": 1,
+                "origin": "suspected-fake",
+                "license": "MIT",
+                "flags": ["instruction"],
+                "checked": "generated",
+            }
+        ],
+        "statements": [{"status": "unsupported", "start": 0, "end": 9}],
+        "dropped_statements": [{"text": "Mills fly."}],
+        "trace": [{"step": "retrieve", "found": 3, "new": 2}, {"step": "stop"}],
+        "cached": {"kind": "near", "question": "What is ground?"},
+    }
+    answer = Answer(CITED.completion, CITED.citations, details=details)
+    told = said(print_answer, [answer], as_json=False, steps=True)
+    source = "page 3, origin suspected-fake, its file says that a program made it\n"
+    assert f"{source}    look twice: instruction\n" in told
+    assert "no passage says: It grinds" in told
+    assert "left out, since no passage says it: Mills fly." in told
+    assert "step retrieve: found 3, new 2\nstep stop\n" in told
+    assert "kept answer (near), asked as: What is ground?" in told
+    shown = json.loads(said(print_answer, [answer], as_json=True))
+    assert shown["citations"][0]["origin"] == "suspected-fake"
+    assert shown["citations"][0]["flags"] == ["instruction"]
+    assert shown["citations"][0]["checked"] == "generated"
+
+
+def test_a_model_that_says_nothing_is_told_as_that():
+    told = said(print_answer, [Answer(Completion("", model="student"))], as_json=False)
+    assert "the model said nothing" in told
+
+
+def test_documents_left_out_are_named_even_when_progress_is_quiet(tmp_path):
+    failed = {"path": "c.pdf", "code": "extra.missing", "reason": "pdf needs pypdfium2"}
+    artifact = Artifact("index", (), details={"failed": [failed]})
+    told = CliRunner().invoke(
+        click.Command("tell", callback=lambda: print_run(tmp_path, artifact)),
+        catch_exceptions=False,
+    )
+    assert "left out c.pdf: pdf needs pypdfium2  [extra.missing]" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("dropped", "left_out", "notes"),
+    [
+        (0, [], []),
+        (2, [["pas-2", 0, 9], ["pas-3", 0, 9]], ["note: 2 of 2 passages did not fit the prompt"]),
+        (
+            1,
+            [["pas-1", 5, 9], ["pas-2", 0, 9]],
+            [
+                "note: 1 of 1 passages did not fit the prompt",
+                "note: the last passage that was shown was cut after a sentence",
+            ],
+        ),
+    ],
+)
+def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
+    answer = replace(CITED, details={"dropped": dropped, "left_out": left_out})
+    lines = said(print_answer, ["It grinds.", answer], as_json=False).splitlines()
+    assert [line for line in lines if line.startswith("note:")] == notes
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [("empty", "the model said nothing"), ("restated", "only said again what was asked")],
+)
+def test_an_answer_that_says_nothing_says_why(why, told):
+    details = {"refusal": why, "abstained": True}
+    empty = Answer(Completion("The documents do not answer this."), details=details)
+    assert told in said(print_answer, [empty.completion.text, empty], as_json=False)

@@ -1,0 +1,241 @@
+"""The files are written here, by small writers of the documented layouts."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from stillroom.cli.app import stillroom
+from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.logit_cache.capture import verify_cache
+from stillroom.distill.logit_cache.importer import CompressionConfig, import_cache, unpack_bits
+from stillroom.errors import DataError, RecipeError
+
+K = 12
+
+
+@pytest.fixture
+def spoken(loaded, lessons):
+    """Return token ids of a few records with the teacher's log-probabilities, (T, V)."""
+    found = []
+    for lesson in lessons[:3]:
+        with torch.no_grad():
+            logits = loaded[0](input_ids=torch.from_numpy(lesson.ids)[None]).logits[0]
+        found.append((lesson.ids, torch.log_softmax(logits, -1).double().numpy()))
+    return found
+
+
+def likeliest(logprobs, k=K):
+    ids = np.argsort(-logprobs, -1)[:, :k]
+    return ids, np.take_along_axis(logprobs, ids, -1)
+
+
+def write_axolotl(path, spoken, style="targets"):
+    with path.open("w") as file:
+        for ids, logprobs in spoken:
+            tokens, values = likeliest(logprobs[:-1])  # row t predicts token t: the first has none
+            row = {"input_ids": ids.tolist()}
+            if style == "targets":
+                row["target_token_ids"] = [list(range(K)), *tokens.tolist()]
+                row["target_logprobs"] = [[-1e9] * K, *values.tolist()]
+                row["target_mask"] = [[0] * K] + [[1] * K] * len(tokens)
+            else:
+                row["logprobs"] = [None] + [
+                    [
+                        {"token": f"token_id:{token}", "logprob": value}
+                        for token, value in zip(*both, strict=True)
+                    ]
+                    for both in zip(tokens.tolist(), values.tolist(), strict=True)
+                ]
+            file.write(json.dumps(row) + "\n")
+
+
+def pack(numbers, bits):
+    flags = (numbers[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(flags.reshape(len(numbers), -1).astype(np.uint8), axis=1)
+
+
+def write_distillkit(folder, spoken, vocabulary, **changes):
+    config = {
+        "d": vocabulary,
+        "k": K,
+        "exact_k": 4,
+        "exact_dtype": "float32",
+        "polynomial_terms": [0, 1, 2, "sqrt"],
+        "term_dtype": "float32",
+        "residual_bins": [{"scale_dtype": "float32", "element_bits": 8, "num_elements": 8}],
+        "delta_encoding": False,
+        "error_diffusion": False,
+        "normalize_t": False,
+        **changes,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "compression_config.yaml").write_text(yaml.safe_dump(config))
+    at = np.arange(K - 4.0)
+    terms = np.stack([np.ones_like(at), at, at**2, np.sqrt(at)], -1)
+    rows = {"input_ids": [], "compressed_logprobs": [], "bytepacked_indices": []}
+    for ids, logprobs in spoken:
+        tokens, values = likeliest(logprobs)
+        coded = np.diff(values, prepend=0) if config["delta_encoding"] else values
+        factors = np.linalg.lstsq(terms, coded[:, 4:].T, rcond=None)[0].T.astype("<f4")
+        residual = coded[:, 4:] - factors @ terms.T
+        scale = (np.abs(residual).max(-1, keepdims=True) / 128).astype("<f4")
+        steps = np.clip(np.round(residual / scale), -128, 127).astype(np.int64) + 128
+        parts = [coded[:, :4].astype("<f4"), factors, scale]
+        data = [np.ascontiguousarray(part).view(np.uint8) for part in parts] + [pack(steps, 8)]
+        rows["input_ids"].append(ids.tolist())
+        rows["compressed_logprobs"].append(np.concatenate(data, 1).tolist())
+        bits = (vocabulary - 1).bit_length()
+        rows["bytepacked_indices"].append(pack(tokens, bits).tolist())
+    byte_lists = pa.list_(pa.list_(pa.uint8()))
+    schema = pa.schema(
+        [
+            ("input_ids", pa.list_(pa.uint64())),
+            ("compressed_logprobs", byte_lists),
+            ("bytepacked_indices", byte_lists),
+        ]
+    )
+    pq.write_table(pa.table(rows, schema=schema), folder / "data_0.parquet")
+
+
+def compare(cache, spoken, apart):
+    for lesson, (ids, logprobs) in zip(cache.lessons(), spoken, strict=True):
+        assert np.array_equal(lesson.ids, ids)
+        assert np.array_equal(lesson.positions, np.arange(len(ids) - 1))
+        tokens, values = likeliest(logprobs[:-1])
+        rows = cache.read(lesson)
+        np.testing.assert_allclose(rows["logprobs"].astype(float), values, atol=apart)
+        assert (rows["ids"] == tokens).mean() > 0.98  # ties
+        rest = 1 - np.exp(values).sum(-1)
+        np.testing.assert_allclose(np.exp(rows["tail"]), rest, atol=max(apart, 1e-4))
+
+
+@pytest.mark.parametrize("style", ["targets", "entries"])
+def test_axolotls_rows_become_ours(tmp_path, spoken, teacher_folder, style):
+    write_axolotl(tmp_path / "a.jsonl", spoken, style)
+    report = import_cache(
+        tmp_path / "a.jsonl",
+        tmp_path / "cache",
+        format="axolotl",
+        teacher=str(teacher_folder),
+        logprob_dtype="float32",
+    )
+    assert (report.records, report.k, report.whole) == (3, K, 0)
+    with LogitCache.open(tmp_path / "cache") as cache:
+        compare(cache, spoken, 1e-5)
+        assert (cache.header.source, cache.header.template) == ("axolotl", "unknown")
+    assert verify_cache(tmp_path / "cache", tolerance=1e-3).largest < 1e-3
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_distillkits_rows_become_ours(tmp_path, spoken, teacher_folder, loaded, delta):
+    vocabulary = loaded[0].config.vocab_size
+    write_distillkit(tmp_path / "kit", spoken, vocabulary, delta_encoding=delta)
+    report = import_cache(
+        tmp_path / "kit",
+        tmp_path / "cache",
+        format="distillkit",
+        teacher=str(teacher_folder),
+        logprob_dtype="float32",
+    )
+    assert (report.records, report.k) == (3, K)
+    with LogitCache.open(tmp_path / "cache") as cache:
+        compare(cache, spoken, 0.01)  # of residuals in eight bits
+    assert verify_cache(tmp_path / "cache").largest < 0.1
+
+
+def test_the_usual_polynomial_is_exact_in_float64():
+    """Terms 0 to 4 and sqrt over 112 ranks, not normalized: float32 sums lose nats here."""
+    config = CompressionConfig(d=49152, k=128, exact_k=16, polynomial_terms=[0, 1, 2, 3, 4, "sqrt"],
+                         term_dtype="float64", delta_encoding=False)  # fmt: skip
+    values = -1.1 * np.log(np.arange(1, 129.0))
+    at = np.arange(112.0)
+    terms = np.stack([at**power for power in range(5)] + [np.sqrt(at)], -1)
+    factors = np.linalg.lstsq(terms, values[16:], rcond=None)[0]
+    data = np.concatenate([values[:16].astype("<f4").view(np.uint8), factors.view(np.uint8)])
+    decoded = config.decode(data[None])
+    np.testing.assert_allclose(decoded[0, 16:], terms @ factors, atol=1e-9)
+    np.testing.assert_allclose(decoded[0], values, atol=0.02)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 9, 16, 17])
+def test_bits_are_unpacked(bits):
+    numbers = np.random.default_rng(0).integers(0, 2**bits, (7, 11))
+    assert np.array_equal(unpack_bits(pack(numbers, bits), bits, 11), numbers)
+
+
+def test_bfloat16_values_are_read():
+    config = CompressionConfig(d=10, k=2, exact_k=2, exact_dtype="bfloat16", delta_encoding=False)
+    values = torch.tensor([-0.5, -3.25], dtype=torch.bfloat16)
+    data = values.view(torch.uint8).numpy()[None]
+    assert config.decode(data).tolist() == [[-0.5, -3.25]]
+
+
+def test_renormalized_rows_are_counted(tmp_path, spoken, teacher_folder, loaded):
+    cut = [
+        (ids, np.log(np.exp(lp) / np.exp(likeliest(lp)[1]).sum(-1, keepdims=True)))
+        for ids, lp in spoken
+    ]
+    write_axolotl(tmp_path / "a.jsonl", cut)
+    where = ["--teacher", str(teacher_folder), "--out", str(tmp_path / "cache")]
+    done = CliRunner().invoke(
+        stillroom, ["distill", "import", str(tmp_path / "a.jsonl"), "--format", "axolotl", *where]
+    )
+    assert done.exit_code == 0, done.output
+    assert "renormalized" in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"input_ids": None}, "input_ids"),
+        ({"target_logprobs": [[-1.0]]}, "target_logprobs"),
+        ({"target_logprobs": "nan"}, "logprobs"),
+        ({"target_logprobs": "sum"}, "logprobs"),
+        ({"target_token_ids": "far"}, "target_token_ids"),
+    ],
+)
+def test_odd_rows_are_named(tmp_path, spoken, teacher_folder, change, field):
+    path = tmp_path / "a.jsonl"
+    write_axolotl(path, spoken)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    count = len(rows[1]["target_logprobs"])
+    for name, value in change.items():
+        made = {
+            "nan": [[float("nan")] + [-3.0] * (K - 1)] * count,
+            "sum": [[-0.1] * K] * count,
+            "far": [[10**6 + n for n in range(K)]] * count,
+        }
+        rows[1][name] = made.get(value, value) if isinstance(value, str) else value
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(DataError, match=field) as caught:
+        import_cache(path, tmp_path / "c", format="axolotl", teacher=str(teacher_folder))
+    assert caught.value.code == "distill.import-row"
+    assert "row 1" in str(caught.value)
+
+
+def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path, teacher_folder, spoken):
+    (tmp_path / "bad.jsonl").write_text("{")
+    for name in ("bad.jsonl", "none.jsonl"):
+        with pytest.raises(DataError, match=name):
+            import_cache(
+                tmp_path / name, tmp_path / "c", format="axolotl", teacher=str(teacher_folder)
+            )
+    with pytest.raises(RecipeError) as caught:
+        import_cache(tmp_path / "bad.jsonl", tmp_path / "c", format="x", teacher="t")
+    assert caught.value.code == "distill.import-format"
+    write_distillkit(tmp_path / "kit", spoken, 512, k=40)  # more than the bytes hold
+    with pytest.raises(DataError, match="compressed_logprobs"):
+        import_cache(
+            tmp_path / "kit", tmp_path / "d", format="distillkit", teacher=str(teacher_folder)
+        )
+    (tmp_path / "kit" / "compression_config.yaml").unlink()
+    with pytest.raises(DataError, match="compression_config"):
+        import_cache(
+            tmp_path / "kit", tmp_path / "e", format="distillkit", teacher=str(teacher_folder)
+        )

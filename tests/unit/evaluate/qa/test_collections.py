@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.errors import DataError
+from stillroom.evaluate.qa.collections import (
+    CorpusRow,
+    find_collection,
+    read_corpus,
+    read_qrels,
+    read_queries,
+    read_run,
+    write_run,
+)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_reads_beirs_layout(tmp_path):
+    write(tmp_path / "corpus.jsonl", '{"_id": "d1", "title": "T", "text": "x"}\n\n')
+    write(tmp_path / "queries.jsonl", '{"_id": 7, "text": "what?", "metadata": {}}\n')
+    write(tmp_path / "qrels/test.tsv", "query-id\tcorpus-id\tscore\n7\td1\t2\n")
+    found = find_collection(tmp_path)
+    assert list(read_corpus(found.corpus)) == [CorpusRow("d1", "T", "x")]
+    assert read_queries(found.queries) == {"7": "what?"}
+    assert read_qrels(found.qrels) == {"7": {"d1": 2}}
+    with pytest.raises(DataError, match=r"no dev\.tsv"):
+        find_collection(tmp_path, "dev")
+
+
+def test_reads_trecs_columns_and_plain_lines(tmp_path):
+    assert read_qrels(write(tmp_path / "q.txt", "1 0 a 1\n1 0 b -1\n2 0 a 0\n")) == {
+        "1": {"a": 1, "b": -1},
+        "2": {"a": 0},
+    }
+    assert read_queries(write(tmp_path / "q.tsv", "1\tone two\n")) == {"1": "one two"}
+    rows = write(tmp_path / "q.jsonl", '{"qid": "1", "path": "a/b.md"}\n')
+    assert read_qrels(rows) == {"1": {"a/b.md": 1}}
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
+        st.lists(
+            st.tuples(
+                st.from_regex(r"[a-z0-9/#:.-]{1,12}", fullmatch=True),
+                st.floats(allow_nan=False, allow_infinity=False),
+            ),
+            min_size=1,
+        ),
+    )
+)
+def test_a_run_reads_back_equal(tmp_path_factory, run):
+    path = tmp_path_factory.mktemp("run") / "run.trec"
+    write_run(path, run)
+    assert read_run(path) == run
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "text", "said"),
+    [
+        (read_qrels, "q.txt", "1 0 a 1\n1 0 a b c\n", "5 columns"),
+        (read_qrels, "q.txt", "1 0 a high\n", "'high'"),
+        (read_qrels, "q.txt", "1 0 a 1\n1 0 a 2\n", "judged 1 and 2"),
+        (read_qrels, "q.txt", "", "no judgement"),
+        (read_qrels, "q.jsonl", '{"qid": "1", "doc_id": "a", "score": "x"}\n', "relevance"),
+        (read_queries, "q.tsv", "only an id\n", "no query"),
+        (read_queries, "q.jsonl", "[1]\n", "no JSON object"),
+        (read_queries, "q.jsonl", '{"_id": "1"\n', "no JSON:"),
+        (read_queries, "q.jsonl", '{"_id": "1", "text": "a"}\n{"_id": 1, "text": "b"}\n', "twice"),
+        (read_queries, "q.jsonl", "", "no query"),
+        (lambda path: list(read_corpus(path)), "c.jsonl", '{"_id": "1"}\n', "no text"),
+        (read_run, "r.trec", "1 Q0 a 1 nan t\n", "score is nan"),
+        (read_run, "r.trec", "1 Q0 a 1\n", "4 columns"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, read, name, text, said):
+    with pytest.raises(DataError, match=said) as caught:
+        read(write(tmp_path / name, text))
+    assert caught.value.code == "data.collection"
+    assert name in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "q.tsv").write_bytes(b"1\t\xff\xfe\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_queries(tmp_path / "q.tsv")

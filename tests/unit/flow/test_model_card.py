@@ -1,0 +1,184 @@
+"""A model card says what the lineage says, and no more."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.flow.model_card import collect_card_context, render_card
+from stillroom.records import Message, Origin, Record, write_records
+
+
+def artifact(folder, kind, *, parents=(), **values):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"role": role, "kind": "", "path": path, "digest": "d" * 64} for role, path in parents]
+    told = {"format": 1, "kind": kind, "files": [], "parents": rows, **values}
+    (folder / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    return folder
+
+
+def origin(method, license="apache-2.0"):
+    chain = [{"method": method, "model": "", "parents": []}]
+    return {"kind": "synthetic", "chain": chain, "license": license}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run: records by two kinds of origin, a student of them, a merge, and a report."""
+    steps = tmp_path / "run" / "steps"
+    records = artifact(steps / "records-1", "records", origin={"kind": "synthetic", "license": "X"})
+    kinds = ["human", "synthetic", "synthetic", "synthetic"]
+    write_records(
+        records / "output" / "records.jsonl",
+        [Record((Message("user", f"{at}"),), origin=Origin(kind)) for at, kind in enumerate(kinds)],
+    )
+    artifact(
+        steps / "student-1",
+        "checkpoint",
+        parents=[("teacher", "hub:Maker/Large@abc"), ("records", "../records-1")],
+        origin=origin("distill.methods.forward_kl"),
+        details={"cache": {"about": {"weights": "dequantized from Q4_1 (GGUF)"}}},
+    )
+    artifact(
+        steps / "merged-1",
+        "checkpoint",
+        parents=[("model", "../student-1"), ("base", "../gone")],
+        origin=origin("merge.methods.ties", "X AND apache-2.0"),
+        details={"helped": False, "method": {"name": "ties", "density": 0.2}},
+    )
+    run = artifact(
+        tmp_path / "run",
+        "report",
+        details={"answer": {"model": "merged"}, "steps": {"merged": "steps/merged-1"}},
+    )
+    metrics = [
+        {"name": "answers/student/closed/f1", "value": 0.4, "low": 0.3, "high": 0.5, "n": 20},
+        {
+            "name": "answers/student/closed/f1_minus_teacher",
+            "value": -0.2,
+            "low": -0.3,
+            "high": -0.1,
+            "n": 20,
+        },
+        {"name": "student/parameters", "value": 9, "low": None, "high": None, "n": 1},
+    ]
+    told = {"metrics": [{**one, "unit": ""} for one in metrics]}
+    (run / "report.json").write_text(json.dumps(told), encoding="utf-8")
+    return run
+
+
+def front_of(card):
+    return YAML(typ="safe").load(card.split("---\n")[1])
+
+
+def test_front_matter_is_what_hubs_read(run):
+    front = front_of(render_card(collect_card_context(run), "Bee"))
+    assert front["base_model"] == ["Maker/Large"]
+    assert front["base_model_relation"] == "finetune"
+    assert (front["license"], front["license_name"]) == ("other", "X AND apache-2.0")
+    assert front["datasets"] == ["records-1"]
+    assert front["stillroom"]["records"] == {"records-1": {"human": 1, "synthetic": 3}}
+    measured = front["model-index"][0]["results"][0]["metrics"]
+    assert [one["value"] for one in measured] == [0.4, -0.2]
+    assert measured[0]["name"] == "answers/student/closed/f1 [0.3, 0.5] (n=20)"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "# Bee",
+        "| merged-1 | `merge.methods.ties` | density 0.2 |",
+        "| student-1 | `distill.methods.forward_kl` |",
+        "| records of records-1 | 1 (25%) | 3 (75%) | 0 (0%) | X |",
+        "| answers/student/closed/f1 | 0.4  | 0.3 to 0.5 | 20 |",
+        "- Some figures stand on 20 records",
+        "- It is worse than its teacher at student/closed/f1: -0.2 [-0.3, -0.1] (n=20).",
+        "- Merging (merged-1) did not lower the held-out loss.",
+        "- 75% of 4 records were written by models.",
+        "- Its teacher's weights were dequantized from Q4_1 (GGUF)",
+        "- What it was made from is not there any more: base ../gone.",
+    ],
+)
+def test_card_says_what_is_on_record(run, said):
+    assert said in render_card(collect_card_context(run), "Bee")
+
+
+def test_without_a_report_the_card_claims_nothing(run):
+    card = render_card(collect_card_context(run / "steps" / "student-1"))
+    assert "No evaluation is on record." in card
+    assert "## How well" not in card
+    assert "model-index" not in front_of(card)
+
+
+def test_records_that_are_gone_are_said_to_be(run):
+    (run / "steps" / "records-1" / "output" / "records.jsonl").unlink()
+    assert "The records of records-1 are no longer there" in render_card(collect_card_context(run))
+
+
+def test_what_is_no_checkpoint_or_no_report_is_refused(run, tmp_path):
+    with pytest.raises(DataError, match="holds records"):
+        collect_card_context(run / "steps" / "records-1")
+    (tmp_path / "report.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        collect_card_context(run, [tmp_path / "report.json"])
+    assert caught.value.code == "data.not-a-report"
+
+
+def test_command_writes_or_prints(run, tmp_path):
+    def invoke(*arguments):
+        return CliRunner().invoke(stillroom, ["checkpoint", "card", *map(str, arguments)])
+
+    printed = invoke(run, "--name", "Bee").output
+    done = invoke(run, "--name", "Bee", "--out", tmp_path / "README.md")
+    assert done.exit_code == 0
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == printed
+    assert isinstance(invoke(run, "--out", tmp_path / "README.md").exception, DataError)
+    assert json.loads(invoke(run, "--name", "Bee", "--json").output)["card"] == printed
+
+
+def test_folders_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
+    rows = []
+    for home, kinds in (("first", ["human"] * 3), ("second", ["synthetic"])):
+        records = artifact(tmp_path / home / "records", "records", origin={"license": home})
+        write_records(
+            records / "output" / "records.jsonl",
+            [
+                Record((Message("user", f"{at}"),), origin=Origin(kind))
+                for at, kind in enumerate(kinds)
+            ],
+        )
+        (tmp_path / home / "base").mkdir()
+        rows += [("records", str(records)), ("base", str(tmp_path / home / "base"))]
+    model = artifact(tmp_path / "model", "checkpoint", parents=rows, origin=origin("distill.sft"))
+    card = render_card(collect_card_context(model))
+    front = front_of(card)
+    assert front["datasets"] == ["first/records", "second/records"]
+    assert front["base_model"] == ["first/base", "second/base"]
+    assert front["stillroom"]["records"] == {
+        "first/records": {"human": 3},
+        "second/records": {"synthetic": 1},
+    }
+    assert "| records of first/records | 3 (100%) | 0 (0%) | 0 (0%) | first |" in card
+    assert "25% of 4 records were written by models" in card
+
+
+def measure_otherwise(run, change):
+    told = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    told["metrics"] = change(told["metrics"])
+    (run / "report.json").write_text(json.dumps(told), encoding="utf-8")
+    return render_card(collect_card_context(run), "Bee")
+
+
+def test_sizes_alone_are_no_evaluation(run):
+    card = measure_otherwise(run, lambda all_: [one for one in all_ if one["n"] == 1])
+    assert "Nothing was measured on held-out records" in card
+    assert "- No evaluation is on record." in card
+    assert "model-index" not in front_of(card)
+
+
+def test_figures_of_one_record_are_said_to_stand_on_one(run):
+    card = measure_otherwise(run, lambda all_: [{**one, "n": 1} for one in all_])
+    assert "- Some figures stand on one record and have no interval" in card

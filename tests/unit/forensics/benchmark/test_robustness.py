@@ -1,0 +1,128 @@
+"""The robustness suite: both classes treated alike, by the same lot, and curves that say so."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
+from stillroom.forensics.benchmark.robustness import (
+    STRENGTHS,
+    TREATMENTS,
+    RobustnessRow,
+    apply_treatment,
+    load_scorer,
+    measure_curves,
+    score_treatments,
+)
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.watermark.image import measure_psnr
+
+
+@pytest.fixture(scope="module")
+def image():
+    return draw_face(1, 0, 128).image
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_every_strength_takes_more(name, image):
+    before, seen = image.copy(), []
+    for strength in STRENGTHS:
+        one = apply_treatment(image, name, strength, "a")
+        np.testing.assert_array_equal(one, apply_treatment(image, name, strength, "a"))
+        assert one.dtype == np.uint8
+        same_size = np.asarray(Image.fromarray(one).resize((128, 128)))
+        seen.append(measure_psnr(image, same_size))
+    np.testing.assert_array_equal(image, before)
+    assert min(seen) > 8  # still the picture
+    if name not in {"colour", "screenshot", "crop"}:  # by lot up or down, or by place
+        assert seen == sorted(seen, reverse=True)
+
+
+def test_what_is_drawn_by_lot_follows_the_source_not_the_class(image):
+    np.testing.assert_array_equal(
+        apply_treatment(image, "noise", 3, "clip"), apply_treatment(image, "noise", 3, "clip")
+    )
+    assert not np.array_equal(
+        apply_treatment(image, "noise", 3, "clip"), apply_treatment(image, "noise", 3, "other")
+    )
+    assert not np.array_equal(
+        apply_treatment(image, "noise", 3, "clip"),
+        apply_treatment(image, "noise", 3, "clip", seed=1),
+    )
+
+
+def test_both_classes_go_through_the_same(image):
+    items = [ManifestItem("r", "r", 0, source="s"), ManifestItem("f", "f", 1, source="s")]
+    rows = list(
+        score_treatments(items, lambda item: image, lambda images: [i.mean() for i in images])
+    )
+    assert len(rows) == 2 * (1 + len(TREATMENTS) * len(STRENGTHS))
+    by_class = [
+        [(row.treatment, row.strength, row.score) for row in rows if row.label == label]
+        for label in (0, 1)
+    ]
+    assert by_class[0] == by_class[1]  # one picture, two labels: nothing tells them apart
+    assert all(
+        point.auc.value == 0.5 for curve in measure_curves(rows, 100) for point in curve.points
+    )
+
+
+def test_flips_are_verdicts_that_a_treatment_alone_turned():
+    rows = []
+    for number in range(10):
+        for label in (0, 1):
+            rows.append(
+                RobustnessRow(f"{label}{number}", label, str(number), "none", 0, float(label))
+            )
+            score = float(label) if number < 7 or not label else 0.0
+            rows.append(RobustnessRow(f"{label}{number}", label, str(number), "blur", 5, score))
+    (curve,) = measure_curves(rows, 0.5, resamples=50)
+    assert [point.auc.value for point in curve.points] == [1.0, 0.85]
+    assert (curve.points[1].real_flips, curve.points[1].fake_flips) == (0.0, 0.3)
+    assert "30% of fake" in curve.line()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda items, load: list(score_treatments(items[:1], load, len)),
+        lambda items, load: list(score_treatments(items, load, len, treatments=["fog"])),
+        lambda items, load: list(score_treatments(items, load, lambda images: [])),
+        lambda items, load: load_scorer("mine.py:score", allow_code=False),
+        lambda items, load: load_scorer("missing.py:score", allow_code=True),
+    ],
+    ids=["one-class", "unknown", "no-scores", "no-code", "no-file"],
+)
+def test_what_cannot_be_measured_is_refused(ask, image):
+    items = [ManifestItem("r", "r", 0), ManifestItem("f", "f", 1)]
+    with pytest.raises(DataError) as caught:
+        ask(items, lambda item: image)
+    assert caught.value.code in {"forensics.stress", "forensics.scorer"}
+
+
+def test_command_draws_curves_of_ones_own_detector(tmp_path):
+    rng, items = np.random.default_rng(0), []
+    for number in range(8):
+        face = draw_face(2, number, 64).image
+        for label in (0, 1):
+            noisy = np.clip(face + label * rng.normal(0, 6, face.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / f"{label}{number}.png")
+            name = f"{label}{number}"
+            items.append(ManifestItem(name, f"{name}.png", label, source=str(number)))
+    write_items(tmp_path / "m.jsonl", items)
+    (tmp_path / "mine.py").write_text(
+        "import cv2\n\ndef score(images):\n"
+        "    return [float(abs(cv2.Laplacian(i, cv2.CV_32F)).mean()) for i in images]\n"
+    )
+    words = ["forensics", "benchmark", "stress", str(tmp_path / "m.jsonl"), "--split", ""]
+    words += ["--scorer", f"{tmp_path}/mine.py:score", "--allow-code", "--treatment", "blur"]
+    done = CliRunner().invoke(stillroom, [*words, "--html", str(tmp_path / "c.html")])
+    assert done.exit_code == 0, done.output
+    assert "chosen on the tested files as they are" in done.output
+    assert "blur: auc " in done.output
+    page = (tmp_path / "c.html").read_text()
+    assert "<polyline" in page
+    assert "http" not in page.split("</head>")[1]

@@ -1,0 +1,108 @@
+"""The verdict says the strongest evidence there is, and no more; one bad file costs that file."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from stillroom.cli.app import stillroom
+from stillroom.forensics.c2pa.certificates import init_ca
+from stillroom.forensics.check.check import check_file, list_media
+from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.labeling.signature import open_trust_lists, sign_file
+from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter, read_image
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory, lab, faces):
+    folder = tmp_path_factory.mktemp("media")
+    Image.fromarray(faces[3].image).save(folder / "plain.png")
+    made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
+    LabeledImageWriter(lab).emit(made, folder / "lab.jpg")
+    init_ca(folder / "ca", organization="<b>News</b>")
+    sign_file(folder / "plain.png", folder / "signed.png", folder / "ca", made_by="a generator")
+    data = bytearray((folder / "signed.png").read_bytes())
+    data[-30] ^= 1
+    (folder / "changed.png").write_bytes(bytes(data))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "notes.txt").write_text("no medium")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(media, lab):
+    """Every file of the folder, checked once: looking for crops of a mark takes its time."""
+    return {path.name: check_file(path, lab=lab) for path in list_media([media]).media}
+
+
+def lists(media):
+    return open_trust_lists(user=[media / "ca" / "ca.pem"])
+
+
+def test_a_file_of_which_nothing_is_known_is_not_called_forged(found):
+    said = found["plain.png"].verdict
+    assert said == "nothing is known of its origin; that is no sign of a forgery"
+
+
+def test_the_labs_own_mark_is_named(found):
+    assert "this lab's watermark" in found["lab.jpg"].verdict
+
+
+def test_the_labs_own_authority_is_trusted_as_the_users(media, found):
+    found = found["lab.jpg"]
+    assert (found.credentials.integrity, found.credentials.trust) == ("intact", "lab")
+    assert "on the user list, as this lab's own authority" in found.verdict
+    assert check_file(media / "lab.jpg").credentials.trust == "untrusted"
+
+
+def test_a_stripped_file_of_the_lab_has_no_provenance_and_is_found_by_its_mark(
+    media, lab, tmp_path
+):
+    row = next(row for row in lab.ledger.rows() if row["file"] == "lab.jpg")
+    Image.fromarray(read_image(media / "lab.jpg")).save(tmp_path / "a.jpg", quality=60)
+    found = check_file(tmp_path / "a.jpg", lab=lab)
+    assert found.credentials.lines()[0].startswith("no provenance")
+    assert found.trace.row == row
+    assert found.verdict == "carries this lab's watermark: made by this lab, to test detectors"
+
+
+def test_a_signers_word_is_reported_as_theirs(media, found):
+    assert "vouched for by no list" in found["signed.png"].verdict
+    said = check_file(media / "signed.png", lists(media)).verdict
+    assert "on the user list" in said
+    assert "says that it was made or composed by a program" in said
+
+
+def test_a_changed_file_is_said_to_be_changed(found):
+    assert "changed since it was signed" in found["changed.png"].verdict
+
+
+def test_a_bad_file_does_not_stop_the_others(media, found):
+    assert set(found) == {"plain.png", "lab.jpg", "signed.png", "changed.png", "broken.jpg"}
+    assert [name for name, one in found.items() if one.error] == ["broken.jpg"]
+    assert check_file(media / "notes.txt").error
+    assert check_file(media / "missing.png").error == "there is no such file"
+
+
+def test_the_page_escapes_what_files_say(media):
+    page = render_check_page([check_file(media / "signed.png", lists(media))])
+    assert "<b>News</b>" not in page
+    assert "&lt;b&gt;News&lt;/b&gt;" in page
+    assert "default-src 'none'" in page
+    assert "http" not in page.split("<pre>")[0].split("</head>")[1]
+
+
+def test_command_prints_json_and_a_page(media, tmp_path):
+    names = [str(media / name) for name in ("broken.jpg", "lab.jpg")]
+    words = ["forensics", "check", *names, "--json", "--html", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 1  # one file is broken
+    found = json.loads(done.stdout)
+    assert len(found["files"]) == 2
+    assert all(one["detectors"] == [] for one in found["files"])
+    assert any("No detector" in line for line in found["limits"])
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(media / "lab.jpg")])
+    assert done.exit_code == 0
+    assert "trust: lab, the signer is on the user list" in done.output

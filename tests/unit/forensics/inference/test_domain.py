@@ -1,0 +1,278 @@
+"""A detector knows what it learned from: strangers, leaking sets and other files are not judged."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tests.unit.forensics.conftest import widen
+
+from stillroom.flow import run_recipe
+from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
+from stillroom.forensics.inference.domain import (
+    IMAGE_FEATURES,
+    FeatureDistribution,
+    FileTraits,
+    TrainingDomain,
+    find_distance_limit,
+    fit_distribution,
+    is_grayscale,
+    measure_image,
+)
+from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
+from stillroom.forensics.interfaces import AUDIO_FORGERIES, IMAGE_FORGERIES
+from stillroom.forensics.media.augmentation import match_loudness
+from stillroom.forensics.media.images import load_image
+from stillroom.forensics.media.transforms import preserve_grayscale
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.synthesis.voices import draw_voice
+from stillroom.forensics.training.pairs import forge_pair
+from stillroom.recipes import parse_recipe
+
+LEARN = """
+version: 1
+kind: forensics
+seed: 1
+size: 128
+detector:
+  known: {{manifest: {manifest}, basis: drawn}}
+  model: {{name: spectral, radii: 8, bands: 4}}
+  pixels: 32
+  train: {{steps: 10, batch_size: 6, threads: 1}}
+  views: {{jpeg: {jpeg}}}
+"""
+
+
+def grey(image):
+    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+def write_benchmark(folder, number, *, colour_tells):
+    """Write pairs of grey faces and their doubled selves; of one size and format but for colour."""
+    items = []
+    folder.mkdir()
+    for at in range(number):
+        split = ("train", "train", "train", "validation", "test")[at % 5]
+        image = draw_face(9, at, 128).image
+        fake = np.repeat(np.repeat(image[::2, ::2], 2, axis=0), 2, axis=1)
+        for label, pixels in ((0, grey(image)), (1, fake if colour_tells else grey(fake))):
+            name = f"{label}-{at}.bmp"  # of one number of bytes
+            Image.fromarray(pixels).save(folder / name)
+            kept = {"source": str(at), "identity": f"p{at}", "split": split}
+            items.append(ManifestItem(name, name, label, "doubled" if label else "", **kept))
+    write_items(folder / "manifest.jsonl", items)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = write_benchmark(tmp_path_factory.mktemp("grey") / "plain", 40, colour_tells=False)
+    out = folder.parent / "run"
+    run_recipe(parse_recipe(LEARN.format(manifest=folder, jpeg=0)), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory):
+    folder = write_benchmark(tmp_path_factory.mktemp("mixed") / "mixed", 40, colour_tells=True)
+    out = folder.parent / "run"
+    run_recipe(parse_recipe(LEARN.format(manifest=folder, jpeg=0)), out)
+    return out
+
+
+def judged(detector, image, **changes):
+    about = {"box": (0, 0, 9, 9), "face_pixels": 128, "jpeg_quality": None, "coding": "lossless"}
+    return detector.judge(image, **{**about, **changes})
+
+
+def strange(finding):
+    """Return the reasons of a finding that say that it is of something strange."""
+    words = ("unlike", "colour", "coded as", "detail up to")
+    return [line for line in finding.reasons if any(word in line for word in words)]
+
+
+def test_what_a_detector_knows_is_not_called_strange_and_strangers_are(trained):
+    detector = TrainedDetector.open(trained)
+    own = [grey(draw_face(10, at, 128).image) for at in range(30)]
+    known = [strange(judged(detector, image)) for image in own]
+    assert sum(map(bool, known)) <= 6  # people of another seed: none of them set a limit
+    rng = np.random.default_rng(0)
+    for image in own[:5]:
+        noise = np.clip(image + rng.normal(0, 40, (*image.shape[:2], 1)), 0, 255)
+        assert any("unlike" in line for line in strange(judged(detector, noise.astype(np.uint8))))
+        assert any("unlike" in line for line in strange(judged(detector, np.full_like(image, 120))))
+
+
+def test_colour_size_and_coding_are_compared(trained):
+    detector = TrainedDetector.open(trained)
+    image = draw_face(10, 1, 128).image
+    finding = judged(detector, image)
+    assert finding.chance is None
+    assert "in colour, where it learned from grey pictures alone" in finding.verdict
+    assert (
+        "coded as WebP, where it learned from lossless"
+        in judged(detector, grey(image), coding="WebP").verdict
+    )
+    known = FileTraits(("colour",), 100.0, ("JPEG", "lossless"))
+    assert known.doubts(colours="colour", wide=109, coding="JPEG") == []
+    assert known.doubts(colours="grey", wide=200, unit="px", coding="AVIF") == [
+        "without colour, where it learned from colour pictures alone",
+        "detail up to 200 px, beyond the 100 it learned from",
+        "coded as AVIF, where it learned from JPEG, lossless",
+    ]
+    assert FileTraits().doubts(colours="grey", wide=200, coding="AVIF") == []  # nothing is known
+
+
+def test_each_verdict_names_the_set_it_learned_from(trained):
+    detector = TrainedDetector.open(trained)
+    finding = judged(detector, grey(draw_face(10, 1, 128).image))
+    learned = finding.to_json()["learned"]
+    assert learned["name"] == "plain"
+    assert learned["count"] == 40
+    assert len(learned["digest"]) == 64
+    assert f"(learned from plain, 40 in all, digest {learned['digest'][:12]})" in finding.line()
+
+
+def test_the_audit_of_the_set_is_written_down(trained, leaking):
+    for run, leaks in ((trained, False), (leaking, True)):
+        told = json.loads((run / "artifact.json").read_text())["details"]["detector"]
+        card = (run / "output/README.md").read_text()
+        assert told["audit"]["of"] == "files"
+        assert bool(told["audit"]["leak"]) is leaks
+        assert told["audit"]["by_file"]["n"] == 40
+        assert ("The set leaks" in card) is leaks
+        assert "within the limits are" in card
+        assert set(told["domain"]["tried"]) >= {"as they are", "still"}
+
+
+def test_a_leaking_set_marks_every_verdict(leaking):
+    detector = TrainedDetector.open(leaking)
+    about = replace(widen(detector.about), audit=detector.about.audit, is_shown=True)
+    detector.about = about
+    for image in (draw_face(10, 1, 128).image, grey(draw_face(10, 2, 128).image)):
+        finding = judged(detector, image, coding="")
+        assert finding.chance is None
+        assert "the set it learned from leaks: the file alone tells fake from real" in " ".join(
+            finding.reasons
+        )
+        assert "colours" in finding.verdict
+
+
+def test_a_detector_of_before_says_nothing(trained, tmp_path):
+    detector = TrainedDetector.open(trained)
+    write_detector(tmp_path, detector.network, replace(detector.about, domain=None))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("domain", "audit", "learned"):
+        config["stillroom_detector"].pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    finding = judged(TrainedDetector.open(tmp_path), grey(draw_face(10, 1, 128).image))
+    assert "nothing was kept of what it learned from" in finding.verdict
+    assert "a set that is not named" in finding.line()
+
+
+@pytest.mark.parametrize("name", IMAGE_FORGERIES.names())
+def test_a_forgery_of_a_grey_face_is_grey(name, faces):
+    plain = [replace(face, image=grey(face.image)) for face in faces]
+    for at in range(3):
+        rng = np.random.default_rng(at)
+        forged = forge_pair(plain, at, [IMAGE_FORGERIES.build(name)], rng)
+        for image in (forged.image, forged.twin):
+            assert (image[..., :1] == image[..., 1:]).all()
+    coloured = IMAGE_FORGERIES.build(name).forge(
+        faces[: 1 + (name in {"swap", "splice", "i2g"})] + faces, np.random.default_rng(0)
+    )
+    assert preserve_grayscale(coloured, faces[0].image) is coloured
+
+
+def test_loudness_and_offset_do_not_tell_a_forged_sound():
+    wave = draw_voice(3, 0, 1.0)
+    wave = replace(wave, values=wave.values * np.float32(0.5) + np.float32(0.1))
+    method = AUDIO_FORGERIES.build("source_filter")
+    forged = match_loudness(method.forge([wave], np.random.default_rng(0)))
+    size = [float(np.sqrt(np.mean(one**2))) for one in (forged.values, forged.twin)]
+    assert size[0] == pytest.approx(size[1], rel=1e-3)
+    assert abs(forged.values.mean()) < 1e-4
+    assert abs(forged.twin.mean()) < 1e-4
+    assert max(np.abs(forged.values).max(), np.abs(forged.twin).max()) <= 1
+
+
+def test_a_limit_holds_for_people_that_did_not_set_it():
+    rng = np.random.default_rng(0)
+
+    def draw(people, each=20):
+        own = rng.normal(0, 0.5, people)
+        return np.repeat(own, each) + rng.normal(0, 1, people * each), [
+            f"p{at}" for at in range(people) for _ in range(each)
+        ]
+
+    fresh, _ = draw(500)
+    many = np.mean([np.mean(fresh > find_distance_limit(*draw(60), 0.05)) for _ in range(20)])
+    few = np.mean([np.mean(fresh > find_distance_limit(*draw(6), 0.05)) for _ in range(20)])
+    assert 0.01 < many < 0.05
+    assert few < 0.05
+
+
+def test_a_cloud_finds_what_never_varied_while_learning():
+    rng = np.random.default_rng(0)
+    given = rng.normal(0, 1, (300, 60))
+    given[:, 7] = 0.0
+    labels = np.arange(300) % 2
+    given[labels == 1, 0] += 6
+    cloud = fit_distribution(given, labels)
+    again = FeatureDistribution.from_arrays(cloud.to_arrays())
+    other = rng.normal(0, 1, (200, 60))
+    other[:, 7] = 0.0
+    inside = again.distances(other)
+    np.testing.assert_allclose(inside, cloud.distances(other), rtol=1e-3)
+    limit = find_distance_limit(inside, [str(at) for at in range(200)], 0.05)
+    new = other[:1].copy()
+    new[0, 7] = 4.0
+    between = other[:1].copy()
+    between[0, 0] = 30.0  # beyond the fakes
+    assert cloud.distances(new)[0] > limit
+    assert cloud.most(new[0]) == 7
+    assert cloud.distances(between)[0] > limit
+    assert cloud.distances(np.full((1, 60), np.nan))[0] == np.inf
+
+
+def test_a_domain_is_stored_and_read_whole():
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    wide = {"features": 8, "looks": 3}
+    clouds = {
+        name: fit_distribution(rng.normal(0, 1, (40, size)), labels) for name, size in wide.items()
+    }
+    limits = {"still": {"features": 1.0, "looks": 2.0}}
+    domain = TrainingDomain(clouds, ("a", "b", "c"), limits, FileTraits(("grey",)), people=4)
+    again = TrainingDomain.from_json(json.loads(json.dumps(domain.to_json())), domain.to_arrays())
+    assert again.known == domain.known
+    assert again.limit(is_video=True) == limits["still"]
+    given = {"features": np.zeros((1, 8)), "looks": np.array([[0.0, 50.0, 0.0]])}
+    (said,) = [line for line in again.doubts(given) if "most in" in line]
+    assert "most in b" in said
+    assert not again.is_within(given).any()
+    with pytest.raises(ValueError, match="do not fit"):
+        TrainingDomain.from_json(
+            domain.to_json(), {**domain.to_arrays(), "looks.sizes": np.ones(9, np.float32)}
+        )
+
+
+def test_looks_tell_tone_colour_and_detail_apart(faces):
+    image = faces[0].image
+    plain = dict(zip(IMAGE_FEATURES, measure_image(image), strict=True))
+    dark = dict(zip(IMAGE_FEATURES, measure_image(image // 2), strict=True))
+    soft = dict(zip(IMAGE_FEATURES, measure_image(cv2.GaussianBlur(image, (0, 0), 2)), strict=True))
+    assert dark["brightness"] < plain["brightness"]
+    assert soft["detail at a scale of 1"] < plain["detail at a scale of 1"] - 0.5
+    assert is_grayscale(grey(image))
+    assert not is_grayscale(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "coding"), [("a.png", "lossless"), ("a.jpg", "JPEG"), ("a.webp", "WebP")]
+)
+def test_a_picture_says_how_it_is_coded(name, coding, tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    assert load_image(tmp_path / name).coding == coding

@@ -1,0 +1,352 @@
+"""Detectors before clips: scores over time, a head over time, and a pulse that is no verdict."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.unit.forensics.conftest import widen
+from tests.unit.forensics.media.test_video import write_clip
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.results import TrackFinding
+from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
+from stillroom.forensics.interfaces import DETECTORS, IMAGE_FORGERIES
+from stillroom.forensics.media.face_detection import FaceFinder
+from stillroom.forensics.media.face_tracking import (
+    FaceObservation,
+    FaceTrack,
+    read_frame_sequences,
+    scan_clip,
+    select_faces,
+)
+from stillroom.forensics.media.rppg import (
+    RppgEstimate,
+    chrom,
+    estimate_rppg,
+    measure_pulse_strength,
+    pos,
+)
+from stillroom.forensics.media.video import Clip, apply_video_codec, open_clip
+from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.forensics.training.pairs import animate_face, forge_animated_face
+from stillroom.forensics.training.validation import make_validation_set
+from stillroom.recipes import parse_recipe
+
+BASE = """
+version: 1
+kind: forensics
+seed: 3
+method: {name: upsample, roughness: 1.0}
+count: 12
+size: 128
+split: {held_out: 0.3, validation: 0.3}
+detector:
+  model: {name: npr, width: 8}
+  pixels: 32
+  train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    out = tmp_path_factory.mktemp("detector") / "base"
+    run_recipe(parse_recipe(BASE), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def timed(base):
+    out = base.parent / "timed"
+    head = f"{{name: temporal, checkpoint: {base}, frames: 4, width: 8}}"
+    text = BASE.replace("{name: npr, width: 8}", head).replace("upsample, roughness: 1.0", "sbi")
+    run_recipe(parse_recipe(text), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shown(base):
+    """The same detector as if it had been shown to work: what is tested is what is said of it."""
+    detector = TrainedDetector.open(base, device="cpu")
+    figures = {"auc": {"h264": {"value": 0.9, "low": 0.8, "high": 1.0}}}
+    changes = {"is_shown": True, "figures": figures, "calibrator": Calibrator("platt", 1e-6, 2.0)}
+    changes["faces"] = "person"
+    folder = base.parent / "shown"
+    folder.mkdir()
+    about = type(detector.about)(**{**vars(widen(detector.about)), **changes})
+    write_detector(folder, detector.network, about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("clips") / "face.mp4"
+    face = draw_face(11, 1, 160).image
+    frames = [np.pad(np.roll(face, n // 4, 1), ((8, 8), (40, 40), (0, 0))) for n in range(24)]
+    write_clip(path, frames, codec="libx264")
+    return path
+
+
+def check(clip, *words):
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(clip), *map(str, words)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("--detector", shown, "--detector", timed, "--html", page)
+    found = json.loads(check(clip, *words, "--json"))["files"][0]
+    frames, over_time = found["detectors"]
+    assert frames["detector"] == "npr of upsample"
+    assert frames["face"] == over_time["face"] == 1
+    assert len(frames["times"]) == len(frames["logits"]) == len(frames["chances"]) > 12
+    assert frames["times"] == sorted(frames["times"])
+    assert frames["logit"] == pytest.approx(np.mean(frames["logits"]), abs=1e-5)
+    assert frames["top_fifth_logit"] >= frames["logit"]
+    assert frames["chance"] == pytest.approx(0.88, abs=0.01)
+    assert over_time["detector"] == "temporal of sbi"
+    assert 1 < len(over_time["times"]) <= 4
+    assert over_time["times"] == sorted(over_time["times"])
+    assert found["verdict"].startswith("nothing is known of its origin")
+    text = page.read_text()
+    assert text.count("<figure class=course>") == 2
+    assert "chance over time, face 1" in text
+    said = check(clip, "--detector", shown)
+    assert "npr of upsample (learned from drawn faces, 12 in all, digest " in said
+    assert "), face 1, " in said
+    assert "indicates a forgery (chance 0.88 where 0.5 of" in said
+    assert "▇" in said
+
+
+def test_video_is_judged_only_by_who_was_measured_on_video(clip, base, shown):
+    config = shown.parent / "unmeasured"
+    detector = TrainedDetector.open(shown, device="cpu")
+    about = type(detector.about)(**{**vars(detector.about), "figures": {}})
+    config.mkdir()
+    write_detector(config, detector.network, about)
+    assert "what it makes of frames of video was not measured" in check(clip, "--detector", config)
+
+
+def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base, shown, tmp_path):
+    face = draw_face(11, 1, 160).image
+    frames = [np.pad(np.roll(face, n // 4, 1), ((8, 8), (40, 40), (0, 0))) for n in range(8)]
+    write_clip(tmp_path / "other.mp4", frames, codec="mpeg4")
+    said = check(tmp_path / "other.mp4", "--detector", shown)
+    assert "coded as mpeg4, and of video it was tried on H.264 alone" in said
+    detector = TrainedDetector.open(shown, device="cpu")
+    domain = detector.about.domain
+    narrow = {"still": domain.limit(), "video": {**domain.limit(), "features": 0.0}}
+    domain = replace(domain, limits=narrow)
+    (tmp_path / "narrow").mkdir()
+    write_detector(tmp_path / "narrow", detector.network, replace(detector.about, domain=domain))
+    said = check(clip, "--detector", tmp_path / "narrow")
+    assert "inconclusive: unlike what it learned from, in its own features" in said
+
+
+def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path):
+    face = draw_face(11, 1, 160).image
+    write_clip(tmp_path / "short.mp4", [np.pad(face, ((8, 8), (40, 40), (0, 0)))] * 2)
+    said = check(tmp_path / "short.mp4", "--detector", timed)
+    assert "seen in 2 frames of one face, fewer than the 4 it looks at" in said
+
+
+def test_a_head_is_shown_frames_in_a_row_however_long_the_clip(tmp_path):
+    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
+    write_clip(tmp_path / "long.mp4", [np.roll(face, n // 12, 1) for n in range(150)], gop=12)
+    opened, finder = open_clip(tmp_path / "long.mp4"), FaceFinder()
+    scan = scan_clip(opened, count=6, finder=finder)
+    assert np.diff(scan.times).min() > 0.5
+    bursts = list(read_frame_sequences(opened, select_faces(scan.tracks), 5, finder))
+    assert len(bursts) == 4
+    begins = [burst.times[0] for burst in bursts]
+    assert np.diff(begins).min() > 0.5
+    for burst in bursts:
+        assert np.diff(burst.times) == pytest.approx([1 / 25] * 4, abs=1e-3)
+        assert burst.images[0].shape == face.shape
+        assert all(
+            np.hypot(*np.subtract(one.box[:2], burst.faces[0].box[:2])) < 9 for one in burst.faces
+        )
+
+
+def test_a_run_that_loses_its_face_is_given_up(tmp_path, shown, timed):
+    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
+    empty = np.full_like(face, 90)
+    frames = [face if n % 3 == 0 else empty for n in range(45)]
+    write_clip(tmp_path / "torn.mp4", frames, gop=1)
+    opened, finder = open_clip(tmp_path / "torn.mp4"), FaceFinder()
+    scan = scan_clip(opened, count=45, finder=finder)
+    widest = max(scan.tracks, key=lambda track: len(track.sights))
+    assert not list(read_frame_sequences(opened, [widest], 3, finder))
+
+
+def test_only_the_widest_faces_are_read_frame_by_frame():
+    tracks = [
+        FaceTrack(1, number, [FaceObservation(0.0, (0, 0, 10 + number, 10), 1.0)])
+        for number in range(6)
+    ]
+    assert [track.number for track in select_faces(tracks)] == [5, 4, 3, 2]
+
+
+def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
+    write_clip(tmp_path / "empty.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 6)
+    assert "found nothing here that they judge" in check(
+        tmp_path / "empty.mp4", "--detector", shown
+    )
+
+
+def test_a_course_is_the_calibrations_word_on_the_mean_and_no_surer():
+    course = TrackFinding("d", "f", 1, (0.0, 1.0), (1.0, 3.0), (0.7, 0.95), 2.0, 3.0, 0.9, 0.5)
+    assert "[▆█]" in course.line()
+    assert "indicates a forgery (chance 0.90" in course.line()
+
+
+def test_a_head_over_time_stands_on_frozen_weights_and_is_rebuilt_whole(base, timed):
+    plain, head = (
+        TrainedDetector.open(base, device="cpu"),
+        TrainedDetector.open(timed, device="cpu"),
+    )
+    for name, value in plain.network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, head.network.base.state_dict()[name]), name
+    assert head.about.method.looks_at == 4
+    trial = make_validation_set(
+        [draw_face(5, n, 128) for n in range(2)], [IMAGE_FORGERIES.build("sbi")], seed=1, frames=4
+    )
+    both = head.logits(trial.images)
+    assert both.shape == (4,)
+    np.testing.assert_allclose(both[:1], head.logits(trial.images[:1]), atol=1e-4)
+    assert {"clean", "h264"} <= set(head.about.figures["auc"])
+
+
+@pytest.mark.parametrize("mixer", ["gru", "conv", "transformer"])
+def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
+    method = DETECTORS.build(
+        {"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8, "mixer": mixer}
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = method.build(32).eval()
+    clip = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    still = clip[:, :1].expand(-1, 4, -1, -1, -1)
+    with torch.inference_mode():
+        assert network.judge(clip).logits != network.judge(still).logits
+        assert network.judge(clip.flip(1)).logits != network.judge(clip).logits
+
+
+def test_many_clips_are_judged_as_each_alone(base):
+    method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8})
+    network = method.build(32).eval()
+    clips = torch.rand(7, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        alone = torch.cat([network(clip[None]) for clip in clips])
+        torch.testing.assert_close(network(clips), alone, atol=1e-4, rtol=0)
+
+
+def test_a_head_needs_a_detector_of_pictures_of_its_size(timed, base):
+    method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4})
+    with pytest.raises(DataError) as caught:
+        method.build(64)
+    assert caught.value.code == "forensics.other-detector"
+
+
+def test_a_moving_face_keeps_its_landmarks_and_its_pair_differs_where_it_is_forged():
+    face = draw_face(3, 1, 128)
+    moved = animate_face(face, 6, np.random.default_rng(4))
+    steps = [float(np.abs(b.landmarks - a.landmarks).max()) for a, b in pairwise(moved)]
+    assert max(steps) > 0
+    assert max(steps) < 8  # smooth: a few pixels from frame to frame
+    clip = forge_animated_face([face], IMAGE_FORGERIES.build("sbi"), 4, np.random.default_rng(5))
+    again = forge_animated_face([face], IMAGE_FORGERIES.build("sbi"), 4, np.random.default_rng(5))
+    for one, other in zip(clip, again, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        outside = one.mask == 0
+        np.testing.assert_array_equal(one.image[outside], one.twin[outside])
+    assert any((one.image != one.twin).any() for one in clip)
+    assert any((a.mask != b.mask).any() for a, b in pairwise(clip))
+
+
+def test_video_coding_keeps_size_and_count_and_loses_more_at_higher_factors():
+    frames = [draw_face(3, n, 97).image for n in range(3)]
+    losses = []
+    for crf in (18, 40):
+        coded = apply_video_codec(frames, crf)
+        assert [one.shape for one in coded] == [(97, 97, 3)] * 3
+        losses.append(np.abs(coded[0].astype(int) - frames[0]).mean())
+    assert losses[0] < losses[1]
+
+
+def test_frames_that_cannot_be_coded_are_said(monkeypatch):
+    from stillroom.forensics.media import video
+
+    monkeypatch.setattr(video, "_CODEC", "no such codec")
+    with pytest.raises(DataError) as caught:
+        apply_video_codec([np.zeros((16, 16, 3), np.uint8)], 28)
+    assert caught.value.code == "forensics.video-coding"
+
+
+def beating(seconds=10, fps=25.0, beats=72.0, strength=0.004, noise=0.001):
+    """Return mean colours of skin under a light that wavers, with a pulse of its own colour."""
+    rng = np.random.default_rng(0)
+    time = np.arange(int(seconds * fps)) / fps
+    light = 1 + 0.03 * np.sin(2 * np.pi * 0.25 * time)[:, None] + 0.01 * np.sin(9 * time)[:, None]
+    blood = np.sin(2 * np.pi * beats / 60 * time)[:, None] * np.array([0.33, 0.77, 0.53])
+    skin = np.array([180.0, 130.0, 110.0]) * (light + strength * blood)
+    return skin + rng.normal(0, noise * 130, skin.shape)
+
+
+@pytest.mark.parametrize("method", [pos, chrom])
+def test_a_pulse_is_found_beneath_light_that_wavers(method):
+    strength, rate = measure_pulse_strength(method(beating(), 25.0), 25.0)
+    assert rate == pytest.approx(72, abs=3)
+    assert strength > 3
+    without, _ = measure_pulse_strength(method(beating(strength=0.0), 25.0), 25.0)
+    assert without < 0
+
+
+def test_nothing_is_said_of_clips_that_cannot_carry_a_pulse(tmp_path):
+    clip = Clip(tmp_path / "a.mp4", True, False, 4.0, 12.0, 320, 240)
+    (said,) = estimate_rppg(clip, bits_per_pixel=0.01)
+    assert said.strength is None
+    assert said.reasons == (
+        "4.0 s of video, below 8 s",
+        "12 frames a second, below 20",
+        "strongly compressed video (0.010 bits a pixel)",
+    )
+    assert said.to_json()["found"] is None
+
+
+def test_a_pulse_is_evidence_and_no_verdict():
+    strong = RppgEstimate(1, 10.0, 72.0, 4.0, -3.0)
+    assert strong.is_found
+    assert strong.line().endswith("forgeries can carry one too")
+    everywhere = RppgEstimate(1, 10.0, 72.0, 4.0, 3.5)  # a light that flickers beats in all of it
+    assert not everywhere.is_found
+    assert "compression alone can take it away" in everywhere.line()
+
+
+def test_a_pulse_is_read_out_of_a_clip(tmp_path):
+    face = draw_face(11, 1, 160).image
+    canvas = np.full((160, 240, 3), (70, 90, 120), np.uint8)
+    canvas[:, 40:200] = face
+    rng = np.random.default_rng(1)
+    canvas = canvas.astype(np.float64)
+    grain = rng.normal(0, 1.0, canvas.shape)
+    frames = []
+    for number in range(210):
+        beat = 0.012 * np.sin(2 * np.pi * 1.3 * number / 25) * np.array([0.33, 0.77, 0.53])
+        moved = canvas.copy()
+        moved[:, 60:180] *= 1 + beat
+        frames.append(np.clip(moved + np.roll(grain, number * 7, 1), 0, 255).astype(np.uint8))
+    write_clip(tmp_path / "alive.mp4", frames)
+    said = json.loads(check(tmp_path / "alive.mp4", "--pulse", "--json"))["files"][0]["clip"]
+    (pulse,) = said["pulses"]
+    assert pulse["found"], pulse["reasons"]
+    assert pulse["beats_a_minute"] == pytest.approx(78, abs=4)

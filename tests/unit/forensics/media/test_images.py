@@ -1,0 +1,344 @@
+"""What files say of themselves without a signature is told as that; files are known by content."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, PngImagePlugin
+from tests.unit.forensics.media.test_video import wav, write_clip
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.forensics.c2pa.credentials import read_credentials, sign_bytes, verify_file
+from stillroom.forensics.check.check import check_file, list_media
+from stillroom.forensics.check.origin import examine_origin
+from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
+from stillroom.forensics.labeling.lookup import look_up_file
+from stillroom.forensics.labeling.writers import GeneratedImage, LabeledImageWriter
+from stillroom.forensics.media.file_types import identify_bytes
+from stillroom.forensics.synthesis.consent import find_camera_evidence
+from stillroom.records import Origin
+
+IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+SETTINGS = (
+    "a castle, watercolour\nNegative prompt: blurry\nSteps: 24, Sampler: DPM++ 2M, Schedule type: "
+    "Karras, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 0123abcd, Model: castle_<b>v2"
+)
+PROMPT = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": 1, "model": ["4", 0]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+}
+WORKFLOW = {"nodes": [{"id": 3, "type": "KSampler"}], "links": [], "version": 0.4}
+RESIZE = {"nodes": [{"id": 3, "type": "ImageScale"}], "links": [], "version": 0.4}
+
+
+def packet(name, *, how="attribute"):
+    said = {
+        "attribute": f'<rdf:Description Iptc4xmpExt:DigitalSourceType="{IPTC}{name}"/>',
+        "element": f"<rdf:Description><i:DigitalSourceType>{IPTC}{name}</i:DigitalSourceType>"
+        "</rdf:Description>",
+        "resource": f'<rdf:Description><i:DigitalSourceType rdf:resource="{IPTC}{name}"/>'
+        "</rdf:Description>",
+    }[how]
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>{said}</rdf:RDF></x:xmpmeta>'
+
+
+def picture(path, *, texts=None, xmp="", comment=b"", exif=None):
+    """Write a picture with metadata as other programs write them."""
+    image = Image.new("RGB", (32, 32), (90, 120, 60))
+    tags = Image.Exif()
+    if comment:
+        tags.get_ifd(0x8769)[0x9286] = comment
+    for tag, value in (exif or {}).items():
+        tags[tag] = value
+    info = PngImagePlugin.PngInfo()
+    for key, value in (texts or {}).items():
+        info.add_text(key, value)
+    more = {"pnginfo": info} if path.suffix == ".png" else {}
+    if path.suffix == ".png" and xmp:
+        info.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
+    elif path.suffix == ".tif" and xmp:
+        more["tiffinfo"] = {700: xmp.encode()}
+    elif xmp:
+        more["xmp"] = xmp.encode()
+    image.save(path, exif=tags, **more)
+    return path
+
+
+@pytest.mark.parametrize("how", ["attribute", "element", "resource"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_the_digital_source_type_in_xmp_is_told(ending, how, tmp_path):
+    path = picture(tmp_path / f"a.{ending}", xmp=packet("trainedAlgorithmicMedia", how=how))
+    found = check_file(path)
+    assert found.verdict == (
+        "says of itself, unsigned, that a program made or composed it (XMP, IPTC's digital source "
+        "type: trainedAlgorithmicMedia); anyone can write or remove that"
+    )
+    assert found.to_json()["claims"] == [
+        {
+            "where": "XMP, IPTC's digital source type",
+            "says": "trainedAlgorithmicMedia",
+            "is_made": True,
+        }
+    ]
+    assert "trainedAlgorithmicMedia" in render_check_page([found])
+    assert any("unsigned: XMP" in line for line in found.lines())
+    origin, told = examine_origin(path, Origin("human"))
+    assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.generated")
+    assert "unsigned" in told[0]
+
+
+def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
+    path = picture(tmp_path / "a.jpg", xmp=packet("digitalCapture"))
+    found = check_file(path)
+    assert "says of itself, unsigned, something of its making" in found.verdict
+    assert "digitalCapture" in found.verdict
+    assert examine_origin(path, Origin("human"))[0].kind == "human"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("a.png", {"texts": {"parameters": SETTINGS}}, "Diffusion interface, model castle"),
+        ("a.jpg", {"comment": b"UNICODE\0" + SETTINGS.encode("utf-16-be")}, "a Stable Diffusion"),
+        ("a.webp", {"comment": b"UNICODE\0" + SETTINGS.encode("utf-16-le")}, "a Stable Diffusion"),
+        ("a.png", {"texts": {"prompt": json.dumps(PROMPT)}}, "ComfyUI graph that samples"),
+        ("a.png", {"texts": {"workflow": json.dumps(WORKFLOW)}}, "ComfyUI graph that samples"),
+        ("a.webp", {"exif": {0x010F: "workflow:" + json.dumps(WORKFLOW)}}, "ComfyUI graph that"),
+        ("a.png", {"texts": {"invokeai_metadata": "{}"}}, "InvokeAI"),
+        ("a.png", {"texts": {"Description": "a cat --v 6 Job ID: " + "0" * 8 + "-0000-0000-0000-"
+          + "0" * 12}}, "Midjourney"),
+        ("a.png", {"texts": {"Comment": '{"prompt": "x", "steps": 28, "seed": 1, "scale": 5}'}},
+         "settings of an image model"),
+        ("a.png", {"texts": {"parameters": '{"sui_image_params": {"model": "m"}}'}}, "SwarmUI"),
+    ],
+)  # fmt: skip
+def test_settings_that_programs_of_image_models_leave_are_told(name, given, says, tmp_path):
+    found = check_file(picture(tmp_path / name, **given))
+    assert "that a program made or composed it" in found.verdict
+    assert says in found.verdict
+    assert "<b>v2" not in render_check_page([found])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"parameters": "Steps: climb the 20 stairs, then turn left"},
+        {"prompt": "What is shown here?", "workflow": "scanned, cropped, filed"},
+        {"Comment": '{"seed": 1, "title": "grass"}', "Software": "GIMP"},
+        {"Comment": "{" * 5000},
+        {"prompt": json.dumps({"a": {"class_type": "x"}})},
+    ],
+)
+def test_other_texts_are_not_taken_for_settings(texts, tmp_path):
+    found = check_file(picture(tmp_path / "a.png", texts=texts))
+    assert found.claims == ()
+    assert found.verdict.startswith("nothing is known of its origin")
+
+
+def test_a_graph_without_a_sampler_is_told_and_not_called_made(tmp_path):
+    found = check_file(picture(tmp_path / "a.png", texts={"workflow": json.dumps(RESIZE)}))
+    assert "a ComfyUI graph without a sampler" in found.verdict
+    assert "that a program made" not in found.verdict
+
+
+def test_a_film_says_it_in_its_tags_and_in_xmp(tmp_path):
+    av = pytest.importorskip("av")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    write_clip(tmp_path / "a.mp4", [frame] * 10)
+    xmp = packet("trainedAlgorithmicMedia").encode()
+    data = (tmp_path / "a.mp4").read_bytes()
+    box = struct.pack(">I", 24 + len(xmp)) + b"uuid" + bytes(16) + xmp
+    (tmp_path / "xmp.mp4").write_bytes(data + box)
+    assert "XMP" in check_file(tmp_path / "xmp.mp4").verdict
+    with av.open(str(tmp_path / "b.mkv"), "w") as container:
+        container.metadata["comment"] = json.dumps({"prompt": PROMPT, "extra_data": {}})
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    assert "a ComfyUI graph that samples" in check_file(tmp_path / "b.mkv").verdict
+
+
+def test_what_is_signed_goes_before_what_is_not(lab, tmp_path):
+    path = picture(tmp_path / "a.png", texts={"parameters": SETTINGS})
+    data = path.read_bytes()
+    for source, says in (("trainedAlgorithmicMedia", False), ("", True)):
+        path.write_bytes(sign_bytes(data, "image/png", {}, lab.signer, source_type=source))
+        assert ("unsigned" in check_file(path, lab=lab).verdict) is says
+
+
+def svg():
+    return b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0"/></svg>'
+
+
+def test_drawings_and_raw_photographs_carry_credentials(lab, tmp_path):
+    signed = sign_bytes(svg(), "image/svg+xml", {"title": "a"}, lab.signer)
+    (tmp_path / "a.svg").write_bytes(signed)
+    found = check_file(tmp_path / "a.svg", lab=lab)
+    assert (found.credentials.integrity, found.credentials.trust) == ("intact", "lab")
+    assert found.quality == ("no pixels: .svg is not decoded here, so that no mark was looked for",)
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "TIFF")
+    raw = sign_bytes(out.getvalue(), "image/x-adobe-dng", {"title": "a"}, lab.signer)
+    (tmp_path / "a.dng").write_bytes(raw)
+    assert check_file(tmp_path / "a.dng", lab=lab).credentials.integrity == "intact"
+    done = CliRunner().invoke(
+        stillroom, ["forensics", "provenance", "verify", str(tmp_path / "a.dng")]
+    )
+    assert done.exit_code == 0
+    assert {path.name for path in list_media([tmp_path]).media} == {"a.svg", "a.dng"}
+
+
+def font(*tables):
+    """Return a font of some tables, (tag, bytes); nothing else of it is right."""
+    head, body = struct.pack(">4sHHHH", b"\0\1\0\0", len(tables), 0, 0, 0), b""
+    first = 12 + 16 * len(tables)
+    for tag, data in tables:
+        head += struct.pack(">4sIII", tag, 0, first + len(body), len(data))
+        body += data
+    return head + body
+
+
+def test_of_a_font_it_is_told_what_its_credentials_name_and_what_is_not_checked(lab, tmp_path):
+    signed = sign_bytes(svg(), "image/svg+xml", {"title": "a"}, lab.signer)
+    store = base64.b64decode(re.search(rb"manifest[^>]*>([A-Za-z0-9+/=\s]+)<", signed)[1])
+    table = struct.pack(">HHIHHII", 0, 1, 0, 0, 0, 20, len(store)) + store
+    (tmp_path / "signed.ttf").write_bytes(font((b"head", b"1234"), (b"C2PA", table)))
+    (tmp_path / "plain.ttf").write_bytes(font((b"head", b"1234")))
+    (tmp_path / "cut.ttf").write_bytes(font((b"C2PA", table[:30])))
+    found = verify_file(tmp_path / "signed.ttf", [lab.trust])
+    assert (found.integrity, found.trust) == ("unreadable", "")
+    assert "whether the font's bytes are those that were signed is not checked" in found.note
+    assert found.issuer
+    assert verify_file(tmp_path / "plain.ttf").integrity == "none"
+    assert verify_file(tmp_path / "cut.ttf").integrity == "unreadable"
+    assert read_credentials(b"\0\1\0\0\0", "font/ttf").integrity == "none"
+
+
+def test_a_captured_picture_does_not_pass_for_nobodys_by_another_name(lab, tmp_path):
+    path = picture(tmp_path / "a.png")
+    data = sign_bytes(path.read_bytes(), "image/png", {}, lab.signer, source_type="digitalCapture")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert find_camera_evidence(tmp_path / "a.jpg") == "credentials of a captured picture"
+
+
+@pytest.fixture
+def misnamed(lab, faces, tmp_path):
+    """Media whose names say otherwise, one marked and one not, a recording, and a text."""
+    folder = tmp_path / "misnamed"
+    folder.mkdir()
+    made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
+    LabeledImageWriter(lab).emit(made, folder / "a.jpg")
+    (folder / "a.jpg").rename(folder / "marked.dat")
+    Image.fromarray(faces[1].image).save(folder / "b.jpg")
+    (folder / "b.jpg").rename(folder / "plain")
+    wav(folder / "sound.bin", 0.4 * np.sin(np.arange(16_000) * 0.3))
+    (folder / "notes.txt").write_text("no medium")
+    return folder
+
+
+def test_files_are_known_by_what_they_begin_with(misnamed, lab, tmp_path):
+    listed = list_media([misnamed])
+    assert [path.name for path in listed.media] == ["marked.dat", "plain", "sound.bin"]
+    found = check_file(misnamed / "marked.dat", lab=lab)
+    assert found.credentials.integrity == "intact"
+    assert found.trace.content == "same"
+    assert "named .dat, and by its content .jpg" in found.quality
+    assert check_file(misnamed / "sound.bin", lab=lab).look.sound is not None
+    assert look_up_file(misnamed / "marked.dat", lab).watermark
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.mp4")
+    assert check_file(tmp_path / "b.mp4").error == ""
+    assert identify_bytes(misnamed / "notes.txt") is None
+
+
+TEXTS = {
+    "readme.txt": b"The wide world of forensics, notes.\n",
+    "points.txt": b"P2 10 20 points are given\n",
+    "gif.txt": "GIF89a is a format of 1989: gr\u00f6\u00dfe.\n".encode("latin-1"),
+    "amr.txt": b"#!AMR\n",
+    "codec.md": b"fLaC is lossless",
+    "pages": b"OggS pages",
+    "riff.log": b"RIFF: a WAVE file begins so",
+    "pdf.txt": b"%PDF-1.7 is how a document begins.\n",
+    "page.html": b"<!-- page -->\n<html><body><svg width='1'></svg></body></html>",
+    "report.html": b"<!doctype html><svg></svg>",
+    "drawn.xml": b"<?xml version='1.0'?><doc><svg/></doc>",
+    "comments.xml": b"<!--a-->" * 500 + b"<doc/>",
+}
+
+
+def test_texts_that_begin_with_the_letters_of_a_format_are_no_media(tmp_path):
+    for name, data in TEXTS.items():
+        (tmp_path / name).write_bytes(data)
+        assert identify_bytes(tmp_path / name) is None, name
+    assert list_media([tmp_path]).media == ()
+
+
+def test_formats_that_are_letters_or_texts_are_known_by_any_name(tmp_path):
+    flac = b"fLaC\x00\x00\x00\x22\x10"
+    drawn = b"<?xml version='1.0'?><!-- a --><!DOCTYPE svg [<!ENTITY a 'b'>]>\n<svg width='1'/>"
+    known = {
+        ".gif": b"GIF89a\x08\x00\x08\x00\xf7\x00\x00",
+        ".flac": flac,
+        ".ogg": b"OggS\x00\x02",
+        ".mov": b"\x00\x00\x00\x08wide\x00\x00\x01\x00mdat",
+        ".amr": b"#!AMR\n\x3c\x08\x1e",
+        ".wav": b"RIFF$$$$WAVEfmt \x10\x00\x00\x00",
+        ".ppm": b"P6\n# a comment\n2 1\n255\n\x00\x01\x02\x03\x04\x05",
+        ".pgm": b"P2 2 1 # a comment\n255\n0 7\n",
+        ".svg": drawn,
+        ".pdf": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+    }
+    for ending, data in known.items():
+        path = tmp_path / f"a{ending[1:]}.dat"
+        path.write_bytes(data)
+        found = identify_bytes(path)
+        assert found is not None, ending
+        assert (found.ending, found.note) == (ending, f"named .dat, and by its content {ending}")
+        named = path.rename(tmp_path / f"a{ending}")
+        assert identify_bytes(named).note == ""
+    (tmp_path / "white.ppm").write_bytes(b"P6 1 1 255\n\xff\xff\xff")
+    assert identify_bytes(tmp_path / "white.ppm").ending == ".ppm"
+
+
+def test_unmarked_media_are_found_whatever_their_names(misnamed, lab):
+    found = find_unmarked_files(misnamed, lab)
+    assert set(found) == {"plain", "sound.bin"}
+    assert find_unmarked_files(misnamed / "marked.dat", lab) == {}
+    assert find_unmarked_files(misnamed / "plain", lab) == {"plain": found["plain"]}
+    (misnamed / "cut").write_bytes(b"\xff\xd8\xff\xe0")
+    assert "watermark" in find_unmarked_files(misnamed, lab)["cut"]
+
+
+def test_of_no_media_the_ledger_does_not_say_that_all_are_marked(misnamed, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no medium")
+
+    def ask(*places):
+        words = [word for place in places for word in ("--unmarked", str(place))]
+        return CliRunner().invoke(stillroom, ["forensics", "ledger", *words])
+
+    for place, code in ((tmp_path / "missing", "data.missing"), (tmp_path / "empty",
+                        "forensics.no-media")):  # fmt: skip
+        done = ask(place)
+        assert done.exit_code == 1
+        assert isinstance(done.exception, DataError)
+        assert done.exception.code == code
+        assert "every mark" not in done.output
+    done = ask(misnamed / "marked.dat")
+    assert done.exit_code == 0
+    assert "every media file carries every mark" in done.output
+    for places in ((misnamed, misnamed / "marked.dat"), (misnamed / "marked.dat", misnamed)):
+        done = ask(*places)
+        assert done.exit_code == 1
+        assert f"{misnamed / 'plain'}: lacks ledger" in done.output
+        assert f"{misnamed / 'marked.dat'}: every media file" in done.output

@@ -1,0 +1,172 @@
+"""Whose voices: consent of people, claims of nobody held against what recorders write."""
+
+import json
+import struct
+from datetime import date
+
+import pytest
+from click.testing import CliRunner
+from tests.unit.forensics.sounds import write_sound
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError, RecipeError
+from stillroom.flow import run_recipe
+from stillroom.forensics.c2pa.credentials import sign_bytes
+from stillroom.forensics.labeling.writers import AUDIO_LABELS
+from stillroom.forensics.media.audio import SAMPLE_RATE
+from stillroom.forensics.recipe import AudioSettings
+from stillroom.forensics.synthesis.consent import find_recorder_evidence, write_consent
+from stillroom.forensics.synthesis.voices import draw_voice, open_voices
+from stillroom.provenance import digest_file
+from stillroom.recipes import parse_recipe
+
+pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def voices():
+    return [draw_voice(4, number, 4.0) for number in range(4)]
+
+
+def rows_of(run):
+    lines = (run / "output/manifest.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_voices_of_people_need_consent(tmp_path, voices):
+    folder = tmp_path / "anna"
+    write_sound(folder / "a.wav", voices[0].values)
+
+    def forge(more, out):
+        text = f"version: 1\nkind: forensics\ncount: 1\nsound: {{folder: {folder}{more}}}\n"
+        return run_recipe(parse_recipe(text), tmp_path / out)
+
+    for more in ("", ", basis: a license"):
+        with pytest.raises(RecipeError) as caught:
+            forge(more, "none")
+        assert caught.value.code == "forensics.whose-faces"
+    fields = {"who": "Anna", "basis": "form", "expires": date(2999, 1, 1)}
+    write_consent(tmp_path / "c.json", [folder / "a.wav"], scope=["sound_splice"], **fields)
+    with pytest.raises(DataError, match="does not cover 'vocoder'"):
+        forge(f", consent: {tmp_path / 'c.json'}", "other")
+    words = ["forensics", "consent", str(folder), "--who", "Anna", "--basis", "form"]
+    words += ["--scope", "vocoder", "--expires", "2999-01-01", "--out", str(tmp_path / "d.json")]
+    done = CliRunner().invoke(stillroom, words)
+    assert "for 1 file\n" in done.output
+    forge(f", consent: {tmp_path / 'd.json'}", "set")
+    row = rows_of(tmp_path / "set")[0]
+    assert row["consent"]
+    assert row["identity"] == "a"
+    twin = (tmp_path / "set" / "output" / "real" / "000000.wav").read_bytes()
+    assert AUDIO_LABELS["real"].encode() in twin
+    assert b"Not a true recording" not in twin
+    with pytest.raises(DataError) as caught:
+        run_recipe(
+            parse_recipe(
+                f"version: 1\nkind: forensics\nsound: {{folder: {tmp_path}/none/output, "
+                "synthetic_source: x}}\n".replace("}}", "}")
+            ),
+            tmp_path / "empty",
+        )
+    assert caught.value.code in {"forensics.no-voices", "recipe.missing-path", "data.missing"}
+
+
+def forge_claimed(folder, out, generator="a synthesizer"):
+    text = f"version: 1\nkind: forensics\ncount: 1\nsound: {{folder: {folder}, "
+    return run_recipe(parse_recipe(text + f"synthetic_source: {generator}}}\n"), out)
+
+
+def chunk(name, body):
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def tagged(path, values, **tags):
+    """Write a sound as a phone's recorder does: M4A with tags."""
+    import av
+
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata.update(tags)
+        stream = container.add_stream("aac", rate=SAMPLE_RATE)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(values[None], format="fltp", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        for part in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(part)
+
+
+BEXT = b"a scene".ljust(256, b"\0") + b"Recorder".ljust(32, b"\0") + b"R123".ljust(32, b"\0")
+BEXT += b"2026-01-0112:00:00" + bytes(8) + struct.pack("<H", 1) + bytes(64 + 190)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "tags", "says"),
+    [
+        ("a.wav", chunk(b"bext", BEXT), {}, "a broadcast recorder's reference"),
+        ("a.wav", chunk(b"iXML", b"<BWFXML/>"), {}, "a field recorder's notes"),
+        ("a.m4a", b"", {"com.android.manufacturer": "a maker"}, "the recorder's make"),
+        ("a.m4a", b"", {"location": "+51.5-000.1/"}, "where it was recorded"),
+        ("a.m4a", b"", {"artist": "Anna Example"}, "a performer's name"),
+    ],
+)
+def test_recordings_do_not_pass_for_voices_of_nobody(name, more, tags, says, tmp_path, voices):
+    path = write_sound(tmp_path / "voices" / "a.wav", voices[0].values)
+    data = path.read_bytes() + more
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    if tags:
+        path.unlink()
+        tagged(tmp_path / "voices" / name, voices[0].values, **tags)
+    assert find_recorder_evidence(tmp_path / "voices" / name) == says
+    with pytest.raises(DataError, match="said to be made by a synthesizer, and holds") as caught:
+        forge_claimed(tmp_path / "voices", tmp_path / "run")
+    assert caught.value.code == "forensics.recording"
+    assert not (tmp_path / "run" / "output").exists() or not rows_of(tmp_path / "run")
+
+
+def test_a_synthesizer_that_names_itself_is_no_performer(tmp_path, voices):
+    tagged(tmp_path / "a.m4a", voices[0].values, artist="A Synthesizer", model="xtts")
+    assert find_recorder_evidence(tmp_path / "a.m4a", "a synthesizer 2") == ""
+    assert find_recorder_evidence(tmp_path / "a.m4a", "another") == "a performer's name"
+    (tmp_path / "b.wav").write_bytes(b"no sound")
+    assert find_recorder_evidence(tmp_path / "b.wav") == ""
+
+
+def test_credentials_of_a_captured_sound_do_not_pass_either(tmp_path, voices, lab):
+    path = write_sound(tmp_path / "a.wav", voices[0].values)
+    made = {"title": "a"}
+    signed = sign_bytes(
+        path.read_bytes(), "audio/wav", made, lab.signer, source_type="digitalCapture"
+    )
+    path.write_bytes(signed)
+    assert find_recorder_evidence(path) == "credentials of a captured sound"
+
+
+def test_a_claim_that_nobody_speaks_is_recorded_and_labels_the_twin(tmp_path, voices, lab):
+    write_sound(tmp_path / "voices" / "a.wav", voices[0].values)
+    artifact = forge_claimed(tmp_path / "voices", tmp_path / "run")
+    assert artifact.details["voices"] == "synthetic: a synthesizer"
+    assert [row["whose"] for row in rows_of(tmp_path / "run")] == ["synthetic: a synthesizer"] * 2
+    rows = {row["sha256"]: row for row in lab.ledger.rows()}
+    for name, kind in (("fake", "forged"), ("real", "synthetic")):
+        path = tmp_path / "run" / "output" / name / "000000.wav"
+        row = rows[digest_file(path)]
+        assert (row["kind"], row["whose"]) == (kind, "synthetic: a synthesizer")
+        assert AUDIO_LABELS[kind].encode() in path.read_bytes()
+        assert b"synthetic: a synthesizer" in path.read_bytes()
+
+
+def test_voices_of_one_file_are_its_own(tmp_path, voices):
+    path = write_sound(tmp_path / "people" / "anna.wav", voices[0].values)
+    sound = AudioSettings(folder=str(path), basis="a license")
+    found = open_voices(sound, [], seed=0, count=3, say=lambda line: None)
+    assert [wave_.identity for wave_ in found.waves] == ["anna"]
+
+
+def test_recordings_of_a_speaker_are_of_one_whatever_folders_lie_below(tmp_path, voices):
+    for name in ("anna/1/a.wav", "anna/2/b.wav", "bob/1/c.wav", "clara.wav"):
+        write_sound(tmp_path / "people" / name, voices[0].values)
+    (tmp_path / "people" / "bob" / "d.wav").write_bytes(b"no sound")
+    sound, said = AudioSettings(folder=str(tmp_path / "people"), basis="a license"), []
+    found = open_voices(sound, [], seed=0, count=9, say=said.append)
+    assert sorted({wave_.identity for wave_ in found.waves}) == ["anna", "bob", "clara"]
+    assert found.left_out == 1
+    assert "1 of 5 recordings were left out" in said

@@ -1,0 +1,295 @@
+"""A detector is learned, resumed to the same bytes, opened, and asked about a picture."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tests.unit.forensics.conftest import widen
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.flow import run_recipe
+from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.detector_set import compute_heatmaps
+from stillroom.forensics.inference.trained_detector import (
+    DetectorMetadata,
+    TrainedDetector,
+    write_detector,
+)
+from stillroom.forensics.interfaces import DETECTORS, IMAGE_FORGERIES
+from stillroom.forensics.networks.base import DetectorOutput
+from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
+from stillroom.forensics.training.pairs import PairDataset
+from stillroom.forensics.training.validation import (
+    ValidationSet,
+    make_validation_set,
+    randomize_weights,
+    reestimate_batch_norm,
+    run_pointing_game,
+)
+from stillroom.recipes import parse_recipe
+
+RECIPE = """
+version: 1
+kind: forensics
+seed: 3
+method: {name: upsample, roughness: 1.0}
+count: 14
+size: 128
+split: {held_out: 0.3, validation: 0.3}
+detector:
+  model: {name: npr, width: 8}
+  pixels: 32
+  train: {steps: 4, batch_size: 3, threads: 1, save_every_s: 0, learning_rate: 0.01}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("detector") / "run"
+    run_recipe(parse_recipe(RECIPE), out)
+    return out
+
+
+def test_what_it_leaves_is_a_checkpoint_with_a_card(trained):
+    detector = TrainedDetector.open(trained)
+    assert detector.name == "npr of upsample"
+    assert len(detector.fingerprint) == 64
+    card = (trained / "output" / "README.md").read_text()
+    assert "Where it is blind" in card
+    assert "of photographs its scores say nothing" in card
+    figures = detector.about.figures
+    assert set(figures["auc"]) == {*("clean", "jpeg70", "jpeg40", "half", "noise8", "blur", "h264")}
+    people = figures["faces"]
+    assert sum(people.values()) == 14
+    assert min(people.values()) > 0
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
+    load, calls = PairDataset.load, []
+
+    def dies(self, group):
+        calls.append(group)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return load(self, group)
+
+    monkeypatch.setattr(PairDataset, "load", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(parse_recipe(RECIPE), tmp_path / "run")
+    run_recipe(parse_recipe(RECIPE), tmp_path / "run", resume=True)
+    assert len(calls) == 5  # four steps, one of them begun twice
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "run/output" / name).read_bytes() == (
+            trained / "output" / name
+        ).read_bytes()
+
+
+def test_one_batch_is_judged_as_its_parts(trained, faces):
+    detector = TrainedDetector.open(trained)
+    images = [face.image for face in faces]
+    whole = detector.logits(images)
+    parts = np.concatenate([detector.logits([image]) for image in images])
+    np.testing.assert_allclose(whole, parts, atol=1e-4)
+
+
+def judged(detector, image, **changes):
+    about = {"box": (0, 0, 9, 9), "face_pixels": 1e4, "jpeg_quality": None}
+    return detector.judge(image, **{**about, **changes})
+
+
+def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
+    detector = TrainedDetector.open(trained)
+    about = widen(detector.about)
+    shown = vars(about) | {
+        "is_shown": True,
+        "faces": "person",
+        "least_face": 90,
+        "least_quality": 50,
+        "calibrator": Calibrator("platt", 1e-6, 2.0),
+    }
+    detector.about = type(about)(**shown)
+    image = faces[0].image
+    sure = judged(detector, image)
+    assert sure.chance == pytest.approx(0.88, abs=0.01)
+    assert sure.verdict.startswith("indicates a forgery (chance 0.88 where 0.5 of")
+    rare = judged(detector, image, prevalence=0.001)
+    assert rare.verdict.startswith("does not indicate")
+    detector.about = type(about)(**shown | {"faces": "drawn"})
+    said = "inconclusive: it learned from drawn faces alone, and says nothing of any others"
+    assert judged(detector, image).verdict == said
+    detector.about = type(about)(**shown)
+    small = judged(detector, image, face_pixels=50, jpeg_quality=30)
+    assert small.chance is None
+    assert small.verdict == (
+        "inconclusive: face of 26 px, below the 47 px it was shown to work on; "
+        "JPEG quality 30, below the 50 it was shown to work on"
+    )
+    detector.about = type(about)(**{**shown, "is_shown": False})
+    assert "not shown to tell" in judged(detector, image).verdict
+
+
+def test_figures_are_of_the_weights_they_were_measured_with(trained, tmp_path):
+    from dataclasses import replace
+
+    detector = TrainedDetector.open(trained, device="cpu")
+    about = replace(detector.about, is_shown=True)
+    (tmp_path / "a").mkdir()
+    write_detector(tmp_path / "a", detector.network, about)
+    assert TrainedDetector.open(tmp_path / "a").about.is_shown
+    with torch.no_grad():
+        detector.network.body.head.bias.add_(1)
+    (tmp_path / "b").mkdir()
+    write_detector(tmp_path / "b", detector.network, about)
+    other = (tmp_path / "a/config.json").read_bytes()
+    (tmp_path / "b/config.json").write_bytes(other)  # as a merge keeps the first one's config
+    assert not TrainedDetector.open(tmp_path / "b").about.is_shown
+
+
+def test_findings_stand_beside_the_verdict(trained, tmp_path):
+    from stillroom.forensics.synthesis.faces import draw_face
+
+    Image.fromarray(draw_face(7, 1, 256).image).save(tmp_path / "a.png")
+    words = ["forensics", "check", str(tmp_path / "a.png"), "--detector", str(trained)]
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(stillroom, [*words, "--json", "--maps", "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (finding,) = found["files"][0]["detectors"]
+    assert found["files"][0]["verdict"].startswith("nothing is known of its origin")
+    assert finding["detector"] == "npr of upsample"
+    assert finding["verdict"].startswith(("inconclusive", "indicates", "does not indicate"))
+    assert any("npr of upsample: It reads the grid" in line for line in found["limits"])
+    assert "npr of upsample" in page.read_text()
+
+
+def test_train_command_tells_figures_and_blindness(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("npr, width: 8", "spectral"))
+    words = ["forensics", "train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(stillroom, [*words, "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "area under the curve, clean" in done.output
+    assert "blind    It sees the spectrum" in done.output
+    plain = RECIPE.split("detector:")[0]
+    (tmp_path / "r.yaml").write_text(plain)
+    done = CliRunner().invoke(stillroom, words)
+    assert isinstance(done.exception, RecipeError)
+    assert "the recipe learns no detector" in str(done.exception)
+
+
+def test_maps_find_what_a_detector_was_told(trained, faces):
+    detector = TrainedDetector.open(trained)
+    maps = compute_heatmaps(detector, [face.image for face in faces[:2]])
+    assert maps.shape == (2, 32, 32)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    trial = make_validation_set(faces[:3], [IMAGE_FORGERIES.build("sbi")], seed=1)
+    played = run_pointing_game(detector, trial)
+    assert 0 < played.chance < 1
+    assert played.middle == 1.0  # faces lie in the middle: to point there is no art
+    everywhere = ValidationSet(
+        trial.images, trial.labels, tuple(np.ones_like(mask) for mask in trial.masks), trial.groups
+    )
+    assert run_pointing_game(detector, everywhere).hits == 1.0
+
+
+class _Coarse(torch.nn.Module):
+    """A network of 3 x 3 places of 48 pixels that finds brightness forged."""
+
+    def forward(self, given):
+        grid = torch.nn.functional.avg_pool2d(given[:, :1].clamp(min=0), 16)
+        return DetectorOutput(grid.sum((1, 2, 3)), grid.mean((2, 3)), grid)
+
+
+def find_spot(network, at, size):
+    """Return how far the map's highest place lies from a bright spot at row and column ``at``."""
+    network.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
+    method = DETECTORS.build({"name": "cnn", "weights": "none"})
+    about = DetectorMetadata(method, size, size, 1.5, Calibrator("none"))
+    image = np.zeros((size, size, 3), np.uint8)
+    image[at[0] - 2 : at[0] + 3, at[1] - 2 : at[1] + 3] = 255
+    found = compute_heatmaps(TrainedDetector(network, about), [image])[0]
+    highest = np.argwhere(found >= found.max() - 1e-6).mean(axis=0)
+    return float(np.abs(highest - at).max())
+
+
+@pytest.mark.parametrize("at", [(15, 33), (33, 24), (12, 12)])
+def test_maps_of_three_sizes_lie_nearer_than_those_of_one(at):
+    assert find_spot(TwoStreamNetwork(_Coarse()), at, 48) < 4.5
+    one_size = TwoStreamNetwork(
+        _Coarse(), instead=torch.nn.Identity()
+    )  # behind a front end on pixels
+    assert find_spot(one_size, at, 48) > find_spot(TwoStreamNetwork(_Coarse()), at, 48)
+
+
+def test_a_network_with_weights_drawn_anew_still_tells_pictures_apart(faces):
+    network = DETECTORS.build({"name": "cnn", "weights": "none"}).build(64)
+    rng = np.random.default_rng(0)
+    planes = torch.from_numpy(rng.random((4, 3, 64, 64), dtype=np.float32))
+    drawn = reestimate_batch_norm(randomize_weights(network, 1), planes)
+    with torch.inference_mode():
+        assert drawn(planes).std() > 1e-3
+
+
+def changed(trained, folder, change):
+    """Copy a detector's weights, and its config after a change."""
+    config = json.loads((trained / "output/config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (trained / "output/model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_what_is_no_detector_is_refused(trained, tmp_path):
+    changed(trained, tmp_path, lambda config: config.pop("stillroom_detector"))
+    with pytest.raises(CheckpointError, match=r"config\.json does not say so") as caught:
+        TrainedDetector.open(tmp_path)
+    assert caught.value.code == "forensics.no-detector"
+    changed(trained, tmp_path, lambda config: config["stillroom_detector"].pop("pixels"))
+    with pytest.raises(CheckpointError, match="says of itself is damaged"):
+        TrainedDetector.open(tmp_path)
+    other = {"name": "spectral"}
+    changed(trained, tmp_path, lambda config: config["stillroom_detector"].update(method=other))
+    with pytest.raises(CheckpointError, match="another network"):
+        TrainedDetector.open(tmp_path)
+
+
+def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
+    with pytest.raises(DataError, match="none is left for") as caught:
+        run_recipe(parse_recipe(RECIPE.replace("count: 14", "count: 2")), tmp_path / "few")
+    assert caught.value.code == "forensics.too-few-faces"
+    other = RECIPE.replace("npr, width: 8", "spectral") + f"  start: {trained}\n"
+    with pytest.raises(DataError, match=r"detector\.start is a npr") as caught:
+        run_recipe(parse_recipe(other), tmp_path / "other")
+    assert caught.value.code == "forensics.other-detector"
+    text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
+    with pytest.raises(RecipeError, match=r"faces\.basis is for detectors"):
+        parse_recipe(text)
+
+
+def test_a_detector_without_places_has_no_maps(tmp_path, faces):
+    method = DETECTORS.build("spectral")
+    about = DetectorMetadata(method, 32, 160, 1.9, Calibrator("none"))
+    with pytest.raises(DataError, match="no places to show") as caught:
+        compute_heatmaps(TrainedDetector(method.build(32), about), [faces[0].image])
+    assert caught.value.code == "forensics.no-map"
+
+
+def test_a_student_learns_its_teachers_scores(trained, tmp_path):
+    text = RECIPE.replace("npr, width: 8", "spectral") + f"  teacher: {trained}\n"
+    run_recipe(parse_recipe(text), tmp_path / "student")
+    artifact = json.loads((tmp_path / "student/artifact.json").read_text())
+    assert [parent["role"] for parent in artifact["parents"]] == ["teacher"]
+    lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line)["name"] == "teacher" for line in lines)
+
+
+@pytest.mark.parametrize("more", ["edits: [retouch]", "out: {quality: 60}", "workers: 2"])
+def test_what_is_of_files_is_not_set_where_none_is_written(more):
+    with pytest.raises(RecipeError, match="would do nothing") as caught:
+        parse_recipe(f"version: 1\nkind: forensics\ndetector: {{model: npr}}\n{more}\n")
+    assert caught.value.code == "forensics.without-effect"

@@ -1,0 +1,162 @@
+"""mergekit's arithmetic in numpy: the bits of ``replicate``, torch's own, and of its sorts."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.checkpoints.dtypes import narrow, widen
+from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks
+from stillroom.merge.mergekit import numpy_arithmetic
+from stillroom.merge.mergekit.numpy_arithmetic import (
+    TorchGenerator,
+    fused_multiply_add,
+    select_largest,
+    to_draw_levels,
+)
+
+TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+CASES = [
+    {"name": "linear"},
+    {"name": "linear", "normalize": False},
+    {"name": "task_arithmetic"},
+    {"name": "task_arithmetic", "normalize": True, "scale": 0.7},
+    {"name": "ties", "density": 0.37},
+    {"name": "ties", "density": 0.8, "normalize": False, "scale": 1.3},
+    {"name": "ties", "density": 1.0},
+    {"name": "ties", "density": 0.0},
+    {"name": "dare_linear", "density": 0.4},
+    {"name": "dare_ties", "density": 0.7, "rescale": False},
+    {"name": "della", "density": 0.5, "epsilon": 0.1},
+    {"name": "della_linear", "density": 0.6, "epsilon": 0.2, "rescale": False},
+]
+
+
+def make_tensors(rng, count, shape, kind, *, related):
+    """A base and models as they are stored, with some equal elements and zeros of both signs."""
+    base = np.asarray(rng.standard_normal(shape, np.float32) * np.float32(0.02))
+    step = 0.002 if related else 0.02
+    listed = [base]
+    for _ in range(count):
+        model = np.asarray(base + rng.standard_normal(shape, np.float32) * np.float32(step))
+        model[rng.random(shape) < 0.1] = 0
+        model[rng.random(shape) < 0.1] = -0.0
+        same = rng.random(shape) < 0.1
+        model[same] = base[same]
+        listed.append(model)
+    return [widen(narrow(each, kind), kind) for each in listed]
+
+
+class Cast(InMemoryBlocks):
+    """Blocks of tensors in memory that are of one storage type."""
+
+    def __init__(self, base, parents, at, kind):
+        base, *parents = (np.atleast_1d(each) for each in (base, *parents))
+        super().__init__(base, parents, at, rows=10)
+        self.kind = kind
+
+    def base(self, number):
+        return self[number]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(67, 33), (513,), (1, 4000), ()], ids=str)
+def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
+    method = METHODS.build(settings)
+    rng = np.random.default_rng(len(str(settings)) + sum(shape[:1]))
+    for count, related in ((1, True), (2, False), (3, True), (4, True), (5, False), (7, False)):
+        if not method.retraces(kind, shape, count):
+            continue  # torch computes it
+        base, *parents = make_tensors(rng, count, shape, kind, related=related)
+        weights = tuple(float(weight) for weight in rng.normal(0.5, 0.5, count))
+        keys = tuple(str(number) for number in range(count))
+        at = BlockContext("tensor", shape, keys, weights)
+        blocks = Cast(base, parents, at, kind)
+        draws = TorchGenerator(5)
+        combine = method.retrace(blocks, draws)
+        made = np.concatenate([combine(number) for number in range(len(blocks))])
+        torch.manual_seed(5)
+        whole = [torch.from_numpy(each).to(TYPES[kind]) for each in (base, *parents)]
+        expected = method.replicate(whole[0], whole[1:], at).float().numpy()
+        assert np.array_equal(made.view(np.uint32), np.atleast_1d(expected).view(np.uint32))
+        after = (torch.rand(4) * 2**24).numpy().astype(np.uint32)
+        more = [draws.keep(1, np.uint32(level))[0] for level in after]
+        assert not any(more)  # the generators stand at the same place: no draw lies below itself
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.9, 1e-8, 0.99999])
+@pytest.mark.parametrize("kind", ["BF16", "F32"])
+def test_draws_are_torchs(density, kind):
+    torch.manual_seed(9)
+    shares = torch.full((5000,), density, dtype=TYPES[kind])
+    drawn = torch.bernoulli(shares).float().numpy().astype(bool)
+    level = to_draw_levels(shares[:1].float().numpy())[0]
+    assert np.array_equal(TorchGenerator(9).keep(5000, level), drawn)
+
+
+def test_draws_go_on_where_they_stood():
+    draws = TorchGenerator(3)
+    draws.keep(1000, np.uint32(1 << 20))
+    state = draws.state
+    expected = draws.keep(1000, np.uint32(1 << 23))
+    other = TorchGenerator(4)
+    other.state = state
+    assert np.array_equal(other.keep(1000, np.uint32(1 << 23)), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(17, 70_000),
+    values=st.sampled_from([1, 2, 5, 40, 1000, 1 << 30]),
+    share=st.floats(0, 1),
+    shape=st.sampled_from(["random", "rising", "falling", "waves"]),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_kept_of_equal_magnitudes_is_what_torchs_sort_puts_first(
+    size, values, share, shape, seed
+):
+    keys = np.random.default_rng(seed).integers(0, values, size).astype(np.uint32)
+    if shape != "random":
+        keys.sort()
+    if shape == "falling":
+        keys = keys[::-1].copy()
+    if shape == "waves":
+        keys = np.concatenate([keys[::2], keys[1::2][::-1]])
+    count = max(1, int(share * size))
+    kept = select_largest(keys, count)
+    if kept is None:
+        return  # torch is asked then
+    order = torch.argsort(torch.from_numpy(keys.view(np.float32)), descending=True)
+    assert np.array_equal(np.flatnonzero(kept), np.sort(order[:count].numpy()))
+
+
+def test_a_heap_is_left_to_torch(monkeypatch):
+    from stillroom.merge.mergekit import numpy_arithmetic
+
+    monkeypatch.setattr(numpy_arithmetic, "select_largest", lambda *_: None)
+    test_blocks_give_what_whole_tensors_give({"name": "ties", "density": 0.4}, "BF16", (67, 33))
+
+
+def test_an_order_of_adding_that_shows_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(numpy_arithmetic, "_SUM_ERROR", 0.5)
+    case = {"name": "dare_ties", "density": 0.4}
+    test_blocks_give_what_whole_tensors_give(case, "BF16", (67, 33))
+
+
+def test_a_product_is_added_with_one_rounding():
+    # 1 + 2**-24 lies halfway between two float32; what is far below decides.
+    total = np.array([1, 1, 1, -1], np.float32)
+    tiny = np.array([2**-24, 2**-24 * (1 + 2**-23), 2**-24 * (1 - 2**-24), -(2**-24)], np.float32)
+    expected = torch.from_numpy(total.copy()).add_(torch.from_numpy(tiny), alpha=1.0).numpy()
+    assert np.array_equal(fused_multiply_add(total.copy(), tiny, 1.0), expected)
+    # The float64 sum of these rounds to a tie of float32, and the exact sum is not one.
+    total = np.full(4, 1 + 2**-23, np.float32)
+    parts = np.array([1, -1, 1, -1], np.float32) * np.float32(2**-24) * np.float32(1 + 2**-22)
+    values = parts * np.float32(1)
+    weight = float(np.float32(1 + 2**-23))
+    exact = [float(t) + float(v) * weight for t, v in zip(total, values, strict=True)]
+    expected = torch.from_numpy(total.copy()).add_(torch.from_numpy(values), alpha=weight).numpy()
+    assert np.allclose(expected, exact)
+    assert np.array_equal(fused_multiply_add(total, values, weight), expected)

@@ -1,0 +1,367 @@
+"""Ways from a question to an answer: what they search, when they stop, when they refuse."""
+
+import json
+
+import pytest
+
+from stillroom.errors import BackendError, RecipeError
+from stillroom.models.backends.scripted import ScriptedModel
+from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.interfaces import ANSWER_STRATEGIES, GRADERS, Query, RelevanceGrader
+from stillroom.rag.retrieval.pipeline import parse_method, parse_pipeline, parse_rag_pipeline
+from stillroom.records import Answer, Message, Prompt, Sampling
+from stillroom.testing import scripted_model
+
+QUESTION = "What is the capital of France?"
+TRUE = "The capital of France is Paris [1]."
+LOOPS = ["direct", "corrective", "iterative", "adaptive", "reflective"]
+
+
+def model_of(answer, queries=()):
+    """Answer with a text, and with queries where JSON is asked for."""
+
+    def script(prompt: Prompt):
+        return json.dumps({"queries": list(queries)}) if prompt.schema else answer
+
+    return scripted_model(script)
+
+
+def steps(found, name=""):
+    return [one for one in found.details["trace"] if not name or one["step"] == name]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_every_way_answers_what_the_documents_say(index, name):
+    found = ask(index, model_of(TRUE), QUESTION, answering=name)
+    assert "Paris" in found.completion.text
+    assert found.citations[0].location.path == "places/paris.txt"
+    assert not found.details["abstained"]
+    assert found.details["answering"] == name
+    assert steps(found, "retrieve")
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("unsupported", ["mark", "drop", "refuse"])
+def test_streamed_and_whole_answers_are_equal(index, name, unsupported):
+    text = "The capital of France is Paris. Dogs bark on the moon. Cats purr when they rest."
+    settings = {"answering": name, "unsupported": unsupported}
+    whole = ask(index, model_of(text), QUESTION, **settings)
+    *pieces, last = ask_stream(index, model_of(text), QUESTION, **settings)
+    assert isinstance(last, Answer)
+    assert "".join(pieces) == whole.completion.text == last.completion.text
+    assert last.citations == whole.citations
+    timed = {"stage_ms": None}
+    assert {**last.details, **timed} == {**whole.details, **timed}
+
+
+def test_a_question_that_nothing_answers_is_refused_with_what_is_nearest(index):
+    found = ask(
+        index,
+        model_of("Bananas are yellow [1]."),
+        "Who painted the ceiling of the Sistine chapel?",
+        answering=ANSWER_STRATEGIES.build({"name": "corrective", "max_rounds": 0}),
+    )
+    assert found.completion.text.startswith(ABSTENTION)
+    assert found.details["refusal"] == "no-relevant-passage"
+    assert found.details["abstained"]
+    assert found.details["nearest"] == [one.passage_id for one in found.citations]
+    assert "[1] and [2]" in found.completion.text
+    assert found.details["statements"] == []
+
+
+def test_the_model_is_not_asked_where_no_passage_is_relevant(index):
+    model = model_of("invented")
+    ask(
+        index,
+        model,
+        "Who painted the ceiling of the Sistine chapel?",
+        answering={"name": "corrective", "queries": 0},
+    )
+    assert model.asked == []
+
+
+def test_a_failed_search_is_made_again_and_stops_where_nothing_is_new(index):
+    model = model_of("x", ["quantum chromodynamics", "gluon plasma"])
+    found = ask(index, model, "What is the mass of a gluon?", answering="corrective", k=2)
+    decided = [one["verdict"] for one in steps(found, "decide")]
+    assert decided[0] == "incorrect"
+    assert len(decided) <= 2
+    assert found.details["abstained"]
+
+
+def test_other_queries_find_what_the_question_did_not(index):
+    answering = ANSWER_STRATEGIES.build(
+        {"name": "corrective", "max_rounds": 3, "grader": {"name": "overlap", "lower": 0.3}}
+    )
+    model = model_of("Cats purr [1].", ["a cat sleeps sixteen hours a day"])
+    found = ask(index, model, "kitty nap duration", answering=answering, k=1, retriever="keyword")
+    searched = [one["query"] for one in steps(found, "retrieve")]
+    assert searched[0] == "kitty nap duration"
+
+
+def test_strips_keep_their_place_in_the_source(index, built):
+    answering = {"name": "corrective", "strip": 1, "most_strips": 1, "grader": "overlap"}
+    found = ask(
+        index, model_of("Cats purr when they rest [1]."), "cats purr rest", answering=answering, k=1
+    )
+    (hit,) = found.hits
+    assert hit.passage.text == "Cats purr when they rest."
+    source = (built.parent / "documents" / hit.passage.location.path).read_bytes()
+    place = hit.passage.location
+    assert source[place.byte_start : place.byte_end].decode() == hit.passage.text
+
+
+def test_parts_of_a_question_are_searched_each(index):
+    model = model_of("Cats purr [1].", ["Where does a dog bark?", "What does C++ need?"])
+    found = ask(index, model, "cats, dogs and C++", answering="iterative", k=3)
+    searched = [one["query"] for one in steps(found, "retrieve")]
+    assert {"Where does a dog bark?", "What does C++ need?"} <= set(searched)
+    paths = {hit.passage.location.path for hit in found.hits}
+    assert {"animals/dogs.md", "code/cpp.md"} <= paths
+
+
+@pytest.mark.parametrize(
+    ("question", "route"),
+    [
+        ("What is a cat?", "once"),
+        ("How do cats differ from dogs?", "several"),
+        ("Where do cats sleep and how long do dogs bark?", "several"),
+        ("Thanks!", "none"),
+    ],
+)
+def test_the_rule_reads_the_form_of_a_question(index, question, route):
+    answering = {"name": "adaptive", "is_closed_book": True}
+    found = ask(index, model_of(TRUE), question, answering=answering)
+    assert steps(found, "route")[0]["route"] == route
+    if route == "none":
+        assert found.hits == ()
+        assert (
+            found.details["support"] == {"unsupported": 1, "unverified": 0}
+            or found.details["support"]
+        )
+
+
+def test_small_talk_is_searched_unless_allowed_otherwise(index):
+    found = ask(index, model_of(TRUE), "Thanks!", answering="adaptive")
+    assert steps(found, "route")[0]["route"] == "once"
+
+
+def test_the_router_may_ask_the_model(index):
+    found = ask(index, model_of(TRUE), QUESTION, answering={"name": "adaptive", "router": "model"})
+    assert steps(found, "route")[0]["why"].startswith("verdict ")
+
+
+def test_a_beam_prefers_the_sentence_its_passage_supports(index):
+    def script(prompt):
+        if "capital of France" in prompt.messages[-1].content.split("Question:")[0]:
+            return "Paris is the capital of France."
+        return "Berlin is the capital of France."
+
+    answering = {
+        "name": "reflective",
+        "useful": 0,
+        "sentences": 1,
+        "grader": {"name": "overlap", "lower": 0},
+    }
+    found = ask(index, scripted_model(script), QUESTION, answering=answering)
+    assert found.completion.text.startswith("Paris is the capital of France.")
+    assert found.details["support"] == {"supported": 1}
+
+
+def test_a_beam_out_of_bounds_reads_once(index):
+    for bound in ({"max_calls": 2}, {"max_seconds": 1e-9}):
+        found = ask(index, model_of(TRUE), QUESTION, answering={"name": "reflective", **bound})
+        assert found.completion.text == TRUE
+        assert steps(found, "stop")[0]["before"] == "write a sentence"
+
+
+def test_a_beam_that_repeats_itself_takes_the_place_of_no_other(index):
+    def script(prompt):
+        about, _, rest = prompt.messages[-1].content.partition("Question:")
+        if "so far:" in rest:
+            return rest.split("so far:")[1].split("\n")[0].strip()
+        return "Cats purr when they rest." if "purr" in about else "Dogs bark at strangers."
+
+    answering = {"name": "reflective", "useful": 0, "grader": {"name": "overlap", "lower": 0}}
+    found = ask(index, scripted_model(script), "cats and dogs", k=3, answering=answering)
+    assert len(found.hits) == 3
+    *_, last = steps(found, "beam")
+    assert len(last["scores"]) == len(set(last["scores"])) == 2
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_no_loop_asks_more_often_than_it_may(index, name):
+    model = model_of(TRUE, ["one query", "two queries", "three queries"])
+    answering = {"name": name, "max_calls": 3, "max_rounds": 16}
+    found = ask(index, model, "cats and dogs and what else?", answering=answering)
+    assert found.details["calls"] <= 3
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_time_is_bounded(index, name):
+    found = ask(
+        index, model_of(TRUE, ["a", "b"]), QUESTION,
+        answering={"name": name, "max_seconds": 1e-9},
+    )  # fmt: skip
+    assert found.details["calls"] <= 1
+    assert len(steps(found, "retrieve")) == 1
+
+
+def test_a_settings_line_builds_a_way():
+    method = parse_method(ANSWER_STRATEGIES, "corrective:grader=similarity,strip=2")
+    assert method.grader == GRADERS.build("similarity")
+    assert method.strip == 2
+    nested = parse_method(ANSWER_STRATEGIES, "corrective:grader=yes_no:words=80;upper=0.7,strip=1")
+    assert nested.grader == GRADERS.build({"name": "yes_no", "words": 80, "upper": 0.7})
+    assert nested.strip == 1
+    for line, code, hint in (
+        ("corrective:strap=2", "recipe.unknown-key", "did you mean 'strip'?"),
+        ("corrective:strip=x", "recipe.value", "stillroom show corrective"),
+        ("corrective:grader=cross_encoder", "recipe.missing", "grader=NAME:checkpoint"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse_method(ANSWER_STRATEGIES, line)
+        problem = caught.value.problems[0]
+        assert problem.code == code
+        assert hint in f"{problem.next} {problem.what}"
+
+
+def test_the_last_turn_stands_alone_before_it_is_searched_and_read(index):
+    model = model_of(TRUE, ["What is the capital of France?"])
+    history = (Message("user", "Tell me of France."), Message("assistant", "It is a country."))
+    found = ask(index, model, Query("And its capital?", history=history), transform="last_turn")
+    assert steps(found, "stand_alone")[0]["query"] == QUESTION
+    assert steps(found, "retrieve")[0]["query"] == QUESTION
+    assert f"Question: {QUESTION}" in model.asked[-1].messages[-1].content
+
+
+class Scoring(ScriptedModel):
+    """Says yes where the prompt holds a word; gives scores or refuses to."""
+
+    def __init__(self, word, *, has_scores=True):
+        super().__init__(self._say)
+        self._word, self._has_scores = word, has_scores
+
+    def _say(self, prompt):
+        text = prompt.messages[-1].content
+        return json.dumps({"verdict": "yes" if self._word in text else "no"})
+
+    def score(self, prompts, completions):
+        from stillroom.models.interfaces import Score
+
+        if not self._has_scores:
+            raise BackendError("no", code="backend.no-score", expected="", next="")
+        return [
+            Score((-0.1 if (word == "Yes") == (self._word in one.messages[-1].content) else -3.0,))
+            for one, word in zip(prompts, completions, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("has_scores", [True, False])
+def test_a_model_grades_by_yes_and_no(index, has_scores):
+    grader = GRADERS.build("yes_no")
+    model = Scoring("purr", has_scores=has_scores)
+    grades = grader.grade(
+        Query("Do cats purr?".replace("purr", "hum")), ["Cats purr.", "Dogs bark."], index, model
+    )
+    assert grades[0] > grader.upper
+    assert grades[1] == pytest.approx(0.5 if has_scores else 0.0)
+    assert grades[1] < grader.lower
+
+
+def test_a_model_that_says_yes_to_everything_grades_nothing(index):
+    grades = GRADERS.build("yes_no").grade(Query("x"), ["a", "b"], index, Scoring("Question"))
+    assert grades == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", ["overlap", "similarity"])
+def test_grades_tell_the_right_passage(index, name):
+    grader = GRADERS.build(name)
+    texts = ["Paris is the capital of France.", "A dog barks at strangers.", ""]
+    right, wrong, empty = grader.grade(Query(QUESTION), texts, index)
+    assert right > wrong >= 0
+    assert empty == 0
+    assert grader.grade(Query("🙂"), texts, index)[1] <= 1
+    assert grader.grade(Query(QUESTION), [], index) == []
+
+
+def test_every_grader_has_its_own_thresholds():
+    for name in GRADERS.names():
+        method = GRADERS.get(name)
+        assert issubclass(method, RelevanceGrader)
+        fields = method.model_fields
+        assert 0 <= fields["lower"].default < fields["upper"].default <= 1
+
+
+def test_what_no_passage_supports_is_dropped_or_refuses_the_whole(index):
+    text = "The capital of France is Paris. It lies on the moon."
+    dropped = ask(index, model_of(text), QUESTION, unsupported="drop")
+    assert dropped.completion.text == "The capital of France is Paris. [1]"
+    assert [one["text"] for one in dropped.details["dropped_statements"]] == [
+        "It lies on the moon."
+    ]
+    assert not dropped.details["abstained"]
+    refused = ask(index, model_of(text), QUESTION, unsupported="refuse")
+    assert refused.completion.text.startswith(ABSTENTION)
+    assert refused.details["refusal"] == "unsupported"
+    assert [one.number for one in refused.citations] == [1, 2]
+
+
+def test_an_answer_of_which_nothing_is_left_is_a_refusal(index):
+    found = ask(
+        index, model_of("Bananas are yellow [1]. They are sweet."), QUESTION, unsupported="drop"
+    )
+    assert found.completion.text.startswith(ABSTENTION)
+    assert "Bananas" not in found.completion.text
+    assert len(found.details["dropped_statements"]) == 2
+
+
+def test_a_refusal_of_the_model_names_what_came_nearest(index):
+    found = ask(index, model_of(ABSTENTION), QUESTION)
+    assert found.completion.text.startswith(f"{ABSTENTION} The nearest passages, [1] and [2]")
+    assert found.details["refusal"] == "model"
+    assert found.details["support"] == {"no-claim": 1}
+
+
+def test_a_way_may_end_in_how_questions_are_answered():
+    way = parse_rag_pipeline("expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop")
+    assert way.name == "expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop"
+    assert way.answering == ANSWER_STRATEGIES.build({"name": "corrective", "strip": 2})
+    assert (way.unsupported, way.retriever.alpha) == ("drop", 0.3)
+    assert way.reranker is not None
+    assert way.transform is not None
+    plain = parse_rag_pipeline("keyword")
+    assert (plain.answering, plain.unsupported) == (None, "mark")
+    assert parse_rag_pipeline("keyword=>direct!refuse").unsupported == "refuse"
+    for line in ("keyword=>direkt", "keyword=>direct!keep", "keyword=>direct:x=1"):
+        with pytest.raises(RecipeError):
+            parse_rag_pipeline(line)
+    with pytest.raises(RecipeError):
+        parse_pipeline("keyword=>direct")
+
+
+def test_a_question_claims_nothing_and_is_no_answer(index):
+    echo = "Question: What is the capital of France?"
+    found = ask(index, model_of(echo), QUESTION)
+    assert found.details["support"] == {"no-claim": 1}
+    assert found.citations == ()
+    for unsupported in ("drop", "refuse"):
+        refused = ask(index, model_of(echo), QUESTION, unsupported=unsupported)
+        assert refused.details["refusal"] == "unsupported"
+
+
+def test_code_alone_is_an_answer(index):
+    code = "```\nx = 1\n```"
+    found = ask(index, model_of(code), QUESTION, unsupported="drop", sampling=Sampling())
+    assert found.completion.text == code
+
+
+@pytest.mark.parametrize("name", ["direct", "corrective"])
+def test_an_answer_ends_where_the_model_goes_on_as_a_passage(index, name):
+    def script(prompt):
+        fence = prompt.messages[-1].content.split("<", 1)[1].split(">", 1)[0]
+        return f"The capital of France is Paris.\n</{fence}>\n\nQuestion: more?"
+
+    found = ask(index, scripted_model(script), QUESTION, answering=name, sampling=Sampling())
+    assert found.completion.text == "The capital of France is Paris. [1]"

@@ -1,0 +1,211 @@
+import itertools
+
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.records import Answer, Sampling
+from stillroom.testing import scripted_model
+
+QUESTION = "What is the capital of France?"
+
+
+def answer(index, text, **settings):
+    return ask(index, scripted_model(lambda prompt: text), QUESTION, **settings)
+
+
+def statuses(found):
+    return [statement["status"] for statement in found.details["statements"]]
+
+
+def test_a_citation_opens_to_the_source(index, built):
+    found = answer(index, "The capital of France is Paris [1].")
+    assert found.completion.text == "The capital of France is Paris [1]."
+    (citation,) = found.citations
+    assert citation.number == 1
+    assert citation.location.path == "places/paris.txt"
+    source = (built.parent / "documents" / citation.location.path).read_bytes()
+    place = citation.location
+    assert source[place.byte_start : place.byte_end].decode() == citation.text
+    assert statuses(found) == ["supported"]
+    assert found.details["index"] == index.digest
+    assert found.details["prompt_tokens"] > 0
+
+
+def test_a_citation_that_was_left_out_is_added_where_a_passage_supports(index):
+    found = answer(index, "The capital of France is Paris. It lies on the moon.")
+    assert found.completion.text == "The capital of France is Paris. [1] It lies on the moon."
+    assert statuses(found) == ["supported", "unsupported"]
+    assert [citation.number for citation in found.citations] == [1]
+
+
+def test_no_citation_is_added_when_told_so(index):
+    found = answer(index, "The capital of France is Paris.", cite=False)
+    assert found.completion.text == "The capital of France is Paris."
+    assert found.citations == ()
+
+
+def test_numbers_of_no_passage_are_removed_and_counted(index):
+    found = answer(index, "The capital of France is Paris [1][77].")
+    assert found.completion.text == "The capital of France is Paris [1]."
+    assert found.details["removed_citations"] == 1
+
+
+def test_a_citation_that_does_not_bear_the_sentence_is_told(index):
+    found = answer(index, "Bananas are yellow fruits [1].")
+    assert statuses(found) == ["unverified"]
+
+
+def test_code_is_left_alone(index):
+    text = "Use this:\n\n```\nrows[9] = rows[1]\n```\n\nThe capital of France is Paris [1]."
+    found = answer(index, text, sampling=Sampling())
+    assert found.completion.text == text
+    assert found.details["removed_citations"] == 0
+
+
+def test_an_answer_is_one_paragraph_unless_told_otherwise(index):
+    text = "The capital of France is Paris [1].\n\nParis is the capital of France [1]."
+    assert answer(index, text).completion.text == "The capital of France is Paris [1]."
+    assert answer(index, text, sampling=Sampling()).completion.text == text
+
+
+def test_what_a_model_repeats_is_left_out(index):
+    circles = "The capital of France is Paris. It is old. The capital of  France is Paris. It is"
+    found = answer(index, f"Question: {QUESTION}\nAnswer: {circles}")
+    assert found.completion.text == "The capital of France is Paris. [1] It is old. It is"
+    assert found.details["repeated_sentences"] == 1
+    assert next(one["status"] for one in found.details["statements"]) == "supported"
+    streamed = list(
+        ask_stream(index, scripted_model(lambda prompt: f"A: {circles}"), QUESTION, k=2)
+    )
+    assert "".join(streamed[:-1]) == found.completion.text
+
+
+def test_statements_name_their_place_in_the_answer(index):
+    found = answer(index, "The capital of France is Paris. It lies on the moon [9].")
+    spans = [(one["start"], one["end"]) for one in found.details["statements"]]
+    parts = [found.completion.text[start:end] for start, end in spans]
+    assert parts == ["The capital of France is Paris. [1]", "It lies on the moon."]
+
+
+def test_without_any_hit_the_model_is_not_asked(index):
+    model = scripted_model(lambda prompt: "invented")
+    found = ask(index, model, "🙂", retriever="keyword")
+    assert found.completion.text == ABSTENTION
+    assert found.details["abstained"]
+    assert model.asked == []
+    assert next(ask_stream(index, model, "🙂", retriever="keyword")) == ABSTENTION
+
+
+def test_an_abstention_of_the_model_is_recognized(index):
+    assert answer(index, ABSTENTION).details["abstained"]
+    assert not answer(index, "Paris.").details["abstained"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The capital of France is Paris. It has 2.1 million inhabitants. Dogs bark.",
+        "Paris [1]. `x[9]` and [9] more.\n\n- Dogs bark at strangers\n- Cats purr [2, 1]\n",
+        "  \n Leading space, e.g. here. And [",
+        "",
+        "[1]",
+        "<passage-0a1b2c>Paris [1].</passage-0a1b2c>",
+        "Paris [1].\nQuestion: Which river?\nAnswer: The Seine runs through it.",
+        "The capital of France is the capital of France.",
+    ],
+)
+def test_streamed_and_whole_answers_are_equal(index, text):
+    model = scripted_model(lambda prompt: text)
+    whole = ask(index, model, QUESTION)
+    *pieces, last = ask_stream(index, model, QUESTION)
+    assert isinstance(last, Answer)
+    assert "".join(pieces) == whole.completion.text == last.completion.text
+    assert last.citations == whole.citations
+    told = [{**one.details, "stage_ms": {}} for one in (last, whole)]  # times differ
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("[1]", "empty"),
+        ("Answer:", "empty"),
+        ("<passage-0a1b2c>", "empty"),
+        ("The capital of France is the capital of France [1].", "restated"),
+        (QUESTION, "restated"),
+        ("The capital of France is Paris.", ""),
+        ("There is no capital of France [1].", ""),
+    ],
+)
+def test_what_says_nothing_is_an_abstention_with_its_reason(index, text, why):
+    found = answer(index, text)
+    assert found.details["refusal"] == why
+    assert found.details["abstained"] == bool(why)
+    assert (ABSTENTION in found.completion.text) == bool(why)
+    assert not why or "supported" not in statuses(found)
+
+
+def test_the_prompts_own_marks_and_its_next_question_are_no_answer(index):
+    text = (
+        "<passage-0a1b2c>\nThe capital of France is Paris. [1]\nQuestion: And the river?\n"
+        "Answer: The Seine runs through it."
+    )
+    found = answer(index, text)
+    assert found.completion.text == "The capital of France is Paris. [1]"
+    model = scripted_model(lambda prompt: text)
+    *pieces, last = ask_stream(index, model, QUESTION)
+    assert "".join(pieces) == last.completion.text == "The capital of France is Paris. [1]"
+
+
+def test_pieces_come_before_the_end(index):
+    model = scripted_model(lambda prompt: "The capital of France is Paris and more words here.")
+    assert len(list(ask_stream(index, model, QUESTION))) > 3
+
+
+def test_the_prompt_shows_k_passages_and_counts_what_does_not_fit(index):
+    model = scripted_model(lambda prompt: "x", context_length=215)
+    found = ask(index, model, "cat dog Paris Python", k=4, sampling=Sampling(max_new_tokens=8))
+    assert found.details["dropped"] > 0
+    assert len(found.hits) + found.details["dropped"] == 4
+    numbers = [f"[{number}]" in model.asked[0].messages[-1].content for number in range(1, 5)]
+    assert numbers == [number <= len(found.hits) for number in range(1, 5)]
+
+
+def test_repeated_passages_are_shown_once(build, folder, tmp_path):
+    from stillroom.rag.index.searcher import Index
+
+    (folder / "copy.txt").write_text((folder / "places/paris.txt").read_text())
+    build()
+    with Index.open(tmp_path / "index") as index:
+        found = answer(index, "Paris.", k=2)
+    assert len({hit.passage.text for hit in found.hits}) == len(found.hits)
+    assert found.details["repeats"] >= 1
+
+
+def test_closing_the_stream_stops_the_model(index):
+    given = itertools.count()
+
+    class Endless:
+        name = fingerprint = "endless"
+        context_length = 4096
+
+        def count_tokens(self, text):
+            return len(text.split())
+
+        def stream(self, prompt, sampling):
+            while True:
+                yield f"word{next(given)} "
+
+    stream = ask_stream(index, Endless(), QUESTION)
+    next(stream)
+    stream.close()
+    assert next(given) < 5
+
+
+def test_a_depth_below_one_is_refused(index):
+    with pytest.raises(DataError):
+        answer(index, "x", k=0)

@@ -1,0 +1,216 @@
+"""Kept answers: served for the same question only, and only while their sources stand."""
+
+import sqlite3
+
+import pytest
+from tests.unit.rag.graphs import HOPS, make_graph, make_index
+
+from stillroom.errors import DataError
+from stillroom.rag.generation.answer import ask, ask_stream
+from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.index.searcher import Index
+from stillroom.records import Sampling
+from stillroom.testing import scripted_model
+
+QUESTION = "How many inhabitants does Paris have?"
+ANSWER = "Paris has 2.1 million inhabitants [1]."
+
+
+class Alike:
+    """An embedder for which all texts are the same: only the second gate is left."""
+
+    truncated, dimensions, max_tokens = 0, 4, 512
+    fingerprint = "alike"
+
+    def embed(self, texts, *, kind):
+        import numpy as np
+
+        return np.tile(np.array([0.5, 0.5, 0.5, 0.5], dtype=np.float32), (len(texts), 1))
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+@pytest.fixture
+def alike(build, tmp_path):
+    build("alike", embedder=Alike())
+    with Index.open(tmp_path / "alike", embedder=Alike()) as index:
+        yield index
+
+
+_OPENED = []
+
+
+def open_cache(*args, **settings):
+    """Return a cache that is closed when the test ends."""
+    _OPENED.append(SemanticCache(*args, **settings))
+    return _OPENED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while _OPENED:
+        _OPENED.pop().close()
+
+
+def model_of(text=ANSWER):
+    return scripted_model(lambda prompt: text, fingerprint="one")
+
+
+def test_the_same_question_is_answered_once(index):
+    cache, model = open_cache(), model_of()
+    first = ask(index, model, QUESTION, cache=cache)
+    again = ask(index, model, "  how many\ninhabitants does PARIS have? ", cache=cache)
+    assert len(model.asked) == 1
+    assert first.details["cached"] is None
+    assert again.details["cached"] == {"kind": "exact", "cosine": 1.0, "question": QUESTION}
+    assert again.completion == first.completion
+    assert again.citations == first.citations
+    assert again.hits == first.hits
+    assert (cache.hits, cache.misses) == (1, 1)
+    *pieces, last = ask_stream(index, model, QUESTION, cache=cache)
+    assert "".join(pieces) == last.completion.text == first.completion.text
+
+
+def test_nothing_is_kept_unless_a_cache_is_given(index):
+    model = model_of()
+    ask(index, model, QUESTION)
+    ask(index, model, QUESTION)
+    assert len(model.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "is_hit"),
+    [
+        ("Does Paris have 2 million inhabitants?", "does Paris have 2 million inhabitant", True),
+        ("Does Paris have 2 million inhabitants?", "Does Paris have 3 million inhabitants?", False),
+        ("Does Python need a compiler?", "Does Python not need a compiler?", False),
+        ("How is the flag enabled?", "How is the flag disabled?", False),
+        ("What is plan A?", "What is plan B?", False),
+        ("Dogs guard the house", "Cats guard the house", False),
+        ("Where do dogs guard?", "Where, then, do the dogs guard it?", True),
+        ("Who guards the house?", "When is the house guarded?", False),
+        ("Is 1 before 2?", "Is 2 before 1?", False),
+        ("Do dogs bite men?", "Do men bite dogs?", False),
+    ],
+)  # fmt: skip
+def test_a_vector_alone_never_serves(alike, asked, other, is_hit):
+    cache, model = open_cache(), model_of()
+    ask(alike, model, asked, cache=cache)
+    found = ask(alike, model, other, cache=cache)
+    assert (found.details["cached"] is not None) is is_hit
+    if is_hit:
+        assert found.details["cached"]["kind"] == "near"
+        assert found.details["cached"]["question"] == asked
+
+
+def test_words_alone_never_serve_where_vectors_are_far(index):
+    cache = open_cache()
+    model = model_of()
+    ask(index, model, "dogs guard cats " * 1, cache=cache)
+    cache._database.execute("UPDATE answers SET vector = zeroblob(length(vector))")
+    assert ask(index, model, "cats guard dogs", cache=cache).details["cached"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"access": "tenant-b"}, {"k": 1}, {"retriever": "keyword"}, {"answering": "corrective"},
+        {"answering": {"name": "corrective", "strip": 1}}, {"unsupported": "drop"},
+        {"neighbours": 1}, {"sampling": Sampling(max_new_tokens=9)},
+    ],
+)  # fmt: skip
+def test_what_an_answer_depends_on_is_part_of_its_key(index, change):
+    cache, model = open_cache(), model_of()
+    ask(index, model, QUESTION, cache=cache, access="tenant-a")
+    assert (
+        ask(index, model, QUESTION, cache=cache, **{"access": "tenant-a", **change}).details[
+            "cached"
+        ]
+        is None
+    )
+    assert ask(index, model, QUESTION, cache=cache, access="tenant-a").details["cached"]
+
+
+def test_another_model_is_another_key(index):
+    cache = open_cache()
+    ask(index, model_of(), QUESTION, cache=cache)
+    other = scripted_model(lambda prompt: ANSWER, fingerprint="two")
+    assert ask(index, other, QUESTION, cache=cache).details["cached"] is None
+
+
+def test_an_answer_dies_with_its_source(build, folder, tmp_path):
+    build("before")
+    cache, model = open_cache(), model_of()
+    with Index.open(tmp_path / "before") as before:
+        ask(before, model, QUESTION, cache=cache, k=1)
+        scope, _ = cache._database.execute("SELECT scope, text FROM answers").fetchone()
+        assert cache.find(before, scope, QUESTION) is not None
+    (folder / "places/paris.txt").unlink()
+    build("after")
+    with Index.open(tmp_path / "after") as after:
+        # Even under the same scope, as if the digest had not changed, the source is looked for.
+        assert cache.find(after, scope, QUESTION) is None
+        assert len(cache) == 0
+
+
+def test_refusals_without_any_passage_and_broken_answers_are_not_kept(index):
+    cache = open_cache()
+    ask(index, model_of(), "🙂", cache=cache, retriever="keyword")
+    ask(index, model_of(), QUESTION, cache=cache, is_cancelled=lambda: True)
+    assert len(cache) == 0
+
+
+def test_the_longest_unused_go_first(index):
+    cache, model = open_cache(capacity=2), model_of()
+    for question in ("cats", "dogs", "cats", "Paris"):
+        ask(index, model, question, cache=cache)
+    assert len(cache) == 2
+    assert ask(index, model, "cats", cache=cache).details["cached"]
+    assert not ask(index, model, "dogs", cache=cache).details["cached"]
+
+
+def test_a_file_outlives_its_process_and_others_are_refused(index, tmp_path):
+    path = tmp_path / "answers.sqlite"
+    first = open_cache(path)
+    kept = ask(index, model_of(), QUESTION, cache=first)
+    first.close()
+    second = open_cache(path)
+    assert ask(index, model_of(), QUESTION, cache=second).completion == kept.completion
+    second.close()
+    (tmp_path / "text").write_text("no database " * 100)
+    other = sqlite3.connect(tmp_path / "other.sqlite")
+    other.execute("CREATE TABLE mine(x)")
+    other.commit()
+    other.close()
+    for name in ("text", "other.sqlite"):
+        with pytest.raises(DataError) as caught:
+            open_cache(tmp_path / name)
+        assert caught.value.code == "rag.semantic-cache"
+    with pytest.raises(DataError):
+        open_cache(capacity=0)
+
+
+def test_a_damaged_entry_is_a_miss(index):
+    cache, model = open_cache(), model_of()
+    ask(index, model, QUESTION, cache=cache)
+    cache._database.execute("UPDATE answers SET answer = '{\"completion\": 3}'")
+    assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
+
+
+@pytest.mark.parametrize("answering", ["direct", "adaptive"])
+def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
+    place = make_index(tmp_path, HOPS)
+    make_graph(place, tmp_path / "graph")
+    cache, model = open_cache(), model_of("Fairhaven Yard built the Aurora [1].")
+    settings = {"retriever": {"name": "graph_local", "graph": str(tmp_path / "graph")}}
+    if answering == "adaptive":
+        line = f"map_reduce:graph={tmp_path / 'graph'}"
+        settings = {"answering": {"name": "adaptive", "once": "direct", "several": line}}
+    with Index.open(place) as opened:
+        asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
+        asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
+        make_graph(place, tmp_path / "graph", community_size=2)
+        asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
+    assert [one.details["cached"] is None for one in asked] == [True, False, True]

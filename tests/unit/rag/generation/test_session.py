@@ -1,0 +1,55 @@
+import pytest
+
+from stillroom.rag.generation.session import PromptEchoStripper, PromptLeakFilter
+
+QUESTION = "Which model does it use?"
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        (f"Question: {QUESTION}\nAnswer: It uses one. [3]", "It uses one. [3]"),
+        ("Answer: It uses one.", "It uses one."),
+        ("Q: which model does  it use?\nA: One.", "One."),
+        (f"{QUESTION} It uses one.", "It uses one."),
+        (QUESTION, QUESTION),
+        ("Question: Another one?\nAnswer: x", "Question: Another one?\nAnswer: x"),
+        ("Answers are many.", "Answers are many."),
+        ("Which models are there?", "Which models are there?"),
+        ("Answer:", ""),
+        ("Answer in one sentence.", ""),
+        (f"{QUESTION}\nAnswer in one sentence. One.", "One."),
+        ("Answer in one word.", "Answer in one word."),
+        ("", ""),
+    ],
+)
+def test_only_an_echo_is_taken_out_however_the_stream_is_cut(said, left):
+    for size in (1, 2, 3, 7, 100):
+        echoes = PromptEchoStripper(QUESTION, "Answer in one sentence.")
+        pieces = [echoes.feed(said[at : at + size]) for at in range(0, len(said), size)]
+        assert "".join(pieces) + echoes.finish() == left
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("It uses one. <passage-276ad5>", "It uses one. "),
+        ("<passage-276ad5>\nIt uses one.\n</passage-276ad5>\nMore", "\nIt uses one.\n"),
+        ("</passage-276ad5> It uses one.", " It uses one."),
+        ("It uses <passage-27", "It uses "),
+        ("It uses one.\nQuestion: Which two?\nAnswer: Two.", "It uses one.\n"),
+        ("It uses one. [3] Question: Which two?", "It uses one. [3] "),
+        ("It uses one.\n  Question: Which", "It uses one.\n  "),
+        ("It is in Question: a form.", "It is in Question: a form."),
+        ("Questions are many. Question", "Questions are many. Question"),
+        ("Question: Which? One.", "Question: Which? One."),
+        ("Use <p> and <passage> and <<b>.", "Use <p> and <passage> and <<b>."),
+        ("a < b", "a < b"),
+        ("", ""),
+    ],
+)
+def test_what_goes_on_with_the_prompt_is_cut_however_the_stream_is_cut(said, left):
+    for size in (1, 2, 3, 7, 100):
+        own = PromptLeakFilter()
+        pieces = [own.feed(said[at : at + size]) for at in range(0, len(said), size)]
+        assert "".join(pieces) + own.finish() == left

@@ -1,0 +1,228 @@
+import json
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.models import open_embedder
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import Query
+
+RETRIEVERS = ("keyword", "dense", "hybrid")
+
+
+def top(hits):
+    return hits[0].passage.location.path if hits else ""
+
+
+@pytest.mark.parametrize("retriever", RETRIEVERS)
+def test_the_best_hit_is_the_passage_that_says_it(index, retriever):
+    assert top(index.retrieve("capital of France", 3, retriever=retriever)) == "places/paris.txt"
+    assert top(index.retrieve("which animal barks", 3, retriever=retriever)) == "animals/dogs.md"
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("C++", "code/cpp.md"),
+        ("foo_bar", "code/cpp.md"),
+        ("3.11.7", "code/python.md"),
+        ("cve-2024-1", "code/python.md"),
+        ("日本の首都", "places/tokyo.txt"),
+        ("guarding houses", "animals/dogs.md"),
+    ],
+)
+def test_keywords_find_identifiers_numbers_and_other_forms(index, query, path):
+    assert top(index.retrieve(query, 1, retriever="keyword")) == path
+
+
+@pytest.mark.parametrize("retriever", RETRIEVERS)
+def test_ranks_count_from_one_and_scores_fall(index, retriever):
+    hits = index.retrieve("a cat and a dog", 4, retriever=retriever)
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize("retriever", RETRIEVERS)
+@pytest.mark.parametrize(
+    "query",
+    [
+        "C++ (foo",
+        '"x',
+        "a AND",
+        "foo-bar",
+        "col:val",
+        "NEAR(a b)",
+        "*",
+        "'; DROP TABLE terms; --",
+        "🙂🙂🙂",
+        "\x00",
+        "\ud800 broken",
+        "the of and",
+        "x" * 30_000,
+    ],
+)
+def test_any_text_is_words_and_never_syntax(index, retriever, query):
+    assert len(index.retrieve(query, 3, retriever=retriever)) <= 3
+
+
+@pytest.mark.parametrize("query", ["", "  \n\t"])
+def test_a_blank_query_finds_nothing(index, query):
+    assert index.retrieve(query) == []
+
+
+def test_only_symbols_find_no_keyword(index):
+    assert index.retrieve("🙂 !!! ()", retriever="keyword") == []
+
+
+def test_a_query_of_a_megabyte_is_refused(index):
+    with pytest.raises(DataError, match=r"the query has 1000000 characters") as caught:
+        index.retrieve("x" * 1_000_000)
+    assert caught.value.code == "rag.query-too-long"
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_depth_below_one_is_refused(index, k):
+    with pytest.raises(DataError) as caught:
+        index.retrieve("cat", k)
+    assert caught.value.code == "rag.bad-depth"
+
+
+def test_more_hits_than_passages_give_each_once(index):
+    hits = index.retrieve("cat dog Paris Python C++", 1000)
+    ids = [hit.passage.id for hit in hits]
+    assert len(ids) == len(set(ids)) <= len(index)
+
+
+def test_a_passage_is_found_by_its_id(index):
+    hit = index.retrieve("Paris", 1)[0]
+    assert index.passage(hit.passage.id) == hit.passage
+    with pytest.raises(DataError) as caught:
+        index.passage("pas-unknown")
+    assert caught.value.code == "rag.no-such-passage"
+
+
+def test_the_dense_scan_is_exact(index):
+    vector = index.embedder.embed(["who guards at night"], kind="query")[0]
+    scores = index.vectors_of(range(len(index))) @ vector
+    best = [int(row) for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
+    found = index.search_dense(Query("who guards at night"), len(index))
+    assert [row for row, _ in found] == best
+
+
+def test_several_threads_search_at_once(index):
+    queries = ["capital of France", "barks at strangers", "foo_bar", "purr", "CVE-2024-1"] * 8
+    alone = [[hit.passage.id for hit in index.retrieve(query, 3)] for query in queries]
+    found = {}
+
+    def search(number):
+        found[number] = [hit.passage.id for hit in index.retrieve(queries[number], 3)]
+
+    threads = [threading.Thread(target=search, args=(at,)) for at in range(len(queries))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[at] for at in range(len(queries))] == alone
+
+
+def test_an_unfinished_index_is_refused(build, tmp_path):
+    build()
+    (tmp_path / "index/output/ledger.sqlite").unlink()
+    with pytest.raises(IntegrityError) as caught:
+        Index.open(tmp_path / "index")
+    assert caught.value.code == "rag.index-unfinished"
+    assert "--resume" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ledger.sqlite", "segments/000001/vectors.npy", "segments/000001/postings.safetensors"],
+)
+def test_a_changed_byte_is_noticed(build, tmp_path, name):
+    build()
+    path = tmp_path / "index/output" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError) as caught:
+        Index.open(tmp_path / "index")
+    assert caught.value.code == "rag.index-damaged"
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "postings.safetensors"])
+def test_a_shortened_file_is_noticed_without_digests(build, tmp_path, name):
+    build()
+    path = tmp_path / "index/output/segments/000001" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="bytes instead of"):
+        Index.open(tmp_path / "index", verify=False)
+
+
+def test_a_ledger_that_is_no_database_is_refused(build, tmp_path):
+    build()
+    path = tmp_path / "index/output/ledger.sqlite"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(IntegrityError, match=r"ledger.sqlite: file is not a database"):
+        Index.open(tmp_path / "index", verify=False)
+
+
+def test_a_passage_whose_text_was_changed_is_not_shown(build, tmp_path):
+    build()
+    connection = sqlite3.connect(tmp_path / "index/output/ledger.sqlite")
+    connection.execute("UPDATE passages SET body = CAST(replace(body, 'sleeps', 'dances') AS BLOB)")
+    connection.commit()
+    connection.close()
+    with (
+        Index.open(tmp_path / "index", verify=False) as index,
+        pytest.raises(IntegrityError, match="has another text") as caught,
+    ):
+        index.retrieve("purr")
+    assert caught.value.code == "rag.index-damaged"
+
+
+def test_an_index_of_the_older_format_says_to_build_it_again(tmp_path):
+    for name in ("index.json", "passages.jsonl", "documents.jsonl", "vectors.npy"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(IntegrityError, match="an index of an older format") as caught:
+        Index.open(tmp_path)
+    assert "--overwrite" in str(caught.value)
+
+
+def test_another_embedder_is_refused_naming_both(build, tmp_path):
+    build()
+    other = open_embedder("static", dimensions=256)
+    with pytest.raises(IntegrityError) as caught:
+        Index.open(tmp_path / "index", embedder=other)
+    assert caught.value.code == "rag.embedder-mismatch"
+    assert other.fingerprint in str(caught.value)
+    assert open_embedder("static").fingerprint in str(caught.value)
+
+
+def test_another_text_analysis_is_refused(build, tmp_path, monkeypatch):
+    build()
+    monkeypatch.setattr("stillroom.rag.analysis.analyzer.ANALYZER_VERSION", 999)
+    with pytest.raises(IntegrityError) as caught:
+        Index.open(tmp_path / "index")
+    assert caught.value.code == "rag.analyzer-mismatch"
+
+
+def test_the_files_are_never_written_by_reading(index):
+    def look():
+        return {path: path.stat().st_mtime_ns for path in index.folder.rglob("*")}
+
+    before = look()
+    index.retrieve("cat")
+    assert look() == before
+
+
+def test_the_newest_passages_can_be_read_with_sqlite_alone(index):
+    connection = sqlite3.connect(index.folder / "ledger.sqlite")
+    rows = connection.execute("SELECT id, path, body FROM current_passages").fetchall()
+    connection.close()
+    assert [row[0] for row in rows] == [index.passage_at(row).id for row in range(len(index))]
+    assert [row[1] for row in rows] == sorted(row[1] for row in rows)
+    assert [json.loads(row[2])["id"] for row in rows] == [row[0] for row in rows]

@@ -1,0 +1,101 @@
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import run
+from stillroom.text.interfaces import Chunker
+
+
+class Meddling:
+    """The embedder of hashed words, which changes the documents before its first call."""
+
+    def __init__(self, meddle):
+        self._inner, self._meddle = open_embedder("static"), meddle
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def embed(self, texts, *, kind):
+        meddle, self._meddle = self._meddle, lambda: None
+        meddle()
+        return self._inner.embed(texts, kind=kind)
+
+
+class Nothing(Chunker):
+    """Finds no passage in any document that speaks of dogs."""
+
+    def chunk(self, document, *, count=None):
+        if "dog" not in document.text:
+            yield from RagRecipe(documents="d", embedder="static").chunker.chunk(
+                document, count=count
+            )
+
+
+def failures(artifact):
+    return {failed["path"]: failed["code"] for failed in artifact.details["failed"]}
+
+
+def test_a_document_that_changes_meanwhile_is_left_out_and_counted(build, folder):
+    cities = folder / "places/tokyo.txt"
+    artifact = build(embedder=Meddling(lambda: cities.write_text("Tokyo is large.\n")))
+    assert failures(artifact) == {"places/tokyo.txt": "rag.document-changed"}
+    assert artifact.details["documents"] == 5
+
+
+def test_a_document_that_goes_away_meanwhile_is_left_out_and_counted(build, folder):
+    artifact = build(embedder=Meddling((folder / "places/tokyo.txt").unlink))
+    assert set(failures(artifact)) == {"places/tokyo.txt"}
+
+
+def test_of_two_names_that_read_the_same_in_utf8_one_is_left_out_and_counted(build, folder):
+    for name in (b"\xfe.txt", b"\xff.txt"):
+        (folder / os.fsdecode(name)).write_text("An otter swims.\n")
+    artifact = build()
+    assert failures(artifact) == {"\N{REPLACEMENT CHARACTER}.txt": "rag.unreadable"}
+    assert artifact.details["documents"] == 7
+
+
+def test_a_document_without_a_passage_is_left_out_and_counted(folder, tmp_path):
+    recipe = RagRecipe(documents=str(folder), embedder="static")
+    recipe = recipe.model_copy(update={"chunker": Nothing()})
+    job = Job.start(tmp_path / "index", "recipe\n")
+    artifact = run(recipe, job, embedder=open_embedder("static"))
+    job.close()
+    assert failures(artifact) == {"animals/dogs.md": "rag.no-text"}
+
+
+def test_pages_that_are_pictures_are_told_while_an_index_is_built(build, folder, tmp_path):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("pypdfium2")
+    from tests.unit.text.papers import Paper
+
+    paper = Paper().page().text(72, 700, "A page of text that can be read without any reader.")
+    paper.page().image(np.full((400, 600), 200, np.uint8), 0, 0, 612, 792)
+    (folder / "scan.pdf").write_bytes(paper.save())
+    build(limits={"ocr": "never"})
+    events = (tmp_path / "index" / "events.jsonl").read_text()
+    assert "scan.pdf" in events
+    assert "1 page is a picture and left out" in events
+
+
+def test_a_bad_file_takes_one_line_whatever_it_is_called(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "good.md").write_text("The mill grinds corn.\n")
+    names = ("bad\nleft out: good.md: forged.txt", "red\x1b[31m.txt", "turned\u202e.txt")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    out = str(tmp_path / "index")
+    settings = ("embedder=builtin:static", "max_failed=0.9")
+    told = CliRunner().invoke(stillroom, ["rag", "index", str(folder), "--out", out, *settings])
+    assert told.exit_code == 0, told.output
+    lines = told.stderr.splitlines()
+    assert sum(line.startswith("left out: ") for line in lines) == len(names)
+    assert sum(line.startswith("left out ") for line in lines) == len(names)
+    assert all(line.isprintable() for line in lines)
+    assert any("bad\\nleft out: good.md: forged.txt: the file is empty" in line for line in lines)

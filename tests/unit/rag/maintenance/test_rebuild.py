@@ -1,0 +1,162 @@
+"""A new chunker or embedder is built beside, measured, switched to in one step, and rolled back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, IntegrityError
+from stillroom.flow import run_recipe
+from stillroom.provenance import read_artifact, verify_artifact
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.maintenance.rebuild import RecallCheck, drop_previous, rebuild_index, roll_back
+from stillroom.rag.maintenance.update import update_index
+from stillroom.rag.recipe import RagRecipe
+
+CHUNKER = ("chunker.name=recursive", "chunker.size=16")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def recipe(folder):
+    return RagRecipe(documents=str(folder), embedder="static")
+
+
+@pytest.fixture
+def place(recipe, tmp_path):
+    run_recipe(recipe, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def digest_of(place):
+    with Index.open(place) as index:
+        assert index.retrieve("cat", 1)
+        return index.digest
+
+
+def test_a_rebuild_is_measured_switched_and_rolled_back(place, folder):
+    before = digest_of(place)
+    (folder / "late.txt").write_text("Owls hunt at night.\n")
+    with Index.open(place) as reader:
+        told = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER])
+        assert told.exit_code == 0, (told.output, told.exception)
+        assert "known-item questions" in told.output
+        assert "mrr@10" in told.output
+        assert len(reader.retrieve("cat", 1)) == 1  # what is open goes on
+    after = digest_of(place)
+    assert after != before
+    assert read_artifact(place).details["rebuilt"]["questions"] == "known-item"
+    assert verify_artifact(place) == []
+    assert update_index(place).unchanged == 7
+    roll_back(place, anyway=True)
+    assert digest_of(place) == before
+    assert update_index(place).added == 1
+    roll_back(place)
+    assert digest_of(place) == after
+    assert drop_previous(place)
+    assert not drop_previous(place)
+    with pytest.raises(DataError) as caught:
+        roll_back(place)
+    assert caught.value.problems[0].code == "rag.no-previous"
+
+
+def test_what_was_deleted_since_a_rebuild_does_not_answer_after_a_rollback(place, folder):
+    assert CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER]).exit_code == 0
+    (folder / "animals/cats.md").unlink()
+    (folder / "animals/dogs.md").write_text("Dogs never bark.\n")
+    update_index(place)
+    told = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback"])
+    assert told.exit_code == 0, (told.output, told.exception)
+    assert "0 added, 1 changed, 0 renamed, 1 deleted" in told.output
+    with Index.open(place) as index:
+        held = {index.passage_at(row).location.path: row for row in range(len(index))}
+        assert "animals/cats.md" not in held
+        assert index.passage_at(held["animals/dogs.md"]).text == "Dogs never bark."
+    assert verify_artifact(place) == []
+    answering = read_artifact(place).details["index"]
+    folder.rename(folder.with_name("moved"))
+    refused = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback"])
+    assert refused.exit_code != 0
+    assert "--anyway" in str(refused.exception)
+    assert read_artifact(place).details["index"] == answering
+    again = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback", "--anyway"])
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert read_artifact(place).details["index"] != answering
+
+
+def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, recipe, tmp_path):
+    before = digest_of(place)
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+    asked = {f"q{at}": text for at, text in enumerate(["cat sleeps", "dog barks", "France"] * 4)}
+    paths = ["animals/cats.md", "animals/dogs.md", "places/paris.txt"] * 4
+    queries.write_text(
+        "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in asked.items())
+    )
+    rows = [f"{name}\t{path}\t1" for name, path in zip(asked, paths, strict=True)]
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name in ("cats.md", "dogs.md", "paris.txt"):
+        (bad / name).write_text("Nothing that was asked.\n")
+    (bad / "animals").mkdir()
+    (bad / "animals/cats.md").write_text("A cat sleeps.\n")
+    worse = RagRecipe(documents=str(bad), embedder="static")
+    questions = RecallCheck(queries, qrels, way="keyword")
+    with pytest.raises(IntegrityError) as caught:
+        rebuild_index(place, worse, questions)
+    assert caught.value.problems[0].code == "rag.rebuild-worse"
+    assert "judged" in caught.value.problems[0].what
+    assert digest_of(place) == before
+    done = rebuild_index(place, worse, questions, anyway=True)
+    assert done.is_switched
+    assert done.kind == "judged"
+    assert digest_of(place) != before
+    roll_back(place)
+    assert digest_of(place) == before
+    again = rebuild_index(place, recipe, questions)
+    assert again.board.differences["after"]["mrr@10"][0].value == 0
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from stillroom.rag import rebuilding
+from stillroom.rag.maintenance.rebuild import Questions, rebuild_index
+from stillroom.recipes import parse_recipe
+exchange = rebuilding.exchange_folders
+def kill(one, other):
+    if sys.argv[2] == "after":
+        exchange(one, other)
+    os.kill(os.getpid(), 9)
+rebuilding.exchange_folders = kill
+text = Path(sys.argv[1], "recipe.yaml").read_text()
+rebuild_index(Path(sys.argv[1]), parse_recipe(text, "x", sys.argv[3:]), Questions())
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_the_switch_leaves_one_of_the_two_whole(place, when):
+    before = digest_of(place)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(place), when, *CHUNKER],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert verify_artifact(place) == []
+    if when == "before":
+        assert digest_of(place) == before
+        done = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER])
+        assert done.exit_code == 0, (done.output, done.exception)
+    after = digest_of(place)
+    assert after != before
+    roll_back(place)
+    assert digest_of(place) == before
+    roll_back(place)
+    assert digest_of(place) == after

@@ -1,0 +1,206 @@
+"""Filters: what is read from text, what is refused, and that no text becomes a statement."""
+
+import json
+
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.provenance import read_ledger
+from stillroom.rag.index.searcher import Index
+from stillroom.rag.maintenance.update import delete_documents, update_index
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.storage.filters import (
+    FilterExpression,
+    compile_filter,
+    parse_filter,
+    read_metadata,
+)
+
+FRONT = "---\nyear: 2021\ntags: [pets, night]\ndraft: true\nwritten: 2021-05-30\n---\n"
+METADATA = [
+    {"path": "places/paris.txt", "fields": {"year": 2019, "tags": ["city"], "name": "O'Hara; --"}},
+    {"path": "places/tokyo.txt", "fields": {"year": 2024.5, "tags": ["city", "night"]}},
+]
+
+
+def write_metadata(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def place(folder, tmp_path):
+    cats = folder / "animals/cats.md"
+    cats.write_text(FRONT + cats.read_text())
+    told = write_metadata(tmp_path / "told.jsonl", METADATA)
+    run_recipe(
+        RagRecipe(documents=str(folder), embedder="static", metadata=told), tmp_path / "index"
+    )
+    return tmp_path / "index"
+
+
+def paths(index, text):
+    shown = index.restrict(text)
+    return {shown.passage_at(row).location.path.split("/")[1] for row in range(len(shown))}
+
+
+def test_documents_are_found_by_their_fields(place):
+    with Index.open(place) as index:
+        everything = paths(index, "exists(path)")
+        assert len(everything) == 6
+        for text, expected in {
+            "year >= 2020": {"cats.md", "tokyo.txt"},
+            "year = 2019 or year > 2024": {"paris.txt", "tokyo.txt"},
+            "year != 2019": everything - {"paris.txt"},
+            "not exists(year)": {"dogs.md", "cpp.md", "python.md"},
+            "tags = night": {"cats.md", "tokyo.txt"},
+            "tags in (city, pets) and year < 2022": {"cats.md", "paris.txt"},
+            "draft = true": {"cats.md"},
+            "written > 2021-01-01 and written <= 2021-05-30": {"cats.md"},
+            "path ~ 'places/*' and not tags = night": {"paris.txt"},
+            "path ~ '*/c?ts.md'": {"cats.md"},
+            "path ~ '[a-z]*'": set(),
+            'name = "O\'Hara; --"': {"paris.txt"},
+            "format = text/markdown and (path ~ 'code/*')": {"cpp.md", "python.md"},
+            "title = Cats": {"cats.md"},
+            "tags = missing": set(),
+        }.items():
+            assert paths(index, text) == expected, text
+
+
+def test_a_view_can_be_narrowed_and_never_widened(place):
+    with Index.open(place) as index:
+        night = index.restrict("tags = night")
+        assert {hit.passage.location.path for hit in night.retrieve("cat capital 日本", 9)} == {
+            "animals/cats.md",
+            "places/tokyo.txt",
+        }
+        assert paths(night, "exists(path)") == {"cats.md", "tokyo.txt"}
+        assert paths(night, "year = 2021 or year = 2019") == {"cats.md"}
+        assert len(index) == 6
+        assert index.fields["year"] == ["number"]
+        assert index.fields["tags"] == ["text"]
+
+
+def test_a_narrowed_view_follows_deletes_and_additions(place, folder):
+    with Index.open(place) as index:
+        night = index.restrict("tags = night")
+        delete_documents(place, ["animals/cats.md", "code/cpp.md"])
+        assert night.refresh()
+        assert paths(night, "exists(path)") == {"tokyo.txt"}
+        assert [hit.passage.location.path for hit in night.retrieve("日本 cat", 5)] == [
+            "places/tokyo.txt"
+        ]
+        assert len(index) == 6
+        update_index(place)
+        assert night.refresh()
+        assert paths(night, "exists(path)") == {"tokyo.txt", "cats.md"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("yaer = 2020", "rag.unknown-field"),
+        ("year = twenty", "rag.filter-kind"),
+        ("year = '2021'", "rag.filter-kind"),
+        ("year ~ '20*'", "rag.filter-kind"),
+        ("path = 3", "rag.filter-kind"),
+        ("", "rag.bad-filter"),
+        ("year", "rag.bad-filter"),
+        ("year >=", "rag.bad-filter"),
+        ("year = 1 year = 2", "rag.bad-filter"),
+        ("(year = 1", "rag.bad-filter"),
+        ("year in ()", "rag.bad-filter"),
+        ("'year' = 1", "rag.bad-filter"),
+        ("year = 1; DROP TABLE documents", "rag.bad-filter"),
+        ("year = 1 or 1=1 --", "rag.bad-filter"),
+        ('path = "unclosed', "rag.bad-filter"),
+        ("not " * 100 + "year = 1", "rag.bad-filter"),
+        ("(" * 100 + "year = 1" + ")" * 100, "rag.bad-filter"),
+        (" or ".join(["year = 1"] * 300), "rag.bad-filter"),
+        ("x" * 10_000, "rag.bad-filter"),
+    ],
+)
+def test_what_is_no_filter_is_refused_and_told_apart(place, text, code):
+    with Index.open(place) as index, pytest.raises(DataError) as caught:
+        index.restrict(text)
+    assert caught.value.problems[0].code == code
+    if code == "rag.unknown-field":
+        assert "year" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["' OR 1=1 --", '"; DELETE FROM documents; --', ":snapshot", "%", "\x00", "f0_0"]
+)
+def test_hostile_values_are_values(place, value):
+    with Index.open(place) as index:
+        for operator in ("=", "~", "<"):
+            shown = index.restrict(FilterExpression(operator, "name", (value,)))
+            assert len(shown) <= 1
+        assert len(index.restrict(FilterExpression("=", "name", (value,)))) == 0
+        assert len(index) == 6
+
+
+def test_values_are_bound_and_names_too():
+    known = {"a": frozenset({"text"})}
+    condition = compile_filter(parse_filter("a = \"x' OR 1=1\" and a ~ 'y*'"), known, "p")
+    assert "OR 1" not in condition.sql
+    assert [value for _, value in condition.values] == ["a", "x' OR 1=1", "a", "y*"]
+
+
+def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
+    rows = [{**METADATA[0], "fields": {"year": 1999}}, METADATA[1]]
+    write_metadata(tmp_path / "told.jsonl", rows)
+    done = update_index(place)
+    assert (done.told, done.unchanged, done.parsed, done.embedded) == (1, 5, 0, 0)
+    with Index.open(place) as index:
+        assert paths(index, "year = 1999") == {"paris.txt"}
+        digest = index.digest
+    recipe = RagRecipe(
+        documents=str(folder), embedder="static", metadata=str(tmp_path / "told.jsonl")
+    )
+    run_recipe(recipe, tmp_path / "fresh")
+    with Index.open(tmp_path / "fresh") as index:
+        assert index.digest == digest
+    assert update_index(place).told == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "[]",
+        '{"fields": {}}',
+        '{"path": "a", "acl": ["x"]}',
+        '{"path": "a", "fields": {"path": "b"}}',
+        '{"path": "a", "fields": {"bad name": 1}}',
+        '{"path": "a", "fields": {"x": {"y": 1}}}',
+        '{"path": "a", "fields": {"x": NaN}}',
+        '{"path": "a", "fields": {"x": null}}',
+        '{"path": "a", "labels": "staff"}',
+        '{"path": "a", "tenant": 3}',
+        '{"path": "b"}\n{"path": "b"}',
+    ],
+)
+def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
+    path = tmp_path / "told.jsonl"
+    path.write_text('{"path": "first"}\n' + line + "\n")
+    with pytest.raises(DataError) as caught:
+        read_metadata(path)
+    assert caught.value.problems[0].code == "rag.metadata"
+    assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_front_matter_never_says_who_may_read(folder, tmp_path):
+    text = "---\ntenant: t\nlabels: [public]\naccess: open\n---\nA secret.\n"
+    (folder / "secret.md").write_text(text)
+    recipe = RagRecipe(documents=str(folder), embedder="static", access="tenants")
+    run_recipe(recipe, tmp_path / "index")
+    from stillroom.rag.index.view import AccessContext
+
+    with Index.open(tmp_path / "index", access=AccessContext("t", ["public"])) as index:
+        assert len(index) == 0
+    with pytest.raises(DataError) as caught:
+        next(read_ledger(tmp_path / "index/output", "passages"))
+    assert caught.value.problems[0].code == "data.restricted"

@@ -1,0 +1,152 @@
+"""Checks of recipes and media: so many wait, the others are told when, and nobody who left is."""
+
+import asyncio
+import contextlib
+import io
+
+import httpx
+import pytest
+from PIL import Image
+from tests.unit.serve.test_jobs import MERGE, fill
+
+from stillroom.serve import RequestLimits, create_app
+from stillroom.serve.jobs.processes import spawn
+from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.media_check import MediaCheckService
+from stillroom.serve.workspace import Workspace
+
+LIMITS = RequestLimits(checks=1)
+
+
+@pytest.fixture
+def app(tmp_path):
+    fill(tmp_path)
+    with Workspace(tmp_path).open() as workspace:
+        yield create_app(None, jobs=JobRunner(workspace), looker=MediaCheckService(), limits=LIMITS)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that were started; none of them ever tells anything."""
+    found = []
+
+    async def mute(order, folder, scratch, **more):
+        found.append(await spawn(order, folder, scratch, **more))
+        return found[-1]
+
+    async def never(process):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("stillroom.serve.jobs.processes.spawn", mute)
+    monkeypatch.setattr("stillroom.serve.jobs.processes.read_worker_result", never)
+    return found
+
+
+def picture():
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(data, "PNG")
+    return data.getvalue()
+
+
+ASKED = {
+    "/v1/recipes/check": {"json": {"recipe": MERGE}},
+    "/v1/forensics/check": {"files": [("file", ("a.png", picture()))]},
+}
+
+
+async def until(is_so):
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+class Leaving:
+    """An app whose clients leave when they are told to, as a server tells it."""
+
+    def __init__(self, app):
+        self.app, self.has_left, self.bodies = app, asyncio.Event(), 0
+
+    async def __call__(self, scope, receive, send):
+        is_whole = False
+
+        async def told():
+            nonlocal is_whole
+            if is_whole:
+                await self.has_left.wait()
+                return {"type": "http.disconnect"}
+            message = await receive()
+            is_whole = not message.get("more_body")
+            self.bodies += 1
+            return message
+
+        await self.app(scope, told, send)
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_client_that_leaves_ends_its_check_and_the_line_goes_on(app, started, path):
+    async def go():
+        leaving = Leaving(app)
+        async with client_of(leaving) as client:
+            tasks = [asyncio.create_task(client.post(path, **ASKED[path])) for _ in range(2)]
+            await until(lambda: started)
+            leaving.has_left.set()
+            replies = await asyncio.gather(*tasks)
+        assert [reply.status_code for reply in replies] == [499, 499]
+        assert [process.returncode for process in started] == [-9]  # who waited started none
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_line_that_is_full_is_told_when_to_come_again(app, started, path):
+    async def go():
+        leaving = Leaving(app)
+        async with client_of(leaving) as client:
+            tasks = [asyncio.create_task(client.post(path, **ASKED[path])) for _ in range(2)]
+            await until(lambda: started and leaving.bodies >= 2)
+            await asyncio.sleep(0.1)
+            reply = await client.post(path, **ASKED[path])
+            assert (reply.status_code, reply.headers["Retry-After"]) == (429, "2")
+            assert reply.json()["error"]["code"] == "too_many_requests"
+            leaving.has_left.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(go())
+
+
+def test_media_have_their_place_before_they_are_read(app, started):
+    """Bodies that have begun to come count, so that no more of them lie on the disk at once."""
+
+    async def go():
+        goes_on = asyncio.Event()
+
+        async def slow():
+            yield b"--x\r\n"
+            await goes_on.wait()
+            yield b"--x--\r\n"
+
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        async with client_of(app) as client:
+            tasks = [
+                asyncio.create_task(
+                    client.post("/v1/forensics/check", headers=form, content=slow())
+                )
+                for _ in range(2)
+            ]
+            await asyncio.sleep(0.2)
+            reply = await client.post("/v1/forensics/check", **ASKED["/v1/forensics/check"])
+            assert reply.status_code == 429
+            goes_on.set()
+            assert [one.status_code for one in await asyncio.gather(*tasks)] == [400, 400]
+        assert not started
+
+    asyncio.run(go())
+
+
+@contextlib.asynccontextmanager
+async def client_of(app):
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", timeout=60
+    ) as client:
+        yield client

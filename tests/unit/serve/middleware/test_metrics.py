@@ -1,0 +1,73 @@
+"""What a server counts is what Prometheus can read, and holds nothing that anybody said."""
+
+import re
+import threading
+
+from tests.unit.serve.test_app import KEY, chat, request, served
+
+from stillroom.records import Answer, Completion
+from stillroom.serve import create_app
+from stillroom.serve.middleware.metrics import ServerMetrics
+
+CANARY = "zanzibarquux"
+_SAMPLE = re.compile(r'[a-z_]+\{([a-z]+="[^"\\\n]*",?)*\} [0-9.e+-]+|# (HELP|TYPE) [a-z_]+ .+')
+
+
+def read(app, **more):
+    found = request(app, "GET", "/metrics", **more)
+    assert found.status_code == 200
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = found.text.splitlines()
+    assert all(_SAMPLE.fullmatch(line) for line in lines)
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def ask(messages, sampling, k, **_):
+    yield f"It is {CANARY}."
+    details = {"abstained": False, "cached": None, "stage_ms": {"embed": 14.0, "generate": 500.0}}
+    yield Answer(Completion(f"It is {CANARY}.", "stop", 50, 8), (), (), details)
+
+
+def test_requests_tokens_and_stages_are_counted_and_nothing_that_was_said():
+    app = create_app(served(ask=ask))
+    for body in ({}, {"stream": True}, {"model": CANARY}):
+        chat(app, messages=[{"role": "user", "content": f"where is {CANARY}?"}], **body)
+    request(app, "GET", f"/{CANARY}")
+    counted = read(app)
+    chats = 'route="/v1/chat/completions"'
+    assert counted[f'stillroom_requests_total{{{chats},method="POST",status="200"}}'] == "2"
+    assert counted[f'stillroom_requests_total{{{chats},method="POST",status="404"}}'] == "1"
+    assert counted['stillroom_requests_total{route="other",method="GET",status="404"}'] == "1"
+    assert counted['stillroom_tokens_total{kind="completion"}'] == "16"
+    assert counted['stillroom_answers_total{outcome="answered"}'] == "2"
+    assert counted['stillroom_stage_seconds_sum{stage="generate"}'] == "1"
+    assert counted['stillroom_stage_seconds_count{stage="embed"}'] == "2"
+    assert counted[f'stillroom_request_seconds_bucket{{{chats},le="+Inf"}}'] == "3"
+    assert counted[f"stillroom_request_seconds_count{{{chats}}}"] == "3"
+    assert CANARY not in request(app, "GET", "/metrics").text
+
+
+def test_counters_need_a_key_where_keys_are_asked_for_and_refusals_count():
+    app = create_app(served(), api_keys=[KEY])
+    assert request(app, "GET", "/metrics").status_code == 401
+    counted = read(app, headers={"Authorization": f"Bearer {KEY}"})
+    assert counted['stillroom_requests_total{route="other",method="GET",status="401"}'] == "1"
+
+
+def test_counts_of_several_threads_add_up():
+    counters = ServerMetrics()
+
+    def work():
+        for _ in range(500):
+            counters.count_request("/x", "GET", 200, 0.02)
+            counters.count_reply({"prompt_tokens": 1, "completion_tokens": 2}, {})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = counters.render().splitlines()
+    assert 'stillroom_tokens_total{kind="completion"} 4000' in lines
+    assert 'stillroom_request_seconds_bucket{route="/x",le="0.01"} 0' in lines
+    assert 'stillroom_request_seconds_bucket{route="/x",le="0.025"} 2000' in lines

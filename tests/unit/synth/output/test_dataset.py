@@ -1,0 +1,244 @@
+"""Records as a dataset: every shape loads as its readers expect, and nothing vanishes unsaid."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from pyarrow import parquet
+from ruamel.yaml import YAML
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError
+from stillroom.jobs import Job
+from stillroom.provenance import Parent, digest_file
+from stillroom.records import (
+    Link,
+    Message,
+    Origin,
+    Record,
+    from_row,
+    read_records,
+    write_records,
+)
+from stillroom.synth.output.dataset import export_records
+
+LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
+MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
+
+
+def pair(asked, said, origin=MADE, **fields):
+    return Record((Message("user", asked), Message("assistant", said)), fields, origin)
+
+
+@pytest.fixture
+def records(tmp_path):
+    rows = [
+        pair("Why?", "Because.", split="train", rejected="No."),
+        pair("Who?", "Nobody.", Origin("human", (), "CC-BY-4.0"), split="held_out"),
+        Record((Message("assistant", "Plain text.\u2028Two lines."),), {"split": "train"}, MADE),
+    ]
+    write_records(tmp_path / "r.jsonl", rows)
+    return tmp_path / "r.jsonl"
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "count"),
+    [
+        ("messages", {"messages"}, 3),
+        ("sharegpt", {"conversations"}, 3),
+        ("alpaca", {"instruction", "input", "output"}, 2),
+        ("prompt_completion", {"prompt", "completion"}, 3),
+        ("text", {"text"}, 1),
+        ("preference", {"prompt", "chosen", "rejected"}, 1),
+    ],
+)
+def test_every_shape_has_its_keys_and_what_does_not_fit_is_counted(
+    records, tmp_path, shape, keys, count
+):
+    told = export_records([records], tmp_path / "out", format=shape)
+    found = [row for path in (tmp_path / "out").glob("*.jsonl") for row in rows_of(path)]
+    assert told.rows.total() == len(found) == count
+    assert told.left_out.total() == 3 - count
+    assert all(set(row) == keys | {"id", "origin"} for row in found)
+
+
+def test_nothing_is_lost_where_fields_are_kept(records, tmp_path):
+    export_records([records], tmp_path / "out", with_fields=True)
+    (row,) = rows_of(tmp_path / "out/test.jsonl")
+    again = from_row({key: value for key, value in row.items() if key != "id"})
+    assert (again.messages[0].content, again.origin.license) == ("Who?", "CC-BY-4.0")
+
+
+def test_the_card_says_splits_origin_and_license(records, tmp_path):
+    words = ["synth", "export", records, "--out", tmp_path / "out", "--name", "Bees: a set"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert "1 test, 2 train" in done.output
+    card = (tmp_path / "out/README.md").read_text()
+    front = YAML(typ="safe").load(card.split("---")[1])
+    assert front["pretty_name"] == "Bees: a set"
+    assert front["license"] == "cc-by-4.0"
+    assert "synthetic" in front["tags"]
+    assert {one["split"] for one in front["configs"][0]["data_files"]} == {"train", "test"}
+    assert "synthetic: 2 rows (67%)" in card
+    assert "`model-1`: 2 rows" in card
+
+
+def test_parquet_holds_the_same_rows(records, tmp_path):
+    export_records([records], tmp_path / "lines")
+    export_records([records], tmp_path / "table", kind="parquet")
+    assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [
+        "README.md",
+        "croissant.json",
+        "test.parquet",
+        "train.parquet",
+    ]
+    found = parquet.read_table(tmp_path / "table/train.parquet").to_pylist()
+    assert found == rows_of(tmp_path / "lines/train.jsonl")
+
+
+def test_croissant_names_every_file_with_its_digest(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    about = json.loads((tmp_path / "out/croissant.json").read_text())
+    for one in about["distribution"]:
+        assert one["sha256"] == digest_file(tmp_path / "out" / one["contentUrl"])
+    assert {one["@id"] for one in about["recordSet"]} == {"train", "test"}
+
+
+def test_differing_licenses_are_other_and_said(records, tmp_path):
+    write_records(tmp_path / "more.jsonl", [pair("What?", "That.", Origin("human", (), "MIT"))])
+    export_records([records, tmp_path / "more.jsonl"], tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: other" in card
+    assert "different licenses (CC-BY-4.0, MIT)" in card
+    write_records(tmp_path / "more.jsonl", [pair("What?", "That.", Origin("human"))])
+    export_records([records, tmp_path / "more.jsonl"], tmp_path / "unsaid")
+    assert "nobody says the license of 1 rows\n" in (tmp_path / "unsaid/README.md").read_text()
+
+
+def test_an_old_folder_stays_where_nothing_fits(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    before = (tmp_path / "out/README.md").read_text()
+    with pytest.raises(DataError) as caught:
+        export_records([records], tmp_path / "out")
+    assert caught.value.problems[0].code == "data.exists"
+    write_records(tmp_path / "none.jsonl", [Record((Message("assistant", "Alone."),))])
+    with pytest.raises(DataError) as caught:
+        export_records([tmp_path / "none.jsonl"], tmp_path / "out", format="alpaca", overwrite=True)
+    assert caught.value.problems[0].code == "synth.no-records"
+    assert (tmp_path / "out/README.md").read_text() == before
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def traced(tmp_path):
+    turns = (("user", "Add 2."), ("assistant", CALL), ("tool", "4"), ("assistant", "It is four."))
+    record = Record(tuple(Message(*turn) for turn in turns), {"tools": [TOOL]}, MADE)
+    write_records(tmp_path / "calls.jsonl", [record, pair("Why?", "Because.")])
+    return tmp_path / "calls.jsonl"
+
+
+def test_calls_of_tools_are_as_the_shape_has_them(tmp_path):
+    export_records([traced(tmp_path)], tmp_path / "openai")
+    row, plain = rows_of(tmp_path / "openai/train.jsonl")
+    assert row["tools"] == [TOOL]
+    asked, call, result, said = row["messages"]
+    assert call["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 2}'}
+    assert result == {
+        "role": "tool",
+        "tool_call_id": call["tool_calls"][0]["id"],
+        "content": "4",
+    }
+    assert (asked["content"], call["content"], said["content"]) == ("Add 2.", "", "It is four.")
+    assert "tools" not in plain
+    export_records([traced(tmp_path)], tmp_path / "sharegpt", format="sharegpt")
+    row = rows_of(tmp_path / "sharegpt/train.jsonl")[0]
+    names = [turn["from"] for turn in row["conversations"]]
+    assert names == ["human", "function_call", "observation", "gpt"]
+    assert json.loads(row["tools"]) == [TOOL]
+    export_records([traced(tmp_path)], tmp_path / "table", kind="parquet")
+    found = parquet.read_table(tmp_path / "table/train.parquet").to_pylist()
+    assert found[0]["messages"][1]["tool_calls"] == call["tool_calls"]
+    assert json.loads(found[0]["tools"]) == [TOOL]
+
+
+def test_what_is_no_call_stays_text():
+    from stillroom.synth.output.formats import to_openai_messages
+
+    for text in ("<tool_call>{broken}</tool_call>", "<tool_call>[1]</tool_call>", "None."):
+        assert to_openai_messages([Message("assistant", text)]) == [
+            {"role": "assistant", "content": text}
+        ]
+
+
+def test_a_schema_of_parquet_is_never_guessed_from_the_first_rows(tmp_path):
+    rows = [pair("When?", f"2024-01-{day:02d} 10:00:00", note=None) for day in range(1, 20)]
+    rows += [pair("When?", "Never.", note={"a": 1}), pair("Why?", "x" * 3_000_000, note="text")]
+    write_records(tmp_path / "r.jsonl", rows)
+    for shape in ("alpaca", "messages", "stillroom"):
+        for with_fields in (False, True):
+            out = tmp_path / f"{shape}-{with_fields}"
+            export_records(
+                [tmp_path / "r.jsonl"], out, format=shape, kind="parquet", with_fields=with_fields
+            )
+            found = parquet.read_table(out / "train.parquet").to_pylist()
+            assert len(found) == 21
+    told = parquet.read_table(tmp_path / "alpaca-True/train.parquet").to_pylist()
+    assert told[0]["output"] == "2024-01-01 10:00:00"
+    assert json.loads(told[19]["fields"])["note"] == {"a": 1}
+    again = list(read_records(tmp_path / "stillroom-False/train.parquet"))
+    assert again == rows
+
+
+def test_a_field_of_a_columns_name_does_not_take_its_place(tmp_path):
+    row = pair("Why?", "Because.", chosen="Because.", rejected="No.", messages="mine")
+    write_records(tmp_path / "r.jsonl", [row])
+    for shape, key in (("preference", "chosen"), ("messages", "messages")):
+        export_records([tmp_path / "r.jsonl"], tmp_path / shape, format=shape, with_fields=True)
+        (told,) = rows_of(tmp_path / shape / "train.jsonl")
+        assert told[key][-1] == {"role": "assistant", "content": "Because."}
+        assert told["origin"]["kind"] == "synthetic"
+
+
+def test_half_a_character_is_left_out_and_counted(tmp_path):
+    write_records(tmp_path / "r.jsonl", [pair("Why?", "It is \ud800."), pair("Who?", "Nobody.")])
+    for kind in ("jsonl", "parquet"):
+        told = export_records([tmp_path / "r.jsonl"], tmp_path / kind, kind=kind)
+        assert (told.rows.total(), told.left_out.total()) == (1, 1)
+
+
+def test_the_card_tells_the_terms_of_the_teachers_that_an_artifact_names(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    assert "which models these were is not said" in (tmp_path / "out/README.md").read_text()
+    run = tmp_path / "run"
+    job = Job.start(run, "# a run\n")
+    write_records(job.output / "records.jsonl", [pair("Why?", "Because.")])
+    parents = [
+        Parent("teacher", "/data/mine/gemma-3-4b.gguf", "0" * 64),
+        Parent("teacher", "https://api.openai.com/v1#gpt-5", "endpoint:x"),
+    ]
+    job.finish("records", parents=parents, origin=MADE.to_json())
+    job.close()
+    told = export_records([run], tmp_path / "told")
+    card = (tmp_path / "told/README.md").read_text()
+    assert "- `gemma-3-4b.gguf`: Gemma terms of use; restricted:" in card
+    assert "may not train models that compete" in card
+    assert "/data/mine" not in card
+    assert set(told.to_json()["teachers"].values()) == {"restricted"}
+
+
+def test_no_folder_but_a_dataset_is_replaced(records, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(DataError) as caught:
+        export_records([records], tmp_path / "mine", overwrite=True)
+    assert caught.value.problems[0].code == "data.exists"
+    assert (tmp_path / "mine/thesis.txt").exists()
+    for _ in range(2):
+        export_records([records], tmp_path / "out", overwrite=True)
+    assert not list(tmp_path.glob(".*draft"))

@@ -1,0 +1,122 @@
+from collections import Counter
+
+import pytest
+from tests.unit.synth.conftest import make_passage, make_passages
+
+from stillroom.records import Document, Message, Record
+from stillroom.synth.experiments.students import split_human_records
+from stillroom.synth.pipeline.inputs import (
+    iter_work_items,
+    order_items,
+    split_documents,
+    split_items,
+)
+from stillroom.text.chunkers.heading import Heading
+
+
+def test_share_of_documents_is_held_out():
+    split = split_documents([f"doc-{number}" for number in range(2000)], 0.2, seed=0)
+    assert 0.17 < Counter(split.values())["held_out"] / 2000 < 0.23
+
+
+def test_both_sides_are_non_empty_from_two_documents_on():
+    for seed in range(50):
+        assert set(split_documents(["a", "b"], 0.01, seed).values()) == {"train", "held_out"}
+        assert set(split_documents(["a", "b"], 0.99, seed).values()) == {"train", "held_out"}
+
+
+def test_a_single_document_is_trained_on():
+    for seed in range(50):
+        assert split_documents(["a"], 0.5, seed) == {"a": "train"}
+    assert split_documents([], 0.5, 0) == {}
+
+
+def test_share_of_zero_holds_nothing_out():
+    assert set(split_documents(["a", "b", "c"], 0.0, 1).values()) == {"train"}
+
+
+def test_another_seed_splits_otherwise():
+    ids = [f"doc-{number}" for number in range(100)]
+    assert split_documents(ids, 0.5, 1) != split_documents(ids, 0.5, 2)
+
+
+TEXTS = {
+    f"note-{number}": f"Note {number} of the still.\n\nIt was run {number} times.\n\nNo more."
+    for number in range(60)
+}
+
+
+def cut(name, text):
+    """Return a document's passages as an index has them, one overlapping the next."""
+    document = Document(f"{name}.md", "0" * 64, "text/markdown", text)
+    chunker = Heading(size=8, overlap=3, min_size=1)
+    return list(chunker.chunk(document, count=lambda piece: len(piece.split())))
+
+
+@pytest.mark.parametrize(
+    "copy", [str, str.upper, lambda text: text.replace("\n\n", "\n  \n\n").replace(" of", "  of")]
+)
+def test_copies_of_a_document_stand_on_one_side(copy):
+    names = {name: [name, f"copy-of-{name}", f"third-{name}"] for name in TEXTS}
+    passages = {
+        one: cut(one, TEXTS[name] if one == name else copy(TEXTS[name]))
+        for name, alike in names.items()
+        for one in alike
+    }
+    sides = split_items([item for own in passages.values() for item in own], 0.5, seed=0)
+    stands = {name: {sides[passages[one][0].document_id] for one in names[name]} for name in TEXTS}
+    assert all(len(found) == 1 for found in stands.values())
+    assert {"train", "held_out"} == set.union(*stands.values())
+    more = [item for name in TEXTS for item in cut(f"fourth-{name}", TEXTS[name])]
+    again = split_items([item for own in passages.values() for item in own] + more, 0.5, seed=0)
+    assert sides.items() <= again.items()
+
+
+def test_documents_without_copies_stand_where_their_ids_say():
+    passages = [item for name, text in TEXTS.items() for item in cut(name, text)]
+    ids = {passage.document_id for passage in passages}
+    assert split_items(passages, 0.3, seed=5) == split_documents(ids, 0.3, seed=5)
+    copied = (
+        make_passage("copied", "Quite another text."),
+        make_passage("copy", "quite another TEXT."),
+    )
+    sides = split_items([*passages, *copied], 0.3, seed=5)
+    assert {name: sides[name] for name in ids} == split_documents(ids, 0.3, seed=5)
+
+
+def test_two_copies_alone_are_trained_on():
+    for seed in range(20):
+        copies = make_passage("a", "One text."), make_passage("b", "One  text.")
+        assert set(split_items(copies, 0.5, seed).values()) == {"train"}
+
+
+def test_copies_among_what_people_wrote_stand_on_one_side():
+    records = [
+        Record((Message("assistant", text),), {"document_id": f"{copy}-{name}"})
+        for name, text in TEXTS.items()
+        for copy in "ab"
+    ]
+    side = split_human_records(records, 0.5, seed=0)
+    told = {one.messages[-1].content for one in side.train}
+    assert not told & {one.messages[-1].content for one in side.held_out}
+
+
+def test_every_document_comes_before_a_second_passage_of_any():
+    passages = make_passages()
+    documents = [passage.document_id for passage in order_items(passages, 0)]
+    distinct = len(set(documents))
+    assert len(set(documents[:distinct])) == distinct
+    assert sorted(documents) == sorted(passage.document_id for passage in passages)
+
+
+def test_order_does_not_depend_on_the_order_of_the_file():
+    passages = make_passages()
+    assert order_items(passages, 3) == order_items(passages[::-1], 3)
+
+
+def test_units_repeat_all_passages_per_attempt_with_distinct_keys():
+    passages = make_passages()
+    seeds = list(iter_work_items(passages, "train", seed=0, attempts=2))
+    assert len({seed.key for seed in seeds}) == 2 * len(passages)
+    assert [seed.attempt for seed in seeds] == [0] * len(passages) + [1] * len(passages)
+    assert len({seed.derive(0) for seed in seeds}) == len(seeds)

@@ -1,0 +1,54 @@
+import pytest
+from tests.unit.synth.conftest import make_passage
+
+from stillroom.synth.prompting.conversation import find_best_quote, find_statements
+
+
+def statements(text):
+    return [quote.text for quote in find_statements(make_passage("bees", text, start=100))]
+
+
+def test_spans_count_in_the_document():
+    passage = make_passage(
+        "bees", "Short.\n\nWorker bees produce the wax from eight glands.", start=100
+    )
+    quote = find_statements(passage)[0]
+    assert passage.text[quote.start - 100 : quote.end - 100] == quote.text
+    assert quote.passage_id == passage.id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This makes the whole colony starve before the spring.",
+        "It keeps the brood nest warm in every winter month.",
+        "For more information on honey see the next chapter there.",
+        "The colony then behaves as follows in the cold winter months.",
+        "result = compute(colony, winter=True) in the Python interpreter.",
+        "Bees buzz.",
+        "3. Once the hive opens, the smoker calms the colony quickly.",
+        "the fragment of a sentence that began on another page.",
+        "Workers said (and nobody knows why the honey is so dark today.",
+        'The word "honey is much older than the word for wax.',
+        "Does the colony keep its brood nest warm in winter?",
+    ],
+)
+def test_what_does_not_stand_alone_is_left_out(text):
+    assert statements(text) == []
+
+
+def test_other_languages_are_judged_by_form():
+    german = "Die Arbeiterinnen erzeugen das Wachs in Drüsen unter dem Hinterleib."
+    assert statements(german) == [german]
+
+
+def test_best_quote_shares_most_words():
+    passage = make_passage("bees", "Bees live in hives. Worker bees produce wax from glands.")
+    assert (
+        find_best_quote(passage, "They produce wax.").text == "Worker bees produce wax from glands."
+    )
+
+
+def test_passage_without_sentences_is_its_own_quote():
+    passage = make_passage("bees", "   ")
+    assert find_best_quote(passage, "anything").text == "   "

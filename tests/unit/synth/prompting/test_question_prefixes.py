@@ -1,0 +1,269 @@
+import pytest
+
+from stillroom.synth.prompting.question_prefixes import find_question_prefixes, trim_question
+
+
+def texts(statement, passage=""):
+    return {opening.text for opening in find_question_prefixes(statement, passage)}
+
+
+@pytest.mark.parametrize(
+    ("statement", "opening"),
+    [
+        ("A value pattern represents a named value in Python.", "What does a value pattern"),
+        ("The dough is raised by wild yeast overnight.", "How is the dough raised"),
+        ("The arguments are first converted to a common type.", "What are the arguments converted"),
+        (
+            "If the queen dies in winter, the whole colony starves.",
+            "What happens if the queen dies",
+        ),
+        ("Basic contracts may be ended within two weeks.", "What may basic contracts be ended"),
+        ("Old bridges were inspected when the river froze.", "When were old bridges inspected"),
+        ("The two towers carry the load of both cables.", "What do the two towers carry"),
+        ('The "@" operator is a recent addition.', 'What is the "@" operator'),
+    ],
+)
+def test_opening_asks_about_the_subject(statement, opening):
+    assert any(text.startswith(opening) for text in texts(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "Names are not deleted when the loop is finished.",
+        "Users should never rely on a pattern being evaluated.",
+        "Returns a copy of the string with every field replaced.",
+        "That it works is a result of long experience.",
+        "In other words, the indices are counted from zero.",
+        "Called by the runtime to compute a representation.",
+        "Die Bienen erzeugen das Wachs in Drüsen.",
+        "A list, a tuple and a set are containers of objects.",
+    ],
+)
+def test_statement_that_is_not_plain_has_no_opening(statement):
+    assert texts(statement) == set()
+
+
+@pytest.mark.parametrize(
+    ("statement", "openings"),
+    [
+        # nouns that look like verbs
+        (
+            "Other popular stores are the three malls of the town.",
+            {"What are other popular stores"},
+        ),
+        ("The design of department stores in Spain followed the lead of Paris.", set()),
+        ("Mid-range department stores also exist in the towns of France.", set()),
+        ("Other popular names for the format include “Warm” and “Sunny”.", set()),
+        # verbs of the past, and what only looks like them
+        ("French Huguenots made two attempts to found a haven.", "What did French Huguenots make"),
+        ("Geng left the house before the second war began.", "What did Geng leave"),
+        (
+            "The values returned by the call are kept in a list.",
+            "What are the values returned by the call kept",
+        ),
+        ("Acquired traits of this plant are kept in a list.", set()),
+        ("The war showed Hitler how weak the League was at that time.", "What did the war show"),
+        ("A receptionist of the hotel said things were calm there.", set()),
+        ("A mapping object used to store the attributes of an object.", set()),
+        ("The show has been moved to another channel of the network.", set()),
+        # what was done to something: in one form only where the statement says it
+        ("Construction was halted in 1956 for want of stone.", {"When was construction halted"}),
+        (
+            "DeWyze was declared the winner during the last show.",
+            {"When was DeWyze declared the winner"},
+        ),
+        ("The mall is set to open in March of next year.", "When is the mall set to open"),
+        ("The airport is named Chinggis Khaan International.", {"What is the airport named"}),
+        (
+            "The powers are referred to as the Triple Entente.",
+            {"What are the powers referred to as"},
+        ),
+        ("The season was hosted by Ryan Seacrest and his friend.", set()),
+        ("The church was burnt down and built again.", {"What happened to the church"}),
+        ("The contestants are fifteen to twenty-eight years of age.", set()),
+        ("The presence of pain cannot be known for certain.", set()),
+        ("Modules of the interpreter are written like this one.", set()),
+        # verbs that are in no list
+        (
+            "The old mill of Alder churns 12 sacks of barley a day.",
+            "What does the old mill of Alder churn",
+        ),
+        ("Other events that can be traced to the war are many.", set()),
+        ("The period is considered to have begun with the act of 1854.", set()),
+        ("The argument defaults to true and controls whether a debugger will load files.", set()),
+        # conditions
+        (
+            "When Beijing was taken by rebels, the emperor fled.",
+            {"What happened when Beijing was taken by rebels"},
+        ),
+        ("After a few days only some soldiers, loyal to the Shah, held out.", set()),
+        ("Sometimes the term is used by people who mean ill.", set()),
+    ],
+)
+def test_the_verb_is_found_or_nothing_is_asked(statement, openings):
+    found = texts(statement)
+    assert openings in found if isinstance(openings, str) else found == openings
+
+
+@pytest.mark.parametrize(
+    ("statement", "passage", "subject"),
+    [
+        ("Delany's New Mart was opened in 1853.", "", "Delany's New Mart"),
+        ("Genghis Khan was born in 1162 in the north.", "", "Genghis Khan"),
+        ("Great Britain was joined by Ireland in 1801.", "a great fleet", "Great Britain"),
+        ("Chinese merchants were sent home in 1424.", "", "Chinese merchants"),
+        ("Various Mongol tribes were joined in 1206.", "", "various Mongol tribes"),
+        ("Liu’s family was freed in 1998 after all.", "", "Liu’s family"),
+        ("Construction was halted in 1956 for want of stone.", "", "construction"),
+    ],
+)
+def test_a_subject_keeps_the_capitals_of_its_names(statement, passage, subject):
+    (only,) = texts(statement, f"{statement} {passage}")
+    assert f" {subject} " in only
+
+
+def test_names_keep_their_capital_and_common_words_lose_it():
+    assert "What is padding" in texts("Padding is a row of spaces at the end.")
+    assert any("Python" in text for text in texts("Python 3.0 introduces new kinds of names."))
+    known = "We met Ada there. Ada wrote the first program of all."
+    assert "What does Ada" not in texts("Ada wrote the first program of all.", known)
+
+
+def cut(question, statement):
+    """Return what is kept of a question by the first opening that keeps any, or else the reason."""
+    trimmed = [trim_question(question, one, statement) for one in find_question_prefixes(statement)]
+    kept = [one.question for one in trimmed if one.question]
+    return kept[0] if kept else NO_CUT if NO_CUT in {one.reason for one in trimmed} else STRAYS
+
+
+STRAYS = "question strays, or tells the statement on"
+NO_CUT = "question strays where it cannot be cut"
+ARGUMENTS = "The numeric arguments are first converted to a common type."
+ROTOR = "A turbine rotor is capable of spinning at three thousand turns a minute."
+SETS = "Comparison of sets enforces reflexivity of the elements that they hold."
+SCOPE = 'The "global" statement has the same scope as a name binding operation.'
+
+
+@pytest.mark.parametrize(
+    ("question", "statement", "kept"),
+    [
+        (
+            "What are the numeric arguments converted to a common type?",
+            ARGUMENTS,
+            "What are the numeric arguments converted to?",
+        ),
+        (
+            "What happens when a task involves many changes, citations, or instructions?",
+            "When a task involves many changes, citations, or instructions, chaining keeps Claude "
+            "from dropping steps.",
+            "What happens when a task involves many changes?",
+        ),
+        (
+            "What does a value pattern represent in Python?",
+            "A value pattern represents a named value of the program.",
+            "What does a value pattern represent?",
+        ),
+        ("What are the numeric arguments cooked with?", ARGUMENTS, STRAYS),
+        ("Who are you?", ARGUMENTS, STRAYS),
+        (
+            "What does the break statement terminate the loop without warning?",
+            "The break statement terminates the loop without warning.",
+            "What does the break statement terminate?",
+        ),
+    ],
+)
+def test_question_is_cut_to_what_the_statement_names_and_leaves_open(question, statement, kept):
+    assert cut(question, statement) == kept
+
+
+@pytest.mark.parametrize(
+    ("question", "statement", "kept"),
+    [
+        # a preposition at the end of what was written is no cut
+        ("What is a turbine rotor capable of?", ROTOR, "What is a turbine rotor capable of?"),
+        (
+            "What is a turbine rotor capable of in winter?",
+            ROTOR,
+            "What is a turbine rotor capable of?",
+        ),
+        (
+            "What does comparison of sets do to the reflexivity of lists?",
+            SETS,
+            "What does comparison of sets do?",
+        ),
+        ('What does the "global" statement have to do with Python?', SCOPE, NO_CUT),
+        (
+            "What must the primary object of an object that supports references be?",
+            "The primary must evaluate to an object of a type that supports attribute references.",
+            NO_CUT,
+        ),
+        (
+            'When may an exception be handled using a "finally" or "try" statement?',
+            'An exception may be handled when an "except" or "finally" clause is used.',
+            "When may an exception be handled?",
+        ),
+        (
+            "What can the pump be used to lift from deep wells in the desert?",
+            "The pump can be used to lift the water of deep wells.",
+            "What can the pump be used to lift?",
+        ),
+        (
+            "What can the pump be used for?",
+            "The pump can be used to lift the water of deep wells.",
+            "What can the pump be used for?",
+        ),
+        (
+            "What is the pump intended to do in summer?",
+            "The pump is intended to be used for the water of deep wells.",
+            "What is the pump intended to do?",
+        ),
+        (
+            "What is the module provided to support applications that load others?",
+            "The module is provided to support applications that find others while they run.",
+            "What is the module provided to support?",
+        ),
+        (
+            "What is the water of the lake pumped in summer?",
+            "The water of the lake is pumped into a tank of steel.",
+            STRAYS,
+        ),
+        (
+            "What did the two men own the business in 1835 as?",
+            "The two men purchased the business in 1835 from their master.",
+            NO_CUT,
+        ),
+        (
+            "What did the producer do in Rome to help bring the show to Britain?",
+            "The producer saw it in Rome and helped bring it over to Britain.",
+            "What did the producer do in Rome?",
+        ),
+        (
+            "What is a context manager and how does it work?",
+            "A context manager is an object that runs before and after a block.",
+            "What is a context manager?",
+        ),
+    ],
+)
+def test_question_is_never_cut_before_what_its_words_need(question, statement, kept):
+    assert cut(question, statement) == kept
+
+
+@pytest.mark.parametrize(
+    ("statement", "openings"),
+    [
+        (ROTOR, {"What is a turbine rotor capable"}),
+        ("The clause headers are all at the same level of indentation.", set()),
+        ("A future statement takes effect for the rest of the session.", set()),
+        ("Programs are strongly recommended to explicitly omit such objects.", None),
+        ("The value may be approximated in the case of floating point literals.", set()),
+        ("Patterns of this kind are irrefutable if they always succeed.", set()),
+    ],
+)
+def test_opening_does_not_ask_what_the_statement_does_not_say(statement, openings):
+    if openings is None:
+        (only,) = find_question_prefixes(statement)
+        assert only.leads_on
+        assert not only.strands
+    else:
+        assert texts(statement) == openings

@@ -1,0 +1,224 @@
+import json
+
+import pytest
+from tests.unit.synth.conftest import make_passages, make_seed
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.jobs import Job
+from stillroom.recipes import parse_recipe
+from stillroom.records import Message, Record, read_records, write_records
+from stillroom.synth.interfaces import FilterContext, Generator
+from stillroom.synth.pipeline.executor import run_filters
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.pipeline.inputs import iter_draws, order_items
+from stillroom.synth.pipeline.scheduler import generate_units
+from stillroom.synth.recipe import SynthRecipe
+from stillroom.synth.run import run
+from stillroom.synth.seeds import read_seeds, read_taxonomy
+from stillroom.synth.types import (
+    GenerationFailure,
+    GenerationResult,
+    GeneratorContext,
+    NoSeed,
+    Topic,
+    WorkItem,
+    get_document_id,
+    get_item_text,
+)
+from stillroom.testing import scripted_model
+
+TREE = """
+license: CC0-1.0
+origin: human
+mathematics:
+  description: numbers and their laws
+  algebra:
+    - linear equations
+    - quadratic equations
+  geometry:
+    description: of the plane
+    examples:
+      - {question: What is a square?, answer: Four equal sides at right angles.}
+cooking: {topics: [bread, soup]}
+"""
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_taxonomy_gives_its_leaves_with_their_paths_in_order(tmp_path):
+    topics = read_taxonomy(write(tmp_path / "tree.yaml", TREE))
+    assert [topic.path for topic in topics] == [
+        ("mathematics", "algebra", "linear equations"),
+        ("mathematics", "algebra", "quadratic equations"),
+        ("mathematics", "geometry"),
+        ("cooking", "bread"),
+        ("cooking", "soup"),
+    ]
+    assert topics[2].examples[0]["question"] == "What is a square?"
+    assert topics[2].description == "of the plane"
+    assert {topic.origin.license for topic in topics} == {"CC0-1.0"}
+    assert topics[0].source.endswith("tree.yaml:7:7")
+
+
+def test_a_folder_of_instructlab_is_a_taxonomy(tmp_path):
+    leaf = tmp_path / "knowledge" / "animals" / "bees"
+    leaf.mkdir(parents=True)
+    write(
+        leaf / "qna.yaml",
+        "version: 3\ncreated_by: someone\ntask_description: about bees\nseed_examples:\n"
+        "  - context: Bees make wax.\n    questions_and_answers:\n"
+        "      - {question: What do bees make?, answer: Wax.}\n",
+    )
+    (topic,) = read_seeds(str(tmp_path), ("topics",)).items
+    assert topic.path == ("knowledge", "animals", "bees")
+    assert topic.examples == (
+        {"question": "What do bees make?", "answer": "Wax.", "context": "Bees make wax."},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("- a\n- b\n", "no mapping"),
+        ("a: {examples: [{answer: x}]}\n", "no question"),
+        ("a: [[b]]\n", "has no name"),
+        ("a: {topics: b}\n", "list or a mapping"),
+        ("a: {examples: 3}\n", "no list"),
+        ("a: [\n", "cannot be read"),
+        ("a: 1\na: 2\n", "cannot be read"),
+    ],
+)
+def test_a_broken_taxonomy_is_refused_with_its_line(tmp_path, text, what):
+    with pytest.raises(DataError, match=what) as caught:
+        read_taxonomy(write(tmp_path / "tree.yaml", text))
+    assert caught.value.problems[0].code == "synth.taxonomy"
+    assert "tree.yaml" in caught.value.problems[0].where
+
+
+def test_seeds_know_their_kind_and_refuse_another():
+    topic = Topic(("a", "b"))
+    for item, kind in (
+        (make_passages()[0], "passages"),
+        (Record((Message("user", "Why?"),)), "records"),
+        (topic, "topics"),
+        (NoSeed("train", 3), "nothing"),
+    ):
+        assert WorkItem(item, "train").kind == kind
+    with pytest.raises(TypeError, match="not a record"):
+        _ = WorkItem(topic, "train").passage
+    with pytest.raises(TypeError, match="not a topic"):
+        _ = make_seed("Bees.").topic
+    assert get_document_id(Record((), {"document_id": "doc-1"})) == "doc-1"
+    assert "b" in get_item_text(topic)
+
+
+def test_records_are_read_as_what_the_generator_takes(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    write_records(path, [Record((Message("user", "Add 1 and 2."), Message("assistant", "3")))])
+    assert read_seeds(str(path), ("records",)).items[0].messages[1].content == "3"
+    assert read_seeds(str(path), ("passages",)).passages[0].text == "Add 1 and 2.\n\n3"
+    with pytest.raises(DataError, match="does not start from") as caught:
+        read_seeds(str(path), ("topics",))
+    assert caught.value.problems[0].code == "synth.wrong-seeds"
+
+
+class Growing(Generator):
+    """Says how many it knew before its round."""
+
+    takes = ("nothing",)
+    default_filters = ()
+
+    @property
+    def asks(self):
+        return 1
+
+    @property
+    def longest(self):
+        return 1
+
+    def begin(self, corpus):
+        return _Grown()
+
+    def generate(self, seeds, model):
+        raise AssertionError("the writer is asked")
+
+
+class _Grown:
+    round_size = 3
+
+    def __init__(self):
+        self.known = []
+
+    def generate(self, seeds, model):
+        for seed in seeds:
+            text = f"{len(self.known)} known, {seed.item.number % 4}"
+            yield GenerationResult(seed.key, (Record((Message("assistant", text),)),), asked=1)
+
+    def settle(self, draft):
+        text = draft.records[0].messages[0].content
+        if text in self.known:
+            return GenerationResult(
+                draft.key, failures=(GenerationFailure("known", text),), asked=1
+            )
+        self.known.append(text)
+        return draft
+
+
+class Shelf(dict):
+    def put(self, key, value):
+        self[key] = value
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_a_pool_grows_by_rounds_whatever_the_group(batch_size):
+    def collect(shelf):
+        writer = Growing().begin(GeneratorContext("train"))
+        seeds = iter_draws("train", seed=0, count=9)
+        drafts = generate_units(seeds, writer, scripted_model([]), shelf, batch_size=batch_size)
+        return run_filters("train", drafts, FilterChain([], FilterContext()), 100)
+
+    shelf = Shelf()
+    harvest = collect(shelf)
+    said = [record.messages[0].content for record in harvest.kept]
+    assert said[:4] == ["0 known, 0", "0 known, 1", "0 known, 2", "3 known, 3"]
+    for key in list(shelf)[4:]:
+        del shelf[key]
+    assert collect(shelf) == harvest
+
+
+def test_items_without_documents_are_ordered_by_hash():
+    topics = [Topic((name,)) for name in "abcdef"]
+    assert order_items(topics, 1) == order_items(topics[::-1], 1)
+    assert order_items(topics, 1) != topics
+
+
+def test_a_recipe_says_what_its_generator_starts_from():
+    with pytest.raises(RecipeError, match="starts from passages") as caught:
+        parse_recipe("version: 1\nkind: synth\n")
+    assert caught.value.problems[0].code == "synth.seeds"
+    with pytest.raises(RecipeError, match="both given"):
+        parse_recipe("version: 1\nkind: synth\nindex: a\nseeds: b\n")
+
+
+def test_generators_bring_their_filters_unless_the_recipe_names_some():
+    assert [one.method_name() for one in SynthRecipe(index="a").filters][-1] == "decontaminate"
+    grown = SynthRecipe(generator=Growing())
+    assert grown.filters == ()
+    assert len(SynthRecipe(generator=Growing(), filters=["shape"]).filters) == 1
+
+
+def test_out_of_nothing_both_sides_are_written(tmp_path, monkeypatch):
+    model = scripted_model([])
+    monkeypatch.setattr("stillroom.models.factory.open_text_model", lambda *a, **k: model)
+    recipe = SynthRecipe(generator=Growing(), target={"train": 4, "held_out": 1})
+    job = Job.start(tmp_path / "out", "kind: synth\n")
+    artifact = run(recipe, job)
+    job.close()
+    records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
+    assert len(records) == 5
+    assert [parent.role for parent in artifact.parents] == ["teacher"]
+    report = json.loads((tmp_path / "out" / "output" / "report.json").read_text())
+    assert report["source"] == {"seeds": 0, "dropped": {}}

@@ -1,0 +1,63 @@
+"""What is asked is told apart from the passage that it asks about."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.text.dedup.paraphrases import QuestionParts, split_question
+
+PASSAGE = (
+    "The old mill of Elm was built by Ada Berg in 1831. It ground rye for nine villages. In the "
+    "flood of 1874 its wheel was lost. Since then it has been a dairy that churns twice a week."
+)
+QUESTION = "Who built the old mill of Elm?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{PASSAGE}\n\n{QUESTION}",
+        f"{QUESTION}\n\n{PASSAGE}",
+        f"{PASSAGE}\n{QUESTION}\nA) Ada Berg\nB) Ole Holm",
+        f"Passage: {PASSAGE}\nQuestion: {QUESTION}\nAnswer:",
+        f"**Question:** {QUESTION}\nContext: {PASSAGE}",
+        f"Kontext: {PASSAGE}\nFrage: {QUESTION}\nAntwort:",
+        f"{PASSAGE} Its cheese is sold in all nine of the villages. {QUESTION}",
+    ],
+)
+def test_a_question_is_told_from_its_passage(text):
+    found = split_question(text)
+    assert found.question.strip("*") == QUESTION
+    assert "flood of 1874" in found.passage
+    assert QUESTION not in found.passage
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        QUESTION,
+        PASSAGE,
+        f"{PASSAGE}\n\n{PASSAGE}",
+        "Sam had 48 clips and sold half of them in May. How many has he left?",
+    ],
+)
+def test_where_there_is_no_passage_the_whole_is_the_question(text):
+    assert split_question(text).question == text
+    assert not split_question(text).passage
+
+
+@given(st.text("aQ?.:\n ", max_size=300))
+def test_any_text_is_told_apart_without_inventing_a_word(text):
+    found = split_question(text)
+    assert found.question in text
+    assert set(found.passage.split()) <= set(text.split())
+
+
+def test_options_at_the_end_belong_to_no_part_and_lists_within_stay():
+    listed = "\n".join(f"{at % 9 + 1}. Rye, lot {at}" for at in range(4000))  # in linear time
+    text = f"{PASSAGE}\n{listed}\n\n{QUESTION}\nA) The sea\n (b) The rain\n"
+    found = split_question(text)
+    assert found.question == QUESTION
+    assert found.passage == f"{PASSAGE}\n{listed}"
+    assert split_question(f"{listed}\n{listed}") == QuestionParts(f"{listed}\n{listed}")

@@ -1,0 +1,25 @@
+import pytest
+
+from stillroom.text.encoding import decode_text
+
+KOREAN = "한국어는 한반도와 만주 지역에서 쓰이는 언어이다. 서울은 대한민국의 수도이다.\n"
+JAPANESE = "日本語は主に日本で使われている言語である。東京は日本の首都であり、人口が最も多い。\n"
+CHINESE = "漢語是世界上使用人數最多的語言之一。北京是中國的首都，也是全國的政治中心。\n"
+
+
+@pytest.mark.parametrize("lead", ["", "-", "--", "---"])
+@pytest.mark.parametrize(
+    ("encoding", "line"),
+    [
+        ("johab", KOREAN),
+        ("cp949", KOREAN),
+        ("shift_jis", JAPANESE),
+        ("euc_jp", JAPANESE),
+        ("big5", CHINESE),
+        ("gb18030", CHINESE),
+    ],
+    ids=lambda value: value if value.isalnum() else "",
+)
+def test_a_long_text_is_read_wherever_the_sample_of_it_ends(encoding, line, lead):
+    whole = lead + line * (80_000 // len(line.encode(encoding)))
+    assert decode_text(whole.encode(encoding), "x").text == whole

@@ -1,0 +1,124 @@
+import pytest
+
+from stillroom.errors import DataError, StillroomError
+from stillroom.records import Document, Origin
+from stillroom.text import (
+    ParseLimits,
+    ParserProcess,
+    list_documents,
+    parse_bytes,
+    parse_file,
+    parse_folder,
+)
+from stillroom.text.reader import detect_parser, map_suffixes
+
+ENGLISH = "The river was high after the rain, and nobody crossed it for a week. " * 3
+
+
+def test_a_file_knows_its_path_digest_language_and_origin(tmp_path):
+    path = tmp_path / "sub" / "a.md"
+    path.parent.mkdir()
+    path.write_text(f"# River\n\n{ENGLISH}", encoding="utf-8")
+    document = parse_file(path, root=tmp_path, origin=Origin("human", license="MIT"))
+    assert document.path == "sub/a.md"
+    assert document.media_type == "text/markdown"
+    assert document.language == "en"
+    assert document.origin == Origin("human", license="MIT")
+    assert document.title == "River"
+    assert parse_file(path).path == "a.md"
+    assert parse_file(path).origin.kind == "unknown"
+    assert Document.from_json(document.to_json()) == document
+
+
+def test_a_folder_is_read_in_order_of_path_and_twice_the_same(tmp_path):
+    for name in ("b.txt", "a/z.txt", "a.txt", "A.txt", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name}: {ENGLISH}")
+    paths = [path.relative_to(tmp_path).as_posix() for path in list_documents(tmp_path)]
+    assert paths == ["A.txt", "a.txt", "a/z.txt", "b.txt"]
+    first = list(parse_folder(tmp_path))
+    assert [one.path for one in first] == paths
+    assert first == list(parse_folder(tmp_path))
+
+
+def test_one_file_stands_for_a_folder(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(ENGLISH)
+    assert list_documents(path) == [path]
+    assert [one.path for one in parse_folder(path)] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "parser"),
+    [
+        ("a.MD", b"x", "md"),
+        ("a.py", b"x", "txt"),
+        ("README", b"plain words", "txt"),
+        ("page", b"  <!DOCTYPE html><p>x", "html"),
+        ("mail", b"From: a@b\nSubject: c\n\nbody", "eml"),
+        ("a.txt", b"%PDF-1.4 ...", "pdf"),
+        ("a", b"HTTP/1.1 200 OK\r\n\r\n%PDF-1.4 ...", "pdf"),
+        ("a", b"A file begins with %PDF-1.4.", "txt"),
+        ("a.md", b"# Magic\n\n%PDF-1.4 begins a file.\n", "md"),
+        ("a.eml", b"Subject: x\nFrom: a@b.c\n\nSee\n%PDF-1.4 ...", "eml"),
+        ("x", b"\xff\xfea\x00b\x00", "txt"),
+        ("x", "wide words".encode("utf-16-le"), "txt"),
+        ("a.unknown", b"text all the same", "txt"),
+    ],
+)
+def test_a_parser_is_chosen_by_suffix_then_by_content(name, data, parser):
+    assert detect_parser(name, data).method_name() == parser
+
+
+def test_every_suffix_belongs_to_one_parser():
+    from stillroom.text import PARSERS
+
+    claimed = [suffix for name in PARSERS.names() for suffix in PARSERS.get(name).suffixes]
+    assert len(claimed) == len(set(claimed)) == len(map_suffixes())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code", "words"),
+    [
+        ("a.bin", b"GIF89a", "document.unknown-format", "GIF"),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "document.unknown-format", "before 2007"),
+        ("a.zip", b"PK\x03\x04" + bytes(40), "document.unknown-format", "zip"),
+        ("a", bytes(range(32)) * 9, "document.binary", "binary"),
+        ("a.txt", b"", "document.no-text", "empty"),
+    ],
+)
+def test_what_cannot_be_read_says_why_and_what_next(name, data, code, words):
+    with pytest.raises(DataError, match=words) as caught:
+        parse_bytes(data, name)
+    assert caught.value.code == code
+    assert caught.value.problems[0].next
+
+
+def test_sizes_are_limited_before_and_after_parsing(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 100)
+    for limits in (ParseLimits(file_bytes=99), ParseLimits(text_characters=99)):
+        with pytest.raises(DataError) as caught:
+            parse_file(path, limits=limits)
+        assert caught.value.code == "document.too-large"
+
+
+def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(DataError, match="cannot be opened") as caught:
+        parse_file(tmp_path / "no.txt")
+    assert caught.value.code == "document.unreadable"
+    assert caught.value.problems[0].where == "no.txt"
+
+
+def test_the_worker_gives_what_the_parser_gives_and_keeps_the_errors_parts():
+    page = f"<title>T</title><h1>Große</h1><p>{ENGLISH}</p>".encode()
+    with ParserProcess() as worker:
+        apart = parse_bytes(page, "a.html", worker=worker, origin=Origin("human"))
+        assert parse_bytes(page, "b.html", worker=worker).text == apart.text
+        with pytest.raises(StillroomError) as caught:
+            parse_bytes(b"<script>x</script>", "c.html", worker=worker)
+        assert worker.starts == 1
+    assert caught.value.problems[0].where == "c.html"
+    assert caught.value.problems[0].expected
+    assert apart.origin == Origin("human")
+    assert parse_bytes(page, "a.html", origin=Origin("human")) == apart
