@@ -334,7 +334,10 @@ KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (PLAIN_PRETOKENIZERS - {""}) | set(_RE
 
 
 def build_pretokenizer(name: str) -> Any:
-    """Return the pre-tokenizer that a rule of ``KNOWN_PRETOKENIZERS`` means, or None for a plain one."""
+    """Return the pre-tokenizer that a rule of ``KNOWN_PRETOKENIZERS`` means.
+
+    Or None for a plain one.
+    """
     from tokenizers import Regex, pre_tokenizers
 
     if name in PLAIN_PRETOKENIZERS:

@@ -34,7 +34,7 @@ _ASK_OPTIONS = (
         default="direct",
         show_default=True,
         help="What is judged before reading: METHOD[:KEY=VALUE,...]; "
-        "'stillroom list methods rag.answering' shows which.",
+        "'stillroom list methods rag.answer_strategies' shows which.",
     ),
     click.option(
         "--checker",

@@ -18,11 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stillroom.console.auth import ConsoleAuth
 from stillroom.console.page_context import PageContext, PageLink
 from stillroom.console.pages import ask, jobs, models, records
-from stillroom.console.pages import ask as sources
-from stillroom.console.pages import models as diffusion
-from stillroom.console.pages import models as forensics
-from stillroom.console.pages import models as merge
-from stillroom.console.pages import records as lineage
 from stillroom.errors import Problem, StillroomError
 from stillroom.serve.app import create_app
 from stillroom.serve.errors import ApiError, to_api_error
@@ -125,11 +120,11 @@ def _build_pages(
             *jobs.job_routes(desk, runner),
             *records.record_routes(desk),
             *models.model_routes(desk),
-            *merge.merge_routes(desk),
-            *diffusion.diffusion_routes(desk),
-            *forensics.forensics_routes(desk, looker),
-            *lineage.lineage_routes(desk),
-            *sources.source_routes(desk),
+            *models.merge_routes(desk),
+            *models.diffusion_routes(desk),
+            *models.forensics_routes(desk, looker),
+            *records.lineage_routes(desk),
+            *ask.source_routes(desk),
             Mount("/static", static),
         ],
         exception_handlers={

@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from stillroom.diffusion.sampling.kv_cache import KV_CACHES, KVCacheMethod
 from stillroom.errors import DataError
 from stillroom.registry import Method, Registry
 
@@ -57,7 +56,6 @@ __all__ = [
     "CHECKPOINT_FORMATS",
     "CORRUPTIONS",
     "ESTIMATORS",
-    "KV_CACHES",
     "LENGTH_POLICIES",
     "NOISE_SCHEDULES",
     "OBJECTIVES",
@@ -68,7 +66,6 @@ __all__ = [
     "ConvertedCheckpoint",
     "Corruption",
     "DiffusionObjective",
-    "KVCacheMethod",
     "LengthPolicy",
     "LikelihoodEstimate",
     "LikelihoodEstimator",

@@ -341,9 +341,9 @@ def _origin(recipe: DiffusionRecipe, split: RecordSplit) -> Origin:
         stored = Checkpoint.open(resolve_checkpoint(recipe.start))
         parts.append(Origin("unknown", license=stored.license))
         fingerprint = stored.fingerprint
-    method = f"diffusion.noisings.{recipe.noising.method_name()}"
+    method = f"diffusion.training.corruptions.{recipe.noising.method_name()}"
     if recipe.objective.needs_model:
-        method = f"diffusion.objectives.{recipe.objective.method_name()}"
+        method = f"diffusion.training.objectives.{recipe.objective.method_name()}"
     return Origin("synthetic", (Link(method, fingerprint),), combine_origins(parts).license)
 
 

@@ -109,13 +109,15 @@ _COUNTED = re.compile(
 )
 
 
-_LEADING_WORDS = re.compile(  # what may stand before a number that a mark sets off, and leaves it as it is
+# What may stand before a number that a mark sets off, and leaves it as it is.
+_LEADING_WORDS = re.compile(
     r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
     re.IGNORECASE,
 )
 
 
-_NUMBER_MODIFIER = re.compile(  # what a number is not alone before; words of one letter are variables
+# What a number is not alone before; words of one letter are variables.
+_NUMBER_MODIFIER = re.compile(
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
     r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"

@@ -320,8 +320,10 @@ class RubricJudge:
     def _ask_better(self, question: str, first: str, second: str) -> Prompt:
         criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
         words = (
-            f'{question}\n\n<answer name="A">\n{_escape_frame(first)}\n</answer>\n\n<answer name="B">\n'
-            f"{_escape_frame(second)}\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer is better? "
+            f'{question}\n\n<answer name="A">\n{_escape_frame(first)}\n</answer>\n\n<answer '
+            'name="B">\n'
+            f"{_escape_frame(second)}\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer "
+            "is better? "
             "Their order and their length say nothing. Answer with the letter only: A or B."
         )
         return Prompt((Message("system", _RUBRIC_PROMPT), Message("user", words)))

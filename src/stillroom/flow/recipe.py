@@ -219,7 +219,8 @@ def _check_clusters(recipe: FlowRecipe) -> list[Problem]:
     found = [(where, chosen.ray.address) for where, chosen in named if chosen and chosen.ray]
     return [
         Problem(
-            f"the Ray cluster is {_format_address(address)}, and {_format_address(found[0][1])} in {found[0][0]}",
+            f"the Ray cluster is {_format_address(address)}, and "
+            f"{_format_address(found[0][1])} in {found[0][0]}",
             "recipe.engine",
             where,
             "one cluster for all steps of a flow: one process joins no two",

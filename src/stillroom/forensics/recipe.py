@@ -1,4 +1,7 @@
-"""ForensicsRecipe: source faces or voices, forgery methods, identity splits, and detector training."""
+"""ForensicsRecipe: source faces or voices, forgery methods, identity splits.
+
+Detector training.
+"""
 
 from __future__ import annotations
 
@@ -243,7 +246,10 @@ class ForensicsRecipe(Recipe):
                 "written without",
                 code="forensics.too-short",
                 where="sound.seconds",
-                expected=f"at least {MIN_WATERMARK_SECONDS:g}, but where a detector learns from them in memory",
+                expected=(
+                    f"at least {MIN_WATERMARK_SECONDS:g}, but where a detector learns "
+                    "from them in memory"
+                ),
                 next="sound.seconds=4",
             )
         return self

@@ -102,7 +102,7 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         if recipe.faces.folder
         else [],
         origin=Origin("synthetic")
-        .then(Link(f"forensics.forgeries.{recipe.method.method_name()}"))
+        .then(Link(f"forensics.synthesis.image_forgeries.{recipe.method.method_name()}"))
         .to_json(),
         details={
             "faces": bases.origin,

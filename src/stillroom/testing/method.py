@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from stillroom.registry import Method, Registry
@@ -28,19 +30,27 @@ def check_method(seam: str, name: str) -> None:
         AssertionError: If a promise is broken; says which.
         RecipeError: If there is no such method.
     """
-    method = _find_seam(seam).get(name)
+    method = _find_registry(seam).get(name)
     _check_contract(method)
     if not any(info.is_required() for info in method.model_fields.values()):
         _check_round_trip(method)
         _check_family(method())
 
 
-def _find_seam(group: str) -> Registry[Method]:
-    room = importlib.import_module(f"{'.'.join(group.split('.')[:2])}.interfaces")
-    for member in vars(room).values():
-        if isinstance(member, Registry) and member.group == group:
-            return member
-    raise AssertionError(f"{room.__name__} holds no Seam for {group}")
+def _find_registry(group: str) -> Registry[Method]:
+    """Return the registry of a seam: in the room's ``interfaces``, or in a module beside it."""
+    room, beside = ".".join(group.split(".")[:2]), group.rpartition(".")[0]
+    names = [f"{room}.interfaces"]
+    names += [f"{beside}.{module.name}" for module in pkgutil.iter_modules(_path_of(beside))]
+    for name in names:
+        for member in vars(importlib.import_module(name)).values():
+            if isinstance(member, Registry) and member.group == group:
+                return member
+    raise AssertionError(f"{room}.interfaces holds no Registry for {group}")
+
+
+def _path_of(package: str) -> Iterable[str]:
+    return importlib.import_module(package).__path__
 
 
 def _check_family(method: Method) -> None:

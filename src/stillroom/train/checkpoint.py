@@ -115,7 +115,10 @@ def named_trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Paramete
 
 
 def named_buffers(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
-    """Return the buffers that a state dict would hold, named as ``named_trainable`` names parameters."""
+    """Return the buffers that a state dict would hold.
+
+    Named as ``named_trainable`` names parameters.
+    """
     return [
         (f"{'beside.' if number else ''}{prefix}{'.' if prefix else ''}{name}", value)
         for number, module in enumerate(modules)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError, create_model
 
-from stillroom.cli import app, options
+from stillroom.cli import app, output
 from stillroom.cli.output import print_json
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
 from stillroom.rag.interfaces import STORES
@@ -26,7 +26,7 @@ def run_main(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
         monkeypatch.setattr(app.stillroom, "main", fail)
-        monkeypatch.setattr(options, "_printed_results", [])
+        monkeypatch.setattr(output, "_printed_results", [])
         with pytest.raises(SystemExit) as caught:
             app.main()
         told = capsys.readouterr()
@@ -109,7 +109,7 @@ def test_an_error_after_the_result_leaves_the_result_alone(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "argv", ["stillroom", "check", "x.yaml", "--json"])
     monkeypatch.setattr(app.stillroom, "main", fail)
-    monkeypatch.setattr(options, "_printed_results", [])
+    monkeypatch.setattr(output, "_printed_results", [])
     with pytest.raises(SystemExit):
         app.main()
     told = capsys.readouterr()

@@ -12,8 +12,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def app(folder, monkeypatch):
-    for home in ("served", "mounts"):
-        monkeypatch.setattr(f"stillroom.serve.{home}.open_text_model", lambda *_, **__: model())
+    monkeypatch.setattr("stillroom.serve.mounts.open_text_model", lambda *_, **__: model())
     return create_console(folder, key=KEY)
 
 

@@ -95,7 +95,9 @@ def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_f
     assert tokenizer.chat_template
     assert model.config.vocab_size == Checkpoint.open(student_folder).config["vocab_size"]
     assert [parent.role for parent in artifact.parents] == ["teacher", "records", "student"]
-    assert artifact.origin["chain"][0]["method"] == "distill.crossings.chunk_likelihood"
+    assert (
+        artifact.origin["chain"][0]["method"] == "distill.cross_tokenizer_losses.chunk_likelihood"
+    )
     card = (folder / "output" / "README.md").read_text()
     assert "another tokenizer" in card
     assert "base_model" in card

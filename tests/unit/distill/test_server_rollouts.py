@@ -119,7 +119,7 @@ def test_rollouts_are_records_with_origin_and_records_are_not_asked_for_in_vain(
     known = {record.id for record in make_records(12)}
     for record in found:
         assert record.origin.kind == "synthetic"
-        assert record.origin.chain[-1].method == "distill.rollouts.on_policy"
+        assert record.origin.chain[-1].method == "distill.rollout_policies.on_policy"
         assert record.origin.chain[-1].parents[0] in known
     read = {tuple(body["prompt"]) for body in server.bodies}
     # one probe, two held-out records, and each rollout once

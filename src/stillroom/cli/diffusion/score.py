@@ -43,7 +43,9 @@ Examples:
 @click.option("--prompt", default="", help="What stands before the answers.")
 @click.option("--chat", is_flag=True, help="The prompt is a message; use the chat template.")
 @click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
-@click.option("--estimator", default="low_variance", help="A method of diffusion.estimators.")
+@click.option(
+    "--estimator", default="low_variance", help="A method of diffusion.evaluation.estimators."
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
 )

@@ -181,9 +181,9 @@ def diffusion_routes(desk: PageContext) -> list[Route]:
             "diffusion.html",
             title="Diffusion",
             models=[one for one in models if one.is_diffusion],
-            orders=list_method_options("diffusion.orders"),
-            commits=list_method_options("diffusion.commits"),
-            remaskings=list_method_options("diffusion.remaskings"),
+            orders=list_method_options("diffusion.sampling.unmask_orders"),
+            commits=list_method_options("diffusion.sampling.unmask_rules"),
+            remaskings=list_method_options("diffusion.sampling.remaskings"),
         )
 
     async def write(request: Request) -> Response:

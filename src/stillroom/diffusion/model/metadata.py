@@ -153,5 +153,5 @@ def unsupported_config_error(stored: StoredCheckpoint, what: str) -> CheckpointE
         code="diffusion.layout",
         where=str(stored.folder / "config.json"),
         expected="a published configuration of its format",
-        next="stillroom list methods diffusion.layouts shows what is read",
+        next="stillroom list methods diffusion.model.formats shows what is read",
     )

@@ -281,7 +281,10 @@ class AlignedReference:
     name: str
     lessons: Sequence[AlignedRecord]
     heard: Mapping[str, npt.NDArray[np.float32]]
-    note: str = f"Across tokenizers the same bytes are compared; not defined are: {'; '.join(UNDEFINED_METRICS)}."
+    note: str = (
+        "Across tokenizers the same bytes are compared; not defined are: "
+        f"{'; '.join(UNDEFINED_METRICS)}."
+    )
     figures: type[RecordMetrics[Any]] = CrossTokenizerFidelity
 
     def measure(self, model: Any) -> RecordMetrics[Any]:

@@ -151,8 +151,10 @@ def assign_records(
             code="distill.no-teacher",
             where=f"records, {'origin' if field == 'origin' else f'fields.{field}'}",
             expected=f"one of: {', '.join(sorted(filter(None, seats)))}",
-            next=f"give a teacher source: '{REMAINING_SOURCES}' for the others, or set source_field to the "
-            "field that names the source",
+            next=(
+                f"give a teacher source: '{REMAINING_SOURCES}' for the others, or set "
+                "source_field to the field that names the source"
+            ),
         )
     return found
 

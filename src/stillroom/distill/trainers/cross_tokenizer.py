@@ -106,7 +106,7 @@ class CrossTokenizerTrainer(DistillationTrainer):
     @property
     @override
     def method(self) -> str:
-        return f"distill.crossings.{self.loss}"
+        return f"distill.cross_tokenizer_losses.{self.loss}"
 
     @cached_property
     def _start(self) -> Path:

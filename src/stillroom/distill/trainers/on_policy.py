@@ -275,7 +275,7 @@ def _save_rollouts(
         return
     by_id = {prompt.record_id: prompt for prompt in prompts}
     teacher = room.teacher.fingerprint
-    method = f"distill.rollouts.{policy.method_name()}"
+    method = f"distill.rollout_policies.{policy.method_name()}"
 
     def records() -> Iterator[Record]:
         for key in sorted(journal.keys(), key=int):

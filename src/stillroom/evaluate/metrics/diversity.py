@@ -103,9 +103,9 @@ def measure_diversity(
     Args:
         texts: What is measured.
         budget: Words of a draw.
-        tail: The reference's rare words, from ``find_rare_words``; without them there is no
-        ``tail``. tail_mass: Their share of the reference. vectors: One for each text, (N, D),
-        L2-normalized; without them there is no ``vendi_score`` and
+        tail: Rare words of the reference, from ``find_rare_words``; without them no ``tail``.
+        tail_mass: Their share of the reference.
+        vectors: One a text, (N, D), L2-normalized; without them there is no ``vendi_score`` and
             no ``mean_cosine_distance``.
         seed: Of the draws.
         draws: How many.

@@ -78,7 +78,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A recording at ``SAMPLE_RATE``: values (N,), its name, who speaks, and the digest of its file.
+    """A recording at ``SAMPLE_RATE``: values (N,), its name, who speaks.
+
+    The digest of its file.
 
     ``codings`` are how the files it is cut from are coded, as ``name_codec`` says; empty: drawn.
     """

@@ -156,7 +156,10 @@ def unfreeze_layer_norms(module: nn.Module) -> int:
 
 
 def decompose_attention(module: nn.Module, rank: int) -> int:
-    """Put a ``SvdResidualLinear`` in place of every linear map within attention; return how many."""
+    """Put a ``SvdResidualLinear`` in place of every linear map within attention.
+
+    Return how many.
+    """
     found = [
         (name, part)
         for name, part in module.named_modules()

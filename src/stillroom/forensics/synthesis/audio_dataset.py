@@ -69,7 +69,7 @@ def build_audio_dataset(recipe: ForensicsRecipe, sound: AudioSettings, job: Job)
     folder = [make_parent("voices", Path(sound.folder), job.out)] if sound.folder else []
     origin = Origin("synthetic")
     for use in uses:
-        origin = origin.then(Link(f"forensics.resyntheses.{use}"))
+        origin = origin.then(Link(f"forensics.synthesis.audio_forgeries.{use}"))
     return job.finish(
         "media",
         parents=folder,

@@ -195,7 +195,8 @@ def _number(value: float | None) -> str:
 
 def _describe_blind_spots(figures: Mapping[str, Any]) -> list[str]:
     return [
-        f"Measured: {_CONDITION_LABELS[name]} its area is {metric['value']:.2f}, which is little or nothing."
+        f"Measured: {_CONDITION_LABELS[name]} its area is {metric['value']:.2f}, which is "
+        "little or nothing."
         for name, metric in figures["auc"].items()
         if metric["value"] is not None and metric["value"] < _BLIND_BELOW
     ]

@@ -331,7 +331,8 @@ class Inspection:
         for pair in whole.to_json()["pairs"]:
             i, j = pair["parents"]
             lines.append(
-                f"  {self.parents[i]} and {self.parents[j]}: cosine {_format_number(pair['cosine'])}, "
+                f"  {self.parents[i]} and {self.parents[j]}: cosine "
+                f"{_format_number(pair['cosine'])}, "
                 f"signs apart {_format_number(pair['sign_conflict'])}, of the largest "
                 f"{self.density:.0%}: {_format_number(pair['kept_overlap'])} in common, "
                 f"{_format_number(pair['kept_conflict'])} of those apart"

@@ -61,7 +61,8 @@ def report_answers(
     report = Report(
         "Answers",
         f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{plan.model} from {plan.k} passages. {_describe_grader(plan, bench, model)} Intervals are 95 "
+        f"{plan.model} from {plan.k} passages. {_describe_grader(plan, bench, model)} "
+        "Intervals are 95 "
         "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
     )
     for way, answers in graded.items():

@@ -154,7 +154,9 @@ def split_questions(
         raise DataError(
             f"{len(choosing)} questions would choose and {len(measuring)} measure",
             code="rag.too-few-queries",
-            expected=f"at least {_MIN_QUESTIONS} of each; some hundred to tell configurations apart",
+            expected=(
+                f"at least {_MIN_QUESTIONS} of each; some hundred to tell configurations apart"
+            ),
             next="judge more questions, or set sweep.held_out",
         )
     return choosing, measuring
@@ -255,7 +257,8 @@ def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> st
         few = warn_small_sample(outcome.measuring, "questions")
         said = (
             f"Keep {old}: {name} did best on the questions that choose, and on the "
-            f"{outcome.measuring} others the difference is {_format_metric(outcome.difference, sign=True)}"
+            f"{outcome.measuring} others the difference is "
+            f"{_format_metric(outcome.difference, sign=True)}"
             + (f". {few}" if few else ", which does not lie above 0.")
         )
     single = [change for change in outcome.changes if len(change.axes) == 1]

@@ -86,7 +86,8 @@ class Listwise(PassageReranker):
             return list(range(len(hits))), True
         numbers = list(range(1, len(hits) + 1))
         shown = "\n".join(
-            f"({number}) {quote_text(_take_first_words(get_text_with_headings(hit.passage), self.words))}"
+            f"({number}) "
+            f"{quote_text(_take_first_words(get_text_with_headings(hit.passage), self.words))}"
             for number, hit in zip(numbers, hits, strict=True)
         )
         request = (

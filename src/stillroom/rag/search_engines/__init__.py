@@ -1,1 +1,4 @@
-"""Search engines over arrays: postings, dense, sparse and token vectors; no documents, no catalog."""
+"""Search engines over arrays: postings, dense, sparse and token vectors.
+
+No documents, no catalog.
+"""

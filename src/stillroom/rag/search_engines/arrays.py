@@ -185,7 +185,10 @@ def compute_rotated_dimensions(width: int) -> int:
 
 
 def rotate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors (N, D) rotated, (N, ``compute_rotated_dimensions(D)``), with 8 times their length."""
+    """Return vectors (N, D) rotated, (N, ``compute_rotated_dimensions(D)``).
+
+    With 8 times their length.
+    """
     count, width = vectors.shape
     order, signs = build_rotation(width)
     padded = np.zeros((count, len(order)), dtype=np.float32)

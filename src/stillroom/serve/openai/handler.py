@@ -242,7 +242,7 @@ class ModelService:
                 raise
             except RecipeError as error:
                 told = error.problems[0]
-                wanted = "answering" if "rag.answering" in told.what else "way"
+                wanted = "answering" if "rag.answer_strategies" in told.what else "way"
                 raise ApiError(
                     400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
                 ) from error

@@ -335,5 +335,5 @@ def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:
     return {
         "retrievers": list_method_options("rag.retrievers"),
         "rerankers": list_method_options("rag.rerankers"),
-        "answering": list_method_options("rag.answering"),
+        "answering": list_method_options("rag.answer_strategies"),
     }

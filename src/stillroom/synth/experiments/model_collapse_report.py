@@ -351,7 +351,8 @@ def _summarize(
     rose = [one for one in verdicts if one.risen is not None]
     early = sum(_order(one) == "yes" for one in rose)
     told = (
-        f"Where loss rose by {LOSS_RISE:.0%}, the monitor had warned before in {early} of {len(rose)} "
+        f"Where loss rose by {LOSS_RISE:.0%}, the monitor had warned before in {early} of "
+        f"{len(rose)} "
         "cases"
         if rose
         else f"Loss never rose by {LOSS_RISE:.0%}"

@@ -174,7 +174,8 @@ def _place_question(asked: str, said: str) -> Prompt:
     rungs = "\n".join(f"{at}: {text}" for at, text in enumerate(_LADDER, 1))
     words = (
         f"A ladder of tasks, each made from the one before by asking for more:\n{rungs}\n\n"
-        f"Another task:\n{fence_text(asked)}\n\nWhich rung is as demanding as this task, whatever it is "
+        f"Another task:\n{fence_text(asked)}\n\nWhich rung is as demanding as this task, "
+        "whatever it is "
         "about? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))
@@ -183,7 +184,8 @@ def _place_question(asked: str, said: str) -> Prompt:
 def _place_answer(asked: str, said: str) -> Prompt:
     steps = "\n".join(_STEPS)
     words = (
-        f"Task:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}\n\nSteps of quality:\n{steps}\n\n"
+        f"Task:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}\n\nSteps of "
+        f"quality:\n{steps}\n\n"
         "On which step does the answer stand? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))

@@ -199,7 +199,10 @@ class GroundedQa(Generator):
         for ask, said in open_asks:
             seed = asking.seeds[ask.seed]
             text = said.quote.text if said.quote is not None else seed.passage.text
-            words = f"{fence_text(text)}\n\nQuestion: {said.question}\nAnswer from the text in one sentence."
+            words = (
+                f"{fence_text(text)}\n\nQuestion: {said.question}\nAnswer from the text "
+                "in one sentence."
+            )
             prompt = Prompt(
                 (Message("system", _ANSWERER), Message("user", words)), prefix="Answer:"
             )
@@ -231,7 +234,8 @@ class GroundedQa(Generator):
         asks = []
         for place, seed in enumerate(asking.seeds):
             words = (
-                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one question that the text "
+                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one "
+                "question that the text "
                 "answers, and its answer, as JSON with the keys question and answer."
             )
             for index in range(self.questions):
@@ -289,7 +293,8 @@ class GroundedQa(Generator):
     ) -> ModelRequest:
         if quote is None:
             words = (
-                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short question that this "
+                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short "
+                "question that this "
                 "text answers. The question must name its subject."
             )
             turns = [Message("system", _ASKER), Message("user", words)]

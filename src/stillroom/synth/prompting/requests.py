@@ -300,12 +300,12 @@ def _find_problems(name: str, text: str, known: Mapping[str, PromptTemplate]) ->
         yield f"there is no prompt {name!r} (there are: {', '.join(known)}){near and f'; {near}'}"
         return
     given, wanted = PromptTemplate(text).fields, known[name].fields
-    for field in given:
-        if field not in wanted:
-            yield f"prompt {name!r} has a field {{{field}}} that nothing fills"
-    for field in wanted:
-        if field not in given:
-            yield f"prompt {name!r} misses the field {{{field}}}"
+    for unknown in given:
+        if unknown not in wanted:
+            yield f"prompt {name!r} has a field {{{unknown}}} that nothing fills"
+    for missing in wanted:
+        if missing not in given:
+            yield f"prompt {name!r} misses the field {{{missing}}}"
 
 
 _PROSE = 120

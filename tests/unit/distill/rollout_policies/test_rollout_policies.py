@@ -415,7 +415,7 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
     for record in found:
         assert record.origin.kind == "synthetic"
         link = record.origin.chain[-1]
-        assert link.method == "distill.rollouts.on_policy"
+        assert link.method == "distill.rollout_policies.on_policy"
         assert link.parents == (record.fields["record"],)
         assert set(link.parents) <= known
         step = record.fields["step"]

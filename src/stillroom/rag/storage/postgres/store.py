@@ -55,7 +55,10 @@ _SIZE = (
 
 @dataclass(frozen=True, slots=True)
 class PostgresStore:
-    """See ``stillroom.rag.storage.protocol.IndexStorage``; ``graph`` are settings of an HNSW index."""
+    """See ``stillroom.rag.storage.protocol.IndexStorage``.
+
+    ``graph`` are settings of an HNSW index.
+    """
 
     server: PostgresSchema
     graph: Mapping[str, int]

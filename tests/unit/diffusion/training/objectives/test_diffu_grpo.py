@@ -231,7 +231,7 @@ def test_the_reward_rises(talker, tmp_path):
     assert np.mean(rewards[-4:]) > 0.95
     assert artifact.details["after"]["reward/greedy"] == 1
     assert metrics(tmp_path / "out", "reference/kl")[0] == 0
-    assert artifact.origin["chain"][0]["method"] == "diffusion.objectives.diffu_grpo"
+    assert artifact.origin["chain"][0]["method"] == "diffusion.training.objectives.diffu_grpo"
 
 
 def test_a_run_stopped_within_a_round_ends_with_the_same_bytes(talker, tmp_path, monkeypatch):
