@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from stillroom.registry import find_registries
 from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
 
 MODULES = list(modules())
@@ -74,21 +75,35 @@ def test_no_trace_of_unfinished_work():
     assert not hits
 
 
-def test_words_of_the_glossary_are_the_ones_used():
-    """Public names use the term on the glossary's left, never one of those it replaces."""
+def test_every_place_that_the_glossary_names_exists():
     page = (PACKAGE.parents[1] / "docs" / "reference" / "glossary.md").read_text(encoding="utf-8")
-    banned = {
-        word.strip().strip("`")
-        for line in page.splitlines()
-        if line.startswith("|") and line.count("|") == 4
-        for word in line.split("|")[3].split(",")
-        if re.fullmatch(r"\s*`[a-z_]+`\s*", word)
-    }
-    assert len(banned) > 10
-    hits = []
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 30
+    for _, term, _, places, _, _ in rows:
+        found = re.findall(r"`([\w/.]+)`", places)
+        assert found, f"{term.strip()} has no place"
+        assert all((PACKAGE / place).exists() for place in found), f"{term.strip()}: {places}"
+
+
+def test_no_public_class_name_is_used_twice():
+    """The classes of interchangeable methods aside, which their folder tells apart."""
+    seams = {folder for folder in find_registries().values()}
+    homes = {}
     for name, path in MODULES:
+        if path.parent in seams:
+            continue
         for node in tree_of(path).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                words = re.findall(r"[A-Z]?[a-z0-9]+", node.name)
-                hits += [f"{name}.{node.name}" for word in words if word.lower() in banned]
-    assert not hits
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    assert not {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_no_folder_is_a_heap():
+    """At most 15 modules stand flat in a folder, those of interchangeable methods aside."""
+    seams = {folder for folder in find_registries().values()}
+    heaps = {}
+    for folder in {path.parent for _, path in MODULES} - seams:
+        modules = [one for one in folder.glob("*.py") if one.name != "__init__.py"]
+        if len(modules) > 15:
+            heaps[str(folder)] = len(modules)
+    assert not heaps

@@ -9,7 +9,8 @@ from stillroom.records import Message, Record
 from stillroom.synth.filters.duplicate import Duplicate
 from stillroom.synth.interfaces import FILTERS, FilterContext
 from stillroom.synth.prompting.conversation import find_statements
-from stillroom.synth.prompting.question_prefixes import find_question_prefixes, trim_question
+from stillroom.synth.prompting.question_prefixes import find_question_prefixes
+from stillroom.synth.prompting.question_trimming import trim_question
 from stillroom.synth.prompting.requests import clean_answer, clean_question, parse_qa_pair
 from stillroom.synth.recipe import DEFAULT_FILTERS
 

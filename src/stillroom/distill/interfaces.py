@@ -1,33 +1,22 @@
-"""Base classes of the interchangeable methods of distillation, and the seams they stand in.
+"""Base classes of the interchangeable methods of distillation, and their registries.
 
-A method states its divergence once, as one term a token; every form of target is brought to that.
-Temperature, the T² factor and the mix with cross-entropy are the same for all. Knows neither heads
-nor batches.
+An objective states its divergence once, as one term a token; every form of target is brought to
+that. Temperature, the T² factor and the mix with cross-entropy are the same for all.
 
-Beside the divergence of ``terms``, which is what its draws estimate, such a method credits each
-token that the student drew (``credit``) and pushes up the log-probability of those with a positive
-credit. Credits are made once a block of steps, of all its rollouts on all ranks; the gradient is
-formed in the chunked head like any other.
+A policy gradient credits each token that the student sampled (``credit``) and raises the
+log-probability of those with a positive credit; credits are computed once a block of steps.
 
-Teacher and student read the same text in different tokens; ``alignment`` says which runs of tokens
-cover the same bytes. A crossing compares either chunks, by the log-probability that each side gives
-to spelling one, or rows, by the two next-token distributions where both stand at the same byte. The
-engine (``cross_loss``) does heads, gradients and sums; a crossing is a formula with its derivative.
+A cross-tokenizer loss compares either chunks that cover the same bytes, by the log-probability of
+spelling one, or rows, by the next-token distributions where both texts stand at the same byte.
 
-It compares what happens inside teacher and student while both read the same tokens: hidden states
-at the positions that bear loss (``StateLoss``), or one record's queries, keys and values
-(``HeadLoss``). ``feature_set`` runs both models, pairs their layers, adds up and keeps projectors;
-a feature loss is a formula.
+A feature loss compares hidden states at the positions that bear loss (``HiddenStateLoss``) or one
+record's queries, keys and values (``RelationLoss``). Layers count from 1; hidden state 0 is the
+embeddings, that of the last layer is taken after the final norm.
 
-Layers count from 1. Hidden state 0 is what the first layer gets, the embeddings; that of the last
-layer is taken after the final norm.
+A rollout policy decides once a step, from numbers that are the same on all ranks, whether the step
+learns from fresh text, from stored text or from the records, and samples each token of fresh text.
 
-A policy decides once a step, from numbers that are the same on all ranks, whether the step learns
-from fresh text, from text kept before, or from the records; and it chooses each token of fresh
-text from the distributions of student and teacher. Knows neither models nor caches.
-
-A verifier rejects a completion or gives it a score; it sees all completions of a prompt at once, so
-that it may compare them. Knows no files and no journal.
+A completion scorer rejects or scores a completion and sees all completions of a prompt at once.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from stillroom.forensics.media.audio import AudioSamples, Waveform
     from stillroom.forensics.media.face import Face, Image, Mask
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = [
     "AUDIO_FORGERIES",

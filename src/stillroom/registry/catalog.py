@@ -108,16 +108,17 @@ def read_docstring(path: Path) -> str:
 def read_settings(path: Path) -> list[MethodSetting]:
     """Return the settings of a method, those of its base classes last, without importing it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    public = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    ]
     found: dict[str, MethodSetting] = {}
-    for node in public:
+    for node in _find_method_classes(path, tree):
         for one in _iter_settings(node, tree):
             found.setdefault(one.name, one)
     return list(found.values())
+
+
+def _find_method_classes(path: Path, tree: ast.Module) -> list[ast.ClassDef]:
+    """Return the class that a method's file is named for; other classes there only help it."""
+    name = path.stem.replace("_", "")
+    return [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == name]
 
 
 def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetting]:
@@ -174,13 +175,12 @@ def _read_method(path: Path, seam: str) -> MethodListing:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
     constants: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            for statement in node.body:
-                target = statement.target if isinstance(statement, ast.AnnAssign) else None
-                value = statement.value if isinstance(statement, ast.AnnAssign) else None
-                if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-                    constants[target.id] = str(value.value)
+    for node in _find_method_classes(path, tree):
+        for statement in node.body:
+            target = statement.target if isinstance(statement, ast.AnnAssign) else None
+            value = statement.value if isinstance(statement, ast.AnnAssign) else None
+            if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+                constants[target.id] = str(value.value)
     return MethodListing(
         path.stem,
         seam,

@@ -80,7 +80,7 @@ def _check_contract(method: type[Method]) -> None:
     path = Path(inspect.getfile(method))
     tree = ast.parse(path.read_text(encoding="utf-8"))
     _check_docstring(method, ast.get_docstring(tree) or "")
-    _check_file(method, tree, path)
+    _check_file(method, path)
     for name, info in method.model_fields.items():
         _require(bool(info.description), f"{method.__name__}.{name} has no description")
     _require(method.status in _STATUSES, f"status is {method.status!r}, not one of {_STATUSES}")
@@ -96,13 +96,16 @@ def _check_docstring(method: type[Method], text: str) -> None:
     _require(named, f"the module of {method.__name__} does not say what it takes from its paper")
 
 
-def _check_file(method: type[Method], tree: ast.Module, path: Path) -> None:
+def _check_file(method: type[Method], path: Path) -> None:
     public = [
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        name
+        for name, member in vars(inspect.getmodule(method)).items()
+        if inspect.isclass(member)
+        and issubclass(member, Method)
+        and member.__module__ == method.__module__
+        and not name.startswith("_")
     ]
-    _require(public == [method.__name__], f"{path.name} holds the public classes {public}")
+    _require(public == [method.__name__], f"{path.name} holds the methods {public}")
     wanted = "".join(part.capitalize() for part in path.stem.split("_"))
     _require(
         method.__name__.lower() == wanted.lower(),

@@ -15,7 +15,7 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = ["F3net"]
 
@@ -35,8 +35,8 @@ class F3net(Detector):
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.base import Backbone
         from stillroom.forensics.networks.cnn_streams import FrequencyBands, TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
         return TwoStreamNetwork(body, instead=FrequencyBands(pixels))

@@ -18,7 +18,7 @@ from stillroom.forensics.interfaces import Detector
 from stillroom.recipes import Reference
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
     from stillroom.models.encoders.vision import VisionModel
 
 __all__ = ["Gend"]

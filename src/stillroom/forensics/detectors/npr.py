@@ -15,7 +15,7 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import Detector
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = ["Npr"]
 

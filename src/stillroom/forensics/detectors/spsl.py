@@ -15,7 +15,7 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = ["Spsl"]
 
@@ -35,8 +35,8 @@ class Spsl(Detector):
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.base import Backbone
         from stillroom.forensics.networks.cnn_streams import PhaseImage, TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
             Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage()

@@ -16,7 +16,7 @@ from typing_extensions import override
 from stillroom.forensics.interfaces import Detector, PretrainedWeights
 
 if TYPE_CHECKING:
-    from stillroom.forensics.networks.base import DetectorNetwork
+    from stillroom.forensics.networks.interfaces import DetectorNetwork
 
 __all__ = ["Srm"]
 
@@ -39,8 +39,8 @@ class Srm(Detector):
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.base import Backbone
         from stillroom.forensics.networks.cnn_streams import NoiseResidual, TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
             Backbone(self.backbone, self.weights, channels=6), beside=NoiseResidual(self.limit)

@@ -36,7 +36,7 @@ from stillroom.forensics.inference.trained_detector import (
 )
 from stillroom.forensics.interfaces import DETECTORS
 from stillroom.forensics.media.audio import SAMPLE_RATE
-from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, digest_file, make_parent
 from stillroom.records import Link, Origin

@@ -35,7 +35,7 @@ from stillroom.forensics.media.audio import AudioSamples, fit_length
 from stillroom.forensics.media.augmentation import center_window, cut_window, to_channels_first
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.transforms import compress_jpeg, fit_size, rescale
-from stillroom.forensics.networks.base import DetectorNetwork, record_activations
+from stillroom.forensics.networks.interfaces import DetectorNetwork, record_activations
 from stillroom.forensics.networks.vision_backbone import TemporalHead
 from stillroom.forensics.settings import DetectorSettings
 from stillroom.models.local.causal_lm import choose_device

@@ -19,7 +19,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from stillroom.forensics.media.audio import SAMPLE_RATE
-from stillroom.forensics.networks.base import DetectorNetwork, DetectorOutput
+from stillroom.forensics.networks.interfaces import DetectorNetwork, DetectorOutput
 
 __all__ = [
     "AASIST_CONFIGS",

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.forensics.interfaces import PretrainedWeights
-from stillroom.forensics.networks.base import (
+from stillroom.forensics.networks.interfaces import (
     Backbone,
     DetectorNetwork,
     DetectorOutput,

@@ -14,7 +14,12 @@ from torch.nn import functional
 from typing_extensions import override
 
 from stillroom.forensics.interfaces import DETECTORS
-from stillroom.forensics.networks.base import DetectorNetwork, DetectorOutput, Normalize, freeze
+from stillroom.forensics.networks.interfaces import (
+    DetectorNetwork,
+    DetectorOutput,
+    Normalize,
+    freeze,
+)
 from stillroom.models.encoders.vision import VisionModel
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from stillroom.forensics.media.augmentation import (
     augment_audio_pair,
     match_loudness,
 )
-from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.forensics.recipe import AudioSettings, ForensicsRecipe
 from stillroom.forensics.settings import DetectorSettings
 from stillroom.forensics.synthesis.faces import split_identities

@@ -27,7 +27,7 @@ from stillroom.forensics.inference.trained_detector import (
 )
 from stillroom.forensics.interfaces import ImageForgery
 from stillroom.forensics.media.face import Face
-from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.settings import DetectorSettings
 from stillroom.forensics.synthesis.faces import FaceSource, open_faces, split_identities

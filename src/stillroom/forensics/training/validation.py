@@ -56,7 +56,7 @@ from stillroom.forensics.media.augmentation import center_window, cut_window, to
 from stillroom.forensics.media.face import Face, Image, Mask
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.media.video import apply_video_codec
-from stillroom.forensics.networks.base import DetectorNetwork
+from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.forensics.training.pairs import forge_clip, forge_pair
 from stillroom.provenance import digest_json
 

@@ -14,14 +14,17 @@ from stillroom.merge.mergekit.parameters import (
     ALL_TENSORS,
     MERGEKIT_METHODS,
     PARAMETERS,
-    ConditionalParameter,
     MergekitParameter,
     ParameterValues,
+    find_default,
     has_main_layers,
+    join_parameters,
     list_module_patterns,
     read_parameter,
 )
 from stillroom.merge.mergekit.references import (
+    MergedModel,
+    MergedPart,
     ModelReference,
     ModelReferenceReader,
     MoeReader,
@@ -60,31 +63,6 @@ class ConvertedRecipe:
     recipe: dict[str, Any]
     position: str
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _ModelEntry:
-    """A model in its place: parameters of its own, layers where it is part of a slice."""
-
-    model: ModelReference
-    parameters: Mapping[str, ParameterValues]
-    path: KeyPath
-    layers: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class _MergedPart:
-    """Models that are merged: all there are, or those of one slice or module."""
-
-    entries: tuple[_ModelEntry, ...]
-    parameters: Mapping[str, ParameterValues]
-    path: KeyPath
-    module: str = ""
-
-    @property
-    def is_sliced(self) -> bool:
-        """Whether it is some layers."""
-        return any(entry.layers for entry in self.entries)
 
 
 class ConfigConverter:
@@ -181,7 +159,7 @@ class _DocumentConverter:
         value = self.data.get(key)
         return None if value is None else self.reader.read(self.at(key), value)
 
-    def read_parts(self) -> list[_MergedPart]:
+    def read_parts(self) -> list[MergedPart]:
         models, slices = self.data.get("models"), self.data.get("slices")
         modules = self.data.get("modules")
         if sum(each is not None for each in (models, slices, modules)) != 1:
@@ -197,10 +175,10 @@ class _DocumentConverter:
             )
             return []
         if key == "models":
-            return [_MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
+            return [MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
         return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
 
-    def read_modules(self, modules: Any) -> list[_MergedPart]:
+    def read_modules(self, modules: Any) -> list[MergedPart]:
         """Return the parts of all modules; one of them may have slices."""
         if not isinstance(modules, dict) or not modules:
             self.report.refuse(
@@ -218,7 +196,7 @@ class _DocumentConverter:
             self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
         return found
 
-    def read_module(self, path: KeyPath, name: str, data: Any) -> list[_MergedPart]:
+    def read_module(self, path: KeyPath, name: str, data: Any) -> list[MergedPart]:
         if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
             self.report.refuse(path, "needs either models or slices", "one of the two")
             return []
@@ -231,33 +209,33 @@ class _DocumentConverter:
             return []
         if key == "models":
             entries = self.read_entries((*path, key), listed, "model")
-            return [_MergedPart(entries, shared, (*path, key), name)]
+            return [MergedPart(entries, shared, (*path, key), name)]
         if not has_main_layers(name):
             self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
             return []
         read = [self.read_slice((*path, key, at), part) for at, part in enumerate(listed)]
         return [
-            replace(part, module=name, parameters=_join_parameters(part.parameters, shared))
+            replace(part, module=name, parameters=join_parameters(part.parameters, shared))
             for part in read
         ]
 
-    def read_slice(self, path: KeyPath, data: Any) -> _MergedPart:
+    def read_slice(self, path: KeyPath, data: Any) -> MergedPart:
         listed = data.get("sources") if isinstance(data, dict) else None
         if not isinstance(listed, list) or not listed:
             self.report.refuse(
                 path, "has no sources", "sources: [{model: NAME, layer_range: [0, 8]}]"
             )
-            return _MergedPart((), {}, path)
+            return MergedPart((), {}, path)
         self.report.check_keys(
             path, data, ("sources", "parameters"), overlooked=("residual_weight",)
         )
         entries = self.read_entries((*path, "sources"), listed, "source")
         parameters = self.read_parameters((*path, "parameters"), data.get("parameters"))
-        return _MergedPart(entries, parameters, path)
+        return MergedPart(entries, parameters, path)
 
     def read_entries(
         self, path: KeyPath, listed: Sequence[Any], what: str
-    ) -> tuple[_ModelEntry, ...]:
+    ) -> tuple[MergedModel, ...]:
         found = []
         for number, data in enumerate(listed):
             here = (*path, number)
@@ -272,7 +250,7 @@ class _DocumentConverter:
             )
             layers = self.read_layers(here, data) if what == "source" else None
             if model is not None:
-                found.append(_ModelEntry(model, parameters, here, layers))
+                found.append(MergedModel(model, parameters, here, layers))
         return tuple(found)
 
     def read_layers(self, path: KeyPath, data: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -329,7 +307,7 @@ class _DocumentConverter:
             role in {"delta", "optional"} or (role == "pair" and self.ours.needs_base)
         )
 
-    def arrange(self, part: _MergedPart) -> _MergedPart:
+    def arrange(self, part: MergedPart) -> MergedPart:
         """Return a part with its base first, and there where mergekit adds it itself."""
         role = self.theirs.base
         part = self.lift_scale(part)
@@ -342,7 +320,7 @@ class _DocumentConverter:
         entries = list(part.entries)
         mine = [entry for entry in entries if entry.model == self.base]
         if not mine and not any(entry.layers for entry in entries):
-            mine = [_ModelEntry(self.base, {}, self.at("base_model"))]
+            mine = [MergedModel(self.base, {}, self.at("base_model"))]
             entries += mine
         if role != "input":
             if not mine and role != "optional":
@@ -358,7 +336,7 @@ class _DocumentConverter:
             )
         return replace(part, entries=tuple(entries))
 
-    def lift_scale(self, part: _MergedPart) -> _MergedPart:
+    def lift_scale(self, part: MergedPart) -> MergedPart:
         """Return a part whose only model's parameters are its own, for passthrough."""
         if self.method != "passthrough" or len(part.entries) != 1:
             return part
@@ -367,7 +345,7 @@ class _DocumentConverter:
             joined[key] = joined.get(key, ParameterValues()).before(values)
         return replace(part, entries=(replace(part.entries[0], parameters={}),), parameters=joined)
 
-    def assemble(self, parts: list[_MergedPart]) -> dict[str, Any]:
+    def assemble(self, parts: list[MergedPart]) -> dict[str, Any]:
         listed = dict.fromkeys(entry.model for part in parts for entry in part.entries)
         models = [model for model in listed if not (self.has_own_base and model == self.base)]
         entries = [model.to_entry() for model in models]
@@ -417,7 +395,7 @@ class _DocumentConverter:
             return None
         return self.base
 
-    def stack(self, part: _MergedPart, models: Sequence[ModelReference]) -> dict[str, Any]:
+    def stack(self, part: MergedPart, models: Sequence[ModelReference]) -> dict[str, Any]:
         """Return a slice of our recipe."""
         sources = [
             {
@@ -441,7 +419,7 @@ class _DocumentConverter:
         return {"models": sources, **({"vary": vary} if vary else {})}
 
     def group(
-        self, parts: Sequence[_MergedPart], models: Sequence[ModelReference]
+        self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
     ) -> list[dict[str, Any]]:
         """Return our parts of a recipe, what takes the rest last."""
         found = []
@@ -464,7 +442,7 @@ class _DocumentConverter:
             found.append(made | ({"vary": vary} if vary else {}))
         return sorted(found, key=lambda made: made["tensors"] == list(ALL_TENSORS))
 
-    def leave_out(self, parts: Sequence[_MergedPart]) -> dict[str, Any]:
+    def leave_out(self, parts: Sequence[MergedPart]) -> dict[str, Any]:
         """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
         named = [
             pattern
@@ -478,7 +456,7 @@ class _DocumentConverter:
         return {"include": list(dict.fromkeys(named))}
 
     def set_own(
-        self, part: _MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
+        self, part: MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Set what models have of their own; return what differs from tensor to tensor."""
         vary: list[dict[str, Any]] = []
@@ -498,7 +476,7 @@ class _DocumentConverter:
         return vary
 
     def find_own(
-        self, entry: _ModelEntry, part: _MergedPart
+        self, entry: MergedModel, part: MergedPart
     ) -> list[tuple[str, ParameterValues, float]]:
         """Return a model's own settings, each with its values and what it is unless said."""
         if self.has_own_base and entry.model == self.base:
@@ -510,7 +488,7 @@ class _DocumentConverter:
             values = ParameterValues()
             for level in (entry.parameters, part.parameters, self.top):
                 values = values.before(level.get(key, ParameterValues()))
-            values = values.before(_find_default(parameter))
+            values = values.before(find_default(parameter))
             if values.is_complete:
                 default = 1.0 if key == "weight" else float(parameter.default or 0)
                 found.append((parameter.ours, values, default))
@@ -523,7 +501,7 @@ class _DocumentConverter:
             )
         return found
 
-    def set_shared(self, parts: Sequence[_MergedPart]) -> list[dict[str, Any]]:
+    def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
         """Set the method's settings; return what differs from tensor to tensor."""
         vary: list[dict[str, Any]] = []
         for key, parameter in self.theirs.parameters.items():
@@ -533,7 +511,7 @@ class _DocumentConverter:
             top = self.top.get(key, ParameterValues())
             if self.data.get("models"):  # a passthrough's only model may set it
                 top = parts[0].parameters.get(key, ParameterValues()).before(top)
-            top = top.before(_find_default(parameter))
+            top = top.before(find_default(parameter))
             for part in parts:
                 if not part.parameters.get(key, ParameterValues()).before(top).is_complete:
                     self.report.refuse(
@@ -547,7 +525,7 @@ class _DocumentConverter:
             self.set_unit(parts)
         return vary
 
-    def set_unit(self, parts: Sequence[_MergedPart]) -> None:
+    def set_unit(self, parts: Sequence[MergedPart]) -> None:
         """Set what nuslerp turns as one vector: two switches there, one setting here."""
         switches = []
         for key in ("nuslerp_flatten", "nuslerp_row_wise"):
@@ -557,7 +535,7 @@ class _DocumentConverter:
                         (*part.path, "parameters", key), "differs between slices", "one value"
                     )
             values = self.top.get(key, ParameterValues()).before(
-                _find_default(self.theirs.parameters[key])
+                find_default(self.theirs.parameters[key])
             )
             if values.scalar is None:
                 self.report.refuse(
@@ -619,21 +597,3 @@ class _DocumentConverter:
                 suggest(name, MERGEKIT_METHODS) or "choose one that mergekit 0.1.5 has",
             )
         )
-
-
-def _join_parameters(
-    narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
-) -> dict[str, ParameterValues]:
-    """Return the parameters of two levels, the narrower counting first."""
-    return {
-        key: narrow.get(key, ParameterValues()).before(wide.get(key, ParameterValues()))
-        for key in dict.fromkeys([*narrow, *wide])
-    }
-
-
-def _find_default(parameter: MergekitParameter) -> ParameterValues:
-    return (
-        ParameterValues()
-        if parameter.default is None
-        else ParameterValues((ConditionalParameter(parameter.default),))
-    )

@@ -29,7 +29,9 @@ __all__ = [
     "MergekitMethod",
     "MergekitParameter",
     "ParameterValues",
+    "find_default",
     "has_main_layers",
+    "join_parameters",
     "list_module_patterns",
     "read_parameter",
     "to_name_pattern",
@@ -345,3 +347,22 @@ def list_module_patterns(module: str) -> tuple[str, ...]:
 def has_main_layers(module: str) -> bool:
     """Return whether its layers are those that ``slices`` of a recipe stack."""
     return module in _MAIN or "language_model" in module
+
+
+def join_parameters(
+    narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
+) -> dict[str, ParameterValues]:
+    """Return the parameters of two levels, the narrower counting first."""
+    return {
+        key: narrow.get(key, ParameterValues()).before(wide.get(key, ParameterValues()))
+        for key in dict.fromkeys([*narrow, *wide])
+    }
+
+
+def find_default(parameter: MergekitParameter) -> ParameterValues:
+    """Return the default of a parameter as values; no default is no value."""
+    return (
+        ParameterValues()
+        if parameter.default is None
+        else ParameterValues((ConditionalParameter(parameter.default),))
+    )

@@ -20,10 +20,13 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.mergekit.documents import ImportDiagnostics
+from stillroom.merge.mergekit.parameters import ParameterValues
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
 
 __all__ = [
+    "MergedModel",
+    "MergedPart",
     "ModelReference",
     "ModelReferenceReader",
     "MoeReader",
@@ -414,3 +417,28 @@ class MoeReader:
 
     def _at(self, *keys: str | int) -> KeyPath:
         return (*self.path, *keys)
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model in its place: parameters of its own, layers where it is part of a slice."""
+
+    model: ModelReference
+    parameters: Mapping[str, ParameterValues]
+    path: KeyPath
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class MergedPart:
+    """Models that are merged: all there are, or those of one slice or module."""
+
+    entries: tuple[MergedModel, ...]
+    parameters: Mapping[str, ParameterValues]
+    path: KeyPath
+    module: str = ""
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether it is some layers."""
+        return any(entry.layers for entry in self.entries)

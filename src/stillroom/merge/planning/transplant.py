@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stillroom.merge.engine.merge import Merge
 
 __all__ = [
+    "TransplantPlanner",
     "orthogonal_matching_pursuit",
     "plan_transplant",
 ]
@@ -93,12 +94,14 @@ class TransplantPlanner:
 
     @cached_property
     def plan(self) -> TokenPlan:
+        """Where each row of the new embeddings comes from."""
         settings = TokenizerSettings.model_validate({"source": "base"})
         folders = [each.checkpoint.folder for each in (self.donor, self.target)]
         return plan_tokenizer(settings, folders[0], folders[1:])
 
     @cached_property
     def match(self) -> _TokenMatch:
+        """The tokens that both vocabularies hold."""
         return _match_tokens(self.plan, self.donor.checkpoint, self.target.checkpoint)
 
     @cached_property
@@ -117,19 +120,23 @@ class TransplantPlanner:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of the donor's vocabulary."""
         return sum(token is not None for token in self.plan.vocabulary.tokens)
 
     @property
     def shared(self) -> int:
+        """Number of tokens found in both vocabularies by their text."""
         rows = self.match.rows[self.match.named]
         return int((rows >= 0).sum()) - len(self.match.by_role)
 
     @property
     def new(self) -> int:
+        """Number of tokens that the target does not have."""
         return int((self.match.rows[self.match.named] < 0).sum())
 
     @property
     def donor_bytes(self) -> int:
+        """Bytes of the donor's embedding and head."""
         names = {name for name in self.tables.values() if name}
         return sum(self.donor.checkpoint.entry(name).size_bytes for name in names)
 

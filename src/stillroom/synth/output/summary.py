@@ -22,6 +22,8 @@ from stillroom.synth.types import RejectedRecord, SeedItem, Split
 
 __all__ = [
     "describe_shortfall",
+    "make_graph_report",
+    "make_no_records_error",
     "make_report",
     "require_records",
 ]
@@ -127,6 +129,7 @@ def make_graph_report(
     trained: RecordStats,
     purse: CostTracker,
 ) -> dict[str, Any]:
+    """Return the report of a run of a graph."""
     splits = {}
     for crop in crops:
         one = crop.harvest
@@ -180,6 +183,7 @@ def _describe_mixture(recipe: SynthRecipe, mixed: MixtureResult) -> dict[str, An
 
 
 def make_no_records_error(train: GraphResult) -> DataError:
+    """Return the error of a run whose filters accepted no record, with their reasons."""
     reasons = "; ".join(
         f"{count} {reason}" for reason, count in train.harvest.count_reasons().items()
     )

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CACHE_FOLDER",
+    "MemoryCache",
     "PipelineExecutor",
     "RunCache",
     "UnitCache",
@@ -449,6 +450,7 @@ class UnitCache:
         self._journal, self._before = journal, before
 
     def get(self, key: str, default: object = None) -> object:
+        """Return the value of a key, or ``default``."""
         """Return a value, from this run or the one before, or the default."""
         if key in self._journal:
             return self._journal[key]
@@ -458,6 +460,7 @@ class UnitCache:
         return default
 
     def put(self, key: str, value: object) -> None:
+        """Store the value of a key."""
         """Keep a value."""
         self._journal.put(key, value)
 
@@ -556,7 +559,9 @@ class MemoryCache:
         self._values = values
 
     def get(self, key: str, default: object = None) -> object:
+        """Return the value of a key, or ``default``."""
         return self._values.get(key, default)
 
     def put(self, key: str, value: object) -> None:
+        """Store the value of a key."""
         self._values[key] = value

@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DocumentFrequency",
     "PipelineInputs",
+    "SplitPlan",
     "find_duplicate_documents",
     "iter_draws",
     "iter_work_items",
+    "list_seed_texts",
     "order_items",
     "read_inputs",
     "split_documents",
@@ -259,6 +261,8 @@ def list_seed_texts(start: PipelineInputs) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
+    """Inputs of a run: its seeds, the split of each group, and what filters compare with."""
+
     source: SeedSet | None
     sides: Mapping[str, Split]
     items: Mapping[Split, list[SeedItem]]
@@ -267,5 +271,6 @@ class SplitPlan:
     def context(
         self, models: ModelPool, held_out: Sequence[Record] = (), seed: int = 0
     ) -> FilterContext:
+        """Return the filters' context for one split."""
         by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
         return FilterContext(by_id, self.frequency, held_out, models, seed)

@@ -20,8 +20,8 @@ from stillroom.forensics.inference.trained_detector import (
     write_detector,
 )
 from stillroom.forensics.interfaces import DETECTORS, IMAGE_FORGERIES
-from stillroom.forensics.networks.base import DetectorOutput
 from stillroom.forensics.networks.cnn_streams import TwoStreamNetwork
+from stillroom.forensics.networks.interfaces import DetectorOutput
 from stillroom.forensics.training.pairs import PairDataset
 from stillroom.forensics.training.validation import (
     ValidationSet,
