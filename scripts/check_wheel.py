@@ -132,15 +132,26 @@ def try_wheel(wheel: Path, python: str, folder: Path) -> None:
     run([stillroom, "doctor"], folder)
     run([stillroom, "make", "--help"], folder)
     run([stillroom, "list", "methods"], folder)
+    (folder / "documents").mkdir()
+    (folder / "documents" / "a.txt").write_text("The still is warm.\n", encoding="utf-8")
+    (folder / "index.yaml").write_text(_INDEX, encoding="utf-8")
+    run([stillroom, "run", "index.yaml", "--out", "index", "--quiet"], folder)
+    run([stillroom, "rag", "search", "index", "warm"], folder)
+    run([stillroom, "verify", "index"], folder)
+    if "torch" in list_installed(inside, folder):
+        sys.exit("the core install brings torch, which belongs to the extra 'models'")
+    refuse(
+        [stillroom, "distill", "align", "hub:a/b", "hub:c/d", "index.yaml"],
+        folder,
+        "pip install 'stillroom[models]'",
+    )
+    pip = [str(bin_ / "pip"), "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    run([*pip, f"{wheel}[models]"], folder)
     run([inside, "-c", _TINY], folder)
     (folder / "merge.yaml").write_text(_MERGE, encoding="utf-8")
     run([stillroom, "check", "merge.yaml"], folder)
     run([stillroom, "run", "merge.yaml", "--out", "merged", "--quiet"], folder)
     run([stillroom, "verify", "merged"], folder)
-    (folder / "documents").mkdir()
-    (folder / "documents" / "a.txt").write_text("The still is warm.\n", encoding="utf-8")
-    (folder / "index.yaml").write_text(_INDEX, encoding="utf-8")
-    run([stillroom, "run", "index.yaml", "--out", "index", "--quiet"], folder)
     for words, extra in (
         (["checkpoint", "export", "merged", "--to", "gguf", "--out", "m.gguf"], "gguf"),
         (["serve", "merged"], "serve"),
@@ -148,6 +159,12 @@ def try_wheel(wheel: Path, python: str, folder: Path) -> None:
     ):
         refuse([stillroom, *words], folder, f"pip install 'stillroom[{extra}]'")
     print(f"{version}: core commands work, and missing extras are named ({told['version']})")
+
+
+def list_installed(python: str, folder: Path) -> set[str]:
+    """Return the names of the packages that an interpreter has."""
+    listed = json.loads(run([python, "-m", "pip", "list", "--format", "json"], folder))
+    return {_plain(package["name"]) for package in listed}
 
 
 def list_optional() -> list[str]:

@@ -15,8 +15,11 @@ main()
 """
 
 
-def run(*words):
-    command = [sys.executable, "-c", _CODE, _LACKING, *map(str, words)]
+_MODELS = "torch transformers accelerate peft"
+
+
+def run(*words, lacking=_LACKING):
+    command = [sys.executable, "-c", _CODE, lacking, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -37,3 +40,27 @@ def test_commands_that_need_them_name_the_extra(words):
     assert done.returncode == 3, done.stderr
     assert "pip install 'stillroom[forensics]'" in done.stderr
     assert "[internal]" not in done.stderr
+
+
+@pytest.mark.parametrize("embedder", ["builtin:static", "hub:sentence-transformers/all-MiniLM-L6-v2"])
+def test_an_index_is_built_searched_and_verified_without_torch(embedder, tmp_path):
+    documents, index = tmp_path / "documents", tmp_path / "index"
+    documents.mkdir()
+    for number in range(3):
+        text = f"The mill of town {number} ground {number + 7} sacks of corn.\n"
+        (documents / f"{number}.txt").write_text(text, encoding="utf-8")
+    for words in (
+        ("rag", "index", documents, "--out", index, f"embedder={embedder}"),
+        ("verify", index),
+        ("doctor",),
+    ):
+        done = run(*words, lacking=_MODELS)
+        assert done.returncode == 0, done.stderr
+    done = run("rag", "search", index, "sacks of town 2", lacking=_MODELS)
+    assert "2.txt" in done.stdout.splitlines()[0], done.stdout + done.stderr
+
+
+def test_what_needs_a_local_model_names_the_extra(tmp_path):
+    done = run("distill", "align", "hub:a/b", "hub:c/d", "x.txt", lacking=_MODELS)
+    assert done.returncode == 3, done.stderr
+    assert "pip install 'stillroom[models]'" in done.stderr

@@ -44,13 +44,20 @@ def doctor_command(as_json: bool) -> None:
     _print_todo(facts["todo"])
 
 
+def _find_torch_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
 def _gather() -> dict[str, Any]:
     import os
     import platform
     import sqlite3
     from pathlib import Path
-
-    import torch
 
     from stillroom import __version__
     from stillroom.jobs import describe_machine
@@ -67,7 +74,7 @@ def _gather() -> dict[str, Any]:
         "cores_allowed": len(os.sched_getaffinity(0)),
         "memory_free_gb": round(machine.memory_bytes / 1e9, 1),
         "disk_free_gb": round(machine.disk_bytes / 1e9, 1),
-        "torch": str(torch.__version__),
+        "torch": _find_torch_version(),
         "accelerators": [device.to_json() for device in list_accelerators()],
         "sqlite": sqlite3.sqlite_version,
         "full_text_search": _has_fts5(),
@@ -140,7 +147,8 @@ def _print_machine(facts: dict[str, Any]) -> None:
         f"{device['device']} {device['name']}, {device['memory_bytes'] / 2**30:.0f} GiB"
         for device in facts["accelerators"]
     ]
-    _print_row("torch", f"{facts['torch']}; {'; '.join(devices) or 'no accelerator'}")
+    torch = facts["torch"] or "not installed (extra models)"
+    _print_row("torch", f"{torch}; {'; '.join(devices) or 'no accelerator'}")
     search = "full-text search" if facts["full_text_search"] else "no full-text search"
     _print_row("sqlite", f"{facts['sqlite']} with {search}")
     sources = [*facts["models"]]

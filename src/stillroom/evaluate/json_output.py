@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from stillroom.errors import DataError, MissingExtraError
+from stillroom.errors import DataError
 
 __all__ = [
     "ParsedJson",
@@ -114,7 +114,6 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
     Raises:
         DataError: If a keyword has a value that it cannot have.
-        MissingExtraError: If the jsonschema package is not installed.
     """
     kind = _validator_class(schema)
     from jsonschema.exceptions import SchemaError
@@ -132,11 +131,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
-    """Return the first misfit of a value in order of places; None if it fits.
-
-    Raises:
-        MissingExtraError: If the jsonschema package is not installed.
-    """
+    """Return the first misfit of a value in order of places; None if it fits."""
     found = list(_validator_class(schema)(dict(schema)).iter_errors(value))
     if not found:
         return None
@@ -161,9 +156,7 @@ def parse_json(text: str) -> Any:
 
 
 def _validator_class(schema: Mapping[str, Any]) -> Any:
-    try:
-        from jsonschema import Draft202012Validator
-        from jsonschema.validators import validator_for
-    except ImportError as error:
-        raise MissingExtraError.of("jsonschema", "schema", "checking JSON Schemas") from error
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+
     return validator_for(dict(schema), default=Draft202012Validator)

@@ -26,6 +26,7 @@ PURPOSES: Mapping[str, str] = {
     "heic": "pictures as telephones write them (HEIC)",
     "keras": "published MesoNet weights",
     "llamacpp": "the embedded engine, llama.cpp",
+    "models": "local models: loading, training, merging and serving checkpoints",
     "onnx": "detectors as ONNX files",
     "openai": "endpoints as teachers, writers and embedders",
     "otel": "traces and counters",
@@ -34,7 +35,6 @@ PURPOSES: Mapping[str, str] = {
     "ocr": "scanned pages, offline",
     "ray": "jobs on a cluster",
     "s3": "documents, records and checkpoints in S3",
-    "schema": "checks of JSON Schemas",
     "search": "searches of merges",
     "serve": "the server",
     "train": "several processes, LoRA",
@@ -42,14 +42,18 @@ PURPOSES: Mapping[str, str] = {
 }
 _MODULES: Mapping[str, str] = {
     "PIL": "forensics",
+    "accelerate": "train",
     "av": "forensics",
     "c2pa": "forensics",
     "cryptography": "forensics",
     "cv2": "forensics",
     "fastapi": "serve",
     "jinja2": "console",
+    "peft": "train",
     "ray": "ray",
     "starlette": "serve",
+    "torch": "models",
+    "transformers": "models",
     "uvicorn": "serve",
 }
 _NOT_FOR_USERS = {"all", "dev", "docs", "release"}

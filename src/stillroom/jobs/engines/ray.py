@@ -265,8 +265,10 @@ def _worker_environment() -> tuple[int, dict[str, str]]:
 
     By the actor itself: an environment that Ray sets up would keep workers waiting for seconds.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # the work then needs no torch either
+        return 0, select_environment(os.environ)
     return torch.get_num_threads(), select_environment(os.environ)
 
 

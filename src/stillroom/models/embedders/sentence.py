@@ -16,10 +16,11 @@ batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 
 Rounding to float16 does not mend a batch: a third of the rows still differ.
 
-A query is read in numpy where the folder holds a plain BERT
+A query is embedded in numpy where the folder holds a plain BERT
 (``stillroom.models.encoders.numpy_bert``), so that a search does not wait for torch; torch is
 imported with the first passage. A text's vector as a query then differs from its vector as a
-passage by rounding, 1.8e-7 a number at most.
+passage by rounding, 1.8e-7 a number at most. Without torch, numpy embeds the passages of such a
+folder as well.
 
 Source: Reimers and Gurevych 2019, arXiv:1908.10084.
 """
@@ -32,6 +33,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,6 +115,7 @@ class _SentenceEmbedder:
         self._layout = layout
         self._device = device
         self._bert = open_bert(layout.encoder) if device == "cpu" and not layout.dense else None
+        self._has_torch = find_spec("torch") is not None
         self._torch = None if self._bert else _TorchEncoder(layout, device)
         self._loading = threading.Lock()
         reader = self._bert or self._encoder
@@ -175,6 +178,8 @@ class _SentenceEmbedder:
 
     def _finish(self, rows: Vectors) -> Vectors:
         """Return pooled rows after the dense layers."""
+        if not self._layout.dense:
+            return rows
         import torch
 
         with torch.inference_mode():
@@ -206,30 +211,35 @@ class _SentenceEmbedder:
         return np.concatenate([_pool(states, how) for how in self._layout.poolings])
 
     def _embed_one(self, text: str, count: bool = True) -> Any:
+        if self._bert is not None and not self._has_torch:
+            return self._embed_query(text, count)
         import torch
 
         with torch.inference_mode():
-            states = self._read(text, count)[1]
+            states = self._encoder.states(self._tokenize(text, count))
             row = torch.cat([_pool(states, how) for how in self._layout.poolings])
             for layer in self._encoder.dense:
                 row = layer(row)
             return row.cpu().numpy()
 
     def _embed_each(self, text: str) -> Vectors:
-        import torch
-
-        with torch.inference_mode():
-            ids, states = self._read(text, count=True)
+        ids = self._tokenize(text, count=True)
+        states = self._states(ids)
         special = set(self._tokenizer.all_special_ids)
-        rows = states.cpu().numpy()[[at for at, one in enumerate(ids) if one not in special]]
+        rows = states[[index for index, token in enumerate(ids) if token not in special]]
         return (
             normalize_rows(rows) if len(rows) else np.zeros((0, states.shape[1]), dtype=np.float32)
         )
 
-    def _read(self, text: str, count: bool) -> tuple[list[int], Any]:
-        """Return a text's tokens and their last states, (T, D) float32."""
-        ids = self._tokenize(text, count)
-        return ids, self._encoder.states(ids)
+    def _states(self, ids: list[int]) -> Vectors:
+        """Return the last hidden states of tokens, (T, D) float32."""
+        if self._bert is not None and not self._has_torch:
+            return self._bert.states(ids)
+        import torch
+
+        with torch.inference_mode():
+            states: Vectors = self._encoder.states(ids).cpu().numpy()
+        return states
 
     def _tokenize(self, text: str, count: bool) -> list[int]:
         text = text.lower() if self._layout.lower else text
@@ -259,11 +269,8 @@ class _SpanReader:
         return list(self._embedder._workers.map(self._read_one, windows))
 
     def _read_one(self, window: EncoderWindow) -> tuple[Vectors, Vectors, Vectors]:
-        import torch
-
         ids = [*self._lead, *self.ids[window.first : window.last], *self._tail]
-        with torch.inference_mode():
-            states = self._embedder._encoder.states(ids).cpu().numpy()
+        states = self._embedder._states(ids)
         begin, end = len(self._lead), len(ids) - len(self._tail)
         return states[:begin], states[begin:end], states[end:]
 

@@ -85,8 +85,11 @@ class Accelerator:
 
 
 def list_accelerators() -> list[Accelerator]:
-    """Return the devices that torch can use; empty on a machine with processors alone."""
-    import torch
+    """Return the devices that torch can use; empty without torch or an accelerator."""
+    try:
+        import torch
+    except ImportError:
+        return []
 
     found = []
     if torch.cuda.is_available():
@@ -107,8 +110,10 @@ def list_accelerators() -> list[Accelerator]:
 
 def explain_unused_driver() -> str:
     """Return why an NVIDIA driver that is there is of no use to torch; empty where all is well."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return ""
     has_driver = _NVIDIA_DRIVER.is_file() or shutil.which("nvidia-smi") is not None
     if not has_driver or torch.cuda.is_available():
         return ""

@@ -306,7 +306,7 @@ def _has_exact_integers() -> bool:
     codes[0], codes[1] = _LEVELS, -_LEVELS
     try:
         found = [_multiply_codes(codes, code) for code in codes[:8]]
-    except (AttributeError, RuntimeError):
+    except (ImportError, AttributeError, RuntimeError):
         return False
     return np.array_equal(np.array(found), codes[:8].astype(np.int32) @ codes.T.astype(np.int32))
 
