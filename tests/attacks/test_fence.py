@@ -12,10 +12,10 @@ from stillroom.serve.jobs import sandbox
 
 TRIES = """
 import json, os, pathlib, socket, stat, subprocess, sys
-from stillroom.serve.jobs.sandbox import put_up_fence, system_folders
+from stillroom.serve.jobs.sandbox import enter_sandbox, list_system_folders
 told = json.load(sys.stdin)
 inside, outside = pathlib.Path(told["inside"]), pathlib.Path(told["outside"])
-assert put_up_fence(readable=system_folders(), writable=[inside], ports=[told["open"]])
+assert enter_sandbox(readable=list_system_folders(), writable=[inside], ports=[told["open"]])
 def connect(*place):
     with socket.create_connection(place, timeout=5) as one:
         return one.recv(1)

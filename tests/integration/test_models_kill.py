@@ -12,7 +12,7 @@ from stillroom.testing import scripted_model
 WORKER = """
 import sys, time
 from pathlib import Path
-from stillroom.models.cache import cached
+from stillroom.models.cache import wrap_with_cache
 from stillroom.records import Prompt, Sampling
 from stillroom.testing import scripted_model
 
@@ -20,7 +20,7 @@ def answer(prompt):
     time.sleep(0.005)
     return prompt.text.upper()
 
-model = cached(scripted_model(answer, fingerprint="m"), Path(sys.argv[1]))
+model = wrap_with_cache(scripted_model(answer, fingerprint="m"), Path(sys.argv[1]))
 start, stop = int(sys.argv[2]), int(sys.argv[3])
 model.generate([Prompt(text=f"row {n}") for n in range(start, stop)], Sampling())
 model.close()

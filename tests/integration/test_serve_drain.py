@@ -18,7 +18,7 @@ BODY = {"model": "run", "messages": [{"role": "user", "content": "x"}], "stream"
 
 _SERVER = """
 import asyncio, contextlib
-from stillroom.serve.server import address_of, listen, run_app
+from stillroom.serve.server import format_url, listen, run_app
 
 @contextlib.contextmanager
 def mounted():
@@ -34,7 +34,7 @@ async def app(scope, receive, send):
 
 stopping = asyncio.Event()
 with mounted(), listen("127.0.0.1", 0) as listening:
-    print(address_of(listening, "127.0.0.1"), flush=True)
+    print(format_url(listening, "127.0.0.1"), flush=True)
     run_app(app, listening, drain_s=30, on_stop=stopping.set)
 """
 

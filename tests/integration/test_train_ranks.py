@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from stillroom.jobs import Job
 from stillroom.train.loop import Loss, train
-from stillroom.train.lora import whole
-from stillroom.train.distributed import Ranks, leave
+from stillroom.train.lora import gather_tensor
+from stillroom.train.distributed import ProcessGroup, exit_process
 from stillroom.train.settings import TrainSettings
 from stillroom.train.data import RecordSource
 
@@ -53,17 +53,17 @@ def on_step(step, model):
     if stop and step == 8 and rank == "1":  # not the one that writes
         job.cancel()
 
-with Ranks() as ranks:
+with ProcessGroup() as ranks:
     try:
         result = train(model, source, objective, settings, job, on_step=on_step, ranks=ranks)
     except Exception as error:
         print(f"{type(error).__name__}: {error}", flush=True)
-        leave(3)
-    weights = {name: whole(value.detach()) for name, value in model.named_parameters()}
+        exit_process(3)
+    weights = {name: gather_tensor(value.detach()) for name, value in model.named_parameters()}
     held = [getattr(value, "to_local", lambda: value)().numel() for value in model.parameters()]
 torch.save(weights, out / f"weights{rank}.pt")
 print(json.dumps({"ranks": result.ranks, "tokens": result.tokens, "held": sum(held)}))
-leave(0)
+exit_process(0)
 """
 
 
@@ -154,13 +154,13 @@ def test_a_bad_record_stops_every_rank(tmp_path: Path, sharding: str) -> None:
 
 def test_what_the_main_process_cannot_do_no_process_waits_for(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom stillroom.train.distributed import Ranks, leave\n"
-        "with Ranks() as ranks:\n"
+        "import sys\nfrom stillroom.train.distributed import ProcessGroup, exit_process\n"
+        "with ProcessGroup() as ranks:\n"
         "    assert ranks.on_main(lambda: 40 + 2 + ranks.rank) == 42\n"
         "    try:\n        ranks.on_main(lambda: [][7])\n"
         "    except Exception as error:\n"
         "        print(getattr(error, 'code', type(error).__name__), flush=True)\n"
-        "        leave(3)\n"
+        "        exit_process(3)\n"
     )
     done = launch(tmp_path / "fails", 2, script=script)
     assert [process.returncode for process in done] == [3, 3], done[0].stderr + done[1].stderr

@@ -42,7 +42,9 @@ def test_commands_that_need_them_name_the_extra(words):
     assert "[internal]" not in done.stderr
 
 
-@pytest.mark.parametrize("embedder", ["builtin:static", "hub:sentence-transformers/all-MiniLM-L6-v2"])
+@pytest.mark.parametrize(
+    "embedder", ["builtin:static", "hub:sentence-transformers/all-MiniLM-L6-v2"]
+)
 def test_an_index_is_built_searched_and_verified_without_torch(embedder, tmp_path):
     documents, index = tmp_path / "documents", tmp_path / "index"
     documents.mkdir()

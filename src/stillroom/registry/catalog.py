@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SEAM_MARK = "SEAM"
+_SEAM_MARK = re.compile(r"^SEAM = ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for init in sorted(package.rglob("__init__.py")):
-        if f"\n{_SEAM_MARK} = " in init.read_text(encoding="utf-8"):
+        if _SEAM_MARK.search(init.read_text(encoding="utf-8")):
             folder = init.parent
             found[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
     return found

@@ -159,7 +159,7 @@ def test_killed_and_resumed_is_the_same_report(world, tmp_path):
     program = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from stillroom.evaluate import answers
+        from stillroom.evaluate.qa import answers
         from stillroom.evaluate.recipe import EvaluateRecipe
         from stillroom.evaluate.run import run
         from stillroom.jobs import Job

@@ -12,13 +12,13 @@ FILES = {
     "merge/__init__.py": "",
     "merge/method.py": '''
 from typing import ClassVar
-from stillroom.registry import Method, Seam
+from stillroom.registry import Method, Registry
 
 class MergeMethod(Method):
     """The base."""
     paper: ClassVar[str] = ""
 
-METHODS = Seam("roomset.merge.methods", MergeMethod)
+METHODS = Registry("roomset.merge.methods", MergeMethod)
 ''',
     "merge/methods/__init__.py": 'SEAM = "how weights are joined"\n',
     "merge/methods/linear.py": '''

@@ -19,17 +19,17 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from stillroom.rag.storage.folder import writer
-from stillroom.rag.storage.folder.reader import open_snapshot
-from stillroom.rag.types import Facts, Relabelled
-from stillroom.rag.storage.folder.commit import Change
-from stillroom.rag.storage.folder.reader import Held
+from stillroom.rag.storage.folder.reader import open_folder_snapshot
+from stillroom.rag.types import DocumentMetadata, RenamedDocument
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.folder.reader import FolderReusableContent
 
 folder = Path(sys.argv[1])
-held = Held(open_snapshot(folder, verify=False))
+held = FolderReusableContent(open_folder_snapshot(folder, verify=False))
 digest = held.ledger.query("SELECT digest FROM contents")[0][0]
-part = Relabelled(held.find_same(digest)[0], "x.md")
-writer.place_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
-writer.Writer.open(folder).commit(Change(puts=[(part, Facts())]), reason="killed", keep=1)
+part = RenamedDocument(held.find_same(digest)[0], "x.md")
+writer.stage_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
+writer.FolderIndexWriter.open(folder).commit(IndexUpdate(puts=[(part, DocumentMetadata())]), reason="killed", keep=1)
 """
 
 
