@@ -32,7 +32,10 @@ while True:
     turn += 1
     with FolderIndexWriter.open(folder) as writer:
         puts = [
-            (Words(f"d{n}.txt", f"turn{turn} word{n}\\nsecond turn{turn} word{n + 1}"), DocumentMetadata())
+            (
+                Words(f"d{n}.txt", f"turn{turn} word{n}\\nsecond turn{turn} word{n + 1}"),
+                DocumentMetadata(),
+            )
             for n in range(12)
         ]
         writer.commit(IndexUpdate(puts=puts), reason=f"turn {turn}", keep=2)

@@ -29,7 +29,8 @@ held = FolderReusableContent(open_folder_snapshot(folder, verify=False))
 digest = held.ledger.query("SELECT digest FROM contents")[0][0]
 part = RenamedDocument(held.find_same(digest)[0], "x.md")
 writer.stage_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
-writer.FolderIndexWriter.open(folder).commit(IndexUpdate(puts=[(part, DocumentMetadata())]), reason="killed", keep=1)
+change = IndexUpdate(puts=[(part, DocumentMetadata())])
+writer.FolderIndexWriter.open(folder).commit(change, reason="killed", keep=1)
 """
 
 
