@@ -91,11 +91,11 @@ def list_extras() -> list[Extra]:
 
 
 def _read_extra(name: str, packages: list[str]) -> Extra:
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    missing = tuple(package for package in packages if package not in found)
-    return Extra(name, PURPOSES.get(name, ""), found, missing)
+    missing = tuple(package for package in packages if package not in installed)
+    return Extra(name, PURPOSES.get(name, ""), installed, missing)

@@ -137,20 +137,20 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
-def swap_folders(one: Path, other: Path) -> None:
+def swap_folders(first: Path, second: Path) -> None:
     """Give two folders on one file system each other's name, in one step where the system can.
 
     Linux exchanges them at once; elsewhere ``other`` is missing for a moment.
     """
     library = ctypes.CDLL(None, use_errno=True)
     rename = getattr(library, "renameat2", None)
-    names = os.fsencode(one), os.fsencode(other)
+    names = os.fsencode(first), os.fsencode(second)
     if rename is None or rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) != 0:
-        aside = other.with_name(f".{other.name}.exchanged")
-        other.rename(aside)
-        one.rename(other)
-        aside.rename(one)
-    _sync_directory(other.parent)
+        aside = second.with_name(f".{second.name}.exchanged")
+        second.rename(aside)
+        first.rename(second)
+        aside.rename(first)
+    _sync_directory(second.parent)
 
 
 def _sync_directory(folder: Path) -> None:

@@ -135,17 +135,20 @@ class Job:
 
     def _begin(self, recipe: str) -> None:
         """Note the start, or the resumption of a run of the same recipe."""
-        kept = self.work / "recipe.yaml"
-        if kept.exists() and digest_text(kept.read_text(encoding="utf-8")) != self.recipe_digest:
+        recorded = self.work / "recipe.yaml"
+        if (
+            recorded.exists()
+            and digest_text(recorded.read_text(encoding="utf-8")) != self.recipe_digest
+        ):
             raise DataError(
                 f"the unfinished run in {self.work} was started with another recipe",
                 code="data.other-recipe",
-                expected=f"the recipe in {kept}",
+                expected=f"the recipe in {recorded}",
                 next="restore that recipe, or start over with --overwrite",
             )
         self.output.mkdir(exist_ok=True)
-        self.event("resumed" if kept.exists() else "started")
-        with atomic_write(kept) as file:
+        self.event("resumed" if recorded.exists() else "started")
+        with atomic_write(recorded) as file:
             file.write(recipe)
 
     @property
@@ -269,7 +272,7 @@ class Job:
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
             timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(make_parent_absolute(one, self.work) for one in parents),
+            parents=tuple(make_parent_absolute(path, self.work) for path in parents),
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},

@@ -75,8 +75,8 @@ class Journal:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a unit, or the default where it is not done."""
-        place = self._places.get(key)
-        return default if place is None else self._read(place)
+        offset = self._places.get(key)
+        return default if offset is None else self._read(offset)
 
     def put(self, key: str, value: Any) -> None:
         """Record a finished unit; the same key again replaces the value.
@@ -134,14 +134,14 @@ class Journal:
             self._reader.close()
             self._reader = None
 
-    def _read(self, place: int) -> Any:
+    def _read(self, offset: int) -> Any:
         """Return the value of the line that begins at ``place``."""
         with self._opening:
             if self._reader is None:
                 self._reader = self.path.open("rb")
             reader = self._reader.fileno()
         parts: list[bytes] = []
-        at = place
+        at = offset
         while not parts or b"\n" not in parts[-1]:
             parts.append(os.pread(reader, _READ_BYTES, at))
             at += len(parts[-1])

@@ -121,7 +121,7 @@ def get_process_rank() -> int:
     return int(os.environ.get("RANK", "0")) if count_processes() > 1 else 0
 
 
-def require_single_process(what: str) -> None:
+def require_single_process(task: str) -> None:
     """Refuse a job that one process does, where a launcher started several.
 
     Raises:
@@ -129,7 +129,7 @@ def require_single_process(what: str) -> None:
     """
     if count_processes() > 1:
         raise RecipeError(
-            f"{what} is done by one process, and {count_processes()} were started",
+            f"{task} is done by one process, and {count_processes()} were started",
             code="job.one-process",
             expected="a distillation in one vocabulary, the training of a diffusion model, or no "
             "launcher",

@@ -65,7 +65,9 @@ def escape_line(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
 
 
 class QuietReporter:
@@ -197,6 +199,6 @@ class Progress:
         if final:
             line += f", {spent:.1f} s"
         elif worked and self.total > self.done:
-            left = (self.total - self.done) * spent / worked
-            line += f", ends {time.strftime('%H:%M:%S', time.localtime(time.time() + left))}"
+            remaining = (self.total - self.done) * spent / worked
+            line += f", ends {time.strftime('%H:%M:%S', time.localtime(time.time() + remaining))}"
         return f"{line}  {note}".rstrip()

@@ -62,15 +62,15 @@ class DiskList(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | list[T]:
         """Return one, or those of a slice, copies of their own."""
         if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
+            return [self[offset] for offset in range(*index.indices(len(self)))]
         self._flush()
         return self._read(index)
 
     def __iter__(self) -> Iterator[T]:
         """Yield all, in order of their coming."""
         self._flush()
-        for at in range(len(self)):
-            yield self._read(at)
+        for offset in range(len(self)):
+            yield self._read(offset)
 
     def append(self, row: T) -> None:
         """Add one.

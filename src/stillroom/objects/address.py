@@ -37,8 +37,8 @@ def is_address(text: str) -> bool:
 
 def is_store_address(text: str) -> bool:
     """Return whether a text is the address of a store that can be read; an endpoint's is not."""
-    found = _ADDRESS.fullmatch(text)
-    return found is not None and found[1] in _PACKAGES
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and match[1] in _PACKAGES
 
 
 def connect(address: str) -> tuple[Any, str]:
@@ -48,11 +48,11 @@ def connect(address: str) -> tuple[Any, str]:
         DataError: If the scheme is not known, or the address holds credentials.
         MissingExtraError: If what reads the scheme is not installed.
     """
-    found = _ADDRESS.fullmatch(address)
-    scheme, rest = (found[1], found[2]) if found else ("", "")
+    match = _ADDRESS.fullmatch(address)
+    scheme, rest = (match[1], match[2]) if match else ("", "")
     if scheme not in _PACKAGES:
         raise DataError(
-            f"'{scheme}://' is not a store that can be read" if found else "this is no address",
+            f"'{scheme}://' is not a store that can be read" if match else "this is no address",
             code="object.scheme",
             where=address.split("@")[-1][:200],
             expected="a path, or an address with s3://, gs:// or abfs://",

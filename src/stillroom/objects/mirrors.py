@@ -80,9 +80,9 @@ def mirror_folder(address: str, *, leaves: tuple[str, ...] = (), cache: Path | N
     folder = home / hashlib.sha256(told_apart.encode()).hexdigest()[:20]
     home.mkdir(parents=True, exist_ok=True)
     with _lock_mirror(folder):
-        found, is_object = list_objects(address)
-        _LockedMirror(address, folder, leaves, found, is_object).update()
-    return folder / next(iter(found)) if is_object else folder
+        objects, is_object = list_objects(address)
+        _LockedMirror(address, folder, leaves, objects, is_object).update()
+    return folder / next(iter(objects)) if is_object else folder
 
 
 def resolve_local(reference: str) -> Path:
@@ -127,30 +127,32 @@ class _LockedMirror:
     def update(self) -> None:
         """Remove what vanished, copy what is new or changed, and note what lies here then."""
         before = _read_note(self.folder)
-        kept = {
+        notes = {
             name: entry
             for name, entry in before.get("objects", {}).items()
             if self._is_same(name, entry)
         }
-        left = {name for name in self.found if name.endswith(self.leaves)} if self.leaves else set()
-        wanted = [name for name in self.found if name not in left and name not in kept]
+        missing = (
+            {name for name in self.found if name.endswith(self.leaves)} if self.leaves else set()
+        )
+        wanted = [name for name in self.found if name not in missing and name not in notes]
         self._remove()
         copied, noted = [], time.monotonic()
         try:
             for name in wanted:
                 source = self.address if self.is_object else join_address(self.address, name)
                 download(source, self.folder / name)
-                kept[name] = self.found[name] | {"here": _local_version(self.folder / name)}
+                notes[name] = self.found[name] | {"here": _local_version(self.folder / name)}
                 copied.append(name)
                 if time.monotonic() - noted > _NOTE_INTERVAL_S:  # a kill costs no more than this
-                    self._note(kept, left)
+                    self._note(notes, missing)
                     noted = time.monotonic()
             changed = self._changed(copied)
             for name in changed:
-                kept.pop(name)
+                notes.pop(name)
         finally:
-            if copied or self._outline(kept, left) != before:
-                self._note(kept, left)
+            if copied or self._outline(notes, missing) != before:
+                self._note(notes, missing)
         if changed:
             raise _changed_error(self.address, changed)
 
@@ -184,19 +186,19 @@ class _LockedMirror:
             or (self.folder / name).stat().st_size != self.found[name]["size"]
         ]
 
-    def _outline(self, kept: Mapping[str, Any], left: set[str]) -> dict[str, Any]:
+    def _outline(self, notes: Mapping[str, Any], missing: set[str]) -> dict[str, Any]:
         return {
             "address": self.address,
             "is_object": self.is_object,
-            "objects": dict(sorted(kept.items())),
-            "left": {name: self.found[name]["size"] for name in sorted(left)},
-            "marks": {name: self.found[name]["mark"] for name in sorted(left)},
+            "objects": dict(sorted(notes.items())),
+            "left": {name: self.found[name]["size"] for name in sorted(missing)},
+            "marks": {name: self.found[name]["mark"] for name in sorted(missing)},
         }
 
-    def _note(self, kept: Mapping[str, Any], left: set[str]) -> None:
+    def _note(self, notes: Mapping[str, Any], missing: set[str]) -> None:
         note = _note_path(self.folder)
         temporary = note.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._outline(kept, left), indent=1))
+        temporary.write_text(json.dumps(self._outline(notes, missing), indent=1))
         temporary.replace(note)
 
 
@@ -213,20 +215,23 @@ def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
         if not listed:
             raise FileNotFoundError(address)
     is_object = len(listed) == 1 and next(iter(listed)).strip("/") == base.strip("/")
-    found = {}
+    objects = {}
     for path, entry in sorted(listed.items()):
         inside = path.strip("/").removeprefix(base.strip("/")).strip("/")
         name = inside or base.rsplit("/", 1)[-1]
         if ".." in name.split("/") or "\0" in name or "\\" in name:
             raise _outside_error(address, name, "leads outside of its folder")
         if name and entry.get("type") != "directory" and not path.endswith("/"):
-            found[name] = {"size": int(entry["size"]), "mark": _remote_version(entry)}
-    for name in found:
-        if any("/".join(name.split("/")[:at]) in found for at in range(1, name.count("/") + 1)):
+            objects[name] = {"size": int(entry["size"]), "mark": _remote_version(entry)}
+    for name in objects:
+        if any(
+            "/".join(name.split("/")[:offset]) in objects
+            for offset in range(1, name.count("/") + 1)
+        ):
             raise _outside_error(
                 address, name, "lies below another object as if that were a folder"
             )
-    return found, is_object
+    return objects, is_object
 
 
 def download(address: str, target: Path) -> None:
@@ -369,7 +374,7 @@ def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> in
             store.put_file(str(folder / name), join_address(base, name))
         sent = {join_address(base, name) for name in names}
         for path in before:
-            if path.strip("/") not in {one.strip("/") for one in sent}:
+            if path.strip("/") not in {path.strip("/") for path in sent}:
                 store.rm_file(path)
         store.invalidate_cache()
     return len(names)
@@ -388,14 +393,14 @@ def fetch_folder(address: str, folder: Path) -> int:
             expected="a new folder",
             next="choose another",
         )
-    found, is_object = list_objects(address)
-    if is_object or MANIFEST not in found:
+    objects, is_object = list_objects(address)
+    if is_object or MANIFEST not in objects:
         raise DataError(
             f"{address} holds no {MANIFEST}",
             code="object.unfinished",
             expected="what `stillroom publish` has sent, whole",
             next="publish it again",
         )
-    for name in [*(name for name in found if name != MANIFEST), MANIFEST]:
+    for name in [*(name for name in objects if name != MANIFEST), MANIFEST]:
         download(join_address(address, name), folder / name)
-    return len(found)
+    return len(objects)

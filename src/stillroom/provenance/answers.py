@@ -60,10 +60,10 @@ def read_answer(path: Path) -> StoredAnswer | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    found = _find_answer(content)
-    if found is None:
+    answer = _find_answer(content)
+    if answer is None:
         return None
-    text, citations, details = found
+    text, citations, details = answer
     try:
         return StoredAnswer(
             text,
@@ -96,14 +96,14 @@ def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | 
     return None
 
 
-def _read_citation(one: Any) -> CitedSpan:
+def _read_citation(citation: Any) -> CitedSpan:
     return CitedSpan(
-        int(one["number"]),
-        str(one["passage_id"]),
-        str(one["path"]),
-        int(one["byte_start"]),
-        int(one["byte_end"]),
-        str(one.get("digest", "")),
-        str(one.get("text", "")),
-        str(one.get("origin", "")),
+        int(citation["number"]),
+        str(citation["passage_id"]),
+        str(citation["path"]),
+        int(citation["byte_start"]),
+        int(citation["byte_end"]),
+        str(citation.get("digest", "")),
+        str(citation.get("text", "")),
+        str(citation.get("origin", "")),
     )

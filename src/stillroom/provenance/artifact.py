@@ -269,13 +269,13 @@ def list_installed_versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _find_versions() -> tuple[tuple[str, str], ...]:
     """Return packages with their versions; once, since each is read from its metadata (10 ms)."""
-    found = []
+    versions = []
     for package in _PACKAGES:
         try:
-            found.append((package, version(package)))
+            versions.append((package, version(package)))
         except PackageNotFoundError:
             continue
-    return tuple(found)
+    return tuple(versions)
 
 
 def describe_host() -> dict[str, Any]:

@@ -119,11 +119,13 @@ def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     walker = _LineageWalker(0)
     folders = [(folder, artifact) for folder, artifact in list_ancestors(within)]
     sources = [folder for folder, _ in folders]
-    cited = [walker.cited(sources, one) for one in answer.cited]
+    cited = [walker.cited(sources, citation) for citation in answer.cited]
     notes = [f"model {answer.model}"] if answer.model else []
     if not cited:
         notes.append("it cites nothing")
-    states = [one.details.get("index", "") for _, one in folders if one.kind == "index"]
+    states = [
+        artifact.details.get("index", "") for _, artifact in folders if artifact.kind == "index"
+    ]
     if answer.index and states and answer.index not in states:
         notes.append(
             f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"
@@ -212,12 +214,12 @@ class _LineageWalker:
         """Return nodes of the first records."""
         if not self.examples:
             return []
-        found = islice(read_records(find_record_file(folder / "output")), self.examples)
-        return [self.record(folder, record) for record in found]
+        records = islice(read_records(find_record_file(folder / "output")), self.examples)
+        return [self.record(folder, record) for record in records]
 
     def record(self, folder: Path, record: Record) -> ProvenanceNode:
         """Return a record over the steps that made it, the latest first."""
-        sources = [found for found, _ in list_ancestors(folder)]
+        sources = [node for node, _ in list_ancestors(folder)]
         children: tuple[ProvenanceNode, ...] = ()
         for link in record.origin.chain:  # oldest first, so that each step encloses those before
             parents = [name for name in link.parents if name != record.id]
@@ -283,18 +285,18 @@ class _LineageWalker:
             passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",)
         )
 
-    def cited(self, sources: list[Path], one: CitedSpan) -> ProvenanceNode:
+    def cited(self, sources: list[Path], span: CitedSpan) -> ProvenanceNode:
         """Return a citation's node over its passage, or over the bytes that it named then."""
-        (found,) = self.passages(sources, [one.passage_id])
-        if found.kind == "missing":
+        (node,) = self.passages(sources, [span.passage_id])
+        if node.kind == "missing":
             here = next((folder for folder in sources if has_passages(folder)), None)
-            file, notes = locate_document(here, one.path, one.digest) if here else (None, ())
-            place = f"{one.path}: bytes {one.byte_start}-{one.byte_end}"
+            file, notes = locate_document(here, span.path, span.digest) if here else (None, ())
+            place = f"{span.path}: bytes {span.byte_start}-{span.byte_end}"
             below = ProvenanceNode(
-                place, "document", one.digest, str(file or ""), one.origin, (), notes
+                place, "document", span.digest, str(file or ""), span.origin, (), notes
             )
-            found = replace(found, children=(below,))
-        return ProvenanceNode(f"[{one.number}]", "citation", children=(found,))
+            node = replace(node, children=(below,))
+        return ProvenanceNode(f"[{span.number}]", "citation", children=(node,))
 
     def documents(self, sources: list[Path], ids: list[str]) -> list[ProvenanceNode]:
         """Return a node per document."""

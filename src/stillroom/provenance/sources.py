@@ -62,17 +62,17 @@ def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
         DataError: If the index's passages are damaged.
     """
     wanted = set(ids)
-    found: dict[str, Passage] = {}
+    passages: dict[str, Passage] = {}
     for row in iter_passages(index_folder, wanted):
         try:
             passage = Passage.from_json(row)
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged_error(index_folder / "output", error) from error
         if passage.id in wanted:
-            found[passage.id] = passage
-            if len(found) == len(wanted):
+            passages[passage.id] = passage
+            if len(passages) == len(wanted):
                 break
-    return found
+    return passages
 
 
 def has_passages(folder: Path) -> bool:
@@ -143,10 +143,10 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
         for parent in artifact.parents:
             if not is_path_parent(parent):
                 continue
-            found = resolve_parent(folder, parent)
-            if found not in seen:
-                seen.add(found)
-                waiting.append(found)
+            parent_folder = resolve_parent(folder, parent)
+            if parent_folder not in seen:
+                seen.add(parent_folder)
+                waiting.append(parent_folder)
 
 
 def locate_document(index: Path, path: str, digest: str) -> tuple[Path | None, tuple[str, ...]]:
@@ -314,8 +314,8 @@ def read_ledger(
 
 
 def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:
-    found = connection.execute("SELECT value FROM settings WHERE name = 'description'").fetchone()
-    if json.loads(found[0])["settings"].get("access", "open") != "open":
+    row = connection.execute("SELECT value FROM settings WHERE name = 'description'").fetchone()
+    if json.loads(row[0])["settings"].get("access", "open") != "open":
         raise DataError(
             "the index has tenants: its passages are not read without saying who asks",
             code="data.restricted",

@@ -191,9 +191,9 @@ class _ArtifactVerifier:
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
             yield self.find(path, what, "changed")
 
-    def find(self, path: Path, what: str, kind: MismatchKind) -> IntegrityMismatch:
+    def find(self, path: Path, message: str, kind: MismatchKind) -> IntegrityMismatch:
         shown = os.path.relpath(path, self.root) if self._is_near(path) else str(path)
-        return IntegrityMismatch(PurePosixPath(shown).as_posix(), what, kind)
+        return IntegrityMismatch(PurePosixPath(shown).as_posix(), message, kind)
 
     def _is_near(self, path: Path) -> bool:
         return path.is_relative_to(self.root.parent)

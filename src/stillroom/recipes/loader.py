@@ -319,15 +319,15 @@ def parse_group(
     tree = read_yaml(text, where)
     tree.data = tree.data or {}
     apply_overrides(tree, overrides)
-    found: G | None = None
+    recipe: G | None = None
     problems = list(tree.problems)
     try:
-        found = model.model_validate(tree.data)
+        recipe = model.model_validate(tree.data)
     except ValidationError as error:
         problems += explain_validation(error, model, tree)
-    if found is None or problems:
+    if recipe is None or problems:
         raise RecipeError(problems)
-    return found
+    return recipe
 
 
 def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str, Any]:

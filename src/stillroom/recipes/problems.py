@@ -33,8 +33,8 @@ def explain_validation(
     refused: dict[KeyPath, int] = {}
     every = list(_flatten(error, ()))
     paths = [
-        clean_path(one.location, tree.data, is_missing=one.details["type"] == "missing")
-        for one in every
+        clean_path(error.location, tree.data, is_missing=error.details["type"] == "missing")
+        for error in every
     ]
     for found, path in zip(every, paths, strict=True):
         problem = found.problem

@@ -166,21 +166,27 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
     for part in location[:-1]:
         inside, below = _step(data, part)
         if not inside:
-            named = [one for one in targets if _is_tag_of(getattr(one, "__name__", ""), part)]
+            named = [
+                candidate
+                for candidate in targets
+                if _is_tag_of(getattr(candidate, "__name__", ""), part)
+            ]
             targets = named or targets
             continue
         path.append(part)
         models = list(_matching_models(targets, data)) or list(_model_of_kind(data))
-        fields = (find_field(found, str(part)) for found in models)
+        fields = (find_field(group, str(part)) for group in models)
         field = next((field for field in fields if field is not None), None)
         if field is not None:
             targets = list(iter_targets(field.annotation, field.metadata))
         data = below
-    found = list(_matching_models(targets, data)) or list(_model_of_kind(data))
+    models_here = list(_matching_models(targets, data)) or list(_model_of_kind(data))
     known = dict.fromkeys(
-        info.alias or name for each in found for name, info in each.model_fields.items()
+        info.alias or name for model in models_here for name, info in model.model_fields.items()
     )
-    return SettingsGroup(_label_group(found, data, path), tuple(known), found[0] if found else None)
+    return SettingsGroup(
+        _label_group(models_here, data, path), tuple(known), models_here[0] if models_here else None
+    )
 
 
 def _is_tag_of(name: str, tag: str | int) -> bool:

@@ -210,7 +210,7 @@ class _TreeBuilder:
         return resolve_scalar(event.value) if event.implicit[0] else event.value
 
     def mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         while type(event := next(self.events)).__name__ != "MappingEndEvent":
             place = self.place(event.start_mark)
             if type(event).__name__ != "ScalarEvent":
@@ -223,7 +223,7 @@ class _TreeBuilder:
             if event.anchor is not None or event.tag is not None:
                 self.refuse(f"the anchor or tag of the key '{key}'", event)
             here = (*path, key)
-            if key in found:
+            if key in mapping:
                 self.tree.problems.append(
                     Problem(
                         f"{format_path(here)} is set twice",
@@ -236,22 +236,22 @@ class _TreeBuilder:
                 self.node(next(self.events), ("", *here), depth + 1)
                 continue
             self.tree.keys[here] = place
-            found[key] = self.node(next(self.events), here, depth + 1)
-        return found
+            mapping[key] = self.node(next(self.events), here, depth + 1)
+        return mapping
 
     def sequence(self, path: KeyPath, depth: int) -> list[Any]:
-        found: list[Any] = []
+        sequence: list[Any] = []
         while type(event := next(self.events)).__name__ != "SequenceEndEvent":
-            found.append(self.node(event, (*path, len(found)), depth + 1))
-        return found
+            sequence.append(self.node(event, (*path, len(sequence)), depth + 1))
+        return sequence
 
     def place(self, mark: Any) -> str:
         return f"{self.where}:{mark.line + 1}:{mark.column + 1}" if mark else self.where
 
-    def refuse(self, what: str, event: Any) -> None:
+    def refuse(self, message: str, event: Any) -> None:
         self.tree.problems.append(
             Problem(
-                f"{what} is not part of a recipe",
+                f"{message} is not part of a recipe",
                 "recipe.yaml-feature",
                 self.place(event.start_mark),
                 "plain YAML without tags, anchors and aliases",
@@ -259,9 +259,9 @@ class _TreeBuilder:
             )
         )
 
-    def fail(self, what: str, *, code: str = "", mark: Any = None, expected: str = "") -> None:
+    def fail(self, message: str, *, code: str = "", mark: Any = None, expected: str = "") -> None:
         raise RecipeError(
-            what,
+            message,
             code=code or "recipe.yaml",
             where=self.place(mark),
             expected=expected or "one YAML 1.2 document",

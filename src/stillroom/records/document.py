@@ -134,8 +134,8 @@ class Document:
             and touched[0].start <= start
             and touched[-1].end >= end
             and all(
-                one.end == after.start and one.byte_end == after.byte_start
-                for one, after in pairwise(touched)
+                anchor.end == after.start and anchor.byte_end == after.byte_start
+                for anchor, after in pairwise(touched)
             )
         )
         return Location(
@@ -231,8 +231,8 @@ class Passage:
     def id(self) -> str:
         """An id that follows from the document, the span and the text."""
         if not self._id:  # made once: a job asks for it at every step
-            made = make_content_id("pas", self.document_id, self.start, self.end, self.text)
-            object.__setattr__(self, "_id", made)
+            digest = make_content_id("pas", self.document_id, self.start, self.end, self.text)
+            object.__setattr__(self, "_id", digest)
         return self._id
 
     def to_json(self) -> dict[str, Any]:

@@ -337,9 +337,9 @@ def _kind(value: object) -> str:
     return names.get(type(value).__name__, f"of type {type(value).__name__}")
 
 
-def _format_error(what: str, *, expected: str) -> NoReturn:
+def _format_error(message: str, *, expected: str) -> NoReturn:
     raise DataError(
-        what,
+        message,
         code="data.row",
         expected=expected,
         next="repair the row, or let the job drop and count it",

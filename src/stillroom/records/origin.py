@@ -42,8 +42,8 @@ class Link:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``prompt`` only where it is known."""
-        told = {"prompt": self.prompt} if self.prompt else {}
-        return {"method": self.method, "model": self.model, "parents": list(self.parents), **told}
+        fields = {"prompt": self.prompt} if self.prompt else {}
+        return {"method": self.method, "model": self.model, "parents": list(self.parents), **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
@@ -128,26 +128,26 @@ def _split_terms(license: str) -> list[str]:
     return [term for term in license.split(" AND ") if term]
 
 
-def find_license_warnings(licenses: Sequence[tuple[str, str]], who: str, act: str) -> list[str]:
+def find_license_warnings(licenses: Sequence[tuple[str, str]], subject: str, act: str) -> list[str]:
     """Return what a user should know of the licenses of what a thing is made of.
 
     Args:
         licenses: Name and license of each; empty where nobody says.
-        who: What the names are, as "the models".
+        subject: What the names are, as "the models".
         act: What they must allow, as "this merge".
     """
     known = {license for _, license in licenses if license}
-    found = []
+    warnings = []
     if len(known) > 1:
         joined = combine_origins(Origin(license=license) for license in known).license
-        found.append(
-            f"{who} have different licenses ({', '.join(sorted(known))}); the card will "
+        warnings.append(
+            f"{subject} have different licenses ({', '.join(sorted(known))}); the card will "
             f"say '{joined}': check that they allow {act}"
         )
     unsaid = [name for name, license in licenses if not license]
     if unsaid and known:
-        found.append(f"nobody says the license of {', '.join(unsaid)}")
-    return found
+        warnings.append(f"nobody says the license of {', '.join(unsaid)}")
+    return warnings
 
 
 def make_content_id(prefix: str, *parts: object) -> str:

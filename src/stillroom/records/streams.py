@@ -51,15 +51,15 @@ def find_suffix(path: Path | ObjectFile) -> str:
         DataError: If it is none of them.
     """
     name = path.name.lower()
-    found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
-    if not found:
+    suffixes = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
+    if not suffixes:
         raise DataError(
             f"{path} has no suffix of a file of records",
             code="data.suffix",
             expected=f"one of: {', '.join(SUFFIXES)}",
             next="rename the file to what it is",
         )
-    return max(found, key=len)
+    return max(suffixes, key=len)
 
 
 def split_lines(path: Path | ObjectFile, size_bytes: int) -> list[ByteSpan | None]:
@@ -272,9 +272,9 @@ def _csv_lines(path: Path) -> Iterator[str]:
                 _damaged_error(path, f"line {number}, byte {error.start} is not UTF-8", error)
 
 
-def _row_error(what: str, expected: str) -> DataError:
+def _row_error(message: str, expected: str) -> DataError:
     return DataError(
-        what,
+        message,
         code="data.row",
         expected=expected,
         next="repair the row, or let the job drop and count it",
@@ -295,9 +295,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _damaged_error(path: Path | ObjectFile, what: str, cause: Exception | None = None) -> NoReturn:
+def _damaged_error(
+    path: Path | ObjectFile, message: str, cause: Exception | None = None
+) -> NoReturn:
     raise DataError(
-        f"{path} is damaged: {what}",
+        f"{path} is damaged: {message}",
         code="data.damaged",
         where=str(path),
         expected="a whole file",

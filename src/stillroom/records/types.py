@@ -163,8 +163,8 @@ class Record:
         if not self._id:  # made once: a job asks for it at every step
             chain = [link.to_json() for link in self.origin.chain]
             messages = [message.to_json() for message in self.messages]
-            made = make_content_id("rec", messages, dict(self.fields), chain)
-            object.__setattr__(self, "_id", made)
+            digest = make_content_id("rec", messages, dict(self.fields), chain)
+            object.__setattr__(self, "_id", digest)
         return self._id
 
     def to_json(self) -> dict[str, Any]:

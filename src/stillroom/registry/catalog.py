@@ -57,12 +57,12 @@ def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
     A seam is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line description), as
     ``stillroom.merge.methods`` does.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for init in sorted(package.rglob("__init__.py")):
         if _SEAM_MARK.search(init.read_text(encoding="utf-8")):
             folder = init.parent
-            found[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
-    return found
+            folders[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
+    return folders
 
 
 def list_names(folder: Path) -> list[str]:
@@ -90,15 +90,15 @@ def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
 
 def list_kind_names(package: Path = _PACKAGE) -> list[str]:
     """Return the name of every recipe kind, sorted; reads no file."""
-    found = sorted(path.parent.name for path in package.glob("*/recipe.py"))
-    return [name for name in found if name != "recipes"]
+    names = sorted(path.parent.name for path in package.glob("*/recipe.py"))
+    return [name for name in names if name != "recipes"]
 
 
 def list_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
     """Return the names of the recipes that a kind brings written out, sorted; reads no file."""
     folder = package / kind
-    found = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
-    return sorted(path.stem for path in found)
+    paths = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
+    return sorted(path.stem for path in paths)
 
 
 def read_docstring(path: Path) -> str:
@@ -109,11 +109,11 @@ def read_docstring(path: Path) -> str:
 def read_settings(path: Path) -> list[MethodSetting]:
     """Return the settings of a method, those of its base classes last, without importing it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found: dict[str, MethodSetting] = {}
+    settings: dict[str, MethodSetting] = {}
     for node in _find_method_classes(path, tree):
-        for one in _iter_settings(node, tree):
-            found.setdefault(one.name, one)
-    return list(found.values())
+        for setting in _iter_settings(node, tree):
+            settings.setdefault(setting.name, setting)
+    return list(settings.values())
 
 
 def _find_method_classes(path: Path, tree: ast.Module) -> list[ast.ClassDef]:
@@ -124,14 +124,16 @@ def _find_method_classes(path: Path, tree: ast.Module) -> list[ast.ClassDef]:
 
 def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetting]:
     """Yield the settings of a class of a file, then those of the bases that are of this package."""
-    for one in node.body:
-        if not isinstance(one, ast.AnnAssign) or not isinstance(one.target, ast.Name):
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        if "ClassVar" not in ast.unparse(one.annotation) and not one.target.id.startswith("_"):
-            yield _read_setting(one.target.id, one.value)
+        if "ClassVar" not in ast.unparse(
+            statement.annotation
+        ) and not statement.target.id.startswith("_"):
+            yield _read_setting(statement.target.id, statement.value)
     for base in node.bases:
-        if isinstance(base, ast.Name) and (found := _find_class(base.id, tree)):
-            yield from _iter_settings(*found)
+        if isinstance(base, ast.Name) and (definition := _find_class(base.id, tree)):
+            yield from _iter_settings(*definition)
 
 
 def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
@@ -139,7 +141,7 @@ def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] 
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node, tree
-        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
             first, *rest = (node.module or "").split(".")
             place = _PACKAGE.joinpath(*rest).with_suffix(".py")
             if first == _PACKAGE.name and rest and place.is_file():
@@ -150,10 +152,10 @@ def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] 
 def _read_setting(name: str, value: ast.expr | None) -> MethodSetting:
     if not (isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field")):
         return MethodSetting(name, _format_default(value), "")
-    told = {word.arg: word.value for word in value.keywords}
-    default = value.args[0] if value.args else told.get("default")
-    said = told.get("description")
-    text = str(said.value) if isinstance(said, ast.Constant) else ""
+    keywords = {word.arg: word.value for word in value.keywords}
+    default = value.args[0] if value.args else keywords.get("default")
+    description = keywords.get("description")
+    text = str(description.value) if isinstance(description, ast.Constant) else ""
     return MethodSetting(name, _format_default(default), text)
 
 

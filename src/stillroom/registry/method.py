@@ -121,16 +121,16 @@ class Registry(Generic[M]):
             or f"stillroom list methods {self.group.removeprefix('stillroom.')}",
         )
 
-    def build(self, chosen: object) -> M:
+    def build(self, choice: object) -> M:
         """Make a method from ``{name: ..., setting: ...}``, a bare name, or a finished one.
 
         Raises:
             RecipeError: If the method is unknown or no name is given.
             pydantic.ValidationError: If a setting is unknown or out of bounds.
         """
-        if isinstance(chosen, self.base):
-            return chosen
-        settings = {"name": chosen} if isinstance(chosen, str) else chosen
+        if isinstance(choice, self.base):
+            return choice
+        settings = {"name": choice} if isinstance(choice, str) else choice
         if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
             raise RecipeError(
                 "a method is chosen by its name",
@@ -198,10 +198,10 @@ class MethodField(Generic[M]):
             ),
         )
 
-    def _build(self, chosen: object) -> M:
-        if self.default and isinstance(chosen, dict) and "name" not in chosen:
-            chosen = {"name": self.default, **chosen}
-        return self.seam.build(chosen)
+    def _build(self, choice: object) -> M:
+        if self.default and isinstance(choice, dict) and "name" not in choice:
+            choice = {"name": self.default, **choice}
+        return self.seam.build(choice)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler

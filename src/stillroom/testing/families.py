@@ -45,22 +45,22 @@ def check_merge_method(method: MergeMethod) -> None:
             _check_merge(method, tensor, count, f"{name} of {shape} in {np.dtype(dtype)}")
 
 
-def _check_merge(method: MergeMethod, tensor: Array, count: int, what: str) -> None:
+def _check_merge(method: MergeMethod, tensor: Array, count: int, message: str) -> None:
     base = tensor.copy() if method.needs_base else None
     parents = [tensor.copy() for _ in range(count)]
     for array in (*parents, *([base] if base is not None else [])):
         array.flags.writeable = False  # as those that are mapped from a file
     keys = tuple(f"parent{number}" for number in range(count))
-    at = BlockContext("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
-    merged = merge_arrays(method, base, parents, at)
-    _require(merged.shape == tensor.shape, f"{what} changes the shape")
-    _require(merged.dtype == tensor.dtype, f"{what} changes the type")
+    context = BlockContext("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
+    merged = merge_arrays(method, base, parents, context)
+    _require(merged.shape == tensor.shape, f"{message} changes the shape")
+    _require(merged.dtype == tensor.dtype, f"{message} changes the type")
     same = merged.tobytes() == tensor.tobytes()
-    _require(same, f"{what} with itself is not that tensor, bit for bit")
-    again = merge_arrays(method, base, parents, at, rows=2)
-    _require(again.tobytes() == merged.tobytes(), f"{what} depends on the size of blocks")
+    _require(same, f"{message} with itself is not that tensor, bit for bit")
+    again = merge_arrays(method, base, parents, context, rows=2)
+    _require(again.tobytes() == merged.tobytes(), f"{message} depends on the size of blocks")
     same = all(parent.tobytes() == tensor.tobytes() for parent in parents)
-    _require(same, f"{what} changes its inputs")
+    _require(same, f"{message} changes its inputs")
 
 
 def check_objective(method: DistillationObjective) -> None:
@@ -110,11 +110,11 @@ def check_feature(method: FeatureLoss) -> None:
         left, right = draw(3, 8), draw(3, 8)
         same, other = method.compare(left, left.clone()), method.compare(left, right)
     elif isinstance(method, RelationLoss):
-        one, two = (
+        single, two = (
             AttentionHeads(draw(4, 5, 8), draw(2, 5, 8), draw(2, 5, 8), 0.5) for _ in range(2)
         )
-        method.check(one, two)
-        same, other = (method.compare(one, side, rows, visible) for side in (one, two))
+        method.check(single, two)
+        same, other = (method.compare(single, side, rows, visible) for side in (single, two))
     else:
         raise AssertionError(f"{name} compares neither states nor heads")
     _require(same.shape == other.shape == (3,), f"{name} does not give one loss a position")
@@ -161,6 +161,6 @@ def _top_k(logits: torch.Tensor, temperature: float) -> TopKTargets:
     return TopKTargets(top.indices, top.values, tail, temperature)
 
 
-def _require(holds: bool, what: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise AssertionError(what)
+        raise AssertionError(message)

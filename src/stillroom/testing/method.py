@@ -123,6 +123,6 @@ def _check_round_trip(method: type[Method]) -> None:
     _require(schema.get("additionalProperties") is False, "unknown settings are not refused")
 
 
-def _require(holds: bool, what: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise AssertionError(what)
+        raise AssertionError(message)

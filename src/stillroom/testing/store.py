@@ -163,7 +163,7 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
     """Do one random change to the store and to the model."""
     keys = writer.list_keys()
     _require(list(keys) == sorted(trial.model), "list_keys has other paths, or another order")
-    told = {path: one.key for path, one in writer.list_documents().items()}
+    told = {path: name.key for path, name in writer.list_documents().items()}
     _require(told == keys, "list_documents says something else than list_keys")
     names = sorted(trial.model)
     kind = rng.choice(["add", "change", "delete", "rename", "tell", "many", "compact"])
@@ -186,13 +186,16 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
         trial.model[name] = fresh
         change = IndexUpdate(puts=[(WordDocument(name, fresh[0]), fresh[1])])
     else:
-        more = {f"n/{step}-{at}.txt": _draw_one(rng, 10_000 + 10 * step + at) for at in range(3)}
+        more = {
+            f"n/{step}-{index}.txt": _draw_one(rng, 10_000 + 10 * step + index)
+            for index in range(3)
+        }
         gone = names[:1] if kind == "many" and len(names) > 4 else []
         for one in gone:
             del trial.model[one]
         trial.model.update(more)
         puts = [(WordDocument(path, text), facts) for path, (text, facts) in more.items()]
-        change = IndexUpdate(puts=puts, removes=[keys[one] for one in gone])
+        change = IndexUpdate(puts=puts, removes=[keys[name] for name in gone])
     snapshot = writer.commit(change, reason="random", keep=_KEPT_SNAPSHOTS)
     _require(snapshot.documents == len(trial.model), "the snapshot counts other documents")
 
@@ -200,12 +203,12 @@ def _change_once(trial: _StoreTrial, writer: IndexWriter, rng: random.Random, st
 def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Random) -> None:
     wanted = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
     seen = [index.passage_at(row) for row in range(len(index))]
-    told = [(one.location.path, one.text) for one in seen]
-    _require(told == wanted, "a reader sees other passages, or in another order")
+    snapshot = [(row.location.path, row.text) for row in seen]
+    _require(snapshot == wanted, "a reader sees other passages, or in another order")
     word = rng.choice(_WORDS)
     holding = [row for row, (_, line) in enumerate(wanted) if word in line.split()]
-    found = sorted(row for row, _ in index.search_keyword(Query(word), 10_000))
-    _require(found == holding, f"{word} is found in other passages than hold it")
+    rows = sorted(row for row, _ in index.search_keyword(Query(word), 10_000))
+    _require(rows == holding, f"{word} is found in other passages than hold it")
     _require(
         index.lexicon.document_frequency(word) == len(holding), f"{word} has another frequency"
     )
@@ -276,7 +279,7 @@ def _check_one_commit_point(trial: _StoreTrial) -> None:
         before = reader.digest
         for change in (
             IndexUpdate(puts=[(WordDocument("z.txt", "word1 zzz"), DocumentMetadata())]),
-            IndexUpdate(removes=[told.key for told in _documents(trial).values()]),
+            IndexUpdate(removes=[snapshot.key for snapshot in _documents(trial).values()]),
         ):
             writer = trial.write()
             try:
@@ -317,7 +320,7 @@ def _check_access(trial: _StoreTrial, alone: Path, rng: random.Random, filters: 
     """Whoever asks sees an index of their documents alone, by any filter and any method."""
     for number in range(8):
         access = AccessContext(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
-        own = {path: one for path, one in trial.model.items() if _is_granted(one[1], access)}
+        own = {path: row for path, row in trial.model.items() if _is_granted(row[1], access)}
         reference = alone / str(number)
         _build(STORES.build("folder"), reference, "open", own)
         with (
@@ -347,9 +350,9 @@ def _check_canaries(
     path = rng.choice(sorted(set(model) - set(own)))
     text = model[path][0].split("\n", 1)[0]
     canary = text.rsplit(" ", 1)[1]
-    found = [row for row, _ in shown.search_keyword(Query(text), 50)]
-    found += [row for row, _ in shown.search_dense(Query(text), 50)]
-    seen = {shown.passage_at(row).location.path for row in found}
+    texts = [row for row, _ in shown.search_keyword(Query(text), 50)]
+    texts += [row for row, _ in shown.search_dense(Query(text), 50)]
+    seen = {shown.passage_at(row).location.path for row in texts}
     _require(seen <= set(own), f"{seen - set(own)} was found by somebody who may not see it")
     _require(shown.lexicon.document_frequency(canary) == 0, "a foreign word has a frequency")
     passage = next(WordDocument(path, model[path][0]).passages())
@@ -400,18 +403,18 @@ def _check_filters(trial: _StoreTrial, rng: random.Random, filters: int) -> None
         for name in sorted({"year", "is_new", "tag", "day"} & index.fields.keys()):
             held = [sorted(map(str, values)) for values in index.values_of(rows, name)]
             fields = [trial.model[index.passage_at(row).location.path][1].fields for row in rows]
-            _require(held == [_texts(one.get(name)) for one in fields], f"{name} has other values")
+            _require(held == [_texts(row.get(name)) for row in fields], f"{name} has other values")
 
 
 def _texts(value: Any) -> list[str]:
     """Return the values of a field as texts in order, as a store gives them."""
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return sorted(str(float(one) if isinstance(one, bool | int) else one) for one in values)
+    return sorted(str(float(row) if isinstance(row, bool | int) else row) for row in values)
 
 
-def _require(holds: bool, what: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise AssertionError(what)
+        raise AssertionError(message)
 
 
 _WIDTH = 16
@@ -460,8 +463,8 @@ class WordDocument:
     def document(self) -> Document:
         """The document as a parser would give it."""
         digest = hashlib.sha256(self.text.encode()).hexdigest()
-        told = {"front_matter": dict(self.front)} if self.front else {}
-        return Document(self.path, digest, "text/plain", self.text, title="t", metadata=told)
+        text = {"front_matter": dict(self.front)} if self.front else {}
+        return Document(self.path, digest, "text/plain", self.text, title="t", metadata=text)
 
     @property
     def entry(self) -> DocumentEntry:

@@ -104,12 +104,12 @@ class RayEngine:
         Raises:
             ResourceError: If it dies of four workers, or none is left.
         """
-        key, kept = self._put(work)
+        key, options = self._put(work)
         packed = pickle.dumps(list(block))
         for _ in range(_MAX_TRIES):
             post = self._take()
             try:
-                done = ray.get(post.actor.run.remote(key, _TaskFetcher((kept,)), packed))
+                done = ray.get(post.actor.run.remote(key, _TaskFetcher((options,)), packed))
             except _LOST_ERRORS as error:
                 self._mourn(post, error)
             else:
@@ -210,7 +210,7 @@ class RayEngine:
                     self._posts = [self._begin() for _ in range(self.num_workers)]
                 standing = [post for post in self._posts if _is_alive(post)]
                 if standing:
-                    post = min(standing, key=lambda one: one.held)
+                    post = min(standing, key=lambda worker: worker.held)
                     post.held += 1
                     return post
             if time.monotonic() > until:
@@ -257,7 +257,7 @@ class _DataWorker:
 
     def __call__(self, batch: Any) -> dict[str, list[bytes]]:
         blocks = batch.column("block").to_pylist()
-        return {"values": [self._hand.run("", lambda: self._work, one) for one in blocks]}
+        return {"values": [self._hand.run("", lambda: self._work, item) for item in blocks]}
 
 
 def _worker_environment() -> tuple[int, dict[str, str]]:
@@ -335,9 +335,9 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
 
 
-def _worker_lost_error(what: str) -> ResourceError:
+def _worker_lost_error(message: str) -> ResourceError:
     return ResourceError(
-        what,
+        message,
         code="engine.worker-lost",
         expected="workers with the memory that the work needs",
         next="lower engine.ray.num_workers or block_size, then run again with --resume",

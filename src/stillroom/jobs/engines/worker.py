@@ -129,12 +129,12 @@ def select_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def unpack_results(packed: bytes) -> list[Any]:
     """Return the values of a block, or raise what the work raised."""
-    found = pickle.loads(packed)  # noqa: S301  # pickled by a hand of ours
-    if isinstance(found, RemoteError):
-        if not isinstance(found.error, StillroomError):
-            found.error.add_note(f"on a worker:\n{found.trace}")
-        raise found.error
-    return list(found)
+    results = pickle.loads(packed)  # noqa: S301  # pickled by a hand of ours
+    if isinstance(results, RemoteError):
+        if not isinstance(results.error, StillroomError):
+            results.error.add_note(f"on a worker:\n{results.trace}")
+        raise results.error
+    return list(results)
 
 
 def _pack_error(error: Exception) -> RemoteError:
