@@ -201,7 +201,7 @@ class GraphVisibility:
     def best(
         self, scores: NDArray[np.float32], parts: Sequence[Entity] | Sequence[GraphEdge], count: int
     ) -> Iterator[tuple[int, float]]:
-        """Yield at most ``count`` visible parts with positive scores, best first, and their scores."""
+        """Yield at most ``count`` visible parts with positive scores, best first, with scores."""
         yielded = 0
         for number in np.lexsort((np.arange(len(scores)), -scores)):
             if yielded >= count or scores[number] <= 0:
