@@ -194,7 +194,7 @@ class SourceTexts:
         return share
 
     def _has_small(self, sentence: str, number: int) -> bool:
-        """Return whether the passage has the stop words that answer the question, if only they do."""
+        """Return whether the passage has the stop words by which a sentence answers."""
         if not self._question or self._terms(sentence) - self._question:
             return True
         return self._small(sentence) - self._asked_small <= self._small(self._texts[number - 1])

@@ -236,7 +236,7 @@ class _AlignedPair:
         return best
 
     def _before(self, here: int, there: int) -> int:
-        """Return the number of equal words before two positions; the claim's start counts as one."""
+        """Return the number of equal words before two positions, counting the claim's start."""
         count = 0
         while count < _CONTEXT:
             term = self._claim.terms[here - 1 - count]
@@ -248,7 +248,7 @@ class _AlignedPair:
         return count
 
     def _behind(self, here: int, there: int) -> int:
-        """Return the number of equal words after two positions; the claim's end counts as one."""
+        """Return the number of equal words after two positions, counting the claim's end."""
         count = 0
         while count < _CONTEXT:
             term = self._claim.terms[here + count]
