@@ -451,8 +451,8 @@ def report_retrieval(
     stages: Counter[str] = Counter(miss.stage for missed in misses.values() for miss in missed)
     report.section(
         "Where it is lost",
-        f"Relevant ones that are not among the first {plan.k} of {results[0].way}, by the stage that "
-        "lost them; queries.jsonl lists every one.",
+        f"Relevant ones that are not among the first {plan.k} of {results[0].way}, by the stage "
+        "that lost them; queries.jsonl lists every one.",
         table=_add_worst(queries, board.values[results[0].way][first], misses, stages),
     )
     return report
