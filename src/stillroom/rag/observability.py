@@ -151,7 +151,7 @@ class StageTimes:
 
 
 class Span:
-    """Attributes of a stage's span; ``is_heard`` tells whether the span is recorded."""
+    """Attributes of a stage's span; see ``is_recording``."""
 
     __slots__ = ("_span",)
 

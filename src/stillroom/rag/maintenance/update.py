@@ -71,7 +71,7 @@ __all__ = [
 class UpdateResult:
     """Counts of documents by kind of change, and the cost of an update.
 
-    ``told`` counts documents whose metadata changed (fields, tenant or labels).
+    Documents with changed metadata only (fields, tenant or labels) have a count of their own.
     """
 
     added: int = 0
