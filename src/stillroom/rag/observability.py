@@ -21,8 +21,7 @@ of stages, but no text, id or path:
 Methods report fallbacks with ``add_warning``. Collectors receive the text (an answer keeps it in
 its details, an evaluation counts it); without a collector it is a Python warning.
 
-``configure_from_environment``, ``start_tracing`` and ``start_metrics`` set up providers for
-programs without their own.
+``configure_from_environment`` sets up providers for programs without their own.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Adaptive(AnswerStrategy):
                 if pattern.search(question):
                     return "several", why
             return "once", "a simple form"
-        if not inquiry.may("route", 2):
+        if not inquiry.within_budget("route", 2):
             return "once", "out of bounds"
         prompts = [
             _MULTI_HOP_PROMPT.format(query=text) for text in (quote_text(question), _NO_QUESTION)

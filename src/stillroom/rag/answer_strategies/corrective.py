@@ -56,7 +56,9 @@ class Corrective(AnswerStrategy):
         pool.add(inquiry.retrieve()[:k])
         for number in range(self.max_rounds):
             inquiry.note("decide", verdict=pool.verdict, best=round(pool.best, 3))
-            if pool.verdict == "correct" or not inquiry.may("search again", self._cost(number, k)):
+            if pool.verdict == "correct" or not inquiry.within_budget(
+                "search again", self._cost(number, k)
+            ):
                 break
             if not self._search_again(inquiry, pool, number):
                 inquiry.note("stop", before="search again", why="nothing new")
@@ -97,7 +99,7 @@ class Corrective(AnswerStrategy):
         if not self.strip:
             return hits
         strips = split_strips(hits, self.strip)
-        if not inquiry.may("cut strips", len(strips)):
+        if not inquiry.within_budget("cut strips", len(strips)):
             return hits
         texts = [hits[position].passage.text[start:end] for position, start, end in strips]
         grades = self.grader.grade(inquiry.query, texts, inquiry.index, inquiry.model)

@@ -62,7 +62,7 @@ class Iterative(AnswerStrategy):
         for _ in range(self.max_rounds):
             missing = [part for part, pool in pools.items() if pool.verdict != "correct"]
             inquiry.note("check", parts=len(pools), missing=len(missing))
-            if not missing or not inquiry.may("search again", 1 + self.queries * k):
+            if not missing or not inquiry.within_budget("search again", 1 + self.queries * k):
                 break
             if not self._search_again(inquiry, missing[-1], pools):
                 inquiry.note("stop", before="search again", why="nothing new")
@@ -76,7 +76,7 @@ class Iterative(AnswerStrategy):
 
     def _split(self, inquiry: AnswerSession) -> list[str]:
         """Return the parts of the question, without the question itself."""
-        if not inquiry.may("split", 1 + self.parts * inquiry.asking.k):
+        if not inquiry.within_budget("split", 1 + self.parts * inquiry.asking.k):
             return []
         written = inquiry.ask(
             _DECOMPOSITION_PROMPT.format(count=self.parts, query=inquiry.query.text),

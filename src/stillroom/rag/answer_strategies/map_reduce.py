@@ -87,7 +87,7 @@ class MapReduce(AnswerStrategy):
         prompts: list[Prompt] = []
         scored: list[Community] = []
         for community in communities:
-            if not inquiry.may("map", len(prompts) + 1):
+            if not inquiry.within_budget("map", len(prompts) + 1):
                 break
             prompts.append(_build_prompt(inquiry.query.text, community))
             scored.append(community)

@@ -105,7 +105,7 @@ class Reflective(AnswerStrategy):
             yield f"{' ' if i else ''}{sentence} [{number}]"
 
     def _is_needed(self, inquiry: AnswerSession) -> bool:
-        if not self.need or not inquiry.may("ask whether to look", 1):
+        if not self.need or not inquiry.within_budget("ask whether to look", 1):
             return True
         prompt = _NEEDS_RETRIEVAL_PROMPT.format(query=quote_text(inquiry.query.text))
         (verdict,) = ask_yes_no(inquiry.model, [prompt], method="reflective")
@@ -120,14 +120,14 @@ class Reflective(AnswerStrategy):
         evidence = checker.hold(
             [get_readable_text(hit.passage) for hit in shown.hits], inquiry.index
         )
-        evidence.place([format_heading_path(hit.passage) for hit in shown.hits])
-        evidence.ask(inquiry.query.text)
+        evidence.set_headings([format_heading_path(hit.passage) for hit in shown.hits])
+        evidence.set_question(inquiry.query.text)
         relevance = [pool.grades.get(hit.passage.id, pool.best) for hit in shown.hits]
         beams, spent = [_Beam()], 0
         for _ in range(self.sentences):
             open_beams = [beam for beam in beams if not beam.is_done]
             cost = len(open_beams) * len(shown.hits) * 3
-            if not open_beams or not inquiry.may("write a sentence", cost):
+            if not open_beams or not inquiry.within_budget("write a sentence", cost):
                 break
             grown, tokens = self._grow(inquiry, open_beams, shown.hits, evidence, relevance)
             spent += tokens

@@ -330,7 +330,7 @@ class AnswerGrader:
     index: Index
     judge: BinaryJudge | None
     checker: GroundednessChecker
-    shelf: VerdictCache
+    verdicts: VerdictCache
     used: MutableMapping[str, JudgeResult]
     control: Metric | None = None
 
@@ -371,7 +371,7 @@ class AnswerGrader:
         if self.judge is None:
             return None
         key = digest_json(["questions", self.judge.fingerprint, answer])
-        questions = self.shelf.get(key)
+        questions = self.verdicts.get(key)
         if questions is None:
             questions = generate_texts(
                 self.judge.model,
@@ -381,7 +381,7 @@ class AnswerGrader:
                 max_new_tokens=_ANSWER_TOKENS,
                 method="answer relevance",
             )
-            self.shelf.put(key, questions)
+            self.verdicts.put(key, questions)
         return (
             [str(item) for item in questions] if isinstance(questions, list) and questions else None
         )
@@ -389,11 +389,11 @@ class AnswerGrader:
     def _decide(self, prompt: str) -> JudgeResult:
         assert self.judge is not None  # noqa: S101  # callers have looked
         key = digest_json([self.judge.fingerprint, prompt])
-        row = self.shelf.get(key)
+        row = self.verdicts.get(key)
         if not isinstance(row, list):
             result = self.judge.ask(prompt)
             row = [result.value, result.retries, result.prompt_tokens, result.completion_tokens]
-            self.shelf.put(key, row)
+            self.verdicts.put(key, row)
         self.used[key] = JudgeResult(*row)
         return self.used[key]
 

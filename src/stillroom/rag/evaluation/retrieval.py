@@ -416,17 +416,17 @@ class EvidenceMap:
         """Read every passage of ``index``."""
         self._index = index
         self._passages = [index.passage_at(row) for row in range(len(index))]
-        self._named: dict[str, list[int]] = defaultdict(list)
+        self._rows_by_name: dict[str, list[int]] = defaultdict(list)
         for row, passage in enumerate(self._passages):
             for name in dict.fromkeys(_list_names(passage)):
-                self._named[name].append(row)
-        self._text = _ConcatenatedTexts(passage.text for passage in self._passages)
+                self._rows_by_name[name].append(row)
+        self._passage_texts = _ConcatenatedTexts(passage.text for passage in self._passages)
         self._documents: _ConcatenatedTexts | None = None
 
     def locate(self, question: JudgedQuestion) -> list[EvidenceLocation]:
         """Locate a question's evidence, or its accepted answers if it has none."""
         if question.evidence:
-            return [self._place(evidence) for evidence in question.evidence]
+            return [self._locate(evidence) for evidence in question.evidence]
         if not question.answers:
             return []
         locations = [self._find_quote(answer, None) for answer in question.answers]
@@ -454,8 +454,8 @@ class EvidenceMap:
         }
         return find_leakage(questions, evidence_texts, texts)
 
-    def _place(self, evidence: EvidenceSpan) -> EvidenceLocation:
-        rows = self._named.get(evidence.name) if evidence.name else None
+    def _locate(self, evidence: EvidenceSpan) -> EvidenceLocation:
+        rows = self._rows_by_name.get(evidence.name) if evidence.name else None
         if evidence.name and rows is None and not evidence.quote:
             return EvidenceLocation(False, frozenset())
         if rows is not None and 0 <= evidence.start < evidence.end:
@@ -472,9 +472,11 @@ class EvidenceMap:
                 return EvidenceLocation(True, frozenset(held), frozenset({span}))
         if evidence.quote:
             return self._find_quote(evidence.quote, rows)
-        return self._at(rows or ())
+        return self._build_location(rows or ())
 
-    def _at(self, rows: Sequence[int], quotes: tuple[str, ...] = ()) -> EvidenceLocation:
+    def _build_location(
+        self, rows: Sequence[int], quotes: tuple[str, ...] = ()
+    ) -> EvidenceLocation:
         passages = [self._passages[row] for row in rows]
         spans = frozenset((passage.document_id, passage.start, passage.end) for passage in passages)
         return EvidenceLocation(True, frozenset(passage.id for passage in passages), spans, quotes)
@@ -486,10 +488,12 @@ class EvidenceMap:
             return EvidenceLocation(False, frozenset())
         candidates = None if rows is None else set(rows)
         matches = [
-            row for row in self._text.find(phrase) if candidates is None or row in candidates
+            row
+            for row in self._passage_texts.find(phrase)
+            if candidates is None or row in candidates
         ]
         if matches:
-            return self._at(matches, (phrase,))
+            return self._build_location(matches, (phrase,))
         return EvidenceLocation(self._is_in_documents(phrase, rows), frozenset(), quotes=(phrase,))
 
     def _is_in_documents(self, phrase: str, rows: list[int] | None) -> bool:

@@ -77,7 +77,7 @@ class Model(EntityExtractor):
             for i, (item, completion) in enumerate(zip(pending, completions, strict=True)):
                 if completion.finish_reason == "cancelled":
                     return _list_complete(collected, pending[i:])
-                item.take(completion.text)
+                item.add_answer(completion.text)
         return [item.finish() for item in collected]
 
     @property
@@ -93,7 +93,7 @@ class _CollectedExtraction:
         self._starts = [start for start, _ in split_sentences(passage.text)]
         self._choices = _list_choices(passage) if settings.names == "candidates" else []
         self._answers: list[str] = []
-        self._places: dict[str, list[Span]] = {}
+        self._spans_by_name: dict[str, list[Span]] = {}
         self._mentions: dict[Span, Mention] = {}
         self._relations: list[Relation] = []
         self._dropped: Counter[str] = Counter()
@@ -112,16 +112,16 @@ class _CollectedExtraction:
             messages += [Message("assistant", answer), Message("user", _GLEANING_PROMPT)]
         return Prompt(tuple(messages), schema=_build_schema(self._settings, self._choices))
 
-    def take(self, answer: str) -> None:
+    def add_answer(self, answer: str) -> None:
         self._answers.append(answer)
         data = _parse_extraction(answer)
         if data is None:
             self._dropped["unreadable"] += 1
             return
         for entity in _list_objects(data.get("entities")):
-            self._take_entity(entity)
+            self._add_entity(entity)
         for relation in _list_objects(data.get("relations")):
-            self._take_relation(relation)
+            self._add_relation(relation)
 
     def finish(self) -> PassageExtraction:
         mentions = sorted(
@@ -134,16 +134,16 @@ class _CollectedExtraction:
             dict(self._dropped),
         )
 
-    def _take_entity(self, entity: Mapping[str, Any]) -> None:
+    def _add_entity(self, entity: Mapping[str, Any]) -> None:
         spans = self._find(_clean_line(entity.get("name")))
         if not spans:
             self._dropped["ungrounded"] += 1
             return
-        self._mention(
+        self._add_mentions(
             spans, _clean_line(entity.get("type")).lower(), _clean_line(entity.get("description"))
         )
 
-    def _mention(self, spans: Sequence[Span], kind: str = "", description: str = "") -> None:
+    def _add_mentions(self, spans: Sequence[Span], kind: str = "", description: str = "") -> None:
         """Record all mentions of an entity; existing descriptions are kept."""
         for start, end in spans[:_MAX_MENTIONS]:
             name = " ".join(self._text[start:end].split())
@@ -153,14 +153,14 @@ class _CollectedExtraction:
                 mention = Mention(name, start, end, sentence, kind, description)
                 self._mentions[start, end] = mention
 
-    def _take_relation(self, relation: Mapping[str, Any]) -> None:
+    def _add_relation(self, relation: Mapping[str, Any]) -> None:
         names = [_clean_line(relation.get(end)) for end in ("source", "target")]
         spans = [self._find(name)[:_MAX_MENTIONS] for name in names]
         if not all(spans) or spans[0] == spans[1]:
             self._dropped["ungrounded"] += 1
             return
         for mentions in spans:  # the model may not have listed the ends as entities
-            self._mention(mentions)
+            self._add_mentions(mentions)
         pairs = [(first, second) for first in spans[0] for second in spans[1]]
         near = min(pairs, key=self._distance)
         start, end = min(span[0] for span in near), max(span[1] for span in near)
@@ -184,12 +184,12 @@ class _CollectedExtraction:
 
     def _find(self, name: str) -> list[Span]:
         """Return the spans of a name in the passage, as whole words, ignoring case and spacing."""
-        if name not in self._places:
+        if name not in self._spans_by_name:
             words = r"\s+".join(re.escape(part) for part in name.split())
             pattern = rf"(?<!\w){words}(?!\w)"
             matches = re.finditer(pattern, self._text, re.IGNORECASE) if words else iter(())
-            self._places[name] = [match.span() for match in matches]
-        return self._places[name]
+            self._spans_by_name[name] = [match.span() for match in matches]
+        return self._spans_by_name[name]
 
 
 def _list_complete(

@@ -183,7 +183,7 @@ def _stream_answer(
     """Yield checked pieces of a strategy's answer, then the Answer."""
 
     def work() -> Iterator[str]:
-        session.stand_alone()
+        session.condense_question()
         yield from method.answer(session)
 
     draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
@@ -262,35 +262,35 @@ class _AnswerDraft:
     """An answer in progress: checked text, then a refusal if there is no support."""
 
     def __init__(self, inquiry: AnswerSession) -> None:
-        self._inquiry = inquiry
-        self._composer: CitationStream | None = None
+        self._session = inquiry
+        self._stream: CitationStream | None = None
         self._text = ""
-        self._own = PromptLeakFilter()
-        self._echoes = PromptEchoStripper(inquiry.query.text, REQUEST)
-        self._named: tuple[int, ...] = ()
+        self._leak_filter = PromptLeakFilter()
+        self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
+        self._named_numbers: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:
-        text = self._echoes.feed(self._own.feed(raw))
-        return self._add(self._compose().feed(text)) if text else ""
+        text = self._echo_stripper.feed(self._leak_filter.feed(raw))
+        return self._append(self._open_stream().feed(text)) if text else ""
 
     def finish(self) -> str:
         """Return the remaining text, with the refusal if there is one."""
-        session = self._inquiry
+        session = self._session
         if session.shown is None:
-            return self._add(self._refuse(ABSTENTION))
-        composer = self._compose()
-        text = self._echoes.feed(self._own.finish()) + self._echoes.finish()
-        remainder = self._add(composer.feed(text) + composer.finish())
+            return self._append(self._build_refusal(ABSTENTION))
+        composer = self._open_stream()
+        text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
+        remainder = self._append(composer.feed(text) + composer.finish())
         if session.completion.finish_reason == "cancelled":
             return remainder
         if " ".join(self._text.split()).rstrip(".") == ABSTENTION.rstrip("."):
             session.refusal = "model"
-            return remainder + self._add(self._refuse(""))
+            return remainder + self._append(self._build_refusal(""))
         session.refusal = self._find_refusal(composer)
         if not session.refusal:
             return remainder
         space = " " if self._text else ""
-        return remainder + self._add(space + self._refuse(ABSTENTION))
+        return remainder + self._append(space + self._build_refusal(ABSTENTION))
 
     def _find_refusal(self, composer: CitationStream) -> str:
         """Return the reason why the text is not an answer; empty if it is one."""
@@ -301,9 +301,9 @@ class _AnswerDraft:
         return "" if any(map(str.isalnum, _CITATIONS.sub("", self._text))) else "empty"
 
     def to_answer(self, warnings: list[str], times: StageTimes) -> Answer:
-        session, composer = self._inquiry, self._composer
+        session, composer = self._session, self._stream
         hits = session.shown.hits if session.shown else session.nearest
-        numbers = {*self._named, *(composer.numbers if composer else ())}
+        numbers = {*self._named_numbers, *(composer.numbers if composer else ())}
         citations = []
         for number in sorted(numbers):
             passage = hits[number - 1].passage
@@ -314,7 +314,7 @@ class _AnswerDraft:
         return Answer(completion, tuple(citations), hits, details)
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
-        session, shown, composer = self._inquiry, self._inquiry.shown, self._composer
+        session, shown, composer = self._session, self._session.shown, self._stream
         statements = composer.statements if composer else []
         text = " ".join(self._text.split())
         return {
@@ -335,7 +335,7 @@ class _AnswerDraft:
             "repeated_sentences": composer.repeats if composer else 0,
             "abstained": text.startswith(ABSTENTION.rstrip(".")) or bool(session.refusal),
             "refusal": session.refusal,
-            "nearest": [hits[number - 1].passage.id for number in self._named],
+            "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
             "dropped_statements": [
@@ -346,36 +346,36 @@ class _AnswerDraft:
             "cached": None,
         }
 
-    def _compose(self) -> CitationStream:
-        if self._composer is None:
-            session, shown = self._inquiry, self._inquiry.shown
+    def _open_stream(self) -> CitationStream:
+        if self._stream is None:
+            session, shown = self._session, self._session.shown
             hits = shown.hits if shown else ()
             checker = CHECKERS.build(session.asking.checker)
             evidence = checker.hold([get_readable_text(hit.passage) for hit in hits], session.index)
-            evidence.place([format_heading_path(hit.passage) for hit in hits])
-            evidence.ask(session.query.text)
-            self._composer = CitationStream(
+            evidence.set_headings([format_heading_path(hit.passage) for hit in hits])
+            evidence.set_question(session.query.text)
+            self._stream = CitationStream(
                 evidence,
                 len(hits),
                 cite=session.asking.cite,
                 unsupported=session.asking.unsupported,
             )
-        return self._composer
+        return self._stream
 
-    def _refuse(self, opening: str) -> str:
+    def _build_refusal(self, opening: str) -> str:
         """Return a refusal that names the nearest passages, best first."""
-        session = self._inquiry
+        session = self._session
         hits = session.shown.hits if session.shown else session.nearest
         order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
-        self._named = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        marks = " and ".join(f"[{number}]" for number in self._named)
+        self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
+        marks = " and ".join(f"[{number}]" for number in self._named_numbers)
         if not marks:
             return opening
-        is_single = len(self._named) == 1
+        is_single = len(self._named_numbers) == 1
         subject = f"passage, {marks}, does" if is_single else f"passages, {marks}, do"
         return f"{opening} The nearest {subject} not support an answer."
 
-    def _add(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         self._text += text
         return text
 

@@ -112,10 +112,10 @@ class CitationStream:
         """Dropped sentences with their check results."""
         self.repeats = 0
         """Number of sentences dropped as repetitions."""
-        self._said: dict[str, None] = {}
-        self._held = 0, 0, dict[int, None]()
+        self._seen: dict[str, None] = {}
+        self._saved_state = 0, 0, dict[int, None]()
         self._has_code = False
-        self._asked_again = 0
+        self._restatements = 0
 
     @property
     def is_refused(self) -> bool:
@@ -136,7 +136,7 @@ class CitationStream:
 
         Code is not checked, so an answer that contains code does not count.
         """
-        return bool(self._asked_again) and not (
+        return bool(self._restatements) and not (
             self._has_code or any(statement.status != "no-claim" for statement in self.statements)
         )
 
@@ -152,41 +152,41 @@ class CitationStream:
 
     def feed(self, text: str) -> str:
         """Return the text of the answer that is final after more of the model's text."""
-        return self._compose(self._parser.feed(text))
+        return self._process(self._parser.feed(text))
 
     def finish(self) -> str:
         """Return the remaining text; trailing white space is dropped."""
-        self._compose(self._parser.finish(), give=False)
-        self._close()
+        self._process(self._parser.finish(), give=False)
+        self._end_sentence()
         self._space = ""
         if self._unsupported == "refuse" and self.dropped:
             self._out.clear()
             self._length, self.statements, self.numbers = 0, [], {}
-        return self._give(is_last=True)
+        return self._flush(is_last=True)
 
-    def _compose(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
+    def _process(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
         for piece in pieces:
             if isinstance(piece, CitationMark):
-                self._take_mark(piece)
+                self._add_citation(piece)
             elif piece.is_code:
-                self._take_code(piece.text)
+                self._add_code(piece.text)
             else:
                 for character in piece.text:
-                    self._take(character)
-        return self._give() if give else ""
+                    self._add_character(character)
+        return self._flush() if give else ""
 
-    def _take(self, character: str) -> None:
+    def _add_character(self, character: str) -> None:
         if character.isspace():
             if character == "\n" and self._sentence:
-                self._close()
+                self._end_sentence()
             if self._length or self._sentence:
                 self._space += character
             return
         if self._space and self._sentence and self._ends_before(character):
-            self._close()
+            self._end_sentence()
         if not self._sentence:
             if not self._marks:
-                self._begin()
+                self._save_state()
             self._write(self._space if self._length else "")
             self._start = self._length
         else:
@@ -203,17 +203,17 @@ class CitationStream:
         text = f"{self._sentence}{self._space}{character}"
         return len(split_sentences(text)) > 1
 
-    def _take_code(self, text: str) -> None:
-        self._close()
+    def _add_code(self, text: str) -> None:
+        self._end_sentence()
         self._has_code = True
         self._write((self._space if self._length else "") + text)
         self._space = ""
 
-    def _take_mark(self, mark: CitationMark) -> None:
+    def _add_citation(self, mark: CitationMark) -> None:
         fresh = tuple(number for number in mark.numbers if number not in self._marks)
         if not self._sentence:
             if not self._marks:
-                self._begin()
+                self._save_state()
             self._start = self._length
         self._marks.update(dict.fromkeys(fresh))
         space = self._space + mark.space if self._length else ""
@@ -221,20 +221,20 @@ class CitationStream:
         self._space = ""
         self.numbers.update(dict.fromkeys(fresh))
 
-    def _close(self) -> None:
+    def _end_sentence(self) -> None:
         """End the sentence: compute its support, and add a citation if the model gave none."""
         if not self._sentence and not self._marks:
             return
         plain = _normalize_text(self._sentence)
-        if plain in self._said:
+        if plain in self._seen:
             self.repeats += 1
-            self._take_out()
+            self._discard_sentence()
             return
         if len(plain.split()) >= _MIN_REPEATED_WORDS:
-            self._said[plain] = None
-        statement = self._judge(self._sentence, tuple(self._marks))
+            self._seen[plain] = None
+        statement = self._check_sentence(self._sentence, tuple(self._marks))
         if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
-            self._drop(statement)
+            self._drop_sentence(statement)
             return
         if statement.added:
             self._write(" " + format_citations(statement.cited))
@@ -242,28 +242,28 @@ class CitationStream:
         self.statements.append(replace(statement, end=self._length))
         self._sentence, self._marks = "", {}
 
-    def _begin(self) -> None:
+    def _save_state(self) -> None:
         """Save the state of the answer before the sentence that begins here."""
-        self._held = len(self._out), self._length, dict(self.numbers)
+        self._saved_state = len(self._out), self._length, dict(self.numbers)
 
-    def _drop(self, statement: CitedSentence) -> None:
+    def _drop_sentence(self, statement: CitedSentence) -> None:
         """Drop the open sentence and its citations, and record it."""
         self.dropped.append((self._sentence, statement))
-        self._take_out()
+        self._discard_sentence()
 
-    def _take_out(self) -> None:
+    def _discard_sentence(self) -> None:
         """Discard the open sentence and its citations."""
-        size, self._length, self.numbers = self._held
+        size, self._length, self.numbers = self._saved_state
         del self._out[size:]
         self._sentence, self._marks = "", {}
 
-    def _judge(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
+    def _check_sentence(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
         blank = CitedSentence(self._start, 0, "no-claim", 0.0, cited)
         if sentence == ABSTENTION:
             return blank
         is_asking = sentence.rstrip(_CLOSING_CHARACTERS).endswith(("?", "？"))
         if is_asking or not self._evidence.has_claim(sentence):
-            self._asked_again += self._evidence.is_restated(sentence)
+            self._restatements += self._evidence.is_restated(sentence)
             return blank
         if cited:
             score = max(self._evidence.measure(sentence, number) for number in cited)
@@ -283,27 +283,27 @@ class CitationStream:
 
     def _may_repeat(self) -> bool:
         """Return whether the open sentence is so far a prefix of an earlier one."""
-        plain = _normalize_text(self._sentence) if self._said else ""
-        return bool(plain) and any(earlier.startswith(plain) for earlier in self._said)
+        plain = _normalize_text(self._sentence) if self._seen else ""
+        return bool(plain) and any(earlier.startswith(plain) for earlier in self._seen)
 
     def _write(self, text: str) -> None:
         if text:
             self._out.append(text)
             self._length += len(text)
 
-    def _give(self, *, is_last: bool = False) -> str:
+    def _flush(self, *, is_last: bool = False) -> str:
         """Return the text that can no longer change; an open sentence may still be dropped."""
         if is_last or (self._unsupported == "mark" and not self._may_repeat()):
             size = len(self._out)
         elif self._unsupported == "refuse":
             size = 0
         elif self._unsupported == "mark":
-            size = self._held[0]
+            size = self._saved_state[0]
         else:
-            size = self._held[0] if self._sentence or self._marks else len(self._out)
+            size = self._saved_state[0] if self._sentence or self._marks else len(self._out)
         text = "".join(self._out[:size])
         del self._out[:size]
-        self._held = max(self._held[0] - size, 0), *self._held[1:]
+        self._saved_state = max(self._saved_state[0] - size, 0), *self._saved_state[1:]
         return text
 
 
@@ -366,7 +366,7 @@ class CitationParser:
         self.broken = 0
         """Number of pictures, links and tags turned into plain text."""
         self._out: list[TextPiece | CitationMark] = []
-        self._held = ""
+        self._pending = ""
         self._space = ""
         self._is_gap = False
         self._ticks = 0
@@ -384,25 +384,25 @@ class CitationParser:
     def feed(self, text: str) -> list[TextPiece | CitationMark]:
         """Return the pieces that are final after more text."""
         for character in text:
-            self._take(character)
-        return self._give()
+            self._parse_character(character)
+        return self._flush()
 
     def finish(self) -> list[TextPiece | CitationMark]:
         """Return the pending text unchanged."""
         self._end_ticks()
         self._flush_code()
-        self._flush_held()
+        self._flush_pending()
         self._end_tag("")
         if not self._is_gap:
             self._flush_space()
-        return self._give()
+        return self._flush()
 
-    def _take(self, character: str) -> None:
+    def _parse_character(self, character: str) -> None:
         if self._is_gap:
             self._is_gap = False
             if character in " \t\n.,;:!?)":
                 self._space = ""
-        if character == "`" and not self._held and self._last != "\\":
+        if character == "`" and not self._pending and self._last != "\\":
             self._flush_space()
             self._ticks += 1
             self._is_info = False
@@ -413,18 +413,18 @@ class CitationParser:
             return
         self._end_ticks()
         if self._fence or self._inline:
-            self._take_code(character)
-        elif self._held:
-            self._take_held(character)
+            self._parse_code(character)
+        elif self._pending:
+            self._parse_pending(character)
         elif character in _OPEN:
-            self._held = character
+            self._pending = character
             self._is_definition = self._at_line_start
         elif character in " \t":
             self._space += character
         else:
-            self._take_text(character)
+            self._parse_text(character)
 
-    def _take_code(self, character: str) -> None:
+    def _parse_code(self, character: str) -> None:
         if self._inline:
             self._code += character
             if character == "\n":
@@ -432,44 +432,44 @@ class CitationParser:
         elif self._is_open_fence:
             self._emit(character)
         else:
-            self._guard(character)
+            self._emit_guarded(character)
             if self._is_info and character == "\n":
                 self._is_open_fence, self._is_info = True, False
         self._at_line_start = character == "\n" or (self._at_line_start and character in " \t")
 
-    def _take_text(self, character: str) -> None:
+    def _parse_text(self, character: str) -> None:
         self._flush_space()
-        self._guard(character)
+        self._emit_guarded(character)
         self._at_line_start = character == "\n"
 
-    def _take_held(self, character: str) -> None:
-        held = self._held + character
+    def _parse_pending(self, character: str) -> None:
+        held = self._pending + character
         if len(held) == 2 and character in _OPEN:
-            self._held = held
+            self._pending = held
             return
         depth = 2 if held[1] in _OPEN else 1
         closed = sum(mark in _CLOSE for mark in held)
         if len(held) > _MAX_MARK_LENGTH or not (character in _INSIDE or character in _CLOSE):
-            self._flush_held()
-            self._take(character)
+            self._flush_pending()
+            self._parse_character(character)
             return
-        self._held = held
+        self._pending = held
         if closed and character not in _CLOSE:
-            self._held = held[:-1]
-            self._flush_held()
-            self._take(character)
+            self._pending = held[:-1]
+            self._flush_pending()
+            self._parse_character(character)
         elif closed == depth:
-            self._close(held[depth:-depth])
+            self._end_citation(held[depth:-depth])
 
-    def _close(self, inside: str) -> None:
+    def _end_citation(self, inside: str) -> None:
         inside = inside.strip()
         if not _NUMBERS.fullmatch(inside):
-            self._flush_held()
+            self._flush_pending()
             return
         numbers = _expand_ranges(inside)
         known = tuple(number for number in numbers if 1 <= number <= self.shown)
         self.removed += len(numbers) - len(known)
-        self._held = ""
+        self._pending = ""
         self._end_tag("[")
         if known:
             self._out.append(CitationMark(known, self._space))
@@ -497,19 +497,19 @@ class CitationParser:
             self._inline = ticks
         self._at_line_start = False
 
-    def _flush_held(self) -> None:
-        if self._held:
+    def _flush_pending(self) -> None:
+        if self._pending:
             self._flush_space()
-            held, self._held = self._held, ""
-            self._guard(held)
+            held, self._pending = self._pending, ""
+            self._emit_guarded(held)
             self._at_line_start = False
 
     def _flush_code(self) -> None:
         """Emit the text after a backtick that was not closed on its line, as plain text."""
         code, self._code, self._inline = self._code, "", 0
-        self._guard(code)
+        self._emit_guarded(code)
 
-    def _guard(self, text: str) -> None:
+    def _emit_guarded(self, text: str) -> None:
         """Emit text with a space inserted wherever Markdown or HTML would render a link or tag."""
         for character in text:
             if self._tag and len(self._tag) < _MAX_TAG_NAME_LENGTH and _is_tag_name(character):
@@ -556,7 +556,7 @@ class CitationParser:
         else:
             self._out.append(TextPiece(text, is_code))
 
-    def _give(self) -> list[TextPiece | CitationMark]:
+    def _flush(self) -> list[TextPiece | CitationMark]:
         out, self._out = self._out, []
         return out
 

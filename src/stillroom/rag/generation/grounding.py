@@ -141,65 +141,75 @@ class SourceTexts:
         """Prepare the passages' texts, given in the order of their numbers."""
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
-        self._words = [self._all(text) for text in passages]
-        self._places = [frozenset[str]() for _ in passages]
+        self._words = [self._all_terms(text) for text in passages]
+        self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
         self._texts = list(passages)
-        self._readings: dict[int, TokenizedSentences] = {}
-        self._asked = self._question = self._asked_small = frozenset[str]()
-        self._asks_negated = False
+        self._tokenized: dict[int, TokenizedSentences] = {}
+        self._question_terms = frozenset[str]()
+        self._open_question_terms = frozenset[str]()
+        self._question_stop_words = frozenset[str]()
+        self._is_question_negated = False
 
-    def place(self, headings: Sequence[str]) -> None:
+    def set_headings(self, headings: Sequence[str]) -> None:
         """Set the title and headings of each passage, in the order of numbers."""
-        self._places = [self._all(heading) for heading in headings]
+        self._heading_terms = [self._all_terms(heading) for heading in headings]
         self._words = [
-            words | extra for words, extra in zip(self._words, self._places, strict=True)
+            words | extra for words, extra in zip(self._words, self._heading_terms, strict=True)
         ]
 
-    def ask(self, question: str) -> None:
+    def set_question(self, question: str) -> None:
         """Set the question: sentences are also judged by what they add to it.
 
         A question that can be answered in its own words (yes or no, one or the other) is ignored.
         """
-        self._asked = self._all(question)
-        self._question = self._asked if _is_open_question(question) else frozenset()
-        self._asked_small, self._asks_negated = self._small(question), is_negated(question)
+        self._question_terms = self._all_terms(question)
+        self._open_question_terms = (
+            self._question_terms if _is_open_question(question) else frozenset()
+        )
+        self._question_stop_words = self._informative_stop_words(question)
+        self._is_question_negated = is_negated(question)
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by one passage, from 0 to 1."""
         sentence = _BULLET.sub("", sentence)
-        weights = self._weigh_terms(sentence)
-        if not sum(weights.values()) or not self._has_its_names(sentence, number):
+        weights = self._weight_terms(sentence)
+        if not sum(weights.values()) or not self._covers_names(sentence, number):
             return 0.0
-        if not self._has_small(sentence, number):
+        if not self._has_stop_words(sentence, number):
             return 0.0
         numbers, clauses = extract_numbers(sentence), self._clauses(sentence)
         best = 0.0
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._is_replaced(sentence, number):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number):
             return 0.0
         return best
 
     def _cover(self, weights: Mapping[str, float], window: _Window, number: int) -> float:
         """Return the covered share of the terms' weight, bounded by that of the new terms."""
-        under = window.terms | self._places[number - 1]
+        under = window.terms | self._heading_terms[number - 1]
         in_window, in_passage = _weigh_words(weights, window.terms), _weigh_words(weights, under)
         share = min(in_passage, 2 * in_window) / sum(weights.values())
-        fresh = {term: weight for term, weight in weights.items() if term not in self._question}
-        if self._question and fresh:
+        fresh = {
+            term: weight
+            for term, weight in weights.items()
+            if term not in self._open_question_terms
+        }
+        if self._open_question_terms and fresh:
             share = min(share, _weigh_words(fresh, under) / sum(fresh.values()))
         return share
 
-    def _has_small(self, sentence: str, number: int) -> bool:
+    def _has_stop_words(self, sentence: str, number: int) -> bool:
         """Return whether the passage has the stop words by which a sentence answers."""
-        if not self._question or self._terms(sentence) - self._question:
+        if not self._open_question_terms or self._terms(sentence) - self._open_question_terms:
             return True
-        return self._small(sentence) - self._asked_small <= self._small(self._texts[number - 1])
+        added = self._informative_stop_words(sentence) - self._question_stop_words
+        return added <= self._informative_stop_words(self._texts[number - 1])
 
-    def _small(self, text: str) -> frozenset[str]:
+    def _informative_stop_words(self, text: str) -> frozenset[str]:
         """Return the informative stop words of a text: single capitals, and a few prepositions."""
         words = {
             word for word in map(str.casefold, _WORD.findall(text)) if word in _CONTENT_PREPOSITIONS
@@ -215,14 +225,14 @@ class SourceTexts:
             )
         return frozenset(words)
 
-    def _is_replaced(self, sentence: str, number: int) -> bool:
+    def _has_substitution(self, sentence: str, number: int) -> bool:
         """Return whether a sentence replaces a word of the passage by another."""
         has_names = self._has_names[number - 1]
-        if number not in self._readings:
+        if number not in self._tokenized:
             text = self._texts[number - 1]
-            self._readings[number] = TokenizedSentences(text, self._stem, has_names=has_names)
+            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(claim, self._readings[number]) is not None
+        return find_substitution(claim, self._tokenized[number]) is not None
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages combined, from 0 to 1.
@@ -232,7 +242,7 @@ class SourceTexts:
         """
         alone = [self.measure(sentence, number) for number in numbers]
         sentence = _BULLET.sub("", sentence)
-        weights = self._weigh_terms(sentence)
+        weights = self._weight_terms(sentence)
         total = sum(weights.values())
         if len(numbers) < 2 or not total or type(self).measure is not SourceTexts.measure:
             return max(alone, default=0.0)
@@ -249,7 +259,7 @@ class SourceTexts:
         negated = any(window.is_negated for window in best)
         if not (extract_numbers(sentence) <= known and is_negated(sentence) <= negated):
             return max(alone)
-        if any(self._is_replaced(sentence, number) for number in numbers):
+        if any(self._has_substitution(sentence, number) for number in numbers):
             return max(alone)
         return max(*alone, _weigh_words(weights, terms) / total)
 
@@ -266,21 +276,25 @@ class SourceTexts:
         """Return whether a sentence makes a checkable claim beyond the question."""
         sentence = _BULLET.sub("", sentence)
         terms = self._terms(sentence)
-        return bool(terms - self._question or (terms and self._tells_more(sentence)))
+        return bool(
+            terms - self._open_question_terms or (terms and self._extends_question(sentence))
+        )
 
     def is_restated(self, sentence: str) -> bool:
         """Return whether a sentence has checkable words and only restates the question."""
         sentence = _BULLET.sub("", sentence)
         terms = self._terms(sentence)
-        return bool(terms) and terms <= self._asked and not self._tells_more(sentence)
+        return (
+            bool(terms) and terms <= self._question_terms and not self._extends_question(sentence)
+        )
 
-    def _tells_more(self, sentence: str) -> bool:
+    def _extends_question(self, sentence: str) -> bool:
         """Return whether a sentence of the question's words negates it or adds to it."""
-        if is_negated(sentence) != self._asks_negated:
+        if is_negated(sentence) != self._is_question_negated:
             return True
-        return not self._small(sentence) <= self._asked_small
+        return not self._informative_stop_words(sentence) <= self._question_stop_words
 
-    def _weigh_terms(self, sentence: str) -> dict[str, float]:
+    def _weight_terms(self, sentence: str) -> dict[str, float]:
         return {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
 
     def _terms(self, text: str) -> frozenset[str]:
@@ -303,22 +317,23 @@ class SourceTexts:
         parts = [part for part in _CLAUSE_BREAK.split(sentence) if part.strip()]
         return [(self._terms(part), is_negated(part)) for part in parts]
 
-    def _has_its_names(self, sentence: str, number: int) -> bool:
+    def _covers_names(self, sentence: str, number: int) -> bool:
         """Return whether the passage has every name of a sentence, in any inflection."""
         if not self._has_names[number - 1]:
             return True
         words = self._words[number - 1]
         return all(
-            self._all(name) & words or self._is_everywhere(name) for name in extract_names(sentence)
+            self._all_terms(name) & words or self._is_everywhere(name)
+            for name in extract_names(sentence)
         )
 
     def _is_everywhere(self, name: str) -> bool:
         """Return whether a name is common in a large index, as its general subject is."""
         idf = self._lexicon.idf
-        common = min(map(idf, sorted(self._all(name))), default=0.0) < _COMMON_IDF
+        common = min(map(idf, sorted(self._all_terms(name))), default=0.0) < _COMMON_IDF
         return common and idf(_UNSEEN_TERM) > _RARE_IDF
 
-    def _all(self, text: str) -> frozenset[str]:
+    def _all_terms(self, text: str) -> frozenset[str]:
         return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
 
     def _stem_of(self, word: str) -> str:

@@ -85,7 +85,7 @@ class AnswerSession:
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
         self.is_cancelled = is_cancelled or (lambda: False)
-        self._bounds, self._is_streamed = strategy, is_streamed
+        self._limits, self._is_streamed = strategy, is_streamed
         self._end = time.monotonic() + strategy.max_seconds
         self._seen: set[str] = set()
 
@@ -93,7 +93,7 @@ class AnswerSession:
         """Add a step to the trace; plain JSON values, without text of the documents."""
         self.trace.append({"step": step, **fields})
 
-    def find_bound(self, calls: int = 0) -> str:
+    def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
 
         Args:
@@ -101,18 +101,18 @@ class AnswerSession:
         """
         if self.is_cancelled():
             return "cancelled"
-        if self.model.calls + calls + 1 > self._bounds.max_calls:
+        if self.model.calls + calls + 1 > self._limits.max_calls:
             return "max_calls"
         return "max_seconds" if time.monotonic() > self._end else ""
 
-    def may(self, step: str, calls: int = 0) -> bool:
+    def within_budget(self, step: str, calls: int = 0) -> bool:
         """Return whether a step with the given number of model calls is allowed; note it if not."""
-        bound = self.find_bound(calls)
+        bound = self.find_exceeded_limit(calls)
         if bound:
             self.note("stop", before=step, why=bound)
         return not bound
 
-    def stand_alone(self) -> None:
+    def condense_question(self) -> None:
         """Rewrite the last turn of a conversation as a standalone question, if configured."""
         transform = self.asking.transform
         if transform is None or not self.query.history:
@@ -210,7 +210,7 @@ class AnswerSession:
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(
-                    [prompt], self._stop_where_prompt_goes_on(), is_cancelled=self.is_cancelled
+                    [prompt], self._build_sampling(), is_cancelled=self.is_cancelled
                 )
                 record_generation(span, self.model, prompt, self.completion)
             if self.completion.text:
@@ -233,7 +233,7 @@ class AnswerSession:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield the model's pieces and return the completion; only the model's time is counted."""
-        stream, spent_s = self.model.stream(prompt, self._stop_where_prompt_goes_on()), 0.0
+        stream, spent_s = self.model.stream(prompt, self._build_sampling()), 0.0
         items = stream_with_completion(stream)
         try:
             while True:
@@ -249,7 +249,7 @@ class AnswerSession:
             stream.close()
             count_stage("generate", spent_s)
 
-    def _stop_where_prompt_goes_on(self) -> Sampling:
+    def _build_sampling(self) -> Sampling:
         """Return the sampling with stops for a continued prompt: a closing fence or a question.
 
         Endpoints accept at most four stops; anything beyond them is filtered from the answer.
@@ -304,8 +304,8 @@ class PromptLeakFilter:
 
     def __init__(self) -> None:
         """Initialize an empty state."""
-        self._held = ""
-        self._given = ""
+        self._pending = ""
+        self._emitted = ""
         self._is_over = False
 
     def feed(self, text: str) -> str:
@@ -314,42 +314,42 @@ class PromptLeakFilter:
         for character in text:
             if self._is_over:
                 break
-            self._held += character
-            output += self._settle()
+            self._pending += character
+            output += self._resolve_pending()
         return output
 
     def finish(self) -> str:
         """Return the pending text, except an incomplete fence."""
-        held, self._held = self._held, ""
+        held, self._pending = self._pending, ""
         return "" if self._is_over or held.startswith(("<passage", "</passage")) else held
 
-    def _settle(self) -> str:
+    def _resolve_pending(self) -> str:
         """Return the pending text unless it is, or may become, a part of the prompt."""
-        held = self._held
+        held = self._pending
         mark = _FENCE_MARK.fullmatch(held)
         if mark is not None:
-            self._held = ""
-            self._is_over = bool(mark[1]) and bool(self._given.strip())
+            self._pending = ""
+            self._is_over = bool(mark[1]) and bool(self._emitted.strip())
             return ""
         if held == _QUESTION_LABEL:
-            self._held, self._is_over = "", True
+            self._pending, self._is_over = "", True
             return ""
         if _PARTIAL_FENCE_MARK.fullmatch(held) or (
-            _QUESTION_LABEL.startswith(held) and self._may_ask()
+            _QUESTION_LABEL.startswith(held) and self._may_start_question()
         ):
             return ""
         # Only the last character may begin another fence or label.
-        self._held = ""
+        self._pending = ""
         if len(held) > 1 and held[-1] in "<Q":
-            return self._give(held[:-1]) + self.feed(held[-1])
-        return self._give(held)
+            return self._emit(held[:-1]) + self.feed(held[-1])
+        return self._emit(held)
 
-    def _may_ask(self) -> bool:
+    def _may_start_question(self) -> bool:
         """Return whether a question would begin a line or a sentence, after some text."""
-        return bool(_SENTENCE_END.search(self._given)) and bool(self._given.strip())
+        return bool(_SENTENCE_END.search(self._emitted)) and bool(self._emitted.strip())
 
-    def _give(self, text: str) -> str:
-        self._given = (self._given + text)[-_HELD_CHARACTERS:]
+    def _emit(self, text: str) -> str:
+        self._emitted = (self._emitted + text)[-_HELD_CHARACTERS:]
         return text
 
 
@@ -358,34 +358,34 @@ class PromptEchoStripper:
 
     def __init__(self, question: str, request: str = "") -> None:
         """Strip the given question and request."""
-        self._asked = _normalize_text(question)
+        self._question = _normalize_text(question)
         self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
-        self._held = ""
+        self._pending = ""
         self._is_open = True
 
     def feed(self, text: str) -> str:
         """Return the text that is final after more input."""
         if not self._is_open:
             return text
-        self._held += text
+        self._pending += text
         while self._is_open:
-            remainder = self._drop_one()
+            remainder = self._strip_echo()
             if remainder is None:
                 return ""
-            if remainder == self._held:
+            if remainder == self._pending:
                 self._is_open = False
-            self._held = remainder
-        held, self._held = self._held, ""
+            self._pending = remainder
+        held, self._pending = self._pending, ""
         return held
 
     def finish(self) -> str:
         """Return the pending text, except labels without anything after them."""
-        held, self._held, self._is_open = self._held, "", False
+        held, self._pending, self._is_open = self._pending, "", False
         return "" if _normalize_text(held) in self._labels else held
 
-    def _drop_one(self) -> str | None:
+    def _strip_echo(self) -> str | None:
         """Return the pending text without one leading echo, or None to wait for more."""
-        held = self._held.lstrip()
+        held = self._pending.lstrip()
         plain = held.casefold()
         if not plain:
             return None
@@ -401,16 +401,16 @@ class PromptEchoStripper:
         if label[0] != "q":
             return remainder or None
         after = self._after_question(remainder)
-        return self._held if after == remainder and remainder else after
+        return self._pending if after == remainder and remainder else after
 
     def _after_question(self, text: str) -> str | None:
         """Return the text after the leading question; the text itself if it does not match."""
         known = 0
         for i, character in enumerate(text):
-            if known == len(self._asked):
+            if known == len(self._question):
                 return text[i:].lstrip() or None if character.isspace() else text
             plain = _normalize_text(text[: i + 1])
-            if not self._asked.startswith(plain):
+            if not self._question.startswith(plain):
                 return text
             known = len(plain)
         return None

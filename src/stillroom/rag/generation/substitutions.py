@@ -101,11 +101,11 @@ class TokenizedSentences:
             self._add(_BEGIN, _BEGIN, "")
             first = len(self.words)
             for match in _TOKEN.finditer(text, start, end):
-                self._take(match.group(), stem, has_names)
+                self._add_word(match.group(), stem, has_names)
             self.borders.append((first, len(self.words)))
             self._add(_END, _END, "")
 
-    def _take(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
+    def _add_word(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
         plain = word.casefold()
         if plain in _ARTICLES:
             return
@@ -125,7 +125,7 @@ class TokenizedSentences:
         self.kinds.append(kind)
 
     @cached_property
-    def places(self) -> dict[str, list[int]]:
+    def positions(self) -> dict[str, list[int]]:
         """Positions of each term."""
         positions: dict[str, list[int]] = {}
         for i, term in enumerate(self.terms):
@@ -172,19 +172,22 @@ class _AlignedPair:
     def find_rival(self, first: int, last: int, kind: str) -> tuple[int, int] | None:
         """Return the passage's run that replaces claim[first:last]; None if there is none."""
         own_strength = None
-        for start, end in self._runs_like(first, last, kind):
-            before, behind = self._before(first, start), self._behind(last, end)
+        for start, end in self._iterate_runs(first, last, kind):
+            before, behind = self._context_before(first, start), self._context_after(last, end)
             strength = before + behind
-            if not (before and behind and strength >= self._needed(first, last, start, end, kind)):
+            if not (before and behind):
+                continue
+            if strength < self._required_context(first, last, start, end, kind):
                 continue
             if not self._has_content(first - before, first, last, last + behind):
                 continue
-            own_strength = self._find_own(first, last) if own_strength is None else own_strength
+            if own_strength is None:
+                own_strength = self._measure_own_context(first, last)
             if strength > own_strength:
                 return start, end
         return None
 
-    def _runs_like(self, first: int, last: int, kind: str) -> Iterator[tuple[int, int]]:
+    def _iterate_runs(self, first: int, last: int, kind: str) -> Iterator[tuple[int, int]]:
         """Yield runs of the given kind in the passage that follow the word before the claim's run.
 
         Runs that share a term with the claim's are skipped.
@@ -194,7 +197,7 @@ class _AlignedPair:
         starts = (
             range(len(source.terms))
             if before == _BEGIN
-            else [position + 1 for position in source.places.get(before, ())]
+            else [position + 1 for position in source.positions.get(before, ())]
         )
         for start in starts:
             for end in range(start + 1, min(start + _MAX_RIVAL_WORDS, len(source.terms)) + 1):
@@ -203,7 +206,7 @@ class _AlignedPair:
                 if source.kind_of(start, end) == kind:
                     yield start, end
 
-    def _needed(self, first: int, last: int, start: int, end: int, kind: str) -> int:
+    def _required_context(self, first: int, last: int, start: int, end: int, kind: str) -> int:
         """Return the minimum context for a substitution; more than the maximum if it is none."""
         claim, source = self._claim, self._source
         if kind != "word":
@@ -211,31 +214,31 @@ class _AlignedPair:
         there = {word.casefold() for word in source.words[start:end]}
         if any(_ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
             return _STRONG_MATCH
-        is_known = all(term in source.places for term in claim.terms[first:last])
+        is_known = all(term in source.positions for term in claim.terms[first:last])
         return _STRONGER_MATCH if is_known else 2 * _CONTEXT + 1
 
     def _has_content(self, first: int, before: int, behind: int, last: int) -> bool:
         kinds = self._claim.kinds
         return any(kinds[max(first, 0) : before]) or any(kinds[behind:last])
 
-    def _find_own(self, first: int, last: int) -> int:
+    def _measure_own_context(self, first: int, last: int) -> int:
         """Return the context of the claim's own run in the passage, ignoring omitted words."""
         size, run, best = last - first, self._claim.terms[first:last], 0
-        for start in self._source.places.get(run[0], ()):
+        for start in self._source.positions.get(run[0], ()):
             end = start + size
             if self._source.terms[start:end] != run:
                 continue
             from_, to = next(
                 border for border in self._source.borders if border[0] <= start < border[1]
             )
-            far = max(self._before(first, position) for position in range(from_, start + 1))
-            near = self._before(first, start) + max(
-                self._behind(last, position) for position in range(end, to + 1)
+            far = max(self._context_before(first, position) for position in range(from_, start + 1))
+            near = self._context_before(first, start) + max(
+                self._context_after(last, position) for position in range(end, to + 1)
             )
-            best = max(best, near, far + self._behind(last, end))
+            best = max(best, near, far + self._context_after(last, end))
         return best
 
-    def _before(self, here: int, there: int) -> int:
+    def _context_before(self, here: int, there: int) -> int:
         """Return the number of equal words before two positions, counting the claim's start."""
         count = 0
         while count < _CONTEXT:
@@ -247,7 +250,7 @@ class _AlignedPair:
             count += 1
         return count
 
-    def _behind(self, here: int, there: int) -> int:
+    def _context_after(self, here: int, there: int) -> int:
         """Return the number of equal words after two positions, counting the claim's end."""
         count = 0
         while count < _CONTEXT:

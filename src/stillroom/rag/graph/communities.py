@@ -210,14 +210,14 @@ class _SentenceIndex:
         for number, entity in enumerate(entities):
             for row, start, _ in entity.mentions:
                 self._mentions[row].append((start, number))
-        self._cut: dict[int, list[_Sentence]] = {}
+        self._cache: dict[int, list[_Sentence]] = {}
 
     def sentences(self, row: int) -> list[_Sentence]:
-        if row not in self._cut:
+        if row not in self._cache:
             text = self._text_of(row)
             spans = split_sentences(text)
             named = self._mentions[row]
-            self._cut[row] = [
+            self._cache[row] = [
                 _Sentence(
                     (row, start, end),
                     " ".join(text[start:end].split()),
@@ -225,7 +225,7 @@ class _SentenceIndex:
                 )
                 for start, end in spans
             ]
-        return self._cut[row]
+        return self._cache[row]
 
 
 def _choose_sentences(

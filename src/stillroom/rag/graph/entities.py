@@ -65,16 +65,16 @@ class _EntityDraft:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEntities:
-    """Entities in order of key, and the entity number of each mention: ``of[row][mention]``.
+    """Entities in order of key, with the entity of each mention.
 
-    None marks a mention whose entity occurs in too few passages. ``descriptions`` are the distinct
-    ones of each entity, in order of passages. ``numbers`` looks up an entity by a row and a
-    normalized name there.
+    ``entity_numbers[row][mention]`` is the number of an entity; None marks a mention whose entity
+    occurs in too few passages. ``descriptions`` are the distinct ones of each entity, in order of
+    passages. ``numbers`` looks up an entity by a row and a normalized name there.
     """
 
     entities: tuple[Entity, ...]
     descriptions: tuple[tuple[str, ...], ...]
-    of: tuple[tuple[int | None, ...], ...]
+    entity_numbers: tuple[tuple[int | None, ...], ...]
     numbers: Callable[[int, str], int | None]
 
 
@@ -146,13 +146,13 @@ class _AcronymAliases:
                     by_document[source.document_id, short][long] += 1
                     everywhere[short].add(long)
         self._documents = [source.document_id for source in sources]
-        self._own = {pair: _most_common(counts) for pair, counts in by_document.items()}
-        self._agreed = {
+        self._by_document = {pair: _most_common(counts) for pair, counts in by_document.items()}
+        self._unambiguous = {
             short: next(iter(longs)) for short, longs in everywhere.items() if len(longs) == 1
         }
 
     def __call__(self, row: int, key: str) -> str:
-        return self._own.get((self._documents[row], key)) or self._agreed.get(key, key)
+        return self._by_document.get((self._documents[row], key)) or self._unambiguous.get(key, key)
 
 
 def _gather_mentions(
@@ -284,7 +284,10 @@ def drop_isolated_nodes(
     fewer = ResolvedEntities(
         tuple(resolved.entities[old] for old in named),
         tuple(resolved.descriptions[old] for old in named),
-        tuple(tuple(None if old is None else new.get(old) for old in row) for row in resolved.of),
+        tuple(
+            tuple(None if old is None else new.get(old) for old in row)
+            for row in resolved.entity_numbers
+        ),
         number_of,
     )
     moved = [replace(edge, source=new[edge.source], target=new[edge.target]) for edge in edges]
@@ -304,7 +307,7 @@ def _relate_nearby(
     """
     known = [
         (mention, number)
-        for mention, number in zip(extraction.mentions, resolved.of[row], strict=True)
+        for mention, number in zip(extraction.mentions, resolved.entity_numbers[row], strict=True)
         if number is not None
     ]
     for i, (mention, number) in enumerate(known):

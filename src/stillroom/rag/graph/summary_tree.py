@@ -253,7 +253,7 @@ class Summarizer:
     def __init__(self, rows: int, text_of: Callable[[int], str], analyzer: Analyzer) -> None:
         """Count the passages that contain each term."""
         self._text_of, self._analyzer, self._rows = text_of, analyzer, rows
-        self._cut: dict[Span, _Sentence] = {}
+        self._cache: dict[Span, _Sentence] = {}
         self._frequency: Counter[str] = Counter()
         for row in range(rows):
             self._frequency.update(set(analyzer.content_terms(text_of(row))))
@@ -303,11 +303,11 @@ class Summarizer:
         return math.log((1 + self._rows) / (1 + self._frequency[term]))
 
     def _read(self, span: Span) -> _Sentence:
-        if span not in self._cut:
+        if span not in self._cache:
             row, start, end = span
             text = " ".join(self._text_of(row)[start:end].split())
-            self._cut[span] = _Sentence(text, frozenset(self._analyzer.content_terms(text)))
-        return self._cut[span]
+            self._cache[span] = _Sentence(text, frozenset(self._analyzer.content_terms(text)))
+        return self._cache[span]
 
 
 def build_summary_prompt(texts: Sequence[str]) -> Prompt:

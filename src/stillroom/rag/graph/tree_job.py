@@ -151,7 +151,7 @@ class _TreeBuilder:
                 self.writer.close()
 
     def _run(self) -> tuple[Artifact, GraphDescription]:
-        self.rows = self._order()
+        self.rows = self._sort_rows()
         rows = range(len(self.rows))
         if len(rows) < 2:
             raise DataError(
@@ -169,11 +169,11 @@ class _TreeBuilder:
             _ClusterItem(passage.id, passage.text, (row,), tuple(summarizer.sentences(row)))
             for row, passage in enumerate(passages)
         ]
-        nodes, vectors = self._grow(items, self.index.vectors_of(self.rows), summarizer)
+        nodes, vectors = self._build_layers(items, self.index.vectors_of(self.rows), summarizer)
         description = self._write(sources, nodes, vectors)
         return self._finish(description), description
 
-    def _order(self) -> list[int]:
+    def _sort_rows(self) -> list[int]:
         """Return the index rows sorted by path and position, whatever their order there."""
         passages = ((row, self.index.passage_at(row)) for row in range(len(self.index)))
         keyed = [
@@ -185,7 +185,7 @@ class _TreeBuilder:
     def _text_of(self, row: int) -> str:
         return self.index.passage_at(self.rows[row]).text
 
-    def _grow(
+    def _build_layers(
         self, items: list[_ClusterItem], vectors: NDArray[np.float32], summarizer: Summarizer
     ) -> tuple[list[TreeNode], NDArray[np.float32]]:
         """Return the nodes of all layers and their vectors."""

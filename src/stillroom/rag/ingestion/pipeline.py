@@ -206,14 +206,16 @@ class IngestPipeline:
             return None
         if "reason" in entry:
             return FailedDocument(path, entry["code"], entry["reason"])
-        stored = self._place(DocumentEntry(path, digest, entry["passages"], entry["truncated"]))
+        stored = self._build_entry_paths(
+            DocumentEntry(path, digest, entry["passages"], entry["truncated"])
+        )
         try:
             digests = [digest_bytes(file.read_bytes()) for file in stored.files]
         except FileNotFoundError:
             return None
         if digests != entry["files"]:
             return None
-        self._remember(stored)
+        self._register_vectors(stored)
         return stored
 
     def ingest_all(
@@ -255,16 +257,16 @@ class IngestPipeline:
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._fail(path, digest, error)
-        self._note(document)
+            return self._journal_failure(path, digest, error)
+        self._report_notices(document)
         try:
-            passages = self._cut(document)
+            passages = self._chunk(document)
             marks, matrix = embed_document(self.vectors, self.recipe, document, passages)
             return self._store(
                 EmbeddedDocument(document, tuple(passages), tuple(marks), matrix), digest
             )
         except DataError as error:
-            return self._fail(path, digest, error)
+            return self._journal_failure(path, digest, error)
 
     def _accept(
         self, prepared: EmbeddedDocument | RejectedDocument, file: Path, path: str, digest: str
@@ -275,27 +277,27 @@ class IngestPipeline:
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._fail(path, digest, error)
+            return self._journal_failure(path, digest, error)
         if examined.document is not None:
-            self._note(examined.document)
+            self._report_notices(examined.document)
         if isinstance(examined, RejectedDocument):
-            return self._fail(path, digest, examined.error)
+            return self._journal_failure(path, digest, examined.error)
         if not examined.passages:
-            return self._fail(path, digest, _make_no_text_error(path))
+            return self._journal_failure(path, digest, _make_no_text_error(path))
         self.vectors.embedded += len({mark.embedded for mark in examined.marks})
         return self._store(examined, digest)
 
-    def _note(self, document: Document) -> None:
+    def _report_notices(self, document: Document) -> None:
         self.parsed += 1
         for notice in document.metadata.get("notices", ()):
             self.job.say(f"{document.path}: {notice}")
 
-    def _fail(self, path: str, digest: str, error: StillroomError) -> FailedDocument:
+    def _journal_failure(self, path: str, digest: str, error: StillroomError) -> FailedDocument:
         failed = FailedDocument.of(path, error)
         self.journal.put(path, {"digest": digest, "code": failed.code, "reason": failed.reason})
         return failed
 
-    def _cut(self, document: Document) -> Sequence[Passage]:
+    def _chunk(self, document: Document) -> Sequence[Passage]:
         passages = chunk_document(
             document, self.recipe.chunker, self.embedder, self.job.check_cancelled
         )
@@ -306,7 +308,7 @@ class IngestPipeline:
     def _store(self, embedded: EmbeddedDocument, digest: str) -> ScratchDocument:
         path, passages = embedded.document.path, embedded.passages
         truncated = sum(mark.is_truncated for mark in embedded.marks)
-        stored = self._place(DocumentEntry(path, digest, len(passages), truncated))
+        stored = self._build_entry_paths(DocumentEntry(path, digest, len(passages), truncated))
         head = json.dumps(
             [[mark.embedded.hex(), int(mark.is_truncated)] for mark in embedded.marks]
         )
@@ -331,16 +333,16 @@ class IngestPipeline:
                 "files": files,
             },
         )
-        self._remember(stored)
+        self._register_vectors(stored)
         return stored
 
-    def _remember(self, stored: ScratchDocument) -> None:
+    def _register_vectors(self, stored: ScratchDocument) -> None:
         marks = stored.marks()
         self.vectors.remember(marks, stored.matrix)
         if self.extras is not None and stored.beside is not None:
             self.extras.remember(marks, stored.beside)
 
-    def _place(self, entry: DocumentEntry) -> ScratchDocument:
+    def _build_entry_paths(self, entry: DocumentEntry) -> ScratchDocument:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
         lines, matrix = self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy"
         return ScratchDocument(entry, lines, matrix, self.folder / mark if self.extras else None)

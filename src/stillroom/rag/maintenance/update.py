@@ -105,7 +105,7 @@ class _UpdatePlan:
 
     puts: list[tuple[StagedDocument, DocumentMetadata]] = field(default_factory=list)
     moves: list[tuple[StagedDocument, DocumentMetadata, int]] = field(default_factory=list)
-    told: dict[int, DocumentMetadata] = field(default_factory=dict)
+    metadata_changes: dict[int, DocumentMetadata] = field(default_factory=dict)
     ingests: list[DocumentFile] = field(default_factory=list)
     removes: list[int] = field(default_factory=list)
     failures: list[FailedDocument] = field(default_factory=list)
@@ -199,8 +199,8 @@ class _UpdateRun:
     ) -> None:
         self.recipe, self.output, self.writer, self.job = recipe, writer.folder, writer, job
         self.embedder = embedder
-        self.held = store.hold()
-        self.facts: dict[str, DocumentMetadata] = {}
+        self.reusable = store.hold()
+        self.metadata: dict[str, DocumentMetadata] = {}
         self.embedded = self.parsed = 0
         self.recall: dict[str, Any] | None = None
 
@@ -210,17 +210,17 @@ class _UpdateRun:
             root, scan = discover_documents(self.recipe.documents)
             _check_listing(root)
             files, unread = digest_files(root, scan, self.job)
-            self.facts = read_document_metadata(
+            self.metadata = read_document_metadata(
                 self.recipe, [file.path for file in files], self.job
             )
             plan, before = self._plan(files, unread)
             self._ingest(root, plan)
-            unchanged = plan.unchanged + len(plan.told)
+            unchanged = plan.unchanged + len(plan.metadata_changes)
             total = unchanged + len(plan.puts) + len(plan.moves) + len(plan.failures)
             check_failures(plan.failures, total, self.recipe.max_failed, str(root))
             done = self._commit(plan, before)
         finally:
-            self.held.close()
+            self.reusable.close()
         update_manifest(
             self.writer,
             parents=[build_documents_parent(root, files)],
@@ -251,22 +251,22 @@ class _UpdateRun:
         for item in files:
             stored = before.get(item.path)
             if stored is not None and stored[1] == item.digest:
-                self._compare_facts(item.path, stored[0], stored[2], plan)
+                self._compare_metadata(item.path, stored[0], stored[2], plan)
             elif not self._take_over(item, removed_paths, before, plan):
                 plan.ingests.append(item)
         return plan, before
 
-    def _compare_facts(
+    def _compare_metadata(
         self, path: str, key: int, before: DocumentMetadata, plan: _UpdatePlan
     ) -> None:
-        now = self._facts_of(path)
+        now = self._get_metadata(path)
         if now == before:
             plan.unchanged += 1
         else:
-            plan.told[key] = now
+            plan.metadata_changes[key] = now
 
-    def _facts_of(self, path: str) -> DocumentMetadata:
-        return self.facts.get(path, DocumentMetadata())
+    def _get_metadata(self, path: str) -> DocumentMetadata:
+        return self.metadata.get(path, DocumentMetadata())
 
     def _take_over(
         self,
@@ -276,12 +276,12 @@ class _UpdateRun:
         plan: _UpdatePlan,
     ) -> bool:
         """Rename or copy a document with the same bytes, if it would be parsed identically."""
-        for part in self.held.find_same(item.digest):
+        for part in self.reusable.find_same(item.digest):
             if not can_rename(part, item.path):
                 continue
             old = part.entry.path
             key = before[old][0]
-            facts = self._facts_of(item.path)
+            facts = self._get_metadata(item.path)
             if item.path not in before and old in removed_paths.get(item.digest, ()):
                 removed_paths[item.digest].remove(old)
                 plan.removes.remove(key)
@@ -308,7 +308,7 @@ class _UpdateRun:
             self.job.phase("index", len(plan.ingests), "documents") as progress,
         ):
             ingester = IngestPipeline(
-                recipe, root, embedder, worker, self.job, self.held, contexts, encoders
+                recipe, root, embedder, worker, self.job, self.reusable, contexts, encoders
             )
             for item in plan.ingests:
                 self.job.check_cancelled()
@@ -318,7 +318,7 @@ class _UpdateRun:
                     plan.failures.append(part)
                     self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
                 else:
-                    plan.puts.append((part, self._facts_of(item.path)))
+                    plan.puts.append((part, self._get_metadata(item.path)))
                 progress.advance(note=item.path)
         self.parsed, self.embedded = ingester.parsed, ingester.embedded
 
@@ -365,17 +365,17 @@ class _UpdateRun:
             changed=changed,
             renamed=len(plan.moves),
             deleted=len(removes),
-            told=len(plan.told),
+            told=len(plan.metadata_changes),
             unchanged=plan.unchanged,
             failed=len(failures),
             parsed=self.parsed,
             embedded=self.embedded,
         )
-        if plan.puts or plan.moves or plan.told or removes or failure_rows != known:
+        if plan.puts or plan.moves or plan.metadata_changes or removes or failure_rows != known:
             change = IndexUpdate(
                 sorted(plan.puts, key=lambda put: put[0].entry.path),
                 plan.moves,
-                plan.told,
+                plan.metadata_changes,
                 removes,
                 [failure.to_json() for failure in failures],
             )
