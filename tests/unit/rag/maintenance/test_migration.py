@@ -90,17 +90,17 @@ def test_an_index_moves_to_postgres_and_back_and_follows_its_folder_in_both(plac
 KILLED = """
 import os, sys
 from pathlib import Path
-from stillroom.rag import migrating
-from stillroom.rag.storage.snapshots import STORES
-migrating._BATCH, left = 1, [int(sys.argv[3])]
-commit = migrating._commit
-def kill_later(*given):
-    commit(*given)
+from stillroom.rag.interfaces import STORES
+from stillroom.rag.maintenance import migration
+migration._BATCH_PASSAGES, left = 1, [int(sys.argv[3])]
+commit = migration._commit
+def kill_later(*args):
+    commit(*args)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), 9)
-migrating._commit = kill_later
-migrating.migrate_index(Path(sys.argv[1]), STORES.build(sys.argv[2]))
+migration._commit = kill_later
+migration.migrate_index(Path(sys.argv[1]), STORES.build(sys.argv[2]))
 """
 
 

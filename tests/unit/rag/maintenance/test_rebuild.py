@@ -126,17 +126,17 @@ def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, rec
 KILLED = """
 import os, sys
 from pathlib import Path
-from stillroom.rag import rebuilding
-from stillroom.rag.maintenance.rebuild import Questions, rebuild_index
+from stillroom.rag.maintenance import rebuild
+from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
 from stillroom.recipes import parse_recipe
-exchange = rebuilding.exchange_folders
+swap_folders = rebuild.swap_folders
 def kill(one, other):
     if sys.argv[2] == "after":
-        exchange(one, other)
+        swap_folders(one, other)
     os.kill(os.getpid(), 9)
-rebuilding.exchange_folders = kill
+rebuild.swap_folders = kill
 text = Path(sys.argv[1], "recipe.yaml").read_text()
-rebuild_index(Path(sys.argv[1]), parse_recipe(text, "x", sys.argv[3:]), Questions())
+rebuild_index(Path(sys.argv[1]), parse_recipe(text, "x", sys.argv[3:]), RecallCheck())
 """
 
 
