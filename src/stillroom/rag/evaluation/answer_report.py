@@ -193,15 +193,17 @@ def _differences(graded: Rows, seed: int) -> Table:
     for pipeline, answers in list(graded.items())[1:]:
         for name in _COMPARED_METRICS:
             pairs = [
-                (ours.grades[name], theirs.grades[name])
-                for ours, theirs in zip(answers, rows, strict=True)
+                (answer.grades[name], reference.grades[name])
+                for answer, reference in zip(answers, rows, strict=True)
             ]
             both = [(a, b) for a, b in pairs if a is not None and b is not None]
             if not both:
                 continue
-            ours, theirs = [a for a, _ in both], [b for _, b in both]
-            metric = paired_difference(ours, theirs, seed=seed, name=f"{pipeline}-{first}/{name}")
-            p = randomization_test(ours, theirs, seed=seed)
+            values, baseline = [a for a, _ in both], [b for _, b in both]
+            metric = paired_difference(
+                values, baseline, seed=seed, name=f"{pipeline}-{first}/{name}"
+            )
+            p = randomization_test(values, baseline, seed=seed)
             lines.append(
                 (pipeline, name, _format_metric(metric, sign=True), f"{p:.4f}", str(len(both)))
             )
@@ -318,9 +320,9 @@ def _correct_accuracy(graded: Rows, labels: Labels) -> list[Metric]:
         if len(known) >= _MIN_LABELS and len(unlabeled) >= _MIN_LABELS:
             values = [float(value or 0.0) for value, _ in known]
             name = f"{pipeline}/right_corrected"
-            others = [float(value or 0.0) for value in unlabeled]
+            predictions = [float(value or 0.0) for value in unlabeled]
             metrics.append(
-                prediction_powered_mean(others, values, [label for _, label in known], name)
+                prediction_powered_mean(predictions, values, [label for _, label in known], name)
             )
     return metrics
 

@@ -291,8 +291,8 @@ def _search_all(
                     continue
                 job.check_cancelled()
                 if not warm:  # the first search opens the embedder and is not timed
-                    for other in pipelines:
-                        search_query(index, other, text, unit=unit, depth=plan.depth, model=model)
+                    for warmed in pipelines:
+                        search_query(index, warmed, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
                 embedding.prepare(text)
                 result = search_query(

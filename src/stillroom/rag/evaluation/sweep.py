@@ -151,10 +151,10 @@ def split_questions(
     choosing, measuring = shuffled[count:], shuffled[:count]
     if min(len(measuring), len(choosing)) < _MIN_QUESTIONS:
         raise DataError(
-            f"{len(choosing)} questions would choose and {len(measuring)} measure",
+            f"{len(choosing)} choosing and {len(measuring)} held-out questions are too few",
             code="rag.too-few-queries",
             expected=(
-                f"at least {_MIN_QUESTIONS} of each; some hundred to tell configurations apart"
+                f"at least {_MIN_QUESTIONS} of each; some hundred to distinguish configurations"
             ),
             next="judge more questions, or set sweep.held_out",
         )

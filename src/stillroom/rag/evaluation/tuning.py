@@ -159,8 +159,11 @@ def _search(index: Index, queries: Mapping[str, str], job: Job) -> dict[str, lis
             key = digest_json([query, text, _DEPTH, index.digest])
             if key not in journal:
                 job.check_cancelled()
-                parsed = make_query(text)
-                lists = (index.search_keyword(parsed, _DEPTH), index.search_dense(parsed, _DEPTH))
+                parsed_query = make_query(text)
+                lists = (
+                    index.search_keyword(parsed_query, _DEPTH),
+                    index.search_dense(parsed_query, _DEPTH),
+                )
                 journal.put(key, [list(map(list, leg)) for leg in lists])
             legs[query] = [[(int(row), float(s)) for row, s in leg] for leg in journal[key]]
             progress.advance()

@@ -104,7 +104,7 @@ class _Window:
         """
         for terms, negated in clauses:
             clause_weights = {term: weights[term] for term in sorted(terms) if term in weights}
-            same, opposite = (
+            agreeing, opposite = (
                 max(
                     (
                         _weigh_words(clause_weights, words)
@@ -115,7 +115,7 @@ class _Window:
                 )
                 for negation in (negated, not negated)
             )
-            if opposite > same:
+            if opposite > agreeing:
                 return False
         return True
 

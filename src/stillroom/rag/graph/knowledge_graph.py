@@ -223,12 +223,12 @@ def check_index_match(graph: KnowledgeGraph | SummaryTree, index: Index) -> Grap
     command = f"stillroom rag {kind} INDEX --out {kind.upper()} --overwrite"
     if graph.description.embedder != index.embedder.fingerprint:
         raise IntegrityError(
-            f"the {kind} was made with embedder {graph.description.embedder}, but the index has "
+            f"the {kind} was built with embedder {graph.description.embedder}, but the index has "
             f"{index.embedder.fingerprint}",
             code="rag.graph-embedder",
             where=str(graph.folder),
-            expected=f"the index that the {kind} was made from, or a later state of it",
-            next=f"make it again: {command}",
+            expected=f"the index that the {kind} was built from, or a later state of it",
+            next=f"build it again: {command}",
         )
     if graph.description.index != index.digest:
         add_warning(
@@ -506,7 +506,7 @@ def check_graph(graph: KnowledgeGraph, index: Index) -> list[GraphIssue]:
         return texts[row][start:end] if 0 <= start < end <= len(texts[row]) else ""
 
     issues = [
-        GraphIssue(f"entity {entity.name}", f"{text!r:.60} at {span} is none of its names")
+        GraphIssue(f"entity {entity.name}", f"{text!r:.60} at {span} is not one of its names")
         for entity in graph.entities
         for span in entity.mentions
         if (text := read_span(*span)) is not None and not _is_named(entity, text)

@@ -238,10 +238,10 @@ def fit_chunker(recipe: RagRecipe, embedder: Embedder, say: Callable[[str], None
         return recipe
     if room < _MIN_PASSAGE_TOKENS:
         raise DataError(
-            f"the embedder reads {room} tokens of a passage",
+            f"the embedder reads at most {room} tokens of a passage",
             code="rag.embedder-too-short",
             where=recipe.embedder,
-            expected=f"at least {_MIN_PASSAGE_TOKENS}, special tokens and prompts aside",
+            expected=f"at least {_MIN_PASSAGE_TOKENS}, without special tokens and prompts",
             next="choose another embedder",
         )
     say(

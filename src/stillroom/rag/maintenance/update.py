@@ -331,7 +331,7 @@ class _UpdateRun:
             self.embedder = open_embedder(str(settings["reference"]))
         if self.embedder.fingerprint != settings["fingerprint"]:
             raise IntegrityError(
-                f"the index was made by embedder {settings['fingerprint']} "
+                f"the index was built with embedder {settings['fingerprint']} "
                 f"({settings['reference']}), but {self.embedder.fingerprint} is given",
                 code="rag.embedder-mismatch",
                 where=str(self.output),
