@@ -155,7 +155,7 @@ def test_a_corpus_becomes_documents_and_ids_come_back(tmp_path):
     with pytest.raises(DataError) as caught:
         unpack_corpus(rows, tmp_path / "documents")
     assert caught.value.code == "data.exists"
-    with pytest.raises(DataError, match="cannot name a file"):
+    with pytest.raises(DataError, match="cannot be a file name"):
         unpack_corpus([CorpusRow("x" * 300, "", "")], tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

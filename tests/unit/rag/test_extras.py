@@ -315,7 +315,7 @@ def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
     assert isinstance(told.exception, DataError)
     assert told.exception.code == "rag.store-lacks"
     said = str(told.exception)
-    assert "postgres cannot hold term weights of learned sparse search (sparse) and token" in said
+    assert "postgres cannot store term weights of learned sparse search (sparse) and token" in said
     assert sorted(one for one in place.rglob("*") if one.name != ".writer") == before
 
 

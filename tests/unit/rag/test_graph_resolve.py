@@ -80,7 +80,7 @@ def test_rare_entities_are_left_out_and_their_mentions_with_them():
     sources, extractions = made(["cat", "dog"], ["cat"])
     resolved = resolve_entities(sources, extractions, min_count=2)
     assert keys(resolved) == ["cat"]
-    assert resolved.of == ((0, None), (0,))
+    assert resolved.entity_numbers == ((0, None), (0,))
 
 
 def test_near_names_are_joined_but_never_across_numbers():
@@ -110,7 +110,7 @@ def test_a_relation_weighs_what_stands_together_more_often_than_chance():
     fewer, moved = drop_isolated_nodes(resolved, edges)
     assert keys(fewer) == ["cat", "purr", "thing"]  # "once" leads nowhere
     assert (moved[0].source, moved[0].target) == (0, 1)
-    assert fewer.of[3] == (2, None)
+    assert fewer.entity_numbers[3] == (2, None)
 
 
 def test_phrases_further_apart_than_the_window_are_not_related():

@@ -298,7 +298,7 @@ def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge
     judge = BinaryJudge(Judge({"*": ""}))
     with Index.open(built) as opened:
         bench = AnswerGrader(opened, judge, CHECKERS.build("overlap"), {}, {})
-        bench.shelf = Shelf()
+        bench.verdicts = Shelf()
         evidence = EvidenceMap(opened)
         found = []
         for one in read_question_set(questions):

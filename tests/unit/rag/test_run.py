@@ -138,11 +138,11 @@ def test_an_empty_folder_is_refused(tmp_path, folder):
     (tmp_path / "none").mkdir()
     recipe = RagRecipe(documents=str(tmp_path / "none"), embedder="static")
     job = Job.start(tmp_path / "out", "recipe\n")
-    with pytest.raises(DataError, match=r"holds no documents") as caught:
+    with pytest.raises(DataError, match=r"has no documents") as caught:
         run(recipe, job, embedder=open_embedder("static"))
     job.close()
     assert caught.value.code == "rag.no-documents"
-    with pytest.raises(DataError, match=r"holds no documents"):
+    with pytest.raises(DataError, match=r"has no documents"):
         estimate(recipe)
 
 

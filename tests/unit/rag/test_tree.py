@@ -40,7 +40,7 @@ def blobs(count, size, seed=0):
 
 
 def test_what_is_near_each_other_is_one_cluster():
-    clusters = cluster_vectors(blobs(4, 6), neighbours=4, max_size=8)
+    clusters = cluster_vectors(blobs(4, 6), neighbors=4, max_size=8)
     assert clusters == [tuple(range(at, at + 6)) for at in range(0, 24, 6)]
 
 
@@ -49,14 +49,14 @@ def test_every_vector_is_in_one_cluster_of_at_most_so_many(count):
     rng = np.random.default_rng(count)
     vectors = rng.normal(size=(count, 8)).astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    clusters = cluster_vectors(vectors, neighbours=3, max_size=4)
+    clusters = cluster_vectors(vectors, neighbors=3, max_size=4)
     assert sorted(at for members in clusters for at in members) == list(range(count))
     assert all(len(members) <= 4 for members in clusters)
-    assert cluster_vectors(vectors, neighbours=3, max_size=4) == clusters
+    assert cluster_vectors(vectors, neighbors=3, max_size=4) == clusters
 
 
 def test_vectors_that_have_nothing_in_common_stay_alone():
-    alone = cluster_vectors(np.eye(6, dtype=np.float32), neighbours=2, max_size=3)
+    alone = cluster_vectors(np.eye(6, dtype=np.float32), neighbors=2, max_size=3)
     assert alone == [(at,) for at in range(6)]
 
 

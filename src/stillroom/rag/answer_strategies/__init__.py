@@ -1,3 +1,3 @@
-"""Answer strategies: methods that retrieve, judge and read for a question, one to a file."""
+"""Answer strategies: methods that retrieve and read passages for a question, one per file."""
 
-SEAM = "how a question is answered from an index"
+SEAM = "answering of a question from an index"

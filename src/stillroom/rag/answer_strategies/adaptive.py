@@ -1,10 +1,10 @@
 """Route a question to no retrieval, one retrieval, or several, by its complexity.
 
 Source: Jeong et al. 2024, "Adaptive-RAG: Learning to Adapt Retrieval-Augmented Large Language
-Models through Question Complexity", arXiv:2403.14403. Differs from the paper: no trained
-classifier; a rule reads the question's form (several questions, comparisons, clauses that hang on
-others), or the model is asked yes or no. Answering without documents is off by default: nothing
-could support it.
+Models through Question Complexity", arXiv:2403.14403. Differs from the paper: instead of a trained
+classifier, a rule matches the question's form (several questions, comparisons, dependent clauses),
+or the model answers yes or no. Answering without documents is off by default, since nothing could
+support such an answer.
 """
 
 from __future__ import annotations
@@ -50,29 +50,31 @@ _SMALL_TALK = re.compile(
 
 
 class Adaptive(AnswerStrategy):
-    """A router before other methods of answering."""
+    """Routes questions to other strategies."""
 
     paper: ClassVar[str] = "arXiv:2403.14403"
 
     router: Literal["rule", "model"] = Field(
-        "rule", description="what reads the question: a rule over its form, or the model"
+        "rule", description="classifier of questions: a rule over their form, or the model"
     )
     once: str = Field(
-        "corrective", description="how a simple question is answered: METHOD[:KEY=VALUE,...]"
+        "corrective", description="strategy for a simple question: METHOD[:KEY=VALUE,...]"
     )
-    several: str = Field("iterative", description="how one is answered that takes several searches")
+    several: str = Field(
+        "iterative", description="strategy for a question that needs several searches"
+    )
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="from which verdict of the model several searches are made"
+        0.5, gt=0, lt=1, description="minimum verdict of the model for several searches"
     )
     is_closed_book: bool = Field(
-        False, description="answer small talk without documents; otherwise it is searched once"
+        False, description="answer small talk without documents instead of searching once"
     )
 
     @property
     @override
     def moment(self) -> str:
         return " ".join(
-            parse_method(ANSWER_STRATEGIES, way).moment for way in (self.once, self.several)
+            parse_method(ANSWER_STRATEGIES, line).moment for line in (self.once, self.several)
         ).strip()
 
     @override
@@ -82,13 +84,15 @@ class Adaptive(AnswerStrategy):
         if route == "none":
             yield from inquiry.read([])
             return
-        chosen = parse_method(ANSWER_STRATEGIES, self.several if route == "several" else self.once)
-        if isinstance(chosen, Adaptive):
-            chosen = ANSWER_STRATEGIES.build("direct")
-        yield from chosen.answer(inquiry)
+        strategy = parse_method(
+            ANSWER_STRATEGIES, self.several if route == "several" else self.once
+        )
+        if isinstance(strategy, Adaptive):
+            strategy = ANSWER_STRATEGIES.build("direct")
+        yield from strategy.answer(inquiry)
 
     def _route(self, inquiry: AnswerSession) -> tuple[str, str]:
-        """Return none, once or several, and what said so."""
+        """Return none, once or several, and the reason."""
         question = inquiry.query.text
         if self.is_closed_book and _SMALL_TALK.fullmatch(question):
             return "none", "small talk"
@@ -100,10 +104,10 @@ class Adaptive(AnswerStrategy):
                 if pattern.search(question):
                     return "several", why
             return "once", "a simple form"
-        if not inquiry.may("route", 2):
+        if not inquiry.within_budget("route", 2):
             return "once", "out of bounds"
-        asked = [
+        prompts = [
             _MULTI_HOP_PROMPT.format(query=text) for text in (quote_text(question), _NO_QUESTION)
         ]
-        verdict = calibrate_prior(*ask_yes_no(inquiry.model, asked, method="adaptive"))
+        verdict = calibrate_prior(*ask_yes_no(inquiry.model, prompts, method="adaptive"))
         return ("several" if verdict >= self.threshold else "once"), f"verdict {verdict:.2f}"

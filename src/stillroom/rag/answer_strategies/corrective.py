@@ -1,11 +1,11 @@
-"""Grade retrieved passages; search again, or abstain where none answers (CRAG).
+"""Grade retrieved passages; search again, or abstain if none answers (CRAG).
 
 Source: Yan et al. 2024, "Corrective Retrieval Augmented Generation", arXiv:2401.15884: one passage
 graded above ``upper`` makes the search correct, all below ``lower`` incorrect, anything else
-ambiguous; passages are read as strips. Differs from the paper: any grader takes the place of the
-trained one; instead of the web, first both legs of the index are searched deeper, then the model
-writes other queries; and a search that stays incorrect ends in a refusal that names what came
-nearest. Stops when a search brings nothing new.
+ambiguous; passages are read as strips. Differs from the paper: any grader replaces the trained one;
+instead of a web search, first both legs of the index are searched deeper, then the model writes
+other queries; and a search that remains incorrect ends in a refusal that names the nearest
+passages. Stops when a search finds nothing new.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ _DEPTH_FACTOR = 3
 
 
 class Corrective(AnswerStrategy):
-    """Grade, keep, search again, abstain."""
+    """Grade, keep relevant passages, search again, abstain."""
 
     paper: ClassVar[str] = "arXiv:2401.15884"
 
     grader: Annotated[RelevanceGrader, GRADERS.choice()] = Field(
-        "overlap", validate_default=True, description="what grades passages"
+        "overlap", validate_default=True, description="grader of passages"
     )
     queries: int = Field(
-        3, ge=0, le=16, description="how many other queries the model writes; 0 asks for none"
+        3,
+        ge=0,
+        le=16,
+        description="maximum number of other queries written by the model; 0 disables",
     )
-    strip: int = Field(0, ge=0, le=100, description="sentences in a strip; 0 shows passages whole")
-    most_strips: int = Field(5, ge=1, le=100, description="how many strips are shown at most")
+    strip: int = Field(0, ge=0, le=100, description="sentences per strip; 0 shows entire passages")
+    most_strips: int = Field(5, ge=1, le=100, description="maximum number of strips shown")
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
@@ -53,7 +56,9 @@ class Corrective(AnswerStrategy):
         pool.add(inquiry.retrieve()[:k])
         for number in range(self.max_rounds):
             inquiry.note("decide", verdict=pool.verdict, best=round(pool.best, 3))
-            if pool.verdict == "correct" or not inquiry.may("search again", self._cost(number, k)):
+            if pool.verdict == "correct" or not inquiry.within_budget(
+                "search again", self._cost(number, k)
+            ):
                 break
             if not self._search_again(inquiry, pool, number):
                 inquiry.note("stop", before="search again", why="nothing new")
@@ -66,19 +71,19 @@ class Corrective(AnswerStrategy):
         yield from inquiry.read(self._refine(inquiry, pool.usable(k)))
 
     def _cost(self, number: int, k: int) -> int:
-        """Return how often the model may be asked in a round at most."""
+        """Return the maximum number of model calls in a round."""
         searches = 2 if number == 0 else self.queries
         return searches * k * _DEPTH_FACTOR + (number > 0)
 
     def _search_again(self, inquiry: AnswerSession, pool: CandidatePool, number: int) -> bool:
-        """Search in another way; return whether anything new was found."""
+        """Search with another method; return whether anything new was found."""
         k = inquiry.asking.k
         if number == 0:
-            found = [
+            new_hits = [
                 pool.add(inquiry.retrieve(k=k * _DEPTH_FACTOR, retriever=leg)[: k * _DEPTH_FACTOR])
                 for leg in ("keyword", "dense")
             ]
-            return any(found)
+            return any(new_hits)
         if not self.queries:
             return False
         written = inquiry.ask(
@@ -90,17 +95,17 @@ class Corrective(AnswerStrategy):
         return any([pool.add(inquiry.retrieve(Query(text))[:k]) for text in written])
 
     def _refine(self, inquiry: AnswerSession, hits: list[Hit]) -> list[Hit]:
-        """Return the strips that hold the answer, or the hits whole."""
+        """Return the strips with the answer, or the entire hits."""
         if not self.strip:
             return hits
         strips = split_strips(hits, self.strip)
-        if not inquiry.may("cut strips", len(strips)):
+        if not inquiry.within_budget("cut strips", len(strips)):
             return hits
-        texts = [hits[at].passage.text[start:end] for at, start, end in strips]
+        texts = [hits[position].passage.text[start:end] for position, start, end in strips]
         grades = self.grader.grade(inquiry.query, texts, inquiry.index, inquiry.model)
-        order = sorted(range(len(strips)), key=lambda at: (-grades[at], at))
-        kept = [at for at in order if grades[at] >= self.grader.lower][: self.most_strips]
-        inquiry.note("cut strips", strips=len(strips), kept=len(kept))
-        if not kept:
+        order = sorted(range(len(strips)), key=lambda i: (-grades[i], i))
+        relevant = [i for i in order if grades[i] >= self.grader.lower][: self.most_strips]
+        inquiry.note("cut strips", strips=len(strips), kept=len(relevant))
+        if not relevant:
             return hits
-        return merge_strips(hits, [strips[at] for at in kept], inquiry.index)
+        return merge_strips(hits, [strips[i] for i in relevant], inquiry.index)

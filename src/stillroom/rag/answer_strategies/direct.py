@@ -1,7 +1,8 @@
-"""Retrieve once and read what was retrieved.
+"""Retrieve once and read the retrieved passages.
 
 Source: Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks",
-arXiv:2005.11401. Differs from the paper: retriever and model are any, untrained for each other.
+arXiv:2005.11401. Differs from the paper: retriever and model are independent and not trained
+jointly.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Direct"]
 
 
 class Direct(AnswerStrategy):
-    """One search, one reading; abstains only where nothing is found."""
+    """One search and one reading; abstains only if nothing is found."""
 
     paper: ClassVar[str] = "arXiv:2005.11401"
 

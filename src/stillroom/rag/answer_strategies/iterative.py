@@ -3,9 +3,9 @@
 Source: Trivedi et al. 2022, "Interleaving Retrieval with Chain-of-Thought Reasoning", IRCoT,
 arXiv:2212.10509; Press et al. 2022, arXiv:2210.03350 (parts of a question); Joren et al. 2024,
 "Sufficient Context", arXiv:2411.06037 (the check before answering). Differs from the papers: a part
-is taken to be covered when a passage is graded as holding its answer, by any grader, and the model
-is asked only to write the parts and the queries for what is missing. Stops when all parts are
-covered or a search brings nothing new.
+counts as covered when any grader grades a passage as answering it, and the model only writes the
+parts and the queries for what is missing. Stops when all parts are covered or a search finds
+nothing new.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ _FOLLOW_UP_PROMPT = (
 
 
 class Iterative(AnswerStrategy):
-    """Parts, searches, a check of what is covered, more searches."""
+    """Split, search, check the coverage of parts, and search again."""
 
     paper: ClassVar[str] = "arXiv:2212.10509"
 
     grader: Annotated[RelevanceGrader, GRADERS.choice()] = Field(
-        "overlap", validate_default=True, description="what says whether a part is covered"
+        "overlap",
+        validate_default=True,
+        description="grader that decides whether a part is covered",
     )
-    parts: int = Field(3, ge=1, le=8, description="how many parts a question is split into at most")
-    queries: int = Field(
-        2, ge=1, le=8, description="how many queries are written for what is missing"
-    )
+    parts: int = Field(3, ge=1, le=8, description="maximum number of parts of a question")
+    queries: int = Field(2, ge=1, le=8, description="number of queries written for a missing part")
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         k = inquiry.asking.k
-        whole = CandidatePool(inquiry, self.grader)
-        whole.add(inquiry.retrieve()[:k])
-        pools = {inquiry.query.text: whole}
+        question_pool = CandidatePool(inquiry, self.grader)
+        question_pool.add(inquiry.retrieve()[:k])
+        pools = {inquiry.query.text: question_pool}
         for part in self._split(inquiry):
             pools[part] = CandidatePool(inquiry, self.grader)
             pools[part].add(inquiry.retrieve(Query(part))[:k], Query(part))
         for _ in range(self.max_rounds):
             missing = [part for part, pool in pools.items() if pool.verdict != "correct"]
             inquiry.note("check", parts=len(pools), missing=len(missing))
-            if not missing or not inquiry.may("search again", 1 + self.queries * k):
+            if not missing or not inquiry.within_budget("search again", 1 + self.queries * k):
                 break
             if not self._search_again(inquiry, missing[-1], pools):
                 inquiry.note("stop", before="search again", why="nothing new")
                 break
         if all(pool.verdict == "incorrect" for pool in pools.values()):
-            found = any(pool.hits for pool in pools.values())
-            why = "no-relevant-passage" if found else "nothing-found"
-            inquiry.abstain(why, whole.nearest(k))
+            has_hits = any(pool.hits for pool in pools.values())
+            why = "no-relevant-passage" if has_hits else "nothing-found"
+            inquiry.abstain(why, question_pool.nearest(k))
             return
         yield from inquiry.read(_interleave(list(pools.values()), k))
 
     def _split(self, inquiry: AnswerSession) -> list[str]:
-        """Return the parts of the question, itself left out."""
-        if not inquiry.may("split", 1 + self.parts * inquiry.asking.k):
+        """Return the parts of the question, without the question itself."""
+        if not inquiry.within_budget("split", 1 + self.parts * inquiry.asking.k):
             return []
         written = inquiry.ask(
             _DECOMPOSITION_PROMPT.format(count=self.parts, query=inquiry.query.text),
@@ -91,7 +91,7 @@ class Iterative(AnswerStrategy):
     def _search_again(
         self, inquiry: AnswerSession, part: str, pools: dict[str, CandidatePool]
     ) -> bool:
-        """Search for what is missing of a part; return whether anything new was found."""
+        """Search for a missing part; return whether anything new was found."""
         written = inquiry.ask(
             _FOLLOW_UP_PROMPT.format(part=part, count=self.queries, query=inquiry.query.text),
             most=self.queries,
@@ -99,23 +99,23 @@ class Iterative(AnswerStrategy):
             method="iterative",
         )
         k = inquiry.asking.k
-        seen = {hit.passage.id for pool in pools.values() for hit in pool.hits}
-        found = [
+        known = {hit.passage.id for pool in pools.values() for hit in pool.hits}
+        hits = [
             hit
             for text in written
             for hit in pools[part].add(inquiry.retrieve(Query(text))[:k], Query(part))
         ]
-        return any(hit.passage.id not in seen for hit in found)
+        return any(hit.passage.id not in known for hit in hits)
 
 
 def _interleave(pools: list[CandidatePool], k: int) -> list[Hit]:
-    """Return ``k`` hits, the best of each part first, then the second of each, each once."""
+    """Return ``k`` distinct hits: the best of each part first, then the second of each."""
     from stillroom.records import Hit
 
     lists = [pool.usable(k) for pool in pools]
-    dealt: dict[str, Hit] = {}
-    for place in range(k):
+    selected: dict[str, Hit] = {}
+    for i in range(k):
         for hits in lists:
-            if place < len(hits) and len(dealt) < k:
-                dealt.setdefault(hits[place].passage.id, hits[place])
-    return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(dealt.values(), 1)]
+            if i < len(hits) and len(selected) < k:
+                selected.setdefault(hits[i].passage.id, hits[i])
+    return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(selected.values(), 1)]

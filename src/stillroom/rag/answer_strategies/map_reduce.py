@@ -1,10 +1,10 @@
 """Answer a global question from scored community reports (GraphRAG map-reduce).
 
-Source: the global search of Edge et al. 2024, arXiv:2404.16130. Map: of each report the model says
-how much every statement helps to answer, from 0 to 100; those at 0 are dropped. Reduce: it answers
-from the best. Differs from the paper: reports are taken by their vectors, as many as are asked for;
-and what is read in the end are the documents' own sentences under the statements, never the report,
-so that every citation opens to bytes. An answer of the map that cannot be read is counted, and its
+Source: the global search of Edge et al. 2024, arXiv:2404.16130. Map: the model scores how much each
+statement of each report helps to answer, from 0 to 100; those at 0 are dropped. Reduce: it answers
+from the best ones. Differs from the paper: reports are preselected by their vectors; and the answer
+is generated from the documents' own sentences behind the statements, never from the report, so that
+every citation leads to the source. An unparsable answer of the map step is counted, and its
 report's statements are dropped.
 """
 
@@ -42,23 +42,25 @@ _REQUEST = "Answer in a few sentences that together cover what the passages say.
 
 @dataclass(frozen=True, slots=True)
 class _ScoredStatement:
-    """A statement with how much it helps."""
+    """A statement with its helpfulness score."""
 
     finding: ReportFinding
     score: float
 
 
 class MapReduce(AnswerStrategy):
-    """Reports weighed, the best statements' sentences read."""
+    """Score the statements of reports, and answer from the sentences behind the best ones."""
 
     paper: ClassVar[str] = "arXiv:2404.16130"
 
-    graph: str = Field(description="folder of the graph that 'stillroom rag graph' made")
+    graph: str = Field(description="folder of a graph built by 'stillroom rag graph'")
     level: int = Field(
-        0, ge=0, le=20, description="of the communities; 0 are the largest, smaller ones are below"
+        0, ge=0, le=20, description="level of the communities; 0 has the largest ones"
     )
-    reports: int = Field(16, ge=1, le=1000, description="how many reports the model weighs at most")
-    points: int = Field(8, ge=1, le=100, description="how many statements are read in the end")
+    reports: int = Field(
+        16, ge=1, le=1000, description="maximum number of reports the model scores"
+    )
+    points: int = Field(8, ge=1, le=100, description="number of statements used for the answer")
 
     @property
     @override
@@ -70,40 +72,40 @@ class MapReduce(AnswerStrategy):
         graph = open_graph(self.graph)
         sight = graph.meet(inquiry.index)
         likeness = graph.report_likeness(inquiry.index.embed_query(inquiry.query))
-        chosen = rank_reports(graph, sight, likeness, level=self.level, count=self.reports)
-        points = self._map(inquiry, [graph.communities[at] for at in chosen])
+        selected = rank_reports(graph, sight, likeness, level=self.level, count=self.reports)
+        points = self._map(inquiry, [graph.communities[number] for number in selected])
         hits = self._open(inquiry, graph, sight, points)
         if not hits:
-            inquiry.abstain("no-relevant-passage" if chosen else "nothing-found")
+            inquiry.abstain("no-relevant-passage" if selected else "nothing-found")
             return
         yield from inquiry.write(_ask_for_several_sentences(inquiry.show(hits)))
 
     def _map(
         self, inquiry: AnswerSession, communities: Sequence[Community]
     ) -> list[_ScoredStatement]:
-        """Return the statements that help, the best first."""
+        """Return the statements that help, best first."""
         prompts: list[Prompt] = []
-        weighed: list[Community] = []
-        for one in communities:
-            if not inquiry.may("map", len(prompts) + 1):
+        scored: list[Community] = []
+        for community in communities:
+            if not inquiry.within_budget("map", len(prompts) + 1):
                 break
-            prompts.append(_build_prompt(inquiry.query.text, one))
-            weighed.append(one)
+            prompts.append(_build_prompt(inquiry.query.text, community))
+            scored.append(community)
         limit = Sampling(max_new_tokens=160)
         answers = inquiry.model.generate(prompts, limit, is_cancelled=inquiry.is_cancelled)
         points, unread = [], 0
-        for one, answer in zip(weighed, answers, strict=True):
-            scores = _parse_scores(answer.text, len(one.report.findings))
+        for community, answer in zip(scored, answers, strict=True):
+            scores = _parse_scores(answer.text, len(community.report.findings))
             unread += scores is None
             points += [
                 _ScoredStatement(finding, score)
-                for finding, score in zip(one.report.findings, scores or (), strict=False)
+                for finding, score in zip(community.report.findings, scores or (), strict=False)
                 if score > 0
             ]
         if unread:
-            add_warning(f"map_reduce: {unread} of {len(weighed)} reports were weighed unreadably")
+            add_warning(f"map_reduce: {unread} of {len(scored)} reports were weighed unreadably")
         points.sort(key=lambda point: -point.score)
-        inquiry.note("map", reports=len(weighed), points=len(points), unread=unread)
+        inquiry.note("map", reports=len(scored), points=len(points), unread=unread)
         return points[: self.points]
 
     def _open(
@@ -113,7 +115,7 @@ class MapReduce(AnswerStrategy):
         sight: GraphVisibility,
         points: Sequence[_ScoredStatement],
     ) -> list[Hit]:
-        """Return the sentences under the statements as hits, those of the best statement first."""
+        """Return the sentences behind the statements as hits, those of the best statement first."""
         hits: dict[int, Hit] = {}
         strips = []
         for point in points:
@@ -130,7 +132,9 @@ class MapReduce(AnswerStrategy):
 
 def _build_prompt(question: str, community: Community) -> Prompt:
     findings = community.report.findings
-    shown = "\n".join(f"({at}) {quote_text(one.text)}" for at, one in enumerate(findings, 1))
+    shown = "\n".join(
+        f"({number}) {quote_text(finding.text)}" for number, finding in enumerate(findings, 1)
+    )
     score = {"type": "integer", "minimum": 0, "maximum": 100}
     scores = {
         "type": "array",
@@ -149,18 +153,18 @@ def _build_prompt(question: str, community: Community) -> Prompt:
 
 
 def _parse_scores(answer: str, count: int) -> list[float] | None:
-    """Return the scores of an answer, None where there are not as many as statements."""
+    """Parse the scores of an answer; None if their number differs from that of the statements."""
     try:
-        told: Any = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["scores"]
-        scores = [min(max(float(one), 0.0), 100.0) for one in told]
+        values: Any = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["scores"]
+        scores = [min(max(float(value), 0.0), 100.0) for value in values]
     except (ValueError, KeyError, TypeError):
         return None
     return scores if len(scores) == count else None
 
 
 def _ask_for_several_sentences(prompt: Prompt) -> Prompt:
-    """Return the prompt with its last line, which asks for one sentence, asking for several."""
+    """Replace the prompt's last line, which asks for one sentence, by a request for several."""
     *before, last = prompt.messages
     passages, _, _ = last.content.rpartition("\n")
-    asked = replace(last, content=f"{passages}\n{_REQUEST}")
-    return replace(prompt, messages=(*before, asked))
+    message = replace(last, content=f"{passages}\n{_REQUEST}")
+    return replace(prompt, messages=(*before, message))

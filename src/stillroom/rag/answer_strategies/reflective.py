@@ -2,10 +2,10 @@
 
 Source: Asai et al. 2023, "Self-RAG: Learning to Retrieve, Generate, and Critique through
 Self-Reflection", arXiv:2310.11511: a beam over segments, scored by the model's own probability plus
-weighted reflections (relevant, supported, useful). Differs from the paper: no model is trained; any
-grader says whether a passage is relevant, the checker whether the sentence is supported, and the
-model's yes against its no whether it answers the question; scores are averaged over segments, so
-that longer answers do not win by length.
+weighted reflections (relevant, supported, useful). Differs from the paper: no model is trained;
+relevance of passages is scored by any grader, support of sentences by the checker, and usefulness
+by the model's probability of yes against no; scores are averaged over segments, so that longer
+answers have no advantage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CONTINUATION_PROMPT = "\nThe answer so far: {text}\nWrite only the one sentence
 
 @dataclass(frozen=True)
 class _Beam:
-    """Sentences with the numbers of their passages, and the score of each."""
+    """Sentences with their passage numbers and scores."""
 
     sentences: tuple[tuple[str, int], ...] = ()
     scores: tuple[float, ...] = ()
@@ -61,26 +61,28 @@ class _Beam:
 
 
 class Reflective(AnswerStrategy):
-    """A beam over sentences, each judged for relevance, support and use."""
+    """Beam search over sentences, scored by relevance, support and usefulness."""
 
     paper: ClassVar[str] = "arXiv:2310.11511"
     status: ClassVar[str] = "experimental"
 
     grader: Annotated[RelevanceGrader, GRADERS.choice()] = Field(
-        "overlap", validate_default=True, description="what says whether a passage is relevant"
+        "overlap", validate_default=True, description="grader of the relevance of passages"
     )
     need: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="how sure the model must be that documents are needed; 0 always looks",
+        description="minimum probability that documents are needed; 0 always retrieves",
     )
-    beams: int = Field(2, ge=1, le=16, description="how many answers are kept at a time")
-    sentences: int = Field(2, ge=1, le=16, description="how many sentences are written at most")
-    sentence_tokens: int = Field(48, ge=8, le=512, description="longest sentence, in tokens")
+    beams: int = Field(2, ge=1, le=16, description="number of beams")
+    sentences: int = Field(2, ge=1, le=16, description="maximum number of sentences")
+    sentence_tokens: int = Field(48, ge=8, le=512, description="maximum tokens of a sentence")
     relevant: float = Field(1.0, ge=0, description="weight of the passage's relevance")
     supported: float = Field(1.0, ge=0, description="weight of the sentence's support")
-    useful: float = Field(0.5, ge=0, description="weight of the sentence's use; 0 never asks")
+    useful: float = Field(
+        0.5, ge=0, description="weight of the sentence's usefulness; 0 disables its model calls"
+    )
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
@@ -96,42 +98,42 @@ class Reflective(AnswerStrategy):
             return
         prompt = inquiry.show(hits)
         best = self._write(inquiry, pool)
-        if not best.sentences:  # out of bounds, or nothing was written: read once, as it is
+        if not best.sentences:  # limit reached, or nothing generated: read once, without a beam
             yield from inquiry.write(prompt)
             return
-        for at, (sentence, number) in enumerate(best.sentences):
-            yield f"{' ' if at else ''}{sentence} [{number}]"
+        for i, (sentence, number) in enumerate(best.sentences):
+            yield f"{' ' if i else ''}{sentence} [{number}]"
 
     def _is_needed(self, inquiry: AnswerSession) -> bool:
-        if not self.need or not inquiry.may("ask whether to look", 1):
+        if not self.need or not inquiry.within_budget("ask whether to look", 1):
             return True
-        asked = _NEEDS_RETRIEVAL_PROMPT.format(query=quote_text(inquiry.query.text))
-        (verdict,) = ask_yes_no(inquiry.model, [asked], method="reflective")
+        prompt = _NEEDS_RETRIEVAL_PROMPT.format(query=quote_text(inquiry.query.text))
+        (verdict,) = ask_yes_no(inquiry.model, [prompt], method="reflective")
         inquiry.note("need", verdict=round(verdict, 3), looks=verdict >= self.need)
         return verdict >= self.need
 
     def _write(self, inquiry: AnswerSession, pool: CandidatePool) -> _Beam:
-        """Return the best beam: its sentences, with the numbers of their passages."""
+        """Return the best beam: its sentences, with their passage numbers."""
         shown = inquiry.shown
         assert shown is not None  # noqa: S101  # answer has shown them
         checker = CHECKERS.build(inquiry.asking.checker)
         evidence = checker.hold(
             [get_readable_text(hit.passage) for hit in shown.hits], inquiry.index
         )
-        evidence.place([format_heading_path(hit.passage) for hit in shown.hits])
-        evidence.ask(inquiry.query.text)
+        evidence.set_headings([format_heading_path(hit.passage) for hit in shown.hits])
+        evidence.set_question(inquiry.query.text)
         relevance = [pool.grades.get(hit.passage.id, pool.best) for hit in shown.hits]
         beams, spent = [_Beam()], 0
         for _ in range(self.sentences):
             open_beams = [beam for beam in beams if not beam.is_done]
             cost = len(open_beams) * len(shown.hits) * 3
-            if not open_beams or not inquiry.may("write a sentence", cost):
+            if not open_beams or not inquiry.within_budget("write a sentence", cost):
                 break
             grown, tokens = self._grow(inquiry, open_beams, shown.hits, evidence, relevance)
             spent += tokens
             done = [beam for beam in beams if beam.is_done]
-            distinct = {one.sentences: one for one in (*done, *grown)}.values()
-            beams = sorted(distinct, key=lambda one: -one.score)[: self.beams]
+            distinct = {beam.sentences: beam for beam in (*done, *grown)}.values()
+            beams = sorted(distinct, key=lambda beam: -beam.score)[: self.beams]
             inquiry.note("beam", scores=[round(beam.score, 3) for beam in beams])
         inquiry.completion = Completion(
             "", "stop", shown.prompt_tokens, spent, inquiry.model.fingerprint
@@ -146,7 +148,7 @@ class Reflective(AnswerStrategy):
         evidence: SourceTexts,
         relevance: Sequence[float],
     ) -> tuple[list[_Beam], int]:
-        """Return every beam with one more sentence from every passage, and the tokens spent."""
+        """Extend every beam by a sentence from every passage; return the beams and tokens spent."""
         pairs = [(beam, number) for beam in beams for number in range(1, len(hits) + 1)]
         prompts = [
             _build_next_prompt(inquiry.query.text, hits[number - 1], beam) for beam, number in pairs
@@ -158,23 +160,23 @@ class Reflective(AnswerStrategy):
             stop=("\n",),
         )
         written = inquiry.model.generate(prompts, limit, is_cancelled=inquiry.is_cancelled)
-        texts = [_take_first_sentence(one.text) for one in written]
+        texts = [_take_first_sentence(completion.text) for completion in written]
         fluency = _measure_fluency(inquiry, prompts, texts)
         useful = self._measure_use(inquiry, pairs, texts)
         grown = []
-        for at, (beam, number) in enumerate(pairs):
-            if not texts[at] or texts[at] in {one for one, _ in beam.sentences}:
+        for i, (beam, number) in enumerate(pairs):
+            if not texts[i] or texts[i] in {sentence for sentence, _ in beam.sentences}:
                 grown.append(_Beam(beam.sentences, beam.scores, is_done=True))
                 continue
             score = (
-                fluency[at]
+                fluency[i]
                 + self.relevant * relevance[number - 1]
-                + self.supported * evidence.measure(texts[at], number)
-                + self.useful * (2 * useful[at] - 1)
+                + self.supported * evidence.measure(texts[i], number)
+                + self.useful * (2 * useful[i] - 1)
             )
-            sentences = (*beam.sentences, (texts[at], number))
+            sentences = (*beam.sentences, (texts[i], number))
             grown.append(_Beam(sentences, (*beam.scores, score)))
-        return grown, sum(one.completion_tokens for one in written)
+        return grown, sum(completion.completion_tokens for completion in written)
 
     def _measure_use(
         self, inquiry: AnswerSession, pairs: Sequence[tuple[_Beam, int]], texts: Sequence[str]
@@ -199,7 +201,7 @@ def _build_next_prompt(question: str, hit: Hit, beam: _Beam) -> Prompt:
 
 
 def _take_first_sentence(text: str) -> str:
-    """Return the first sentence of what a model wrote, without marks of its own."""
+    """Return the first sentence of a completion, without its citations."""
     clean = quote_text(text).strip().replace("(1)", "").strip()
     spans = split_sentences(clean)
     return " ".join(clean[spans[0][0] : spans[0][1]].split()) if spans else ""
@@ -208,7 +210,7 @@ def _take_first_sentence(text: str) -> str:
 def _measure_fluency(
     inquiry: AnswerSession, prompts: Sequence[Prompt], texts: Sequence[str]
 ) -> list[float]:
-    """Return the mean probability of each text's tokens; 0 for all where no engine says."""
+    """Return the mean token probability of each text; 0 for all if the engine has no scores."""
     try:
         return [math.exp(score.mean) for score in inquiry.model.score(prompts, texts)]
     except BackendError as error:

@@ -1,3 +1,3 @@
-"""Groundedness checkers: methods that score whether passages support a sentence, one to a file."""
+"""Groundedness checkers: methods that score whether passages support a sentence, one per file."""
 
-SEAM = "how a sentence is checked against passages"
+SEAM = "checks whether passages support a sentence"

@@ -1,9 +1,9 @@
 """Check by natural language inference whether a passage entails the sentence.
 
 Source: Honovich et al. 2022, "TRUE: Re-evaluating Factual Consistency Evaluation",
-arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint whose labels name
-entailment is taken, passages are read in windows of sentences that fit the model, and the best
-window counts.
+arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint with an entailment
+label is accepted, passages are split into windows of sentences that fit the model, and the maximum
+over windows is the score.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["Entailment"]
 
 
 class Entailment(GroundednessChecker):
-    """The probability of entailment under a checkpoint trained for it."""
+    """Probability of entailment under a natural language inference model."""
 
     paper: ClassVar[str] = "arXiv:2204.04991"
 
     checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the inference model")
-    window: int = Field(4, ge=1, le=100, description="how many sentences of a passage are read")
+    window: int = Field(4, ge=1, le=100, description="number of sentences in a window")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a sentence is supported"
+        0.5, gt=0, lt=1, description="minimum probability of a supported sentence"
     )
 
     @override
@@ -45,7 +45,7 @@ class Entailment(GroundednessChecker):
 
 
 class _EntailmentTexts(SourceTexts):
-    """Passages in overlapping windows, read by the model with each sentence."""
+    """Passages in overlapping windows, scored by the model with each sentence."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class _EntailmentTexts(SourceTexts):
 
     @override
     def measure(self, sentence: str, number: int) -> float:
-        mark = sentence, number
-        if mark not in self._known:
+        key = sentence, number
+        if key not in self._known:
             parts = self._premises[number - 1]
             chances = self._model.entail(parts, [sentence] * len(parts))
-            self._known[mark] = max(chances, default=0.0)
-        return self._known[mark]
+            self._known[key] = max(chances, default=0.0)
+        return self._known[key]

@@ -1,7 +1,7 @@
 """Check by lexical overlap, with exact numbers, names and negations.
 
-Source: no paper; see ``stillroom.rag.generation.grounding``, which says what the score is. Needs no
-model. Does not know: synonyms, arithmetic, what follows from what.
+Source: no paper; the score is defined in ``stillroom.rag.generation.grounding``. Needs no model.
+Synonyms, arithmetic and inference are not recognized.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Overlap"]
 
 
 class Overlap(GroundednessChecker):
-    """Idf-weighted coverage of a sentence's words by a few sentences of a passage."""
+    """Idf-weighted coverage of a sentence's words by a window of a passage."""
 
     paper: ClassVar[str] = ""
 

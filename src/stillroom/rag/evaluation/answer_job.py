@@ -1,9 +1,8 @@
 """Job that evaluates the answers of several pipelines.
 
-Leaves ``report.json`` and ``report.html``, ``answers.jsonl`` (every answer with its grades, worst
-first, and the stage to blame) and a TREC run file a way under ``runs/``, in which evidence stands
-under ``QUESTION#NUMBER`` wherever a passage holds it. Answers and verdicts are journaled as they
-come.
+Writes ``report.json`` and ``report.html``, ``answers.jsonl`` (every answer with its grades and the
+failed stage, worst first) and one TREC run file per pipeline under ``runs/``, in which passages
+with evidence are listed as ``QUESTION#NUMBER``. Answers and verdicts are journaled one by one.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ _QUOTATIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class AnswerEvalPlan:
-    """What is evaluated: the index, the questions, the ways, who answers and who judges.
+    """Inputs and settings: the index, the questions, the pipelines, the models.
 
-    ``judge`` may be empty: then words decide what is right, and ``checker``, a method of
-    ``stillroom.rag.checkers`` with its settings in a line, what is supported. ``labels`` are
-    people's verdicts on some answers.
-    ``prices`` are what a million tokens cost, read and written, in any currency.
+    Without a ``judge``, correctness is decided by word overlap, and support by ``checker``, a
+    method of ``stillroom.rag.checkers`` with its settings in one line. ``labels`` are human
+    verdicts on some answers. ``prices`` are those of a million prompt and completion tokens, in any
+    currency.
     """
 
     index: Path
@@ -85,17 +84,17 @@ class AnswerEvalPlan:
     access: AccessContext | None = None
 
     def to_text(self) -> str:
-        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
-        told = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
         if self.access is not None:
-            told["access"] = [self.access.tenant, *sorted(self.access.principals)]
-        lines = [f"{key}: {json.dumps(value, default=str)}" for key, value in told.items()]
+            values["access"] = [self.access.tenant, *sorted(self.access.principals)]
+        lines = [f"{key}: {json.dumps(value, default=str)}" for key, value in values.items()]
         return "\n".join(["# stillroom rag eval --answers", *lines]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class GradedAnswer:
-    """One reading with its grades, the stage to blame and the judge's verdict on it."""
+    """The trace of an answer with its grades, the failed stage and the judge's verdict."""
 
     question: JudgedQuestion
     reading: AnswerTrace
@@ -112,21 +111,21 @@ def evaluate_answers(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report]:
-    """Answer every question by every way, grade the answers, and report what went wrong where.
+    """Answer every question with every pipeline, grade the answers, and report failures by stage.
 
     Args:
-        plan: What is evaluated.
+        plan: Inputs and settings.
         out: The folder of the report.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        resume: Resume an interrupted run.
+        overwrite: Replace an earlier job at ``out``.
+        reporter: Displays progress; default none.
 
     Raises:
         DataError: If a file cannot be used.
-        RecipeError: If a way names no method.
-        Cancelled: If the user stopped it; ``resume`` goes on.
+        RecipeError: If a pipeline names an unknown method.
+        Cancelled: If the user stopped it; ``resume`` continues.
     """
-    ways = parse_pipelines(plan.ways, parse_rag_pipeline)
+    pipelines = parse_pipelines(plan.ways, parse_rag_pipeline)
     questions = _sample_questions(read_question_set(plan.questions), plan)
     labels = read_labels(plan.labels) if plan.labels else {}
     job = Job.start(
@@ -140,12 +139,12 @@ def evaluate_answers(
     try:
         with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
             evidence = EvidenceMap(index)
-            places = {one.id: evidence.locate(one) for one in questions}
-            readings, model = _answer_all(plan, ways, questions, index, job)
-            graded, bench = _grade_all(plan, ways, questions, places, readings, index, job)
-            _write_answers(job, graded, places)
-            report = report_answers(plan, graded, places, bench, model, labels, len(index))
-            add_leakage(report, evidence.find_leaks(questions, places), len(questions))
+            locations = {question.id: evidence.locate(question) for question in questions}
+            readings, model = _answer_all(plan, pipelines, questions, index, job)
+            graded, grader = _grade_all(plan, pipelines, questions, locations, readings, index, job)
+            _write_answers(job, graded, locations)
+            report = report_answers(plan, graded, locations, grader, model, labels, len(index))
+            add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
             report.write(job.output)
             artifact = job.finish(
                 "report",
@@ -158,128 +157,143 @@ def evaluate_answers(
 
 
 def read_labels(path: Path) -> dict[tuple[str, str], bool]:
-    """Return people's verdicts by question and way: JSON lines of question, way and right.
+    """Read human verdicts by question and pipeline from JSON lines of question, way and right.
 
     Raises:
-        DataError: If a line is none.
+        DataError: If a line is malformed.
     """
-    found = {}
+    labels = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found[str(row["question"]), str(row.get("way", ""))] = bool(row["right"])
+            labels[str(row["question"]), str(row.get("way", ""))] = bool(row["right"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"the label cannot be read: {error!r}",
                 code="data.question-set",
                 where=f"{path}:{number}",
                 expected='{"question": ID, "way": WAY, "right": true}',
-                next="mend the file; nothing is left out in silence",
+                next="correct the file; malformed lines are never skipped",
             ) from error
-    return found
+    return labels
 
 
 def _sample_questions(
     questions: list[JudgedQuestion], plan: AnswerEvalPlan
 ) -> list[JudgedQuestion]:
-    """Return the questions to ask; past the limit, the seed and each one's id choose."""
+    """Return the questions to ask; above the limit, a subset determined by seed and ids."""
     if not plan.limit or len(questions) <= plan.limit:
         return questions
-    order = sorted(questions, key=lambda one: digest_json([plan.seed, one.id]))
-    kept = {one.id for one in order[: plan.limit]}
-    return [one for one in questions if one.id in kept]
+    order = sorted(questions, key=lambda question: digest_json([plan.seed, question.id]))
+    sampled = {question.id for question in order[: plan.limit]}
+    return [question for question in questions if question.id in sampled]
 
 
 def _answer_all(
     plan: AnswerEvalPlan,
-    ways: Sequence[RetrievalPipeline],
+    pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
     job: Job,
 ) -> tuple[dict[tuple[str, str], AnswerTrace], str]:
-    """Return every reading by way and question, and the fingerprint of who answered."""
+    """Return the traces by pipeline and question, and the model's fingerprint."""
     journal = job.journal("readings")
     sampling = Sampling(max_new_tokens=plan.max_new_tokens, stop=("\n\n",), seed=plan.seed)
-    found: dict[tuple[str, str], AnswerTrace] = {}
+    traces: dict[tuple[str, str], AnswerTrace] = {}
     with (
         _open_judge_model(plan.model) as model,
-        job.phase("read", len(ways) * len(questions), "answers") as progress,
+        job.phase("read", len(pipelines) * len(questions), "answers") as progress,
     ):
         for question in questions:
-            for way in ways:
-                asked = [way.name, question.id, question.text, plan.k, plan.depth, index.digest]
-                key = digest_json([*asked, model.fingerprint, plan.max_new_tokens, plan.seed])
+            for pipeline in pipelines:
+                key_parts = [
+                    pipeline.name,
+                    question.id,
+                    question.text,
+                    plan.k,
+                    plan.depth,
+                    index.digest,
+                ]
+                key = digest_json([*key_parts, model.fingerprint, plan.max_new_tokens, plan.seed])
                 if key not in journal:
                     job.check_cancelled()
                     reading = run_question(
-                        index, model, way, question, k=plan.k, depth=plan.depth, sampling=sampling
+                        index,
+                        model,
+                        pipeline,
+                        question,
+                        k=plan.k,
+                        depth=plan.depth,
+                        sampling=sampling,
                     )
                     journal.put(key, reading.to_json())
-                found[way.name, question.id] = AnswerTrace.from_json(journal[key])
+                traces[pipeline.name, question.id] = AnswerTrace.from_json(journal[key])
                 progress.advance()
-        return found, model.fingerprint
+        return traces, model.fingerprint
 
 
 def _grade_all(
     plan: AnswerEvalPlan,
-    ways: Sequence[RetrievalPipeline],
+    pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
-    places: Mapping[str, Sequence[EvidenceLocation]],
+    locations: Mapping[str, Sequence[EvidenceLocation]],
     readings: Mapping[tuple[str, str], AnswerTrace],
     index: Index,
     job: Job,
 ) -> tuple[dict[str, list[GradedAnswer]], AnswerGrader]:
     with _open_judge(plan) as judge:
         checker = parse_method(CHECKERS, plan.checker)
-        bench = AnswerGrader(index, judge, checker, job.journal("verdicts"), {})
-        graded: dict[str, list[GradedAnswer]] = {way.name: [] for way in ways}
+        grader = AnswerGrader(index, judge, checker, job.journal("verdicts"), {})
+        graded: dict[str, list[GradedAnswer]] = {pipeline.name: [] for pipeline in pipelines}
         with (
-            collect_warnings() as told,
+            collect_warnings() as warnings,
             job.phase("grade", len(readings), "answers") as progress,
         ):
             for question in questions:
-                for way in ways:
+                for pipeline in pipelines:
                     job.check_cancelled()
-                    reading = readings[way.name, question.id]
-                    graded[way.name].append(
-                        _grade_one(reading, question, places[question.id], bench, plan.k)
+                    reading = readings[pipeline.name, question.id]
+                    graded[pipeline.name].append(
+                        _grade_one(reading, question, locations[question.id], grader, plan.k)
                     )
                     progress.advance()
-            bench.control = measure_judge_control(
-                bench, _collect_quotations(questions, places, index), seed=plan.seed
+            grader.control = measure_judge_control(
+                grader, _collect_quotations(questions, locations, index), seed=plan.seed
             )
-        for text in dict.fromkeys(told):
+        for text in dict.fromkeys(warnings):
             job.say(text)
-        return graded, bench
+        return graded, grader
 
 
 def _collect_quotations(
     questions: Sequence[JudgedQuestion],
-    places: Mapping[str, Sequence[EvidenceLocation]],
+    locations: Mapping[str, Sequence[EvidenceLocation]],
     index: Index,
 ) -> list[tuple[str, str]]:
-    """Return quotations of the evidence with the passages they stand in, the first twenty."""
-    found: dict[str, str] = {}
+    """Return up to twenty quotations of evidence with the passages that contain them."""
+    quotations: dict[str, str] = {}
     for question in questions:
-        for evidence, place in zip(question.evidence, places[question.id], strict=False):
-            if evidence.quote and place.passages and len(found) < _QUOTATIONS:
-                found.setdefault(evidence.quote, index.passage(min(place.passages)).text)
-    return list(found.items())
+        for evidence, location in zip(question.evidence, locations[question.id], strict=False):
+            if evidence.quote and location.passages and len(quotations) < _QUOTATIONS:
+                quotations.setdefault(evidence.quote, index.passage(min(location.passages)).text)
+    return list(quotations.items())
 
 
 def _grade_one(
     reading: AnswerTrace,
     question: JudgedQuestion,
-    places: Sequence[EvidenceLocation],
-    bench: AnswerGrader,
+    locations: Sequence[EvidenceLocation],
+    grader: AnswerGrader,
     k: int,
 ) -> GradedAnswer:
-    grades, verdict = grade_answer(reading, question, places, bench)
+    grades, verdict = grade_answer(reading, question, locations, grader)
     is_judged = grades["right"] is not None  # a judge that failed leaves nothing to blame
     stage = (
-        attribute_failure(reading, places, is_right=bool(grades["right"]), k=k) if is_judged else ""
+        attribute_failure(reading, locations, is_right=bool(grades["right"]), k=k)
+        if is_judged
+        else ""
     )
     return GradedAnswer(question, reading, grades, stage, verdict)
 
@@ -287,56 +301,56 @@ def _grade_one(
 def _write_answers(
     job: Job,
     graded: Mapping[str, Sequence[GradedAnswer]],
-    places: Mapping[str, Sequence[EvidenceLocation]],
+    locations: Mapping[str, Sequence[EvidenceLocation]],
 ) -> None:
-    for number, (way, rows) in enumerate(graded.items()):
+    for number, (pipeline, rows) in enumerate(graded.items()):
         run = {
-            one.question.id: label_ranking(
-                one.reading.ranked,
+            graded_answer.question.id: label_ranking(
+                graded_answer.reading.ranked,
                 {
-                    f"{one.question.id}#{at}": place
-                    for at, place in enumerate(places[one.question.id])
+                    f"{graded_answer.question.id}#{i}": location
+                    for i, location in enumerate(locations[graded_answer.question.id])
                 },
             )
-            for one in rows
+            for graded_answer in rows
         }
-        name = "".join(char if char.isalnum() else "-" for char in way)[:60]
+        name = "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
         write_run(job.output / "runs" / f"{number}-{name}.trec", run)
     with atomic_write(job.output / "answers.jsonl") as file:
-        for way, rows in graded.items():
-            for one in sorted(rows, key=_compute_quality):
+        for pipeline, rows in graded.items():
+            for graded_answer in sorted(rows, key=_compute_quality):
                 row = {
-                    "way": way,
-                    "question": one.question.id,
-                    "text": one.question.text,
-                    "accepted": list(one.question.answers),
-                    "stage": one.stage,
-                    "grades": dict(one.grades),
-                    **one.reading.to_json(),
+                    "way": pipeline,
+                    "question": graded_answer.question.id,
+                    "text": graded_answer.question.text,
+                    "accepted": list(graded_answer.question.answers),
+                    "stage": graded_answer.stage,
+                    "grades": dict(graded_answer.grades),
+                    **graded_answer.reading.to_json(),
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _compute_quality(one: GradedAnswer) -> tuple[float, float, float, str]:
-    """Return what orders answers, worst first."""
-    shares = (one.grades[name] or 0.0 for name in ("right", "f1", "faithfulness"))
+def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
+    """Return the sort key of answers, worst first."""
+    shares = (graded.grades[name] or 0.0 for name in ("right", "f1", "faithfulness"))
     first, second, third = shares
-    return first, second, third, one.question.id
+    return first, second, third, graded.question.id
 
 
 def _build_parents(plan: AnswerEvalPlan, job: Job) -> list[Parent]:
-    found = [make_parent("index", plan.index, job.out)]
+    parents = [make_parent("index", plan.index, job.out)]
     for name, path in {"questions": plan.questions, "labels": plan.labels}.items():
         if path is None:
             continue
         if (path / ARTIFACT_FILE).is_file():
-            found.append(make_parent(name, path, job.out))
+            parents.append(make_parent(name, path, job.out))
             continue
         files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
         digests = [[file.name, digest_file(file)] for file in files]
         digest = digests[0][1] if path.is_file() else digest_json(digests)
-        found.append(Parent(name, str(path), digest))
-    return found
+        parents.append(Parent(name, str(path), digest))
+    return parents
 
 
 @contextmanager
@@ -345,8 +359,8 @@ def _open_judge(plan: AnswerEvalPlan) -> Iterator[BinaryJudge | None]:
         yield None
         return
     with _open_judge_model(plan.judge) as model:
-        way = plan.judge_way or choose_judge_mode(model)
-        yield BinaryJudge(model, way=way, seed=plan.seed)
+        mode = plan.judge_way or choose_judge_mode(model)
+        yield BinaryJudge(model, way=mode, seed=plan.seed)
 
 
 @contextmanager

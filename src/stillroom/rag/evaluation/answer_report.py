@@ -39,41 +39,43 @@ Labels = Mapping[tuple[str, str], bool]
 def report_answers(
     plan: AnswerEvalPlan,
     graded: Rows,
-    places: Mapping[str, Sequence[EvidenceLocation]],
-    bench: AnswerGrader,
+    locations: Mapping[str, Sequence[EvidenceLocation]],
+    grader: AnswerGrader,
     model: str,
     labels: Labels,
     passages: int,
 ) -> Report:
-    """Return the report.
+    """Build the report.
 
     Args:
-        plan: What was evaluated.
-        graded: Every answer by way, in the order of the questions.
-        places: Where the evidence of each question stands.
-        bench: What graded, with its judge and what that said.
-        model: The fingerprint of who answered.
-        labels: People's verdicts, by question and way.
-        passages: How many the index has.
+        plan: Settings of the evaluation.
+        graded: Graded answers by pipeline, in the order of the questions.
+        locations: Locations of the evidence of each question.
+        grader: The grader, with its judge and verdicts.
+        model: Fingerprint of the answering model.
+        labels: Human verdicts, by question and pipeline.
+        passages: Number of passages in the index.
     """
     first, rows = next(iter(graded.items()))
-    without = sum(not one.question.is_answerable for one in rows)
+    without = sum(not answer.question.is_answerable for answer in rows)
     report = Report(
         "Answers",
         f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{plan.model} from {plan.k} passages. {_describe_grader(plan, bench, model)} "
+        f"{plan.model} from {plan.k} passages. {_describe_grader(plan, grader, model)} "
         "Intervals are 95 "
         "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
     )
-    for way, answers in graded.items():
-        _add_metrics(report, way, answers, places, plan.seed)
+    for pipeline, answers in graded.items():
+        _add_metrics(report, pipeline, answers, locations, plan.seed)
     report.section(
         "Ways",
         "What the answers of each way are worth; the notes in report.json say on how many "
         "questions a figure stands where it is not all.",
         table=_figures(report, graded),
         plot=Plot.of(
-            "right", [report.metrics[f"{way}/right"] for way in graded], labels=list(graded)
+            "right",
+            [report.metrics[f"{pipeline}/right"] for pipeline in graded],
+            labels=list(graded),
         ),
     )
     if len(graded) > 1:
@@ -87,85 +89,89 @@ def report_answers(
     )
     report.section("Worst questions", f"By {first}.", table=_worst(rows))
     _add_notices(report, graded)
-    _add_judge(report, graded, bench, labels, plan.seed)
-    report.section("Cost", _describe_prices(plan), table=_cost(plan, graded, bench))
+    _add_judge(report, graded, grader, labels, plan.seed)
+    report.section("Cost", _describe_prices(plan), table=_cost(plan, graded, grader))
     return report
 
 
 def add_leakage(report: Report, leaks: Sequence[LeakageFinding], count: int) -> None:
-    """Say what makes a question set easier than people's questions, if anything does."""
+    """Add a section on leakage that makes the questions too easy, if any was found."""
     table = tabulate_leakage(leaks, count)
     if table is not None:
         text = "Figures on such questions are higher than what people's questions will get."
         report.section("The questions themselves", text, table=table)
 
 
-def _describe_grader(plan: AnswerEvalPlan, bench: AnswerGrader, model: str) -> str:
-    if bench.judge is None:
+def _describe_grader(plan: AnswerEvalPlan, grader: AnswerGrader, model: str) -> str:
+    if grader.judge is None:
         return (
             "No judge: an answer is right where its words hold an accepted one whole or its F1 "
             f"reaches .5, and a statement supported where the checker {plan.checker} says so; "
             "other words for the same count as wrong."
         )
-    said = f"Judged by {plan.judge} ({bench.judge.way})."
-    if bench.judge.model.fingerprint == model:
-        said += " The judge is the very model that answered, and such judges favor themselves."
-    if bench.control is not None and bench.control.side(_CHANCE_AGREEMENT) <= 0:
-        said += (
+    text = f"Judged by {plan.judge} ({grader.judge.way})."
+    if grader.judge.model.fingerprint == model:
+        text += " The judge is the very model that answered, and such judges favor themselves."
+    if grader.control is not None and grader.control.side(_CHANCE_AGREEMENT) <= 0:
+        text += (
             " Shown quotations, it was not seen to tell their own passages from others better than "
             "chance: what it judged means nothing."
         )
-    return said
+    return text
 
 
 def _add_metrics(
     report: Report,
-    way: str,
+    pipeline: str,
     rows: Sequence[GradedAnswer],
-    places: Mapping[str, Sequence[EvidenceLocation]],
+    locations: Mapping[str, Sequence[EvidenceLocation]],
     seed: int,
 ) -> None:
     for name in MEASURES:
-        asked = [one for one in rows if _is_defined_for(name, one)]
-        values = {one.question.id: one.grades[name] for one in asked}
+        defined = [answer for answer in rows if _is_defined_for(name, answer)]
+        values = {answer.question.id: answer.grades[name] for answer in defined}
         if any(value is not None for value in values.values()):
-            metric = summarize_shares(values, f"{way}/{name}", seed=seed)
+            metric = summarize_shares(values, f"{pipeline}/{name}", seed=seed)
             report.add(metric, is_headline=name == "right")
-    should = [not one.question.is_answerable for one in rows]
-    did = [one.reading.abstained for one in rows]
-    if any(should) or any(did):
-        for metric in abstention_scores(should, did, way, seed=seed):
+    unanswerable = [not answer.question.is_answerable for answer in rows]
+    abstained = [answer.reading.abstained for answer in rows]
+    if any(unanswerable) or any(abstained):
+        for metric in abstention_scores(unanswerable, abstained, pipeline, seed=seed):
             report.add(metric)
-    judged = {one.question.id: places[one.question.id] for one in rows if one.question.evidence}
+    judged = {
+        answer.question.id: locations[answer.question.id]
+        for answer in rows
+        if answer.question.evidence
+    }
     if judged:
-        for metric in _measure_evidence(way, rows, judged, seed):
+        for metric in _measure_evidence(pipeline, rows, judged, seed):
             report.add(metric)
 
 
-def _is_defined_for(name: str, one: GradedAnswer) -> bool:
-    """Return whether a question can have the measure at all."""
-    return one.question.is_answerable or name in {"right", "faithfulness", "quote_exactness"}
+def _is_defined_for(name: str, answer: GradedAnswer) -> bool:
+    """Return whether the measure is defined for a question."""
+    return answer.question.is_answerable or name in {"right", "faithfulness", "quote_exactness"}
 
 
 def _measure_evidence(
-    way: str,
+    pipeline: str,
     rows: Sequence[GradedAnswer],
     judged: Mapping[str, Sequence[EvidenceLocation]],
     seed: int,
 ) -> list[Metric]:
-    """Return how well the evidence was ranked; a question whose evidence no passage holds is 0."""
+    """Return the ranking metrics of the evidence; evidence in no passage counts as 0."""
     named = {
-        query: {f"{query}#{at}": place for at, place in enumerate(found)}
-        for query, found in judged.items()
+        query: {f"{query}#{i}": location for i, location in enumerate(locations)}
+        for query, locations in judged.items()
     }
     run = {
-        one.question.id: label_ranking(one.reading.ranked, named[one.question.id])
-        for one in rows
-        if one.question.id in named
+        answer.question.id: label_ranking(answer.reading.ranked, named[answer.question.id])
+        for answer in rows
+        if answer.question.id in named
     }
-    qrels = {query: dict.fromkeys(found, 1) for query, found in named.items()}
+    qrels = {query: dict.fromkeys(locations, 1) for query, locations in named.items()}
     return [
-        bootstrap(list(values.values()), seed=seed, name=f"{way}/evidence_{measure}")
+        bootstrap(list(values.values()), seed=seed, name=f"{pipeline}/evidence_{measure}")
         for measure, values in score_run(run, qrels, ("ndcg@10", "recall@10")).items()
     ]
 
@@ -176,33 +182,39 @@ def _figures(report: Report, graded: Rows) -> Table:
         names.update(dict.fromkeys([metric.rsplit("/", 1)[1]]))
     rows = []
     for name in names:
-        found = [report.metrics.get(f"{way}/{name}") for way in graded]
-        rows.append((name, *(_format_metric(metric) if metric else "" for metric in found)))
+        metrics = [report.metrics.get(f"{pipeline}/{name}") for pipeline in graded]
+        rows.append((name, *(_format_metric(metric) if metric else "" for metric in metrics)))
     return Table("figures with 95 % intervals", ("measure", *graded), tuple(rows))
 
 
 def _differences(graded: Rows, seed: int) -> Table:
     first, rows = next(iter(graded.items()))
     lines = []
-    for way, answers in list(graded.items())[1:]:
+    for pipeline, answers in list(graded.items())[1:]:
         for name in _COMPARED_METRICS:
             pairs = [
-                (ours.grades[name], theirs.grades[name])
-                for ours, theirs in zip(answers, rows, strict=True)
+                (answer.grades[name], reference.grades[name])
+                for answer, reference in zip(answers, rows, strict=True)
             ]
             both = [(a, b) for a, b in pairs if a is not None and b is not None]
             if not both:
                 continue
-            ours, theirs = [a for a, _ in both], [b for _, b in both]
-            metric = paired_difference(ours, theirs, seed=seed, name=f"{way}-{first}/{name}")
-            p = randomization_test(ours, theirs, seed=seed)
-            lines.append((way, name, _format_metric(metric, sign=True), f"{p:.4f}", str(len(both))))
+            values, baseline = [a for a, _ in both], [b for _, b in both]
+            metric = paired_difference(
+                values, baseline, seed=seed, name=f"{pipeline}-{first}/{name}"
+            )
+            p = randomization_test(values, baseline, seed=seed)
+            lines.append(
+                (pipeline, name, _format_metric(metric, sign=True), f"{p:.4f}", str(len(both)))
+            )
     columns = ("way", "measure", "difference", "p", "questions")
     return Table("way less the first", columns, tuple(lines))
 
 
 def _stages(graded: Rows) -> Table:
-    counts = {way: Counter(one.stage for one in rows) for way, rows in graded.items()}
+    counts = {
+        pipeline: Counter(answer.stage for answer in rows) for pipeline, rows in graded.items()
+    }
     rows = [
         (stage, *(str(count[stage]) for count in counts.values()))
         for stage in STAGES
@@ -213,45 +225,52 @@ def _stages(graded: Rows) -> Table:
 
 
 def _worst(rows: Sequence[GradedAnswer]) -> Table:
-    lost = [one for one in rows if one.stage]
-    order = sorted(lost, key=lambda one: (one.grades["right"] or 0.0, one.grades["f1"] or 0.0))
+    failed = [answer for answer in rows if answer.stage]
+    order = sorted(
+        failed, key=lambda answer: (answer.grades["right"] or 0.0, answer.grades["f1"] or 0.0)
+    )
     shown = tuple(
         (
-            one.question.id,
-            one.question.text[:_SHOWN],
-            one.stage,
-            one.reading.text[:_SHOWN],
-            " / ".join(one.question.answers)[:_SHOWN],
+            answer.question.id,
+            answer.question.text[:_SHOWN],
+            answer.stage,
+            answer.reading.text[:_SHOWN],
+            " / ".join(answer.question.answers)[:_SHOWN],
         )
-        for one in order[:_WORST]
+        for answer in order[:_WORST]
     )
     columns = ("id", "question", "stage", "answer", "accepted")
-    return Table(f"{len(shown)} of {len(lost)} that went wrong", columns, shown)
+    return Table(f"{len(shown)} of {len(failed)} that went wrong", columns, shown)
 
 
 def _add_notices(report: Report, graded: Rows) -> None:
-    told = Counter(
-        (way, text) for way, rows in graded.items() for one in rows for text in one.reading.notices
+    notices = Counter(
+        (pipeline, text)
+        for pipeline, rows in graded.items()
+        for answer in rows
+        for text in answer.reading.notices
     )
-    if told:
-        rows = tuple((way, text, str(count)) for (way, text), count in told.most_common())
+    if notices:
+        rows = tuple(
+            (pipeline, text, str(count)) for (pipeline, text), count in notices.most_common()
+        )
         table = Table("notices", ("way", "what", "times"), rows)
         report.section("Done otherwise than asked", "The figures hold these too.", table=table)
 
 
 def _add_judge(
-    report: Report, graded: Rows, bench: AnswerGrader, labels: Labels, seed: int
+    report: Report, graded: Rows, grader: AnswerGrader, labels: Labels, seed: int
 ) -> None:
-    """Say how the judge did, and where people have labeled answers what its word is worth."""
-    if bench.judge is None:
+    """Add a section on the judge's failures, control, and agreement with human labels."""
+    if grader.judge is None:
         return
-    counts = JudgeStats.of(bench.used.values())
+    counts = JudgeStats.of(grader.used.values())
     report.section(
         "Judge",
         "Verdicts that could not be read were asked again; what failed for good is left out of the "
         "figures, which say on how many they stand. As a control, quotations were put to it with "
         "the passage that they stand in and with another; half right is chance.",
-        metrics=[bench.control] if bench.control is not None else [],
+        metrics=[grader.control] if grader.control is not None else [],
         table=Table(
             "verdicts",
             ("what", "count"),
@@ -259,14 +278,14 @@ def _add_judge(
         ),
     )
     judged = [
-        (one, labels.get((one.question.id, way), labels.get((one.question.id, ""))))
-        for way, rows in graded.items()
-        for one in rows
+        (answer, labels.get((answer.question.id, pipeline), labels.get((answer.question.id, ""))))
+        for pipeline, rows in graded.items()
+        for answer in rows
     ]
     known = [
-        (one.verdict.value, label)
-        for one, label in judged
-        if label is not None and one.verdict is not None and one.verdict.value is not None
+        (answer.verdict.value, label)
+        for answer, label in judged
+        if label is not None and answer.verdict is not None and answer.verdict.value is not None
     ]
     if len(known) < _MIN_LABELS:
         return
@@ -284,47 +303,47 @@ def _add_judge(
 
 
 def _correct_accuracy(graded: Rows, labels: Labels) -> list[Metric]:
-    """Return for each way the share that people would call right, as far as labels allow."""
-    found = []
-    for way, rows in graded.items():
-        said = [(one, labels.get((one.question.id, way))) for one in rows]
-        seen = [
-            (one.grades["right"], label)
-            for one, label in said
-            if label is not None and one.grades["right"] is not None
+    """Return the label-corrected accuracy of each pipeline, where there are enough labels."""
+    metrics = []
+    for pipeline, rows in graded.items():
+        labeled = [(answer, labels.get((answer.question.id, pipeline))) for answer in rows]
+        known = [
+            (answer.grades["right"], label)
+            for answer, label in labeled
+            if label is not None and answer.grades["right"] is not None
         ]
-        rest = [
-            one.grades["right"]
-            for one, label in said
-            if label is None and one.grades["right"] is not None
+        unlabeled = [
+            answer.grades["right"]
+            for answer, label in labeled
+            if label is None and answer.grades["right"] is not None
         ]
-        if len(seen) >= _MIN_LABELS and len(rest) >= _MIN_LABELS:
-            values = [float(value or 0.0) for value, _ in seen]
-            name = f"{way}/right_corrected"
-            others = [float(value or 0.0) for value in rest]
-            found.append(
-                prediction_powered_mean(others, values, [label for _, label in seen], name)
+        if len(known) >= _MIN_LABELS and len(unlabeled) >= _MIN_LABELS:
+            values = [float(value or 0.0) for value, _ in known]
+            name = f"{pipeline}/right_corrected"
+            predictions = [float(value or 0.0) for value in unlabeled]
+            metrics.append(
+                prediction_powered_mean(predictions, values, [label for _, label in known], name)
             )
-    return found
+    return metrics
 
 
-def _cost(plan: AnswerEvalPlan, graded: Rows, bench: AnswerGrader) -> Table:
+def _cost(plan: AnswerEvalPlan, graded: Rows, grader: AnswerGrader) -> Table:
     rows: list[tuple[str, ...]] = []
-    for way, answers in graded.items():
-        read = sum(one.reading.prompt_tokens for one in answers)
-        written = sum(one.reading.completion_tokens for one in answers)
-        whole = summarize_times([one.reading.seconds for one in answers])
-        search = summarize_times([one.reading.search_seconds for one in answers])
+    for pipeline, answers in graded.items():
+        read = sum(answer.reading.prompt_tokens for answer in answers)
+        written = sum(answer.reading.completion_tokens for answer in answers)
+        total = summarize_times([answer.reading.seconds for answer in answers])
+        search = summarize_times([answer.reading.search_seconds for answer in answers])
         rows.append(
             (
-                way,
+                pipeline,
                 *_describe_spending(plan, read, written),
-                *_describe_times(whole),
+                *_describe_times(total),
                 *_describe_times(search),
             )
         )
-    if bench.judge is not None:
-        counts = JudgeStats.of(bench.used.values())
+    if grader.judge is not None:
+        counts = JudgeStats.of(grader.used.values())
         spent = _describe_spending(plan, counts.prompt_tokens, counts.completion_tokens)
         rows.append(("judge", *spent, "", "", "", ""))
     columns = (

@@ -1,16 +1,14 @@
 """Answer evaluation: traces, grades, and attribution of failures to stages.
 
-The stages, in the order a question passes them: ``parse`` (no parsed document has the evidence's
-words), ``chunk`` (a document has them, no passage holds them whole), ``retrieve`` (a passage does,
-it is not within the depth), ``rank`` (within the depth, not among the first k), ``rerank`` (among
-them until the reranker), ``show`` (among them, left out of the prompt), ``read`` (shown, and the
-answer is wrong all the same), ``cite`` (the answer is right and cites no passage that holds the
-evidence). Of several pieces of evidence the one that came furthest counts.
+The stages, in the order of processing: ``parse`` (no parsed document has the evidence's words),
+``chunk`` (a document has them, but no passage contains them entirely), ``retrieve`` (a passage
+does, but is not within the depth), ``rank`` (within the depth, but not among the first k),
+``rerank`` (among them before the reranker), ``show`` (among them, but omitted from the prompt),
+``read`` (shown, but the answer is wrong), ``cite`` (the answer is right, but cites no passage with
+the evidence). With several pieces of evidence, the one that came furthest counts.
 
-Knows no files; ``reading_job`` runs it over a question set.
-
-A judge's verdicts are remembered by what was asked, so that a killed evaluation asks nothing twice.
-Knows one question at a time; ``reading_job`` gathers.
+Verdicts of a judge are cached by prompt, so that a resumed evaluation repeats no call. This module
+handles one question at a time; ``answer_job`` runs it over a question set.
 """
 
 from __future__ import annotations
@@ -97,7 +95,7 @@ _MARK = re.compile(r"\s*\[\d{1,3}\]")
 
 @dataclass(frozen=True, slots=True)
 class ShownPassage:
-    """A passage as the model was shown it, which may be wider than the one that was found."""
+    """A passage as shown to the model, which may be larger than the retrieved one."""
 
     id: str
     document_id: str
@@ -108,11 +106,11 @@ class ShownPassage:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTrace:
-    """What came of one question by one way.
+    """The result of one question with one pipeline.
 
     ``first`` and ``ranked`` are the ids of the hits before and after the reranker; ``statements``
-    are the answer's sentences as ``ask`` judged them; ``seconds`` is wall clock of search and
-    reading, ``search_seconds`` of the search alone, done once more for the deeper ranking.
+    are the answer's sentences as checked by ``ask``; ``seconds`` is the wall time of search and
+    generation, ``search_seconds`` that of the search alone, repeated for the deeper ranking.
     """
 
     text: str
@@ -130,145 +128,147 @@ class AnswerTrace:
     notices: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AnswerTrace:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-        shown = tuple(ShownPassage(**one) for one in data["shown"])
+        shown = tuple(ShownPassage(**passage) for passage in data["shown"])
         return cls(**{**data, **lists, "shown": shown})
 
     @property
     def plain(self) -> str:
-        """The answer without citation marks."""
+        """The answer without citations."""
         return _MARK.sub("", self.text)
 
     def claims(self) -> list[CitedStatement]:
-        """Return the sentences that claim something, with the texts of what they cite."""
-        found = []
-        for one in self.statements:
-            if one["status"] == "no-claim":
+        """Return the sentences that make a claim, with the texts of the cited passages."""
+        claims = []
+        for statement in self.statements:
+            if statement["status"] == "no-claim":
                 continue
-            sentence = _MARK.sub("", self.text[one["start"] : one["end"]]).strip()
-            cited = tuple(self.shown[number - 1].text for number in one["cited"])
-            found.append(CitedStatement(sentence, cited))
-        return found
+            sentence = _MARK.sub("", self.text[statement["start"] : statement["end"]]).strip()
+            cited = tuple(self.shown[number - 1].text for number in statement["cited"])
+            claims.append(CitedStatement(sentence, cited))
+        return claims
 
     def cited(self) -> list[ShownPassage]:
-        """Return the passages that the answer cites."""
-        numbers = {number for one in self.statements for number in one["cited"]}
+        """Return the cited passages."""
+        numbers = {number for statement in self.statements for number in statement["cited"]}
         return [self.shown[number - 1] for number in sorted(numbers)]
 
 
 def run_question(
     index: Index,
     model: TextModel,
-    way: RetrievalPipeline,
+    pipeline: RetrievalPipeline,
     question: JudgedQuestion,
     *,
     k: int,
     depth: int,
     sampling: Sampling,
 ) -> AnswerTrace:
-    """Search for a question as deep as is judged, then answer it from the first ``k``.
+    """Search for a question to the judged depth, then answer it from the first ``k`` passages.
 
     Args:
-        index: Open.
-        model: What answers, and what transforms and rerankers ask.
-        way: How passages are found.
-        question: What is asked.
-        k: How many passages are shown.
-        depth: How many hits are judged.
-        sampling: How the answer is drawn.
+        index: Open index.
+        model: Answers, and is called by transforms and rerankers.
+        pipeline: Retrieval pipeline.
+        question: The question.
+        k: Number of passages shown.
+        depth: Number of judged hits.
+        sampling: Sampling settings of the answer.
     """
-    found = search_query(index, way, question.text, unit="passage", depth=depth, model=model)
-    begun = time.perf_counter()
+    result = search_query(index, pipeline, question.text, unit="passage", depth=depth, model=model)
+    started = time.perf_counter()
     answer = ask(
         index,
         model,
         question.text,
         k=k,
-        retriever=way.retriever,
-        reranker=way.reranker,
-        transform=way.transform,
-        answering=way.answering or "direct",
-        unsupported=way.unsupported,
+        retriever=pipeline.retriever,
+        reranker=pipeline.reranker,
+        transform=pipeline.transform,
+        answering=pipeline.answering or "direct",
+        unsupported=pipeline.unsupported,
         sampling=sampling,
     )
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     details = answer.details
     return AnswerTrace(
         answer.completion.text,
         bool(details["abstained"]),
         answer.completion.finish_reason,
-        found.first,
-        found.ranked,
+        result.first,
+        result.ranked,
         tuple(_describe(hit.passage) for hit in answer.hits),
         tuple(details["statements"]),
         answer.completion.prompt_tokens or int(details["prompt_tokens"]),
         answer.completion.completion_tokens,
         seconds,
-        found.seconds,
+        result.seconds,
         int(details["removed_citations"]),
-        tuple(dict.fromkeys([*found.notices, *details["notices"]])),
+        tuple(dict.fromkeys([*result.notices, *details["notices"]])),
     )
 
 
-def contains_evidence(shown: ShownPassage, place: EvidenceLocation) -> bool:
-    """Return whether a shown passage holds a piece of evidence.
+def contains_evidence(shown: ShownPassage, location: EvidenceLocation) -> bool:
+    """Return whether a shown passage contains a piece of evidence.
 
-    It does if it is one of the passages that hold it, lies around one (a parent, neighbours joined
-    on), or has the quotation in its text.
+    True if it is one of the passages with the evidence, encloses one (a parent, merged neighbors),
+    or has the quotation in its text.
     """
-    if shown.id in place.passages:
+    if shown.id in location.passages:
         return True
     if any(
         document == shown.document_id and shown.start <= start and end <= shown.end
-        for document, start, end in place.spans
+        for document, start, end in location.spans
     ):
         return True
-    if not place.quotes:
+    if not location.quotes:
         return False
     text = f" {normalize_text(shown.text)} "
-    return any(f" {quote} " in text for quote in place.quotes)
+    return any(f" {quote} " in text for quote in location.quotes)
 
 
 def attribute_failure(
-    reading: AnswerTrace, places: Sequence[EvidenceLocation], *, is_right: bool, k: int
+    reading: AnswerTrace, locations: Sequence[EvidenceLocation], *, is_right: bool, k: int
 ) -> Stage:
-    """Return the stage that went wrong; an empty one where nothing did.
+    """Return the stage that failed; empty if none did.
 
     Args:
-        reading: What came of the question.
-        places: Where its evidence stands; none for a question without an answer.
-        is_right: Whether the answer is.
-        k: How many passages were to be shown.
+        reading: Trace of the question.
+        locations: Locations of its evidence; empty for an unanswerable question.
+        is_right: Whether the answer is right.
+        k: Maximum number of passages shown.
     """
     if is_right:
-        held = [place for place in places if place.passages]
+        retrievable = [location for location in locations if location.passages]
         cited = [
-            one for one in reading.cited() if any(contains_evidence(one, place) for place in held)
+            passage
+            for passage in reading.cited()
+            if any(contains_evidence(passage, location) for location in retrievable)
         ]
-        return "cite" if held and not cited else ""
-    if not places:
+        return "cite" if retrievable and not cited else ""
+    if not locations:
         return "read"
-    reached = [_find_lost_stage(reading, place, k) for place in places]
+    reached = [_find_lost_stage(reading, location, k) for location in locations]
     return max(reached, key=STAGES.index)
 
 
-def _find_lost_stage(reading: AnswerTrace, place: EvidenceLocation, k: int) -> Stage:
-    """Return the stage at which one piece of evidence was lost; ``read`` where it was shown."""
-    if any(contains_evidence(one, place) for one in reading.shown):
+def _find_lost_stage(reading: AnswerTrace, location: EvidenceLocation, k: int) -> Stage:
+    """Return the stage at which a piece of evidence was lost; ``read`` if it was shown."""
+    if any(contains_evidence(passage, location) for passage in reading.shown):
         return "read"
-    if not place.passages:
-        return "chunk" if place.in_documents else "parse"
-    if place.passages & set(reading.ranked[:k]):
+    if not location.passages:
+        return "chunk" if location.in_documents else "parse"
+    if location.passages & set(reading.ranked[:k]):
         return "show"
-    if place.passages & set(reading.first[:k]):
+    if location.passages & set(reading.first[:k]):
         return "rerank"
-    if place.passages & {*reading.first, *reading.ranked}:
+    if location.passages & {*reading.first, *reading.ranked}:
         return "rank"
     return "retrieve"
 
@@ -310,32 +310,32 @@ Grades = Mapping[str, float | None]
 
 
 class VerdictCache(Protocol):
-    """Where verdicts are kept by key: a journal, or whatever remembers."""
+    """Cache of verdicts by key, such as a journal."""
 
     def get(self, key: str, default: object = None) -> object:
         """Return a verdict's row, or the default."""
 
     def put(self, key: str, value: object) -> None:
-        """Keep a verdict's row."""
+        """Store a verdict's row."""
 
 
 @dataclass(slots=True)
 class AnswerGrader:
-    """What grades: an index and a checker, a judge if there is one, and what it has said.
+    """Grades answers with an index, a checker, and optionally a judge.
 
-    ``used`` are all verdicts that figures stand on, asked now or before; ``control`` is how often
-    the judge knew a quotation's own passage.
+    ``used`` are all verdicts behind the metrics, new or cached; ``control`` is the judge's accuracy
+    on quotations.
     """
 
     index: Index
     judge: BinaryJudge | None
     checker: GroundednessChecker
-    shelf: VerdictCache
+    verdicts: VerdictCache
     used: MutableMapping[str, JudgeResult]
     control: Metric | None = None
 
     def supports(self, statement: str, texts: Sequence[str]) -> bool | None:
-        """Return whether the texts, together, say the statement."""
+        """Return whether the texts together support the statement."""
         if self.judge is None:
             evidence = self.checker.hold(list(texts), self.index)
             numbers = range(1, len(texts) + 1)
@@ -347,10 +347,10 @@ class AnswerGrader:
         ).is_yes
 
     def is_right(self, question: JudgedQuestion, answer: str) -> JudgeResult | None:
-        """Return the judge's verdict on an answer; None where there is no judge."""
+        """Return the judge's verdict on an answer; None without a judge."""
         if self.judge is None:
             return None
-        accepted = " / ".join(quote_text(one) for one in question.answers)
+        accepted = " / ".join(quote_text(answer_text) for answer_text in question.answers)
         return self._decide(
             f"Question: {quote_text(question.text)}\nRight answer: {accepted}\n"
             f"Given answer: {quote_text(answer)}\n\n"
@@ -358,7 +358,7 @@ class AnswerGrader:
         )
 
     def is_relevant(self, question: str, text: str) -> bool | None:
-        """Return whether a text helps to answer a question; None where there is no judge."""
+        """Return whether a text helps to answer a question; None without a judge."""
         if self.judge is None:
             return None
         return self._decide(
@@ -367,13 +367,13 @@ class AnswerGrader:
         ).is_yes
 
     def questions_of(self, answer: str) -> list[str] | None:
-        """Return questions that an answer would answer; None where none could be read."""
+        """Return questions that an answer would answer; None if none could be parsed."""
         if self.judge is None:
             return None
         key = digest_json(["questions", self.judge.fingerprint, answer])
-        kept = self.shelf.get(key)
-        if kept is None:
-            kept = generate_texts(
+        questions = self.verdicts.get(key)
+        if questions is None:
+            questions = generate_texts(
                 self.judge.model,
                 f"Write {_GENERATED_QUESTIONS} questions that the text below answers.\n\n"
                 f"Text: {quote_text(answer)}",
@@ -381,82 +381,84 @@ class AnswerGrader:
                 max_new_tokens=_ANSWER_TOKENS,
                 method="answer relevance",
             )
-            self.shelf.put(key, kept)
-        return [str(one) for one in kept] if isinstance(kept, list) and kept else None
+            self.verdicts.put(key, questions)
+        return (
+            [str(item) for item in questions] if isinstance(questions, list) and questions else None
+        )
 
-    def _decide(self, asked: str) -> JudgeResult:
+    def _decide(self, prompt: str) -> JudgeResult:
         assert self.judge is not None  # noqa: S101  # callers have looked
-        key = digest_json([self.judge.fingerprint, asked])
-        kept = self.shelf.get(key)
-        if not isinstance(kept, list):
-            said = self.judge.ask(asked)
-            kept = [said.value, said.retries, said.prompt_tokens, said.completion_tokens]
-            self.shelf.put(key, kept)
-        self.used[key] = JudgeResult(*kept)
+        key = digest_json([self.judge.fingerprint, prompt])
+        row = self.verdicts.get(key)
+        if not isinstance(row, list):
+            result = self.judge.ask(prompt)
+            row = [result.value, result.retries, result.prompt_tokens, result.completion_tokens]
+            self.verdicts.put(key, row)
+        self.used[key] = JudgeResult(*row)
         return self.used[key]
 
 
 def measure_judge_control(
-    bench: AnswerGrader, quotations: Sequence[tuple[str, str]], *, seed: int = 0
+    grader: AnswerGrader, quotations: Sequence[tuple[str, str]], *, seed: int = 0
 ) -> Metric | None:
-    """Return how often the judge knows a quotation's own passage from another's; .5 is chance.
+    """Return the judge's accuracy in matching quotations to their passages; 0.5 is chance.
 
-    Each quotation is put to it twice: with the passage that it stands in, and with the next one's,
-    unless that has its words, too. Needs nobody's labels; a judge that fails here judges nothing.
+    Each quotation is presented with the passage that contains it and with the next one's, unless
+    that contains it, too. Requires no labels; a judge at chance level is unusable.
 
     Args:
-        bench: With a judge.
-        quotations: Each with the text of the passage that it stands in.
-        seed: Of the interval, over verdicts.
+        grader: With a judge.
+        quotations: Quotations with the text of their passages.
+        seed: Random seed of the confidence interval over verdicts.
 
     Returns:
-        None where there is no judge, or there are fewer than two quotations to tell apart.
+        None without a judge, or with fewer than two quotations.
     """
-    if bench.judge is None or len(quotations) < _MIN_QUOTATIONS:
+    if grader.judge is None or len(quotations) < _MIN_QUOTATIONS:
         return None
-    right: dict[str, float | None] = {}
-    for at, (quote, text) in enumerate(quotations):
-        other = quotations[(at + 1) % len(quotations)][1]
-        for is_own, shown in ((True, text), (False, other)):
+    scores: dict[str, float | None] = {}
+    for i, (quote, text) in enumerate(quotations):
+        other_text = quotations[(i + 1) % len(quotations)][1]
+        for is_own, shown in ((True, text), (False, other_text)):
             if is_own or not contains_answer(shown, [quote]):
-                said = bench.supports(quote, [shown])
-                right[f"{at}/{is_own}"] = None if said is None else float(said is is_own)
-    return summarize_shares(right, "judge/control_accuracy", seed=seed)
+                supported = grader.supports(quote, [shown])
+                scores[f"{i}/{is_own}"] = None if supported is None else float(supported is is_own)
+    return summarize_shares(scores, "judge/control_accuracy", seed=seed)
 
 
 def grade_answer(
     reading: AnswerTrace,
     question: JudgedQuestion,
-    places: Sequence[EvidenceLocation],
-    bench: AnswerGrader,
+    locations: Sequence[EvidenceLocation],
+    grader: AnswerGrader,
 ) -> tuple[dict[str, float | None], JudgeResult | None]:
-    """Return every measure of one reading, None where it has none, and the judge's verdict.
+    """Return all measures of an answer, None if undefined, and the judge's verdict.
 
-    Without a judge an answer is right where its words hold an accepted one whole, or its F1 reaches
-    one half. A question without an answer is answered rightly by saying so.
+    Without a judge, an answer is right if it contains an accepted answer, or its F1 is at least one
+    half. The right answer to an unanswerable question is an abstention.
 
     Args:
-        reading: What came of the question.
+        reading: Trace of the question.
         question: With its accepted answers.
-        places: Where its evidence stands.
-        bench: What grades.
+        locations: Locations of its evidence.
+        grader: The grader.
     """
-    shown = [one.text for one in reading.shown]
+    shown = [passage.text for passage in reading.shown]
     grades: dict[str, float | None] = dict.fromkeys(MEASURES)
     plain = reading.plain
     verdict = None
     if question.is_answerable:
         f1 = grades["f1"] = best_f1(plain, question.answers)
         grades["em"] = best_exact_match(plain, question.answers)
-        verdict = None if reading.abstained else bench.is_right(question, plain)
+        verdict = None if reading.abstained else grader.is_right(question, plain)
         grades["right"] = _is_correct(reading, question, f1, verdict)
-        grades.update(_grade_context(reading, question, places, shown, bench))
+        grades.update(_grade_context(reading, question, locations, shown, grader))
     else:
         grades["right"] = float(reading.abstained)
     if not reading.abstained:
-        grades.update(_grade_claims(reading, question, shown, bench))
+        grades.update(_grade_claims(reading, question, shown, grader))
     if question.is_answerable:
-        grades["answer_relevance"] = _measure_relevance(reading, question, bench)
+        grades["answer_relevance"] = _measure_relevance(reading, question, grader)
     return grades, verdict
 
 
@@ -474,11 +476,11 @@ def _grade_claims(
     reading: AnswerTrace,
     question: JudgedQuestion,
     shown: Sequence[str],
-    bench: AnswerGrader,
+    grader: AnswerGrader,
 ) -> dict[str, float | None]:
     claims = reading.claims()
-    supports: EntailmentCheck = bench.supports
-    sentences = [one.text for one in claims]
+    supports: EntailmentCheck = grader.supports
+    sentences = [claim.text for claim in claims]
     recall, precision = citation_scores(claims, supports)
     reference = "\n".join(question.answers)
     noise = noise_sensitivity(sentences, reference, shown, supports) if reference else None
@@ -494,60 +496,66 @@ def _grade_claims(
 def _grade_context(
     reading: AnswerTrace,
     question: JudgedQuestion,
-    places: Sequence[EvidenceLocation],
+    locations: Sequence[EvidenceLocation],
     shown: Sequence[str],
-    bench: AnswerGrader,
+    grader: AnswerGrader,
 ) -> dict[str, float | None]:
-    """Grade what was shown by the evidence, or where none is named by the judge."""
+    """Grade the shown passages by the evidence, or by the judge if no evidence is given."""
     if question.evidence:
-        found = [any(contains_evidence(one, place) for one in reading.shown) for place in places]
-        relevant = [any(contains_evidence(one, place) for place in places) for one in reading.shown]
+        contained = [
+            any(contains_evidence(part, location) for part in reading.shown)
+            for location in locations
+        ]
+        relevant = [
+            any(contains_evidence(part, location) for location in locations)
+            for part in reading.shown
+        ]
         return {
             "context_precision": context_precision(relevant),
-            "context_recall": sum(found) / len(found),
+            "context_recall": sum(contained) / len(contained),
         }
-    verdicts = [bench.is_relevant(question.text, text) for text in shown]
-    if bench.judge is None or any(one is None for one in verdicts):
+    verdicts = [grader.is_relevant(question.text, text) for text in shown]
+    if grader.judge is None or any(verdict is None for verdict in verdicts):
         return {}
     reference = question.answers[0]
     sentences = [reference[start:end] for start, end in split_sentences(reference)]
     return {
-        "context_precision": context_precision([bool(one) for one in verdicts]),
-        "context_recall": faithfulness(sentences, shown, bench.supports),
+        "context_precision": context_precision([bool(verdict) for verdict in verdicts]),
+        "context_recall": faithfulness(sentences, shown, grader.supports),
     }
 
 
 def _measure_relevance(
-    reading: AnswerTrace, question: JudgedQuestion, bench: AnswerGrader
+    reading: AnswerTrace, question: JudgedQuestion, grader: AnswerGrader
 ) -> float | None:
-    """Return the mean cosine of the question and those that the answer answers; 0 if it is none.
+    """Return the mean cosine of the question and questions generated from the answer; 0 if none.
 
     Source: Es et al. 2023, arXiv:2309.15217, section 3.
     """
-    if bench.judge is None:
+    if grader.judge is None:
         return None
     if reading.abstained:
         return 0.0
-    asked = bench.questions_of(reading.plain)
-    if not asked:
+    questions = grader.questions_of(reading.plain)
+    if not questions:
         return None
-    vectors = bench.index.embedder.embed([question.text, *asked], kind="query")
+    vectors = grader.index.embedder.embed([question.text, *questions], kind="query")
     return float(np.mean(vectors[1:] @ vectors[0]))
 
 
 class IndexAnswerer:
-    """Answers evaluation's questions from one open index with the default retriever."""
+    """Answers questions of an evaluation from one open index with the default retriever."""
 
     def __init__(self, index: Index) -> None:
-        """Answer from ``index``."""
+        """Use an open index."""
         self.index = index
 
     def retrieve(self, query: str, k: int) -> list[Hit]:
-        """Return the ``k`` best passages as they are read, best first, ranks from 1."""
+        """Return the ``k`` best passages as shown to the model, best first, ranks from 1."""
         return retrieve_with_parents(self.index, query, k)
 
     def prompt(self, question: str, hits: Sequence[Hit]) -> Prompt:
-        """Return what a model is given to answer the question from the hits."""
+        """Return the prompt that answers the question from the hits."""
         return render_prompt(question, hits)
 
 

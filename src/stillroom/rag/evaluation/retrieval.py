@@ -1,17 +1,16 @@
 """Retrieval evaluation: metrics, missed documents, and the location of evidence in an index.
 
-Passages are retrieved and judged under the name that the judgements use: the passage's id, its
-document's id or path, or the id of the corpus row it came from; the best passage of a document
-stands for it. Every judged query counts, with 0 where nothing was found. Knows no files.
+Passages are retrieved and judged under the name used by the judgments: the passage's id, its
+document's id or path, or the id of its corpus row; the best passage of a document determines its
+rank. Every judged query counts, with 0 if nothing was found.
 
-Judged collections keep all their texts in one file; an index is built of documents. Every row
-becomes a text file whose name is its id, percent-encoded, so that no id can leave the folder or
-collide with another; ids too long for a file name are refused.
+Judged collections keep all texts in one file, whereas an index is built from documents. Every row
+becomes a text file named by its percent-encoded id, so that no id can leave the folder or collide
+with another; ids too long for a file name are rejected.
 
 Evidence is a span of a document, a quotation, a name (of a passage, a document, a path or a corpus
-row), or, where a question names none, the accepted answers themselves. A passage holds a quotation
-that stands in it word for word, whatever the case and the punctuation. Does not know what was
-retrieved.
+row), or, if a question has none, the accepted answers themselves. Quotations are matched verbatim,
+ignoring case and punctuation.
 """
 
 from __future__ import annotations
@@ -89,10 +88,10 @@ _PASSAGES_PER_NAME = 3
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """Names found for one query, best first, after and before the reranker, and what it took.
+    """Names found for one query, best first, after and before the reranker, and the cost.
 
-    ``seconds`` is wall clock, ``cpu_seconds`` the processor's, of all threads; ``notices`` is what
-    a method had to do otherwise than asked; ``stage_ms`` what each stage took.
+    ``seconds`` is wall time, ``cpu_seconds`` that of all threads; ``notices`` are warnings of
+    methods; ``stage_ms`` is the time of each stage.
     """
 
     ranked: tuple[str, ...]
@@ -105,29 +104,29 @@ class QueryResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResults:
-    """What one way found, by query."""
+    """Results of one pipeline, by query."""
 
     way: str
     searched: Mapping[str, QueryResult]
 
     def run(self) -> dict[str, Ranking]:
-        """Return the ranking of every query; scores fall strictly with the rank.
+        """Return the ranking of every query; scores decrease strictly with the rank.
 
-        A reranker's scores and those of the hits it did not read are on two scales, so that only
-        the order is kept.
+        Only the order is kept, since scores of a reranker and those of hits it did not read are on
+        different scales.
         """
         return {
-            query: [(name, float(len(one.ranked) - at)) for at, name in enumerate(one.ranked)]
-            for query, one in self.searched.items()
+            query: [(name, float(len(result.ranked) - i)) for i, name in enumerate(result.ranked)]
+            for query, result in self.searched.items()
         }
 
 
 @dataclass(frozen=True, slots=True)
 class MissedDocument:
-    """A relevant id that did not come among the first k, and the stage that lost it.
+    """A relevant id that is not among the first k, and the stage that lost it.
 
-    ``index``: it is not in the index; ``retrieve``: not within the depth; ``rerank``: among the
-    first k until the reranker; ``rank``: within the depth and below k.
+    ``index``: not in the index; ``retrieve``: not within the depth; ``rerank``: among the first k
+    before the reranker; ``rank``: within the depth, but below k.
     """
 
     name: str
@@ -137,7 +136,7 @@ class MissedDocument:
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
-    """Figures of every way, and of each way less the first, with the p-value of the difference."""
+    """Metrics of each pipeline, and their differences from the first with p-values."""
 
     measures: tuple[str, ...]
     values: dict[str, dict[str, dict[str, float]]]
@@ -146,7 +145,7 @@ class MetricTable:
 
 
 def get_judged_id(passage: Passage, unit: JudgedUnit) -> str:
-    """Return what the judgements call a passage."""
+    """Return the name of a passage in the judgments."""
     if unit == "passage":
         return passage.id
     if unit == "document":
@@ -156,16 +155,16 @@ def get_judged_id(passage: Passage, unit: JudgedUnit) -> str:
 
 
 def get_query_id(query: str, unit: JudgedUnit, grades: Mapping[str, int]) -> str:
-    """Return the row of a corpus that a query is itself, which is not counted as found.
+    """Return the corpus row that is the query itself, which is excluded from the results.
 
-    Collections as ArguAna ask with rows of their own corpus. A row whose id is the query's is left
-    out, as BEIR's evaluation does it; but not one that is judged, which BEIR leaves out as well.
+    Collections such as ArguAna use rows of the corpus as queries. A row with the query's id is
+    excluded, as in BEIR's evaluation, unless it is judged (BEIR excludes it even then).
     """
     return query if unit == "corpus" and query not in grades else ""
 
 
 def choose_unit(passages: Iterable[Passage], qrels: Qrels) -> tuple[JudgedUnit, set[str]]:
-    """Return under which name most judged ids are in the index, and the index's names.
+    """Return the kind of name that matches most judged ids, and the names in the index.
 
     Raises:
         DataError: If no judged id is in the index under any name.
@@ -183,14 +182,14 @@ def choose_unit(passages: Iterable[Passage], qrels: Qrels) -> tuple[JudgedUnit, 
             where=f"qrels, for instance {next(iter(judged), '')!r:.60}",
             expected="ids of passages or documents, paths of documents, or ids of an unpacked "
             f"corpus; the index has for instance {min(names['path'], default='')!r:.60}",
-            next="check that the judgements belong to the documents of this index",
+            next="check that the judgments belong to the documents of this index",
         )
     return best, names[best]
 
 
 def search_query(
     index: Index,
-    way: RetrievalPipeline,
+    pipeline: RetrievalPipeline,
     text: str,
     *,
     unit: JudgedUnit,
@@ -201,78 +200,78 @@ def search_query(
     """Search an index for one query.
 
     Args:
-        index: Open.
-        way: How.
+        index: Open index.
+        pipeline: Retrieval pipeline.
         text: The query.
-        unit: What a hit is judged as.
-        depth: How many names are ranked; three passages are read for each where a name may have
+        unit: Kind of name by which hits are judged.
+        depth: Number of ranked names; three passages are retrieved for each if names can have
             several.
-        model: What a transform or a reranker may ask.
-        leave_out: A name that is not counted as found; see ``get_query_id``.
+        model: Called by transforms and rerankers.
+        leave_out: A name excluded from the results; see ``get_query_id``.
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
-    begun, begun_cpu = time.perf_counter(), time.process_time()
-    with collect_warnings() as told, collect_stages() as times:
-        before, after = _search(index, way, text, passages, model)
-    taken = time.perf_counter() - begun, time.process_time() - begun_cpu
+    started, started_cpu = time.perf_counter(), time.process_time()
+    with collect_warnings() as warnings, collect_stages() as times:
+        before, after = _search(index, pipeline, text, passages, model)
+    times_s = time.perf_counter() - started, time.process_time() - started_cpu
     first, ranked = (_pool_names(hits, unit, leave_out)[:depth] for hits in (before, after))
-    return QueryResult(ranked, first, *taken, tuple(told), times.to_json())
+    return QueryResult(ranked, first, *times_s, tuple(warnings), times.to_json())
 
 
 def compare_pipelines(
-    found: Sequence[RunResults], qrels: Qrels, measures: Sequence[str], *, seed: int = 0
+    results: Sequence[RunResults], qrels: Qrels, measures: Sequence[str], *, seed: int = 0
 ) -> MetricTable:
-    """Measure every way, and each way's difference from the first on the same queries."""
-    values = {one.way: score_run(one.run(), qrels, measures) for one in found}
+    """Compute the metrics of each pipeline, and its paired differences from the first."""
+    values = {result.way: score_run(result.run(), qrels, measures) for result in results}
     queries = list(qrels)
     metrics = {
-        way: {
+        name: {
             measure: bootstrap(
-                [by_query[query] for query in queries], seed=seed, name=f"{way}/{measure}"
+                [by_query[query] for query in queries], seed=seed, name=f"{name}/{measure}"
             )
             for measure, by_query in scored.items()
         }
-        for way, scored in values.items()
+        for name, scored in values.items()
     }
-    first, *others = (one.way for one in found)
+    first, *other_names = (result.way for result in results)
     differences = {
-        way: {
+        name: {
             measure: _compare_with_first(
-                values[way][measure], values[first][measure], queries, measure, seed
+                values[name][measure], values[first][measure], queries, measure, seed
             )
             for measure in measures
         }
-        for way in others
+        for name in other_names
     }
     return MetricTable(tuple(measures), values, metrics, differences)
 
 
 def list_missed_documents(
-    found: RunResults, qrels: Qrels, known: set[str], *, k: int
+    results: RunResults, qrels: Qrels, known: set[str], *, k: int
 ) -> dict[str, list[MissedDocument]]:
-    """Return for each judged query the relevant ids that are not among its first ``k``.
+    """Return, for each judged query, the relevant ids that are not among the first ``k``.
 
     Args:
-        found: Of one way.
-        qrels: What is relevant.
-        known: Every name in the index.
-        k: How many hits a reader sees.
+        results: Results of one pipeline.
+        qrels: Relevance judgments.
+        known: All names in the index.
+        k: Number of hits a reader sees.
     """
     misses: dict[str, list[MissedDocument]] = {}
     for query, grades in qrels.items():
-        one = found.searched.get(query)
-        after = {name: at for at, name in enumerate(one.ranked if one else (), 1)}
-        before = {name: at for at, name in enumerate(one.first if one else (), 1)}
-        own = []
+        result = results.searched.get(query)
+        after = {name: i for i, name in enumerate(result.ranked if result else (), 1)}
+        before = {name: i for i, name in enumerate(result.first if result else (), 1)}
+        missed = []
         for name in sorted(name for name, grade in grades.items() if grade > 0):
             rank = after.get(name)
             if rank is None or rank > k:
-                own.append(
+                missed.append(
                     MissedDocument(
                         name, rank, _find_lost_stage(name, rank, before.get(name), known, k)
                     )
                 )
-        misses[query] = own
+        misses[query] = missed
     return misses
 
 
@@ -287,36 +286,36 @@ def _find_lost_stage(
 
 
 def _search(
-    index: Index, way: RetrievalPipeline, text: str, depth: int, model: TextModel | None
+    index: Index, pipeline: RetrievalPipeline, text: str, depth: int, model: TextModel | None
 ) -> tuple[list[Hit], list[Hit]]:
-    """Return the hits before and after the reranker, which reads as many as it always does."""
+    """Return the hits before and after the reranker, which reads its usual number of hits."""
     from stillroom.rag.index.searcher import RERANK_DEPTH
 
-    asked = make_query(text)
+    query = make_query(text)
     hits = index.retrieve(
-        asked, depth, retriever=way.retriever, transform=way.transform, model=model
+        query, depth, retriever=pipeline.retriever, transform=pipeline.transform, model=model
     )
-    if way.reranker is None or not hits:
+    if pipeline.reranker is None or not hits:
         return hits, hits
-    read = max(RERANK_DEPTH, 1)
-    head = rerank_hits(way.reranker, asked, hits[:read], index, model)
-    return hits, [*head, *hits[read:]]
+    rerank_depth = max(RERANK_DEPTH, 1)
+    head = rerank_hits(pipeline.reranker, query, hits[:rerank_depth], index, model)
+    return hits, [*head, *hits[rerank_depth:]]
 
 
 def _pool_names(hits: Sequence[Hit], unit: JudgedUnit, leave_out: str) -> tuple[str, ...]:
-    """Return each name but one once, where its best passage stands."""
+    """Return the distinct names in order of their best passages, without ``leave_out``."""
     names = dict.fromkeys(get_judged_id(hit.passage, unit) for hit in hits)
     return tuple(name for name in names if name != leave_out)
 
 
 def _compare_with_first(
-    ours: Mapping[str, float],
-    theirs: Mapping[str, float],
+    values: Mapping[str, float],
+    baseline: Mapping[str, float],
     queries: Sequence[str],
     measure: str,
     seed: int,
 ) -> tuple[Metric, float]:
-    pair = [[side[query] for query in queries] for side in (ours, theirs)]
+    pair = [[side[query] for query in queries] for side in (values, baseline)]
     metric = paired_difference(pair[0], pair[1], seed=seed, name=f"difference/{measure}")
     return metric, randomization_test(pair[0], pair[1], seed=seed)
 
@@ -339,25 +338,25 @@ _MAX_FILES_PER_FOLDER = 1000
 
 
 def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = False) -> int:
-    """Write each row of a corpus as a document, its title on a line of its own; return how many.
+    """Write each row of a corpus as a document, its title on the first line; return their number.
 
-    The folder appears at once, when all of it is written.
+    The folder is created atomically, once all files are written.
 
     Args:
-        rows: What ``read_corpus`` yields.
-        out: The folder to make.
-        overwrite: Replace what is there.
+        rows: Output of ``read_corpus``.
+        out: The folder to create.
+        overwrite: Replace an existing folder.
 
     Raises:
-        DataError: If the folder is there already, or an id cannot name a file.
+        DataError: If the folder exists, or an id cannot be a file name.
     """
     if out.exists() and not overwrite:
         raise DataError(
-            f"{out} is there already",
+            f"{out} already exists",
             code="data.exists",
             where=str(out),
-            expected="a folder that is not there yet",
-            next="give another --out, or --overwrite",
+            expected="a folder that does not exist",
+            next="choose another --out, or add --overwrite",
         )
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -366,11 +365,11 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
         name = quote(row.id, safe="")
         if not name or len(name) > _MAX_NAME_BYTES:
             raise DataError(
-                f"the id {row.id!r:.60} cannot name a file",
+                f"the id {row.id!r:.60} cannot be a file name",
                 code="data.collection",
                 where=f"row {count}",
-                expected=f"1 to {_MAX_NAME_BYTES} characters once percent-encoded",
-                next="give the corpus shorter ids",
+                expected=f"1 to {_MAX_NAME_BYTES} characters when percent-encoded",
+                next="shorten the ids of the corpus",
             )
         folder = draft / f"{(count - 1) // _MAX_FILES_PER_FOLDER:04d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -386,7 +385,7 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
 
 
 def get_corpus_id(path: str) -> str:
-    """Return the id of the corpus row that a document's path was made of."""
+    """Return the id of the corpus row from a document's path."""
     return unquote(PurePosixPath(path).name.removesuffix(DOCUMENT_SUFFIX))
 
 
@@ -398,10 +397,10 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class EvidenceLocation:
-    """One piece of evidence: whether a document has it, and which passages hold it whole.
+    """A piece of evidence: whether a document has it, and which passages contain it entirely.
 
-    ``spans`` are those of the passages, or of the evidence itself where it is a span, as document,
-    start and end; ``quotes`` are its words, normalized, where it is a quotation or an answer.
+    ``spans`` are those of the passages, or of the evidence itself if it is a span, as document,
+    start and end; ``quotes`` are its normalized words, if it is a quotation or an answer.
     """
 
     in_documents: bool
@@ -411,99 +410,111 @@ class EvidenceLocation:
 
 
 class EvidenceMap:
-    """All passages of an index by what evidence may call them."""
+    """All passages of an index by the names that evidence may use."""
 
     def __init__(self, index: Index) -> None:
-        """Read every passage of ``index`` once."""
+        """Read every passage of ``index``."""
         self._index = index
         self._passages = [index.passage_at(row) for row in range(len(index))]
-        self._named: dict[str, list[int]] = defaultdict(list)
+        self._rows_by_name: dict[str, list[int]] = defaultdict(list)
         for row, passage in enumerate(self._passages):
             for name in dict.fromkeys(_list_names(passage)):
-                self._named[name].append(row)
-        self._text = _ConcatenatedTexts(one.text for one in self._passages)
+                self._rows_by_name[name].append(row)
+        self._passage_texts = _ConcatenatedTexts(passage.text for passage in self._passages)
         self._documents: _ConcatenatedTexts | None = None
 
     def locate(self, question: JudgedQuestion) -> list[EvidenceLocation]:
-        """Return the places of a question's evidence; of one without, that of its answers."""
+        """Locate a question's evidence, or its accepted answers if it has none."""
         if question.evidence:
-            return [self._place(one) for one in question.evidence]
+            return [self._locate(evidence) for evidence in question.evidence]
         if not question.answers:
             return []
-        found = [self._find_quote(answer, None) for answer in question.answers]
+        locations = [self._find_quote(answer, None) for answer in question.answers]
         return [
             EvidenceLocation(
-                any(one.in_documents for one in found),
-                frozenset[str]().union(*(one.passages for one in found)),
-                frozenset[Span]().union(*(one.spans for one in found)),
-                tuple(quote for one in found for quote in one.quotes),
+                any(location.in_documents for location in locations),
+                frozenset[str]().union(*(location.passages for location in locations)),
+                frozenset[Span]().union(*(location.spans for location in locations)),
+                tuple(quote for location in locations for quote in location.quotes),
             )
         ]
 
     def find_leaks(
-        self, questions: Sequence[JudgedQuestion], places: Mapping[str, Sequence[EvidenceLocation]]
+        self,
+        questions: Sequence[JudgedQuestion],
+        locations: Mapping[str, Sequence[EvidenceLocation]],
     ) -> list[LeakageFinding]:
-        """Return what makes the questions easier than people's, as far as this index can tell."""
-        texts = {one.id: one.text for one in self._passages}
-        held = {
-            query: [texts[name] for place in found for name in sorted(place.passages)]
-            for query, found in places.items()
+        """Return leakage that makes the questions too easy, as far as this index shows."""
+        texts = {passage.id: passage.text for passage in self._passages}
+        evidence_texts = {
+            query: [
+                texts[name] for location in query_locations for name in sorted(location.passages)
+            ]
+            for query, query_locations in locations.items()
         }
-        return find_leakage(questions, held, texts)
+        return find_leakage(questions, evidence_texts, texts)
 
-    def _place(self, evidence: EvidenceSpan) -> EvidenceLocation:
-        rows = self._named.get(evidence.name) if evidence.name else None
+    def _locate(self, evidence: EvidenceSpan) -> EvidenceLocation:
+        rows = self._rows_by_name.get(evidence.name) if evidence.name else None
         if evidence.name and rows is None and not evidence.quote:
             return EvidenceLocation(False, frozenset())
         if rows is not None and 0 <= evidence.start < evidence.end:
             spans = [self._passages[row] for row in rows]
-            if any(one.start < evidence.end and one.end > evidence.start for one in spans):
+            if any(
+                passage.start < evidence.end and passage.end > evidence.start for passage in spans
+            ):
                 held = (
-                    one.id
-                    for one in spans
-                    if one.start <= evidence.start and evidence.end <= one.end
+                    passage.id
+                    for passage in spans
+                    if passage.start <= evidence.start and evidence.end <= passage.end
                 )
                 span = (spans[0].document_id, evidence.start, evidence.end)
                 return EvidenceLocation(True, frozenset(held), frozenset({span}))
         if evidence.quote:
             return self._find_quote(evidence.quote, rows)
-        return self._at(rows or ())
+        return self._build_location(rows or ())
 
-    def _at(self, rows: Sequence[int], quotes: tuple[str, ...] = ()) -> EvidenceLocation:
-        found = [self._passages[row] for row in rows]
-        spans = frozenset((one.document_id, one.start, one.end) for one in found)
-        return EvidenceLocation(True, frozenset(one.id for one in found), spans, quotes)
+    def _build_location(
+        self, rows: Sequence[int], quotes: tuple[str, ...] = ()
+    ) -> EvidenceLocation:
+        passages = [self._passages[row] for row in rows]
+        spans = frozenset((passage.document_id, passage.start, passage.end) for passage in passages)
+        return EvidenceLocation(True, frozenset(passage.id for passage in passages), spans, quotes)
 
     def _find_quote(self, quote: str, rows: list[int] | None) -> EvidenceLocation:
-        """Look for a quotation in the passages of these rows, or of all, then in the documents."""
-        wanted = normalize_text(quote)
-        if not wanted:
+        """Locate a quotation in the given rows (default all), then in the documents."""
+        phrase = normalize_text(quote)
+        if not phrase:
             return EvidenceLocation(False, frozenset())
-        among = None if rows is None else set(rows)
-        held = [row for row in self._text.find(wanted) if among is None or row in among]
-        if held:
-            return self._at(held, (wanted,))
-        return EvidenceLocation(self._is_in_documents(wanted, rows), frozenset(), quotes=(wanted,))
+        candidates = None if rows is None else set(rows)
+        matches = [
+            row
+            for row in self._passage_texts.find(phrase)
+            if candidates is None or row in candidates
+        ]
+        if matches:
+            return self._build_location(matches, (phrase,))
+        return EvidenceLocation(self._is_in_documents(phrase, rows), frozenset(), quotes=(phrase,))
 
-    def _is_in_documents(self, wanted: str, rows: list[int] | None) -> bool:
+    def _is_in_documents(self, phrase: str, rows: list[int] | None) -> bool:
         if rows is not None:
             ids = {self._passages[row].document_id for row in rows}
-            texts = (normalize_text(self._document_text(one)) for one in sorted(ids))
-            return any(f" {wanted} " in f" {text} " for text in texts)
+            texts = (normalize_text(self._document_text(name)) for name in sorted(ids))
+            return any(f" {phrase} " in f" {text} " for text in texts)
         if self._documents is None:
-            ids = {one.document_id for one in self._passages}
-            self._documents = _ConcatenatedTexts(self._document_text(one) for one in sorted(ids))
-        return bool(self._documents.find(wanted))
+            ids = {passage.document_id for passage in self._passages}
+            self._documents = _ConcatenatedTexts(self._document_text(name) for name in sorted(ids))
+        return bool(self._documents.find(phrase))
 
     def _document_text(self, document_id: str) -> str:
         try:
             return self._index.document(document_id).text
-        except DataError:  # an index made without its documents: then only passages can tell
+        except DataError:  # an index built without documents: only passages are searched
             return ""
 
 
 class _ConcatenatedTexts:
-    """Many texts as one string, so that looking for a phrase in all of them is one scan."""
+    """Texts joined to one string, so that a phrase is searched in all of them with one scan."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         parts, self._starts, length = [], [], 0
@@ -512,16 +523,17 @@ class _ConcatenatedTexts:
             self._starts.append(length)
             parts.append(part)
             length += len(part)
-        self._whole = "".join(parts)
+        self._joined = "".join(parts)
 
-    def find(self, wanted: str) -> list[int]:
-        """Return the numbers of the texts that hold the normalized phrase, in order."""
-        phrase, found, at = f" {wanted} ", [], 0
-        while (at := self._whole.find(phrase, at)) >= 0:
-            number = bisect.bisect_right(self._starts, at) - 1
-            found.append(number)
-            at = self._starts[number + 1] if number + 1 < len(self._starts) else len(self._whole)
-        return found
+    def find(self, text: str) -> list[int]:
+        """Return the numbers of the texts that contain the normalized phrase, in order."""
+        phrase, numbers, position = f" {text} ", [], 0
+        while (position := self._joined.find(phrase, position)) >= 0:
+            number = bisect.bisect_right(self._starts, position) - 1
+            numbers.append(number)
+            is_last = number + 1 == len(self._starts)
+            position = len(self._joined) if is_last else self._starts[number + 1]
+        return numbers
 
 
 def _list_names(passage: Passage) -> tuple[str, ...]:
@@ -530,19 +542,19 @@ def _list_names(passage: Passage) -> tuple[str, ...]:
 
 
 def label_ranking(
-    ranked: Iterable[str], places: Mapping[str, EvidenceLocation]
+    ranked: Iterable[str], locations: Mapping[str, EvidenceLocation]
 ) -> list[tuple[str, float]]:
-    """Return a ranking of passages with evidence under its own name where a passage holds it.
+    """Replace passages that contain evidence by the names of the evidence in a ranking.
 
-    A passage that holds several pieces stands for each of them, in order; so cuts of any size
-    compare.
+    A passage with several pieces is replaced by each of them, in order, so that rankings of
+    different chunk sizes are comparable.
 
     Args:
         ranked: Passage ids, best first.
-        places: Evidence by the name that the judgements use.
+        locations: Evidence by its name in the judgments.
     """
     names: dict[str, None] = {}
     for passage in ranked:
-        held = [name for name, place in places.items() if passage in place.passages]
-        names.update(dict.fromkeys([name for name in held if name not in names] or [passage]))
-    return [(name, float(len(names) - at)) for at, name in enumerate(names)]
+        matching = [name for name, location in locations.items() if passage in location.passages]
+        names.update(dict.fromkeys([name for name in matching if name not in names] or [passage]))
+    return [(name, float(len(names) - i)) for i, name in enumerate(names)]

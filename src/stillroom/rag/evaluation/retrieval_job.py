@@ -1,8 +1,8 @@
 """Job that evaluates retrieval pipelines on judged queries, and its report.
 
-Leaves ``report.json`` and ``report.html``, a TREC run file a way under ``runs/``, and
-``queries.jsonl``: what each query missed by the first way, worst query first, with the stage that
-lost it.
+Writes ``report.json`` and ``report.html``, one TREC run file per pipeline under ``runs/``, and
+``queries.jsonl``: documents missed by the first pipeline for each query, worst query first, with
+the stage that lost them.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RetrievalEvalPlan:
-    """What is evaluated: the index, the judged queries, the ways, and how it is measured.
+    """Inputs and settings: the index, the judged queries, the pipelines, and the measures.
 
-    ``model`` is what transforms and rerankers may ask, by reference; ``access`` is who asks an
+    ``model`` is called by transforms and rerankers, by reference; ``access`` is the reader of an
     index with tenants.
     """
 
@@ -76,7 +76,7 @@ class RetrievalEvalPlan:
     access: AccessContext | None = None
 
     def to_text(self) -> str:
-        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
         lines = ["# stillroom rag eval", f"index: {json.dumps(str(self.index))}"]
         lines += [
             f"queries: {json.dumps(str(self.queries))}",
@@ -89,8 +89,8 @@ class RetrievalEvalPlan:
         lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
         lines += [f"model: {json.dumps(self.model)}"] if self.model else []
         if self.access is not None:
-            who = [self.access.tenant, *sorted(self.access.principals)]
-            lines.append(f"access: {json.dumps(who)}")
+            reader = [self.access.tenant, *sorted(self.access.principals)]
+            lines.append(f"access: {json.dumps(reader)}")
         return "\n".join(lines) + "\n"
 
 
@@ -102,23 +102,23 @@ def evaluate_retrieval(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report]:
-    """Search the index for every judged query by every way, and report what was found.
+    """Search the index for every judged query with every pipeline, and report the results.
 
     Args:
-        plan: What is evaluated.
+        plan: Inputs and settings.
         out: The folder of the report.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        resume: Resume an interrupted run.
+        overwrite: Replace an earlier job at ``out``.
+        reporter: Displays progress; default none.
 
     Raises:
         DataError: If a file or a measure cannot be used, or no judged id is in the index.
-        RecipeError: If a way names no method.
-        Cancelled: If the user stopped it; ``resume`` goes on.
+        RecipeError: If a pipeline names an unknown method.
+        Cancelled: If the user stopped it; ``resume`` continues.
     """
     for measure in plan.measures:
         parse_measure(measure)
-    ways = parse_pipelines(plan.ways)
+    pipelines = parse_pipelines(plan.ways)
     queries, qrels = read_judged_queries(plan)
     job = Job.start(
         out,
@@ -134,7 +134,7 @@ def evaluate_retrieval(
             Index.open(plan.index, access=plan.access) as index,
             open_optional_model(plan.model) as model,
         ):
-            return _evaluate(plan, ways, queries, qrels, index, job, model)
+            return _evaluate(plan, pipelines, queries, qrels, index, job, model)
     finally:
         job.close()
 
@@ -142,31 +142,31 @@ def evaluate_retrieval(
 def parse_pipelines(
     texts: Sequence[str], parse: Callable[[str], RetrievalPipeline] = parse_pipeline
 ) -> list[RetrievalPipeline]:
-    """Return the ways that lines describe.
+    """Parse pipelines from lines.
 
     Args:
-        texts: One way each.
-        parse: Reads a line; by default one that says how passages are found and no more.
+        texts: One pipeline each.
+        parse: Parses a line; defaults to pipelines of retrieval only.
 
     Raises:
         DataError: If one is given twice.
-        RecipeError: If one names no method.
+        RecipeError: If one names an unknown method.
     """
-    ways = [parse(text) for text in texts]
-    if len({way.name for way in ways}) < len(ways):
+    pipelines = [parse(text) for text in texts]
+    if len({pipeline.name for pipeline in pipelines}) < len(pipelines):
         raise DataError(
-            "a way is given twice",
+            "a pipeline is given twice",
             code="rag.ways",
             where=", ".join(texts),
-            expected="ways that differ",
-            next="leave one out",
+            expected="distinct pipelines",
+            next="remove one",
         )
-    return ways
+    return pipelines
 
 
 def _evaluate(
     plan: RetrievalEvalPlan,
-    ways: Sequence[RetrievalPipeline],
+    pipelines: Sequence[RetrievalPipeline],
     queries: Mapping[str, str],
     qrels: Qrels,
     index: Index,
@@ -174,17 +174,19 @@ def _evaluate(
     model: TextModel | None,
 ) -> tuple[Artifact, Report]:
     unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
-    embedding = _QueryPreEmbedder(ways, index, job)
-    own = {query: get_query_id(query, unit, qrels[query]) for query in queries}
-    found = _search_all(plan, ways, queries, unit, own, index, job, model, embedding)
-    board = compare_pipelines(found, qrels, plan.measures, seed=plan.seed)
-    misses = list_missed_documents(found[0], qrels, known, k=plan.k)
-    for number, one in enumerate(found):
-        write_run(job.output / "runs" / f"{number}-{_build_file_name(one.way)}.trec", one.run())
-    _write_queries(job.output / "queries.jsonl", queries, board, found[0], misses)
-    said = embedding.say(queries.values())
-    left_out = len(known & set(own.values()))
-    report = report_retrieval(plan, unit, queries, index, board, found, misses, said, left_out)
+    embedding = _QueryPreEmbedder(pipelines, index, job)
+    query_ids = {query: get_query_id(query, unit, qrels[query]) for query in queries}
+    results = _search_all(plan, pipelines, queries, unit, query_ids, index, job, model, embedding)
+    board = compare_pipelines(results, qrels, plan.measures, seed=plan.seed)
+    misses = list_missed_documents(results[0], qrels, known, k=plan.k)
+    for number, result in enumerate(results):
+        write_run(
+            job.output / "runs" / f"{number}-{_build_file_name(result.way)}.trec", result.run()
+        )
+    _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
+    timed = embedding.say(queries.values())
+    left_out = len(known & set(query_ids.values()))
+    report = report_retrieval(plan, unit, queries, index, board, results, misses, timed, left_out)
     report.write(job.output)
     artifact = job.finish(
         "report",
@@ -201,7 +203,7 @@ def _evaluate(
 def read_judged_queries(
     plan: RetrievalEvalPlan,
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return the queries that have a relevant judgement, and the judgements of those."""
+    """Return the queries with at least one relevant judgment, and their judgments."""
     texts, qrels = read_queries(plan.queries), read_qrels(plan.qrels)
     judged = {
         query: grades
@@ -215,29 +217,31 @@ def read_judged_queries(
             code="data.collection",
             where=f"{plan.queries}, for instance {lost[0]!r:.60}" if lost else str(plan.qrels),
             expected="a text for every judged query, and a relevance above 0",
-            next="check that queries and judgements belong together",
+            next="check that queries and judgments belong together",
         )
     return {query: texts[query] for query in judged}, judged
 
 
 class _QueryPreEmbedder:
-    """Embeds each query before any way is timed, so that none pays for the others."""
+    """Embeds each query before the pipelines are timed, so that none is charged for it."""
 
-    def __init__(self, ways: Sequence[RetrievalPipeline], index: Index, job: Job) -> None:
+    def __init__(self, pipelines: Sequence[RetrievalPipeline], index: Index, job: Job) -> None:
         self._index, self._journal = index, job.journal("embedded")
-        self._is_needed = any(isinstance(way.retriever, (HybridRetriever, Dense)) for way in ways)
+        self._is_needed = any(
+            isinstance(pipeline.retriever, (HybridRetriever, Dense)) for pipeline in pipelines
+        )
 
     def prepare(self, text: str) -> None:
-        """Let the index remember a query's vector; how long that took is kept."""
+        """Cache a query's vector in the index, and journal the time it took."""
         if not self._is_needed:
             return
-        begun = time.perf_counter()
+        started = time.perf_counter()
         self._index.embed_query(make_query(text))
         if (key := self._key(text)) not in self._journal:
-            self._journal.put(key, (time.perf_counter() - begun) * 1000)
+            self._journal.put(key, (time.perf_counter() - started) * 1000)
 
     def say(self, texts: Iterable[str]) -> str:
-        """Return the end of the sentence that says what is timed."""
+        """Return the end of the report's sentence on timing."""
         if not self._is_needed:
             return "."
         middle = statistics.median(self._journal[self._key(text)] for text in texts)
@@ -249,63 +253,73 @@ class _QueryPreEmbedder:
 
 def _search_all(
     plan: RetrievalEvalPlan,
-    ways: Sequence[RetrievalPipeline],
+    pipelines: Sequence[RetrievalPipeline],
     queries: Mapping[str, str],
     unit: JudgedUnit,
-    own: Mapping[str, str],
+    query_ids: Mapping[str, str],
     index: Index,
     job: Job,
     model: TextModel | None,
     embedding: _QueryPreEmbedder,
 ) -> list[RunResults]:
-    """Search by every way in turn for each query, so that no way has the warmer machine."""
+    """Search with all pipelines in turn for each query, so that none has a warmer machine."""
     journal = job.journal("searches")
-    asked = model.fingerprint if model is not None else ""
+    model_mark = model.fingerprint if model is not None else ""
     keys = {
-        (way.name, query): digest_json(
-            [way.name, query, text, unit, plan.depth, index.digest, asked, own[query]]
+        (pipeline.name, query): digest_json(
+            [
+                pipeline.name,
+                query,
+                text,
+                unit,
+                plan.depth,
+                index.digest,
+                model_mark,
+                query_ids[query],
+            ]
         )
         for query, text in queries.items()
-        for way in ways
+        for pipeline in pipelines
     }
     done = sum(key in journal for key in keys.values())
     warm = done == len(keys)
     with job.phase("search", len(keys), "searches", done=done) as progress:
         for query, text in queries.items():
-            for way in ways:
-                key = keys[way.name, query]
+            for pipeline in pipelines:
+                key = keys[pipeline.name, query]
                 if key in journal:
                     continue
                 job.check_cancelled()
-                if not warm:  # the first search opens the embedder; it is not timed
-                    for each in ways:
-                        search_query(index, each, text, unit=unit, depth=plan.depth, model=model)
+                if not warm:  # the first search opens the embedder and is not timed
+                    for warmed in pipelines:
+                        search_query(index, warmed, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
                 embedding.prepare(text)
-                one = search_query(
+                result = search_query(
                     index,
-                    way,
+                    pipeline,
                     text,
                     unit=unit,
                     depth=plan.depth,
                     model=model,
-                    leave_out=own[query],
+                    leave_out=query_ids[query],
                 )
                 row = [
-                    one.ranked,
-                    one.first,
-                    one.seconds,
-                    one.cpu_seconds,
-                    one.notices,
-                    one.stage_ms,
+                    result.ranked,
+                    result.first,
+                    result.seconds,
+                    result.cpu_seconds,
+                    result.notices,
+                    result.stage_ms,
                 ]
                 journal.put(key, row)
                 progress.advance()
     return [
         RunResults(
-            way.name, {query: _read_results(journal[keys[way.name, query]]) for query in queries}
+            pipeline.name,
+            {query: _read_results(journal[keys[pipeline.name, query]]) for query in queries},
         )
-        for way in ways
+        for pipeline in pipelines
     ]
 
 
@@ -315,7 +329,7 @@ def _read_results(row: Sequence[Any]) -> QueryResult:
 
 @contextmanager
 def open_optional_model(reference: str) -> Iterator[TextModel | None]:
-    """Yield the model of a reference, or none where it is empty."""
+    """Yield the model of a reference, or None if it is empty."""
     if not reference:
         yield None
         return
@@ -332,10 +346,10 @@ def _write_queries(
     path: Path,
     queries: Mapping[str, str],
     board: MetricTable,
-    found: RunResults,
+    results: RunResults,
     misses: Mapping[str, Sequence[MissedDocument]],
 ) -> None:
-    values = board.values[found.way]
+    values = board.values[results.way]
     order = sorted(queries, key=lambda query: (values[board.measures[0]][query], query))
     with atomic_write(path) as file:
         for query in order:
@@ -351,8 +365,8 @@ def _write_queries(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _build_file_name(way: str) -> str:
-    return "".join(char if char.isalnum() else "-" for char in way)[:60]
+def _build_file_name(pipeline: str) -> str:
+    return "".join(char if char.isalnum() else "-" for char in pipeline)[:60]
 
 
 _WORST_QUERIES = 20
@@ -367,23 +381,23 @@ def report_retrieval(
     queries: Mapping[str, str],
     index: Index,
     board: MetricTable,
-    found: Sequence[RunResults],
+    results: Sequence[RunResults],
     misses: Mapping[str, Sequence[MissedDocument]],
     timed: str,
     left_out: int = 0,
 ) -> Report:
-    """Return the report.
+    """Build the report.
 
     Args:
-        plan: What was evaluated.
-        unit: As what a hit was judged.
-        queries: Their texts by id.
-        index: Open.
-        board: The figures.
-        found: What each way found; the first is compared with.
-        misses: Of the first way, by query.
-        timed: The end of the sentence that says what is timed.
-        left_out: For how many queries the corpus row of their own id was not counted as found.
+        plan: Settings of the evaluation.
+        unit: Kind of name by which hits were judged.
+        queries: Texts by id.
+        index: Open index.
+        board: The metrics.
+        results: Results of each pipeline; the first is the baseline.
+        misses: Missed documents of the first pipeline, by query.
+        timed: End of the sentence on timing.
+        left_out: Number of queries whose own corpus row was excluded from the results.
     """
     first = plan.measures[0]
     report = Report(
@@ -397,77 +411,85 @@ def report_retrieval(
         )
         + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
     )
-    for one in found:
-        for measure, metric in board.metrics[one.way].items():
+    for outcome in results:
+        for measure, metric in board.metrics[outcome.way].items():
             report.add(metric, is_headline=measure == first)
     rows = [metrics[first] for metrics in board.metrics.values()]
     report.section(
         "Ways",
         f"What each way finds. Times are a query's at depth {plan.depth}{timed}",
-        table=_add_table(board, found),
-        plot=Plot.of(first, rows, labels=[one.way for one in found]),
+        table=_add_table(board, results),
+        plot=Plot.of(first, rows, labels=[outcome.way for outcome in results]),
     )
     report.section(
         "Where the time goes",
         "Medians over queries, in milliseconds; retrieve holds what is searched and fused. Embed "
         "is next to nothing where the query's vector is remembered.",
-        table=_add_stage_table(found),
+        table=_add_stage_table(results),
     )
     if board.differences:
         report.section(
-            f"Against {found[0].way}",
+            f"Against {results[0].way}",
             "On the same queries; p by Fisher's randomization, not corrected for their number.",
             table=_add_differences(board),
         )
-    told = Counter(
-        (one.way, text) for one in found for each in one.searched.values() for text in each.notices
+    notices = Counter(
+        (outcome.way, text)
+        for outcome in results
+        for result in outcome.searched.values()
+        for text in result.notices
     )
-    if told:
-        rows_told = tuple((way, text, str(count)) for (way, text), count in told.most_common())
+    if notices:
+        notice_rows = tuple(
+            (pipeline, text, str(count)) for (pipeline, text), count in notices.most_common()
+        )
         report.section(
             "Done otherwise than asked",
             "The figures hold these queries too.",
-            table=Table("notices", ("way", "what", "times"), rows_told),
+            table=Table("notices", ("way", "what", "times"), notice_rows),
         )
-    stages: Counter[str] = Counter(miss.stage for own in misses.values() for miss in own)
+    stages: Counter[str] = Counter(miss.stage for missed in misses.values() for miss in missed)
     report.section(
         "Where it is lost",
-        f"Relevant ones that are not among the first {plan.k} of {found[0].way}, by the stage that "
-        "lost them; queries.jsonl lists every one.",
-        table=_add_worst(queries, board.values[found[0].way][first], misses, stages),
+        f"Relevant ones that are not among the first {plan.k} of {results[0].way}, by the stage "
+        "that lost them; queries.jsonl lists every one.",
+        table=_add_worst(queries, board.values[results[0].way][first], misses, stages),
     )
     return report
 
 
-def _add_table(board: MetricTable, found: Sequence[RunResults]) -> Table:
+def _add_table(board: MetricTable, results: Sequence[RunResults]) -> Table:
     rows = []
-    for one in found:
-        cpu = summarize_times([each.cpu_seconds for each in one.searched.values()])
-        wall = summarize_times([each.seconds for each in one.searched.values()])
-        cells = [_format_metric(board.metrics[one.way][measure]) for measure in board.measures]
-        rows.append((one.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
+    for outcome in results:
+        cpu = summarize_times([result.cpu_seconds for result in outcome.searched.values()])
+        wall = summarize_times([result.seconds for result in outcome.searched.values()])
+        cells = [_format_metric(board.metrics[outcome.way][measure]) for measure in board.measures]
+        rows.append((outcome.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
     columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
     return Table("figures with 95 % intervals", columns, tuple(rows))
 
 
-def _add_stage_table(found: Sequence[RunResults]) -> Table:
+def _add_stage_table(results: Sequence[RunResults]) -> Table:
     names: dict[str, None] = {}
-    for one in found:
-        for each in one.searched.values():
-            names.update(dict.fromkeys(each.stage_ms))
+    for outcome in results:
+        for result in outcome.searched.values():
+            names.update(dict.fromkeys(result.stage_ms))
     rows = []
-    for one in found:
-        every = list(one.searched.values())
-        spent = ([each.stage_ms[name] for each in every if name in each.stage_ms] for name in names)
-        cells = (f"{statistics.median(times):.2f}" if times else "" for times in spent)
-        rows.append((one.way, *cells))
+    for outcome in results:
+        searched = list(outcome.searched.values())
+        stage_times = (
+            [result.stage_ms[name] for result in searched if name in result.stage_ms]
+            for name in names
+        )
+        cells = (f"{statistics.median(times):.2f}" if times else "" for times in stage_times)
+        rows.append((outcome.way, *cells))
     return Table("milliseconds by stage", ("way", *names), tuple(rows))
 
 
 def _add_differences(board: MetricTable) -> Table:
     rows = [
-        (way, measure, _format_metric(metric, sign=True), f"{p:.4f}")
-        for way, by_measure in board.differences.items()
+        (pipeline, measure, _format_metric(metric, sign=True), f"{p:.4f}")
+        for pipeline, by_measure in board.differences.items()
         for measure, (metric, p) in by_measure.items()
     ]
     return Table("way less the first", ("way", "measure", "difference", "p"), tuple(rows))
@@ -490,9 +512,9 @@ def _add_worst(
         for query in order[:_WORST_QUERIES]
         if misses[query]
     ]
-    said = ", ".join(f"{count} {stage}" for stage, count in stages.most_common()) or "none"
+    counts = ", ".join(f"{count} {stage}" for stage, count in stages.most_common()) or "none"
     return Table(
-        f"lost by stage: {said}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
+        f"lost by stage: {counts}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
     )
 
 

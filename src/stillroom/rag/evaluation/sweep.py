@@ -1,9 +1,8 @@
 """Results of a sweep: leaderboard, held-out score, effect of each change, and the report.
 
-The questions are dealt in two. On the first part the best configuration is chosen; on the second,
-which had no part in it, it is measured against the first configuration. Each change of one axis
-alone is compared with the first on all questions, and the p-values are corrected for how many there
-are (Holm). Knows no files.
+The questions are split in two. The best configuration is chosen on the first part and compared with
+the first configuration on the second part, which is held out. Each configuration is also compared
+with the first on all questions; p-values are corrected for the number of comparisons (Holm).
 
 Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
 """
@@ -46,7 +45,7 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SweepCost:
-    """What a configuration takes: a query's times, the index, and tokens a query that are asked."""
+    """Cost of a configuration: times per query, index size and build, tokens per query."""
 
     cpu_ms: float
     p50_ms: float
@@ -69,9 +68,9 @@ class SweepRow:
 
 @dataclass(frozen=True, slots=True)
 class SweepDelta:
-    """One configuration against the first on all questions; ``p`` is corrected.
+    """One configuration compared with the first on all questions; ``p`` is corrected.
 
-    ``axes`` are what differs; ``verdict`` is ``gain``, ``loss`` or ``not shown``.
+    ``axes`` are the settings that differ; ``verdict`` is ``gain``, ``loss`` or ``not shown``.
     """
 
     measured: SweepRow
@@ -85,9 +84,9 @@ class SweepDelta:
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary:
-    """What the sweep shows; the leaderboard is of the questions that choose, best first.
+    """Results of a sweep; the leaderboard is on the choosing questions, best first.
 
-    ``held_out`` and ``difference`` (from the first configuration) are of the others.
+    ``held_out`` and ``difference`` (from the first configuration) are on the held-out questions.
     """
 
     leaderboard: tuple[tuple[SweepRow, Metric], ...]
@@ -105,32 +104,32 @@ class SweepSummary:
 def evaluate_sweep(
     measured: Sequence[SweepRow], *, measure: str, held_out: float, seed: int = 0
 ) -> SweepSummary:
-    """Choose the best configuration on some questions and measure it on the others.
+    """Choose the best configuration on some questions and evaluate it on the others.
 
     Args:
-        measured: Every configuration on the same questions; the first is compared with.
-        measure: The name of what was measured.
-        held_out: The share of the questions that measure.
-        seed: Of the dealing and the intervals.
+        measured: Results of all configurations on the same questions; the first is the baseline.
+        measure: Name of the measure.
+        held_out: Share of held-out questions.
+        seed: Random seed of the split and the confidence intervals.
 
     Raises:
         DataError: If either part has fewer than ten questions.
     """
     choosing, measuring = split_questions(list(measured[0].values), held_out, seed)
     board = [
-        (one, _mean(one, choosing, f"choosing/{one.configuration.name}", seed)) for one in measured
+        (row, _mean(row, choosing, f"choosing/{row.configuration.name}", seed)) for row in measured
     ]
-    board.sort(key=lambda pair: -pair[1].value)  # stable: of equals the one that is listed first
+    board.sort(key=lambda pair: -pair[1].value)  # stable: ties go to the first listed
     best, first = board[0][0], measured[0]
-    ours, theirs = ([one.values[name] for name in measuring] for one in (best, first))
-    difference = paired_difference(ours, theirs, seed=seed, name=f"difference/{measure}")
+    values, baseline = ([row.values[name] for name in measuring] for row in (best, first))
+    difference = paired_difference(values, baseline, seed=seed, name=f"difference/{measure}")
     return SweepSummary(
         tuple(board),
         best,
         _mean(best, measuring, f"held-out/{measure}", seed),
         _mean(first, measuring, f"first/{measure}", seed),
         difference,
-        randomization_test(ours, theirs, seed=seed),
+        randomization_test(values, baseline, seed=seed),
         best is not first and difference.side() > 0,
         _compare(measured, seed),
         len(choosing),
@@ -141,21 +140,21 @@ def evaluate_sweep(
 def split_questions(
     names: Sequence[str], held_out: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Return the questions that choose and those that measure.
+    """Split questions into choosing and held-out ones.
 
     Raises:
         DataError: If either part has fewer than ten questions.
     """
-    dealt = list(names)
-    random.Random(seed).shuffle(dealt)
-    count = round(len(dealt) * held_out)
-    choosing, measuring = dealt[count:], dealt[:count]
+    shuffled = list(names)
+    random.Random(seed).shuffle(shuffled)
+    count = round(len(shuffled) * held_out)
+    choosing, measuring = shuffled[count:], shuffled[:count]
     if min(len(measuring), len(choosing)) < _MIN_QUESTIONS:
         raise DataError(
-            f"{len(choosing)} questions would choose and {len(measuring)} measure",
+            f"{len(choosing)} choosing and {len(measuring)} held-out questions are too few",
             code="rag.too-few-queries",
             expected=(
-                f"at least {_MIN_QUESTIONS} of each; some hundred to tell configurations apart"
+                f"at least {_MIN_QUESTIONS} of each; some hundred to distinguish configurations"
             ),
             next="judge more questions, or set sweep.held_out",
         )
@@ -164,26 +163,26 @@ def split_questions(
 
 def _compare(measured: Sequence[SweepRow], seed: int) -> tuple[SweepDelta, ...]:
     """Compare every configuration with the first; changes of one axis come first."""
-    first, *others = measured
+    first, *other_rows = measured
     names = list(first.values)
-    theirs = [first.values[name] for name in names]
-    found = []
-    for one in others:
-        ours = [one.values[name] for name in names]
-        metric = paired_difference(ours, theirs, seed=seed, name=one.configuration.name)
-        found.append((one, metric, randomization_test(ours, theirs, seed=seed)))
-    corrected = adjust_p_values([p for _, _, p in found])
+    baseline = [first.values[name] for name in names]
+    comparisons = []
+    for row in other_rows:
+        values = [row.values[name] for name in names]
+        metric = paired_difference(values, baseline, seed=seed, name=row.configuration.name)
+        comparisons.append((row, metric, randomization_test(values, baseline, seed=seed)))
+    corrected = adjust_p_values([p for _, _, p in comparisons])
     changes = [
         SweepDelta(
-            one,
-            _differing(one.configuration, first.configuration),
+            row,
+            _differing(row.configuration, first.configuration),
             metric,
             p,
             _verdict(metric, p),
-            one.cost.cpu_ms - first.cost.cpu_ms,
-            one.cost.index_bytes - first.cost.index_bytes,
+            row.cost.cpu_ms - first.cost.cpu_ms,
+            row.cost.index_bytes - first.cost.index_bytes,
         )
-        for (one, metric, _), p in zip(found, corrected, strict=True)
+        for (row, metric, _), p in zip(comparisons, corrected, strict=True)
     ]
     return tuple(sorted(changes, key=lambda change: (len(change.axes), -change.difference.value)))
 
@@ -194,24 +193,26 @@ def _verdict(metric: Metric, p: float) -> str:
     return "gain" if metric.value > 0 else "loss"
 
 
-def _differing(one: Configuration, other: Configuration) -> tuple[str, ...]:
-    return tuple(axis for axis, value in one.choices.items() if other.choices[axis] != value)
+def _differing(configuration: Configuration, baseline: Configuration) -> tuple[str, ...]:
+    return tuple(
+        axis for axis, value in configuration.choices.items() if baseline.choices[axis] != value
+    )
 
 
-def _mean(one: SweepRow, names: Sequence[str], metric: str, seed: int) -> Metric:
-    return bootstrap([one.values[name] for name in names], seed=seed, name=metric)
+def _mean(row: SweepRow, names: Sequence[str], metric: str, seed: int) -> Metric:
+    return bootstrap([row.values[name] for name in names], seed=seed, name=metric)
 
 
 _MEGA = 1e6
 
 
 def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report:
-    """Return the report of a sweep.
+    """Build the report of a sweep.
 
     Args:
-        outcome: What it shows.
-        measure: What was made high.
-        first: The configuration that all are compared with.
+        outcome: Results of the sweep.
+        measure: Name of the measure.
+        first: The baseline configuration.
     """
     report = Report("Sweep", summarize_advice(outcome, measure, first))
     report.add(outcome.held_out, is_headline=True)
@@ -241,21 +242,21 @@ def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report
 
 
 def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
-    """Return what a sweep says in two or three sentences: what to use, and what is worth it."""
+    """Summarize a sweep in two or three sentences: the recommendation and useful changes."""
     name, old = outcome.best.configuration.name, first.configuration.name
     if outcome.is_gain:
         more = outcome.best.cost.cpu_ms - first.cost.cpu_ms
         size = (outcome.best.cost.index_bytes - first.cost.index_bytes) / _MEGA
-        said = (
+        text = (
             f"Use {name}: on {outcome.measuring} questions that had no part in choosing it, it "
             f"finds {_format_metric(outcome.difference, sign=True)} {measure} more than {old}, for "
             f"{more:+.1f} CPU ms a query and {size:+.1f} MB of index."
         )
     elif outcome.best is first:
-        said = f"Keep {old}: nothing did better on the {outcome.choosing} questions that choose."
+        text = f"Keep {old}: nothing did better on the {outcome.choosing} questions that choose."
     else:
         few = warn_small_sample(outcome.measuring, "questions")
-        said = (
+        text = (
             f"Keep {old}: {name} did best on the questions that choose, and on the "
             f"{outcome.measuring} others the difference is "
             f"{_format_metric(outcome.difference, sign=True)}"
@@ -266,9 +267,9 @@ def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> st
     idle = sum(change.verdict == "not shown" for change in single)
     worse = sum(change.verdict == "loss" for change in single)
     if single:
-        said += " Worth it by itself: " + ("; ".join(worth) if worth else "no single change") + "."
-        said += f" Not shown to matter: {idle}; worse: {worse}." if idle or worse else ""
-    return said
+        text += " Worth it by itself: " + ("; ".join(worth) if worth else "no single change") + "."
+        text += f" Not shown to matter: {idle}; worse: {worse}." if idle or worse else ""
+    return text
 
 
 def _describe_change(change: SweepDelta) -> str:
@@ -280,18 +281,18 @@ def _describe_change(change: SweepDelta) -> str:
 def _add_leaderboard(outcome: SweepSummary, measure: str) -> Table:
     rows = tuple(
         (
-            one.configuration.name,
+            row.configuration.name,
             _format_metric(metric),
-            f"{one.cost.cpu_ms:.1f}",
-            f"{one.cost.p50_ms:.1f}",
-            f"{one.cost.p95_ms:.1f}",
-            f"{one.cost.index_bytes / _MEGA:.2f}",
-            f"{one.cost.passages:,}",
-            f"{one.cost.build_s:.1f}",
-            f"{one.cost.embedded:,}",
-            f"{one.cost.tokens:.0f}",
+            f"{row.cost.cpu_ms:.1f}",
+            f"{row.cost.p50_ms:.1f}",
+            f"{row.cost.p95_ms:.1f}",
+            f"{row.cost.index_bytes / _MEGA:.2f}",
+            f"{row.cost.passages:,}",
+            f"{row.cost.build_s:.1f}",
+            f"{row.cost.embedded:,}",
+            f"{row.cost.tokens:.0f}",
         )
-        for one, metric in outcome.leaderboard
+        for row, metric in outcome.leaderboard
     )
     columns = ("configuration", measure, "CPU ms", "p50 ms", "p95 ms", "index MB", "passages")
     return Table("best first", (*columns, "build s", "embedded", "model tokens a query"), rows)

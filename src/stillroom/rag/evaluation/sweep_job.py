@@ -1,9 +1,9 @@
 """Job that runs a sweep over index settings and retrieval pipelines.
 
-Indexes lie in a cache by their settings and the documents' digests, and vectors by text: what two
-configurations share is made once, and with a cache folder of one's own so do two sweeps. A killed
-sweep goes on where it was. Leaves ``report.json``, ``report.html``, ``leaderboard.jsonl`` (one row
-a configuration) and ``best.yaml`` (the recipe of the best, its way in a comment).
+Indexes are cached by settings and document digests, and vectors by text: what two configurations
+share is computed once, and a separate cache folder shares it between sweeps. An interrupted sweep
+can be resumed. Writes ``report.json``, ``report.html``, ``leaderboard.jsonl`` (one row per
+configuration) and ``best.yaml`` (the recipe of the best, its pipeline in a comment).
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
 __all__ = ["MANY_CONFIGURATIONS", "run_sweep"]
 
 MANY_CONFIGURATIONS = 24
-"""More configurations than this are tried only when that is asked for."""
+"""Maximum number of configurations without ``allow_many``."""
 
 _NAMES: tuple[str, ...] = ("document", "path", "corpus")
 
 
 @dataclass(frozen=True, slots=True)
 class _SweepQuestions:
-    """What is asked and what is relevant: evidence of questions, or names of a collection."""
+    """Queries and judgments: questions with evidence, or names of a collection."""
 
     texts: Mapping[str, str]
     asked: Sequence[JudgedQuestion]
@@ -84,7 +84,7 @@ class _SweepQuestions:
 
 @dataclass(frozen=True, slots=True)
 class _BuiltIndex:
-    """One index of the cache."""
+    """An index in the cache."""
 
     folder: Path
     passages: int
@@ -103,29 +103,30 @@ def run_sweep(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, SweepSummary]:
-    """Try every combination that a recipe's ``sweep`` names, and say which is worth it.
+    """Evaluate every configuration of a recipe's ``sweep``, and recommend one.
 
     Args:
-        recipe: Of kind rag, with ``sweep``.
+        recipe: Recipe of kind rag with ``sweep``.
         out: The folder of the report.
-        cache: Where indexes and vectors are kept for later sweeps; by default they go with the job.
-        allow_many: Try more than 24 configurations.
-        resume: Go on where a killed sweep stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        cache: Folder that keeps indexes and vectors for later sweeps; default the job's own.
+        allow_many: Allow more than 24 configurations.
+        resume: Resume an interrupted sweep.
+        overwrite: Replace an earlier job at ``out``.
+        reporter: Displays progress; default none.
 
     Raises:
-        RecipeError: If the recipe has no sweep, a setting or a way is none, or there are too many.
+        RecipeError: If the recipe has no sweep, a setting or pipeline is invalid, or there are too
+            many configurations.
         DataError: If the questions cannot be used or are too few.
-        Cancelled: If the user stopped it; ``resume`` goes on.
+        Cancelled: If the user stopped it; ``resume`` continues.
     """
     sweep = _check_plan(recipe, allow_many=allow_many)
     configurations = list_configurations(sweep)
-    variants = [build_variant(recipe, one.changes) for one in configurations]
+    variants = [build_variant(recipe, item.changes) for item in configurations]
     for configuration in configurations:
         parse_pipeline(configuration.way)
     questions = _read_questions(sweep)
-    split_questions(list(questions.qrels), sweep.held_out, recipe.seed)  # refused before any work
+    split_questions(list(questions.qrels), sweep.held_out, recipe.seed)  # fail before any work
     job = Job.start(
         out,
         dump_recipe(recipe),
@@ -136,18 +137,18 @@ def run_sweep(
     )
     try:
         with job.interruptible():
-            place = cache if cache is not None else job.scratch / "sweep"
+            cache_folder = cache if cache is not None else job.scratch / "sweep"
             job.say(
                 f"{len(configurations)} configurations on "
                 f"{len({dump_recipe(variant) for variant in variants})} indexes, "
                 f"{len(questions.texts)} questions"
             )
-            indexes = _build_all(variants, place, job)
-            with open_optional_model(sweep.model) as asked:
-                model = CallCounter(asked) if asked is not None else None
+            indexes = _build_all(variants, cache_folder, job)
+            with open_optional_model(sweep.model) as opened:
+                model = CallCounter(opened) if opened is not None else None
                 measured = [
-                    _measure(sweep, one, indexes[dump_recipe(variant)], questions, model, job)
-                    for one, variant in zip(configurations, variants, strict=True)
+                    _measure(sweep, item, indexes[dump_recipe(variant)], questions, model, job)
+                    for item, variant in zip(configurations, variants, strict=True)
                 ]
             outcome = evaluate_sweep(
                 measured, measure=sweep.measure, held_out=sweep.held_out, seed=recipe.seed
@@ -157,8 +158,8 @@ def run_sweep(
             add_leakage(report, leaks, len(questions.texts))
             best = next(
                 variant
-                for one, variant in zip(configurations, variants, strict=True)
-                if one is outcome.best.configuration
+                for item, variant in zip(configurations, variants, strict=True)
+                if item is outcome.best.configuration
             )
             _write_results(job, outcome, best)
             report.write(job.output)
@@ -177,70 +178,78 @@ def _check_plan(recipe: RagRecipe, *, allow_many: bool) -> SweepSettings:
             "the recipe has no sweep",
             code="rag.sweep-setting",
             expected="sweep: {vary: {SETTING: [VALUE, ...]}, ways: [...], questions: FILE}",
-            next="stillroom new rag prints every setting",
+            next="stillroom new rag prints all settings",
         )
     parse_measure(sweep.measure)
     count = len(list_configurations(sweep))
     if count > MANY_CONFIGURATIONS and not allow_many:
         sizes = {**sweep.vary, "ways": sweep.ways, "variants": sweep.variants}
-        said = ", ".join(f"{name} {len(values)}" for name, values in sizes.items())
+        counts = ", ".join(f"{name} {len(values)}" for name, values in sizes.items())
         raise RecipeError(
-            f"the sweep has {count} configurations ({said})",
+            f"the sweep has {count} configurations ({counts})",
             code="rag.sweep-too-many",
-            expected=f"at most {MANY_CONFIGURATIONS}, so that nobody starts days of work unawares",
+            expected=f"at most {MANY_CONFIGURATIONS}, unless confirmed: more may take days",
             next="vary less at once, or add --yes",
         )
     return sweep
 
 
 def _read_questions(sweep: SweepSettings) -> _SweepQuestions:
-    """Read questions with their evidence, or a collection's queries and judgements."""
+    """Read questions with their evidence, or a collection's queries and judgments."""
     if sweep.questions is not None:
-        asked = [one for one in read_question_set(Path(sweep.questions)) if one.is_answerable]
+        questions = [
+            question
+            for question in read_question_set(Path(sweep.questions))
+            if question.is_answerable
+        ]
         qrels = {
-            one.id: {f"{one.id}#{at}": 1 for at in range(max(len(one.evidence), 1))}
-            for one in asked
+            question.id: {f"{question.id}#{i}": 1 for i in range(max(len(question.evidence), 1))}
+            for question in questions
         }
-        return _SweepQuestions({one.id: one.text for one in asked}, asked, qrels)
+        return _SweepQuestions(
+            {question.id: question.text for question in questions}, questions, qrels
+        )
     if sweep.queries is None or sweep.qrels is None:
         raise RecipeError(
-            "the sweep has nothing to measure by",
+            "the sweep has no questions",
             code="rag.sweep-setting",
             where="sweep",
             expected="questions, or queries and qrels",
-            next="give judged questions; fifty of your own are worth more than a thousand made up",
+            next="set questions; fifty real ones are worth more than a thousand generated ones",
         )
     plan = RetrievalEvalPlan(Path(), Path(sweep.queries), Path(sweep.qrels), (), ())
     texts, qrels = read_judged_queries(plan)
     return _SweepQuestions(texts, (), qrels)
 
 
-def _build_all(variants: Sequence[RagRecipe], place: Path, job: Job) -> dict[str, _BuiltIndex]:
-    """Build every index that is not in the cache yet; return them by their recipe."""
+def _build_all(
+    variants: Sequence[RagRecipe], cache_folder: Path, job: Job
+) -> dict[str, _BuiltIndex]:
+    """Build the indexes missing in the cache; return all by recipe."""
     from stillroom.models import open_embedder
 
-    (place / "indexes").mkdir(parents=True, exist_ok=True)
+    (cache_folder / "indexes").mkdir(parents=True, exist_ok=True)
     distinct = {dump_recipe(variant): variant for variant in variants}
-    found: dict[str, _BuiltIndex] = {}
+    indexes: dict[str, _BuiltIndex] = {}
     embedders: dict[str, CachedEmbedder] = {}
     try:
         for number, (text, variant) in enumerate(distinct.items(), 1):
             job.check_cancelled()
             key = digest_json([text, _digest_documents(variant)])[:16]
-            folder = place / "indexes" / key
+            folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
                 job.say(f"index {number} of {len(distinct)}")
                 reference = variant.embedder
                 if reference not in embedders:
                     embedders[reference] = CachedEmbedder(
-                        open_embedder(reference), place / "vectors.sqlite"
+                        open_embedder(reference), cache_folder / "vectors.sqlite"
                     )
                 _build(variant, folder, text, embedders[reference], job)
-            found[text] = _describe(folder)
+            indexes[text] = _describe(folder)
     finally:
         for embedder in embedders.values():
             embedder.close()
-    return found
+    return indexes
 
 
 def _build(variant: RagRecipe, folder: Path, text: str, embedder: CachedEmbedder, job: Job) -> None:
@@ -248,9 +257,9 @@ def _build(variant: RagRecipe, folder: Path, text: str, embedder: CachedEmbedder
     inner = Job.start(folder, text, seed=variant.seed, resume=True, reporter=job.reporter)
     inner.cancel_with(job)
     try:
-        # What is tried lies in the cache, wherever the index of the recipe is to lie.
-        tried = variant.model_copy(update={"store": STORES.build("folder")})
-        run(tried, inner, embedder=embedder)
+        # Indexes of a sweep are in the cache, whatever the store of the recipe.
+        cached = variant.model_copy(update={"store": STORES.build("folder")})
+        run(cached, inner, embedder=embedder)
     finally:
         inner.close()
     job.event("index", folder=str(folder), embedded=embedder.computed - before)
@@ -267,9 +276,9 @@ def _describe(folder: Path) -> _BuiltIndex:
 
 
 def _digest_documents(variant: RagRecipe) -> str:
-    place = find_output(Path(variant.documents))
-    root = place if place.is_dir() else place.parent
-    files = sorted(scan_folder(place).files)
+    path = find_output(Path(variant.documents))
+    root = path if path.is_dir() else path.parent
+    files = sorted(scan_folder(path).files)
     return digest_json([[file.relative_to(root).as_posix(), digest_file(file)] for file in files])
 
 
@@ -281,32 +290,34 @@ def _measure(
     model: CallCounter | None,
     job: Job,
 ) -> SweepRow:
-    """Search one index by one way for every question; times are those of a fresh index.
+    """Search one index with one pipeline for all questions.
 
-    The index is opened anew, so that every way pays for embedding the questions itself.
+    The index is opened anew, so that every pipeline includes the time of embedding the questions.
     """
-    way = parse_pipeline(configuration.way)
+    pipeline = parse_pipeline(configuration.way)
     journal = job.journal("searches")
     run: dict[str, list[tuple[str, float]]] = {}
     rows: list[list[Any]] = []
     with Index.open(built.folder, verify=False) as index:
         judge = _JudgedNames(index, questions)
-        asked = model.fingerprint if model is not None else ""
+        model_mark = model.fingerprint if model is not None else ""
         is_warm = False
         with job.phase(configuration.name, len(questions.texts), "searches") as progress:
             for query, text in questions.texts.items():
                 key = digest_json(
-                    [way.name, query, text, judge.unit, sweep.depth, index.digest, asked]
+                    [pipeline.name, query, text, judge.unit, sweep.depth, index.digest, model_mark]
                 )
                 if key not in journal:
                     job.check_cancelled()
-                    if not is_warm:  # opens the embedder; another text, so that none is remembered
-                        search_query(index, way, f"{text} ?", unit="passage", depth=1, model=model)
+                    if not is_warm:  # opens the embedder; another text, so that no vector is cached
+                        search_query(
+                            index, pipeline, f"{text} ?", unit="passage", depth=1, model=model
+                        )
                         is_warm = True
                     before = model.tokens if model is not None else 0
-                    one = search_query(
+                    result = search_query(
                         index,
-                        way,
+                        pipeline,
                         text,
                         unit=judge.unit,
                         depth=sweep.depth,
@@ -314,13 +325,13 @@ def _measure(
                         leave_out=get_query_id(query, judge.unit, questions.qrels.get(query, {})),
                     )
                     spent = model.tokens - before if model is not None else 0
-                    journal.put(key, [one.ranked, one.seconds, one.cpu_seconds, spent])
+                    journal.put(key, [result.ranked, result.seconds, result.cpu_seconds, spent])
                 row = journal[key]
                 rows.append(row)
                 run[query] = judge.label(query, row[0])
                 progress.advance()
     values = score_run(run, questions.qrels, (sweep.measure,))[sweep.measure]
-    wall, cpu = (summarize_times([row[at] for row in rows]) for at in (1, 2))
+    wall, cpu = (summarize_times([row[column] for row in rows]) for column in (1, 2))
     cost = SweepCost(
         cpu["median_ms"],
         wall["median_ms"],
@@ -335,7 +346,7 @@ def _measure(
 
 
 class _JudgedNames:
-    """Names what one index finds as the judgements do, whatever its passages are."""
+    """Maps the passages of an index to the names in the judgments."""
 
     def __init__(self, index: Index, questions: _SweepQuestions) -> None:
         self._places = {}
@@ -343,44 +354,47 @@ class _JudgedNames:
         if questions.asked:
             evidence = EvidenceMap(index)
             self._places = {
-                one.id: {f"{one.id}#{at}": place for at, place in enumerate(evidence.locate(one))}
-                for one in questions.asked
+                question.id: {
+                    f"{question.id}#{i}": location
+                    for i, location in enumerate(evidence.locate(question))
+                }
+                for question in questions.asked
             }
             return
         passages = (index.passage_at(row) for row in range(len(index)))
         self.unit, _ = choose_unit(passages, questions.qrels)
         if self.unit not in _NAMES:
             raise DataError(
-                "the judgements name passages, and another chunker makes others",
+                "the judgments name passages, which depend on the chunker",
                 code="rag.sweep-unit",
-                expected="judgements of documents, of paths, or of rows of an unpacked corpus",
-                next="give sweep.questions with evidence, which is found in any passage",
+                expected="judgments of documents, of paths, or of rows of an unpacked corpus",
+                next="set sweep.questions with evidence, which is located in any passage",
             )
 
     def label(self, query: str, ranked: Sequence[str]) -> list[tuple[str, float]]:
-        """Return a ranking with scores, evidence under its own name."""
+        """Return a ranking with scores, with evidence under its own name."""
         if query in self._places:
             return label_ranking(ranked, self._places[query])
-        return [(name, float(len(ranked) - at)) for at, name in enumerate(ranked)]
+        return [(name, float(len(ranked) - i)) for i, name in enumerate(ranked)]
 
 
 def _find_leakage(
     recipe: RagRecipe, questions: _SweepQuestions, indexes: Iterable[_BuiltIndex]
 ) -> list[LeakageFinding]:
-    """Return what makes the questions too easy for any of the indexes, each leak once."""
-    assert recipe.sweep is not None  # noqa: S101  # checked before the job began
-    found: dict[tuple[str, str], LeakageFinding] = {}
+    """Return leakage that makes the questions too easy for any index, each finding once."""
+    assert recipe.sweep is not None  # noqa: S101  # checked before the job started
+    leaks: dict[tuple[str, str], LeakageFinding] = {}
     for built in indexes if questions.asked else ():
         with Index.open(built.folder, verify=False) as index:
             evidence = EvidenceMap(index)
-            places = {one.id: evidence.locate(one) for one in questions.asked}
-            for leak in evidence.find_leaks(questions.asked, places):
-                found.setdefault((leak.question, leak.kind), leak)
+            locations = {question.id: evidence.locate(question) for question in questions.asked}
+            for leak in evidence.find_leaks(questions.asked, locations):
+                leaks.setdefault((leak.question, leak.kind), leak)
     choosing, measuring = (
         {name: questions.texts[name] for name in side}
         for side in split_questions(list(questions.texts), recipe.sweep.held_out, recipe.seed)
     )
-    return [*found.values(), *find_split_overlap(choosing, measuring)]
+    return [*leaks.values(), *find_split_overlap(choosing, measuring)]
 
 
 def _write_results(job: Job, outcome: SweepSummary, best: RagRecipe) -> None:
@@ -399,9 +413,9 @@ def _write_results(job: Job, outcome: SweepSummary, best: RagRecipe) -> None:
 
 
 def _build_parents(recipe: RagRecipe, sweep: SweepSettings) -> list[Parent]:
-    found = [Parent("documents", recipe.documents, _digest_documents(recipe))]
+    parents = [Parent("documents", recipe.documents, _digest_documents(recipe))]
     for name in ("questions", "queries", "qrels"):
         path = getattr(sweep, name)
         if path is not None and Path(path).is_file():
-            found.append(Parent(name, path, digest_file(Path(path))))
-    return found
+            parents.append(Parent(name, path, digest_file(Path(path))))
+    return parents

@@ -1,12 +1,12 @@
 """Fusion tuning on judged queries with cross-validation.
 
-Each of five folds is measured by the setting that is best on the other four, so that no query helps
-to choose what it is measured with. That held-out value is what new queries may expect; the value of
-the best setting on the queries that chose it is not. Knows no files.
+Each of five folds is evaluated with the setting that is best on the other four, so that no query
+influences the setting it is evaluated with. This held-out value estimates that of new queries; the
+value of the best setting on the queries that chose it is biased upward.
 
 Source: Stone 1974, "Cross-validatory Choice and Assessment of Statistical Predictions".
 
-Leaves ``report.json`` and ``report.html``, and ``retriever.json``: the retriever to use.
+Writes ``report.json``, ``report.html``, and ``retriever.json``: the recommended retriever.
 """
 
 from __future__ import annotations
@@ -64,24 +64,26 @@ def tune_fusion(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, FusionTuningResult]:
-    """Choose on judged queries how keyword and dense lists are fused.
+    """Choose on judged queries how keyword and dense results are fused.
 
     Args:
-        plan: The index and the judged queries; its first measure is what counts, and its ways what
-            is tried, where it names any.
+        plan: The index and the judged queries; its first measure is optimized, and its pipelines,
+            if any, are the candidates.
         out: The folder of the report.
-        folds: Into how many parts the queries are dealt.
-        is_written: Let the index be searched by what is chosen where nobody names a retriever.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        folds: Number of folds.
+        is_written: Store the chosen retriever as the default of the index.
+        resume: Resume an interrupted run.
+        overwrite: Replace an earlier job at ``out``.
+        reporter: Displays progress; default none.
 
     Raises:
         DataError: If a file or the measure cannot be used, or the queries are too few.
-        RecipeError: If a way is none that fuses two lists.
+        RecipeError: If a pipeline does not fuse two lists.
     """
     parse_measure(plan.measures[0])
-    methods = {way: _describe_fusion(way) for way in plan.ways or list_fusion_settings()}
+    methods = {
+        pipeline: _describe_fusion(pipeline) for pipeline in plan.ways or list_fusion_settings()
+    }
     queries, qrels = read_judged_queries(plan)
     job = Job.start(
         out,
@@ -98,25 +100,27 @@ def tune_fusion(
             names = [get_judged_id(passage, unit) for passage in passages]
             legs = _search(index, queries, job)
             runs = {
-                way: {
+                pipeline: {
                     query: rank_names(
-                        method.fuse(both),
+                        method.fuse(lists),
                         names,
                         plan.depth,
                         get_query_id(query, unit, qrels[query]),
                     )
-                    for query, both in legs.items()
+                    for query, lists in legs.items()
                 }
-                for way, method in methods.items()
+                for pipeline, method in methods.items()
             }
             tuned = cross_validate(
                 runs, qrels, measure=plan.measures[0], folds=folds, seed=plan.seed
             )
             report = _report(tuned, plan.measures[0], len(queries), len(index))
             report.write(job.output)
-            chosen = methods[tuned.chosen].model_dump(mode="json")
+            retriever = methods[tuned.chosen].model_dump(mode="json")
             with atomic_write(job.output / "retriever.json") as file:
-                file.write(json.dumps({"way": tuned.chosen, "retriever": chosen}, indent=1) + "\n")
+                file.write(
+                    json.dumps({"way": tuned.chosen, "retriever": retriever}, indent=1) + "\n"
+                )
             artifact = job.finish(
                 "report",
                 parents=[
@@ -127,27 +131,27 @@ def tune_fusion(
                 details={"index": index.digest, "unit": unit, **report.to_json()},
             )
             if is_written:
-                write_tuned_retriever(plan.index, tuned.chosen, chosen)
+                write_tuned_retriever(plan.index, tuned.chosen, retriever)
             return artifact, report, tuned
     finally:
         job.close()
 
 
-def _describe_fusion(way: str) -> HybridRetriever:
-    parsed = parse_pipeline(way)
+def _describe_fusion(pipeline: str) -> HybridRetriever:
+    parsed = parse_pipeline(pipeline)
     method = parsed.retriever
     if not isinstance(method, HybridRetriever) or parsed.reranker or parsed.transform:
         raise RecipeError(
-            f"{way} does not fuse a keyword and a dense list",
+            f"{pipeline} does not fuse a keyword and a dense list",
             code="rag.not-a-fusion",
             expected="hybrid or convex with settings, without transform or reranker",
-            next="compare other ways by 'stillroom rag eval'",
+            next="compare other pipelines with 'stillroom rag eval'",
         )
     return method
 
 
 def _search(index: Index, queries: Mapping[str, str], job: Job) -> dict[str, list[RankedRows]]:
-    """Return the keyword and the dense list of every query."""
+    """Return the keyword and dense lists of every query."""
     journal = job.journal("legs")
     legs: dict[str, list[RankedRows]] = {}
     with job.phase("search", len(queries), "queries") as progress:
@@ -155,35 +159,38 @@ def _search(index: Index, queries: Mapping[str, str], job: Job) -> dict[str, lis
             key = digest_json([query, text, _DEPTH, index.digest])
             if key not in journal:
                 job.check_cancelled()
-                asked = make_query(text)
-                both = (index.search_keyword(asked, _DEPTH), index.search_dense(asked, _DEPTH))
-                journal.put(key, [list(map(list, leg)) for leg in both])
+                parsed_query = make_query(text)
+                lists = (
+                    index.search_keyword(parsed_query, _DEPTH),
+                    index.search_dense(parsed_query, _DEPTH),
+                )
+                journal.put(key, [list(map(list, leg)) for leg in lists])
             legs[query] = [[(int(row), float(s)) for row, s in leg] for leg in journal[key]]
             progress.advance()
     return legs
 
 
 def _explain_no_gain(tuned: FusionTuningResult) -> str:
-    """Return why nothing is gained: an interval that holds 0, or too few queries."""
+    """Return why there is no gain: an interval that contains 0, or too few queries."""
     few = warn_small_sample(tuned.difference.n, "queries").rstrip(".")
     return f": {few}" if few else " and its interval does not lie above 0"
 
 
 def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int) -> Report:
-    said = (
+    advice = (
         f"Use {tuned.chosen}: on queries that had no part in choosing it gains "
         f"{tuned.difference.value:+.4f} over the default."
         if tuned.is_gain
         else "Nothing is gained: on queries that had no part in choosing, the difference from the "
         f"default is {tuned.difference.value:+.4f}{_explain_no_gain(tuned)}. Use {tuned.chosen}."
     )
-    report = Report("Fusion", f"{queries} judged queries on {passages} passages. {said}")
+    report = Report("Fusion", f"{queries} judged queries on {passages} passages. {advice}")
     report.add(tuned.held_out, is_headline=True)
     for metric in (tuned.default, tuned.difference, tuned.seen):
         report.add(metric)
     rows = [
-        (what, f"{metric.value:.4f}", f"{metric.low:.4f}", f"{metric.high:.4f}")
-        for what, metric in (
+        (label, f"{metric.value:.4f}", f"{metric.low:.4f}", f"{metric.high:.4f}")
+        for label, metric in (
             ("default", tuned.default),
             ("chosen fold by fold, on held-out queries", tuned.held_out),
             ("held-out less default", tuned.difference),
@@ -197,14 +204,14 @@ def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int
             f"{measure} with 95 % intervals", ("what", "value", "low", "high"), tuple(rows)
         ),
     )
-    order = sorted(tuned.values, key=lambda way: -tuned.values[way])[:_SHOWN_SETTINGS]
+    order = sorted(tuned.values, key=lambda pipeline: -tuned.values[pipeline])[:_SHOWN_SETTINGS]
     report.section(
         "Best on all queries",
         "Differences of a hundredth mean little here. Chosen by fold: " + ", ".join(tuned.by_fold),
         table=Table(
             f"{measure} of {len(tuned.values)} settings, the best of them",
             ("way", "value"),
-            tuple((way, f"{tuned.values[way]:.4f}") for way in order),
+            tuple((pipeline, f"{tuned.values[pipeline]:.4f}") for pipeline in order),
         ),
     )
     return report
@@ -224,11 +231,11 @@ _CONSTANTS = (10, 60)
 
 @dataclass(frozen=True, slots=True)
 class FusionTuningResult:
-    """What tuning found.
+    """Result of tuning.
 
-    ``held_out`` and ``difference`` (from the default) are of queries that had no part in choosing;
-    ``seen`` is the best setting's value on the queries that chose it, and too high. ``chosen`` is
-    what to use: the default, unless the interval of the difference lies above 0.
+    ``held_out`` and ``difference`` (from the default) are on held-out queries; ``seen`` is the best
+    setting's value on the queries that chose it, and biased upward. ``chosen`` is the
+    recommendation: the default, unless the interval of the difference is above 0.
     """
 
     best: str
@@ -243,37 +250,37 @@ class FusionTuningResult:
 
 
 def list_fusion_settings() -> list[str]:
-    """Return the ways that are tried, the default first."""
-    ways = [DEFAULT_PIPELINE, "hybrid"]
-    ways += [
+    """Return the candidate pipelines, the default first."""
+    pipelines = [DEFAULT_PIPELINE, "hybrid"]
+    pipelines += [
         f"hybrid:rank_constant={constant},keyword_weight={keyword:g}"
         for constant in _CONSTANTS
         for keyword in _WEIGHTS
         if (constant, keyword) != (60, 1.0)
     ]
     for normalization in get_args(Normalization):
-        ways += [
+        pipelines += [
             f"convex:alpha={alpha:g},normalization={normalization}"
             for alpha in _ALPHAS
-            if (normalization, alpha) != ("minmax", 0.5)  # that is the default
+            if (normalization, alpha) != ("minmax", 0.5)  # the default
         ]
-    return ways
+    return pipelines
 
 
 def rank_names(
     ranked: RankedRows, names: Sequence[str], depth: int, leave_out: str = ""
 ) -> list[tuple[str, float]]:
-    """Return the names of ranked rows, each once where its best row stands; scores are places.
+    """Return the distinct names of ranked rows in order of their best rows; scores are by rank.
 
     Args:
         ranked: Rows, best first.
-        names: Of every row.
-        depth: How many names are kept.
-        leave_out: A name that is not counted as found.
+        names: Names of all rows.
+        depth: Maximum number of names.
+        leave_out: A name excluded from the results.
     """
-    found = dict.fromkeys(names[row] for row, _ in ranked)
-    kept = [name for name in found if name != leave_out][:depth]
-    return [(name, float(len(kept) - at)) for at, name in enumerate(kept)]
+    distinct = dict.fromkeys(names[row] for row, _ in ranked)
+    top = [name for name in distinct if name != leave_out][:depth]
+    return [(name, float(len(top) - i)) for i, name in enumerate(top)]
 
 
 def cross_validate(
@@ -284,67 +291,69 @@ def cross_validate(
     folds: int = 5,
     seed: int = 0,
 ) -> FusionTuningResult:
-    """Choose a way on some queries and measure it on others, fold by fold.
+    """Choose a pipeline on some queries and evaluate it on others, fold by fold.
 
     Args:
-        runs: What each way finds, by query; the first way is the default.
-        qrels: What is relevant.
-        measure: What is made as high as can be.
-        folds: Into how many parts the queries are dealt; 2 or more.
-        seed: Of the dealing and of the intervals.
+        runs: Results of each pipeline, by query; the first is the default.
+        qrels: Relevance judgments.
+        measure: Measure to maximize.
+        folds: Number of folds, 2 or more.
+        seed: Random seed of the folds and the confidence intervals.
 
     Raises:
-        DataError: If there are fewer queries than two a fold.
+        DataError: If there are fewer than two queries per fold.
     """
     queries = list(qrels)
     if len(queries) < 2 * folds:
         raise DataError(
             f"{len(queries)} judged queries are too few for {folds} folds",
             code="rag.too-few-queries",
-            expected=f"at least {2 * folds}; some hundred to tell settings apart",
-            next="judge more queries, or give fewer --folds",
+            expected=f"at least {2 * folds}; some hundred to distinguish settings",
+            next="judge more queries, or use fewer --folds",
         )
-    values = {way: score_run(run, qrels, (measure,))[measure] for way, run in runs.items()}
+    values = {
+        pipeline: score_run(run, qrels, (measure,))[measure] for pipeline, run in runs.items()
+    }
     random.Random(seed).shuffle(queries)
-    own: dict[str, float] = {}
+    held_out_values: dict[str, float] = {}
     winners = []
     for fold in range(folds):
-        held = set(queries[fold::folds])
-        best = _select_best(values, [query for query in queries if query not in held])
+        fold_queries = set(queries[fold::folds])
+        best = _select_best(values, [query for query in queries if query not in fold_queries])
         winners.append(best)
-        own.update({query: values[best][query] for query in held})
-    return _score_setting(values, list(qrels), own, tuple(winners), measure, seed)
+        held_out_values.update({query: values[best][query] for query in fold_queries})
+    return _score_setting(values, list(qrels), held_out_values, tuple(winners), measure, seed)
 
 
 def _score_setting(
     values: Mapping[str, Mapping[str, float]],
     queries: Sequence[str],
-    own: Mapping[str, float],
+    held_out_values: Mapping[str, float],
     winners: tuple[str, ...],
     measure: str,
     seed: int,
 ) -> FusionTuningResult:
     default = next(iter(values))
     best = _select_best(values, queries)
-    ours = [own[query] for query in queries]
-    theirs = [values[default][query] for query in queries]
-    difference = paired_difference(ours, theirs, seed=seed, name=f"difference/{measure}")
+    tuned = [held_out_values[query] for query in queries]
+    baseline = [values[default][query] for query in queries]
+    difference = paired_difference(tuned, baseline, seed=seed, name=f"difference/{measure}")
     is_gain = difference.side() > 0
-    seen = [values[best][query] for query in queries]
+    best_values = [values[best][query] for query in queries]
     return FusionTuningResult(
         best,
         best if is_gain else default,
         is_gain,
-        bootstrap(ours, seed=seed, name=f"held-out/{measure}"),
-        bootstrap(theirs, seed=seed, name=f"{default}/{measure}"),
+        bootstrap(tuned, seed=seed, name=f"held-out/{measure}"),
+        bootstrap(baseline, seed=seed, name=f"{default}/{measure}"),
         difference,
-        bootstrap(seen, seed=seed, name=f"seen/{measure}"),
+        bootstrap(best_values, seed=seed, name=f"seen/{measure}"),
         winners,
-        {way: sum(by.values()) / len(by) for way, by in values.items()},
+        {pipeline: sum(by.values()) / len(by) for pipeline, by in values.items()},
     )
 
 
 def _select_best(values: Mapping[str, Mapping[str, float]], queries: Sequence[str]) -> str:
-    """Return the way with the highest mean; of equals the one that is tried first."""
-    means = {way: sum(by[query] for query in queries) for way, by in values.items()}
-    return max(means, key=lambda way: means[way])
+    """Return the pipeline with the highest mean; ties go to the first."""
+    means = {pipeline: sum(by[query] for query in queries) for pipeline, by in values.items()}
+    return max(means, key=lambda pipeline: means[pipeline])

@@ -1,3 +1,3 @@
-"""Entity extractors: methods that find entities and relations in passages, one to a file."""
+"""Entity extractors: methods that find entities and relations in passages, one per file."""
 
-SEAM = "finds what passages speak of, with the place of every mention"
+SEAM = "extraction of entities and relations, with the position of every mention"

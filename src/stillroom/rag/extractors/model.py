@@ -1,11 +1,11 @@
-"""Extract entities and relations with a text model, held to a JSON Schema and to the passage.
+"""Extract entities and relations with a text model, constrained by a JSON Schema.
 
 Source: the extraction of Edge et al. 2024, arXiv:2404.16130, and of LightRAG (Guo et al. 2024,
 arXiv:2410.05779): entities with type and description, relations with keywords, description and
-strength, further passes over what was missed (gleanings). Differs: an entity must stand in the
-passage, word for word, and keeps the place of every mention; a relation must have both ends there.
-What does not is dropped and counted. By default names are chosen from the passage's noun phrases,
-so that a small model cannot make one up; ``names: free`` lets a better one find its own.
+strength, further passes over what was missed (gleanings). Differs: an entity must occur verbatim in
+the passage, and the position of every mention is recorded; both ends of a relation must occur
+there. Others are dropped and counted. By default names are chosen from the passage's noun phrases,
+so that a small model cannot invent one; with ``names: free`` the model writes its own.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ Span = tuple[int, int]
 
 
 class Model(EntityExtractor):
-    """Entities and relations in a model's words, with the passage's own places."""
+    """Entities and relations described by a model, located in the passage."""
 
     paper: ClassVar[str] = "arXiv:2410.05779"
     needs_model: ClassVar[bool] = True
 
     names: Literal["candidates", "free"] = Field(
-        "candidates", description="from the passage's noun phrases, or whatever the model writes"
+        "candidates", description="names: chosen from the passage's noun phrases, or free"
     )
-    entities: int = Field(8, ge=1, le=64, description="how many a passage has at most, each pass")
-    relations: int = Field(6, ge=0, le=64, description="how many a passage has at most, each pass")
+    entities: int = Field(8, ge=1, le=64, description="maximum entities per passage and pass")
+    relations: int = Field(6, ge=0, le=64, description="maximum relations per passage and pass")
     gleanings: int = Field(
-        0, ge=0, le=5, description="how often the model is asked for what it missed; GraphRAG: 1"
+        0, ge=0, le=5, description="number of passes for missed entities; GraphRAG: 1"
     )
 
     @override
@@ -69,16 +69,16 @@ class Model(EntityExtractor):
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[PassageExtraction]:
         model = require_model(model, "the extractor model", "the extractor noun_phrases")
-        found = [_CollectedExtraction(passage, self) for passage in passages]
-        asked = [one for one in found if one.has_names]
+        collected = [_CollectedExtraction(passage, self) for passage in passages]
+        pending = [item for item in collected if item.has_names]
         for _ in range(1 + self.gleanings):
-            prompts = [one.prompt() for one in asked]
-            done = model.generate(prompts, self._sampling, is_cancelled=is_cancelled)
-            for at, (one, completion) in enumerate(zip(asked, done, strict=True)):
+            prompts = [item.prompt() for item in pending]
+            completions = model.generate(prompts, self._sampling, is_cancelled=is_cancelled)
+            for i, (item, completion) in enumerate(zip(pending, completions, strict=True)):
                 if completion.finish_reason == "cancelled":
-                    return _list_complete(found, asked[at:])
-                one.take(completion.text)
-        return [one.finish() for one in found]
+                    return _list_complete(collected, pending[i:])
+                item.add_answer(completion.text)
+        return [item.finish() for item in collected]
 
     @property
     def _sampling(self) -> Sampling:
@@ -86,21 +86,21 @@ class Model(EntityExtractor):
 
 
 class _CollectedExtraction:
-    """What the passes over one passage have found so far."""
+    """Entities and relations of one passage, collected over the passes."""
 
     def __init__(self, passage: Passage, settings: Model) -> None:
         self._text, self._settings = passage.text, settings
         self._starts = [start for start, _ in split_sentences(passage.text)]
         self._choices = _list_choices(passage) if settings.names == "candidates" else []
         self._answers: list[str] = []
-        self._places: dict[str, list[Span]] = {}
+        self._spans_by_name: dict[str, list[Span]] = {}
         self._mentions: dict[Span, Mention] = {}
         self._relations: list[Relation] = []
         self._dropped: Counter[str] = Counter()
 
     @property
     def has_names(self) -> bool:
-        """Whether there is anything that could be named."""
+        """Whether there are names to choose from, or names are free."""
         return bool(self._choices) or self._settings.names == "free"
 
     def prompt(self) -> Prompt:
@@ -112,19 +112,21 @@ class _CollectedExtraction:
             messages += [Message("assistant", answer), Message("user", _GLEANING_PROMPT)]
         return Prompt(tuple(messages), schema=_build_schema(self._settings, self._choices))
 
-    def take(self, answer: str) -> None:
+    def add_answer(self, answer: str) -> None:
         self._answers.append(answer)
-        told = _parse_extraction(answer)
-        if told is None:
+        data = _parse_extraction(answer)
+        if data is None:
             self._dropped["unreadable"] += 1
             return
-        for one in _list_objects(told.get("entities")):
-            self._take_entity(one)
-        for one in _list_objects(told.get("relations")):
-            self._take_relation(one)
+        for entity in _list_objects(data.get("entities")):
+            self._add_entity(entity)
+        for relation in _list_objects(data.get("relations")):
+            self._add_relation(relation)
 
     def finish(self) -> PassageExtraction:
-        mentions = sorted(self._mentions.values(), key=lambda one: (one.start, -one.end))
+        mentions = sorted(
+            self._mentions.values(), key=lambda mention: (mention.start, -mention.end)
+        )
         return PassageExtraction(
             tuple(mentions),
             tuple(self._relations),
@@ -132,18 +134,18 @@ class _CollectedExtraction:
             dict(self._dropped),
         )
 
-    def _take_entity(self, told: Mapping[str, Any]) -> None:
-        places = self._find(_clean_line(told.get("name")))
-        if not places:
+    def _add_entity(self, entity: Mapping[str, Any]) -> None:
+        spans = self._find(_clean_line(entity.get("name")))
+        if not spans:
             self._dropped["ungrounded"] += 1
             return
-        self._mention(
-            places, _clean_line(told.get("type")).lower(), _clean_line(told.get("description"))
+        self._add_mentions(
+            spans, _clean_line(entity.get("type")).lower(), _clean_line(entity.get("description"))
         )
 
-    def _mention(self, places: Sequence[Span], kind: str = "", description: str = "") -> None:
-        """Note every place of an entity; what was told of one before stays."""
-        for start, end in places[:_MAX_MENTIONS]:
+    def _add_mentions(self, spans: Sequence[Span], kind: str = "", description: str = "") -> None:
+        """Record all mentions of an entity; existing descriptions are kept."""
+        for start, end in spans[:_MAX_MENTIONS]:
             name = " ".join(self._text[start:end].split())
             sentence = max(bisect.bisect_right(self._starts, start) - 1, 0)
             known = self._mentions.get((start, end))
@@ -151,17 +153,15 @@ class _CollectedExtraction:
                 mention = Mention(name, start, end, sentence, kind, description)
                 self._mentions[start, end] = mention
 
-    def _take_relation(self, told: Mapping[str, Any]) -> None:
-        names = [_clean_line(told.get(end)) for end in ("source", "target")]
+    def _add_relation(self, relation: Mapping[str, Any]) -> None:
+        names = [_clean_line(relation.get(end)) for end in ("source", "target")]
         spans = [self._find(name)[:_MAX_MENTIONS] for name in names]
         if not all(spans) or spans[0] == spans[1]:
             self._dropped["ungrounded"] += 1
             return
-        for (
-            places
-        ) in spans:  # an end that the model did not list stands in the passage all the same
-            self._mention(places)
-        pairs = [(one, other) for one in spans[0] for other in spans[1]]
+        for mentions in spans:  # the model may not have listed the ends as entities
+            self._add_mentions(mentions)
+        pairs = [(first, second) for first in spans[0] for second in spans[1]]
         near = min(pairs, key=self._distance)
         start, end = min(span[0] for span in near), max(span[1] for span in near)
         source, target = (" ".join(self._text[span[0] : span[1]].split()) for span in near)
@@ -171,44 +171,44 @@ class _CollectedExtraction:
                 target,
                 start,
                 end,
-                _parse_keywords(told.get("keywords")),
-                _clean_line(told.get("description")),
-                _parse_strength(told.get("strength")),
+                _parse_keywords(relation.get("keywords")),
+                _clean_line(relation.get("description")),
+                _parse_strength(relation.get("strength")),
             )
         )
 
     def _distance(self, pair: tuple[Span, Span]) -> tuple[int, int, tuple[Span, Span]]:
-        """Return how far two mentions stand from each other: sentences, then characters."""
+        """Return the distance of two mentions: in sentences, then in characters."""
         sentences = [self._mentions[span].sentence for span in pair]
         return abs(sentences[0] - sentences[1]), max(pair)[1] - min(pair)[0], pair
 
     def _find(self, name: str) -> list[Span]:
-        """Return where the passage has a name, in any case and spacing, as words of its own."""
-        if name not in self._places:
+        """Return the spans of a name in the passage, as whole words, ignoring case and spacing."""
+        if name not in self._spans_by_name:
             words = r"\s+".join(re.escape(part) for part in name.split())
             pattern = rf"(?<!\w){words}(?!\w)"
-            found = re.finditer(pattern, self._text, re.IGNORECASE) if words else iter(())
-            self._places[name] = [match.span() for match in found]
-        return self._places[name]
+            matches = re.finditer(pattern, self._text, re.IGNORECASE) if words else iter(())
+            self._spans_by_name[name] = [match.span() for match in matches]
+        return self._spans_by_name[name]
 
 
 def _list_complete(
-    found: Sequence[_CollectedExtraction], unasked: Sequence[_CollectedExtraction]
+    collected: Sequence[_CollectedExtraction], unfinished: Sequence[_CollectedExtraction]
 ) -> list[PassageExtraction]:
-    """Return the extractions before the first that is not finished."""
+    """Return the extractions before the first unfinished one."""
     finished = []
-    for one in found:
-        if one in unasked:
+    for item in collected:
+        if item in unfinished:
             break
-        finished.append(one.finish())
+        finished.append(item.finish())
     return finished
 
 
 def _list_choices(passage: Passage) -> list[str]:
-    """Return the names that a passage offers, each once, those it says most often first."""
+    """Return the distinct noun phrases of a passage, the most frequent first."""
     counts: Counter[str] = Counter()
-    for one in find_phrases(passage.text, passage.language):
-        counts[" ".join(passage.text[one.start : one.end].split())] += 1
+    for phrase in find_phrases(passage.text, passage.language):
+        counts[" ".join(passage.text[phrase.start : phrase.end].split())] += 1
     distinct: dict[str, str] = {}
     for name, _ in counts.most_common():
         distinct.setdefault(name.casefold(), name)
@@ -246,27 +246,27 @@ def _build_object_schema(**properties: Any) -> dict[str, Any]:
 
 def _parse_extraction(answer: str) -> Mapping[str, Any] | None:
     try:
-        told = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        data = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return data if isinstance(data, dict) else None
 
 
-def _list_objects(told: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(told, list):
-        yield from (one for one in told if isinstance(one, dict))
+def _list_objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
 
 
-def _clean_line(told: Any) -> str:
-    return " ".join(strip_invisible(told).split()) if isinstance(told, str) else ""
+def _clean_line(value: Any) -> str:
+    return " ".join(strip_invisible(value).split()) if isinstance(value, str) else ""
 
 
-def _parse_keywords(told: Any) -> tuple[str, ...]:
-    words = told.split(",") if isinstance(told, str) else told if isinstance(told, list) else []
+def _parse_keywords(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     lines = (_clean_line(word).strip(" .") for word in words)
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def _parse_strength(told: Any) -> float:
-    is_number = isinstance(told, int | float) and not isinstance(told, bool)
-    return float(min(max(told, 1), 10)) if is_number else 1.0
+def _parse_strength(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(min(max(value, 1), 10)) if is_number else 1.0

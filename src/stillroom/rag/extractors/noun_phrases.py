@@ -2,9 +2,9 @@
 
 Source: FastGraphRAG, the noun-phrase graph of Edge et al. 2024, arXiv:2404.16130 (its code: phrases
 as nodes, co-occurrence as edges, weights by pointwise mutual information, rare nodes pruned).
-Differs: phrases come from rules over words instead of a tagger, so that no model is downloaded; two
-phrases are related within a few sentences instead of anywhere in a passage; an edge weighs the
-passages that hold both times the positive mutual information of the two.
+Differs: phrases are found by rules over words instead of a tagger, so that no model is downloaded;
+two phrases are related within a few sentences instead of anywhere in a passage; the weight of an
+edge is the number of passages with both, times their positive pointwise mutual information.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class NounPhrases(EntityExtractor):
     paper: ClassVar[str] = "arXiv:2404.16130"
 
     min_count: int = Field(
-        2, ge=1, le=1000, description="in how many passages an entity must be mentioned to stay"
+        2, ge=1, le=1000, description="minimum number of passages that mention an entity"
     )
 
     window: int = Field(
-        2, ge=1, le=50, description="within how many sentences two phrases are related"
+        2, ge=1, le=50, description="number of sentences within which two phrases are related"
     )
     prune: float = Field(
-        0.4, ge=0, lt=1, description="which share of the relations is left out, the lightest"
+        0.4, ge=0, lt=1, description="share of the relations that is dropped, the lightest"
     )
 
     @override
@@ -50,19 +50,22 @@ class NounPhrases(EntityExtractor):
         *,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[PassageExtraction]:
-        found = []
+        extractions = []
         for passage in passages:
             if is_cancelled is not None and is_cancelled():
                 break
             text = passage.text
             mentions = tuple(
                 Mention(
-                    " ".join(text[one.start : one.end].split()), one.start, one.end, one.sentence
+                    " ".join(text[phrase.start : phrase.end].split()),
+                    phrase.start,
+                    phrase.end,
+                    phrase.sentence,
                 )
-                for one in find_phrases(text, passage.language)
+                for phrase in find_phrases(text, passage.language)
             )
-            found.append(PassageExtraction(mentions, (), tuple(find_acronyms(text))))
-        return found
+            extractions.append(PassageExtraction(mentions, (), tuple(find_acronyms(text))))
+        return extractions
 
     @override
     def weigh(self, together: float, source: int, target: int, passages: int) -> float:

@@ -1,8 +1,8 @@
 """Answers from an index: retrieval, generation, citation checks, and their sources.
 
-Nothing is refused or changed because of a label: retrieved text is data whatever it says, and a
-pattern can be written around. Hits and answers carry the labels so that a person or a program can
-look twice. Does not know: instructions in other words, other languages, or pictures.
+Content flags never refuse or change anything: retrieved text is data, whatever its content, and
+patterns can be evaded. Hits and answers carry the flags so that a person or a program can inspect
+them. Not detected: paraphrased instructions, other languages, and instructions in pictures.
 """
 
 from __future__ import annotations
@@ -84,33 +84,32 @@ def ask(
     """Answer a question from the passages of an index.
 
     Args:
-        index: What is searched.
-        model: What writes.
-        question: What is asked; any text, or a Query with the conversation before it.
-        sampling: How the answer is drawn.
-        is_cancelled: Once true, the answer ends where it is.
+        index: Index to search.
+        model: Model that generates the answer.
+        question: A text, or a Query with the preceding conversation.
+        sampling: Sampling settings of the answer.
+        is_cancelled: Polled while generating; once true, the answer ends there.
         settings: Fields of ``AnswerSettings``.
 
     Returns:
-        The answer. ``details`` hold ``answering`` and its ``trace`` (every step), ``calls`` of the
-        model, ``statements`` (each sentence with its support), ``abstained``, ``refusal`` (why) and
-        ``nearest`` (the passages named then), ``dropped`` (passages that did not fit), ``left_out``
-        (every span that was found and is not shown), ``repeats``, ``sources`` (each passage that
-        was shown: place, origin, flags), ``origins`` (how many of those that are cited were made by
-        whom), ``dropped_statements``, ``removed_citations``,
-        ``broken_links``, ``repeated_sentences``, ``notices`` (what a method had to do otherwise
-        than asked),
-        ``prompt_tokens``, ``stage_ms`` (what each stage took, in milliseconds), ``cached`` and
-        ``index`` (the digest of its state).
+        The answer. ``details`` has ``answering`` (the strategy) and its ``trace`` (every step),
+            ``calls`` of the model, ``statements`` (each sentence with its support), ``abstained``,
+            ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
+            (number of passages that did not fit), ``left_out`` (retrieved spans that are not
+            shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
+            ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
+            ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
+            of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
+            milliseconds), ``cached`` and ``index`` (the digest of its state).
 
     Raises:
-        DataError: If k is below 1, the question too long, or the best passage does not fit.
+        DataError: If k is below 1, the question is too long, or the best passage does not fit.
         BackendError: If the model fails.
     """
     *_, answer = _answer(
         index, model, question, AnswerSettings(**settings), sampling, False, is_cancelled
     )
-    assert isinstance(answer, Answer)  # noqa: S101  # the last item is one
+    assert isinstance(answer, Answer)  # noqa: S101  # the last item is the Answer
     return answer
 
 
@@ -123,13 +122,13 @@ def ask_stream(
     is_cancelled: Callable[[], bool] | None = None,
     **settings: Unpack[AnswerOptions],
 ) -> Iterator[str | Answer]:
-    """Yield pieces of the answer as they are certain, then the Answer; see ``ask``.
+    """Yield pieces of the answer as soon as they are final, then the Answer; see ``ask``.
 
-    The pieces joined are the answer's text, the same as ``ask`` gives. Closing the iterator stops
-    the model.
+    The concatenated pieces are the answer's text, identical to that of ``ask``. Closing the
+    iterator stops the model.
 
     Yields:
-        Text, and last the Answer.
+        Text, and finally the Answer.
     """
     return _answer(index, model, question, AnswerSettings(**settings), sampling, True, is_cancelled)
 
@@ -143,19 +142,19 @@ def _answer(
     is_streamed: bool,
     is_cancelled: Callable[[], bool] | None,
 ) -> Iterator[str | Answer]:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     query = make_query(question)
     method = ANSWER_STRATEGIES.build(asking.answering)
     scope = _build_answer_scope(index, model, query, asking, sampling)
     cache = asking.cache
-    kept = None if cache is None else cache.find(index, scope, query.text)
-    if kept is not None:
-        index.note_cached(query.text, kept.hits)
-        count_answer(kept, time.perf_counter() - begun)
-        yield kept.completion.text
-        yield kept
+    cached_answer = None if cache is None else cache.find(index, scope, query.text)
+    if cached_answer is not None:
+        index.note_cached(query.text, cached_answer.hits)
+        count_answer(cached_answer, time.perf_counter() - started)
+        yield cached_answer.completion.text
+        yield cached_answer
         return
-    inquiry = AnswerSession(
+    session = AnswerSession(
         index,
         model,
         query,
@@ -167,10 +166,10 @@ def _answer(
     )
     span = open_span("ask")
     try:
-        for item in _stream_answer(inquiry, method, span):
+        for item in _stream_answer(session, method, span):
             if isinstance(item, Answer):
                 record_answer(span, query.text, item.completion.text)
-                count_answer(item, time.perf_counter() - begun)
+                count_answer(item, time.perf_counter() - started)
                 if cache is not None:
                     cache.keep(index, scope, query.text, item)
             yield item
@@ -179,33 +178,33 @@ def _answer(
 
 
 def _stream_answer(
-    inquiry: AnswerSession, method: AnswerStrategy, span: Span
+    session: AnswerSession, method: AnswerStrategy, span: Span
 ) -> Iterator[str | Answer]:
-    """Yield checked pieces of what a method answers, then the Answer."""
+    """Yield checked pieces of a strategy's answer, then the Answer."""
 
     def work() -> Iterator[str]:
-        inquiry.stand_alone()
-        yield from method.answer(inquiry)
+        session.condense_question()
+        yield from method.answer(session)
 
-    draft, told, times = _AnswerDraft(inquiry), list[str](), StageTimes()
-    for raw in _collect_events(work(), told, times, span):
-        begun = time.perf_counter()
+    draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
+    for raw in _collect_events(work(), warnings, times, span):
+        started = time.perf_counter()
         piece = draft.feed(raw)
-        times.add("check", time.perf_counter() - begun)
+        times.add("check", time.perf_counter() - started)
         if piece:
             yield piece
-    begun = time.perf_counter()
+    started = time.perf_counter()
     piece = draft.finish()
-    times.add("check", time.perf_counter() - begun)
+    times.add("check", time.perf_counter() - started)
     if piece:
         yield piece
-    yield draft.to_answer(told, times)
+    yield draft.to_answer(warnings, times)
 
 
 def _build_answer_scope(
     index: Index, model: TextModel, query: Query, asking: AnswerSettings, sampling: Sampling
 ) -> str:
-    """Return the digest of all that an answer depends on beside the question's text."""
+    """Return the digest of everything an answer depends on, apart from the question's text."""
     if asking.cache is None:
         return ""
     settings = {
@@ -215,12 +214,12 @@ def _build_answer_scope(
     }
     if asking.retriever is None:
         settings["retriever"] = _to_plain(index.default_retriever)
-    chosen = [
+    methods = [
         RETRIEVERS.build(asking.retriever or index.default_retriever),
         ANSWER_STRATEGIES.build(asking.answering),
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
     ]
-    settings["moments"] = [one.moment for one in chosen]
+    settings["moments"] = [method.moment for method in methods]
     return build_cache_scope(
         index=index.digest,
         scope=index.scope,
@@ -233,22 +232,22 @@ def _build_answer_scope(
 
 
 def _to_plain(setting: Any) -> Any:
-    """Return a setting as plain values; a method as its name and settings."""
+    """Convert a setting to plain values; a method to its name and settings."""
     return setting.model_dump(mode="json") if isinstance(setting, Method) else setting
 
 
 def _collect_events(
-    items: Iterator[str], told: list[str], times: StageTimes, span: Span
+    items: Iterator[str], warnings: list[str], times: StageTimes, span: Span
 ) -> Iterator[str]:
-    """Yield the items; what methods notice and take while one is made is added up.
+    """Yield the items, and collect warnings and stage times emitted while each is produced.
 
-    Nothing is collected while the caller has the item: its time and its context are its own.
+    Nothing is collected while the caller holds an item: its time and context are the caller's.
     """
     try:
         while True:
-            with collect_warnings() as heard, collect_stages() as spent, span.current():
+            with collect_warnings() as new_warnings, collect_stages() as spent, span.current():
                 item = next(items, None)
-            told += heard
+            warnings += new_warnings
             times.include(spent)
             if item is None:
                 return
@@ -260,122 +259,123 @@ def _collect_events(
 
 
 class _AnswerDraft:
-    """An answer while it is written: checked text, then a refusal where there is no support."""
+    """An answer in progress: checked text, then a refusal if there is no support."""
 
     def __init__(self, inquiry: AnswerSession) -> None:
-        self._inquiry = inquiry
-        self._composer: CitationStream | None = None
+        self._session = inquiry
+        self._stream: CitationStream | None = None
         self._text = ""
-        self._own = PromptLeakFilter()
-        self._echoes = PromptEchoStripper(inquiry.query.text, REQUEST)
-        self._named: tuple[int, ...] = ()
+        self._leak_filter = PromptLeakFilter()
+        self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
+        self._named_numbers: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:
-        said = self._echoes.feed(self._own.feed(raw))
-        return self._add(self._compose().feed(said)) if said else ""
+        text = self._echo_stripper.feed(self._leak_filter.feed(raw))
+        return self._append(self._open_stream().feed(text)) if text else ""
 
     def finish(self) -> str:
-        """Return the rest of the text, with the refusal if there is one."""
-        inquiry = self._inquiry
-        if inquiry.shown is None:
-            return self._add(self._refuse(ABSTENTION))
-        composer = self._compose()
-        said = self._echoes.feed(self._own.finish()) + self._echoes.finish()
-        rest = self._add(composer.feed(said) + composer.finish())
-        if inquiry.completion.finish_reason == "cancelled":
-            return rest
+        """Return the remaining text, with the refusal if there is one."""
+        session = self._session
+        if session.shown is None:
+            return self._append(self._build_refusal(ABSTENTION))
+        composer = self._open_stream()
+        text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
+        remainder = self._append(composer.feed(text) + composer.finish())
+        if session.completion.finish_reason == "cancelled":
+            return remainder
         if " ".join(self._text.split()).rstrip(".") == ABSTENTION.rstrip("."):
-            inquiry.refusal = "model"
-            return rest + self._add(self._refuse(""))
-        inquiry.refusal = self._find_refusal(composer)
-        if not inquiry.refusal:
-            return rest
+            session.refusal = "model"
+            return remainder + self._append(self._build_refusal(""))
+        session.refusal = self._find_refusal(composer)
+        if not session.refusal:
+            return remainder
         space = " " if self._text else ""
-        return rest + self._add(space + self._refuse(ABSTENTION))
+        return remainder + self._append(space + self._build_refusal(ABSTENTION))
 
     def _find_refusal(self, composer: CitationStream) -> str:
-        """Return why what was said is no answer; empty where it is one."""
+        """Return the reason why the text is not an answer; empty if it is one."""
         if composer.is_refused:
             return "unsupported"
         if composer.is_restated:
             return "restated"
         return "" if any(map(str.isalnum, _CITATIONS.sub("", self._text))) else "empty"
 
-    def to_answer(self, told: list[str], times: StageTimes) -> Answer:
-        inquiry, composer = self._inquiry, self._composer
-        hits = inquiry.shown.hits if inquiry.shown else inquiry.nearest
-        numbers = {*self._named, *(composer.numbers if composer else ())}
+    def to_answer(self, warnings: list[str], times: StageTimes) -> Answer:
+        session, composer = self._session, self._stream
+        hits = session.shown.hits if session.shown else session.nearest
+        numbers = {*self._named_numbers, *(composer.numbers if composer else ())}
         citations = []
         for number in sorted(numbers):
             passage = hits[number - 1].passage
             citations.append(Citation(number, passage.id, passage.location, passage.text))
-        details = {**self._describe(hits, told), "stage_ms": times.to_json()}
+        details = {**self._describe(hits, warnings), "stage_ms": times.to_json()}
         details["origins"] = count_origins(details["sources"], numbers)
-        completion = replace(inquiry.completion, text=self._text)
+        completion = replace(session.completion, text=self._text)
         return Answer(completion, tuple(citations), hits, details)
 
-    def _describe(self, hits: Sequence[Hit], told: list[str]) -> dict[str, Any]:
-        inquiry, shown, composer = self._inquiry, self._inquiry.shown, self._composer
+    def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
+        session, shown, composer = self._session, self._session.shown, self._stream
         statements = composer.statements if composer else []
-        said = " ".join(self._text.split())
+        text = " ".join(self._text.split())
         return {
-            "index": inquiry.index.digest,
-            "answering": ANSWER_STRATEGIES.build(inquiry.asking.answering).method_name(),
-            "trace": inquiry.trace,
-            "calls": inquiry.model.calls,
+            "index": session.index.digest,
+            "answering": ANSWER_STRATEGIES.build(session.asking.answering).method_name(),
+            "trace": session.trace,
+            "calls": session.model.calls,
             "prompt_tokens": shown.prompt_tokens if shown else 0,
             "dropped": shown.dropped if shown else 0,
             "left_out": [
-                [one.passage_id, one.start, one.end] for one in (shown.left_out if shown else ())
+                [part.passage_id, part.start, part.end]
+                for part in (shown.left_out if shown else ())
             ],
-            "notices": told,
-            "repeats": inquiry.repeats,
+            "notices": warnings,
+            "repeats": session.repeats,
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
             "repeated_sentences": composer.repeats if composer else 0,
-            "abstained": said.startswith(ABSTENTION.rstrip(".")) or bool(inquiry.refusal),
-            "refusal": inquiry.refusal,
-            "nearest": [hits[number - 1].passage.id for number in self._named],
-            "support": dict(sorted(Counter(one.status for one in statements).items())),
+            "abstained": text.startswith(ABSTENTION.rstrip(".")) or bool(session.refusal),
+            "refusal": session.refusal,
+            "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
+            "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
             "dropped_statements": [
-                {"text": text, "status": one.status, "score": round(one.score, 4)}
-                for text, one in (composer.dropped if composer else ())
+                {"text": sentence, "status": statement.status, "score": round(statement.score, 4)}
+                for sentence, statement in (composer.dropped if composer else ())
             ],
             "sources": describe_sources(hits),
             "cached": None,
         }
 
-    def _compose(self) -> CitationStream:
-        if self._composer is None:
-            inquiry, shown = self._inquiry, self._inquiry.shown
+    def _open_stream(self) -> CitationStream:
+        if self._stream is None:
+            session, shown = self._session, self._session.shown
             hits = shown.hits if shown else ()
-            checker = CHECKERS.build(inquiry.asking.checker)
-            evidence = checker.hold([get_readable_text(hit.passage) for hit in hits], inquiry.index)
-            evidence.place([format_heading_path(hit.passage) for hit in hits])
-            evidence.ask(inquiry.query.text)
-            self._composer = CitationStream(
+            checker = CHECKERS.build(session.asking.checker)
+            evidence = checker.hold([get_readable_text(hit.passage) for hit in hits], session.index)
+            evidence.set_headings([format_heading_path(hit.passage) for hit in hits])
+            evidence.set_question(session.query.text)
+            self._stream = CitationStream(
                 evidence,
                 len(hits),
-                cite=inquiry.asking.cite,
-                unsupported=inquiry.asking.unsupported,
+                cite=session.asking.cite,
+                unsupported=session.asking.unsupported,
             )
-        return self._composer
+        return self._stream
 
-    def _refuse(self, opening: str) -> str:
-        """Return a refusal that names the passages which came nearest, best first."""
-        inquiry = self._inquiry
-        hits = inquiry.shown.hits if inquiry.shown else inquiry.nearest
-        order = sorted(range(len(hits)), key=lambda at: (hits[at].rank, at))
-        self._named = tuple(sorted(at + 1 for at in order[:_MAX_NAMED_SOURCES]))
-        marks = " and ".join(f"[{number}]" for number in self._named)
+    def _build_refusal(self, opening: str) -> str:
+        """Return a refusal that names the nearest passages, best first."""
+        session = self._session
+        hits = session.shown.hits if session.shown else session.nearest
+        order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
+        self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
+        marks = " and ".join(f"[{number}]" for number in self._named_numbers)
         if not marks:
             return opening
-        one = len(self._named) == 1
-        who = f"passage, {marks}, does" if one else f"passages, {marks}, do"
-        return f"{opening} The nearest {who} not support an answer."
+        is_single = len(self._named_numbers) == 1
+        subject = f"passage, {marks}, does" if is_single else f"passages, {marks}, do"
+        return f"{opening} The nearest {subject} not support an answer."
 
-    def _add(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         self._text += text
         return text
 
@@ -383,26 +383,26 @@ class _AnswerDraft:
 SUSPECTED_STEP = "forensics.suspected"
 
 
-"""The method of a link that whoever suspects a medium of being fake adds to its origin's chain."""
+"""Prefix of the origin link's method by which a medium is reported as a suspected fake."""
 
 
 CHECK_STEP_PREFIX = "forensics.check."
 
 
-"""How the method of a link begins that says what a check of the file found."""
+"""Prefix of the origin link's method that records the verdict of a file check."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """Return the passages that an answer was written from, numbers as in its citations.
+    """Return the passages that an answer was generated from, numbered as in its citations.
 
     Args:
         hits: In the order of their numbers.
 
     Returns:
-        For each: ``number``, ``passage_id``, ``score`` and ``rank`` as it was retrieved, ``path``,
-        ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown
-        or suspected-fake), ``license`` and ``flags`` (labels of
-        ``stillroom.rag.generation.answer.CONTENT_FLAGS``).
+        For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
+            ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic,
+            unknown or suspected-fake), ``checked`` (verdict of a file check), ``license`` and
+            ``flags`` (keys of ``CONTENT_FLAGS``).
     """
     return [
         {
@@ -427,40 +427,40 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 
 def count_origins(sources: Sequence[Mapping[str, Any]], cited: Collection[int]) -> dict[str, int]:
-    """Return how many sources were made by whom: of those that are cited, or of all if none is.
+    """Count the sources by kind of origin: the cited ones, or all if none is cited.
 
     Args:
-        sources: As ``describe_sources`` gives them.
+        sources: The output of ``describe_sources``.
         cited: The numbers that the answer cites.
     """
-    used = [one for one in sources if one["number"] in cited] or sources
-    return dict(sorted(Counter(str(one["origin"]) for one in used).items()))
+    used = [source for source in sources if source["number"] in cited] or sources
+    return dict(sorted(Counter(str(source["origin"]) for source in used).items()))
 
 
 def get_origin_label(origin: Origin) -> str:
-    """Return ``suspected-fake`` where the chain says so, else who made it."""
+    """Return ``suspected-fake`` if the chain reports it, else the kind of origin."""
     suspected = any(link.method.startswith(SUSPECTED_STEP) for link in origin.chain)
     return "suspected-fake" if suspected else origin.kind
 
 
 def get_check_verdict(origin: Origin) -> str:
-    """Return what a check of the file found, by the chain; empty where none was made."""
-    found = [link.method for link in origin.chain if link.method.startswith(CHECK_STEP_PREFIX)]
-    return found[-1].removeprefix(CHECK_STEP_PREFIX) if found else ""
+    """Return the verdict of the last file check in the chain; empty if there was none."""
+    checks = [link.method for link in origin.chain if link.method.startswith(CHECK_STEP_PREFIX)]
+    return checks[-1].removeprefix(CHECK_STEP_PREFIX) if checks else ""
 
 
 CONTENT_FLAGS: dict[str, str] = {
-    "control-tokens": "text that a chat template could read as its own",
-    "hidden-text": "characters or markup that a person does not see",
-    "instruction": "an order to whoever answers, rather than a statement",
-    "planted-citation": "tells which passage is to be cited or trusted",
-    "remote-content": "a picture or link in Markdown or HTML that reaches out with data",
-    "role-play": "a turn of a conversation, as if system, user or assistant spoke",
+    "control-tokens": "text that a chat template could parse as control tokens",
+    "hidden-text": "characters or markup invisible to a reader",
+    "instruction": "an instruction to the model instead of a statement",
+    "planted-citation": "demands that a certain passage be cited or trusted",
+    "remote-content": "a picture or link in Markdown or HTML that could send data out",
+    "role-play": "a faked turn of the system, user or assistant",
     "secrets": "asks for prompts, keys, passwords, or other people's documents",
 }
 
 
-"""Every label, with what it means."""
+"""Description of each flag."""
 
 
 _INJECTION_VERBS = (
@@ -529,13 +529,13 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
 
 
 def flag_text(text: str) -> tuple[str, ...]:
-    """Return the labels of ``CONTENT_FLAGS`` that hold for a text, sorted.
+    """Return the keys of ``CONTENT_FLAGS`` that match a text, sorted.
 
-    Patterns are looked for in the text as people see it, so that a word cut by invisible characters
-    is found as well; invisible characters are themselves a label.
+    Patterns are matched after invisible characters are stripped, so that words split by them are
+    detected; the invisible characters themselves are flagged too.
     """
-    seen = strip_invisible(text)
-    found = {name for name, pattern in _PATTERNS.items() if pattern.search(seen)}
+    visible = strip_invisible(text)
+    flags = {name for name, pattern in _PATTERNS.items() if pattern.search(visible)}
     if count_invisible(text):
-        found.add("hidden-text")
-    return tuple(sorted(found))
+        flags.add("hidden-text")
+    return tuple(sorted(flags))

@@ -1,23 +1,22 @@
 """Citations in a streamed answer: parsing, validation, and groundedness by sentence.
 
 ``[1]``, ``[1, 2]``, ``[1-3]``, ``[[1]]``, ``【1】`` and ``［1］`` become ``[1]`` or ``[1][2]``;
-numbers of no passage are taken out and counted. Text in backticks and in fenced code stays as it
-is. The parser works character by character, so that what comes out never depends on how the
-stream was cut.
+numbers
+that match no passage are removed and counted. Text in backticks and in fenced code is not changed.
+The parser works character by character, so that the output does not depend on how the stream was
+split.
 
-Nothing that an answer says is fetched: a document may have told the model to write a picture whose
-address carries what was asked. A space is put where Markdown would make a picture or a link
-(``](``, ``][``, a line's ``[x]:``) and where a tag begins that has attributes or runs
-(``<img src``, ``<script>``), so that every address stays text that a person can read; ``<div>``
-stays as it is.
-Code is exempt only where no renderer can take it for anything else: in a fence at the very
-beginning of a line, and between backticks that are closed on their line.
+Links and pictures are defused, since a document may have injected a picture whose address leaks the
+question. A space is inserted where Markdown would render a picture or a link (``](``, ``][``, a
+line's ``[x]:``) and where an HTML tag with attributes or active content begins (``<img src``,
+``<script>``), so that addresses remain readable text; ``<div>`` is not changed. Code is exempt only
+where every renderer treats it as code: in a fence at the very beginning of a line, and between
+backticks closed on the same line.
 
-Each finished sentence is held against the passages. One that the model left without a citation gets
-that of the passage which supports it; where none does, nothing is added and it is reported as
-unsupported. What no passage supports is marked as such, dropped, or makes the whole answer a
-refusal, as the caller chose. A sentence that was said before is left out: small models run in
-circles. What comes out never depends on how the stream was cut.
+Each finished sentence is checked against the passages. If the model gave no citation, that of the
+best supporting passage is added; without one, the sentence is reported as unsupported. Unsupported
+sentences are marked, dropped, or turn the answer into a refusal, depending on the settings. A
+repeated sentence is dropped: small models loop.
 """
 
 from __future__ import annotations
@@ -41,13 +40,10 @@ __all__ = [
 ]
 
 
-"""What is done with a sentence that no passage (or not the cited one) supports."""
-
-
 _SENTENCE_ENDS = frozenset(".!?。！？…")
 
 
-_MIN_REPEATED_WORDS = 3  # words; "Yes." may be said twice
+_MIN_REPEATED_WORDS = 3  # words; "Yes." may occur twice
 
 
 _CLOSING_CHARACTERS = "\"'”’»)]*_"
@@ -55,11 +51,11 @@ _CLOSING_CHARACTERS = "\"'”’»)]*_"
 
 @dataclass(frozen=True, slots=True)
 class CitedSentence:
-    """One sentence of an answer: where it stands, what it cites, and how well that bears it.
+    """A sentence of an answer: its position, its citations, and the score of their support.
 
-    ``status`` is ``supported`` (a cited passage says it), ``unsupported`` (no passage says it),
-    ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``, as a
-    question is, or a sentence that only says again what was asked.
+    ``status`` is ``supported`` (by a cited passage), ``unsupported`` (by any passage),
+    ``unverified`` (the cited passage does not seem to support it) or ``no-claim`` (a question, or a
+    sentence that only restates the question).
     """
 
     start: int
@@ -70,7 +66,7 @@ class CitedSentence:
     added: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "start": self.start,
             "end": self.end,
@@ -82,7 +78,7 @@ class CitedSentence:
 
 
 class CitationStream:
-    """Turns a model's stream into an answer; ``statements`` grow as sentences end."""
+    """Converts a model's stream into an answer; ``statements`` grows as sentences end."""
 
     def __init__(
         self,
@@ -92,14 +88,14 @@ class CitationStream:
         cite: bool = True,
         unsupported: UnsupportedPolicy = "mark",
     ) -> None:
-        """Check against ``evidence``, whose passages have the numbers 1 to ``shown``.
+        """Check against ``evidence``, whose passages are numbered 1 to ``shown``.
 
         Args:
-            evidence: The passages that were shown.
-            shown: How many there are.
-            cite: Add the citation where the model left it out and a passage supports.
-            unsupported: ``mark`` tells of sentences without support in their status; ``drop``
-                leaves them out; ``refuse`` gives nothing at all if there is one.
+            evidence: The passages shown to the model.
+            shown: Their number.
+            cite: Add a citation if the model gave none and a passage supports the sentence.
+            unsupported: ``mark`` records sentences without support in their status; ``drop`` drops
+                them; ``refuse`` returns no text if there is one.
         """
         self._evidence, self._cite, self._unsupported = evidence, cite, unsupported
         self._parser = CitationParser(shown)
@@ -111,86 +107,86 @@ class CitationStream:
         self._length = 0
         self.statements: list[CitedSentence] = []
         self.numbers: dict[int, None] = {}
-        """Every number that is cited, in order of appearance."""
+        """Cited numbers in order of appearance."""
         self.dropped: list[tuple[str, CitedSentence]] = []
-        """Sentences that were left out, with what was found of them."""
+        """Dropped sentences with their check results."""
         self.repeats = 0
-        """How many sentences were left out since they had been said before."""
-        self._said: dict[str, None] = {}
-        self._held = 0, 0, dict[int, None]()
+        """Number of sentences dropped as repetitions."""
+        self._seen: dict[str, None] = {}
+        self._saved_state = 0, 0, dict[int, None]()
         self._has_code = False
-        self._asked_again = 0
+        self._restatements = 0
 
     @property
     def is_refused(self) -> bool:
-        """Whether the answer has to be a refusal: nothing that is left is supported.
+        """Whether the answer must be a refusal: no remaining sentence is supported.
 
-        Code is not checked, so that an answer of code alone is none.
+        Code is not checked, so an answer that contains code is not refused.
         """
         if self._unsupported == "mark":
             return False
         if self.dropped and self._unsupported == "refuse":
             return True
-        is_supported = any(one.status == "supported" for one in self.statements)
+        is_supported = any(statement.status == "supported" for statement in self.statements)
         return not is_supported and not self._has_code
 
     @property
     def is_restated(self) -> bool:
-        """Whether the answer says nothing but what was asked.
+        """Whether the answer only restates the question.
 
-        Code is not checked, so that an answer of code alone is none such.
+        Code is not checked, so an answer that contains code does not count.
         """
-        return bool(self._asked_again) and not (
-            self._has_code or any(one.status != "no-claim" for one in self.statements)
+        return bool(self._restatements) and not (
+            self._has_code or any(statement.status != "no-claim" for statement in self.statements)
         )
 
     @property
     def broken(self) -> int:
-        """How many pictures, links and tags have been made plain text."""
+        """Number of pictures, links and tags turned into plain text."""
         return self._parser.broken
 
     @property
     def removed(self) -> int:
-        """How many citations of passages that were never shown have been taken out."""
+        """Number of removed citations of unknown passages."""
         return self._parser.removed
 
     def feed(self, text: str) -> str:
-        """Return what is certain of the answer after some more of the model's text."""
-        return self._compose(self._parser.feed(text))
+        """Return the text of the answer that is final after more of the model's text."""
+        return self._process(self._parser.feed(text))
 
     def finish(self) -> str:
-        """Return the rest of the answer; white space at its end is dropped."""
-        self._compose(self._parser.finish(), give=False)
-        self._close()
+        """Return the remaining text; trailing white space is dropped."""
+        self._process(self._parser.finish(), give=False)
+        self._end_sentence()
         self._space = ""
         if self._unsupported == "refuse" and self.dropped:
             self._out.clear()
             self._length, self.statements, self.numbers = 0, [], {}
-        return self._give(is_last=True)
+        return self._flush(is_last=True)
 
-    def _compose(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
+    def _process(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
         for piece in pieces:
             if isinstance(piece, CitationMark):
-                self._take_mark(piece)
+                self._add_citation(piece)
             elif piece.is_code:
-                self._take_code(piece.text)
+                self._add_code(piece.text)
             else:
                 for character in piece.text:
-                    self._take(character)
-        return self._give() if give else ""
+                    self._add_character(character)
+        return self._flush() if give else ""
 
-    def _take(self, character: str) -> None:
+    def _add_character(self, character: str) -> None:
         if character.isspace():
             if character == "\n" and self._sentence:
-                self._close()
+                self._end_sentence()
             if self._length or self._sentence:
                 self._space += character
             return
         if self._space and self._sentence and self._ends_before(character):
-            self._close()
+            self._end_sentence()
         if not self._sentence:
             if not self._marks:
-                self._begin()
+                self._save_state()
             self._write(self._space if self._length else "")
             self._start = self._length
         else:
@@ -207,17 +203,17 @@ class CitationStream:
         text = f"{self._sentence}{self._space}{character}"
         return len(split_sentences(text)) > 1
 
-    def _take_code(self, text: str) -> None:
-        self._close()
+    def _add_code(self, text: str) -> None:
+        self._end_sentence()
         self._has_code = True
         self._write((self._space if self._length else "") + text)
         self._space = ""
 
-    def _take_mark(self, mark: CitationMark) -> None:
+    def _add_citation(self, mark: CitationMark) -> None:
         fresh = tuple(number for number in mark.numbers if number not in self._marks)
         if not self._sentence:
             if not self._marks:
-                self._begin()
+                self._save_state()
             self._start = self._length
         self._marks.update(dict.fromkeys(fresh))
         space = self._space + mark.space if self._length else ""
@@ -225,20 +221,20 @@ class CitationStream:
         self._space = ""
         self.numbers.update(dict.fromkeys(fresh))
 
-    def _close(self) -> None:
-        """End the sentence: measure its support, and cite where the model did not."""
+    def _end_sentence(self) -> None:
+        """End the sentence: compute its support, and add a citation if the model gave none."""
         if not self._sentence and not self._marks:
             return
         plain = _normalize_text(self._sentence)
-        if plain in self._said:
+        if plain in self._seen:
             self.repeats += 1
-            self._take_out()
+            self._discard_sentence()
             return
         if len(plain.split()) >= _MIN_REPEATED_WORDS:
-            self._said[plain] = None
-        statement = self._judge(self._sentence, tuple(self._marks))
+            self._seen[plain] = None
+        statement = self._check_sentence(self._sentence, tuple(self._marks))
         if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
-            self._drop(statement)
+            self._drop_sentence(statement)
             return
         if statement.added:
             self._write(" " + format_citations(statement.cited))
@@ -246,28 +242,28 @@ class CitationStream:
         self.statements.append(replace(statement, end=self._length))
         self._sentence, self._marks = "", {}
 
-    def _begin(self) -> None:
-        """Remember what the answer is without the sentence that begins here."""
-        self._held = len(self._out), self._length, dict(self.numbers)
+    def _save_state(self) -> None:
+        """Save the state of the answer before the sentence that begins here."""
+        self._saved_state = len(self._out), self._length, dict(self.numbers)
 
-    def _drop(self, statement: CitedSentence) -> None:
-        """Take the open sentence out again, with its citations."""
+    def _drop_sentence(self, statement: CitedSentence) -> None:
+        """Drop the open sentence and its citations, and record it."""
         self.dropped.append((self._sentence, statement))
-        self._take_out()
+        self._discard_sentence()
 
-    def _take_out(self) -> None:
-        """Forget the open sentence and its citations."""
-        size, self._length, self.numbers = self._held
+    def _discard_sentence(self) -> None:
+        """Discard the open sentence and its citations."""
+        size, self._length, self.numbers = self._saved_state
         del self._out[size:]
         self._sentence, self._marks = "", {}
 
-    def _judge(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
+    def _check_sentence(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
         blank = CitedSentence(self._start, 0, "no-claim", 0.0, cited)
         if sentence == ABSTENTION:
             return blank
         is_asking = sentence.rstrip(_CLOSING_CHARACTERS).endswith(("?", "？"))
         if is_asking or not self._evidence.has_claim(sentence):
-            self._asked_again += self._evidence.is_restated(sentence)
+            self._restatements += self._evidence.is_restated(sentence)
             return blank
         if cited:
             score = max(self._evidence.measure(sentence, number) for number in cited)
@@ -286,28 +282,28 @@ class CitationStream:
         )
 
     def _may_repeat(self) -> bool:
-        """Return whether the open sentence is, so far, what another one began with."""
-        plain = _normalize_text(self._sentence) if self._said else ""
-        return bool(plain) and any(one.startswith(plain) for one in self._said)
+        """Return whether the open sentence is so far a prefix of an earlier one."""
+        plain = _normalize_text(self._sentence) if self._seen else ""
+        return bool(plain) and any(earlier.startswith(plain) for earlier in self._seen)
 
     def _write(self, text: str) -> None:
         if text:
             self._out.append(text)
             self._length += len(text)
 
-    def _give(self, *, is_last: bool = False) -> str:
-        """Return what can no longer change; an open sentence may yet be taken out."""
+    def _flush(self, *, is_last: bool = False) -> str:
+        """Return the text that can no longer change; an open sentence may still be dropped."""
         if is_last or (self._unsupported == "mark" and not self._may_repeat()):
             size = len(self._out)
         elif self._unsupported == "refuse":
             size = 0
         elif self._unsupported == "mark":
-            size = self._held[0]
+            size = self._saved_state[0]
         else:
-            size = self._held[0] if self._sentence or self._marks else len(self._out)
+            size = self._saved_state[0] if self._sentence or self._marks else len(self._out)
         text = "".join(self._out[:size])
         del self._out[:size]
-        self._held = max(self._held[0] - size, 0), *self._held[1:]
+        self._saved_state = max(self._saved_state[0] - size, 0), *self._saved_state[1:]
         return text
 
 
@@ -341,7 +337,7 @@ _ACTIVE_TAGS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """A piece of text; ``is_code`` where it stands in a fenced block."""
+    """A piece of text; ``is_code`` inside a fenced block."""
 
     text: str
     is_code: bool = False
@@ -349,28 +345,28 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class CitationMark:
-    """The numbers of one citation, all of passages that were shown; ``space`` stood before it."""
+    """The valid numbers of one citation; ``space`` is the white space before it."""
 
     numbers: tuple[int, ...]
     space: str = ""
 
 
 def format_citations(numbers: tuple[int, ...]) -> str:
-    """Return the numbers as marks: ``[1][3]``."""
+    """Format numbers as citations: ``[1][3]``."""
     return "".join(f"[{number}]" for number in numbers)
 
 
 class CitationParser:
-    """Splits a stream into text and citation marks; ``removed`` counts unknown numbers."""
+    """Splits a stream into text and citations; ``removed`` counts unknown numbers."""
 
     def __init__(self, shown: int) -> None:
         """Accept the numbers 1 to ``shown``."""
         self.shown = shown
         self.removed = 0
         self.broken = 0
-        """How many pictures, links and tags were made plain text."""
+        """Number of pictures, links and tags turned into plain text."""
         self._out: list[TextPiece | CitationMark] = []
-        self._held = ""
+        self._pending = ""
         self._space = ""
         self._is_gap = False
         self._ticks = 0
@@ -386,27 +382,27 @@ class CitationParser:
         self._is_definition = False
 
     def feed(self, text: str) -> list[TextPiece | CitationMark]:
-        """Return what is certain after some more text."""
+        """Return the pieces that are final after more text."""
         for character in text:
-            self._take(character)
-        return self._give()
+            self._parse_character(character)
+        return self._flush()
 
     def finish(self) -> list[TextPiece | CitationMark]:
-        """Return what was held back, as it is."""
+        """Return the pending text unchanged."""
         self._end_ticks()
         self._flush_code()
-        self._flush_held()
+        self._flush_pending()
         self._end_tag("")
         if not self._is_gap:
             self._flush_space()
-        return self._give()
+        return self._flush()
 
-    def _take(self, character: str) -> None:
+    def _parse_character(self, character: str) -> None:
         if self._is_gap:
             self._is_gap = False
             if character in " \t\n.,;:!?)":
                 self._space = ""
-        if character == "`" and not self._held and self._last != "\\":
+        if character == "`" and not self._pending and self._last != "\\":
             self._flush_space()
             self._ticks += 1
             self._is_info = False
@@ -417,18 +413,18 @@ class CitationParser:
             return
         self._end_ticks()
         if self._fence or self._inline:
-            self._take_code(character)
-        elif self._held:
-            self._take_held(character)
+            self._parse_code(character)
+        elif self._pending:
+            self._parse_pending(character)
         elif character in _OPEN:
-            self._held = character
+            self._pending = character
             self._is_definition = self._at_line_start
         elif character in " \t":
             self._space += character
         else:
-            self._take_text(character)
+            self._parse_text(character)
 
-    def _take_code(self, character: str) -> None:
+    def _parse_code(self, character: str) -> None:
         if self._inline:
             self._code += character
             if character == "\n":
@@ -436,44 +432,44 @@ class CitationParser:
         elif self._is_open_fence:
             self._emit(character)
         else:
-            self._guard(character)
+            self._emit_guarded(character)
             if self._is_info and character == "\n":
                 self._is_open_fence, self._is_info = True, False
         self._at_line_start = character == "\n" or (self._at_line_start and character in " \t")
 
-    def _take_text(self, character: str) -> None:
+    def _parse_text(self, character: str) -> None:
         self._flush_space()
-        self._guard(character)
+        self._emit_guarded(character)
         self._at_line_start = character == "\n"
 
-    def _take_held(self, character: str) -> None:
-        held = self._held + character
+    def _parse_pending(self, character: str) -> None:
+        held = self._pending + character
         if len(held) == 2 and character in _OPEN:
-            self._held = held
+            self._pending = held
             return
         depth = 2 if held[1] in _OPEN else 1
-        closed = sum(one in _CLOSE for one in held)
+        closed = sum(mark in _CLOSE for mark in held)
         if len(held) > _MAX_MARK_LENGTH or not (character in _INSIDE or character in _CLOSE):
-            self._flush_held()
-            self._take(character)
+            self._flush_pending()
+            self._parse_character(character)
             return
-        self._held = held
+        self._pending = held
         if closed and character not in _CLOSE:
-            self._held = held[:-1]
-            self._flush_held()
-            self._take(character)
+            self._pending = held[:-1]
+            self._flush_pending()
+            self._parse_character(character)
         elif closed == depth:
-            self._close(held[depth:-depth])
+            self._end_citation(held[depth:-depth])
 
-    def _close(self, inside: str) -> None:
+    def _end_citation(self, inside: str) -> None:
         inside = inside.strip()
         if not _NUMBERS.fullmatch(inside):
-            self._flush_held()
+            self._flush_pending()
             return
-        asked = _expand_ranges(inside)
-        known = tuple(number for number in asked if 1 <= number <= self.shown)
-        self.removed += len(asked) - len(known)
-        self._held = ""
+        numbers = _expand_ranges(inside)
+        known = tuple(number for number in numbers if 1 <= number <= self.shown)
+        self.removed += len(numbers) - len(known)
+        self._pending = ""
         self._end_tag("[")
         if known:
             self._out.append(CitationMark(known, self._space))
@@ -483,7 +479,7 @@ class CitationParser:
         self._at_line_start = False
 
     def _end_ticks(self) -> None:
-        """Decide what a run of backticks was: the border of a fence, of inline code, or neither."""
+        """Classify a run of backticks: the border of a fence, of inline code, or neither."""
         ticks, self._ticks = self._ticks, 0
         if not ticks:
             return
@@ -501,20 +497,20 @@ class CitationParser:
             self._inline = ticks
         self._at_line_start = False
 
-    def _flush_held(self) -> None:
-        if self._held:
+    def _flush_pending(self) -> None:
+        if self._pending:
             self._flush_space()
-            held, self._held = self._held, ""
-            self._guard(held)
+            held, self._pending = self._pending, ""
+            self._emit_guarded(held)
             self._at_line_start = False
 
     def _flush_code(self) -> None:
-        """Give what stands after a backtick that nothing on its line closed: plain text."""
+        """Emit the text after a backtick that was not closed on its line, as plain text."""
         code, self._code, self._inline = self._code, "", 0
-        self._guard(code)
+        self._emit_guarded(code)
 
-    def _guard(self, text: str) -> None:
-        """Emit text with a space wherever Markdown would make more of it than text."""
+    def _emit_guarded(self, text: str) -> None:
+        """Emit text with a space inserted wherever Markdown or HTML would render a link or tag."""
         for character in text:
             if self._tag and len(self._tag) < _MAX_TAG_NAME_LENGTH and _is_tag_name(character):
                 self._tag += character
@@ -534,7 +530,7 @@ class CitationParser:
         return character in "([" or (character == ":" and self._is_definition)
 
     def _end_tag(self, following: str) -> None:
-        """Give what may be the beginning of a tag, broken if it is one that does anything."""
+        """Emit a possible beginning of a tag, broken if the tag is active."""
         tag, self._tag = self._tag, ""
         if tag and _is_active_tag(tag, following):
             self.broken += 1
@@ -560,7 +556,7 @@ class CitationParser:
         else:
             self._out.append(TextPiece(text, is_code))
 
-    def _give(self) -> list[TextPiece | CitationMark]:
+    def _flush(self) -> list[TextPiece | CitationMark]:
         out, self._out = self._out, []
         return out
 
@@ -570,7 +566,7 @@ def _is_tag_name(character: str) -> bool:
 
 
 def _is_active_tag(tag: str, following: str) -> bool:
-    """Return whether a tag, up to its name, loads, runs, or hides what comes after it."""
+    """Return whether a tag, given its name, loads or runs something or hides what follows."""
     if tag[1:2] in {"!", "?"}:
         return True
     name = tag[1:].strip("/").casefold()
@@ -585,11 +581,11 @@ def _is_active_tag(tag: str, following: str) -> bool:
 
 
 def _expand_ranges(inside: str) -> tuple[int, ...]:
-    """Return the numbers that a citation names, ranges written out, each once."""
-    found: dict[int, None] = {}
+    """Return the distinct numbers of a citation, with ranges expanded."""
+    numbers: dict[int, None] = {}
     for part in re.split(r"\s*[,;]\s*|(?<![\-–\s])\s+(?![\-–\s])", inside.replace("^", "")):
         ends = [int(number) for number in re.findall(r"\d+", part)]
         if len(ends) == 2 and re.search(r"[\-–]", part) and 0 <= ends[1] - ends[0] < 20:
             ends = list(range(ends[0], ends[1] + 1))
-        found.update(dict.fromkeys(ends))
-    return tuple(found)
+        numbers.update(dict.fromkeys(ends))
+    return tuple(numbers)

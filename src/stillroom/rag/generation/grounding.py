@@ -1,24 +1,23 @@
 """Groundedness: whether a passage supports a sentence, by shared words.
 
 The score of a sentence against a passage is the share of the sentence's terms, weighted by their
-idf in the index, that stand within some window of consecutive sentences of the passage. Where the
-question is known, what the sentence adds to it must stand there, too. Words that only the passage's
-title and headings have count, too, but never for more than the window's own: a receipt need not say
-in each line that it is one.
+idf in the index, that occur within a window of consecutive sentences of the passage. If the
+question is known, the terms that the sentence adds to it must occur there, too. Terms found only in
+the passage's title and headings count, too, but at most as much as those of the window: a receipt
+does not repeat in each line that it is a receipt.
 
-Four things turn a statement around while other words stay, and make the score 0: a number that the
-window does not have, a name that the passage does not have, a negation on one side only (each
-clause is held against the clause in the window that has most of its words), and a word, name or
-number that stands where the passage has another (see ``stillroom.rag.generation.substitutions``).
-Names are words with a capital letter within a sentence; in German, which writes nouns so, they are
-not told from others, and a name that a large index has everywhere may be missing. English words for
-numbers up to twelve are read as digits. A sentence of none but words that were asked says something
-where it is negated and the question is not, or where it has a letter or word that the question
-lacks, such as the A of "vitamin A" or ``under``; the passage must have that, too. The threshold is
-fixed; what falls below is unsupported.
+Four contradictions set the score to 0: a number missing in the window, a name missing in the
+passage, a negation on one side only (each clause is compared with the clause of the window that
+shares most of its words), and a substituted word, name or number (see
+``stillroom.rag.generation.substitutions``). Names are capitalized words within a sentence; in
+German, where all nouns are capitalized, they are not distinguished, and a name that is frequent
+throughout a large index may be missing. English number words up to twelve are read as digits. A
+sentence that has only words of the question still makes a claim if it is negated and the question
+is not, or if it has a letter or word that the question lacks, such as the A of "vitamin A" or
+``under``; the passage must have that, too. The threshold is fixed; lower scores mean unsupported.
 
-Does not know: synonyms, arithmetic, what follows from what, which of two names that stand together
-a statement belongs to. A paraphrase in other words counts as unsupported.
+Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
+applies. A paraphrase in other words counts as unsupported.
 """
 
 from __future__ import annotations
@@ -72,12 +71,12 @@ _QUESTION_WORDS = frozenset(
 )
 _CHOICE_WORDS = frozenset({"or", "oder", "ou", "o"})
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_BEFORE_SENTENCE = frozenset({"", ".", "!", "?"})  # "vitamin B. A carrot" passes for one sentence
+_BEFORE_SENTENCE = frozenset({"", ".", "!", "?"})  # "vitamin B. A carrot" is split as one sentence
 _CAPITALS = re.compile(r"(?<![\w'’.-])[A-Z]+(?![\w'’-])")
 _CONTENT_PREPOSITIONS = frozenset(
     "up down off over under above below before after during between against all both few".split()  # noqa: SIM905
 )
-"""Stop words that may be the whole of an answer."""
+"""Stop words that may be an entire answer."""
 _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
@@ -99,138 +98,151 @@ class _Window:
         return any(negated for _, negated in self.clauses)
 
     def agrees(self, clauses: Sequence[_Clause], weights: Mapping[str, float]) -> bool:
-        """Return whether each clause is negated as the clause here is that has most of its words.
+        """Return whether each clause has the same negation as the most similar clause here.
 
-        Of two that have as many, one that is negated likewise will do.
+        Ties are resolved in favor of agreement.
         """
         for terms, negated in clauses:
-            own = {term: weights[term] for term in sorted(terms) if term in weights}
-            same, other = (
+            clause_weights = {term: weights[term] for term in sorted(terms) if term in weights}
+            agreeing, opposite = (
                 max(
-                    (_weigh_words(own, held) for held, sign in self.clauses if sign == wanted),
+                    (
+                        _weigh_words(clause_weights, words)
+                        for words, sign in self.clauses
+                        if sign == negation
+                    ),
                     default=0,
                 )
-                for wanted in (negated, not negated)
+                for negation in (negated, not negated)
             )
-            if other > same:
+            if opposite > agreeing:
                 return False
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class GroundednessScore:
-    """How well the best passage supports a sentence; ``number`` 0 means that none does."""
+    """Support of a sentence by its best passage; ``number`` 0 means none."""
 
     number: int
     score: float
 
 
 class SourceTexts:
-    """The passages that were shown, ready to be held against sentences.
+    """The passages shown to the model, prepared for comparison with sentences.
 
-    Checkers of another kind override ``measure`` and ``threshold``.
+    Other checkers override ``measure`` and ``threshold``.
     """
 
     threshold = SUPPORT_THRESHOLD
-    """The score from which a sentence is supported."""
+    """Minimum score of a supported sentence."""
 
     def __init__(self, passages: Sequence[str], analyzer: Analyzer, lexicon: KeywordEngine) -> None:
-        """Take the passages' texts in the order of their numbers."""
+        """Prepare the passages' texts, given in the order of their numbers."""
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
-        self._words = [self._all(text) for text in passages]
-        self._places = [frozenset[str]() for _ in passages]
+        self._words = [self._all_terms(text) for text in passages]
+        self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
         self._texts = list(passages)
-        self._readings: dict[int, TokenizedSentences] = {}
-        self._asked = self._question = self._asked_small = frozenset[str]()
-        self._asks_negated = False
+        self._tokenized: dict[int, TokenizedSentences] = {}
+        self._question_terms = frozenset[str]()
+        self._open_question_terms = frozenset[str]()
+        self._question_stop_words = frozenset[str]()
+        self._is_question_negated = False
 
-    def place(self, places: Sequence[str]) -> None:
-        """Say what each passage stands under: title and headings, in the order of numbers."""
-        self._places = [self._all(place) for place in places]
+    def set_headings(self, headings: Sequence[str]) -> None:
+        """Set the title and headings of each passage, in the order of numbers."""
+        self._heading_terms = [self._all_terms(heading) for heading in headings]
         self._words = [
-            words | place for words, place in zip(self._words, self._places, strict=True)
+            words | extra for words, extra in zip(self._words, self._heading_terms, strict=True)
         ]
 
-    def ask(self, question: str) -> None:
-        """Say what was asked: a sentence is judged by what it adds to it, as well.
+    def set_question(self, question: str) -> None:
+        """Set the question: sentences are also judged by what they add to it.
 
-        A question that can be answered in its own words (yes or no, one or the other) is not held
-        against a sentence.
+        A question that can be answered in its own words (yes or no, one or the other) is ignored.
         """
-        self._asked = self._all(question)
-        self._question = self._asked if _is_open_question(question) else frozenset()
-        self._asked_small, self._asks_negated = self._small(question), is_negated(question)
+        self._question_terms = self._all_terms(question)
+        self._open_question_terms = (
+            self._question_terms if _is_open_question(question) else frozenset()
+        )
+        self._question_stop_words = self._informative_stop_words(question)
+        self._is_question_negated = is_negated(question)
 
     def measure(self, sentence: str, number: int) -> float:
-        """Return the support of a sentence by the passage of that number, from 0 to 1."""
+        """Return the support of a sentence by one passage, from 0 to 1."""
         sentence = _BULLET.sub("", sentence)
-        weights = self._weigh_terms(sentence)
-        if not sum(weights.values()) or not self._has_its_names(sentence, number):
+        weights = self._weight_terms(sentence)
+        if not sum(weights.values()) or not self._covers_names(sentence, number):
             return 0.0
-        if not self._has_small(sentence, number):
+        if not self._has_stop_words(sentence, number):
             return 0.0
         numbers, clauses = extract_numbers(sentence), self._clauses(sentence)
         best = 0.0
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._is_replaced(sentence, number):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number):
             return 0.0
         return best
 
     def _cover(self, weights: Mapping[str, float], window: _Window, number: int) -> float:
-        """Return the share of the terms' weight in a window, and in it of what is new in them."""
-        under = window.terms | self._places[number - 1]
-        own, held = _weigh_words(weights, window.terms), _weigh_words(weights, under)
-        share = min(held, 2 * own) / sum(weights.values())
-        fresh = {term: one for term, one in weights.items() if term not in self._question}
-        if self._question and fresh:
+        """Return the covered share of the terms' weight, bounded by that of the new terms."""
+        under = window.terms | self._heading_terms[number - 1]
+        in_window, in_passage = _weigh_words(weights, window.terms), _weigh_words(weights, under)
+        share = min(in_passage, 2 * in_window) / sum(weights.values())
+        fresh = {
+            term: weight
+            for term, weight in weights.items()
+            if term not in self._open_question_terms
+        }
+        if self._open_question_terms and fresh:
             share = min(share, _weigh_words(fresh, under) / sum(fresh.values()))
         return share
 
-    def _has_small(self, sentence: str, number: int) -> bool:
-        """Return whether the passage has the small words that alone answer, where they do."""
-        if not self._question or self._terms(sentence) - self._question:
+    def _has_stop_words(self, sentence: str, number: int) -> bool:
+        """Return whether the passage has the stop words by which a sentence answers."""
+        if not self._open_question_terms or self._terms(sentence) - self._open_question_terms:
             return True
-        return self._small(sentence) - self._asked_small <= self._small(self._texts[number - 1])
+        added = self._informative_stop_words(sentence) - self._question_stop_words
+        return added <= self._informative_stop_words(self._texts[number - 1])
 
-    def _small(self, text: str) -> frozenset[str]:
-        """Return the stop words of a text that may tell something: capitals, and a few words."""
-        found = {
+    def _informative_stop_words(self, text: str) -> frozenset[str]:
+        """Return the informative stop words of a text: single capitals, and a few prepositions."""
+        words = {
             word for word in map(str.casefold, _WORD.findall(text)) if word in _CONTENT_PREPOSITIONS
         }
         if text.upper() != text:
-            found.update(
-                one.group()
+            words.update(
+                match.group()
                 for start, end in split_sentences(text)
-                for one in _CAPITALS.finditer(text, start, end)
-                if one.group() != "I"
-                and text[start : one.start()].rstrip(_QUOTES)[-1:] not in _BEFORE_SENTENCE
-                and not self._stem(one.group())
+                for match in _CAPITALS.finditer(text, start, end)
+                if match.group() != "I"
+                and text[start : match.start()].rstrip(_QUOTES)[-1:] not in _BEFORE_SENTENCE
+                and not self._stem(match.group())
             )
-        return frozenset(found)
+        return frozenset(words)
 
-    def _is_replaced(self, sentence: str, number: int) -> bool:
-        """Return whether a sentence says something else where the passage has its own word."""
+    def _has_substitution(self, sentence: str, number: int) -> bool:
+        """Return whether a sentence replaces a word of the passage by another."""
         has_names = self._has_names[number - 1]
-        if number not in self._readings:
+        if number not in self._tokenized:
             text = self._texts[number - 1]
-            self._readings[number] = TokenizedSentences(text, self._stem, has_names=has_names)
+            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(claim, self._readings[number]) is not None
+        return find_substitution(claim, self._tokenized[number]) is not None
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
-        """Return the support of a sentence by several passages read together, from 0 to 1.
+        """Return the support of a sentence by several passages combined, from 0 to 1.
 
-        Each passage gives its best window; what one of them lacks another may have. A checker of
-        another kind reads them one by one.
+        Each passage contributes its best window; terms missing in one may be in another. Subclasses
+        that override ``measure`` are asked passage by passage.
         """
         alone = [self.measure(sentence, number) for number in numbers]
         sentence = _BULLET.sub("", sentence)
-        weights = self._weigh_terms(sentence)
+        weights = self._weight_terms(sentence)
         total = sum(weights.values())
         if len(numbers) < 2 or not total or type(self).measure is not SourceTexts.measure:
             return max(alone, default=0.0)
@@ -247,12 +259,12 @@ class SourceTexts:
         negated = any(window.is_negated for window in best)
         if not (extract_numbers(sentence) <= known and is_negated(sentence) <= negated):
             return max(alone)
-        if any(self._is_replaced(sentence, number) for number in numbers):
+        if any(self._has_substitution(sentence, number) for number in numbers):
             return max(alone)
         return max(*alone, _weigh_words(weights, terms) / total)
 
     def find(self, sentence: str) -> GroundednessScore:
-        """Return the best support of a sentence; equal scores go to the lower number."""
+        """Return the best support of a sentence; ties go to the lower number."""
         best = GroundednessScore(0, 0.0)
         for number in range(1, len(self._passages) + 1):
             score = self.measure(sentence, number)
@@ -261,24 +273,28 @@ class SourceTexts:
         return best
 
     def has_claim(self, sentence: str) -> bool:
-        """Return whether a sentence says anything that can be looked for and was not asked."""
+        """Return whether a sentence makes a checkable claim beyond the question."""
         sentence = _BULLET.sub("", sentence)
         terms = self._terms(sentence)
-        return bool(terms - self._question or (terms and self._tells_more(sentence)))
+        return bool(
+            terms - self._open_question_terms or (terms and self._extends_question(sentence))
+        )
 
     def is_restated(self, sentence: str) -> bool:
-        """Return whether a sentence has words that can be looked for, and says what was asked."""
+        """Return whether a sentence has checkable words and only restates the question."""
         sentence = _BULLET.sub("", sentence)
         terms = self._terms(sentence)
-        return bool(terms) and terms <= self._asked and not self._tells_more(sentence)
+        return (
+            bool(terms) and terms <= self._question_terms and not self._extends_question(sentence)
+        )
 
-    def _tells_more(self, sentence: str) -> bool:
-        """Return whether a sentence of the question's words turns it around or adds to it."""
-        if is_negated(sentence) != self._asks_negated:
+    def _extends_question(self, sentence: str) -> bool:
+        """Return whether a sentence of the question's words negates it or adds to it."""
+        if is_negated(sentence) != self._is_question_negated:
             return True
-        return not self._small(sentence) <= self._asked_small
+        return not self._informative_stop_words(sentence) <= self._question_stop_words
 
-    def _weigh_terms(self, sentence: str) -> dict[str, float]:
+    def _weight_terms(self, sentence: str) -> dict[str, float]:
         return {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
 
     def _terms(self, text: str) -> frozenset[str]:
@@ -293,7 +309,7 @@ class SourceTexts:
         for first in range(len(spans) - width + 1):
             part = text[spans[first][0] : spans[first + width - 1][1]]
             parts = [text[start:end] for start, end in spans[first : first + width]]
-            clauses = tuple(clause for one in parts for clause in self._clauses(one))
+            clauses = tuple(clause for sentence in parts for clause in self._clauses(sentence))
             windows.append(_Window(self._terms(part), _extract_all_numbers(part), clauses))
         return windows
 
@@ -301,45 +317,46 @@ class SourceTexts:
         parts = [part for part in _CLAUSE_BREAK.split(sentence) if part.strip()]
         return [(self._terms(part), is_negated(part)) for part in parts]
 
-    def _has_its_names(self, sentence: str, number: int) -> bool:
-        """Return whether the passage has every name of a sentence, in any of its forms."""
+    def _covers_names(self, sentence: str, number: int) -> bool:
+        """Return whether the passage has every name of a sentence, in any inflection."""
         if not self._has_names[number - 1]:
             return True
         words = self._words[number - 1]
         return all(
-            self._all(name) & words or self._is_everywhere(name) for name in extract_names(sentence)
+            self._all_terms(name) & words or self._is_everywhere(name)
+            for name in extract_names(sentence)
         )
 
     def _is_everywhere(self, name: str) -> bool:
-        """Return whether a name is common in a large index: of what all of it is about."""
+        """Return whether a name is common in a large index, as its general subject is."""
         idf = self._lexicon.idf
-        common = min(map(idf, sorted(self._all(name))), default=0.0) < _COMMON_IDF
+        common = min(map(idf, sorted(self._all_terms(name))), default=0.0) < _COMMON_IDF
         return common and idf(_UNSEEN_TERM) > _RARE_IDF
 
-    def _all(self, text: str) -> frozenset[str]:
+    def _all_terms(self, text: str) -> frozenset[str]:
         return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
 
     def _stem_of(self, word: str) -> str:
-        """Return the term of a word; nothing for a stop word."""
+        """Return the term of a word; empty for a stop word."""
         terms = self._analyzer.terms(word)
         return "" if not terms or terms[0] in self._analyzer.stop_words else terms[0]
 
 
 def extract_names(text: str) -> list[str]:
-    """Return the words with a capital letter that do not begin a sentence."""
+    """Return the capitalized words that do not begin a sentence."""
     starts = [start for start, _ in split_sentences(text)]
     names = []
-    for found in _NAME.finditer(text):
-        if not found.group()[0].isupper():
+    for match in _NAME.finditer(text):
+        if not match.group()[0].isupper():
             continue
-        start = max((one for one in starts if one <= found.start()), default=0)
-        if text[start : found.start()].strip(_QUOTES):
-            names.append(found.group())
+        start = max((begin for begin in starts if begin <= match.start()), default=0)
+        if text[start : match.start()].strip(_QUOTES):
+            names.append(match.group())
     return names
 
 
 def _capitalizes_nouns(text: str) -> bool:
-    """Return whether a text writes every noun with a capital letter, as German does."""
+    """Return whether a text capitalizes all nouns, as German does."""
     words = [word.casefold() for word in _WORD.findall(text)]
     german, english = (
         sum(word in STOP_WORDS[language] for word in words) for language in ("german", "english")
@@ -348,13 +365,13 @@ def _capitalizes_nouns(text: str) -> bool:
 
 
 def _is_open_question(question: str) -> bool:
-    """Return whether a question asks for something that is not in it."""
+    """Return whether the answer to a question cannot be one of its own words."""
     words = set(_WORD.findall(question.casefold()))
     return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
 
 
 def _extract_all_numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text, those that are written in words as digits, too."""
+    """Return the numbers of a text, including number words as digits."""
     words = (word.casefold() for word in _WORD.findall(text))
     return extract_numbers(text) | {
         "1" if word == "one" else NUMBER_WORDS[word]
@@ -368,10 +385,10 @@ def _weigh_words(weights: Mapping[str, float], terms: frozenset[str]) -> float:
 
 
 def extract_numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text, written without the commas between thousands."""
+    """Return the numbers of a text, without thousands separators."""
     return frozenset(number.replace(",", "") for number in _NUMBER.findall(text))
 
 
 def is_negated(text: str) -> bool:
-    """Return whether a text holds a negation."""
+    """Return whether a text contains a negation."""
     return bool(_NEGATION.search(text))

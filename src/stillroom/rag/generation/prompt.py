@@ -1,16 +1,14 @@
 """Prompt of numbered passages, fitted to the context length, and its candidate passages.
 
-What documents say is quoted, never obeyed: every passage stands between marks that no passage
-contains, characters that a person cannot see are taken out, and what a chat template could read
-as its own (``<|im_start|>``, ``[INST]``, ``</s>``) is broken up. The marks follow from the question
-and the passages, so that the same question gives the same prompt.
+Passages are delimited by fences that occur in no passage, invisible characters are stripped, and
+sequences that a chat template could parse as control tokens (``<|im_start|>``, ``[INST]``,
+``</s>``) are broken up. Fences are computed from the question and the passages, so that the prompt
+is deterministic. Delimiting does not prevent prompt injection: small models follow instructions
+wherever they are, so the text of an answer must never be executed.
 
 Source: Hines et al. 2024, "Defending Against Indirect Prompt Injection Attacks With Spotlighting",
-arXiv:2403.14720 (delimiting). Does not know: what a model obeys all the same. Small models follow
-instructions wherever they stand, so nothing that an answer says may be executed.
-
-Source: Yan et al. 2024, "Corrective Retrieval Augmented Generation", arXiv:2401.15884 (knowledge
-strips, recomposed in order).
+arXiv:2403.14720 (delimiting). Yan et al. 2024, "Corrective Retrieval Augmented Generation",
+arXiv:2401.15884 (knowledge strips, recomposed in order).
 """
 
 from __future__ import annotations
@@ -57,8 +55,7 @@ ABSTENTION = "The documents do not answer this."
 PROMPT_VERSION = 3
 
 
-"""Raised whenever the prompt's wording changes, or how an answer is cut and checked: answers that
-were kept before are not used."""
+"""Version of the prompt's wording and of the postprocessing of answers; part of the cache key."""
 
 
 _RULES = (
@@ -71,7 +68,7 @@ _RULES = (
 REQUEST = "Answer in one sentence, using only the passages."
 
 
-"""How an answer is requested, after the question."""
+"""Request for an answer, after the question."""
 
 
 _DUPLICATE_SIMILARITY = 0.9
@@ -82,7 +79,7 @@ _MESSAGE_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class TruncatedPassage:
-    """Text of a hit that is not shown: document.text[start:end], the whole passage or its end."""
+    """Text of a hit that is not shown: document.text[start:end], the passage or its end."""
 
     passage_id: str
     start: int
@@ -91,9 +88,9 @@ class TruncatedPassage:
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """A finished prompt, the hits in it by number, its size, and what was left out.
+    """A finished prompt, its hits by number, its size, and the omitted spans.
 
-    ``dropped`` counts whole hits; ``left_out`` names every span that is not shown.
+    ``dropped`` counts entire hits; ``left_out`` lists every span that is not shown.
     """
 
     prompt: Prompt
@@ -110,7 +107,7 @@ def render_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
 
 
 def _render(question: str, hits: Sequence[Hit], ends: Mapping[str, int]) -> tuple[Prompt, str]:
-    """Return the prompt and its fence; ``ends`` cut the texts of passages, by id."""
+    """Return the prompt and its fence; ``ends`` truncates passages, by id."""
     texts = [
         quote_text(get_readable_text(hit.passage, ends.get(hit.passage.id))).strip() for hit in hits
     ]
@@ -120,8 +117,8 @@ def _render(question: str, hits: Sequence[Hit], ends: Mapping[str, int]) -> tupl
         heading = _format_heading(hit)
         blocks.append(f"[{number}]{heading}\n<{fence}>\n{text}\n</{fence}>")
     passages = "\n\n".join(blocks) or "(no passages)"
-    asked = quote_text(question).strip()
-    user = Message("user", f"{passages}\n\nQuestion: {asked}\n{REQUEST}")
+    quoted_question = quote_text(question).strip()
+    user = Message("user", f"{passages}\n\nQuestion: {quoted_question}\n{REQUEST}")
     return Prompt((Message("system", _RULES), user)), fence
 
 
@@ -137,35 +134,37 @@ def fit_prompt(
     """Return the prompt with as many of the best hits as fit.
 
     Args:
-        question: What is asked.
-        hits: Best first; the last are dropped first, whole ones.
-        model: Whose tokens are counted.
-        budget: Most tokens of the prompt, the chat template's own included.
-        shorten: Show of the last hit that does not fit the sentences that do, from its beginning.
-        best_at_ends: Show the best first and last, and the worst in the middle.
+        question: The question.
+        hits: Best first; the last are dropped first.
+        model: Model whose tokenizer counts the tokens.
+        budget: Maximum tokens of the prompt, including those of the chat template.
+        shorten: Truncate the last hit to the leading sentences that fit instead of dropping it.
+        best_at_ends: Place the best hits first and last, and the worst in the middle.
 
     Raises:
         DataError: If not even the best hit fits.
     """
     arrange = reorder_lost_in_the_middle if best_at_ends else list
-    kept, ends = list(hits), dict[str, int]()
+    fitting, ends = list(hits), dict[str, int]()
 
     def measure() -> tuple[Prompt, str, int]:
-        prompt, fence = _render(question, arrange(kept), ends)
-        sizes = [model.count_tokens(one.content) + _MESSAGE_TOKENS for one in prompt.messages]
+        prompt, fence = _render(question, arrange(fitting), ends)
+        sizes = [
+            model.count_tokens(message.content) + _MESSAGE_TOKENS for message in prompt.messages
+        ]
         return prompt, fence, sum(sizes)
 
     while True:
         prompt, fence, size = measure()
-        if size > budget and shorten and kept:
-            passage = kept[-1].passage
+        if size > budget and shorten and fitting:
+            passage = fitting[-1].passage
             ends.update(_find_truncation(passage, lambda: measure()[2] <= budget, ends))
             prompt, fence, size = measure()
         if size <= budget:
-            left_out = _list_truncated(hits, kept, ends)
-            dropped = len(hits) - len(kept)
-            return RenderedPrompt(prompt, tuple(arrange(kept)), size, dropped, fence, left_out)
-        if len(kept) <= 1:
+            left_out = _list_truncated(hits, fitting, ends)
+            dropped = len(hits) - len(fitting)
+            return RenderedPrompt(prompt, tuple(arrange(fitting)), size, dropped, fence, left_out)
+        if len(fitting) <= 1:
             raise DataError(
                 f"the question and the best passage have {size} tokens",
                 code="rag.prompt-too-long",
@@ -173,15 +172,15 @@ def fit_prompt(
                 next="ask a shorter question, cut smaller passages (chunker.size), "
                 "or use a model with a longer context",
             )
-        ends.pop(kept.pop().passage.id, None)
+        ends.pop(fitting.pop().passage.id, None)
 
 
 def _find_truncation(
     passage: Passage, fits: Callable[[], bool], ends: dict[str, int]
 ) -> dict[str, int]:
-    """Return the passage's id with the last end of a sentence at which all fits; nothing if none.
+    """Return the passage's id with the last sentence end at which everything fits; empty if none.
 
-    ``ends`` is tried with each end, and left as it was.
+    ``ends`` is modified during the search and restored.
     """
     sentences = [end for _, end in split_sentences(passage.text)][:-1]
     low, high = 0, len(sentences)  # sentences[:low] fit; more than high do not
@@ -197,26 +196,29 @@ def _find_truncation(
 
 
 def _list_truncated(
-    hits: Sequence[Hit], kept: Sequence[Hit], ends: Mapping[str, int]
+    hits: Sequence[Hit], fitting: Sequence[Hit], ends: Mapping[str, int]
 ) -> tuple[TruncatedPassage, ...]:
-    whole = [hit.passage for hit in hits[len(kept) :]]
-    cut = [hit.passage for hit in kept if hit.passage.id in ends]
+    omitted = [hit.passage for hit in hits[len(fitting) :]]
+    truncated = [hit.passage for hit in fitting if hit.passage.id in ends]
     return (
-        *(TruncatedPassage(one.id, one.start + ends[one.id], one.end) for one in cut),
-        *(TruncatedPassage(one.id, one.start, one.end) for one in whole),
+        *(
+            TruncatedPassage(passage.id, passage.start + ends[passage.id], passage.end)
+            for passage in truncated
+        ),
+        *(TruncatedPassage(passage.id, passage.start, passage.end) for passage in omitted),
     )
 
 
 def drop_duplicates(hits: Sequence[Hit]) -> list[Hit]:
-    """Return the hits without those that say (almost) word for word what a better one says."""
-    kept: list[Hit] = []
-    marks: list[HashArray] = []
+    """Drop hits that are (near) duplicates of a better one."""
+    distinct: list[Hit] = []
+    sketches: list[HashArray] = []
     for hit in hits:
-        mark = hash_shingles(hit.passage.text)
-        if all(jaccard_similarity(mark, other) < _DUPLICATE_SIMILARITY for other in marks):
-            kept.append(hit)
-            marks.append(mark)
-    return kept
+        sketch = hash_shingles(hit.passage.text)
+        if all(jaccard_similarity(sketch, earlier) < _DUPLICATE_SIMILARITY for earlier in sketches):
+            distinct.append(hit)
+            sketches.append(sketch)
+    return distinct
 
 
 def _format_heading(hit: Hit) -> str:
@@ -227,7 +229,7 @@ def _format_heading(hit: Hit) -> str:
 
 
 def _make_fence(question: str, texts: Sequence[str]) -> str:
-    """Return a mark that stands in neither the question nor any passage."""
+    """Return a delimiter that occurs in neither the question nor any passage."""
     everything = "\n".join([question, *texts]).casefold()
     attempt = 0
     while True:
@@ -240,41 +242,45 @@ def _make_fence(question: str, texts: Sequence[str]) -> str:
 Span = tuple[int, int, int]
 
 
-"""Which hit (its place in the list), and start and end within its passage's text."""
+"""Position of the hit in the list, and start and end within its passage's text."""
 
 
 def split_strips(hits: Sequence[Hit], sentences: int) -> list[Span]:
-    """Return spans of at most so many sentences each, in order, none of them across passages."""
+    """Split hits into spans of at most the given number of sentences, in order, within passages."""
     strips = []
-    for at, hit in enumerate(hits):
+    for position, hit in enumerate(hits):
         spans = split_sentences(hit.passage.text)
         for first in range(0, len(spans), sentences):
             part = spans[first : first + sentences]
-            strips.append((at, part[0][0], part[-1][1]))
+            strips.append((position, part[0][0], part[-1][1]))
     return strips
 
 
-def merge_strips(hits: Sequence[Hit], kept: Sequence[Span], index: Index) -> list[Hit]:
-    """Return hits of what was kept, those of one passage in the passage's order.
+def merge_strips(hits: Sequence[Hit], strips: Sequence[Span], index: Index) -> list[Hit]:
+    """Return hits of the selected strips, in document order within each passage.
 
-    Strips that follow each other become one; what lies between others is not shown. The text stays
-    the document's own: ``document.text[start:end] == text``.
+    Adjacent strips are merged; text between others is omitted. The text remains the document's:
+    ``document.text[start:end] == text``.
 
     Args:
-        hits: As they were cut.
-        kept: Some of their strips, in any order.
-        index: Where their documents are.
+        hits: The hits that were split.
+        strips: Selected strips, in any order.
+        index: Index of their documents.
     """
     merged: list[Span] = []
-    for at, start, end in sorted(kept):
+    for position, start, end in sorted(strips):
         last = merged[-1] if merged else None
-        if last and last[0] == at and not hits[at].passage.text[last[2] : start].strip():
-            merged[-1] = (at, last[1], end)
+        if (
+            last
+            and last[0] == position
+            and not hits[position].passage.text[last[2] : start].strip()
+        ):
+            merged[-1] = (position, last[1], end)
         else:
-            merged.append((at, start, end))
+            merged.append((position, start, end))
     return [
-        Hit(_narrow(hits[at], start, end, index), hits[at].score, rank)
-        for rank, (at, start, end) in enumerate(merged, 1)
+        Hit(_narrow(hits[position], start, end, index), hits[position].score, rank)
+        for rank, (position, start, end) in enumerate(merged, 1)
     ]
 
 
@@ -294,20 +300,20 @@ def _narrow(hit: Hit, start: int, end: int, index: Index) -> Passage:
 
 
 class CandidatePool:
-    """Hits in order of finding; every one is graded once, against what it was searched for."""
+    """Hits in order of retrieval, each graded once against the query that retrieved it."""
 
-    def __init__(self, inquiry: AnswerSession, grader: RelevanceGrader) -> None:
-        """Begin empty."""
-        self._inquiry, self._grader = inquiry, grader
+    def __init__(self, session: AnswerSession, grader: RelevanceGrader) -> None:
+        """Create an empty pool."""
+        self._inquiry, self._grader = session, grader
         self.hits: list[Hit] = []
         self.grades: dict[str, float] = {}
 
     def add(self, hits: Sequence[Hit], query: Query | None = None) -> list[Hit]:
-        """Take in hits and grade those that are new; return these.
+        """Add hits, grade the new ones, and return these.
 
         Args:
-            hits: Of one search.
-            query: What they are graded against; by default the question.
+            hits: Hits of one search.
+            query: Query to grade against; defaults to the question.
         """
         known = {hit.passage.id for hit in self.hits}
         distinct = drop_duplicates([*self.hits, *hits])[len(self.hits) :]
@@ -321,29 +327,29 @@ class CandidatePool:
 
     @property
     def best(self) -> float:
-        """The highest grade; 0 where nothing was found."""
+        """Highest grade; 0 if the pool is empty."""
         return max(self.grades.values(), default=0.0)
 
     @property
     def verdict(self) -> str:
-        """``correct``, ``ambiguous`` or ``incorrect``, by the grader's own thresholds."""
+        """``correct``, ``ambiguous`` or ``incorrect``, by the grader's thresholds."""
         if self.best >= self._grader.upper:
             return "correct"
         return "ambiguous" if self.best >= self._grader.lower else "incorrect"
 
     def usable(self, k: int) -> list[Hit]:
-        """Return at most ``k`` hits that are not graded as missing the answer.
+        """Return at most ``k`` hits that are not graded as irrelevant.
 
-        Those graded as holding it come first; within each kind the order of finding stays, since
-        a grader says whether, and a search says which first.
+        Hits graded as relevant come first; within each group the order of retrieval is kept, since
+        a grader judges relevance and the search ranks.
         """
         upper, lower = self._grader.upper, self._grader.lower
-        sure = [hit for hit in self.hits if self.grades[hit.passage.id] >= upper]
-        open_ones = [hit for hit in self.hits if lower <= self.grades[hit.passage.id] < upper]
-        return _renumber([*sure, *open_ones][:k])
+        relevant = [hit for hit in self.hits if self.grades[hit.passage.id] >= upper]
+        ambiguous = [hit for hit in self.hits if lower <= self.grades[hit.passage.id] < upper]
+        return _renumber([*relevant, *ambiguous][:k])
 
     def nearest(self, k: int) -> list[Hit]:
-        """Return the ``k`` hits with the highest grades, whatever they are."""
+        """Return the ``k`` hits with the highest grades."""
         order = sorted(self.hits, key=lambda hit: -self.grades[hit.passage.id])
         return _renumber(order[:k])
 

@@ -1,17 +1,17 @@
-"""Semantic cache: stored answers for questions that ask the same.
+"""Semantic cache: stored answers for equivalent questions.
 
-Two gates. A question whose normalized text was asked before is served. Another is served only if
-its vector is near (cosine 0.95 or more) *and* its content words, numbers and negations are the
-same, in the same order: cosine alone cannot tell "enable" from "disable", 2022 from 2023, or who
-bites whom. What the second gate lets through is inflection, stop words and punctuation.
+A stored answer is returned if the normalized question is identical, or if the cosine of the vectors
+is at least 0.95 *and* content words, numbers and negations are the same, in the same order: cosine
+alone does not distinguish "enable" from "disable", 2022 from 2023, or who bites whom. What may
+differ is inflection, stop words and punctuation.
 
-An answer is kept under everything it depends on: the index's state, who may read it, the model, the
-prompt and every setting. It is served only while every passage it was written from is still in the
-index, word for word. Hits say that they are hits. The file holds questions, answers and passages in
-the clear: keep it where the documents may lie.
+Answers are stored under everything they depend on: the state of the index, its reader, the model,
+the prompt and all settings. An answer is returned only while every passage it was generated from is
+still in the index, unchanged. Cached answers are marked in their details. The file holds questions,
+answers and passages unencrypted: protect it like the documents.
 
-Source: Bang 2023, "GPTCache", doi:10.18653/v1/2023.nlposs-1.24 (the idea). Differs: the second
-gate; and an entry dies with its sources.
+Source: Bang 2023, "GPTCache", doi:10.18653/v1/2023.nlposs-1.24 (the idea). Differs: the check of
+words, and entries expire with their sources.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _SPACE = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class _QuestionKey:
-    """What a question is compared by."""
+    """Keys by which questions are compared."""
 
     text: str
     gate: str
 
 
 class SemanticCache:
-    """Answers by question, in memory or in one SQLite file; safe for several threads.
+    """Answers by question, in memory or in one SQLite file; thread-safe.
 
     ``hits`` and ``misses`` count since it was opened.
     """
@@ -73,11 +73,11 @@ class SemanticCache:
         """Open a cache.
 
         Args:
-            path: The file; made if there is none. Without one, answers are kept in memory.
-            capacity: How many answers are kept at most; the longest unused go first.
+            path: The file; created if missing. None keeps answers in memory.
+            capacity: Maximum number of answers; the least recently used are evicted.
 
         Raises:
-            DataError: If the file is no cache of this version, or the capacity is below 1.
+            DataError: If the file is not a cache of this version, or the capacity is below 1.
         """
         if capacity < 1:
             raise _make_unusable_error(
@@ -88,15 +88,15 @@ class SemanticCache:
         self._lock = threading.Lock()
         try:
             self._database = open_shared_database(path or ":memory:", wait_s=10)
-            with ExitStack() as undo:  # a file of another kind or version is let go of
+            with ExitStack() as undo:  # close a file of another kind or version
                 undo.callback(self._database.close)
                 self._prepare()
                 undo.pop_all()
         except sqlite3.DatabaseError as error:
             raise _make_unusable_error(
                 f"{path} cannot be used: {error}",
-                "a semantic cache of this version, or a path where nothing lies yet",
-                "give another path",
+                "a semantic cache of this version, or a path that does not exist",
+                "choose another path",
             ) from error
 
     def _prepare(self) -> None:
@@ -109,17 +109,17 @@ class SemanticCache:
             self._database.execute(f"PRAGMA user_version={SEMANTIC_VERSION}")
 
     def __len__(self) -> int:
-        """Return how many answers are kept."""
+        """Return the number of answers."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def find(self, index: Index, scope: str, question: str) -> Answer | None:
-        """Return the answer that is kept for a question, or None.
+        """Return the stored answer to a question, or None.
 
         Args:
-            index: What would be searched; every passage of the answer must still be in it.
-            scope: Everything else that the answer depends on, as ``build_cache_scope`` gives it.
-            question: What is asked.
+            index: The index; every passage of the answer must still be in it.
+            scope: Digest of everything else the answer depends on, from ``build_cache_scope``.
+            question: The question.
         """
         key = _build_key(question, index)
         row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
@@ -138,7 +138,7 @@ class SemanticCache:
         return replace(answer, details={**answer.details, "cached": cached})
 
     def keep(self, index: Index, scope: str, question: str, answer: Answer) -> None:
-        """Keep an answer; one without passages behind it, or that was broken off, is not kept."""
+        """Store an answer, unless it has no passages or was cut off."""
         if answer.completion.finish_reason != "stop" or not answer.hits:
             return
         key = _build_key(question, index)
@@ -162,12 +162,12 @@ class SemanticCache:
             self._database.execute("COMMIT")
 
     def clear(self) -> None:
-        """Forget every answer."""
+        """Delete all answers."""
         with self._lock:
             self._database.execute("DELETE FROM answers")
 
     def close(self) -> None:
-        """Close the file; closing twice does no harm."""
+        """Close the file; may be called repeatedly."""
         with self._lock:
             self._database.close()
 
@@ -182,7 +182,7 @@ class SemanticCache:
     def _find_near(
         self, index: Index, scope: str, key: _QuestionKey, question: str
     ) -> tuple[tuple[int, str, str] | None, float]:
-        """Return the nearest row of the same words that is near enough, and its cosine."""
+        """Return the most similar row with the same words, if similar enough, and its cosine."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, answer, question, vector FROM answers WHERE scope = ? AND gate = ?"
@@ -192,8 +192,8 @@ class SemanticCache:
         if not rows:
             return None, 0.0
         vector: NDArray[np.float32] = index.embed_query(_make_query(question))
-        kept = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
-        likeness = kept @ vector
+        vectors = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
+        likeness = vectors @ vector
         best = int(likeness.argmax())
         if likeness[best] < _MIN_SIMILARITY:
             return None, float(likeness[best])
@@ -211,12 +211,12 @@ class SemanticCache:
 
 
 def build_cache_scope(**parts: Any) -> str:
-    """Return the digest of everything but the question that an answer depends on."""
+    """Return the digest of everything an answer depends on except the question."""
     return digest_json(parts)
 
 
 def _build_key(question: str, index: Index) -> _QuestionKey:
-    """Return the normalized text; and in one digest what must be the same in words."""
+    """Return the normalized text, and a digest of the words that must be equal."""
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", question)).strip().casefold()
     terms = list(index.analyzer.content_terms(question))
     if not terms:
@@ -232,7 +232,7 @@ def _make_query(question: str) -> Any:
 
 
 def _is_current(answer: Answer, index: Index) -> bool:
-    """Return whether every passage of an answer is in the index as it was read."""
+    """Return whether every passage of an answer is unchanged in the index."""
     return all(_is_passage_current(hit.passage, index) for hit in answer.hits)
 
 
@@ -250,12 +250,12 @@ def _encode_answer(answer: Answer) -> str:
             "completion": answer.completion.to_json(),
             "citations": [
                 {
-                    "number": one.number,
-                    "passage_id": one.passage_id,
-                    "location": _encode_location(one.location),
-                    "text": one.text,
+                    "number": citation.number,
+                    "passage_id": citation.passage_id,
+                    "location": _encode_location(citation.location),
+                    "text": citation.text,
                 }
-                for one in answer.citations
+                for citation in answer.citations
             ],
             "hits": [
                 {"passage": hit.passage.to_json(), "score": hit.score, "rank": hit.rank}
@@ -272,33 +272,33 @@ def _decode_answer(text: str) -> Answer | None:
         data = json.loads(text)
         citations = tuple(
             Citation(
-                one["number"],
-                one["passage_id"],
-                Location(**{**one["location"], "pages": tuple(one["location"]["pages"])}),
-                one["text"],
+                item["number"],
+                item["passage_id"],
+                Location(**{**item["location"], "pages": tuple(item["location"]["pages"])}),
+                item["text"],
             )
-            for one in data["citations"]
+            for item in data["citations"]
         )
         hits = tuple(
-            Hit(Passage.from_json(one["passage"]), one["score"], one["rank"])
-            for one in data["hits"]
+            Hit(Passage.from_json(item["passage"]), item["score"], item["rank"])
+            for item in data["hits"]
         )
         return Answer(Completion.from_json(data["completion"]), citations, hits, data["details"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _encode_location(place: Location) -> dict[str, Any]:
+def _encode_location(location: Location) -> dict[str, Any]:
     return {
-        "path": place.path,
-        "digest": place.digest,
-        "byte_start": place.byte_start,
-        "byte_end": place.byte_end,
-        "pages": list(place.pages),
-        "label": place.label,
-        "is_exact": place.is_exact,
+        "path": location.path,
+        "digest": location.digest,
+        "byte_start": location.byte_start,
+        "byte_end": location.byte_end,
+        "pages": list(location.pages),
+        "label": location.label,
+        "is_exact": location.is_exact,
     }
 
 
-def _make_unusable_error(what: str, expected: str, next_step: str) -> DataError:
-    return DataError(what, code="rag.semantic-cache", expected=expected, next=next_step)
+def _make_unusable_error(problem: str, expected: str, next_step: str) -> DataError:
+    return DataError(problem, code="rag.semantic-cache", expected=expected, next=next_step)

@@ -1,14 +1,13 @@
 """Answer session: one question with its budget and trace, and filters of echoed prompts.
 
-A method of ``stillroom.rag.answer_strategies`` works through it: ``retrieve``, ``grade``, ``ask``,
-``read``, ``abstain``. Every call of the model is counted here, whoever makes it. Nothing is kept
-between questions.
+A strategy of ``stillroom.rag.answer_strategies`` works through it: ``retrieve``, ``grade``,
+``ask``, ``read``, ``abstain``. All model calls are counted here. No state is shared between
+questions.
 
-``EchoFilter`` takes the question, the request and the word Answer out of the beginning of a stream,
-so that an answer begins with what it says. ``PromptFilter`` takes out the marks that fence a
-passage, and ends the answer where the model goes on with the prompt: behind a closing mark, or with
-a question of its own. What comes out never depends on how the stream was cut. Knows the English
-words of the prompt only.
+``PromptEchoStripper`` removes the question, the request and the word Answer from the beginning of a
+stream. ``PromptLeakFilter`` removes passage fences, and ends the answer where the model continues
+the prompt: after a closing fence, or with a question of its own. The output does not depend on how
+the stream was split. Only the English words of the prompt are recognized.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _MAX_STOPS = 4
 
 
 class AnswerSession:
-    """What a method of answering is given: the question, the index, the model, and its bounds."""
+    """Context of an answer strategy: the question, the index, the model, and its limits."""
 
     def __init__(
         self,
@@ -65,56 +64,56 @@ class AnswerSession:
         query: Query,
         asking: AnswerSettings,
         sampling: Sampling,
-        bounds: AnswerStrategy,
+        strategy: AnswerStrategy,
         *,
         is_streamed: bool = False,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Begin; the clock runs from here."""
+        """Start the session; ``max_seconds`` counts from here."""
         self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
         self.model = CallCounter(model)
         self.trace: list[dict[str, Any]] = []
-        """Every step in order: what was done, on what, with which outcome."""
+        """All steps in order, with their inputs and outcomes."""
         self.shown: RenderedPrompt | None = None
-        """What the model was shown, once ``read`` or ``show`` was called."""
+        """The prompt, after ``read`` or ``show``."""
         self.completion = Completion("", model=model.fingerprint)
-        """How the text that was yielded ended, and its tokens."""
+        """Finish reason and token counts of the yielded text."""
         self.refusal = ""
-        """Why there is no answer; empty where there is one."""
+        """The reason for a refusal; empty if there is an answer."""
         self.nearest: tuple[Hit, ...] = ()
-        """The passages that came nearest, where the method abstained."""
+        """The nearest passages, if the strategy abstained."""
         self.repeats = 0
-        """How many hits were left out since they repeat better ones."""
+        """Number of hits dropped as duplicates of better ones."""
         self.is_cancelled = is_cancelled or (lambda: False)
-        self._bounds, self._is_streamed = bounds, is_streamed
-        self._end = time.monotonic() + bounds.max_seconds
+        self._limits, self._is_streamed = strategy, is_streamed
+        self._end = time.monotonic() + strategy.max_seconds
         self._seen: set[str] = set()
 
-    def note(self, step: str, **what: Any) -> None:
-        """Add a step to the trace; plain JSON values, none of the documents' text."""
-        self.trace.append({"step": step, **what})
+    def note(self, step: str, **fields: Any) -> None:
+        """Add a step to the trace; plain JSON values, without text of the documents."""
+        self.trace.append({"step": step, **fields})
 
-    def find_bound(self, calls: int = 0) -> str:
-        """Return which bound keeps the method from going on; empty if none does.
+    def find_exceeded_limit(self, calls: int = 0) -> str:
+        """Return the limit that stops the strategy; empty if none does.
 
         Args:
-            calls: How often the model would be asked; one more call is kept for the answer.
+            calls: Number of planned model calls; one more is reserved for the answer.
         """
         if self.is_cancelled():
             return "cancelled"
-        if self.model.calls + calls + 1 > self._bounds.max_calls:
+        if self.model.calls + calls + 1 > self._limits.max_calls:
             return "max_calls"
         return "max_seconds" if time.monotonic() > self._end else ""
 
-    def may(self, step: str, calls: int = 0) -> bool:
-        """Return whether a step that asks the model so often may be begun; notes it if not."""
-        bound = self.find_bound(calls)
+    def within_budget(self, step: str, calls: int = 0) -> bool:
+        """Return whether a step with the given number of model calls is allowed; note it if not."""
+        bound = self.find_exceeded_limit(calls)
         if bound:
             self.note("stop", before=step, why=bound)
         return not bound
 
-    def stand_alone(self) -> None:
-        """Make the last turn of a conversation a question of its own, where the way asks for it."""
+    def condense_question(self) -> None:
+        """Rewrite the last turn of a conversation as a standalone question, if configured."""
         transform = self.asking.transform
         if transform is None or not self.query.history:
             return
@@ -128,19 +127,19 @@ class AnswerSession:
     def retrieve(
         self, query: Query | None = None, k: int = 0, *, retriever: str | Retriever | None = None
     ) -> list[Hit]:
-        """Return hits, best first, without repeats and with documents capped as asked.
+        """Return deduplicated hits, best first, limited per document.
 
         Args:
-            query: What is searched; by default the question.
-            k: How many hits are wanted, of which more are given where there are; by default the
-                asker's.
-            retriever: Another than the asker's.
+            query: The query; defaults to the question.
+            k: Number of requested hits (more are returned if available); defaults to that of the
+                settings.
+            retriever: Overrides that of the settings.
         """
-        asked, wanted = query or self.query, k or self.asking.k
+        used_query, limit = query or self.query, k or self.asking.k
         hits = retrieve_with_parents(
             self.index,
-            asked,
-            wanted * _SPARE_HITS if wanted > 0 else wanted,
+            used_query,
+            limit * _SPARE_HITS if limit > 0 else limit,
             share=self.asking.parent_share,
             retriever=retriever or self.asking.retriever,
             reranker=self.asking.reranker,
@@ -148,37 +147,41 @@ class AnswerSession:
             model=self.model,
         )
         distinct = drop_duplicates(hits)
-        kept = limit_per_document(distinct, self.asking.per_document)
-        fresh = {hit.passage.id for hit in kept[:wanted]} - self._seen
+        limited = limit_per_document(distinct, self.asking.per_document)
+        fresh = {hit.passage.id for hit in limited[:limit]} - self._seen
         self._seen |= fresh
-        if kept:
-            last = kept[:wanted][-1].rank
+        if limited:
+            last = limited[:limit][-1].rank
             self.repeats += last - sum(hit.rank <= last for hit in distinct)
-        other = {} if retriever is None else {"retriever": _get_method_name(retriever)}
-        self.note("retrieve", query=asked.text, **other, found=len(kept[:wanted]), new=len(fresh))
-        return kept
+        details = {} if retriever is None else {"retriever": _get_method_name(retriever)}
+        self.note(
+            "retrieve", query=used_query.text, **details, found=len(limited[:limit]), new=len(fresh)
+        )
+        return limited
 
     def grade(
         self, grader: RelevanceGrader, hits: Sequence[Hit], query: Query | None = None
     ) -> list[float]:
-        """Return a grade for each hit, from 0 to 1; the text that is read holds its headings."""
+        """Return the grade of each hit, from 0 to 1; graded texts include the headings."""
         texts = [
             "\n".join([" > ".join(hit.passage.headings), get_readable_text(hit.passage)]).strip()
             for hit in hits
         ]
         with stage("grade"):
             grades = grader.grade(query or self.query, texts, self.index, self.model)
-        self.note("grade", grader=grader.method_name(), grades=[round(one, 3) for one in grades])
+        self.note(
+            "grade", grader=grader.method_name(), grades=[round(value, 3) for value in grades]
+        )
         return grades
 
     def ask(self, request: str, *, most: int, max_new_tokens: int, method: str) -> list[str]:
-        """Return a few short texts that the model writes, held to a schema; see ``drafting``."""
+        """Return a few short texts generated under a schema; see ``generate_texts``."""
         return generate_texts(
             self.model, request, most=most, max_new_tokens=max_new_tokens, method=method
         )
 
     def show(self, hits: Sequence[Hit]) -> Prompt:
-        """Settle which passages are shown, numbered, and return the prompt.
+        """Choose the passages that fit, number them, and return the prompt.
 
         Raises:
             DataError: If not even the best passage fits.
@@ -199,15 +202,15 @@ class AnswerSession:
         return self.shown.prompt
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
-        """Yield what the model answers from the hits, in pieces where a stream was asked for."""
+        """Yield the model's answer from the hits, in pieces if streamed."""
         yield from self.write(self.show(hits))
 
     def write(self, prompt: Prompt) -> Iterator[str]:
-        """Yield what the model writes after a prompt."""
+        """Yield the model's completion of a prompt."""
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(
-                    [prompt], self._stop_where_prompt_goes_on(), is_cancelled=self.is_cancelled
+                    [prompt], self._build_sampling(), is_cancelled=self.is_cancelled
                 )
                 record_generation(span, self.model, prompt, self.completion)
             if self.completion.text:
@@ -229,16 +232,16 @@ class AnswerSession:
             span.end()
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
-        """Yield and return what the model does; only the model's own time counts."""
-        stream, spent_s = self.model.stream(prompt, self._stop_where_prompt_goes_on()), 0.0
+        """Yield the model's pieces and return the completion; only the model's time is counted."""
+        stream, spent_s = self.model.stream(prompt, self._build_sampling()), 0.0
         items = stream_with_completion(stream)
         try:
             while True:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 item = next(items)
-                took_s = time.perf_counter() - begun
-                add_stage_time("generate", took_s)
-                spent_s += took_s
+                elapsed_s = time.perf_counter() - started
+                add_stage_time("generate", elapsed_s)
+                spent_s += elapsed_s
                 if isinstance(item, Completion):
                     return item
                 yield item
@@ -246,11 +249,10 @@ class AnswerSession:
             stream.close()
             count_stage("generate", spent_s)
 
-    def _stop_where_prompt_goes_on(self) -> Sampling:
-        """Return the sampling with stops where the model goes on with the prompt.
+    def _build_sampling(self) -> Sampling:
+        """Return the sampling with stops for a continued prompt: a closing fence or a question.
 
-        As if a passage ended here, or another question came. Endpoints take four stops at most;
-        what is written all the same is cut from the answer.
+        Endpoints accept at most four stops; anything beyond them is filtered from the answer.
         """
         if self.shown is None:
             return self.sampling
@@ -259,7 +261,7 @@ class AnswerSession:
         return replace(self.sampling, stop=tuple(dict.fromkeys(stops))[:most])
 
     def abstain(self, why: str, nearest: Sequence[Hit] = ()) -> None:
-        """Give no answer; the passages that came nearest are named to whoever asked."""
+        """Give no answer, and name the nearest passages."""
         self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
         self.note("abstain", why=why)
 
@@ -277,7 +279,7 @@ _SPACE = re.compile(r"\s+")
 NEXT_QUESTION = "\nQuestion:"
 
 
-"""Where a model that goes on with the prompt is stopped."""
+"""Stop sequence of a model that continues the prompt."""
 
 
 _QUESTION_LABEL = "Question:"
@@ -298,92 +300,92 @@ _HELD_CHARACTERS = 64
 
 
 class PromptLeakFilter:
-    """Takes marks of passages out of a stream, and ends it where the prompt goes on."""
+    """Removes passage fences from a stream, and ends it where the model continues the prompt."""
 
     def __init__(self) -> None:
-        """Begin."""
-        self._held = ""
-        self._given = ""
+        """Initialize an empty state."""
+        self._pending = ""
+        self._emitted = ""
         self._is_over = False
 
     def feed(self, text: str) -> str:
-        """Return what is certain after some more text; nothing once the answer is over."""
-        given = ""
+        """Return the text that is final after more input; empty once the answer is over."""
+        output = ""
         for character in text:
             if self._is_over:
                 break
-            self._held += character
-            given += self._settle()
-        return given
+            self._pending += character
+            output += self._resolve_pending()
+        return output
 
     def finish(self) -> str:
-        """Return what was held back, but for a mark that broke off."""
-        held, self._held = self._held, ""
+        """Return the pending text, except an incomplete fence."""
+        held, self._pending = self._pending, ""
         return "" if self._is_over or held.startswith(("<passage", "</passage")) else held
 
-    def _settle(self) -> str:
-        """Return the held text unless it may be, or is, the beginning of the prompt's own."""
-        held = self._held
+    def _resolve_pending(self) -> str:
+        """Return the pending text unless it is, or may become, a part of the prompt."""
+        held = self._pending
         mark = _FENCE_MARK.fullmatch(held)
         if mark is not None:
-            self._held = ""
-            self._is_over = bool(mark[1]) and bool(self._given.strip())
+            self._pending = ""
+            self._is_over = bool(mark[1]) and bool(self._emitted.strip())
             return ""
         if held == _QUESTION_LABEL:
-            self._held, self._is_over = "", True
+            self._pending, self._is_over = "", True
             return ""
         if _PARTIAL_FENCE_MARK.fullmatch(held) or (
-            _QUESTION_LABEL.startswith(held) and self._may_ask()
+            _QUESTION_LABEL.startswith(held) and self._may_start_question()
         ):
             return ""
-        # The last character may begin another mark; those before it begin none.
-        self._held = ""
+        # Only the last character may begin another fence or label.
+        self._pending = ""
         if len(held) > 1 and held[-1] in "<Q":
-            return self._give(held[:-1]) + self.feed(held[-1])
-        return self._give(held)
+            return self._emit(held[:-1]) + self.feed(held[-1])
+        return self._emit(held)
 
-    def _may_ask(self) -> bool:
-        """Return whether a question would begin a line or a sentence, behind some text."""
-        return bool(_SENTENCE_END.search(self._given)) and bool(self._given.strip())
+    def _may_start_question(self) -> bool:
+        """Return whether a question would begin a line or a sentence, after some text."""
+        return bool(_SENTENCE_END.search(self._emitted)) and bool(self._emitted.strip())
 
-    def _give(self, text: str) -> str:
-        self._given = (self._given + text)[-_HELD_CHARACTERS:]
+    def _emit(self, text: str) -> str:
+        self._emitted = (self._emitted + text)[-_HELD_CHARACTERS:]
         return text
 
 
 class PromptEchoStripper:
-    """Holds back the beginning of an answer until it is no echo of the prompt."""
+    """Buffers the beginning of an answer until it is no echo of the prompt."""
 
     def __init__(self, question: str, request: str = "") -> None:
-        """Know what was asked, and how an answer was requested."""
-        self._asked = _normalize_text(question)
+        """Strip the given question and request."""
+        self._question = _normalize_text(question)
         self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
-        self._held = ""
+        self._pending = ""
         self._is_open = True
 
     def feed(self, text: str) -> str:
-        """Return what is certain after some more text."""
+        """Return the text that is final after more input."""
         if not self._is_open:
             return text
-        self._held += text
+        self._pending += text
         while self._is_open:
-            rest = self._drop_one()
-            if rest is None:
+            remainder = self._strip_echo()
+            if remainder is None:
                 return ""
-            if rest == self._held:
+            if remainder == self._pending:
                 self._is_open = False
-            self._held = rest
-        held, self._held = self._held, ""
+            self._pending = remainder
+        held, self._pending = self._pending, ""
         return held
 
     def finish(self) -> str:
-        """Return what was held back, but for labels that nothing follows."""
-        held, self._held, self._is_open = self._held, "", False
+        """Return the pending text, except labels without anything after them."""
+        held, self._pending, self._is_open = self._pending, "", False
         return "" if _normalize_text(held) in self._labels else held
 
-    def _drop_one(self) -> str | None:
-        """Return what is held without the echo it begins with, as it is, or None to wait."""
-        held = self._held.lstrip()
+    def _strip_echo(self) -> str | None:
+        """Return the pending text without one leading echo, or None to wait for more."""
+        held = self._pending.lstrip()
         plain = held.casefold()
         if not plain:
             return None
@@ -394,21 +396,21 @@ class PromptEchoStripper:
                 return None
         return self._after_question(held)
 
-    def _after_label(self, rest: str, label: str) -> str | None:
-        """Return what follows a label: of "Question:", only if it is the one that was asked."""
+    def _after_label(self, remainder: str, label: str) -> str | None:
+        """Return the text after a label; for "Question:", only if the question follows."""
         if label[0] != "q":
-            return rest or None
-        after = self._after_question(rest)
-        return self._held if after == rest and rest else after
+            return remainder or None
+        after = self._after_question(remainder)
+        return self._pending if after == remainder and remainder else after
 
     def _after_question(self, text: str) -> str | None:
-        """Return what follows the question at the beginning of a text; the text if it is not it."""
+        """Return the text after the leading question; the text itself if it does not match."""
         known = 0
-        for at, character in enumerate(text):
-            if known == len(self._asked):
-                return text[at:].lstrip() or None if character.isspace() else text
-            plain = _normalize_text(text[: at + 1])
-            if not self._asked.startswith(plain):
+        for i, character in enumerate(text):
+            if known == len(self._question):
+                return text[i:].lstrip() or None if character.isspace() else text
+            plain = _normalize_text(text[: i + 1])
+            if not self._question.startswith(plain):
                 return text
             known = len(plain)
         return None

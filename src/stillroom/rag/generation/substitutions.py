@@ -1,16 +1,15 @@
 """Substitutions: detection of words that contradict the passage a sentence cites.
 
-A sentence can be made of a passage's words and still say what the passage does not: another of its
-names, another of its numbers, two of them exchanged, a word from somewhere else, the opposite word.
-What gives it away is the place: the words before and behind are the passage's, what stands between
-them is not. A run of the sentence is a substitution where the passage has a run of the same kind
-(number, name, plain word) between the same words and has the sentence's own run nowhere between as
-many of them. What the sentence leaves out of the passage's sentence on either side of the run is no
-difference.
+A sentence can consist of a passage's words and still contradict it: with another of its names or
+numbers, two of them exchanged, a word from another place, or an antonym. Such errors are detected
+by context: the words before and after are the passage's, those between them are not. A run of the
+sentence is a substitution if the passage has a run of the same kind (number, name, plain word) in
+the same context, and has the sentence's own run nowhere in as much context. Words of the passage
+that the sentence omits on either side of the run are ignored.
 
-A number or name is replaced by any other; a plain word only by one that the passage has elsewhere,
-or by an opposite: any other may be a synonym. Does not know: synonyms, opposites beyond a short
-list of English ones, a fact that is told in an order of words of its own.
+Any other number or name counts as a substitution; a plain word only if the passage has it
+elsewhere, or if it is an antonym: any other may be a synonym. Not recognized: synonyms, antonyms
+beyond a short English list, and facts in a different word order.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ NUMBER_WORDS = {
         start=2,
     )
 }
-"""English number words and their digits; "one" is left out, since it is a pronoun, too."""
+"""English number words and their digits, without "one", which is also a pronoun."""
 
-_CONTEXT = 3  # words of context on each side that count
+_CONTEXT = 3  # words of context on each side
 _STRONG_MATCH, _STRONGER_MATCH = (
     3,
     4,
-)  # context that a substitution needs; of a plain word, which may wander
+)  # minimum context of a substitution; of a plain word, whose position varies more
 _MAX_SUBSTITUTE_WORDS, _MAX_RIVAL_WORDS = 4, 5  # words of a name
 _MAX_PHRASE = 2  # of plain words
 _BEGIN, _END = "^", "$"
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")
-_ARTICLES = frozenset({"the", "a", "an"})  # names have none: left out, all stand alike
+_ARTICLES = frozenset({"the", "a", "an"})  # dropped, since names may occur with or without them
 _FUNCTION_WORDS = frozenset(
     "which who whom whose that this these those he she it they his her hers its their theirs him"  # noqa: SIM905
     " them we us our you your i me my also still only however then there here been being do does"
@@ -67,46 +66,46 @@ _ANTONYM_GROUPS = (
 
 
 def _pair_antonyms() -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
+    antonyms: dict[str, frozenset[str]] = {}
     for group in _ANTONYM_GROUPS.split("|"):
         words = frozenset(group.split())
         for word in words:
-            found[word] = found.get(word, frozenset()) | (words - {word})
-    return found
+            antonyms[word] = antonyms.get(word, frozenset()) | (words - {word})
+    return antonyms
 
 
 _ANTONYMS = _pair_antonyms()
 
 
 class TokenizedSentences:
-    """A text as the words of its sentences, each with its term and its kind.
+    """The words of a text's sentences, each with its term and kind.
 
-    ``kinds`` are ``number``, ``name``, ``word``, or nothing for what only holds a sentence together
-    and for the borders of sentences.
+    ``kinds`` are ``number``, ``name``, ``word``, or empty for function words and for the borders of
+    sentences.
     """
 
     def __init__(self, text: str, stem: Callable[[str], str], *, has_names: bool = True) -> None:
-        """Read a text.
+        """Tokenize a text.
 
         Args:
-            text: Any.
-            stem: Gives the term of a word; nothing for a stop word.
-            has_names: Whether words with a capital letter are names; they are not in German.
+            text: The text.
+            stem: Returns the term of a word; empty for a stop word.
+            has_names: Treat capitalized words as names; false for German.
         """
         self.words: list[str] = []
         self.terms: list[str] = []
         self.kinds: list[str] = []
         self.borders: list[tuple[int, int]] = []
-        """Where each sentence begins and ends, its border marks left out."""
+        """Start and end of each sentence, without the border tokens."""
         for start, end in split_sentences(text) or [(0, len(text))]:
             self._add(_BEGIN, _BEGIN, "")
             first = len(self.words)
-            for found in _TOKEN.finditer(text, start, end):
-                self._take(found.group(), stem, has_names)
+            for match in _TOKEN.finditer(text, start, end):
+                self._add_word(match.group(), stem, has_names)
             self.borders.append((first, len(self.words)))
             self._add(_END, _END, "")
 
-    def _take(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
+    def _add_word(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
         plain = word.casefold()
         if plain in _ARTICLES:
             return
@@ -126,15 +125,15 @@ class TokenizedSentences:
         self.kinds.append(kind)
 
     @cached_property
-    def places(self) -> dict[str, list[int]]:
-        """Where each term stands."""
-        found: dict[str, list[int]] = {}
-        for at, term in enumerate(self.terms):
-            found.setdefault(term, []).append(at)
-        return found
+    def positions(self) -> dict[str, list[int]]:
+        """Positions of each term."""
+        positions: dict[str, list[int]] = {}
+        for i, term in enumerate(self.terms):
+            positions.setdefault(term, []).append(i)
+        return positions
 
     def kind_of(self, start: int, end: int) -> str:
-        """Return the kind of a run of words; nothing where it is mixed or ends in no content."""
+        """Return the kind of a run of words; empty if it is mixed or ends in a function word."""
         kinds = self.kinds[start:end]
         if not (kinds[0] and kinds[-1]):
             return ""
@@ -149,9 +148,9 @@ class TokenizedSentences:
 def find_substitution(
     claim: TokenizedSentences, source: TokenizedSentences
 ) -> tuple[str, str] | None:
-    """Return what a sentence says in the place of what a passage says, and that; None if nothing.
+    """Return a substituted run of a sentence and the passage's run instead of it, or None.
 
-    Both readings must have been made with the same ``has_names``.
+    Both arguments must be tokenized with the same ``has_names``.
     """
     pair = _AlignedPair(claim, source)
     for start, end in claim.borders:
@@ -165,77 +164,82 @@ def find_substitution(
 
 
 class _AlignedPair:
-    """A sentence held against a passage, by the words around a place in each."""
+    """A sentence compared with a passage, by the context of positions in each."""
 
     def __init__(self, claim: TokenizedSentences, source: TokenizedSentences) -> None:
         self._claim, self._source = claim, source
 
     def find_rival(self, first: int, last: int, kind: str) -> tuple[int, int] | None:
-        """Return the passage's run in the place of claim[first:last]; None if there is none."""
-        own = None
-        for start, end in self._runs_like(first, last, kind):
-            before, behind = self._before(first, start), self._behind(last, end)
+        """Return the passage's run that replaces claim[first:last]; None if there is none."""
+        own_strength = None
+        for start, end in self._iterate_runs(first, last, kind):
+            before, behind = self._context_before(first, start), self._context_after(last, end)
             strength = before + behind
-            if not (before and behind and strength >= self._needed(first, last, start, end, kind)):
+            if not (before and behind):
+                continue
+            if strength < self._required_context(first, last, start, end, kind):
                 continue
             if not self._has_content(first - before, first, last, last + behind):
                 continue
-            own = self._find_own(first, last) if own is None else own
-            if strength > own:
+            if own_strength is None:
+                own_strength = self._measure_own_context(first, last)
+            if strength > own_strength:
                 return start, end
         return None
 
-    def _runs_like(self, first: int, last: int, kind: str) -> Iterator[tuple[int, int]]:
-        """Yield runs of the passage of one kind, behind the word that stands before the claim's.
+    def _iterate_runs(self, first: int, last: int, kind: str) -> Iterator[tuple[int, int]]:
+        """Yield runs of the given kind in the passage that follow the word before the claim's run.
 
-        Runs that share a term with the claim's are left out.
+        Runs that share a term with the claim's are skipped.
         """
         source, before = self._source, self._claim.terms[first - 1]
-        asked = set(self._claim.terms[first:last])
+        claim_terms = set(self._claim.terms[first:last])
         starts = (
             range(len(source.terms))
             if before == _BEGIN
-            else [place + 1 for place in source.places.get(before, ())]
+            else [position + 1 for position in source.positions.get(before, ())]
         )
         for start in starts:
             for end in range(start + 1, min(start + _MAX_RIVAL_WORDS, len(source.terms)) + 1):
-                if source.terms[end - 1] in {_BEGIN, _END} or source.terms[end - 1] in asked:
+                if source.terms[end - 1] in {_BEGIN, _END} or source.terms[end - 1] in claim_terms:
                     break
                 if source.kind_of(start, end) == kind:
                     yield start, end
 
-    def _needed(self, first: int, last: int, start: int, end: int, kind: str) -> int:
-        """Return how much context makes a run another in the same place; more than there is: no."""
+    def _required_context(self, first: int, last: int, start: int, end: int, kind: str) -> int:
+        """Return the minimum context for a substitution; more than the maximum if it is none."""
         claim, source = self._claim, self._source
         if kind != "word":
             return _STRONG_MATCH
         there = {word.casefold() for word in source.words[start:end]}
         if any(_ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
             return _STRONG_MATCH
-        is_known = all(term in source.places for term in claim.terms[first:last])
+        is_known = all(term in source.positions for term in claim.terms[first:last])
         return _STRONGER_MATCH if is_known else 2 * _CONTEXT + 1
 
     def _has_content(self, first: int, before: int, behind: int, last: int) -> bool:
         kinds = self._claim.kinds
         return any(kinds[max(first, 0) : before]) or any(kinds[behind:last])
 
-    def _find_own(self, first: int, last: int) -> int:
-        """Return how much context the claim's own run has in the passage, left out words aside."""
+    def _measure_own_context(self, first: int, last: int) -> int:
+        """Return the context of the claim's own run in the passage, ignoring omitted words."""
         size, run, best = last - first, self._claim.terms[first:last], 0
-        for start in self._source.places.get(run[0], ()):
+        for start in self._source.positions.get(run[0], ()):
             end = start + size
             if self._source.terms[start:end] != run:
                 continue
-            from_, to = next(one for one in self._source.borders if one[0] <= start < one[1])
-            far = max(self._before(first, at) for at in range(from_, start + 1))
-            near = self._before(first, start) + max(
-                self._behind(last, at) for at in range(end, to + 1)
+            from_, to = next(
+                border for border in self._source.borders if border[0] <= start < border[1]
             )
-            best = max(best, near, far + self._behind(last, end))
+            far = max(self._context_before(first, position) for position in range(from_, start + 1))
+            near = self._context_before(first, start) + max(
+                self._context_after(last, position) for position in range(end, to + 1)
+            )
+            best = max(best, near, far + self._context_after(last, end))
         return best
 
-    def _before(self, here: int, there: int) -> int:
-        """Return how many words before two places are equal; the claim's beginning is one."""
+    def _context_before(self, here: int, there: int) -> int:
+        """Return the number of equal words before two positions, counting the claim's start."""
         count = 0
         while count < _CONTEXT:
             term = self._claim.terms[here - 1 - count]
@@ -246,8 +250,8 @@ class _AlignedPair:
             count += 1
         return count
 
-    def _behind(self, here: int, there: int) -> int:
-        """Return how many words from two places on are equal; the claim's end is one."""
+    def _context_after(self, here: int, there: int) -> int:
+        """Return the number of equal words after two positions, counting the claim's end."""
         count = 0
         while count < _CONTEXT:
             term = self._claim.terms[here + count]

@@ -1,3 +1,3 @@
-"""Relevance graders: methods that score whether a passage answers a question, one to a file."""
+"""Relevance graders: methods that score whether a passage answers a question, one per file."""
 
-SEAM = "how passages are graded against a question"
+SEAM = "grading of passages by relevance to a question"

@@ -1,8 +1,8 @@
 """Grade by a cross-encoder, its score mapped to the range 0 to 1.
 
-Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is taken
-as log-odds; a checkpoint that was not trained so orders passages as well, but needs thresholds of
-its own.
+Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is
+interpreted as log-odds; a checkpoint trained with another objective ranks passages as well, but
+needs other thresholds.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ class CrossEncoder(RelevanceGrader):
 
     checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the cross-encoder")
     max_tokens: int | None = Field(
-        None, ge=32, description="tokens of question and passage together; by default the model's"
+        None,
+        ge=32,
+        description="maximum tokens of question and passage together; default the model's",
     )
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
     upper: float = Field(
-        0.5, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+        0.5, ge=0, le=1, description="minimum grade of a passage that has the answer"
     )
     lower: float = Field(
-        0.1, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.1, ge=0, le=1, description="grade below which a passage does not have the answer"
     )
 
     @override

@@ -1,10 +1,9 @@
 """Grade by the share of the question's rare words that occur close together; needs no model.
 
-Source: no paper; the idf-weighted coverage that BM25 begins with, over windows of three sentences
-and the headings above them, so that words scattered through a long passage count less. English
-words that only ask ("what", "how", "does") do not count: in a small index they would be rare. Does
-not know: synonyms; a passage that shares the question's words and not its meaning gets a high
-grade.
+Source: no paper; idf-weighted coverage, as in BM25, over windows of three sentences and the
+headings above them, so that words scattered through a long passage count less. English question
+words ("what", "how", "does") are ignored: in a small index they would be rare. Synonyms are not
+recognized; a passage that shares the question's words but not its meaning gets a high grade.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ class Overlap(RelevanceGrader):
 
     paper: ClassVar[str] = ""
 
-    window: int = Field(3, ge=1, le=100, description="how many sentences are read together")
+    window: int = Field(3, ge=1, le=100, description="number of sentences in a window")
     upper: float = Field(
-        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+        0.6, ge=0, le=1, description="minimum grade of a passage that has the answer"
     )
     lower: float = Field(
-        0.45, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.45, ge=0, le=1, description="grade below which a passage does not have the answer"
     )
 
     @override
@@ -53,8 +52,8 @@ class Overlap(RelevanceGrader):
         model: TextModel | None = None,
     ) -> list[float]:
         idf = index.lexicon.idf
-        asking = set(index.analyzer.terms(_QUESTION_WORDS))
-        terms = set(index.analyzer.content_terms(query.text)) - asking
+        question_terms = set(index.analyzer.terms(_QUESTION_WORDS))
+        terms = set(index.analyzer.content_terms(query.text)) - question_terms
         weights = {term: idf(term) for term in sorted(terms)}
         total = sum(weights.values())
         if not total:
@@ -67,6 +66,8 @@ class Overlap(RelevanceGrader):
         best = 0.0
         for first in range(len(spans) - width + 1):
             part = text[spans[first][0] : spans[first + width - 1][1]]
-            held = set(index.analyzer.terms(part))
-            best = max(best, sum(weight for term, weight in weights.items() if term in held))
+            window_terms = set(index.analyzer.terms(part))
+            best = max(
+                best, sum(weight for term, weight in weights.items() if term in window_terms)
+            )
         return best

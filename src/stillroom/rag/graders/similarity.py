@@ -1,8 +1,8 @@
 """Grade by the cosine similarity of question and passage under the index's embedder.
 
-Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906 (the score; that it says
-whether a question is answered is an assumption, measured in the lab notebook). Thresholds hold for
-one embedder only: set them on your own questions for another than the default one.
+Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906 (the score; that it
+indicates whether a question is answered is an assumption, measured in the lab notebook). Thresholds
+are specific to the embedder: tune them on your own questions if it is not the default one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Similarity"]
 
 
 class Similarity(RelevanceGrader):
-    """Cosine of the vectors, nothing below 0."""
+    """Cosine of the vectors, clipped at 0."""
 
     paper: ClassVar[str] = "arXiv:2004.04906"
 
     upper: float = Field(
-        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+        0.6, ge=0, le=1, description="minimum grade of a passage that has the answer"
     )
     lower: float = Field(
-        0.35, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.35, ge=0, le=1, description="grade below which a passage does not have the answer"
     )
 
     @override
@@ -43,12 +43,12 @@ class Similarity(RelevanceGrader):
         index: Index,
         model: TextModel | None = None,
     ) -> list[float]:
-        kept = [at for at, text in enumerate(texts) if text.strip()]
+        nonempty = [i for i, text in enumerate(texts) if text.strip()]
         grades = [0.0] * len(texts)
-        if not kept or not query.text.strip():
+        if not nonempty or not query.text.strip():
             return grades
-        rows = index.embedder.embed([texts[at] for at in kept], kind="passage")
+        rows = index.embedder.embed([texts[i] for i in nonempty], kind="passage")
         likeness = np.asarray(rows) @ index.embed_query(query)
-        for at, score in zip(kept, likeness, strict=True):
-            grades[at] = float(np.clip(score, 0.0, 1.0))
+        for i, score in zip(nonempty, likeness, strict=True):
+            grades[i] = float(np.clip(score, 0.0, 1.0))
         return grades

@@ -1,10 +1,10 @@
 """Grade by asking the model whether a passage answers the question.
 
 Source: Asai et al. 2023, "Self-RAG", arXiv:2310.11511 (the reflection ISREL). Differs from the
-paper: the model is not trained for it; the probability of "Yes" against "No" is the grade, with the
-model's leaning where it is shown no passage taken out, so that a model that likes to say yes grades
-as well as one that does not: 0.5 is what no passage gives. An engine without probabilities answers
-in words, and grades are 0 or 1.
+paper: the model is not trained for it; the grade is the probability of "Yes" against "No",
+calibrated by the probability without a passage, so that a bias toward yes is removed and 0.5 means
+no evidence. For an engine without probabilities, the answer is parsed as text, and grades are 0 or
+1.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ _WORD_GRADES = (0.0, 0.5, 1.0)
 
 
 class YesNo(RelevanceGrader):
-    """The model's own yes, less its leaning."""
+    """The model's probability of yes, calibrated by its prior."""
 
     paper: ClassVar[str] = "arXiv:2310.11511"
 
-    words: int = Field(160, ge=10, le=4000, description="how many words of a passage are shown")
+    words: int = Field(
+        160, ge=10, le=4000, description="maximum words of a passage shown to the model"
+    )
     is_calibrated: bool = Field(
-        True, description="take out the model's leaning, for one more question to it"
+        True, description="remove the model's bias toward yes or no, at one more model call"
     )
     upper: float = Field(
-        0.75, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+        0.75, ge=0, le=1, description="minimum grade of a passage that has the answer"
     )
     lower: float = Field(
-        0.55, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.55, ge=0, le=1, description="grade below which a passage does not have the answer"
     )
 
     @override
@@ -55,16 +57,16 @@ class YesNo(RelevanceGrader):
     ) -> list[float]:
         model = require_model(model, "the grader yes_no", "the grader overlap")
         shown = [quote_text(" ".join(text.split()[: self.words])) for text in texts]
-        asked = quote_text(query.text).strip()
+        question = quote_text(query.text).strip()
         if not shown:
             return []
         if self.is_calibrated:
             shown.append(_NO_TEXT)
-        requests = [_REQUEST.format(text=text, query=asked) for text in shown]
+        requests = [_REQUEST.format(text=text, query=question) for text in shown]
         verdicts = ask_yes_no(model, requests, method="yes_no")
         if not self.is_calibrated:
             return verdicts
-        *verdicts, leaning = verdicts
-        if leaning in _WORD_GRADES:  # an engine without probabilities: nothing to take out
+        *verdicts, prior = verdicts
+        if prior in _WORD_GRADES:  # an engine without probabilities: no bias to remove
             return verdicts
-        return [calibrate_prior(verdict, leaning) for verdict in verdicts]
+        return [calibrate_prior(verdict, prior) for verdict in verdicts]

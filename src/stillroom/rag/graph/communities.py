@@ -1,19 +1,19 @@
 """Communities of a graph by hierarchical Leiden, and their reports.
 
-Source: Traag, Waltman and van Eck 2019, "From Louvain to Leiden", arXiv:1810.08473, as
-graspologic-native implements it; communities larger than a bound are divided again (Edge et al.
-2024, arXiv:2404.16130). Edges are given in order of their ends' keys, with a fixed seed: what comes
-out follows from the graph alone. A community's id is made of its level and its members' keys, so
-that one which a change elsewhere leaves as it is keeps its id.
+Communities larger than a bound are divided again (Edge et al. 2024). Edges are passed in order of
+the keys of their ends and with a fixed seed, so that the result depends on the graph alone. A
+community's id is computed from its level and its members' keys: it does not change when other parts
+of the graph do.
 
-Without a model a report is a choice of the documents' own sentences: those that name most of the
-community's entities, weighed by how much they are related within it, and that say what the ones
-before did not. With a model it is written from those same numbered sentences, and each of its
-statements keeps the numbers that it was made from; one without any is left out. An answer that
-cannot be read leaves the chosen sentences, and is counted.
+Without a model, a report consists of sentences of the documents: greedily, those that name the most
+central entities of the community and entities that no earlier sentence names. With a model, the
+report is written from the same numbered sentences, and each of its statements cites sentence
+numbers; a statement without any is dropped. If an answer cannot be parsed, the selected sentences
+are used and the failure is counted.
 
-Source: Edge et al. 2024, arXiv:2404.16130. Differs: large communities are reported from their
-central sentences, not from the reports of their parts.
+Source: Traag, Waltman and van Eck 2019, "From Louvain to Leiden", arXiv:1810.08473, as implemented
+in graspologic-native. Edge et al. 2024, arXiv:2404.16130. Differs: large communities are reported
+from their central sentences, not from the reports of their sub-communities.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class CommunityNode:
-    """A community's id, level, parent's id and the numbers of its entities, ascending."""
+    """A community's id, level, parent id and entity numbers, ascending."""
 
     id: str
     level: int
@@ -67,14 +67,15 @@ def find_communities(
     resolution: float = 1.0,
     seed: int = 0,
 ) -> list[CommunityNode]:
-    """Return the communities of every level, larger ones first, in order of level and members.
+    """Return the communities of all levels, sorted by level and members.
 
     Args:
         entities: In order of key.
         edges: In order of their ends.
-        max_size: A community with more entities is divided, into those of the next level.
-        resolution: Higher gives more and smaller communities; above 0.
-        seed: Of the library's random numbers.
+        max_size: A community with more entities is divided into those of the next level.
+        resolution: Resolution of the modularity; higher gives more and smaller communities; above
+            0.
+        seed: Random seed of the library.
 
     Raises:
         MissingExtraError: If the library is not installed.
@@ -87,9 +88,9 @@ def find_communities(
         raise MissingExtraError.of(
             "graspologic-native", "graph", "finding the communities of a graph"
         ) from error
-    # Numbers of equal width, so that the library's own order of names is that of the keys.
+    # Zero-padded numbers: the library sorts nodes by name, which is then the order of keys.
     width = len(str(len(entities)))
-    found = hierarchical_leiden(
+    assignments = hierarchical_leiden(
         edges=[
             (f"{edge.source:0{width}}", f"{edge.target:0{width}}", edge.weight) for edge in edges
         ],
@@ -99,20 +100,20 @@ def find_communities(
     )
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     parents: dict[tuple[int, int], int | None] = {}
-    for one in found:
-        members[one.level, one.cluster].append(int(one.node))
-        parents[one.level, one.cluster] = one.parent_cluster
+    for assignment in assignments:
+        members[assignment.level, assignment.cluster].append(int(assignment.node))
+        parents[assignment.level, assignment.cluster] = assignment.parent_cluster
     ids = {
-        place: make_content_id(
-            "com", place[0], *(entities[number].key for number in sorted(numbers))
+        cluster: make_content_id(
+            "com", cluster[0], *(entities[number].key for number in sorted(numbers))
         )
-        for place, numbers in members.items()
+        for cluster, numbers in members.items()
     }
     groups = []
-    for place, numbers in members.items():
-        level, parent = place[0], parents[place]
+    for cluster, numbers in members.items():
+        level, parent = cluster[0], parents[cluster]
         above = ids.get((level - 1, parent), "") if parent is not None else ""
-        groups.append(CommunityNode(ids[place], level, above, tuple(sorted(numbers))))
+        groups.append(CommunityNode(ids[cluster], level, above, tuple(sorted(numbers))))
     return sorted(groups, key=lambda group: (group.level, group.entities))
 
 
@@ -144,7 +145,7 @@ _REPORT_SAMPLING = Sampling(max_new_tokens=400)
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    """A sentence of a passage, and the entities of the community that it names."""
+    """A sentence of a passage, and the community's entities that it names."""
 
     span: Span
     text: str
@@ -160,43 +161,48 @@ def write_reports(
     *,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> tuple[list[Community], int]:
-    """Return the communities with their reports, and how many a model's answer did not give.
+    """Return the communities with their reports, and the number of unparsable model answers.
 
     Args:
-        groups: Of every level.
-        entities: The graph's.
-        edges: The graph's.
-        text_of: Gives the text of the passage of a row.
-        writer: Asks a model; None chooses sentences.
-        is_cancelled: Once true, no more is asked, and what comes back is not to be used.
+        groups: Communities of all levels.
+        entities: Entities of the graph.
+        edges: Edges of the graph.
+        text_of: Returns the text of the passage at a row.
+        writer: Model that writes the reports; None uses the selected sentences.
+        is_cancelled: Polled between calls; once true, no more calls are made and the result is not
+            to be used.
     """
     texts = _SentenceIndex(text_of, entities)
-    chosen = [_choose_sentences(group, entities, edges, texts) for group in groups]
+    selections = [_choose_sentences(group, entities, edges, texts) for group in groups]
     titles = [_build_title(group, entities, edges) for group in groups]
     plain = [
         CommunityReport(
-            title, "", tuple(ReportFinding(one.text, (one.span,)) for one in sentences), "source"
+            title,
+            "",
+            tuple(ReportFinding(sentence.text, (sentence.span,)) for sentence in sentences),
+            "source",
         )
-        for title, sentences in zip(titles, chosen, strict=True)
+        for title, sentences in zip(titles, selections, strict=True)
     ]
     written: list[CommunityReport | None] = [None] * len(groups)
     if writer is not None:
         prompts = [
-            _build_prompt(one, sentences) for one, sentences in zip(titles, chosen, strict=True)
+            _build_prompt(title, sentences)
+            for title, sentences in zip(titles, selections, strict=True)
         ]
         answers = writer.ask(prompts, _REPORT_SAMPLING, is_cancelled=is_cancelled)
-        for at, answer in enumerate(answers):
-            written[at] = _parse_report(answer, titles[at], chosen[at])
+        for i, answer in enumerate(answers):
+            written[i] = _parse_report(answer, titles[i], selections[i])
     communities = [
-        _finish_report(group, other or own)
-        for group, own, other in zip(groups, plain, written, strict=True)
+        _finish_report(group, generated or extractive)
+        for group, extractive, generated in zip(groups, plain, written, strict=True)
     ]
     unread = written.count(None) if writer is not None else 0
     return communities, unread
 
 
 class _SentenceIndex:
-    """The sentences of passages with the entities they name, each passage cut once."""
+    """The sentences of passages with the entities they name; each passage is split once."""
 
     def __init__(self, text_of: Callable[[int], str], entities: Sequence[Entity]) -> None:
         self._text_of = text_of
@@ -204,22 +210,22 @@ class _SentenceIndex:
         for number, entity in enumerate(entities):
             for row, start, _ in entity.mentions:
                 self._mentions[row].append((start, number))
-        self._cut: dict[int, list[_Sentence]] = {}
+        self._cache: dict[int, list[_Sentence]] = {}
 
     def sentences(self, row: int) -> list[_Sentence]:
-        if row not in self._cut:
+        if row not in self._cache:
             text = self._text_of(row)
             spans = split_sentences(text)
             named = self._mentions[row]
-            self._cut[row] = [
+            self._cache[row] = [
                 _Sentence(
                     (row, start, end),
                     " ".join(text[start:end].split()),
-                    frozenset(number for at, number in named if start <= at < end),
+                    frozenset(number for position, number in named if start <= position < end),
                 )
                 for start, end in spans
             ]
-        return self._cut[row]
+        return self._cache[row]
 
 
 def _choose_sentences(
@@ -228,43 +234,55 @@ def _choose_sentences(
     edges: Sequence[GraphEdge],
     texts: _SentenceIndex,
 ) -> list[_Sentence]:
-    """Return the sentences that name most of the group, each new ground; the best first."""
+    """Return sentences by greedy coverage of the group's entities, best first."""
     weights = _compute_centrality(group, edges)
     rows = sorted({row for number in group.entities for row in entities[number].rows})
     candidates = [
-        one for row in rows for one in texts.sentences(row) if one.entities & set(weights)
+        sentence
+        for row in rows
+        for sentence in texts.sentences(row)
+        if sentence.entities & set(weights)
     ]
     usable = [
-        one
-        for one in candidates
-        if _MIN_SENTENCE_WORDS <= one.text.count(" ") + 1 <= _MAX_SENTENCE_WORDS
+        sentence
+        for sentence in candidates
+        if _MIN_SENTENCE_WORDS <= sentence.text.count(" ") + 1 <= _MAX_SENTENCE_WORDS
     ]
-    left = usable or sorted(candidates, key=lambda one: (len(one.text), one.span))[:1]
+    remaining = (
+        usable or sorted(candidates, key=lambda sentence: (len(sentence.text), sentence.span))[:1]
+    )
     covered: set[int] = set()
-    said: set[str] = set()
-    chosen: list[_Sentence] = []
-    while left and len(chosen) < _SENTENCES_PER_REPORT:
-        best = min(left, key=lambda one: (-_compute_gain(one, weights, covered), one.span))
-        if chosen and not (best.entities & set(weights)) - covered:
+    seen_texts: set[str] = set()
+    selected: list[_Sentence] = []
+    while remaining and len(selected) < _SENTENCES_PER_REPORT:
+        best = min(
+            remaining,
+            key=lambda sentence: (-_compute_gain(sentence, weights, covered), sentence.span),
+        )
+        if selected and not (best.entities & set(weights)) - covered:
             break
-        left = [one for one in left if one is not best and one.text != best.text]
+        remaining = [
+            sentence
+            for sentence in remaining
+            if sentence is not best and sentence.text != best.text
+        ]
         covered |= best.entities
-        if best.text not in said:
-            said.add(best.text)
-            chosen.append(best)
-    return chosen
+        if best.text not in seen_texts:
+            seen_texts.add(best.text)
+            selected.append(best)
+    return selected
 
 
-def _compute_gain(one: _Sentence, weights: Mapping[int, float], covered: set[int]) -> float:
+def _compute_gain(sentence: _Sentence, weights: Mapping[int, float], covered: set[int]) -> float:
     total = sum(
         weights[number] * (_REPEATED_GAIN if number in covered else 1.0)
-        for number in sorted(one.entities & set(weights))
+        for number in sorted(sentence.entities & set(weights))
     )
-    return round(total / math.sqrt(10 + len(one.text.split())), 9)
+    return round(total / math.sqrt(10 + len(sentence.text.split())), 9)
 
 
 def _compute_centrality(group: CommunityNode, edges: Sequence[GraphEdge]) -> dict[int, float]:
-    """Return of each entity of the group how much it is related within it."""
+    """Return the log-weighted degree of each entity within the group."""
     inside = set(group.entities)
     weights = dict.fromkeys(group.entities, 0.0)
     for edge in edges:
@@ -283,13 +301,14 @@ def _build_title(
 
 
 def _finish_report(group: CommunityNode, report: CommunityReport) -> Community:
-    rows = tuple(sorted({span[0] for one in report.findings for span in one.spans}))
+    rows = tuple(sorted({span[0] for finding in report.findings for span in finding.spans}))
     return Community(group.id, group.level, group.parent, group.entities, rows, report)
 
 
 def _build_prompt(title: str, sentences: Sequence[_Sentence]) -> Prompt:
     shown = "\n".join(
-        f"({number}) {quote_text(one.text)}" for number, one in enumerate(sentences, start=1)
+        f"({number}) {quote_text(sentence.text)}"
+        for number, sentence in enumerate(sentences, start=1)
     )
     numbers = {"enum": list(range(1, len(sentences) + 1))}
     finding = {
@@ -318,27 +337,27 @@ def _build_prompt(title: str, sentences: Sequence[_Sentence]) -> Prompt:
 def _parse_report(
     answer: str, title: str, sentences: Sequence[_Sentence]
 ) -> CommunityReport | None:
-    """Return the report of an answer; None where it cannot be read or stands on nothing."""
+    """Parse a report from an answer; None if it is malformed or has no cited statement."""
     try:
-        told = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
-        findings = [_parse_finding(one, sentences) for one in told["findings"]]
-        heading, summary = _clean_line(told["title"]), _clean_line(told["summary"])
+        data = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        findings = [_parse_finding(item, sentences) for item in data["findings"]]
+        heading, summary = _clean_line(data["title"]), _clean_line(data["summary"])
     except (ValueError, KeyError, TypeError):
         return None
-    kept = tuple(one for one in findings if one is not None)
-    if not kept:
+    cited = tuple(finding for finding in findings if finding is not None)
+    if not cited:
         return None
-    return CommunityReport(heading or title, summary, kept, "synthetic")
+    return CommunityReport(heading or title, summary, cited, "synthetic")
 
 
-def _parse_finding(told: Any, sentences: Sequence[_Sentence]) -> ReportFinding | None:
+def _parse_finding(data: Any, sentences: Sequence[_Sentence]) -> ReportFinding | None:
     numbers = dict.fromkeys(
         number
-        for number in told["sentences"]
+        for number in data["sentences"]
         if isinstance(number, int) and not isinstance(number, bool)
     )
     spans = tuple(sentences[number - 1].span for number in numbers if 1 <= number <= len(sentences))
-    text = _clean_line(told["text"])
+    text = _clean_line(data["text"])
     return ReportFinding(text, spans) if spans and text else None
 
 

@@ -1,11 +1,12 @@
 """Entities of a graph: name resolution, edges, and descriptions.
 
-``normalize_name`` folds case, width, possessives and the plural of the last word. An acronym stands
-for the long form that its own document defines; elsewhere for the one that the other documents
-agree on, and where they disagree it stays an entity of its own. Descriptions of one entity are
-joined.
+``normalize_name`` folds case, width, possessives and the plural of the last word. An acronym is
+expanded to the long form that its own document defines; if that document defines none, to the form
+on which all other documents agree; if they disagree, it stays an entity of its own. Descriptions of
+one entity are joined.
 
-Does not know: what else two names have in common. ``IBM`` and ``Big Blue`` stay two.
+Names are compared by their text (and optionally by vectors) only: ``IBM`` and ``Big Blue`` remain
+two entities.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _BLOCK = 1024
 
 @dataclass(slots=True)
 class _EntityDraft:
-    """An entity in the making."""
+    """An entity under construction."""
 
     names: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
@@ -64,21 +65,21 @@ class _EntityDraft:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEntities:
-    """Entities in order of key, and the number of each mention's: ``of[row][mention]``.
+    """Entities in order of key, with the entity of each mention.
 
-    None stands for a mention whose entity was in too few passages. ``descriptions`` are the
-    distinct ones of each entity, in order of passages. ``numbers`` finds an entity by a row and the
-    key of a name there.
+    ``entity_numbers[row][mention]`` is the number of an entity; None marks a mention whose entity
+    occurs in too few passages. ``descriptions`` are the distinct ones of each entity, in order of
+    passages. ``numbers`` looks up an entity by a row and a normalized name there.
     """
 
     entities: tuple[Entity, ...]
     descriptions: tuple[tuple[str, ...], ...]
-    of: tuple[tuple[int | None, ...], ...]
+    entity_numbers: tuple[tuple[int | None, ...], ...]
     numbers: Callable[[int, str], int | None]
 
 
 def normalize_name(name: str) -> str:
-    """Return what two names of one entity have in common; empty where there is no letter."""
+    """Normalize a name for comparison; empty if it has no letter."""
     text = unicodedata.normalize("NFKC", name).casefold()
     text = _SPACES.sub(" ", _POSSESSIVE.sub("", text)).strip(" .,;:!?\"'`()[]{}<>*")
     text = text.removeprefix("the ")
@@ -96,70 +97,70 @@ def resolve_entities(
     embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
     similarity: float = 0.0,
 ) -> ResolvedEntities:
-    """Join the mentions of all passages to entities.
+    """Merge the mentions of all passages into entities.
 
     Args:
         sources: The passages, in order of rows.
-        extractions: What each speaks of.
-        min_count: In how many passages an entity must be mentioned to stay.
-        embed: Gives vectors of names, (N, D); needed where ``similarity`` is above 0.
-        similarity: Cosine from which two names are one entity; 0 joins none by vectors.
+        extractions: The extraction of each passage.
+        min_count: Minimum number of passages that mention an entity.
+        embed: Returns the vectors of names, (N, D); required if ``similarity`` is above 0.
+        similarity: Minimum cosine at which two names are merged; 0 merges none by vectors.
     """
     expand = _AcronymAliases(sources, extractions)
     keys = [
-        [expand(row, normalize_name(mention.name)) for mention in one.mentions]
-        for row, one in enumerate(extractions)
+        [expand(row, normalize_name(mention.name)) for mention in extraction.mentions]
+        for row, extraction in enumerate(extractions)
     ]
     moved: Mapping[str, str] = {}
     if embed is not None and similarity > 0:
         moved = _merge_near(keys, embed, similarity)
         keys = [[moved.get(key, key) for key in row] for row in keys]
     drafts = _gather_mentions(keys, extractions)
-    kept = [key for key in sorted(drafts) if _count_values(drafts[key]) >= min_count]
-    numbers = {key: number for number, key in enumerate(kept)}
+    frequent = [key for key in sorted(drafts) if _count_values(drafts[key]) >= min_count]
+    numbers = {key: number for number, key in enumerate(frequent)}
 
     def number_of(row: int, key: str) -> int | None:
         full = expand(row, key)
         return numbers.get(moved.get(full, full))
 
     return ResolvedEntities(
-        tuple(_finish_entities(key, drafts[key]) for key in kept),
-        tuple(tuple(drafts[key].descriptions) for key in kept),
+        tuple(_finish_entities(key, drafts[key]) for key in frequent),
+        tuple(tuple(drafts[key].descriptions) for key in frequent),
         tuple(tuple(numbers.get(key) for key in row) for row in keys),
         number_of,
     )
 
 
 class _AcronymAliases:
-    """What an acronym stands for, by the passage where it stands."""
+    """The long form of an acronym, by the passage in which it is used."""
 
     def __init__(
         self, sources: Sequence[SourcePassage], extractions: Sequence[PassageExtraction]
     ) -> None:
-        own: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        by_document: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         everywhere: dict[str, set[str]] = defaultdict(set)
-        for source, one in zip(sources, extractions, strict=True):
-            for short, long in one.aliases:
-                pair = normalize_name(short), normalize_name(long)
-                if all(pair) and pair[0] != pair[1]:
-                    own[source.document_id, pair[0]][pair[1]] += 1
-                    everywhere[pair[0]].add(pair[1])
+        for source, extraction in zip(sources, extractions, strict=True):
+            for alias, expansion in extraction.aliases:
+                short, long = normalize_name(alias), normalize_name(expansion)
+                if short and long and short != long:
+                    by_document[source.document_id, short][long] += 1
+                    everywhere[short].add(long)
         self._documents = [source.document_id for source in sources]
-        self._own = {place: _most_common(counts) for place, counts in own.items()}
-        self._agreed = {
+        self._by_document = {pair: _most_common(counts) for pair, counts in by_document.items()}
+        self._unambiguous = {
             short: next(iter(longs)) for short, longs in everywhere.items() if len(longs) == 1
         }
 
     def __call__(self, row: int, key: str) -> str:
-        return self._own.get((self._documents[row], key)) or self._agreed.get(key, key)
+        return self._by_document.get((self._documents[row], key)) or self._unambiguous.get(key, key)
 
 
 def _gather_mentions(
     keys: Sequence[Sequence[str]], extractions: Sequence[PassageExtraction]
 ) -> dict[str, _EntityDraft]:
     drafts: dict[str, _EntityDraft] = defaultdict(_EntityDraft)
-    for row, one in enumerate(extractions):
-        for key, mention in zip(keys[row], one.mentions, strict=True):
+    for row, extraction in enumerate(extractions):
+        for key, mention in zip(keys[row], extraction.mentions, strict=True):
             if not key:
                 continue
             draft = drafts[key]
@@ -174,7 +175,7 @@ def _gather_mentions(
 
 def _finish_entities(key: str, draft: _EntityDraft) -> Entity:
     name = _most_common(draft.names)
-    aliases = sorted(other for other in draft.names if other != name)
+    aliases = sorted(alias for alias in draft.names if alias != name)
     spans = tuple(sorted(set(draft.spans)))
     return Entity(key, name, _most_common(draft.types), tuple(aliases), "", spans)
 
@@ -184,7 +185,7 @@ def _count_values(draft: _EntityDraft) -> int:
 
 
 def _most_common(counts: Counter[str]) -> str:
-    """Return what was counted most; of equals the longest, then the first by letters."""
+    """Return the most frequent name; ties go to the longest, then to the alphabetically first."""
     return min(counts, key=lambda name: (-counts[name], -len(name), name)) if counts else ""
 
 
@@ -193,18 +194,18 @@ def _merge_near(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     similarity: float,
 ) -> dict[str, str]:
-    """Return for each name that is near a more frequent one that one; numbers must agree."""
+    """Map each name to a more frequent name whose cosine is high enough and whose digits agree."""
     counts = Counter(key for row in keys for key in row if key)
     names = sorted(counts, key=lambda key: (-counts[key], key))
     vectors = embed(names) if names else np.zeros((0, 1), dtype=np.float32)
     moved: dict[str, str] = {}
     for start in range(0, len(names), _BLOCK):
         near = vectors[start : start + _BLOCK] @ vectors.T >= similarity
-        for at, row in enumerate(near, start=start):
-            for other in np.flatnonzero(row[:at]):
-                first = names[int(other)]
-                if first not in moved and _list_numbers(first) == _list_numbers(names[at]):
-                    moved[names[at]] = first
+        for i, row in enumerate(near, start=start):
+            for j in np.flatnonzero(row[:i]):
+                first = names[int(j)]
+                if first not in moved and _list_numbers(first) == _list_numbers(names[i]):
+                    moved[names[i]] = first
                     break
     return moved
 
@@ -214,7 +215,7 @@ def _list_numbers(name: str) -> list[str]:
 
 
 def _singularize(word: str) -> str:
-    """Return an English word without its plural's ending; words that only look like one keep it."""
+    """Strip the plural ending of an English word; words like "bus" and "analysis" are unchanged."""
     if len(word) < 4 or not word.isalpha() or not word.isascii():
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -229,7 +230,7 @@ _MAX_KEYWORDS = 12
 
 @dataclass(slots=True)
 class _EdgeDraft:
-    """An edge in the making; ``strengths`` are the strongest of each passage."""
+    """An edge under construction; ``strengths`` holds the maximum of each passage."""
 
     spans: set[Span] = field(default_factory=set)
     keywords: dict[str, None] = field(default_factory=dict)
@@ -243,16 +244,17 @@ def relate_entities(
     """Return the edges in order of their ends, without the lightest ones.
 
     Args:
-        extractions: What each passage speaks of, in order of rows.
-        resolved: Whose mentions are which entity's.
-        extractor: Weighs; where it has a reach, mentions within so many sentences are related.
+        extractions: The extraction of each passage, in order of rows.
+        resolved: Entities of the mentions.
+        extractor: Weights the edges; if it has a reach, mentions within that many sentences are
+            related.
     """
     drafts: dict[tuple[int, int], _EdgeDraft] = defaultdict(_EdgeDraft)
-    for row, one in enumerate(extractions):
+    for row, extraction in enumerate(extractions):
         if extractor.reach:
-            _relate_nearby(row, one, resolved, extractor.reach, drafts)
+            _relate_nearby(row, extraction, resolved, extractor.reach, drafts)
         else:
-            _relate_extracted(row, one, resolved, drafts)
+            _relate_extracted(row, extraction, resolved, drafts)
     counts = [len(entity.rows) for entity in resolved.entities]
     edges = []
     for (source, target), draft in sorted(drafts.items()):
@@ -266,13 +268,14 @@ def relate_entities(
 def drop_isolated_nodes(
     resolved: ResolvedEntities, edges: Sequence[GraphEdge]
 ) -> tuple[ResolvedEntities, list[GraphEdge]]:
-    """Return entities and edges without the entities that lead nowhere.
-
-    Those are named by no edge and mentioned in one passage alone.
-    """
+    """Drop entities that have no edge and are mentioned in one passage only."""
     ends = {end for edge in edges for end in (edge.source, edge.target)}
-    named = [at for at, one in enumerate(resolved.entities) if at in ends or len(one.rows) > 1]
-    new = {old: number for number, old in enumerate(named)}
+    named = [
+        number
+        for number, entity in enumerate(resolved.entities)
+        if number in ends or len(entity.rows) > 1
+    ]
+    new = {old: position for position, old in enumerate(named)}
 
     def number_of(row: int, key: str) -> int | None:
         old = resolved.numbers(row, key)
@@ -281,7 +284,10 @@ def drop_isolated_nodes(
     fewer = ResolvedEntities(
         tuple(resolved.entities[old] for old in named),
         tuple(resolved.descriptions[old] for old in named),
-        tuple(tuple(None if old is None else new.get(old) for old in row) for row in resolved.of),
+        tuple(
+            tuple(None if old is None else new.get(old) for old in row)
+            for row in resolved.entity_numbers
+        ),
         number_of,
     )
     moved = [replace(edge, source=new[edge.source], target=new[edge.target]) for edge in edges]
@@ -290,38 +296,38 @@ def drop_isolated_nodes(
 
 def _relate_nearby(
     row: int,
-    one: PassageExtraction,
+    extraction: PassageExtraction,
     resolved: ResolvedEntities,
     reach: int,
     drafts: dict[tuple[int, int], _EdgeDraft],
 ) -> None:
-    """Relate every two different entities whose mentions are less than ``reach`` sentences apart.
+    """Relate pairs of different entities whose mentions are less than ``reach`` sentences apart.
 
-    One that lies within the other (a name within a longer phrase) is no neighbour of it.
+    A mention nested in another (a name within a longer phrase) is not related to it.
     """
     known = [
         (mention, number)
-        for mention, number in zip(one.mentions, resolved.of[row], strict=True)
+        for mention, number in zip(extraction.mentions, resolved.entity_numbers[row], strict=True)
         if number is not None
     ]
-    for at, (mention, number) in enumerate(known):
-        for other, second in known[at + 1 :]:
-            if other.sentence - mention.sentence >= reach:
+    for i, (mention, number) in enumerate(known):
+        for later, second in known[i + 1 :]:
+            if later.sentence - mention.sentence >= reach:
                 break
-            if number == second or other.start < mention.end:
+            if number == second or later.start < mention.end:
                 continue
             pair = (number, second) if number < second else (second, number)
-            drafts[pair].spans.add((row, mention.start, other.end))
+            drafts[pair].spans.add((row, mention.start, later.end))
             drafts[pair].strengths[row] = 1.0
 
 
 def _relate_extracted(
     row: int,
-    one: PassageExtraction,
+    extraction: PassageExtraction,
     resolved: ResolvedEntities,
     drafts: dict[tuple[int, int], _EdgeDraft],
 ) -> None:
-    for relation in one.relations:
+    for relation in extraction.relations:
         ends = [
             resolved.numbers(row, normalize_name(name))
             for name in (relation.source, relation.target)
@@ -348,7 +354,7 @@ def _finish_edge(source: int, target: int, weight: float, draft: _EdgeDraft) -> 
 
 
 def _select_shortest(spans: set[Span]) -> list[Span]:
-    """Return of each passage's spans the shortest: where the two stand nearest."""
+    """Return the shortest span of each passage, where the two entities are nearest."""
     best: dict[int, Span] = {}
     for span in sorted(spans, key=lambda span: (span[2] - span[1], span)):
         best.setdefault(span[0], span)
@@ -356,7 +362,7 @@ def _select_shortest(spans: set[Span]) -> list[Span]:
 
 
 def _prune_edges(edges: list[GraphEdge], share: float) -> list[GraphEdge]:
-    """Return the edges without the given share of them, the lightest; equal ones go together."""
+    """Drop the given share of the edges, the lightest ones; ties at the limit are kept."""
     if not edges or share <= 0:
         return edges
     weights = sorted(edge.weight for edge in edges)
@@ -383,23 +389,24 @@ def describe_entities(
     writer: CachedTextGenerator | None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """Return one description for each entity, empty where no passage gave any.
+    """Return one description for each entity, empty if no passage gave one.
 
-    Up to 8 distinct ones of 1200 characters together are joined as they are; more are summarized by
-    the model, whose empty answer leaves the first of them. Fewer where it was cancelled.
+    Up to 8 distinct descriptions of at most 1200 characters in total are joined verbatim; more are
+    summarized by the model. If its answer is empty, the first ones are used. The list is shorter if
+    the run was cancelled.
     """
     joined = [_join_fitting(texts) for texts in resolved.descriptions]
-    long = [at for at, texts in enumerate(resolved.descriptions) if _is_long(texts)]
+    long = [i for i, texts in enumerate(resolved.descriptions) if _is_long(texts)]
     if writer is None or not long:
         return joined
     prompts = [
-        _build_summary_prompt(resolved.entities[at].name, resolved.descriptions[at]) for at in long
+        _build_summary_prompt(resolved.entities[i].name, resolved.descriptions[i]) for i in long
     ]
-    for at, answer in zip(
+    for i, answer in zip(
         long, writer.ask(prompts, _SAMPLING, is_cancelled=is_cancelled), strict=False
     ):
         text = " ".join(strip_invisible(answer).split())
-        joined[at] = text or joined[at]
+        joined[i] = text or joined[i]
     return joined
 
 
@@ -408,15 +415,15 @@ def _is_long(texts: Sequence[str]) -> bool:
 
 
 def _join_fitting(texts: Sequence[str]) -> str:
-    """Return the first texts that fit, joined."""
-    kept: list[str] = []
+    """Join the first texts that fit the limits."""
+    fitting: list[str] = []
     size = 0
     for text in texts[:_MAX_FRAGMENTS]:
         size += len(text) + 1
-        if kept and size > _MAX_CHARACTERS:
+        if fitting and size > _MAX_CHARACTERS:
             break
-        kept.append(text)
-    return " ".join(kept)
+        fitting.append(text)
+    return " ".join(fitting)
 
 
 def _build_summary_prompt(name: str, texts: Sequence[str]) -> Prompt:

@@ -1,9 +1,9 @@
 """Job that builds a knowledge graph, and its cost estimate.
 
-Only texts that no earlier graph at the same place holds are extracted anew; everything after that
-follows from the extractions of the passages that are there now. So a passage that was deleted
-leaves nothing behind, and a graph that is brought up to date has the bytes of one made from
-scratch. What a model writes is kept call by call: a run that was killed goes on where it was.
+Only texts that the previous graph at the same path does not have are extracted; everything else is
+computed from the extractions of the passages that exist now. A deleted passage therefore leaves no
+trace, and an updated graph has the same bytes as one built from scratch. Model completions are
+journaled call by call, so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """What a graph is made from and how; ``model`` is what is asked, by reference, empty for none.
+    """Inputs and settings of a graph; ``model`` is a model reference, empty for none.
 
-    ``reports`` says whether the model also writes the community reports; ``same_name`` is the
-    cosine from which two names are one entity, 0 for none; ``community_size`` and ``resolution``
-    are Leiden's; ``access`` says by whom an index with tenants is read: only what they may see is
-    in the graph.
+    ``reports``: the model also writes the community reports. ``same_name``: minimum cosine at which
+    two names are merged, 0 for never. ``community_size`` and ``resolution`` are Leiden's.
+    ``access``: the reader of an index with tenants; only passages visible to that reader enter the
+    graph.
     """
 
     index: Path
@@ -105,7 +105,7 @@ class GraphPlan:
     access: AccessContext | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return what shapes the graph beside the index and the model."""
+        """Return the settings that determine the graph, apart from the index and the model."""
         return {
             "extractor": self.extractor.model_dump(mode="json"),
             "reports": self.reports,
@@ -117,7 +117,7 @@ class GraphPlan:
         }
 
     def to_text(self) -> str:
-        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
         lines = ["# stillroom rag graph", f"index: {json.dumps(str(self.index))}"]
         lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
         lines += [f"model: {json.dumps(self.model)}"] if self.model else []
@@ -133,19 +133,19 @@ def build_graph(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, GraphDescription]:
-    """Make the graph of an index, or bring the one at ``out`` up to date.
+    """Build the graph of an index, or update the one at ``out``.
 
     Args:
-        plan: From what and how.
+        plan: Inputs and settings.
         out: The folder of the graph.
-        model: What is asked in place of the one that the plan names; its owner closes it.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace the graph at ``out``; what has not changed is taken over from it.
-        reporter: What draws progress; default nothing.
+        model: Used instead of the model that the plan names; the caller closes it.
+        resume: Resume an interrupted run.
+        overwrite: Replace the graph at ``out``; unchanged parts are reused.
+        reporter: Displays progress; default none.
 
     Raises:
-        DataError: If nothing is found in the passages, or the extractor needs a model and has none.
-        Cancelled: If the user stopped it; ``resume`` goes on.
+        DataError: If no entity is found, or the extractor needs a model and has none.
+        Cancelled: If the user stopped it; ``resume`` continues.
     """
     job = Job.start(
         out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
@@ -154,15 +154,15 @@ def build_graph(
         with (
             job.interruptible(),
             Index.open(plan.index, access=plan.access) as index,
-            open_plan_model(plan.model, model) as asked,
+            open_plan_model(plan.model, model) as text_model,
         ):
-            return _GraphBuilder(plan, job, index, asked).run()
+            return _GraphBuilder(plan, job, index, text_model).run()
     finally:
         job.close()
 
 
 class _GraphBuilder:
-    """One build, step by step."""
+    """The build of one graph, step by step."""
 
     def __init__(self, plan: GraphPlan, job: Job, index: Index, model: TextModel | None) -> None:
         self.plan, self.job, self.index, self.model = plan, job, index, model
@@ -186,60 +186,68 @@ class _GraphBuilder:
 
     def _run(self) -> tuple[Artifact, GraphDescription]:
         sources = self._list_sources()
-        kept = self._extract(sources)
-        extractions = [kept[source.key] for source in sources]
-        for one in kept.values():
-            self.counts.update({f"dropped_{why}": count for why, count in one.dropped.items()})
+        extractions_by_key = self._extract(sources)
+        extractions = [extractions_by_key[source.key] for source in sources]
+        for extraction in extractions_by_key.values():
+            self.counts.update(
+                {f"dropped_{why}": count for why, count in extraction.dropped.items()}
+            )
         resolved, edges = self._assemble(sources, extractions)
         entities = self._describe(resolved)
         communities = self._report(entities, edges)
         vectors = self._embed(entities, edges, communities)
-        description = self._write(sources, kept, entities, edges, communities, vectors)
+        description = self._write(
+            sources, extractions_by_key, entities, edges, communities, vectors
+        )
         return self._finish(description), description
 
     def _list_sources(self) -> list[SourcePassage]:
-        """Return the passages by path and place, whatever order the index holds them in."""
+        """Return the passages sorted by path and position, whatever their order in the index."""
         mark = self.plan.extractor.fingerprint(self.model)
-        found = []
+        ordered = []
         for row in range(len(self.index)):
-            one = self.index.passage_at(row)
-            key = digest_json([mark, one.text, one.language])[:32]
-            place = (one.location.path, one.start, one.end, one.id)
-            found.append((place, row, SourcePassage(one.id, one.document_id, key)))
-        found.sort(key=lambda item: item[0])
-        self.rows = [row for _, row, _ in found]
-        return [source for _, _, source in found]
+            passage = self.index.passage_at(row)
+            key = digest_json([mark, passage.text, passage.language])[:32]
+            sort_key = (passage.location.path, passage.start, passage.end, passage.id)
+            ordered.append((sort_key, row, SourcePassage(passage.id, passage.document_id, key)))
+        ordered.sort(key=lambda item: item[0])
+        self.rows = [row for _, row, _ in ordered]
+        return [source for _, _, source in ordered]
 
     def _passage(self, source: int) -> Passage:
         return self.index.passage_at(self.rows[source])
 
     def _extract(self, sources: Sequence[SourcePassage]) -> dict[str, PassageExtraction]:
-        """Return the extraction of every text by key, taking over what there is."""
-        wanted: dict[str, int] = {}
+        """Return the extraction of every text by key, reusing those available."""
+        rows_by_key: dict[str, int] = {}
         for row, source in enumerate(sources):
-            wanted.setdefault(source.key, row)
+            rows_by_key.setdefault(source.key, row)
         journal = self.job.journal("extractions")
-        found = {key: one for key in wanted if (one := self.previous.extractions.get(key))}
-        for key in wanted:
-            if key not in found and key in journal:
-                found[key] = journal[key]
-        missing = [key for key in wanted if key not in found]
+        extracted = {
+            key: extraction
+            for key in rows_by_key
+            if (extraction := self.previous.extractions.get(key))
+        }
+        for key in rows_by_key:
+            if key not in extracted and key in journal:
+                extracted[key] = journal[key]
+        missing = [key for key in rows_by_key if key not in extracted]
         self.fresh = len(missing)
-        asked = self.writer.model if self.writer is not None else self.model
+        model = self.writer.model if self.writer is not None else self.model
         with self.job.phase("extract", len(missing), "passages") as progress:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
-                given = self.plan.extractor.extract(
-                    [self._passage(wanted[key]) for key in batch],
-                    asked,
+                extractions = self.plan.extractor.extract(
+                    [self._passage(rows_by_key[key]) for key in batch],
+                    model,
                     is_cancelled=self.job.is_cancelled,
                 )
-                for key, one in zip(batch, given, strict=False):
-                    found[key] = one.to_json()
-                    journal.put(key, found[key])
+                for key, extraction in zip(batch, extractions, strict=False):
+                    extracted[key] = extraction.to_json()
+                    journal.put(key, extracted[key])
                     progress.advance()
                 self.job.check_cancelled()
-        return {key: PassageExtraction.from_json(found[key]) for key in wanted}
+        return {key: PassageExtraction.from_json(extracted[key]) for key in rows_by_key}
 
     def _assemble(
         self, sources: Sequence[SourcePassage], extractions: Sequence[PassageExtraction]
@@ -256,7 +264,7 @@ class _GraphBuilder:
         if plan.extractor.reach:
             resolved, edges = drop_isolated_nodes(resolved, edges)
         if not resolved.entities:
-            mentions = sum(len(one.mentions) for one in extractions)
+            mentions = sum(len(extraction.mentions) for extraction in extractions)
             raise DataError(
                 f"no entity was found in {len(sources)} passages "
                 f"({mentions} mentions; {_report(self.counts) or 'nothing dropped'})",
@@ -308,20 +316,20 @@ class _GraphBuilder:
         edges: Sequence[GraphEdge],
         communities: Sequence[Community],
     ) -> list[NDArray[np.float32]]:
-        """Return the vectors of entities, edges (none where none is described) and reports."""
-        told = [one for one in edges if one.description or one.keywords]
+        """Return the vectors of entities, edges (empty if none has a description) and reports."""
+        described = [item for item in edges if item.description or item.keywords]
         texts = [
-            [one.text for one in entities],
-            [_format_edge(one, entities) for one in edges] if told else [],
-            [one.report.text or one.id for one in communities],
+            [item.text for item in entities],
+            [_format_edge(item, entities) for item in edges] if described else [],
+            [item.report.text or item.id for item in communities],
         ]
         with self.job.phase("embed", sum(map(len, texts)), "texts") as progress:
-            return [self.vectors(some, progress.advance) for some in texts]
+            return [self.vectors(batch, progress.advance) for batch in texts]
 
     def _write(
         self,
         sources: Sequence[SourcePassage],
-        kept: Mapping[str, PassageExtraction],
+        extractions: Mapping[str, PassageExtraction],
         entities: Sequence[Entity],
         edges: Sequence[GraphEdge],
         communities: Sequence[Community],
@@ -329,15 +337,17 @@ class _GraphBuilder:
     ) -> GraphDescription:
         folder = self.job.output
         written = self.writer.used if self.writer is not None else {}
-        write_rows(folder / SOURCES, (one.to_json() for one in sources))
-        write_rows(folder / EXTRACTIONS, ([key, kept[key].to_json()] for key in sorted(kept)))
-        write_rows(folder / ENTITIES, (one.to_json() for one in entities))
-        write_rows(folder / EDGES, (one.to_json() for one in edges))
-        write_rows(folder / COMMUNITIES, (one.to_json() for one in communities))
+        write_rows(folder / SOURCES, (item.to_json() for item in sources))
+        write_rows(
+            folder / EXTRACTIONS, ([key, extractions[key].to_json()] for key in sorted(extractions))
+        )
+        write_rows(folder / ENTITIES, (item.to_json() for item in entities))
+        write_rows(folder / EDGES, (item.to_json() for item in edges))
+        write_rows(folder / COMMUNITIES, (item.to_json() for item in communities))
         write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
         names = (ENTITY_VECTORS, EDGE_VECTORS, REPORT_VECTORS)
-        for name, some in zip(names, vectors, strict=True):
-            write_vectors(folder / name, some)
+        for name, matrix in zip(names, vectors, strict=True):
+            write_vectors(folder / name, matrix)
         return write_graph_description(
             folder,
             "graph",
@@ -352,7 +362,7 @@ class _GraphBuilder:
                 "entities": len(entities),
                 "edges": len(edges),
                 "communities": len(communities),
-                "levels": len({one.level for one in communities}),
+                "levels": len({item.level for item in communities}),
                 **dict(sorted(self.counts.items())),
             },
         )
@@ -390,7 +400,7 @@ def _report(counts: Mapping[str, int]) -> str:
 
 
 def describe_access(access: AccessContext | None) -> dict[str, Any]:
-    """Return by whom an index is read, for settings; nothing where it has no tenants."""
+    """Return the reader of an index as settings; empty for an index without tenants."""
     if access is None:
         return {}
     return {"tenant": access.tenant, "principals": sorted(access.principals)}
@@ -398,17 +408,17 @@ def describe_access(access: AccessContext | None) -> dict[str, Any]:
 
 @contextmanager
 def open_plan_model(name: str, model: TextModel | None) -> Iterator[TextModel | None]:
-    """Yield the model that is given, or the one of a name, which is closed afterwards."""
+    """Yield the given model, or open the named one and close it afterwards."""
     if model is not None or not name:
         yield model
         return
     from stillroom.models import open_text_model
 
-    own = open_text_model(name)
+    opened = open_text_model(name)
     try:
-        yield own
+        yield opened
     finally:
-        own.close()
+        opened.close()
 
 
 _SAMPLE = 3
@@ -416,11 +426,11 @@ _SAMPLE = 3
 
 @dataclass(frozen=True, slots=True)
 class GraphCost:
-    """What extraction will take. ``passages`` are those that no graph at the place knows yet.
+    """Estimated cost of extraction. ``passages`` are those that no graph at the path has yet.
 
-    Tokens are those of prompts and of answers; ``seconds`` is what the sample took, scaled. Reports
-    and summaries come on top: one call for each community, and for each entity that many passages
-    describe, which is not known before extraction.
+    Tokens are those of prompts and completions; ``seconds`` is extrapolated from the sample.
+    Reports and summaries are not included: one call per community, and one per entity that many
+    passages describe, a number known only after extraction.
     """
 
     passages: int
@@ -432,36 +442,37 @@ class GraphCost:
     sampled: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return the estimate as one or two lines for people."""
-        first = f"{self.passages} passages to read, {self.known} known already"
+        """Return the estimate as one or two lines of text."""
+        first = f"{self.passages} passages to extract, {self.known} already extracted"
         if not self.calls:
-            return f"{first}; no model is asked; about {self.seconds:.0f} s"
+            return f"{first}; no model calls; about {self.seconds:.0f} s"
         return (
-            f"{first}\n{self.calls} calls of a model to find entities, about "
-            f"{self.prompt_tokens} tokens to read and {self.completion_tokens} to write, about "
-            f"{self.seconds:.0f} s (from {self.sampled} passages that were asked); "
-            "reports and summaries come on top, one call each"
+            f"{first}\n{self.calls} model calls to extract entities, about "
+            f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens, about "
+            f"{self.seconds:.0f} s (extrapolated from {self.sampled} passages); "
+            "reports and summaries not included, one call each"
         )
 
 
 def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None) -> GraphCost:
-    """Return what bringing the graph at ``out`` up to date will take.
+    """Estimate the cost of bringing the graph at ``out`` up to date.
 
-    A few passages, evenly chosen, are really extracted to time it; nothing is kept of that.
+    A few evenly spaced passages are extracted to measure time and tokens; the results are
+    discarded.
 
     Raises:
         DataError: If the extractor needs a model and has none.
     """
     with (
         Index.open(plan.index, access=plan.access) as index,
-        open_plan_model(plan.model, model) as asked,
+        open_plan_model(plan.model, model) as text_model,
     ):
         known = _list_known_passages(out)
-        mark = plan.extractor.fingerprint(asked)
+        mark = plan.extractor.fingerprint(text_model)
         rows: dict[str, int] = {}
         for row in range(len(index)):
             passage = index.passage_at(row)
@@ -469,8 +480,8 @@ def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None
         missing = [row for key, row in rows.items() if key not in known]
         step = max(len(missing) // _SAMPLE, 1)
         sample = [index.passage_at(row) for row in missing[::step][:_SAMPLE]]
-        meter = _TokenCounter(asked) if asked is not None else None
-        begun = time.perf_counter()
+        meter = _TokenCounter(text_model) if text_model is not None else None
+        start = time.perf_counter()
         for passage in sample:
             plan.extractor.extract([passage], meter)
         share = len(missing) / max(len(sample), 1)
@@ -480,7 +491,7 @@ def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None
             round((meter.calls if meter else 0) * share),
             round((meter.prompt_tokens if meter else 0) * share),
             round((meter.completion_tokens if meter else 0) * share),
-            round((time.perf_counter() - begun) * share, 1),
+            round((time.perf_counter() - start) * share, 1),
             len(sample),
         )
 
@@ -493,7 +504,7 @@ def _list_known_passages(out: Path) -> set[str]:
 
 
 class _TokenCounter(CallCounter):
-    """A Meter that counts tokens too."""
+    """A call counter that also counts tokens."""
 
     def __init__(self, model: TextModel) -> None:
         super().__init__(model)
@@ -508,7 +519,9 @@ class _TokenCounter(CallCounter):
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        done = super().generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
-        self.prompt_tokens += sum(one.prompt_tokens for one in done)
-        self.completion_tokens += sum(one.completion_tokens for one in done)
-        return done
+        completions = super().generate(
+            prompts, sampling, on_done=on_done, is_cancelled=is_cancelled
+        )
+        self.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
+        self.completion_tokens += sum(completion.completion_tokens for completion in completions)
+        return completions

@@ -1,14 +1,13 @@
 """Knowledge graph: open for search, with passage ranking and consistency checks.
 
-A graph is derived from one state of an index, and searched together with one: what the index does
-not hold any more, or does not let its reader see, is not found by the graph either. A passage is
-asked for by its id; an entity or an edge counts where one passage under it is there; a report is
-given only where every passage under it is, since its words come from all of them.
+A graph is derived from one state of an index and searched together with the index. Passages that
+the index has deleted, or hides from the reader, are not returned by the graph either. Passages are
+looked up by id; an entity or an edge is visible if at least one of its passages is; a report is
+visible only if all of its passages are, since its text is derived from all of them.
 
-Does not know: what was added to the index since. ``check_index_match`` says when that may be.
-
-``check_graph`` holds every span against the passage that it names, so that a mention always is what
-the document says.
+The graph does not contain passages added to the index later; ``check_index_match`` warns if the
+index has changed. ``check_graph`` verifies every span against its passage, so that a mention always
+quotes the document.
 """
 
 from __future__ import annotations
@@ -75,10 +74,10 @@ _MAX_NAME_WORDS = 6
 
 
 class KnowledgeGraph:
-    """A finished graph; use ``open``, or ``open_graph``, which keeps the last ones."""
+    """A finished graph; use ``open``, or ``open_graph``, which caches recently opened ones."""
 
     def __init__(self, folder: Path, *, verify: bool) -> None:
-        """Read the files of ``folder``; callers use ``open``."""
+        """Read the files of ``folder``; use ``open`` instead."""
         self.folder = folder
         self.description = read_graph_description(folder, "graph", verify=verify)
         self.sources = [SourcePassage(*row) for row in read_rows(folder / SOURCES)]
@@ -89,12 +88,12 @@ class KnowledgeGraph:
         self.edge_vectors = _read_vectors(folder / EDGE_VECTORS)
         self.report_vectors = _read_vectors(folder / REPORT_VECTORS)
         self.edges_of: dict[int, list[int]] = defaultdict(list)
-        """The numbers of an entity's edges."""
+        """Edge numbers by entity number."""
         for number, edge in enumerate(self.edges):
             self.edges_of[edge.source].append(number)
             self.edges_of[edge.target].append(number)
         self.entities_of: dict[int, list[int]] = defaultdict(list)
-        """The numbers of the entities that a source mentions."""
+        """Numbers of the entities that a source mentions, by source row."""
         for number, entity in enumerate(self.entities):
             for row in entity.rows:
                 self.entities_of[row].append(number)
@@ -103,11 +102,11 @@ class KnowledgeGraph:
         for number, entity in enumerate(self.entities):
             for name in (*entity.aliases, entity.name):
                 self._names.setdefault(normalize_name(name), number)
-        self._names.update((entity.key, at) for at, entity in enumerate(self.entities))
+        self._names.update((entity.key, number) for number, entity in enumerate(self.entities))
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Self:
-        """Open the graph of a finished job, or a folder that holds graph.json.
+        """Open the graph of a finished job, or a folder with a graph.json.
 
         Args:
             path: The artifact's folder or its output.
@@ -121,64 +120,64 @@ class KnowledgeGraph:
 
     @property
     def digest(self) -> str:
-        """The digest of the graph."""
+        """Digest of the graph."""
         return self.description.digest
 
     def find(self, name: str) -> int | None:
-        """Return the number of the entity that has a name or alias, in any case and number."""
+        """Return the number of the entity with a name or alias, ignoring case and plural."""
         return self._names.get(normalize_name(name))
 
     def source_of(self, passage_id: str) -> int | None:
-        """Return the row of the source that is a passage, None for one that is newer."""
+        """Return the source row of a passage; None if the graph does not have it."""
         return self._rows.get(passage_id)
 
     def named_in(self, text: str) -> list[int]:
-        """Return the entities that a text names, in order; of overlapping names the longest."""
+        """Return the entities named in a text, in order; of overlapping names, the longest."""
         words = text.split()
-        found: dict[int, None] = {}
-        at = 0
-        while at < len(words):
-            for size in range(min(_MAX_NAME_WORDS, len(words) - at), 0, -1):
-                number = self.find(" ".join(words[at : at + size]))
+        numbers: dict[int, None] = {}
+        start = 0
+        while start < len(words):
+            for size in range(min(_MAX_NAME_WORDS, len(words) - start), 0, -1):
+                number = self.find(" ".join(words[start : start + size]))
                 if number is not None:
-                    found.setdefault(number)
-                    at += size - 1
+                    numbers.setdefault(number)
+                    start += size - 1
                     break
-            at += 1
-        return list(found)
+            start += 1
+        return list(numbers)
 
     def meet(self, index: Index) -> GraphVisibility:
-        """Return what of the graph an index lets its reader see; see ``check_index_match``."""
+        """Return the parts of the graph visible through an index; see ``check_index_match``."""
         return check_index_match(self, index)
 
     def likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the cosine of a query's vector with every entity's, (E,)."""
+        """Return the cosine of a query vector with every entity, (E,)."""
         return np.asarray(self.entity_vectors @ query, dtype=np.float32)
 
     def edge_likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the cosine of a query's vector with every edge's; without one, its ends' mean."""
+        """Return the cosine of a query vector with every edge (or the mean of its ends)."""
         if len(self.edge_vectors):
             return np.asarray(self.edge_vectors @ query, dtype=np.float32)
         ends = self.likeness(query)
-        pairs = np.array([(one.source, one.target) for one in self.edges], dtype=np.int64)
+        pairs = np.array([(edge.source, edge.target) for edge in self.edges], dtype=np.int64)
         both: NDArray[np.float32] = ends[pairs.reshape(-1, 2)].mean(axis=1)
         return both
 
     def report_likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the cosine of a query's vector with every community's report, (C,)."""
+        """Return the cosine of a query vector with every community report, (C,)."""
         return np.asarray(self.report_vectors @ query, dtype=np.float32)
 
 
 class GraphVisibility:
-    """What of a graph or tree an index lets its reader see; looks every passage up once."""
+    """The parts of a graph or tree visible through an index; each passage is looked up once."""
 
-    def __init__(self, made: KnowledgeGraph | SummaryTree, index: Index) -> None:
-        """Look at what was ``made`` from an index through ``index``."""
-        self._sources, self._index = made.sources, index
+    def __init__(self, graph: KnowledgeGraph | SummaryTree, index: Index) -> None:
+        """Check the sources of ``graph`` against ``index``."""
+        self._sources, self._index = graph.sources, index
         self._rows: dict[int, int | None] = {}
 
     def row(self, source: int) -> int | None:
-        """Return the index row of a source, or None where the index has no such passage."""
+        """Return the index row of a source; None if the index does not have the passage."""
         if source not in self._rows:
             try:
                 self._rows[source] = self._index.row_of(self._sources[source].passage_id)
@@ -187,63 +186,63 @@ class GraphVisibility:
         return self._rows[source]
 
     def rows(self, sources: Iterable[int]) -> list[int]:
-        """Return the index rows of those sources that can be seen, in order."""
-        found = (self.row(source) for source in sources)
-        return [row for row in found if row is not None]
+        """Return the index rows of the visible sources, in order."""
+        candidates = (self.row(source) for source in sources)
+        return [row for row in candidates if row is not None]
 
     def sees(self, part: Entity | GraphEdge) -> bool:
-        """Return whether one passage under an entity or an edge can be seen."""
+        """Return whether at least one passage of an entity or edge is visible."""
         return any(self.row(row) is not None for row, _, _ in part.mentions)
 
     def sees_all(self, sources: Iterable[int]) -> bool:
-        """Return whether every one of the passages under a report or summary can be seen."""
+        """Return whether all of the given sources are visible."""
         return all(self.row(source) is not None for source in sources)
 
     def best(
         self, scores: NDArray[np.float32], parts: Sequence[Entity] | Sequence[GraphEdge], count: int
     ) -> Iterator[tuple[int, float]]:
-        """Yield the best parts that can be seen, at most ``count``, with their scores above 0."""
-        given = 0
-        for at in np.lexsort((np.arange(len(scores)), -scores)):
-            if given >= count or scores[at] <= 0:
+        """Yield at most ``count`` visible parts with positive scores, best first, with scores."""
+        yielded = 0
+        for number in np.lexsort((np.arange(len(scores)), -scores)):
+            if yielded >= count or scores[number] <= 0:
                 return
-            if self.sees(parts[int(at)]):
-                given += 1
-                yield int(at), float(scores[at])
+            if self.sees(parts[int(number)]):
+                yielded += 1
+                yield int(number), float(scores[number])
 
 
-def check_index_match(made: KnowledgeGraph | SummaryTree, index: Index) -> GraphVisibility:
-    """Return what an index lets its reader see of a graph or tree.
+def check_index_match(graph: KnowledgeGraph | SummaryTree, index: Index) -> GraphVisibility:
+    """Return the parts of a graph or tree visible through an index.
 
-    That the index is in another state than the one that it was made from is noticed.
+    Warns if the index has changed since the graph or tree was built.
 
     Raises:
-        IntegrityError: If another embedder made its vectors: they would not compare.
+        IntegrityError: If the vectors are from another embedder, so that cosines are meaningless.
     """
-    what = made.description.what
-    again = f"stillroom rag {what} INDEX --out {what.upper()} --overwrite"
-    if made.description.embedder != index.embedder.fingerprint:
+    kind = graph.description.what
+    command = f"stillroom rag {kind} INDEX --out {kind.upper()} --overwrite"
+    if graph.description.embedder != index.embedder.fingerprint:
         raise IntegrityError(
-            f"the {what} was made with embedder {made.description.embedder}, but the index has "
+            f"the {kind} was built with embedder {graph.description.embedder}, but the index has "
             f"{index.embedder.fingerprint}",
             code="rag.graph-embedder",
-            where=str(made.folder),
-            expected=f"the index that the {what} was made from, or a later state of it",
-            next=f"make it again: {again}",
+            where=str(graph.folder),
+            expected=f"the index that the {kind} was built from, or a later state of it",
+            next=f"build it again: {command}",
         )
-    if made.description.index != index.digest:
+    if graph.description.index != index.digest:
         add_warning(
-            f"the index has changed since the {what} was made: what was added is not in it "
-            f"({again} brings it up to date)"
+            f"the index has changed since the {kind} was made: what was added is not in it "
+            f"({command} brings it up to date)"
         )
-    return GraphVisibility(made, index)
+    return GraphVisibility(graph, index)
 
 
 _OPEN_LOCK = threading.Lock()
 
 
 def open_graph(path: Path | str) -> KnowledgeGraph:
-    """Return the graph at ``path``; the last ones stay open until their files change.
+    """Return the graph at ``path``; recently opened ones are cached until their files change.
 
     Raises:
         DataError: If the path is missing or another kind of artifact.
@@ -274,29 +273,29 @@ def spread_activation(
     hops: int,
     damping: float,
 ) -> dict[int, float]:
-    """Return the activation of entities: the seeds', and what their edges carry on.
+    """Return the activation of entities after spreading from seeds along edges.
 
-    An entity gives each neighbour ``damping`` times its own activation of that hop, shared by the
-    weights of its edges. Edges that no visible passage bears carry nothing.
+    In each hop an entity passes ``damping`` times its activation of the previous hop to its
+    neighbors, in proportion to the edge weights. Edges without a visible passage are skipped.
 
     Args:
-        graph: Whose edges.
-        sight: What can be seen.
-        seeds: Activation of the first entities, above 0.
-        hops: How many edges far.
-        damping: What share goes on from hop to hop.
+        graph: The graph whose edges are followed.
+        sight: Visible parts of the graph.
+        seeds: Initial activation of entities, above 0.
+        hops: Number of hops.
+        damping: Share passed on at each hop.
     """
     total: dict[int, float] = dict(seeds)
     wave: Mapping[int, float] = seeds
     for _ in range(hops):
         reached: dict[int, float] = defaultdict(float)
         for number in sorted(wave):
-            edges = [graph.edges[at] for at in graph.edges_of.get(number, ())]
-            seen = [edge for edge in edges if sight.sees(edge)]
-            weights = sum(edge.weight for edge in seen)
-            for edge in seen:
-                other = edge.target if edge.source == number else edge.source
-                reached[other] += damping * wave[number] * edge.weight / weights
+            edges = [graph.edges[i] for i in graph.edges_of.get(number, ())]
+            visible = [edge for edge in edges if sight.sees(edge)]
+            weights = sum(edge.weight for edge in visible)
+            for edge in visible:
+                neighbor = edge.target if edge.source == number else edge.source
+                reached[neighbor] += damping * wave[number] * edge.weight / weights
         for number, value in reached.items():
             total[number] = total.get(number, 0.0) + value
         wave = reached
@@ -307,13 +306,13 @@ def rank_passages(
     graph: KnowledgeGraph,
     sight: GraphVisibility,
     activation: Mapping[int, float],
-    own: Mapping[int, float] = MappingProxyType({}),
+    initial: Mapping[int, float] = MappingProxyType({}),
 ) -> list[tuple[int, float]]:
-    """Return the index rows that mention activated entities, best first.
+    """Return the index rows that mention activated entities, with their scores, best first.
 
-    A passage's score is the sum of its entities' activation, each divided by how many passages
-    mention it: what everything speaks of points nowhere. ``own`` is added, by index
-    row.
+    A passage's score is the sum of its entities' activations, each divided by the number of
+    passages that mention the entity, so that ubiquitous entities count little. ``initial`` holds
+    scores by index row that are added.
     """
     scores: dict[int, float] = defaultdict(float)
     for number in sorted(activation):
@@ -321,16 +320,16 @@ def rank_passages(
         share = activation[number] * compute_specificity(graph, number)
         for row in rows:
             scores[row] += share
-    total: dict[int, float] = defaultdict(float, own)
+    total: dict[int, float] = defaultdict(float, initial)
     for source, score in scores.items():
-        place = sight.row(source)
-        if place is not None:
-            total[place] += score
+        index_row = sight.row(source)
+        if index_row is not None:
+            total[index_row] += score
     return sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
-    """Return how much an entity says of a passage: 1 over how many mention it.
+    """Return the specificity of an entity: 1 over the number of passages that mention it.
 
     Source: Gutierrez et al. 2024, arXiv:2405.14831, section 2.3 (node specificity).
     """
@@ -338,22 +337,24 @@ def compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
 
 
 def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict[int, float]:
-    """Return what passages lend their entities: each its weight, shared by their specificity.
+    """Distribute the weights of passages over their entities, in proportion to specificity.
 
-    An entity that no other passage mentions leads nowhere else, neither itself nor by its edges:
-    what it were lent would only come back.
+    Entities mentioned by no other passage are skipped: their activation could reach no other
+    passage.
 
     Args:
-        graph: Whose sources and entities.
+        graph: The graph of the sources and entities.
         sources: Weight of each source.
     """
-    lent: dict[int, float] = defaultdict(float)
+    activation: dict[int, float] = defaultdict(float)
     for source, weight in sources.items():
-        numbers = [at for at in graph.entities_of.get(source, ()) if _has_edges(graph, at)]
+        numbers = [
+            number for number in graph.entities_of.get(source, ()) if _has_edges(graph, number)
+        ]
         shares = [compute_specificity(graph, number) for number in numbers]
         for number, share in zip(numbers, shares, strict=True):
-            lent[number] += weight * share / sum(shares)
-    return lent
+            activation[number] += weight * share / sum(shares)
+    return activation
 
 
 def _has_edges(graph: KnowledgeGraph, entity: int) -> bool:
@@ -368,29 +369,33 @@ def rank_reports(
     level: int,
     count: int,
 ) -> list[int]:
-    """Return the communities whose reports are likest a query and may be seen, best first.
+    """Return the communities with visible reports that are most similar to a query, best first.
 
     Args:
-        graph: Whose communities.
-        sight: What can be seen.
-        likeness: Of the query with each report, (C,).
-        level: Those of this level, and those above it that are not divided so far.
-        count: How many at most.
+        graph: The graph of the communities.
+        sight: Visible parts of the graph.
+        likeness: Cosine of the query with each report, (C,).
+        level: Level of the communities; undivided communities of higher levels are included.
+        count: Maximum number.
     """
-    parents = {one.parent for one in graph.communities if one.level <= level}
+    parents = {community.parent for community in graph.communities if community.level <= level}
     usable = [
-        at
-        for at, one in enumerate(graph.communities)
-        if one.level == level or (one.level < level and one.id not in parents)
+        number
+        for number, community in enumerate(graph.communities)
+        if community.level == level or (community.level < level and community.id not in parents)
     ]
-    usable.sort(key=lambda at: (-float(likeness[at]), at))
-    return list(islice((at for at in usable if sight.sees_all(graph.communities[at].rows)), count))
+    usable.sort(key=lambda number: (-float(likeness[number]), number))
+    return list(
+        islice(
+            (number for number in usable if sight.sees_all(graph.communities[number].rows)), count
+        )
+    )
 
 
 def list_passages(sight: GraphVisibility, groups: Iterable[Sequence[Span]]) -> list[int]:
-    """Return index rows in the order in which ranked parts name them.
+    """Return index rows in the order of the ranked parts that cite them.
 
-    Within a part, passages that more of the parts name come first.
+    Within a part, passages cited by more parts come first.
     """
     parts = [sorted({row for row, _, _ in spans}) for spans in groups]
     counts: dict[int, int] = defaultdict(int)
@@ -402,25 +407,28 @@ def list_passages(sight: GraphVisibility, groups: Iterable[Sequence[Span]]) -> l
 
 
 def interleave_rows(lists: Sequence[Sequence[int]]) -> list[int]:
-    """Return rows by turns: the first of each list, then the second of each; each row once."""
+    """Interleave lists of rows: the first of each, then the second of each; each row once."""
     longest = max(map(len, lists), default=0)
-    turns = (rows[at] for at in range(longest) for rows in lists if at < len(rows))
+    turns = (rows[i] for i in range(longest) for rows in lists if i < len(rows))
     return list(dict.fromkeys(turns))
 
 
 @dataclass(frozen=True, slots=True)
 class GraphIssue:
-    """Something in a graph that the index does not bear out."""
+    """A part of a graph that is inconsistent with the index."""
 
     part: str
     what: str
 
 
 def describe_graph(graph: KnowledgeGraph, *, most: int = 10) -> dict[str, Any]:
-    """Return a graph's counts, settings and its ``most`` connected entities and largest groups."""
-    degrees = [len(graph.edges_of.get(at, ())) for at in range(len(graph.entities))]
-    order = sorted(range(len(degrees)), key=lambda at: (-degrees[at], at))
-    tops = sorted(graph.communities, key=lambda one: (one.level, -len(one.entities), one.id))
+    """Return a graph's counts, settings, and ``most`` best connected entities and communities."""
+    degrees = [len(graph.edges_of.get(number, ())) for number in range(len(graph.entities))]
+    order = sorted(range(len(degrees)), key=lambda number: (-degrees[number], number))
+    tops = sorted(
+        graph.communities,
+        key=lambda community: (community.level, -len(community.entities), community.id),
+    )
     return {
         "digest": graph.digest,
         "index": graph.description.index,
@@ -428,28 +436,28 @@ def describe_graph(graph: KnowledgeGraph, *, most: int = 10) -> dict[str, Any]:
         "counts": dict(graph.description.counts),
         "entities": [
             {
-                "name": graph.entities[at].name,
-                "edges": len(graph.edges_of.get(at, ())),
-                "passages": len(graph.entities[at].rows),
+                "name": graph.entities[number].name,
+                "edges": len(graph.edges_of.get(number, ())),
+                "passages": len(graph.entities[number].rows),
             }
-            for at in order[:most]
+            for number in order[:most]
         ],
         "communities": [
             {
-                "id": one.id,
-                "level": one.level,
-                "entities": len(one.entities),
-                "passages": len(one.rows),
-                "title": one.report.title,
-                "origin": one.report.origin,
+                "id": community.id,
+                "level": community.level,
+                "entities": len(community.entities),
+                "passages": len(community.rows),
+                "title": community.report.title,
+                "origin": community.report.origin,
             }
-            for one in tops[:most]
+            for community in tops[:most]
         ],
     }
 
 
 def describe_entity(graph: KnowledgeGraph, name: str, index: Index | None = None) -> dict[str, Any]:
-    """Return an entity, its nearest neighbours, and its mentions, with their text from the index.
+    """Return an entity, its neighbors and its mentions, with text from the index if given.
 
     Raises:
         DataError: If the graph has no entity of that name.
@@ -464,7 +472,7 @@ def describe_entity(graph: KnowledgeGraph, name: str, index: Index | None = None
             next="stillroom rag graph-show GRAPH lists the best connected",
         )
     entity = graph.entities[number]
-    edges = [graph.edges[at] for at in graph.edges_of.get(number, ())]
+    edges = [graph.edges[edge] for edge in graph.edges_of.get(number, ())]
     edges.sort(key=lambda edge: -edge.weight)
     return {
         **entity.to_json(),
@@ -482,46 +490,46 @@ def describe_entity(graph: KnowledgeGraph, name: str, index: Index | None = None
 
 
 def check_graph(graph: KnowledgeGraph, index: Index) -> list[GraphIssue]:
-    """Return what in a graph its index does not bear out; none means sound.
+    """Check every span of a graph against the index; an empty list means consistent.
 
-    Passages that the index has no more are no flaw: what stands on them is not found.
+    Passages deleted from the index are not an issue: parts that depend on them are not returned.
     """
     sight = GraphVisibility(graph, index)
     texts: dict[int, str] = {}
 
-    def said(row: int, start: int, end: int) -> str | None:
-        """Return the text of a span, None where its passage is gone; empty where it has no such."""
+    def read_span(row: int, start: int, end: int) -> str | None:
+        """Return the text of a span; None if its passage is gone, empty if out of range."""
         if sight.row(row) is None:
             return None
         if row not in texts:
             texts[row] = index.passage(graph.sources[row].passage_id).text
         return texts[row][start:end] if 0 <= start < end <= len(texts[row]) else ""
 
-    flaws = [
-        GraphIssue(f"entity {entity.name}", f"{text!r:.60} at {span} is none of its names")
+    issues = [
+        GraphIssue(f"entity {entity.name}", f"{text!r:.60} at {span} is not one of its names")
         for entity in graph.entities
         for span in entity.mentions
-        if (text := said(*span)) is not None and not _is_named(entity, text)
+        if (text := read_span(*span)) is not None and not _is_named(entity, text)
     ]
-    flaws += [
+    issues += [
         GraphIssue(
             f"edge {graph.entities[edge.source].name} - {graph.entities[edge.target].name}",
-            f"nothing stands at {span}",
+            f"no text at {span}",
         )
         for edge in graph.edges
         for span in edge.mentions
-        if said(*span) == ""
+        if read_span(*span) == ""
     ]
-    flaws += [
+    issues += [
         GraphIssue(
-            f"report {one.report.title}", f"{finding.text!r:.60} stands on nothing at {span}"
+            f"report {community.report.title}", f"{finding.text!r:.60} cites no text at {span}"
         )
-        for one in graph.communities
-        for finding in one.report.findings
+        for community in graph.communities
+        for finding in community.report.findings
         for span in finding.spans
-        if said(*span) == ""
+        if read_span(*span) == ""
     ]
-    return flaws
+    return issues
 
 
 def _is_named(entity: Entity, text: str) -> bool:
@@ -533,12 +541,12 @@ def _describe_mention(
     graph: KnowledgeGraph, index: Index | None, row: int, start: int, end: int
 ) -> dict[str, Any]:
     source = graph.sources[row]
-    told: dict[str, Any] = {"passage": source.passage_id, "start": start, "end": end}
+    description: dict[str, Any] = {"passage": source.passage_id, "start": start, "end": end}
     if index is not None:
         try:
             passage = index.passage(source.passage_id)
         except DataError:
-            return {**told, "gone": True}
-        told["location"] = str(passage.location)
-        told["text"] = " ".join(passage.text[max(start - 60, 0) : end + 60].split())
-    return told
+            return {**description, "gone": True}
+        description["location"] = str(passage.location)
+        description["text"] = " ".join(passage.text[max(start - 60, 0) : end + 60].split())
+    return description

@@ -1,7 +1,7 @@
 """Reuse of extractions, generated texts and vectors from the previous graph or tree.
 
-Every completion is kept in a file beside the job as soon as it is done; those that the finished
-graph uses are part of it, so that bringing it up to date asks only for what changed.
+Each completion is written to a file in the job's scratch folder as soon as it is done; those used
+by the finished graph are stored in it, so that an update calls the model only for what changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class PreviousGraph:
-    """Extractions by key, written texts by key, and vectors by text."""
+    """Extractions by key, generated texts by key, and vectors by text."""
 
     extractions: dict[str, Any] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
@@ -46,14 +46,14 @@ class PreviousGraph:
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def vector(self, text: str, embedder: str) -> NDArray[np.float32] | None:
-        """Return the vector that an embedder gave a text, or None."""
+        """Return the vector of a text from the given embedder, or None."""
         return self.vectors.get(text) if embedder == self.embedder else None
 
 
 def open_previous_graph(job: Job) -> PreviousGraph:
-    """Return what the graph at the job's place holds; nothing where there is none or it is broken.
+    """Return the contents of the previous graph at the job's path; empty if missing or damaged.
 
-    A damaged one is said: everything is then made anew.
+    A damaged graph is reported, and everything is then built anew.
     """
     if job.previous is None:
         return PreviousGraph()
@@ -62,27 +62,27 @@ def open_previous_graph(job: Job) -> PreviousGraph:
         extractions = dict(read_rows(graph.folder / EXTRACTIONS))
         written = dict(read_rows(graph.folder / GENERATED_TEXTS))
     except StillroomError as error:
-        job.say(f"nothing is taken over from {job.previous}: {error.problems[0].what}")
+        job.say(f"nothing is reused from {job.previous}: {error.problems[0].what}")
         return PreviousGraph()
     vectors: dict[str, NDArray[np.float32]] = {}
-    for at, entity in enumerate(graph.entities):
-        vectors[entity.text] = np.asarray(graph.entity_vectors[at])
-    for at, community in enumerate(graph.communities):
-        vectors[community.report.text or community.id] = np.asarray(graph.report_vectors[at])
+    for i, entity in enumerate(graph.entities):
+        vectors[entity.text] = np.asarray(graph.entity_vectors[i])
+    for i, community in enumerate(graph.communities):
+        vectors[community.report.text or community.id] = np.asarray(graph.report_vectors[i])
     return PreviousGraph(extractions, written, graph.description.embedder, vectors)
 
 
 def open_previous_tree(job: Job) -> PreviousGraph:
-    """Return what the tree at the job's place holds; see ``open_previous_graph``."""
+    """Return the contents of the previous tree; see ``open_previous_graph``."""
     if job.previous is None:
         return PreviousGraph()
     try:
         tree = SummaryTree.open(job.previous)
         written = dict(read_rows(tree.folder / GENERATED_TEXTS))
     except StillroomError as error:
-        job.say(f"nothing is taken over from {job.previous}: {error.problems[0].what}")
+        job.say(f"nothing is reused from {job.previous}: {error.problems[0].what}")
         return PreviousGraph()
-    vectors = {node.text: np.asarray(tree.vectors[at]) for at, node in enumerate(tree.nodes)}
+    vectors = {node.text: np.asarray(tree.vectors[i]) for i, node in enumerate(tree.nodes)}
     return PreviousGraph({}, written, tree.description.embedder, vectors)
 
 
@@ -90,58 +90,58 @@ _BATCH = 64
 
 
 class IncrementalEmbedder:
-    """Gives texts their vectors; ``embedded`` counts those that were not known before."""
+    """Embeds texts that have no known vector; ``embedded`` counts them."""
 
     def __init__(self, embedder: Embedder, previous: PreviousGraph, job: Job) -> None:
-        """Embed by the index's own embedder, a batch at a time between which a job may stop."""
+        """Use the index's embedder, in batches between which the job may be cancelled."""
         self._embedder, self._previous, self._job = embedder, previous, job
         self.embedded = 0
 
     def __call__(
         self, texts: Sequence[str], advance: Callable[[int], None] = lambda count: None
     ) -> NDArray[np.float32]:
-        """Return one row for each text, (N, D); none of them is empty.
+        """Return the vectors of non-empty texts, (N, D).
 
         Raises:
-            Cancelled: If the job was asked to stop.
+            Cancelled: If the job was cancelled.
         """
         mark = self._embedder.fingerprint
         vectors = np.zeros((len(texts), self._embedder.dimensions), dtype=np.float32)
         missing = []
-        for at, text in enumerate(texts):
+        for i, text in enumerate(texts):
             known = self._previous.vector(text, mark)
             if known is None:
-                missing.append(at)
+                missing.append(i)
             else:
-                vectors[at] = known
+                vectors[i] = known
         advance(len(texts) - len(missing))
         for start in range(0, len(missing), _BATCH):
             self._job.check_cancelled()
             batch = missing[start : start + _BATCH]
-            vectors[batch] = self._embedder.embed([texts[at] for at in batch], kind="passage")
+            vectors[batch] = self._embedder.embed([texts[i] for i in batch], kind="passage")
             advance(len(batch))
         self.embedded += len(missing)
         return vectors
 
 
 class CachedTextGenerator:
-    """A model behind two caches; ``used`` are the texts that were given, by key."""
+    """A text model behind two caches; ``used`` holds the returned texts by key."""
 
     def __init__(self, model: TextModel, path: Path, known: Mapping[str, str]) -> None:
-        """Ask ``model``.
+        """Wrap ``model``.
 
         Args:
-            model: Closed by its owner.
-            path: The file of completions beside the job.
+            model: The model; the caller closes it.
+            path: File of completions in the job's scratch folder.
             known: Texts of the previous graph, by key.
         """
         self._cache = CompletionCache(path)
         self._known = known
         self.model = CachedModel(model, self._cache)
-        """Asks only for what the file does not hold."""
+        """The model behind the completion file."""
         self.used: dict[str, str] = {}
         self.asked = 0
-        """How many texts were in neither cache."""
+        """Number of texts found in neither cache."""
 
     def ask(
         self,
@@ -150,22 +150,22 @@ class CachedTextGenerator:
         *,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[str]:
-        """Return the text of every prompt, in order; fewer where it was cancelled."""
-        keys = [self._cache.key(self.model.fingerprint, one, sampling) for one in prompts]
+        """Return the text of every prompt, in order; fewer if cancelled."""
+        keys = [self._cache.key(self.model.fingerprint, prompt, sampling) for prompt in prompts]
         texts = {key: self._known[key] for key in keys if key in self._known}
-        missing = [at for at, key in enumerate(keys) if key not in texts]
+        missing = [i for i, key in enumerate(keys) if key not in texts]
         before = self.model.hits
-        done = self.model.generate(
-            [prompts[at] for at in missing], sampling, is_cancelled=is_cancelled
+        completions = self.model.generate(
+            [prompts[i] for i in missing], sampling, is_cancelled=is_cancelled
         )
         self.asked += len(missing) - (self.model.hits - before)
-        for at, completion in zip(missing, done, strict=True):
+        for i, completion in zip(missing, completions, strict=True):
             if completion.finish_reason == "cancelled":
-                return [texts[key] for key in keys[:at]]
-            texts[keys[at]] = completion.text
+                return [texts[key] for key in keys[:i]]
+            texts[keys[i]] = completion.text
         self.used.update((key, texts[key]) for key in keys)
         return [texts[key] for key in keys]
 
     def close(self) -> None:
-        """Close the file; the model stays open."""
+        """Close the completion file; the model stays open."""
         self._cache.close()

@@ -1,14 +1,14 @@
 """Summary tree (RAPTOR): open for search, with the clustering and summaries that build it.
 
-Like a graph it is derived from one state of an index and searched together with one. A node stands
-on every passage beneath it and is used only where all of them may be seen. A summary is found,
-never cited: it leads to the passages beneath it.
+Like a graph, a tree is derived from one state of an index and searched together with the index. A
+node depends on every passage beneath it and is used only if all of them are visible. A summary is
+retrieved but never cited: it leads to the passages beneath it.
 
 Source: Sarthi et al. 2024, "RAPTOR: Recursive Abstractive Processing for Tree-Organized Retrieval",
-arXiv:2401.18059. Differs: the paper reduces vectors by UMAP and fits Gaussian mixtures whose number
-is chosen by BIC, each text in one or several clusters. Here each text is tied to its nearest
-neighbours by cosine (UMAP's first step too) and Leiden finds the clusters, bounded in size: no
-dimension, number or seed to choose, the same for the same vectors, each text in one cluster.
+arXiv:2401.18059. Differs: the paper reduces vectors by UMAP and fits Gaussian mixtures with BIC
+choosing their number, each text in one or more clusters. Here each text is linked to its nearest
+neighbors by cosine (also the first step of UMAP) and Leiden finds clusters of bounded size: no
+dimension, number or seed to choose, deterministic for given vectors, each text in one cluster.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """A summary: its level from 1, its text, the spans and rows it stands on.
+    """A summary: its level from 1, its text, and the spans and rows it depends on.
 
-    ``origin`` is ``source`` where the text is made of the documents' own sentences, which ``spans``
-    name, and ``synthetic`` where a model wrote it; ``rows`` are all passages beneath it.
+    ``origin`` is ``source`` if the text consists of sentences of the documents, listed in
+    ``spans``, and ``synthetic`` if a model wrote it; ``rows`` are all passages beneath the node.
     """
 
     id: str
@@ -74,7 +74,7 @@ class TreeNode:
     spans: tuple[Span, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "id": self.id,
             "level": self.level,
@@ -87,7 +87,7 @@ class TreeNode:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TreeNode:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         return cls(
             data["id"],
             data["level"],
@@ -100,10 +100,10 @@ class TreeNode:
 
 
 class SummaryTree:
-    """A finished tree; use ``open``, or ``open_tree``, which keeps the last ones."""
+    """A finished tree; use ``open``, or ``open_tree``, which caches recently opened ones."""
 
     def __init__(self, folder: Path, *, verify: bool) -> None:
-        """Read the files of ``folder``; callers use ``open``."""
+        """Read the files of ``folder``; use ``open`` instead."""
         self.folder = folder
         self.description = read_graph_description(folder, "tree", verify=verify)
         self.sources = [SourcePassage(*row) for row in read_rows(folder / SOURCES)]
@@ -112,7 +112,7 @@ class SummaryTree:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Self:
-        """Open the tree of a finished job, or a folder that holds tree.json.
+        """Open the tree of a finished job, or a folder with a tree.json.
 
         Raises:
             DataError: If the path is missing or another kind of artifact.
@@ -122,11 +122,11 @@ class SummaryTree:
 
     @property
     def digest(self) -> str:
-        """The digest of the tree."""
+        """Digest of the tree."""
         return self.description.digest
 
     def likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the cosine of a query's vector with every summary, (N,)."""
+        """Return the cosine of a query vector with every summary, (N,)."""
         return np.asarray(self.vectors @ query, dtype=np.float32)
 
 
@@ -134,7 +134,7 @@ _OPEN_LOCK = threading.Lock()
 
 
 def open_tree(path: Path | str) -> SummaryTree:
-    """Return the tree at ``path``; the last ones stay open until their files change.
+    """Return the tree at ``path``; recently opened ones are cached until their files change.
 
     Raises:
         DataError: If the path is missing or another kind of artifact.
@@ -156,23 +156,22 @@ _BLOCK = 1024
 
 
 def cluster_vectors(
-    vectors: NDArray[np.float32], *, neighbours: int, max_size: int
+    vectors: NDArray[np.float32], *, neighbors: int, max_size: int
 ) -> list[tuple[int, ...]]:
-    """Return the clusters of vectors, by number, each vector in one; in order of first members.
+    """Cluster vectors; each is in one cluster, clusters in order of their first members.
 
     Args:
-        vectors: Rows of length 1, (N, D).
-        neighbours: To how many nearest ones each is tied, where their cosine is above 0.
-        max_size: Most members of a cluster, where Leiden finds how to divide it; what it cannot
-            divide is cut in order.
+        vectors: Unit-length rows, (N, D).
+        neighbors: Number of nearest neighbors each vector is linked to, if their cosine is above 0.
+        max_size: Maximum cluster size; a cluster that Leiden cannot divide further is cut in order.
 
     Raises:
         MissingExtraError: If the library is not installed.
     """
     if len(vectors) <= max_size:
         return [tuple(range(len(vectors)))] if len(vectors) else []
-    edges = _link_neighbors(vectors, neighbours)
-    place: dict[int, int] = {}
+    edges = _link_neighbors(vectors, neighbors)
+    cluster_of: dict[int, int] = {}
     if edges:
         try:
             from graspologic_native import hierarchical_leiden
@@ -181,16 +180,20 @@ def cluster_vectors(
                 "graspologic-native", "graph", "finding the clusters of a tree"
             ) from error
         width = len(str(len(vectors)))
-        found = hierarchical_leiden(
+        assignments = hierarchical_leiden(
             edges=[(f"{a:0{width}}", f"{b:0{width}}", weight) for a, b, weight in edges],
             max_cluster_size=max_size,
             seed=0,
         )
-        place = {int(one.node): one.cluster for one in found if one.is_final_cluster}
+        cluster_of = {
+            int(assignment.node): assignment.cluster
+            for assignment in assignments
+            if assignment.is_final_cluster
+        }
     clusters: dict[tuple[int, int], list[int]] = {}
-    for at in range(len(vectors)):
-        key = (0, place[at]) if at in place else (1, at)
-        clusters.setdefault(key, []).append(at)
+    for i in range(len(vectors)):
+        key = (0, cluster_of[i]) if i in cluster_of else (1, i)
+        clusters.setdefault(key, []).append(i)
     parts = [
         tuple(members[start : start + max_size])
         for members in clusters.values()
@@ -199,26 +202,28 @@ def cluster_vectors(
     return sorted(parts)
 
 
-def _link_neighbors(vectors: NDArray[np.float32], neighbours: int) -> list[tuple[int, int, float]]:
-    """Return each vector's ties to its nearest others, (smaller, larger, cosine), in order."""
+def _link_neighbors(vectors: NDArray[np.float32], neighbors: int) -> list[tuple[int, int, float]]:
+    """Return the links of vectors to their nearest neighbors: (smaller, larger, cosine), sorted."""
     ties: dict[tuple[int, int], float] = {}
     for start in range(0, len(vectors), _BLOCK):
         block = np.asarray(vectors[start : start + _BLOCK])
         likeness = np.round(block @ np.asarray(vectors).T, 5)
-        for at, row in enumerate(likeness, start=start):
-            row[at] = -1.0
-            for other in _find_nearest(row, neighbours):
-                if row[other] > 0:
-                    ties[min(at, other), max(at, other)] = float(row[other])
-    return [(one, other, weight) for (one, other), weight in sorted(ties.items())]
+        for i, row in enumerate(likeness, start=start):
+            row[i] = -1.0
+            for j in _find_nearest(row, neighbors):
+                if row[j] > 0:
+                    ties[min(i, j), max(i, j)] = float(row[j])
+    return [(first, second, weight) for (first, second), weight in sorted(ties.items())]
 
 
 def _find_nearest(row: NDArray[np.float32], count: int) -> Sequence[int]:
-    """Return the numbers of the highest cosines, those of equals that come first."""
+    """Return the numbers of the highest cosines; ties go to the first."""
     count = min(count, len(row))
     limit = np.partition(row, len(row) - count)[len(row) - count]
-    found = np.flatnonzero(row >= limit)
-    return [int(at) for at in found[np.lexsort((found, -row[found]))][:count]]
+    candidates = np.flatnonzero(row >= limit)
+    return [
+        int(number) for number in candidates[np.lexsort((candidates, -row[candidates]))][:count]
+    ]
 
 
 _SUMMARY_WORDS = 80
@@ -243,23 +248,23 @@ class _Sentence:
 
 
 class Summarizer:
-    """Chooses sentences by the terms that a cluster's members share and other passages lack."""
+    """Extractive summaries: sentences with terms that a cluster's members share and others lack."""
 
     def __init__(self, rows: int, text_of: Callable[[int], str], analyzer: Analyzer) -> None:
-        """Count in how many of all passages each term stands."""
+        """Count the passages that contain each term."""
         self._text_of, self._analyzer, self._rows = text_of, analyzer, rows
-        self._cut: dict[Span, _Sentence] = {}
+        self._cache: dict[Span, _Sentence] = {}
         self._frequency: Counter[str] = Counter()
         for row in range(rows):
             self._frequency.update(set(analyzer.content_terms(text_of(row))))
 
     def sentences(self, row: int) -> list[Span]:
-        """Return the spans of a passage's sentences; the whole of it where it has none."""
+        """Return the spans of a passage's sentences; the entire passage if it has none."""
         text = self._text_of(row)
         return [(row, start, end) for start, end in split_sentences(text)] or [(row, 0, len(text))]
 
     def choose(self, members: Sequence[Sequence[Span]]) -> list[Span]:
-        """Return the sentences that say most of a cluster, in order of rows.
+        """Return the sentences that summarize a cluster, in order of rows.
 
         Args:
             members: The sentences of each member of the cluster.
@@ -268,43 +273,45 @@ class Summarizer:
         for spans in members:
             shared.update({term for span in spans for term in self._read(span).terms})
         weights = {term: count * self._idf(term) for term, count in shared.items()}
-        every = list(dict.fromkeys(span for spans in members for span in spans))
-        left = [span for span in every if _is_prose(self._read(span).text)] or every[:1]
-        chosen: list[Span] = []
+        sentences = list(dict.fromkeys(span for spans in members for span in spans))
+        remaining = [span for span in sentences if _is_prose(self._read(span).text)] or sentences[
+            :1
+        ]
+        selected: list[Span] = []
         covered: set[str] = set()
         words = 0
-        while left and words < _SUMMARY_WORDS:
-            best = min(left, key=lambda span: (-self._gain(span, weights, covered), span))
-            if chosen and self._gain(best, weights, covered) <= 0:
+        while remaining and words < _SUMMARY_WORDS:
+            best = min(remaining, key=lambda span: (-self._gain(span, weights, covered), span))
+            if selected and self._gain(best, weights, covered) <= 0:
                 break
-            chosen.append(best)
+            selected.append(best)
             covered |= self._read(best).terms
             words += len(self._read(best).text.split())
-            left = [span for span in left if span != best]
-        return sorted(chosen)
+            remaining = [span for span in remaining if span != best]
+        return sorted(selected)
 
     def text(self, spans: Sequence[Span]) -> str:
-        """Return sentences joined to a text."""
+        """Join the texts of sentences."""
         return " ".join(self._read(span).text for span in spans)
 
     def _gain(self, span: Span, weights: dict[str, float], covered: set[str]) -> float:
-        one = self._read(span)
-        total = sum(weights[term] for term in sorted(one.terms - covered))
-        return round(total / math.sqrt(10 + len(one.text.split())), 9)
+        sentence = self._read(span)
+        total = sum(weights[term] for term in sorted(sentence.terms - covered))
+        return round(total / math.sqrt(10 + len(sentence.text.split())), 9)
 
     def _idf(self, term: str) -> float:
         return math.log((1 + self._rows) / (1 + self._frequency[term]))
 
     def _read(self, span: Span) -> _Sentence:
-        if span not in self._cut:
+        if span not in self._cache:
             row, start, end = span
             text = " ".join(self._text_of(row)[start:end].split())
-            self._cut[span] = _Sentence(text, frozenset(self._analyzer.content_terms(text)))
-        return self._cut[span]
+            self._cache[span] = _Sentence(text, frozenset(self._analyzer.content_terms(text)))
+        return self._cache[span]
 
 
 def build_summary_prompt(texts: Sequence[str]) -> Prompt:
-    """Return the prompt that asks for a summary of a cluster's texts, each cut to its share."""
+    """Return the prompt for a summary of a cluster's texts, each truncated to an equal share."""
     share = max(_PROMPT_WORDS // max(len(texts), 1), 20)
     shown = "\n\n".join(quote_text(" ".join(text.split()[:share])) for text in texts)
     request = f"{shown}\n\nSummarize this in at most 80 words. Keep names and numbers."
@@ -312,7 +319,7 @@ def build_summary_prompt(texts: Sequence[str]) -> Prompt:
 
 
 def parse_summary(answer: str) -> str:
-    """Return the summary of an answer, on one line; empty where there is none."""
+    """Return the summary in an answer, on one line; empty if there is none."""
     return " ".join(strip_invisible(answer).split())
 
 

@@ -1,7 +1,7 @@
 """Job that builds or updates a summary tree.
 
-The tree follows from the passages that are there now, their vectors and the model alone. Summaries
-and vectors of clusters whose members did not change are taken over from the tree before it.
+The tree depends only on the passages that exist now, their vectors and the model. Summaries and
+vectors of clusters with unchanged members are reused from the previous tree.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ __all__ = ["TreePlan", "build_tree"]
 
 @dataclass(frozen=True, slots=True)
 class TreePlan:
-    """What a tree is made from and how; ``model`` writes the summaries, by reference, or none does.
+    """Inputs and settings of a tree; ``model`` writes the summaries, by reference, empty for none.
 
-    ``cluster_size`` is the most members of a cluster, ``neighbours`` to how many each text is tied,
-    ``layers`` how often clusters are clustered at most; ``access`` says by whom an index with
-    tenants is read.
+    ``cluster_size``: maximum number of members of a cluster. ``neighbours``: number of nearest
+    neighbors each text is linked to. ``layers``: maximum number of layers. ``access``: the reader
+    of an index with tenants.
     """
 
     index: Path
@@ -68,7 +68,7 @@ class TreePlan:
     access: AccessContext | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return what shapes the tree beside the index and the model."""
+        """Return the settings that determine the tree, apart from the index and the model."""
         return {
             "cluster_size": self.cluster_size,
             "neighbours": self.neighbours,
@@ -77,7 +77,7 @@ class TreePlan:
         }
 
     def to_text(self) -> str:
-        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        """Return the text of the job's recipe.yaml: a note, since no recipe runs this job."""
         lines = ["# stillroom rag tree", f"index: {json.dumps(str(self.index))}"]
         lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
         lines += [f"model: {json.dumps(self.model)}"] if self.model else []
@@ -93,35 +93,35 @@ def build_tree(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, GraphDescription]:
-    """Make the tree of an index, or bring the one at ``out`` up to date.
+    """Build the tree of an index, or update the one at ``out``.
 
     Args:
-        plan: From what and how.
+        plan: Inputs and settings.
         out: The folder of the tree.
-        model: What is asked in place of the one that the plan names; its owner closes it.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace the tree at ``out``; what has not changed is taken over from it.
-        reporter: What draws progress; default nothing.
+        model: Used instead of the model that the plan names; the caller closes it.
+        resume: Resume an interrupted run.
+        overwrite: Replace the tree at ``out``; unchanged parts are reused.
+        reporter: Displays progress; default none.
 
     Raises:
         DataError: If the index has fewer than two passages.
-        Cancelled: If the user stopped it; ``resume`` goes on.
+        Cancelled: If the user stopped it; ``resume`` continues.
     """
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
     try:
         with (
             job.interruptible(),
             Index.open(plan.index, access=plan.access) as index,
-            open_plan_model(plan.model, model) as asked,
+            open_plan_model(plan.model, model) as text_model,
         ):
-            return _TreeBuilder(plan, job, index, asked).run()
+            return _TreeBuilder(plan, job, index, text_model).run()
     finally:
         job.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _ClusterItem:
-    """A passage or a summary, on its way to be clustered."""
+    """A passage or a summary to be clustered."""
 
     id: str
     text: str
@@ -130,7 +130,7 @@ class _ClusterItem:
 
 
 class _TreeBuilder:
-    """One build, layer by layer."""
+    """The build of one tree, layer by layer."""
 
     def __init__(self, plan: TreePlan, job: Job, index: Index, model: TextModel | None) -> None:
         self.plan, self.job, self.index, self.model = plan, job, index, model
@@ -151,11 +151,11 @@ class _TreeBuilder:
                 self.writer.close()
 
     def _run(self) -> tuple[Artifact, GraphDescription]:
-        self.rows = self._order()
+        self.rows = self._sort_rows()
         rows = range(len(self.rows))
         if len(rows) < 2:
             raise DataError(
-                f"the index has {len(rows)} passages, which need no tree",
+                f"the index has {len(rows)} passages, too few for a tree",
                 code="rag.no-entities",
                 where=str(self.plan.index),
                 expected="two passages or more",
@@ -164,69 +164,76 @@ class _TreeBuilder:
         with self.job.phase("read", len(rows), "passages") as progress:
             summarizer = Summarizer(len(rows), self._text_of, self.index.analyzer)
             passages = [self.index.passage_at(self.rows[row]) for row in progress.over(rows)]
-        sources = [SourcePassage(one.id, one.document_id, "") for one in passages]
+        sources = [SourcePassage(passage.id, passage.document_id, "") for passage in passages]
         items = [
-            _ClusterItem(one.id, one.text, (row,), tuple(summarizer.sentences(row)))
-            for row, one in enumerate(passages)
+            _ClusterItem(passage.id, passage.text, (row,), tuple(summarizer.sentences(row)))
+            for row, passage in enumerate(passages)
         ]
-        nodes, vectors = self._grow(items, self.index.vectors_of(self.rows), summarizer)
+        nodes, vectors = self._build_layers(items, self.index.vectors_of(self.rows), summarizer)
         description = self._write(sources, nodes, vectors)
         return self._finish(description), description
 
-    def _order(self) -> list[int]:
-        """Return the index's rows by path and place, whatever order it holds them in."""
+    def _sort_rows(self) -> list[int]:
+        """Return the index rows sorted by path and position, whatever their order there."""
         passages = ((row, self.index.passage_at(row)) for row in range(len(self.index)))
-        places = [((one.location.path, one.start, one.end, one.id), row) for row, one in passages]
-        return [row for _, row in sorted(places)]
+        keyed = [
+            ((passage.location.path, passage.start, passage.end, passage.id), row)
+            for row, passage in passages
+        ]
+        return [row for _, row in sorted(keyed)]
 
     def _text_of(self, row: int) -> str:
         return self.index.passage_at(self.rows[row]).text
 
-    def _grow(
+    def _build_layers(
         self, items: list[_ClusterItem], vectors: NDArray[np.float32], summarizer: Summarizer
     ) -> tuple[list[TreeNode], NDArray[np.float32]]:
-        """Return the nodes of every layer and their vectors."""
+        """Return the nodes of all layers and their vectors."""
         nodes: list[TreeNode] = []
-        made = [np.zeros((0, vectors.shape[1]), dtype=np.float32)]
+        blocks = [np.zeros((0, vectors.shape[1]), dtype=np.float32)]
         for level in range(1, self.plan.layers + 1):
             clusters = cluster_vectors(
-                vectors, neighbours=self.plan.neighbours, max_size=self.plan.cluster_size
+                vectors, neighbors=self.plan.neighbours, max_size=self.plan.cluster_size
             )
             if len(items) < 2 or len(clusters) == len(items):
                 break
-            groups = [[items[at] for at in members] for members in clusters]
+            groups = [[items[i] for i in members] for members in clusters]
             with self.job.phase(f"layer {level}", len(groups), "clusters") as progress:
-                layer = self._summarize(level, [one for one in groups if len(one) > 1], summarizer)
-                added = self.vectors([one.text for one in layer])
+                layer = self._summarize(
+                    level, [group for group in groups if len(group) > 1], summarizer
+                )
+                added = self.vectors([node.text for node in layer])
                 progress.advance(len(groups))
             nodes += layer
-            made.append(added)
+            blocks.append(added)
             items, vectors = _collect_next_layer(groups, clusters, layer, vectors, added)
-        return nodes, np.concatenate(made)
+        return nodes, np.concatenate(blocks)
 
     def _summarize(
         self, level: int, groups: Sequence[Sequence[_ClusterItem]], summarizer: Summarizer
     ) -> list[TreeNode]:
         """Return a node for each group of two or more."""
-        chosen = [summarizer.choose([one.spans for one in group]) for group in groups]
-        texts = [summarizer.text(spans) for spans in chosen]
+        selections = [summarizer.choose([item.spans for item in group]) for group in groups]
+        texts = [summarizer.text(spans) for spans in selections]
         written = [""] * len(groups)
         if self.writer is not None:
-            prompts = [build_summary_prompt([one.text for one in group]) for group in groups]
+            prompts = [build_summary_prompt([item.text for item in group]) for group in groups]
             answers = self.writer.ask(prompts, SUMMARY_SAMPLING, is_cancelled=self.job.is_cancelled)
             self.job.check_cancelled()
             written = [parse_summary(answer) for answer in answers]
         return [
             TreeNode(
-                make_content_id("nod", level, *(one.id for one in group)),
+                make_content_id("nod", level, *(item.id for item in group)),
                 level,
-                told or text,
-                "synthetic" if told else "source",
-                tuple(one.id for one in group),
-                tuple(sorted({row for one in group for row in one.rows})),
+                generated or text,
+                "synthetic" if generated else "source",
+                tuple(item.id for item in group),
+                tuple(sorted({row for item in group for row in item.rows})),
                 tuple(spans),
             )
-            for group, spans, text, told in zip(groups, chosen, texts, written, strict=True)
+            for group, spans, text, generated in zip(
+                groups, selections, texts, written, strict=True
+            )
         ]
 
     def _write(
@@ -237,8 +244,8 @@ class _TreeBuilder:
     ) -> GraphDescription:
         folder = self.job.output
         written = self.writer.used if self.writer is not None else {}
-        write_rows(folder / SOURCES, (one.to_json() for one in sources))
-        write_rows(folder / NODES, (one.to_json() for one in nodes))
+        write_rows(folder / SOURCES, (item.to_json() for item in sources))
+        write_rows(folder / NODES, (item.to_json() for item in nodes))
         write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
         write_vectors(folder / NODE_VECTORS, vectors)
         mark = self.model.fingerprint if self.model is not None else ""
@@ -251,8 +258,8 @@ class _TreeBuilder:
             counts={
                 "passages": len(sources),
                 "summaries": len(nodes),
-                "synthetic": sum(one.origin == "synthetic" for one in nodes),
-                "layers": max((one.level for one in nodes), default=0),
+                "synthetic": sum(item.origin == "synthetic" for item in nodes),
+                "layers": max((item.level for item in nodes), default=0),
             },
         )
 
@@ -283,7 +290,7 @@ def _collect_next_layer(
     vectors: NDArray[np.float32],
     added: NDArray[np.float32],
 ) -> tuple[list[_ClusterItem], NDArray[np.float32]]:
-    """Return what the next layer clusters: the new nodes, and texts that stayed alone."""
+    """Return the items of the next layer: the new nodes, and items left unclustered."""
     items: list[_ClusterItem] = []
     rows: list[NDArray[np.float32]] = []
     fresh = iter(zip(layer, added, strict=True))

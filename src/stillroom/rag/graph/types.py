@@ -1,11 +1,11 @@
 """Elements of a knowledge graph or summary tree, and their files.
 
-Everything names the spans that it stands on: ``(row, start, end)`` is ``text[start:end]`` of the
-graph's source of that row, which names a passage by its id.
+Every element records the spans it is derived from: ``(row, start, end)`` is ``text[start:end]`` of
+the graph's source at that row, which refers to a passage by id.
 
-``graph.json`` (``tree.json``) is written last and names the size and digest of every other file.
-Nothing in it depends on the clock or on how it came about: one that was brought up to date has the
-bytes of one made from scratch.
+``graph.json`` (``tree.json``) is written last and records the size and digest of every other file.
+It contains no timestamp and no history: an updated graph has the same bytes as one built from
+scratch.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ Span = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class SourcePassage:
-    """A passage that the graph was made from: its id, its document's, its extraction's key."""
+    """A passage of the graph: its id, its document's id, and the key of its extraction."""
 
     passage_id: str
     document_id: str
     key: str
 
     def to_json(self) -> list[str]:
-        """Return a compact list."""
+        """Convert to a compact list."""
         return [self.passage_id, self.document_id, self.key]
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Something that passages speak of, under all its names.
+    """An entity mentioned in passages, with all its names.
 
     ``key`` is its normalized name; a ``description`` is always written by a model.
     """
@@ -91,16 +91,16 @@ class Entity:
 
     @property
     def rows(self) -> list[int]:
-        """The rows of the passages that mention it, each once, ascending."""
+        """Rows of the passages that mention it, unique, ascending."""
         return sorted({row for row, _, _ in self.mentions})
 
     @property
     def text(self) -> str:
-        """What its vector is made of."""
+        """The text that is embedded."""
         return f"{self.name}\n{self.description}" if self.description else self.name
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "key": self.key,
             "name": self.name,
@@ -112,7 +112,7 @@ class Entity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entity:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         return cls(
             data["key"],
             data["name"],
@@ -125,7 +125,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
-    """Two entities that passages relate, by their numbers; ``source`` is the smaller one."""
+    """A relation between two entities, by their numbers; ``source`` is the smaller one."""
 
     source: int
     target: int
@@ -135,7 +135,7 @@ class GraphEdge:
     mentions: tuple[Span, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "source": self.source,
             "target": self.target,
@@ -147,7 +147,7 @@ class GraphEdge:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphEdge:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         return cls(
             data["source"],
             data["target"],
@@ -160,7 +160,7 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class ReportFinding:
-    """One statement of a report, and the spans that it stands on."""
+    """A statement of a report, and the spans that support it."""
 
     text: str
     spans: tuple[Span, ...]
@@ -168,7 +168,7 @@ class ReportFinding:
 
 @dataclass(frozen=True, slots=True)
 class CommunityReport:
-    """What a community is about; ``origin`` is ``source`` (quoted sentences) or ``synthetic``."""
+    """The report of a community; ``origin`` is ``source`` (quoted sentences) or ``synthetic``."""
 
     title: str
     summary: str
@@ -177,21 +177,25 @@ class CommunityReport:
 
     @property
     def text(self) -> str:
-        """What its vector is made of."""
-        return "\n".join([self.title, self.summary, *(one.text for one in self.findings)]).strip()
+        """The text that is embedded."""
+        return "\n".join(
+            [self.title, self.summary, *(finding.text for finding in self.findings)]
+        ).strip()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "title": self.title,
             "summary": self.summary,
-            "findings": [[one.text, [list(span) for span in one.spans]] for one in self.findings],
+            "findings": [
+                [finding.text, [list(span) for span in finding.spans]] for finding in self.findings
+            ],
             "origin": self.origin,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CommunityReport:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         return cls(
             data["title"],
             data["summary"],
@@ -204,8 +208,8 @@ class CommunityReport:
 class Community:
     """Entities that are more related to each other than to others, by their numbers.
 
-    ``id`` follows from the level and the members' keys; ``parent`` is the id of the larger one that
-    it is a part of, empty at level 0; ``rows`` are the passages that its report stands on.
+    ``id`` is computed from the level and the members' keys; ``parent`` is the id of the enclosing
+    community, empty at level 0; ``rows`` are the passages that support its report.
     """
 
     id: str
@@ -216,7 +220,7 @@ class Community:
     report: CommunityReport
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "id": self.id,
             "level": self.level,
@@ -228,7 +232,7 @@ class Community:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Community:
-        """Read what ``to_json`` wrote."""
+        """Parse the output of ``to_json``."""
         return cls(
             data["id"],
             data["level"],
@@ -309,7 +313,7 @@ GraphKind = Literal["graph", "tree"]
 
 @dataclass(frozen=True, slots=True)
 class GraphDescription:
-    """What graph.json or tree.json says; ``index`` is the digest of the state it was made from."""
+    """Contents of graph.json or tree.json; ``index`` is the digest of the source index."""
 
     what: GraphKind
     index: str
@@ -320,11 +324,11 @@ class GraphDescription:
 
     @property
     def digest(self) -> str:
-        """The digest of the whole: settings and every file's bytes."""
+        """Digest of settings and all files."""
         return digest_json(self._body())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the digest included."""
+        """Convert to JSON-compatible values, including the digest."""
         return {**self._body(), "digest": self.digest}
 
     def _body(self) -> dict[str, Any]:
@@ -340,17 +344,17 @@ class GraphDescription:
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
+    """Write one JSON value per line."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(canonical_json(row) + "\n")
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Read what ``write_rows`` wrote.
+    """Parse the output of ``write_rows``.
 
     Raises:
-        IntegrityError: If a line is no JSON.
+        IntegrityError: If a line is not valid JSON.
     """
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -366,24 +370,24 @@ def write_vectors(path: Path, vectors: NDArray[np.float32]) -> None:
 
 def write_graph_description(
     folder: Path,
-    what: GraphKind,
+    kind: GraphKind,
     *,
     index: str,
     settings: Mapping[str, Any],
     embedder: str,
     counts: Mapping[str, int],
 ) -> GraphDescription:
-    """Write graph.json or tree.json; the other files must be finished."""
-    mark, names = _LAYOUTS[what]
+    """Write graph.json or tree.json; the other files must be complete."""
+    mark, names = _LAYOUTS[kind]
     files = {name: ((folder / name).stat().st_size, digest_file(folder / name)) for name in names}
-    description = GraphDescription(what, index, settings, embedder, counts, files)
+    description = GraphDescription(kind, index, settings, embedder, counts, files)
     with atomic_write(folder / mark) as file:
         json.dump(description.to_json(), file, ensure_ascii=False, indent=1)
     return description
 
 
-def find_graph(path: Path, what: GraphKind) -> Path:
-    """Return the folder of a graph's or tree's own files: that of the job, or its output.
+def find_graph(path: Path, kind: GraphKind) -> Path:
+    """Return the folder with the files of a graph or tree, given the job's folder or its output.
 
     Raises:
         DataError: If the path is missing or another kind of artifact.
@@ -395,32 +399,32 @@ def find_graph(path: Path, what: GraphKind) -> Path:
         raise DataError(
             problem.what,
             code=problem.code,
-            expected=_describe_expected(what),
-            next=f"check the path, or make it: {_format_command(what)}",
+            expected=_describe_expected(kind),
+            next=f"check the path, or build it: {_format_command(kind)}",
         ) from error
 
 
 def read_graph_description(
-    folder: Path, what: GraphKind, *, verify: bool = True
+    folder: Path, kind: GraphKind, *, verify: bool = True
 ) -> GraphDescription:
-    """Read graph.json or tree.json and hold the other files against it.
+    """Read graph.json or tree.json and verify the other files.
 
     Args:
-        folder: The folder that holds it.
-        what: Which of the two.
-        verify: Recompute the files' digests; otherwise only their sizes are compared.
+        folder: The folder that contains it.
+        kind: ``graph`` or ``tree``.
+        verify: Recompute the files' digests; if false, only sizes are compared.
 
     Raises:
-        IntegrityError: If a file is missing or is not what was written.
+        IntegrityError: If a file is missing or differs from what was written.
     """
-    mark, names = _LAYOUTS[what]
+    mark, names = _LAYOUTS[kind]
     path = folder / mark
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT:
             raise ValueError(f"format {data.get('format')!r}, expected {_FORMAT}")
         description = GraphDescription(
-            what,
+            kind,
             data["index"],
             data["settings"],
             data["embedder"],
@@ -431,11 +435,11 @@ def read_graph_description(
             raise ValueError("it was changed after it was written")
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"{folder} holds no {mark}: it is no {what}, or a half-written one",
+            f"{folder} has no {mark}: it is not a {kind}, or an unfinished one",
             code="rag.no-graph",
             where=str(folder),
-            expected=_describe_expected(what),
-            next="make it, or finish it with --resume",
+            expected=_describe_expected(kind),
+            next="build it, or finish it with --resume",
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _make_damage_error(path, str(error)) from error
@@ -444,12 +448,12 @@ def read_graph_description(
     return description
 
 
-def _describe_expected(what: GraphKind) -> str:
-    return f"the folder that '{_format_command(what)}' wrote"
+def _describe_expected(kind: GraphKind) -> str:
+    return f"the folder that '{_format_command(kind)}' wrote"
 
 
-def _format_command(what: GraphKind) -> str:
-    return f"stillroom rag {what} INDEX --out {what.upper()}"
+def _format_command(kind: GraphKind) -> str:
+    return f"stillroom rag {kind} INDEX --out {kind.upper()}"
 
 
 def write_graphml(file: IO[str], entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> None:
@@ -487,13 +491,13 @@ def _format_graphml_data(values: Mapping[str, Any]) -> str:
 
 
 def _strip_unprintable(text: str) -> str:
-    """Return text without what XML 1.0 cannot hold: control characters and half surrogates."""
+    """Drop characters that XML 1.0 does not allow: control characters and lone surrogates."""
     return "".join(
-        one
-        for one in text
-        if one in "\t\n\r"
-        or (one >= " " and not "\ud800" <= one <= "\udfff" and one < "\ufffe")
-        or one > "\uffff"
+        character
+        for character in text
+        if character in "\t\n\r"
+        or (character >= " " and not "\ud800" <= character <= "\udfff" and character < "\ufffe")
+        or character > "\uffff"
     )
 
 
@@ -513,5 +517,5 @@ def _make_damage_error(path: Path, reason: str) -> IntegrityError:
         code="rag.graph-damaged",
         where=str(path),
         expected="the file that the job wrote",
-        next="make it again with --overwrite",
+        next="build it again with --overwrite",
     )

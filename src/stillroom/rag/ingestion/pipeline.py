@@ -1,7 +1,7 @@
 """Ingestion pipeline: document discovery, and journaled, resumable preparation.
 
-What a document becomes depends on its bytes and the settings alone. A text that was embedded once,
-in this job or for the index before, is not embedded again.
+The output of a document depends only on its bytes and the settings. A text that was embedded
+before, in this job or for the previous index, is not embedded again.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ __all__ = [
 _BLOCK_DOCUMENTS = 8
 
 
-"""Documents of one task."""
+"""Number of documents per task."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedDocument:
-    """A document that could not be used, and why."""
+    """A document that could not be ingested, and the reason."""
 
     path: str
     code: str
@@ -99,21 +99,22 @@ class FailedDocument:
 
     @classmethod
     def of(cls, path: str, error: StillroomError) -> FailedDocument:
-        """Say why a document could not be used, and what would help."""
+        """Create an entry from an error: the problem and the suggested next step."""
         problem = error.problems[0]
         reason = f"{problem.what}; next: {problem.next}" if problem.next else problem.what
         return cls(path, problem.code, reason)
 
     def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {"path": self.path, "code": self.code, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
 class ScratchDocument:
-    """A finished document in the job's scratch folder: its lines and its vectors.
+    """A finished document in the job's scratch folder: its lines and vectors.
 
-    The first line holds the passages' marks, the second the document, the others the passages.
+    The first line has the passages' embedding digests, the second the document, the others the
+    passages.
     """
 
     entry: DocumentEntry
@@ -123,7 +124,7 @@ class ScratchDocument:
 
     @property
     def files(self) -> list[Path]:
-        """All that was written of the document, in order."""
+        """All files written for the document, in order."""
         more = sorted(self.beside.iterdir()) if self.beside and self.beside.is_dir() else []
         return [self.lines, self.matrix, *more]
 
@@ -136,10 +137,10 @@ class ScratchDocument:
         return self.lines.read_bytes().split(b"\n")[2:-1]
 
     def marks(self) -> list[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
+        """Return the embedding digest of each passage."""
         with self.lines.open("rb") as file:
-            told = json.loads(file.readline())
-        return [EmbeddingDigest(bytes.fromhex(embedded), bool(cut)) for embedded, cut in told]
+            rows = json.loads(file.readline())
+        return [EmbeddingDigest(bytes.fromhex(embedded), bool(cut)) for embedded, cut in rows]
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
@@ -147,7 +148,7 @@ class ScratchDocument:
         return matrix
 
     def extras(self) -> AuxiliaryVectors:
-        """Return what the passages are found by beside words and vectors."""
+        """Return the passages' term weights and token vectors, if any."""
         return (
             open_document_auxiliary_vectors(self.beside)
             if self.beside is not None
@@ -156,7 +157,7 @@ class ScratchDocument:
 
 
 class IngestPipeline:
-    """Parses, cuts and embeds documents; remembers in the job's journal which are done."""
+    """Parses, chunks and embeds documents, and journals the finished ones."""
 
     def __init__(
         self,
@@ -165,59 +166,62 @@ class IngestPipeline:
         embedder: Embedder,
         worker: ParserProcess,
         job: Job,
-        held: ReusableContent | None = None,
+        reusable: ReusableContent | None = None,
         contexts: ContextWriter | None = None,
         encoders: AuxiliaryEncoders | None = None,
     ) -> None:
-        """Work on the documents below ``root``.
+        """Process documents below ``root``.
 
         Args:
-            recipe: What the documents become.
+            recipe: Settings of the index.
             root: The folder that paths are relative to.
-            embedder: What makes vectors.
-            worker: What parses the risky formats.
-            job: Whose journal and scratch folder are used.
-            held: An index of the same embedder, whose vectors of equal texts are taken over.
-            contexts: What writes where passages stand.
-            encoders: What makes term weights and token vectors.
+            embedder: Computes the vectors.
+            worker: Parses risky formats in a separate process.
+            job: Job whose journal and scratch folder are used.
+            reusable: Content of an index with the same embedder, whose vectors of equal texts are
+                reused.
+            contexts: Writes the contexts of passages.
+            encoders: Compute term weights and token vectors.
         """
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
         self.worker, self.contexts = worker, contexts
         self.journal = job.journal("documents")
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
-        self.vectors = PassageEmbedder(embedder, recipe.vectors, job.check_cancelled, held)
+        self.vectors = PassageEmbedder(embedder, recipe.vectors, job.check_cancelled, reusable)
         self.extras: AuxiliaryVectorCache | None = None
         if encoders is not None:
-            self.extras = AuxiliaryVectorCache(encoders, job.check_cancelled, held)
+            self.extras = AuxiliaryVectorCache(encoders, job.check_cancelled, reusable)
         self.parsed = 0
 
     @property
     def embedded(self) -> int:
-        """How many texts were embedded in this sitting."""
+        """Number of texts embedded in this run."""
         return self.vectors.embedded
 
     def recall(self, path: str, digest: str) -> ScratchDocument | FailedDocument | None:
-        """Return what an earlier sitting made of the same bytes, if that is whole."""
-        told = self.journal.get(path)
-        if not told or told["digest"] != digest:
+        """Return the journaled result for the same bytes, if its files are intact."""
+        entry = self.journal.get(path)
+        if not entry or entry["digest"] != digest:
             return None
-        if "reason" in told:
-            return FailedDocument(path, told["code"], told["reason"])
-        stored = self._place(DocumentEntry(path, digest, told["passages"], told["truncated"]))
+        if "reason" in entry:
+            return FailedDocument(path, entry["code"], entry["reason"])
+        stored = self._build_entry_paths(
+            DocumentEntry(path, digest, entry["passages"], entry["truncated"])
+        )
         try:
-            marks = [digest_bytes(file.read_bytes()) for file in stored.files]
+            digests = [digest_bytes(file.read_bytes()) for file in stored.files]
         except FileNotFoundError:
             return None
-        if marks != told["files"]:
+        if digests != entry["files"]:
             return None
-        self._remember(stored)
+        self._register_vectors(stored)
         return stored
 
     def ingest_all(
-        self, found: Sequence[DocumentFile]
+        self, files: Sequence[DocumentFile]
     ) -> Iterator[ScratchDocument | FailedDocument]:
-        """Parse, cut and embed documents, here or on the engine's workers, in order.
+        """Parse, chunk and embed documents, locally or on the engine's workers, in order.
 
         Raises:
             Cancelled: If the user stops the job.
@@ -226,23 +230,25 @@ class IngestPipeline:
         """
         engine = self.job.engine
         if engine.is_remote and self.contexts is not None:
-            self.job.say("documents are prepared here: with 'context' a model is asked of each")
+            self.job.say("documents are prepared locally, since 'context' calls a model for each")
         if not engine.is_remote or self.contexts is not None:
-            for one in found:
+            for file in files:
                 self.job.check_cancelled()
-                yield self.ingest(one.file, one.path, one.digest)
+                yield self.ingest(file.file, file.path, file.digest)
             return
-        asked = [(one.file.absolute(), one.path, one.digest) for one in found]
+        locations = [(file.file.absolute(), file.path, file.digest) for file in files]
         work = IngestTask.of(self.recipe, self.root)
-        made = engine.map(work, asked, block_size=_BLOCK_DOCUMENTS, pause=self.job.check_cancelled)
-        for place, outcome in zip(asked, made, strict=True):
-            yield self._accept(outcome, *place)
+        outcomes = engine.map(
+            work, locations, block_size=_BLOCK_DOCUMENTS, pause=self.job.check_cancelled
+        )
+        for location, outcome in zip(locations, outcomes, strict=True):
+            yield self._accept(outcome, *location)
 
     def ingest(self, file: Path, path: str, digest: str) -> ScratchDocument | FailedDocument:
-        """Parse, cut and embed one document, and journal what came of it.
+        """Parse, chunk and embed one document, and journal the result.
 
         Raises:
-            Cancelled: If the user stops the job; the document is then done again.
+            Cancelled: If the user stops the job; the document is then processed again on resume.
             BackendError: If the embedder fails.
             ResourceError: If the disk is full.
         """
@@ -251,47 +257,47 @@ class IngestPipeline:
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._fail(path, digest, error)
-        self._note(document)
+            return self._journal_failure(path, digest, error)
+        self._report_notices(document)
         try:
-            passages = self._cut(document)
+            passages = self._chunk(document)
             marks, matrix = embed_document(self.vectors, self.recipe, document, passages)
             return self._store(
                 EmbeddedDocument(document, tuple(passages), tuple(marks), matrix), digest
             )
         except DataError as error:
-            return self._fail(path, digest, error)
+            return self._journal_failure(path, digest, error)
 
     def _accept(
         self, prepared: EmbeddedDocument | RejectedDocument, file: Path, path: str, digest: str
     ) -> ScratchDocument | FailedDocument:
-        """Journal what a worker made of a document, as if it had been made here."""
+        """Journal the result of a worker as if it had been computed locally."""
         try:
-            made = examine_embedded(prepared, file)
+            examined = examine_embedded(prepared, file)
         except Cancelled:
             raise
         except StillroomError as error:
-            return self._fail(path, digest, error)
-        if made.document is not None:
-            self._note(made.document)
-        if isinstance(made, RejectedDocument):
-            return self._fail(path, digest, made.error)
-        if not made.passages:
-            return self._fail(path, digest, _make_no_text_error(path))
-        self.vectors.embedded += len({mark.embedded for mark in made.marks})
-        return self._store(made, digest)
+            return self._journal_failure(path, digest, error)
+        if examined.document is not None:
+            self._report_notices(examined.document)
+        if isinstance(examined, RejectedDocument):
+            return self._journal_failure(path, digest, examined.error)
+        if not examined.passages:
+            return self._journal_failure(path, digest, _make_no_text_error(path))
+        self.vectors.embedded += len({mark.embedded for mark in examined.marks})
+        return self._store(examined, digest)
 
-    def _note(self, document: Document) -> None:
+    def _report_notices(self, document: Document) -> None:
         self.parsed += 1
         for notice in document.metadata.get("notices", ()):
             self.job.say(f"{document.path}: {notice}")
 
-    def _fail(self, path: str, digest: str, error: StillroomError) -> FailedDocument:
+    def _journal_failure(self, path: str, digest: str, error: StillroomError) -> FailedDocument:
         failed = FailedDocument.of(path, error)
         self.journal.put(path, {"digest": digest, "code": failed.code, "reason": failed.reason})
         return failed
 
-    def _cut(self, document: Document) -> Sequence[Passage]:
+    def _chunk(self, document: Document) -> Sequence[Passage]:
         passages = chunk_document(
             document, self.recipe.chunker, self.embedder, self.job.check_cancelled
         )
@@ -299,22 +305,24 @@ class IngestPipeline:
             raise _make_no_text_error(document.path)
         return passages if self.contexts is None else self.contexts.situate(document, passages)
 
-    def _store(self, made: EmbeddedDocument, digest: str) -> ScratchDocument:
-        path, passages = made.document.path, made.passages
-        truncated = sum(mark.is_truncated for mark in made.marks)
-        stored = self._place(DocumentEntry(path, digest, len(passages), truncated))
-        head = json.dumps([[mark.embedded.hex(), int(mark.is_truncated)] for mark in made.marks])
-        rows = [made.document.to_json(), *(passage.to_json() for passage in passages)]
+    def _store(self, embedded: EmbeddedDocument, digest: str) -> ScratchDocument:
+        path, passages = embedded.document.path, embedded.passages
+        truncated = sum(mark.is_truncated for mark in embedded.marks)
+        stored = self._build_entry_paths(DocumentEntry(path, digest, len(passages), truncated))
+        head = json.dumps(
+            [[mark.embedded.hex(), int(mark.is_truncated)] for mark in embedded.marks]
+        )
+        rows = [embedded.document.to_json(), *(passage.to_json() for passage in passages)]
         with full_disk_as_error(self.folder):
             stored.lines.write_bytes(
                 b"".join(line + b"\n" for line in [head.encode(), *map(encode_json_line, rows)])
             )
-            np.save(stored.matrix, made.matrix)
+            np.save(stored.matrix, embedded.matrix)
             if self.extras is not None and stored.beside is not None:
                 shutil.rmtree(stored.beside, ignore_errors=True)
                 stored.beside.mkdir()
                 texts = get_embedder_inputs(self.recipe, self.embedder, passages)
-                self.extras.write(texts, made.marks, stored.beside)
+                self.extras.write(texts, embedded.marks, stored.beside)
         files = [digest_bytes(file.read_bytes()) for file in stored.files]
         self.journal.put(
             path,
@@ -325,16 +333,16 @@ class IngestPipeline:
                 "files": files,
             },
         )
-        self._remember(stored)
+        self._register_vectors(stored)
         return stored
 
-    def _remember(self, stored: ScratchDocument) -> None:
+    def _register_vectors(self, stored: ScratchDocument) -> None:
         marks = stored.marks()
         self.vectors.remember(marks, stored.matrix)
         if self.extras is not None and stored.beside is not None:
             self.extras.remember(marks, stored.beside)
 
-    def _place(self, entry: DocumentEntry) -> ScratchDocument:
+    def _build_entry_paths(self, entry: DocumentEntry) -> ScratchDocument:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
         lines, matrix = self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy"
         return ScratchDocument(entry, lines, matrix, self.folder / mark if self.extras else None)
@@ -358,7 +366,7 @@ _PREPARATION_SETTINGS = {"origin", "limits", "chunker", "with_headings", "poolin
 
 @dataclass(frozen=True, slots=True)
 class DocumentFile:
-    """A file of the folder: where it is, its path below the root, its digest."""
+    """A file of the folder: its location, its path below the root, and its digest."""
 
     file: Path
     path: str
@@ -366,55 +374,57 @@ class DocumentFile:
 
 
 def discover_documents(reference: str) -> tuple[Path, FolderScan]:
-    """Return the folder that paths are relative to, and what it holds.
+    """Return the folder that paths are relative to, and the scan of its files.
 
     Raises:
         DataError: If there is no file to read.
     """
-    place = find_output(resolve_local(reference))
-    scan = scan_folder(place)
+    path = find_output(resolve_local(reference))
+    scan = scan_folder(path)
     if not scan.files:
         raise DataError(
-            f"{place} holds no documents",
+            f"{path} has no documents",
             code="rag.no-documents",
-            where=str(place),
+            where=str(path),
             expected="files of a known format: text, Markdown, HTML, PDF, office files",
             next="stillroom list methods text.parsers",
         )
-    return (place if place.is_dir() else place.parent), scan
+    return (path if path.is_dir() else path.parent), scan
 
 
 def digest_files(
     root: Path, scan: FolderScan, job: Job
 ) -> tuple[list[DocumentFile], list[FailedDocument]]:
-    """Return the files with their digests in order of path, and those that cannot be read."""
-    found: dict[str, DocumentFile] = {}
-    failures = [FailedDocument(one.path, one.code, one.reason) for one in scan.refused]
+    """Return the files with their digests in order of path, and the unreadable ones."""
+    files: dict[str, DocumentFile] = {}
+    failures = [
+        FailedDocument(refusal.path, refusal.code, refusal.reason) for refusal in scan.refused
+    ]
     with job.phase("digest", len(scan.files), "documents") as progress:
         for file in progress.over(scan.files):
             name = file.relative_to(root).as_posix()
             path = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             try:
-                if path in found:
+                if path in files:
                     raise OSError("another file has the same name once it is written as UTF-8")
-                found[path] = DocumentFile(file, path, digest_file(file))
+                files[path] = DocumentFile(file, path, digest_file(file))
             except OSError as error:
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
-    return sorted(found.values(), key=lambda item: item.path), failures
+    return sorted(files.values(), key=lambda item: item.path), failures
 
 
-def build_documents_parent(root: Path, found: Sequence[DocumentFile]) -> Parent:
-    """Return the entry of artifact.json that says which files an index was made from."""
-    named = find_address(root) or str(root)
-    return Parent("documents", named, digest_json([[one.path, one.digest] for one in found]))
+def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:
+    """Return the parent entry of artifact.json for the source documents."""
+    address = find_address(root) or str(root)
+    return Parent("documents", address, digest_json([[file.path, file.digest] for file in files]))
 
 
 def build_embedder_parent(reference: str, fingerprint: str) -> Parent:
-    """Return the entry of artifact.json that says what made the vectors.
+    """Return the parent entry of artifact.json for the embedder.
 
-    A method of the house (``static``) is no file beside the index, and is named as a reference.
+    A built-in method (``static``) is not a file and is recorded as a reference.
     """
     is_name = ":" not in reference and not Path(reference).exists()
     return Parent(
@@ -428,15 +438,15 @@ def build_index_config(
     contexts: ContextWriter | None = None,
     encoders: AuxiliaryEncoders | None = None,
 ) -> IndexConfig:
-    """Return what shapes the index that a recipe describes, its documents aside."""
-    told = recipe.model_dump(mode="json")
+    """Return the configuration of the index that a recipe describes, without its documents."""
+    recipe_values = recipe.model_dump(mode="json")
     preparation = digest_json(
         {
             "version": __version__,
             "embedder": embedder.fingerprint,
             "context": contexts.fingerprint if contexts else "",
             **(encoders.settings if encoders else {}),
-            **{name: told[name] for name in sorted(_PREPARATION_SETTINGS)},
+            **{name: recipe_values[name] for name in sorted(_PREPARATION_SETTINGS)},
         }
     )
     analyzer = Analyzer(recipe.keyword.stemming)
@@ -444,7 +454,7 @@ def build_index_config(
         preparation=preparation,
         settings={
             **{
-                name: told[name]
+                name: recipe_values[name]
                 for name in sorted({*_PREPARATION_SETTINGS, "access", "dense", "keyword"})
             },
             "context": contexts.settings if contexts else None,
@@ -466,7 +476,7 @@ def build_index_config(
 def read_document_metadata(
     recipe: RagRecipe, paths: Collection[str], job: Job
 ) -> dict[str, DocumentMetadata]:
-    """Return what the recipe's metadata says of documents, by path.
+    """Return the metadata of documents from the recipe's metadata file, by path.
 
     Raises:
         DataError: If the file cannot be used.
@@ -476,23 +486,23 @@ def read_document_metadata(
     facts = read_metadata(Path(recipe.metadata))
     unknown = len(facts.keys() - set(paths))
     if unknown:
-        job.say(f"{unknown} of {len(facts)} paths in {recipe.metadata} are no document's")
+        job.say(f"{unknown} of {len(facts)} paths in {recipe.metadata} match no document")
     return facts
 
 
 def check_failures(
     failures: Sequence[FailedDocument], total: int, max_failed: float, root: str
 ) -> None:
-    """Refuse to go on where none or too few of the documents can be used.
+    """Raise an error if none or too few of the documents could be ingested.
 
     Raises:
-        DataError: If so; the first failures are named with their reasons.
+        DataError: If so; lists the first failures with their reasons.
     """
     if len(failures) < total and len(failures) <= max_failed * total:
         return
     counts = Counter(failed.code for failed in failures)
     shown = failures[:_SHOWN_FAILURES]
-    rest = len(failures) - len(shown)
+    remaining = len(failures) - len(shown)
     raise DataError(
         [
             Problem(
@@ -504,6 +514,10 @@ def check_failures(
                 "repair or remove them, or raise max_failed (of make: steps.index.max_failed)",
             ),
             *(Problem(failed.reason, failed.code, failed.path) for failed in shown),
-            *([Problem(f"and {rest} more", "rag.documents-failed", root)] if rest else []),
+            *(
+                [Problem(f"and {remaining} more", "rag.documents-failed", root)]
+                if remaining
+                else []
+            ),
         ]
     )

@@ -1,18 +1,17 @@
 """Preparation of a document: parsing, chunking, contextual retrieval and embedding.
 
-What a document becomes depends on its bytes and the settings alone, so it does not matter where.
-Workers read the files themselves, by the same paths; what they made is journaled by the job. Where
-a file says it is from is looked at by the job, too: only there lies the key of the lab's marks.
+The output depends only on the document's bytes and the settings, so it can be computed anywhere.
+Workers read the files themselves, under the same paths; the job journals their results. The job
+itself rechecks the origin recorded in each file, since only it has the key of the lab's marks.
 
-A passage often does not name what it is about: the title did, pages before. A model that reads the
-document writes a sentence or two that do; they are embedded before the passage's text and matched
-by keywords. They are never shown to the model that answers, never cited, and not part of the
-passage: a reader sees the document's words alone.
+Contextual retrieval: a passage often does not name its subject, which was introduced pages before.
+A model reads the document and writes one or two sentences that name it; they are embedded in front
+of the passage's text and indexed for keyword search. They are never shown to the answering model,
+never cited, and not part of the passage: readers see only the document's words. Contexts are not
+verified: a wrong one may mislead the search, but never changes the text of an answer.
 
-Source: Anthropic 2024, "Introducing Contextual Retrieval". Differs: of a document longer than the
-model reads, its beginning and what surrounds the passage are given; the prompt is our own.
-Does not know: whether what the model wrote is true. It can lead a search astray, never an answer's
-words.
+Source: Anthropic 2024, "Introducing Contextual Retrieval". Differs: for a document longer than the
+model's context, its beginning and the surroundings of the passage are shown; the prompt is our own.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ DocumentLocation = tuple[Path, str, str]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedDocument:
-    """A document with its passages, what is known of their vectors, and the vectors, (N, D)."""
+    """A document with its passages, their embedding digests, and their vectors, (N, D)."""
 
     document: Document
     passages: tuple[Passage, ...]
@@ -84,7 +83,7 @@ class EmbeddedDocument:
 
 @dataclass(frozen=True, slots=True)
 class RejectedDocument:
-    """Why nothing comes of a document, and the document where it could be read."""
+    """The error that rejected a document, and the document if it could be parsed."""
 
     error: StillroomError
     document: Document | None = None
@@ -92,10 +91,10 @@ class RejectedDocument:
 
 @dataclass(frozen=True)
 class IngestTask:
-    """The work of a worker: documents, given as file, path below the root and digest.
+    """The task of a worker: documents, given as file, path below the root and digest.
 
-    An error that is a document's own is given back in its place: any while it is read, and a
-    ``DataError`` after that. What a model or a disk raises is the job's.
+    An error of a single document is returned in place of its result: any error while it is read,
+    and a ``DataError`` after that. Errors of a model or a disk are raised.
     """
 
     recipe: str
@@ -104,11 +103,11 @@ class IngestTask:
 
     @classmethod
     def of(cls, recipe: RagRecipe, root: Path) -> IngestTask:
-        """Return the work that a recipe asks for."""
+        """Create the task for a recipe."""
         return cls(json.dumps(recipe.model_dump(mode="json")), root.absolute())
 
     def open(self) -> WorkerResources[DocumentLocation, EmbeddedDocument | RejectedDocument]:
-        """Open the embedder and a parser's process; return what prepares documents."""
+        """Open the embedder and a parser process; return the function that prepares documents."""
         from stillroom.models import open_embedder
         from stillroom.rag.recipe import RagRecipe
 
@@ -117,9 +116,9 @@ class IngestTask:
         worker = ParserProcess()
         vectors = PassageEmbedder(embedder, recipe.vectors, lambda: None)
 
-        def prepare(place: DocumentLocation) -> EmbeddedDocument | RejectedDocument:
+        def prepare(location: DocumentLocation) -> EmbeddedDocument | RejectedDocument:
             try:
-                document = read_document(recipe, self.root, place, worker)
+                document = read_document(recipe, self.root, location, worker)
             except Cancelled:
                 raise
             except StillroomError as error:
@@ -134,50 +133,50 @@ class IngestTask:
         def prepare_all(
             block: Sequence[DocumentLocation],
         ) -> list[EmbeddedDocument | RejectedDocument]:
-            return [prepare(one) for one in block]
+            return [prepare(location) for location in block]
 
         return WorkerResources(prepare_all, (worker.close,))
 
 
 def examine_embedded(
-    made: EmbeddedDocument | RejectedDocument, file: Path
+    prepared: EmbeddedDocument | RejectedDocument, file: Path
 ) -> EmbeddedDocument | RejectedDocument:
-    """Return what a worker made of a file, with what the file says of its own origin.
+    """Return a worker's result with the origin recorded in the file itself.
 
     Raises:
         StillroomError: If the file's marks cannot be looked up.
     """
-    before = made.document
+    before = prepared.document
     if before is None:
-        return made
+        return prepared
     document = recheck_origin(before, file)
-    if isinstance(made, RejectedDocument):
-        return replace(made, document=document)
+    if isinstance(prepared, RejectedDocument):
+        return replace(prepared, document=document)
     if document.origin == before.origin:
-        return replace(made, document=document)
+        return replace(prepared, document=document)
     known, done = document.origin, len(before.origin.chain)
     passages = [
-        replace(one, origin=replace(known, chain=(*known.chain, *one.origin.chain[done:])))
-        for one in made.passages
+        replace(passage, origin=replace(known, chain=(*known.chain, *passage.origin.chain[done:])))
+        for passage in prepared.passages
     ]
-    return replace(made, document=document, passages=tuple(passages))
+    return replace(prepared, document=document, passages=tuple(passages))
 
 
 def read_document(
-    recipe: RagRecipe, root: Path, place: DocumentLocation, worker: ParserProcess
+    recipe: RagRecipe, root: Path, location: DocumentLocation, worker: ParserProcess
 ) -> Document:
     """Parse one document.
 
     Args:
-        recipe: What the documents become.
+        recipe: Settings of the index.
         root: The folder that paths are relative to.
-        place: The file, its path below the root, and its digest.
-        worker: What parses the risky formats.
+        location: The file, its path below the root, and its digest.
+        worker: Parses risky formats in a separate process.
 
     Raises:
-        DataError: If it cannot be read, or is no longer the file of that digest.
+        DataError: If it cannot be read, or the file's digest has changed.
     """
-    file, path, digest = place
+    file, path, digest = location
     document = parse_file(
         file,
         root=root,
@@ -199,7 +198,7 @@ def read_document(
 def get_embedder_inputs(
     recipe: RagRecipe, embedder: Embedder, passages: Sequence[Passage]
 ) -> list[str]:
-    """Return what the embedder reads of passages; pooled late, that is their text alone."""
+    """Return the texts to embed; with late pooling, without headings."""
     with_headings = recipe.with_headings and recipe.pooling == "passage"
     return build_embedding_texts(passages, embedder, with_headings=with_headings)
 
@@ -207,7 +206,7 @@ def get_embedder_inputs(
 def embed_document(
     vectors: PassageEmbedder, recipe: RagRecipe, document: Document, passages: Sequence[Passage]
 ) -> tuple[list[EmbeddingDigest], NDArray[Any]]:
-    """Return what is known of each passage's vector, and the vectors, (N, D)."""
+    """Return the passages' embedding digests and vectors, (N, D)."""
     if recipe.pooling == "late":
         return vectors.embed_late(document, passages, recipe.embedder)
     return vectors.embed(
@@ -218,31 +217,31 @@ def embed_document(
 _TOKENIZER_BATCH = 32
 
 
-_MIN_PASSAGE_TOKENS = 4  # the least size that a chunker takes
+_MIN_PASSAGE_TOKENS = 4  # minimum size of a chunker
 
 
 def fit_chunker(recipe: RagRecipe, embedder: Embedder, say: Callable[[str], None]) -> RagRecipe:
-    """Return the recipe with its passages no larger than what the embedder reads.
+    """Limit the recipe's chunk size to the embedder's maximum input.
 
-    A larger size is lowered, and that is said: text beyond the limit would be in no vector.
+    Text beyond the limit would be in no vector. A reduction is reported.
 
     Args:
-        recipe: What to build.
-        embedder: What will read the passages.
-        say: Told what was lowered.
+        recipe: Settings of the index.
+        embedder: Embedder of the passages.
+        say: Receives a message if the size was reduced.
 
     Raises:
-        DataError: If the embedder reads too little for any passage.
+        DataError: If the embedder's maximum input is too short for any passage.
     """
     room = get_max_text_tokens(embedder)
     if recipe.chunker.size <= room:
         return recipe
     if room < _MIN_PASSAGE_TOKENS:
         raise DataError(
-            f"the embedder reads {room} tokens of a passage",
+            f"the embedder reads at most {room} tokens of a passage",
             code="rag.embedder-too-short",
             where=recipe.embedder,
-            expected=f"at least {_MIN_PASSAGE_TOKENS}, special tokens and prompts aside",
+            expected=f"at least {_MIN_PASSAGE_TOKENS}, without special tokens and prompts",
             next="choose another embedder",
         )
     say(
@@ -259,16 +258,16 @@ def chunk_document(
     embedder: Embedder,
     check_cancelled: Callable[[], None] | None = None,
 ) -> list[Passage]:
-    """Return a document's passages, measured by the embedder's tokens.
+    """Return a document's passages, measured in the embedder's tokens.
 
     Args:
-        document: What to cut.
-        chunker: How.
-        embedder: Whose tokens count; some chunkers read its vectors of sentences.
-        check_cancelled: Called between batches of sentences; what it raises ends the work.
+        document: Document to split.
+        chunker: Chunking method.
+        embedder: Counts tokens; some chunkers also use its sentence vectors.
+        check_cancelled: Called between batches of sentences; may raise to abort.
     """
     count = embedder.count_tokens
-    if not chunker.needs_embedder:  # plug-ins that know no vectors need not take the argument
+    if not chunker.needs_embedder:  # plug-ins without vectors need not accept the argument
         return list(chunker.chunk(document, count=count))
 
     def embed(texts: Sequence[str]) -> Vectors:
@@ -297,21 +296,19 @@ _REQUEST = (
 )
 
 
-_PROMPT_OVERHEAD = 160  # tokens of rules, marks and a chat template
+_PROMPT_OVERHEAD = 160  # tokens of rules, fences and chat template
 
 
-_MODEL_BYTES = 400_000_000  # bytes of a small model's, where there is no file to look at
+_MODEL_BYTES = 400_000_000  # bytes of a small model, if there is no file to measure
 
 
-_GROUP_SIZE = 64  # prompts at once: each may hold thousands of tokens of the document
+_GROUP_SIZE = 64  # prompts per batch; each may have thousands of tokens
 
 
-_MIN_CONTEXT_TOKENS = (
-    32  # tokens of a document without which nothing can be said of a passage's place
-)
+_MIN_CONTEXT_TOKENS = 32  # minimum tokens of the document besides the passage
 
 
-_START_SHARE = 0.25  # of what is shown of a long document, its beginning
+_START_SHARE = 0.25  # share of the excerpt taken from the document's beginning
 
 
 _TOKENS_PER_SECOND = 60.0
@@ -326,17 +323,17 @@ _LEADING_LABEL = re.compile(
 
 
 class ContextWriter:
-    """Writes the contexts of documents' passages, and counts what that cost."""
+    """Writes the contexts of documents' passages, and counts tokens."""
 
     def __init__(
         self, settings: ContextualRetrievalSettings, model: TextModel, job: Job | None = None
     ) -> None:
-        """Ask ``model`` as ``settings`` say; ``job`` may cancel."""
+        """Use ``model`` with ``settings``; ``job`` may cancel."""
         self._settings, self._model, self._job = settings, model, job
         self.written = self.empty = self.prompt_tokens = self.completion_tokens = 0
 
     def __enter__(self) -> Self:
-        """Return the writer itself."""
+        """Return self."""
         return self
 
     def __exit__(
@@ -350,25 +347,25 @@ class ContextWriter:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies all that a context depends on beside document and passage."""
-        asked = [_PROMPT_VERSION, _RULES, _REQUEST, self._settings.max_tokens]
-        return digest_json([*asked, self._settings.document_tokens, self._model.fingerprint])
+        """Digest of everything a context depends on, apart from document and passage."""
+        prompt_parts = [_PROMPT_VERSION, _RULES, _REQUEST, self._settings.max_tokens]
+        return digest_json([*prompt_parts, self._settings.document_tokens, self._model.fingerprint])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an index says of how its contexts were written; nothing of where they are kept."""
-        told = self._settings.model_dump(mode="json", exclude={"cache", "backend"})
-        return {**told, "fingerprint": self.fingerprint}
+        """Settings recorded in the index, without the location of the cache."""
+        settings = self._settings.model_dump(mode="json", exclude={"cache", "backend"})
+        return {**settings, "fingerprint": self.fingerprint}
 
     @property
     def parents(self) -> list[Parent]:
-        """What the contexts were made by."""
-        place = self._settings.model
-        return [Parent("context", place, self._model.fingerprint, "checkpoint")]
+        """Parent entries of artifact.json."""
+        reference = self._settings.model
+        return [Parent("context", reference, self._model.fingerprint, "checkpoint")]
 
     @property
     def details(self) -> dict[str, Any]:
-        """What an artifact says of the contexts: who wrote them, how many, and what was read."""
+        """Details of artifact.json: the model, counts of contexts and tokens."""
         return {
             "model": self._settings.model,
             "fingerprint": self._model.fingerprint,
@@ -381,13 +378,13 @@ class ContextWriter:
     def situate(self, document: Document, passages: Sequence[Passage]) -> list[Passage]:
         """Return a document's passages with their contexts.
 
-        A document of one passage needs none. What the model was asked once, in this job or with
-        the same ``cache``, it is not asked again.
+        A document of one passage needs none. Completions are cached in the job, or in the file
+        ``cache``.
 
         Raises:
             Cancelled: If the job is stopped.
             BackendError: If the model fails.
-            DataError: If the model reads too little for the passage and what is around it.
+            DataError: If the model's context is too short for the passage and its surroundings.
         """
         if len(passages) < 2:
             return list(passages)
@@ -413,13 +410,13 @@ class ContextWriter:
         return completions
 
     def _excerpt(self, ruler: TokenRuler, passage: Passage) -> str:
-        """Return what is shown of the document: all of it, or its start and the surroundings."""
-        own = ruler.measure(passage.start, passage.end)
-        free = self._model.context_length - self._settings.max_tokens - _PROMPT_OVERHEAD - own
+        """Return the excerpt of the document: all of it, or its start and the surroundings."""
+        size = ruler.measure(passage.start, passage.end)
+        free = self._model.context_length - self._settings.max_tokens - _PROMPT_OVERHEAD - size
         room = min(self._settings.document_tokens, 0.9 * free)  # tokens are measured, not counted
         if room < _MIN_CONTEXT_TOKENS:
             raise DataError(
-                f"the model reads {self._model.context_length} tokens, the passage has {own:.0f}",
+                f"the model reads {self._model.context_length} tokens, the passage has {size:.0f}",
                 code="rag.no-room-for-context",
                 where=str(passage.location),
                 expected=f"room for {_MIN_CONTEXT_TOKENS} tokens of the document beside it",
@@ -445,7 +442,7 @@ class ContextWriter:
 
 
 def clean_context(completion: Completion) -> str:
-    """Return what a model wrote as one line; of what was cut off the whole sentences, if any."""
+    """Return a context on one line; if truncated, only its complete sentences, if any."""
     text = " ".join(strip_invisible(completion.text).split())
     text = _LEADING_LABEL.sub("", text).strip().strip("\"'“”").strip()
     if completion.finish_reason == "length":
@@ -455,9 +452,9 @@ def clean_context(completion: Completion) -> str:
 
 
 def open_context_writer(recipe: RagRecipe, job: Job) -> ContextWriter | None:
-    """Open the model that a recipe's ``context`` names; None where it names none.
+    """Open the model of a recipe's ``context``; None if the recipe has none.
 
-    Completions are kept in the job's scratch folder, or in the file that ``cache`` names.
+    Completions are cached in the job's scratch folder, or in the file that ``cache`` names.
     """
     settings = recipe.context
     if settings is None:
@@ -472,31 +469,31 @@ def open_context_writer(recipe: RagRecipe, job: Job) -> ContextWriter | None:
 def estimate_contexts(
     settings: ContextualRetrievalSettings, passages: int, tokens: float, documents: int
 ) -> Estimate:
-    """Return what writing contexts adds: time for a small model on two cores, tokens for any.
+    """Estimate the cost of writing contexts: time for a small model on two cores, and tokens.
 
     Args:
-        settings: Of the contexts.
-        passages: How many there will be.
-        tokens: Of all documents together.
-        documents: How many there are; the longer they are, the more is read again and again.
+        settings: Settings of contextual retrieval.
+        passages: Number of passages.
+        tokens: Tokens of all documents.
+        documents: Number of documents; long ones are read once per passage.
     """
     shown = min(settings.document_tokens, tokens / max(documents, 1))
-    read = passages * (shown + _PROMPT_OVERHEAD) + tokens
-    written = passages * settings.max_tokens
-    place = Path(settings.model)
+    read_tokens = passages * (shown + _PROMPT_OVERHEAD) + tokens
+    written_tokens = passages * settings.max_tokens
+    path = Path(settings.model)
     is_remote = settings.model.startswith(("http://", "https://"))
-    weights = place.stat().st_size if place.is_file() else _MODEL_BYTES
+    weights = path.stat().st_size if path.is_file() else _MODEL_BYTES
     return Estimate(
         memory_bytes=0 if is_remote else int(1.5 * weights),
         disk_bytes=passages * 6 * settings.max_tokens,
-        seconds=read / _PROMPT_TOKENS_PER_SECOND + written / _TOKENS_PER_SECOND,
-        basis=f"{passages} contexts by {settings.model}: about {read:,.0f} tokens read and at most "
-        f"{written:,.0f} written",
+        seconds=read_tokens / _PROMPT_TOKENS_PER_SECOND + written_tokens / _TOKENS_PER_SECOND,
+        basis=f"{passages} contexts by {settings.model}: about {read_tokens:,.0f} tokens read "
+        f"and at most {written_tokens:,.0f} written",
     )
 
 
 def _render_prompt(document: Document, passage: Passage, excerpt: str, fence: str) -> Prompt:
-    """Return the prompt; the document comes first, so that a server can keep what it read of it."""
+    """Return the prompt; the document comes first, so that servers can reuse the prefix."""
     path = " > ".join(dict.fromkeys([document.title, *passage.headings]))
     text = (
         f"Document: {' '.join(quote_text(document.title).split())}\n"
@@ -508,7 +505,7 @@ def _render_prompt(document: Document, passage: Passage, excerpt: str, fence: st
 
 
 def _make_fence(document: Document) -> str:
-    """Return a mark that does not stand in the document."""
+    """Return a delimiter that does not occur in the document."""
     attempt = 0
     while True:
         fence = f"text-{digest_json([attempt, document.digest])[:6]}"

@@ -1,16 +1,15 @@
 """Migration of an index between stores, verified before the switch.
 
-Documents are copied in batches, each a commit of the new store, which nobody reads yet: a migration
-that was killed goes on with what is missing. Then counts, digest and check of the copy must agree
-with the source, and a sample of queries must find the same rows with the same scores. The switch
-exchanges two folders in one step. The source stays, beside the index, until it is dropped.
+Documents are copied in batches, each a commit of the new store, which has no readers yet, so that
+an interrupted migration can be resumed. The copy must then agree with the source in counts, digest
+and integrity check, and sampled queries must return the same rows with the same scores. The switch
+swaps two folders atomically. The source is kept beside the index until it is dropped.
 
-The copy has the newest snapshot alone; readers that have the source open go on with it.
+Only the newest snapshot is copied; readers that have the source open keep reading it.
 
-Questions are a few words in a row of passages drawn at random, for keyword search, and vectors of
-passages drawn at random, for dense search, and where they are kept their term weights and token
-vectors; all are exact, so that rows must be equal and scores, too. What is compared is all that the
-stores hold, whoever may see it.
+Queries are sequences of words from randomly sampled passages (keyword search) and vectors of
+randomly sampled passages (dense search), and, if stored, their term weights and token vectors. All
+searches are exact, so that rows and scores must be equal. The comparison ignores access rights.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class StoreComparison:
-    """What was found equal, and the greatest difference of two scores of one row."""
+    """Compared counts, and the maximum difference of two scores of one row."""
 
     documents: int
     passages: int
@@ -82,21 +81,21 @@ class StoreComparison:
     difference: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return asdict(self)
 
 
 def compare_stores(
     old: SnapshotReader, new: SnapshotReader, where: Path, *, queries: int, seed: int = 0
 ) -> StoreComparison:
-    """Hold a store against the one that it was made from.
+    """Compare a store with its source.
 
     Args:
         old: The source, open.
-        new: What was made of it, open.
+        new: The copy, open.
         where: The index, for errors.
-        queries: How many questions of each kind are put to both.
-        seed: Which passages they are drawn from.
+        queries: Number of queries of each kind.
+        seed: Random seed of the sample.
 
     Raises:
         IntegrityError: If counts, digest, rows, vectors or scores differ.
@@ -113,87 +112,93 @@ def compare_stores(
     rng = np.random.default_rng(seed)
     size = len(views[0].rows)
     count = min(queries, size)
-    asked = sample_queries(old, views[0], rng, count)
-    greatest = 0.0
-    for text in asked:
-        found = [_search_keyword(view, text, where) for view in views]
-        greatest = max(
-            greatest, _compare_rankings(found[0], found[1], where, f"words {text[:60]!r}")
+    texts = sample_queries(old, views[0], rng, count)
+    max_difference = 0.0
+    for text in texts:
+        rankings = [_search_keyword(view, text, where) for view in views]
+        max_difference = max(
+            max_difference,
+            _compare_rankings(rankings[0], rankings[1], where, f"words {text[:60]!r}"),
         )
     rows = rng.choice(size, count, replace=False) if size else np.zeros(0, dtype=np.int64)
     for row in rows:
         vectors = [view.opened.vectors_at(view.rows.places[[row]])[0] for view in views]
         if not np.array_equal(vectors[0], vectors[1]):
             raise _make_difference_error(where, f"passage {row} has another vector")
-        found = [_search_dense(view, vectors[0]) for view in views]
-        greatest = max(
-            greatest, _compare_rankings(found[0], found[1], where, f"the vector of {row}")
+        rankings = [_search_dense(view, vectors[0]) for view in views]
+        max_difference = max(
+            max_difference,
+            _compare_rankings(rankings[0], rankings[1], where, f"the vector of {row}"),
         )
-    greatest = max(greatest, _compare_auxiliary_vectors(views, rows, where))
+    max_difference = max(max_difference, _compare_auxiliary_vectors(views, rows, where))
     snapshot = new.snapshot
-    return StoreComparison(snapshot.documents, snapshot.passages, snapshot.digest, count, greatest)
+    return StoreComparison(
+        snapshot.documents, snapshot.passages, snapshot.digest, count, max_difference
+    )
 
 
 def _compare_auxiliary_vectors(
     views: Sequence[SearchView], rows: NDArray[np.int64], where: Path
 ) -> float:
-    """Return the greatest difference of two scores by term weights or token vectors.
+    """Return the maximum difference of two scores by term weights or token vectors.
 
     Raises:
-        IntegrityError: If only one store keeps them, or they find or are something else.
+        IntegrityError: If only one store has them, or values or results differ.
     """
     for name in ("sparse", "tokens"):
         if len({getattr(view, name) is None for view in views}) > 1:
-            raise _make_difference_error(
-                where, f"only one of both keeps what is asked for as {name}"
-            )
-    greatest = 0.0
+            raise _make_difference_error(where, f"only one of the two stores has {name}")
+    max_difference = 0.0
     for row in rows.tolist():
-        for ask, what in ((_search_terms_of, "term weights"), (_search_tokens_of, "token vectors")):
-            (kept, found), (other, again) = (ask(view, row, rows) for view in views)
-            if not np.array_equal(kept, other):
-                raise _make_difference_error(where, f"passage {row} has other {what}")
-            greatest = max(greatest, _compare_rankings(found, again, where, f"the {what} of {row}"))
-    return greatest
+        for search, kind in (
+            (_search_terms_of, "term weights"),
+            (_search_tokens_of, "token vectors"),
+        ):
+            (old, old_ranking), (new, new_ranking) = (search(view, row, rows) for view in views)
+            if not np.array_equal(old, new):
+                raise _make_difference_error(where, f"passage {row} has other {kind}")
+            difference = _compare_rankings(old_ranking, new_ranking, where, f"the {kind} of {row}")
+            max_difference = max(max_difference, difference)
+    return max_difference
 
 
 def _search_terms_of(view: SearchView, row: int, rows: NDArray[np.int64]) -> tuple[Any, RowRanking]:
-    """Return the term weights of a row, and what is found by them."""
+    """Return the term weights of a row, and the ranking of a search with them."""
     engine = view.sparse
     if engine is None:
         return [], []
     terms = engine.terms_of(int(view.rows.places[row]))
-    kept = np.array(list(terms.items()), dtype=object)
-    return kept, view.rank(lambda depth: engine.search(terms, depth), _DEPTH)
+    weights = np.array(list(terms.items()), dtype=object)
+    return weights, view.rank(lambda depth: engine.search(terms, depth), _DEPTH)
 
 
 def _search_tokens_of(
     view: SearchView, row: int, rows: NDArray[np.int64]
 ) -> tuple[Any, RowRanking]:
-    """Return the token vectors of a row, and what of some rows is found by them."""
+    """Return the token vectors of a row, and the ranking of some rows by them."""
     engine = view.tokens
     if engine is None:
         return [], []
-    places = view.rows.places[rows]
-    own = engine.vectors_of(int(view.rows.places[row]))
-    if not len(own):
-        return own, []
-    return own, view.rank(lambda depth: engine.search(own, depth, rows=places), _DEPTH)
+    candidates = view.rows.places[rows]
+    vectors = engine.vectors_of(int(view.rows.places[row]))
+    if not len(vectors):
+        return vectors, []
+    return vectors, view.rank(lambda depth: engine.search(vectors, depth, rows=candidates), _DEPTH)
 
 
 def _search_keyword(view: SearchView, text: str, where: Path) -> RowRanking:
     description = IndexConfig.from_json(view.opened.description)
     terms = open_analyzer(description, where).query_terms(text)
-    told = description.settings["keyword"]
+    settings = description.settings["keyword"]
     return view.rank(
         lambda depth: view.keywords.search(
             terms,
             depth,
-            k1=float(told["k1"]),
-            b=float(told["b"]),
-            heading_weight=float(told["heading_weight"]),
-            variant=told.get("variant", "lucene"),
-            delta=told.get("delta"),
+            k1=float(settings["k1"]),
+            b=float(settings["b"]),
+            heading_weight=float(settings["heading_weight"]),
+            variant=settings.get("variant", "lucene"),
+            delta=settings.get("delta"),
         ),
         _DEPTH,
     )
@@ -203,34 +208,34 @@ def _search_dense(view: SearchView, vector: Any) -> RowRanking:
     return view.rank(lambda depth: view.search_dense(vector, depth, "exact"), _DEPTH)
 
 
-def _compare_rankings(old: RowRanking, new: RowRanking, where: Path, what: str) -> float:
-    """Return the greatest difference of two scores.
+def _compare_rankings(old: RowRanking, new: RowRanking, where: Path, query: str) -> float:
+    """Return the maximum difference of two scores.
 
     Raises:
-        IntegrityError: If other rows are found, or with other scores.
+        IntegrityError: If rows or scores differ.
     """
     if [row for row, _ in old] != [row for row, _ in new]:
-        raise _make_difference_error(where, f"other passages are found by {what}")
-    greatest = max((abs(a[1] - b[1]) for a, b in zip(old, new, strict=True)), default=0.0)
-    if greatest > _TOLERANCE:
-        raise _make_difference_error(where, f"a score is {greatest:.3g} off, by {what}")
-    return greatest
+        raise _make_difference_error(where, f"other passages are found by {query}")
+    max_difference = max((abs(a[1] - b[1]) for a, b in zip(old, new, strict=True)), default=0.0)
+    if max_difference > _TOLERANCE:
+        raise _make_difference_error(where, f"a score differs by {max_difference:.3g}, by {query}")
+    return max_difference
 
 
-def _make_difference_error(where: Path, what: str) -> IntegrityError:
+def _make_difference_error(where: Path, difference: str) -> IntegrityError:
     return IntegrityError(
-        f"the copy is not the index: {what}",
+        f"the copy differs from the index: {difference}",
         code="rag.copy-differs",
         where=str(where),
         expected="equal counts, digests, rows and scores",
-        next="stillroom rag verify INDEX; nothing was switched, and the source is as it was",
+        next="stillroom rag verify INDEX; nothing was switched, and the source is unchanged",
     )
 
 
 SOURCE_STORE = "source"
 
 
-"""The folder, beside output, that keeps where an index lay before it was migrated."""
+"""Folder, next to output, with the store from before the migration."""
 
 
 _BATCH_PASSAGES = 4_000
@@ -241,7 +246,7 @@ _TARGET_FILE = "target.json"
 
 @dataclass(frozen=True, slots=True)
 class MigrationResult:
-    """What a migration did: from which store to which, what was copied, and what was compared."""
+    """Result of a migration: source and target store, copied documents, and the comparison."""
 
     before: str
     after: str
@@ -249,7 +254,7 @@ class MigrationResult:
     comparison: StoreComparison
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "from": self.before,
             "to": self.after,
@@ -265,13 +270,14 @@ def migrate_index(
 
     Args:
         index: The artifact's folder, or the folder of a step of a run.
-        method: Where to.
-        queries: How many questions of each kind are put to both before the switch.
-        reporter: What draws progress.
+        method: The target store.
+        queries: Number of queries of each kind compared before the switch.
+        reporter: Displays progress.
 
     Raises:
-        DataError: If an earlier migration's source was not dropped, the index lies there, or the
-            store cannot hold all that the index is searched by; nothing is then begun.
+        DataError: If the source of an earlier migration was not dropped, the index is already
+            there, or the store does not support all search methods of the index; nothing is then
+            started.
         ResourceError: If another process writes the index, or a store cannot be reached.
         IntegrityError: If the copy differs; nothing is then switched.
     """
@@ -279,18 +285,18 @@ def migrate_index(
     _finish_switch(home, output)
     if (home / SOURCE_STORE).exists():
         raise _find_kept_source(home)
-    told = read_store_file(output)
-    before = STORES.build(told.get("store", "folder"))
-    if before == method:
+    config = read_store_file(output)
+    source_method = STORES.build(config.get("store", "folder"))
+    if source_method == method:
         raise DataError(
-            f"the index lies in {method.method_name()} already",
+            f"the index is already in the store {method.method_name()}",
             code="rag.same-store",
             where=str(home),
-            expected="another store, or other settings of the same",
+            expected="another store, or the same with other settings",
             next="stillroom list methods rag.stores",
         )
     source = open_store(output)
-    with source.write() as writer:  # nobody changes it meanwhile; readers go on
+    with source.write() as writer:  # locks out other writers; readers continue
         _reject_loss(home, method, writer.description["settings"])
         job = _start_job(home, method, writer, reporter)
         try:
@@ -301,14 +307,14 @@ def migrate_index(
             job.close()
         _switch(home, output, job.output)
     shutil.rmtree(job.work)
-    done = MigrationResult(before.method_name(), method.method_name(), copied, comparison)
+    done = MigrationResult(source_method.method_name(), method.method_name(), copied, comparison)
     with open_store(output).write() as writer:
         update_manifest(writer, details={"migrated": done.to_json()})
     return done
 
 
 def drop_source(index: Path) -> bool:
-    """Remove what a migration kept of the store before; return whether there was anything.
+    """Delete the store kept from before a migration; return whether there was one.
 
     Args:
         index: The artifact's folder.
@@ -318,40 +324,40 @@ def drop_source(index: Path) -> bool:
     """
     home, output = locate_index(index)
     _finish_switch(home, output)
-    kept = home / SOURCE_STORE
-    if not kept.exists():
+    source = home / SOURCE_STORE
+    if not source.exists():
         return False
-    open_store(kept).discard()
-    shutil.rmtree(kept)
+    open_store(source).discard()
+    shutil.rmtree(source)
     return True
 
 
 def _start_job(
     home: Path, method: IndexStore, writer: IndexWriter, reporter: Reporter | None
 ) -> Job:
-    """Go on with a migration of the same state to the same store, or begin one."""
+    """Resume a migration of the same state to the same store, or start one."""
     job = Job.start(_get_source_folder(home), "migrate\n", resume=True, reporter=reporter)
-    kept = job.scratch / _TARGET_FILE
-    told = [writer.find_snapshot().digest, method.model_dump(mode="json")]
-    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != told:
-        job.say("the copy that was begun is of another state or to another store: starting over")
+    target_file = job.scratch / _TARGET_FILE
+    target = [writer.find_snapshot().digest, method.model_dump(mode="json")]
+    if target_file.is_file() and json.loads(target_file.read_text(encoding="utf-8")) != target:
+        job.say("the unfinished copy is of another state or to another store: starting over")
         open_store(job.output).discard()
         shutil.rmtree(job.output)
         job.output.mkdir()
-    with atomic_write(kept) as file:
-        json.dump(told, file)
+    with atomic_write(target_file) as file:
+        json.dump(target, file)
     return job
 
 
 def _copy(source: IndexStorage, writer: IndexWriter, method: IndexStore, job: Job) -> int:
-    """Copy the documents that the new store does not hold yet; return how many."""
-    held = source.hold()
+    """Copy the documents missing in the new store; return their number."""
+    reusable = source.hold()
     copied = 0
     try:
-        with _open_target(method, job.output, held) as target:
+        with _open_target(method, job.output, reusable) as target:
             has_any = bool(target.snapshots())
             done = target.list_documents() if has_any else {}
-            missing = [one for one in held.list_parts() if one[0].entry.path not in done]
+            missing = [part for part in reusable.list_parts() if part[0].entry.path not in done]
             total = len(missing) + len(done)
             with job.phase("copy", total, "documents", done=len(done)) as progress:
                 for batch in _batches(missing):
@@ -359,12 +365,14 @@ def _copy(source: IndexStorage, writer: IndexWriter, method: IndexStore, job: Jo
                     copied += len(batch)
                     progress.advance(len(batch), note=batch[-1][0].entry.path)
             names = ("path", "code", "reason")
-            failures = [dict(zip(names, one, strict=True)) for one in writer.list_failures()]
+            failures = [
+                dict(zip(names, failure, strict=True)) for failure in writer.list_failures()
+            ]
             if failures or not target.snapshots():
                 _commit(target, IndexUpdate(failures=failures), job)
             update_manifest(target)
     finally:
-        held.close()
+        reusable.close()
     return copied
 
 
@@ -372,20 +380,20 @@ def _commit(target: IndexWriter, change: IndexUpdate, job: Job) -> None:
     target.commit(change, reason="migrated", keep=1, check=job.check_cancelled)
 
 
-def _open_target(method: IndexStore, draft: Path, held: ReusableContent) -> IndexWriter:
-    """Open what an earlier try has made, where it has committed anything, or make it."""
+def _open_target(method: IndexStore, draft: Path, reusable: ReusableContent) -> IndexWriter:
+    """Open the store of an interrupted migration if it has a commit, else create it."""
     try:
         if any(draft.iterdir()) and open_store(draft).snapshots():
             return open_store(draft).write()
-    except IntegrityError:  # it was killed before its first commit
+    except IntegrityError:  # killed before the first commit
         pass
-    return method.create(draft, held.description)
+    return method.create(draft, reusable.description)
 
 
 def _batches(
     parts: Sequence[tuple[StagedDocument, DocumentMetadata]],
 ) -> Iterator[list[tuple[StagedDocument, DocumentMetadata]]]:
-    """Yield documents in order, so many that a batch has some thousands of passages."""
+    """Yield batches of documents, in order, with some thousands of passages each."""
     batch: list[tuple[StagedDocument, DocumentMetadata]] = []
     size = 0
     for part, facts in parts:
@@ -401,29 +409,29 @@ def _batches(
 def _verify_copy(
     source: IndexStorage, draft: Path, home: Path, queries: int, job: Job
 ) -> StoreComparison:
-    """Hold the copy against the source, and against itself.
+    """Check the integrity of the copy, and compare it with the source.
 
     Raises:
-        IntegrityError: If it is not the same.
+        IntegrityError: If it is inconsistent or differs.
     """
     target = open_store(draft)
     with job.phase("prove", 3, "checks") as progress:
-        found = target.check()
-        if found:
+        issues = target.check()
+        if issues:
             raise IntegrityError(
-                f"the copy does not agree with itself: {found[0]}",
+                f"the copy is inconsistent: {issues[0]}",
                 code="rag.copy-differs",
                 where=str(home),
-                expected="a sound copy",
+                expected="a consistent copy",
                 next="run the migration again; nothing was switched",
             )
-        progress.advance(note="the copy agrees with itself")
+        progress.advance(note="the copy is consistent")
         old = source.read(verify=True)
         try:
             new = target.read(verify=True)
             try:
                 progress.advance(note="comparing")
-                told = compare_stores(old, new, home, queries=queries)
+                comparison = compare_stores(old, new, home, queries=queries)
                 passages, settings = new.snapshot.passages, new.description["settings"]
             finally:
                 new.close()
@@ -432,18 +440,18 @@ def _verify_copy(
         if is_approximate(settings, passages):
             refresh_recall(draft)
         progress.advance(note="equal")
-    return told
+    return comparison
 
 
 def _switch(home: Path, output: Path, draft: Path) -> None:
-    """Let the index lie in its new store from here, and keep the old one beside it."""
+    """Swap in the new store, and keep the old one beside it."""
     sync_folder(draft)
     swap_folders(draft, output)
     replace_folder(draft, home / SOURCE_STORE)
 
 
 def _finish_switch(home: Path, output: Path) -> None:
-    """Put the old store where a source is kept, if a kill came between the switch and that."""
+    """Complete a switch interrupted before the old store was moved to its place."""
     work = get_working_folder(_get_source_folder(home))
     target, old = work / "scratch" / _TARGET_FILE, work / "output"
     if (home / SOURCE_STORE).exists() or not target.is_file() or not old.is_dir():
@@ -458,18 +466,18 @@ def _get_source_folder(home: Path) -> Path:
 
 
 def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) -> None:
-    """Refuse a store in which the index could not be searched as it can now.
+    """Reject a store that does not support all search methods of the index.
 
     Raises:
-        DataError: If the store cannot hold something; says what.
+        DataError: If so; lists what is missing.
     """
     lacking = method.list_lacking(settings)
     if lacking:
         raise DataError(
-            f"the store {method.method_name()} cannot hold {' and '.join(lacking)}",
+            f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",
             where=str(home),
-            expected="a store that holds all that the index is searched by: folder or qdrant",
+            expected="a store that supports all search methods of the index: folder or qdrant",
             next="choose such a store, or rebuild the index without them first: "
             f"stillroom rag rebuild {home} --recipe RECIPE",
         )

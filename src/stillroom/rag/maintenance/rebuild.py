@@ -1,11 +1,11 @@
 """Rebuild of an index with other settings beside the live one, switched after comparison.
 
-The new index is a job of its own in a hidden folder, and goes on after a kill. Both are then put to
-the same questions: judged ones where they are given, else known-item questions, which are some
-words of some passages whose document is to be found again. (Words of a passage favour keyword
-search and the chunker that cut it; what they can tell is whether something was lost.) The switch
-exchanges the two folders in one step, and the one before stays for a rollback, which first brings
-it up to its documents: what was deleted since does not answer again.
+The new index is a job of its own in a hidden folder, and can be resumed. Both indexes are then
+evaluated on the same questions: judged ones if given, else known-item questions, which are words of
+sampled passages whose document is to be found. (Such words favor keyword search and the chunker
+that created the passages; they only show whether something was lost.) The switch swaps the two
+folders atomically, and the previous index is kept for a rollback, which first updates it from its
+documents, so that deleted documents do not reappear.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _MIN_WORDS, _MAX_WORDS = 4, 12
 
 @dataclass(frozen=True, slots=True)
 class RecallCheck:
-    """How both indexes are measured.
+    """Settings of the comparison of both indexes.
 
-    ``queries`` and ``qrels`` are files of judged questions; without them known items are drawn.
-    The first of ``measures`` decides.
+    ``queries`` and ``qrels`` are files of judged questions; without them, known-item questions are
+    sampled. The first of ``measures`` decides.
     """
 
     queries: Path | None = None
@@ -69,7 +69,7 @@ class RecallCheck:
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """What a rebuild made, how it compares, and whether it answers now."""
+    """Result of a rebuild: the comparison, and whether the new index is live."""
 
     kind: Literal["judged", "known-item"]
     queries: int
@@ -78,12 +78,12 @@ class RebuildResult:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the first measure fell, and its interval leaves no doubt."""
+        """Whether the first measure fell significantly (confidence interval below 0)."""
         difference, _ = self.board.differences["after"][self.board.measures[0]]
         return difference.high < 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "questions": self.kind,
             "queries": self.queries,
@@ -108,75 +108,75 @@ def rebuild_index(
     anyway: bool = False,
     reporter: Reporter | None = None,
 ) -> RebuildResult:
-    """Build an index anew beside the one that answers, measure both, and switch.
+    """Build a new index beside the live one, compare both, and switch.
 
     Args:
         index: The artifact's folder.
-        recipe: How the new one is built; of the same documents, or others.
-        questions: How both are measured.
-        anyway: Switch even where the new one is worse beyond doubt.
-        reporter: What draws progress.
+        recipe: Recipe of the new index; of the same documents, or others.
+        questions: Settings of the comparison.
+        anyway: Switch even if the new index is significantly worse.
+        reporter: Displays progress.
 
     Raises:
         DataError: If documents or judged questions cannot be used.
-        IntegrityError: If the new one is worse beyond doubt, and ``anyway`` is not given; the new
-            one then stays beside, and the index is as it was.
+        IntegrityError: If the new index is significantly worse and ``anyway`` is false; the new
+            index is then kept, and the live one is unchanged.
     """
     home, _ = locate_index(index)
     _finish_switch(home)
-    shadow, before = _get_shadow_folder(home), _get_previous_folder(home)
+    shadow, previous = _get_shadow_folder(home), _get_previous_folder(home)
     _build(home, shadow, recipe, reporter)
-    made = _measure(home, shadow, questions)
-    if made.is_worse and not anyway:
-        raise _is_worse(home, made)
-    done = RebuildResult(made.kind, made.queries, made.board, is_switched=True)
+    comparison = _measure(home, shadow, questions)
+    if comparison.is_worse and not anyway:
+        raise _is_worse(home, comparison)
+    done = RebuildResult(comparison.kind, comparison.queries, comparison.board, is_switched=True)
     with open_store(find_output(shadow, "index")).write() as writer:
         replaced = read_artifact(home).details["index"]
         update_manifest(writer, details={"rebuilt": {**done.to_json(), "replaced": replaced}})
-    swap_folders(shadow, home)  # the switch; what was the index is now the shadow
-    _remove(before)
-    shadow.rename(before)
+    swap_folders(shadow, home)  # the switch; the shadow is now the previous index
+    _remove(previous)
+    shadow.rename(previous)
     return done
 
 
 def roll_back(
     index: Path, *, anyway: bool = False, reporter: Reporter | None = None
 ) -> UpdateResult | None:
-    """Let the index before the last rebuild answer again; the newer one stays in its place.
+    """Switch back to the index before the last rebuild; the newer one is kept in its place.
 
-    It is brought up to its documents first: what was deleted or changed meanwhile would else answer
-    again.
+    The previous index is first updated from its documents: deleted or changed documents would
+    otherwise reappear.
 
     Args:
         index: The artifact's folder.
-        anyway: Switch to it as it is.
-        reporter: What draws progress.
+        anyway: Switch without the update.
+        reporter: Displays progress.
 
     Returns:
-        What the update did; None if there was none.
+        The result of the update; None if there was none.
 
     Raises:
-        DataError: If there is none.
-        StillroomError: If it cannot be brought up to its documents; the newer one then answers.
+        DataError: If there is no previous index.
+        StillroomError: If the update fails; the newer index then remains live.
     """
     home, _ = locate_index(index)
-    before = _get_previous_folder(home)
+    previous = _get_previous_folder(home)
     _finish_switch(home)
-    if not before.exists():
+    if not previous.exists():
         raise DataError(
-            "there is no index before this one",
+            "there is no previous index",
             code="rag.no-previous",
             where=str(home),
-            expected="an index that was rebuilt, and whose previous one was not dropped",
+            expected="a rebuilt index whose previous one was not dropped",
             next=f"stillroom rag rebuild {home} --recipe NEW",
         )
-    done = None if anyway else _catch_up(home, before, reporter)
-    swap_folders(before, home)
+    done = None if anyway else _catch_up(home, previous, reporter)
+    swap_folders(previous, home)
     return done
 
 
 def drop_previous(index: Path) -> bool:
-    """Remove what a rebuild kept; return whether there was anything.
+    """Delete the previous index kept by a rebuild; return whether there was one.
 
     Raises:
         ResourceError: If its store cannot be reached.
@@ -186,20 +186,20 @@ def drop_previous(index: Path) -> bool:
     return _remove(_get_previous_folder(home))
 
 
-def _catch_up(home: Path, before: Path, reporter: Reporter | None) -> UpdateResult:
+def _catch_up(home: Path, previous: Path, reporter: Reporter | None) -> UpdateResult:
     try:
-        return update_index(before, reporter=reporter)
+        return update_index(previous, reporter=reporter)
     except StillroomError as error:
         if isinstance(error, Cancelled):
             raise
         problem = error.problems[0]
         raise type(error)(
-            f"the index before cannot be brought up to its documents: {problem.what}",
+            f"the previous index cannot be updated from its documents: {problem.what}",
             code=problem.code,
             where=problem.where,
             expected=problem.expected,
             next=f"{problem.next}; or 'stillroom rag rebuild {home} --rollback --anyway', after "
-            "which what was deleted or changed since answers as it was",
+            "which documents deleted or changed since reappear",
         ) from error
 
 
@@ -212,13 +212,13 @@ def _get_previous_folder(home: Path) -> Path:
 
 
 def _finish_switch(home: Path) -> None:
-    """Give the index before its name, where a kill came between the switch and that."""
-    shadow, before = _get_shadow_folder(home), _get_previous_folder(home)
-    if not shadow.exists() or before.exists():
+    """Complete a switch interrupted before the previous index was renamed."""
+    shadow, previous = _get_shadow_folder(home), _get_previous_folder(home)
+    if not shadow.exists() or previous.exists():
         return
-    told = read_artifact(home).details.get("rebuilt")
-    if told and told["replaced"] == read_artifact(shadow).details.get("index"):
-        shadow.rename(before)
+    rebuilt = read_artifact(home).details.get("rebuilt")
+    if rebuilt and rebuilt["replaced"] == read_artifact(shadow).details.get("index"):
+        shadow.rename(previous)
 
 
 def _remove(folder: Path) -> bool:
@@ -230,7 +230,7 @@ def _remove(folder: Path) -> bool:
 
 
 def _build(home: Path, shadow: Path, recipe: RagRecipe, reporter: Reporter | None) -> None:
-    """Build the new index, or bring one that was built already up to its documents."""
+    """Build the new index, or update one that was built already."""
     text = dump_recipe(recipe)
     if Job.recover(shadow) and read_artifact(shadow).recipe_digest == digest_text(text):
         update_index(shadow, reporter=reporter)
@@ -243,18 +243,18 @@ def _build(home: Path, shadow: Path, recipe: RagRecipe, reporter: Reporter | Non
         if error.problems[0].code != "data.other-recipe":
             raise
         job = Job.start(shadow, text, seed=recipe.seed, overwrite=True, reporter=reporter)
-    job.previous = home  # vectors of equal texts are taken over where the embedder is the same
+    job.previous = home  # reuse vectors of equal texts if the embedder is the same
     try:
         with job.interruptible():
             run(recipe, job)
     finally:
         job.close()
-    update_index(shadow, reporter=reporter)  # what came meanwhile
+    update_index(shadow, reporter=reporter)  # documents added meanwhile
 
 
 def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
-    """Put the same questions to both indexes."""
-    way = parse_pipeline(questions.way)
+    """Evaluate both indexes on the same questions."""
+    pipeline = parse_pipeline(questions.way)
     with (
         Index.open(home, access=questions.access) as old,
         Index.open(shadow, access=questions.access) as new,
@@ -262,16 +262,16 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
         if questions.queries is not None and questions.qrels is not None:
             kind: Literal["judged", "known-item"] = "judged"
             texts, qrels = read_queries(questions.queries), read_qrels(questions.qrels)
-            units = [choose_unit(_iter_passages(one), qrels)[0] for one in (old, new)]
+            units = [choose_unit(_iter_passages(index), qrels)[0] for index in (old, new)]
         else:
             kind = "known-item"
             texts, qrels = _sample_known_items(old, questions.seed)
             units = ["path", "path"]
-        found = [
-            RunResults(name, _search(one, way, texts, qrels, unit))
-            for name, one, unit in zip(("before", "after"), (old, new), units, strict=True)
+        results = [
+            RunResults(name, _search(index, pipeline, texts, qrels, unit))
+            for name, index, unit in zip(("before", "after"), (old, new), units, strict=True)
         ]
-    board = compare_pipelines(found, qrels, questions.measures, seed=questions.seed)
+    board = compare_pipelines(results, qrels, questions.measures, seed=questions.seed)
     return RebuildResult(kind, len(qrels), board, is_switched=False)
 
 
@@ -281,7 +281,7 @@ def _iter_passages(index: Index) -> Any:
 
 def _search(
     index: Index,
-    way: Any,
+    pipeline: Any,
     texts: Mapping[str, str],
     qrels: Mapping[str, Any],
     unit: JudgedUnit,
@@ -289,7 +289,7 @@ def _search(
     return {
         query: search_query(
             index,
-            way,
+            pipeline,
             texts[query],
             unit=unit,
             depth=_DEPTH,
@@ -303,19 +303,19 @@ def _search(
 def _sample_known_items(
     index: Index, seed: int
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return known-item questions, and the path of the document that each was taken from.
+    """Return known-item questions, and the path of the document of each.
 
     Raises:
-        DataError: If there is nothing to draw from.
+        DataError: If the index has no visible passage.
     """
     rng = np.random.default_rng(seed)
     count = min(_KNOWN_ITEMS, len(index))
     if not count:
         raise DataError(
-            "the index shows no passage to draw questions from",
+            "the index has no visible passage to sample questions from",
             code="rag.too-few-queries",
             where=str(index.folder),
-            expected="judged questions, or an index that shows passages",
+            expected="judged questions, or an index with visible passages",
             next="give --queries and --qrels, or --tenant and --principal",
         )
     texts, qrels = {}, {}
@@ -330,16 +330,16 @@ def _sample_known_items(
     return texts, qrels
 
 
-def _is_worse(home: Path, made: RebuildResult) -> IntegrityError:
-    measure = made.board.measures[0]
-    values = [made.board.metrics[name][measure].value for name in ("before", "after")]
-    difference, p = made.board.differences["after"][measure]
+def _is_worse(home: Path, comparison: RebuildResult) -> IntegrityError:
+    measure = comparison.board.measures[0]
+    values = [comparison.board.metrics[name][measure].value for name in ("before", "after")]
+    difference, p = comparison.board.differences["after"][measure]
     return IntegrityError(
         f"the new index is worse: {measure} {values[1]:.3f} instead of {values[0]:.3f} on "
-        f"{made.queries} {made.kind} questions (difference {difference.low:.3f} to "
+        f"{comparison.queries} {comparison.kind} questions (difference {difference.low:.3f} to "
         f"{difference.high:.3f}, p {p:.3g})",
         code="rag.rebuild-worse",
         where=str(home),
-        expected="an index that finds as much",
-        next="change the recipe, or add --anyway; the index is as it was",
+        expected="an index with equal or better results",
+        next="change the recipe, or add --anyway; the index is unchanged",
     )

@@ -1,12 +1,11 @@
 """Maintenance of an index: incremental updates, deletion, compaction, check and repair.
 
-Every file is compared by the digest of its bytes. A new or changed one is parsed and cut, and of
-its passages those are embedded whose text no document of the index had; one that stands under
-another path is renamed; one that is gone is deleted. Nothing is deleted because a listing failed:
-a folder that cannot be read in full changes nothing, and a file that cannot be read keeps what it
-was.
+Files are compared by digest. A new or changed file is parsed and chunked, and only passages with
+texts new to the index are embedded; a file moved to another path is renamed; a removed one is
+deleted. Nothing is deleted because of a failed listing: if a folder cannot be listed completely,
+nothing changes, and for an unreadable file the indexed version is kept.
 
-The work is journaled beside the index and goes on after a kill; the index changes once, at the end.
+The work is journaled beside the index and can be resumed; the index changes once, at the end.
 """
 
 from __future__ import annotations
@@ -70,9 +69,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What an update did: documents by what became of them, and what it cost.
+    """Counts of documents by kind of change, and the cost of an update.
 
-    ``told`` are those of which only something else is said: fields, tenant or labels.
+    Documents with changed metadata only (fields, tenant or labels) have a count of their own.
     """
 
     added: int = 0
@@ -88,7 +87,7 @@ class UpdateResult:
     digest: str = ""
 
     def __str__(self) -> str:
-        """Return the counts as a person reads them."""
+        """Return the counts as readable text."""
         return (
             f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
             f"{self.deleted} deleted, {self.unchanged} unchanged, {self.failed} failed; "
@@ -96,17 +95,17 @@ class UpdateResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return asdict(self)
 
 
 @dataclass(slots=True)
 class _UpdatePlan:
-    """What is to be done with the files that were found, by path."""
+    """Planned changes by kind."""
 
     puts: list[tuple[StagedDocument, DocumentMetadata]] = field(default_factory=list)
     moves: list[tuple[StagedDocument, DocumentMetadata, int]] = field(default_factory=list)
-    told: dict[int, DocumentMetadata] = field(default_factory=dict)
+    metadata_changes: dict[int, DocumentMetadata] = field(default_factory=dict)
     ingests: list[DocumentFile] = field(default_factory=list)
     removes: list[int] = field(default_factory=list)
     failures: list[FailedDocument] = field(default_factory=list)
@@ -120,18 +119,17 @@ def update_index(
     embedder: Embedder | None = None,
     reporter: Reporter | None = None,
 ) -> UpdateResult:
-    """Bring an index up to what its folder of documents holds now.
+    """Update an index from the current contents of its folder of documents.
 
     Args:
         index: The artifact's folder, or the folder of a step of a run.
-        folder: The documents; by default the folder that the index was made from.
-        embedder: What makes vectors; by default the one that the index names, opened only where
-            something is to be embedded.
-        reporter: What draws progress.
+        folder: The documents; defaults to the folder that the index was built from.
+        embedder: Computes vectors; defaults to the one of the index, opened only if needed.
+        reporter: Displays progress.
 
     Raises:
-        DataError: If the folder is missing, empty or cannot be listed in full, or too many files
-            fail; the index is then as it was.
+        DataError: If the folder is missing, empty or cannot be listed completely, or too many files
+            fail; the index is then unchanged.
         ResourceError: If another process writes the index.
         IntegrityError: If the index was prepared by another version, or another embedder is given.
     """
@@ -151,10 +149,10 @@ def update_index(
 
 
 def locate_index(index: Path) -> tuple[Path, Path]:
-    """Return an index's artifact folder and the folder of its ledger.
+    """Return an index's artifact folder and the folder of its catalog.
 
     Raises:
-        DataError: If there is no artifact: what the index was made from is then not known.
+        DataError: If there is no artifact: the sources of the index are then unknown.
     """
     output = find_output(index, "index")
     home = output.parent
@@ -178,14 +176,14 @@ def _read_recipe(home: Path, folder: Path | None) -> RagRecipe:
 
 
 def _start_job(home: Path, text: str, reporter: Reporter | None) -> Job:
-    """Go on with an update that was killed, or begin one."""
-    place = home.with_name(f".{home.name}.update")
+    """Resume an interrupted update, or start one."""
+    folder = home.with_name(f".{home.name}.update")
     try:
-        return Job.start(place, text, resume=True, reporter=reporter)
+        return Job.start(folder, text, resume=True, reporter=reporter)
     except DataError as error:
         if error.problems[0].code != "data.other-recipe":
             raise
-        return Job.start(place, text, overwrite=True, reporter=reporter)
+        return Job.start(folder, text, overwrite=True, reporter=reporter)
 
 
 class _UpdateRun:
@@ -201,29 +199,31 @@ class _UpdateRun:
     ) -> None:
         self.recipe, self.output, self.writer, self.job = recipe, writer.folder, writer, job
         self.embedder = embedder
-        self.held = store.hold()
-        self.facts: dict[str, DocumentMetadata] = {}
+        self.reusable = store.hold()
+        self.metadata: dict[str, DocumentMetadata] = {}
         self.embedded = self.parsed = 0
         self.recall: dict[str, Any] | None = None
 
     def run(self) -> UpdateResult:
-        """Do it, and say what was done."""
+        """Run the update and return its result."""
         try:
             root, scan = discover_documents(self.recipe.documents)
             _check_listing(root)
-            found, unread = digest_files(root, scan, self.job)
-            self.facts = read_document_metadata(self.recipe, [one.path for one in found], self.job)
-            plan, before = self._plan(found, unread)
+            files, unread = digest_files(root, scan, self.job)
+            self.metadata = read_document_metadata(
+                self.recipe, [file.path for file in files], self.job
+            )
+            plan, before = self._plan(files, unread)
             self._ingest(root, plan)
-            kept = plan.unchanged + len(plan.told)
-            total = kept + len(plan.puts) + len(plan.moves) + len(plan.failures)
+            unchanged = plan.unchanged + len(plan.metadata_changes)
+            total = unchanged + len(plan.puts) + len(plan.moves) + len(plan.failures)
             check_failures(plan.failures, total, self.recipe.max_failed, str(root))
             done = self._commit(plan, before)
         finally:
-            self.held.close()
+            self.reusable.close()
         update_manifest(
             self.writer,
-            parents=[build_documents_parent(root, found)],
+            parents=[build_documents_parent(root, files)],
             details={
                 "parsed": self.parsed,
                 "embedded": self.embedded,
@@ -236,54 +236,54 @@ class _UpdateRun:
         return done
 
     def _plan(
-        self, found: Sequence[DocumentFile], unread: Sequence[FailedDocument]
+        self, files: Sequence[DocumentFile], unread: Sequence[FailedDocument]
     ) -> tuple[_UpdatePlan, dict[str, StoredDocument]]:
-        """Decide by digests alone what is to be done with each file."""
+        """Plan the changes by comparing digests."""
         before = self.writer.list_documents()
-        known = {one.path: one.digest for one in found}
-        unreadable = {one.path for one in unread if one.code == "rag.unreadable"}
+        known = {file.path: file.digest for file in files}
+        unreadable = {failure.path for failure in unread if failure.code == "rag.unreadable"}
         plan = _UpdatePlan(failures=list(unread))
-        gone: dict[str, list[str]] = {}
+        removed_paths: dict[str, list[str]] = {}
         for path, (key, digest, _) in before.items():
             if path not in known and path not in unreadable:
                 plan.removes.append(key)
-                gone.setdefault(digest, []).append(path)
-        for item in found:
-            held = before.get(item.path)
-            if held is not None and held[1] == item.digest:
-                self._compare_facts(item.path, held[0], held[2], plan)
-            elif not self._take_over(item, gone, before, plan):
+                removed_paths.setdefault(digest, []).append(path)
+        for item in files:
+            stored = before.get(item.path)
+            if stored is not None and stored[1] == item.digest:
+                self._compare_metadata(item.path, stored[0], stored[2], plan)
+            elif not self._take_over(item, removed_paths, before, plan):
                 plan.ingests.append(item)
         return plan, before
 
-    def _compare_facts(
+    def _compare_metadata(
         self, path: str, key: int, before: DocumentMetadata, plan: _UpdatePlan
     ) -> None:
-        now = self._facts_of(path)
+        now = self._get_metadata(path)
         if now == before:
             plan.unchanged += 1
         else:
-            plan.told[key] = now
+            plan.metadata_changes[key] = now
 
-    def _facts_of(self, path: str) -> DocumentMetadata:
-        return self.facts.get(path, DocumentMetadata())
+    def _get_metadata(self, path: str) -> DocumentMetadata:
+        return self.metadata.get(path, DocumentMetadata())
 
     def _take_over(
         self,
         item: DocumentFile,
-        gone: dict[str, list[str]],
+        removed_paths: dict[str, list[str]],
         before: dict[str, StoredDocument],
         plan: _UpdatePlan,
     ) -> bool:
-        """Rename or copy a document of the same bytes, where it would be parsed to the same."""
-        for part in self.held.find_same(item.digest):
+        """Rename or copy a document with the same bytes, if it would be parsed identically."""
+        for part in self.reusable.find_same(item.digest):
             if not can_rename(part, item.path):
                 continue
             old = part.entry.path
             key = before[old][0]
-            facts = self._facts_of(item.path)
-            if item.path not in before and old in gone.get(item.digest, ()):
-                gone[item.digest].remove(old)
+            facts = self._get_metadata(item.path)
+            if item.path not in before and old in removed_paths.get(item.digest, ()):
+                removed_paths[item.digest].remove(old)
                 plan.removes.remove(key)
                 plan.moves.append((RenamedDocument(part, item.path), facts, key))
             else:
@@ -292,7 +292,7 @@ class _UpdateRun:
         return False
 
     def _ingest(self, root: Path, plan: _UpdatePlan) -> None:
-        """Parse, cut and embed what is new; what cannot be used becomes a failure."""
+        """Parse, chunk and embed new documents; unusable ones become failures."""
         if not plan.ingests:
             return
         embedder, recipe = self._prepare()
@@ -300,15 +300,15 @@ class _UpdateRun:
             open_context_writer(recipe, self.job),
             open_encoders(recipe.sparse, recipe.tokens, embedder),
         )
-        described = build_index_config(recipe, embedder, contexts, encoders)
-        self._check_preparation(described.preparation)
+        config = build_index_config(recipe, embedder, contexts, encoders)
+        self._check_preparation(config.preparation)
         with (
             ParserProcess() as worker,
             contexts or nullcontext(),
             self.job.phase("index", len(plan.ingests), "documents") as progress,
         ):
             ingester = IngestPipeline(
-                recipe, root, embedder, worker, self.job, self.held, contexts, encoders
+                recipe, root, embedder, worker, self.job, self.reusable, contexts, encoders
             )
             for item in plan.ingests:
                 self.job.check_cancelled()
@@ -318,24 +318,24 @@ class _UpdateRun:
                     plan.failures.append(part)
                     self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
                 else:
-                    plan.puts.append((part, self._facts_of(item.path)))
+                    plan.puts.append((part, self._get_metadata(item.path)))
                 progress.advance(note=item.path)
         self.parsed, self.embedded = ingester.parsed, ingester.embedded
 
     def _prepare(self) -> tuple[Embedder, RagRecipe]:
-        """Open the embedder that made the vectors, and fit the chunker to it as the build did."""
-        told = self.writer.description["embedder"]
+        """Open the embedder of the index, and fit the chunker to it as the build did."""
+        settings = self.writer.description["embedder"]
         if self.embedder is None:
             from stillroom.models import open_embedder
 
-            self.embedder = open_embedder(str(told["reference"]))
-        if self.embedder.fingerprint != told["fingerprint"]:
+            self.embedder = open_embedder(str(settings["reference"]))
+        if self.embedder.fingerprint != settings["fingerprint"]:
             raise IntegrityError(
-                f"the index was made by embedder {told['fingerprint']} ({told['reference']}), "
-                f"but {self.embedder.fingerprint} is given",
+                f"the index was built with embedder {settings['fingerprint']} "
+                f"({settings['reference']}), but {self.embedder.fingerprint} is given",
                 code="rag.embedder-mismatch",
                 where=str(self.output),
-                expected="the embedder that made the vectors: others do not compare",
+                expected="the embedder that computed the vectors; others are not comparable",
                 next="restore that embedder, or build the index again with the new one",
             )
         return self.embedder, fit_chunker(self.recipe, self.embedder, lambda line: None)
@@ -343,21 +343,21 @@ class _UpdateRun:
     def _check_preparation(self, preparation: str) -> None:
         if preparation != self.writer.description["preparation"]:
             raise IntegrityError(
-                "the index was prepared by other settings or another version than would now be "
-                "used, so that its documents would differ by when they came",
+                "the index was prepared with other settings or by another version, so that new "
+                "documents would be processed differently from old ones",
                 code="rag.other-preparation",
                 where=str(self.output),
                 expected="the recipe.yaml and the version that built it",
-                next="build the index again with --overwrite: vectors of equal texts are kept",
+                next="build the index again with --overwrite: vectors of equal texts are reused",
             )
 
     def _commit(self, plan: _UpdatePlan, before: dict[str, StoredDocument]) -> UpdateResult:
-        """Publish the plan where it changes anything."""
-        failed = {one.path for one in plan.failures if one.code != "rag.unreadable"}
-        # A file whose new bytes cannot be used is not what the index says any more.
+        """Commit the plan if it changes anything."""
+        failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
+        # If the new bytes of a file cannot be used, the indexed version is outdated.
         removes = [*plan.removes, *(key for path, (key, *_) in before.items() if path in failed)]
-        failures = sorted(plan.failures, key=lambda one: one.path)
-        told = [(one.path, one.code, one.reason) for one in failures]
+        failures = sorted(plan.failures, key=lambda failure: failure.path)
+        failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
         known = self.writer.list_failures()
         changed = sum(part.entry.path in before for part, _ in plan.puts)
         done = UpdateResult(
@@ -365,19 +365,19 @@ class _UpdateRun:
             changed=changed,
             renamed=len(plan.moves),
             deleted=len(removes),
-            told=len(plan.told),
+            told=len(plan.metadata_changes),
             unchanged=plan.unchanged,
             failed=len(failures),
             parsed=self.parsed,
             embedded=self.embedded,
         )
-        if plan.puts or plan.moves or plan.told or removes or told != known:
+        if plan.puts or plan.moves or plan.metadata_changes or removes or failure_rows != known:
             change = IndexUpdate(
                 sorted(plan.puts, key=lambda put: put[0].entry.path),
                 plan.moves,
-                plan.told,
+                plan.metadata_changes,
                 removes,
-                [one.to_json() for one in failures],
+                [failure.to_json() for failure in failures],
             )
             reason = f"updated: {_describe(done)}"
             self.writer.commit(
@@ -389,7 +389,7 @@ class _UpdateRun:
 
 
 def _check_listing(root: Path) -> None:
-    """Refuse to go by a listing that is not complete: what it lacks would be deleted.
+    """Reject an incomplete listing: missing files would be deleted.
 
     Raises:
         DataError: If a folder below the root cannot be read.
@@ -397,10 +397,10 @@ def _check_listing(root: Path) -> None:
 
     def refuse(error: OSError) -> None:
         raise DataError(
-            f"the folder of documents cannot be listed in full: {error.strerror or error}",
+            f"the folder of documents cannot be listed completely: {error.strerror or error}",
             code="rag.partial-listing",
             where=str(error.filename or root),
-            expected="folders that may be read: nothing is deleted by half a listing",
+            expected="readable folders; nothing is deleted after an incomplete listing",
             next="check permissions and mounts, then update again",
         ) from error
 
@@ -418,7 +418,7 @@ _COUNT_NAMES = ("added", "changed", "renamed", "deleted", "told")
 
 @dataclass(frozen=True, slots=True)
 class CompactionResult:
-    """What compacting an index changed on the disk; ``held`` snapshots are still being read."""
+    """Disk usage before and after compaction; ``held`` snapshots are still open by readers."""
 
     bytes_before: int
     bytes_after: int
@@ -429,29 +429,29 @@ class CompactionResult:
 
 
 def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
-    """Delete documents; no search finds them from the next refresh or opening on.
+    """Delete documents; searches exclude them after the next refresh or opening.
 
     Args:
         index: The artifact's folder or its output.
-        paths: Paths as the index has them, folders with a slash at the end, or patterns with *.
-            None deletes nothing.
+        paths: Paths in the index, folders ending in a slash, or patterns with *. An empty list
+            deletes nothing.
 
     Returns:
         The newest snapshot.
 
     Raises:
-        DataError: If a path is none of the index's; nothing is then deleted.
+        DataError: If a path matches no document; nothing is then deleted.
         ResourceError: If another process writes the index.
     """
     output = find_output(index, "index")
     with open_store(output).write() as writer:
         known = writer.list_keys()
         keys: set[int] = set()
-        for wanted in paths:
-            own = {key for path, key in known.items() if _match_paths(path, wanted)}
-            if not own:
-                raise _make_unknown_error(output, wanted, list(known))
-            keys |= own
+        for pattern in paths:
+            matching = {key for path, key in known.items() if _match_paths(path, pattern)}
+            if not matching:
+                raise _make_unknown_error(output, pattern, list(known))
+            keys |= matching
         if keys:
             change = IndexUpdate(removes=sorted(keys))
             writer.commit(change, reason=f"deleted: {len(keys)}", keep=DEFAULT_KEPT_SNAPSHOTS)
@@ -460,9 +460,9 @@ def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
 
 
 def compact_index(index: Path) -> CompactionResult:
-    """Merge all segments into one and remove what only older snapshots need.
+    """Merge all segments into one and delete data needed only by older snapshots.
 
-    What a reader still holds stays until the next change after it ends.
+    Data still held by a reader is deleted at the next change after it ends.
 
     Args:
         index: The artifact's folder or its output.
@@ -500,7 +500,7 @@ def list_snapshots(index: Path) -> list[Snapshot]:
 
 
 def check_index(index: Path) -> list[IntegrityIssue]:
-    """Return everything in an index that does not agree; none means sound.
+    """Return all inconsistencies of an index; an empty list means intact.
 
     Args:
         index: The artifact's folder or its output.
@@ -512,16 +512,16 @@ def check_index(index: Path) -> list[IntegrityIssue]:
     return open_store(find_output(index, "index")).check()
 
 
-def _match_paths(path: str, wanted: str) -> bool:
-    if wanted.endswith("/"):
-        return path.startswith(wanted)
-    return path == wanted or ("*" in wanted and fnmatchcase(path, wanted))
+def _match_paths(path: str, pattern: str) -> bool:
+    if pattern.endswith("/"):
+        return path.startswith(pattern)
+    return path == pattern or ("*" in pattern and fnmatchcase(path, pattern))
 
 
-def _make_unknown_error(output: Path, wanted: str, paths: Sequence[str]) -> DataError:
+def _make_unknown_error(output: Path, pattern: str, paths: Sequence[str]) -> DataError:
     shown = ", ".join(paths[:3])
     return DataError(
-        f"the index holds no document at {wanted!r:.120}",
+        f"the index has no document at {pattern!r:.120}",
         code="rag.no-such-path",
         where=str(output),
         expected=f"a path as the index has it ({shown}, ...), a folder/ or a pattern",
@@ -530,18 +530,18 @@ def _make_unknown_error(output: Path, wanted: str, paths: Sequence[str]) -> Data
 
 
 def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[IntegrityIssue]:
-    """Make again what is derived in an index and damaged; return what was found before.
+    """Recompute damaged derived data of an index; return the issues found before.
 
     Args:
         index: The artifact's folder or its output.
-        embedder: What makes vectors that are damaged; by default the one that the index names.
+        embedder: Recomputes damaged vectors; defaults to the one of the index.
 
     Raises:
         ResourceError: If another process writes the index.
-        IntegrityError: If the ledger cannot be read, or the embedder is another one.
+        IntegrityError: If the catalog cannot be read, or the embedder differs.
     """
     store = open_store(find_output(index, "index"))
-    found = store.check()
-    if found:
-        store.repair(found, embedder)
-    return found
+    issues = store.check()
+    if issues:
+        store.repair(issues, embedder)
+    return issues

@@ -89,7 +89,7 @@ def test_what_a_passage_stands_under_helps_but_never_carries(index):
     evidence = SourceTexts(["Due: 821.14.", "Dogs bark."], index.analyzer, index.lexicon)
     said = "The retail purchase receipt is due: 821.14."
     assert evidence.find(said).score < SUPPORT_THRESHOLD
-    evidence.place(["Retail purchase receipt", "Retail purchase receipt of 821.14"])
+    evidence.set_headings(["Retail purchase receipt", "Retail purchase receipt of 821.14"])
     assert evidence.find(said).number == 1
     assert evidence.find(said).score >= SUPPORT_THRESHOLD
     assert evidence.measure("The retail purchase receipt is due: 999.99.", 1) == 0
@@ -152,12 +152,12 @@ def test_a_passage_of_many_names_has_its_names_looked_at(index):
 
 def test_what_was_asked_is_no_answer_to_it(index):
     evidence = SourceTexts(PASSAGES, index.analyzer, index.lexicon)
-    evidence.ask("What is the capital of France?")
+    evidence.set_question("What is the capital of France?")
     assert not evidence.has_claim("The capital of France is the capital of France.")
     assert evidence.is_restated("It is the capital of France.")
     assert evidence.has_claim("The capital of France is Paris.")
     assert evidence.find("The capital of France is a dog.").score < SUPPORT_THRESHOLD
-    evidence.ask("Is Paris the capital of France?")
+    evidence.set_question("Is Paris the capital of France?")
     assert evidence.find("Paris is the capital of France.").score >= SUPPORT_THRESHOLD
     assert evidence.has_claim("Paris is the capital of France.")
 
@@ -211,7 +211,7 @@ def test_passages_read_together_are_held_to_their_own_words(index):
 )
 def test_small_words_may_be_the_whole_answer(index, passage, question, right, wrong):
     evidence = SourceTexts([passage], index.analyzer, index.lexicon)
-    evidence.ask(question)
+    evidence.set_question(question)
     assert evidence.has_claim(right)
     assert not evidence.is_restated(right)
     assert evidence.find(right).score >= SUPPORT_THRESHOLD

@@ -90,12 +90,12 @@ def test_an_index_moves_to_postgres_and_back_and_follows_its_folder_in_both(plac
 KILLED = """
 import os, sys
 from pathlib import Path
+from stillroom.rag.interfaces import STORES
 from stillroom.rag.maintenance import migration
-from stillroom.rag.storage.snapshots import STORES
 migration._BATCH_PASSAGES, left = 1, [int(sys.argv[3])]
 commit = migration._commit
-def kill_later(*given):
-    commit(*given)
+def kill_later(*args):
+    commit(*args)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), 9)

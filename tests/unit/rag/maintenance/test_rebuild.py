@@ -129,10 +129,10 @@ from pathlib import Path
 from stillroom.rag.maintenance import rebuild
 from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
 from stillroom.recipes import parse_recipe
-exchange = rebuild.swap_folders
+swap_folders = rebuild.swap_folders
 def kill(one, other):
     if sys.argv[2] == "after":
-        exchange(one, other)
+        swap_folders(one, other)
     os.kill(os.getpid(), 9)
 rebuild.swap_folders = kill
 text = Path(sys.argv[1], "recipe.yaml").read_text()

@@ -147,7 +147,7 @@ def test_a_listing_that_fails_deletes_nothing(place, folder, monkeypatch):
 
     before = look(place)
     monkeypatch.setattr("stillroom.rag.maintenance.update.os.walk", half)
-    with pytest.raises(DataError, match="cannot be listed in full") as caught:
+    with pytest.raises(DataError, match="cannot be listed completely") as caught:
         update_index(place)
     assert caught.value.code == "rag.partial-listing"
     assert look(place) == before
