@@ -378,9 +378,9 @@ def _check_clip(
     """Return what is known of a clip or recording; its credentials also where it cannot be read."""
     try:
         if kind.sense == "sound":
-            look = analyze_audio(known.path, lab, judges=judges)
+            look = analyze_audio(known.path, lab, detectors=judges)
         else:
-            look = analyze_clip(known.path, lab, judges=judges, with_pulse=with_pulse)
+            look = analyze_clip(known.path, lab, detectors=judges, with_pulse=with_pulse)
     except DataError as error:
         return _report_unreadable(known, "not decoded", error)
     return replace(

@@ -26,17 +26,15 @@ __all__ = ["Effort"]
 
 
 class Effort(Detector):
-    """A vision model whose attention learns in its smallest singular directions."""
+    """A vision model trained in the smallest singular directions of its attention."""
 
     paper: ClassVar[str] = "arXiv:2411.15633"
     blind: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
-    rank: int = Field(default=1, ge=1, le=1024, description="singular directions that learn")
-    orthogonality: float = Field(
-        default=1.0, ge=0, description="weight of what keeps those directions orthonormal"
-    )
+    rank: int = Field(default=1, ge=1, le=1024, description="trainable singular directions")
+    orthogonality: float = Field(default=1.0, ge=0, description="weight of the orthonormality loss")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:

@@ -25,15 +25,15 @@ __all__ = ["Gend"]
 
 
 class Gend(Detector):
-    """A vision model whose layer norms learn."""
+    """A vision model with trainable layer norms."""
 
     paper: ClassVar[str] = "arXiv:2508.06248"
     blind: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
-    alignment: float = Field(default=0.1, ge=0, description="draws faces of one label together")
-    uniformity: float = Field(default=0.5, ge=0, description="spreads faces over the sphere")
+    alignment: float = Field(default=0.1, ge=0, description="weight of the alignment loss")
+    uniformity: float = Field(default=0.5, ge=0, description="weight of the uniformity loss")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:

@@ -21,7 +21,7 @@ __all__ = ["Npr"]
 
 
 class Npr(Detector):
-    """Differences of neighboring pixels in a short residual network."""
+    """Differences of neighboring pixels with a short residual network."""
 
     paper: ClassVar[str] = "arXiv:2312.10461"
     keeps_pixels: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 Source: Liu et al. 2021, "Spatial-Phase Shallow Learning: Rethinking Face Forgery Detection in
 Frequency Domain", arXiv:2103.01856, section 3 (phase as an image; the first convolution's fourth
-channel starts as the mean of the others). Differs: the network is cut to no fewer layers.
+channel starts as the mean of the others). Differs: the network is not truncated.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Spsl(Detector):
     blind: ClassVar[tuple[str, ...]] = (
         "It reads the traces of upsampling: a forgery without resampling need not show any.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
 
     @override

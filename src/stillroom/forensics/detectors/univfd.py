@@ -24,7 +24,7 @@ __all__ = ["Univfd"]
 
 
 class Univfd(Detector):
-    """A frozen vision model and one linear output."""
+    """A frozen vision model with one linear output."""
 
     paper: ClassVar[str] = "arXiv:2302.10174"
     blind: ClassVar[tuple[str, ...]] = (

@@ -147,7 +147,7 @@ def chrom(colors: Floats, fps: float) -> Floats:
 
 
 def measure_pulse_strength(signal: Floats, fps: float) -> tuple[float, float]:
-    """Return decibels of the peak and its double over the rest of the band, and beats per minute."""
+    """Return decibels of the peak and its double over the rest of the band, and beats per min."""
     count = len(signal)
     padded = max(4096, count)
     power = np.abs(np.fft.rfft(signal * np.hanning(count), padded)) ** 2
