@@ -200,7 +200,7 @@ def media(tmp_path, monkeypatch):
     folder.mkdir()
     plain, face = draw_face(7, 1, 160).image, draw_face(7, 0, 160).image
     kind = "compositeWithTrainedAlgorithmicMedia"
-    LabeledImageWriter(lab).emit(GeneratedImage(face, "sbi", 1, "run", kind), folder / "lab.jpg")
+    LabeledImageWriter(lab).write(GeneratedImage(face, "sbi", 1, "run", kind), folder / "lab.jpg")
     Image.fromarray(plain).save(folder / "plain.png")
     marked = ImageWatermark(lab.key).embed(face, 77, psnr=38)
     write_clip(folder / "lab.mp4", [plain] * 10 + [marked] * 10)

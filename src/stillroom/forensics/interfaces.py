@@ -62,12 +62,13 @@ class ForgedImage:
 class ImageForgery(Method):
     """Forge an image from one or two faces.
 
-    Class variables: ``faces_needed``; ``is_made``, whether the method synthesizes the fake rather
-    than taking it from a data set; ``source_type``, the digital source type in the credentials.
+    Class variables: ``num_faces``; ``is_synthesized``, whether the method synthesizes the fake
+    rather than taking it from a data set; ``source_type``, the digital source type in the
+    credentials.
     """
 
-    faces_needed: ClassVar[int] = 1
-    is_made: ClassVar[bool] = True
+    num_faces: ClassVar[int] = 1
+    is_synthesized: ClassVar[bool] = True
     source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
 
     @abstractmethod
@@ -75,7 +76,7 @@ class ImageForgery(Method):
         """Forge the first face, using the second where the method needs one.
 
         Args:
-            faces: ``faces_needed`` faces; the image of the first is the target.
+            faces: ``num_faces`` faces; the image of the first is the target.
             rng: Source of all randomness.
         """
 
@@ -96,10 +97,10 @@ class ForgedAudio:
 class AudioForgery(Method):
     """Forge audio from one or two recordings; clones nobody's voice.
 
-    Class variables: ``waves_needed``; ``source_type``, the digital source type in the credentials.
+    Class variables: ``num_waveforms``; ``source_type``, the digital source type in the credentials.
     """
 
-    waves_needed: ClassVar[int] = 1
+    num_waveforms: ClassVar[int] = 1
     source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
 
     @abstractmethod
@@ -107,7 +108,7 @@ class AudioForgery(Method):
         """Forge the first recording, using the second where the method needs one.
 
         Args:
-            waves: ``waves_needed`` recordings.
+            waves: ``num_waveforms`` recordings.
             rng: Source of all randomness.
         """
 
@@ -123,18 +124,18 @@ class BenignEdit(Method):
 class Detector(Method):
     """Score faces or audio as real or forged; a higher score means forged.
 
-    Class variables: ``blind``, known limitations by design, one sentence each, repeated in the
-    model card and in every verdict; ``keeps_pixels``, whether the input is cropped at its native
+    Class variables: ``limitations``, known by design, one sentence each, repeated in the
+    model card and in every verdict; ``preserve_pixels``, whether the input is cropped at its native
     resolution instead of resized, since resizing adds or removes the traces that the network
-    uses; ``hears``, whether the input is audio instead of faces.
+    uses; ``is_audio``, whether the input is audio instead of faces.
     """
 
-    blind: ClassVar[tuple[str, ...]] = ()
-    keeps_pixels: ClassVar[bool] = False
-    hears: ClassVar[bool] = False
+    limitations: ClassVar[tuple[str, ...]] = ()
+    preserve_pixels: ClassVar[bool] = False
+    is_audio: ClassVar[bool] = False
 
     @property
-    def looks_at(self) -> int:
+    def num_frames(self) -> int:
         """Number of frames of a face in one input; 1 for image detectors."""
         return 1
 
@@ -150,12 +151,12 @@ class Detector(Method):
             CheckpointError: If the named weights cannot be used.
         """
 
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         """Return the network without its initial weights, which the caller then replaces.
 
         Args:
             pixels: As for ``build``.
-            kept: The network's saved ``kept`` values besides its weights.
+            config: The network's saved ``config`` values besides its weights.
         """
         bare = {"weights": "none"} if "weights" in type(self).model_fields else {}
         return self.model_copy(update=bare).build(pixels)

@@ -226,7 +226,7 @@ class ForensicsRecipe(Recipe):
 
     @model_validator(mode="after")
     def _hear_or_see(self) -> ForensicsRecipe:
-        is_audio = self.detector is not None and self.detector.model.hears
+        is_audio = self.detector is not None and self.detector.model.is_audio
         if self.detector is not None and is_audio != (self.sound is not None):
             name = self.detector.model.method_name()
             raise RecipeError(

@@ -85,7 +85,7 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         recipe.faces,
         uses,
         seed=recipe.seed,
-        count=max(recipe.count, recipe.method.faces_needed),
+        count=max(recipe.count, recipe.method.num_faces),
         size=recipe.size,
         say=job.say,
     )
@@ -183,7 +183,7 @@ def _forge_all(
     """
     numbers = [number for number in range(recipe.count) if number not in done]
     cast = pair_identities(
-        [bases.identity(index) for index in range(len(bases))], recipe.method.faces_needed
+        [bases.identity(index) for index in range(len(bases))], recipe.method.num_faces
     )
     tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
     if job.engine.is_remote:
@@ -263,7 +263,7 @@ def _write(
     for label, folder in ((1, "fake"), (0, "real")):
         image = _describe(task, forged, bases, label)
         path = output / folder / f"{name}.{recipe.out.format}"
-        marks = marker.emit(image, path)
+        marks = marker.write(image, path)
         rows.append(
             {
                 "id": f"{folder}-{name}",
@@ -307,9 +307,9 @@ def _describe(task: _Task, forged: ForgedImage, bases: FaceSource, label: int) -
         box=find_mask_box(forged.mask) if label else (0, 0, 0, 0),
         consent=bases.consent,
         kind=kind,
-        whose=bases.origin,
+        source=bases.origin,
         parent=None if path is None else _read_parent(path),
-        about={"number": task.number},
+        details={"number": task.number},
     )
 
 

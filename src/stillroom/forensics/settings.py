@@ -134,11 +134,11 @@ class DetectorSettings(Settings):
 
     @model_validator(mode="after")
     def _move_what_is_forged_here(self) -> Self:
-        if self.known is not None and self.model.looks_at > 1:
+        if self.known is not None and self.model.num_frames > 1:
             raise RecipeError(
-                f"{self.model.method_name()} takes {self.model.looks_at} frames of a face, and the "
-                "fakes of a benchmark are single images: a still fake next to a moving real face "
-                "would let the detector learn the motion",
+                f"{self.model.method_name()} takes {self.model.num_frames} frames of a face, and "
+                "the fakes of a benchmark are single images: a still fake next to a moving real "
+                "face would let the detector learn the motion",
                 code="forensics.still-fakes",
                 where="detector.known",
                 expected="a detector of single images, or forgeries that are synthesized frame by "

@@ -329,7 +329,7 @@ class TestStanding:
         write_evaluation(tmp_path / "a.json", self.score(items, tell(items)))
         text = (tmp_path / "a.json").read_text().replace('"crop": "whole picture"', '"crop": "x"')
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(DataError, match="not the one"):
+        with pytest.raises(DataError, match="was modified after"):
             read_evaluation(tmp_path / "a.json")
 
     def test_pairs_are_compared_on_the_same_items(self):

@@ -128,7 +128,7 @@ def attack_manifest(
         DataError: If rows, strengths or the detector are unsuitable, or no threshold can be
             determined.
     """
-    if detector.about.method.hears or detector.about.method.looks_at > 1:
+    if detector.metadata.method.is_audio or detector.metadata.method.num_frames > 1:
         raise _refused(f"{detector.name} is not an image detector", "an image detector")
     for strength in strengths:
         if strength != int(strength) or strength < 1:
@@ -177,7 +177,7 @@ def _choose_threshold(
         if least is not None:
             source = f"best balanced accuracy on the {len(validation)} validation rows"
             return lambda scores_to_test: np.asarray(scores_to_test >= least), source
-    calibrator = detector.about.calibrator
+    calibrator = detector.metadata.calibrator
     if calibrator.n:
         source = f"even odds by the detector's own calibration on {calibrator.n} pictures"
         return lambda scores_to_test: np.asarray(
@@ -192,7 +192,7 @@ def _choose_threshold(
 
 def _load(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Tensor:
     """Return the network's inputs for some rows, (N, 3, P, P)."""
-    shown = [detector.show(load_image(file.parent / item.path).image) for item in items]
+    shown = [detector.preprocess(load_image(file.parent / item.path).image) for item in items]
     return torch.from_numpy(to_channels_first(shown))
 
 
@@ -252,7 +252,7 @@ def _attack_gradient(
         for view in _compress_views(current) if through_jpeg else [current]:
             inputs = view.to(detector.device).requires_grad_()
             with torch.enable_grad():
-                total = detector.network.judge(inputs).logits.sum()
+                total = detector.network.forward_features(inputs).logits.sum()
             (gradient,) = torch.autograd.grad(total, inputs)
             slope += gradient.cpu()
         moved = (current - step * slope.sign()).clamp(plain - bound, plain + bound)
@@ -307,7 +307,9 @@ def _scores(detector: TrainedDetector, planes: Tensor) -> Floats:
     scores = []
     for start in range(0, len(planes), _BATCH_SIZE):
         with torch.inference_mode():
-            judged = detector.network.judge(planes[start : start + _BATCH_SIZE].to(detector.device))
+            judged = detector.network.forward_features(
+                planes[start : start + _BATCH_SIZE].to(detector.device)
+            )
         scores.append(judged.logits.double().cpu().numpy())
     return np.concatenate(scores)
 

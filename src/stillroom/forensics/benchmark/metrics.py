@@ -53,7 +53,6 @@ Labels = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
 
-
 _BLOCK = 2**22
 
 
@@ -351,14 +350,7 @@ def _invalid_scores(problem: str, expected: str) -> DataError:
     )
 
 
-FloatArray = npt.NDArray[np.float64]
-
-
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_0.1": 0.001}
-
-
-_BINS = 15
-
 
 _BOOTSTRAP_BLOCK = 2**21
 
@@ -425,7 +417,7 @@ def bootstrap_areas(
     seed: int,
     *,
     resamples: int = 2000,
-) -> FloatArray:
+) -> Floats:
     """Return the area for each resample of groups, (resamples,); draws depend on the seed alone."""
     truth, values, member, count = _arrange(
         np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64), groups
@@ -451,8 +443,8 @@ def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | 
 
 
 def _arrange(
-    truth: npt.NDArray[np.int64], values: FloatArray, groups: Sequence[object]
-) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64], int]:
+    truth: Labels, values: Floats, groups: Sequence[object]
+) -> tuple[Labels, Floats, Labels, int]:
     """Sort labels, scores and group numbers by falling score, and count the groups.
 
     Groups are numbered by first occurrence, so that a seed draws the same groups for any scores.
@@ -464,8 +456,8 @@ def _arrange(
 
 
 def _draw_weights(
-    member: npt.NDArray[np.int64], count: int, items: int, resamples: int, seed: int
-) -> Iterator[FloatArray]:
+    member: Labels, count: int, items: int, resamples: int, seed: int
+) -> Iterator[Floats]:
     """Yield blocks of weights, (draws, items): the number of draws of each item's group."""
     # The block size depends on the number of items alone, so that two detectors share every draw.
     rng, size = np.random.default_rng(seed), max(_BOOTSTRAP_BLOCK // items, 1)
@@ -478,14 +470,12 @@ def _draw_weights(
 class _SortedScores:
     """Items in falling order of score, and values shared by all resamples."""
 
-    def __init__(
-        self, truth: npt.NDArray[np.int64], values: FloatArray, threshold: float | None
-    ) -> None:
+    def __init__(self, truth: Labels, values: Floats, threshold: float | None) -> None:
         self.truth, self.values, self.threshold = truth, values, threshold
         self.ends = np.flatnonzero(np.append(np.diff(values) != 0, True))
         self.bounded = bool(len(values)) and values.min() >= 0 and values.max() <= 1
 
-    def measure(self, weights: FloatArray) -> dict[str, FloatArray]:
+    def measure(self, weights: Floats) -> dict[str, Floats]:
         """Return every metric for each row of weights, (draws, items)."""
         fakes = np.cumsum(weights * self.truth, axis=1)[:, self.ends]
         reals = np.cumsum(weights * (1 - self.truth), axis=1)[:, self.ends]
@@ -510,18 +500,20 @@ class _SortedScores:
         if self.bounded:
             total = weights.sum(axis=1)
             figures["brier"] = weights @ (self.values - self.truth) ** 2 / total
-            figures["ece"] = self._gap(weights, np.minimum(self.values * _BINS, _BINS - 1))
-            bin_index = np.arange(len(self.values)) * _BINS // len(self.values)
+            figures["ece"] = self._gap(
+                weights, np.minimum(self.values * CALIBRATION_BINS, CALIBRATION_BINS - 1)
+            )
+            bin_index = np.arange(len(self.values)) * CALIBRATION_BINS // len(self.values)
             figures["ece_equal_mass"] = self._gap(weights, bin_index.astype(np.float64))
         return figures
 
-    def _gap(self, weights: FloatArray, bin_index: FloatArray) -> FloatArray:
-        member = bin_index.astype(np.int64)[:, None] == np.arange(_BINS)
+    def _gap(self, weights: Floats, bin_index: Floats) -> Floats:
+        member = bin_index.astype(np.int64)[:, None] == np.arange(CALIBRATION_BINS)
         gaps = weights @ (member * (self.values - self.truth)[:, None])
         return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
 
 
-def _equal_error(true: FloatArray, false: FloatArray) -> FloatArray:
+def _equal_error(true: Floats, false: Floats) -> Floats:
     """Return the rate where misses equal false alarms, interpolated between adjacent vertices."""
     gap = false - (1 - true)
     crossing = np.argmax(gap >= 0, axis=1)
@@ -535,16 +527,14 @@ def _equal_error(true: FloatArray, false: FloatArray) -> FloatArray:
     )
 
 
-def _balanced(
-    weights: FloatArray, truth: npt.NDArray[np.int64], is_over: npt.NDArray[np.bool_]
-) -> FloatArray:
+def _balanced(weights: Floats, truth: Labels, is_over: npt.NDArray[np.bool_]) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         hits = weights @ (truth * is_over) / (weights @ truth)
         passes = weights @ ((1 - truth) * ~is_over) / (weights @ (1 - truth))
     return np.asarray((hits + passes) / 2)
 
 
-def _metric(name: str, value: float, resampled: FloatArray, count: int) -> Metric:
+def _metric(name: str, value: float, resampled: Floats, count: int) -> Metric:
     finite = resampled[np.isfinite(resampled)]
     if count < 2 or len(finite) < len(resampled) // 2:
         return Metric(name, value, n=count, note="too few groups for an interval")

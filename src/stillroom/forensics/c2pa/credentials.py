@@ -439,7 +439,7 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
     refused = [code.rsplit(".", 1)[-1] for code in codes if code.startswith(_CREDENTIAL)]
     of_bytes = [code for code in (*codes, *deltas) if not code.startswith(_CREDENTIAL)]
     is_broken = state == "Invalid" and (bool(of_bytes) or not refused)
-    worst = [word for word in refused if word != "untrusted"]
+    worst = [reason for reason in refused if reason != "untrusted"]
     return Credentials(
         "broken" if is_broken else "intact",
         worst[0] if worst else label,
@@ -454,13 +454,13 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
 
 
 def _unreadable(message: str, *, remote: bool) -> Credentials:
-    if any(word in message for word in _REMOTE_MANIFEST):
+    if any(marker in message for marker in _REMOTE_MANIFEST):
         if remote:
             note = f"the credentials lie elsewhere and could not be fetched: {escape_line(message)}"
             return Credentials("none", note=note)
         note = "the credentials lie elsewhere and were not fetched (--remote fetches them)"
         return Credentials("none", note=note)
-    if any(word in message for word in _NO_MANIFEST):
+    if any(marker in message for marker in _NO_MANIFEST):
         return Credentials("none")
     return Credentials("unreadable", note=escape_line(message.removeprefix("Other: ")))
 

@@ -199,7 +199,7 @@ def list_limits(judges: DetectorSet | None) -> tuple[str, ...]:
     """Return the limits of the findings, one sentence each, with the detectors' limitations."""
     if judges is None:
         return LIMITS
-    return (*LIMITS[:-1], *_DETECTOR_LIMITS, *judges.blind)
+    return (*LIMITS[:-1], *_DETECTOR_LIMITS, *judges.limitations)
 
 
 def list_media(paths: Sequence[Path]) -> FileListing:
@@ -390,7 +390,7 @@ def _check_clip(
         known,
         trace=look.trace,
         quality=(*known.quality, *look.limits),
-        findings=look.courses,
+        findings=look.findings,
         look=look,
         claims=read_clip_claims(known.path),
     )
@@ -400,7 +400,7 @@ def _check_other(known: FileCheckResult, kind: FileType) -> FileCheckResult:
     """Check a file that is not decoded: a document, a font, a raw photograph."""
     if not kind.mime.startswith("image/"):
         return known
-    note = f"no pixels: {kind.ending} is not decoded here, so that no mark was looked for"
+    note = f"no pixels: {kind.ending} is not decoded here, so that no watermark was searched"
     return replace(known, quality=(*known.quality, note), claims=read_file_claims(known.path))
 
 
@@ -413,7 +413,7 @@ def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> 
 
 
 def _unknown(path: Path) -> FileCheckResult:
-    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is no medium")
+    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is not media")
 
 
 def _inspect_faces(
@@ -428,7 +428,7 @@ def _inspect_faces(
     try:
         detections = FaceFinder().find(picture.image)
     except (MissingExtraError, DataError) as error:
-        return None, (*quality, f"faces were not looked for: {error.problems[0].what}")
+        return None, (*quality, f"faces were not detected: {error.problems[0].what}")
     boxes = tuple(
         (round(face.box[0]), round(face.box[1]), round(face.box[2]), round(face.box[3]))
         for face in detections

@@ -52,7 +52,7 @@ class ClipAnalysis:
     trace: WatermarkLookup | None = None
     marked: int = 0
     limits: tuple[str, ...] = ()
-    courses: tuple[TrackFinding, ...] = ()
+    findings: tuple[TrackFinding, ...] = ()
     pulses: tuple[RppgEstimate, ...] = ()
 
     def lines(self) -> list[str]:
@@ -128,16 +128,16 @@ def analyze_clip(
         )
     limits = [] if clip.has_video else ["the file holds no video"]
     marks = ClipWatermarkReader(lab) if lab is not None else None
-    runner = detectors.witness() if detectors is not None and clip.has_video else None
+    runner = detectors.open_clip_runner() if detectors is not None and clip.has_video else None
     scan = _scan_frames(clip, count, marks, limits, runner) if clip.has_video else None
     sound = _read_audio_track(path, limits) if clip.has_audio else None
     pulses = _measure_pulse(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
     if runner is not None and scan is not None:
-        runner.watch(clip, scan.tracks)
-    courses = runner.courses(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
-    courses += _score_audio(detectors, path, sound, limits)
+        runner.score_sequences(clip, scan.tracks)
+    findings = runner.findings(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
+    findings += _score_audio(detectors, path, sound, limits)
     notes = (*clip.notes, *limits)
-    analysis = ClipAnalysis(clip, scan, sound, None, 0, notes, courses, pulses)
+    analysis = ClipAnalysis(clip, scan, sound, None, 0, notes, findings, pulses)
     return analysis if marks is None else _add_watermarks(analysis, path, marks)
 
 
@@ -160,7 +160,7 @@ def analyze_audio(
         Clip(path, False, True, sound.duration),
         sound=sound,
         trace=look_up_audio(path, lab) if lab is not None else None,
-        courses=_score_audio(detectors, path, sound, limits),
+        findings=_score_audio(detectors, path, sound, limits),
         limits=tuple(limits),
     )
 
@@ -179,13 +179,13 @@ def find_watermark(analysis: ClipAnalysis, path: Path, lab: Lab) -> ClipAnalysis
     marks = ClipWatermarkReader(lab)
     if analysis.clip.has_video:
         for frame in sample_frames(open_clip(path), _FRAMES):
-            marks.look(frame.image)
+            marks.read_frame(frame.image)
     return _add_watermarks(analysis, path, marks)
 
 
 def _add_watermarks(analysis: ClipAnalysis, path: Path, marks: ClipWatermarkReader) -> ClipAnalysis:
     """Add the watermark of the frames, else of the audio."""
-    trace = marks.trace(path if analysis.sound is not None else None)
+    trace = marks.look_up(path if analysis.sound is not None else None)
     return replace(analysis, trace=trace, marked=len(marks.payloads))
 
 
@@ -196,9 +196,9 @@ def _score_audio(
     if detectors is None or sound is None:
         return ()
     try:
-        return detectors.listen(path, sound)
+        return detectors.score_audio(path, sound)
     except DataError as error:
-        limits.append(f"no detector heard it: {error.problems[0].what}")
+        limits.append(f"no audio detector was run: {error.problems[0].what}")
         return ()
 
 
@@ -210,17 +210,17 @@ def _scan_frames(
     runner: ClipDetectorRunner | None,
 ) -> VideoScan | None:
     """Scan a clip for faces, and its frames for the watermark; append the limits."""
-    look = marks.look if marks is not None else None
+    on_frame = marks.read_frame if marks is not None else None
     try:
-        see = runner.see if runner is not None else None
-        scan = scan_clip(clip, count=count, look=look, see=see)
+        on_face = runner.add_face if runner is not None else None
+        scan = scan_clip(clip, count=count, on_frame=on_frame, on_face=on_face)
     except (MissingExtraError, DataError) as error:
         if isinstance(error, DataError) and error.code != "forensics.model":
             raise
-        limits.append(f"faces were not looked for: {error.problems[0].what}")
+        limits.append(f"faces were not detected: {error.problems[0].what}")
         for frame in sample_frames(clip, count):
-            if look is not None:
-                look(frame.image)
+            if on_frame is not None:
+                on_frame(frame.image)
         return None
     limits += scan.limits()
     return scan
@@ -231,7 +231,7 @@ def _measure_pulse(clip: Clip, limits: list[str]) -> tuple[RppgEstimate, ...]:
     try:
         return estimate_rppg(clip, bits_per_pixel=_bits_per_pixel(clip))
     except DataError as error:
-        limits.append(f"no pulse was looked for: {error.problems[0].what}")
+        limits.append(f"the pulse was not estimated: {error.problems[0].what}")
         return ()
 
 

@@ -50,15 +50,15 @@ def examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]
         return origin, (f"where it is from was not checked: {error.problems[0].what}",)
     if result.error:
         return origin, ()  # the document reader reports why it cannot be read
-    word = _classify_verdict(result)
-    kind = _kind(word, result, origin)
-    link = Link(f"{CHECK_METHOD}.{word}", parents=(digest_file(path),))
-    verdicts = () if word == "unknown" else (result.verdict,)
+    verdict = _classify_verdict(result)
+    kind = _kind(verdict, result, origin)
+    link = Link(f"{CHECK_METHOD}.{verdict}", parents=(digest_file(path),))
+    verdicts = () if verdict == "unknown" else (result.verdict,)
     return origin.then(link, kind=kind), verdicts
 
 
-def _kind(word: str, result: FileCheckResult, origin: Origin) -> OriginKind:
-    if word in {"lab", "generated"} and not _is_real(result):
+def _kind(verdict: str, result: FileCheckResult, origin: Origin) -> OriginKind:
+    if verdict in {"lab", "generated"} and not _is_real(result):
         return "synthetic"
     differs = result.trace is not None and result.trace.content == "differs"
     return "unknown" if differs and origin.kind == "human" else origin.kind

@@ -27,8 +27,8 @@ class Aasist(Detector):
     """Graph attention over frequency and time on the raw waveform."""
 
     paper: ClassVar[str] = "arXiv:2110.01200"
-    hears: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    is_audio: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the generators it learned from; its published weights know those of 2019, on "
         "studio recordings.",
     )
@@ -46,5 +46,5 @@ class Aasist(Detector):
         return AasistNetwork(self.size, as_released=self.as_released)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         return self.build(pixels)

@@ -25,7 +25,7 @@ class Cnn(Detector):
     """A convolutional network on pixels."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")

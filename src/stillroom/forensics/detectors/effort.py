@@ -29,7 +29,7 @@ class Effort(Detector):
     """A vision model trained in the smallest singular directions of its attention."""
 
     paper: ClassVar[str] = "arXiv:2411.15633"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
@@ -43,10 +43,10 @@ class Effort(Detector):
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
-        return self._tune(build_vision(kept))
+        return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import VisionBackbone, decompose_attention

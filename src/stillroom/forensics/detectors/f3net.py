@@ -24,8 +24,8 @@ class F3net(Detector):
     """DCT bands, each as an image."""
 
     paper: ClassVar[str] = "arXiv:2007.09355"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads frequencies: strong compression, blur and resizing take away what it reads.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
@@ -39,4 +39,4 @@ class F3net(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
-        return TwoStreamNetwork(body, instead=FrequencyBands(pixels))
+        return TwoStreamNetwork(body, front_end=FrequencyBands(pixels))

@@ -24,7 +24,7 @@ class FaceXray(Detector):
     """A map of blending boundaries, and a classifier on it."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It looks for the boundary of a blend: a picture made as a whole has none.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")

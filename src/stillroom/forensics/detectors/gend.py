@@ -28,7 +28,7 @@ class Gend(Detector):
     """A vision model with trainable layer norms."""
 
     paper: ClassVar[str] = "arXiv:2508.06248"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
@@ -42,10 +42,10 @@ class Gend(Detector):
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
-        return self._tune(build_vision(kept))
+        return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import (

@@ -25,8 +25,8 @@ class Lfcc(Detector):
     """Linear-frequency cepstral coefficients with a light network."""
 
     paper: ClassVar[str] = "arXiv:1904.05576"
-    hears: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    is_audio: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the vocoders it learned from; of another vocoder, or in a room "
         "with an echo, its scores say little.",
     )

@@ -24,7 +24,7 @@ class Meso4(Detector):
     """Four convolutions, published for faces of 256 pixels."""
 
     paper: ClassVar[str] = "arXiv:1809.00888"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "Its published weights know the autoencoder swaps of 2018; on newer sets they were found "
         "inverted.",
     )

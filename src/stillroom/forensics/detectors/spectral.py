@@ -25,8 +25,8 @@ class Spectral(Detector):
     """A linear classifier on spectra of the whole image."""
 
     paper: ClassVar[str] = "arXiv:1911.00686"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It sees the spectrum of the whole picture: a face swapped into it hardly moves that.",
         "Resizing and compression change the spectrum as generators do.",
     )

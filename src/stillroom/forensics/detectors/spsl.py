@@ -24,8 +24,8 @@ class Spsl(Detector):
     """Pixels and their phase spectrum in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.01856"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads the traces of upsampling: a forgery without resampling need not show any.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
@@ -39,5 +39,5 @@ class Spsl(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage()
+            Backbone(self.backbone, self.weights, channels=4), extra=PhaseImage()
         )

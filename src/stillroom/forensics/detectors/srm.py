@@ -25,8 +25,8 @@ class Srm(Detector):
     """High-pass residuals and pixels in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.12376"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads noise: strong compression, blur and resizing take away what it reads.",
     )
     backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
@@ -43,5 +43,5 @@ class Srm(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=6), beside=NoiseResidual(self.limit)
+            Backbone(self.backbone, self.weights, channels=6), extra=NoiseResidual(self.limit)
         )

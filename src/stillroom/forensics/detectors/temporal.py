@@ -29,7 +29,7 @@ class Temporal(Detector):
     """A temporal network over the frame features of a trained image detector."""
 
     paper: ClassVar[str] = "arXiv:1905.00582"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It learned from pictures set in motion, whose forged twins flicker: a forgery that is "
         "steady over time, or a real face that moves otherwise, it does not know.",
     )
@@ -42,7 +42,7 @@ class Temporal(Detector):
 
     @property
     @override
-    def looks_at(self) -> int:
+    def num_frames(self) -> int:
         return self.frames
 
     @override
@@ -52,7 +52,7 @@ class Temporal(Detector):
         return build_temporal_head(self, Path(self.checkpoint), pixels)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import rebuild_temporal_head
 
-        return rebuild_temporal_head(self, kept)
+        return rebuild_temporal_head(self, config)

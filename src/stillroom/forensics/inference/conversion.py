@@ -70,9 +70,9 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
     import onnx
     import onnxruntime
 
-    pixels = detector.about.pixels
+    pixels = detector.metadata.pixels
     generator = torch.Generator().manual_seed(0)
-    frames = detector.about.method.looks_at
+    frames = detector.metadata.method.num_frames
     probe = torch.rand(2, *([frames] if frames > 1 else []), 3, pixels, pixels, generator=generator)
     network = detector.network.cpu().eval()
     try:
@@ -99,7 +99,7 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
         raise TypeError("the exporter returned no program")
     model = program.model_proto
     entry = model.metadata_props.add()
-    entry.key, entry.value = CONFIG_KEY, json.dumps(detector.about.to_json())
+    entry.key, entry.value = CONFIG_KEY, json.dumps(detector.metadata.to_json())
     data = model.SerializeToString()
     onnx.checker.check_model(data)
     gap = _compare_logits(onnxruntime.InferenceSession(data), network, probe)

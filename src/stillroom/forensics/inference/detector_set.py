@@ -63,12 +63,12 @@ class DetectorSet:
     with_maps: bool = False
 
     @property
-    def blind(self) -> tuple[str, ...]:
+    def limitations(self) -> tuple[str, ...]:
         """Known limitations of each detector, one sentence each, prefixed by its name."""
         return tuple(
             f"{detector.name}: {line}"
             for detector in self.detectors
-            for line in detector.about.blind
+            for line in detector.metadata.limitations
         )
 
     def judge(self, picture: DecodedImage) -> tuple[DetectorFinding, ...]:
@@ -77,9 +77,9 @@ class DetectorSet:
         for face in self.finder.find(picture.image):
             landmarks = self.finder.landmarks(picture.image, face)
             for detector in self.detectors:
-                if detector.about.method.looks_at > 1 or detector.about.method.hears:
+                if detector.metadata.method.num_frames > 1 or detector.metadata.method.is_audio:
                     continue  # not an image detector
-                metadata = detector.about
+                metadata = detector.metadata
                 square, _ = crop_square(
                     picture.image, landmarks, metadata.size, margin=metadata.margin
                 )
@@ -94,20 +94,22 @@ class DetectorSet:
                 findings.append(self._with_map(detector, square, finding))
         return tuple(findings)
 
-    def witness(self) -> ClipDetectorRunner:
+    def open_clip_runner(self) -> ClipDetectorRunner:
         """Return a runner that scores the faces of one clip."""
         image_detectors = [
-            detector for detector in self.detectors if not detector.about.method.hears
+            detector for detector in self.detectors if not detector.metadata.method.is_audio
         ]
         return ClipDetectorRunner(image_detectors, self.finder, self.prevalence)
 
-    def listen(self, path: Path, sound: DecodedAudio) -> tuple[TrackFinding, ...]:
+    def score_audio(self, path: Path, sound: DecodedAudio) -> tuple[TrackFinding, ...]:
         """Score a recording or a clip's audio with each audio detector.
 
         Raises:
             DataError: If nothing can be decoded.
         """
-        audio_detectors = [detector for detector in self.detectors if detector.about.method.hears]
+        audio_detectors = [
+            detector for detector in self.detectors if detector.metadata.method.is_audio
+        ]
         return score_recording(audio_detectors, path, sound, self.prevalence)
 
     def _with_map(
@@ -161,7 +163,7 @@ def compute_heatmaps(detector: TrainedDetector, images: Sequence[Image]) -> Heat
     heatmaps = []
     for start in range(0, len(images), HEATMAP_BATCH_SIZE):
         planes = to_channels_first(
-            [detector.show(image) for image in images[start : start + HEATMAP_BATCH_SIZE]]
+            [detector.preprocess(image) for image in images[start : start + HEATMAP_BATCH_SIZE]]
         )
         images_batch = torch.from_numpy(planes).to(detector.device)
         sizes = _SIZES if detector.network.reads_any_size else _SIZES[:1]
@@ -174,17 +176,17 @@ def compute_heatmaps(detector: TrainedDetector, images: Sequence[Image]) -> Heat
 
 def has_heatmaps(detector: TrainedDetector) -> bool:
     """Return whether a detector has spatial features, from which a heatmap can be computed."""
-    pixels = detector.about.pixels
+    pixels = detector.metadata.pixels
     with torch.inference_mode():
-        frames = detector.about.method.looks_at
+        frames = detector.metadata.method.num_frames
         shape = (1, *([frames] if frames > 1 else []), 3, pixels, pixels)
-        judged = detector.network.judge(torch.zeros(shape, device=detector.device))
+        judged = detector.network.forward_features(torch.zeros(shape, device=detector.device))
     return judged.map is not None or judged.grid is not None
 
 
 def _upsample_heatmap(detector: TrainedDetector, images: torch.Tensor, size: float) -> Heatmaps:
     """Return heatmaps of images enlarged by ``size``, each in [0, 1], (B, P, P)."""
-    side = detector.about.pixels
+    side = detector.metadata.pixels
     if size != 1:
         wide = round(side * size)
         images = functional.interpolate(images, (wide, wide), mode="bicubic").clamp(0, 1)
@@ -199,7 +201,7 @@ def _compute_evidence(detector: TrainedDetector, images: torch.Tensor) -> Heatma
     """Return unscaled heatmaps at the resolution of the network's features, (B, h, w)."""
     with torch.enable_grad():
         # The features of a frozen network need a gradient, too: it starts at the images.
-        judged = detector.network.judge(images.requires_grad_())
+        judged = detector.network.forward_features(images.requires_grad_())
         if judged.map is not None:
             return np.asarray(torch.sigmoid(judged.map).detach().float().cpu().numpy())
         if judged.grid is None:

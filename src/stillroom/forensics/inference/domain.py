@@ -190,16 +190,14 @@ class FileTraits:
         """Return reasons why a file differs from the training files; omitted traits are skipped."""
         doubts = []
         if colours and self.colours and colours not in self.colours:
-            descriptions = {"grey": "without colour", "colour": "in colour"}
-            doubts.append(
-                f"{descriptions[colours]}, where it learned from {self.colours[0]} pictures alone"
-            )
+            descriptions = {"grey": "without color", "colour": "in color"}
+            doubts.append(f"{descriptions[colours]}, but trained on {self.colours[0]} images only")
         if self.widest and wide > _WIDER * self.widest:
             doubts.append(
-                f"detail up to {wide:.0f} {unit}, beyond the {self.widest:.0f} it learned from"
+                f"detail up to {wide:.0f} {unit}, beyond the {self.widest:.0f} of its training data"
             )
         if coding and self.codings and coding not in self.codings:
-            doubts.append(f"coded as {coding}, where it learned from {', '.join(self.codings)}")
+            doubts.append(f"coded as {coding}, but trained on {', '.join(self.codings)}")
         return doubts
 
 
@@ -258,7 +256,7 @@ class TrainingDomain:
                 feature = self.clouds[name].most(np.median(measurements[name], 0))
                 where = f"most in {self.names[feature]}"
             doubts.append(
-                f"unlike what it learned from, {where} "
+                f"unlike its training data, {where} "
                 f"(distance {far:.3g}, known ones within {limits[name]:.3g})"
             )
         return doubts
@@ -322,9 +320,6 @@ class TrainingDomain:
         )
 
 
-FloatArray = npt.NDArray[np.float64]
-
-
 Plane = npt.NDArray[np.float32]
 
 
@@ -363,7 +358,7 @@ AUDIO_FEATURES = (
 )
 
 
-def measure_image(image: Image) -> FloatArray:
+def measure_image(image: Image) -> Floats:
     """Measure ``IMAGE_FEATURES`` of an image (H, W, 3), or their mean over a clip, (L,)."""
     if image.ndim == _CLIP:
         return np.asarray(np.mean([measure_image(frame) for frame in image], axis=0))
@@ -381,7 +376,7 @@ def measure_image(image: Image) -> FloatArray:
     return np.array(values, dtype=np.float64)
 
 
-def measure_audio(values: AudioSamples) -> FloatArray:
+def measure_audio(values: AudioSamples) -> Floats:
     """Measure ``AUDIO_FEATURES`` of a waveform (N,) at ``SAMPLE_RATE``, (L,)."""
     power = np.abs(compute_stft(values, _LENGTH, _HOP)) ** 2  # (T, bins)
     energy = np.log10(power @ make_mel_filterbank(_BANDS, _LENGTH).T + _LEAST)  # (T, bands)

@@ -55,7 +55,7 @@ class DetectorFinding:
     prevalence: float
     reasons: tuple[str, ...] = ()
     map: tuple[tuple[float, ...], ...] = ()
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def is_indicated(self) -> bool:
@@ -71,14 +71,14 @@ class DetectorFinding:
         """Format as one line with detector and face."""
         x, y, width, height = self.box
         face = f"face of {width}x{height} at {x},{y}"
-        return f"{self.detector} ({self.learned.line()}), {face}: {self.verdict}"
+        return f"{self.detector} ({self.training_set.line()}), {face}: {self.verdict}"
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "face": list(self.box),
             "verdict": self.verdict,
             "chance": self.chance,
@@ -111,7 +111,7 @@ class TrackFinding:
     prevalence: float
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def subject(self) -> str:
@@ -126,7 +126,7 @@ class TrackFinding:
     def line(self) -> str:
         """Format as one line with detector, face, and the probabilities over time as bars."""
         notes = f" ({'; '.join(self.notes)})" if self.notes else ""
-        subject = f"{self.detector} ({self.learned.line()}), {self.subject}"
+        subject = f"{self.detector} ({self.training_set.line()}), {self.subject}"
         if not self.times:
             return f"{subject}: {self.verdict}{notes}"
         bars = "".join(_BARS[round(chance * (len(_BARS) - 1))] for chance in self.chances)
@@ -140,7 +140,7 @@ class TrackFinding:
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "face": self.face or None,
             "verdict": self.verdict,
             "chance": self.chance,

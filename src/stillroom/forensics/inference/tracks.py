@@ -121,13 +121,13 @@ def aggregate_scores(
         return TrackFinding(
             *(detector.name, detector.fingerprint, face, (), (), ()),
             *(0.0, 0.0, None, prevalence, (*reasons, nothing), tuple(notes)),
-            learned=detector.about.learned,
+            training_set=detector.metadata.training_set,
         )
-    calibrator, views = detector.about.calibrator, np.array(scores.rows)
+    calibrator, views = detector.metadata.calibrator, np.array(scores.rows)
     means, plain = views.mean(axis=0), views[:, 0]
     chances = calibrator.chances(means, prevalence)
     measures = {name: np.stack(rows) for name, rows in scores.measures.items()}
-    domain_doubts = detector.find_strange(measures, is_video=is_video)
+    domain_doubts = detector.find_domain_doubts(measures, is_video=is_video)
     doubts = (*reasons, *domain_doubts, *explain_instability(chances))
     top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
     return TrackFinding(
@@ -143,7 +143,7 @@ def aggregate_scores(
         prevalence,
         doubts,
         tuple(notes),
-        detector.about.learned,
+        detector.metadata.training_set,
     )
 
 
@@ -176,7 +176,7 @@ class ClipDetectorRunner:
         self._records: dict[tuple[int, int], _TrackRecord] = {}
         self._read: set[int] = set()
 
-    def see(self, track: int, time: float, image: Image, face: FaceDetection) -> None:
+    def add_face(self, track: int, time: float, image: Image, face: FaceDetection) -> None:
         """Add one face of one frame.
 
         Args:
@@ -188,20 +188,20 @@ class ClipDetectorRunner:
         landmarks = self._finder.landmarks(image, face)
         is_coloured = not is_grayscale(image)
         for index, detector in enumerate(self._detectors):
-            metadata = detector.about
+            metadata = detector.metadata
             record = self._records.setdefault((track, index), _TrackRecord())
             record.sizes.append(compute_square_side(landmarks, metadata.margin))
             record.seen += 1
             record.coloured += is_coloured
-            if metadata.method.looks_at > 1:
-                continue  # temporal: scored by ``watch``
+            if metadata.method.num_frames > 1:
+                continue  # temporal: scored by ``score_sequences``
             square, _ = crop_square(image, landmarks, metadata.size, margin=metadata.margin)
             record.waiting.append(square)
             record.times.append(time)
             if len(record.waiting) == _IMAGE_BATCH_SIZE:
                 _score_pending(detector, record)
 
-    def watch(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
+    def score_sequences(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
         """Run temporal detectors on sequences of consecutive frames.
 
         Args:
@@ -209,24 +209,24 @@ class ClipDetectorRunner:
             tracks: Its face tracks.
         """
         heads = {
-            index: detector.about.method.looks_at
+            index: detector.metadata.method.num_frames
             for index, detector in enumerate(self._detectors)
-            if detector.about.method.looks_at > 1
+            if detector.metadata.method.num_frames > 1
         }
         selected = select_faces(tracks)
         self._read = {track.number for track in selected}
         for frames in sorted(set(heads.values())):
             for burst in read_frame_sequences(clip, selected, frames, self._finder):
-                for index, looks_at in heads.items():
+                for index, num_frames in heads.items():
                     record = self._records.get((burst.track, index))
-                    if looks_at == frames and record is not None:
+                    if num_frames == frames and record is not None:
                         self._judge_run(self._detectors[index], record, burst)
 
     def _judge_run(
         self, detector: TrainedDetector, record: _TrackRecord, burst: FrameSequence
     ) -> None:
         """Score a frame sequence of one face, in the same three views as images."""
-        metadata = detector.about
+        metadata = detector.metadata
         squares = [
             crop_square(
                 image, self._finder.landmarks(image, face), metadata.size, margin=metadata.margin
@@ -238,9 +238,9 @@ class ClipDetectorRunner:
             np.stack([compress_jpeg(frame, 75) for frame in squares]),
             np.stack([rescale(frame, 0.75) for frame in squares]),
         ]
-        record.scores.add([burst.times[0]], detector.see(views))
+        record.scores.add([burst.times[0]], detector.score(views))
 
-    def courses(self, bits_per_pixel: float, codec: str = "") -> tuple[TrackFinding, ...]:
+    def findings(self, bits_per_pixel: float, codec: str = "") -> tuple[TrackFinding, ...]:
         """Return the finding of each detector for each face, in the order of faces.
 
         Args:
@@ -250,7 +250,7 @@ class ClipDetectorRunner:
         findings = []
         for (track, index), record in sorted(self._records.items()):
             detector = self._detectors[index]
-            if detector.about.method.looks_at == 1:
+            if detector.metadata.method.num_frames == 1:
                 _score_pending(detector, record)
             findings.append(self._conclude(track, detector, record, bits_per_pixel, codec))
         return tuple(findings)
@@ -263,14 +263,14 @@ class ClipDetectorRunner:
         bits_per_pixel: float,
         codec: str,
     ) -> TrackFinding:
-        frames, side = detector.about.method.looks_at, float(np.median(record.sizes))
+        frames, side = detector.metadata.method.num_frames, float(np.median(record.sizes))
         reasons = [
             *detector.doubts(side, None),
             *_explain_codec_limit(detector, bits_per_pixel, codec),
         ]
-        if (domain := detector.about.domain) is not None:
+        if (domain := detector.metadata.domain) is not None:
             colours = "colour" if 2 * record.coloured > record.seen else "grey"
-            wide = min(side, detector.about.size)
+            wide = min(side, detector.metadata.size)
             reasons += domain.known.doubts(colours=colours, wide=wide, unit="px about a face")
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
         if record.seen >= frames:
@@ -297,19 +297,19 @@ def _score_pending(detector: TrainedDetector, record: _TrackRecord) -> None:
         for image in record.waiting
         for view in (image, compress_jpeg(image, 75), rescale(image, 0.75))
     ]
-    record.scores.add(record.times, detector.see(views))
+    record.scores.add(record.times, detector.score(views))
     record.waiting, record.times = [], []
 
 
 def _explain_codec_limit(detector: TrainedDetector, bits_per_pixel: float, codec: str) -> list[str]:
     """Return reasons why frames of this clip are outside of the validated conditions."""
-    figure = dict(detector.about.figures).get("auc", {}).get(_CODED)
+    figure = dict(detector.metadata.figures).get("auc", {}).get(_CODED)
     if figure is None:
-        return ["what it makes of frames of video was not measured"]
+        return ["it was not validated on video frames"]
     if not figure.get("low") or figure["low"] <= 0.5:
-        return ["after H.264 it was not shown to tell forged from real"]
+        return ["after H.264 it was not validated to separate real from forged"]
     if codec not in {"", _CODED}:
-        return [f"coded as {codec}, and of video it was tried on H.264 alone"]
+        return [f"coded as {codec}, but validated on H.264 video only"]
     if 0 < bits_per_pixel < _MIN_BITS_PER_PIXEL:
         return [f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)"]
     return []
@@ -350,7 +350,7 @@ def score_recording(
 def _score_segments(
     detector: TrainedDetector, path: Path, sound: DecodedAudio, prevalence: float
 ) -> TrackFinding:
-    length = detector.about.pixels
+    length = detector.metadata.pixels
     every = max(-(-int(sound.duration * SAMPLE_RATE) // (length * _MAX_SEGMENTS)), 1)
     scores = TrackScores()
     num_silent, num_skipped, num_samples = 0, 0, 0
@@ -366,14 +366,14 @@ def _score_segments(
                 apply_audio_codec(run, "mp3", 64_000),
                 add_noise(run, 35.0, _make_rng(number)),
             ]
-            scores.add([number * length / SAMPLE_RATE], detector.see(views))
+            scores.add([number * length / SAMPLE_RATE], detector.score(views))
     return aggregate_scores(
         detector,
         0,
         scores,
         prevalence=prevalence,
         reasons=_list_doubts(detector, sound),
-        nothing="nothing but silence was heard",
+        nothing="all segments are nearly silent",
         notes=_describe_unscored(
             length / SAMPLE_RATE,
             num_skipped,
@@ -386,13 +386,13 @@ def _score_segments(
 def _describe_unscored(seconds: float, between: int, silent: int, remainder_s: float) -> list[str]:
     """Return descriptions of the parts of a recording that were not scored."""
     notes = []
-    counts = {"between those heard": between, "nearly silent": silent}
+    counts = {"between scored segments": between, "nearly silent": silent}
     for reason, count in counts.items():
         if count:
-            runs = f"{count} run{'' if count == 1 else 's'} of {seconds:g} s"
-            notes.append(f"passed over {runs} {reason}")
+            segments = f"{count} segment{'' if count == 1 else 's'} of {seconds:g} s"
+            notes.append(f"skipped {segments}, {reason}")
     if remainder_s >= _REST:
-        notes.append(f"the last {remainder_s:.1f} s, too short for a run, not heard")
+        notes.append(f"the last {remainder_s:.1f} s, too short for a segment, not scored")
     return notes
 
 
@@ -414,12 +414,12 @@ def _iterate_segments(path: Path, length: int) -> Iterator[AudioSamples]:
 
 def _list_doubts(detector: TrainedDetector, sound: DecodedAudio) -> list[str]:
     doubts = list(detector.doubts(float("inf"), None))
-    if sound.duration < 0.5 * detector.about.pixels / SAMPLE_RATE:
+    if sound.duration < 0.5 * detector.metadata.pixels / SAMPLE_RATE:
         doubts.append(f"only {sound.duration:.1f} s of sound")
-    figures = dict(detector.about.figures).get("auc", {})
+    figures = dict(detector.metadata.figures).get("auc", {})
     if sound.band < _NARROW and not (figures.get("telephone", {}).get("low") or 0) > 0.5:
-        doubts.append(f"no energy above {sound.band:.0f} Hz, where it was not shown to work")
-    domain = detector.about.domain
+        doubts.append(f"no energy above {sound.band:.0f} Hz, where it was not validated")
+    domain = detector.metadata.domain
     if domain is not None:
         band, coding = min(sound.band, SAMPLE_RATE / 2), name_codec(sound.codec)
         doubts += domain.known.doubts(wide=band, unit="Hz", coding=coding)

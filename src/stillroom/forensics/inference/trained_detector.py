@@ -85,9 +85,9 @@ class DetectorMetadata:
     For audio detectors, ``pixels`` is the number of samples and ``size`` the sample rate. For
     others, ``size`` is the side of the square face crop in training, ``margin`` that side relative
     to the landmarks' box; ``least_face`` (crop side in pixels) and ``least_quality`` (JPEG) bound
-    the validated conditions; ``is_shown`` states whether it was validated; ``weights`` is the
-    digest of the weights at validation; ``learned`` describes the training set, ``audit`` is the
-    result of its audit, and ``domain`` detects inputs unlike it.
+    the validated conditions; ``is_validated`` states whether it was validated; ``weights`` is the
+    digest of the weights at validation; ``training_set`` describes the training set, ``audit`` is
+    the result of its audit, and ``domain`` detects inputs unlike it.
     """
 
     method: Detector
@@ -95,24 +95,24 @@ class DetectorMetadata:
     size: int
     margin: float
     calibrator: Calibrator
-    learned_from: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
     faces: str = ""
     least_face: int = 0
     least_quality: int = 0
-    is_shown: bool = False
+    is_validated: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    network_config: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
     audit: Mapping[str, Any] = field(default_factory=dict)
     domain: TrainingDomain | None = None
 
     @property
-    def blind(self) -> tuple[str, ...]:
+    def limitations(self) -> tuple[str, ...]:
         """Known limitations, one sentence each."""
-        names = ", ".join(self.learned_from)
+        names = ", ".join(self.trained_on)
         training_note = (f"It learned from {names}; of other forgeries its silence says nothing.",)
-        return (*self.method.blind, *(training_note if names else ()))
+        return (*self.method.limitations, *(training_note if names else ()))
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
@@ -123,16 +123,16 @@ class DetectorMetadata:
             "size": self.size,
             "margin": self.margin,
             "calibration": self.calibrator.to_json(),
-            "learned_from": list(self.learned_from),
+            "learned_from": list(self.trained_on),
             "faces": self.faces,
             "least_face": self.least_face,
             "least_quality": self.least_quality,
-            "is_shown": self.is_shown,
-            "blind": list(self.blind),
+            "is_shown": self.is_validated,
+            "blind": list(self.limitations),
             "figures": dict(self.figures),
-            "kept": dict(self.kept),
+            "kept": dict(self.network_config),
             "weights": self.weights,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "audit": dict(self.audit),
             "domain": None if self.domain is None else self.domain.to_json(),
         }
@@ -184,7 +184,7 @@ class TrainedDetector:
         self, network: DetectorNetwork, metadata: DetectorMetadata, fingerprint: str = ""
     ) -> None:
         """Wrap a network and set it to evaluation mode."""
-        self.network, self.about, self.fingerprint = network.eval(), metadata, fingerprint
+        self.network, self.metadata, self.fingerprint = network.eval(), metadata, fingerprint
         self.device = next(network.parameters()).device
 
     @classmethod
@@ -203,34 +203,34 @@ class TrainedDetector:
             metadata = DetectorMetadata.from_json(data, _read_domain(stored))
         except (KeyError, TypeError, ValueError, RecipeError) as error:
             raise _no_detector(path, f"its metadata is damaged ({error})") from error
-        network = metadata.method.rebuild(metadata.pixels, metadata.kept)
+        network = metadata.method.rebuild(metadata.pixels, metadata.network_config)
         _fill(network, stored, path)
-        if metadata.is_shown and _digest_weights(network) != metadata.weights:
+        if metadata.is_validated and _digest_weights(network) != metadata.weights:
             # Merged, fine-tuned or quantized elsewhere: the validation is of other weights.
-            metadata = replace(metadata, is_shown=False)
+            metadata = replace(metadata, is_validated=False)
         return cls(network.to(choose_device(device)), metadata, stored.fingerprint)
 
     @property
     def name(self) -> str:
         """Name of the method and its training forgeries, as used in verdicts."""
-        names = "+".join(self.about.learned_from)
-        return f"{self.about.method.method_name()}{f' of {names}' if names else ''}"
+        names = "+".join(self.metadata.trained_on)
+        return f"{self.metadata.method.method_name()}{f' of {names}' if names else ''}"
 
-    def show(self, image: Image) -> Image:
+    def preprocess(self, image: Image) -> Image:
         """Crop a square around a face to the network's input, (P, P, 3); clips frame by frame."""
         if image.ndim == _CLIP_NDIM:
-            return np.stack([self.show(frame) for frame in image])
-        side = self.about.size
+            return np.stack([self.preprocess(frame) for frame in image])
+        side = self.metadata.size
         fitted = fit_size(image, (side, side))
-        keeps = self.about.method.keeps_pixels
-        window = center_window(side, self.about.pixels, keeps_pixels=keeps)
-        return cut_window(fitted, window, self.about.pixels)
+        keeps = self.metadata.method.preserve_pixels
+        window = center_window(side, self.metadata.pixels, preserve_pixels=keeps)
+        return cut_window(fitted, window, self.metadata.pixels)
 
     def logits(self, images: Sequence[Image | AudioSamples]) -> Floats:
         """Return raw scores of face crops, or of audio, (N,); higher is forged."""
         return self._run(images).logits
 
-    def see(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
+    def score(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
         """Return scores with measurements for out-of-domain detection; inputs as for ``logits``."""
         batch = self._run(images)
         looks = np.stack([self._measure(image) for image in images])
@@ -239,15 +239,15 @@ class TrainedDetector:
     def _run(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
         logits: list[float] = []
         measures: dict[str, list[Floats]] = {}
-        count = _AUDIO_BATCH_SIZE if self.about.method.hears else _IMAGE_BATCH_SIZE
+        count = _AUDIO_BATCH_SIZE if self.metadata.method.is_audio else _IMAGE_BATCH_SIZE
         for start in range(0, len(images), count):
             batch = images[start : start + count]
             planes = self._prepare(batch)
             with torch.inference_mode(), record_activations(self.network, len(batch)) as layers:
-                judged = self.network.judge(torch.from_numpy(planes).to(self.device))
+                judged = self.network.forward_features(torch.from_numpy(planes).to(self.device))
             logits += judged.logits.double().cpu().tolist()
             parts = {"features": judged.features}
-            if layers and self.about.method.looks_at == 1:
+            if layers and self.metadata.method.num_frames == 1:
                 parts["layers"] = torch.cat(layers, dim=1)
             for name, value in parts.items():
                 measures.setdefault(name, []).append(value.double().cpu().numpy())
@@ -256,19 +256,19 @@ class TrainedDetector:
 
     def _measure(self, image: Image | AudioSamples) -> Floats:
         """Measure ``looks`` of an input at the size that the domain was measured at."""
-        if self.about.method.hears:
-            return measure_audio(fit_length(np.asarray(image, np.float32), self.about.pixels))
+        if self.metadata.method.is_audio:
+            return measure_audio(fit_length(np.asarray(image, np.float32), self.metadata.pixels))
         pixels = np.asarray(image, dtype=np.uint8)
-        side = self.about.size
+        side = self.metadata.size
         frames = pixels if pixels.ndim == _CLIP_NDIM else pixels[None]
         return measure_image(np.stack([fit_size(frame, (side, side)) for frame in frames]))
 
     def _prepare(self, inputs: Sequence[Image | AudioSamples]) -> npt.NDArray[np.float32]:
-        if self.about.method.hears:
+        if self.metadata.method.is_audio:
             waves = [np.asarray(sample, dtype=np.float32) for sample in inputs]
-            return np.stack([fit_length(wave, self.about.pixels) for wave in waves])
+            return np.stack([fit_length(wave, self.metadata.pixels) for wave in waves])
         return to_channels_first(
-            [self.show(np.asarray(sample, dtype=np.uint8)) for sample in inputs]
+            [self.preprocess(np.asarray(sample, dtype=np.uint8)) for sample in inputs]
         )
 
     def judge(
@@ -292,16 +292,16 @@ class TrainedDetector:
             prevalence: Share of forgeries among such files.
         """
         views = [image, compress_jpeg(image, 75), rescale(image, 0.75)]
-        batch = self.see(views)
+        batch = self.score(views)
         logits = batch.logits
-        chances = self.about.calibrator.chances(logits, prevalence)
+        chances = self.metadata.calibrator.chances(logits, prevalence)
         colours = "grey" if is_grayscale(image) else "colour"
         reasons = [
             *self.doubts(face_pixels, jpeg_quality),
-            *self.find_strange(
+            *self.find_domain_doubts(
                 {name: rows[:1] for name, rows in batch.measures.items()},
                 colours=colours,
-                wide=min(face_pixels, self.about.size),
+                wide=min(face_pixels, self.metadata.size),
                 coding=coding,
             ),
             *explain_instability(chances),
@@ -314,10 +314,10 @@ class TrainedDetector:
             None if reasons else float(chances[0]),
             prevalence,
             tuple(reasons),
-            learned=self.about.learned,
+            training_set=self.metadata.training_set,
         )
 
-    def find_strange(
+    def find_domain_doubts(
         self,
         measures: Measurements,
         *,
@@ -335,10 +335,10 @@ class TrainedDetector:
             coding: Coding of the file.
             is_video: Whether the views are video frames.
         """
-        domain = self.about.domain
+        domain = self.metadata.domain
         if domain is None:
-            return ["nothing was kept of what it learned from, to know strangers by: train it anew"]
-        unit = "Hz" if self.about.method.hears else "px about a face"
+            return ["its training domain was not stored: retrain it to detect unlike inputs"]
+        unit = "Hz" if self.metadata.method.is_audio else "px about a face"
         return [
             *domain.known.doubts(colours=colours, wide=wide, unit=unit, coding=coding),
             *domain.doubts(measures, is_video=is_video),
@@ -347,24 +347,24 @@ class TrainedDetector:
     def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
         """Return reasons why an input is outside of the validated conditions."""
         doubts = []
-        if not self.about.is_shown:
+        if not self.metadata.is_validated:
             doubts.append(
-                "this detector, with these weights, was not shown to tell forged from real"
+                "this detector, with these weights, was not validated to separate real from forged"
             )
-        if leak := self.about.audit.get("leak"):
-            doubts.append(f"the set it learned from leaks: {leak}")
-        if self.about.faces == _DRAWN:
-            subject = "voices" if self.about.method.hears else "faces"
-            doubts.append(f"it learned from drawn {subject} alone, and says nothing of any others")
-        if face_pixels < self.about.least_face:
+        if leak := self.metadata.audit.get("leak"):
+            doubts.append(f"its training set leaks: {leak}")
+        if self.metadata.faces == _DRAWN:
+            subject = "voices" if self.metadata.method.is_audio else "faces"
+            doubts.append(f"it was trained on drawn {subject} only, which do not represent others")
+        if face_pixels < self.metadata.least_face:
             doubts.append(
-                f"face of {face_pixels / self.about.margin:.0f} px, below the "
-                f"{self.about.least_face / self.about.margin:.0f} px it was shown to work on"
+                f"face of {face_pixels / self.metadata.margin:.0f} px, below the "
+                f"{self.metadata.least_face / self.metadata.margin:.0f} px it was validated for"
             )
-        if jpeg_quality is not None and jpeg_quality < self.about.least_quality:
+        if jpeg_quality is not None and jpeg_quality < self.metadata.least_quality:
             doubts.append(
-                f"JPEG quality {jpeg_quality}, below the {self.about.least_quality} it was shown "
-                "to work on"
+                f"JPEG quality {jpeg_quality}, below the {self.metadata.least_quality} it was "
+                "validated for"
             )
         return doubts
 
@@ -436,7 +436,7 @@ def explain_instability(chances: Floats) -> list[str]:
     """Return a reason if recompression or rescaling reverses the verdict."""
     low, high = UNCERTAIN_RANGE
     if float(chances.max()) > high and float(chances.min()) < low:
-        return ["saving the picture again turns the score round"]
+        return ["recompression or rescaling reverses the verdict"]
     return []
 
 
@@ -462,15 +462,15 @@ def load_initial_weights(settings: DetectorSettings, network: DetectorNetwork) -
     weights, target = start.network.state_dict(), network.state_dict()
     shapes = {name: value.shape for name, value in weights.items()}
     is_alike = shapes == {name: value.shape for name, value in target.items()}
-    if start.about.method.method_name() != settings.model.method_name() or not is_alike:
+    if start.metadata.method.method_name() != settings.model.method_name() or not is_alike:
         raise _incompatible_weights(settings, start)
     network.load_state_dict(weights)
 
 
 def _incompatible_weights(settings: DetectorSettings, start: TrainedDetector) -> DataError:
     return DataError(
-        f"detector.start is a {start.about.method.method_name()}: "
-        f"{start.about.method.model_dump_json()}",
+        f"detector.start is a {start.metadata.method.method_name()}: "
+        f"{start.metadata.method.model_dump_json()}",
         code="forensics.other-detector",
         where="detector.start",
         expected=f"a detector equal to detector.model: {settings.model.model_dump_json()}",
@@ -486,23 +486,23 @@ def build_temporal_head(method: Temporal, path: Path, pixels: int) -> TemporalHe
         DataError: If its input size differs, or it is temporal itself.
     """
     base = TrainedDetector.open(path, device="cpu")
-    if base.about.pixels != pixels or base.about.method.looks_at != 1:
+    if base.metadata.pixels != pixels or base.metadata.method.num_frames != 1:
         raise DataError(
-            f"{path} is a detector of {base.about.method.looks_at} frame of "
-            f"{base.about.pixels} pixels",
+            f"{path} is a detector of {base.metadata.method.num_frames} frame of "
+            f"{base.metadata.pixels} pixels",
             code="forensics.other-detector",
             where="detector.model.checkpoint",
             expected=f"a detector of single images of {pixels} pixels",
-            next=f"set detector.pixels: {base.about.pixels}, or train one of {pixels}",
+            next=f"set detector.pixels: {base.metadata.pixels}, or train one of {pixels}",
         )
     with torch.inference_mode():
-        features = base.network.judge(torch.zeros(1, 3, pixels, pixels)).features
-    kept = {
-        "method": base.about.method.model_dump(mode="json"),
+        features = base.network.forward_features(torch.zeros(1, 3, pixels, pixels)).features
+    config = {
+        "method": base.metadata.method.model_dump(mode="json"),
         "pixels": pixels,
-        "kept": dict(base.about.kept),
+        "kept": dict(base.metadata.network_config),
         "features": features.shape[1],
         "fingerprint": base.fingerprint,
-        "learned_from": list(base.about.learned_from),
+        "learned_from": list(base.metadata.trained_on),
     }
-    return TemporalHead(base.network, method, kept)
+    return TemporalHead(base.network, method, config)

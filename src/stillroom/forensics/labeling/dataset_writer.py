@@ -11,8 +11,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import require_marked_set
 from stillroom.forensics.labeling.writers import UNREADABLE_MEDIA_SUFFIXES, LabeledImageWriter
-from stillroom.forensics.media.file_types import FileType as MediaKind
-from stillroom.forensics.media.file_types import detect_file_type
+from stillroom.forensics.media.file_types import FileType, detect_file_type
 from stillroom.jobs import Job, atomic_write
 
 __all__ = [
@@ -110,7 +109,7 @@ def find_unmarked_files(root: Path, lab: Lab) -> dict[str, list[str]]:
     return unmarked
 
 
-def _list_media(root: Path) -> list[tuple[Path, MediaKind | None]]:
+def _list_media(root: Path) -> list[tuple[Path, FileType | None]]:
     """Return the media at or below a path; None for types that are not read.
 
     Raises:

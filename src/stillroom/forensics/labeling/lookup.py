@@ -175,8 +175,8 @@ def look_up_clip(path: Path, lab: Lab) -> WatermarkLookup:
     reader = ClipWatermarkReader(lab)
     if clip.has_video:
         for frame in sample_frames(clip, _FRAMES):
-            reader.look(frame.image)
-    return reader.trace(path if clip.has_audio else None)
+            reader.read_frame(frame.image)
+    return reader.look_up(path if clip.has_audio else None)
 
 
 class ClipWatermarkReader:
@@ -189,7 +189,7 @@ class ClipWatermarkReader:
         self._marks: list[_WatermarkRead] = []
         self._frames = self._decodings = self._until = 0
 
-    def look(self, image: Image) -> None:
+    def read_frame(self, image: Image) -> None:
         """Read one frame, without a crop search."""
         result = self._mark.read(image)
         self._frames += 1
@@ -199,7 +199,7 @@ class ClipWatermarkReader:
             self.payloads.append(result.payload)
             self._marks.append(_read_image_mark(image, result))
 
-    def trace(self, sound: Path | None) -> WatermarkLookup:
+    def look_up(self, sound: Path | None) -> WatermarkLookup:
         """Look up the watermark of the frames, else of the audio; the first that matches wins.
 
         Args:

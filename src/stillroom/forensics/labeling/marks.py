@@ -78,11 +78,11 @@ class GeneratedMedia(Protocol):
         """Kind, which decides the label."""
 
     @property
-    def whose(self) -> str:
+    def source(self) -> str:
         """Origin of its face or voice: ``drawn``, ``synthetic: GENERATOR``, ``person``."""
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def details(self) -> Mapping[str, Any]:
         """Further details for the manifest."""
 
 
@@ -149,10 +149,10 @@ def make_manifest(
         "seed": media.seed,
         "run": media.run,
         "consent": media.consent or "none: no person, as far as is known",
-        "whose": media.whose,
+        "whose": media.source,
         "label": label,
         **({} if region is None else {"region": dict(region)}),
-        **media.about,
+        **media.details,
     }
     action: dict[str, Any] = {
         "action": "c2pa.edited",
@@ -272,7 +272,7 @@ def commit_file(
             "seed": media.seed,
             "run": media.run,
             "consent": media.consent,
-            "whose": media.whose,
+            "whose": media.source,
             "kind": media.kind,
             "source_type": media.source_type,
             "watermark": watermark,

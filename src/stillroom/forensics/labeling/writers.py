@@ -137,9 +137,9 @@ class GeneratedImage:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
     consent: str = ""
     kind: LabelKind = "forged"
-    whose: str = "drawn"
+    source: str = "drawn"
     parent: tuple[bytes, str] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabeledImageWriter:
@@ -157,7 +157,7 @@ class LabeledImageWriter:
         self._lab, self._psnr, self._quality = lab, psnr, quality
         self._watermark = ImageWatermark(lab.key)
 
-    def emit(self, generated: GeneratedImage, path: Path) -> dict[str, Any]:
+    def write(self, generated: GeneratedImage, path: Path) -> dict[str, Any]:
         """Mark an image, verify its marks, and write it.
 
         Args:
@@ -348,8 +348,8 @@ class GeneratedAudio:
     source_type: str
     consent: str = ""
     kind: LabelKind = "forged"
-    whose: str = "drawn"
-    about: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "drawn"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabeledAudioWriter:
@@ -366,7 +366,7 @@ class LabeledAudioWriter:
         self._lab, self._snr = lab, snr
         self._mark = AudioWatermark(lab.key)
 
-    def emit(self, generated: GeneratedAudio, path: Path) -> dict[str, Any]:
+    def write(self, generated: GeneratedAudio, path: Path) -> dict[str, Any]:
         """Mark audio, verify its marks, and write it.
 
         Args:

@@ -190,9 +190,7 @@ def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples
         parts.append(part)
         count += len(part)
         if count > longest_s * SAMPLE_RATE:
-            raise _unreadable_waveform(
-                path, f"is longer than {longest_s:.0f} s", "a shorter recording"
-            )
+            raise _unreadable(path, f"is longer than {longest_s:.0f} s", "a shorter recording")
     return np.concatenate(parts)
 
 
@@ -209,7 +207,7 @@ def read_blocks(path: Path) -> Iterator[AudioSamples]:
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _unreadable_waveform(path, "has no audio", "a file with an audio track")
+                raise _unreadable(path, "has no audio", "a file with an audio track")
             require_decoder(path, container.streams.audio[0], "sound")
             resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
             try:
@@ -226,11 +224,11 @@ def read_blocks(path: Path) -> Iterator[AudioSamples]:
         raise
     except (av.FFmpegError, ValueError) as error:
         reason = describe_error(error)
-        raise _unreadable_waveform(
+        raise _unreadable(
             path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
     if not num_samples:
-        raise _unreadable_waveform(path, "has no audio that can be decoded", "a complete file")
+        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
 
 
 def _window(length: int) -> Floats:
@@ -241,7 +239,7 @@ def _to_mel(frequency: float) -> float:
     return float(2595 * np.log10(1 + frequency / 700))
 
 
-def _unreadable_waveform(path: Path, problem: str, expected: str) -> DataError:
+def _unreadable(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
         f"{path.name} {problem}",
         code="forensics.clip",
@@ -325,7 +323,7 @@ def read_audio(path: Path) -> DecodedAudio:
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _unreadable_audio(path, "has no audio", "a file with an audio track")
+                raise _unreadable(path, "has no audio", "a file with an audio track")
             stream = container.streams.audio[0]
             require_decoder(path, stream, "sound")
             codec = stream.codec_context.name
@@ -338,11 +336,11 @@ def read_audio(path: Path) -> DecodedAudio:
         raise
     except (av.FFmpegError, ValueError) as error:
         reason = describe_error(error)
-        raise _unreadable_audio(
+        raise _unreadable(
             path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
     if not tally.count:
-        raise _unreadable_audio(path, "has no audio that can be decoded", "a complete file")
+        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
     return tally.result(codec, tuple(notes))
 
 
@@ -407,16 +405,6 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float3
             waiting = []
     if waiting:
         yield np.concatenate(waiting, axis=1), rate
-
-
-def _unreadable_audio(path: Path, problem: str, expected: str) -> DataError:
-    return DataError(
-        f"{path.name} {problem}",
-        code="forensics.clip",
-        where=str(path),
-        expected=expected,
-        next="convert or remove it",
-    )
 
 
 EspeakProgram = Literal["espeak-ng", "espeak"]

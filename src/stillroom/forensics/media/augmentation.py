@@ -60,7 +60,7 @@ def augment_pair(
     pixels: int,
     rng: np.random.Generator,
     *,
-    keeps_pixels: bool,
+    preserve_pixels: bool,
 ) -> AugmentedPair:
     """Augment a pair for detector training.
 
@@ -69,10 +69,10 @@ def augment_pair(
         settings: Augmentation settings.
         pixels: Width and height of the output.
         rng: Source of all randomness.
-        keeps_pixels: Crop at the native resolution instead of resizing.
+        preserve_pixels: Crop at the native resolution instead of resizing.
     """
     side = forged.image.shape[0]
-    window = _draw_window(side, pixels, settings.crop, rng, keeps_pixels=keeps_pixels)
+    window = _draw_window(side, pixels, settings.crop, rng, preserve_pixels=preserve_pixels)
     flips = settings.flip and bool(rng.random() < 0.5)
     quality = int(rng.integers(settings.least_quality, 101)) if settings.jpeg else 100
     compresses = bool(rng.random() < settings.jpeg)
@@ -89,9 +89,9 @@ def augment_pair(
     return AugmentedPair(show(forged.image), show(forged.twin), mask[:, ::-1] if flips else mask)
 
 
-def center_window(side: int, pixels: int, *, keeps_pixels: bool) -> Window:
+def center_window(side: int, pixels: int, *, preserve_pixels: bool) -> Window:
     """Return top, left and side of the centered window used without augmentation."""
-    size = min(pixels, side) if keeps_pixels else round(side * 0.94)
+    size = min(pixels, side) if preserve_pixels else round(side * 0.94)
     return (side - size) // 2, (side - size) // 2, size
 
 
@@ -120,7 +120,7 @@ def augment_clip_pair(
     pixels: int,
     rng: np.random.Generator,
     *,
-    keeps_pixels: bool,
+    preserve_pixels: bool,
 ) -> AugmentedPair:
     """Augment a pair of clips, (T, P, P, 3), masks (T, P, P), with one draw for all frames.
 
@@ -129,7 +129,9 @@ def augment_clip_pair(
     seed = int(rng.integers(2**63))
     plain = settings.model_copy(update={"jpeg": 0.0})
     views = [
-        augment_pair(frame, plain, pixels, np.random.default_rng(seed), keeps_pixels=keeps_pixels)
+        augment_pair(
+            frame, plain, pixels, np.random.default_rng(seed), preserve_pixels=preserve_pixels
+        )
         for frame in forged
     ]
     fakes, reals = [view.fake for view in views], [view.real for view in views]
@@ -140,12 +142,12 @@ def augment_clip_pair(
 
 
 def _draw_window(
-    side: int, pixels: int, crop: float, rng: np.random.Generator, *, keeps_pixels: bool
+    side: int, pixels: int, crop: float, rng: np.random.Generator, *, preserve_pixels: bool
 ) -> Window:
     share, across, down = rng.random(3)
-    size = min(pixels, side) if keeps_pixels else round(side * (1 - crop * share))
+    size = min(pixels, side) if preserve_pixels else round(side * (1 - crop * share))
     room = side - size
-    if keeps_pixels:  # centered, within the share that may be cropped away
+    if preserve_pixels:  # centered, within the share that may be cropped away
         room = min(room, round(side * crop))
     start = (side - size - room) // 2
     return start + round(room * down), start + round(room * across), size

@@ -129,13 +129,13 @@ class VideoScan:
     def limits(self) -> tuple[str, ...]:
         """Return properties that limit a judgment of the faces."""
         small = [track for track in self.tracks if track.width < _SMALL]
-        found = []
+        limits = []
         if small:
-            found.append(f"{len(small)} of {len(self.tracks)} faces are below {_SMALL} pixels")
+            limits.append(f"{len(small)} of {len(self.tracks)} faces are below {_SMALL} pixels")
         brief = [track for track in self.tracks if len(track.sights) < 2]
         if brief:
-            found.append(f"{len(brief)} faces were seen in one frame alone")
-        return tuple(found)
+            limits.append(f"{len(brief)} faces were seen in one frame alone")
+        return tuple(limits)
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
@@ -151,8 +151,8 @@ def scan_clip(
     *,
     count: int = 32,
     finder: FaceFinder | None = None,
-    look: Callable[[Image], None] | None = None,
-    see: Callable[[int, float, Image, FaceDetection], None] | None = None,
+    on_frame: Callable[[Image], None] | None = None,
+    on_face: Callable[[int, float, Image, FaceDetection], None] | None = None,
 ) -> VideoScan:
     """Detect the faces of a clip in evenly spaced frames, and join them to tracks.
 
@@ -160,8 +160,8 @@ def scan_clip(
         clip: As returned by ``open_clip``.
         count: Number of sampled frames.
         finder: Face detector; default: a new one.
-        look: Called with every sampled frame, so that none is decoded twice.
-        see: Called with every face: track number, time, frame, detection.
+        on_frame: Called with every sampled frame, so that none is decoded twice.
+        on_face: Called with every face: track number, time, frame, detection.
 
     Raises:
         DataError: If the clip has no frame.
@@ -171,8 +171,8 @@ def scan_clip(
     scan, previous = VideoScan(), None
     alive: list[FaceTrack] = []
     for number, frame in enumerate(sample_frames(clip, count)):
-        if look is not None:
-            look(frame.image)
+        if on_frame is not None:
+            on_frame(frame.image)
         histogram = _histogram(frame.image)
         if (
             previous is None
@@ -186,9 +186,9 @@ def scan_clip(
             scan.strip.append((frame.time, _reduce(frame.image, _STRIP)))
         detections = finder.find(frame.image)
         alive, track_of = _assign_to_tracks(scan, alive, frame, detections)
-        if see is not None:
+        if on_face is not None:
             for index, face in enumerate(detections):
-                see(track_of[index].number, frame.time, frame.image, face)
+                on_face(track_of[index].number, frame.time, frame.image, face)
     return scan
 
 

@@ -254,7 +254,7 @@ class FileListing:
             count[ending] = count.get(ending, 0) + 1
         endings = ", ".join(f"{ending} {number}" for ending, number in sorted(count.items()))
         many = "1 file was" if len(self.passed_over) == 1 else f"{len(self.passed_over)} files were"
-        return f"{many} passed over as no media: {endings}"
+        return f"{many} skipped as not media: {endings}"
 
 
 def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> FileListing:

@@ -451,7 +451,7 @@ def _notes(opened: object) -> tuple[str, ...]:
     if opened.mode not in {"RGB", "L", "P"}:
         notes.append(f"converted from {opened.mode} to RGB in 8 bits")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
-        notes.append("turned as its EXIF orientation says")
+        notes.append("rotated by its EXIF orientation")
     return tuple(notes)
 
 
@@ -487,7 +487,7 @@ def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
         return np.asarray(shown.convert("RGB")), ()
     white = Pictures.new("RGBA", shown.size, (255, 255, 255, 255))
     flattened = Pictures.alpha_composite(white, shown).convert("RGB")
-    return np.asarray(flattened), ("transparent in parts, which were laid on white",)
+    return np.asarray(flattened), ("transparent in parts, which became white",)
 
 
 def _quality(opened: object) -> int | None:

@@ -283,7 +283,7 @@ class _FrameSeeker:
         image = frame.to_ndarray(format="rgb24")
         turns = round(float(frame.rotation) / 90) % 4
         if turns:
-            self._note("turned as the file says")
+            self._note("rotated as the file states")
         return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
     def _note(self, line: str) -> None:

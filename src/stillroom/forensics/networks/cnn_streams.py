@@ -149,13 +149,13 @@ class TwoStreamNetwork(DetectorNetwork):
         self,
         body: nn.Module,
         *,
-        beside: nn.Module | None = None,
-        instead: nn.Module | None = None,
+        extra: nn.Module | None = None,
+        front_end: nn.Module | None = None,
     ) -> None:
         """Wrap ``body``, which returns a DetectorOutput."""
         super().__init__()
         self.normalize = Normalize()
-        self.body, self.beside, self.instead = body, beside, instead
+        self.body, self.beside, self.instead = body, extra, front_end
 
     @property
     @override
@@ -163,7 +163,7 @@ class TwoStreamNetwork(DetectorNetwork):
         return self.beside is None and self.instead is None
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         if self.instead is not None:
             inputs = self.instead(images)
         else:
@@ -267,7 +267,7 @@ class SpectrumClassifier(DetectorNetwork):
         return torch.cat([around, sums / self.share], dim=1)
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         features = self.scale(self.describe(images))
         return DetectorOutput(self.head(features)[:, 0], features)
 
@@ -340,7 +340,7 @@ class MesoNet(DetectorNetwork):
         self.dropout = nn.Dropout(0.5)
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         grid = images
         for convolution, norm, pool in zip(self.convolutions, self.norms, _POOLS, strict=True):
             grid = functional.max_pool2d(norm(functional.relu(convolution(grid))), pool)
@@ -368,7 +368,7 @@ class FaceXrayNetwork(DetectorNetwork):
         self.map_weight = map_weight
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         backbone = self.trunk(self.normalize(images))
         size = (images.shape[-2] // _COARSE, images.shape[-1] // _COARSE)
         upsampled = functional.interpolate(self.raise_up(backbone.grid), size=size, mode="bilinear")

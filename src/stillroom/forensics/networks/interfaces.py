@@ -57,7 +57,7 @@ class DetectorOutput:
 
 
 class DetectorNetwork(nn.Module):
-    """Base class of detector networks: ``judge`` images, and the loss of the result."""
+    """Base class of detector networks: ``forward_features`` images, and the loss of the result."""
 
     @property
     def reads_any_size(self) -> bool:
@@ -65,17 +65,17 @@ class DetectorNetwork(nn.Module):
         return False
 
     @property
-    def kept(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Values besides weights and settings that are needed to rebuild the network."""
         return {}
 
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         """Return the output for images (B, 3, H, W) in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} does not implement judge")
+        raise TypeError(f"{type(self).__name__} does not implement forward_features")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, (B,), as the exported network does."""
-        return self.judge(images).logits
+        return self.forward_features(images).logits
 
     def loss(
         self, judged: DetectorOutput, labels: Tensor, masks: Tensor

@@ -75,7 +75,7 @@ class VisionBackbone(DetectorNetwork):
         self.orthogonality = orthogonality
 
     @property
-    def kept(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """Values besides weights and settings that are needed to rebuild the network."""
         return self._vision[0].to_json()
 
@@ -86,7 +86,7 @@ class VisionBackbone(DetectorNetwork):
         return self
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         side = self._vision[0].side
         if images.shape[-1] != side or images.shape[-2] != side:
             images = functional.interpolate(
@@ -165,7 +165,7 @@ def decompose_attention(module: nn.Module, rank: int) -> int:
     linears = [
         (name, part)
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and any(word in name.lower() for word in _ATTENTION)
+        if isinstance(part, nn.Linear) and any(marker in name.lower() for marker in _ATTENTION)
     ]
     for name, part in linears:
         parent, _, last = name.rpartition(".")
@@ -192,22 +192,22 @@ _FRAME_BATCH_SIZE = 16  # frames; with hundreds, memory access took most of the 
 class TemporalHead(DetectorNetwork):
     """Classify clips (B, T, 3, H, W) of one face."""
 
-    def __init__(self, base: DetectorNetwork, method: Temporal, kept: Mapping[str, Any]) -> None:
+    def __init__(self, base: DetectorNetwork, method: Temporal, config: Mapping[str, Any]) -> None:
         """Wrap an image detector, which is frozen here.
 
         Args:
             base: Network of the image detector.
             method: Settings of the temporal head.
-            kept: Values that are needed to rebuild ``base``.
+            config: Values that are needed to rebuild ``base``.
         """
         super().__init__()
-        self._kept = dict(kept)
+        self._config = dict(config)
         self.base = base
         freeze(self.base)
         width = method.width
         self.reduce = nn.Sequential(
-            nn.LayerNorm(2 * (int(kept["features"]) + 1)),
-            nn.Linear(2 * (int(kept["features"]) + 1), width),
+            nn.LayerNorm(2 * (int(config["features"]) + 1)),
+            nn.Linear(2 * (int(config["features"]) + 1), width),
             nn.GELU(),
         )
         self.mix = _make_mixer(method)
@@ -215,8 +215,8 @@ class TemporalHead(DetectorNetwork):
 
     @property
     @override
-    def kept(self) -> Mapping[str, Any]:
-        return self._kept
+    def config(self) -> Mapping[str, Any]:
+        return self._config
 
     @override
     def train(self, mode: bool = True) -> Self:
@@ -225,12 +225,12 @@ class TemporalHead(DetectorNetwork):
         return self
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         count, frames = images.shape[:2]
         every = images.flatten(0, 1)
         parts = (every,) if torch.compiler.is_compiling() else torch.split(every, _FRAME_BATCH_SIZE)
         with torch.no_grad():
-            outputs = [self.base.judge(frames_part) for frames_part in parts]
+            outputs = [self.base.forward_features(frames_part) for frames_part in parts]
         features = torch.cat([functional.normalize(output.features, dim=1) for output in outputs])
         states = torch.cat(
             [features, torch.cat([output.logits for output in outputs])[:, None]], dim=1
@@ -296,7 +296,7 @@ def _make_mixer(method: Temporal) -> nn.Module:
     return _AttentionMixer(method.width, method.frames)
 
 
-def rebuild_temporal_head(method: Temporal, kept: Mapping[str, Any]) -> TemporalHead:
+def rebuild_temporal_head(method: Temporal, config: Mapping[str, Any]) -> TemporalHead:
     """Rebuild the network, whose weights the caller then replaces."""
-    base = DETECTORS.build(kept["method"]).rebuild(int(kept["pixels"]), kept["kept"])
-    return TemporalHead(base, method, kept)
+    base = DETECTORS.build(config["method"]).rebuild(int(config["pixels"]), config["kept"])
+    return TemporalHead(base, method, config)

@@ -51,7 +51,7 @@ def build_audio_dataset(recipe: ForensicsRecipe, sound: AudioSettings, job: Job)
     lab = open_lab()
     rows_before = lab.ledger.verify()
     uses = [method.method_name() for method in sound.methods]
-    needed = max(method.waves_needed for method in sound.methods)
+    needed = max(method.num_waveforms for method in sound.methods)
     voices = open_voices(
         sound, uses, seed=recipe.seed, count=max(recipe.count, 3 * needed), say=job.say
     )
@@ -96,9 +96,9 @@ def _tasks(
         rng = np.random.default_rng([recipe.seed, number, 0x50E])
         method = sound.methods[int(rng.integers(len(sound.methods)))]
         waves = tuple(voices.waves[index] for index in indices)
-        if len(waves) < method.waves_needed:  # a single speaker: use another of their recordings
+        if len(waves) < method.num_waveforms:  # a single speaker: use another of their recordings
             waves = (*waves, voices.waves[(number + 1) % len(voices.waves)])
-        yield _Task(number, method, waves[: method.waves_needed], block)
+        yield _Task(number, method, waves[: method.num_waveforms], block)
 
 
 def _write(
@@ -131,11 +131,11 @@ def _write(
             source,
             consent=voices.consent,
             kind=kind,
-            whose=voices.origin,
-            about={"number": task.number},
+            source=voices.origin,
+            details={"number": task.number},
         )
         path = job.output / folder / f"{name}.wav"
-        marks = marker.emit(generated, path)
+        marks = marker.write(generated, path)
         rows.append(
             {
                 "id": f"{folder}-{name}",

@@ -42,7 +42,7 @@ def write_image_model_card(
     name = meta.method.method_name()
     write_card(
         folder,
-        f"Detector {name} of {', '.join(meta.learned_from)}",
+        f"Detector {name} of {', '.join(meta.trained_on)}",
         "\n".join(_body(meta, figures, faces)),
         tags=["forgery-detection", name],
         fields={"library_name": "stillroom", "pipeline_tag": "image-classification"},
@@ -61,16 +61,16 @@ def write_audio_model_card(
         "",
         "## What it learned",
         "",
-        f"Sounds forged on the fly by {', '.join(meta.learned_from)} from {count['train']} sounds "
+        f"Sounds forged on the fly by {', '.join(meta.trained_on)} from {count['train']} sounds "
         f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No speaker "
         "is in two of these.",
         *_describe_training_domain(meta),
         "",
         "## Where it is blind",
         "",
-        *[f"- {line}" for line in [*meta.blind, *_describe_blind_spots(figures)]],
+        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
     ]
-    if not meta.is_shown:
+    if not meta.is_validated:
         lines.append(
             "- On validation speakers the interval of its area under the curve reaches 0.5: it was "
             "not shown to tell forged from real, and all it says is called inconclusive."
@@ -93,7 +93,7 @@ def write_audio_model_card(
     ]
     write_card(
         folder,
-        f"Detector {name} of {', '.join(meta.learned_from)}",
+        f"Detector {name} of {', '.join(meta.trained_on)}",
         "\n".join(lines),
         tags=["forgery-detection", name],
         fields={"library_name": "stillroom", "pipeline_tag": "audio-classification"},
@@ -109,16 +109,16 @@ def _body(meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettin
         "",
         "## What it learned",
         "",
-        f"Forgeries made on the fly by {', '.join(meta.learned_from)} from {count['train']} faces "
+        f"Forgeries made on the fly by {', '.join(meta.trained_on)} from {count['train']} faces "
         f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
         "in two of these.",
         *_describe_training_domain(meta),
         "",
         "## Where it is blind",
         "",
-        *[f"- {line}" for line in [*meta.blind, *_describe_blind_spots(figures)]],
+        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
     ]
-    if not meta.is_shown:
+    if not meta.is_validated:
         lines.append(
             "- On validation faces the interval of its area under the curve reaches 0.5: it was "
             "not shown to tell forged from real, and all it says is called inconclusive."
@@ -149,7 +149,7 @@ def _body(meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettin
 
 def _describe_training_domain(meta: DetectorMetadata) -> list[str]:
     """Return lines on the training set, its audit, and out-of-domain detection."""
-    lines = ["", f"The set: {meta.learned.line()} (of {meta.learned.digest})."]
+    lines = ["", f"The set: {meta.training_set.line()} (of {meta.training_set.digest})."]
     audit = meta.audit
     if audit:
         metric = audit["by_file"]

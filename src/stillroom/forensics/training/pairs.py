@@ -106,7 +106,7 @@ class PairDataset:
         """Wrap the faces, which each pass shuffles."""
         self.faces, self.forgeries, self.settings = faces, forgeries, settings
         self.seed, self.device = seed, device
-        self.keeps_pixels = settings.model.keeps_pixels
+        self.preserve_pixels = settings.model.preserve_pixels
         self.identity = digest_json(
             [
                 [[face.digest, face.name] for face in faces],
@@ -152,15 +152,15 @@ class PairDataset:
         return DetectorBatch(batch.images, labels.to(self.device), batch.masks, batch.record_ids)
 
     def _draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
-        settings, frames = self.settings, self.settings.model.looks_at
+        settings, frames = self.settings, self.settings.model.num_frames
         if frames > 1:
             clip = forge_clip(self.faces, number, self.forgeries, frames, rng)
             return augment_clip_pair(
-                clip, settings.views, settings.pixels, rng, keeps_pixels=self.keeps_pixels
+                clip, settings.views, settings.pixels, rng, preserve_pixels=self.preserve_pixels
             )
         forged = forge_pair(self.faces, number, self.forgeries, rng)
         return augment_pair(
-            forged, settings.views, settings.pixels, rng, keeps_pixels=self.keeps_pixels
+            forged, settings.views, settings.pixels, rng, preserve_pixels=self.preserve_pixels
         )
 
     def _lot(self, name: str, label: int) -> float:
@@ -177,7 +177,7 @@ def forge_pair(
     """
     method, selected = _choose_forgery(faces, number, forgeries, rng)
     forged = method.forge(selected, rng)
-    return preserve_grayscale(forged, selected[0].image) if method.is_made else forged
+    return preserve_grayscale(forged, selected[0].image) if method.is_synthesized else forged
 
 
 def forge_clip(
@@ -198,7 +198,7 @@ def _choose_forgery(
     method = forgeries[int(rng.integers(len(forgeries)))] if len(forgeries) > 1 else forgeries[0]
     face = faces[number]
     selected = [face]
-    if method.faces_needed > 1:
+    if method.num_faces > 1:
         candidates = [
             candidate for candidate in faces if candidate.identity != face.identity
         ] or list(faces)
@@ -229,7 +229,7 @@ class BenchmarkForgery(ImageForgery):
     """Return the fake of a face's pair from a benchmark; forges nothing itself."""
 
     paper: ClassVar[str] = ""
-    is_made: ClassVar[bool] = False
+    is_synthesized: ClassVar[bool] = False
     names: tuple[str, ...] = ()
     _fakes: dict[str, Image] = PrivateAttr(default_factory=dict)
 

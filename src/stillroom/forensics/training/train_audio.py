@@ -178,20 +178,20 @@ def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job
         network, trained = _fit_network(recipe, settings, parts["train"], methods, length, job)
         metadata = DetectorMetadata(
             *(settings.model, length, SAMPLE_RATE, 1.0, Calibrator("none"), uses, voices.origin),
-            kept=network.kept,
-            learned=describe_training_set(
+            network_config=network.config,
+            training_set=describe_training_set(
                 Path(sound.folder).resolve().name if sound.folder else "drawn voices", voices.waves
             ),
         )
         detector, figures = _evaluate_detector(recipe, network, metadata, parts, methods, job)
-        fingerprint = write_detector(job.output, network, detector.about)
-    write_audio_model_card(job.output, detector.about, figures, sound)
+        fingerprint = write_detector(job.output, network, detector.metadata)
+    write_audio_model_card(job.output, detector.metadata, figures, sound)
     clean = figures["auc"]["clean"]
     job.say(
         f"area under the curve on unseen speakers: {clean['value']:.3f} "
         f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]"
     )
-    report_domain(detector.about, job.say)
+    report_domain(detector.metadata, job.say)
     return job.finish(
         "checkpoint",
         parents=[make_parent("voices", Path(sound.folder), job.out)] if sound.folder else [],
@@ -199,7 +199,7 @@ def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job
         .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
         .to_json(),
         details={
-            "detector": detector.about.to_json(),
+            "detector": detector.metadata.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
             "voices": voices.origin,
@@ -234,7 +234,7 @@ def _forge_pair(
     method = methods[int(rng.integers(len(methods)))] if len(methods) > 1 else methods[0]
     wave = waves[number]
     selected = [wave]
-    if method.waves_needed > 1:
+    if method.num_waveforms > 1:
         candidates = [
             candidate for candidate in waves if candidate.identity != wave.identity
         ] or list(waves)
@@ -261,7 +261,9 @@ def _fit_network(
     def objective(model: nn.Module, batch: DetectorBatch) -> Loss:
         if not isinstance(model, DetectorNetwork):
             raise TypeError("the model is not a DetectorNetwork")
-        total, parts = model.loss(model.judge(batch.images), batch.labels, _make_empty_masks(batch))
+        total, parts = model.loss(
+            model.forward_features(batch.images), batch.labels, _make_empty_masks(batch)
+        )
         return Loss(total, parts)
 
     fit = settings.train.model_copy(
@@ -308,7 +310,7 @@ def _evaluate_detector(
         metadata = replace(
             metadata,
             calibrator=calibrator,
-            is_shown=works and not settings.shuffle_labels,
+            is_validated=works and not settings.shuffle_labels,
             figures=figures,
         )
         training_sample = make_audio_validation_set(

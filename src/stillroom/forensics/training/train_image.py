@@ -116,9 +116,9 @@ def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
         detector, figures = evaluate_detector(
             recipe, network, faces, forgeries, str(face_details["faces"]), job
         )
-        fingerprint = write_detector(job.output, network, detector.about)
-    write_image_model_card(job.output, detector.about, figures, recipe.faces)
-    _report(figures, detector.about, job)
+        fingerprint = write_detector(job.output, network, detector.metadata)
+    write_image_model_card(job.output, detector.metadata, figures, recipe.faces)
+    _report(figures, detector.metadata, job)
     parents = _list_parents(recipe, job)
     return job.finish(
         "checkpoint",
@@ -127,7 +127,7 @@ def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
         .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
         .to_json(),
         details={
-            "detector": detector.about.to_json(),
+            "detector": detector.metadata.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
             **face_details,
@@ -208,7 +208,7 @@ def fit_network(
     def objective(model: nn.Module, batch: DetectorBatch) -> Loss:
         if not isinstance(model, DetectorNetwork):
             raise TypeError("the model is not a DetectorNetwork")
-        judged = model.judge(batch.images)
+        judged = model.forward_features(batch.images)
         total, parts = model.loss(judged, batch.labels, batch.masks)
         if teacher is None:
             return Loss(total, parts)
@@ -234,7 +234,7 @@ def evaluate_detector(
 ) -> tuple[TrainedDetector, dict[str, Any]]:
     """Calibrate and bound a network on validation faces, then measure it once on test faces."""
     settings = _require_settings(recipe)
-    frames = settings.model.looks_at
+    frames = settings.model.num_frames
     metadata = DetectorMetadata(
         settings.model,
         settings.pixels,
@@ -276,10 +276,10 @@ def evaluate_detector(
             calibrator=calibrator,
             least_face=least_face,
             least_quality=least_quality,
-            is_shown=works and not settings.shuffle_labels,
+            is_validated=works and not settings.shuffle_labels,
             figures=figures,
-            kept=network.kept,
-            learned=describe_training_set(faces.name, faces.every),
+            network_config=network.config,
+            training_set=describe_training_set(faces.name, faces.every),
         )
         training_sample = make_validation_set(
             faces.of(select_evenly(faces.train)), forgeries, seed=recipe.seed + 2, frames=frames
@@ -303,7 +303,7 @@ def _fit_training_domain(
     seed: int,
 ) -> TrainingDomain:
     """Fit the training domain for out-of-domain detection."""
-    metadata, train = detector.about, trials["train"]
+    metadata, train = detector.metadata, trials["train"]
     fakes = [image for image, label in zip(train.images, train.labels, strict=True) if label]
     works = (metadata.figures["auc"]["h264"]["low"] or 0) > 0.5
     return fit_domain(
@@ -345,7 +345,7 @@ def _list_generators(forgeries: Sequence[ImageForgery]) -> tuple[str, ...]:
 
 def _predict_teacher(teacher: TrainedDetector, batch: DetectorBatch) -> torch.Tensor:
     """Return the teacher's probabilities for a batch, (B,), at the teacher's input size."""
-    pixels = teacher.about.pixels
+    pixels = teacher.metadata.pixels
     images = batch.images
     if images.shape[-1] != pixels:
         images = functional.interpolate(
@@ -353,7 +353,7 @@ def _predict_teacher(teacher: TrainedDetector, batch: DetectorBatch) -> torch.Te
         )
     with torch.no_grad():
         logits = teacher.network(images)
-    chances = teacher.about.calibrator.chances(np.asarray(logits.double().cpu().numpy()))
+    chances = teacher.metadata.calibrator.chances(np.asarray(logits.double().cpu().numpy()))
     return torch.from_numpy(chances).to(logits)
 
 
@@ -382,7 +382,7 @@ def _report(figures: dict[str, Any], metadata: DetectorMetadata, job: Job) -> No
         f"{metadata.least_face} pixels and JPEG {metadata.least_quality}"
     )
     report_domain(metadata, job.say)
-    if not metadata.is_shown:
+    if not metadata.is_validated:
         job.say(
             "its performance on validation faces is not above chance: check will report all its "
             "results as inconclusive"

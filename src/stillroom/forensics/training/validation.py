@@ -243,10 +243,6 @@ MAX_DOMAIN_SAMPLES = 300
 
 """Maximum number of training faces or waveforms that a domain is fitted on."""
 
-
-_CLIP_DIMENSIONS = 4  # dimensions of a clip, (T, H, W, 3)
-
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -287,7 +283,7 @@ def fit_domain(
     rng = np.random.default_rng([seed, 0xD0])
     first, labels = _score_perturbed(detector, parts["train"], [_keep, change, change], rng)
     clouds = {name: fit_distribution(rows, labels) for name, rows in first.measures.items()}
-    names = AUDIO_FEATURES if detector.about.method.hears else IMAGE_FEATURES
+    names = AUDIO_FEATURES if detector.metadata.method.is_audio else IMAGE_FEATURES
     domain = TrainingDomain(clouds, names, known=known)
     kinds: dict[str, list[Perturbation]] = {"still": [_keep, change, change]}
     if code is not None:
@@ -336,7 +332,9 @@ def _score_perturbed(
     rng: np.random.Generator,
 ) -> tuple[ScoredBatch, list[int]]:
     """Score every sample after each perturbation, one perturbation after another."""
-    batches = [detector.see([change(thing, rng) for thing in part.things]) for change in changes]
+    batches = [
+        detector.score([change(sample, rng) for sample in part.things]) for change in changes
+    ]
     logits = np.concatenate([batch.logits for batch in batches])
     measures = {
         name: np.concatenate([batch.measures[name] for batch in batches])
@@ -345,8 +343,8 @@ def _score_perturbed(
     return ScoredBatch(logits, measures), [*part.labels] * len(changes)
 
 
-def _keep(thing: Any, rng: np.random.Generator) -> Any:
-    return thing
+def _keep(sample: Any, rng: np.random.Generator) -> Any:
+    return sample
 
 
 def make_image_perturbation(least_quality: int, least_share: float) -> Perturbation:
@@ -365,11 +363,7 @@ def make_image_perturbation(least_quality: int, least_share: float) -> Perturbat
         def one(frame_image: Image) -> Image:
             return compress_jpeg(frame_image, quality) if is_saved else rescale(frame_image, share)
 
-        return (
-            np.stack([one(frame) for frame in image])
-            if image.ndim == _CLIP_DIMENSIONS
-            else one(image)
-        )
+        return np.stack([one(frame) for frame in image]) if image.ndim == _CLIP_NDIM else one(image)
 
     return change
 
@@ -404,17 +398,17 @@ def summarize_audio_files(waves: Sequence[Waveform], *, coded: float) -> FileTra
 
 
 def describe_training_set(
-    name: str, things: Sequence[Face] | Sequence[Waveform]
+    name: str, samples: Sequence[Face] | Sequence[Waveform]
 ) -> TrainingSetInfo:
     """Return name and digest of a training set: over its files' names and digests, in any order."""
-    rows = sorted([thing.name, thing.digest] for thing in things)
+    rows = sorted([sample.name, sample.digest] for sample in samples)
     return TrainingSetInfo(name, digest_json(rows), len(rows))
 
 
 def select_evenly(numbers: Sequence[int]) -> list[int]:
     """Return at most ``MAX_DOMAIN_SAMPLES`` numbers, evenly spaced."""
     step = max(len(numbers) / MAX_DOMAIN_SAMPLES, 1.0)
-    return [numbers[int(at * step)] for at in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
+    return [numbers[int(index * step)] for index in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
 
 
 def report_domain(metadata: DetectorMetadata, say: Callable[[str], None]) -> None:
@@ -467,18 +461,18 @@ def run_pointing_game(
     """
     forged = [index for index, label in enumerate(trial.labels) if label]
     images = [trial.images[index] for index in forged]
-    side, pixels = detector.about.size, detector.about.pixels
-    window = center_window(side, pixels, keeps_pixels=detector.about.method.keeps_pixels)
+    side, pixels = detector.metadata.size, detector.metadata.pixels
+    window = center_window(side, pixels, preserve_pixels=detector.metadata.method.preserve_pixels)
     masks = [
         _threshold_mask(cut_window(_resize_mask(trial.masks[index], side), window, pixels))
         for index in forged
     ]
-    planes = to_channels_first([detector.show(image) for image in images])
+    planes = to_channels_first([detector.preprocess(image) for image in images])
     shown = torch.from_numpy(planes).to(detector.device)
     controls = [
         TrainedDetector(
             reestimate_batch_norm(randomize_weights(detector.network, weight_seed), shown),
-            detector.about,
+            detector.metadata,
         )
         for weight_seed in range(_RANDOM_NETWORKS * seed, _RANDOM_NETWORKS * (seed + 1))
     ]
@@ -522,7 +516,7 @@ def reestimate_batch_norm(network: DetectorNetwork, images: torch.Tensor) -> Det
         part.train()
     with torch.no_grad():
         for batch in torch.tensor_split(images, -(-len(images) // HEATMAP_BATCH_SIZE)):
-            network.judge(batch)
+            network.forward_features(batch)
     return network.eval()
 
 

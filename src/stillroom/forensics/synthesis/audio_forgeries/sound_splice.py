@@ -26,7 +26,7 @@ class SoundSplice(AudioForgery):
     """Insert a segment of another recording."""
 
     paper: ClassVar[str] = "arXiv:2104.02518"
-    waves_needed: ClassVar[int] = 2
+    num_waveforms: ClassVar[int] = 2
     least_s: float = Field(default=0.3, gt=0, le=60, description="minimum duration, in seconds")
     most_s: float = Field(default=1.2, gt=0, le=60, description="maximum duration, in seconds")
     fade_s: float = Field(default=0.01, ge=0, le=1, description="cross-fade, in seconds")

@@ -27,7 +27,7 @@ class FaceXray(ImageForgery):
     """Blend another face with a soft boundary."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
-    faces_needed: ClassVar[int] = 2
+    num_faces: ClassVar[int] = 2
     elastic: float = Field(default=40.0, ge=0, le=200, description="strength of mask deformation")
     erode: int = Field(default=11, ge=1, le=41, description="maximum mask erosion, in pixels")
     softness: float = Field(default=0.2, ge=0.01, le=0.5, description="mask rim, in face widths")

@@ -27,7 +27,7 @@ class I2g(ImageForgery):
     """Inconsistent patches from another face."""
 
     paper: ClassVar[str] = "arXiv:2012.09311"
-    faces_needed: ClassVar[int] = 2
+    num_faces: ClassVar[int] = 2
     elastic: float = Field(default=60.0, ge=0, le=200, description="strength of mask deformation")
     least_ratio: float = Field(default=0.5, gt=0, le=1, description="minimum blending factor")
 

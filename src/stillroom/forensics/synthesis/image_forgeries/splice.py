@@ -26,7 +26,7 @@ class Splice(ImageForgery):
     """Paste a region of another image."""
 
     paper: ClassVar[str] = "doi:10.1109/ChinaSIP.2013.6625374"
-    faces_needed: ClassVar[int] = 2
+    num_faces: ClassVar[int] = 2
     least_size: float = Field(default=0.15, gt=0, le=0.8, description="minimum width, as a share")
     most_size: float = Field(default=0.4, gt=0, le=0.8, description="maximum width, as a share")
 

@@ -30,7 +30,7 @@ class Swap(ImageForgery):
     """Swap two faces by their landmarks."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
-    faces_needed: ClassVar[int] = 2
+    num_faces: ClassVar[int] = 2
     blending: BlendMode = Field(
         default="alpha", description="blending by weights, gradients or bands"
     )
