@@ -58,7 +58,7 @@ class SourceSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _say_whose(self) -> Self:
+    def _check_source(self) -> Self:
         is_of_people = self.consent is not None or bool(self.basis)
         is_declared = is_of_people or bool(self.synthetic_source)
         if is_of_people and self.synthetic_source:
@@ -174,7 +174,7 @@ _UNUSED_SETTINGS = {
 """Settings without effect per mode, which must keep their defaults."""
 
 
-def _is_of(recipe: ForensicsRecipe, mode: str) -> bool:
+def _has_mode(recipe: ForensicsRecipe, mode: str) -> bool:
     detector, is_audio = recipe.detector, recipe.sound is not None
     if mode == "known":
         return detector is not None and detector.known is not None and not is_audio
@@ -225,7 +225,7 @@ class ForensicsRecipe(Recipe):
     )
 
     @model_validator(mode="after")
-    def _hear_or_see(self) -> ForensicsRecipe:
+    def _check_modality(self) -> ForensicsRecipe:
         is_audio = self.detector is not None and self.detector.model.is_audio
         if self.detector is not None and is_audio != (self.sound is not None):
             name = self.detector.model.method_name()
@@ -255,9 +255,9 @@ class ForensicsRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _set_what_counts(self) -> ForensicsRecipe:
+    def _reject_unused_settings(self) -> ForensicsRecipe:
         for mode, names in _UNUSED_SETTINGS.items():
-            if not _is_of(self, mode):
+            if not _has_mode(self, mode):
                 continue
             if idle := find_changed_settings(self, names):
                 raise RecipeError(
@@ -270,7 +270,7 @@ class ForensicsRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _fakes_need_consent(self) -> ForensicsRecipe:
+    def _require_consent(self) -> ForensicsRecipe:
         if self.engine.ray is not None and (self.detector or self.sound) is not None:
             raise engine_error("detector training and audio forging run on one machine")
         group = "sound" if self.sound is not None else "faces"

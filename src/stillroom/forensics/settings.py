@@ -133,7 +133,7 @@ class DetectorSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _move_what_is_forged_here(self) -> Self:
+    def _reject_still_fakes(self) -> Self:
         if self.known is not None and self.model.num_frames > 1:
             raise RecipeError(
                 f"{self.model.method_name()} takes {self.model.num_frames} frames of a face, and "

@@ -219,7 +219,7 @@ def test_colours_of_16_bits_are_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
     found = load_image(tmp_path / "a.png")
     assert found.image.tolist() == [[[128] * 3] * 2]
-    assert found.notes == ("reduced from 16 to 8 bits a colour",)
+    assert found.notes == ("reduced from 16 to 8 bits per channel",)
 
 
 def test_an_empty_folder_is_told(tmp_path):

@@ -468,7 +468,7 @@ class TestImports:
         assert "original_sequences/youtube/c23/videos/974.mp4" in paths
         assert find_leaks(items) == []
         (tmp_path / "test.json").write_text('[["071", "974"]]')
-        with pytest.raises(DataError, match="twice"):
+        with pytest.raises(DataError, match="repeats clip"):
             import_faceforensics(tmp_path / "train.json", None, tmp_path / "test.json")
 
     @pytest.mark.parametrize("text", ["[]", "{}", '{"a": {"b": {"c": {"d": 1}}}}', "nonsense"])

@@ -300,7 +300,7 @@ def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monke
     made = GeneratedAudio(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
     for part, broken in (
         ("sign_bytes", lambda data, *rest, **more: data),
-        ("_read_label", lambda data: AUDIO_LABELS["real"]),
+        ("_read_audio_label", lambda data: AUDIO_LABELS["real"]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(writers, part, broken)

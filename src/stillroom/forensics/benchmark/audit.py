@@ -64,14 +64,14 @@ class BenchmarkAudit:
     unread: tuple[str, ...] = ()
 
     @property
-    def tells_by_file(self) -> bool:
+    def leaks_by_file(self) -> bool:
         """Whether file traits alone separate fake from real with significance."""
         return self.by_file.low > 0.5 and self.by_file.value > _SUSPECT
 
     @property
     def leak(self) -> str:
         """Description of the leak by file traits, as one clause; empty without one."""
-        if not self.tells_by_file:
+        if not self.leaks_by_file:
             return ""
         traits = ", ".join(f"{name} ({value:.2f})" for name, value in self.tells.items())
         return f"the file alone tells fake from real ({self._area_text}), most by: {traits}"
@@ -84,7 +84,7 @@ class BenchmarkAudit:
     @property
     def is_clean(self) -> bool:
         """Whether the audit found no problem."""
-        return not (self.leaks or self.twins or self.tells_by_file or self.unread)
+        return not (self.leaks or self.twins or self.leaks_by_file or self.unread)
 
     def lines(self) -> list[str]:
         """Format the results as lines."""
@@ -134,8 +134,8 @@ def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -
             unread.append(f"{item.id}: {error.problems[0].what}")
             continue
         outlines.append(compute_difference_hash(picture.image))
-        colours = "grey" if is_grayscale(picture.image) else "colour"
-        traits.append({**read_file_traits(folder / item.path), "colours": colours})
+        colors = "grey" if is_grayscale(picture.image) else "colour"
+        traits.append({**read_file_traits(folder / item.path), "colours": colors})
         digests.append(digest_file(folder / item.path))
         readable.append(item)
     by_file, tells = fit_file_trait_baseline(readable, traits, seed=seed)
@@ -187,8 +187,8 @@ def find_leaks(items: Sequence[ManifestItem]) -> list[str]:
 
 def compute_difference_hash(image: Image) -> npt.NDArray[np.uint8]:
     """Return the difference hash: 256 packed bits of brightness gradients between cells, (32,)."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
     return np.packbits((np.diff(small, axis=1) > 0).reshape(-1))
 
 

@@ -173,8 +173,8 @@ def _color(image: Image, level: int, rng: np.random.Generator) -> Image:
     step = (0.05, 0.1, 0.2, 0.3, 0.4)[level]
     gamma, saturation, contrast = (1 + step * float(rng.choice([-1, 1])) for _ in range(3))
     light = (image.astype(np.float32) / 255) ** np.float32(gamma)
-    grey = light.mean(axis=2, keepdims=True)
-    light = grey + (light - grey) * np.float32(saturation)
+    gray = light.mean(axis=2, keepdims=True)
+    light = gray + (light - gray) * np.float32(saturation)
     return to_uint8(((light - 0.5) * np.float32(contrast) + 0.5) * 255)
 
 
@@ -508,15 +508,17 @@ def load_scorer(named: str, *, allow_code: bool) -> Scorer:
         return TrainedDetector.open(Path(named)).logits
     path, _, name = named.rpartition(":")
     if not allow_code:
-        raise _no_scorer(named, "a code file is named, and running code is off", "--allow-code")
+        raise _invalid_scorer(
+            named, "a code file is named, and running code is off", "--allow-code"
+        )
     spec = importlib.util.spec_from_file_location("stillroom_scorer", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise _no_scorer(named, f"{path or named} is not a Python file", "FILE.py:NAME")
+        raise _invalid_scorer(named, f"{path or named} is not a Python file", "FILE.py:NAME")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise _no_scorer(named, f"{path} has no function {name!r}", "FILE.py:NAME")
+        raise _invalid_scorer(named, f"{path} has no function {name!r}", "FILE.py:NAME")
     return function  # type: ignore[no-any-return]  # its result is checked by the caller
 
 
@@ -532,7 +534,7 @@ def render_robustness_page(report: RobustnessReport) -> str:
     )
 
 
-def _no_scorer(named: str, problem: str, expected: str) -> DataError:
+def _invalid_scorer(named: str, problem: str, expected: str) -> DataError:
     return DataError(
         problem,
         code="forensics.scorer",

@@ -23,7 +23,7 @@ from stillroom.provenance import digest_text
 __all__ = ["LeaveOneOutFold", "SplitBy", "leave_one_out", "split_items"]
 
 SplitBy = Literal["identity", "source", "generator"]
-_MOST_OF_ALL = 0.6
+_MAX_COMPONENT_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,10 @@ def split_items(
             )
     names = _components(keys)
     name, count = Counter(names).most_common(1)[0]
-    if count > _MOST_OF_ALL * len(items):
+    if count > _MAX_COMPONENT_SHARE * len(items):
         raise _refused(
             f"{count} of {len(items)} rows are connected through {name!r}",
-            f"at most {_MOST_OF_ALL:.0%} in one component",
+            f"at most {_MAX_COMPONENT_SHARE:.0%} in one component",
             "split by source, or drop rows that connect everyone",
         )
     return [
@@ -97,14 +97,14 @@ def leave_one_out(
     """
     if by == "source":
         names = sorted({item.dataset or item.source for item in items})
-        _need_two(names, by)
+        _require_two(names, by)
         for name in names:
             inside = tuple(item for item in items if (item.dataset or item.source) == name)
             outside = tuple(item for item in items if (item.dataset or item.source) != name)
             yield LeaveOneOutFold(name, outside, inside)
         return
     names = sorted({item.generator for item in items if item.label})
-    _need_two(names, by)
+    _require_two(names, by)
     joined = _components([_keys(item, "source") or (("row", item.id),) for item in items])
     is_test = {name: _place(f"{name}", seed) < 0.5 for name in set(joined)}
     for name in names:
@@ -164,7 +164,7 @@ def _place(name: str, seed: int) -> float:
     return int(digest_text(f"{seed} {name}")[:12], 16) / 16**12
 
 
-def _need_two(names: Sequence[str], by: str) -> None:
+def _require_two(names: Sequence[str], by: str) -> None:
     if len(names) < 2 or not all(names):
         raise _refused(
             f"there are {len(names)} {by}s to leave out",

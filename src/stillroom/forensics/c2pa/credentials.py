@@ -372,7 +372,7 @@ def _read_stream(
     import c2pa
 
     if mime not in c2pa.Reader.get_supported_mime_types():
-        return _read_loose(file, mime)
+        return _read_unbound(file, mime)
     state, store, note = "", {}, ""
     label = "untrusted"
     for trust_list in trust or (TrustList("user", ""),):
@@ -395,7 +395,7 @@ def _read_stream(
     return replace(_read_store(store, state, label), note=note)
 
 
-def _read_loose(file: BinaryIO, mime: str) -> Credentials:
+def _read_unbound(file: BinaryIO, mime: str) -> Credentials:
     """Read the credentials of a type that the library cannot validate against the file."""
     import c2pa
 

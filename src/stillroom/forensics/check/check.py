@@ -107,12 +107,12 @@ class FileCheckResult:
         statements = [_describe_credentials(self.credentials)]
         if self.trace is not None and self.trace.watermark:
             statements.append(self.trace.verdict)
-        statements.append(_describe_claims(self._fresh_claims))
+        statements.append(_describe_claims(self._unsigned_claims))
         text = "; ".join(part for part in statements if part)
         return text or "nothing is known of its origin; that is no sign of a forgery"
 
     @property
-    def _fresh_claims(self) -> list[MetadataClaim]:
+    def _unsigned_claims(self) -> list[MetadataClaim]:
         """Claims of the metadata that the intact credentials do not already make."""
         credentials = self.credentials
         if credentials is None or credentials.integrity != "intact":

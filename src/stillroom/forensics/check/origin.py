@@ -39,7 +39,7 @@ def examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]
         path: The file; unsigned texts are not checked.
         origin: Its declared origin.
     """
-    if not _is_of_interest(path):
+    if not _needs_check(path):
         return origin, ()
     try:
         require_packages("cv2")  # the room's packages may be missing where only texts are read
@@ -93,7 +93,7 @@ def _classify_verdict(result: FileCheckResult) -> str:
     return "generated" if claims_synthesis or declares_synthetic(credentials) else "signed"
 
 
-def _is_of_interest(path: Path) -> bool:
+def _needs_check(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES:
         return True

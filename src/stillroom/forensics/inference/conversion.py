@@ -158,7 +158,7 @@ def import_meso4(path: Path, out: Path) -> Artifact:
     actual = {name: tuple(value.shape) for name, value in state.items()}
     if expected != actual:
         name = next(name for name in expected if expected[name] != actual.get(name))
-        raise _not_meso4(path, f"{name} is {actual.get(name)}, not {expected[name]}")
+        raise _invalid_meso4(path, f"{name} is {actual.get(name)}, not {expected[name]}")
     network.load_state_dict(
         {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
         strict=False,
@@ -202,7 +202,7 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
         MissingExtraError: If h5py is needed and not installed.
     """
     if not path.is_file():
-        raise _not_meso4(path, "the file does not exist")
+        raise _invalid_meso4(path, "the file does not exist")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -220,7 +220,7 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
         with h5py.File(path, "r") as file:
             file.visititems(keep)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise _not_meso4(path, f"it cannot be read ({error})") from error
+        raise _invalid_meso4(path, f"it cannot be read ({error})") from error
     return arrays
 
 
@@ -233,7 +233,7 @@ def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatA
                 layers.append(layer)
     counts = {kind: len(layers) for kind, layers in kinds.items()}
     if counts != {"conv2d": 4, "batch_normalization": 4, "dense": 2}:
-        raise _not_meso4(path, f"it has the layers {counts}")
+        raise _invalid_meso4(path, f"it has the layers {counts}")
     for layers in kinds.values():
         layers.sort(key=lambda layer: (len(layer), layer))
     state: dict[str, FloatArray] = {}
@@ -252,11 +252,11 @@ def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatA
         state["head.weight"] = -arrays[f"{last}/kernel"].T
         state["head.bias"] = -arrays[f"{last}/bias"]
     except (KeyError, ValueError) as error:
-        raise _not_meso4(path, f"a layer lacks an array ({error})") from error
+        raise _invalid_meso4(path, f"a layer lacks an array ({error})") from error
     return state
 
 
-def _not_meso4(path: Path, why: str) -> DataError:
+def _invalid_meso4(path: Path, why: str) -> DataError:
     return DataError(
         f"{path.name} does not hold Meso4's weights: {why}",
         code="forensics.import",
@@ -269,7 +269,7 @@ def _not_meso4(path: Path, why: str) -> DataError:
 _SAMPLES = 64_600
 
 
-_SPARE = "num_batches_tracked"
+_UNSAVED_BUFFER = "num_batches_tracked"
 
 
 _BLOCK = {
@@ -347,9 +347,9 @@ def import_aasist(path: Path, out: Path) -> Artifact:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise _not_aasist(path, f"it cannot be read ({type(error).__name__})") from error
+        raise _invalid_aasist(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, Mapping):
-        raise _not_aasist(path, "it is not a dictionary of tensors")
+        raise _invalid_aasist(path, "it is not a dictionary of tensors")
     state = translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
@@ -357,14 +357,14 @@ def import_aasist(path: Path, out: Path) -> Artifact:
     expected = {
         name: tuple(value.shape)
         for name, value in network.state_dict().items()
-        if not name.endswith(_SPARE)
+        if not name.endswith(_UNSAVED_BUFFER)
     }
     actual = {name: tuple(value.shape) for name, value in state.items()}
     if expected != actual:
         names = sorted(set(expected) ^ set(actual)) or [
             n for n in expected if expected[n] != actual[n]
         ]
-        raise _not_aasist(
+        raise _invalid_aasist(
             path, f"{names[0]} is {actual.get(names[0])}, not {expected.get(names[0])}"
         )
     network.load_state_dict(state, strict=False)
@@ -382,19 +382,19 @@ def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]
     """
     state: dict[str, Tensor] = {}
     for name, value in stored.items():
-        if name.endswith(_SPARE) or not isinstance(value, Tensor):
+        if name.endswith(_UNSAVED_BUFFER) or not isinstance(value, Tensor):
             continue
         translated = _translate_name(name)
         if translated is None:
-            raise _not_aasist(path, f"it has {name}, which AASIST does not have")
+            raise _invalid_aasist(path, f"it has {name}, which AASIST does not have")
         state[translated] = value.float()
     try:
         weight, bias = state["head.weight"], state["head.bias"]
         state["places"]
     except KeyError as error:
-        raise _not_aasist(path, f"it lacks {error.args[0]}") from error
+        raise _invalid_aasist(path, f"it lacks {error.args[0]}") from error
     if len(weight) != 2:
-        raise _not_aasist(path, f"it has {len(weight)} outputs, not two")
+        raise _invalid_aasist(path, f"it has {len(weight)} outputs, not two")
     state["head.weight"] = weight[:1] - weight[1:]  # released: 0 spoofed, 1 bona fide
     state["head.bias"] = bias[:1] - bias[1:]
     return state
@@ -418,7 +418,7 @@ def _translate_name(name: str) -> str | None:
     return None
 
 
-def _not_aasist(path: Path, why: str) -> DataError:
+def _invalid_aasist(path: Path, why: str) -> DataError:
     return DataError(
         f"{path.name} does not hold AASIST's weights: {why}",
         code="forensics.import",

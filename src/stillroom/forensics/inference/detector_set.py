@@ -85,7 +85,7 @@ class DetectorSet:
                 )
                 finding = detector.judge(
                     square,
-                    box=_box_of(face),
+                    box=_round_box(face),
                     face_pixels=compute_square_side(landmarks, metadata.margin),
                     jpeg_quality=picture.jpeg_quality,
                     coding=picture.coding,
@@ -140,7 +140,7 @@ def open_detectors(
     return DetectorSet(opened, FaceFinder(), prevalence, with_maps)
 
 
-def _box_of(face: FaceDetection) -> tuple[int, int, int, int]:
+def _round_box(face: FaceDetection) -> tuple[int, int, int, int]:
     x, y, width, height = (round(part) for part in face.box)
     return x, y, width, height
 

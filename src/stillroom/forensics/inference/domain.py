@@ -104,7 +104,7 @@ class FeatureDistribution:
         nearest = np.minimum(distances[0], distances[1])
         return np.asarray(np.where(np.isfinite(nearest), nearest, np.inf))
 
-    def most(self, measurements: Floats) -> int:
+    def most_deviating(self, measurements: Floats) -> int:
         """Return the dimension in which an input (D,) deviates most."""
         return int(np.argmax(np.abs(measurements - self.means.mean(axis=0)) / self.spread))
 
@@ -175,23 +175,23 @@ def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -
 class FileTraits:
     """Traits of the training files.
 
-    ``colours`` are ``grey``, ``colour`` or both; ``widest`` is the largest square around a face in
+    ``colors`` are ``grey``, ``colour`` or both; ``widest`` is the largest square around a face in
     source pixels (0: unknown), for audio the highest frequency with energy, in Hz; ``codings`` are
     the codings of the files, or of augmentation, such as ``JPEG``; empty: unknown.
     """
 
-    colours: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
     widest: float = 0.0
     codings: tuple[str, ...] = ()
 
     def doubts(
-        self, *, colours: str = "", wide: float = 0.0, unit: str = "", coding: str = ""
+        self, *, colors: str = "", wide: float = 0.0, unit: str = "", coding: str = ""
     ) -> list[str]:
         """Return reasons why a file differs from the training files; omitted traits are skipped."""
         doubts = []
-        if colours and self.colours and colours not in self.colours:
+        if colors and self.colors and colors not in self.colors:
             descriptions = {"grey": "without color", "colour": "in color"}
-            doubts.append(f"{descriptions[colours]}, but trained on {self.colours[0]} images only")
+            doubts.append(f"{descriptions[colors]}, but trained on {self.colors[0]} images only")
         if self.widest and wide > _WIDER * self.widest:
             doubts.append(
                 f"detail up to {wide:.0f} {unit}, beyond the {self.widest:.0f} of its training data"
@@ -253,7 +253,7 @@ class TrainingDomain:
                 continue
             where = _DISTANCE_LABELS.get(name, "")
             if name == "looks":
-                feature = self.clouds[name].most(np.median(measurements[name], 0))
+                feature = self.clouds[name].most_deviating(np.median(measurements[name], 0))
                 where = f"most in {self.names[feature]}"
             doubts.append(
                 f"unlike its training data, {where} "
@@ -268,7 +268,7 @@ class TrainingDomain:
             "names": list(self.names),
             "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
             "known": {
-                "colours": list(self.known.colours),
+                "colours": list(self.known.colors),
                 "widest": self.known.widest,
                 "codings": list(self.known.codings),
             },

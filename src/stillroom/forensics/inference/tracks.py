@@ -162,7 +162,7 @@ class _TrackRecord:
     waiting: list[Image] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     seen: int = 0
-    coloured: int = 0
+    num_color: int = 0
 
 
 class ClipDetectorRunner:
@@ -186,13 +186,13 @@ class ClipDetectorRunner:
             face: Its detection in the frame.
         """
         landmarks = self._finder.landmarks(image, face)
-        is_coloured = not is_grayscale(image)
+        has_color = not is_grayscale(image)
         for index, detector in enumerate(self._detectors):
             metadata = detector.metadata
             record = self._records.setdefault((track, index), _TrackRecord())
             record.sizes.append(compute_square_side(landmarks, metadata.margin))
             record.seen += 1
-            record.coloured += is_coloured
+            record.num_color += has_color
             if metadata.method.num_frames > 1:
                 continue  # temporal: scored by ``score_sequences``
             square, _ = crop_square(image, landmarks, metadata.size, margin=metadata.margin)
@@ -269,9 +269,9 @@ class ClipDetectorRunner:
             *_explain_codec_limit(detector, bits_per_pixel, codec),
         ]
         if (domain := detector.metadata.domain) is not None:
-            colours = "colour" if 2 * record.coloured > record.seen else "grey"
+            colors = "colour" if 2 * record.num_color > record.seen else "grey"
             wide = min(side, detector.metadata.size)
-            reasons += domain.known.doubts(colours=colours, wide=wide, unit="px about a face")
+            reasons += domain.known.doubts(colors=colors, wide=wide, unit="px about a face")
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
         if record.seen >= frames:
             few = f"no {frames} frames in a row show the face"

@@ -198,11 +198,11 @@ class TrainedDetector:
         stored = Checkpoint.open(path)
         data = stored.config.get(CONFIG_KEY)
         if not isinstance(data, dict):
-            raise _no_detector(path, "its config.json has no detector metadata")
+            raise _invalid_detector(path, "its config.json has no detector metadata")
         try:
             metadata = DetectorMetadata.from_json(data, _read_domain(stored))
         except (KeyError, TypeError, ValueError, RecipeError) as error:
-            raise _no_detector(path, f"its metadata is damaged ({error})") from error
+            raise _invalid_detector(path, f"its metadata is damaged ({error})") from error
         network = metadata.method.rebuild(metadata.pixels, metadata.network_config)
         _fill(network, stored, path)
         if metadata.is_validated and _digest_weights(network) != metadata.weights:
@@ -295,12 +295,12 @@ class TrainedDetector:
         batch = self.score(views)
         logits = batch.logits
         chances = self.metadata.calibrator.chances(logits, prevalence)
-        colours = "grey" if is_grayscale(image) else "colour"
+        colors = "grey" if is_grayscale(image) else "colour"
         reasons = [
             *self.doubts(face_pixels, jpeg_quality),
             *self.find_domain_doubts(
                 {name: rows[:1] for name, rows in batch.measures.items()},
-                colours=colours,
+                colors=colors,
                 wide=min(face_pixels, self.metadata.size),
                 coding=coding,
             ),
@@ -321,7 +321,7 @@ class TrainedDetector:
         self,
         measures: Measurements,
         *,
-        colours: str = "",
+        colors: str = "",
         wide: float = 0.0,
         coding: str = "",
         is_video: bool = False,
@@ -330,7 +330,7 @@ class TrainedDetector:
 
         Args:
             measures: Measurements of its unmodified views, (N, D) each.
-            colours: ``grey`` or ``colour``; empty or 0 values are not compared.
+            colors: ``grey`` or ``colour``; empty or 0 values are not compared.
             wide: Pixels of detail around a face, or the highest frequency with energy.
             coding: Coding of the file.
             is_video: Whether the views are video frames.
@@ -340,7 +340,7 @@ class TrainedDetector:
             return ["its training domain was not stored: retrain it to detect unlike inputs"]
         unit = "Hz" if self.metadata.method.is_audio else "px about a face"
         return [
-            *domain.known.doubts(colours=colours, wide=wide, unit=unit, coding=coding),
+            *domain.known.doubts(colors=colors, wide=wide, unit=unit, coding=coding),
             *domain.doubts(measures, is_video=is_video),
         ]
 
@@ -424,11 +424,11 @@ def _fill(network: DetectorNetwork, stored: Checkpoint, path: Path) -> None:
     if names != set(parameters):
         missing, extra = sorted(set(parameters) - names), sorted(names - set(parameters))
         difference = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"
-        raise _no_detector(path, f"its weights do not match its network: it {difference}")
+        raise _invalid_detector(path, f"its weights do not match its network: it {difference}")
     with torch.no_grad():
         for name, value in parameters.items():
             if stored.shape(name) != tuple(value.shape):
-                raise _no_detector(path, f"{name} has the shape {stored.shape(name)}")
+                raise _invalid_detector(path, f"{name} has the shape {stored.shape(name)}")
             value.copy_(stored.tensor(name))
 
 
@@ -440,7 +440,7 @@ def explain_instability(chances: Floats) -> list[str]:
     return []
 
 
-def _no_detector(path: Path, why: str) -> CheckpointError:
+def _invalid_detector(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a detector: {why}",
         code="forensics.no-detector",

@@ -116,7 +116,7 @@ class Ledger:
                 rows.setdefault(mark, row)
         return rows
 
-    def find_beside(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    def find_related(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
         """Return, by row number, the other rows with the same run and file name.
 
         A forgery and its real twin are such rows.

@@ -49,7 +49,7 @@ _FRAMES = 32
 _ROLES: Mapping[LabelKind | None, str] = {
     "forged": "made by this lab",
     "drawn": "made by this lab",
-    "synthetic": "kept by this lab as the twin of a forgery, said to be made by a generator",
+    "synthetic": "kept by this lab as the twin of a forgery, declared as generated",
     "real": "kept by this lab as the real twin of a forgery",
     None: "made or kept by this lab",
 }
@@ -283,7 +283,7 @@ class _WatermarkRead:
     medium: Literal["picture", "sound"]
     content: npt.NDArray[Any]
 
-    def hold_against(
+    def compare_with(
         self, row: Mapping[str, Any] | None, related: Sequence[Mapping[str, Any]]
     ) -> tuple[ContentMatch, float | None, int | None]:
         """Compare the content with a row: match, correlation, and the number of a closer row.
@@ -322,10 +322,10 @@ def _find_row(
 ) -> WatermarkLookup:
     """Return the first watermark whose content matches its row, else the first."""
     rows = lab.ledger.find_all({mark.watermark for mark in marks})
-    related = lab.ledger.find_beside(rows.values())
+    related = lab.ledger.find_related(rows.values())
     traces = []
     for mark in marks:
         row = rows.get(mark.watermark)
-        match = mark.hold_against(row, related[row["number"]] if row else ())
+        match = mark.compare_with(row, related[row["number"]] if row else ())
         traces.append(WatermarkLookup(mark.watermark, mark.kept, row, covered, decodings, *match))
     return next((trace for trace in traces if trace.content == "same"), traces[0])

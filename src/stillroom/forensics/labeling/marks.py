@@ -179,7 +179,7 @@ def find_missing_marks(
     *,
     read_payload: int | None,
     payload: int | None,
-    is_labelled: bool,
+    is_labeled: bool,
 ) -> list[str]:
     """Return the marks that a file's bytes lack.
 
@@ -189,7 +189,7 @@ def find_missing_marks(
         lab: Lab whose marks are required.
         read_payload: The payload that was read from it; None without one.
         payload: The expected payload; None accepts any.
-        is_labelled: Whether its own metadata has the label.
+        is_labeled: Whether its own metadata has the label.
     """
     missing = []
     if read_payload is None or (payload is not None and read_payload != payload):
@@ -199,7 +199,7 @@ def find_missing_marks(
         missing.append("credentials")
     if not any(kind.startswith(IPTC_SOURCE_TYPE_URL) for kind in credentials.source_types):
         missing.append("source type")
-    if not is_labelled:
+    if not is_labeled:
         missing.append("label")
     return missing
 

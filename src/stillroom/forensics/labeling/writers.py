@@ -234,7 +234,7 @@ class LabeledImageWriter:
             self._lab,
             read_payload=self._watermark.read(decode_image(data)).payload,
             payload=payload,
-            is_labelled=_read_image_label(data) in labels,
+            is_labeled=_read_image_label(data) in labels,
         )
 
     def _manifest(self, generated: GeneratedImage, payload: int, title: str) -> dict[str, Any]:
@@ -439,7 +439,7 @@ class LabeledAudioWriter:
             self._lab,
             read_payload=payload_read,
             payload=payload,
-            is_labelled=_read_audio_label(data) in labels,
+            is_labeled=_read_audio_label(data) in labels,
         )
 
 

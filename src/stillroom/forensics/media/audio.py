@@ -261,7 +261,7 @@ _BLOCK = 2048
 _SILENT = 10 ** (-50 / 20)
 
 
-_MOST_BLOCKS = 4000
+_MAX_BLOCKS = 4000
 
 
 _ENERGY = 0.999
@@ -368,7 +368,7 @@ class _AudioStatistics:
         mono = values.mean(axis=0)
         for begin in range(0, len(mono) - _BLOCK + 1, _BLOCK):
             part = mono[begin : begin + _BLOCK]
-            if self.heard < _MOST_BLOCKS and float(np.abs(part).max()) >= _SILENT:
+            if self.heard < _MAX_BLOCKS and float(np.abs(part).max()) >= _SILENT:
                 self.power += np.abs(np.fft.rfft(part * np.hanning(_BLOCK))) ** 2
                 self.heard += 1
 
@@ -410,7 +410,7 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float3
 EspeakProgram = Literal["espeak-ng", "espeak"]
 
 
-_LONGEST_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 _HEADER = 44  # bytes; it states no length where the program writes to a pipe
@@ -443,23 +443,23 @@ def synthesize_speech(
     command = [executable, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
     try:
         result = subprocess.run(  # noqa: S603  # one of two names, text on its standard input
-            command, input=text.encode(), capture_output=True, timeout=_LONGEST_S, check=True
+            command, input=text.encode(), capture_output=True, timeout=_TIMEOUT_S, check=True
         )
         with wave.open(io.BytesIO(result.stdout)) as file:
             rate, is_plain = file.getframerate(), file.getsampwidth() == 2
             is_plain = is_plain and file.getnchannels() == 1
     except (subprocess.SubprocessError, OSError, wave.Error, EOFError) as error:
-        raise _silent_output(program, voice, f"failed: {error}") from error
+        raise _invalid_speech(program, voice, f"failed: {error}") from error
     data = result.stdout[_HEADER:]
     if not is_plain or len(data) < 2:
-        raise _silent_output(
+        raise _invalid_speech(
             program, voice, "produced no audio" if is_plain else "produced another format"
         )
     values = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2") / 32768
     return resample(np.asarray(values, dtype=np.float32), rate, SAMPLE_RATE)
 
 
-def _silent_output(program: str, voice: str, problem: str) -> DataError:
+def _invalid_speech(program: str, voice: str, problem: str) -> DataError:
     return DataError(
         f"{program} {problem}",
         code="forensics.speaking",

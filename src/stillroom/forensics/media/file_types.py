@@ -175,12 +175,12 @@ def identify_bytes(path: Path) -> FileType | None:
         met = mark.match(head)
         if met and (suffix == begins or suffix in _AMBIGUOUS_SUFFIXES.get(begins, ())):
             return _of_ending(suffix)
-        if met and _is_sure(met.group(), begins, head):
+        if met and _is_unambiguous(met.group(), begins, head):
             return _misnamed(suffix, begins)
     return None
 
 
-def _is_sure(mark: bytes, ending: str, head: bytes) -> bool:
+def _is_unambiguous(mark: bytes, ending: str, head: bytes) -> bool:
     """Return whether a signature cannot be the start of a text."""
     is_text = mark.isascii() and _TEXT.match(mark) is not None
     return not is_text or ending in _TEXT_SUFFIXES or _TEXT.match(head) is None
@@ -272,10 +272,10 @@ def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> F
         if not path.is_dir():
             media.append(path)
             continue
-        for file in _files_below(path):
+        for file in _iterate_files(path):
             (media if is_medium(file) else passed_over).append(file)
     return FileListing(tuple(media), tuple(passed_over))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _iterate_files(folder: Path) -> Iterator[Path]:
     yield from (file for file in sorted(folder.rglob("*")) if not file.is_dir())

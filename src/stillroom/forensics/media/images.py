@@ -372,7 +372,7 @@ def load_image(path: Path) -> DecodedImage:
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
         if data[4:12] in _HEIC:
-            raise _unread_heic(path) from error
+            raise _unreadable_heic(path) from error
         raise _unreadable_image(path, "is not a supported image", kinds) from error
     except Pictures.DecompressionBombError as error:
         raise make_size_error(path) from error
@@ -416,7 +416,7 @@ def _open_heif() -> None:
         pillow_heif.register_heif_opener()
 
 
-def _unread_heic(path: Path) -> DataError:
+def _unreadable_heic(path: Path) -> DataError:
     """Return the error for a HEIC that cannot be read: damaged, or no decoder installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         return _unreadable_image(path, "is a damaged HEIC", "a complete file")
@@ -463,7 +463,7 @@ def _note_depth(opened: PillowImage, data: bytes) -> tuple[str, ...]:
     elif opened.mode in {"RGB", "RGBA"} and opened.format == "TIFF":
         bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_BYTE,))
         depth = max(bits) if isinstance(bits, tuple) else int(bits)
-    return (f"reduced from {depth} to 8 bits a colour",) if depth > _BYTE else ()
+    return (f"reduced from {depth} to 8 bits per channel",) if depth > _BYTE else ()
 
 
 def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
@@ -474,12 +474,12 @@ def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
     from PIL import Image as Pictures
 
     if turned.mode in {"I;16", "I;16B", "I"}:
-        grey = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
-        turned = Pictures.fromarray(grey.astype(np.uint8))
+        gray = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
+        turned = Pictures.fromarray(gray.astype(np.uint8))
     elif turned.mode == "F":
-        grey = np.nan_to_num(np.asarray(turned, dtype=np.float64))
-        factor = 255 if grey.max(initial=0) <= 1 else 1  # some files use the range 0 to 1
-        turned = Pictures.fromarray((grey * factor).clip(0, 255).astype(np.uint8))
+        gray = np.nan_to_num(np.asarray(turned, dtype=np.float64))
+        factor = 255 if gray.max(initial=0) <= 1 else 1  # some files use the range 0 to 1
+        turned = Pictures.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
     if not turned.has_transparency_data:
         return np.asarray(turned.convert("RGB")), ()
     shown = turned.convert("RGBA")

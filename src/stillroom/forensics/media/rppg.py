@@ -36,7 +36,10 @@ _MIN_SECONDS = 8.0
 _MIN_FPS = 20.0
 _MIN_FACE_WIDTH = 64.0
 _MIN_BITS_PER_PIXEL = 0.1
-_FOUND, _BEYOND = 0.0, 3.0  # minimum strength in decibels, and margin above the background
+_MIN_STRENGTH, _MIN_ADVANTAGE = (
+    0.0,
+    3.0,
+)  # minimum strength in decibels, and margin above the background
 _FIND_EVERY = 5
 
 Floats = npt.NDArray[np.float64]
@@ -61,8 +64,8 @@ class RppgEstimate:
         """Whether the face, and not the background, shows a pulse."""
         return (
             self.strength is not None
-            and self.strength >= _FOUND
-            and self.strength >= self.background + _BEYOND
+            and self.strength >= _MIN_STRENGTH
+            and self.strength >= self.background + _MIN_ADVANTAGE
         )
 
     def line(self) -> str:

@@ -176,7 +176,7 @@ Floats = npt.NDArray[np.float64]
 _LEAST = 1e-3
 
 
-_FEWEST_PIXELS = 16
+_MIN_PIXELS = 16
 
 
 def preserve_grayscale(forged: ForgedImage, base: Image) -> ForgedImage:
@@ -213,7 +213,7 @@ def transfer_color(source: Image, target: Image, mask: Mask, how: ColorTransfer)
             example-based colour transfer").
     """
     inside = mask > 0.5
-    if how == "none" or int(inside.sum()) < _FEWEST_PIXELS:
+    if how == "none" or int(inside.sum()) < _MIN_PIXELS:
         return source
     if how == "mean":
         shift = target[inside].mean(axis=0) - source[inside].mean(axis=0)

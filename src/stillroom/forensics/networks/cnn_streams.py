@@ -85,8 +85,8 @@ class NoiseResidual(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        grey = functional.pad(to_grayscale(images) * 255, (2, 2, 2, 2), mode="reflect")
-        residuals = functional.conv2d(grey, self.kernels)  # (B, 3, H, W)
+        gray = functional.pad(to_grayscale(images) * 255, (2, 2, 2, 2), mode="reflect")
+        residuals = functional.conv2d(gray, self.kernels)  # (B, 3, H, W)
         return residuals.clamp(-self.limit, self.limit) / self.limit
 
 
@@ -258,9 +258,9 @@ class SpectrumClassifier(DetectorNetwork):
 
     def describe(self, images: Tensor) -> Tensor:
         """Return the spectral features of images, (B, radii + bands squared)."""
-        grey = to_grayscale(images).float()[:, 0]  # (B, H, W)
-        around = compute_azimuthal_mean(grey, self.ring, self.radii)
-        coefficients = (self.cosine @ grey @ self.cosine.T).abs().add(_LEAST).log().flatten(1)
+        gray = to_grayscale(images).float()[:, 0]  # (B, H, W)
+        around = compute_azimuthal_mean(gray, self.ring, self.radii)
+        coefficients = (self.cosine @ gray @ self.cosine.T).abs().add(_LEAST).log().flatten(1)
         sums = coefficients.new_zeros(len(coefficients), self.bands**2).index_add(
             1, self.band, coefficients
         )
@@ -281,15 +281,15 @@ def make_dct_matrix(size: int) -> Tensor:
     return matrix.float()
 
 
-def compute_azimuthal_mean(grey: Tensor, ring: Tensor, radii: int) -> Tensor:
+def compute_azimuthal_mean(gray: Tensor, ring: Tensor, radii: int) -> Tensor:
     """Return the power spectrum in decibels by radius, relative to radius 0, (B, radii).
 
     Args:
-        grey: Images, (B, H, W).
+        gray: Images, (B, H, W).
         ring: Radius index of each frequency, (H W,), ``radii`` for none.
         radii: Number of radii.
     """
-    power: Tensor = torch.fft.fft2(grey).abs().square().flatten(1)
+    power: Tensor = torch.fft.fft2(gray).abs().square().flatten(1)
     sums = power.new_zeros(len(power), radii + 1).index_add(1, ring, power)[:, :radii]
     counts = torch.bincount(ring, minlength=radii + 1)[:radii]
     decibels: Tensor = 10 * (sums / counts + _LEAST).log10()

@@ -222,14 +222,14 @@ def _load_imagenet(
     ]
     classifier = 2  # weight and bias of the thousand classes come last
     if len(weights) != len(parameters) + classifier:
-        raise _not_the_weights(path, f"{len(weights)} tensors, not {len(parameters) + classifier}")
+        raise _invalid_weights(path, f"{len(weights)} tensors, not {len(parameters) + classifier}")
     with torch.no_grad():
         for index, (value, stored_value) in enumerate(
             zip(parameters, weights[:-classifier], strict=True)
         ):
             fitted = _widen(stored_value, channels, widen) if index == 0 else stored_value
             if fitted.shape != value.shape:
-                raise _not_the_weights(path, f"{tuple(fitted.shape)}, not {tuple(value.shape)}")
+                raise _invalid_weights(path, f"{tuple(fitted.shape)}, not {tuple(value.shape)}")
             value.copy_(fitted)
 
 
@@ -244,7 +244,7 @@ def _widen(weight: Tensor, channels: int, widen: Literal["mean", "repeat"]) -> T
     return torch.cat([weight, extra], dim=1)
 
 
-def _not_the_weights(path: Path, problem: str) -> CheckpointError:
+def _invalid_weights(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
         f"{path.name} does not match the backbone's weights: {problem}",
         code="forensics.backbone",

@@ -88,12 +88,12 @@ def open_voices(
     origin, consent = require_consent(
         settings, paths, uses, refuse=require_synthetic_audio, say=say
     )
-    speakers = _by_speaker(paths, folder, say)
+    speakers = _group_by_speaker(paths, folder, say)
     codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
     left_out = len(paths) - sum(len(parts) for parts in speakers.values())
     waves = _cut(speakers, round(settings.seconds * SAMPLE_RATE), codings)[:count]
     if not waves:
-        raise _no_voices(folder, "has no recording that can be decoded")
+        raise _missing_voices(folder, "has no recording that can be decoded")
     if left_out:
         say(f"{left_out} of {len(paths)} recordings were skipped")
     return VoiceSource(tuple(waves), origin, consent, left_out)
@@ -107,11 +107,11 @@ def list_recordings(path: Path) -> list[Path]:
     """
     files = list_files(path, AUDIO_SUFFIXES)
     if not files:
-        raise _no_voices(path, "has no recordings")
+        raise _missing_voices(path, "has no recordings")
     return files
 
 
-def _by_speaker(
+def _group_by_speaker(
     paths: Sequence[Path], folder: Path, say: Callable[[str], None]
 ) -> dict[str, list[AudioSamples]]:
     speakers: dict[str, list[AudioSamples]] = {}
@@ -142,7 +142,7 @@ def _cut(
     return [rows[index] for index in range(longest) for rows in pieces if index < len(rows)]
 
 
-def _no_voices(path: Path, problem: str) -> DataError:
+def _missing_voices(path: Path, problem: str) -> DataError:
     return DataError(
         f"{path} {problem}",
         code="forensics.no-voices",

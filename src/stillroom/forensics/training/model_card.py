@@ -184,8 +184,8 @@ def _describe_training_domain(meta: DetectorMetadata) -> list[str]:
     known = meta.domain.known
     if known.codings:
         lines += ["", f"Its files were coded as: {', '.join(known.codings)}."]
-    if known.colours:
-        lines += ["", f"Its pictures were: {' and '.join(known.colours)}."]
+    if known.colors:
+        lines += ["", f"Its pictures were: {' and '.join(known.colors)}."]
     return lines
 
 

@@ -148,7 +148,7 @@ class PairDataset:
         batch = make_batch(views, names, self.device)
         if not self.settings.shuffle_labels:
             return batch
-        labels = torch.tensor([self._lot(name, epoch) for epoch in (1, 0) for name in names])
+        labels = torch.tensor([self._draw_label(name, epoch) for epoch in (1, 0) for name in names])
         return DetectorBatch(batch.images, labels.to(self.device), batch.masks, batch.record_ids)
 
     def _draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
@@ -163,7 +163,7 @@ class PairDataset:
             forged, settings.views, settings.pixels, rng, preserve_pixels=self.preserve_pixels
         )
 
-    def _lot(self, name: str, label: int) -> float:
+    def _draw_label(self, name: str, label: int) -> float:
         """Return an image's random label, equal in every pass: else it could not be learned."""
         return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
 

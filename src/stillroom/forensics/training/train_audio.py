@@ -141,13 +141,15 @@ class AudioPairDataset:
         count = len(names)
         labels = torch.cat([torch.ones(count), torch.zeros(count)])
         if self.settings.shuffle_labels:
-            labels = torch.tensor([self._lot(name, epoch) for epoch in (1, 0) for name in names])
+            labels = torch.tensor(
+                [self._draw_label(name, epoch) for epoch in (1, 0) for name in names]
+            )
         waveforms = torch.from_numpy(np.stack([*fakes, *reals])).to(self.device)
         return DetectorBatch(
             waveforms, labels.to(self.device), torch.zeros(2 * count), tuple(names)
         )
 
-    def _lot(self, name: str, label: int) -> float:
+    def _draw_label(self, name: str, label: int) -> float:
         return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
 
 

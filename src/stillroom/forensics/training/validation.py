@@ -281,11 +281,13 @@ def fit_domain(
         seed: Random seed.
     """
     rng = np.random.default_rng([seed, 0xD0])
-    first, labels = _score_perturbed(detector, parts["train"], [_keep, change, change], rng)
+    first, labels = _score_perturbed(
+        detector, parts["train"], [_leave_unchanged, change, change], rng
+    )
     clouds = {name: fit_distribution(rows, labels) for name, rows in first.measures.items()}
     names = AUDIO_FEATURES if detector.metadata.method.is_audio else IMAGE_FEATURES
     domain = TrainingDomain(clouds, names, known=known)
-    kinds: dict[str, list[Perturbation]] = {"still": [_keep, change, change]}
+    kinds: dict[str, list[Perturbation]] = {"still": [_leave_unchanged, change, change]}
     if code is not None:
         kinds["video"] = [code]
     people = parts["validation"].groups
@@ -310,7 +312,7 @@ def _measure_coverage(
 ) -> dict[str, Any]:
     """Return the share of test people's samples that are within the domain, with intervals."""
     coverage: dict[str, Any] = {}
-    for kind, changes in {"as they are": [_keep], **kinds}.items():
+    for kind, changes in {"as they are": [_leave_unchanged], **kinds}.items():
         batch, labels = _score_perturbed(detector, test, changes, rng)
         within = domain.is_within(batch.measures, is_video=kind == "video")
         groups = np.array([*test.groups] * len(changes))
@@ -343,7 +345,7 @@ def _score_perturbed(
     return ScoredBatch(logits, measures), [*part.labels] * len(changes)
 
 
-def _keep(sample: Any, rng: np.random.Generator) -> Any:
+def _leave_unchanged(sample: Any, rng: np.random.Generator) -> Any:
     return sample
 
 
@@ -379,12 +381,12 @@ def summarize_face_files(
         jpeg: Share of training images that were compressed as JPEG.
     """
     images = [*(face.image for face in faces), *fakes]
-    colours = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
+    colors = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
     codings = {coding for face in faces for coding in face.codings}
     if codings and jpeg:
         codings.add("JPEG")
     wide = [min(face.wide, face.image.shape[0]) for face in faces]
-    return FileTraits(tuple(colours), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
+    return FileTraits(tuple(colors), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
 
 
 def summarize_audio_files(waves: Sequence[Waveform], *, coded: float) -> FileTraits:

@@ -120,7 +120,7 @@ class AudioWatermark:
                 expected=f"at least {MIN_WATERMARK_SECONDS:.0f} s",
                 next="make it longer: sound.seconds=4",
             )
-        directions = self._wanted(payload, len(values) // _CELL)
+        directions = self._compute_directions(payload, len(values) // _CELL)
         for louder in _LOUDER:
             marked = self._raise_margins(values, directions, snr - louder)
             if self.read(marked).payload == payload:
@@ -172,7 +172,7 @@ class AudioWatermark:
         check = int("".join(map(str, bits[AUDIO_PAYLOAD_BITS:])), 2)
         return payload if check == self._check(payload) else None
 
-    def _wanted(self, payload: int, cells: int) -> Floats:
+    def _compute_directions(self, payload: int, cells: int) -> Floats:
         """Return the direction of each cell and strip: louder (1) or quieter (-1)."""
         text = format(payload, f"0{AUDIO_PAYLOAD_BITS}b") + format(
             self._check(payload), f"0{_CHECK_BITS}b"

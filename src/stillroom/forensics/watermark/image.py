@@ -67,7 +67,7 @@ _FLOOR = 1.0
 _ROUNDS = 3
 _ROUNDING = 1 / 12  # squared error added by rounding to integers
 _SHARES = tuple(round(1.0 - 0.01 * step, 2) for step in range(11))
-_LEAST_SIDE = 96
+_MIN_SIDE = 96
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -127,11 +127,11 @@ class ImageWatermark:
             DataError: If the image is too small, or the watermark cannot be read back.
         """
         height, width = image.shape[:2]
-        if min(height, width) < _LEAST_SIDE:
+        if min(height, width) < _MIN_SIDE:
             raise DataError(
                 f"an image of {width}x{height} pixels is too small to carry a watermark",
                 code="forensics.too-small",
-                expected=f"at least {_LEAST_SIDE} pixels per side",
+                expected=f"at least {_MIN_SIDE} pixels per side",
                 next="make larger images: size=256",
             )
         target = self._message(payload)
@@ -161,7 +161,7 @@ class ImageWatermark:
             search: Also search crops up to 10 % per side; takes some 0.3 s longer where the image
                 has no watermark.
         """
-        if min(image.shape[:2]) < _LEAST_SIDE // 4:
+        if min(image.shape[:2]) < _MIN_SIDE // 4:
             return ImageWatermarkResult(None, 0.0, decodings=0)
         luma = _luma(image)
         result = self._decode(_square(luma))

@@ -116,13 +116,13 @@ def test_colour_size_and_coding_are_compared(trained):
         in judged(detector, grey(image), coding="WebP").verdict
     )
     known = FileTraits(("colour",), 100.0, ("JPEG", "lossless"))
-    assert known.doubts(colours="colour", wide=109, coding="JPEG") == []
-    assert known.doubts(colours="grey", wide=200, unit="px", coding="AVIF") == [
+    assert known.doubts(colors="colour", wide=109, coding="JPEG") == []
+    assert known.doubts(colors="grey", wide=200, unit="px", coding="AVIF") == [
         "without color, but trained on colour images only",
         "detail up to 200 px, beyond the 100 of its training data",
         "coded as AVIF, but trained on JPEG, lossless",
     ]
-    assert FileTraits().doubts(colours="grey", wide=200, coding="AVIF") == []  # nothing is known
+    assert FileTraits().doubts(colors="grey", wide=200, coding="AVIF") == []  # nothing is known
 
 
 def test_each_verdict_names_the_set_it_learned_from(trained):

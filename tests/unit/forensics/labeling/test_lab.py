@@ -37,30 +37,28 @@ WRITING = re.compile(r"[rbt]*[wax+][wrbaxt+]*")
 ALLOWED = {
     # What each of these writes is no picture and no sound: keys, certificates, JSON, networks,
     # masks, files that the user already has and signs.
-    "finishing.py": {"atomic_write"},  # what is marked and proved: the one way out
-    "set_writing.py": {"atomic_write"},
-    "certificates.py": {"atomic_write", "open"},
-    "consent.py": {"atomic_write"},
-    "exporting.py": {"atomic_write"},
-    "lab.py": {"open"},  # the key
-    "ledger.py": {"atomic_write", "open"},
+    "labeling/marks.py": {"atomic_write"},  # what is marked and proved: the one way out
+    "labeling/dataset_writer.py": {"atomic_write"},
+    "c2pa/certificates.py": {"atomic_write", "open"},
+    "synthesis/consent.py": {"atomic_write"},
+    "inference/conversion.py": {"atomic_write"},
+    "labeling/lab.py": {"atomic_write", "open"},  # the key and the ledger
     "run.py": {"atomic_write", "write_array"},  # masks
-    "sound_run.py": {"atomic_write", "write_array"},
-    "signing.py": {"atomic_write"},
-    "items.py": {"atomic_write"},
-    "standing.py": {"atomic_write"},
+    "synthesis/audio_dataset.py": {"atomic_write", "write_array"},
+    "labeling/signature.py": {"atomic_write"},
+    "benchmark/manifest.py": {"atomic_write"},
+    "benchmark/evaluation.py": {"atomic_write"},
     # Encode to an array.
-    "treatments.py": {"imencode"},
-    "previews.py": {"imencode"},  # small previews inside a page
+    "media/transforms.py": {"imencode"},
+    "check/report_page.py": {"imencode"},  # small previews inside a page
 }
 IN_MEMORY = {
-    # Encode into a buffer, which is looked at: what is proved is written by finishing alone, the
+    # Encode into a buffer, which is looked at: what is proved is written by marks.py alone, the
     # rest is decoded again.
-    "marking.py": {"save"},
-    "stress.py": {"save"},
-    "sound_marking.py": {"open", "writeframes"},
-    "sound_views.py": {"open", "add_stream", "mux"},
-    "video_coding.py": {"open", "add_stream", "mux"},
+    "labeling/writers.py": {"save", "open", "writeframes"},
+    "benchmark/robustness.py": {"save"},
+    "media/augmentation.py": {"open", "add_stream", "mux"},
+    "media/video.py": {"open", "add_stream", "mux"},
 }
 
 

@@ -254,7 +254,7 @@ def test_what_is_no_detector_is_refused(trained, tmp_path):
         TrainedDetector.open(tmp_path)
     other = {"name": "spectral"}
     changed(trained, tmp_path, lambda config: config["stillroom_detector"].update(method=other))
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="do not match its network"):
         TrainedDetector.open(tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
         run_recipe(parse_recipe(other), tmp_path / "other")
     assert caught.value.code == "forensics.other-detector"
     text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
-    with pytest.raises(RecipeError, match=r"faces\.basis is for detectors"):
+    with pytest.raises(RecipeError, match=r"faces\.basis is for detector training"):
         parse_recipe(text)
 
 
