@@ -161,7 +161,7 @@ def test_what_cannot_be_read_says_why(name, says, found):
         ("deep.png", "converted from I;16"),
         ("animated.gif", "animated: only the first of 2"),
         ("phone.jpg", "the file holds 2 pictures: only the first"),
-        ("clear.png", "laid on white"),
+        ("clear.png", "which became white"),
         ("unknown.mp4", "has sound of an unsupported codec"),
         ("turned.jpg", "rotated by its EXIF orientation"),
         ("audio-only.mp4", "the file holds no video"),

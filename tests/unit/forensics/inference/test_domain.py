@@ -232,7 +232,7 @@ def test_a_cloud_finds_what_never_varied_while_learning():
     between = other[:1].copy()
     between[0, 0] = 30.0  # beyond the fakes
     assert cloud.distances(new)[0] > limit
-    assert cloud.most(new[0]) == 7
+    assert cloud.most_deviating(new[0]) == 7
     assert cloud.distances(between)[0] > limit
     assert cloud.distances(np.full((1, 60), np.nan))[0] == np.inf
 
