@@ -221,7 +221,7 @@ def test_files_are_checked_alike_on_other_workers(media, tmp_path):
         "lab.jpg",
         "lab.mp4",
     ]
-    assert engine.count() == {"Checking": 7}
+    assert engine.count() == {"FileCheckTask": 7}
 
 
 def test_no_key_of_the_lab_leaves_the_process(media):
@@ -258,4 +258,4 @@ def test_forgeries_made_elsewhere_have_the_same_pixels(tmp_path, monkeypatch):
         job = Job.start(tmp_path / name, dump_recipe(recipe))
         made[name] = run_job(recipe, job, chosen).digest
     assert made["here"] == made["there"]
-    assert engine.count() == {"_Forging": 2}
+    assert engine.count() == {"_ForgeryTask": 2}
