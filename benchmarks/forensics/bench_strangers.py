@@ -138,7 +138,7 @@ def measure_time() -> None:
     recipe = recipe_of_faces(HEAD_EPOCHS, model=head_of)
     head, head_minutes = train("head", recipe)
     for name, one in (("head", head), ("frames", base)):
-        print(json.dumps({"what": name, **one.about.figures}), flush=True)
+        print(json.dumps({"what": name, **one.metadata.figures}), flush=True)
     bases = open_faces(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
     faces = split_faces(bases, recipe)
     people, seen = [], Counter[str]()

@@ -200,7 +200,7 @@ def media(tmp_path, monkeypatch):
     folder.mkdir()
     plain, face = draw_face(7, 1, 160).image, draw_face(7, 0, 160).image
     kind = "compositeWithTrainedAlgorithmicMedia"
-    LabeledImageWriter(lab).emit(GeneratedImage(face, "sbi", 1, "run", kind), folder / "lab.jpg")
+    LabeledImageWriter(lab).write(GeneratedImage(face, "sbi", 1, "run", kind), folder / "lab.jpg")
     Image.fromarray(plain).save(folder / "plain.png")
     marked = ImageWatermark(lab.key).embed(face, 77, psnr=38)
     write_clip(folder / "lab.mp4", [plain] * 10 + [marked] * 10)
@@ -221,7 +221,7 @@ def test_files_are_checked_alike_on_other_workers(media, tmp_path):
         "lab.jpg",
         "lab.mp4",
     ]
-    assert engine.count() == {"Checking": 7}
+    assert engine.count() == {"FileCheckTask": 7}
 
 
 def test_no_key_of_the_lab_leaves_the_process(media):
@@ -258,4 +258,4 @@ def test_forgeries_made_elsewhere_have_the_same_pixels(tmp_path, monkeypatch):
         job = Job.start(tmp_path / name, dump_recipe(recipe))
         made[name] = run_job(recipe, job, chosen).digest
     assert made["here"] == made["there"]
-    assert engine.count() == {"_Forging": 2}
+    assert engine.count() == {"_ForgeryTask": 2}

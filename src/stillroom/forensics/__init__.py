@@ -1,15 +1,15 @@
 """Media forensics: labeled synthetic forgeries, C2PA provenance, watermarks, and forgery detectors.
 
-The idea: seeing is no longer believing, so whoever makes forgeries for tests must mark them, and
-whoever judges a file must say what is known of it in an order that never mixes: what it is signed
-to be, whether it carries a mark, and only then what a detector makes of its pixels.
+A file is judged in a fixed order of evidence that is never mixed: signed credentials first, then
+the watermark, and only then the score of a pixel detector.
 
-Papers: self-blended images, Shiohara and Yamasaki 2022, arXiv:2204.08376; Face X-ray, Li et al.
-2020, arXiv:1912.13458; C2PA technical specification 2.2. Each method names its own.
+Source: self-blended images, Shiohara and Yamasaki 2022, arXiv:2204.08376; Face X-ray, Li et al.
+2020, arXiv:1912.13458; C2PA technical specification 2.2. Each method names its own paper.
 
-In: faces that are drawn, synthetic, or of people who consented. Out: an artifact of kind media,
-whose every image carries a label, a watermark, content credentials and a row in a ledger. What is
-called from Python returns arrays, which carry no mark until ``Marker`` writes them.
+Input: faces that are drawn by program, synthetic, or of people who consented. Output: an artifact
+of kind media, whose every image carries a label, a watermark, content credentials and a ledger row.
+Functions called from Python return arrays, which carry no mark until ``LabeledImageWriter`` writes
+them.
 """
 
 from __future__ import annotations

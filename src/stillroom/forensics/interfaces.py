@@ -1,7 +1,7 @@
-"""Base classes and seams: ImageForgery, AudioForgery, BenignEdit, and Detector.
+"""Base classes and registries: ImageForgery, AudioForgery, BenignEdit, and Detector.
 
-What a method returns is an array in memory. Nothing here writes a file: that is ``marking`` alone.
-Imports neither OpenCV nor torch, so that a recipe can name methods.
+Methods return arrays in memory; only ``labeling`` writes files. Imports neither OpenCV nor torch,
+so that a recipe can name methods.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ SourceType = Literal[
 
 @dataclass(frozen=True, eq=False)
 class ForgedImage:
-    """A forgery: the image (H, W, 3), where it is forged (H, W) in [0, 1], what was drawn by lot.
+    """A forged image (H, W, 3), its forgery mask (H, W) in [0, 1], its twin, and the random draws.
 
-    ``twin`` is the real counterpart that went through the same treatment, so that nothing but the
-    forgery tells the two apart.
+    ``twin`` is the real counterpart after the same processing, so that the pair differs in the
+    forgery only.
     """
 
     image: Image
@@ -60,31 +60,32 @@ class ForgedImage:
 
 
 class ImageForgery(Method):
-    """Makes a forged image from one or two faces.
+    """Forge an image from one or two faces.
 
-    Class variables: ``faces_needed``; ``is_made``, whether the fake is made here, and not kept as
-    it came; ``source_type``, what the file's credentials call it.
+    Class variables: ``num_faces``; ``is_synthesized``, whether the method synthesizes the fake
+    rather than taking it from a data set; ``source_type``, the digital source type in the
+    credentials.
     """
 
-    faces_needed: ClassVar[int] = 1
-    is_made: ClassVar[bool] = True
+    num_faces: ClassVar[int] = 1
+    is_synthesized: ClassVar[bool] = True
     source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
 
     @abstractmethod
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
-        """Forge the first face, with the second where one is needed.
+        """Forge the first face, using the second where the method needs one.
 
         Args:
-            faces: ``faces_needed`` faces; the first one's picture is the target.
-            rng: All chance comes from here.
+            faces: ``num_faces`` faces; the image of the first is the target.
+            rng: Source of all randomness.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class ForgedAudio:
-    """A forged sound (N,), where it is forged (N,) in [0, 1], its real twin, what was drawn by lot.
+    """A forged waveform (N,), its forgery mask (N,) in [0, 1], its real twin, and the random draws.
 
-    All are at ``waves.RATE``, in [-1, 1].
+    All at ``SAMPLE_RATE``, in [-1, 1].
     """
 
     values: AudioSamples
@@ -94,68 +95,68 @@ class ForgedAudio:
 
 
 class AudioForgery(Method):
-    """Makes a forged sound from one or two recordings; imitates nobody's voice.
+    """Forge audio from one or two recordings; clones nobody's voice.
 
-    Class variables: ``waves_needed``; ``source_type``, what the file's credentials call it.
+    Class variables: ``num_waveforms``; ``source_type``, the digital source type in the credentials.
     """
 
-    waves_needed: ClassVar[int] = 1
+    num_waveforms: ClassVar[int] = 1
     source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
 
     @abstractmethod
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
-        """Forge the first recording, with the second where one is needed.
+        """Forge the first recording, using the second where the method needs one.
 
         Args:
-            waves: ``waves_needed`` recordings.
-            rng: All chance comes from here.
+            waves: ``num_waveforms`` recordings.
+            rng: Source of all randomness.
         """
 
 
 class BenignEdit(Method):
-    """What people do to real pictures every day, and a detector must not call forged."""
+    """An everyday edit of a real image, which a detector must not report as forged."""
 
     @abstractmethod
     def edit(self, face: Face, rng: np.random.Generator) -> Image:
-        """Return the edited picture, (H, W, 3); all chance comes from ``rng``."""
+        """Return the edited image, (H, W, 3); all randomness comes from ``rng``."""
 
 
 class Detector(Method):
-    """Tells forged faces from real ones by their pixels; a higher score is forged.
+    """Score faces or audio as real or forged; a higher score means forged.
 
-    Class variables: ``blind``, what it cannot see by its very making, a sentence each, which its
-    model card and every verdict repeat; ``keeps_pixels``, whether it looks at pixels as they came,
-    cut out and not resized, since resizing makes or removes the traces that it knows; ``hears``,
-    whether it judges sounds instead of faces.
+    Class variables: ``limitations``, known by design, one sentence each, repeated in the
+    model card and in every verdict; ``preserve_pixels``, whether the input is cropped at its native
+    resolution instead of resized, since resizing adds or removes the traces that the network
+    uses; ``is_audio``, whether the input is audio instead of faces.
     """
 
-    blind: ClassVar[tuple[str, ...]] = ()
-    keeps_pixels: ClassVar[bool] = False
-    hears: ClassVar[bool] = False
+    limitations: ClassVar[tuple[str, ...]] = ()
+    preserve_pixels: ClassVar[bool] = False
+    is_audio: ClassVar[bool] = False
 
     @property
-    def looks_at(self) -> int:
-        """How many frames of a face make up one thing that it judges; 1 for pictures."""
+    def num_frames(self) -> int:
+        """Number of frames of a face in one input; 1 for image detectors."""
         return 1
 
     @abstractmethod
     def build(self, pixels: int) -> DetectorNetwork:
-        """Return the network with its starting weights.
+        """Return the network with its initial weights.
 
         Args:
-            pixels: Height and width of the pictures it will be given.
+            pixels: Height and width of the input images.
 
         Raises:
-            MissingExtraError: If a package that brings weights or a backbone is not here.
-            CheckpointError: If the weights named cannot be used.
+            MissingExtraError: If a package that provides weights or a backbone is not installed.
+            CheckpointError: If the named weights cannot be used.
         """
 
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
-        """Return the network without its starting weights, which are about to be replaced.
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
+        """Return the network without its initial weights, which the caller then replaces.
 
         Args:
             pixels: As for ``build``.
-            kept: What the network had to be ``kept`` of it beside its weights.
+            config: The network's saved ``config`` values besides its weights.
         """
         bare = {"weights": "none"} if "weights" in type(self).model_fields else {}
         return self.model_copy(update=bare).build(pixels)
@@ -194,4 +195,4 @@ PretrainedWeights = Literal["imagenet", "none"]
 MIN_WATERMARK_SECONDS = 3.0
 
 
-"""Seconds of sound that carry a watermark, at least."""
+"""Minimum duration in seconds of audio that carries a watermark."""

@@ -1,7 +1,4 @@
-"""ForensicsRecipe: source faces or voices, forgery methods, identity splits.
-
-Detector training.
-"""
+"""ForensicsRecipe: source faces or voices, forgery methods, identity splits, detector training."""
 
 from __future__ import annotations
 
@@ -34,128 +31,130 @@ __all__ = [
 
 
 class SourceSettings(Settings):
-    """Whose faces or voices. Without a folder they are drawn by program, and are nobody's."""
+    """Source of faces or voices; without a folder they are drawn by program and depict nobody."""
 
     group: ClassVar[str] = "faces"
     folder: Reference | None = Field(
         default=None,
-        description="pictures, or recordings, to start from; null draws faces or voices, which "
-        "are nobody's",
+        description="images or recordings to start from; null draws faces or voices that belong to "
+        "nobody",
     )
     synthetic_source: str = Field(
         default="",
         max_length=200,
-        description="of nobody's: the generator that made them; a claim, recorded with every file, "
-        "and refused where files hold what cameras or recorders write",
+        description="for synthetic files: the generator that made them; a claim that is recorded "
+        "with every file, and refused where files hold metadata of cameras or recorders",
     )
     consent: Reference | None = Field(
         default=None,
-        description="of people: the consent record that covers the files "
+        description="for files of people: the consent record that covers them "
         "(stillroom forensics consent writes one)",
     )
     basis: str = Field(
         default="",
         max_length=200,
-        description="of people, where a detector learns from them and nothing leaves memory: the "
-        "license or agreement they are used under",
+        description="for files of people, where a detector is trained and no file is written: the "
+        "license or agreement that permits their use",
     )
 
     @model_validator(mode="after")
-    def _say_whose(self) -> Self:
+    def _check_source(self) -> Self:
         is_of_people = self.consent is not None or bool(self.basis)
-        is_said = is_of_people or bool(self.synthetic_source)
+        is_declared = is_of_people or bool(self.synthetic_source)
         if is_of_people and self.synthetic_source:
             raise RecipeError(
-                "the files are said to be of people, and of nobody",
+                "the files are declared both of people and synthetic",
                 code="forensics.whose-faces",
                 where=self.group,
-                expected="consent or basis for files of people, or synthetic_source for those of "
-                "nobody",
-                next="leave out what is not true, or make two sets of two folders",
+                expected="consent or basis for files of people, or synthetic_source for synthetic "
+                "files",
+                next="remove the one that does not apply, or split the files into two folders",
             )
-        if self.folder is not None and not is_said:
+        if self.folder is not None and not is_declared:
             raise RecipeError(
-                "nothing says whose faces or voices these are",
+                "the source of the faces or voices is not declared",
                 code="forensics.whose-faces",
                 where=self.group,
-                expected="consent for files of people, or synthetic_source for those of nobody, "
-                "beside folder",
-                next="stillroom forensics consent --help, or leave folder out: faces and voices "
-                "are then drawn",
+                expected="folder together with consent for files of people, or with "
+                "synthetic_source for synthetic files",
+                next="stillroom forensics consent --help, or remove folder to draw them",
             )
-        if self.folder is None and is_said:
+        if self.folder is None and is_declared:
             raise RecipeError(
-                "consent and synthetic_source are of a folder",
+                "consent, basis and synthetic_source need a folder",
                 code="forensics.whose-faces",
                 where=self.group,
-                expected="folder with them",
-                next="name the folder, or leave both out",
+                expected="folder together with them",
+                next="name the folder, or remove them",
             )
         return self
 
 
 class FacesSettings(SourceSettings):
-    """Whose faces, and how much of the picture about them."""
+    """Source of faces, and the margin around each face."""
 
     margin: float = Field(
-        default=1.9, ge=1, le=4, description="side of the square about a face, in face sizes"
+        default=1.9, ge=1, le=4, description="side of the square crop, in face sizes"
     )
 
 
 class AudioSettings(SourceSettings):
-    """Forge sounds instead of faces: whose voices, by which methods, how long."""
+    """Forge audio instead of faces: source of voices, methods, duration."""
 
     group: ClassVar[str] = "sound"
     methods: list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]] = Field(
         default_factory=lambda: [AUDIO_FORGERIES.build("vocoder")],
         min_length=1,
-        description="how sounds are forged; one is drawn by lot each time",
+        description="forgery methods; one is drawn at random per sample",
     )
     seconds: float = Field(
         default=4.0,
         ge=0.5,
         le=60,
-        description="length of a sound, and of what a detector hears; sounds that are written need "
-        "3",
+        description="duration in seconds of a sample and of the detector's input; audio files "
+        "need at least 3",
     )
     snr: float = Field(
         default=18.0,
         ge=12,
         le=24,
-        description="ratio of sound to watermark in dB; lower is surer, and up to 6 lower is taken "
-        "where the mark cannot be read back",
+        description="signal-to-watermark ratio in dB; a lower value is more robust, and up to 6 dB "
+        "lower is used where the watermark cannot be read back",
     )
 
 
 class MarkingSettings(Settings):
-    """How strong the watermark is. That there is one is no setting."""
+    """Strength of the watermark, which cannot be turned off."""
 
     psnr: float = Field(
-        default=41.5, ge=36, le=44, description="quality of the marked image in dB; lower is surer"
+        default=41.5,
+        ge=36,
+        le=44,
+        description="PSNR of the marked image in dB; lower is more robust",
     )
 
 
 class SplitSettings(Settings):
-    """Which share of the identities is for what; an identity is never in two splits."""
+    """Shares of the identities per split; an identity is never in two splits."""
 
-    held_out: float = Field(default=0.2, ge=0, le=0.9, description="share of identities to test on")
+    held_out: float = Field(default=0.2, ge=0, le=0.9, description="share of test identities")
     validation: float = Field(
-        default=0.1, ge=0, le=0.9, description="share of identities to calibrate on"
+        default=0.1, ge=0, le=0.9, description="share of validation identities"
     )
 
 
 class MediaOutputSettings(Settings):
-    """The files that are written."""
+    """Format of the written files."""
 
-    format: Literal["jpg", "png"] = Field(default="jpg", description="of every image alike")
-    quality: int = Field(default=92, ge=40, le=100, description="of JPEG, real and fake alike")
+    format: Literal["jpg", "png"] = Field(default="jpg", description="file format of all images")
+    quality: int = Field(default=92, ge=40, le=100, description="JPEG quality of real and fake")
 
 
 _MODES = {
-    "sound": "forges sounds",
-    "detector": "learns a detector of faces, and writes no file",
-    "sound detector": "learns a detector of sounds, and writes no file",
-    "known": "learns from the fakes of a benchmark",
+    "sound": "forges audio",
+    "detector": "trains a face detector, and writes no media",
+    "sound detector": "trains an audio detector, and writes no media",
+    "known": "trains on the fakes of a benchmark",
 }
 _UNUSED_SETTINGS = {
     "sound": ("method", "faces", "edits", "size", "marking", "out", "workers"),
@@ -172,69 +171,70 @@ _UNUSED_SETTINGS = {
         *(f"faces.{name}" for name in ("folder", "synthetic_source", "consent", "basis")),
     ),
 }
-"""Of each thing that a recipe may do, the settings that then do nothing, and have to be left."""
+"""Settings without effect per mode, which must keep their defaults."""
 
 
-def _is_of(recipe: ForensicsRecipe, mode: str) -> bool:
-    detector, hears = recipe.detector, recipe.sound is not None
+def _has_mode(recipe: ForensicsRecipe, mode: str) -> bool:
+    detector, is_audio = recipe.detector, recipe.sound is not None
     if mode == "known":
-        return detector is not None and detector.known is not None and not hears
+        return detector is not None and detector.known is not None and not is_audio
     if mode == "detector":
-        return detector is not None and not hears
-    return hears and (mode == "sound" or detector is not None)
+        return detector is not None and not is_audio
+    return is_audio and (mode == "sound" or detector is not None)
 
 
 class ForensicsRecipe(Recipe):
-    """Make forgeries for testing detectors, each with its mask, its real twin, and its marks."""
+    """Create labeled forgeries for testing detectors, each with its mask and real twin."""
 
-    kind: Literal["forensics"] = Field(default="forensics", description="make marked forgeries")
+    kind: Literal["forensics"] = Field(default="forensics", description="create labeled forgeries")
     method: Annotated[ImageForgery, IMAGE_FORGERIES.choice("sbi")] = Field(
         default="sbi",
         validate_default=True,
-        description="how the fakes are made",
+        description="forgery method",
     )
-    faces: FacesSettings = Field(
-        default_factory=FacesSettings, description="whose faces are forged"
-    )
+    faces: FacesSettings = Field(default_factory=FacesSettings, description="source of the faces")
     edits: list[Annotated[BenignEdit, BENIGN_EDITS.choice()]] = Field(
         default_factory=list,
-        description="what is done to the real twins, drawn by lot; [] leaves them as they are",
+        description="benign edits of the real twins, drawn at random; [] leaves them unedited",
     )
     count: int = Field(default=16, ge=1, le=100_000, description="fakes; each has one real twin")
     size: int = Field(default=256, ge=128, le=2048, description="width and height in pixels")
     workers: int = Field(
-        default=1, ge=1, le=64, description="processes that forge; the bytes do not depend on it"
+        default=1,
+        ge=1,
+        le=64,
+        description="forging processes; the output bytes do not depend on it",
     )
     engine: EngineChoice = ENGINE
     marking: MarkingSettings = Field(
-        default_factory=MarkingSettings, description="the marks of every file"
+        default_factory=MarkingSettings, description="watermark of every file"
     )
-    split: SplitSettings = Field(
-        default_factory=SplitSettings, description="what the files are for"
+    split: SplitSettings = Field(default_factory=SplitSettings, description="identity splits")
+    out: MediaOutputSettings = Field(
+        default_factory=MediaOutputSettings, description="output files"
     )
-    out: MediaOutputSettings = Field(default_factory=MediaOutputSettings, description="the files")
     sound: AudioSettings | None = Field(
         default=None,
-        description="forge sounds instead of faces: method, faces, edits, size, marking, out and "
-        "workers are then without effect, and have to be left as they are",
+        description="forge audio instead of faces: method, faces, edits, size, marking, out and "
+        "workers then have no effect and must keep their defaults",
     )
     detector: DetectorSettings | None = Field(
         default=None,
-        description="learn a detector of these forgeries instead of writing them: its checkpoint "
-        "is what the job leaves",
+        description="train a detector of these forgeries instead of writing them; the artifact is "
+        "its checkpoint",
     )
 
     @model_validator(mode="after")
-    def _hear_or_see(self) -> ForensicsRecipe:
-        hears = self.detector is not None and self.detector.model.hears
-        if self.detector is not None and hears != (self.sound is not None):
+    def _check_modality(self) -> ForensicsRecipe:
+        is_audio = self.detector is not None and self.detector.model.is_audio
+        if self.detector is not None and is_audio != (self.sound is not None):
             name = self.detector.model.method_name()
             raise RecipeError(
-                f"{name} judges {'sounds' if hears else 'faces'}",
+                f"{name} judges {'audio' if is_audio else 'faces'}",
                 code="forensics.other-sense",
                 where="detector.model",
-                expected="the group 'sound' for lfcc and aasist, and none for other detectors",
-                next="sound: {}" if hears else "detector.model=lfcc",
+                expected="the group 'sound' for lfcc and aasist, and no such group for others",
+                next="sound: {}" if is_audio else "detector.model=lfcc",
             )
         if (
             self.sound is not None
@@ -242,41 +242,41 @@ class ForensicsRecipe(Recipe):
             and self.sound.seconds < MIN_WATERMARK_SECONDS
         ):
             raise RecipeError(
-                f"sounds of {self.sound.seconds:g} s are too short to carry a mark, and none is "
-                "written without",
+                f"audio of {self.sound.seconds:g} s is too short to carry a watermark, and no file "
+                "is written without one",
                 code="forensics.too-short",
                 where="sound.seconds",
                 expected=(
-                    f"at least {MIN_WATERMARK_SECONDS:g}, but where a detector learns "
-                    "from them in memory"
+                    f"at least {MIN_WATERMARK_SECONDS:g}, except where a detector is trained "
+                    "in memory"
                 ),
                 next="sound.seconds=4",
             )
         return self
 
     @model_validator(mode="after")
-    def _set_what_counts(self) -> ForensicsRecipe:
+    def _reject_unused_settings(self) -> ForensicsRecipe:
         for mode, names in _UNUSED_SETTINGS.items():
-            if not _is_of(self, mode):
+            if not _has_mode(self, mode):
                 continue
             if idle := find_changed_settings(self, names):
                 raise RecipeError(
-                    f"the recipe {_MODES[mode]}: {', '.join(idle)} would do nothing",
+                    f"the recipe {_MODES[mode]}: {', '.join(idle)} would have no effect",
                     code="forensics.other-sense" if "sound" in mode else "forensics.without-effect",
                     where=idle[0],
-                    expected="what is without effect left as it is",
-                    next=f"leave out {', '.join(idle)}",
+                    expected="default values for settings without effect",
+                    next=f"remove {', '.join(idle)}",
                 )
         return self
 
     @model_validator(mode="after")
-    def _fakes_need_consent(self) -> ForensicsRecipe:
+    def _require_consent(self) -> ForensicsRecipe:
         if self.engine.ray is not None and (self.detector or self.sound) is not None:
-            raise engine_error("detectors learn, and sounds are forged, on one machine")
+            raise engine_error("detector training and audio forging run on one machine")
         group = "sound" if self.sound is not None else "faces"
         if self.detector is None and (self.sound or self.faces).basis:
             raise RecipeError(
-                f"{group}.basis is for detectors: fakes that are written need consent",
+                f"{group}.basis is for detector training: written fakes need consent",
                 code="forensics.whose-faces",
                 where=f"{group}.basis",
                 expected=f"{group}.consent for files of people",

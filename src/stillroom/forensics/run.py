@@ -33,7 +33,7 @@ _SECONDS_EACH = 0.12
 _SECONDS_LEARNED = 0.035
 _SECONDS_FORGED = 0.01
 _SECONDS_SOUND = 0.018
-# Of a detector of sounds, by name or size: seconds and bytes that learning from a second takes.
+# Audio detectors, by name or size: seconds and bytes per second of training audio.
 _AUDIO_DETECTOR_COSTS = {
     "lfcc": (0.0045, 3_100_000),
     "tiny": (0.25, 67_000_000),
@@ -45,7 +45,7 @@ _TASKS_PER_WORKER = 8
 
 @dataclass(frozen=True)
 class _Task:
-    """One forgery to make: everything a worker needs, and nothing that depends on the others.
+    """One forgery: everything that a worker needs, independent of other forgeries.
 
     ``block`` names the identities that go into one split together.
     """
@@ -57,12 +57,12 @@ class _Task:
 
 
 def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
-    """Make the set, every image marked by ``marking.Marker``, or learn the recipe's detector.
+    """Build the data set, every image marked by ``LabeledImageWriter``, or train the detector.
 
     Raises:
         DataError: If there are no faces, or no consent for them.
         IntegrityError: If a file lacks a mark.
-        Cancelled: If the user stopped it; ``--resume`` goes on to the same pixels.
+        Cancelled: If the user stopped it; ``--resume`` continues to the same pixels.
     """
     if recipe.detector is not None:
         from stillroom.forensics.training.train_image import train_detector
@@ -85,7 +85,7 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         recipe.faces,
         uses,
         seed=recipe.seed,
-        count=max(recipe.count, recipe.method.faces_needed),
+        count=max(recipe.count, recipe.method.num_faces),
         size=recipe.size,
         say=job.say,
     )
@@ -110,14 +110,14 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
             "images": len(rows),
             "left_out": bases.left_out,
         },
-        # A signature is of its moment: what is the same in every run is the pixels' digest, which
-        # the manifest holds.
+        # Signatures carry their time; the digests of the pixels, which are equal in every run,
+        # are in the manifest.
         is_timed=lambda path: path.endswith((".jpg", ".png")),
     )
 
 
 def estimate(recipe: ForensicsRecipe) -> Estimate:
-    """Say what a set will need, by the size and number of its images."""
+    """Estimate the resources of a recipe from the size and number of its images."""
     if recipe.detector is not None:
         return _estimate_learning(recipe, recipe.detector)
     if recipe.sound is not None:
@@ -135,7 +135,7 @@ def estimate(recipe: ForensicsRecipe) -> Estimate:
 
 
 def _estimate_sounds(recipe: ForensicsRecipe, seconds: float) -> Estimate:
-    """Say what a set of sounds will need, as measured with 4 seconds each."""
+    """Estimate the resources of an audio data set, as measured with 4 seconds per file."""
     return Estimate(
         memory_bytes=int(250_000_000 + recipe.count * seconds * 64_000),
         disk_bytes=int(recipe.count * (2 * seconds * 32_000 + 40_000)),
@@ -147,41 +147,43 @@ def _estimate_sounds(recipe: ForensicsRecipe, seconds: float) -> Estimate:
 
 
 def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> Estimate:
-    """Say what learning needs, as measured with the default backbone at 128 pixels."""
+    """Estimate the resources of training, as measured with the default backbone at 128 pixels."""
     share = (settings.pixels / 128) ** 2
-    each = _SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2
+    seconds_each = _SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2
     size = share * 40_000_000
-    what = f"faces and as many fakes of {settings.pixels}x{settings.pixels} pixels"
+    unit = f"faces and as many fakes of {settings.pixels}x{settings.pixels} pixels"
     knob = "detector.pixels"
     if recipe.sound is not None:
         share = recipe.sound.seconds
         name = getattr(settings.model, "size", settings.model.method_name())
-        heard, held = _AUDIO_DETECTOR_COSTS.get(name, _AUDIO_DETECTOR_COSTS["full"])
-        each, size = share * (_SECONDS_SOUND + heard), share * held
-        what, knob = f"sounds and as many fakes of {share:g} s", "sound.seconds"
+        seconds_per_second, bytes_per_second = _AUDIO_DETECTOR_COSTS.get(
+            name, _AUDIO_DETECTOR_COSTS["full"]
+        )
+        seconds_each, size = share * (_SECONDS_SOUND + seconds_per_second), share * bytes_per_second
+        unit, knob = f"sounds and as many fakes of {share:g} s", "sound.seconds"
     steps = settings.train.count_steps(recipe.count)
     pairs = 2 * settings.train.batch_size
     return Estimate(
         memory_bytes=int(700_000_000 + pairs * size),
         disk_bytes=80_000_000,
-        seconds=steps * pairs * each,
+        seconds=steps * pairs * seconds_each,
         memory_knob=f"lower detector.train.batch_size or {knob}",
         disk_knob="choose a smaller detector",
-        basis=f"{steps} steps of {settings.train.batch_size} {what}",
+        basis=f"{steps} steps of {settings.train.batch_size} {unit}",
     )
 
 
 def _forge_all(
     recipe: ForensicsRecipe, bases: FaceSource, done: Collection[int], job: Job
 ) -> Iterator[tuple[_Task, ForgedImage]]:
-    """Yield forgeries in order; with several workers they are made in other processes.
+    """Yield forgeries in order; several workers make them in other processes.
 
-    A cluster's workers are streamed to, a few tasks ahead: each holds whole faces, and marks are
-    made here as the forgeries come.
+    Tasks are streamed to a cluster's workers a few ahead, since each holds whole faces; marks are
+    written here as the forgeries arrive.
     """
     numbers = [number for number in range(recipe.count) if number not in done]
     cast = pair_identities(
-        [bases.identity(at) for at in range(len(bases))], recipe.method.faces_needed
+        [bases.identity(index) for index in range(len(bases))], recipe.method.num_faces
     )
     tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
     if job.engine.is_remote:
@@ -211,7 +213,7 @@ class _ForgeryTask:
 
 
 def _record_tasks(tasks: Iterator[_Task], sent: deque[_Task]) -> Iterator[_Task]:
-    """Yield tasks and keep them until their forgeries come."""
+    """Yield tasks, and queue them until their forgeries arrive."""
     for task in tasks:
         sent.append(task)
         yield task
@@ -220,12 +222,12 @@ def _record_tasks(tasks: Iterator[_Task], sent: deque[_Task]) -> Iterator[_Task]
 def _make_task(
     recipe: ForensicsRecipe, bases: FaceSource, cast: IdentityPairing, number: int
 ) -> _Task:
-    chosen, block = cast.choose(number)
-    return _Task(number, tuple(bases[at] for at in chosen), recipe, block)
+    indices, block = cast.choose(number)
+    return _Task(number, tuple(bases[index] for index in indices), recipe, block)
 
 
 def _forge(task: _Task) -> ForgedImage:
-    """Make one forgery; all chance comes from the recipe's seed and its number."""
+    """Make one forgery; all randomness comes from the recipe's seed and its number."""
     import cv2
     import numpy as np
 
@@ -248,7 +250,7 @@ def _forge(task: _Task) -> ForgedImage:
 def _write(
     task: _Task, forged: ForgedImage, bases: FaceSource, marker: LabeledImageWriter, output: Path
 ) -> list[dict[str, Any]]:
-    """Write a forgery, its mask and its real twin; return their rows of the manifest."""
+    """Write a forgery, its mask and its real twin; return their manifest rows."""
     import numpy as np
 
     from stillroom.forensics.synthesis.faces import choose_split
@@ -259,18 +261,18 @@ def _write(
         np.lib.format.write_array(file, np.rint(forged.mask * 255).astype(np.uint8))
     rows = []
     for label, folder in ((1, "fake"), (0, "real")):
-        made = _describe(task, forged, bases, label)
+        image = _describe(task, forged, bases, label)
         path = output / folder / f"{name}.{recipe.out.format}"
-        marks = marker.emit(made, path)
+        marks = marker.write(image, path)
         rows.append(
             {
                 "id": f"{folder}-{name}",
                 "path": path.relative_to(output).as_posix(),
                 "label": label,
-                "generator": made.generator,
+                "generator": image.generator,
                 "source_id": face.name,
                 "identity": face.identity,
-                "others": [other.identity for other in task.faces[1:]],
+                "others": [face.identity for face in task.faces[1:]],
                 "split": choose_split(task.block, recipe.seed, recipe.split),
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": f"{recipe.out.format}-{recipe.out.quality}",
@@ -305,23 +307,22 @@ def _describe(task: _Task, forged: ForgedImage, bases: FaceSource, label: int) -
         box=find_mask_box(forged.mask) if label else (0, 0, 0, 0),
         consent=bases.consent,
         kind=kind,
-        whose=bases.origin,
+        source=bases.origin,
         parent=None if path is None else _read_parent(path),
-        about={"number": task.number},
+        details={"number": task.number},
     )
 
 
 def _name_run(recipe: ForensicsRecipe) -> str:
-    """Return the run's name, which goes into every watermark: of all that decides the pixels.
+    """Return the run's name, which enters every watermark: a digest of all that decides the pixels.
 
-    How many workers forge decides nothing, so it is not in the name: with it, two workers would
-    write another mark than one.
+    The number of workers is excluded: it does not affect the pixels, and must not affect the marks.
     """
     return digest_text(dump_recipe(recipe.model_copy(update={"workers": 1})))[:16]
 
 
 def _read_parent(path: Path) -> tuple[bytes, str] | None:
-    """Return the picture that a face comes from, which credentials name as the parent."""
+    """Return the source image of a face, which credentials name as the parent."""
     from stillroom.forensics.media.file_types import detect_file_type
 
     kind = detect_file_type(path)

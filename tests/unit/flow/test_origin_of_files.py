@@ -86,7 +86,7 @@ def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp
     from stillroom.forensics.synthesis.faces import draw_face
 
     made = GeneratedImage(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
-    LabeledImageWriter(open_lab()).emit(made, tmp_path / "a.png")
+    LabeledImageWriter(open_lab()).write(made, tmp_path / "a.png")
     Image.fromarray(read_image(tmp_path / "a.png")).save(tmp_path / "stripped.jpg", quality=80)
     Image.effect_noise((160, 160), 40).convert("RGB").save(tmp_path / "plain.png")
     human = Origin("human")
@@ -98,8 +98,8 @@ def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp
     assert (origin.kind, told) == ("human", ())
     assert origin.chain[-1].method == "forensics.check.unknown"
     face = draw_face(1, 2, 160).image
-    twin = GeneratedImage(face, "twin", 1, "run", "humanEdits", kind="real", whose="person")
-    LabeledImageWriter(open_lab()).emit(twin, tmp_path / "twin.png")
+    twin = GeneratedImage(face, "twin", 1, "run", "humanEdits", kind="real", source="person")
+    LabeledImageWriter(open_lab()).write(twin, tmp_path / "twin.png")
     origin, told = examine_origin(tmp_path / "twin.png", human)
     assert (origin.kind, origin.chain[-1].method) == ("human", "forensics.check.lab")
     assert "real twin of a forgery" in told[0]

@@ -62,8 +62,8 @@ def trained(benchmark):
 def test_a_detector_learns_from_fakes_that_a_benchmark_has(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "npr of grid"
-    assert detector.about.figures["faces"] == {"train": 9, "validation": 3, "test": 3}
-    assert detector.about.figures["auc"]["clean"]["value"] > 0.7
+    assert detector.metadata.figures["faces"] == {"train": 9, "validation": 3, "test": 3}
+    assert detector.metadata.figures["auc"]["clean"]["value"] > 0.7
     artifact = json.loads((trained / "artifact.json").read_text())
     assert [parent["role"] for parent in artifact["parents"]] == ["benchmark"]
     assert "a benchmark's, drawn" in (trained / "output/README.md").read_text()
@@ -107,7 +107,7 @@ def test_a_picture_that_is_in_two_splits_is_found_without_any_name(benchmark, tm
 
 def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
     head = "temporal, checkpoint: detector"
-    with pytest.raises(RecipeError, match="would stand still beside a real face") as caught:
+    with pytest.raises(RecipeError, match="still fake next to a moving real face") as caught:
         parse_recipe(LEARN.format(manifest="m.csv").replace("npr, width: 8", head))
     assert caught.value.code == "forensics.still-fakes"
 
@@ -116,7 +116,7 @@ def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
     "more", ["method: swap", "split: {held_out: 0.5}", "faces: {folder: x, basis: y}"]
 )
 def test_what_a_benchmark_decides_is_not_set_besides(more):
-    with pytest.raises(RecipeError, match="would do nothing") as caught:
+    with pytest.raises(RecipeError, match="would have no effect") as caught:
         parse_recipe(LEARN.format(manifest="m.csv") + more + "\n")
     assert caught.value.code == "forensics.without-effect"
 
@@ -145,7 +145,9 @@ def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained):
 def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, trained):
     detector = TrainedDetector.open(trained, device="cpu")
     image = np.asarray(Image.open(benchmark / "1-4.png"))
-    plain = torch.from_numpy(np.stack([detector.show(image)]).transpose(0, 3, 1, 2) / 255).float()
+    plain = torch.from_numpy(
+        np.stack([detector.preprocess(image)]).transpose(0, 3, 1, 2) / 255
+    ).float()
     changed = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
     again = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
     assert torch.equal(changed, again)
@@ -155,7 +157,7 @@ def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, 
     assert changed.min() >= 0
     assert changed.max() <= 1
     with torch.inference_mode():
-        before, after = (detector.network.judge(one).logits for one in (plain, changed))
+        before, after = (detector.network.forward_features(one).logits for one in (plain, changed))
     assert after < before
 
 
@@ -175,7 +177,7 @@ def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
     said = CliRunner().invoke(stillroom, words).output
     assert said.startswith("threshold: best balanced accuracy on the 6 validation rows\n")
     assert "no attack: auc " in said
-    assert "of the forgeries that were found pass" in said
+    assert "of the detected forgeries pass" in said
     assert sorted(path.name for path in benchmark.iterdir()) == before
 
 
@@ -194,22 +196,22 @@ def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark,
     for split in ("validation", ""):
         found = attack_manifest(benchmark, detector, split=split, **small)
         assert found.threshold_from.startswith("even odds by the detector's own calibration on ")
-    detector.about = dataclasses.replace(detector.about, calibrator=Calibrator("none"))
-    with pytest.raises(DataError, match="no validation rows beside those") as caught:
+    detector.metadata = dataclasses.replace(detector.metadata, calibrator=Calibrator("none"))
+    with pytest.raises(DataError, match="no validation rows other than") as caught:
         attack_manifest(benchmark, detector, split="", **small)
     assert caught.value.code == "forensics.stress"
     # Scores of the test move, and with them nothing that was chosen.
-    detector.about = dataclasses.replace(
-        detector.about, calibrator=Calibrator("platt", 0.0, -1, n=9)
+    detector.metadata = dataclasses.replace(
+        detector.metadata, calibrator=Calibrator("platt", 0.0, -1, n=9)
     )
     found = attack_manifest(benchmark, detector, split="", **small)
     assert [(row.known, row.turned) for row in found.rows] == [(0.0, None), (0.0, None)]
-    assert "no forgery was found before" in found.lines()[-1]
+    assert "no forgery was detected before" in found.lines()[-1]
 
 
 def test_strengths_are_whole_steps_of_8_bits(benchmark, trained):
     words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
     done = CliRunner().invoke(stillroom, [*words, "--strength", "1.5"])
     assert done.exit_code == 2
-    with pytest.raises(DataError, match=r"strength of 1\.5 cannot be kept in pictures of 8 bits"):
+    with pytest.raises(DataError, match=r"strength of 1\.5 cannot be stored in 8-bit images"):
         attack_manifest(benchmark, TrainedDetector.open(trained), strengths=[1.5])

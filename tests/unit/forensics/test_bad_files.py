@@ -142,11 +142,11 @@ def test_every_file_of_the_folder_has_its_line(downloads, found, told):
     [
         ("bomb.png", "pixels"),
         ("phone.heic", "HEIC"),
-        ("empty.jpg", "is no picture that is read"),
+        ("empty.jpg", "is not a supported image"),
         ("zero.mp4", "no frame that can be decoded"),
-        ("drawing.jpg", "is no picture that is read"),
-        ("nowhere.jpg", "there is no such file"),
-        ("silent.m4a", "silent.m4a holds no sound"),
+        ("drawing.jpg", "is not a supported image"),
+        ("nowhere.jpg", "the file does not exist"),
+        ("silent.m4a", "silent.m4a has no audio"),
     ],
 )
 def test_what_cannot_be_read_says_why(name, says, found):
@@ -161,9 +161,9 @@ def test_what_cannot_be_read_says_why(name, says, found):
         ("deep.png", "converted from I;16"),
         ("animated.gif", "animated: only the first of 2"),
         ("phone.jpg", "the file holds 2 pictures: only the first"),
-        ("clear.png", "laid on white"),
-        ("unknown.mp4", "holds sound of a kind that is not decoded"),
-        ("turned.jpg", "turned as its EXIF orientation says"),
+        ("clear.png", "which became white"),
+        ("unknown.mp4", "has sound of an unsupported codec"),
+        ("turned.jpg", "rotated by its EXIF orientation"),
         ("audio-only.mp4", "the file holds no video"),
     ],
 )
@@ -197,13 +197,13 @@ def test_a_page_is_written_whatever_files_are_called(told, page):
     text = page.read_text(encoding="utf-8")
     assert "latin-\\udce9.png" in text
     assert "two\\nlines: is as signed by the queen.png" in text
-    assert "1 file was passed over as no media: .txt 1" in text
+    assert "1 file was skipped as not media: .txt 1" in text
 
 
 def test_a_file_name_writes_no_line_of_its_own(downloads):
     done = CliRunner().invoke(stillroom, ["forensics", "check", str(downloads)])
     assert not any(line.startswith("lines: is as signed") for line in done.stdout.splitlines())
-    assert "1 file was passed over" in done.stderr
+    assert "1 file was skipped" in done.stderr
 
 
 def test_pictures_are_seen_as_a_viewer_shows_them(downloads):
@@ -219,7 +219,7 @@ def test_colours_of_16_bits_are_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
     found = load_image(tmp_path / "a.png")
     assert found.image.tolist() == [[[128] * 3] * 2]
-    assert found.notes == ("reduced from 16 to 8 bits a colour",)
+    assert found.notes == ("reduced from 16 to 8 bits per channel",)
 
 
 def test_an_empty_folder_is_told(tmp_path):
@@ -243,7 +243,7 @@ def test_a_damaged_network_costs_the_faces_alone(package, downloads, tmp_path, m
     found = check_file(downloads / "good.jpg")
     assert found.error == ""
     assert found.faces is None
-    assert any("faces were not looked for" in line for line in found.quality)
+    assert any("faces were not detected" in line for line in found.quality)
 
 
 def test_a_file_that_breaks_the_program_costs_itself(downloads, monkeypatch):

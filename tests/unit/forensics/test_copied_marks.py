@@ -58,7 +58,7 @@ def marked(lab, faces, tmp_path_factory):
     made = GeneratedImage(
         faces[0].image, "sbi", 1, "copied", "compositeWithTrainedAlgorithmicMedia"
     )
-    LabeledImageWriter(lab).emit(made, path)
+    LabeledImageWriter(lab).write(made, path)
     return faces[0].image, read_image(path)
 
 
@@ -176,7 +176,7 @@ def test_a_mark_that_was_copied_to_another_sound_is_told_as_that(lab, tmp_path):
     voice = draw_voice(5, 0, 4.0).values
     others = (draw_voice(5, number, 4.0).values for number in range(1, 9))
     path = tmp_path / "a.wav"
-    LabeledAudioWriter(lab).emit(
+    LabeledAudioWriter(lab).write(
         GeneratedAudio(voice, "vocoder", 1, "copied", "algorithmicMedia"), path
     )
     before, after = (compute_stft(values, 1024, 256) for values in (voice, load_waveform(path)))
@@ -201,7 +201,7 @@ def test_a_twins_mark_on_its_own_forgery_does_not_call_it_real(lab, faces, tmp_p
         (tmp_path / kind).mkdir()
         source = "humanEdits" if kind == "real" else "compositeWithTrainedAlgorithmicMedia"
         made = GeneratedImage(image, kind, 1, "pair", source, kind=kind)
-        LabeledImageWriter(lab).emit(made, tmp_path / kind / "0.png")
+        LabeledImageWriter(lab).write(made, tmp_path / kind / "0.png")
         read[kind] = read_image(tmp_path / kind / "0.png")
         assert look_up_image(read[kind], lab).content == "same"
         assert look_up_image(compress_jpeg(read[kind], 50), lab).content == "same"

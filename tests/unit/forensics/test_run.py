@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
     from stillroom.forensics.labeling import writers
 
     _, artifact = made
-    emit, count = writers.LabeledImageWriter.emit, []
+    emit, count = writers.LabeledImageWriter.write, []
 
     def fail(self, *given):
         count.append(1)
@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return emit(self, *given)
 
-    monkeypatch.setattr(writers.LabeledImageWriter, "emit", fail)
+    monkeypatch.setattr(writers.LabeledImageWriter, "write", fail)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe(edits="[recompress]"), tmp_path / "killed")
-    monkeypatch.setattr(writers.LabeledImageWriter, "emit", emit)
+    monkeypatch.setattr(writers.LabeledImageWriter, "write", emit)
     resumed = run_recipe(recipe(edits="[recompress]"), tmp_path / "killed", resume=True)
     assert resumed.digest == artifact.digest
 

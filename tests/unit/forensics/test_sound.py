@@ -75,7 +75,7 @@ def test_drawn_voices_are_of_their_seed_and_of_a_speaker(voices):
 @pytest.mark.parametrize("name", [name for name in AUDIO_FORGERIES.names() if name != "espeak"])
 def test_each_method_forges_where_it_says(name, voices):
     method = AUDIO_FORGERIES.build(name)
-    given = [voices[0], voices[3]][: method.waves_needed]
+    given = [voices[0], voices[3]][: method.num_waveforms]
     forged = method.forge(given, np.random.default_rng(2))
     again = method.forge(given, np.random.default_rng(2))
     np.testing.assert_array_equal(forged.values, again.values)
@@ -105,7 +105,7 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
         assert made.values.std() > 0.01
     monkeypatch.setattr(shutil, "which", lambda name: None)
     method = AUDIO_FORGERIES.build({"name": "espeak", "program": "espeak"})
-    with pytest.raises(MissingExtraError, match="espeak is not here"):
+    with pytest.raises(MissingExtraError, match="espeak is not installed"):
         method.forge(voices[:1], np.random.default_rng(0))
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
 
@@ -138,7 +138,7 @@ def test_a_program_that_speaks_nothing_is_said(channels, width, count, voices, m
 
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/true")
     monkeypatch.setattr(subprocess, "run", answer)
-    with pytest.raises(DataError, match=r"espeak-ng spoke (nothing|in another format)") as caught:
+    with pytest.raises(DataError, match=r"espeak-ng produced (no audio|another format)") as caught:
         AUDIO_FORGERIES.build("espeak").forge(voices[:1], np.random.default_rng(0))
     assert caught.value.code == "forensics.speaking"
 
@@ -305,12 +305,12 @@ def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monke
         with monkeypatch.context() as patch:
             patch.setattr(writers, part, broken)
             with pytest.raises(IntegrityError) as caught:
-                LabeledAudioWriter(lab).emit(made, tmp_path / "a.wav")
+                LabeledAudioWriter(lab).write(made, tmp_path / "a.wav")
             assert caught.value.code == "forensics.unmarked"
     marker = LabeledAudioWriter(lab)
     monkeypatch.setattr(marker._mark, "embed", lambda values, payload, snr: values)
     with pytest.raises(IntegrityError, match="watermark"):
-        marker.emit(made, tmp_path / "a.wav")
+        marker.write(made, tmp_path / "a.wav")
     assert not list(tmp_path.iterdir())
 
 
@@ -350,7 +350,7 @@ def test_recipes_that_mix_senses_are_refused():
     ],
 )
 def test_what_does_nothing_beside_sounds_is_refused(idle, more):
-    with pytest.raises(RecipeError, match=f"{idle} would do nothing") as caught:
+    with pytest.raises(RecipeError, match=f"{idle} would have no effect") as caught:
         parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{more}\n")
     assert caught.value.code == "forensics.other-sense"
 
@@ -359,13 +359,13 @@ def test_defaults_may_stand_beside_sounds():
     text = "method: {name: sbi}\nsize: 256\nedits: []\nworkers: 1\nout: {format: jpg}\n"
     assert parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{text}").sound is not None
     own = "sound: {snr: 20}\ndetector: {model: lfcc}\n"
-    with pytest.raises(RecipeError, match=r"sound\.snr would do nothing"):
+    with pytest.raises(RecipeError, match=r"sound\.snr would have no effect"):
         parse_recipe(f"version: 1\nkind: forensics\n{own}")
 
 
 def test_sounds_too_short_for_a_mark_are_refused_before_any_is_made():
     head = "version: 1\nkind: forensics\nsound: {seconds: 2.9}\n"
-    with pytest.raises(RecipeError, match=r"2\.9 s are too short") as caught:
+    with pytest.raises(RecipeError, match=r"2\.9 s is too short") as caught:
         parse_recipe(head)
     assert caught.value.code == "forensics.too-short"
     assert parse_recipe(head.replace("2.9", "3")).sound.seconds == 3
@@ -407,8 +407,8 @@ def trained(tmp_path_factory):
 def test_a_detector_of_sounds_is_learned_with_a_card(trained):
     detector = TrainedDetector.open(trained)
     assert detector.name == "lfcc of vocoder"
-    assert detector.about.pixels == SAMPLE_RATE // 2
-    assert set(detector.about.figures["auc"]) == {
+    assert detector.metadata.pixels == SAMPLE_RATE // 2
+    assert set(detector.metadata.figures["auc"]) == {
         *("clean", "mp3_64", "aac_64", "noise20", "telephone")
     }
     card = (trained / "output/README.md").read_text()
@@ -453,7 +453,7 @@ def test_check_hears_recordings(trained, made, tmp_path):
     (finding,) = json.loads(done.stdout)["files"][0]["detectors"]
     assert finding["face"] is None
     assert (
-        "it learned from drawn voices alone, and says nothing of any others" in finding["reasons"]
+        "it was trained on drawn voices only, which do not represent others" in finding["reasons"]
     )
     assert finding["learned"]["name"] == "drawn voices"
     assert finding["times"] == [0.5 * at for at in range(8)]
@@ -462,8 +462,8 @@ def test_check_hears_recordings(trained, made, tmp_path):
 
 def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
     detector = TrainedDetector.open(trained, device="cpu")
-    domain = replace(detector.about.domain, known=FileTraits((), 1000.0, ("mp3",)))
-    detector.about = replace(widen(detector.about), faces="person", is_shown=True)
+    domain = replace(detector.metadata.domain, known=FileTraits((), 1000.0, ("mp3",)))
+    detector.metadata = replace(widen(detector.metadata), faces="person", is_validated=True)
 
     def reasons(values):
         path = write_sound(tmp_path / "a.wav", values)
@@ -473,9 +473,9 @@ def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
     voice = draw_voice(6, 0, 2.0).values
     for word in ("unlike", "coded as", "detail up to"):
         assert word not in reasons(voice)
-    detector.about = replace(detector.about, domain=domain)
-    assert "coded as lossless, where it learned from mp3" in reasons(voice)
-    assert "Hz, beyond the 1000 it learned from" in reasons(voice)
+    detector.metadata = replace(detector.metadata, domain=domain)
+    assert "coded as lossless, but trained on mp3" in reasons(voice)
+    assert "Hz, beyond the 1000 of its training data" in reasons(voice)
 
 
 def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeypatch):
@@ -493,17 +493,17 @@ def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeyp
         ][0]
 
     assert said()["notes"] == [
-        "passed over 2 runs of 0.5 s nearly silent",
-        "the last 0.1 s, too short for a run, not heard",
+        "skipped 2 segments of 0.5 s, nearly silent",
+        "the last 0.1 s, too short for a segment, not scored",
     ]
     monkeypatch.setattr(tracks, "_MAX_SEGMENTS", 3)
     found = said()
     assert len(found["times"]) == 2
     assert found["notes"][:2] == [
-        "passed over 5 runs of 0.5 s between those heard",
-        "passed over 1 run of 0.5 s nearly silent",
+        "skipped 5 segments of 0.5 s, between scored segments",
+        "skipped 1 segment of 0.5 s, nearly silent",
     ]
-    assert "between those heard; passed over" in CliRunner().invoke(stillroom, words).output
+    assert "between scored segments; skipped" in CliRunner().invoke(stillroom, words).output
 
 
 def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
@@ -523,7 +523,7 @@ def test_one_sound_is_judged_as_in_a_batch(network):
     waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)) * 0.1
     network.eval()
     with torch.inference_mode():
-        both, one = network.judge(waves), network.judge(waves[:1])
+        both, one = network.forward_features(waves), network.forward_features(waves[:1])
     assert both.logits.shape == (2,)
     assert torch.allclose(both.logits[:1], one.logits, atol=1e-4)
 
@@ -570,10 +570,10 @@ def test_published_weights_of_aasist_are_turned_round(tmp_path):
     torch.save(as_published(network, bona_fide=3.0), tmp_path / "AASIST-L.pth")
     import_aasist(tmp_path / "AASIST-L.pth", tmp_path / "out")
     detector = TrainedDetector.open(tmp_path / "out", device="cpu")
-    assert detector.about.method.size == "light"
-    assert not detector.about.is_shown
+    assert detector.metadata.method.size == "light"
+    assert not detector.metadata.is_validated
     quiet = np.zeros(8000, np.float32)
-    detector.about = type(detector.about)(**{**vars(detector.about), "pixels": 8000})
+    detector.metadata = type(detector.metadata)(**{**vars(detector.metadata), "pixels": 8000})
     assert detector.logits([quiet])[0] == pytest.approx(-6.0, abs=1e-4)  # bona fide is not forged
     for name, value in network.state_dict().items():
         if not name.endswith("num_batches_tracked") and not name.startswith("head"):

@@ -1,13 +1,13 @@
 """Adversarial attacks on image detectors: FGSM, PGD, Square, and JPEG-robust EOT.
 
-Who attacks changes forgeries until they pass for real; real pictures stay as they are. White-box
-attacks follow the network's gradient; ``square`` sees scores alone; ``eot_jpeg`` keeps what
-survives compression. Attacked pictures stay in memory: this measures, and makes nothing.
+Attacks change forgeries until they pass as real; real images stay unchanged. White-box attacks use
+the network's gradient; ``square`` uses scores only; ``eot_jpeg`` is optimized to survive
+compression. Attacked images stay in memory and are not written.
 
 Source: Goodfellow et al. 2015, arXiv:1412.6572 (FGSM); Madry et al. 2018, arXiv:1706.06083 (PGD);
 Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2 (square attack, L-infinity);
 Athalye et al. 2018, arXiv:1707.07397 and arXiv:1802.00420 (expectation over transformations, and
-gradients straight through what has none).
+straight-through gradients where there are none).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _QUALITIES = (60, 75, 90)
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What is left of a detector: the area, and the share of forgeries found before and not after.
+    """Result of one attack: the area, and the share of detected forgeries that then pass.
 
-    ``strength`` is the most that a value of 0 to 255 may change; 0 is without an attack. ``known``
-    is the share of forgeries that were found before; ``turned`` is None where none was.
+    ``strength`` is the maximum change of a value from 0 to 255; 0 is without an attack. ``known``
+    is the share of forgeries detected before; ``turned`` is None where none was.
     """
 
     attack: str
@@ -57,17 +57,17 @@ class AttackResult:
     n: int
 
     def line(self) -> str:
-        """Return the finding as one line."""
+        """Format as one line."""
         interval = f"[{self.area.low:.3f}, {self.area.high:.3f}]"
         if not self.strength:
             return f"no attack: auc {self.area.value:.3f} {interval}, {self.known:.0%} found"
-        said = f"{self.attack} by {self.strength}/255: auc {self.area.value:.3f} {interval}, "
+        prefix = f"{self.attack} by {self.strength}/255: auc {self.area.value:.3f} {interval}, "
         if self.turned is None:
-            return f"{said}no forgery was found before, so none can pass"
-        return f"{said}{self.turned:.0%} of the forgeries that were found pass"
+            return f"{prefix}no forgery was detected before the attack"
+        return f"{prefix}{self.turned:.0%} of the detected forgeries pass"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "attack": self.attack,
             "strength": self.strength,
@@ -80,7 +80,7 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class AttackReport:
-    """All attacks on a detector, and on what the threshold was chosen, which is not what they hit.
+    """Results of all attacks on a detector, and the data that its threshold was chosen on.
 
     The first row is without an attack.
     """
@@ -89,11 +89,11 @@ class AttackReport:
     rows: tuple[AttackResult, ...]
 
     def lines(self) -> list[str]:
-        """Return the findings as a user reads them."""
+        """Format the results as lines."""
         return [f"threshold: {self.threshold_from}", *(row.line() for row in self.rows)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         rows = [row.to_json() for row in self.rows]
         return {"threshold_from": self.threshold_from, "attacks": rows}
 
@@ -109,40 +109,40 @@ def attack_manifest(
     split: str = "test",
     seed: int = 0,
 ) -> AttackReport:
-    """Attack the forged pictures of a manifest, and measure what is left.
+    """Attack the forged images of a manifest, and measure the detector's robustness.
 
-    What counts as found is decided on other pictures than those attacked: on the manifest's
-    validation rows, else by the detector's own calibration at even odds.
+    The threshold is chosen on images that are not attacked: on the manifest's validation rows, else
+    by the detector's own calibration at even odds.
 
     Args:
-        manifest: The file, or its folder; pictures are squares about faces, as the lab's sets are.
-        detector: Of single pictures; attacks are made on what its network is given.
-        attacks: Which.
-        strengths: The most that a value of 0 to 255 may change; whole, as files hold values.
-        steps: Of ``pgd`` and ``eot_jpeg``.
-        queries: Of ``square``: how often scores are asked for.
-        split: Which rows; empty for all.
-        seed: Of what is drawn by lot.
+        manifest: The file, or its folder; images are face crops, as in the lab's data sets.
+        detector: An image detector; attacks apply to its network's input.
+        attacks: Attacks to run.
+        strengths: Maximum changes of a value from 0 to 255; integers, as files hold integers.
+        steps: Steps of ``pgd`` and ``eot_jpeg``.
+        queries: Score queries of ``square``.
+        split: Split of the rows; empty for all.
+        seed: Random seed.
 
     Raises:
-        DataError: If rows, strengths or the detector are not as they have to be, or nothing says
-            from which score on a picture counts as forged.
+        DataError: If rows, strengths or the detector are unsuitable, or no threshold can be
+            determined.
     """
-    if detector.about.method.hears or detector.about.method.looks_at > 1:
-        raise _refused(f"{detector.name} judges no single pictures", "a detector of pictures")
+    if detector.metadata.method.is_audio or detector.metadata.method.num_frames > 1:
+        raise _refused(f"{detector.name} is not an image detector", "an image detector")
     for strength in strengths:
         if strength != int(strength) or strength < 1:
             raise _refused(
-                f"a strength of {strength} cannot be kept in pictures of 8 bits", "whole numbers"
+                f"a strength of {strength} cannot be stored in 8-bit images", "integers from 1"
             )
     file = find_manifest(manifest)
-    every = read_items(file)
-    items = [item for item in every if not split or item.split == split]
+    all_items = read_items(file)
+    items = [item for item in all_items if not split or item.split == split]
     if len({item.label for item in items}) < 2:
-        raise _refused("the rows are of one class", f"real and fake rows of the split {split!r}")
+        raise _refused("all rows are of one class", f"real and fake rows of the split {split!r}")
     is_apart = split not in {"", _VALIDATION}
-    aside = [item for item in every if is_apart and item.split == _VALIDATION]
-    finds, threshold_from = _choose_threshold(file, detector, aside)
+    validation = [item for item in all_items if is_apart and item.split == _VALIDATION]
+    finds, threshold_from = _choose_threshold(file, detector, validation)
     planes = _load(file, detector, items)
     labels = [item.label for item in items]
     groups = [_group(item) for item in items]
@@ -168,29 +168,31 @@ def attack_manifest(
 
 
 def _choose_threshold(
-    file: Path, detector: TrainedDetector, aside: Sequence[ManifestItem]
+    file: Path, detector: TrainedDetector, validation: Sequence[ManifestItem]
 ) -> tuple[Callable[[Floats], npt.NDArray[np.bool_]], str]:
-    """Return what finds forgeries by their scores, and on what that was chosen."""
-    if len({item.label for item in aside}) == 2:
-        scores = _scores(detector, _load(file, detector, aside))
-        least = select_threshold([item.label for item in aside], scores.tolist())
+    """Return a predicate on scores for detected forgeries, and the data it was chosen on."""
+    if len({item.label for item in validation}) == 2:
+        scores = _scores(detector, _load(file, detector, validation))
+        least = select_threshold([item.label for item in validation], scores.tolist())
         if least is not None:
-            found = f"best balanced accuracy on the {len(aside)} validation rows"
-            return lambda given: np.asarray(given >= least), found
-    calibrator = detector.about.calibrator
+            source = f"best balanced accuracy on the {len(validation)} validation rows"
+            return lambda scores_to_test: np.asarray(scores_to_test >= least), source
+    calibrator = detector.metadata.calibrator
     if calibrator.n:
-        found = f"even odds by the detector's own calibration on {calibrator.n} pictures"
-        return lambda given: np.asarray(calibrator.chances(given, 0.5) >= 0.5), found
+        source = f"even odds by the detector's own calibration on {calibrator.n} pictures"
+        return lambda scores_to_test: np.asarray(
+            calibrator.chances(scores_to_test, 0.5) >= 0.5
+        ), source
     raise _refused(
-        f"nothing says from which score on {detector.name} finds a forgery: it has no calibration, "
-        "and the manifest no validation rows beside those that are attacked",
+        f"no threshold can be determined for {detector.name}: it has no calibration, and the "
+        "manifest has no validation rows other than the attacked ones",
         "real and fake rows of the split 'validation'",
     )
 
 
 def _load(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Tensor:
-    """Return what the network is given of some rows, (N, 3, P, P)."""
-    shown = [detector.show(load_image(file.parent / item.path).image) for item in items]
+    """Return the network's inputs for some rows, (N, 3, P, P)."""
+    shown = [detector.preprocess(load_image(file.parent / item.path).image) for item in items]
     return torch.from_numpy(to_channels_first(shown))
 
 
@@ -204,9 +206,9 @@ def attack_planes(
     queries: int = 200,
     seed: int = 0,
 ) -> Tensor:
-    """Return pictures (N, 3, P, P) in [0, 1], each within ``bound`` of what it was.
+    """Attack images (N, 3, P, P) in [0, 1], each within ``bound`` of the original.
 
-    No value differs by more; each is whole in 8 bits, as a file would hold it.
+    No value changes by more; results are multiples of 1/255, as a file would store them.
     """
     run: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
         "fgsm": lambda part, rng: _attack_gradient(
@@ -240,27 +242,28 @@ def _attack_gradient(
     starts: bool = True,
     through_jpeg: bool = False,
 ) -> Tensor:
-    """Go down the score's gradient, sign by sign, within the bound."""
+    """Descend along the sign of the score's gradient, within the bound."""
     moved = plain.clone()
     if starts:
         moved = moved + (torch.rand(plain.shape, generator=rng) * 2 - 1) * bound
     for _ in range(steps):
-        given = moved.clamp(0, 1).detach()
-        slope = torch.zeros_like(given)
-        for seen in _compress_views(given) if through_jpeg else [given]:
-            asked = seen.to(detector.device).requires_grad_()
+        current = moved.clamp(0, 1).detach()
+        slope = torch.zeros_like(current)
+        for view in _compress_views(current) if through_jpeg else [current]:
+            inputs = view.to(detector.device).requires_grad_()
             with torch.enable_grad():
-                total = detector.network.judge(asked).logits.sum()
-            (gradient,) = torch.autograd.grad(total, asked)
+                total = detector.network.forward_features(inputs).logits.sum()
+            (gradient,) = torch.autograd.grad(total, inputs)
             slope += gradient.cpu()
-        moved = (given - step * slope.sign()).clamp(plain - bound, plain + bound)
+        moved = (current - step * slope.sign()).clamp(plain - bound, plain + bound)
     return moved
 
 
-def _compress_views(given: Tensor) -> list[Tensor]:
-    """Return pictures after JPEG of several qualities; their gradient stands for the picture's."""
+def _compress_views(batch: Tensor) -> list[Tensor]:
+    """Return images after JPEG at several qualities, for a straight-through gradient."""
     images = [
-        np.asarray((one.permute(1, 2, 0) * 255).round().numpy(), dtype=np.uint8) for one in given
+        np.asarray((image.permute(1, 2, 0) * 255).round().numpy(), dtype=np.uint8)
+        for image in batch
     ]
     return [
         torch.from_numpy(
@@ -273,7 +276,7 @@ def _compress_views(given: Tensor) -> list[Tensor]:
 def _attack_square(
     detector: TrainedDetector, plain: Tensor, bound: float, queries: int, rng: torch.Generator
 ) -> Tensor:
-    """Try squares of one color at random places, and keep those that lower the score."""
+    """Random search with squares of one color; keep those that lower the score."""
     count, channels, side = plain.shape[0], plain.shape[1], plain.shape[-1]
     stripes = torch.randint(0, 2, (count, channels, 1, side), generator=rng) * 2 - 1
     best = (plain + bound * stripes).clamp(0, 1)
@@ -301,21 +304,23 @@ def _round_to_bytes(changed: Tensor, planes: Tensor, start: int, bound: float) -
 
 
 def _scores(detector: TrainedDetector, planes: Tensor) -> Floats:
-    found = []
+    scores = []
     for start in range(0, len(planes), _BATCH_SIZE):
         with torch.inference_mode():
-            judged = detector.network.judge(planes[start : start + _BATCH_SIZE].to(detector.device))
-        found.append(judged.logits.double().cpu().numpy())
-    return np.concatenate(found)
+            judged = detector.network.forward_features(
+                planes[start : start + _BATCH_SIZE].to(detector.device)
+            )
+        scores.append(judged.logits.double().cpu().numpy())
+    return np.concatenate(scores)
 
 
 def _group(item: ManifestItem) -> str:
     return f"{item.dataset}/{item.source or item.clip or item.id}"
 
 
-def _refused(what: str, expected: str) -> DataError:
+def _refused(problem: str, expected: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.stress",
         expected=expected,
         next="stillroom forensics benchmark attack --help",

@@ -1,9 +1,9 @@
 """Benchmark audit: leakage, near-duplicates, and a baseline on file traits alone.
 
-Leakage is the same person, recording or bytes in two splits. Near duplicates are pictures of two
-splits that look the same though nothing says so. The third audit tries to tell fakes by the file
-alone (its format, size, tables of quantization, tags), never by the picture: a benchmark where that
-works measures codecs.
+Leakage is the same person, recording or bytes in two splits. Near duplicates are images of two
+splits that look the same without a declared relation. The third audit fits a baseline on file
+traits alone (format, size, quantization tables, tags), not on pixels: a benchmark where it succeeds
+measures codecs.
 
 Source: difference hash, Krawetz 2013 (here of 16 x 16 cells, 256 bits); grouped cross-validation of
 a penalized logistic regression by Newton's method.
@@ -43,7 +43,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 _SIDE = 16
-_NEAR_BITS = 20  # of 256 bits; different faces that are aligned alike differ in 50 or more
+_NEAR_BITS = 20  # of 256 bits; different aligned faces differ in 50 or more
 _FOLDS = 5
 _BLOCK = 512
 _SUSPECT = 0.6
@@ -52,9 +52,9 @@ _COUNTS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8
 
 @dataclass(frozen=True)
 class BenchmarkAudit:
-    """What an audit found; ``leaks`` and ``twins`` are lines, ``by_file`` the detector of formats.
+    """Result of an audit; ``leaks`` and ``twins`` are lines, ``by_file`` is the file baseline.
 
-    ``tells`` are the traits of files that tell most, with the area that each reaches alone.
+    ``tells`` are the most predictive file traits, with the area of each alone.
     """
 
     leaks: tuple[str, ...]
@@ -64,38 +64,40 @@ class BenchmarkAudit:
     unread: tuple[str, ...] = ()
 
     @property
-    def tells_by_file(self) -> bool:
-        """Whether the file alone tells fake from real beyond doubt."""
+    def leaks_by_file(self) -> bool:
+        """Whether file traits alone separate fake from real with significance."""
         return self.by_file.low > 0.5 and self.by_file.value > _SUSPECT
 
     @property
     def leak(self) -> str:
-        """What of the files alone tells fake from real, in one clause; empty if nothing does."""
-        if not self.tells_by_file:
+        """Description of the leak by file traits, as one clause; empty without one."""
+        if not self.leaks_by_file:
             return ""
-        most = ", ".join(f"{name} ({value:.2f})" for name, value in self.tells.items())
-        return f"the file alone tells fake from real ({self._said}), most by: {most}"
+        traits = ", ".join(f"{name} ({value:.2f})" for name, value in self.tells.items())
+        return f"the file alone tells fake from real ({self._area_text}), most by: {traits}"
 
     @property
-    def _said(self) -> str:
+    def _area_text(self) -> str:
         by = self.by_file
         return f"area {by.value:.3f}, 95 % {by.low:.3f} to {by.high:.3f}, n {by.n}"
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was found."""
-        return not (self.leaks or self.twins or self.tells_by_file or self.unread)
+        """Whether the audit found no problem."""
+        return not (self.leaks or self.twins or self.leaks_by_file or self.unread)
 
     def lines(self) -> list[str]:
-        """Return the findings as a user reads them."""
+        """Format the results as lines."""
         lines = [*(f"leak: {line}" for line in self.leaks)]
         lines += [f"near duplicate: {line}" for line in self.twins]
         lines += [f"not read: {line}" for line in self.unread]
-        lines.append(self.leak or f"the file alone does not tell fake from real ({self._said})")
+        lines.append(
+            self.leak or f"the file alone does not tell fake from real ({self._area_text})"
+        )
         return lines
 
     def summary(self) -> dict[str, Any]:
-        """Return its figures as a detector keeps them, near duplicates counted."""
+        """Return the figures for detector metadata, with near duplicates counted."""
         return {
             "by_file": self.by_file.to_json(),
             "tells": dict(self.tells),
@@ -105,7 +107,7 @@ class BenchmarkAudit:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "clean": self.is_clean,
             "leaks": list(self.leaks),
@@ -117,14 +119,14 @@ class BenchmarkAudit:
 
 
 def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -> BenchmarkAudit:
-    """Audit a benchmark's pictures.
+    """Audit the images of a benchmark.
 
     Args:
         items: Rows of the manifest.
-        folder: What their paths are relative to.
-        seed: Of the folds and draws.
+        folder: Folder that paths are relative to.
+        seed: Seed of folds and resampling.
     """
-    outlines, traits, digests, kept, unread = [], [], [], [], []
+    outlines, traits, digests, readable, unread = [], [], [], [], []
     for item in items:
         try:
             picture = load_image(folder / item.path)
@@ -132,14 +134,14 @@ def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -
             unread.append(f"{item.id}: {error.problems[0].what}")
             continue
         outlines.append(compute_difference_hash(picture.image))
-        colours = "grey" if is_grayscale(picture.image) else "colour"
-        traits.append({**read_file_traits(folder / item.path), "colours": colours})
+        colors = "grey" if is_grayscale(picture.image) else "colour"
+        traits.append({**read_file_traits(folder / item.path), "colours": colors})
         digests.append(digest_file(folder / item.path))
-        kept.append(item)
-    by_file, tells = fit_file_trait_baseline(kept, traits, seed=seed)
-    leaks = [*find_leaks(items), *_equal_bytes(kept, digests)]
+        readable.append(item)
+    by_file, tells = fit_file_trait_baseline(readable, traits, seed=seed)
+    leaks = [*find_leaks(items), *_equal_bytes(readable, digests)]
     return BenchmarkAudit(
-        tuple(leaks), tuple(find_near_duplicates(kept, outlines)), by_file, tells, tuple(unread)
+        tuple(leaks), tuple(find_near_duplicates(readable, outlines)), by_file, tells, tuple(unread)
     )
 
 
@@ -150,78 +152,79 @@ def audit_pairs(
     *,
     seed: int = 0,
 ) -> BenchmarkAudit:
-    """Audit what a detector learns from where fakes are made in memory and no file is compared.
+    """Audit training pairs that are made in memory, without files to compare.
 
     Args:
-        traits: Of each fake and twin, what should tell nothing: size, colours, loudness.
+        traits: Traits of each fake and twin that should not be predictive: size, colors, loudness.
         labels: 1 for fake.
-        groups: Whose each is.
-        seed: Of the folds and draws.
+        groups: Identity of each.
+        seed: Seed of folds and resampling.
     """
     items = [
-        ManifestItem(str(at), str(at), label, source=group)
-        for at, (label, group) in enumerate(zip(labels, groups, strict=True))
+        ManifestItem(str(index), str(index), label, source=group)
+        for index, (label, group) in enumerate(zip(labels, groups, strict=True))
     ]
     by_file, tells = fit_file_trait_baseline(items, traits, seed=seed)
     return BenchmarkAudit((), (), by_file, tells)
 
 
 def find_leaks(items: Sequence[ManifestItem]) -> list[str]:
-    """Return what is in more than one split: people and recordings, a line each."""
-    places: dict[tuple[str, str], set[str]] = defaultdict(set)
+    """Return people and recordings that are in more than one split, a line each."""
+    splits_by_name: dict[tuple[str, str], set[str]] = defaultdict(set)
     for item in items:
         if not item.split:
             continue
         for name in item.people:
-            places["identity", f"{item.dataset}/{name}".lstrip("/")].add(item.split)
+            splits_by_name["identity", f"{item.dataset}/{name}".lstrip("/")].add(item.split)
         if item.source:
-            places["source", f"{item.dataset}/{item.source}".lstrip("/")].add(item.split)
+            splits_by_name["source", f"{item.dataset}/{item.source}".lstrip("/")].add(item.split)
     return [
         f"{kind} {name} is in {' and '.join(sorted(splits))}"
-        for (kind, name), splits in sorted(places.items())
+        for (kind, name), splits in sorted(splits_by_name.items())
         if len(splits) > 1
     ]
 
 
 def compute_difference_hash(image: Image) -> npt.NDArray[np.uint8]:
-    """Return 256 bits, packed, (32,), of whether brightness rises from cell to cell."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+    """Return the difference hash: 256 packed bits of brightness gradients between cells, (32,)."""
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
     return np.packbits((np.diff(small, axis=1) > 0).reshape(-1))
 
 
 def find_near_duplicates(
     items: Sequence[ManifestItem], outlines: Sequence[npt.NDArray[np.uint8]]
 ) -> list[str]:
-    """Return pairs of two splits that look the same, a line each; every pair is compared.
+    """Return pairs of different splits that look the same, a line each, by exhaustive comparison.
 
-    Time grows with the square of the number: some 20 s for 20 000 rows.
+    Quadratic in the number of rows: some 20 s for 20 000 rows.
     """
     if not items:
         return []
     bits = np.stack(outlines)
     splits = np.array([item.split for item in items])
-    found = []
+    duplicates = []
     for begin in range(0, len(items), _BLOCK):
-        some = bits[begin : begin + _BLOCK]
-        gaps = np.zeros((len(some), len(items) - begin), dtype=np.uint16)
+        block = bits[begin : begin + _BLOCK]
+        gaps = np.zeros((len(block), len(items) - begin), dtype=np.uint16)
         for byte in range(bits.shape[1]):
-            gaps += _COUNTS[some[:, byte, None] ^ bits[None, begin:, byte]]
+            gaps += _COUNTS[block[:, byte, None] ^ bits[None, begin:, byte]]
         apart = (splits[begin : begin + _BLOCK, None] != splits[None, begin:]) & (
             gaps <= _NEAR_BITS
         )
         for first, second in zip(*np.nonzero(np.triu(apart, 1)), strict=True):
-            one, other = items[begin + first], items[begin + second]
-            if one.split and other.split:
-                found.append(
-                    f"{one.id} ({one.split}) and {other.id} ({other.split}) differ in "
-                    f"{int(gaps[first, second])} of {_SIDE * _SIDE} cells"
+            first_item, second_item = items[begin + first], items[begin + second]
+            if first_item.split and second_item.split:
+                duplicates.append(
+                    f"{first_item.id} ({first_item.split}) and {second_item.id} "
+                    f"({second_item.split}) differ in {int(gaps[first, second])} of "
+                    f"{_SIDE * _SIDE} cells"
                 )
-    return found
+    return duplicates
 
 
 def read_file_traits(path: Path) -> dict[str, float | str]:
-    """Return what a picture's file tells without its picture: texts are kinds, numbers measures."""
+    """Return traits of an image file without its pixels: categories as text, measures as floats."""
     from PIL import Image as Pictures
 
     size = path.stat().st_size
@@ -249,15 +252,15 @@ def read_file_traits(path: Path) -> dict[str, float | str]:
 def fit_file_trait_baseline(
     items: Sequence[ManifestItem], traits: Sequence[Mapping[str, float | str]], *, seed: int = 0
 ) -> tuple[Metric, dict[str, float]]:
-    """Return how well files alone tell fakes, by cross-validation that keeps sources together.
+    """Fit a baseline on file traits, by cross-validation that keeps sources together.
 
     Args:
         items: Rows.
-        traits: Of each row's file, as ``read_file_traits`` gives them.
-        seed: Of the folds.
+        traits: Traits of each row's file, as returned by ``read_file_traits``.
+        seed: Seed of the folds.
 
     Returns:
-        The area with its interval over sources, and the traits that tell most, alone.
+        The area with its interval over sources, and the most predictive traits, each alone.
     """
     labels = np.array([item.label for item in items], dtype=np.int64)
     groups = [item.source or item.clip or item.id for item in items]
@@ -265,36 +268,38 @@ def fit_file_trait_baseline(
         note = "one class is missing"
         return Metric("tell_by_file", float("nan"), n=len(items), note=note), {}
     columns = dict(_columns(traits))
-    if not columns:  # all files are alike
+    if not columns:  # all files have equal traits
         return bootstrap_auc(labels, np.zeros(len(labels)), groups, name="tell_by_file"), {}
     features = np.stack(list(columns.values()), axis=1)
     fold = np.array([int(digest_text(f"{seed} {group}")[:8], 16) % _FOLDS for group in groups])
     scores = np.zeros(len(items))
     for number in range(_FOLDS):
-        held = fold == number
-        if held.any() and len(set(labels[~held].tolist())) == 2:
-            scores[held] = _fit(features[~held], labels[~held])(features[held])
-    alone = {
+        is_held_out = fold == number
+        if is_held_out.any() and len(set(labels[~is_held_out].tolist())) == 2:
+            scores[is_held_out] = _fit(features[~is_held_out], labels[~is_held_out])(
+                features[is_held_out]
+            )
+    single_areas = {
         name: abs((area_under_curve(labels, values) or 0.5) - 0.5) + 0.5
         for name, values in columns.items()
     }
-    most = dict(sorted(alone.items(), key=lambda pair: -pair[1])[:3])
-    return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), most
+    best_traits = dict(sorted(single_areas.items(), key=lambda pair: -pair[1])[:3])
+    return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), best_traits
 
 
 def _equal_bytes(items: Sequence[ManifestItem], digests: Sequence[str]) -> Iterator[str]:
-    places: dict[str, list[ManifestItem]] = defaultdict(list)
+    by_digest: dict[str, list[ManifestItem]] = defaultdict(list)
     for item, digest in zip(items, digests, strict=True):
-        places[digest].append(item)
-    for same in places.values():
+        by_digest[digest].append(item)
+    for same in by_digest.values():
         if len({item.split for item in same}) > 1 or len({item.label for item in same}) > 1:
             yield f"{' and '.join(item.id for item in same)} are the same bytes"
 
 
 def _columns(traits: Sequence[Mapping[str, float | str]]) -> Iterator[tuple[str, Floats]]:
-    """Yield a column for every measure, and one for every kind that some but not all files are."""
+    """Yield a column for each measure, and one for each category that varies among files."""
     for name in traits[0]:
-        values = [one[name] for one in traits]
+        values = [row[name] for row in traits]
         if isinstance(values[0], float):
             numbers = np.array(values, dtype=np.float64)
             if numbers.std() > 0:
@@ -306,14 +311,14 @@ def _columns(traits: Sequence[Mapping[str, float | str]]) -> Iterator[tuple[str,
 
 
 def _fit(features: Floats, labels: npt.NDArray[np.int64]) -> Callable[[Floats], Floats]:
-    """Return a penalized logistic regression, fitted by Newton's method."""
-    whole = np.column_stack([np.ones(len(features)), features])
-    weights = np.zeros(whole.shape[1])
+    """Fit a penalized logistic regression by Newton's method."""
+    design = np.column_stack([np.ones(len(features)), features])
+    weights = np.zeros(design.shape[1])
     penalty = np.eye(len(weights))
     penalty[0, 0] = 1e-6
     for _ in range(12):
-        chance = 1 / (1 + np.exp(-np.clip(whole @ weights, -30, 30)))
-        slope = whole.T @ (chance - labels) + penalty @ weights
-        bend = (whole * (chance * (1 - chance))[:, None]).T @ whole + penalty
-        weights = weights - np.linalg.solve(bend, slope)
+        chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (chance - labels) + penalty @ weights
+        hessian = (design * (chance * (1 - chance))[:, None]).T @ design + penalty
+        weights = weights - np.linalg.solve(hessian, gradient)
     return lambda more: np.asarray(np.column_stack([np.ones(len(more)), more]) @ weights)

@@ -1,11 +1,11 @@
 """Evaluation of detector scores under a fixed protocol, and comparison of detectors.
 
-Scores come from anywhere: a table of ids and scores is enough. Frames and clips are both reported
-where a manifest has clips; every generator is also measured alone against all real items. A
-threshold is chosen on the validation split, never on what is tested.
+Scores come from any detector: a table of ids and scores suffices. Frames and clips are both
+reported where a manifest has clips; each generator is also measured alone against all real items.
+Thresholds are chosen on the validation split, never on the tested one.
 
-The same detector reads .81 or .93 on the same set by the choice of crop, frames and aggregation.
-So every figure carries the digest of its protocol, and figures of different protocols are not
+One detector may score 0.81 or 0.93 on the same set, depending on crop, frames and aggregation. Each
+result therefore carries the digest of its protocol, and results of different protocols are not
 compared.
 """
 
@@ -67,22 +67,22 @@ _PACKAGES = ("numpy", "opencv-python-headless", "pillow", "av")
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What is measured on what, and how.
+    """Definition of a measurement.
 
     Attributes:
-        items: Digest of the manifest's rows that are measured.
-        split: Which of its splits; empty for all.
-        unit: Whether files (``frame``) or whole clips are judged.
-        frames: Frames a clip; 0 where the manifest names the frames.
-        choice: How frames are chosen.
-        crop: How faces are cut out.
-        size: Side of what the detector is given, in pixels; 0 if it says itself.
-        aggregation: How a clip's score follows from its frames': their mean, their maximum, or the
-            mean of the highest fifth.
-        no_score: What an item without a score is: an error, left out, or a score of 0.5.
-        treatment: What was done to every file of both classes beforehand, as ``jpeg-75``.
-        threshold_from: The split that thresholds are chosen on.
-        versions: Of the packages that decode and resize.
+        items: Digest of the measured manifest rows.
+        split: Split of the manifest; empty for all.
+        unit: Whether files (``frame``) or whole clips are scored.
+        frames: Frames per clip; 0 where the manifest lists the frames.
+        choice: Selection of the frames.
+        crop: Cropping of faces.
+        size: Side of the detector's input, in pixels; 0 if the detector decides.
+        aggregation: Aggregation of frame scores to a clip: mean, maximum, or mean of the highest
+            fifth.
+        no_score: Handling of items without a score: an error, dropped, or a score of 0.5.
+        treatment: Processing of all files of both classes beforehand, such as ``jpeg-75``.
+        threshold_from: Split that thresholds are chosen on.
+        versions: Versions of packages that decode and resize.
     """
 
     items: str
@@ -100,16 +100,16 @@ class EvaluationProtocol:
 
     @property
     def digest(self) -> str:
-        """Digest of all of it, 16 digits."""
+        """Digest of the protocol, 16 hexadecimal digits."""
         return digest_json(self.to_json())[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {**asdict(self), "versions": dict(self.versions)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EvaluationProtocol:
-        """Read what ``to_json`` wrote.
+        """Restore a protocol from ``to_json`` values.
 
         Raises:
             DataError: If a key is missing or unknown.
@@ -118,7 +118,7 @@ class EvaluationProtocol:
             return cls(**data)
         except TypeError as error:
             raise DataError(
-                f"this is no protocol: {error}",
+                f"this is not a protocol: {error}",
                 code="forensics.protocol",
                 expected=", ".join(cls.__dataclass_fields__),
                 next="score again with this version",
@@ -126,10 +126,10 @@ class EvaluationProtocol:
 
 
 def open_protocol(items: Sequence[ManifestItem], **settings: Any) -> EvaluationProtocol:
-    """Return the protocol of a measurement of these items, with this machine's versions.
+    """Build the protocol for measuring these items, with the installed package versions.
 
     Raises:
-        DataError: If a setting has no such value.
+        DataError: If a setting has an invalid value.
     """
     for name, kinds in (
         ("unit", ScoringUnit),
@@ -147,9 +147,11 @@ def open_protocol(items: Sequence[ManifestItem], **settings: Any) -> EvaluationP
     return EvaluationProtocol(items=digest_items(items), versions=versions, **settings)
 
 
-def list_differences(ours: EvaluationProtocol, theirs: EvaluationProtocol) -> list[str]:
-    """Return in what two protocols differ, a line each; empty if they are the same."""
-    first, second = ours.to_json(), theirs.to_json()
+def list_differences(
+    first_protocol: EvaluationProtocol, second_protocol: EvaluationProtocol
+) -> list[str]:
+    """Return the differences of two protocols, a line each; empty if equal."""
+    first, second = first_protocol.to_json(), second_protocol.to_json()
     return [f"{key}: {first[key]} and {second[key]}" for key in first if first[key] != second[key]]
 
 
@@ -168,11 +170,11 @@ _TOP_SHARE = 0.2
 
 @dataclass(frozen=True)
 class DetectorEvaluation:
-    """Figures of one detector under one protocol.
+    """Results of one detector under one protocol.
 
-    ``metrics`` are over all items, ``by_generator`` of each generator's fakes against all real
-    items; ``scores`` are (unit, label, score, group), kept so that two detectors can be compared on
-    the same items. ``missing`` items had no score.
+    ``metrics`` are over all items, ``by_generator`` over each generator's fakes against all real
+    items; ``scores`` are (unit, label, score, group), kept for comparing detectors on the same
+    items. ``missing`` is the number of items without a score.
     """
 
     detector: str
@@ -184,17 +186,19 @@ class DetectorEvaluation:
     scores: tuple[tuple[str, int, float, str], ...] = field(repr=False, default=())
 
     def lines(self) -> list[str]:
-        """Return the figures as a user reads them."""
+        """Format the results as lines."""
         lines = [
             f"{self.detector}: protocol {self.protocol.digest}, {len(self.scores)} "
             f"{self.protocol.unit}s, {self.missing} without a score"
         ]
         lines += [f"  {_describe_metric(metric)}" for metric in self.metrics.values()]
-        lines += [f"  auc on {name}: {_figure(one)}" for name, one in self.by_generator.items()]
+        lines += [
+            f"  auc on {name}: {_figure(metric)}" for name, metric in self.by_generator.items()
+        ]
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "version": _VERSION,
             "kind": "forensics-standing",
@@ -202,7 +206,7 @@ class DetectorEvaluation:
             "protocol_digest": self.protocol.digest,
             "protocol": self.protocol.to_json(),
             "metrics": [metric.to_json() for metric in self.metrics.values()],
-            "by_generator": {name: one.to_json() for name, one in self.by_generator.items()},
+            "by_generator": {name: metric.to_json() for name, metric in self.by_generator.items()},
             "threshold": self.threshold,
             "missing": self.missing,
             "scores": [list(row) for row in self.scores],
@@ -211,10 +215,10 @@ class DetectorEvaluation:
 
 @dataclass(frozen=True)
 class DetectorComparison:
-    """Two detectors on the same items: the difference of their areas and its p-value (DeLong).
+    """Two detectors on the same items: the difference of areas and its p-value (DeLong).
 
     ``low`` and ``high`` bound the difference over resampled groups: items of one clip or source are
-    not independent, and DeLong's test takes them as if they were.
+    not independent, while DeLong's test assumes that they are.
     """
 
     difference: float
@@ -224,12 +228,12 @@ class DetectorComparison:
     n: int
 
     def line(self) -> str:
-        """Return the finding as one line."""
-        said = f"difference of areas {self.difference:+.4f}, 95 % over groups {self.low:+.4f} to "
-        said += f"{self.high:+.4f}, DeLong p = {self.p_value:.4g}, n {self.n}"
+        """Format as one line."""
+        text = f"difference of areas {self.difference:+.4f}, 95 % over groups {self.low:+.4f} to "
+        text += f"{self.high:+.4f}, DeLong p = {self.p_value:.4g}, n {self.n}"
         if self.low <= 0 <= self.high:
-            return f"{said}: no difference shown"
-        return said
+            return f"{text}: no difference shown"
+        return text
 
 
 def evaluate_scores(
@@ -241,27 +245,26 @@ def evaluate_scores(
     seed: int = 0,
     **settings: Any,
 ) -> DetectorEvaluation:
-    """Measure a table of scores.
+    """Evaluate a table of scores.
 
     Args:
         items: Rows of the manifest, of all splits.
         scores: Score by id, higher for fake.
-        detector: Its name.
-        resamples: Draws of groups for intervals.
-        seed: Of the draws.
-        settings: The protocol's, as ``unit``, ``split``, ``aggregation``, ``no_score``.
+        detector: Name of the detector.
+        resamples: Number of bootstrap resamples of groups.
+        seed: Seed of the resampling.
+        settings: Protocol settings, such as ``unit``, ``split``, ``aggregation``, ``no_score``.
 
     Raises:
-        DataError: If scores are missing and the protocol does not allow for it, or a split is
-            empty.
+        DataError: If scores are missing and the protocol forbids it, or a split is empty.
     """
     protocol = open_protocol(items, **settings)
     tested = _select_split(items, protocol.split)
     rows, missing = _rows(tested, scores, protocol)
-    chosen = [item for item in items if item.split == protocol.threshold_from]
+    threshold_items = [item for item in items if item.split == protocol.threshold_from]
     threshold = None
-    if chosen and protocol.threshold_from != protocol.split:
-        known, _ = _rows(chosen, scores, protocol)
+    if threshold_items and protocol.threshold_from != protocol.split:
+        known, _ = _rows(threshold_items, scores, protocol)
         threshold = select_threshold([row[1] for row in known], [row[2] for row in known])
     metrics = measure_scores(
         [row[1] for row in rows],
@@ -271,14 +274,14 @@ def evaluate_scores(
         resamples=resamples,
         seed=seed,
     )
-    made_by = {_name(item, protocol): item.generator for item in tested}
+    generator_of = {_name(item, protocol): item.generator for item in tested}
     by_generator = {}
     for generator in sorted({item.generator for item in tested if item.label}):
-        some = [row for row in rows if not row[1] or made_by[row[0]] == generator]
+        generator_rows = [row for row in rows if not row[1] or generator_of[row[0]] == generator]
         by_generator[generator or "not named"] = measure_scores(
-            [row[1] for row in some],
-            [row[2] for row in some],
-            [row[3] for row in some],
+            [row[1] for row in generator_rows],
+            [row[2] for row in generator_rows],
+            [row[3] for row in generator_rows],
             resamples=resamples,
             seed=seed,
         )["auc"]
@@ -290,68 +293,68 @@ def evaluate_scores(
 def evaluate_folds(
     items: Sequence[ManifestItem], scores: Mapping[str, float], by: str, *, seed: int = 0
 ) -> dict[str, Metric]:
-    """Return the area on what each fold of ``leave_one_out`` holds out.
+    """Return the area on the held-out part of each fold of ``leave_one_out``.
 
-    That the scores are those of a detector trained on the fold's own training rows is for who made
-    them to see to; where one detector scored all, a figure says how it does on that part alone.
+    The caller ensures that scores come from detectors trained on the training rows of each fold;
+    with one detector for all, a figure is its result on that part alone.
 
     Raises:
         DataError: If there is nothing to leave out, or an item has no score.
     """
     if by not in {"generator", "source"}:
-        raise _invalid_scores(f"there is no leaving out by {by!r}", "generator or source")
-    found = {}
+        raise _invalid_scores(f"cannot leave one out by {by!r}", "generator or source")
+    areas = {}
     for fold in leave_one_out(items, "generator" if by == "generator" else "source", seed=seed):
         rows, _ = _rows(fold.test, scores, EvaluationProtocol(items="", split=""))
         if rows:
-            labels, said = [row[1] for row in rows], [row[2] for row in rows]
+            labels, fold_scores = [row[1] for row in rows], [row[2] for row in rows]
             groups = [row[3] for row in rows]
-            found[fold.name] = measure_scores(labels, said, groups, seed=seed)["auc"]
-    return found
+            areas[fold.name] = measure_scores(labels, fold_scores, groups, seed=seed)["auc"]
+    return areas
 
 
 def compare_evaluations(
-    ours: DetectorEvaluation, theirs: DetectorEvaluation, *, seed: int = 0
+    first_result: DetectorEvaluation, second_result: DetectorEvaluation, *, seed: int = 0
 ) -> DetectorComparison:
-    """Compare two detectors measured under one protocol.
+    """Compare two detectors evaluated under one protocol.
 
     Raises:
-        DataError: If the protocols differ, the same items were not scored, or a class is missing.
+        DataError: If protocols or scored items differ, or a class is missing.
     """
-    apart = list_differences(ours.protocol, theirs.protocol)
-    if apart:
+    differences = list_differences(first_result.protocol, second_result.protocol)
+    if differences:
         raise DataError(
-            f"{ours.detector} and {theirs.detector} were measured under different protocols: "
-            + "; ".join(apart),
+            f"{first_result.detector} and {second_result.detector} were evaluated under different "
+            "protocols: " + "; ".join(differences),
             code="forensics.protocol",
-            where=f"{ours.protocol.digest} and {theirs.protocol.digest}",
+            where=f"{first_result.protocol.digest} and {second_result.protocol.digest}",
             expected="one protocol",
-            next="score both again under the same",
+            next="score both again under the same protocol",
         )
-    names = [row[0] for row in ours.scores]
-    if names != [row[0] for row in theirs.scores]:
+    names = [row[0] for row in first_result.scores]
+    if names != [row[0] for row in second_result.scores]:
         raise _invalid_scores(
             "the two detectors did not score the same items", "scores for the same ids"
         )
-    labels = [row[1] for row in ours.scores]
-    first, second = ([row[2] for row in one.scores] for one in (ours, theirs))
-    found = run_delong_test(labels, first, second)
-    if found is None:
+    labels = [row[1] for row in first_result.scores]
+    first, second = ([row[2] for row in result.scores] for result in (first_result, second_result))
+    test = run_delong_test(labels, first, second)
+    if test is None:
         raise _invalid_scores("one class has fewer than two items", "two of each class")
-    groups = [row[3] for row in ours.scores]
+    groups = [row[3] for row in first_result.scores]
     low, high = _bound_difference(labels, first, second, groups, seed)
-    return DetectorComparison(found[0], found[1], low, high, len(labels))
+    return DetectorComparison(test[0], test[1], low, high, len(labels))
 
 
 def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
-    """Read scores by id from CSV or JSON Lines; empty and non-finite ones are left to be missing.
+    """Read scores by id from CSV or JSON Lines; empty and non-finite scores become NaN.
 
     Args:
         path: A file with a column ``id`` and one of scores.
-        column: Its name, as ``prob_x``.
+        column: Name of the score column, such as ``prob_x``.
 
     Raises:
-        DataError: If the columns are not there, or an id comes twice.
+        DataError: If a column is missing, or an id is repeated.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -362,38 +365,38 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
         )
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_scores(f"{path} cannot be read: {error}", "CSV or JSON Lines") from error
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for number, row in enumerate(rows, start=1):
         if "id" not in row or column not in row:
             raise _invalid_scores(
                 f"{path.name} row {number} has no id or {column}", f"id and {column}"
             )
-        if str(row["id"]) in found:
-            raise _invalid_scores(f"{path.name} has the id {row['id']!r} twice", "one score an id")
+        if str(row["id"]) in scores:
+            raise _invalid_scores(f"{path.name} repeats the id {row['id']!r}", "one score per id")
         try:
             value = float(row[column])
         except (TypeError, ValueError):
             value = math.nan
-        found[str(row["id"])] = value
-    return found
+        scores[str(row["id"])] = value
+    return scores
 
 
-def write_evaluation(path: Path, standing: DetectorEvaluation) -> None:
-    """Write figures, protocol and scores as JSON."""
+def write_evaluation(path: Path, evaluation: DetectorEvaluation) -> None:
+    """Write results, protocol and scores as JSON."""
     with atomic_write(path) as file:
-        json.dump(standing.to_json(), file, ensure_ascii=False, indent=1)
+        json.dump(evaluation.to_json(), file, ensure_ascii=False, indent=1)
 
 
 def read_evaluation(path: Path) -> DetectorEvaluation:
-    """Read what ``write_evaluation`` wrote.
+    """Read an evaluation written by ``write_evaluation``.
 
     Raises:
-        DataError: If it is something else, or the protocol was changed since.
+        DataError: If the file is not an evaluation, or its protocol was modified.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
-        standing = DetectorEvaluation(
+        evaluation = DetectorEvaluation(
             data["detector"],
             protocol,
             {row["name"]: Metric.from_json(row) for row in data["metrics"]},
@@ -404,27 +407,27 @@ def read_evaluation(path: Path) -> DetectorEvaluation:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _invalid_scores(
-            f"{path} holds no figures of a detector: {error}", "JSON of score"
+            f"{path} is not an evaluation: {error}", "the JSON file of benchmark score"
         ) from error
     if data["protocol_digest"] != protocol.digest:
         raise _invalid_scores(
-            f"{path}'s protocol is not the one that it was measured under", "as written"
+            f"the protocol of {path} was modified after the measurement", "the file as written"
         )
-    return standing
+    return evaluation
 
 
 def _select_split(items: Sequence[ManifestItem], split: str) -> list[ManifestItem]:
-    found = [item for item in items if not split or item.split == split]
-    if not found:
+    selected = [item for item in items if not split or item.split == split]
+    if not selected:
         known = sorted({item.split or "none" for item in items})
-        raise _invalid_scores(f"no row is of the split {split!r}", f"one of: {', '.join(known)}")
-    return found
+        raise _invalid_scores(f"the split {split!r} has no rows", f"one of: {', '.join(known)}")
+    return selected
 
 
 def _rows(
     items: Sequence[ManifestItem], scores: Mapping[str, float], protocol: EvaluationProtocol
 ) -> tuple[list[tuple[str, int, float, str]], int]:
-    """Return unit, label, score and group of what is judged, and how many items had no score."""
+    """Return unit, label, score and group of each scored unit, and the number of missing scores."""
     frames: dict[str, list[tuple[ManifestItem, float]]] = {}
     missing = [item for item in items if not math.isfinite(scores.get(item.id, math.nan))]
     if missing and protocol.no_score == "refuse":
@@ -445,8 +448,8 @@ def _rows(
             raise DataError(
                 f"the clip {name} holds real and fake frames",
                 code="forensics.mixed-group",
-                expected="one label a clip",
-                next="judge by frame, or name clips by dataset, generator and clip",
+                expected="one label per clip",
+                next="score by frame, or name clips by dataset, generator and clip",
             )
         first = members[0][0]
         group = f"{first.dataset}/{first.source}" if first.source else name
@@ -474,7 +477,7 @@ def _bound_difference(
     groups: Sequence[str],
     seed: int,
 ) -> tuple[float, float]:
-    """Return the interval of the difference of areas, both on the same draws of groups."""
+    """Return the interval of the difference of areas, both on the same resamples of groups."""
     gaps = bootstrap_areas(labels, first, groups, seed) - bootstrap_areas(
         labels, second, groups, seed
     )
@@ -497,10 +500,10 @@ def _describe_metric(metric: Metric) -> str:
     return f"{metric.name}: {_figure(metric)}"
 
 
-def _invalid_scores(what: str, expected: str) -> DataError:
+def _invalid_scores(problem: str, expected: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.scores",
         expected=expected,
-        next="look at the table of scores and at the manifest",
+        next="check the table of scores and the manifest",
     )

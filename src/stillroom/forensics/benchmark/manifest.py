@@ -1,11 +1,11 @@
 """Benchmark manifests, and import of DeepfakeBench and FaceForensics++ lists.
 
-The columns are those that the lab writes. Paths are relative to the manifest, with forward
-slashes. JSON Lines, CSV or Parquet by the file's ending. A row that cannot be understood is an
-error with its number, never left out.
+Columns are those of the lab's manifests. Paths are relative to the manifest, with forward slashes.
+The format is JSON Lines, CSV or Parquet by suffix. An invalid row is an error with its number,
+never skipped.
 
-Only lists are read, no data. Paths keep their place below the data's own folder, with forward
-slashes; absolute ones are cut where the data set's folder begins.
+Importers read lists only, no media. Paths are kept relative to the data set's own folder, with
+forward slashes; absolute paths are cut at that folder.
 
 Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); Roessler et al. 2019,
 "FaceForensics++", arXiv:1901.08971 (its splits of pairs and its folders).
@@ -66,19 +66,19 @@ class ManifestItem:
     """One file of a benchmark.
 
     Attributes:
-        id: Unique in the manifest.
-        path: Relative to the manifest, with forward slashes.
+        id: Unique id in the manifest.
+        path: Path relative to the manifest, with forward slashes.
         label: 1 for fake.
-        generator: What made it; of a real one empty, or the edit that it went through.
-        source: The recording that its pixels come from: a fake and its real twin share it.
-        identity: Who is shown, or whose picture was the target.
-        others: Further identities, as the one whose face was put in.
+        generator: Generator of a fake; for real files empty, or the applied edit.
+        source: Recording that its pixels come from, shared by a fake and its real twin.
+        identity: Person shown, or the person in the target image.
+        others: Further identities, such as the source face of a swap.
         split: ``train``, ``validation``, ``test``, or empty.
-        mask: Where it is forged, a file; empty if not known.
-        compression: As ``jpg-92`` or ``c23``.
-        consent: Id of the record of consent; empty where no person is shown.
-        dataset: Which collection it is of.
-        clip: The clip that a frame is of; empty where the file stands alone.
+        mask: File with the forgery mask; empty if unknown.
+        compression: Compression, such as ``jpg-92`` or ``c23``.
+        consent: Id of the consent record; empty if no person is shown.
+        dataset: Name of the collection.
+        clip: Clip of a frame; empty for a single file.
     """
 
     id: str
@@ -97,16 +97,16 @@ class ManifestItem:
 
     @property
     def unit(self) -> tuple[str, str, str]:
-        """What names a clip: dataset, generator and clip together, never a folder's name alone."""
+        """Identifier of a clip: dataset, generator and clip together, never a folder name alone."""
         return self.dataset, self.generator, self.clip or self.id
 
     @property
     def people(self) -> tuple[str, ...]:
-        """Everyone shown or put in."""
+        """All identities, shown or inserted."""
         return tuple(name for name in (self.identity, *self.others) if name)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, columns that are empty left out."""
+        """Convert to JSON-compatible values, without empty columns."""
         row = asdict(self)
         row["others"] = list(self.others)
         return {key: value for key, value in row.items() if value not in ("", [])}
@@ -116,26 +116,26 @@ def read_items(path: Path) -> list[ManifestItem]:
     """Read a manifest.
 
     Args:
-        path: A ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder that holds manifest.jsonl.
+        path: A ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder with manifest.jsonl.
 
     Raises:
-        DataError: If the file is missing or empty, a row is not understood, or an id comes twice.
+        DataError: If the file is missing or empty, a row is invalid, or an id is repeated.
     """
     file = find_manifest(path)
     items = [_read_row(row, file, number) for number, row in enumerate(_read_rows(file), start=1)]
     if not items:
-        raise _invalid_manifest(file, "holds no row", "one row a file")
+        raise _invalid_manifest(file, "has no rows", "one row per file")
     twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
     if twice:
-        raise _invalid_manifest(file, f"has the id {twice[0]!r} twice", "one id a row")
+        raise _invalid_manifest(file, f"repeats the id {twice[0]!r}", "one id per row")
     return items
 
 
 def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
-    """Write a manifest by its ending: ``.jsonl``, ``.csv`` or ``.parquet``.
+    """Write a manifest as ``.jsonl``, ``.csv`` or ``.parquet``, by its suffix.
 
     Raises:
-        DataError: If the ending is another.
+        DataError: If the suffix is another.
     """
     if path.suffix == ".jsonl":
         with atomic_write(path) as file:
@@ -162,16 +162,16 @@ def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
 
 
 def digest_items(items: Iterable[ManifestItem]) -> str:
-    """Return the digest of what is measured: every column of every row, in order of id."""
+    """Return the digest of all columns of all rows, ordered by id."""
     return digest_json([item.to_json() for item in sorted(items, key=lambda item: item.id)])
 
 
 def find_manifest(path: Path) -> Path:
-    """Return the manifest's file, of a folder or run its ``manifest.jsonl``."""
+    """Return the manifest file; for a folder or run, its ``manifest.jsonl``."""
     if path.is_dir():
-        for found in (path / "manifest.jsonl", path / "output" / "manifest.jsonl"):
-            if found.is_file():
-                return found
+        for candidate in (path / "manifest.jsonl", path / "output" / "manifest.jsonl"):
+            if candidate.is_file():
+                return candidate
     return path
 
 
@@ -195,7 +195,7 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise _invalid_manifest(
-                path, f"line {number} is no JSON object", "JSON Lines"
+                path, f"line {number} is not a JSON object", "JSON Lines"
             ) from error
     return rows
 
@@ -212,26 +212,28 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         raise _invalid_manifest(
             path, f"row {number} has the label {named['label']!r}", "0 real, 1 fake"
         )
-    place = PurePosixPath(str(named["path"]).replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts:
+    path_in_row = PurePosixPath(str(named["path"]).replace("\\", "/"))
+    if path_in_row.is_absolute() or ".." in path_in_row.parts:
         raise _invalid_manifest(
-            path, f"row {number} has the path {place}", "a path below the manifest"
+            path, f"row {number} has the path {path_in_row}", "a path below the manifest"
         )
-    others = named.get("others") or ()
+    others_value = named.get("others") or ()
     texts = {
         key: str(named.get(key) or "") for key in _COLUMNS if key not in {"path", "label", "others"}
     }
     return ManifestItem(
         **texts,
-        path=place.as_posix(),
+        path=path_in_row.as_posix(),
         label=label,
-        others=tuple(others.split() if isinstance(others, str) else map(str, others)),
+        others=tuple(
+            others_value.split() if isinstance(others_value, str) else map(str, others_value)
+        ),
     )
 
 
-def _invalid_manifest(path: Path, what: str, expected: str) -> DataError:
+def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
-        f"the manifest {path.name} {what}",
+        f"the manifest {path.name} {problem}",
         code="forensics.manifest",
         where=str(path),
         expected=expected,
@@ -251,18 +253,18 @@ _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 def import_deepfakebench(
     path: Path, *, compression: str = "", real: Sequence[str] = ()
 ) -> list[ManifestItem]:
-    """Read one of DeepfakeBench's lists: a row a frame.
+    """Read a DeepfakeBench list: one row per frame.
 
-    A clip is named by data set, generator and its own id, so that clips of different generators
-    stay apart although their folders have one name.
+    A clip is identified by data set, generator and its id, so that clips of different generators
+    stay separate although their folders share a name.
 
     Args:
         path: The JSON file.
-        compression: Of FaceForensics++, which compression to take, as ``c23``; empty takes all.
-        real: Names of classes that are real; by default those whose name says ``real``.
+        compression: Compression of FaceForensics++ to select, such as ``c23``; empty selects all.
+        real: Names of real classes; default: those that contain ``real``.
 
     Raises:
-        DataError: If it is no such list, or none of it is of that compression.
+        DataError: If it is not such a list, or has no frame of that compression.
     """
     items = list(_read_frames(_load(path), path, compression, set(real)))
     if not items:
@@ -280,30 +282,31 @@ def import_faceforensics(
     compression: str = "c23",
     methods: Sequence[str] = FF_METHODS,
 ) -> list[ManifestItem]:
-    """Read FaceForensics++'s lists of pairs: a row a clip, at the data set's own paths.
+    """Read the pair lists of FaceForensics++: one row per clip, at the data set's own paths.
 
-    The face of ``b`` in the clip of ``a`` is ``a_b``: its identity is ``a``, ``b`` is another's.
+    The face of ``b`` in the clip of ``a`` is ``a_b``: its identity is ``a``, and ``b`` is in
+    others.
 
     Args:
-        train: Its train.json; None leaves the split out.
+        train: Its train.json; None skips the split.
         validation: Its val.json.
         test: Its test.json.
         compression: ``raw``, ``c23`` or ``c40``.
-        methods: Which manipulations.
+        methods: Manipulations to include.
 
     Raises:
-        DataError: If a file is no list of pairs, or a clip is in two splits.
+        DataError: If a file is not a list of pairs, or a clip is in two splits.
     """
     items: list[ManifestItem] = []
-    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, path in (("train", train), ("validation", validation), ("test", test)):
         if path is None:
             continue
         for first, second in _read_pairs(path):
             for name in (first, second):
-                if name in seen:
-                    raise _invalid_list(path, f"has clip {name} twice", "each clip in one pair")
-                seen[name] = split
+                if name in split_of:
+                    raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
+                split_of[name] = split
                 items.append(_ff_item(name, "", split, compression))
             for method in methods:
                 items += [
@@ -315,7 +318,7 @@ def import_faceforensics(
             "no list of FaceForensics++ was named",
             code="forensics.manifest",
             expected="train.json, val.json or test.json",
-            next="give at least one",
+            next="pass at least one list",
         )
     return items
 
@@ -329,27 +332,27 @@ def _read_frames(
             for split, clips in _mapping(splits, path).items():
                 if split not in _SPLITS:
                     raise _invalid_list(path, f"has the split {split!r}", "train, val or test")
-                for rate, clip, about in _iterate_clips(_mapping(clips, path), path):
+                for rate, clip, entry in _iterate_clips(_mapping(clips, path), path):
                     if compression and rate and rate != compression:
                         continue
                     yield from _iterate_frames(
-                        dataset, name, is_real, _SPLITS[split], rate, clip, about
+                        dataset, name, is_real, _SPLITS[split], rate, clip, entry
                     )
 
 
 def _iterate_clips(
     clips: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield compression, clip and what is said of it; some data sets have one level more."""
-    for name, about in clips.items():
-        inside = _mapping(about, path)
+    """Yield compression, clip and its entry; some data sets have one more level."""
+    for name, entry in clips.items():
+        inside = _mapping(entry, path)
         if "frames" in inside:
             yield "", name, inside
             continue
-        for clip, found in inside.items():
-            if "frames" not in _mapping(found, path):
+        for clip, clip_entry in inside.items():
+            if "frames" not in _mapping(clip_entry, path):
                 raise _invalid_list(path, f"has no frames for {clip!r}", "frames of every clip")
-            yield name, clip, found
+            yield name, clip, clip_entry
 
 
 def _iterate_frames(
@@ -359,17 +362,17 @@ def _iterate_frames(
     split: str,
     rate: str,
     clip: str,
-    about: Mapping[str, Any],
+    entry: Mapping[str, Any],
 ) -> Iterator[ManifestItem]:
     pair = _PAIR.search(clip)
     identity = pair[1] if pair else clip
-    for frame in about["frames"]:
-        place = _relative(str(frame), dataset)
+    for frame in entry["frames"]:
+        frame_path = _relative(str(frame), dataset)
         yield ManifestItem(
             id="/".join(
-                part for part in (dataset, name, rate, clip, place.rsplit("/", 1)[-1]) if part
+                part for part in (dataset, name, rate, clip, frame_path.rsplit("/", 1)[-1]) if part
             ),
-            path=place,
+            path=frame_path,
             label=0 if is_real else 1,
             generator="" if is_real else name,
             source=identity,
@@ -383,9 +386,9 @@ def _iterate_frames(
 
 
 def _relative(path: str, dataset: str) -> str:
-    """Return a frame's path below the data's folder, whatever machine wrote it."""
+    """Return a frame's path below the data's folder, for paths of any system."""
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    named = [at for at, part in enumerate(parts) if part.lower() == dataset.lower()]
+    named = [index for index, part in enumerate(parts) if part.lower() == dataset.lower()]
     if path.replace("\\", "/").startswith("/") or (parts and parts[0].endswith(":")):
         parts = parts[named[0] :] if named else [part for part in parts if not part.endswith(":")]
     return "/".join(parts)
@@ -416,7 +419,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
         isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
         for row in rows
     ):
-        raise _invalid_list(path, "is no list of pairs", '[["071", "054"], ...]')
+        raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
     return [(row[0], row[1]) for row in rows]
 
 
@@ -430,16 +433,18 @@ def _load(path: Path) -> Any:
 def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _invalid_list(
-            path, "is no list of DeepfakeBench", "data set, class, split, clip and frames, nested"
+            path,
+            "is not a list of DeepfakeBench",
+            "data set, class, split, clip and frames, nested",
         )
     return value
 
 
-def _invalid_list(path: Path, what: str, expected: str) -> DataError:
+def _invalid_list(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="forensics.manifest",
         where=str(path),
         expected=expected,
-        next="name the list as its authors publish it",
+        next="pass the list as published by its authors",
     )

@@ -1,18 +1,16 @@
 """Detection metrics with group-bootstrap intervals: AUC, EER, TPR at FPR, and calibration.
 
-A label is 1 for forged, a score is higher for forged. Where one class is missing, a figure is None,
+Labels are 1 for forged, and scores higher for forged. Where one class is missing, a metric is None,
 never 0. Frames of one clip are not independent: intervals resample whole groups (clips, or people).
+
+Groups are drawn with replacement, 2000 times; all metrics are computed from the same resamples, by
+weights on the items in order of score, so that thousands of resamples of ten thousand items take
+seconds.
 
 Source: Hanley and McNeil 1982 (the area as a rank statistic); DeLong et al. 1988, "Comparing the
 Areas Under Two or More Correlated Receiver Operating Characteristic Curves", in the fast form of
-Sun and Xu 2014, IEEE SPL 21(11); Guo et al. 2017, arXiv:1706.04599 (calibration error).
-
-Groups are drawn with replacement, 2000 times; every figure is computed from the same draws by
-weights on the items in order of score, so that thousands of draws over ten thousand items take
-seconds.
-
-Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 8 (clusters as
-units); figures as in ``measures``.
+Sun and Xu 2014, IEEE SPL 21(11); Guo et al. 2017, arXiv:1706.04599 (calibration error); Efron and
+Tibshirani 1993, "An Introduction to the Bootstrap", chapter 8 (clusters as units).
 """
 
 from __future__ import annotations
@@ -55,15 +53,14 @@ Labels = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
 
-
 _BLOCK = 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """False and true positive rate at every threshold, from the strictest; both begin at 0.
+    """False and true positive rates at every threshold, from the strictest; both start at 0.
 
-    ``thresholds[0]`` is infinite; at ``thresholds[k]`` a score that is equal counts as forged.
+    ``thresholds[0]`` is infinite; at ``thresholds[k]`` an equal score counts as forged.
     """
 
     false_rates: Floats
@@ -72,32 +69,32 @@ class RocCurve:
 
 
 def roc_curve(labels: Sequence[int] | Labels, scores: Sequence[float] | Floats) -> RocCurve | None:
-    """Return the curve with one vertex for each distinct score; None if a class is missing.
+    """Return the ROC curve with one vertex per distinct score; None if a class is missing.
 
     Raises:
         DataError: If lengths differ, a label is not 0 or 1, or a score is not finite.
     """
-    truth, said = _check(labels, scores)
+    truth, values = _check(labels, scores)
     counts = _counts(truth)
     if counts is None:
         return None
-    order = np.argsort(-said, kind="stable")
+    order = np.argsort(-values, kind="stable")
     hits = np.cumsum(truth[order])
-    ends = np.flatnonzero(np.append(np.diff(said[order]) != 0, True))
+    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
     true = np.concatenate([[0.0], hits[ends] / counts[1]])
     false = np.concatenate([[0.0], (ends + 1 - hits[ends]) / counts[0]])
-    return RocCurve(false, true, np.concatenate([[np.inf], said[order][ends]]))
+    return RocCurve(false, true, np.concatenate([[np.inf], values[order][ends]]))
 
 
 def area_under_curve(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
 ) -> float | None:
-    """Return the share of pairs in which the forged one scores higher, ties counting half."""
-    truth, said = _check(labels, scores)
+    """Return the share of pairs in which the forged item scores higher; ties count half."""
+    truth, values = _check(labels, scores)
     counts = _counts(truth)
     if counts is None:
         return None
-    ranks = _ranks(said)
+    ranks = _ranks(values)
     above = float(ranks[truth == 1].sum()) - counts[1] * (counts[1] + 1) / 2
     return above / (counts[0] * counts[1])
 
@@ -105,14 +102,14 @@ def area_under_curve(
 def average_precision(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
 ) -> float | None:
-    """Return precision averaged over the steps of recall, without interpolation; None likewise."""
-    truth, said = _check(labels, scores)
+    """Return precision averaged over recall steps, without interpolation; None without a class."""
+    truth, values = _check(labels, scores)
     counts = _counts(truth)
     if counts is None:
         return None
-    order = np.argsort(-said, kind="stable")
+    order = np.argsort(-values, kind="stable")
     hits = np.cumsum(truth[order])
-    ends = np.flatnonzero(np.append(np.diff(said[order]) != 0, True))
+    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
     precision, recall = hits[ends] / (ends + 1), hits[ends] / counts[1]
     return float((np.diff(np.concatenate([[0.0], recall])) * precision).sum())
 
@@ -120,27 +117,27 @@ def average_precision(
 def equal_error_rate(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
 ) -> float | None:
-    """Return where misses and false alarms are equally frequent, interpolated on the curve.
+    """Return the rate at which misses equal false alarms, interpolated on the ROC curve.
 
-    The nearest vertex is not enough: with few distinct scores it can say 0 of scores that tell
-    nothing.
+    The nearest vertex does not suffice: with few distinct scores it can be 0 for uninformative
+    scores.
     """
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
     gap = curve.false_rates - (1 - curve.true_rates)  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    if gap[after] == 0:
-        return float(curve.false_rates[after])
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    low, high = curve.false_rates[after - 1], curve.false_rates[after]
+    crossing = int(np.argmax(gap >= 0))
+    if gap[crossing] == 0:
+        return float(curve.false_rates[crossing])
+    share = -gap[crossing - 1] / (gap[crossing] - gap[crossing - 1])
+    low, high = curve.false_rates[crossing - 1], curve.false_rates[crossing]
     return float(low + share * (high - low))
 
 
 def compute_tpr_at_fpr(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats, false_rate: float
 ) -> float | None:
-    """Return the true positive rate at the loosest threshold whose false alarms stay within."""
+    """Return the true positive rate at the loosest threshold within a false positive rate."""
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
@@ -148,13 +145,13 @@ def compute_tpr_at_fpr(
 
 
 def brier_score(labels: Sequence[int] | Labels, chances: Sequence[float] | Floats) -> float:
-    """Return the mean squared distance of chances from what was true.
+    """Return the mean squared error of probabilities.
 
     Raises:
-        DataError: If a chance lies outside [0, 1].
+        DataError: If a probability is outside of [0, 1].
     """
-    truth, said = _check(labels, chances, bounded=True)
-    return float(((said - truth) ** 2).mean())
+    truth, values = _check(labels, chances, bounded=True)
+    return float(((values - truth) ** 2).mean())
 
 
 def expected_calibration_error(
@@ -164,54 +161,54 @@ def expected_calibration_error(
     equal_mass: bool = False,
     bins: int = CALIBRATION_BINS,
 ) -> float:
-    """Return the expected calibration error: how far what was said lies from what came.
+    """Return the expected calibration error: the mean gap of predicted and observed frequency.
 
     Args:
         labels: 1 for forged.
-        chances: Said chances of forged, in [0, 1].
-        equal_mass: Bins of equally many instead of equal width.
-        bins: How many.
+        chances: Probabilities of forged, in [0, 1].
+        equal_mass: Use bins of equal counts instead of equal width.
+        bins: Number of bins.
 
     Raises:
-        DataError: If a chance lies outside [0, 1].
+        DataError: If a probability is outside of [0, 1].
     """
-    truth, said = _check(labels, chances, bounded=True)
+    truth, values = _check(labels, chances, bounded=True)
     if equal_mass:
-        place = np.empty(len(said), dtype=np.int64)
-        place[np.argsort(said, kind="stable")] = np.arange(len(said)) * bins // len(said)
+        bin_index = np.empty(len(values), dtype=np.int64)
+        bin_index[np.argsort(values, kind="stable")] = np.arange(len(values)) * bins // len(values)
     else:
-        place = np.minimum((said * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(place, weights=said - truth, minlength=bins)
-    return float(np.abs(gaps).sum() / len(said))
+        bin_index = np.minimum((values * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(bin_index, weights=values - truth, minlength=bins)
+    return float(np.abs(gaps).sum() / len(values))
 
 
 def pool_groups(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats, groups: Sequence[object]
 ) -> tuple[Labels, Floats, list[object]]:
-    """Return one label and mean score for each group: frames become clips.
+    """Return one label and mean score per group: pool frames to clips.
 
-    A group is the whole of what names a clip, as (dataset, method, clip): by a folder's name alone
-    clips of different methods become one.
+    A group must identify a clip completely, as (dataset, method, clip): a folder name alone would
+    merge clips of different methods.
 
     Raises:
-        DataError: If a group holds both labels.
+        DataError: If a group has both labels.
     """
-    truth, said = _check(labels, scores)
-    places: dict[object, list[int]] = {}
-    for at, group in enumerate(groups):
-        places.setdefault(group, []).append(at)
-    if len(groups) != len(said):
-        raise _length_mismatch(len(groups), len(said))
-    mixed = [group for group, at in places.items() if len(set(truth[at].tolist())) > 1]
+    truth, values = _check(labels, scores)
+    members: dict[object, list[int]] = {}
+    for indices, group in enumerate(groups):
+        members.setdefault(group, []).append(indices)
+    if len(groups) != len(values):
+        raise _length_mismatch(len(groups), len(values))
+    mixed = [group for group, indices in members.items() if len(set(truth[indices].tolist())) > 1]
     if mixed:
         raise DataError(
             f"{len(mixed)} groups hold both real and forged frames; the first is {mixed[0]!r}",
             code="forensics.mixed-group",
-            expected="one label a clip; name clips by dataset, method and id together",
-            next="score clips with a forged part by track, not by clip",
+            expected="one label per clip; name clips by dataset, method and id together",
+            next="score partly forged clips by track, not by clip",
         )
-    pooled = np.array([said[at].mean() for at in places.values()])
-    return np.array([truth[at[0]] for at in places.values()]), pooled, list(places)
+    pooled = np.array([values[indices].mean() for indices in members.values()])
+    return np.array([truth[indices[0]] for indices in members.values()]), pooled, list(members)
 
 
 def bootstrap_auc(
@@ -228,51 +225,51 @@ def bootstrap_auc(
     Args:
         labels: 1 for forged.
         scores: Higher for forged.
-        groups: What each belongs to; whole groups are drawn with replacement.
-        name: Of the metric.
-        resamples: How often.
-        seed: Of the draws.
+        groups: Group of each item; whole groups are drawn with replacement.
+        name: Name of the metric.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
-    truth, said = _check(labels, scores)
-    if len(groups) != len(said):
-        raise _length_mismatch(len(groups), len(said))
-    value = area_under_curve(truth, said)
+    truth, values = _check(labels, scores)
+    if len(groups) != len(values):
+        raise _length_mismatch(len(groups), len(values))
+    value = area_under_curve(truth, values)
     if value is None:
-        return Metric(name, math.nan, n=len(said), note="one class is missing")
-    numbers = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+        return Metric(name, math.nan, n=len(values), note="one class is missing")
+    numbers = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     member = np.array([numbers[group] for group in groups])
-    order = np.argsort(said, kind="stable")
+    order = np.argsort(values, kind="stable")
     truth, member = truth[order], member[order]
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(said[order]) != 0]))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
     rng, count = np.random.default_rng(seed), len(numbers)
     draws = []
-    for begin in range(0, resamples, max(_BLOCK // len(said), 1)):
-        size = min(max(_BLOCK // len(said), 1), resamples - begin)
+    for begin in range(0, resamples, max(_BLOCK // len(values), 1)):
+        size = min(max(_BLOCK // len(values), 1), resamples - begin)
         times = rng.multinomial(count, np.full(count, 1 / count), size)[:, member]
         draws.append(_weighted_areas(times * truth, times * (1 - truth), starts))
-    found = np.concatenate(draws)
-    found = found[np.isfinite(found)]
-    if count < 2 or len(found) < resamples // 2:
+    areas = np.concatenate(draws)
+    areas = areas[np.isfinite(areas)]
+    if count < 2 or len(areas) < resamples // 2:
         return Metric(name, value, n=count, note="too few groups for an interval")
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(areas, [0.025, 0.975])
     return Metric(name, value, float(low), float(high), count)
 
 
 def run_delong_test(
     labels: Sequence[int] | Labels,
-    ours: Sequence[float] | Floats,
-    theirs: Sequence[float] | Floats,
+    first_scores: Sequence[float] | Floats,
+    second_scores: Sequence[float] | Floats,
 ) -> tuple[float, float] | None:
     """Return the difference of two areas on the same items and its p-value, by DeLong's test.
 
     None if a class is missing or has a single item.
     """
-    truth, first = _check(labels, ours)
-    _, second = _check(labels, theirs)
+    truth, first = _check(labels, first_scores)
+    _, second = _check(labels, second_scores)
     counts = _counts(truth)
     if counts is None or min(counts) < 2:
         return None
-    parts = [_placements(truth, said) for said in (first, second)]
+    parts = [_placements(truth, values) for values in (first, second)]
     areas = [float(forged.mean()) for forged, _ in parts]
     spread = 0.0
     for side, count in ((0, counts[1]), (1, counts[0])):
@@ -285,17 +282,17 @@ def run_delong_test(
     return difference, 2 * (1 - NormalDist().cdf(z))
 
 
-def _placements(truth: Labels, said: Floats) -> tuple[Floats, Floats]:
-    """Return for each forged item the share of real ones below it, and the mirror of it."""
-    forged, real = said[truth == 1], said[truth == 0]
-    whole = _ranks(said)
-    up = (whole[truth == 1] - _ranks(forged)) / len(real)
-    down = 1 - (whole[truth == 0] - _ranks(real)) / len(forged)
+def _placements(truth: Labels, values: Floats) -> tuple[Floats, Floats]:
+    """Return for each forged item the share of real items below it, and the reverse for real."""
+    forged, real = values[truth == 1], values[truth == 0]
+    ranks = _ranks(values)
+    up = (ranks[truth == 1] - _ranks(forged)) / len(real)
+    down = 1 - (ranks[truth == 0] - _ranks(real)) / len(forged)
     return up, down
 
 
 def _weighted_areas(forged: Labels, real: Labels, starts: npt.NDArray[np.intp]) -> Floats:
-    """Return the area of each row of weights, items in order of score, ties from ``starts``."""
+    """Return the area for each row of weights, items in order of score, ties from ``starts``."""
     up = np.add.reduceat(forged, starts, axis=1).astype(np.float64)
     down = np.add.reduceat(real, starts, axis=1).astype(np.float64)
     below = np.cumsum(down, axis=1) - down
@@ -305,10 +302,10 @@ def _weighted_areas(forged: Labels, real: Labels, starts: npt.NDArray[np.intp]) 
 
 
 def _ranks(values: Floats) -> Floats:
-    """Return ranks from 1, ties sharing their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    """Return ranks from 1; ties share their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[place], dtype=np.float64)
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
 def _counts(truth: Labels) -> tuple[int, int] | None:
@@ -320,46 +317,40 @@ def _check(
     labels: Sequence[int] | Labels, scores: Sequence[float] | Floats, *, bounded: bool = False
 ) -> tuple[Labels, Floats]:
     truth = np.asarray(labels, dtype=np.float64).reshape(-1)
-    said = np.asarray(scores, dtype=np.float64).reshape(-1)
-    if len(truth) != len(said):
-        raise _length_mismatch(len(truth), len(said))
+    values = np.asarray(scores, dtype=np.float64).reshape(-1)
+    if len(truth) != len(values):
+        raise _length_mismatch(len(truth), len(values))
     if not np.isin(truth, (0, 1)).all():
         raise _invalid_scores("a label is neither 0 nor 1", "0 for real, 1 for forged")
-    if not np.isfinite(said).all():
-        at = int(np.flatnonzero(~np.isfinite(said))[0])
+    if not np.isfinite(values).all():
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise _invalid_scores(
-            f"score {at} is {said[at]}", "finite scores; what failed is counted apart"
+            f"score {index} is {values[index]}",
+            "finite scores; missing scores are counted separately",
         )
-    if bounded and (len(said) == 0 or said.min() < 0 or said.max() > 1):
+    if bounded and (len(values) == 0 or values.min() < 0 or values.max() > 1):
         raise _invalid_scores(
-            "a chance lies outside 0 to 1, or there is none", "chances, not raw scores"
+            "a probability is outside of 0 to 1, or there is none", "probabilities, not raw scores"
         )
-    return truth.astype(np.int64), said
+    return truth.astype(np.int64), values
 
 
 def _length_mismatch(first: int, second: int) -> DataError:
     return _invalid_scores(
-        f"there are {first} and {second} values", "one label, score and group an item"
+        f"there are {first} and {second} values", "one label, score and group per item"
     )
 
 
-def _invalid_scores(what: str, expected: str) -> DataError:
+def _invalid_scores(problem: str, expected: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.scores",
         expected=expected,
-        next="look at the rows that the detector could not score",
+        next="check the rows that the detector could not score",
     )
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_0.1": 0.001}
-
-
-_BINS = 15
-
 
 _BOOTSTRAP_BLOCK = 2**21
 
@@ -376,43 +367,46 @@ def measure_scores(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Metric]:
-    """Return area, precision, equal error rate, rates at 1 % and 0.1 %, and what scores allow.
+    """Measure area, average precision, equal error rate, and true positive rates at 1 % and 0.1 %.
 
-    Brier score and calibration error (equal width and equal mass) are there where all scores lie in
-    [0, 1]; balanced accuracy where a threshold is given.
+    Brier score and calibration error (equal width and equal mass) are included if all scores are in
+    [0, 1]; balanced accuracy if a threshold is given.
 
     Args:
         labels: 1 for fake.
         scores: Higher for fake.
-        groups: What each item belongs to; whole groups are drawn.
-        threshold: Chosen on other items, as by ``select_threshold``.
-        resamples: How often.
-        seed: Of the draws.
+        groups: Group of each item; whole groups are resampled.
+        threshold: Threshold chosen on other items, as by ``select_threshold``.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Raises:
         DataError: If lengths differ, or a score is not finite.
     """
-    curve = roc_curve(labels, scores)  # checks both
-    truth, said = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
-    if len(groups) != len(said):
+    curve = roc_curve(labels, scores)  # validates both
+    truth, values = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
+    if len(groups) != len(values):
         raise DataError(
-            f"there are {len(said)} scores and {len(groups)} groups",
+            f"there are {len(values)} scores and {len(groups)} groups",
             code="forensics.scores",
-            expected="one group an item",
-            next="name each item's clip or source",
+            expected="one group per item",
+            next="name the clip or source of each item",
         )
-    truth, said, member, count = _arrange(truth, said, groups)
-    tables = _SortedScores(truth, said, threshold)
-    whole = tables.measure(np.ones((1, len(said))))
+    truth, values, member, count = _arrange(truth, values, groups)
+    tables = _SortedScores(truth, values, threshold)
+    metrics = tables.measure(np.ones((1, len(values))))
     if curve is None:
         note = "one class is missing"
-        return {name: Metric(name, math.nan, n=count, note=note) for name in whole}
+        return {name: Metric(name, math.nan, n=count, note=note) for name in metrics}
     draws = [
-        tables.measure(times) for times in _draw_weights(member, count, len(said), resamples, seed)
+        tables.measure(times)
+        for times in _draw_weights(member, count, len(values), resamples, seed)
     ]
     return {
-        name: _metric(name, float(whole[name][0]), np.concatenate([d[name] for d in draws]), count)
-        for name in whole
+        name: _metric(
+            name, float(metrics[name][0]), np.concatenate([d[name] for d in draws]), count
+        )
+        for name in metrics
     }
 
 
@@ -423,16 +417,16 @@ def bootstrap_areas(
     seed: int,
     *,
     resamples: int = 2000,
-) -> FloatArray:
-    """Return the area for each draw of groups, (resamples,); draws depend on the seed alone."""
-    truth, said, member, count = _arrange(
+) -> Floats:
+    """Return the area for each resample of groups, (resamples,); draws depend on the seed alone."""
+    truth, values, member, count = _arrange(
         np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64), groups
     )
-    tables = _SortedScores(truth, said, None)
+    tables = _SortedScores(truth, values, None)
     return np.concatenate(
         [
             tables.measure(times)["auc"]
-            for times in _draw_weights(member, count, len(said), resamples, seed)
+            for times in _draw_weights(member, count, len(values), resamples, seed)
         ]
     )
 
@@ -440,7 +434,7 @@ def bootstrap_areas(
 def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | None:
     """Return the threshold of the best balanced accuracy; None if a class is missing.
 
-    For a threshold that is to be tested, choose it on other items than it is tested on.
+    Choose a threshold on other items than it is tested on.
     """
     curve = roc_curve(labels, scores)
     if curve is None:
@@ -449,42 +443,40 @@ def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | 
 
 
 def _arrange(
-    truth: npt.NDArray[np.int64], said: FloatArray, groups: Sequence[object]
-) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64], int]:
-    """Return labels, scores and numbers of groups in falling order of score, and how many groups.
+    truth: Labels, values: Floats, groups: Sequence[object]
+) -> tuple[Labels, Floats, Labels, int]:
+    """Sort labels, scores and group numbers by falling score, and count the groups.
 
-    Groups are numbered as they come, so that the same seed draws the same groups for any scores.
+    Groups are numbered by first occurrence, so that a seed draws the same groups for any scores.
     """
-    order = np.argsort(-said, kind="stable")
-    numbers = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+    order = np.argsort(-values, kind="stable")
+    numbers = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     member = np.array([numbers[group] for group in groups], dtype=np.int64)
-    return truth[order], said[order], member[order], len(numbers)
+    return truth[order], values[order], member[order], len(numbers)
 
 
 def _draw_weights(
-    member: npt.NDArray[np.int64], count: int, items: int, resamples: int, seed: int
-) -> Iterator[FloatArray]:
-    """Yield blocks of weights, (draws, items): how often each item's group was drawn."""
-    # The block depends on the number of items alone, so that two detectors share every draw.
+    member: Labels, count: int, items: int, resamples: int, seed: int
+) -> Iterator[Floats]:
+    """Yield blocks of weights, (draws, items): the number of draws of each item's group."""
+    # The block size depends on the number of items alone, so that two detectors share every draw.
     rng, size = np.random.default_rng(seed), max(_BOOTSTRAP_BLOCK // items, 1)
     for begin in range(0, resamples, size):
-        some = min(size, resamples - begin)
-        times = rng.multinomial(count, np.full(count, 1 / count), some)[:, member]
+        size_left = min(size, resamples - begin)
+        times = rng.multinomial(count, np.full(count, 1 / count), size_left)[:, member]
         yield times.astype(np.float64)
 
 
 class _SortedScores:
-    """Items in falling order of score, and what is the same in every draw."""
+    """Items in falling order of score, and values shared by all resamples."""
 
-    def __init__(
-        self, truth: npt.NDArray[np.int64], said: FloatArray, threshold: float | None
-    ) -> None:
-        self.truth, self.said, self.threshold = truth, said, threshold
-        self.ends = np.flatnonzero(np.append(np.diff(said) != 0, True))
-        self.bounded = bool(len(said)) and said.min() >= 0 and said.max() <= 1
+    def __init__(self, truth: Labels, values: Floats, threshold: float | None) -> None:
+        self.truth, self.values, self.threshold = truth, values, threshold
+        self.ends = np.flatnonzero(np.append(np.diff(values) != 0, True))
+        self.bounded = bool(len(values)) and values.min() >= 0 and values.max() <= 1
 
-    def measure(self, weights: FloatArray) -> dict[str, FloatArray]:
-        """Return every figure for each row of weights, (draws, items)."""
+    def measure(self, weights: Floats) -> dict[str, Floats]:
+        """Return every metric for each row of weights, (draws, items)."""
         fakes = np.cumsum(weights * self.truth, axis=1)[:, self.ends]
         reals = np.cumsum(weights * (1 - self.truth), axis=1)[:, self.ends]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -500,49 +492,51 @@ class _SortedScores:
             "eer": _equal_error(true, false),
         }
         figures["ap"] = np.where(np.isfinite(true[:, -1]), figures["ap"], np.nan)
-        for name, most in FALSE_POSITIVE_RATES.items():
-            figures[name] = np.where(false <= most + 1e-12, true, 0.0).max(axis=1)
+        for name, max_rate in FALSE_POSITIVE_RATES.items():
+            figures[name] = np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1)
         if self.threshold is not None:
-            is_over = self.said >= self.threshold
+            is_over = self.values >= self.threshold
             figures["balanced_accuracy"] = _balanced(weights, self.truth, is_over)
         if self.bounded:
             total = weights.sum(axis=1)
-            figures["brier"] = weights @ (self.said - self.truth) ** 2 / total
-            figures["ece"] = self._gap(weights, np.minimum(self.said * _BINS, _BINS - 1))
-            place = np.arange(len(self.said)) * _BINS // len(self.said)
-            figures["ece_equal_mass"] = self._gap(weights, place.astype(np.float64))
+            figures["brier"] = weights @ (self.values - self.truth) ** 2 / total
+            figures["ece"] = self._gap(
+                weights, np.minimum(self.values * CALIBRATION_BINS, CALIBRATION_BINS - 1)
+            )
+            bin_index = np.arange(len(self.values)) * CALIBRATION_BINS // len(self.values)
+            figures["ece_equal_mass"] = self._gap(weights, bin_index.astype(np.float64))
         return figures
 
-    def _gap(self, weights: FloatArray, place: FloatArray) -> FloatArray:
-        member = place.astype(np.int64)[:, None] == np.arange(_BINS)
-        gaps = weights @ (member * (self.said - self.truth)[:, None])
+    def _gap(self, weights: Floats, bin_index: Floats) -> Floats:
+        member = bin_index.astype(np.int64)[:, None] == np.arange(CALIBRATION_BINS)
+        gaps = weights @ (member * (self.values - self.truth)[:, None])
         return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
 
 
-def _equal_error(true: FloatArray, false: FloatArray) -> FloatArray:
-    """Return where misses equal false alarms, interpolated between the two vertices about it."""
+def _equal_error(true: Floats, false: Floats) -> Floats:
+    """Return the rate where misses equal false alarms, interpolated between adjacent vertices."""
     gap = false - (1 - true)
-    after = np.argmax(gap >= 0, axis=1)
+    crossing = np.argmax(gap >= 0, axis=1)
     rows = np.arange(len(gap))
-    before = np.maximum(after - 1, 0)
-    low, high = gap[rows, before], gap[rows, after]
+    previous = np.maximum(crossing - 1, 0)
+    low, high = gap[rows, previous], gap[rows, crossing]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(high > low, -low / (high - low), 0.0)
-    return np.asarray(false[rows, before] + share * (false[rows, after] - false[rows, before]))
+    return np.asarray(
+        false[rows, previous] + share * (false[rows, crossing] - false[rows, previous])
+    )
 
 
-def _balanced(
-    weights: FloatArray, truth: npt.NDArray[np.int64], is_over: npt.NDArray[np.bool_]
-) -> FloatArray:
+def _balanced(weights: Floats, truth: Labels, is_over: npt.NDArray[np.bool_]) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         hits = weights @ (truth * is_over) / (weights @ truth)
         passes = weights @ ((1 - truth) * ~is_over) / (weights @ (1 - truth))
     return np.asarray((hits + passes) / 2)
 
 
-def _metric(name: str, value: float, drawn: FloatArray, count: int) -> Metric:
-    found = drawn[np.isfinite(drawn)]
-    if count < 2 or len(found) < len(drawn) // 2:
+def _metric(name: str, value: float, resampled: Floats, count: int) -> Metric:
+    finite = resampled[np.isfinite(resampled)]
+    if count < 2 or len(finite) < len(resampled) // 2:
         return Metric(name, value, n=count, note="too few groups for an interval")
-    low, high = np.quantile(found, _LEVELS)
+    low, high = np.quantile(finite, _LEVELS)
     return Metric(name, value, float(low), float(high), count)

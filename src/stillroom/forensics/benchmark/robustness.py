@@ -1,15 +1,15 @@
 """Robustness suite: image treatments by strength, curves by treatment, and an HTML report.
 
-Every treatment has five strengths and goes to real and fake files alike: treated on one side only,
-it would be a sign of that side. What is drawn by lot (noise, where a crop lies) depends on the
-file's source, so a fake and its real twin are treated the same. The suite is given a callable, so
-that it knows no detector.
+Each treatment has five strengths and applies to real and fake files alike; applied to one class, it
+would reveal the class. Random parts (noise, crop position) depend on the file's source, so that a
+fake and its real twin are treated equally. The suite takes a scoring function, and depends on no
+detector.
+
+The threshold is chosen on untreated validation files; treatments have no thresholds of their own. A
+flip is a file whose verdict changes by the treatment.
 
 Source: strengths follow Hendrycks and Dietterich 2019, arXiv:1903.12261 (five of each); the chain
 of a social network is resizing to its width and compressing, twice.
-
-The threshold is the one that was chosen on files as they are, of a validation set; none of a
-treatment's own. A flip is a file whose verdict changes though only its treatment did.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ Treatment = Callable[[Image, int, np.random.Generator], Image]
 
 @dataclass(frozen=True, slots=True)
 class RobustnessRow:
-    """One score of one item under one treatment; strength 0 is the file as it is."""
+    """One score of one item under one treatment; strength 0 is the untreated file."""
 
     id: str
     label: int
@@ -91,34 +91,37 @@ def score_treatments(
     strengths: Sequence[int] = STRENGTHS,
     seed: int = 0,
 ) -> Iterator[RobustnessRow]:
-    """Yield the score of every item, as it is and under every treatment at every strength.
+    """Yield the score of every item, untreated and under every treatment at every strength.
 
     Args:
-        items: Rows; both classes.
-        load: Gives an item's pixels, RGB (H, W, 3).
-        score: Gives scores of some images, higher for fake.
-        treatments: Names; default all.
-        strengths: Of 1 to 5.
-        seed: Of what is drawn by lot.
+        items: Rows of both classes.
+        load: Returns an item's pixels, RGB (H, W, 3).
+        score: Returns scores of some images, higher for fake.
+        treatments: Names; default: all.
+        strengths: Strengths from 1 to 5.
+        seed: Random seed.
 
     Raises:
-        DataError: If a treatment is not known, or one class is missing.
+        DataError: If a treatment is unknown, or one class is missing.
     """
     for name in treatments:
         if name not in TREATMENTS:
             raise _refused(f"there is no treatment {name!r}", f"one of: {', '.join(TREATMENTS)}")
     if len({item.label for item in items}) < 2:
-        raise _refused("all items are of one class", "real and fake items: both are treated alike")
+        raise _refused("all items are of one class", "real and fake items, treated alike")
     plan = [(CLEAN, 0), *((name, s) for name in treatments or TREATMENTS for s in strengths)]
     for item in items:
         image = load(item)
-        made = (apply_treatment(image, name, s, item.source or item.id, seed) for name, s in plan)
+        treated = (
+            apply_treatment(image, name, s, item.source or item.id, seed) for name, s in plan
+        )
         scores: list[float] = []
-        for batch in _batches(made):
+        for batch in _batches(treated):
             scores += [float(value) for value in score(batch)]
         if len(scores) != len(plan):
             raise _refused(
-                f"the detector gave {len(scores)} scores for {len(plan)} images", "one an image"
+                f"the detector returned {len(scores)} scores for {len(plan)} images",
+                "one score per image",
             )
         group = f"{item.dataset}/{item.source or item.clip or item.id}"
         for (name, strength), value in zip(plan, scores, strict=True):
@@ -126,11 +129,11 @@ def score_treatments(
 
 
 def apply_treatment(image: Image, name: str, strength: int, key: str, seed: int = 0) -> Image:
-    """Return an image under a treatment; what is drawn by lot depends on key and seed alone."""
+    """Apply a treatment to an image; randomness depends on key and seed alone."""
     if name == CLEAN:
         return image
-    lot = int(digest_text(f"{seed} {name} {key}")[:15], 16)
-    return TREATMENTS[name](image, strength - 1, np.random.default_rng(lot))
+    treatment_seed = int(digest_text(f"{seed} {name} {key}")[:15], 16)
+    return TREATMENTS[name](image, strength - 1, np.random.default_rng(treatment_seed))
 
 
 def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
@@ -144,68 +147,68 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
         yield batch
 
 
-def _jpeg(image: Image, at: int, rng: np.random.Generator) -> Image:
-    return compress_jpeg(image, (90, 75, 50, 35, 20)[at])
+def _jpeg(image: Image, level: int, rng: np.random.Generator) -> Image:
+    return compress_jpeg(image, (90, 75, 50, 35, 20)[level])
 
 
-def _webp(image: Image, at: int, rng: np.random.Generator) -> Image:
-    return _encode(image, "WEBP", quality=(90, 75, 50, 30, 15)[at])
+def _webp(image: Image, level: int, rng: np.random.Generator) -> Image:
+    return _encode(image, "WEBP", quality=(90, 75, 50, 30, 15)[level])
 
 
-def _resize(image: Image, at: int, rng: np.random.Generator) -> Image:
-    return rescale(image, (0.75, 0.6, 0.5, 0.35, 0.25)[at])
+def _resize(image: Image, level: int, rng: np.random.Generator) -> Image:
+    return rescale(image, (0.75, 0.6, 0.5, 0.35, 0.25)[level])
 
 
-def _blur(image: Image, at: int, rng: np.random.Generator) -> Image:
-    sigma = (0.5, 1.0, 1.5, 2.0, 3.0)[at]
+def _blur(image: Image, level: int, rng: np.random.Generator) -> Image:
+    sigma = (0.5, 1.0, 1.5, 2.0, 3.0)[level]
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
 
 
-def _noise(image: Image, at: int, rng: np.random.Generator) -> Image:
-    return to_uint8(image + rng.normal(0, (2, 4, 8, 14, 20)[at], image.shape))
+def _noise(image: Image, level: int, rng: np.random.Generator) -> Image:
+    return to_uint8(image + rng.normal(0, (2, 4, 8, 14, 20)[level], image.shape))
 
 
-def _color(image: Image, at: int, rng: np.random.Generator) -> Image:
-    """Change gamma, saturation and contrast, each up or down by lot."""
-    step = (0.05, 0.1, 0.2, 0.3, 0.4)[at]
+def _color(image: Image, level: int, rng: np.random.Generator) -> Image:
+    """Change gamma, saturation and contrast, each up or down at random."""
+    step = (0.05, 0.1, 0.2, 0.3, 0.4)[level]
     gamma, saturation, contrast = (1 + step * float(rng.choice([-1, 1])) for _ in range(3))
     light = (image.astype(np.float32) / 255) ** np.float32(gamma)
-    grey = light.mean(axis=2, keepdims=True)
-    light = grey + (light - grey) * np.float32(saturation)
+    gray = light.mean(axis=2, keepdims=True)
+    light = gray + (light - gray) * np.float32(saturation)
     return to_uint8(((light - 0.5) * np.float32(contrast) + 0.5) * 255)
 
 
-def _crop(image: Image, at: int, rng: np.random.Generator) -> Image:
+def _crop(image: Image, level: int, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
-    share = (0.02, 0.05, 0.1, 0.15, 0.2)[at]
+    share = (0.02, 0.05, 0.1, 0.15, 0.2)[level]
     rows, columns = max(round(height * share), 1), max(round(width * share), 1)
     top, left = int(rng.integers(rows + 1)), int(rng.integers(columns + 1))
     cut = image[top : height - rows + top, left : width - columns + left]
     return np.ascontiguousarray(cut)
 
 
-def _rotate(image: Image, at: int, rng: np.random.Generator) -> Image:
+def _rotate(image: Image, level: int, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
-    angle = (1.0, 2.5, 5.0, 7.5, 10.0)[at] * float(rng.choice([-1, 1]))
+    angle = (1.0, 2.5, 5.0, 7.5, 10.0)[level] * float(rng.choice([-1, 1]))
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0)
     turned = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(turned, dtype=np.uint8)
 
 
-def _screenshot(image: Image, at: int, rng: np.random.Generator) -> Image:
-    """Show at another scale and take the screen's pixels, without compression."""
-    share = (0.9, 1.25, 0.8, 1.5, 0.65)[at]
+def _screenshot(image: Image, level: int, rng: np.random.Generator) -> Image:
+    """Resize as on a screen of another scale, without compression."""
+    share = (0.9, 1.25, 0.8, 1.5, 0.65)[level]
     height, width = image.shape[:2]
     size = max(round(width * share), 2), max(round(height * share), 2)
     method = cv2.INTER_AREA if share < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
 
 
-def _social(image: Image, at: int, rng: np.random.Generator) -> Image:
-    """Pass a chain of networks: bound the width and compress, once for each strength."""
+def _social(image: Image, level: int, rng: np.random.Generator) -> Image:
+    """Simulate a chain of social networks: bound the width and compress, once per strength."""
     qualities = (85, 75, 70, 65, 60)
     out = image
-    for quality in qualities[: at + 1]:
+    for quality in qualities[: level + 1]:
         height, width = out.shape[:2]
         share = min(1080 / max(height, width), 0.95)
         size = max(round(width * share), 32), max(round(height * share), 32)
@@ -215,9 +218,9 @@ def _social(image: Image, at: int, rng: np.random.Generator) -> Image:
     return out
 
 
-def _video(image: Image, at: int, rng: np.random.Generator) -> Image:
-    """A frame of H.264, at rate factors from fine to poor."""
-    return apply_video_codec([image], (18, 23, 28, 34, 40)[at])[0]
+def _video(image: Image, level: int, rng: np.random.Generator) -> Image:
+    """Encode as one frame of H.264, at rate factors from high to low quality."""
+    return apply_video_codec([image], (18, 23, 28, 34, 40)[level])[0]
 
 
 def _encode(image: Image, kind: str, *, quality: int) -> Image:
@@ -244,11 +247,13 @@ TREATMENTS: dict[str, Treatment] = {
 }
 
 
-"""What is done to files, by name; each takes the image, the strength from 0 to 4, and a lot."""
+"""Treatments by name; each takes the image, the strength from 0 to 4, and a generator."""
 
 
-def _refused(what: str, expected: str) -> DataError:
-    return DataError(what, code="forensics.stress", expected=expected, next="see benchmark stress")
+def _refused(problem: str, expected: str) -> DataError:
+    return DataError(
+        problem, code="forensics.stress", expected=expected, next="see benchmark stress"
+    )
 
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 250, 150, 34, 22
@@ -256,7 +261,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 250, 150, 34, 22
 
 @dataclass(frozen=True, slots=True)
 class RobustnessPoint:
-    """One strength: the area with its interval, and the share of real and fake verdicts turned."""
+    """One strength: the area with its interval, and the shares of flipped real and fake ones."""
 
     strength: int
     auc: Metric
@@ -266,7 +271,7 @@ class RobustnessPoint:
 
 @dataclass(frozen=True, slots=True)
 class RobustnessCurve:
-    """One treatment from strength 0, the files as they are."""
+    """One treatment from strength 0, the untreated files."""
 
     treatment: str
     points: tuple[RobustnessPoint, ...]
@@ -278,19 +283,19 @@ class RobustnessCurve:
         return sum(values) / len(values) if values else math.nan
 
     def line(self) -> str:
-        """Return the curve as one line."""
-        said = ", ".join(
+        """Format as one line."""
+        areas = ", ".join(
             f"{point.auc.value:.3f} [{point.auc.low:.3f}, {point.auc.high:.3f}]"
             for point in self.points
         )
         worst = self.points[-1]
         return (
-            f"{self.treatment}: auc {said}; mean {self.mean_auc:.3f}; verdicts turned at the "
+            f"{self.treatment}: auc {areas}; mean {self.mean_auc:.3f}; verdicts turned at the "
             f"strongest: {worst.real_flips:.0%} of real, {worst.fake_flips:.0%} of fake"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "treatment": self.treatment,
             "mean_auc": self.mean_auc,
@@ -309,20 +314,20 @@ class RobustnessCurve:
 def measure_curves(
     rows: Iterable[RobustnessRow], threshold: float, *, resamples: int = 1000, seed: int = 0
 ) -> list[RobustnessCurve]:
-    """Return a curve for every treatment.
+    """Return a curve for each treatment.
 
     Args:
-        rows: As ``stress_items`` yields them.
-        threshold: Scores from here on count as fake; chosen on other files.
-        resamples: Draws of groups for intervals.
-        seed: Of the draws.
+        rows: Rows as yielded by ``score_treatments``.
+        threshold: Scores from this value count as fake; chosen on other files.
+        resamples: Number of bootstrap resamples of groups.
+        seed: Seed of the resampling.
     """
     cells: dict[tuple[str, int], list[RobustnessRow]] = defaultdict(list)
     for row in rows:
         cells[row.treatment, row.strength].append(row)
     clean = cells.get((CLEAN, 0), [])
-    before = {row.id: row.score >= threshold for row in clean}
-    start = _measure_point(0, clean, before, threshold, resamples, seed)
+    clean_verdicts = {row.id: row.score >= threshold for row in clean}
+    start = _measure_point(0, clean, clean_verdicts, threshold, resamples, seed)
     names = dict.fromkeys(name for name, _ in cells if name != CLEAN)
     return [
         RobustnessCurve(
@@ -331,9 +336,9 @@ def measure_curves(
                 start,
                 *(
                     _measure_point(
-                        strength, cells[name, strength], before, threshold, resamples, seed
+                        strength, cells[name, strength], clean_verdicts, threshold, resamples, seed
                     )
-                    for strength in sorted(s for other, s in cells if other == name)
+                    for strength in sorted(s for treatment, s in cells if treatment == name)
                 ),
             ),
         )
@@ -344,7 +349,7 @@ def measure_curves(
 def _measure_point(
     strength: int,
     rows: Sequence[RobustnessRow],
-    before: dict[str, bool],
+    clean_verdicts: dict[str, bool],
     threshold: float,
     resamples: int,
     seed: int,
@@ -358,14 +363,14 @@ def _measure_point(
     )
     flips = []
     for label in (0, 1):
-        some = [row for row in rows if row.label == label]
-        turned = sum((row.score >= threshold) != before[row.id] for row in some)
-        flips.append(turned / len(some) if some else math.nan)
+        class_rows = [row for row in rows if row.label == label]
+        turned = sum((row.score >= threshold) != clean_verdicts[row.id] for row in class_rows)
+        flips.append(turned / len(class_rows) if class_rows else math.nan)
     return RobustnessPoint(strength, metrics["auc"], *flips)
 
 
 def render_curves(curves: Sequence[RobustnessCurve]) -> str:
-    """Return small plots as inline SVG, one a treatment: the area with its band, over strengths."""
+    """Render one small SVG plot per treatment: the area with its interval, by strength."""
     return "\n".join(_render_curve(curve) for curve in curves)
 
 
@@ -411,7 +416,7 @@ Scorer = Callable[[Sequence[Image]], Iterable[float]]
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """The curves of one detector on one manifest, the threshold, and where that came from."""
+    """Curves of one detector on one manifest, with the threshold and its origin."""
 
     detector: str
     protocol: EvaluationProtocol
@@ -420,12 +425,12 @@ class RobustnessReport:
     curves: tuple[RobustnessCurve, ...]
 
     def lines(self) -> list[str]:
-        """Return the curves as a user reads them."""
+        """Format the curves as lines."""
         head = f"{self.detector}: protocol {self.protocol.digest}, threshold {self.threshold:.4g} "
         return [f"{head}chosen on {self.threshold_from}", *(curve.line() for curve in self.curves)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "detector": self.detector,
             "protocol_digest": self.protocol.digest,
@@ -445,19 +450,19 @@ def measure_robustness(
     seed: int = 0,
     allow_code: bool = False,
 ) -> RobustnessReport:
-    """Run the suite over a manifest's pictures.
+    """Run the suite over a manifest's images.
 
     Args:
         manifest: The file, or its folder.
         scorer: A callable, ``FILE.py:NAME`` of one, or the folder of a trained detector, which
-            takes the pictures as squares about faces, as the lab's sets hold them.
-        treatments: Names; default all.
-        split: Which rows; empty for all.
-        seed: Of what is drawn by lot.
-        allow_code: Whether a file may be run.
+            takes the images as face crops, as in the lab's data sets.
+        treatments: Names; default: all.
+        split: Split of the rows; empty for all.
+        seed: Random seed.
+        allow_code: Whether a code file may be run.
 
     Raises:
-        DataError: If rows, files or the scorer are not as they have to be.
+        DataError: If rows, files or the scorer are unsuitable.
     """
     score = load_scorer(scorer, allow_code=allow_code) if isinstance(scorer, str) else scorer
     file = find_manifest(manifest)
@@ -465,7 +470,7 @@ def measure_robustness(
     tested = [item for item in items if not split or item.split == split]
     if not tested:
         raise DataError(
-            f"no row is of the split {split!r}",
+            f"the split {split!r} has no rows",
             code="forensics.stress",
             where=str(file),
             expected="rows of that split",
@@ -475,12 +480,14 @@ def measure_robustness(
     def load(item: ManifestItem) -> Image:
         return load_image(file.parent / item.path).image
 
-    chosen = [item for item in items if item.split == "validation" and split != "validation"]
+    threshold_items = [
+        item for item in items if item.split == "validation" and split != "validation"
+    ]
     source = "the validation split"
-    if len({item.label for item in chosen}) < 2:
-        chosen, source = tested, "the tested files as they are"
-    scores = [float(value) for item in chosen for value in score([load(item)])]
-    threshold = select_threshold([item.label for item in chosen], scores)
+    if len({item.label for item in threshold_items}) < 2:
+        threshold_items, source = tested, "the tested files as they are"
+    scores = [float(value) for item in threshold_items for value in score([load(item)])]
+    threshold = select_threshold([item.label for item in threshold_items], scores)
     rows = score_treatments(tested, load, score, treatments=treatments, seed=seed)
     curves = measure_curves(rows, threshold if threshold is not None else 0.5, seed=seed)
     protocol = open_protocol(items, split=split, treatment="suite", threshold_from=source)
@@ -489,11 +496,11 @@ def measure_robustness(
 
 
 def load_scorer(named: str, *, allow_code: bool) -> Scorer:
-    """Return a trained detector's scores of squares about faces, or what ``FILE.py:NAME`` names.
+    """Load the scoring function of a trained detector, or the one named by ``FILE.py:NAME``.
 
     Raises:
-        DataError: If code may not be run, or the file has no such function.
-        CheckpointError: If a folder is named that holds no detector.
+        DataError: If running code is not allowed, or the file has no such function.
+        CheckpointError: If the folder is not a detector.
     """
     if Path(named).is_dir():
         from stillroom.forensics.inference.trained_detector import TrainedDetector
@@ -501,33 +508,35 @@ def load_scorer(named: str, *, allow_code: bool) -> Scorer:
         return TrainedDetector.open(Path(named)).logits
     path, _, name = named.rpartition(":")
     if not allow_code:
-        raise _no_scorer(named, "a file of code was named, and code may not be run", "--allow-code")
+        raise _invalid_scorer(
+            named, "a code file is named, and running code is off", "--allow-code"
+        )
     spec = importlib.util.spec_from_file_location("stillroom_scorer", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise _no_scorer(named, f"{path or named} is no Python file", "FILE.py:NAME")
+        raise _invalid_scorer(named, f"{path or named} is not a Python file", "FILE.py:NAME")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise _no_scorer(named, f"{path} has no function {name!r}", "FILE.py:NAME")
-    return found  # type: ignore[no-any-return]  # what it returns is checked where it is used
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise _invalid_scorer(named, f"{path} has no function {name!r}", "FILE.py:NAME")
+    return function  # type: ignore[no-any-return]  # its result is checked by the caller
 
 
-def render_robustness_page(strain: RobustnessReport) -> str:
-    """Return the curves as one HTML page with everything inline."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in strain.lines())
+def render_robustness_page(report: RobustnessReport) -> str:
+    """Render the curves as one self-contained HTML page."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in report.lines())
     return render_page(
-        f"How {strain.detector} holds",
+        f"How {report.detector} holds",
         "<p>Area under the curve over five strengths of each treatment, given to real and fake "
         "files alike; 0.5 is chance. Bands are 95 % intervals over recordings.</p>"
-        f'<section><div class="plots">{render_curves(strain.curves)}</div></section>'
+        f'<section><div class="plots">{render_curves(report.curves)}</div></section>'
         f'<section><h2>Figures</h2><ul class="quiet">{lines}</ul></section>',
     )
 
 
-def _no_scorer(named: str, what: str, expected: str) -> DataError:
+def _invalid_scorer(named: str, problem: str, expected: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.scorer",
         where=named,
         expected=expected,

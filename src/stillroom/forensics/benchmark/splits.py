@@ -1,11 +1,11 @@
 """Benchmark splits without shared identities, sources, or generators.
 
-What belongs together stays together: rows that share an identity (either of a swap's two), or a
-recording, are one component, and a component goes into one split by a digest of its own name, so
-that no other row can move it.
+Related rows stay together: rows that share an identity (either of a swap's two) or a recording form
+one component, and each component is assigned to one split by a hash of its name, so that no other
+row can move it.
 
-Leaving a generator or a source out holds out both sides: a detector that has seen the real
-recordings of the test can look better at fakes of an unseen generator than it is.
+Leaving out a generator or a source holds out both classes: a detector that has seen the real
+recordings of the test would look better at fakes of an unseen generator than it is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from stillroom.provenance import digest_text
 __all__ = ["LeaveOneOutFold", "SplitBy", "leave_one_out", "split_items"]
 
 SplitBy = Literal["identity", "source", "generator"]
-_MOST_OF_ALL = 0.6
+_MAX_COMPONENT_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOutFold:
-    """What is trained and tested on when ``name`` is held out."""
+    """Training and test rows with ``name`` held out."""
 
     name: str
     train: tuple[ManifestItem, ...]
@@ -43,34 +43,34 @@ def split_items(
     validation: float = 0.1,
     seed: int = 0,
 ) -> list[ManifestItem]:
-    """Return the items with their split set.
+    """Assign a split to each item.
 
     Args:
-        items: Rows; every one needs the column that is split by.
-        by: ``identity`` keeps people apart, ``source`` recordings; ``generator`` puts whole
+        items: Rows; each needs the column to split by.
+        by: ``identity`` separates people, ``source`` recordings; ``generator`` puts whole
             generators into one split, and real rows by their source.
-        held_out: Share to test on, about.
-        validation: Share to calibrate on, about.
-        seed: Of the lot.
+        held_out: Approximate share of the test split.
+        validation: Approximate share of the validation split.
+        seed: Seed of the assignment.
 
     Raises:
-        DataError: If a row lacks the column, or most rows hang together.
+        DataError: If a row lacks the column, or most rows are connected.
     """
     keys = [_keys(item, by) for item in items]
-    for item, found in zip(items, keys, strict=True):
-        if not found:
+    for item, row_keys in zip(items, keys, strict=True):
+        if not row_keys:
             raise _refused(
                 f"{item.id!r} has no {_column(item, by)}, and cannot be split by {by}",
                 f"the column {_column(item, by)} in every row",
-                "fill it in, or split by another column",
+                "fill in the column, or split by another one",
             )
     names = _components(keys)
     name, count = Counter(names).most_common(1)[0]
-    if count > _MOST_OF_ALL * len(items):
+    if count > _MAX_COMPONENT_SHARE * len(items):
         raise _refused(
-            f"{count} of {len(items)} rows hang together through {name!r}",
-            f"at most {_MOST_OF_ALL:.0%} in one component",
-            "split by source, or drop rows that join everyone",
+            f"{count} of {len(items)} rows are connected through {name!r}",
+            f"at most {_MAX_COMPONENT_SHARE:.0%} in one component",
+            "split by source, or drop rows that connect everyone",
         )
     return [
         dataclasses.replace(item, split=_choose(name, seed, held_out, validation))
@@ -81,30 +81,30 @@ def split_items(
 def leave_one_out(
     items: Sequence[ManifestItem], by: Literal["generator", "source"], *, seed: int = 0
 ) -> Iterator[LeaveOneOutFold]:
-    """Yield one fold for each generator, or each source of real recordings, that is held out.
+    """Yield one fold for each generator, or each source of real recordings.
 
-    By generator: the test holds its fakes and half of the real recordings; the training the other
-    fakes and the other half, so that both sides are new. Fakes of other generators that were made
-    from a recording of the test are in neither. By source: the test holds all rows of it.
+    By generator: the test has its fakes and half of the real recordings; the training the other
+    fakes and the other half, so that both classes are new. Fakes of other generators made from a
+    test recording are in neither. By source: the test has all its rows.
 
     Args:
         items: Rows.
-        by: What is held out.
-        seed: Which half of the real recordings.
+        by: What to hold out.
+        seed: Seed of the halves of real recordings.
 
     Raises:
         DataError: If there are fewer than two to hold out.
     """
     if by == "source":
         names = sorted({item.dataset or item.source for item in items})
-        _need_two(names, by)
+        _require_two(names, by)
         for name in names:
             inside = tuple(item for item in items if (item.dataset or item.source) == name)
             outside = tuple(item for item in items if (item.dataset or item.source) != name)
             yield LeaveOneOutFold(name, outside, inside)
         return
     names = sorted({item.generator for item in items if item.label})
-    _need_two(names, by)
+    _require_two(names, by)
     joined = _components([_keys(item, "source") or (("row", item.id),) for item in items])
     is_test = {name: _place(f"{name}", seed) < 0.5 for name in set(joined)}
     for name in names:
@@ -134,44 +134,44 @@ def _column(item: ManifestItem, by: SplitBy) -> str:
 
 
 def _components(keys: Iterable[Sequence[Hashable]]) -> list[str]:
-    """Return for each row the name of the component that its keys join it to."""
-    above: dict[Hashable, Hashable] = {}
+    """Return for each row the name of its connected component."""
+    parent: dict[Hashable, Hashable] = {}
 
     def top(key: Hashable) -> Hashable:
-        above.setdefault(key, key)
-        while above[key] != key:
-            above[key] = above[above[key]]
-            key = above[key]
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
         return key
 
-    rows = [list(found) for found in keys]
+    rows = [list(row_keys) for row_keys in keys]
     order: Callable[[Hashable], str] = str
-    for found in rows:
-        for other in found[1:]:
-            first, second = sorted((top(found[0]), top(other)), key=order)
-            above[second] = first
-    return [str(top(found[0])) for found in rows]
+    for row_keys in rows:
+        for related_key in row_keys[1:]:
+            first, second = sorted((top(row_keys[0]), top(related_key)), key=order)
+            parent[second] = first
+    return [str(top(row_keys[0])) for row_keys in rows]
 
 
 def _choose(name: str, seed: int, held_out: float, validation: float) -> str:
-    place = _place(name, seed)
-    if place < held_out:
+    position = _place(name, seed)
+    if position < held_out:
         return "test"
-    return "validation" if place < held_out + validation else "train"
+    return "validation" if position < held_out + validation else "train"
 
 
 def _place(name: str, seed: int) -> float:
     return int(digest_text(f"{seed} {name}")[:12], 16) / 16**12
 
 
-def _need_two(names: Sequence[str], by: str) -> None:
+def _require_two(names: Sequence[str], by: str) -> None:
     if len(names) < 2 or not all(names):
         raise _refused(
             f"there are {len(names)} {by}s to leave out",
             f"at least two, and the column {by} in every row",
-            "add rows of another, or measure without leaving one out",
+            "add rows of another one, or evaluate without leaving one out",
         )
 
 
-def _refused(what: str, expected: str, then: str) -> DataError:
-    return DataError(what, code="forensics.split", expected=expected, next=then)
+def _refused(problem: str, expected: str, next_step: str) -> DataError:
+    return DataError(problem, code="forensics.split", expected=expected, next=next_step)

@@ -1,9 +1,9 @@
 """A local certificate authority for C2PA signing.
 
-The authority's key signs one leaf certificate, the leaf signs media. What C2PA asks of a leaf
-(version 3, key usage digitalSignature alone, extended usage emailProtection, both key identifiers,
-an organization) is set here, since a certificate without it is refused by every verifier with
-little said. Nobody but who adds ``ca.pem`` to their trust list trusts it.
+The authority's key signs one leaf certificate, and the leaf signs media. The leaf meets the C2PA
+requirements (version 3, key usage digitalSignature only, extended usage emailProtection, both key
+identifiers, an organization), since verifiers refuse any other certificate with little explanation.
+Only readers that add ``ca.pem`` to their trust list trust it.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ _CA_KEY_FILE = "ca.key"
 _YEAR = 365
 
 
-_MAX_NAME_LENGTH = 64  # X.520's bound of an organization and of a common name
+_MAX_NAME_LENGTH = 64  # X.520's bound for an organization and a common name
 
 
 def init_ca(
     folder: Path, *, organization: str = "Stillroom lab", days: int = 10 * _YEAR
 ) -> list[Path]:
-    """Make an authority and a signer below it, and prove that what it signs is trusted.
+    """Create an authority and a signer, and verify that a signed sample is trusted.
 
     Args:
-        folder: Where ca.pem, ca.key, chain.pem and signer.key are written; keys for their owner
-            alone.
-        organization: What readers see as the issuer.
-        days: How long the certificates hold, from yesterday on.
+        folder: Folder for ca.pem, ca.key, chain.pem and signer.key; only the owner can read the
+            keys.
+        organization: Issuer name shown by readers.
+        days: Validity of the certificates in days, from yesterday.
 
     Returns:
         The files written.
 
     Raises:
-        DataError: If there is an authority already, the name is too long, or what it signs is not
+        DataError: If there is an authority already, the name is too long, or a signed sample is not
             trusted.
         MissingExtraError: If cryptography or c2pa-python is not installed.
     """
     require_packages("cryptography", "c2pa")
     if (folder / CHAIN_FILE).exists() or (folder / CA_FILE).exists():
         raise DataError(
-            f"{folder} holds an authority already",
+            f"{folder} already holds an authority",
             code="forensics.authority-exists",
             where=str(folder / CA_FILE),
             expected="a folder without ca.pem and chain.pem",
-            next="use it as it is, or choose another folder",
+            next="use the existing authority, or choose another folder",
         )
     if folder.exists() and not folder.is_dir():
         raise DataError(
@@ -78,8 +78,8 @@ def init_ca(
             f"the organization's name has {len(organization)} characters",
             code="forensics.certificate",
             where="organization",
-            expected=f"1 to {_MAX_NAME_LENGTH}, as certificates hold",
-            next="shorten it",
+            expected=f"1 to {_MAX_NAME_LENGTH} characters, the limit of certificates",
+            next="shorten the name",
         )
     texts = make_chain(organization, days)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def init_ca(
 
 
 def make_chain(organization: str, days: float) -> dict[str, str]:
-    """Return the texts of an authority's files by name."""
+    """Return the contents of an authority's files by name."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -104,15 +104,15 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     roles = ("authority", "signer")
-    most = _MAX_NAME_LENGTH - max(len(role) for role in roles) - 1
-    names = [_name(organization, f"{organization[:most]} {role}") for role in roles]
-    bodies = [_body(names[at], names[0], keys[at], start, days) for at in range(2)]
-    own = x509.SubjectKeyIdentifier.from_public_key(keys[0].public_key())
+    max_length = _MAX_NAME_LENGTH - max(len(role) for role in roles) - 1
+    names = [_name(organization, f"{organization[:max_length]} {role}") for role in roles]
+    bodies = [_body(names[index], names[0], keys[index], start, days) for index in range(2)]
+    authority_key_id = x509.SubjectKeyIdentifier.from_public_key(keys[0].public_key())
     authority = (
         bodies[0]
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(own, critical=False)
+        .add_extension(authority_key_id, critical=False)
         .sign(keys[0], hashes.SHA256())
     )
     leaf = (
@@ -140,7 +140,7 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
 
 
 def _verify_authority(folder: Path) -> None:
-    """Sign a tiny picture and read it back; an authority that fails here is not left behind."""
+    """Sign a tiny image and verify it; the caller deletes an authority that fails."""
     import struct
     import zlib
 
@@ -166,10 +166,10 @@ def _verify_authority(folder: Path) -> None:
         source_type="algorithmicMedia",
     )
     trust = TrustList("user", (folder / CA_FILE).read_text(encoding="ascii"))
-    found = read_credentials(signed, "image/png", [trust])
-    if found.integrity != "intact" or found.trust != "user":
+    credentials = read_credentials(signed, "image/png", [trust])
+    if credentials.integrity != "intact" or credentials.trust != "user":
         raise DataError(
-            f"what the new authority signs reads as {found.integrity}, {found.trust}",
+            f"a sample that it signed reads as {credentials.integrity}, {credentials.trust}",
             code="forensics.certificate",
             where=str(folder),
             expected="intact and trusted",
@@ -209,7 +209,7 @@ def _body(
     )
 
 
-def _usage(**wanted: bool) -> Any:
+def _usage(**usages: bool) -> Any:
     from cryptography import x509
 
     names = (
@@ -223,7 +223,7 @@ def _usage(**wanted: bool) -> Any:
         "encipher_only",
         "decipher_only",
     )
-    return x509.KeyUsage(**{name: wanted.get(name, False) for name in names})
+    return x509.KeyUsage(**{name: usages.get(name, False) for name in names})
 
 
 def _pem(certificate: Certificate) -> str:

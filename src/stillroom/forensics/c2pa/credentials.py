@@ -1,9 +1,9 @@
 """C2PA content credentials: signing, and validation of integrity, trust, and issuer.
 
-Integrity (are the bytes those that were signed), trust (does the signer's chain lead to a list
-that the user trusts, and to which), and issuer (who the certificate says it is: a claim, unless
-trusted). A file without credentials has no provenance; that says nothing about whether it is real.
-Nothing is fetched: remote manifests, OCSP and timestamps are off unless asked for.
+Integrity: whether the bytes are those that were signed. Trust: whether the signer's chain leads to
+a trust list, and to which. Issuer: the name in the certificate, which is a claim unless trusted. A
+file without credentials has no provenance, which does not show whether it is real. Nothing is
+fetched: remote manifests, OCSP and timestamps are off by default.
 
 Source: C2PA Technical Specification 2.2, sections 14 and 15 (trust, validation).
 """
@@ -67,7 +67,7 @@ _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 @dataclass(frozen=True, slots=True)
 class TrustList:
-    """Certificates of authorities that are trusted, and whose list it is."""
+    """Certificates of trusted authorities, and the label of their list."""
 
     label: TrustLabel
     anchors: str
@@ -77,7 +77,7 @@ class TrustList:
         """Read a PEM file.
 
         Raises:
-            DataError: If the file is missing or holds no certificate.
+            DataError: If the file is missing or has no certificate.
         """
         try:
             text = path.read_text(encoding="ascii")
@@ -85,21 +85,21 @@ class TrustList:
             text = ""
         if "BEGIN CERTIFICATE" not in text:
             raise DataError(
-                f"{path} holds no certificate",
+                f"{path} has no certificate",
                 code="forensics.trust-list",
                 where=str(path),
-                expected="a PEM file of authorities' certificates",
-                next="give the ca.pem that provenance init-ca wrote, or a published trust list",
+                expected="a PEM file with certificates of authorities",
+                next="pass the ca.pem of provenance init-ca, or a published trust list",
             )
         return cls(label, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """A chain of certificates and what signs for it: a key, or a callback of a key that stays away.
+    """A certificate chain and its private key, or a signing callback for a key held elsewhere.
 
-    ``sign`` is given the bytes and returns an ES256 signature, DER or raw; where it is set, ``key``
-    is empty. ``timestamp_url`` is empty unless a timestamp authority was asked for.
+    ``sign`` takes bytes and returns an ES256 signature, DER or raw; if it is set, ``key`` is empty.
+    ``timestamp_url`` is empty unless a timestamp authority is requested.
     """
 
     chain: str
@@ -109,10 +109,10 @@ class Signer:
 
     @classmethod
     def open(cls, folder: Path) -> Signer:
-        """Read what ``provenance init-ca`` wrote.
+        """Read the files written by ``provenance init-ca``.
 
         Raises:
-            DataError: If chain.pem or signer.key is not there.
+            DataError: If chain.pem or signer.key is missing.
         """
         chain, key = folder / CHAIN_FILE, folder / KEY_FILE
         for path in (chain, key):
@@ -127,10 +127,10 @@ class Signer:
         return cls(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))
 
     def check_dates(self) -> None:
-        """Refuse a certificate that is not in force; the library signs with it all the same.
+        """Raise unless the certificate is currently valid; the library itself does not check.
 
         Raises:
-            DataError: If the leaf has expired, is not yet in force, or cannot be read.
+            DataError: If the leaf has expired, is not yet valid, or cannot be read.
         """
         from cryptography import x509
 
@@ -141,12 +141,12 @@ class Signer:
         now = datetime.now(UTC)
         if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
             raise _refused_certificate(
-                f"the certificate holds from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} to "
+                f"the certificate is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} to "
                 f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, not now"
             )
 
     def open_signer(self) -> c2pa.Signer:
-        """Return the library's signer."""
+        """Return the signer object of the c2pa library."""
         import c2pa
 
         if self.sign is not None:
@@ -165,12 +165,12 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a file says of its own origin, and how far that holds.
+    """Claims of a file about its origin, and their validation.
 
-    ``trust`` is the label of the list that the signer is on, ``untrusted``, or empty without
+    ``trust`` is the label of the list that trusts the signer, ``untrusted``, or empty without
     credentials. ``codes`` are the validation failures of the active manifest, ``ingredient_codes``
-    those of what it was made from. ``source_types`` are the digital source types that its actions
-    name. ``manifests`` is the whole store as the library gives it.
+    those of its ingredients. ``source_types`` are the digital source types of its actions.
+    ``manifests`` is the manifest store as returned by the library.
     """
 
     integrity: Integrity
@@ -185,18 +185,18 @@ class Credentials:
     manifests: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
-        """Return the three findings as a user reads them."""
+        """Format integrity, trust and issuer as lines."""
         if self.integrity == "none":
             return ["no provenance: " + (self.note or "the file carries no content credentials")]
         if self.integrity == "unreadable":
             return [f"provenance unreadable: {self.note}"]
-        said = "as signed" if self.integrity == "intact" else "changed since it was signed"
+        state = "as signed" if self.integrity == "intact" else "changed since it was signed"
         if self.integrity == "broken" and self.note:
-            said = f"refused by today's rules: {self.note}"
+            state = f"refused by today's rules: {self.note}"
         claim = "" if self.is_trusted else " (self-asserted: anyone can write this name)"
         trust = f"on the {self.named_list}" if self.is_trusted else "vouched for by no trusted list"
         lines = [
-            f"integrity: {self.integrity}, the file is {said}",
+            f"integrity: {self.integrity}, the file is {state}",
             f"trust: {self.trust}, the signer is {trust}",
             f"issuer: {escape_line(self.issuer) or 'not named'}{claim}",
         ]
@@ -212,16 +212,16 @@ class Credentials:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether a list that the user trusts vouches for the signer."""
+        """Whether a trust list contains the signer's authority."""
         return self.trust in _LABELS
 
     @property
     def named_list(self) -> str:
-        """The list that vouches, in words; this lab's own authority is on the user's side."""
+        """Name of the list that trusts the signer; the lab's own authority counts as the user's."""
         return _LISTS.get(self.trust, f"{self.trust} list")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, with the manifest store."""
+        """Convert to JSON-compatible values, with the manifest store."""
         return {
             "integrity": self.integrity,
             "trust": self.trust or None,
@@ -237,26 +237,26 @@ class Credentials:
 
 
 def detect_mime_type(path: Path) -> str:
-    """Return the media type of a file by how it begins; of one that is not there by its ending.
+    """Return the media type of a file by its first bytes, or by its suffix if it is missing.
 
     Raises:
-        DataError: If credentials cannot be kept in such a file.
+        DataError: If the type cannot carry credentials.
     """
     try:
         kind = detect_file_type(path)
-        found = kind.mime if kind is not None else ""
+        mime = kind.mime if kind is not None else ""
     except OSError:
-        found = ""  # that it cannot be read is told where it is read
-    found = found or MIME_TYPES.get(path.suffix.lower(), "")
-    if not found:
+        mime = ""  # the error is reported where the file is read
+    mime = mime or MIME_TYPES.get(path.suffix.lower(), "")
+    if not mime:
         raise DataError(
             f"files ending in {path.suffix or 'nothing'} carry no content credentials",
             code="forensics.media-type",
             where=str(path),
             expected=f"one of: {' '.join(sorted(MIME_TYPES))}",
-            next="convert the file to one of these",
+            next="convert the file to one of these types",
         )
-    return found
+    return mime
 
 
 def sign_bytes(
@@ -268,17 +268,16 @@ def sign_bytes(
     source_type: str = "",
     parent: tuple[bytes, str] | None = None,
 ) -> bytes:
-    """Return the file with signed credentials.
+    """Sign a file and return it with its credentials.
 
     Args:
         data: The unsigned (or already signed) file.
         mime: Its media type.
-        manifest: C2PA's manifest definition: title, assertions.
-        signer: Who signs.
-        source_type: IPTC's digital source type of a file that was made here, as
-            ``algorithmicMedia``; empty if the file was there before, which claims nothing of how it
-            was made.
-        parent: The file that this one was made from and its type; default is the file itself.
+        manifest: C2PA manifest definition: title, assertions.
+        signer: Certificate chain and key.
+        source_type: IPTC digital source type of a newly created file, such as
+            ``algorithmicMedia``; empty for an existing file, which claims nothing of its origin.
+        parent: Bytes and type of the file that this one was made from; default: the file itself.
 
     Raises:
         DataError: If the file or the certificate is refused.
@@ -290,10 +289,13 @@ def sign_bytes(
 
     signer.check_dates()
 
-    whole = {"claim_generator_info": [{"name": "stillroom", "version": __version__}], **manifest}
+    definition = {
+        "claim_generator_info": [{"name": "stillroom", "version": __version__}],
+        **manifest,
+    }
     out = io.BytesIO()
     try:
-        with c2pa.Builder(whole, _context([])) as builder, signer.open_signer() as opened:
+        with c2pa.Builder(definition, _context([])) as builder, signer.open_signer() as opened:
             if source_type:
                 builder.set_intent(c2pa.C2paBuilderIntent.CREATE, _source_member(source_type))
             else:
@@ -310,14 +312,14 @@ def sign_bytes(
             f"the file cannot be signed: {error}",
             code="forensics.signing",
             where=mime,
-            expected="a whole file of that type, and a certificate that C2PA allows and that holds",
-            next="stillroom forensics provenance init-ca FOLDER makes one that works",
+            expected="a complete file of that type, and a valid certificate that C2PA allows",
+            next="stillroom forensics provenance init-ca FOLDER creates one",
         ) from error
     return out.getvalue()
 
 
 def _source_member(name: str) -> c2pa.C2paDigitalSourceType:
-    """Return the library's member for IPTC's name of a digital source type."""
+    """Return the library's enum member for an IPTC digital source type."""
     import c2pa
 
     members = {
@@ -329,10 +331,10 @@ def _source_member(name: str) -> c2pa.C2paDigitalSourceType:
 def verify_file(
     path: Path, trust: Sequence[TrustList] = (), *, remote: bool = False
 ) -> Credentials:
-    """Return what a file says of its origin; see ``read_credentials``.
+    """Read and validate the credentials of a file; see ``read_credentials``.
 
     Raises:
-        DataError: If the file is missing or of a type that carries no credentials.
+        DataError: If the file is missing or of a type that cannot carry credentials.
     """
     mime = detect_mime_type(path)
     try:
@@ -351,13 +353,13 @@ def verify_file(
 def read_credentials(
     data: bytes, mime: str, trust: Sequence[TrustList] = (), *, remote: bool = False
 ) -> Credentials:
-    """Return what a file says of its origin, and how far that holds.
+    """Read and validate the credentials of a file.
 
     Args:
         data: The file.
         mime: Its media type.
-        trust: Lists in the order they are asked; the first that trusts the signer gives its label.
-        remote: Fetch a manifest that lies elsewhere, and ask OCSP; needs the network.
+        trust: Trust lists in order of precedence; the first that trusts the signer gives its label.
+        remote: Fetch remote manifests and query OCSP; needs the network.
     """
     return _read_stream(io.BytesIO(data), mime, trust, remote=remote)
 
@@ -365,18 +367,20 @@ def read_credentials(
 def _read_stream(
     file: BinaryIO, mime: str, trust: Sequence[TrustList], *, remote: bool
 ) -> Credentials:
-    """Return what a file says; it is read in parts, so that a long clip takes no more memory."""
+    """Read and validate the credentials of a stream in parts, in bounded memory."""
     require_packages("c2pa")
     import c2pa
 
     if mime not in c2pa.Reader.get_supported_mime_types():
-        return _read_loose(file, mime)
+        return _read_unbound(file, mime)
     state, store, note = "", {}, ""
     label = "untrusted"
-    for one in trust or (TrustList("user", ""),):
+    for trust_list in trust or (TrustList("user", ""),):
         try:
             with (
-                _context([one.anchors] if one.anchors else [], remote=remote) as context,
+                _context(
+                    [trust_list.anchors] if trust_list.anchors else [], remote=remote
+                ) as context,
                 c2pa.Reader(mime, file, context=context) as reader,
             ):
                 store = json.loads(reader.json())
@@ -386,24 +390,24 @@ def _read_stream(
         file.seek(0)
         state = str(store.get("validation_state", ""))
         if state == "Trusted":
-            label = one.label
+            label = trust_list.label
             break
     return replace(_read_store(store, state, label), note=note)
 
 
-def _read_loose(file: BinaryIO, mime: str) -> Credentials:
-    """Return what a file says whose kind the library does not bind to its credentials."""
+def _read_unbound(file: BinaryIO, mime: str) -> Credentials:
+    """Read the credentials of a type that the library cannot validate against the file."""
     import c2pa
 
     data = file.read()
-    found = read_font_store(data) if mime.startswith("font/") else None
-    if found is None:
-        # What lies in other kinds is not looked for: only that the user is not told "none".
+    stored = read_font_store(data) if mime.startswith("font/") else None
+    if stored is None:
+        # Credentials in other types are not searched: report "unreadable" rather than "none".
         note = f"credentials in files of the type {mime} are not read by this version of c2pa"
         is_font = mime.startswith("font/")
         return Credentials("none") if is_font else Credentials("unreadable", note=note)
     try:
-        with c2pa.Reader("application/c2pa", io.BytesIO(found)) as reader:
+        with c2pa.Reader("application/c2pa", io.BytesIO(stored)) as reader:
             store = json.loads(reader.json())
     except c2pa.C2paError as error:
         return Credentials("unreadable", note=escape_line(str(error)))
@@ -416,7 +420,7 @@ def _read_loose(file: BinaryIO, mime: str) -> Credentials:
 
 
 def _codes(store: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the failures of the active manifest, each once."""
+    """Return the distinct failure codes of the active manifest."""
     failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
     return tuple(dict.fromkeys(row["code"] for row in failures))
 
@@ -431,11 +435,11 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
         for row in delta.get("validationDeltas", {}).get("failure", [])
     ]
     info = active.get("signature_info", {})
-    # An expired or refused certificate says nothing against the bytes: that is trust.
+    # An expired or refused certificate concerns trust, not the integrity of the bytes.
     refused = [code.rsplit(".", 1)[-1] for code in codes if code.startswith(_CREDENTIAL)]
     of_bytes = [code for code in (*codes, *deltas) if not code.startswith(_CREDENTIAL)]
     is_broken = state == "Invalid" and (bool(of_bytes) or not refused)
-    worst = [word for word in refused if word != "untrusted"]
+    worst = [reason for reason in refused if reason != "untrusted"]
     return Credentials(
         "broken" if is_broken else "intact",
         worst[0] if worst else label,
@@ -449,16 +453,16 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
     )
 
 
-def _unreadable(said: str, *, remote: bool) -> Credentials:
-    if any(word in said for word in _REMOTE_MANIFEST):
+def _unreadable(message: str, *, remote: bool) -> Credentials:
+    if any(marker in message for marker in _REMOTE_MANIFEST):
         if remote:
-            note = f"the credentials lie elsewhere and could not be fetched: {escape_line(said)}"
+            note = f"the credentials lie elsewhere and could not be fetched: {escape_line(message)}"
             return Credentials("none", note=note)
         note = "the credentials lie elsewhere and were not fetched (--remote fetches them)"
         return Credentials("none", note=note)
-    if any(word in said for word in _NO_MANIFEST):
+    if any(marker in message for marker in _NO_MANIFEST):
         return Credentials("none")
-    return Credentials("unreadable", note=escape_line(said.removeprefix("Other: ")))
+    return Credentials("unreadable", note=escape_line(message.removeprefix("Other: ")))
 
 
 def _assertions(manifest: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
@@ -498,12 +502,12 @@ def _context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
     )
 
 
-def _refused_certificate(what: str) -> DataError:
+def _refused_certificate(problem: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.certificate",
-        expected="a certificate that is in force",
-        next="stillroom forensics provenance init-ca FOLDER makes one",
+        expected="a currently valid certificate",
+        next="stillroom forensics provenance init-ca FOLDER creates one",
     )
 
 

@@ -1,9 +1,8 @@
 """File check: credentials, watermark, metadata claims, and detector findings in order.
 
-First what the file is signed to be (integrity, trust, issuer), then whether it carries this lab's
-watermark, then how far its pixels could be judged at all, then what each detector that was named
-makes of each face. A detector's finding stands beside the verdict and never enters it. One bad file
-costs that file, and the rest goes on.
+The order: what the file is signed to be (integrity, trust, issuer), the lab's watermark, limits of
+judging its pixels, and the findings of each named detector for each face. A detector's finding is
+listed beside the verdict and never enters it. A bad file is reported, and the check continues.
 """
 
 from __future__ import annotations
@@ -80,12 +79,12 @@ _LOW_QUALITY = 40
 
 @dataclass(frozen=True)
 class FileCheckResult:
-    """Everything found of one file; ``error`` says why nothing could be.
+    """Results of one file; ``error`` states why it could not be checked.
 
-    ``faces`` are the boxes found (x, y, width, height), None where none were looked for;
-    ``quality`` are lines on what limits a judgement of the pixels; ``findings`` what each detector
-    makes of each face; ``look`` is what was seen and heard of a clip or recording; ``preview`` a
-    reduced picture for the page; ``claims`` what the file says of itself, unsigned.
+    ``faces`` are the detected boxes (x, y, width, height), None without face detection; ``quality``
+    are lines on limits of judging the pixels; ``findings`` are the results of each detector for
+    each face; ``look`` is the analysis of a clip or recording; ``preview`` a reduced image for the
+    report; ``claims`` unsigned statements of the metadata.
     """
 
     path: Path
@@ -102,29 +101,31 @@ class FileCheckResult:
 
     @property
     def verdict(self) -> str:
-        """One sentence: the strongest evidence there is, and no more than it says."""
+        """One sentence: the strongest evidence, and no more than it supports."""
         if self.error:
             return f"not checked: {self.error}"
-        said = [_describe_credentials(self.credentials)]
+        statements = [_describe_credentials(self.credentials)]
         if self.trace is not None and self.trace.watermark:
-            said.append(self.trace.verdict)
-        said.append(_describe_claims(self._fresh_claims))
-        found = "; ".join(part for part in said if part)
-        return found or "nothing is known of its origin; that is no sign of a forgery"
+            statements.append(self.trace.verdict)
+        statements.append(_describe_claims(self._unsigned_claims))
+        text = "; ".join(part for part in statements if part)
+        return text or "nothing is known of its origin; that is no sign of a forgery"
 
     @property
-    def _fresh_claims(self) -> list[MetadataClaim]:
-        """What it says of itself beyond what is signed: not that it was made, where that is."""
-        found = self.credentials
-        if found is None or found.integrity != "intact":
+    def _unsigned_claims(self) -> list[MetadataClaim]:
+        """Claims of the metadata that the intact credentials do not already make."""
+        credentials = self.credentials
+        if credentials is None or credentials.integrity != "intact":
             return list(self.claims)
-        signed = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
+        signed = {kind.rsplit("/", 1)[-1] for kind in credentials.source_types}
         return [
-            one for one in self.claims if one.says not in signed and not declares_synthetic(found)
+            claim
+            for claim in self.claims
+            if claim.says not in signed and not declares_synthetic(credentials)
         ]
 
     def lines(self) -> list[str]:
-        """Return the verdict and all evidence, in order."""
+        """Format the verdict and all evidence as lines, in order."""
         lines = [f"{self.path}: {self.verdict}"]
         if self.error:
             return [escape_line(line) for line in lines]
@@ -139,10 +140,10 @@ class FileCheckResult:
             lines.append(f"  faces: {len(self.faces)}")
         lines += [f"  limits: {line}" for line in self.quality]
         lines += [f"  detector: {finding.line()}" for finding in self.findings]
-        return [escape_line(line) for line in lines]  # names of files and signers are anyone's
+        return [escape_line(line) for line in lines]  # names of files and signers are untrusted
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "path": str(self.path),
             "sha256": self.digest or None,
@@ -158,69 +159,69 @@ class FileCheckResult:
         }
 
 
-def declares_synthetic(found: Credentials) -> bool:
-    """Return whether credentials say that a program made the file, or parts of it."""
+def declares_synthetic(credentials: Credentials) -> bool:
+    """Return whether credentials declare the file, or parts of it, as made by a program."""
     return bool(
-        {kind.rsplit("/", 1)[-1] for kind in found.source_types} & set(SYNTHETIC_SOURCE_TYPES)
+        {kind.rsplit("/", 1)[-1] for kind in credentials.source_types} & set(SYNTHETIC_SOURCE_TYPES)
     )
 
 
 def _describe_claims(claims: Sequence[MetadataClaim]) -> str:
-    """Return the strongest that a file says of itself, unsigned; empty if it says nothing."""
+    """Describe the strongest unsigned claim of a file; empty without claims."""
     if not claims:
         return ""
     first = next((claim for claim in claims if claim.is_made), claims[0])
-    what = "that a program made or composed it" if first.is_made else "something of its making"
-    return f"says of itself, unsigned, {what} ({first.line()}); anyone can write or remove that"
+    claimed = "that a program made or composed it" if first.is_made else "something of its making"
+    return f"says of itself, unsigned, {claimed} ({first.line()}); anyone can write or remove that"
 
 
-def _describe_credentials(found: Credentials | None) -> str:
-    """Return what a file's credentials say and how far that holds; empty without any."""
-    if found is None or found.integrity == "none":
+def _describe_credentials(credentials: Credentials | None) -> str:
+    """Describe a file's credentials and their validity; empty without any."""
+    if credentials is None or credentials.integrity == "none":
         return ""
-    if found.integrity == "unreadable":
+    if credentials.integrity == "unreadable":
         return "what it may say of its origin cannot be read; that is no sign of a forgery"
-    if found.integrity == "broken" and found.note:
-        return f"is signed in a way that is no longer accepted: {found.note}"
-    if found.integrity == "broken":
+    if credentials.integrity == "broken" and credentials.note:
+        return f"is signed in a way that is no longer accepted: {credentials.note}"
+    if credentials.integrity == "broken":
         return "was changed since it was signed; what its credentials say no longer holds"
-    issuer = '"' + escape_line(found.issuer).replace('"', "'") + '"'  # it may say anything
-    says = "says that it was made or composed by a program"
-    if not declares_synthetic(found):
-        says = "does not say that a program made it"
-    whose = f"{issuer}, on the {found.named_list}"
-    if not found.is_trusted:
-        whose = f"someone who calls themselves {issuer}, vouched for by no list"
-    return f"is as signed by {whose}, who {says}"
+    issuer = '"' + escape_line(credentials.issuer).replace('"', "'") + '"'  # untrusted text
+    source = "says that it was made or composed by a program"
+    if not declares_synthetic(credentials):
+        source = "does not say that a program made it"
+    signer = f"{issuer}, on the {credentials.named_list}"
+    if not credentials.is_trusted:
+        signer = f"someone who calls themselves {issuer}, vouched for by no list"
+    return f"is as signed by {signer}, who {source}"
 
 
 def list_limits(judges: DetectorSet | None) -> tuple[str, ...]:
-    """Return what no finding says, a sentence each; with detectors, what they cannot see."""
+    """Return the limits of the findings, one sentence each, with the detectors' limitations."""
     if judges is None:
         return LIMITS
-    return (*LIMITS[:-1], *_DETECTOR_LIMITS, *judges.blind)
+    return (*LIMITS[:-1], *_DETECTOR_LIMITS, *judges.limitations)
 
 
 def list_media(paths: Sequence[Path]) -> FileListing:
-    """Return the named files, of folders every medium by its content, and what is passed over."""
+    """Return the named files, media files of folders by content, and the skipped files."""
     return collect_files(paths, is_media_file)
 
 
 def is_media_file(path: Path) -> bool:
-    """Return whether a file is a medium by how it begins, or by its name where that is open."""
+    """Return whether a file is media by its first bytes, or by its suffix if these are unknown."""
     try:
         return detect_file_type(path) is not None
     except OSError:
-        return guess_file_type(path) is not None  # that it cannot be read is for the check to tell
+        return guess_file_type(path) is not None  # the check reports it as unreadable
 
 
 @dataclass(frozen=True)
 class FileCheckTask:
-    """The work of an engine's worker: check files, but for a lab's watermark.
+    """Work of an engine's workers: check files, except for a lab's watermark.
 
-    What travels is public: certificates of authorities, and paths. A lab's keys stay where the
-    command runs, since whoever has them can mark and sign as the lab. Detectors are opened where
-    they judge.
+    Workers get public data only: certificates of authorities, and paths. A lab's keys stay in the
+    calling process, since anyone with them can mark and sign as the lab. Each worker opens the
+    detectors itself.
     """
 
     lists: tuple[TrustList, ...] = field(hash=False)
@@ -232,32 +233,34 @@ class FileCheckTask:
     concurrency: int = 1
 
     def open(self, lab: Lab | None = None) -> Callable[[Sequence[Path]], list[FileCheckResult]]:
-        """Open the detectors; return what checks files.
+        """Open the detectors; return a function that checks files.
 
         Args:
-            lab: As ``check_file`` takes it; no engine gives one.
+            lab: As for ``check_file``; engines pass none.
         """
-        judges = None
+        detectors = None
         if self.detectors:
             from stillroom.forensics.inference.detector_set import open_detectors
 
-            judges = open_detectors(self.detectors, prevalence=self.prevalence, with_maps=self.maps)
-        return lambda paths: [self._check(path, lab, judges) for path in paths]
+            detectors = open_detectors(
+                self.detectors, prevalence=self.prevalence, with_maps=self.maps
+            )
+        return lambda paths: [self._check(path, lab, detectors) for path in paths]
 
-    def _check(self, path: Path, lab: Lab | None, judges: DetectorSet | None) -> FileCheckResult:
-        """Check a file; one that breaks a decoder, or this program, costs itself alone."""
+    def _check(self, path: Path, lab: Lab | None, detectors: DetectorSet | None) -> FileCheckResult:
+        """Check a file; a failure of a decoder or of this program is reported for it alone."""
         try:
             return check_file(
                 path,
                 self.lists,
                 lab=lab,
                 remote=self.remote,
-                judges=judges,
+                detectors=detectors,
                 with_pulse=self.pulse,
             )
         except (StillroomError, MemoryError):
-            raise  # of the lab, a package or the machine, not of the file
-        except Exception as error:  # noqa: BLE001 - it is told, and fails the command in the end
+            raise  # concerns the lab, a package or the machine, not the file
+        except Exception as error:  # noqa: BLE001 - reported, and fails the command at the end
             fault = f"{type(error).__name__}: {error}"
             return FileCheckResult(
                 path, error=f"reading it failed, a fault of Stillroom's ({fault})"
@@ -267,44 +270,44 @@ class FileCheckTask:
 def check_files(
     work: FileCheckTask, paths: Iterable[Path], engine: Engine, *, lab: Lab | None = None
 ) -> Iterator[FileCheckResult]:
-    """Yield what is known of each file, in order, wherever the rest of the work is done.
+    """Yield the result of each file, in order, on any engine.
 
     Args:
-        work: What is looked for, beside the lab's watermark.
+        work: What to check, besides the lab's watermark.
         paths: The files.
-        engine: What does the work.
-        lab: As ``check_file`` takes it. Its watermark is read in this process: workers elsewhere
-            are told which authority it trusts, and none of its keys.
+        engine: Engine that runs the work.
+        lab: As for ``check_file``. Its watermark is read in this process: remote workers get its
+            trusted authority, and none of its keys.
     """
     if not engine.is_remote:
         check = work.open(lab)
-        for path in paths:  # a file is told when it is checked
+        for path in paths:  # yield each file as soon as it is checked
             yield check([path])[0]
         return
     named = list(paths)
     trusted = [lab.trust] if lab is not None else []
-    detectors = tuple(place.absolute() for place in work.detectors)  # workers start elsewhere
-    sent = replace(work, lists=(*work.lists, *trusted), detectors=detectors)
-    done = engine.map(sent, [path.absolute() for path in named], block_size=4)
-    for path, found in zip(named, done, strict=True):
-        here = replace(found, path=path)
-        yield here if lab is None else _add_trace(here, lab)
+    detectors = tuple(path.absolute() for path in work.detectors)  # workers start elsewhere
+    remote_work = replace(work, lists=(*work.lists, *trusted), detectors=detectors)
+    results = engine.map(remote_work, [path.absolute() for path in named], block_size=4)
+    for path, result in zip(named, results, strict=True):
+        local_result = replace(result, path=path)
+        yield local_result if lab is None else _add_trace(local_result, lab)
 
 
-def _add_trace(found: FileCheckResult, lab: Lab) -> FileCheckResult:
-    """Return what a worker without the lab's key found, with what the key finds of the file."""
-    if found.error or (found.look is None and found.preview is None):
-        return found  # nothing of it could be decoded
+def _add_trace(result: FileCheckResult, lab: Lab) -> FileCheckResult:
+    """Add the watermark lookup to the result of a worker without the lab's key."""
+    if result.error or (result.look is None and result.preview is None):
+        return result  # nothing could be decoded
     try:
-        if digest_file(found.path) != found.digest:
-            return FileCheckResult(found.path, error="it is not the file that a worker checked")
-        if found.look is not None:
-            look = find_watermark(found.look, found.path, lab)
-            return replace(found, look=look, trace=look.trace)
-        return replace(found, trace=look_up_image(load_image(found.path).image, lab))
+        if digest_file(result.path) != result.digest:
+            return FileCheckResult(result.path, error="it is not the file that a worker checked")
+        if result.look is not None:
+            look = find_watermark(result.look, result.path, lab)
+            return replace(result, look=look, trace=look.trace)
+        return replace(result, trace=look_up_image(load_image(result.path).image, lab))
     except (DataError, OSError) as error:
-        what = error.problems[0].what if isinstance(error, DataError) else str(error)
-        return FileCheckResult(found.path, error=what)
+        problem = error.problems[0].what if isinstance(error, DataError) else str(error)
+        return FileCheckResult(result.path, error=problem)
 
 
 def check_file(
@@ -313,24 +316,24 @@ def check_file(
     *,
     lab: Lab | None = None,
     remote: bool = False,
-    judges: DetectorSet | None = None,
+    detectors: DetectorSet | None = None,
     with_pulse: bool = False,
 ) -> FileCheckResult:
-    """Return what is known of a file; what cannot be read is said in ``error``, never raised.
+    """Check one file; unreadable files are reported in ``error``, never raised.
 
     Args:
         path: Image, video, audio or PDF.
-        lists: Trust lists, in order.
-        lab: The lab whose watermark is looked for, and whose own authority is trusted after the
-            lists; None looks for none.
-        remote: Fetch credentials that lie elsewhere.
-        judges: The detectors that look at faces; None looks with none.
-        with_pulse: Look for a pulse in the faces of clips.
+        lists: Trust lists, in order of precedence.
+        lab: The lab whose watermark is searched, and whose own authority is trusted after the
+            lists; None searches no watermark.
+        remote: Fetch remote credentials.
+        detectors: Detectors to run on faces; None runs none.
+        with_pulse: Estimate the pulse of faces in clips.
     """
     lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
         if not path.is_file():
-            return FileCheckResult(path, error="there is no such file")
+            return FileCheckResult(path, error="the file does not exist")
         kind = detect_file_type(path)
         if kind is None:
             return _unknown(path)
@@ -338,10 +341,10 @@ def check_file(
         notes = (kind.note,) if kind.note else ()
         known = FileCheckResult(path, digest_file(path), credentials, quality=notes)
         if kind.sense in {"clip", "sound"}:
-            found = _check_clip(known, kind, lab, judges, with_pulse=with_pulse)
-            if judges is None or found.error or found.findings:
-                return found
-            return replace(found, quality=(*found.quality, _NO_DETECTOR))
+            result = _check_clip(known, kind, lab, detectors, with_pulse=with_pulse)
+            if detectors is None or result.error or result.findings:
+                return result
+            return replace(result, quality=(*result.quality, _NO_DETECTOR))
         if kind.sense == "other":
             return _check_other(known, kind)
     except DataError as error:
@@ -353,8 +356,8 @@ def check_file(
     except DataError as error:
         return _report_unreadable(known, "no pixels", error)
     faces, quality = _inspect_faces(picture)
-    findings = () if judges is None else judges.judge(picture)
-    if judges is not None and not findings:
+    findings = () if detectors is None else detectors.judge(picture)
+    if detectors is not None and not findings:
         quality = (*quality, _NO_FACE)
     return replace(
         known,
@@ -371,64 +374,64 @@ def _check_clip(
     known: FileCheckResult,
     kind: FileType,
     lab: Lab | None,
-    judges: DetectorSet | None,
+    detectors: DetectorSet | None,
     *,
     with_pulse: bool,
 ) -> FileCheckResult:
-    """Return what is known of a clip or recording; its credentials also where it cannot be read."""
+    """Check a clip or recording; credentials are kept even if it cannot be decoded."""
     try:
         if kind.sense == "sound":
-            look = analyze_audio(known.path, lab, judges=judges)
+            look = analyze_audio(known.path, lab, detectors=detectors)
         else:
-            look = analyze_clip(known.path, lab, judges=judges, with_pulse=with_pulse)
+            look = analyze_clip(known.path, lab, detectors=detectors, with_pulse=with_pulse)
     except DataError as error:
         return _report_unreadable(known, "not decoded", error)
     return replace(
         known,
         trace=look.trace,
         quality=(*known.quality, *look.limits),
-        findings=look.courses,
+        findings=look.findings,
         look=look,
         claims=read_clip_claims(known.path),
     )
 
 
 def _check_other(known: FileCheckResult, kind: FileType) -> FileCheckResult:
-    """Return what is known of a file that is not decoded: a document, a font, a raw photograph."""
+    """Check a file that is not decoded: a document, a font, a raw photograph."""
     if not kind.mime.startswith("image/"):
         return known
-    note = f"no pixels: {kind.ending} is not decoded here, so that no mark was looked for"
+    note = f"no pixels: {kind.ending} is not decoded here, so that no watermark was searched"
     return replace(known, quality=(*known.quality, note), claims=read_file_claims(known.path))
 
 
-def _report_unreadable(known: FileCheckResult, how: str, error: DataError) -> FileCheckResult:
-    """Return a file that cannot be decoded: as refused, unless its credentials say something."""
-    what = error.problems[0].what
+def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> FileCheckResult:
+    """Return an undecodable file: as refused, unless it has readable credentials."""
+    problem = error.problems[0].what
     if known.credentials is None or known.credentials.integrity in {"none", "unreadable"}:
-        return FileCheckResult(known.path, error=what)
-    return replace(known, quality=(*known.quality, f"{how}: {what}"))
+        return FileCheckResult(known.path, error=problem)
+    return replace(known, quality=(*known.quality, f"{stage}: {problem}"))
 
 
 def _unknown(path: Path) -> FileCheckResult:
-    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is no medium")
+    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is not media")
 
 
 def _inspect_faces(
     picture: DecodedImage,
 ) -> tuple[tuple[tuple[int, int, int, int], ...] | None, tuple[str, ...]]:
-    """Return the faces of a picture, and what limits a judgement of it."""
+    """Detect the faces of an image, and return them with limits of judging it."""
     from stillroom.forensics.media.face_detection import FaceFinder
 
     quality = list(picture.notes)
     if picture.jpeg_quality is not None and picture.jpeg_quality < _LOW_QUALITY:
         quality.append(f"strongly compressed (JPEG quality about {picture.jpeg_quality})")
     try:
-        found = FaceFinder().find(picture.image)
+        detections = FaceFinder().find(picture.image)
     except (MissingExtraError, DataError) as error:
-        return None, (*quality, f"faces were not looked for: {error.problems[0].what}")
+        return None, (*quality, f"faces were not detected: {error.problems[0].what}")
     boxes = tuple(
         (round(face.box[0]), round(face.box[1]), round(face.box[2]), round(face.box[3]))
-        for face in found
+        for face in detections
     )
     small = [box for box in boxes if min(box[2:]) < _SMALL_FACE]
     if small:

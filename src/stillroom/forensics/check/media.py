@@ -39,11 +39,11 @@ _FRAMES = 32
 
 @dataclass(frozen=True)
 class ClipAnalysis:
-    """What was seen and heard of a clip.
+    """Analysis of a clip or recording.
 
-    ``sound`` is None where there is no audio track; ``trace`` is the lab's mark of the first frame
-    that carries one, ``marked`` how many of the frames looked at do; ``scan`` is None where no face
-    detector is here or the file has no video.
+    ``sound`` is None without an audio track; ``trace`` is the lab's watermark of the first frame
+    that carries one, ``marked`` the number of sampled frames that do; ``scan`` is None without a
+    face detector or video.
     """
 
     clip: Clip
@@ -52,11 +52,11 @@ class ClipAnalysis:
     trace: WatermarkLookup | None = None
     marked: int = 0
     limits: tuple[str, ...] = ()
-    courses: tuple[TrackFinding, ...] = ()
+    findings: tuple[TrackFinding, ...] = ()
     pulses: tuple[RppgEstimate, ...] = ()
 
     def lines(self) -> list[str]:
-        """Return what it is, and the faces over time."""
+        """Format properties and faces over time as lines."""
         clip, lines = self.clip, []
         if clip.has_video:
             lines.append(
@@ -82,7 +82,7 @@ class ClipAnalysis:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         clip = self.clip
         return {
             "duration": clip.duration,
@@ -102,57 +102,57 @@ def analyze_clip(
     lab: Lab | None = None,
     *,
     count: int = _FRAMES,
-    judges: DetectorSet | None = None,
+    detectors: DetectorSet | None = None,
     with_pulse: bool = False,
 ) -> ClipAnalysis:
-    """Look at evenly spaced frames of a clip, and listen to its first audio track.
+    """Analyze evenly spaced frames of a clip, and its first audio track.
 
     Args:
         path: The file.
-        lab: Whose watermark is looked for in the frames, as they stand.
-        count: How many frames.
-        judges: The detectors that are shown the faces; None shows them to none.
-        with_pulse: Look for a pulse in faces, which decodes up to 20 seconds of frames.
+        lab: Lab whose watermark is searched in the uncropped frames.
+        count: Number of frames.
+        detectors: Detectors to run on the faces; None runs none.
+        with_pulse: Estimate the pulse of faces, which decodes up to 20 seconds of frames.
 
     Raises:
-        DataError: If the file is no clip, or nothing of it can be decoded.
+        DataError: If the file is not a clip, or nothing can be decoded.
     """
     clip = open_clip(path)
     if not (clip.has_video or clip.has_audio):
         raise DataError(
-            f"{path.name} holds neither video nor sound",
+            f"{path.name} has neither video nor audio",
             code="forensics.clip",
             where=str(path),
             expected="a clip or a recording",
-            next="leave it out",
+            next="remove it",
         )
     limits = [] if clip.has_video else ["the file holds no video"]
     marks = ClipWatermarkReader(lab) if lab is not None else None
-    witness = judges.witness() if judges is not None and clip.has_video else None
-    scan = _scan_frames(clip, count, marks, limits, witness) if clip.has_video else None
+    runner = detectors.open_clip_runner() if detectors is not None and clip.has_video else None
+    scan = _scan_frames(clip, count, marks, limits, runner) if clip.has_video else None
     sound = _read_audio_track(path, limits) if clip.has_audio else None
     pulses = _measure_pulse(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
-    if witness is not None and scan is not None:
-        witness.watch(clip, scan.tracks)
-    courses = witness.courses(_bits_per_pixel(clip), clip.codec) if witness is not None else ()
-    courses += _score_audio(judges, path, sound, limits)
+    if runner is not None and scan is not None:
+        runner.score_sequences(clip, scan.tracks)
+    findings = runner.findings(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
+    findings += _score_audio(detectors, path, sound, limits)
     notes = (*clip.notes, *limits)
-    look = ClipAnalysis(clip, scan, sound, None, 0, notes, courses, pulses)
-    return look if marks is None else _add_watermarks(look, path, marks)
+    analysis = ClipAnalysis(clip, scan, sound, None, 0, notes, findings, pulses)
+    return analysis if marks is None else _add_watermarks(analysis, path, marks)
 
 
 def analyze_audio(
-    path: Path, lab: Lab | None = None, *, judges: DetectorSet | None = None
+    path: Path, lab: Lab | None = None, *, detectors: DetectorSet | None = None
 ) -> ClipAnalysis:
-    """Listen to a recording.
+    """Analyze a recording.
 
     Args:
         path: The file.
-        lab: Whose watermark is looked for.
-        judges: The detectors, of which those that hear are asked.
+        lab: Lab whose watermark is searched.
+        detectors: Detectors, of which the audio detectors are run.
 
     Raises:
-        DataError: If it holds no sound that can be decoded.
+        DataError: If no audio can be decoded.
     """
     sound = read_audio(path)
     limits = list(sound.limits())
@@ -160,45 +160,45 @@ def analyze_audio(
         Clip(path, False, True, sound.duration),
         sound=sound,
         trace=look_up_audio(path, lab) if lab is not None else None,
-        courses=_score_audio(judges, path, sound, limits),
+        findings=_score_audio(detectors, path, sound, limits),
         limits=tuple(limits),
     )
 
 
-def find_watermark(look: ClipAnalysis, path: Path, lab: Lab) -> ClipAnalysis:
-    """Return what was seen and heard without a lab, with what its key finds in the same frames.
+def find_watermark(analysis: ClipAnalysis, path: Path, lab: Lab) -> ClipAnalysis:
+    """Add the watermark lookup to an analysis made without the lab's key.
 
     Args:
-        look: Made of the same file.
+        analysis: Analysis of the same file.
         path: The file.
-        lab: Whose watermark is looked for.
+        lab: Lab whose watermark is searched.
 
     Raises:
-        DataError: If it can no longer be decoded.
+        DataError: If the file can no longer be decoded.
     """
     marks = ClipWatermarkReader(lab)
-    if look.clip.has_video:
+    if analysis.clip.has_video:
         for frame in sample_frames(open_clip(path), _FRAMES):
-            marks.look(frame.image)
-    return _add_watermarks(look, path, marks)
+            marks.read_frame(frame.image)
+    return _add_watermarks(analysis, path, marks)
 
 
-def _add_watermarks(look: ClipAnalysis, path: Path, marks: ClipWatermarkReader) -> ClipAnalysis:
-    """Return a look with the mark of the first frame that has one, else of the sound."""
-    trace = marks.trace(path if look.sound is not None else None)
-    return replace(look, trace=trace, marked=len(marks.payloads))
+def _add_watermarks(analysis: ClipAnalysis, path: Path, marks: ClipWatermarkReader) -> ClipAnalysis:
+    """Add the watermark of the frames, else of the audio."""
+    trace = marks.look_up(path if analysis.sound is not None else None)
+    return replace(analysis, trace=trace, marked=len(marks.payloads))
 
 
 def _score_audio(
-    judges: DetectorSet | None, path: Path, sound: DecodedAudio | None, limits: list[str]
+    detectors: DetectorSet | None, path: Path, sound: DecodedAudio | None, limits: list[str]
 ) -> tuple[TrackFinding, ...]:
-    """Return what detectors of sounds make of it; where it cannot be coded, the rest counts."""
-    if judges is None or sound is None:
+    """Run the audio detectors; on a codec error, the other results still count."""
+    if detectors is None or sound is None:
         return ()
     try:
-        return judges.listen(path, sound)
+        return detectors.score_audio(path, sound)
     except DataError as error:
-        limits.append(f"no detector heard it: {error.problems[0].what}")
+        limits.append(f"no audio detector was run: {error.problems[0].what}")
         return ()
 
 
@@ -207,42 +207,42 @@ def _scan_frames(
     count: int,
     marks: ClipWatermarkReader | None,
     limits: list[str],
-    witness: ClipDetectorRunner | None,
+    runner: ClipDetectorRunner | None,
 ) -> VideoScan | None:
-    """Scan a clip for faces, and its frames for the lab's mark; what limits that is added."""
-    look = marks.look if marks is not None else None
+    """Scan a clip for faces, and its frames for the watermark; append the limits."""
+    on_frame = marks.read_frame if marks is not None else None
     try:
-        see = witness.see if witness is not None else None
-        scan = scan_clip(clip, count=count, look=look, see=see)
+        on_face = runner.add_face if runner is not None else None
+        scan = scan_clip(clip, count=count, on_frame=on_frame, on_face=on_face)
     except (MissingExtraError, DataError) as error:
         if isinstance(error, DataError) and error.code != "forensics.model":
             raise
-        limits.append(f"faces were not looked for: {error.problems[0].what}")
+        limits.append(f"faces were not detected: {error.problems[0].what}")
         for frame in sample_frames(clip, count):
-            if look is not None:
-                look(frame.image)
+            if on_frame is not None:
+                on_frame(frame.image)
         return None
     limits += scan.limits()
     return scan
 
 
 def _measure_pulse(clip: Clip, limits: list[str]) -> tuple[RppgEstimate, ...]:
-    """Look for a pulse in the faces; where frames cannot be read, the rest still counts."""
+    """Estimate the pulse of the faces; on unreadable frames, the other results still count."""
     try:
         return estimate_rppg(clip, bits_per_pixel=_bits_per_pixel(clip))
     except DataError as error:
-        limits.append(f"no pulse was looked for: {error.problems[0].what}")
+        limits.append(f"the pulse was not estimated: {error.problems[0].what}")
         return ()
 
 
 def _bits_per_pixel(clip: Clip) -> float:
-    """Return the bits of a file a pixel and frame, 0 where the file does not say enough."""
+    """Return the bits per pixel and frame of a file, 0 if it does not state enough."""
     pixels = clip.width * clip.height * clip.rate * clip.duration
     return 8 * clip.path.stat().st_size / pixels if pixels else 0.0
 
 
 def _read_audio_track(path: Path, limits: list[str]) -> DecodedAudio | None:
-    """Hear a clip's sound; where it cannot be decoded, the rest of the clip still counts."""
+    """Read a clip's audio; on a decoding error, the other results still count."""
     try:
         sound = read_audio(path)
     except DataError as error:
@@ -259,15 +259,15 @@ Box = tuple[int, int, int, int]
 
 
 class ImagePreview:
-    """A reduced picture and the boxes of its faces in its own pixels."""
+    """A reduced image, and the boxes of its faces in its own pixels."""
 
     def __init__(self, image: Image, boxes: Sequence[Box]) -> None:
-        """Keep a picture, RGB (H, W, 3), and boxes (x, y, width, height)."""
+        """Store an image, RGB (H, W, 3), and boxes (x, y, width, height)."""
         self.image, self.boxes = image, tuple(boxes)
 
 
 def make_preview(image: Image, boxes: Sequence[Box]) -> ImagePreview:
-    """Return a reduced picture with its faces' boxes reduced alike."""
+    """Reduce an image and the boxes of its faces."""
     share = min(_PREVIEW_WIDTH / image.shape[1], _PREVIEW_WIDTH / image.shape[0], 1.0)
     size = max(round(image.shape[1] * share), 1), max(round(image.shape[0] * share), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

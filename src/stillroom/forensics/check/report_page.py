@@ -1,6 +1,6 @@
 """HTML report of a check, with inline images, timelines, and the C2PA manifest tree.
 
-Every text of a file is escaped and nothing is fetched: a file may not speak through its report.
+Every text of a file is escaped, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _MAX_FACES = 12
 
 
 def render_check_page(
-    found: Sequence[FileCheckResult], limits: Sequence[str] = LIMITS, passed_over: str = ""
+    results: Sequence[FileCheckResult], limits: Sequence[str] = LIMITS, passed_over: str = ""
 ) -> str:
-    """Return the page of some checked files.
+    """Render the report of some checked files.
 
     Args:
-        found: What is known of each.
-        limits: What no finding says, which stands above.
-        passed_over: What of folders was not looked at, in a line.
+        results: Results of the files.
+        limits: Limits of the findings, listed at the top.
+        passed_over: Line on the skipped files of folders.
     """
     aside = f"<p class=quiet>{_escape(passed_over)}</p>" if passed_over else ""
     listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
-    sections = "\n".join(_render_file(one) for one in found)
-    count = len(found)
+    sections = "\n".join(_render_file(result) for result in results)
+    count = len(results)
     return render_page(
         f"What is known of {count} file{'' if count == 1 else 's'}",
         "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
@@ -60,55 +60,57 @@ def render_check_page(
     )
 
 
-def _render_file(one: FileCheckResult) -> str:
-    rows = [("SHA-256", one.digest)] if one.digest else []
-    if one.credentials is not None:
-        rows += [_split(line) for line in one.credentials.lines()]
-    rows += [("unsigned", claim.line()) for claim in one.claims]
-    if one.trace is not None:
-        rows.append(("watermark", one.trace.line()))
-    if one.faces is not None:
-        sizes = ", ".join(f"{box[2]} x {box[3]} pixels" for box in one.faces)
-        rows.append(("faces", f"{len(one.faces)}" + (f" ({sizes})" if sizes else "")))
-    if one.look is not None:
-        rows += [_split(line) for line in one.look.lines()]
-    rows += [("limits", line) for line in one.quality]
-    rows += [("detector", finding.line()) for finding in one.findings]
+def _render_file(result: FileCheckResult) -> str:
+    rows = [("SHA-256", result.digest)] if result.digest else []
+    if result.credentials is not None:
+        rows += [_split(line) for line in result.credentials.lines()]
+    rows += [("unsigned", claim.line()) for claim in result.claims]
+    if result.trace is not None:
+        rows.append(("watermark", result.trace.line()))
+    if result.faces is not None:
+        sizes = ", ".join(f"{box[2]} x {box[3]} pixels" for box in result.faces)
+        rows.append(("faces", f"{len(result.faces)}" + (f" ({sizes})" if sizes else "")))
+    if result.look is not None:
+        rows += [_split(line) for line in result.look.lines()]
+    rows += [("limits", line) for line in result.quality]
+    rows += [("detector", finding.line()) for finding in result.findings]
     maps = "".join(
-        _render_heatmap(finding) for finding in one.findings if isinstance(finding, DetectorFinding)
+        _render_heatmap(finding)
+        for finding in result.findings
+        if isinstance(finding, DetectorFinding)
     )
     maps += "".join(
-        render_track(finding) for finding in one.findings if isinstance(finding, TrackFinding)
+        render_track(finding) for finding in result.findings if isinstance(finding, TrackFinding)
     )
-    listed = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(said)}</dd>" for name, said in rows)
+    listed = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>" for name, value in rows)
     tree = ""
-    if one.credentials is not None and one.credentials.manifests:
-        store = dict(one.credentials.manifests)
+    if result.credentials is not None and result.credentials.manifests:
+        store = dict(result.credentials.manifests)
         text = json.dumps(store, indent=1, ensure_ascii=False)
         full = "\n".join(_escape(line) for line in text.splitlines())
         tree = (
             f"<h3>What it was made from, as signed</h3>{render_manifest_tree(store)}"
             f"<details><summary>Credentials in full</summary><pre>{full}</pre></details>"
         )
-    # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
-    is_marked = one.trace is not None and one.trace.watermark
+    # The report contains images of the lab, too: label them next to their watermark.
+    is_marked = result.trace is not None and result.trace.watermark
     label = (
-        select_lookup_label(one.trace.row, one.trace.content)
-        if one.trace is not None and is_marked
+        select_lookup_label(result.trace.row, result.trace.content)
+        if result.trace is not None and is_marked
         else ""
     )
-    shown = render_preview(one.preview, label) if one.preview is not None else ""
+    shown = render_preview(result.preview, label) if result.preview is not None else ""
     look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (
-        f"<section><h2>{_escape(str(one.path))}</h2>"
-        f'<p class="verdict">{_escape(one.verdict)}</p>{look}{maps}'
-        f"{_render_media(one.look, label)}{tree}"
+        f"<section><h2>{_escape(str(result.path))}</h2>"
+        f'<p class="verdict">{_escape(result.verdict)}</p>{look}{maps}'
+        f"{_render_media(result.look, label)}{tree}"
         "</section>"
     )
 
 
 def _render_heatmap(finding: DetectorFinding) -> str:
-    """Return a finding's map as a grid of squares, over the outline of a face's window."""
+    """Render a finding's heatmap as a grid of squares over the face window."""
     count = len(finding.map)
     if not count:
         return ""
@@ -128,11 +130,11 @@ def _render_heatmap(finding: DetectorFinding) -> str:
 
 
 def _render_media(look: ClipAnalysis | None, label: str) -> str:
-    """Return frames over time, when which face is seen, and some pictures of each.
+    """Render frames over time, face tracks over time, and some crops of each face.
 
     Args:
-        look: What was seen, None of what is no clip.
-        label: What is true of the pictures, where the lab marked them.
+        look: Analysis of the clip, None for other media.
+        label: Label of the images, where the lab marked them.
     """
     if look is None or look.scan is None:
         return ""
@@ -142,8 +144,8 @@ def _render_media(look: ClipAnalysis | None, label: str) -> str:
         f"<figcaption>{time:.1f} s</figcaption></figure>"
         for time, image in scan.strip
     )
-    said = f'<p class="quiet">{escape(label)}</p>' if label else ""
-    parts = [f'<h3>Frames over time</h3>{said}<div class="strip">{frames}</div>']
+    label_html = f'<p class="quiet">{escape(label)}</p>' if label else ""
+    parts = [f'<h3>Frames over time</h3>{label_html}<div class="strip">{frames}</div>']
     if scan.tracks:
         parts.append(f"<h3>Faces over time</h3>{render_timeline(look)}")
     for number, track in enumerate(scan.tracks[:_MAX_FACES], start=1):
@@ -160,13 +162,13 @@ def _render_media(look: ClipAnalysis | None, label: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text for the page; what turns lines or their direction round is written out."""
+    """Escape a text for the page, including line breaks and direction controls."""
     return escape(escape_line(text))
 
 
 def _split(line: str) -> tuple[str, str]:
-    name, _, said = line.partition(": ")
-    return (name, said) if said else ("credentials", line)
+    name, _, value = line.partition(": ")
+    return (name, value) if value else ("credentials", line)
 
 
 _CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -215,7 +217,7 @@ dt{margin-top:8px}section{padding:14px 16px}}
 
 
 def render_page(title: str, body: str) -> str:
-    """Return a whole page; ``title`` is escaped here, ``body`` is HTML already."""
+    """Render a complete page; ``title`` is escaped here, ``body`` is HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">'
@@ -235,7 +237,7 @@ _ROOM, _NAMES, _ROW, _MOST_ROWS = 800, 60, 24, 12
 
 
 def embed_image(image: Image) -> str:
-    """Return a picture as a data address for an ``img`` element."""
+    """Return an image as a data URL for an ``img`` element."""
     wrote, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not wrote:
         raise ValueError("OpenCV did not encode the image")
@@ -243,7 +245,7 @@ def embed_image(image: Image) -> str:
 
 
 def render_preview(preview: ImagePreview, caption: str = "") -> str:
-    """Return the picture with a frame about each face, as inline SVG; ``caption`` below it."""
+    """Render an image with a frame around each face, as inline SVG; ``caption`` below it."""
     height, width = preview.image.shape[:2]
     frames = "".join(
         f'<rect class="box" x="{x}" y="{y}" width="{w}" height="{h}" rx="4"/>'
@@ -260,7 +262,7 @@ def render_preview(preview: ImagePreview, caption: str = "") -> str:
 
 
 def render_timeline(look: ClipAnalysis) -> str:
-    """Return when which face is seen, as inline SVG: a row a face, a dot a frame looked at."""
+    """Render face tracks as inline SVG: one row per face, one dot per sampled frame."""
     scan = look.scan
     if scan is None or not scan.tracks:
         return ""
@@ -272,15 +274,15 @@ def render_timeline(look: ClipAnalysis) -> str:
         return _NAMES + (_ROOM - _NAMES - 14) * time / length
 
     rows = []
-    for at, track in enumerate(tracks):
-        y = _ROW * at + 14
+    for index, track in enumerate(tracks):
+        y = _ROW * index + 14
         first, last = track.sights[0].time, track.sights[-1].time
         dots = "".join(
             f'<circle class="dot" cx="{x(sight.time):.1f}" cy="{y}" r="3.5"/>'
             for sight in track.sights
         )
         rows.append(
-            f'<text class="tick" x="0" y="{y + 4}">face {at + 1}</text>'
+            f'<text class="tick" x="0" y="{y + 4}">face {index + 1}</text>'
             f'<line class="line" x1="{x(first):.1f}" x2="{x(last):.1f}" y1="{y}" y2="{y}"/>{dots}'
         )
     feet = "".join(
@@ -294,11 +296,11 @@ def render_timeline(look: ClipAnalysis) -> str:
     )
 
 
-def render_track(course: TrackFinding) -> str:
-    """Return a face's chances over time as inline SVG, the span that says nothing shaded."""
-    if not course.times:
+def render_track(finding: TrackFinding) -> str:
+    """Render probabilities over time as inline SVG, with the inconclusive range shaded."""
+    if not finding.times:
         return ""
-    first, last = course.times[0], course.times[-1]
+    first, last = finding.times[0], finding.times[-1]
     span = max(last - first, 1e-6)
     high, low, height = 8, 108, 132
 
@@ -306,7 +308,7 @@ def render_track(course: TrackFinding) -> str:
         across = _NAMES + (_ROOM - _NAMES - 14) * (time - first) / span
         return f"{across:.1f},{low - (low - high) * chance:.1f}"
 
-    points = [place(*pair) for pair in zip(course.times, course.chances, strict=True)]
+    points = [place(*pair) for pair in zip(finding.times, finding.chances, strict=True)]
     dots = "".join(
         f'<circle class="dot" cx="{x}" cy="{y}" r="3.5"/>'
         for x, y in (point.split(",") for point in points)
@@ -319,13 +321,13 @@ def render_track(course: TrackFinding) -> str:
     )
     return (
         f"<figure class=course><svg viewBox='0 0 {_ROOM} {height}' role=img "
-        f"aria-label='chance over time, {course.subject}'>"
+        f"aria-label='chance over time, {finding.subject}'>"
         f'<rect class="band" x="{_NAMES}" y="{unsure[1]:.1f}" width="{_ROOM - _NAMES - 14}" '
         f'height="{unsure[0] - unsure[1]:.1f}"/>'
         f'<text class="tick" x="0" y="{high + 4}">forged</text>'
         f'<text class="tick" x="0" y="{low + 4}">not</text>'
         f'<polyline class="line" points="{" ".join(points)}"/>{dots}{feet}</svg>'
-        f"<figcaption class=quiet>{escape(course.detector)}, {course.subject}: the chance of "
+        f"<figcaption class=quiet>{escape(finding.detector)}, {finding.subject}: the chance of "
         "each score by itself; within the band it says nothing either way</figcaption></figure>"
     )
 
@@ -334,10 +336,10 @@ _MAX_DEPTH = 12
 
 
 def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the tree as lines with their depth, the active manifest first.
+    """Return the manifest tree as lines with their depth, the active manifest first.
 
     Args:
-        store: The manifest store, as c2pa-python reads it out.
+        store: The manifest store, as returned by c2pa-python.
     """
     lines: list[tuple[int, str]] = []
     manifests = store.get("manifests", {})
@@ -346,7 +348,7 @@ def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def render_manifest_tree(store: Mapping[str, Any]) -> str:
-    """Return the tree as nested HTML lists; every text of the file is escaped."""
+    """Render the manifest tree as nested HTML lists; every text of the file is escaped."""
     parts, depth = [], -1
     for level, line in list_manifest_lines(store):
         while depth < level:
@@ -375,11 +377,11 @@ def _walk(
     time = f", {info['time']}" if info.get("time") else ", no timestamp"
     lines.append((depth, f"{manifest.get('title') or 'untitled'}, signed by {signer}{time}"))
     for assertion in manifest.get("assertions", []):
-        lines += [(depth + 1, said) for said in _describe_manifest(assertion)]
+        lines += [(depth + 1, text) for text in _describe_manifest(assertion)]
     for part in manifest.get("ingredients", []):
-        said = f"{part.get('relationship', 'ingredient')}: {part.get('title') or 'untitled'}"
+        text = f"{part.get('relationship', 'ingredient')}: {part.get('title') or 'untitled'}"
         inner = str(part.get("active_manifest", ""))
-        lines.append((depth + 1, said if inner in manifests else f"{said}, without credentials"))
+        lines.append((depth + 1, text if inner in manifests else f"{text}, without credentials"))
         _walk(manifests, inner, depth + 2, lines, seen)
 
 
@@ -392,12 +394,12 @@ def _describe_manifest(assertion: Mapping[str, Any]) -> list[str]:
     if label.startswith("c2pa.hash"):
         return []
     if isinstance(data, Mapping):
-        said = ", ".join(
+        text = ", ".join(
             f"{key} {value}"
             for key, value in data.items()
             if isinstance(value, str | int | float) and not str(key).startswith("@")
         )
-        return [f"{label}: {said[:300]}" if said else label]
+        return [f"{label}: {text[:300]}" if text else label]
     return [label]
 
 

@@ -1,3 +1,3 @@
 """Detector methods, one file each."""
 
-SEAM = "what tells forged faces from real ones by their pixels"
+SEAM = "detectors of forged faces and audio"

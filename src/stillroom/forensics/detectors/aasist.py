@@ -2,8 +2,9 @@
 
 Source: Jung et al. 2021, "AASIST: Audio Anti-Spoofing using Integrated Spectro-Temporal Graph
 Attention Networks", arXiv:2110.01200, section 3; the encoder is RawNet2's (Tak et al. 2021,
-arXiv:2011.01108). Published weights can be imported; the released code leaves out one activation,
-which ``as_released`` does too. Here a higher score is forged: theirs is of bona fide speech.
+arXiv:2011.01108). Published weights can be imported; the released code omits one activation, and
+so does ``as_released``. Here a higher score means forged; in the original it means bona fide
+speech.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ __all__ = ["Aasist"]
 
 
 class Aasist(Detector):
-    """Graph attention over frequency and time on the raw wave."""
+    """Graph attention over frequency and time on the raw waveform."""
 
     paper: ClassVar[str] = "arXiv:2110.01200"
-    hears: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    is_audio: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the generators it learned from; its published weights know those of 2019, on "
         "studio recordings.",
     )
     size: Literal["full", "light", "tiny"] = Field(
-        default="light", description="AASIST, AASIST-L, or a smaller one for trials"
+        default="light", description="AASIST, AASIST-L, or a smaller network for trials"
     )
     as_released: bool = Field(
-        default=False, description="leave out the activation that the released code leaves out"
+        default=False, description="omit the activation that the released code omits"
     )
 
     @override
@@ -45,5 +46,5 @@ class Aasist(Detector):
         return AasistNetwork(self.size, as_released=self.as_released)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         return self.build(pixels)

@@ -1,9 +1,9 @@
 """A convolutional baseline on pixels; trained on self-blended images, the SBI detector.
 
-Source: Roessler et al. 2019, "FaceForensics++", arXiv:1901.08971, section 5 (a classifier that was
-trained on ImageNet, on face crops); with the forgery ``sbi`` it is the detector of Shiohara and
-Yamasaki 2022, arXiv:2204.08376. Differs: EfficientNet-Lite0 instead of Xception or B4, so that
-minutes on a CPU suffice; AdamW instead of SAM.
+Source: Roessler et al. 2019, "FaceForensics++", arXiv:1901.08971, section 5 (an ImageNet classifier
+fine-tuned on face crops); with the forgery ``sbi`` it is the detector of Shiohara and Yamasaki
+2022, arXiv:2204.08376. Differs: EfficientNet-Lite0 instead of Xception or B4, so that it trains in
+minutes on a CPU; AdamW instead of SAM.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Cnn(Detector):
     """A convolutional network on pixels."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of features left out")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the features")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:

@@ -26,17 +26,15 @@ __all__ = ["Effort"]
 
 
 class Effort(Detector):
-    """A vision model whose attention learns in its smallest singular directions."""
+    """A vision model trained in the smallest singular directions of its attention."""
 
     paper: ClassVar[str] = "arXiv:2411.15633"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
-    rank: int = Field(default=1, ge=1, le=1024, description="singular directions that learn")
-    orthogonality: float = Field(
-        default=1.0, ge=0, description="weight of what keeps those directions orthonormal"
-    )
+    rank: int = Field(default=1, ge=1, le=1024, description="trainable singular directions")
+    orthogonality: float = Field(default=1.0, ge=0, description="weight of the orthonormality loss")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:
@@ -45,10 +43,10 @@ class Effort(Detector):
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
-        return self._tune(build_vision(kept))
+        return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import VisionBackbone, decompose_attention

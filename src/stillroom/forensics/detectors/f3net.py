@@ -2,7 +2,7 @@
 
 Source: Qian et al. 2020, "Thinking in Frequency: Face Forgery Detection by Mining Frequency-aware
 Clues", arXiv:2007.09355, section 3.1 (FAD). Differs: the second branch (LFS) and the attention
-between branches are left out, as they are where the method is usually run.
+between branches are omitted, as is common.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["F3net"]
 
 
 class F3net(Detector):
-    """Bands of the cosine transform, each as a picture."""
+    """DCT bands, each as an image."""
 
     paper: ClassVar[str] = "arXiv:2007.09355"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads frequencies: strong compression, blur and resizing take away what it reads.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
 
     @override
@@ -39,4 +39,4 @@ class F3net(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
-        return TwoStreamNetwork(body, instead=FrequencyBands(pixels))
+        return TwoStreamNetwork(body, front_end=FrequencyBands(pixels))

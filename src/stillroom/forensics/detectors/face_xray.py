@@ -2,7 +2,7 @@
 
 Source: Li et al. 2020, "Face X-ray for More General Face Forgery Detection", arXiv:1912.13458,
 sections 3.1 (the X-ray is 4 M (1 - M) of the mask) and 3.3 (a map, then a classifier on it).
-Differs: EfficientNet instead of HRNet, the map at an eighth of the picture's size.
+Differs: EfficientNet instead of HRNet, the map at an eighth of the image's size.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class FaceXray(Detector):
     """A map of blending boundaries, and a classifier on it."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It looks for the boundary of a blend: a picture made as a whole has none.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
     map_weight: float = Field(
-        default=100.0, ge=0, description="weight of the map's loss beside the classifier's"
+        default=100.0, ge=0, description="weight of the map loss relative to the classifier's"
     )
 
     @override

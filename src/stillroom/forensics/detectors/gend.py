@@ -25,15 +25,15 @@ __all__ = ["Gend"]
 
 
 class Gend(Detector):
-    """A vision model whose layer norms learn."""
+    """A vision model with trainable layer norms."""
 
     paper: ClassVar[str] = "arXiv:2508.06248"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
-    alignment: float = Field(default=0.1, ge=0, description="draws faces of one label together")
-    uniformity: float = Field(default=0.5, ge=0, description="spreads faces over the sphere")
+    alignment: float = Field(default=0.1, ge=0, description="weight of the alignment loss")
+    uniformity: float = Field(default=0.5, ge=0, description="weight of the uniformity loss")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:
@@ -42,10 +42,10 @@ class Gend(Detector):
         return self._tune(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.models.encoders.vision import build_vision
 
-        return self._tune(build_vision(kept))
+        return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import (

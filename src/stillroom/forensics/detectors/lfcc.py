@@ -1,7 +1,7 @@
 """LFCC: linear-frequency cepstral coefficients and a small max-feature-map network.
 
 Source: Sahidullah et al. 2015, "A comparison of features for synthetic speech detection",
-Interspeech (linear filters, 20 numbers with first and second differences); Lavrentyeva et al. 2019,
+Interspeech (linear filters, 20 coefficients with deltas); Lavrentyeva et al. 2019,
 "STC antispoofing systems for the ASVspoof2019 challenge", arXiv:1904.05576 (the light network of
 Wu et al. 2018 on them). Differs: fewer layers.
 """
@@ -22,16 +22,16 @@ __all__ = ["Lfcc"]
 
 
 class Lfcc(Detector):
-    """Cepstral numbers of sound on a linear scale."""
+    """Linear-frequency cepstral coefficients with a light network."""
 
     paper: ClassVar[str] = "arXiv:1904.05576"
-    hears: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    is_audio: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the vocoders it learned from; of another vocoder, or in a room "
         "with an echo, its scores say little.",
     )
     width: int = Field(default=24, ge=4, le=256, description="channels of the first layer")
-    filters: int = Field(default=20, ge=8, le=128, description="linear filters, and numbers kept")
+    filters: int = Field(default=20, ge=8, le=128, description="linear filters, and coefficients")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:

@@ -2,8 +2,8 @@
 
 Source: Afchar et al. 2018, "MesoNet: a Compact Facial Video Forgery Detection Network",
 arXiv:1809.00888, section 3.1 and its released code: batch norm after the activation, pooling by
-2, 2, 2 and 4, features flattened place by place, and an output that is 1 for REAL. Here, as
-everywhere in this room, a higher score is forged: imported weights of the last layer change sign.
+2, 2, 2 and 4, features flattened channels last, and an output that is 1 for REAL. In this room a
+higher score means forged: imported weights of the last layer are negated.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Meso4"]
 
 
 class Meso4(Detector):
-    """Four convolutions on faces of 256 pixels."""
+    """Four convolutions, published for faces of 256 pixels."""
 
     paper: ClassVar[str] = "arXiv:1809.00888"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "Its published weights know the autoencoder swaps of 2018; on newer sets they were found "
         "inverted.",
     )

@@ -21,11 +21,11 @@ __all__ = ["Npr"]
 
 
 class Npr(Detector):
-    """Differences of neighboring pixels in a short residual network."""
+    """Differences of neighboring pixels with a short residual network."""
 
     paper: ClassVar[str] = "arXiv:2312.10461"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads the grid of upsampling: resizing a picture removes that grid, or adds one.",
         "A face swapped into a real picture need not leave the grid it reads.",
     )
@@ -39,4 +39,4 @@ class Npr(Detector):
             TwoStreamNetwork,
         )
 
-        return TwoStreamNetwork(ShortResNet(self.width), instead=NeighborResidual())
+        return TwoStreamNetwork(ShortResNet(self.width), front_end=NeighborResidual())

@@ -2,9 +2,8 @@
 
 Source: Durall et al. 2019, "Unmasking DeepFakes with simple Features", arXiv:1911.00686 (azimuthal
 mean of the power spectrum); Frank et al. 2020, "Leveraging Frequency Analysis for Deep Fake Image
-Recognition", arXiv:2003.08685 (log of the cosine transform, standardized). Differs: logistic
-regression on both; the cosine transform is averaged over bands, so that hundreds of pictures
-suffice.
+Recognition", arXiv:2003.08685 (log of the DCT, standardized). Differs: logistic regression on both;
+the DCT is averaged over bands, so that hundreds of images suffice.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ __all__ = ["Spectral"]
 
 
 class Spectral(Detector):
-    """Spectra of the whole picture under a linear classifier."""
+    """A linear classifier on spectra of the whole image."""
 
     paper: ClassVar[str] = "arXiv:1911.00686"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It sees the spectrum of the whole picture: a face swapped into it hardly moves that.",
         "Resizing and compression change the spectrum as generators do.",
     )
     radii: int = Field(default=48, ge=8, le=512, description="radii of the power spectrum")
-    bands: int = Field(default=12, ge=2, le=64, description="bands a side of the cosine transform")
+    bands: int = Field(default=12, ge=2, le=64, description="DCT bands per side")
 
     @override
     def build(self, pixels: int) -> DetectorNetwork:

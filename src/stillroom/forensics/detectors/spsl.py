@@ -2,7 +2,7 @@
 
 Source: Liu et al. 2021, "Spatial-Phase Shallow Learning: Rethinking Face Forgery Detection in
 Frequency Domain", arXiv:2103.01856, section 3 (phase as an image; the first convolution's fourth
-channel starts as the mean of the others). Differs: the network is cut to no fewer layers.
+channel starts as the mean of the others). Differs: the network is not truncated.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Spsl(Detector):
     """Pixels and their phase spectrum in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.01856"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads the traces of upsampling: a forgery without resampling need not show any.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
 
     @override
@@ -39,5 +39,5 @@ class Spsl(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage()
+            Backbone(self.backbone, self.weights, channels=4), extra=PhaseImage()
         )

@@ -1,9 +1,9 @@
-"""SRM: noise residuals of three fixed high-pass filters beside the image.
+"""SRM: noise residuals of three fixed high-pass filters in addition to the image.
 
 Source: Luo et al. 2021, "Generalizing Face Forgery Detection with High-frequency Features",
 arXiv:2103.12376, section 3.2; the filters are those of Fridrich and Kodovsky 2012, "Rich Models for
-Steganalysis of Digital Images", IEEE TIFS 7(3). Differs: residuals join the picture as channels of
-one network instead of a second one with attention between.
+Steganalysis of Digital Images", IEEE TIFS 7(3). Differs: residuals are input channels of one
+network instead of a second stream with attention.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Srm(Detector):
     """High-pass residuals and pixels in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.12376"
-    keeps_pixels: ClassVar[bool] = True
-    blind: ClassVar[tuple[str, ...]] = (
+    preserve_pixels: ClassVar[bool] = True
+    limitations: ClassVar[tuple[str, ...]] = (
         "It reads noise: strong compression, blur and resizing take away what it reads.",
     )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
     weights: PretrainedWeights = Field(
-        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+        default="imagenet", description="initial weights: ImageNet, or random"
     )
     limit: float = Field(
-        default=3.0, gt=0, le=255, description="residuals are cut off here, in steps of 8 bits"
+        default=3.0, gt=0, le=255, description="clipping of residuals, in levels of 8 bits"
     )
 
     @override
@@ -43,5 +43,5 @@ class Srm(Detector):
         from stillroom.forensics.networks.interfaces import Backbone
 
         return TwoStreamNetwork(
-            Backbone(self.backbone, self.weights, channels=6), beside=NoiseResidual(self.limit)
+            Backbone(self.backbone, self.weights, channels=6), extra=NoiseResidual(self.limit)
         )

@@ -3,8 +3,8 @@
 Source: Sabir et al. 2019, "Recurrent Convolutional Strategies for Face Manipulation Detection in
 Videos", arXiv:1905.00582 (a recurrent network over a face detector's features); Zheng et al. 2021,
 "Exploring Temporal Coherence for More General Video Face Forgery Detection", arXiv:2108.06693
-(a transformer over time). Differs: the frame detector is frozen, and changes from frame to frame
-are given beside what is seen.
+(a transformer over time). Differs: the frame detector is frozen, and frame-to-frame differences are
+added to its features.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ __all__ = ["Temporal"]
 
 
 class Temporal(Detector):
-    """What changes over a face's frames, as a trained detector of pictures sees them."""
+    """A temporal network over the frame features of a trained image detector."""
 
     paper: ClassVar[str] = "arXiv:1905.00582"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It learned from pictures set in motion, whose forged twins flicker: a forgery that is "
         "steady over time, or a real face that moves otherwise, it does not know.",
     )
-    checkpoint: Reference = Field(description="a trained detector of pictures, which stays frozen")
-    frames: int = Field(default=8, ge=2, le=64, description="frames of a face that it looks at")
+    checkpoint: Reference = Field(description="a trained image detector, which stays frozen")
+    frames: int = Field(default=8, ge=2, le=64, description="frames of a face per input")
     mixer: Literal["gru", "conv", "transformer"] = Field(
-        default="gru", description="what reads the frames: recurrent, convolutions, or attention"
+        default="gru", description="temporal network: recurrent, convolutional, or attention"
     )
-    width: int = Field(default=48, ge=8, le=512, description="numbers a frame is reduced to")
+    width: int = Field(default=48, ge=8, le=512, description="features per frame")
 
     @property
     @override
-    def looks_at(self) -> int:
+    def num_frames(self) -> int:
         return self.frames
 
     @override
@@ -52,7 +52,7 @@ class Temporal(Detector):
         return build_temporal_head(self, Path(self.checkpoint), pixels)
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import rebuild_temporal_head
 
-        return rebuild_temporal_head(self, kept)
+        return rebuild_temporal_head(self, config)

@@ -24,10 +24,10 @@ __all__ = ["Univfd"]
 
 
 class Univfd(Detector):
-    """A frozen vision model and one linear output."""
+    """A frozen vision model with one linear output."""
 
     paper: ClassVar[str] = "arXiv:2302.10174"
-    blind: ClassVar[tuple[str, ...]] = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "It sees what the vision model was taught to see: small seams need not be among it.",
     )
     checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
@@ -40,8 +40,8 @@ class Univfd(Detector):
         return VisionBackbone(load_vision(Path(self.checkpoint)))
 
     @override
-    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> DetectorNetwork:
+    def rebuild(self, pixels: int, config: Mapping[str, Any]) -> DetectorNetwork:
         from stillroom.forensics.networks.vision_backbone import VisionBackbone
         from stillroom.models.encoders.vision import build_vision
 
-        return VisionBackbone(build_vision(kept))
+        return VisionBackbone(build_vision(config))

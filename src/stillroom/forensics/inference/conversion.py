@@ -1,15 +1,16 @@
 """Import of published detector weights, and ONNX export.
 
-Meso4's come from Keras: kernels lie height, width, in, out; dense kernels in, out; the output is 1
-for real. All three are turned round here, and a test holds the result against Keras' own order.
+ONNX files take images (N, 3, P, P) in [0, 1], or clips (N, T, 3, P, P) for a temporal head, and
+return logits (N,), higher for forged. Calibration, bounds and limitations are in the metadata, as
+in the checkpoint's config.
 
-The file takes pictures (N, 3, P, P) in [0, 1], of a head over time clips (N, T, 3, P, P), and gives
-logits (N,), higher for forged; what they mean (calibration, bounds, what it cannot see) is in its
-metadata, as in the checkpoint's config.
+Meso4's published weights come from Keras: kernels are height, width, in, out; dense kernels in,
+out; the output is 1 for real. All three are converted, and a test compares the result with Keras'
+order.
 
-Two of its outputs are one here: their second is bona fide speech, so the logit of forged is the
-first less the second; a test holds the result against that. The released code gives each block's
-first convolution what came in rather than its activation: so does the imported network.
+AASIST has two outputs, the second for bona fide speech: the logit of forged is the first minus the
+second, held by a test. The released code feeds each block's first convolution its raw input instead
+of the activation, and so does the imported network.
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ _TOLERANCE = 1e-3
 
 
 def export_onnx(detector: TrainedDetector, path: Path) -> float:
-    """Write a detector as ONNX; return the largest difference of a logit on random pictures.
+    """Write a detector as ONNX; return the largest logit difference on random images.
 
     Raises:
-        DataError: If its network has a part that ONNX does not know.
-        IntegrityError: If the file's logits are not the detector's.
-        MissingExtraError: If onnx, onnxscript or onnxruntime is not here.
+        DataError: If the network has an operation that ONNX does not support.
+        IntegrityError: If the logits of the file differ from the detector's.
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
     """
     require_packages("onnx", "onnxscript", "onnxruntime", extra="onnx")
     import onnx
     import onnxruntime
 
-    pixels = detector.about.pixels
+    pixels = detector.metadata.pixels
     generator = torch.Generator().manual_seed(0)
-    frames = detector.about.method.looks_at
+    frames = detector.metadata.method.num_frames
     probe = torch.rand(2, *([frames] if frames > 1 else []), 3, pixels, pixels, generator=generator)
     network = detector.network.cpu().eval()
     try:
@@ -89,16 +90,16 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(
-            f"a detector {detector.name} cannot be written as ONNX: {str(error).splitlines()[0]}",
+            f"a detector {detector.name} cannot be exported to ONNX: {str(error).splitlines()[0]}",
             code="forensics.onnx",
-            expected="a network whose parts ONNX knows, as cnn, srm, npr or face_xray",
+            expected="a network of operations that ONNX supports, such as cnn, srm or face_xray",
             next="use its checkpoint",
         ) from error
     if program is None:
-        raise TypeError("the exporter gave no program")
+        raise TypeError("the exporter returned no program")
     model = program.model_proto
     entry = model.metadata_props.add()
-    entry.key, entry.value = CONFIG_KEY, json.dumps(detector.about.to_json())
+    entry.key, entry.value = CONFIG_KEY, json.dumps(detector.metadata.to_json())
     data = model.SerializeToString()
     onnx.checker.check_model(data)
     gap = _compare_logits(onnxruntime.InferenceSession(data), network, probe)
@@ -115,13 +116,13 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
 
 
 def _compare_logits(session: object, network: torch.nn.Module, probe: torch.Tensor) -> float:
-    """Return the largest difference on one picture and on three: the number is no constant."""
+    """Return the largest logit difference for batches of one and three: the size is dynamic."""
     gaps = []
-    for given in (probe[:1], torch.cat([probe, probe[:1].flip(-1)])):
+    for batch in (probe[:1], torch.cat([probe, probe[:1].flip(-1)])):
         with torch.inference_mode():
-            wanted = network(given).numpy()
-        (found,) = session.run(None, {"pictures": given.numpy()})  # type: ignore[attr-defined]
-        gaps.append(float(np.abs(np.asarray(found) - wanted).max()))
+            expected = network(batch).numpy()
+        (actual,) = session.run(None, {"pictures": batch.numpy()})  # type: ignore[attr-defined]
+        gaps.append(float(np.abs(np.asarray(actual) - expected).max()))
     return max(gaps)
 
 
@@ -132,76 +133,76 @@ _PIXELS = 256
 
 
 def import_meso4(path: Path, out: Path) -> Artifact:
-    """Write Meso4's published weights as a detector of this program.
+    """Import Meso4's published weights as a detector.
 
-    Its scores are log odds as published: there are no faces here to calibrate it on, and none to
-    show that it tells forged from real, so ``check`` calls all it says inconclusive.
+    Its scores are uncalibrated log odds, and it has not been validated on faces here, so ``check``
+    reports its results as inconclusive.
 
     Args:
-        path: Keras' ``.h5`` of weights, or an ``.npz`` of arrays by the same names.
-        out: The folder to make.
+        path: Keras' ``.h5`` weights, or an ``.npz`` of arrays with the same names.
+        out: The folder to create.
 
     Raises:
-        DataError: If the file does not hold Meso4's weights, or ``out`` is taken.
-        MissingExtraError: If h5py is needed and not here.
+        DataError: If the file does not hold Meso4's weights, or ``out`` exists.
+        MissingExtraError: If h5py is needed and not installed.
     """
     arrays = read_keras(path)
     method = DETECTORS.build("meso4")
     network = method.build(_PIXELS)
     state = _translate(arrays, path)
-    own = {
+    expected = {
         name: tuple(value.shape)
         for name, value in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    if own != given:
-        name = next(name for name in own if own[name] != given.get(name))
-        raise _not_meso4(path, f"{name} is {given.get(name)}, not {own[name]}")
+    actual = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != actual:
+        name = next(name for name in expected if expected[name] != actual.get(name))
+        raise _invalid_meso4(path, f"{name} is {actual.get(name)}, not {expected[name]}")
     network.load_state_dict(
         {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
         strict=False,
     )
-    about = DetectorMetadata(
+    metadata = DetectorMetadata(
         method, _PIXELS, _PIXELS, 1.3, Calibrator("none"), faces="as published"
     )
-    return write_imported_detector(network, about, path, out)
+    return write_imported_detector(network, metadata, path, out)
 
 
 def write_imported_detector(
-    network: DetectorNetwork, about: DetectorMetadata, path: Path, out: Path
+    network: DetectorNetwork, metadata: DetectorMetadata, path: Path, out: Path
 ) -> Artifact:
     """Write a network with imported weights as a detector.
 
     Args:
-        network: With the weights.
-        about: What is known of it; it is not shown to work, so ``check`` says nothing by it.
-        path: The file that they come from.
-        out: The folder to make.
+        network: The network with its weights.
+        metadata: Its metadata; not validated, so ``check`` draws no conclusion from it.
+        path: The source file of the weights.
+        out: The folder to create.
     """
-    name = about.method.method_name()
+    name = metadata.method.method_name()
     job = Job.start(out, f"import {name} {digest_file(path)}\n")
     try:
-        fingerprint = write_detector(job.output, network, about)
+        fingerprint = write_detector(job.output, network, metadata)
         return job.finish(
             "checkpoint",
             parents=[make_parent("published", path, out)],
             origin=Origin("unknown").then(Link(f"forensics.published.{name}")).to_json(),
-            details={"detector": about.to_json(), "fingerprint": fingerprint},
+            details={"detector": metadata.to_json(), "fingerprint": fingerprint},
         )
     finally:
         job.close()
 
 
 def read_keras(path: Path) -> dict[str, FloatArray]:
-    """Return arrays by ``layer/name`` from a Keras ``.h5`` or an ``.npz``.
+    """Read arrays by ``layer/name`` from a Keras ``.h5`` or an ``.npz``.
 
     Raises:
         DataError: If the file cannot be read as either.
-        MissingExtraError: If h5py is needed and not here.
+        MissingExtraError: If h5py is needed and not installed.
     """
     if not path.is_file():
-        raise _not_meso4(path, "there is no such file")
+        raise _invalid_meso4(path, "the file does not exist")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -209,22 +210,22 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
         require_packages("h5py", extra="keras")
         import h5py
 
-        found: dict[str, FloatArray] = {}
+        arrays: dict[str, FloatArray] = {}
 
         def keep(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset):
                 parts = name.split("/")
-                found[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = np.asarray(item, np.float32)
+                arrays[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = np.asarray(item, np.float32)
 
         with h5py.File(path, "r") as file:
             file.visititems(keep)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise _not_meso4(path, f"it cannot be read ({error})") from error
-    return found
+        raise _invalid_meso4(path, f"it cannot be read ({error})") from error
+    return arrays
 
 
 def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatArray]:
-    """Return the network's own tensors, kernels turned and the last layer's sign changed."""
+    """Return the network's tensors, with kernels transposed and the last layer negated."""
     kinds: dict[str, list[str]] = {"conv2d": [], "batch_normalization": [], "dense": []}
     for layer in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
         for kind, layers in kinds.items():
@@ -232,30 +233,30 @@ def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatA
                 layers.append(layer)
     counts = {kind: len(layers) for kind, layers in kinds.items()}
     if counts != {"conv2d": 4, "batch_normalization": 4, "dense": 2}:
-        raise _not_meso4(path, f"it has the layers {counts}")
+        raise _invalid_meso4(path, f"it has the layers {counts}")
     for layers in kinds.values():
         layers.sort(key=lambda layer: (len(layer), layer))
     state: dict[str, FloatArray] = {}
     try:
-        for at, layer in enumerate(kinds["conv2d"]):
-            state[f"convolutions.{at}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
-            state[f"convolutions.{at}.bias"] = arrays[f"{layer}/bias"]
-        for at, layer in enumerate(kinds["batch_normalization"]):
-            state[f"norms.{at}.weight"] = arrays[f"{layer}/gamma"]
-            state[f"norms.{at}.bias"] = arrays[f"{layer}/beta"]
-            state[f"norms.{at}.running_mean"] = arrays[f"{layer}/moving_mean"]
-            state[f"norms.{at}.running_var"] = arrays[f"{layer}/moving_variance"]
+        for index, layer in enumerate(kinds["conv2d"]):
+            state[f"convolutions.{index}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
+            state[f"convolutions.{index}.bias"] = arrays[f"{layer}/bias"]
+        for index, layer in enumerate(kinds["batch_normalization"]):
+            state[f"norms.{index}.weight"] = arrays[f"{layer}/gamma"]
+            state[f"norms.{index}.bias"] = arrays[f"{layer}/beta"]
+            state[f"norms.{index}.running_mean"] = arrays[f"{layer}/moving_mean"]
+            state[f"norms.{index}.running_var"] = arrays[f"{layer}/moving_variance"]
         first, last = kinds["dense"]
         state["hidden.weight"] = arrays[f"{first}/kernel"].T
         state["hidden.bias"] = arrays[f"{first}/bias"]
         state["head.weight"] = -arrays[f"{last}/kernel"].T
         state["head.bias"] = -arrays[f"{last}/bias"]
     except (KeyError, ValueError) as error:
-        raise _not_meso4(path, f"a layer lacks an array ({error})") from error
+        raise _invalid_meso4(path, f"a layer lacks an array ({error})") from error
     return state
 
 
-def _not_meso4(path: Path, why: str) -> DataError:
+def _invalid_meso4(path: Path, why: str) -> DataError:
     return DataError(
         f"{path.name} does not hold Meso4's weights: {why}",
         code="forensics.import",
@@ -268,7 +269,7 @@ def _not_meso4(path: Path, why: str) -> DataError:
 _SAMPLES = 64_600
 
 
-_SPARE = "num_batches_tracked"
+_UNSAVED_BUFFER = "num_batches_tracked"
 
 
 _BLOCK = {
@@ -331,89 +332,93 @@ _PARTS = {
 
 
 def import_aasist(path: Path, out: Path) -> Artifact:
-    """Write AASIST's or AASIST-L's published weights as a detector of this program.
+    """Import AASIST's or AASIST-L's published weights as a detector.
 
-    Its scores are raw: no recordings are here to calibrate it on, nor to show that it works, so
-    ``check`` calls all it says inconclusive.
+    Its scores are uncalibrated, and it has not been validated on recordings here, so ``check``
+    reports its results as inconclusive.
 
     Args:
-        path: The ``.pth`` of weights.
-        out: The folder to make.
+        path: The ``.pth`` weights.
+        out: The folder to create.
 
     Raises:
-        DataError: If the file does not hold those weights, or ``out`` is taken.
+        DataError: If the file does not hold those weights, or ``out`` exists.
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises of many kinds for a damaged file
-        raise _not_aasist(path, f"it cannot be read ({type(error).__name__})") from error
+    except Exception as error:  # torch raises many types for a damaged file
+        raise _invalid_aasist(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, Mapping):
-        raise _not_aasist(path, "it is no table of tensors")
+        raise _invalid_aasist(path, "it is not a dictionary of tensors")
     state = translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
     network = method.build(_SAMPLES)
-    own = {
+    expected = {
         name: tuple(value.shape)
         for name, value in network.state_dict().items()
-        if not name.endswith(_SPARE)
+        if not name.endswith(_UNSAVED_BUFFER)
     }
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    if own != given:
-        names = sorted(set(own) ^ set(given)) or [n for n in own if own[n] != given[n]]
-        raise _not_aasist(path, f"{names[0]} is {given.get(names[0])}, not {own.get(names[0])}")
+    actual = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != actual:
+        names = sorted(set(expected) ^ set(actual)) or [
+            n for n in expected if expected[n] != actual[n]
+        ]
+        raise _invalid_aasist(
+            path, f"{names[0]} is {actual.get(names[0])}, not {expected.get(names[0])}"
+        )
     network.load_state_dict(state, strict=False)
-    about = DetectorMetadata(
+    metadata = DetectorMetadata(
         method, _SAMPLES, SAMPLE_RATE, 1.0, Calibrator("none"), faces="as published"
     )
-    return write_imported_detector(network.eval(), about, path, out)
+    return write_imported_detector(network.eval(), metadata, path, out)
 
 
 def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the network's own tensors by its own names, two outputs made one.
+    """Return the tensors under the network's names, with the two outputs merged into one.
 
     Raises:
         DataError: If a name is not AASIST's, or one is missing.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, value in stored.items():
-        if name.endswith(_SPARE) or not isinstance(value, Tensor):
+        if name.endswith(_UNSAVED_BUFFER) or not isinstance(value, Tensor):
             continue
-        own = _translate_name(name)
-        if own is None:
-            raise _not_aasist(path, f"it holds {name}, which AASIST does not")
-        found[own] = value.float()
+        translated = _translate_name(name)
+        if translated is None:
+            raise _invalid_aasist(path, f"it has {name}, which AASIST does not have")
+        state[translated] = value.float()
     try:
-        weight, bias = found["head.weight"], found["head.bias"]
-        found["places"]
+        weight, bias = state["head.weight"], state["head.bias"]
+        state["places"]
     except KeyError as error:
-        raise _not_aasist(path, f"it lacks {error.args[0]}") from error
+        raise _invalid_aasist(path, f"it lacks {error.args[0]}") from error
     if len(weight) != 2:
-        raise _not_aasist(path, f"it has {len(weight)} outputs, not two")
-    found["head.weight"] = weight[:1] - weight[1:]  # theirs: 0 spoofed, 1 bona fide
-    found["head.bias"] = bias[:1] - bias[1:]
-    return found
+        raise _invalid_aasist(path, f"it has {len(weight)} outputs, not two")
+    state["head.weight"] = weight[:1] - weight[1:]  # released: 0 spoofed, 1 bona fide
+    state["head.bias"] = bias[:1] - bias[1:]
+    return state
 
 
 def _translate_name(name: str) -> str | None:
-    for theirs, ours in _WHOLE.items():
-        if name == theirs or name.startswith(f"{theirs}."):
-            return ours + name[len(theirs) :]
+    for released_name, own_name in _WHOLE.items():
+        if name == released_name or name.startswith(f"{released_name}."):
+            return own_name + name[len(released_name) :]
     if name.startswith("out_layer."):
         return "head" + name[len("out_layer") :]
-    first, _, rest = name.partition(".")
+    first, _, path = name.partition(".")
     if first == "encoder":  # encoder.NUMBER.0.PART
-        number, _, rest = rest.partition(".0.")
-        part, dot, end = rest.partition(".")
+        number, _, path = path.partition(".0.")
+        part, dot, end = path.partition(".")
         return f"encoder.{number}.{_BLOCK[part]}{dot}{end}" if part in _BLOCK else None
     if first in _PARTS:
-        place, table = _PARTS[first]
-        part, dot, end = rest.partition(".")
-        return f"{place}.{table[part]}{dot}{end}" if part in table else None
+        module, table = _PARTS[first]
+        part, dot, end = path.partition(".")
+        return f"{module}.{table[part]}{dot}{end}" if part in table else None
     return None
 
 
-def _not_aasist(path: Path, why: str) -> DataError:
+def _invalid_aasist(path: Path, why: str) -> DataError:
     return DataError(
         f"{path.name} does not hold AASIST's weights: {why}",
         code="forensics.import",

@@ -1,12 +1,12 @@
 """Detectors applied to the faces of an image, and heatmaps of their evidence.
 
-A map that looks convincing may come from random weights as well; so maps are held against the
-lab's masks, against chance, and against the same network with its weights drawn anew. A map is
-shown for what is called forged alone: what made a face look real is no place.
+A convincing heatmap may also come from random weights. Heatmaps are therefore evaluated against the
+lab's masks, against chance, and against the same network with reinitialized weights. They are shown
+for indicated forgeries only: evidence for real has no location.
 
-The last features of a network have few places, 3 x 3 of 96 pixels. Where it reads pixels alone, the
-picture is shown to it in three sizes, and the mean of the three maps is taken: its places lie
-between each other's. Front ends on single pixels, whose traces enlarging erases, see one size.
+The last features of a network have few positions, 3 x 3 for 96 pixels. A network on pixels alone is
+run at three input sizes, and the three maps are averaged, since their positions interleave. Front
+ends on single pixels, whose traces are erased by enlarging, run at one size.
 
 Source: Draelos et al. 2020, "HiResCAM", arXiv:2011.08891 (features times their gradients, summed
 over channels); Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
@@ -55,7 +55,7 @@ _GRID = 16
 
 @dataclass(frozen=True)
 class DetectorSet:
-    """Detectors with what they share: who finds faces, at which prevalence chances are told."""
+    """Detectors with a shared face finder and prevalence."""
 
     detectors: tuple[TrainedDetector, ...]
     finder: FaceFinder
@@ -63,78 +63,84 @@ class DetectorSet:
     with_maps: bool = False
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        """What each detector cannot see, a sentence each, under its name."""
+    def limitations(self) -> tuple[str, ...]:
+        """Known limitations of each detector, one sentence each, prefixed by its name."""
         return tuple(
             f"{detector.name}: {line}"
             for detector in self.detectors
-            for line in detector.about.blind
+            for line in detector.metadata.limitations
         )
 
     def judge(self, picture: DecodedImage) -> tuple[DetectorFinding, ...]:
-        """Return what each detector makes of each face; empty where there is no face."""
-        found: list[DetectorFinding] = []
+        """Score each face with each image detector; empty without a face."""
+        findings: list[DetectorFinding] = []
         for face in self.finder.find(picture.image):
             landmarks = self.finder.landmarks(picture.image, face)
             for detector in self.detectors:
-                if detector.about.method.looks_at > 1 or detector.about.method.hears:
-                    continue  # nothing to say of one picture
-                about = detector.about
-                square, _ = crop_square(picture.image, landmarks, about.size, margin=about.margin)
-                said = detector.judge(
+                if detector.metadata.method.num_frames > 1 or detector.metadata.method.is_audio:
+                    continue  # not an image detector
+                metadata = detector.metadata
+                square, _ = crop_square(
+                    picture.image, landmarks, metadata.size, margin=metadata.margin
+                )
+                finding = detector.judge(
                     square,
-                    box=_box_of(face),
-                    face_pixels=compute_square_side(landmarks, about.margin),
+                    box=_round_box(face),
+                    face_pixels=compute_square_side(landmarks, metadata.margin),
                     jpeg_quality=picture.jpeg_quality,
                     coding=picture.coding,
                     prevalence=self.prevalence,
                 )
-                found.append(self._with_map(detector, square, said))
-        return tuple(found)
+                findings.append(self._with_map(detector, square, finding))
+        return tuple(findings)
 
-    def witness(self) -> ClipDetectorRunner:
-        """Return who is shown the faces of one clip."""
-        eyes = [one for one in self.detectors if not one.about.method.hears]
-        return ClipDetectorRunner(eyes, self.finder, self.prevalence)
+    def open_clip_runner(self) -> ClipDetectorRunner:
+        """Return a runner that scores the faces of one clip."""
+        image_detectors = [
+            detector for detector in self.detectors if not detector.metadata.method.is_audio
+        ]
+        return ClipDetectorRunner(image_detectors, self.finder, self.prevalence)
 
-    def listen(self, path: Path, sound: DecodedAudio) -> tuple[TrackFinding, ...]:
-        """Return what each detector that hears makes of a recording or a clip's sound.
+    def score_audio(self, path: Path, sound: DecodedAudio) -> tuple[TrackFinding, ...]:
+        """Score a recording or a clip's audio with each audio detector.
 
         Raises:
-            DataError: If nothing of it can be decoded.
+            DataError: If nothing can be decoded.
         """
-        ears = [one for one in self.detectors if one.about.method.hears]
-        return score_recording(ears, path, sound, self.prevalence)
+        audio_detectors = [
+            detector for detector in self.detectors if detector.metadata.method.is_audio
+        ]
+        return score_recording(audio_detectors, path, sound, self.prevalence)
 
     def _with_map(
-        self, detector: TrainedDetector, square: Image, said: DetectorFinding
+        self, detector: TrainedDetector, square: Image, finding: DetectorFinding
     ) -> DetectorFinding:
-        """Add the map where the finding indicates a forgery; of anything else none is shown."""
-        if not self.with_maps or not said.is_indicated or not has_heatmaps(detector):
-            return said
+        """Add the heatmap where the finding indicates a forgery, and only there."""
+        if not self.with_maps or not finding.is_indicated or not has_heatmaps(detector):
+            return finding
         full = compute_heatmaps(detector, [square])[0]
         edges = np.linspace(0, full.shape[0], _GRID + 1).astype(int)
         rows = tuple(
             tuple(round(float(full[y0:y1, x0:x1].mean()), 3) for x0, x1 in pairwise(edges))
             for y0, y1 in pairwise(edges)
         )
-        return replace(said, map=rows)
+        return replace(finding, map=rows)
 
 
 def open_detectors(
     paths: Sequence[Path], *, prevalence: float = 0.5, with_maps: bool = False
 ) -> DetectorSet:
-    """Open detectors and the finder of faces.
+    """Open detectors and a face finder.
 
     Raises:
-        CheckpointError: If one is no detector.
-        MissingExtraError: If the packages for faces or networks are not here.
+        CheckpointError: If a path is not a detector.
+        MissingExtraError: If the packages for faces or networks are not installed.
     """
     opened = tuple(TrainedDetector.open(path) for path in paths)
     return DetectorSet(opened, FaceFinder(), prevalence, with_maps)
 
 
-def _box_of(face: FaceDetection) -> tuple[int, int, int, int]:
+def _round_box(face: FaceDetection) -> tuple[int, int, int, int]:
     x, y, width, height = (round(part) for part in face.box)
     return x, y, width, height
 
@@ -142,64 +148,68 @@ def _box_of(face: FaceDetection) -> tuple[int, int, int, int]:
 HEATMAP_BATCH_SIZE = 32
 
 
-_SIZES = (1.0, 4 / 3, 5 / 3)  # chosen on validation people, see the lab notebook
+_SIZES = (1.0, 4 / 3, 5 / 3)  # chosen on validation people; see the lab notebook
 
 
 Heatmaps = npt.NDArray[np.float32]
 
 
 def compute_heatmaps(detector: TrainedDetector, images: Sequence[Image]) -> Heatmaps:
-    """Return a map of evidence for forged, (N, P, P), each in [0, 1], at the network's own size.
+    """Return heatmaps of evidence for forged, (N, P, P), each in [0, 1], at the network's size.
 
     Raises:
-        DataError: If the detector's features have no places.
+        DataError: If the detector has no spatial features.
     """
-    found = []
+    heatmaps = []
     for start in range(0, len(images), HEATMAP_BATCH_SIZE):
         planes = to_channels_first(
-            [detector.show(image) for image in images[start : start + HEATMAP_BATCH_SIZE]]
+            [detector.preprocess(image) for image in images[start : start + HEATMAP_BATCH_SIZE]]
         )
-        given = torch.from_numpy(planes).to(detector.device)
+        images_batch = torch.from_numpy(planes).to(detector.device)
         sizes = _SIZES if detector.network.reads_any_size else _SIZES[:1]
-        maps = [_upsample_heatmap(detector, given, size) for size in sizes]
-        found += [_to_unit(np.mean(of_one, axis=0)) for of_one in zip(*maps, strict=True)]
-    return np.stack(found)
+        maps = [_upsample_heatmap(detector, images_batch, size) for size in sizes]
+        heatmaps += [
+            _to_unit(np.mean(image_maps, axis=0)) for image_maps in zip(*maps, strict=True)
+        ]
+    return np.stack(heatmaps)
 
 
 def has_heatmaps(detector: TrainedDetector) -> bool:
-    """Return whether a detector's features have places, so that a map can be drawn."""
-    pixels = detector.about.pixels
+    """Return whether a detector has spatial features, from which a heatmap can be computed."""
+    pixels = detector.metadata.pixels
     with torch.inference_mode():
-        frames = detector.about.method.looks_at
+        frames = detector.metadata.method.num_frames
         shape = (1, *([frames] if frames > 1 else []), 3, pixels, pixels)
-        judged = detector.network.judge(torch.zeros(shape, device=detector.device))
+        judged = detector.network.forward_features(torch.zeros(shape, device=detector.device))
     return judged.map is not None or judged.grid is not None
 
 
-def _upsample_heatmap(detector: TrainedDetector, given: torch.Tensor, size: float) -> Heatmaps:
-    """Return maps of pictures shown ``size`` times as large, each in [0, 1], (B, P, P)."""
-    side = detector.about.pixels
+def _upsample_heatmap(detector: TrainedDetector, images: torch.Tensor, size: float) -> Heatmaps:
+    """Return heatmaps of images enlarged by ``size``, each in [0, 1], (B, P, P)."""
+    side = detector.metadata.pixels
     if size != 1:
         wide = round(side * size)
-        given = functional.interpolate(given, (wide, wide), mode="bicubic").clamp(0, 1)
-    found = _compute_evidence(detector, given)
-    raised = [cv2.resize(one, (side, side), interpolation=cv2.INTER_LINEAR) for one in found]
-    return np.stack([_to_unit(np.asarray(one, dtype=np.float32)) for one in raised])
+        images = functional.interpolate(images, (wide, wide), mode="bicubic").clamp(0, 1)
+    evidence = _compute_evidence(detector, images)
+    resized = [
+        cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_LINEAR) for heatmap in evidence
+    ]
+    return np.stack([_to_unit(np.asarray(heatmap, dtype=np.float32)) for heatmap in resized])
 
 
-def _compute_evidence(detector: TrainedDetector, given: torch.Tensor) -> Heatmaps:
-    """Return unscaled maps at whatever size the network's places have, (B, h, w)."""
+def _compute_evidence(detector: TrainedDetector, images: torch.Tensor) -> Heatmaps:
+    """Return unscaled heatmaps at the resolution of the network's features, (B, h, w)."""
     with torch.enable_grad():
-        # A frozen network's features need a gradient, too: it begins at the pictures.
-        judged = detector.network.judge(given.requires_grad_())
+        # The features of a frozen network need a gradient, too: it starts at the images.
+        judged = detector.network.forward_features(images.requires_grad_())
         if judged.map is not None:
             return np.asarray(torch.sigmoid(judged.map).detach().float().cpu().numpy())
         if judged.grid is None:
             raise DataError(
-                f"a detector {detector.name} has no places to show",
+                f"a detector {detector.name} has no spatial features",
                 code="forensics.no-map",
-                expected="a detector whose features lie on a grid, as cnn, srm or face_xray",
-                next="leave maps out, or use another detector",
+                expected="a detector with features on a grid, such as cnn, srm or face_xray",
+                next="turn heatmaps off, or use another detector",
             )
         (slope,) = torch.autograd.grad(judged.logits.sum(), judged.grid)
     weighed = (slope * judged.grid).sum(1).clamp(min=0)

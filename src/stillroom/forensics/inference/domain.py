@@ -1,17 +1,17 @@
 """Training domain of a detector: feature statistics and out-of-domain distances.
 
-A detector gives some score for anything. So what is judged is compared with what was learned: in
-the detector's own features and layers, in what can be measured of any picture or sound
-(``looks``), and in what its file is (colours, size, coding). Distances are those of one Gaussian a
-class with a shared covariance: its main axes, and one number for all others. The limits are set on
-people who were not learned from, and tried on people that set no limit.
+A detector gives some score for any input. Inputs are therefore compared with the training set: by
+the detector's features and layer statistics, by general image or audio measurements (``looks``),
+and by file traits (color, size, coding). Distances are Mahalanobis distances to the nearer of two
+class Gaussians with a shared covariance: its main axes, and one variance for all others. The limits
+are fitted on people outside of the training set, and tested on people that set no limit.
+
+The distance does not separate forged from real; it detects inputs unlike the training set.
 
 Source: Lee et al. 2018, arXiv:1807.03888, equation 2 (distance to the nearest class in features);
-Dong et al. 2022, arXiv:2104.11408 (what layers carry: each channel's mean against the training's);
+Dong et al. 2022, arXiv:2104.11408 (layer statistics: each channel's mean against the training's);
 Tipping and Bishop 1999, "Probabilistic Principal Component Analysis" (the covariance); Vovk et al.
 2005, "Algorithmic Learning in a Random World", chapter 4 (limits from held-out ranks).
-
-It is not meant to tell forged from real: by it a detector knows what is unlike all it learned from.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ Measurements = Mapping[str, Floats]
 FALSE_ALARM_RATE = 0.05
 
 
-"""Share of a known person's pictures that may be called unlike, for all distances together."""
+"""Share of a known person's images that may be rejected, over all distances together."""
 
 
 _AXES = 32
 
 
-_FLOOR = 1e-3  # of the mean variance: what never varied while learning may vary a little
+_FLOOR = 1e-3  # of the mean variance: minimum variance of a dimension
 
 
-_WIDER = 1.1  # how far beyond the largest that was learned from counts as the same
+_WIDER = 1.1  # tolerance above the largest training value
 
 
 _VIDEO = "video"
@@ -76,14 +76,14 @@ _VIDEO = "video"
 _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its own layers carry"}
 
 
-_STEPS = 201  # quantiles that are tried as limits
+_STEPS = 201  # quantiles to try as limits
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureDistribution:
-    """Where real ones and fakes lie: means (2, D), axes (K, D), variances (K,), of all else one.
+    """Class means (2, D), main axes (K, D), their variances (K,), one variance for all others.
 
-    ``spread`` is the deviation of each dimension, (D,).
+    ``spread`` is the standard deviation of each dimension, (D,).
     """
 
     means: Floats
@@ -92,122 +92,123 @@ class FeatureDistribution:
     rest: float
     spread: Floats
 
-    def distances(self, given: Floats) -> Floats:
-        """Return the distance of each row to the nearer class, (N,); 1 is what is usual."""
-        found = []
+    def distances(self, measurements: Floats) -> Floats:
+        """Return the distance of each row to the nearer class, (N,); 1 is typical."""
+        distances = []
         for mean in self.means:
-            apart = np.asarray(given, dtype=np.float64) - mean
-            along = apart @ self.axes.T
-            other = np.maximum((apart**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
-            total = (along**2 / self.sizes).sum(axis=1) + other / self.rest
-            found.append(np.sqrt(total / self.means.shape[1]))
-        nearest = np.minimum(found[0], found[1])
+            deviation = np.asarray(measurements, dtype=np.float64) - mean
+            along = deviation @ self.axes.T
+            off_axis = np.maximum((deviation**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
+            total = (along**2 / self.sizes).sum(axis=1) + off_axis / self.rest
+            distances.append(np.sqrt(total / self.means.shape[1]))
+        nearest = np.minimum(distances[0], distances[1])
         return np.asarray(np.where(np.isfinite(nearest), nearest, np.inf))
 
-    def most(self, given: Floats) -> int:
-        """Return in which dimension one thing (D,) deviates most."""
-        return int(np.argmax(np.abs(given - self.means.mean(axis=0)) / self.spread))
+    def most_deviating(self, measurements: Floats) -> int:
+        """Return the dimension in which an input (D,) deviates most."""
+        return int(np.argmax(np.abs(measurements - self.means.mean(axis=0)) / self.spread))
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return its numbers by name, as they are stored."""
+        """Return the parameters by name for storage."""
         parts = {**vars(self), "rest": np.array([self.rest])}
         return {name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureDistribution:
-        """Read what ``to_arrays`` returned.
+        """Restore a distribution from ``to_arrays`` values.
 
         Raises:
             KeyError: If a part is missing.
-            ValueError: If parts do not fit each other.
+            ValueError: If the shapes of parts do not match.
         """
         parts = {name: np.asarray(arrays[name], dtype=np.float64) for name in cls.__annotations__}
         wide = parts["means"].shape[-1]
         axes = parts["axes"].shape
         if parts["means"].shape != (2, wide) or axes != (len(parts["sizes"]), wide):
             raise ValueError(f"axes {axes} do not fit means {parts['means'].shape}")
-        rest = float(parts.pop("rest")[0])
-        return cls(rest=rest, **parts)
+        other_variance = float(parts.pop("rest")[0])
+        return cls(rest=other_variance, **parts)
 
 
-def fit_distribution(given: Floats, labels: Sequence[int]) -> FeatureDistribution:
-    """Return the cloud of what was learned from.
+def fit_distribution(measurements: Floats, labels: Sequence[int]) -> FeatureDistribution:
+    """Fit the distribution of training inputs.
 
     Args:
-        given: (N, D).
-        labels: 1 for forged; both occur.
+        measurements: (N, D).
+        labels: 1 for forged; both classes occur.
     """
-    given, truth = np.asarray(given, dtype=np.float64), np.asarray(labels)
-    means = np.stack([given[truth == label].mean(axis=0) for label in (0, 1)])
-    apart = given - means[truth]
-    _, values, axes = np.linalg.svd(apart, full_matrices=False)
-    sizes, wide = values**2 / len(given), given.shape[1]
+    measurements, truth = np.asarray(measurements, dtype=np.float64), np.asarray(labels)
+    means = np.stack([measurements[truth == label].mean(axis=0) for label in (0, 1)])
+    deviation = measurements - means[truth]
+    _, values, axes = np.linalg.svd(deviation, full_matrices=False)
+    sizes, wide = values**2 / len(measurements), measurements.shape[1]
     least = max(_FLOOR * float(sizes.sum()) / wide, 1e-12)
     count = min(_AXES, len(sizes))
-    rest = float(sizes[count:].sum()) / max(wide - count, 1)
-    spread = np.maximum(given.std(axis=0), math.sqrt(least))
+    other_variance = float(sizes[count:].sum()) / max(wide - count, 1)
+    spread = np.maximum(measurements.std(axis=0), math.sqrt(least))
     return FeatureDistribution(
-        means, axes[:count], np.maximum(sizes[:count], least), max(rest, least), spread
+        means, axes[:count], np.maximum(sizes[:count], least), max(other_variance, least), spread
     )
 
 
 def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -> float:
-    """Return the least distance beyond which lies, in the mean over people, ``rate`` or less.
+    """Return the least limit that at most ``rate`` of a person's distances exceed, on average.
 
-    Pictures of one person are alike, so few people say little: one standard error over people is
-    added to the mean.
+    Images of one person are correlated, so that few people are weak evidence: one standard error
+    over people is added to the mean.
 
     Args:
-        distances: Of people who were not learned from, (N,).
-        groups: Whose each is.
-        rate: As 0.05.
+        distances: Distances of people outside of the training set, (N,).
+        groups: Person of each distance.
+        rate: Permitted share, such as 0.05.
     """
     names = np.asarray(groups)
-    own = [np.sort(distances[names == one]) for one in dict.fromkeys(groups)]
+    by_person = [np.sort(distances[names == person]) for person in dict.fromkeys(groups)]
     for limit in np.quantile(distances, np.linspace(0.5, 1, _STEPS)).tolist():
-        beyond = np.array([np.mean(one > limit) for one in own])
-        if beyond.mean() + beyond.std() / math.sqrt(len(own)) <= rate:
+        beyond = np.array([np.mean(person > limit) for person in by_person])
+        if beyond.mean() + beyond.std() / math.sqrt(len(by_person)) <= rate:
             return float(limit)
     return float(distances.max())
 
 
 @dataclass(frozen=True)
 class FileTraits:
-    """What the files were that a detector learned from.
+    """Traits of the training files.
 
-    ``colours`` are ``grey``, ``colour`` or both; ``widest`` is the largest square about a face, in
-    the picture's own pixels (0: not known), of sounds the highest frequency with energy, in Hz;
-    ``codings`` are how files were coded, or treated while learning, as ``JPEG``; empty: not known.
+    ``colors`` are ``grey``, ``colour`` or both; ``widest`` is the largest square around a face in
+    source pixels (0: unknown), for audio the highest frequency with energy, in Hz; ``codings`` are
+    the codings of the files, or of augmentation, such as ``JPEG``; empty: unknown.
     """
 
-    colours: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
     widest: float = 0.0
     codings: tuple[str, ...] = ()
 
     def doubts(
-        self, *, colours: str = "", wide: float = 0.0, unit: str = "", coding: str = ""
+        self, *, colors: str = "", wide: float = 0.0, unit: str = "", coding: str = ""
     ) -> list[str]:
-        """Return why a file is not what was learned from; what is not given is not compared."""
-        found = []
-        if colours and self.colours and colours not in self.colours:
-            said = {"grey": "without colour", "colour": "in colour"}
-            found.append(f"{said[colours]}, where it learned from {self.colours[0]} pictures alone")
+        """Return reasons why a file differs from the training files; omitted traits are skipped."""
+        doubts = []
+        if colors and self.colors and colors not in self.colors:
+            descriptions = {"grey": "without color", "colour": "in color"}
+            doubts.append(f"{descriptions[colors]}, but trained on {self.colors[0]} images only")
         if self.widest and wide > _WIDER * self.widest:
-            found.append(
-                f"detail up to {wide:.0f} {unit}, beyond the {self.widest:.0f} it learned from"
+            doubts.append(
+                f"detail up to {wide:.0f} {unit}, beyond the {self.widest:.0f} of its training data"
             )
         if coding and self.codings and coding not in self.codings:
-            found.append(f"coded as {coding}, where it learned from {', '.join(self.codings)}")
-        return found
+            doubts.append(f"coded as {coding}, but trained on {', '.join(self.codings)}")
+        return doubts
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingDomain:
-    """All that is kept of what a detector learned from, to know strangers by.
+    """Description of a training set, for out-of-domain detection.
 
-    ``clouds`` are of its ``features``, of what its ``layers`` carry where it has such, and of
-    ``looks``; ``limits`` the farthest that known ones lie in each, by ``still`` and ``video``;
-    ``names`` of the looks; ``tried`` what test people came to; ``people`` how many set the limits.
+    ``clouds`` are the distributions of ``features``, of ``layers`` where recorded, and of
+    ``looks``; ``limits`` the maximum distances of each, by ``still`` and ``video``; ``names`` the
+    dimensions of ``looks``; ``tried`` the results on test people; ``people`` the number of people
+    that set the limits.
     """
 
     clouds: Mapping[str, FeatureDistribution]
@@ -218,53 +219,56 @@ class TrainingDomain:
     people: int = 0
     tried: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, given: Measurements) -> dict[str, Floats]:
-        """Return the distances of each thing, (N,), by cloud.
+    def measure(self, measurements: Measurements) -> dict[str, Floats]:
+        """Return the distances of N inputs, (N,), by distribution.
 
         Args:
-            given: What was measured of N things, (N, D) by cloud.
+            measurements: Measurements of the inputs, (N, D) by distribution.
         """
-        return {name: cloud.distances(given[name]) for name, cloud in self.clouds.items()}
+        return {name: cloud.distances(measurements[name]) for name, cloud in self.clouds.items()}
 
     def limit(self, *, is_video: bool = False) -> Mapping[str, float]:
-        """Return the limits of pictures and sounds as they are, or of frames of video."""
+        """Return the limits for images and audio, or for video frames."""
         return self.limits.get(_VIDEO if is_video else "still", self.limits["still"])
 
-    def is_within(self, given: Measurements, *, is_video: bool = False) -> npt.NDArray[np.bool_]:
-        """Return of each thing whether all its distances are within the limits, (N,)."""
+    def is_within(
+        self, measurements: Measurements, *, is_video: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return whether all distances of each input are within the limits, (N,)."""
         limits = self.limit(is_video=is_video)
-        near = [far <= limits[name] for name, far in self.measure(given).items()]
+        near = [far <= limits[name] for name, far in self.measure(measurements).items()]
         return np.asarray(np.logical_and.reduce(near))
 
-    def doubts(self, given: Measurements, *, is_video: bool = False) -> list[str]:
-        """Return why what was seen is unlike what was learned; of several views the median counts.
+    def doubts(self, measurements: Measurements, *, is_video: bool = False) -> list[str]:
+        """Return reasons why an input is out of domain; the median over its views counts.
 
         Args:
-            given: What was measured of each view, (N, D) by cloud.
+            measurements: Measurements of its views, (N, D) by distribution.
             is_video: Whether it was coded as video.
         """
-        limits, found = self.limit(is_video=is_video), []
-        for name, distances in self.measure(given).items():
+        limits, doubts = self.limit(is_video=is_video), []
+        for name, distances in self.measure(measurements).items():
             far = float(np.median(distances))
             if far <= limits[name]:
                 continue
             where = _DISTANCE_LABELS.get(name, "")
             if name == "looks":
-                where = f"most in {self.names[self.clouds[name].most(np.median(given[name], 0))]}"
-            found.append(
-                f"unlike what it learned from, {where} "
+                feature = self.clouds[name].most_deviating(np.median(measurements[name], 0))
+                where = f"most in {self.names[feature]}"
+            doubts.append(
+                f"unlike its training data, {where} "
                 f"(distance {far:.3g}, known ones within {limits[name]:.3g})"
             )
-        return found
+        return doubts
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values of all but the clouds."""
+        """Convert all but the distributions to JSON-compatible values."""
         return {
             "clouds": list(self.clouds),
             "names": list(self.names),
             "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
             "known": {
-                "colours": list(self.known.colours),
+                "colours": list(self.known.colors),
                 "widest": self.known.widest,
                 "codings": list(self.known.codings),
             },
@@ -274,22 +278,22 @@ class TrainingDomain:
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the clouds' numbers by name."""
+        """Return the parameters of the distributions by name."""
         return {
             f"{cloud}.{name}": value
-            for cloud, one in self.clouds.items()
-            for name, value in one.to_arrays().items()
+            for cloud, distribution in self.clouds.items()
+            for name, value in distribution.to_arrays().items()
         }
 
     @classmethod
     def from_json(
         cls, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]
     ) -> TrainingDomain:
-        """Read what ``to_json`` and ``to_arrays`` returned.
+        """Restore a domain from ``to_json`` and ``to_arrays`` values.
 
         Raises:
             KeyError: If a part is missing.
-            ValueError: If parts do not fit each other.
+            ValueError: If the shapes of parts do not match.
         """
         clouds = {
             cloud: FeatureDistribution.from_arrays(
@@ -314,9 +318,6 @@ class TrainingDomain:
             int(data["people"]),
             dict(data["tried"]),
         )
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 Plane = npt.NDArray[np.float32]
@@ -357,26 +358,26 @@ AUDIO_FEATURES = (
 )
 
 
-def measure_image(image: Image) -> FloatArray:
-    """Return what ``IMAGE_FEATURES`` names of a picture, (H, W, 3), or a clip's mean, (L,)."""
+def measure_image(image: Image) -> Floats:
+    """Measure ``IMAGE_FEATURES`` of an image (H, W, 3), or their mean over a clip, (L,)."""
     if image.ndim == _CLIP:
         return np.asarray(np.mean([measure_image(frame) for frame in image], axis=0))
     planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), dtype=np.float32)
     luma, red, blue = planes[..., 0], planes[..., 1] - 128, planes[..., 2] - 128
-    found = [luma.mean() / 255, luma.std() / 255, red.mean() / 255, blue.mean() / 255]
-    found.append(_log(np.hypot(red, blue).mean()))
+    values = [luma.mean() / 255, luma.std() / 255, red.mean() / 255, blue.mean() / 255]
+    values.append(_log(np.hypot(red, blue).mean()))
     level = luma
     for _ in range(_SCALES):
         smaller = _reduce(level)
-        found.append(_log((level - _enlarge(smaller, level)).std()))
+        values.append(_log((level - _enlarge(smaller, level)).std()))
         level = smaller
-    found.append(_log((red - _enlarge(_reduce(red), red)).std()))
-    found += [(luma > 250).mean(), (luma < 5).mean()]
-    return np.array(found, dtype=np.float64)
+    values.append(_log((red - _enlarge(_reduce(red), red)).std()))
+    values += [(luma > 250).mean(), (luma < 5).mean()]
+    return np.array(values, dtype=np.float64)
 
 
-def measure_audio(values: AudioSamples) -> FloatArray:
-    """Return what ``AUDIO_FEATURES`` names of a sound (N,) at ``waves.RATE``, (L,)."""
+def measure_audio(values: AudioSamples) -> Floats:
+    """Measure ``AUDIO_FEATURES`` of a waveform (N,) at ``SAMPLE_RATE``, (L,)."""
     power = np.abs(compute_stft(values, _LENGTH, _HOP)) ** 2  # (T, bins)
     energy = np.log10(power @ make_mel_filterbank(_BANDS, _LENGTH).T + _LEAST)  # (T, bands)
     level = np.log10(float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) + _LEAST)
@@ -384,19 +385,19 @@ def measure_audio(values: AudioSamples) -> FloatArray:
 
 
 def is_grayscale(image: Image) -> bool:
-    """Return whether a picture or clip, (..., 3), has no colour but what rounding leaves."""
+    """Return whether an image or clip, (..., 3), has no color beyond rounding errors."""
     gaps = image.max(axis=-1).astype(np.int16) - image.min(axis=-1)
     return bool(gaps.mean() < 1)
 
 
 def measure_bandwidth(values: AudioSamples) -> float:
-    """Return the frequency in Hz below which 99.9 % of a sound's energy lies."""
+    """Return the frequency in Hz below which 99.9 % of the energy lies."""
     power = np.square(np.abs(np.fft.rfft(values.astype(np.float64))))
-    whole = float(power.sum())
-    if whole <= 0:
+    total = float(power.sum())
+    if total <= 0:
         return 0.0
-    place = int(np.argmax(np.cumsum(power) >= _ENERGY * whole))
-    return place * SAMPLE_RATE / len(values)
+    index = int(np.argmax(np.cumsum(power) >= _ENERGY * total))
+    return index * SAMPLE_RATE / len(values)
 
 
 def _reduce(level: Plane) -> Plane:
@@ -408,4 +409,4 @@ def _enlarge(small: Plane, like: Plane) -> Plane:
 
 
 def _log(value: float) -> float:
-    return float(np.log(value + 0.25))  # a quarter of a step of 8 bits: below is rounding
+    return float(np.log(value + 0.25))  # a quarter of an 8-bit level: below is rounding

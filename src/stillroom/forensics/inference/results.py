@@ -1,6 +1,6 @@
 """Detector results: DetectorFinding for one face, and TrackFinding over time.
 
-Words and numbers alone: imports no network, so that pages and tables can show findings.
+Imports no network, so that pages and tables can show findings.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetInfo:
-    """The set that a detector learned from: its name, the digest over its files, how many."""
+    """The training set of a detector: name, digest over its files, size."""
 
     name: str = ""
     digest: str = ""
     count: int = 0
 
     def line(self) -> str:
-        """Return it as a clause."""
+        """Format as a clause."""
         if not self.digest:
             return f"learned from {self.name or 'a set that is not named'}"
         return f"learned from {self.name}, {self.count} in all, digest {self.digest[:12]}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class DetectorFinding:
-    """What a detector makes of one face: chance of forged, or why none is given.
+    """Result of a detector for one face: the probability of forged, or reasons for none.
 
-    ``chance`` is None where it is withheld; ``reasons`` then say why. ``box`` is the face's.
+    ``chance`` is None where it is withheld for ``reasons``. ``box`` is the face's.
     """
 
     detector: str
@@ -55,30 +55,30 @@ class DetectorFinding:
     prevalence: float
     reasons: tuple[str, ...] = ()
     map: tuple[tuple[float, ...], ...] = ()
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def is_indicated(self) -> bool:
-        """Whether a chance is given and high."""
+        """Whether a probability is given and high."""
         return self.chance is not None and self.chance > UNCERTAIN_RANGE[1]
 
     @property
     def verdict(self) -> str:
-        """What may be said, in one clause."""
+        """The conclusion, as one clause."""
         return describe_probability(self.chance, self.prevalence, self.reasons)
 
     def line(self) -> str:
-        """Return the verdict with its detector and face."""
+        """Format as one line with detector and face."""
         x, y, width, height = self.box
         face = f"face of {width}x{height} at {x},{y}"
-        return f"{self.detector} ({self.learned.line()}), {face}: {self.verdict}"
+        return f"{self.detector} ({self.training_set.line()}), {face}: {self.verdict}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "face": list(self.box),
             "verdict": self.verdict,
             "chance": self.chance,
@@ -91,12 +91,12 @@ class DetectorFinding:
 
 @dataclass(frozen=True)
 class TrackFinding:
-    """What a detector makes of one face of a clip over time.
+    """Result of a detector for one face of a clip over time, or for audio.
 
-    ``face`` is its number, 0 for a sound; ``times`` in seconds and ``logits`` are of each frame,
-    or, for a head over time or a sound, of each run; ``chances`` are those logits' own;
-    ``chance`` that of their mean, None where it is withheld for ``reasons``; ``top`` is the mean
-    of the highest fifth; ``notes`` say what was not looked at or heard.
+    ``face`` is its number, 0 for audio; ``times`` in seconds, ``logits`` and ``chances`` are per
+    frame, or per segment for a temporal head and for audio; ``chance`` is the probability of the
+    mean logit, None where it is withheld for ``reasons``; ``top`` is the mean of the highest fifth;
+    ``notes`` describe parts that were not scored.
     """
 
     detector: str
@@ -111,36 +111,36 @@ class TrackFinding:
     prevalence: float
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def subject(self) -> str:
-        """Who or what it is of, as ``face 1``."""
+        """What was scored, such as ``face 1``."""
         return f"face {self.face}" if self.face else "sound"
 
     @property
     def verdict(self) -> str:
-        """What may be said, in one clause."""
+        """The conclusion, as one clause."""
         return describe_probability(self.chance, self.prevalence, self.reasons)
 
     def line(self) -> str:
-        """Return the verdict with its detector, its face, and the frames' chances as bars."""
-        beside = f" ({'; '.join(self.notes)})" if self.notes else ""
-        whose = f"{self.detector} ({self.learned.line()}), {self.subject}"
+        """Format as one line with detector, face, and the probabilities over time as bars."""
+        notes = f" ({'; '.join(self.notes)})" if self.notes else ""
+        subject = f"{self.detector} ({self.training_set.line()}), {self.subject}"
         if not self.times:
-            return f"{whose}: {self.verdict}{beside}"
+            return f"{subject}: {self.verdict}{notes}"
         bars = "".join(_BARS[round(chance * (len(_BARS) - 1))] for chance in self.chances)
         return (
-            f"{whose}, {len(self.times)} scores from "
-            f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}{beside}"
+            f"{subject}, {len(self.times)} scores from "
+            f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}{notes}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "face": self.face or None,
             "verdict": self.verdict,
             "chance": self.chance,
@@ -156,13 +156,13 @@ class TrackFinding:
 
 
 def describe_probability(chance: float | None, prevalence: float, reasons: Sequence[str]) -> str:
-    """Return what may be said of a chance, or why none is given, in one clause."""
+    """Return the conclusion from a probability, or the reasons for none, as one clause."""
     if chance is None:
         return f"inconclusive: {'; '.join(reasons)}"
-    at = f"chance {chance:.2f} where {prevalence:.3g} of such files are forged"
+    condition = f"chance {chance:.2f} where {prevalence:.3g} of such files are forged"
     low, high = UNCERTAIN_RANGE
     if chance > high:
-        return f"indicates a forgery ({at})"
+        return f"indicates a forgery ({condition})"
     if chance < low:
-        return f"does not indicate a forgery of the kinds it knows ({at})"
-    return f"inconclusive: neither likely nor unlikely ({at})"
+        return f"does not indicate a forgery of the kinds it knows ({condition})"
+    return f"inconclusive: neither likely nor unlikely ({condition})"

@@ -1,17 +1,16 @@
 """Detector scores of faces in video and of audio segments, aggregated over time.
 
-What is said of a face is said by ``concluding``. The clip's finding is that of its strongest face.
-Squares about faces are scored as they come and let go, so memory does not grow with the clip. A
-detector over time is shown no frames that lie seconds apart, but runs of frames in a row.
+The finding of a clip is that of its highest scoring face. Face crops are scored and released as
+they are decoded, so that memory does not grow with the clip. A temporal detector gets sequences of
+consecutive frames instead of frames that are seconds apart.
 
-The whole's score is the mean of its runs' logits, and its chance what the calibration says of one
-run with that score, no more: runs of one face or one recording are not independent, so that many of
-them make no finding surer. It is withheld where there are reasons, or where a treatment that should
-not matter turns it round.
+The overall score is the mean logit of the segments, and its probability is that of one segment with
+this score: segments of one face or recording are not independent, so that their number adds no
+certainty. The probability is withheld for doubts, and where a harmless edit reverses the score.
 
-A run is scored as it is, after MP3, and with a little noise. Runs that are nearly silent are passed
-over, and of a long recording so many that at most 48 are heard, evenly over it; how many is noted
-with the finding.
+An audio segment is scored unchanged, after MP3, and with slight noise. Nearly silent segments are
+skipped, and at most 48 segments of a long recording are scored, evenly spaced; the numbers are
+noted in the finding.
 """
 
 from __future__ import annotations
@@ -71,27 +70,27 @@ _TOP_SHARE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class TrackScores:
-    """What a detector made of one face or sound over time.
+    """Scores of one detector for one face or recording over time.
 
-    ``rows`` are logits, (runs, views), the first view as it came; ``times`` in seconds;
-    ``measures`` are what was measured of the first view, (runs, D) each.
+    ``rows`` are logits, (segments, views), the unmodified view first; ``times`` in seconds;
+    ``measures`` are measurements of the first view, (segments, D) each.
     """
 
     times: list[float] = field(default_factory=list)
     rows: list[list[float]] = field(default_factory=list)
     measures: dict[str, list[Floats]] = field(default_factory=dict)
 
-    def add(self, times: Sequence[float], seen: ScoredBatch) -> None:
-        """Add what was seen of some runs, whose views follow each other.
+    def add(self, times: Sequence[float], batch: ScoredBatch) -> None:
+        """Add the scores of some segments, whose views follow each other.
 
         Args:
-            times: Of the runs, (R,).
-            seen: Of all their views, the first as it came.
+            times: Time of each segment, (R,).
+            batch: Scores of all their views, the unmodified view first.
         """
-        views = len(seen.logits) // len(times)
+        views = len(batch.logits) // len(times)
         self.times.extend(times)
-        self.rows.extend(seen.logits.reshape(len(times), views).tolist())
-        for name, rows in seen.measures.items():
+        self.rows.extend(batch.logits.reshape(len(times), views).tolist())
+        for name, rows in batch.measures.items():
             self.measures.setdefault(name, []).extend(rows[::views])
 
 
@@ -106,30 +105,30 @@ def aggregate_scores(
     notes: Sequence[str] = (),
     is_video: bool = False,
 ) -> TrackFinding:
-    """Return what may be said of one face of a clip, or of a sound.
+    """Aggregate scores over time to the finding of one face of a clip, or of audio.
 
     Args:
-        detector: Whose scores they are.
-        face: The face's number, 0 for a sound.
-        scores: Over time; there may be none.
+        detector: Detector of the scores.
+        face: Number of the face, 0 for audio.
+        scores: Scores over time; may be empty.
         prevalence: Share of forgeries among such files.
-        reasons: Why no chance is given, if there are any.
-        nothing: The reason where there is no score.
-        notes: What was not looked at or heard.
-        is_video: Whether the scores are of frames of video.
+        reasons: Reasons to withhold the probability, if any.
+        nothing: Reason to report without a score.
+        notes: Descriptions of parts that were not scored.
+        is_video: Whether the scores are of video frames.
     """
     if not len(scores.rows):
         return TrackFinding(
             *(detector.name, detector.fingerprint, face, (), (), ()),
             *(0.0, 0.0, None, prevalence, (*reasons, nothing), tuple(notes)),
-            learned=detector.about.learned,
+            training_set=detector.metadata.training_set,
         )
-    calibrator, views = detector.about.calibrator, np.array(scores.rows)
+    calibrator, views = detector.metadata.calibrator, np.array(scores.rows)
     means, plain = views.mean(axis=0), views[:, 0]
     chances = calibrator.chances(means, prevalence)
     measures = {name: np.stack(rows) for name, rows in scores.measures.items()}
-    strange = detector.find_strange(measures, is_video=is_video)
-    against = (*reasons, *strange, *explain_instability(chances))
+    domain_doubts = detector.find_domain_doubts(measures, is_video=is_video)
+    doubts = (*reasons, *domain_doubts, *explain_instability(chances))
     top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
     return TrackFinding(
         detector.name,
@@ -140,11 +139,11 @@ def aggregate_scores(
         tuple(float(value) for value in calibrator.chances(plain, prevalence)),
         float(means[0]),
         float(top.mean()),
-        None if against else float(chances[0]),
+        None if doubts else float(chances[0]),
         prevalence,
-        against,
+        doubts,
         tuple(notes),
-        detector.about.learned,
+        detector.metadata.training_set,
     )
 
 
@@ -156,81 +155,81 @@ _CODED = "h264"
 
 @dataclass
 class _TrackRecord:
-    """What is kept of one face before one detector: scores, sizes, in how many frames colour."""
+    """Accumulated data of one face and one detector: scores, crop sizes, color frames."""
 
     scores: TrackScores = field(default_factory=TrackScores)
     sizes: list[float] = field(default_factory=list)
     waiting: list[Image] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     seen: int = 0
-    coloured: int = 0
+    num_color: int = 0
 
 
 class ClipDetectorRunner:
-    """Is shown each face of a clip as a scan finds it, and says in the end what detectors make."""
+    """Score each face of a clip during a scan, and aggregate the scores at the end."""
 
     def __init__(
         self, detectors: Sequence[TrainedDetector], finder: FaceFinder, prevalence: float
     ) -> None:
-        """Stand over detectors of faces; ``finder`` gives landmarks."""
+        """Use these face detectors; ``finder`` provides landmarks."""
         self._detectors, self._finder, self._prevalence = tuple(detectors), finder, prevalence
         self._records: dict[tuple[int, int], _TrackRecord] = {}
         self._read: set[int] = set()
 
-    def see(self, track: int, time: float, image: Image, face: FaceDetection) -> None:
-        """Take in one face of one frame.
+    def add_face(self, track: int, time: float, image: Image, face: FaceDetection) -> None:
+        """Add one face of one frame.
 
         Args:
             track: Number of the face's track.
-            time: The frame's, in seconds.
+            time: Time of the frame, in seconds.
             image: The frame, RGB (H, W, 3).
-            face: As it was found in it.
+            face: Its detection in the frame.
         """
         landmarks = self._finder.landmarks(image, face)
-        is_coloured = not is_grayscale(image)
-        for at, detector in enumerate(self._detectors):
-            about = detector.about
-            record = self._records.setdefault((track, at), _TrackRecord())
-            record.sizes.append(compute_square_side(landmarks, about.margin))
+        has_color = not is_grayscale(image)
+        for index, detector in enumerate(self._detectors):
+            metadata = detector.metadata
+            record = self._records.setdefault((track, index), _TrackRecord())
+            record.sizes.append(compute_square_side(landmarks, metadata.margin))
             record.seen += 1
-            record.coloured += is_coloured
-            if about.method.looks_at > 1:
-                continue  # it is shown frames in a row, by ``watch``
-            square, _ = crop_square(image, landmarks, about.size, margin=about.margin)
+            record.num_color += has_color
+            if metadata.method.num_frames > 1:
+                continue  # temporal: scored by ``score_sequences``
+            square, _ = crop_square(image, landmarks, metadata.size, margin=metadata.margin)
             record.waiting.append(square)
             record.times.append(time)
             if len(record.waiting) == _IMAGE_BATCH_SIZE:
                 _score_pending(detector, record)
 
-    def watch(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
-        """Show detectors over time some runs of frames in a row of the faces that were found.
+    def score_sequences(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
+        """Run temporal detectors on sequences of consecutive frames.
 
         Args:
-            clip: The clip that is scanned.
-            tracks: Its faces.
+            clip: The scanned clip.
+            tracks: Its face tracks.
         """
         heads = {
-            at: detector.about.method.looks_at
-            for at, detector in enumerate(self._detectors)
-            if detector.about.method.looks_at > 1
+            index: detector.metadata.method.num_frames
+            for index, detector in enumerate(self._detectors)
+            if detector.metadata.method.num_frames > 1
         }
-        chosen = select_faces(tracks)
-        self._read = {track.number for track in chosen}
+        selected = select_faces(tracks)
+        self._read = {track.number for track in selected}
         for frames in sorted(set(heads.values())):
-            for burst in read_frame_sequences(clip, chosen, frames, self._finder):
-                for at, looks_at in heads.items():
-                    record = self._records.get((burst.track, at))
-                    if looks_at == frames and record is not None:
-                        self._judge_run(self._detectors[at], record, burst)
+            for burst in read_frame_sequences(clip, selected, frames, self._finder):
+                for index, num_frames in heads.items():
+                    record = self._records.get((burst.track, index))
+                    if num_frames == frames and record is not None:
+                        self._judge_run(self._detectors[index], record, burst)
 
     def _judge_run(
         self, detector: TrainedDetector, record: _TrackRecord, burst: FrameSequence
     ) -> None:
-        """Score a run of frames of one face, in the same three views as pictures."""
-        about = detector.about
+        """Score a frame sequence of one face, in the same three views as images."""
+        metadata = detector.metadata
         squares = [
             crop_square(
-                image, self._finder.landmarks(image, face), about.size, margin=about.margin
+                image, self._finder.landmarks(image, face), metadata.size, margin=metadata.margin
             )[0]
             for image, face in zip(burst.images, burst.faces, strict=True)
         ]
@@ -239,22 +238,22 @@ class ClipDetectorRunner:
             np.stack([compress_jpeg(frame, 75) for frame in squares]),
             np.stack([rescale(frame, 0.75) for frame in squares]),
         ]
-        record.scores.add([burst.times[0]], detector.see(views))
+        record.scores.add([burst.times[0]], detector.score(views))
 
-    def courses(self, bits_per_pixel: float, codec: str = "") -> tuple[TrackFinding, ...]:
-        """Return what each detector makes of each face, in the faces' order.
+    def findings(self, bits_per_pixel: float, codec: str = "") -> tuple[TrackFinding, ...]:
+        """Return the finding of each detector for each face, in the order of faces.
 
         Args:
-            bits_per_pixel: Of the clip's video; 0 if it is not known.
-            codec: Its decoder's name; empty if it is not known.
+            bits_per_pixel: Of the clip's video; 0 if unknown.
+            codec: Name of its decoder; empty if unknown.
         """
-        found = []
-        for (track, at), record in sorted(self._records.items()):
-            detector = self._detectors[at]
-            if detector.about.method.looks_at == 1:
+        findings = []
+        for (track, index), record in sorted(self._records.items()):
+            detector = self._detectors[index]
+            if detector.metadata.method.num_frames == 1:
                 _score_pending(detector, record)
-            found.append(self._conclude(track, detector, record, bits_per_pixel, codec))
-        return tuple(found)
+            findings.append(self._conclude(track, detector, record, bits_per_pixel, codec))
+        return tuple(findings)
 
     def _conclude(
         self,
@@ -264,15 +263,15 @@ class ClipDetectorRunner:
         bits_per_pixel: float,
         codec: str,
     ) -> TrackFinding:
-        frames, side = detector.about.method.looks_at, float(np.median(record.sizes))
+        frames, side = detector.metadata.method.num_frames, float(np.median(record.sizes))
         reasons = [
             *detector.doubts(side, None),
             *_explain_codec_limit(detector, bits_per_pixel, codec),
         ]
-        if (domain := detector.about.domain) is not None:
-            colours = "colour" if 2 * record.coloured > record.seen else "grey"
-            wide = min(side, detector.about.size)
-            reasons += domain.known.doubts(colours=colours, wide=wide, unit="px about a face")
+        if (domain := detector.metadata.domain) is not None:
+            colors = "colour" if 2 * record.num_color > record.seen else "grey"
+            wide = min(side, detector.metadata.size)
+            reasons += domain.known.doubts(colors=colors, wide=wide, unit="px about a face")
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
         if record.seen >= frames:
             few = f"no {frames} frames in a row show the face"
@@ -290,7 +289,7 @@ class ClipDetectorRunner:
 
 
 def _score_pending(detector: TrainedDetector, record: _TrackRecord) -> None:
-    """Score waiting pictures: each as it is, saved again, and reduced and enlarged."""
+    """Score pending images: each unchanged, recompressed, and downscaled and upscaled."""
     if not record.waiting:
         return
     views = [
@@ -298,25 +297,25 @@ def _score_pending(detector: TrainedDetector, record: _TrackRecord) -> None:
         for image in record.waiting
         for view in (image, compress_jpeg(image, 75), rescale(image, 0.75))
     ]
-    record.scores.add(record.times, detector.see(views))
+    record.scores.add(record.times, detector.score(views))
     record.waiting, record.times = [], []
 
 
 def _explain_codec_limit(detector: TrainedDetector, bits_per_pixel: float, codec: str) -> list[str]:
-    """Return why frames of this clip lie outside of what the detector was shown to work on."""
-    figure = dict(detector.about.figures).get("auc", {}).get(_CODED)
+    """Return reasons why frames of this clip are outside of the validated conditions."""
+    figure = dict(detector.metadata.figures).get("auc", {}).get(_CODED)
     if figure is None:
-        return ["what it makes of frames of video was not measured"]
+        return ["it was not validated on video frames"]
     if not figure.get("low") or figure["low"] <= 0.5:
-        return ["after H.264 it was not shown to tell forged from real"]
+        return ["after H.264 it was not validated to separate real from forged"]
     if codec not in {"", _CODED}:
-        return [f"coded as {codec}, and of video it was tried on H.264 alone"]
+        return [f"coded as {codec}, but validated on H.264 video only"]
     if 0 < bits_per_pixel < _MIN_BITS_PER_PIXEL:
         return [f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)"]
     return []
 
 
-_MIN_BITS_PER_PIXEL = 0.02  # below what a rate factor of 28 takes for a talking head
+_MIN_BITS_PER_PIXEL = 0.02  # below a talking head at a rate factor of 28
 
 
 _MAX_SEGMENTS = 48
@@ -328,22 +327,22 @@ _SILENT = 10 ** (-50 / 20)
 _NARROW = 4100.0
 
 
-_REST = 0.05  # seconds; less than that is lost in resampling
+_REST = 0.05  # seconds; shorter rests are lost in resampling
 
 
 def score_recording(
     detectors: Sequence[TrainedDetector], path: Path, sound: DecodedAudio, prevalence: float
 ) -> tuple[TrackFinding, ...]:
-    """Return what each detector of sounds makes of a recording.
+    """Score a recording with each audio detector.
 
     Args:
-        detectors: Those that hear.
-        path: The file; its first audio track is heard.
-        sound: What was found of it before.
+        detectors: Audio detectors.
+        path: The file; its first audio track is scored.
+        sound: Statistics of the recording.
         prevalence: Share of forgeries among such files.
 
     Raises:
-        DataError: If nothing of it can be decoded.
+        DataError: If nothing can be decoded.
     """
     return tuple(_score_segments(detector, path, sound, prevalence) for detector in detectors)
 
@@ -351,77 +350,80 @@ def score_recording(
 def _score_segments(
     detector: TrainedDetector, path: Path, sound: DecodedAudio, prevalence: float
 ) -> TrackFinding:
-    length = detector.about.pixels
+    length = detector.metadata.pixels
     every = max(-(-int(sound.duration * SAMPLE_RATE) // (length * _MAX_SEGMENTS)), 1)
     scores = TrackScores()
-    silent, between, heard = 0, 0, 0
+    num_silent, num_skipped, num_samples = 0, 0, 0
     for number, run in enumerate(_iterate_segments(path, length)):
-        heard += len(run)
+        num_samples += len(run)
         if number % every:
-            between += 1
+            num_skipped += 1
         elif float(np.sqrt(np.mean(run**2))) < _SILENT:
-            silent += 1
+            num_silent += 1
         else:
             views = [
                 run,
                 apply_audio_codec(run, "mp3", 64_000),
                 add_noise(run, 35.0, _make_rng(number)),
             ]
-            scores.add([number * length / SAMPLE_RATE], detector.see(views))
+            scores.add([number * length / SAMPLE_RATE], detector.score(views))
     return aggregate_scores(
         detector,
         0,
         scores,
         prevalence=prevalence,
         reasons=_list_doubts(detector, sound),
-        nothing="nothing but silence was heard",
+        nothing="all segments are nearly silent",
         notes=_describe_unscored(
-            length / SAMPLE_RATE, between, silent, sound.duration - heard / SAMPLE_RATE
+            length / SAMPLE_RATE,
+            num_skipped,
+            num_silent,
+            sound.duration - num_samples / SAMPLE_RATE,
         ),
     )
 
 
-def _describe_unscored(seconds: float, between: int, silent: int, rest: float) -> list[str]:
-    """Return what of a recording was not heard, a clause each."""
-    found = []
-    counts = {"between those heard": between, "nearly silent": silent}
-    for which, count in counts.items():
+def _describe_unscored(seconds: float, between: int, silent: int, remainder_s: float) -> list[str]:
+    """Return descriptions of the parts of a recording that were not scored."""
+    notes = []
+    counts = {"between scored segments": between, "nearly silent": silent}
+    for reason, count in counts.items():
         if count:
-            runs = f"{count} run{'' if count == 1 else 's'} of {seconds:g} s"
-            found.append(f"passed over {runs} {which}")
-    if rest >= _REST:
-        found.append(f"the last {rest:.1f} s, too short for a run, not heard")
-    return found
+            segments = f"{count} segment{'' if count == 1 else 's'} of {seconds:g} s"
+            notes.append(f"skipped {segments}, {reason}")
+    if remainder_s >= _REST:
+        notes.append(f"the last {remainder_s:.1f} s, too short for a segment, not scored")
+    return notes
 
 
 def _iterate_segments(path: Path, length: int) -> Iterator[AudioSamples]:
-    """Yield runs of one length; a last one that is shorter by less than half is yielded too."""
+    """Yield segments of one length; a shorter last segment counts from half the length."""
     waiting: list[AudioSamples] = []
-    have, found = 0, 0
+    have, num_segments = 0, 0
     for part in read_blocks(path):
         waiting.append(part)
         have += len(part)
         while have >= length:
-            whole = np.concatenate(waiting)
-            yield np.ascontiguousarray(whole[:length])
-            found += 1
-            waiting, have = [whole[length:]], have - length
-    if have and (have >= length // 2 or not found):
+            buffered = np.concatenate(waiting)
+            yield np.ascontiguousarray(buffered[:length])
+            num_segments += 1
+            waiting, have = [buffered[length:]], have - length
+    if have and (have >= length // 2 or not num_segments):
         yield np.concatenate(waiting)
 
 
 def _list_doubts(detector: TrainedDetector, sound: DecodedAudio) -> list[str]:
-    found = list(detector.doubts(float("inf"), None))
-    if sound.duration < 0.5 * detector.about.pixels / SAMPLE_RATE:
-        found.append(f"only {sound.duration:.1f} s of sound")
-    figures = dict(detector.about.figures).get("auc", {})
+    doubts = list(detector.doubts(float("inf"), None))
+    if sound.duration < 0.5 * detector.metadata.pixels / SAMPLE_RATE:
+        doubts.append(f"only {sound.duration:.1f} s of sound")
+    figures = dict(detector.metadata.figures).get("auc", {})
     if sound.band < _NARROW and not (figures.get("telephone", {}).get("low") or 0) > 0.5:
-        found.append(f"no energy above {sound.band:.0f} Hz, where it was not shown to work")
-    domain = detector.about.domain
+        doubts.append(f"no energy above {sound.band:.0f} Hz, where it was not validated")
+    domain = detector.metadata.domain
     if domain is not None:
         band, coding = min(sound.band, SAMPLE_RATE / 2), name_codec(sound.codec)
-        found += domain.known.doubts(wide=band, unit="Hz", coding=coding)
-    return found
+        doubts += domain.known.doubts(wide=band, unit="Hz", coding=coding)
+    return doubts
 
 
 def _make_rng(number: int) -> np.random.Generator:

@@ -1,10 +1,9 @@
 """TrainedDetector: loading, scoring, and the metadata of a detector checkpoint.
 
-A score is evidence of the traces a detector learned, nothing more. It becomes a chance through the
-calibration on validation faces, at the prevalence that is asked for; and it is withheld where the
-picture is worse than what the detector was shown to work on or unlike what it learned from, where
-small re-encodings turn it round, where the set it learned from leaks, or where it never was shown
-to work at all.
+A score is evidence of the traces a detector was trained on, nothing more. Calibration on validation
+faces maps it to a probability at the requested prevalence. The probability is withheld where the
+input is worse than the validated conditions or out of domain, where small re-encodings reverse the
+score, where the training set leaks, or where the detector was never validated.
 """
 
 from __future__ import annotations
@@ -58,13 +57,13 @@ __all__ = [
 CONFIG_KEY = "stillroom_detector"
 
 
-_DRAWN = "drawn"  # as bases and voices name what a program drew
+_DRAWN = "drawn"  # origin of faces and voices that are drawn by program
 
 
 _IMAGE_BATCH_SIZE = 32
 
 
-_AUDIO_BATCH_SIZE = 4  # a raw wave of four seconds takes a quarter of a gigabyte in aasist
+_AUDIO_BATCH_SIZE = 4  # a waveform of four seconds takes a quarter of a gigabyte in aasist
 
 
 _CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
@@ -73,7 +72,7 @@ _CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
 _UNSAVED_BUFFER = "num_batches_tracked"
 
 
-_DOMAIN_PREFIX = "domain."  # the tensors beside the network's
+_DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
 
 
 Floats = npt.NDArray[np.float64]
@@ -81,14 +80,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DetectorMetadata:
-    """What is kept of a detector beside its weights.
+    """Metadata of a detector besides its weights.
 
-    Of a detector that hears, ``pixels`` are samples and ``size`` samples a second. Else
-    ``size`` is the side of the square about a face that it learned from, ``margin`` that side in
-    sizes of the landmarks' box; ``least_face`` (pixels of such a square) and ``least_quality`` (of
-    JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all; ``weights``
-    is the digest of the weights that all this was measured with; ``learned`` names the set,
-    ``audit`` is what its audit found, and ``domain`` tells strangers from what it learned.
+    For audio detectors, ``pixels`` is the number of samples and ``size`` the sample rate. For
+    others, ``size`` is the side of the square face crop in training, ``margin`` that side relative
+    to the landmarks' box; ``least_face`` (crop side in pixels) and ``least_quality`` (JPEG) bound
+    the validated conditions; ``is_validated`` states whether it was validated; ``weights`` is the
+    digest of the weights at validation; ``training_set`` describes the training set, ``audit`` is
+    the result of its audit, and ``domain`` detects inputs unlike it.
     """
 
     method: Detector
@@ -96,27 +95,27 @@ class DetectorMetadata:
     size: int
     margin: float
     calibrator: Calibrator
-    learned_from: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
     faces: str = ""
     least_face: int = 0
     least_quality: int = 0
-    is_shown: bool = False
+    is_validated: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    network_config: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
-    learned: TrainingSetInfo = field(default_factory=TrainingSetInfo)
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
     audit: Mapping[str, Any] = field(default_factory=dict)
     domain: TrainingDomain | None = None
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        """What it cannot see, a sentence each."""
-        names = ", ".join(self.learned_from)
-        own = (f"It learned from {names}; of other forgeries its silence says nothing.",)
-        return (*self.method.blind, *(own if names else ()))
+    def limitations(self) -> tuple[str, ...]:
+        """Known limitations, one sentence each."""
+        names = ", ".join(self.trained_on)
+        training_note = (f"It learned from {names}; of other forgeries its silence says nothing.",)
+        return (*self.method.limitations, *(training_note if names else ()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "version": 2,
             "method": self.method.model_dump(mode="json"),
@@ -124,16 +123,16 @@ class DetectorMetadata:
             "size": self.size,
             "margin": self.margin,
             "calibration": self.calibrator.to_json(),
-            "learned_from": list(self.learned_from),
+            "learned_from": list(self.trained_on),
             "faces": self.faces,
             "least_face": self.least_face,
             "least_quality": self.least_quality,
-            "is_shown": self.is_shown,
-            "blind": list(self.blind),
+            "is_shown": self.is_validated,
+            "blind": list(self.limitations),
             "figures": dict(self.figures),
-            "kept": dict(self.kept),
+            "kept": dict(self.network_config),
             "weights": self.weights,
-            "learned": self.learned.to_json(),
+            "learned": self.training_set.to_json(),
             "audit": dict(self.audit),
             "domain": None if self.domain is None else self.domain.to_json(),
         }
@@ -142,9 +141,9 @@ class DetectorMetadata:
     def from_json(
         cls, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorMetadata:
-        """Read what ``to_json`` wrote; ``arrays`` are the domain's.
+        """Restore metadata from ``to_json`` values; ``arrays`` are those of the domain.
 
-        Of version 1, nothing says what was learned from: its domain is None.
+        Version 1 has no training domain: ``domain`` is None.
         """
         domain = data.get("domain")
         return cls(
@@ -169,9 +168,9 @@ class DetectorMetadata:
 
 @dataclass(frozen=True, eq=False)
 class ScoredBatch:
-    """What a detector makes of N things: logits (N,), and what was measured of them, (N, D) each.
+    """Scores of N inputs: logits (N,), and measurements, (N, D) each.
 
-    ``measures`` are its ``features``, what its ``layers`` carry if it has such, and ``looks``.
+    ``measures`` are ``features``, ``layers`` where recorded, and ``looks``.
     """
 
     logits: Floats
@@ -179,96 +178,98 @@ class ScoredBatch:
 
 
 class TrainedDetector:
-    """A network with what is known of it; use ``open``."""
+    """A network with its metadata; use ``open``."""
 
     def __init__(
-        self, network: DetectorNetwork, about: DetectorMetadata, fingerprint: str = ""
+        self, network: DetectorNetwork, metadata: DetectorMetadata, fingerprint: str = ""
     ) -> None:
-        """Judge with a network, in evaluation mode."""
-        self.network, self.about, self.fingerprint = network.eval(), about, fingerprint
+        """Wrap a network and set it to evaluation mode."""
+        self.network, self.metadata, self.fingerprint = network.eval(), metadata, fingerprint
         self.device = next(network.parameters()).device
 
     @classmethod
     def open(cls, path: Path, *, device: str = "auto") -> TrainedDetector:
-        """Open a detector's checkpoint or the run that left it.
+        """Open a detector checkpoint, or the run that wrote it.
 
         Raises:
-            CheckpointError: If it is missing, damaged, or no detector of this program.
-            MissingExtraError: If a package it needs is not here.
+            CheckpointError: If it is missing, damaged, or not a detector.
+            MissingExtraError: If a required package is not installed.
         """
         stored = Checkpoint.open(path)
         data = stored.config.get(CONFIG_KEY)
         if not isinstance(data, dict):
-            raise _no_detector(path, "config.json does not say so")
+            raise _invalid_detector(path, "its config.json has no detector metadata")
         try:
-            about = DetectorMetadata.from_json(data, _read_domain(stored))
+            metadata = DetectorMetadata.from_json(data, _read_domain(stored))
         except (KeyError, TypeError, ValueError, RecipeError) as error:
-            raise _no_detector(path, f"what it says of itself is damaged ({error})") from error
-        network = about.method.rebuild(about.pixels, about.kept)
+            raise _invalid_detector(path, f"its metadata is damaged ({error})") from error
+        network = metadata.method.rebuild(metadata.pixels, metadata.network_config)
         _fill(network, stored, path)
-        if about.is_shown and _digest_weights(network) != about.weights:
-            # Merged, tuned or quantized elsewhere: what was measured is of other weights.
-            about = replace(about, is_shown=False)
-        return cls(network.to(choose_device(device)), about, stored.fingerprint)
+        if metadata.is_validated and _digest_weights(network) != metadata.weights:
+            # Merged, fine-tuned or quantized elsewhere: the validation is of other weights.
+            metadata = replace(metadata, is_validated=False)
+        return cls(network.to(choose_device(device)), metadata, stored.fingerprint)
 
     @property
     def name(self) -> str:
-        """The method's name and what it learned from, as verdicts say it."""
-        names = "+".join(self.about.learned_from)
-        return f"{self.about.method.method_name()}{f' of {names}' if names else ''}"
+        """Name of the method and its training forgeries, as used in verdicts."""
+        names = "+".join(self.metadata.trained_on)
+        return f"{self.metadata.method.method_name()}{f' of {names}' if names else ''}"
 
-    def show(self, image: Image) -> Image:
-        """Return what the network is given of a square about a face, (P, P, 3); of clips alike."""
+    def preprocess(self, image: Image) -> Image:
+        """Crop a square around a face to the network's input, (P, P, 3); clips frame by frame."""
         if image.ndim == _CLIP_NDIM:
-            return np.stack([self.show(frame) for frame in image])
-        side = self.about.size
+            return np.stack([self.preprocess(frame) for frame in image])
+        side = self.metadata.size
         fitted = fit_size(image, (side, side))
-        keeps = self.about.method.keeps_pixels
-        window = center_window(side, self.about.pixels, keeps_pixels=keeps)
-        return cut_window(fitted, window, self.about.pixels)
+        keeps = self.metadata.method.preserve_pixels
+        window = center_window(side, self.metadata.pixels, preserve_pixels=keeps)
+        return cut_window(fitted, window, self.metadata.pixels)
 
     def logits(self, images: Sequence[Image | AudioSamples]) -> Floats:
-        """Return raw scores of squares about faces, or of sounds, (N,); higher is forged."""
+        """Return raw scores of face crops, or of audio, (N,); higher is forged."""
         return self._run(images).logits
 
-    def see(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
-        """Return scores with what tells strangers from what was learned; images as ``logits``."""
-        seen = self._run(images)
+    def score(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
+        """Return scores with measurements for out-of-domain detection; inputs as for ``logits``."""
+        batch = self._run(images)
         looks = np.stack([self._measure(image) for image in images])
-        return replace(seen, measures={**seen.measures, "looks": looks})
+        return replace(batch, measures={**batch.measures, "looks": looks})
 
     def _run(self, images: Sequence[Image | AudioSamples]) -> ScoredBatch:
         logits: list[float] = []
         measures: dict[str, list[Floats]] = {}
-        count = _AUDIO_BATCH_SIZE if self.about.method.hears else _IMAGE_BATCH_SIZE
+        count = _AUDIO_BATCH_SIZE if self.metadata.method.is_audio else _IMAGE_BATCH_SIZE
         for start in range(0, len(images), count):
-            some = images[start : start + count]
-            planes = self._prepare(some)
-            with torch.inference_mode(), record_activations(self.network, len(some)) as layers:
-                judged = self.network.judge(torch.from_numpy(planes).to(self.device))
+            batch = images[start : start + count]
+            planes = self._prepare(batch)
+            with torch.inference_mode(), record_activations(self.network, len(batch)) as layers:
+                judged = self.network.forward_features(torch.from_numpy(planes).to(self.device))
             logits += judged.logits.double().cpu().tolist()
             parts = {"features": judged.features}
-            if layers and self.about.method.looks_at == 1:
+            if layers and self.metadata.method.num_frames == 1:
                 parts["layers"] = torch.cat(layers, dim=1)
             for name, value in parts.items():
                 measures.setdefault(name, []).append(value.double().cpu().numpy())
-        whole = {name: np.concatenate(rows) for name, rows in measures.items()}
-        return ScoredBatch(np.array(logits), whole)
+        all_measures = {name: np.concatenate(rows) for name, rows in measures.items()}
+        return ScoredBatch(np.array(logits), all_measures)
 
     def _measure(self, image: Image | AudioSamples) -> Floats:
-        """Return the looks of a thing at the size that the domain was measured at."""
-        if self.about.method.hears:
-            return measure_audio(fit_length(np.asarray(image, np.float32), self.about.pixels))
+        """Measure ``looks`` of an input at the size that the domain was measured at."""
+        if self.metadata.method.is_audio:
+            return measure_audio(fit_length(np.asarray(image, np.float32), self.metadata.pixels))
         pixels = np.asarray(image, dtype=np.uint8)
-        side = self.about.size
+        side = self.metadata.size
         frames = pixels if pixels.ndim == _CLIP_NDIM else pixels[None]
         return measure_image(np.stack([fit_size(frame, (side, side)) for frame in frames]))
 
-    def _prepare(self, some: Sequence[Image | AudioSamples]) -> npt.NDArray[np.float32]:
-        if self.about.method.hears:
-            waves = [np.asarray(one, dtype=np.float32) for one in some]
-            return np.stack([fit_length(wave, self.about.pixels) for wave in waves])
-        return to_channels_first([self.show(np.asarray(one, dtype=np.uint8)) for one in some])
+    def _prepare(self, inputs: Sequence[Image | AudioSamples]) -> npt.NDArray[np.float32]:
+        if self.metadata.method.is_audio:
+            waves = [np.asarray(sample, dtype=np.float32) for sample in inputs]
+            return np.stack([fit_length(wave, self.metadata.pixels) for wave in waves])
+        return to_channels_first(
+            [self.preprocess(np.asarray(sample, dtype=np.uint8)) for sample in inputs]
+        )
 
     def judge(
         self,
@@ -280,27 +281,27 @@ class TrainedDetector:
         coding: str = "",
         prevalence: float = 0.5,
     ) -> DetectorFinding:
-        """Return what may be said of one face.
+        """Score one face and return the finding.
 
         Args:
-            image: The square about it, (S, S, 3).
-            box: The face's place in the picture.
-            face_pixels: The square's side in the picture's own pixels.
-            jpeg_quality: The picture's, None where it is no JPEG.
-            coding: The picture's, as ``Picture.coding`` names it; empty is not compared.
+            image: The square crop around it, (S, S, 3).
+            box: Box of the face in the image.
+            face_pixels: Side of the crop in source pixels.
+            jpeg_quality: JPEG quality of the image, None for other formats.
+            coding: Coding as in ``DecodedImage.coding``; empty skips the comparison.
             prevalence: Share of forgeries among such files.
         """
         views = [image, compress_jpeg(image, 75), rescale(image, 0.75)]
-        seen = self.see(views)
-        logits = seen.logits
-        chances = self.about.calibrator.chances(logits, prevalence)
-        colours = "grey" if is_grayscale(image) else "colour"
+        batch = self.score(views)
+        logits = batch.logits
+        chances = self.metadata.calibrator.chances(logits, prevalence)
+        colors = "grey" if is_grayscale(image) else "colour"
         reasons = [
             *self.doubts(face_pixels, jpeg_quality),
-            *self.find_strange(
-                {name: rows[:1] for name, rows in seen.measures.items()},
-                colours=colours,
-                wide=min(face_pixels, self.about.size),
+            *self.find_domain_doubts(
+                {name: rows[:1] for name, rows in batch.measures.items()},
+                colors=colors,
+                wide=min(face_pixels, self.metadata.size),
                 coding=coding,
             ),
             *explain_instability(chances),
@@ -313,79 +314,79 @@ class TrainedDetector:
             None if reasons else float(chances[0]),
             prevalence,
             tuple(reasons),
-            learned=self.about.learned,
+            training_set=self.metadata.training_set,
         )
 
-    def find_strange(
+    def find_domain_doubts(
         self,
         measures: Measurements,
         *,
-        colours: str = "",
+        colors: str = "",
         wide: float = 0.0,
         coding: str = "",
         is_video: bool = False,
     ) -> list[str]:
-        """Return why what was seen is unlike what the detector learned from.
+        """Return reasons why an input is unlike the training set.
 
         Args:
-            measures: Of its views as they came, (N, D) each.
-            colours: ``grey`` or ``colour``; what is empty or 0 is not compared.
-            wide: Pixels about a face that carry detail, or the highest frequency with energy.
-            coding: How the file is coded.
-            is_video: Whether views are frames of video.
+            measures: Measurements of its unmodified views, (N, D) each.
+            colors: ``grey`` or ``colour``; empty or 0 values are not compared.
+            wide: Pixels of detail around a face, or the highest frequency with energy.
+            coding: Coding of the file.
+            is_video: Whether the views are video frames.
         """
-        domain = self.about.domain
+        domain = self.metadata.domain
         if domain is None:
-            return ["nothing was kept of what it learned from, to know strangers by: train it anew"]
-        unit = "Hz" if self.about.method.hears else "px about a face"
+            return ["its training domain was not stored: retrain it to detect unlike inputs"]
+        unit = "Hz" if self.metadata.method.is_audio else "px about a face"
         return [
-            *domain.known.doubts(colours=colours, wide=wide, unit=unit, coding=coding),
+            *domain.known.doubts(colors=colors, wide=wide, unit=unit, coding=coding),
             *domain.doubts(measures, is_video=is_video),
         ]
 
     def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
-        """Return why a picture lies outside of what the detector was shown to work on."""
-        found = []
-        if not self.about.is_shown:
-            found.append(
-                "this detector, with these weights, was not shown to tell forged from real"
+        """Return reasons why an input is outside of the validated conditions."""
+        doubts = []
+        if not self.metadata.is_validated:
+            doubts.append(
+                "this detector, with these weights, was not validated to separate real from forged"
             )
-        if leak := self.about.audit.get("leak"):
-            found.append(f"the set it learned from leaks: {leak}")
-        if self.about.faces == _DRAWN:
-            what = "voices" if self.about.method.hears else "faces"
-            found.append(f"it learned from drawn {what} alone, and says nothing of any others")
-        if face_pixels < self.about.least_face:
-            found.append(
-                f"face of {face_pixels / self.about.margin:.0f} px, below the "
-                f"{self.about.least_face / self.about.margin:.0f} px it was shown to work on"
+        if leak := self.metadata.audit.get("leak"):
+            doubts.append(f"its training set leaks: {leak}")
+        if self.metadata.faces == _DRAWN:
+            subject = "voices" if self.metadata.method.is_audio else "faces"
+            doubts.append(f"it was trained on drawn {subject} only, which do not represent others")
+        if face_pixels < self.metadata.least_face:
+            doubts.append(
+                f"face of {face_pixels / self.metadata.margin:.0f} px, below the "
+                f"{self.metadata.least_face / self.metadata.margin:.0f} px it was validated for"
             )
-        if jpeg_quality is not None and jpeg_quality < self.about.least_quality:
-            found.append(
-                f"JPEG quality {jpeg_quality}, below the {self.about.least_quality} it was shown "
-                "to work on"
+        if jpeg_quality is not None and jpeg_quality < self.metadata.least_quality:
+            doubts.append(
+                f"JPEG quality {jpeg_quality}, below the {self.metadata.least_quality} it was "
+                "validated for"
             )
-        return found
+        return doubts
 
 
-def write_detector(folder: Path, network: DetectorNetwork, about: DetectorMetadata) -> str:
-    """Write weights and config as a checkpoint into a folder; return its fingerprint.
+def write_detector(folder: Path, network: DetectorNetwork, metadata: DetectorMetadata) -> str:
+    """Write weights and config as a checkpoint to a folder; return its fingerprint.
 
-    Tensors are float32 in safetensors, under the network's own names.
+    Tensors are float32 in safetensors, under the network's names.
     """
     tensors = {
         name: value.detach().float().cpu().contiguous()
         for name, value in network.state_dict().items()
         if not name.endswith(_UNSAVED_BUFFER)
     }
-    arrays = {} if about.domain is None else about.domain.to_arrays()
+    arrays = {} if metadata.domain is None else metadata.domain.to_arrays()
     tensors |= {
         f"{_DOMAIN_PREFIX}{name}": torch.from_numpy(value) for name, value in arrays.items()
     }
     config = {
         "model_type": "stillroom-detector",
-        "architectures": [type(about.method).__name__],
-        CONFIG_KEY: replace(about, weights=_digest_weights(network)).to_json(),
+        "architectures": [type(metadata.method).__name__],
+        CONFIG_KEY: replace(metadata, weights=_digest_weights(network)).to_json(),
     }
     plan = {name: ("F32", tuple(value.shape)) for name, value in tensors.items()}
     with CheckpointWriter(folder, config=config, plan=plan, in_place=True) as writer:
@@ -396,16 +397,16 @@ def write_detector(folder: Path, network: DetectorNetwork, about: DetectorMetada
 
 def _digest_weights(network: DetectorNetwork) -> str:
     """Return a digest of all weights, by name."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if not name.endswith(_UNSAVED_BUFFER):
-            found.update(name.encode())
-            found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_domain(stored: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the arrays that tell strangers from what was learned; none in older checkpoints."""
+    """Return the arrays of the training domain; empty for older checkpoints."""
     return {
         name.removeprefix(_DOMAIN_PREFIX): stored.tensor(name).float().numpy()
         for name in stored.names()
@@ -414,94 +415,94 @@ def _read_domain(stored: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _fill(network: DetectorNetwork, stored: Checkpoint, path: Path) -> None:
-    own = {
+    parameters = {
         name: value
         for name, value in network.state_dict().items()
         if not name.endswith(_UNSAVED_BUFFER)
     }
     names = {name for name in stored.names() if not name.startswith(_DOMAIN_PREFIX)}
-    if names != set(own):
-        missing, extra = sorted(set(own) - names), sorted(names - set(own))
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"
-        raise _no_detector(path, f"its weights are another network's: it {what}")
+    if names != set(parameters):
+        missing, extra = sorted(set(parameters) - names), sorted(names - set(parameters))
+        difference = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"
+        raise _invalid_detector(path, f"its weights do not match its network: it {difference}")
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in parameters.items():
             if stored.shape(name) != tuple(value.shape):
-                raise _no_detector(path, f"{name} has the shape {stored.shape(name)}")
+                raise _invalid_detector(path, f"{name} has the shape {stored.shape(name)}")
             value.copy_(stored.tensor(name))
 
 
 def explain_instability(chances: Floats) -> list[str]:
-    """Return why a chance is not to be relied on: saving the picture again turns it round."""
+    """Return a reason if recompression or rescaling reverses the verdict."""
     low, high = UNCERTAIN_RANGE
     if float(chances.max()) > high and float(chances.min()) < low:
-        return ["saving the picture again turns the score round"]
+        return ["recompression or rescaling reverses the verdict"]
     return []
 
 
-def _no_detector(path: Path, why: str) -> CheckpointError:
+def _invalid_detector(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is no detector: {why}",
+        f"{path} is not a detector: {why}",
         code="forensics.no-detector",
         where=str(path),
-        expected="a folder that stillroom forensics train left",
+        expected="a folder written by stillroom forensics train",
         next="stillroom new forensics/cnn > detector.yaml, and train one",
     )
 
 
 def load_initial_weights(settings: DetectorSettings, network: DetectorNetwork) -> None:
-    """Fill a new network with the weights of ``settings.start``, where one is named.
+    """Load the weights of ``settings.start`` into a new network, if set.
 
     Raises:
-        DataError: If that is of another make or size.
+        DataError: If the architecture or size differs.
     """
     if settings.start is None:
         return
     start = TrainedDetector.open(Path(settings.start), device="cpu")
-    given, own = start.network.state_dict(), network.state_dict()
-    shapes = {name: value.shape for name, value in given.items()}
-    is_alike = shapes == {name: value.shape for name, value in own.items()}
-    if start.about.method.method_name() != settings.model.method_name() or not is_alike:
+    weights, target = start.network.state_dict(), network.state_dict()
+    shapes = {name: value.shape for name, value in weights.items()}
+    is_alike = shapes == {name: value.shape for name, value in target.items()}
+    if start.metadata.method.method_name() != settings.model.method_name() or not is_alike:
         raise _incompatible_weights(settings, start)
-    network.load_state_dict(given)
+    network.load_state_dict(weights)
 
 
 def _incompatible_weights(settings: DetectorSettings, start: TrainedDetector) -> DataError:
     return DataError(
-        f"detector.start is a {start.about.method.method_name()}: "
-        f"{start.about.method.model_dump_json()}",
+        f"detector.start is a {start.metadata.method.method_name()}: "
+        f"{start.metadata.method.model_dump_json()}",
         code="forensics.other-detector",
         where="detector.start",
-        expected=f"a detector as detector.model: {settings.model.model_dump_json()}",
+        expected=f"a detector equal to detector.model: {settings.model.model_dump_json()}",
         next="name the same method with the same sizes, or use it as detector.teacher",
     )
 
 
 def build_temporal_head(method: Temporal, path: Path, pixels: int) -> TemporalHead:
-    """Return a new head on a trained detector.
+    """Build a new temporal head on a trained detector.
 
     Raises:
-        CheckpointError: If ``path`` holds no detector.
-        DataError: If it looks at other sizes, or itself over time.
+        CheckpointError: If ``path`` is not a detector.
+        DataError: If its input size differs, or it is temporal itself.
     """
     base = TrainedDetector.open(path, device="cpu")
-    if base.about.pixels != pixels or base.about.method.looks_at != 1:
+    if base.metadata.pixels != pixels or base.metadata.method.num_frames != 1:
         raise DataError(
-            f"{path} holds a detector that looks at {base.about.method.looks_at} frame of "
-            f"{base.about.pixels} pixels",
+            f"{path} is a detector of {base.metadata.method.num_frames} frame of "
+            f"{base.metadata.pixels} pixels",
             code="forensics.other-detector",
             where="detector.model.checkpoint",
-            expected=f"a detector of single pictures of {pixels} pixels",
-            next=f"set detector.pixels: {base.about.pixels}, or train one of {pixels}",
+            expected=f"a detector of single images of {pixels} pixels",
+            next=f"set detector.pixels: {base.metadata.pixels}, or train one of {pixels}",
         )
     with torch.inference_mode():
-        features = base.network.judge(torch.zeros(1, 3, pixels, pixels)).features
-    kept = {
-        "method": base.about.method.model_dump(mode="json"),
+        features = base.network.forward_features(torch.zeros(1, 3, pixels, pixels)).features
+    config = {
+        "method": base.metadata.method.model_dump(mode="json"),
         "pixels": pixels,
-        "kept": dict(base.about.kept),
+        "kept": dict(base.metadata.network_config),
         "features": features.shape[1],
         "fingerprint": base.fingerprint,
-        "learned_from": list(base.about.learned_from),
+        "learned_from": list(base.metadata.trained_on),
     }
-    return TemporalHead(base.network, method, kept)
+    return TemporalHead(base.network, method, config)

@@ -11,8 +11,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import require_marked_set
 from stillroom.forensics.labeling.writers import UNREADABLE_MEDIA_SUFFIXES, LabeledImageWriter
-from stillroom.forensics.media.file_types import FileType as MediaKind
-from stillroom.forensics.media.file_types import detect_file_type
+from stillroom.forensics.media.file_types import FileType, detect_file_type
 from stillroom.jobs import Job, atomic_write
 
 __all__ = [
@@ -38,16 +37,16 @@ def write_dataset(
     unit: str,
     rows_before: int,
 ) -> ManifestRows:
-    """Have every item made, write the manifest, and refuse a set with an unmarked file.
+    """Create all items, write the manifest, and refuse a data set with an unmarked file.
 
     Args:
-        job: What was made before it stopped is not made again.
-        lab: Whose marks every file has to have.
-        make: Given the numbers that are done, yields those of the others and their rows, each once
-            its files are written.
-        count: How many items there are.
-        unit: What they are, in words.
-        rows_before: Of the ledger, before the job.
+        job: The job; items in its journal are not created again.
+        lab: Lab whose marks every file must carry.
+        make: Takes the finished item numbers, and yields each other number with its rows once its
+            files are written.
+        count: Number of items.
+        unit: Name of the items for progress and log lines.
+        rows_before: Number of ledger rows before the job.
 
     Returns:
         The manifest's rows, by item.
@@ -59,7 +58,7 @@ def write_dataset(
     journal = job.journal("items")
     done: dict[int, ManifestRows] = {
         int(key): journal.get(key)
-        for key in journal.keys()  # noqa: SIM118  # no mapping
+        for key in journal.keys()  # noqa: SIM118  # not a mapping
     }
     with job.phase("forge", count, unit, done=len(done)) as progress:
         for number, rows in make(done):
@@ -67,73 +66,77 @@ def write_dataset(
             done[number] = rows
             progress.advance()
             job.check_cancelled()
-    found = [row for number in sorted(done) for row in done[number]]
+    all_rows = [row for number in sorted(done) for row in done[number]]
     with atomic_write(job.output / MANIFEST) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in found)
+        file.writelines(
+            json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in all_rows
+        )
     require_marked_set(find_unmarked_files(job.output, lab))
     job.say(
-        f"{len(found)} {unit}, each with label, watermark, credentials and a row in the ledger "
+        f"{len(all_rows)} {unit}, each with label, watermark, credentials and a ledger row "
         f"({rows_before} rows before, {lab.ledger.verify()} now)"
     )
-    return found
+    return all_rows
 
 
-def find_unmarked_files(place: Path, lab: Lab) -> dict[str, list[str]]:
-    """Return every media file at or below a place that lacks a mark of the lab, and which.
+def find_unmarked_files(root: Path, lab: Lab) -> dict[str, list[str]]:
+    """Return every media file at or below a path that lacks a mark of the lab, with the marks.
 
-    A file is a medium by how it begins, whatever it is named, or by its name where that says
-    nothing. Media whose type cannot be marked are unmarked, whatever is in them.
+    Media is identified by its first bytes, else by its suffix. Media whose type cannot be marked
+    counts as unmarked.
 
     Raises:
-        DataError: If the place does not exist, or holds no medium: of nothing, nothing is said.
+        DataError: If the path does not exist, or holds no media.
     """
     from stillroom.forensics.labeling.writers import LabeledAudioWriter
 
-    media = _list_media(place)
-    marker, sounds, found = LabeledImageWriter(lab), LabeledAudioWriter(lab), {}
+    media = _list_media(root)
+    marker, sounds, unmarked = LabeledImageWriter(lab), LabeledAudioWriter(lab), {}
     rows = {str(row.get("sha256")): row for row in lab.ledger.rows()}
-    for path, kind in media:
+    for media_file, kind in media:
         mime = kind.mime if kind is not None else ""
         if mime in {"image/jpeg", "image/png"}:
-            missing = marker.missing_marks(path, rows)
+            missing = marker.missing_marks(media_file, rows)
         elif mime == "audio/wav":
-            missing = sounds.missing_marks(path, rows)
+            missing = sounds.missing_marks(media_file, rows)
         else:
             missing = ["ledger", "watermark", "credentials", "label"]
         if missing:
-            name = path.name if path == place else path.relative_to(place).as_posix()
-            found[name] = missing
-    return found
+            name = (
+                media_file.name if media_file == root else media_file.relative_to(root).as_posix()
+            )
+            unmarked[name] = missing
+    return unmarked
 
 
-def _list_media(place: Path) -> list[tuple[Path, MediaKind | None]]:
-    """Return the media at or below a place; None stands for a kind that is not read at all.
+def _list_media(root: Path) -> list[tuple[Path, FileType | None]]:
+    """Return the media at or below a path; None for types that are not read.
 
     Raises:
         DataError: If there is none.
     """
-    if not place.exists():
+    if not root.exists():
         raise DataError(
-            f"{place} does not exist",
+            f"{root} does not exist",
             code="data.missing",
-            where=str(place),
+            where=str(root),
             expected="a folder of media, or one file",
             next="check the path",
         )
-    files = [place] if place.is_file() else sorted(place.rglob("*"))
-    kinds = [(path, detect_file_type(path)) for path in files if path.is_file()]
+    files = [root] if root.is_file() else sorted(root.rglob("*"))
+    kinds = [(file, detect_file_type(file)) for file in files if file.is_file()]
     media = [
-        (path, kind)
-        for path, kind in kinds
+        (file, kind)
+        for file, kind in kinds
         if (kind is not None and not kind.mime.startswith("font/"))
-        or path.suffix.lower() in UNREADABLE_MEDIA_SUFFIXES
+        or file.suffix.lower() in UNREADABLE_MEDIA_SUFFIXES
     ]
     if not media:
         raise DataError(
-            f"{place} holds no medium, so that none was looked at",
+            f"{root} holds no media, so that nothing was checked",
             code="forensics.no-media",
-            where=str(place),
-            expected="pictures, films, recordings or documents that can be marked",
-            next="name the folder that the files are in, as RUN/output",
+            where=str(root),
+            expected="images, videos, recordings or documents that can be marked",
+            next="name the folder that holds the files, such as RUN/output",
         )
     return media

@@ -1,12 +1,12 @@
 """The lab's home folder: watermark key, certificates, and hash-chained ledger.
 
-One lab a user, in STILLROOM_LAB or the user's data folder, so that a file that was stripped of its
-credentials is found again by its watermark whichever run made it.
+One lab per user, in STILLROOM_LAB or the user's data folder, so that a file stripped of its
+credentials can be identified by its watermark, whichever run made it.
 
-Each row carries the digest of the one before and a keyed digest of itself; the head file keeps how
-many rows there are, so that cutting off the end shows as well. Rows are appended under a lock and
-never rewritten. Who has the lab's key could write another history: the ledger holds against
-accidents and against everyone else.
+Each ledger row carries the digest of the previous row and a keyed digest of itself; the head file
+stores the number of rows, so that truncation is detected as well. Rows are appended under a lock
+and never rewritten. Anyone with the lab's key could write another history: the ledger protects
+against accidents and against everyone without the key.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Ledger:
     """Append-only rows in ``ledger.jsonl`` of a lab's folder."""
 
     def __init__(self, folder: Path, key: bytes) -> None:
-        """Stand over the ledger of a lab; nothing is read yet."""
+        """Open the ledger of a lab; nothing is read yet."""
         self.path, self.head = folder / "ledger.jsonl", folder / "ledger.head"
         self._key = key
 
     def append(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one row and return it, with its number, time and digests.
+        """Append one row and return it, with its number, time and digests.
 
         Raises:
-            IntegrityError: If the last row or the head is not what was written.
+            IntegrityError: If the last row or the head was modified.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
@@ -73,86 +73,86 @@ class Ledger:
         return row
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield every row, proved one by one.
+        """Yield every row after verifying it.
 
         Raises:
-            IntegrityError: At the first row that was changed, moved or taken out.
+            IntegrityError: At the first row that was modified, moved or removed.
         """
         previous, count = _GENESIS_DIGEST, 0
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
-                wanted = self._digest(row)
+                expected = self._digest(row)
                 holds = (
                     row["number"] == number
                     and row["previous"] == previous
-                    and hmac.compare_digest(str(row["digest"]), wanted)
+                    and hmac.compare_digest(str(row["digest"]), expected)
                 )
             except (ValueError, KeyError, TypeError, AttributeError):
                 holds = False
             if not holds:
-                raise self._broken(f"row {number} was changed, moved or taken out")
+                raise self._broken(f"row {number} was modified, moved or removed")
             previous, count = row["digest"], number + 1
             yield row
         size = self.path.stat().st_size if self.path.is_file() else 0
         if self._read_head(size) != (count, previous):
-            raise self._broken(f"it ends at row {count}, and the head says otherwise")
+            raise self._broken(f"it ends at row {count}, which its head does not confirm")
 
     def verify(self) -> int:
-        """Prove the whole chain and return how many rows it has.
+        """Verify the whole chain and return the number of rows.
 
         Raises:
-            IntegrityError: If a row or the head is not what was written.
+            IntegrityError: If a row or the head was modified.
         """
         return sum(1 for _ in self.rows())
 
     def find_all(self, marks: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Return the first row of each of some watermarks, as rows write them."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return the first row of each watermark, given as rows store them."""
+        rows: dict[str, dict[str, Any]] = {}
         for row in self.rows() if marks else ():
             mark = str(row.get("watermark"))
             if mark in marks:
-                found.setdefault(mark, row)
-        return found
+                rows.setdefault(mark, row)
+        return rows
 
-    def find_beside(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-        """Return, by the number of each row, those of the same file's name in the same run.
+    def find_related(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+        """Return, by row number, the other rows with the same run and file name.
 
         A forgery and its real twin are such rows.
         """
-        places = {row["number"]: (row.get("run"), row.get("file")) for row in rows}
-        beside: dict[int, list[dict[str, Any]]] = {number: [] for number in places}
-        for other in self.rows() if places else ():
-            for number, place in places.items():
-                is_other = other["number"] != number
-                if is_other and (other.get("run"), other.get("file")) == place:
-                    beside[number].append(other)
-        return beside
+        origins = {row["number"]: (row.get("run"), row.get("file")) for row in rows}
+        related: dict[int, list[dict[str, Any]]] = {number: [] for number in origins}
+        for candidate in self.rows() if origins else ():
+            for number, origin in origins.items():
+                is_other = candidate["number"] != number
+                if is_other and (candidate.get("run"), candidate.get("file")) == origin:
+                    related[number].append(candidate)
+        return related
 
     def _read_head(self, size: int) -> tuple[int, str]:
         if not self.head.is_file():
             if size:
-                raise self._broken("its head is gone")
+                raise self._broken("its head is missing")
             return 0, _GENESIS_DIGEST
         try:
             head = json.loads(self.head.read_text(encoding="utf-8"))
-            wanted = self._sign_head(head["count"], head["digest"], head["size"])
-            holds = hmac.compare_digest(str(head["mark"]), str(wanted["mark"]))
+            expected = self._sign_head(head["count"], head["digest"], head["size"])
+            holds = hmac.compare_digest(str(head["mark"]), str(expected["mark"]))
         except (ValueError, KeyError, TypeError):
             holds = False
             head = {}
         if not holds:
-            raise self._broken("its head was changed")
+            raise self._broken("its head was modified")
         if head["size"] != size:
-            # A kill between a row and its head leaves one whole row that the head does not count.
+            # A kill between row and head leaves one complete row that the head does not count.
             return self._recover(head, size)
         return int(head["count"]), str(head["digest"])
 
     def _recover(self, head: Mapping[str, Any], size: int) -> tuple[int, str]:
-        rest = self.path.read_bytes()[head["size"] : size]
+        tail = self.path.read_bytes()[head["size"] : size]
         try:
-            row = json.loads(rest)
+            row = json.loads(tail)
             holds = (
                 row["number"] == head["count"]
                 and row["previous"] == head["digest"]
@@ -161,25 +161,25 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError):
             holds = False
         if not holds:
-            raise self._broken("it is shorter or longer than its head says")
+            raise self._broken("it is shorter or longer than its head states")
         return int(row["number"]) + 1, str(row["digest"])
 
     def _sign_head(self, count: int, digest: str, size: int) -> dict[str, Any]:
-        said = f"head {count} {digest} {size}".encode()
-        mark = hmac.new(self._key, said, hashlib.sha256).hexdigest()
+        message = f"head {count} {digest} {size}".encode()
+        mark = hmac.new(self._key, message, hashlib.sha256).hexdigest()
         return {"count": count, "digest": digest, "size": size, "mark": mark}
 
     def _digest(self, row: Mapping[str, Any]) -> str:
         body = {key: value for key, value in row.items() if key != "digest"}
         return hmac.new(self._key, _line(body), hashlib.sha256).hexdigest()
 
-    def _broken(self, what: str) -> IntegrityError:
+    def _broken(self, problem: str) -> IntegrityError:
         return IntegrityError(
-            f"the ledger is broken: {what}",
+            f"the ledger is broken: {problem}",
             code="forensics.ledger",
             where=str(self.path),
-            expected="the rows that the lab wrote, all of them",
-            next="restore the ledger from a copy; until then the lab makes nothing",
+            expected="all rows that the lab wrote",
+            next="restore the ledger from a copy; until then the lab creates nothing",
         )
 
 
@@ -194,10 +194,10 @@ _KEY_BYTES = 32
 
 
 def lab_folder() -> Path:
-    """Return where the lab lives: STILLROOM_LAB, else the user's data folder."""
-    own = os.environ.get("STILLROOM_LAB")
-    if own:
-        return Path(own)
+    """Return the lab's folder: STILLROOM_LAB, else in the user's data folder."""
+    configured = os.environ.get("STILLROOM_LAB")
+    if configured:
+        return Path(configured)
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "stillroom" / "lab"
 
@@ -214,13 +214,13 @@ class Lab:
 
 
 def open_lab(folder: Path | None = None) -> Lab:
-    """Open the lab; on first use its key and certificates are made.
+    """Open the lab; its key and certificates are created on first use.
 
     Args:
-        folder: The lab's home; default ``lab_folder()``.
+        folder: The lab's folder; default: ``lab_folder()``.
 
     Raises:
-        IntegrityError: If the key is gone though the ledger is there, or is damaged.
+        IntegrityError: If the key is missing beside an existing ledger, or is damaged.
     """
     home = folder or lab_folder()
     if not (home / _KEY_FILE).is_file():
@@ -235,13 +235,13 @@ def open_lab(folder: Path | None = None) -> Lab:
 
 
 def has_lab() -> bool:
-    """Return whether this user has a lab already."""
+    """Return whether this user has a lab."""
     return (lab_folder() / _KEY_FILE).is_file()
 
 
 def _make_key(home: Path) -> None:
     if (home / "ledger.jsonl").exists():
-        raise _broken(home, "its key is gone, though it has a ledger")
+        raise _broken(home, "its key is missing, though it has a ledger")
     home.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(home / _KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -253,6 +253,6 @@ def _broken(home: Path, why: str) -> IntegrityError:
         f"the lab is broken: {why}",
         code="forensics.lab",
         where=str(home / _KEY_FILE),
-        expected="the key that the lab was made with",
+        expected="the key that the lab was created with",
         next="restore it from a copy, or set STILLROOM_LAB to a new folder",
     )

@@ -49,7 +49,7 @@ _FRAMES = 32
 _ROLES: Mapping[LabelKind | None, str] = {
     "forged": "made by this lab",
     "drawn": "made by this lab",
-    "synthetic": "kept by this lab as the twin of a forgery, said to be made by a generator",
+    "synthetic": "kept by this lab as the twin of a forgery, declared as generated",
     "real": "kept by this lab as the real twin of a forgery",
     None: "made or kept by this lab",
 }
@@ -64,15 +64,14 @@ _MAX_AUDIO_SAMPLES = 300 * SAMPLE_RATE
 
 @dataclass(frozen=True, slots=True)
 class WatermarkLookup:
-    """A watermark that was read, and the ledger's row of the file that it was written into.
+    """A watermark reading, and the ledger row of the file that it was embedded in.
 
-    ``row`` is None where the mark is in no row: of a ledger that was lost, or of a run that was
-    killed. ``kept`` is the share of width and height that a crop left. ``covered`` is what of the
-    file was read, in words, and ``decodings`` how often bits were decoded until the mark was found.
-    ``content`` says whether the file holds what the mark was written into, ``likeness`` by which
-    correlation with the row's sketch (its inner cells, where only those are alike); it is unknown
-    where there is no row, or one without a sketch.
-    ``nearer`` is the row of a forgery or twin beside it that a picture resembles clearly more.
+    ``row`` is None where no row has the watermark: of a lost ledger, or of a killed run. ``kept``
+    is the share of height and width that a crop left. ``covered`` describes the part of the file
+    that was read, and ``decodings`` counts decodings until the watermark was found. ``content``
+    states whether the file has the content that was marked, ``likeness`` the correlation with the
+    row's fingerprint (of the inner cells, where only those match); unknown without a row or
+    fingerprint. ``nearer`` is the row of the forgery or twin that an image is clearly closer to.
     """
 
     watermark: str = ""
@@ -86,9 +85,9 @@ class WatermarkLookup:
 
     @property
     def verdict(self) -> str:
-        """What the mark says of the file, and no more: nothing where it was written into another.
+        """Statement supported by the watermark: none about the file if the content differs.
 
-        A mark can be lifted from a file and laid on another without the lab's key.
+        A watermark can be copied from one file to another without the lab's key.
         """
         if self.content == "differs":
             return f"carries a watermark of this lab, but {_ELSEWHERE}"
@@ -97,16 +96,16 @@ class WatermarkLookup:
 
     @property
     def role(self) -> str:
-        """What the lab had to do with a marked file, as far as the ledger says."""
+        """The lab's part in a marked file, according to the ledger."""
         return _ROLES[read_label_kind(self.row) if self.row is not None else None]
 
     @property
     def chance(self) -> float:
-        """With which a whole file that is not marked passes for marked by so many decodings."""
+        """Probability that an unmarked file passes as marked with this many decodings."""
         return self.decodings * IMAGE_FALSE_MATCH_RATE
 
     def line(self) -> str:
-        """Return the finding as one line."""
+        """Format as one line."""
         if not self.watermark:
             where = f" in {self.covered}" if self.covered else ""
             return (
@@ -135,11 +134,11 @@ class WatermarkLookup:
         return f"{self.role}{crop}: {row}{bound}{by_chance}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "watermark": self.watermark or None,
             "kept": list(self.kept),
-            # Not the sketch: who has it could make a picture that resembles it.
+            # Without the fingerprint, which would help to make an image that matches it.
             "row": {k: v for k, v in self.row.items() if k != "content"} if self.row else None,
             "content": self.content if self.watermark else None,
             "likeness": None if self.likeness is None else round(self.likeness, 4),
@@ -151,7 +150,7 @@ class WatermarkLookup:
 
 
 def look_up_file(path: Path, lab: Lab) -> WatermarkLookup:
-    """Read the lab's watermark from a picture (also a crop), a clip or a sound; find its row.
+    """Read the lab's watermark from an image (also a crop), a clip or audio, and find its row.
 
     Raises:
         DataError: If the file cannot be read.
@@ -166,48 +165,48 @@ def look_up_file(path: Path, lab: Lab) -> WatermarkLookup:
 
 
 def look_up_clip(path: Path, lab: Lab) -> WatermarkLookup:
-    """Read the lab's watermark from a clip: its frames as they stand, then its sound.
+    """Read the lab's watermark from a clip: from its uncropped frames, then from its audio.
 
     Raises:
         DataError: If the clip cannot be read.
         IntegrityError: If the ledger is broken.
     """
     clip = open_clip(path)
-    seen = ClipWatermarkReader(lab)
+    reader = ClipWatermarkReader(lab)
     if clip.has_video:
         for frame in sample_frames(clip, _FRAMES):
-            seen.look(frame.image)
-    return seen.trace(path if clip.has_audio else None)
+            reader.read_frame(frame.image)
+    return reader.look_up(path if clip.has_audio else None)
 
 
 class ClipWatermarkReader:
-    """Reads the mark from frames of one clip as they pass, and says in the end what was found."""
+    """Read the watermark from frames of one clip as they are decoded, and look it up at the end."""
 
     def __init__(self, lab: Lab) -> None:
-        """Look for the lab's mark."""
+        """Use the lab's watermark key."""
         self._lab, self._mark = lab, ImageWatermark(lab.key)
         self.payloads: list[int] = []
         self._marks: list[_WatermarkRead] = []
         self._frames = self._decodings = self._until = 0
 
-    def look(self, image: Image) -> None:
-        """Read one frame, as it stands."""
-        found = self._mark.read(image)
+    def read_frame(self, image: Image) -> None:
+        """Read one frame, without a crop search."""
+        result = self._mark.read(image)
         self._frames += 1
-        self._decodings += found.decodings
-        if found.payload is not None:
+        self._decodings += result.decodings
+        if result.payload is not None:
             self._until = self._until or self._decodings
-            self.payloads.append(found.payload)
-            self._marks.append(_read_image_mark(image, found))
+            self.payloads.append(result.payload)
+            self._marks.append(_read_image_mark(image, result))
 
-    def trace(self, sound: Path | None) -> WatermarkLookup:
-        """Return the mark of a frame, else of the sound: the first whose content it is, if any.
+    def look_up(self, sound: Path | None) -> WatermarkLookup:
+        """Look up the watermark of the frames, else of the audio; the first that matches wins.
 
         Args:
-            sound: The clip, where it has any.
+            sound: The clip, if it has audio.
 
         Raises:
-            DataError: If nothing of the sound can be decoded.
+            DataError: If no audio can be decoded.
             IntegrityError: If the ledger is broken.
         """
         covered = f"{self._frames} frames as they stand" if self._frames else ""
@@ -215,51 +214,51 @@ class ClipWatermarkReader:
             return _find_row(self._marks, self._lab, covered, self._until)
         if sound is None:
             return WatermarkLookup(covered=covered, decodings=self._decodings)
-        heard = look_up_audio(sound, self._lab)
-        covered = " and ".join(part for part in (covered, heard.covered) if part)
-        decodings = self._decodings + heard.decodings
-        return replace(heard, covered=covered, decodings=decodings)
+        lookup = look_up_audio(sound, self._lab)
+        covered = " and ".join(part for part in (covered, lookup.covered) if part)
+        decodings = self._decodings + lookup.decodings
+        return replace(lookup, covered=covered, decodings=decodings)
 
 
 def look_up_audio(path: Path, lab: Lab) -> WatermarkLookup:
-    """Read the lab's watermark from a recording or a clip's sound, and find its row.
+    """Read the lab's watermark from a recording or a clip's audio, and find its row.
 
-    Runs of 12 seconds are read, half overlapping, over the first five minutes; each run is a
-    reading of its own, with its own chance to fit where there is no mark.
+    Segments of 12 seconds, half overlapping, are read over the first five minutes; each segment is
+    one reading, with its own probability of a false match.
 
     Raises:
-        DataError: If nothing of it can be decoded.
+        DataError: If nothing can be decoded.
         IntegrityError: If the ledger is broken.
     """
     mark = AudioWatermark(lab.key)
-    decodings, until, elsewhere = 0, 0.0, None
+    decodings, until, mismatch = 0, 0.0, None
     for run, until in _iterate_segments(path):
-        found = mark.read(run)
-        decodings += found.decodings
-        if found.payload is not None:
-            text = format(found.payload, f"0{SOUND_BITS // 4}x")
-            one = _WatermarkRead(text, (1.0, 1.0), "sound", run)
-            trace = _find_row([one], lab, f"{until:.1f} s of sound", decodings)
+        result = mark.read(run)
+        decodings += result.decodings
+        if result.payload is not None:
+            text = format(result.payload, f"0{SOUND_BITS // 4}x")
+            reading = _WatermarkRead(text, (1.0, 1.0), "sound", run)
+            trace = _find_row([reading], lab, f"{until:.1f} s of sound", decodings)
             if trace.content != "differs":
                 return trace
-            elsewhere = elsewhere or trace
-    return elsewhere or WatermarkLookup(
+            mismatch = mismatch or trace
+    return mismatch or WatermarkLookup(
         covered=f"the first {until:.1f} s of sound", decodings=decodings
     )
 
 
 def _iterate_segments(path: Path) -> Iterator[tuple[AudioSamples, float]]:
-    """Yield runs, half overlapping, of the first minutes, and the second that each ends at."""
+    """Yield half overlapping segments of the first minutes, and the end time of each."""
     waiting: list[AudioSamples] = []
     begin, have = 0, 0
     for part in read_blocks(path):
         waiting.append(part)
         have += len(part)
         if have >= _SEGMENT:
-            whole = np.concatenate(waiting)
-            yield whole, (begin + len(whole)) / SAMPLE_RATE
+            segment = np.concatenate(waiting)
+            yield segment, (begin + len(segment)) / SAMPLE_RATE
             begin += _SEGMENT // 2
-            waiting, have = [whole[_SEGMENT // 2 :]], len(whole) - _SEGMENT // 2
+            waiting, have = [segment[_SEGMENT // 2 :]], len(segment) - _SEGMENT // 2
             if begin >= _MAX_AUDIO_SAMPLES:
                 return
     if have > _SEGMENT // 2 or not begin:
@@ -268,61 +267,65 @@ def _iterate_segments(path: Path) -> Iterator[tuple[AudioSamples, float]]:
 
 def look_up_image(image: Image, lab: Lab) -> WatermarkLookup:
     """Read the lab's watermark from pixels, RGB (H, W, 3), and find its row."""
-    found = ImageWatermark(lab.key).read(image, search=True)
-    covered, decodings = "the picture and its crops", found.decodings
-    if found.payload is None:
+    result = ImageWatermark(lab.key).read(image, search=True)
+    covered, decodings = "the picture and its crops", result.decodings
+    if result.payload is None:
         return WatermarkLookup(covered=covered, decodings=decodings)
-    return _find_row([_read_image_mark(image, found)], lab, covered, decodings)
+    return _find_row([_read_image_mark(image, result)], lab, covered, decodings)
 
 
 @dataclass(frozen=True, slots=True)
 class _WatermarkRead:
-    """A mark that was read, and of what: a picture's sketch, or a sound as it is."""
+    """A watermark reading with the content it was read from: a fingerprint, or a waveform."""
 
     watermark: str
     kept: tuple[float, float]
     medium: Literal["picture", "sound"]
     content: npt.NDArray[Any]
 
-    def hold_against(
-        self, row: Mapping[str, Any] | None, beside: Sequence[Mapping[str, Any]]
+    def compare_with(
+        self, row: Mapping[str, Any] | None, related: Sequence[Mapping[str, Any]]
     ) -> tuple[ContentMatch, float | None, int | None]:
-        """Return whether this is what a row's file held, how like it is, and what is nearer.
+        """Compare the content with a row: match, correlation, and the number of a closer row.
 
         Args:
-            row: The ledger's of the mark.
-            beside: Rows of the forgery or twin of the same picture.
+            row: Ledger row of the watermark.
+            related: Rows of the forgery or twin of the same item.
         """
         if row is None or not row.get("content"):
             return "unknown", None, None
-        kept = str(row["content"])
+        stored = str(row["content"])
         if self.medium == "sound":
-            likeness = compare_audio(kept, self.content)
+            likeness = compare_audio(stored, self.content)
             return "same" if is_same_audio(likeness) else "differs", likeness, None
-        cells, likeness = match_image(kept, self.content)
+        cells, likeness = match_image(stored, self.content)
         if cells is None:
             return "differs", likeness, None
-        for other in beside:
-            sketch = str(other.get("content") or "")
-            if sketch and is_closer_match(likeness, compare_image(sketch, self.content, cells)):
-                return "differs", likeness, int(other["number"])
+        for related_row in related:
+            related_content = str(related_row.get("content") or "")
+            if related_content and is_closer_match(
+                likeness, compare_image(related_content, self.content, cells)
+            ):
+                return "differs", likeness, int(related_row["number"])
         return "same", likeness, None
 
 
-def _read_image_mark(image: Image, found: ImageWatermarkResult) -> _WatermarkRead:
-    text = format(found.payload or 0, f"0{PICTURE_BITS // 4}x")
-    return _WatermarkRead(text, found.kept, "picture", fingerprint_image(align_luma(image, found)))
+def _read_image_mark(image: Image, result: ImageWatermarkResult) -> _WatermarkRead:
+    text = format(result.payload or 0, f"0{PICTURE_BITS // 4}x")
+    return _WatermarkRead(
+        text, result.kept, "picture", fingerprint_image(align_luma(image, result))
+    )
 
 
 def _find_row(
     marks: Sequence[_WatermarkRead], lab: Lab, covered: str, decodings: int
 ) -> WatermarkLookup:
-    """Return the first mark that lies on the content of its row, else the first."""
+    """Return the first watermark whose content matches its row, else the first."""
     rows = lab.ledger.find_all({mark.watermark for mark in marks})
-    beside = lab.ledger.find_beside(rows.values())
+    related = lab.ledger.find_related(rows.values())
     traces = []
     for mark in marks:
         row = rows.get(mark.watermark)
-        held = mark.hold_against(row, beside[row["number"]] if row else ())
-        traces.append(WatermarkLookup(mark.watermark, mark.kept, row, covered, decodings, *held))
+        match = mark.compare_with(row, related[row["number"]] if row else ())
+        traces.append(WatermarkLookup(mark.watermark, mark.kept, row, covered, decodings, *match))
     return next((trace for trace in traces if trace.content == "same"), traces[0])

@@ -31,16 +31,16 @@ def open_trust_lists(
     user: Sequence[Path] = (),
     lab: Lab | None = None,
 ) -> list[TrustList]:
-    """Return trust lists with their labels, in the order that they are asked.
+    """Return the trust lists with their labels, in order of precedence.
 
     Args:
         official: PEM files of the C2PA's own list.
         interim: PEM files of the list that was frozen at the start of 2026.
         user: PEM files of authorities that the user trusts.
-        lab: The user's lab, whose own authority is trusted after all others, as label ``lab``.
+        lab: The user's lab, whose own authority comes last, with the label ``lab``.
 
     Raises:
-        DataError: If a file holds no certificate.
+        DataError: If a file has no certificate.
     """
     return [
         *(TrustList.read("official", path) for path in official),
@@ -59,35 +59,35 @@ def sign_file(
     made_by: str = "",
     timestamp_url: str = "",
 ) -> Credentials:
-    """Sign a file's origin into a copy of it, and prove the copy before it is written.
+    """Sign a copy of a file, and verify it.
 
     Args:
-        file: What is signed; credentials that it carries become its parent's.
+        file: The file to sign; its existing credentials become those of the parent.
         out: The signed copy.
-        ca: The folder that ``init_ca`` made.
-        title: Shown by readers.
-        made_by: The generator of a synthetic file; empty claims nothing of how it was made.
-        timestamp_url: A timestamp authority; empty asks none.
+        ca: A folder created by ``init_ca``.
+        title: Title shown by readers.
+        made_by: Generator of a synthetic file; empty claims nothing of how it was made.
+        timestamp_url: URL of a timestamp authority; empty uses none.
 
     Raises:
         DataError: If the file, its type or the certificate is refused, ``out`` exists, or the file
-            carries this user's lab's watermark and would be signed without saying so.
+            carries the watermark of the user's lab and ``made_by`` is empty.
     """
     mime = detect_mime_type(file)
     if out.exists():
         raise DataError(
-            f"{out} exists already",
+            f"{out} already exists",
             code="data.exists",
             expected="a new file",
             next="choose another --out",
         )
     if detect_mime_type(out) != mime:
         raise DataError(
-            f"{out.name} is not of the type of {file.name}",
+            f"{out.name} does not have the type of {file.name}",
             code="forensics.media-type",
             where=str(out),
-            expected=f"the ending {file.suffix}",
-            next="signing does not convert files",
+            expected=f"the suffix {file.suffix}",
+            next="name an output of the same type; signing does not convert files",
         )
     if not file.is_file():
         raise DataError(
@@ -102,8 +102,8 @@ def sign_file(
     signer = dataclasses.replace(Signer.open(ca), timestamp_url=timestamp_url)
     manifest: dict[str, object] = {"title": title or file.name}
     if made_by:
-        about = {"label": "io.stillroom.made-by", "data": {"generator": made_by}}
-        manifest["assertions"] = [about]
+        made_by_assertion = {"label": "io.stillroom.made-by", "data": {"generator": made_by}}
+        manifest["assertions"] = [made_by_assertion]
     source = "trainedAlgorithmicMedia" if made_by else ""
     signed = sign_bytes(file.read_bytes(), mime, manifest, signer, source_type=source)
     with atomic_write(out, "wb") as target:
@@ -112,19 +112,19 @@ def sign_file(
 
 
 def _refuse_lab_file(file: Path) -> None:
-    """Refuse to sign what this user's lab made as if nothing were known of how it was made."""
+    """Raise for a file with the lab's watermark that would be signed without its generator."""
     kind = detect_file_type(file)
     if not has_lab() or kind is None or kind.sense == "other":
         return
     try:
-        found = look_up_file(file, open_lab())
+        lookup = look_up_file(file, open_lab())
     except DataError:
-        return  # what is no picture is refused by who signs it, with its own reason
-    if found.watermark:
+        return  # not readable as media: signing refuses it with its own error
+    if lookup.watermark:
         raise DataError(
-            f"{file.name} {found.verdict}; it would be signed without saying so",
+            f"{file.name} {lookup.verdict}; the signature would not state this",
             code="forensics.lab-file",
             where=str(file),
-            expected="--made-by with the generator, for a file that the lab made",
-            next="stillroom forensics trace FILE says which forgery it is",
+            expected="--made-by with the generator, for a file made by the lab",
+            next="stillroom forensics trace FILE shows which forgery it is",
         )

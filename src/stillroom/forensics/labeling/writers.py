@@ -1,17 +1,13 @@
 """Writers of labeled images and audio: watermark, metadata label, credentials, and ledger row.
 
-Every image gets an invisible watermark, a label in its metadata that any viewer shows, signed
-content credentials, and a row in the lab's ledger; then the finished bytes are read back, and each
-mark has to be found in them before the file appears under its name. There is no setting that leaves
-one out. A contract test holds that no other module of the room writes pictures.
+Every file gets an invisible or inaudible watermark, a metadata label that viewers and players show,
+signed content credentials, and a row in the lab's ledger. The finished bytes are read back, and
+each mark must be found in them before the file appears under its name. No setting disables a mark.
+A contract test holds that no other module of the room writes images.
 
-What this cannot do: stop someone from changing this program, or from saving the arrays that
-``draw_face`` and a method's ``forge`` return in memory, which carry no mark. The marks are for
-honest labs, and for files that leave them.
-
-As ``marking`` does for pictures: an inaudible watermark, a label that players show, signed content
-credentials, and a row in the ledger; the finished bytes are read back, and each mark has to be
-found in them before the file appears.
+Limits: nothing stops a user from changing this program, or from saving the unmarked arrays that
+``draw_face`` and a method's ``forge`` return. The marks serve honest labs, and files that leave
+them.
 """
 
 from __future__ import annotations
@@ -122,15 +118,15 @@ _XMP = (
 UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
 
 
-"""Endings of media that no other part of this room reads, and that a set may not hold either."""
+"""Suffixes of media that this room does not read, and that a data set may not hold either."""
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """An image that the lab made, and what its marks are to say.
+    """An image made by the lab, and the statements of its marks.
 
-    ``source_type`` is IPTC's word; ``parent`` the bytes and type of the picture it was made from,
-    where that was not drawn here; ``box`` is x, y, width, height of what is forged.
+    ``source_type`` is the IPTC source type; ``parent`` holds bytes and type of the source image,
+    unless it was drawn; ``box`` is x, y, width, height of the forged region.
     """
 
     image: Image
@@ -141,55 +137,57 @@ class GeneratedImage:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
     consent: str = ""
     kind: LabelKind = "forged"
-    whose: str = "drawn"
+    source: str = "drawn"
     parent: tuple[bytes, str] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabeledImageWriter:
-    """Writes images of one lab, each with all its marks."""
+    """Write images of one lab, each with all marks."""
 
     def __init__(self, lab: Lab, *, psnr: float = 41.5, quality: int = 95) -> None:
-        """Write with the lab's key, certificates and ledger.
+        """Use the lab's key, certificates and ledger.
 
         Args:
             lab: The lab.
-            psnr: Quality of the watermarked image, in dB.
-            quality: Of JPEG.
+            psnr: PSNR of the watermarked image, in dB.
+            quality: JPEG quality.
         """
         require_packages("c2pa", "cryptography", "PIL", "cv2")
         self._lab, self._psnr, self._quality = lab, psnr, quality
         self._watermark = ImageWatermark(lab.key)
 
-    def emit(self, made: GeneratedImage, path: Path) -> dict[str, Any]:
-        """Mark an image, prove its marks, and write it.
+    def write(self, generated: GeneratedImage, path: Path) -> dict[str, Any]:
+        """Mark an image, verify its marks, and write it.
 
         Args:
-            made: The image and what is to be said of it.
+            generated: The image and the statements of its marks.
             path: A new file, ``.jpg`` or ``.png``.
 
         Returns:
-            What a manifest row says of the file: watermark, digests, quality.
+            Fields of its manifest row: watermark, digests, PSNR.
 
         Raises:
-            DataError: If the image cannot carry a mark.
+            DataError: If the image cannot carry a watermark.
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
-        payload = make_payload(self._lab, made, path.name, made.image.tobytes(), IMAGE_PAYLOAD_BITS)
-        marked = self._watermark.embed(made.image, payload, psnr=self._psnr)
+        payload = make_payload(
+            self._lab, generated, path.name, generated.image.tobytes(), IMAGE_PAYLOAD_BITS
+        )
+        marked = self._watermark.embed(generated.image, payload, psnr=self._psnr)
         mime = detect_mime_type(path)
-        plain = self._encode(marked, mime, made)
+        plain = self._encode(marked, mime, generated)
         signed = sign_bytes(
             plain,
             mime,
-            self._manifest(made, payload, path.name),
+            self._manifest(generated, payload, path.name),
             self._lab.signer,
-            source_type="" if made.parent else made.source_type,
-            parent=made.parent,
+            source_type="" if generated.parent else generated.source_type,
+            parent=generated.parent,
         )
         require_marks(
             path,
-            self._missing(signed, mime, payload, frozenset([IMAGE_LABELS[made.kind]])),
+            self._missing(signed, mime, payload, frozenset([IMAGE_LABELS[generated.kind]])),
             "raise out.quality, or lower marking.psnr, so that the watermark survives",
         )
         image = decode_image(signed)
@@ -200,19 +198,19 @@ class LabeledImageWriter:
         sketch = pack_fingerprint(
             fingerprint_image(align_luma(image, ImageWatermarkResult(payload, 0.0)))
         )
-        commit_file(path, signed, made, self._lab, **row, content=sketch)
+        commit_file(path, signed, generated, self._lab, **row, content=sketch)
         return {
             **row,
-            "psnr": round(measure_psnr(made.image, marked), 2),
+            "psnr": round(measure_psnr(generated.image, marked), 2),
             "marks": list(MARKS),
         }
 
     def missing_marks(self, path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return which marks of this lab a file lacks; none if it is whole.
+        """Return the marks of this lab that a file lacks; empty if complete.
 
         Args:
             path: A JPEG or PNG; one that cannot be decoded lacks them all.
-            rows: The ledger's rows by their files' digests.
+            rows: Ledger rows by the digests of their files.
         """
         from PIL import Image as Pictures
 
@@ -234,13 +232,13 @@ class LabeledImageWriter:
             data,
             mime,
             self._lab,
-            found=self._watermark.read(decode_image(data)).payload,
+            read_payload=self._watermark.read(decode_image(data)).payload,
             payload=payload,
-            is_labelled=_read_image_label(data) in labels,
+            is_labeled=_read_image_label(data) in labels,
         )
 
-    def _manifest(self, made: GeneratedImage, payload: int, title: str) -> dict[str, Any]:
-        x, y, width, height = made.box
+    def _manifest(self, generated: GeneratedImage, payload: int, title: str) -> dict[str, Any]:
+        x, y, width, height = generated.box
         shape = {
             "type": "rectangle",
             "unit": "pixel",
@@ -250,41 +248,41 @@ class LabeledImageWriter:
         }
         change = {"description": "forged", "region": [{"type": "spatial", "shape": shape}]}
         return make_manifest(
-            made,
+            generated,
             title,
-            label=IMAGE_LABELS[made.kind],
+            label=IMAGE_LABELS[generated.kind],
             binding=(IMAGE_SOFT_BINDING, payload, IMAGE_PAYLOAD_BITS),
             region={"x": x, "y": y, "width": width, "height": height},
             changes=[change] if width and height else [],
         )
 
-    def _encode(self, image: Image, mime: str, made: GeneratedImage) -> bytes:
-        """Return the image as a file whose own metadata says what it is."""
+    def _encode(self, image: Image, mime: str, generated: GeneratedImage) -> bytes:
+        """Encode the image with its label in the metadata."""
         from PIL import Image as Pictures
         from PIL.PngImagePlugin import PngInfo
 
         picture, out = Pictures.fromarray(image), io.BytesIO()
-        xmp = _XMP.format(source=IPTC_SOURCE_TYPE_URL + made.source_type)
+        xmp = _XMP.format(source=IPTC_SOURCE_TYPE_URL + generated.source_type)
         if mime == "image/jpeg":
             exif = Pictures.Exif()
-            exif[_EXIF_DESCRIPTION] = IMAGE_LABELS[made.kind]
+            exif[_EXIF_DESCRIPTION] = IMAGE_LABELS[generated.kind]
             picture.save(
                 out, "JPEG", quality=self._quality, exif=exif, xmp=xmp.encode(), subsampling=0
             )
         else:
             texts = PngInfo()
-            texts.add_text("Description", IMAGE_LABELS[made.kind])
+            texts.add_text("Description", IMAGE_LABELS[generated.kind])
             texts.add_itxt("XML:com.adobe.xmp", xmp)
             picture.save(out, "PNG", pnginfo=texts)
         return out.getvalue()
 
 
 def select_lookup_label(row: Mapping[str, Any] | None, content: ContentMatch) -> str:
-    """Return what is true of a picture that carries the lab's mark.
+    """Return the label for an image that carries the lab's watermark.
 
     Args:
-        row: The ledger's of the mark.
-        content: Whether the picture is the one that the mark was written into.
+        row: Ledger row of the watermark.
+        content: Whether the image has the content that the watermark was embedded in.
     """
     if content == "differs":
         return _COPIED_MARK_LABEL
@@ -293,7 +291,7 @@ def select_lookup_label(row: Mapping[str, Any] | None, content: ContentMatch) ->
 
 
 def decode_image(data: bytes) -> Image:
-    """Return the pixels of a file as RGB, (H, W, 3)."""
+    """Decode the pixels of a file to RGB, (H, W, 3)."""
     from PIL import Image as Pictures
 
     with Pictures.open(io.BytesIO(data)) as picture:
@@ -301,17 +299,17 @@ def decode_image(data: bytes) -> Image:
 
 
 def _read_image_label(data: bytes) -> str:
-    """Return what a file's own metadata say it shows; credentials do not count."""
+    """Return the label in a file's own metadata; credentials do not count."""
     from PIL import Image as Pictures
 
     with Pictures.open(io.BytesIO(data)) as picture:
         picture.load()
-        said = picture.getexif().get(_EXIF_DESCRIPTION) or picture.info.get("Description") or ""
-    return str(said)
+        label = picture.getexif().get(_EXIF_DESCRIPTION) or picture.info.get("Description") or ""
+    return str(label)
 
 
 def read_image(path: Path) -> Image:
-    """Return the pixels of a file of the lab's as RGB, (H, W, 3)."""
+    """Read the pixels of a lab file as RGB, (H, W, 3)."""
     return decode_image(path.read_bytes())
 
 
@@ -341,7 +339,7 @@ _AUDIO_MIME = "audio/wav"
 
 @dataclass(frozen=True, eq=False)
 class GeneratedAudio:
-    """A sound that the lab made, (N,) at ``waves.RATE``, and what its marks are to say."""
+    """Audio made by the lab, (N,) at ``SAMPLE_RATE``, and the statements of its marks."""
 
     values: AudioSamples
     generator: str
@@ -350,57 +348,57 @@ class GeneratedAudio:
     source_type: str
     consent: str = ""
     kind: LabelKind = "forged"
-    whose: str = "drawn"
-    about: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "drawn"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabeledAudioWriter:
-    """Writes sounds of one lab as WAV, each with all its marks."""
+    """Write audio of one lab as WAV, each file with all marks."""
 
     def __init__(self, lab: Lab, *, snr: float = 18.0) -> None:
-        """Write with the lab's key, certificates and ledger.
+        """Use the lab's key, certificates and ledger.
 
         Args:
             lab: The lab.
-            snr: Ratio of sound to mark in dB; up to 6 less where the mark cannot be read back.
+            snr: Signal-to-watermark ratio in dB; up to 6 less where it cannot be read back.
         """
         require_packages("c2pa", "cryptography")
         self._lab, self._snr = lab, snr
         self._mark = AudioWatermark(lab.key)
 
-    def emit(self, made: GeneratedAudio, path: Path) -> dict[str, Any]:
-        """Mark a sound, prove its marks, and write it.
+    def write(self, generated: GeneratedAudio, path: Path) -> dict[str, Any]:
+        """Mark audio, verify its marks, and write it.
 
         Args:
-            made: The sound and what is to be said of it.
+            generated: The audio and the statements of its marks.
             path: A new file, ``.wav``.
 
         Returns:
-            What a manifest row says of the file: watermark, digests, ratio of sound to mark.
+            Fields of its manifest row: watermark, digests, signal-to-watermark ratio.
 
         Raises:
-            DataError: If the sound cannot carry a mark.
+            DataError: If the audio cannot carry a watermark.
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
         payload = make_payload(
-            self._lab, made, path.name, made.values.tobytes(), AUDIO_PAYLOAD_BITS
+            self._lab, generated, path.name, generated.values.tobytes(), AUDIO_PAYLOAD_BITS
         )
-        marked = self._mark.embed(made.values, payload, snr=self._snr)
+        marked = self._mark.embed(generated.values, payload, snr=self._snr)
         signed = sign_bytes(
-            _encode_wave(marked, AUDIO_LABELS[made.kind]),
+            _encode_wave(marked, AUDIO_LABELS[generated.kind]),
             _AUDIO_MIME,
             make_manifest(
-                made,
+                generated,
                 path.name,
-                label=AUDIO_LABELS[made.kind],
+                label=AUDIO_LABELS[generated.kind],
                 binding=(_AUDIO_SOFT_BINDING, payload, AUDIO_PAYLOAD_BITS),
             ),
             self._lab.signer,
-            source_type=made.source_type,
+            source_type=generated.source_type,
         )
         require_marks(
             path,
-            self._missing(signed, payload, frozenset([AUDIO_LABELS[made.kind]])),
+            self._missing(signed, payload, frozenset([AUDIO_LABELS[generated.kind]])),
             "lower sound.snr, so that the watermark survives",
         )
         values = decode_wave(signed)
@@ -409,19 +407,19 @@ class LabeledAudioWriter:
             "pixels": digest_bytes(values.tobytes()),
         }
         sketch = pack_fingerprint(fingerprint_audio(values))
-        commit_file(path, signed, made, self._lab, **row, content=sketch)
+        commit_file(path, signed, generated, self._lab, **row, content=sketch)
         return {
             **row,
-            "snr": round(measure_snr(made.values, marked), 2),
+            "snr": round(measure_snr(generated.values, marked), 2),
             "marks": list(MARKS),
         }
 
     def missing_marks(self, path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return which marks of this lab a WAV file lacks; none if it is whole.
+        """Return the marks of this lab that a WAV file lacks; empty if complete.
 
         Args:
             path: The file.
-            rows: The ledger's rows by their files' digests.
+            rows: Ledger rows by the digests of their files.
         """
         data = path.read_bytes()
         payload = find_signed_payload(data, rows)
@@ -432,35 +430,35 @@ class LabeledAudioWriter:
 
     def _missing(self, data: bytes, payload: int | None, labels: frozenset[str]) -> list[str]:
         try:
-            found = self._mark.read(decode_wave(data)).payload
+            payload_read = self._mark.read(decode_wave(data)).payload
         except (wave.Error, EOFError, ValueError):
-            found = None
+            payload_read = None
         return find_missing_marks(
             data,
             _AUDIO_MIME,
             self._lab,
-            found=found,
+            read_payload=payload_read,
             payload=payload,
-            is_labelled=_read_audio_label(data) in labels,
+            is_labeled=_read_audio_label(data) in labels,
         )
 
 
 def decode_wave(data: bytes) -> AudioSamples:
-    """Return the values of a WAV of 16 bits and one channel, (N,) in [-1, 1]."""
+    """Decode a 16-bit mono WAV, (N,) in [-1, 1]."""
     with wave.open(io.BytesIO(data)) as file:
         values = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
     return np.asarray(values / 32768, dtype=np.float32)
 
 
 def _encode_wave(values: AudioSamples, label: str) -> bytes:
-    """Return a WAV whose own comment says what it is."""
+    """Encode a WAV with its label in the comment."""
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        whole = np.clip(np.rint(values.astype(np.float64) * 32768), -32768, 32767)
-        file.writeframes(whole.astype("<i2").tobytes())
+        samples = np.clip(np.rint(values.astype(np.float64) * 32768), -32768, 32767)
+        file.writeframes(samples.astype("<i2").tobytes())
     data, text = out.getvalue(), label.encode() + b"\0"
     text += b"\0" * (len(text) % 2)
     info = b"INFOICMT" + struct.pack("<I", len(text)) + text
@@ -469,13 +467,16 @@ def _encode_wave(values: AudioSamples, label: str) -> bytes:
 
 
 def _read_audio_label(data: bytes) -> str:
-    """Return the comment of a WAV's own metadata; credentials do not count."""
-    at = 12
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], struct.unpack("<I", data[at + 4 : at + 8])[0]
-        body = data[at + 8 : at + 8 + size]
+    """Return the comment in a WAV's own metadata; credentials do not count."""
+    offset = 12
+    while offset + 8 <= len(data):
+        name, size = (
+            data[offset : offset + 4],
+            struct.unpack("<I", data[offset + 4 : offset + 8])[0],
+        )
+        body = data[offset + 8 : offset + 8 + size]
         if name == b"LIST" and body[4:8] == b"ICMT":
             length = struct.unpack("<I", body[8:12])[0]
             return body[12 : 12 + length].rstrip(b"\0").decode("utf-8", "replace")
-        at += 8 + size + size % 2
+        offset += 8 + size + size % 2
     return ""

@@ -1,10 +1,11 @@
 """Audio decoding, short-time spectra, resampling, and eSpeak NG speech synthesis.
 
-Sounds are mono, float32 in [-1, 1], at ``SAMPLE_RATE`` samples a second wherever this room makes or
-judges them.
+Audio is mono, float32 in [-1, 1], at ``SAMPLE_RATE`` samples per second wherever this room makes or
+judges it.
 
-Decoded block by block, so that memory does not grow with its length: level, clipping, silence and
-the frequency below which nearly all energy lies, which tells a telephone's band from a studio's.
+Files are decoded block by block, so that memory does not grow with duration. Statistics: level,
+clipping, silence, and the frequency below which nearly all energy lies, which separates telephone
+from studio bandwidth.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 
 
-"""Endings of what is read as a recording."""
+"""Suffixes of files that are read as recordings."""
 
 
 AudioSamples = npt.NDArray[np.float32]
@@ -78,11 +79,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A recording at ``SAMPLE_RATE``: values (N,), its name, who speaks.
+    """A recording at ``SAMPLE_RATE``: values (N,), name, speaker identity, digest of its file.
 
-    The digest of its file.
-
-    ``codings`` are how the files it is cut from are coded, as ``name_codec`` says; empty: drawn.
+    ``codings`` are the codings of the files it is cut from, by ``name_codec``; empty if drawn.
     """
 
     values: AudioSamples
@@ -93,13 +92,13 @@ class Waveform:
 
 
 def name_codec(codec: str) -> str:
-    """Return how a decoder's sound is coded: ``lossless``, or the name of what loses some."""
+    """Return the coding of a decoder: ``lossless``, or the name of the lossy codec."""
     lossless = codec.startswith("pcm_") or codec in _LOSSLESS
     return "lossless" if lossless else codec.removesuffix("float")
 
 
 def read_codec(path: Path) -> str:
-    """Return the decoder's name of a file's first audio track; empty if it cannot be opened."""
+    """Return the decoder name of the first audio track; empty if it cannot be opened."""
     import av
 
     try:
@@ -111,15 +110,15 @@ def read_codec(path: Path) -> str:
 
 
 def compute_stft(values: AudioSamples, length: int, hop: int) -> Spectrum:
-    """Return the short-time spectrum, (frames, length // 2 + 1), frames centered on every hop."""
+    """Return the short-time spectrum, (frames, length // 2 + 1), frames centered on each hop."""
     padded = np.pad(values.astype(np.float64), length // 2, mode="reflect")
     count = 1 + (len(padded) - length) // hop
-    at = np.arange(length)[None] + hop * np.arange(count)[:, None]
-    return np.asarray(np.fft.rfft(padded[at] * _window(length)), dtype=np.complex128)
+    indices = np.arange(length)[None] + hop * np.arange(count)[:, None]
+    return np.asarray(np.fft.rfft(padded[indices] * _window(length)), dtype=np.complex128)
 
 
 def invert_stft(spectrum: Spectrum, length: int, hop: int, count: int) -> AudioSamples:
-    """Return the sound of ``count`` values whose short-time spectrum comes nearest.
+    """Return the waveform of ``count`` values whose short-time spectrum is nearest.
 
     Source: Griffin and Lim 1984, "Signal estimation from modified short-time Fourier transform",
     IEEE TASSP 32(2), equation 6.
@@ -131,42 +130,42 @@ def invert_stft(spectrum: Spectrum, length: int, hop: int, count: int) -> AudioS
     for number, frame in enumerate(frames):
         total[number * hop : number * hop + length] += frame
         weight[number * hop : number * hop + length] += window**2
-    whole = total / np.maximum(weight, 1e-8)
-    found = whole[length // 2 : length // 2 + count]
-    return np.asarray(np.pad(found, (0, max(count - len(found), 0))), dtype=np.float32)
+    waveform = total / np.maximum(weight, 1e-8)
+    trimmed = waveform[length // 2 : length // 2 + count]
+    return np.asarray(np.pad(trimmed, (0, max(count - len(trimmed), 0))), dtype=np.float32)
 
 
 def make_mel_filterbank(
     bands: int, length: int, *, low: float = 0.0, high: float = SAMPLE_RATE / 2
 ) -> Floats:
-    """Return triangular filters over a spectrum, (bands, length // 2 + 1), evenly on the mel scale.
+    """Return triangular mel filters over a spectrum, (bands, length // 2 + 1).
 
     Source: O'Shaughnessy 1987, 2595 log10(1 + f / 700).
     """
     edges = np.linspace(_to_mel(low), _to_mel(high), bands + 2)
-    places = 700 * (10 ** (edges / 2595) - 1)
+    edges_hz = 700 * (10 ** (edges / 2595) - 1)
     frequency = np.linspace(0, SAMPLE_RATE / 2, length // 2 + 1)
-    left, middle, right = places[:-2, None], places[1:-1, None], places[2:, None]
+    left, middle, right = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     rising = (frequency - left) / (middle - left)
     falling = (right - frequency) / (right - middle)
     return np.asarray(np.maximum(np.minimum(rising, falling), 0.0))
 
 
 def resample(values: AudioSamples, before: float, after: float) -> AudioSamples:
-    """Return a sound at another rate: band-limited by its spectrum, as one piece."""
+    """Resample a waveform by its spectrum (band-limited), as one block."""
     count = round(len(values) * after / before)
     if count == len(values) or not len(values):
         return values
     spectrum = np.fft.rfft(values.astype(np.float64))
-    wanted = count // 2 + 1
-    fitted = np.zeros(wanted, dtype=np.complex128)
-    kept = min(wanted, len(spectrum))
-    fitted[:kept] = spectrum[:kept]
+    num_bins = count // 2 + 1
+    fitted = np.zeros(num_bins, dtype=np.complex128)
+    num_copied = min(num_bins, len(spectrum))
+    fitted[:num_copied] = spectrum[:num_copied]
     return np.asarray(np.fft.irfft(fitted, count) * (count / len(values)), dtype=np.float32)
 
 
 def fit_length(values: AudioSamples, count: int, start: int = 0) -> AudioSamples:
-    """Return ``count`` values from ``start`` on; a sound that is shorter is repeated."""
+    """Return ``count`` values from ``start``; a shorter waveform is tiled."""
     if len(values) - start >= count:
         return np.ascontiguousarray(values[start : start + count])
     times = -(-count // max(len(values), 1))
@@ -174,16 +173,16 @@ def fit_length(values: AudioSamples, count: int, start: int = 0) -> AudioSamples
 
 
 def normalize_peak(values: AudioSamples, peak: float = 0.7) -> AudioSamples:
-    """Return the sound at a peak; silence stays silent."""
+    """Scale a waveform to a peak amplitude; silence stays silent."""
     most = float(np.abs(values).max(initial=0.0))
     return np.asarray(values * (peak / most) if most > 0 else values, dtype=np.float32)
 
 
 def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples:
-    """Return a file's first audio track, mono at ``SAMPLE_RATE``.
+    """Decode the first audio track of a file to mono at ``SAMPLE_RATE``.
 
     Raises:
-        DataError: If it holds none, is longer than ``longest_s``, or cannot be decoded.
+        DataError: If there is none, it is longer than ``longest_s``, or it cannot be decoded.
     """
     parts: list[AudioSamples] = []
     count = 0
@@ -191,47 +190,45 @@ def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples
         parts.append(part)
         count += len(part)
         if count > longest_s * SAMPLE_RATE:
-            raise _unreadable_waveform(
-                path, f"is longer than {longest_s:.0f} s", "a shorter recording"
-            )
+            raise _unreadable(path, f"is longer than {longest_s:.0f} s", "a shorter recording")
     return np.concatenate(parts)
 
 
 def read_blocks(path: Path) -> Iterator[AudioSamples]:
-    """Yield a file's first audio track in parts of some hundredths of a second.
+    """Yield the first audio track of a file in blocks of some hundredths of a second.
 
     Raises:
-        DataError: If it holds none, or nothing of it can be decoded.
+        DataError: If there is none, or nothing can be decoded.
     """
     require_packages("av")
     import av
 
-    found = 0
+    num_samples = 0
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _unreadable_waveform(path, "holds no sound", "a file with an audio track")
+                raise _unreadable(path, "has no audio", "a file with an audio track")
             require_decoder(path, container.streams.audio[0], "sound")
             resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
             try:
                 for frame in container.decode(audio=0):
                     for part in resampler.resample(frame):
-                        found += part.samples
+                        num_samples += part.samples
                         yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
                 for part in resampler.resample(None):
                     yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
             except av.FFmpegError:
-                if not found:
+                if not num_samples:
                     raise
     except DataError:
         raise
     except (av.FFmpegError, ValueError) as error:
-        said = describe_error(error)
-        raise _unreadable_waveform(
-            path, f"is damaged, or no recording: {said}", "a whole file"
+        reason = describe_error(error)
+        raise _unreadable(
+            path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
-    if not found:
-        raise _unreadable_waveform(path, "holds no sound that can be decoded", "a whole file")
+    if not num_samples:
+        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
 
 
 def _window(length: int) -> Floats:
@@ -242,13 +239,13 @@ def _to_mel(frequency: float) -> float:
     return float(2595 * np.log10(1 + frequency / 700))
 
 
-def _unreadable_waveform(path: Path, what: str, expected: str) -> DataError:
+def _unreadable(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="forensics.clip",
         where=str(path),
         expected=expected,
-        next="convert it, or leave it out",
+        next="convert or remove it",
     )
 
 
@@ -264,7 +261,7 @@ _BLOCK = 2048
 _SILENT = 10 ** (-50 / 20)
 
 
-_MOST_BLOCKS = 4000
+_MAX_BLOCKS = 4000
 
 
 _ENERGY = 0.999
@@ -272,7 +269,7 @@ _ENERGY = 0.999
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """A recording: seconds, samples a second, channels, and shares of clipping and silence.
+    """Statistics of a recording: seconds, sample rate, channels, shares of clipping and silence.
 
     ``band`` is the frequency in Hz below which 99.9 % of the energy of loud blocks lies.
     """
@@ -288,32 +285,32 @@ class DecodedAudio:
     notes: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """Return what it is as one line."""
+        """Format as one line."""
         return (
             f"{self.duration:.1f} s, {self.rate} Hz, {self.channels} channel"
             f"{'' if self.channels == 1 else 's'}, {self.codec}, energy below {self.band:.0f} Hz"
         )
 
     def limits(self) -> tuple[str, ...]:
-        """Return what limits a judgement of it."""
-        found = list(self.notes)
+        """Return properties that limit a judgment."""
+        limits = list(self.notes)
         if self.duration < _SHORT_SECONDS:
-            found.append(f"only {self.duration:.2f} s of sound")
+            limits.append(f"only {self.duration:.2f} s of sound")
         if self.silent > 0.9:
-            found.append(f"{self.silent:.0%} of the sound is silence")
+            limits.append(f"{self.silent:.0%} of the sound is silence")
         elif self.band < _NARROW_BAND:
-            found.append(f"narrow band: the sound has no energy above {self.band:.0f} Hz")
+            limits.append(f"narrow band: the sound has no energy above {self.band:.0f} Hz")
         if self.clipped > 0.001:
-            found.append(f"{self.clipped:.1%} of the sound is clipped")
-        return tuple(found)
+            limits.append(f"{self.clipped:.1%} of the sound is clipped")
+        return tuple(limits)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "notes"}
 
 
 def read_audio(path: Path) -> DecodedAudio:
-    """Read a recording, or a clip's first audio track.
+    """Read statistics of a recording or of the first audio track of a clip.
 
     Raises:
         DataError: If there is none, or it cannot be decoded at all.
@@ -326,7 +323,7 @@ def read_audio(path: Path) -> DecodedAudio:
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _unreadable_audio(path, "holds no sound", "a file with an audio track")
+                raise _unreadable(path, "has no audio", "a file with an audio track")
             stream = container.streams.audio[0]
             require_decoder(path, stream, "sound")
             codec = stream.codec_context.name
@@ -338,17 +335,17 @@ def read_audio(path: Path) -> DecodedAudio:
     except DataError:
         raise
     except (av.FFmpegError, ValueError) as error:
-        said = describe_error(error)
-        raise _unreadable_audio(
-            path, f"is damaged, or no recording: {said}", "a whole file"
+        reason = describe_error(error)
+        raise _unreadable(
+            path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
     if not tally.count:
-        raise _unreadable_audio(path, "holds no sound that can be decoded", "a whole file")
+        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
     return tally.result(codec, tuple(notes))
 
 
 class _AudioStatistics:
-    """What is kept of a recording while it passes by."""
+    """Running statistics of a recording."""
 
     def __init__(self) -> None:
         self.rate, self.channels, self.count = 0, 0, 0
@@ -371,7 +368,7 @@ class _AudioStatistics:
         mono = values.mean(axis=0)
         for begin in range(0, len(mono) - _BLOCK + 1, _BLOCK):
             part = mono[begin : begin + _BLOCK]
-            if self.heard < _MOST_BLOCKS and float(np.abs(part).max()) >= _SILENT:
+            if self.heard < _MAX_BLOCKS and float(np.abs(part).max()) >= _SILENT:
                 self.power += np.abs(np.fft.rfft(part * np.hanning(_BLOCK))) ** 2
                 self.heard += 1
 
@@ -394,7 +391,7 @@ class _AudioStatistics:
 
 
 def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
-    """Yield blocks of about a second, (channels, samples) in [-1, 1], and their rate."""
+    """Yield blocks of about one second, (channels, samples) in [-1, 1], and their sample rate."""
     import av
 
     resampler = av.AudioResampler(format="fltp")
@@ -410,20 +407,10 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[npt.NDArray[np.float3
         yield np.concatenate(waiting, axis=1), rate
 
 
-def _unreadable_audio(path: Path, what: str, expected: str) -> DataError:
-    return DataError(
-        f"{path.name} {what}",
-        code="forensics.clip",
-        where=str(path),
-        expected=expected,
-        next="convert it, or leave it out",
-    )
-
-
 EspeakProgram = Literal["espeak-ng", "espeak"]
 
 
-_LONGEST_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 _HEADER = 44  # bytes; it states no length where the program writes to a pipe
@@ -432,50 +419,50 @@ _HEADER = 44  # bytes; it states no length where the program writes to a pipe
 def synthesize_speech(
     text: str, program: EspeakProgram, *, voice: str, pitch: int, pace: int
 ) -> AudioSamples:
-    """Return text spoken by eSpeak NG, mono at ``waves.RATE``.
+    """Synthesize speech with eSpeak NG, mono at ``SAMPLE_RATE``.
 
     Args:
-        text: Plain words; they are given on standard input, never on a command line.
-        program: Which of its two names; nothing else is run.
-        voice: One of its voices.
+        text: Plain words, passed on standard input, never on a command line.
+        program: One of the two names of the program; nothing else is run.
+        voice: An eSpeak NG voice.
         pitch: 0 to 99.
-        pace: Words a minute.
+        pace: Words per minute.
 
     Raises:
         MissingExtraError: If the program is not installed.
-        DataError: If it failed or spoke nothing.
+        DataError: If it failed or produced no audio.
     """
-    found = shutil.which(program)
-    if found is None:
+    executable = shutil.which(program)
+    if executable is None:
         raise MissingExtraError(
-            f"the program {program} is not here",
+            f"the program {program} is not installed",
             code="extra.missing",
-            expected="eSpeak NG, which speaks the synthetic class",
-            next="apt-get install espeak-ng, or name other methods under sound.methods",
+            expected="eSpeak NG, which synthesizes the fake class",
+            next="apt-get install espeak-ng, or name other methods in sound.methods",
         )
-    words = [found, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
+    command = [executable, "--stdout", "--stdin", "-v", voice, "-p", str(pitch), "-s", str(pace)]
     try:
-        done = subprocess.run(  # noqa: S603  # one of two names, text on its standard input
-            words, input=text.encode(), capture_output=True, timeout=_LONGEST_S, check=True
+        result = subprocess.run(  # noqa: S603  # one of two names, text on its standard input
+            command, input=text.encode(), capture_output=True, timeout=_TIMEOUT_S, check=True
         )
-        with wave.open(io.BytesIO(done.stdout)) as file:
+        with wave.open(io.BytesIO(result.stdout)) as file:
             rate, is_plain = file.getframerate(), file.getsampwidth() == 2
             is_plain = is_plain and file.getnchannels() == 1
     except (subprocess.SubprocessError, OSError, wave.Error, EOFError) as error:
-        raise _silent_output(program, voice, f"did not speak: {error}") from error
-    data = done.stdout[_HEADER:]
+        raise _invalid_speech(program, voice, f"failed: {error}") from error
+    data = result.stdout[_HEADER:]
     if not is_plain or len(data) < 2:
-        raise _silent_output(
-            program, voice, "spoke nothing" if is_plain else "spoke in another format"
+        raise _invalid_speech(
+            program, voice, "produced no audio" if is_plain else "produced another format"
         )
     values = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2") / 32768
     return resample(np.asarray(values, dtype=np.float32), rate, SAMPLE_RATE)
 
 
-def _silent_output(program: str, voice: str, what: str) -> DataError:
+def _invalid_speech(program: str, voice: str, problem: str) -> DataError:
     return DataError(
-        f"{program} {what}",
+        f"{program} {problem}",
         code="forensics.speaking",
-        expected=f"the voice {voice}, as a WAV of 16 bits and one channel",
-        next=f"{program} --voices lists the voices that are installed",
+        expected=f"the voice {voice}, as a 16-bit mono WAV",
+        next=f"{program} --voices lists the installed voices",
     )

@@ -1,7 +1,7 @@
 """Augmentation of fake and real pairs for detector training, images and audio.
 
-All chance comes from the generator that is handed in; the same draw serves both of a pair, so that
-nothing but the forgery tells them apart.
+All randomness comes from the generator passed in. Both images of a pair share each draw, so that
+they differ in the forgery only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Pixels = TypeVar("Pixels", Image, Mask)
 
 @dataclass(frozen=True, eq=False)
 class AugmentedPair:
-    """A fake, its real twin and where it is forged, (P, P, 3), (P, P, 3), (P, P)."""
+    """A fake, its real twin and the forgery mask: (P, P, 3), (P, P, 3), (P, P)."""
 
     fake: Image
     real: Image
@@ -60,19 +60,19 @@ def augment_pair(
     pixels: int,
     rng: np.random.Generator,
     *,
-    keeps_pixels: bool,
+    preserve_pixels: bool,
 ) -> AugmentedPair:
-    """Return a pair as the detector learns from it.
+    """Augment a pair for detector training.
 
     Args:
         forged: The pair, (S, S, 3).
-        settings: What may happen to it.
-        pixels: Width and height of the view.
-        rng: Of everything that is drawn.
-        keeps_pixels: Cut the view out at its own resolution instead of resizing.
+        settings: Augmentation settings.
+        pixels: Width and height of the output.
+        rng: Source of all randomness.
+        preserve_pixels: Crop at the native resolution instead of resizing.
     """
     side = forged.image.shape[0]
-    window = _draw_window(side, pixels, settings.crop, rng, keeps_pixels=keeps_pixels)
+    window = _draw_window(side, pixels, settings.crop, rng, preserve_pixels=preserve_pixels)
     flips = settings.flip and bool(rng.random() < 0.5)
     quality = int(rng.integers(settings.least_quality, 101)) if settings.jpeg else 100
     compresses = bool(rng.random() < settings.jpeg)
@@ -89,14 +89,14 @@ def augment_pair(
     return AugmentedPair(show(forged.image), show(forged.twin), mask[:, ::-1] if flips else mask)
 
 
-def center_window(side: int, pixels: int, *, keeps_pixels: bool) -> Window:
-    """Return top, left and side of the window that is looked at when nothing is drawn by lot."""
-    size = min(pixels, side) if keeps_pixels else round(side * 0.94)
+def center_window(side: int, pixels: int, *, preserve_pixels: bool) -> Window:
+    """Return top, left and side of the centered window used without augmentation."""
+    size = min(pixels, side) if preserve_pixels else round(side * 0.94)
     return (side - size) // 2, (side - size) // 2, size
 
 
 def cut_window(image: Pixels, window: Window, pixels: int) -> Pixels:
-    """Return a window of a picture or mask, resized where it is not ``pixels`` wide already."""
+    """Crop a window of an image or mask, resized unless it is ``pixels`` wide."""
     top, left, size = window
     cut = np.ascontiguousarray(image[top : top + size, left : left + size])
     if size == pixels:
@@ -106,9 +106,9 @@ def cut_window(image: Pixels, window: Window, pixels: int) -> Pixels:
 
 
 def to_channels_first(images: list[Image]) -> npt.NDArray[np.float32]:
-    """Return pictures (P, P, 3) or clips (T, P, P, 3) in 8 bits as planes in [0, 1].
+    """Convert 8-bit images (P, P, 3) or clips (T, P, P, 3) to channels first, in [0, 1].
 
-    Pictures become (N, 3, P, P), clips (N, T, 3, P, P).
+    Images become (N, 3, P, P), clips (N, T, 3, P, P).
     """
     stacked = np.stack(images).astype(np.float32) / 255.0
     return np.ascontiguousarray(np.moveaxis(stacked, -1, -3))
@@ -120,17 +120,19 @@ def augment_clip_pair(
     pixels: int,
     rng: np.random.Generator,
     *,
-    keeps_pixels: bool,
+    preserve_pixels: bool,
 ) -> AugmentedPair:
-    """Return a pair of clips, (T, P, P, 3) and masks (T, P, P): one draw serves all frames.
+    """Augment a pair of clips, (T, P, P, 3), masks (T, P, P), with one draw for all frames.
 
-    Half of them go through H.264, fake and real twin alike.
+    A share ``settings.jpeg`` goes through H.264, fake and real twin alike.
     """
-    lot = int(rng.integers(2**63))
+    seed = int(rng.integers(2**63))
     plain = settings.model_copy(update={"jpeg": 0.0})
     views = [
-        augment_pair(one, plain, pixels, np.random.default_rng(lot), keeps_pixels=keeps_pixels)
-        for one in forged
+        augment_pair(
+            frame, plain, pixels, np.random.default_rng(seed), preserve_pixels=preserve_pixels
+        )
+        for frame in forged
     ]
     fakes, reals = [view.fake for view in views], [view.real for view in views]
     if rng.random() < settings.jpeg:
@@ -140,12 +142,12 @@ def augment_clip_pair(
 
 
 def _draw_window(
-    side: int, pixels: int, crop: float, rng: np.random.Generator, *, keeps_pixels: bool
+    side: int, pixels: int, crop: float, rng: np.random.Generator, *, preserve_pixels: bool
 ) -> Window:
     share, across, down = rng.random(3)
-    size = min(pixels, side) if keeps_pixels else round(side * (1 - crop * share))
+    size = min(pixels, side) if preserve_pixels else round(side * (1 - crop * share))
     room = side - size
-    if keeps_pixels:  # about the middle, within the share that may be cut off
+    if preserve_pixels:  # centered, within the share that may be cropped away
         room = min(room, round(side * crop))
     start = (side - size - room) // 2
     return start + round(room * down), start + round(room * across), size
@@ -155,15 +157,15 @@ _CODECS = {"mp3": ("libmp3lame", "mp3", 44_100), "aac": ("aac", "adts", 44_100)}
 
 
 def apply_audio_codec(values: AudioSamples, codec: str, bits_a_second: int) -> AudioSamples:
-    """Return what MP3 or AAC leaves of a sound, of the same length; nothing is written.
+    """Encode and decode audio with MP3 or AAC in memory; the length is preserved.
 
     Args:
-        values: Mono, (N,), at ``waves.RATE``.
+        values: Mono, (N,), at ``SAMPLE_RATE``.
         codec: ``mp3`` or ``aac``.
-        bits_a_second: As 64000.
+        bits_a_second: Bit rate, such as 64000.
 
     Raises:
-        DataError: If this build of PyAV has no such encoder.
+        DataError: If this build of PyAV lacks the encoder.
     """
     require_packages("av")
     import av
@@ -175,7 +177,7 @@ def apply_audio_codec(values: AudioSamples, codec: str, bits_a_second: int) -> A
         with av.open(out, "w", format=container_name) as container:
             stream = container.add_stream(name, rate=rate)
             if not isinstance(stream, AudioStream):
-                raise ValueError(f"{name} is no audio codec")
+                raise ValueError(f"{name} is not an audio codec")
             stream.bit_rate, stream.layout = bits_a_second, "mono"
             raised = np.ascontiguousarray(resample(values, SAMPLE_RATE, rate)[None], np.float32)
             frame = av.AudioFrame.from_ndarray(raised, format="fltp", layout="mono")
@@ -186,7 +188,7 @@ def apply_audio_codec(values: AudioSamples, codec: str, bits_a_second: int) -> A
             container.mux(stream.encode(None))
     except (av.FFmpegError, ValueError) as error:
         raise DataError(
-            f"a sound cannot be encoded by {name}: {error}",
+            f"audio cannot be encoded with {name}: {error}",
             code="forensics.sound-coding",
             expected=f"a build of PyAV with {name}",
             next="pip install --force-reinstall av",
@@ -195,22 +197,23 @@ def apply_audio_codec(values: AudioSamples, codec: str, bits_a_second: int) -> A
 
 
 def match_loudness(forged: ForgedAudio) -> ForgedAudio:
-    """Return a forgery and its twin about zero, as loud as each other.
+    """Remove the offset of a forgery and its twin, and match their loudness.
 
-    Else a resynthesis that is a little louder, or drops a recorder's offset, is told by that alone.
+    Without it, the loudness or a recorder's offset alone would separate a resynthesis from its
+    twin.
     """
     twin = forged.twin - np.float32(forged.twin.mean())
     values = forged.values - np.float32(forged.values.mean())
-    loud, quiet = (float(np.sqrt(np.mean(np.square(one)))) for one in (twin, values))
+    loud, quiet = (float(np.sqrt(np.mean(np.square(waveform)))) for waveform in (twin, values))
     if quiet > 0 and loud > 0:
         values = values * np.float32(loud / quiet)
-    most = max(float(np.abs(one).max(initial=0.0)) for one in (twin, values))
+    most = max(float(np.abs(waveform).max(initial=0.0)) for waveform in (twin, values))
     share = np.float32(1 / max(most, 1.0))  # both alike, so that neither is clipped
     return replace(forged, values=values * share, twin=twin * share)
 
 
 def add_noise(values: AudioSamples, decibels: float, rng: np.random.Generator) -> AudioSamples:
-    """Return a sound with white noise so many dB below it."""
+    """Add white noise ``decibels`` dB below the signal."""
     power = float(np.mean(values.astype(np.float64) ** 2)) / 10 ** (decibels / 10)
     noisy = values + rng.normal(0, np.sqrt(power), len(values))
     return np.asarray(np.clip(noisy, -1, 1), dtype=np.float32)
@@ -219,15 +222,15 @@ def add_noise(values: AudioSamples, decibels: float, rng: np.random.Generator) -
 def augment_audio_pair(
     fake: AudioSamples, real: AudioSamples, coded: float, rng: np.random.Generator
 ) -> tuple[AudioSamples, AudioSamples]:
-    """Return a pair after one treatment of both: gain, noise, and a codec for a share ``coded``."""
+    """Augment both waveforms alike: gain, noise, and a codec for a share ``coded``."""
     gain = float(10 ** (rng.uniform(-12, 0) / 20))
-    decibels, lot = float(rng.uniform(18, 45)), int(rng.integers(2**63))
+    decibels, seed = float(rng.uniform(18, 45)), int(rng.integers(2**63))
     is_coded = bool(rng.random() < coded)
     codec = ("mp3", "aac")[int(rng.integers(2))]
     bits = int(rng.choice([32_000, 48_000, 64_000, 96_000]))
 
     def treat(values: AudioSamples) -> AudioSamples:
-        out = add_noise(gain * values, decibels, np.random.default_rng(lot))
+        out = add_noise(gain * values, decibels, np.random.default_rng(seed))
         return apply_audio_codec(out, codec, bits) if is_coded else out
 
     return treat(fake), treat(real)
@@ -254,10 +257,10 @@ def _decode(data: io.BytesIO, count: int) -> AudioSamples:
     parts: list[AudioSamples] = []
     with av.open(data, "r") as coded:
         if not isinstance(coded, InputContainer):
-            raise TypeError("a file that was opened for reading is read")
+            raise TypeError("PyAV did not open the file for reading")
         fitter = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         for frame in coded.decode(audio=0):
             parts += [np.asarray(p.to_ndarray(), np.float32)[0] for p in fitter.resample(frame)]
         parts += [np.asarray(p.to_ndarray(), np.float32)[0] for p in fitter.resample(None)]
-    whole = np.concatenate(parts)[:count]
-    return np.asarray(np.pad(whole, (0, count - len(whole))), dtype=np.float32)
+    waveform = np.concatenate(parts)[:count]
+    return np.asarray(np.pad(waveform, (0, count - len(waveform))), dtype=np.float32)

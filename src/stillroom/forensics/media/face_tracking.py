@@ -1,11 +1,10 @@
 """Face tracks across sampled video frames, and runs of consecutive face frames.
 
-Source: tracks by overlap of boxes, as Bochinski et al. 2017, "High-speed tracking-by-detection
-without using image information" (IoU tracker); shots by correlation of colour histograms.
+Source: tracks by overlap of boxes, as in Bochinski et al. 2017, "High-speed tracking-by-detection
+without using image information" (IoU tracker); shot boundaries by histogram correlation.
 
-A scan looks at frames seconds apart. What a detector over time learned lies between one frame and
-the next, so that for it a few places of a clip are read frame by frame. A run that loses its face,
-or is shorter than asked, is given up.
+A scan samples frames seconds apart. A temporal detector needs consecutive frames, so a few segments
+of a clip are read frame by frame. A sequence that loses its face, or is too short, is dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = [
 _OVERLAP = 0.2
 
 
-_NEAR = 0.8  # of a face's width: how far it may move between frames that are apart in time
+_NEAR = 0.8  # maximum motion between sampled frames, in face widths
 
 
 _SAME_SHOT = 0.5
@@ -63,7 +62,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class FaceObservation:
-    """A face in one frame: the time in seconds, its box, the detector's score."""
+    """A face in one frame: time in seconds, box, detection score."""
 
     time: float
     box: Box
@@ -72,7 +71,7 @@ class FaceObservation:
 
 @dataclass
 class FaceTrack:
-    """One face over time; ``crops`` are some small pictures of it, evenly over what was seen."""
+    """One face over time; ``crops`` are a few small images, evenly spaced over the sightings."""
 
     shot: int
     number: int = 0
@@ -81,7 +80,7 @@ class FaceTrack:
     stride: int = 1
 
     def add(self, sight: FaceObservation, image: Image) -> None:
-        """Add a sight; of every ``stride`` sights one picture is kept, and half of them if many."""
+        """Add a sighting; keep a crop of every ``stride`` sightings, and thin the crops if many."""
         if len(self.sights) % self.stride == 0:
             self.crops.append(_cut(image, sight.box))
             if len(self.crops) > _MAX_CROPS:
@@ -94,7 +93,7 @@ class FaceTrack:
         return float(np.median([sight.box[2] for sight in self.sights]))
 
     def line(self) -> str:
-        """Return the track as one line."""
+        """Format as one line."""
         first, last = self.sights[0], self.sights[-1]
         return (
             f"{first.time:.1f} to {last.time:.1f} s, seen in {len(self.sights)} frames, "
@@ -102,7 +101,7 @@ class FaceTrack:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "face": self.number + 1,
             "shot": self.shot,
@@ -120,7 +119,7 @@ class FaceTrack:
 
 @dataclass
 class VideoScan:
-    """What was seen of a clip: frames looked at, shots, tracks; ``strip`` are small frames."""
+    """Result of scanning a clip: frame times, shots, tracks, and small frames (``strip``)."""
 
     times: list[float] = field(default_factory=list)
     shots: int = 0
@@ -128,18 +127,18 @@ class VideoScan:
     strip: list[tuple[float, Image]] = field(default_factory=list)
 
     def limits(self) -> tuple[str, ...]:
-        """Return what limits a judgement of the faces."""
+        """Return properties that limit a judgment of the faces."""
         small = [track for track in self.tracks if track.width < _SMALL]
-        found = []
+        limits = []
         if small:
-            found.append(f"{len(small)} of {len(self.tracks)} faces are below {_SMALL} pixels")
+            limits.append(f"{len(small)} of {len(self.tracks)} faces are below {_SMALL} pixels")
         brief = [track for track in self.tracks if len(track.sights) < 2]
         if brief:
-            found.append(f"{len(brief)} faces were seen in one frame alone")
-        return tuple(found)
+            limits.append(f"{len(brief)} faces were seen in one frame alone")
+        return tuple(limits)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "times": [round(time, 3) for time in self.times],
             "shots": self.shots,
@@ -152,90 +151,96 @@ def scan_clip(
     *,
     count: int = 32,
     finder: FaceFinder | None = None,
-    look: Callable[[Image], None] | None = None,
-    see: Callable[[int, float, Image, FaceDetection], None] | None = None,
+    on_frame: Callable[[Image], None] | None = None,
+    on_face: Callable[[int, float, Image, FaceDetection], None] | None = None,
 ) -> VideoScan:
-    """Find the faces of a clip in evenly spaced frames, and join them into tracks.
+    """Detect the faces of a clip in evenly spaced frames, and join them to tracks.
 
     Args:
-        clip: As ``open_clip`` gives it.
-        count: How many frames are looked at.
-        finder: Finds faces; default a new one.
-        look: Is shown every frame that is looked at, so that none is decoded twice.
-        see: Is shown every face: its track's number, the time, the frame, and where it is.
+        clip: As returned by ``open_clip``.
+        count: Number of sampled frames.
+        finder: Face detector; default: a new one.
+        on_frame: Called with every sampled frame, so that none is decoded twice.
+        on_face: Called with every face: track number, time, frame, detection.
 
     Raises:
         DataError: If the clip has no frame.
-        MissingExtraError: If no face detector is here.
+        MissingExtraError: If no face detector is installed.
     """
     finder = finder or FaceFinder()
-    scan, before = VideoScan(), None
+    scan, previous = VideoScan(), None
     alive: list[FaceTrack] = []
     for number, frame in enumerate(sample_frames(clip, count)):
-        if look is not None:
-            look(frame.image)
-        colours = _histogram(frame.image)
-        if before is None or cv2.compareHist(before, colours, cv2.HISTCMP_CORREL) < _SAME_SHOT:
+        if on_frame is not None:
+            on_frame(frame.image)
+        histogram = _histogram(frame.image)
+        if (
+            previous is None
+            or cv2.compareHist(previous, histogram, cv2.HISTCMP_CORREL) < _SAME_SHOT
+        ):
             scan.shots += 1
             alive = []
-        before = colours
+        previous = histogram
         scan.times.append(frame.time)
         if number % max(count // 8, 1) == 0:
             scan.strip.append((frame.time, _reduce(frame.image, _STRIP)))
-        found = finder.find(frame.image)
-        alive, of = _assign_to_tracks(scan, alive, frame, found)
-        if see is not None:
-            for at, face in enumerate(found):
-                see(of[at].number, frame.time, frame.image, face)
+        detections = finder.find(frame.image)
+        alive, track_of = _assign_to_tracks(scan, alive, frame, detections)
+        if on_face is not None:
+            for index, face in enumerate(detections):
+                on_face(track_of[index].number, frame.time, frame.image, face)
     return scan
 
 
 def _assign_to_tracks(
-    scan: VideoScan, alive: Sequence[FaceTrack], frame: Frame, found: Sequence[FaceDetection]
+    scan: VideoScan, alive: Sequence[FaceTrack], frame: Frame, detections: Sequence[FaceDetection]
 ) -> tuple[list[FaceTrack], dict[int, FaceTrack]]:
-    """Give each found face to the nearest track that is free; what is left begins a new one.
+    """Assign each detection to the nearest free track; start new tracks for the others.
 
     Returns:
-        The tracks that go on, and the track of each found face by its place.
+        The active tracks, and the track of each detection by index.
     """
     pairs = sorted(
         (
-            (measure_overlap(track.sights[-1].box, face.box), at, number)
-            for at, track in enumerate(alive)
-            for number, face in enumerate(found)
+            (measure_overlap(track.sights[-1].box, face.box), index, number)
+            for index, track in enumerate(alive)
+            for number, face in enumerate(detections)
         ),
         reverse=True,
     )
-    of: dict[int, FaceTrack] = {}
-    taken: set[int] = set()
-    for likeness, at, number in pairs:
-        if likeness > 0 and at not in taken and number not in of:
-            taken.add(at)
-            of[number] = alive[at]
-    for number, face in enumerate(found):
-        track = of.get(number)
+    track_of: dict[int, FaceTrack] = {}
+    assigned: set[int] = set()
+    for overlap, index, number in pairs:
+        if overlap > 0 and index not in assigned and number not in track_of:
+            assigned.add(index)
+            track_of[number] = alive[index]
+    for number, face in enumerate(detections):
+        track = track_of.get(number)
         if track is None:
-            track = of[number] = FaceTrack(scan.shots, len(scan.tracks))
+            track = track_of[number] = FaceTrack(scan.shots, len(scan.tracks))
             scan.tracks.append(track)
         track.add(FaceObservation(frame.time, face.box, face.score), frame.image)
-    return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)], of
+    return [
+        *track_of.values(),
+        *(track for index, track in enumerate(alive) if index not in assigned),
+    ], track_of
 
 
-def measure_overlap(one: Box, other: Box) -> float:
-    """Return the overlap of two boxes, or a little where they lie near; 0 for different faces."""
-    left, top = max(one[0], other[0]), max(one[1], other[1])
-    right = min(one[0] + one[2], other[0] + other[2])
-    bottom = min(one[1] + one[3], other[1] + other[3])
+def measure_overlap(first: Box, second: Box) -> float:
+    """Return the overlap of two boxes, a small value if they are near, or 0 for different faces."""
+    left, top = max(first[0], second[0]), max(first[1], second[1])
+    right = min(first[0] + first[2], second[0] + second[2])
+    bottom = min(first[1] + first[3], second[1] + second[3])
     both = max(right - left, 0) * max(bottom - top, 0)
-    overlap = both / max(one[2] * one[3] + other[2] * other[3] - both, 1e-9)
+    overlap = both / max(first[2] * first[3] + second[2] * second[3] - both, 1e-9)
     if overlap >= _OVERLAP:
         return overlap
-    width = min(one[2], other[2])
+    width = min(first[2], second[2])
     gap = np.hypot(
-        one[0] + one[2] / 2 - other[0] - other[2] / 2,
-        one[1] + one[3] / 2 - other[1] - other[3] / 2,
+        first[0] + first[2] / 2 - second[0] - second[2] / 2,
+        first[1] + first[3] / 2 - second[1] - second[3] / 2,
     )
-    alike = 0.5 < one[2] / max(other[2], 1e-9) < 2
+    alike = 0.5 < first[2] / max(second[2], 1e-9) < 2
     return 0.1 * (1 - float(gap) / (_NEAR * width)) if alike and gap < _NEAR * width else 0.0
 
 
@@ -268,12 +273,12 @@ MAX_FACES = 4
 _PLACES = 4
 
 
-_FRAME_RATE = 25.0  # frames a second, where a clip does not say
+_FRAME_RATE = 25.0  # frames per second, where a clip states none
 
 
 @dataclass(frozen=True, eq=False)
 class FrameSequence:
-    """Frames in a row, each with the face of one track in it."""
+    """Consecutive frames, each with the face of one track."""
 
     track: int
     times: tuple[float, ...]
@@ -282,22 +287,22 @@ class FrameSequence:
 
 
 def select_faces(tracks: Sequence[FaceTrack]) -> tuple[FaceTrack, ...]:
-    """Return the widest faces of a scan, as many as are read frame by frame."""
-    return tuple(sorted(tracks, key=lambda one: -one.width)[:MAX_FACES])
+    """Return the widest faces of a scan, at most ``MAX_FACES``."""
+    return tuple(sorted(tracks, key=lambda track: -track.width)[:MAX_FACES])
 
 
 def read_frame_sequences(
     clip: Clip, tracks: Sequence[FaceTrack], frames: int, finder: FaceFinder
 ) -> Iterator[FrameSequence]:
-    """Yield up to four runs of each face, evenly over when it is seen.
+    """Yield up to four frame sequences of each face, evenly spaced over its sightings.
 
-    Decodes from the keyframe before each place on.
+    Decodes from the keyframe before each start.
 
     Args:
-        clip: As ``open_clip`` gives it.
-        tracks: The faces, as ``select_faces`` chooses them.
-        frames: How many frames make a run.
-        finder: Finds faces.
+        clip: As returned by ``open_clip``.
+        tracks: The faces, as returned by ``select_faces``.
+        frames: Number of frames per sequence.
+        finder: Face detector.
     """
     for track in tracks:
         for sight in _select_starts(track, frames / (clip.rate or _FRAME_RATE)):
@@ -307,14 +312,14 @@ def read_frame_sequences(
 
 
 def _select_starts(track: FaceTrack, seconds: float) -> list[FaceObservation]:
-    """Return sights that runs begin at, so far apart that no two runs overlap."""
+    """Return the sightings where sequences start, spaced so that no two overlap."""
     count = len(track.sights)
-    picked = {round(at) for at in np.linspace(0, count - 1, min(_PLACES, count) + 1)[:-1]}
-    found: list[FaceObservation] = []
-    for at in sorted(picked):
-        if not found or track.sights[at].time - found[-1].time >= seconds:
-            found.append(track.sights[at])
-    return found
+    picked = {round(index) for index in np.linspace(0, count - 1, min(_PLACES, count) + 1)[:-1]}
+    starts: list[FaceObservation] = []
+    for index in sorted(picked):
+        if not starts or track.sights[index].time - starts[-1].time >= seconds:
+            starts.append(track.sights[index])
+    return starts
 
 
 def _read(
@@ -336,13 +341,13 @@ def _read(
             images.append(frame.image)
             faces.append(face)
     except DataError:
-        return None  # nothing can be read there; how many runs were read stands with the finding
+        return None  # unreadable here; the number of sequences read is reported with the result
     if len(times) < frames:
         return None
     return FrameSequence(track.number, tuple(times), tuple(images), tuple(faces))
 
 
-def _follow(box: Box, found: Sequence[FaceDetection]) -> FaceDetection | None:
-    """Return the face that lies where the last one did."""
-    best = max(found, key=lambda face: measure_overlap(box, face.box), default=None)
+def _follow(box: Box, detections: Sequence[FaceDetection]) -> FaceDetection | None:
+    """Return the detection that overlaps the last box."""
+    best = max(detections, key=lambda face: measure_overlap(box, face.box), default=None)
     return best if best is not None and measure_overlap(box, best.box) > 0 else None

@@ -1,10 +1,10 @@
 """File type detection by signature, and listing of media files.
 
-A picture that is named ``.dat`` is a picture. The name decides between what one container may hold
-(a film or a recording in MP4, a photograph or a raw one in TIFF), and of files whose beginning says
-nothing: so a damaged file is still told as what it was meant to be. Four letters are no
-beginning: a text may hold them. Where a mark is letters alone, what follows has to be no text, and
-formats that are texts are known by their first elements.
+The content decides, not the name. The suffix decides only between the types that one container may
+hold (video or audio in MP4, photograph or raw in TIFF), and for files whose first bytes identify
+nothing, so that a damaged file keeps its intended type. A signature of letters only could be the
+start of a text: then the bytes after it must not be text. Formats that are text are identified by
+their first elements.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 Modality = Literal["picture", "clip", "sound", "other"]
 
 
-"""How it is looked at; what is other may carry credentials, and is not decoded."""
+"""Processing path; ``other`` may carry credentials, and is not decoded."""
 
 
 MIME_TYPES = {
@@ -70,7 +70,7 @@ MIME_TYPES = {
 }
 
 
-"""Of files that carry content credentials, by their endings."""
+"""Media types of files that carry content credentials, by suffix."""
 
 
 _HEAD = 4096
@@ -125,7 +125,7 @@ _TEXT_SUFFIXES = frozenset([".pdf", ".pgm", ".svg"])
 _TEXT = re.compile(rb"[^\x00-\x06\x0e-\x19\x1c-\x1f\x7f]*\Z")
 
 
-"""Bytes that a text can hold, of any encoding by bytes: no control characters but of lines."""
+"""Bytes of a text in any byte encoding: no control characters except line breaks and tabs."""
 
 
 _AMBIGUOUS_SUFFIXES = {
@@ -133,7 +133,7 @@ _AMBIGUOUS_SUFFIXES = {
     ".jpg": frozenset([".jpeg", ".jpe", ".jfif"]),
     ".ppm": frozenset([".pgm", ".pbm", ".pnm"]),
     ".pgm": frozenset([".ppm", ".pbm", ".pnm"]),
-    ".heic": frozenset([".heif", ".avif"]),  # "mif1" begins both
+    ".heic": frozenset([".heif", ".avif"]),  # both start with "mif1"
     ".mp4": frozenset([".m4v", ".m4a", ".mov", ".3gp"]),
     ".m4a": frozenset([".mp4"]),
     ".mov": frozenset([".mp4", ".m4v", ".m4a"]),
@@ -141,19 +141,19 @@ _AMBIGUOUS_SUFFIXES = {
     ".wmv": frozenset([".wma"]),
     ".ogg": frozenset([".oga", ".opus"]),
     ".aiff": frozenset([".aif"]),
-    ".mp3": frozenset([".aac", ".flac"]),  # tags of MP3 are put before others, too
+    ".mp3": frozenset([".aac", ".flac"]),  # MP3 tags are put before other formats, too
     ".aac": frozenset([".mp3"]),
 }
 
 
-"""Of what begins like one ending, the others that begin so, too."""
+"""Other suffixes that share the signature of a suffix."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """What a file is: the ending that it should have, how it is looked at, and its media type.
+    """Type of a file: its proper suffix, its modality, and its media type.
 
-    ``mime`` is empty where it cannot carry credentials; ``note`` says where its name is wrong.
+    ``mime`` is empty where it cannot carry credentials; ``note`` describes a wrong suffix.
     """
 
     ending: str
@@ -163,7 +163,7 @@ class FileType:
 
 
 def identify_bytes(path: Path) -> FileType | None:
-    """Return what a file is by its first bytes, None where they say nothing.
+    """Identify a file by its first bytes; None if they identify nothing.
 
     Raises:
         OSError: If it cannot be read.
@@ -175,38 +175,40 @@ def identify_bytes(path: Path) -> FileType | None:
         met = mark.match(head)
         if met and (suffix == begins or suffix in _AMBIGUOUS_SUFFIXES.get(begins, ())):
             return _of_ending(suffix)
-        if met and _is_sure(met.group(), begins, head):
+        if met and _is_unambiguous(met.group(), begins, head):
             return _misnamed(suffix, begins)
     return None
 
 
-def _is_sure(mark: bytes, ending: str, head: bytes) -> bool:
-    """Return whether a mark cannot be the first words of a text."""
+def _is_unambiguous(mark: bytes, ending: str, head: bytes) -> bool:
+    """Return whether a signature cannot be the start of a text."""
     is_text = mark.isascii() and _TEXT.match(mark) is not None
     return not is_text or ending in _TEXT_SUFFIXES or _TEXT.match(head) is None
 
 
 def _misnamed(suffix: str, begins: str) -> FileType:
-    found = _of_ending(begins)
+    file_type = _of_ending(begins)
     named = f"named {suffix}" if suffix else "named without an ending"
-    return FileType(found.ending, found.sense, found.mime, f"{named}, and by its content {begins}")
+    return FileType(
+        file_type.ending, file_type.sense, file_type.mime, f"{named}, and by its content {begins}"
+    )
 
 
 def guess_file_type(path: Path) -> FileType | None:
-    """Return what a file is by its name alone; None if that is of no medium."""
+    """Return the type of a file by its suffix; None if it is not media."""
     suffix = path.suffix.lower()
     is_known = suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES | set(MIME_TYPES)
     return _of_ending(suffix) if is_known else None
 
 
 def detect_file_type(path: Path) -> FileType | None:
-    """Return what a file is by its first bytes, else by its name; None if it is no medium.
+    """Return the type of a file by its first bytes, else by its suffix; None if it is not media.
 
     Raises:
         OSError: If it cannot be read.
     """
-    found = identify_bytes(path) if path.is_file() else None
-    return found or guess_file_type(path)
+    file_type = identify_bytes(path) if path.is_file() else None
+    return file_type or guess_file_type(path)
 
 
 def _of_ending(ending: str) -> FileType:
@@ -217,16 +219,16 @@ def _of_ending(ending: str) -> FileType:
         ("sound", AUDIO_SUFFIXES),
     ):
         if ending in endings:
-            sense = name  # type: ignore[assignment]  # one of the three
+            sense = name  # type: ignore[assignment]  # one of the three modalities
     return FileType(ending, sense, MIME_TYPES.get(ending, ""))
 
 
 def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
-    """Return the file that is named, whatever its ending, or those below a folder, sorted.
+    """Return a named file, whatever its suffix, or the matching files below a folder, sorted.
 
     Args:
         path: A file or a folder.
-        endings: Of the files that count in a folder, in lower case.
+        endings: Suffixes to include below a folder, in lower case.
     """
     if path.is_file():
         return [path]
@@ -237,13 +239,13 @@ def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class FileListing:
-    """The files that are looked at, and those of folders that are passed over as no media."""
+    """Media files, and files of folders that were skipped as not media."""
 
     media: tuple[Path, ...]
     passed_over: tuple[Path, ...] = ()
 
     def line(self) -> str:
-        """Return what was passed over as one line, empty if nothing was."""
+        """Format the skipped files as one line, empty if there are none."""
         if not self.passed_over:
             return ""
         count: dict[str, int] = {}
@@ -252,17 +254,17 @@ class FileListing:
             count[ending] = count.get(ending, 0) + 1
         endings = ", ".join(f"{ending} {number}" for ending, number in sorted(count.items()))
         many = "1 file was" if len(self.passed_over) == 1 else f"{len(self.passed_over)} files were"
-        return f"{many} passed over as no media: {endings}"
+        return f"{many} skipped as not media: {endings}"
 
 
 def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> FileListing:
-    """Return the named files, and of folders every file that is a medium, sorted.
+    """Return the named files, and every media file below folders, sorted.
 
-    A link that leads nowhere counts as a file: that it cannot be read is for the check to tell.
+    A broken link counts as a file, so that the check reports it as unreadable.
 
     Args:
         paths: Files and folders.
-        is_medium: Says of a file in a folder whether it is one.
+        is_medium: Predicate for files below a folder.
     """
     media: list[Path] = []
     passed_over: list[Path] = []
@@ -270,10 +272,10 @@ def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> F
         if not path.is_dir():
             media.append(path)
             continue
-        for file in _files_below(path):
+        for file in _iterate_files(path):
             (media if is_medium(file) else passed_over).append(file)
     return FileListing(tuple(media), tuple(passed_over))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _iterate_files(folder: Path) -> Iterator[Path]:
     yield from (file for file in sorted(folder.rglob("*")) if not file.is_dir())

@@ -1,15 +1,14 @@
-"""Image decoding with format checks, and synthetic-origin claims in metadata.
+"""Image decoding with format checks, and claims of synthetic origin in metadata.
 
-Turned as EXIF says, converted to RGB in 8 bits; what was done is noted. Nothing is decoded before
-its size is known, so a small file cannot ask for gigabytes.
+Images are rotated by their EXIF orientation and converted to 8-bit RGB; conversions are noted. The
+size is checked before decoding, so that a small file cannot allocate gigabytes.
 
-Read are the digital source type that IPTC defines for XMP, which cameras, editors and services
-write, and the settings that programs of image models leave: as text of PNG, in EXIF's user comment,
-or in the tags of a film. Each is told as what the file says, where it says it; none is proof.
+Claims are the IPTC digital source type in XMP, written by cameras, editors and services, and the
+generation settings that image-model programs write to PNG text, EXIF user comments or video tags.
+Each is reported with its location as an unsigned statement of the file; none is proof.
 
-Source: IPTC, "Digital Source Type" (http://cv.iptc.org/newscodes/digitalsourcetype/); the texts as
-AUTOMATIC1111's web interface, ComfyUI, InvokeAI, SwarmUI, Fooocus, NovelAI and Midjourney write
-them.
+Source: IPTC, "Digital Source Type" (http://cv.iptc.org/newscodes/digitalsourcetype/); text formats
+of AUTOMATIC1111's web interface, ComfyUI, InvokeAI, SwarmUI, Fooocus, NovelAI and Midjourney.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ SYNTHETIC_SOURCE_TYPES = (
 )
 
 
-"""IPTC's words for what a program made, in whole or in part."""
+"""IPTC terms for media that a program synthesized, in whole or in part."""
 
 
 _EXIF_IFD, _COMMENT, _MAKE, _MODEL, _SOFTWARE = 0x8769, 0x9286, 0x010F, 0x0110, 0x0131
@@ -73,7 +72,7 @@ _DESCRIPTION, _TIFF_XMP = 0x010E, 700
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 
 
-_MAX_BYTES = 4 << 20  # of a text or packet that is read: who writes more is not helped by it
+_MAX_BYTES = 4 << 20  # of a text or packet that is parsed
 
 
 _MAX_PACKETS = 16
@@ -121,23 +120,23 @@ _MIN_FIELDS = 3
 
 @dataclass(frozen=True, slots=True)
 class MetadataClaim:
-    """What a file says, unsigned: where it stands, what it says, whether of a program's making."""
+    """An unsigned statement of a file: its location, its text, whether it claims synthesis."""
 
     where: str
     says: str
     is_made: bool
 
     def line(self) -> str:
-        """Return it as one line."""
+        """Format as one line."""
         return f"{self.where}: {self.says}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {"where": self.where, "says": self.says, "is_made": self.is_made}
 
 
 def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
-    """Return what a picture says in XMP, PNG text and EXIF; its pixels have to be loaded."""
+    """Return the claims in XMP, PNG text and EXIF of an image whose pixels are loaded."""
     exif = opened.getexif()
     inner = exif.get_ifd(_EXIF_IFD)
     texts = {f"text '{key}'": value for key, value in opened.info.items() if _is_text(value)}
@@ -158,7 +157,7 @@ def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
 
 
 def read_clip_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return what a film or recording says in XMP and in its tags.
+    """Return the claims in XMP and in the tags of a video or recording.
 
     Args:
         path: A file that can be opened.
@@ -171,7 +170,7 @@ def read_clip_claims(path: Path) -> tuple[MetadataClaim, ...]:
 
 
 def read_file_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return what the first packet of XMP says that lies plainly in a file."""
+    """Return the claims of the first uncompressed XMP packet of a file."""
     if not path.stat().st_size:
         return ()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -184,67 +183,67 @@ def read_file_claims(path: Path) -> tuple[MetadataClaim, ...]:
 def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
     for packet in packets:
         text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet or "")
-        for found in islice(_SOURCE.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
-            name = _shorten(found[1].rstrip("/").rsplit("/", 1)[-1])
+        for match in islice(_SOURCE.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
+            name = _shorten(match[1].rstrip("/").rsplit("/", 1)[-1])
             yield MetadataClaim(
                 "XMP, IPTC's digital source type", name, name in SYNTHETIC_SOURCE_TYPES
             )
 
 
 def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
-    for where, whole in texts.items():
-        text, place = whole[:_MAX_BYTES], _shorten(where)
+    for where, value in texts.items():
+        text, location = value[:_MAX_BYTES], _shorten(where)
         key = where.partition("'")[2].rstrip("'").lower()
         if key in _GENERATOR_KEYS:
             yield MetadataClaim(
-                place, f"metadata of {_GENERATOR_KEYS[key]}, a program of image models", True
+                location, f"metadata of {_GENERATOR_KEYS[key]}, a program of image models", True
             )
         elif _SETTINGS.search(text):
             model = _MODEL_NAME.search(text)
             named = f", model {_shorten(model[1])}" if model else ""
-            yield MetadataClaim(place, f"settings of a Stable Diffusion interface{named}", True)
+            yield MetadataClaim(location, f"settings of a Stable Diffusion interface{named}", True)
         elif _MIDJOURNEY.search(text):
-            yield MetadataClaim(place, "a job of Midjourney", True)
+            yield MetadataClaim(location, "a job of Midjourney", True)
         elif "{" in text[:40]:
-            yield from _read_json(place, text)
+            yield from _read_json(location, text)
 
 
 def _read_json(where: str, text: str) -> Iterator[MetadataClaim]:
-    """Yield what settings in JSON say; ComfyUI writes its own behind a word in EXIF."""
+    """Yield the claims of settings in JSON; ComfyUI writes a prefix before its JSON in EXIF."""
     try:
-        told = json.loads(text[text.index("{") :])
+        metadata = json.loads(text[text.index("{") :])
     except (ValueError, RecursionError):
         return
-    if not isinstance(told, dict):
+    if not isinstance(metadata, dict):
         return
-    nodes = _list_nodes(told)
+    nodes = _list_nodes(metadata)
     if nodes:
         samples = any("sampler" in name.lower() for name in nodes)
         says = "that samples from a model" if samples else "without a sampler"
         yield MetadataClaim(where, f"a ComfyUI graph {says}", samples)
-    elif "sui_image_params" in told:
+    elif "sui_image_params" in metadata:
         yield MetadataClaim(where, "settings of SwarmUI, a program of image models", True)
-    elif len(_FIELDS & {str(key).lower() for key in told}) >= _MIN_FIELDS:
+    elif len(_FIELDS & {str(key).lower() for key in metadata}) >= _MIN_FIELDS:
         yield MetadataClaim(where, "settings of an image model (steps, seed and such)", True)
 
 
-def _list_nodes(told: Mapping[str, Any]) -> list[str]:
-    """Return the kinds of nodes of a ComfyUI prompt or workflow, none of anything else."""
-    if isinstance(told.get("nodes"), list) and "links" in told:
-        return [str(node.get("type")) for node in told["nodes"] if isinstance(node, dict)]
-    if "extra_data" in told and isinstance(told.get("prompt"), dict):
-        told = told["prompt"]
-    nodes = [node for node in told.values() if isinstance(node, dict) and "class_type" in node]
+def _list_nodes(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the node types of a ComfyUI prompt or workflow, empty for anything else."""
+    if isinstance(metadata.get("nodes"), list) and "links" in metadata:
+        return [str(node.get("type")) for node in metadata["nodes"] if isinstance(node, dict)]
+    if "extra_data" in metadata and isinstance(metadata.get("prompt"), dict):
+        metadata = metadata["prompt"]
+    nodes = [node for node in metadata.values() if isinstance(node, dict) and "class_type" in node]
     return [str(node["class_type"]) for node in nodes if "inputs" in node]
 
 
 def _decode_comment(value: Any) -> str:
-    """Return EXIF's user comment as text: eight bytes name its encoding."""
+    """Decode EXIF's user comment, whose first eight bytes name its encoding."""
     if not isinstance(value, bytes):
         return str(value)
     if value[:8] == b"UNICODE\0":
         body = value[8:]
-        # Written in either order, whatever the file's own: letters of Latin tell which.
+        # Both byte orders occur regardless of the file's own: Latin letters reveal which.
         order = "utf-16-be" if body[:1] == b"\0" else "utf-16-le"
         return body.decode(order, "replace")
     return (
@@ -259,8 +258,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _shorten(text: str) -> str:
-    said = escape_line(text.strip())
-    return said if len(said) <= _MAX_SHOWN else said[: _MAX_SHOWN - 1] + "…"
+    shortened = escape_line(text.strip())
+    return shortened if len(shortened) <= _MAX_SHOWN else shortened[: _MAX_SHOWN - 1] + "…"
 
 
 def _unique(claims: list[MetadataClaim]) -> tuple[MetadataClaim, ...]:
@@ -288,7 +287,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-"""Endings of what is read as a picture."""
+"""Suffixes of files that are read as images."""
 
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "PPM")
@@ -312,7 +311,7 @@ MAX_IMAGE_PIXELS = 120_000_000
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 
 
-_ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # of PNG: a byte of its first chunk
+_ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # PNG: byte offset of the bit depth
 
 
 DECODE_ERRORS = (
@@ -321,15 +320,15 @@ DECODE_ERRORS = (
 )
 
 
-"""What Pillow raises at damaged files, which its plug-ins do not agree on."""
+"""Exceptions that Pillow raises for damaged files, which differ among its plug-ins."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """A decoded picture, its format, and notes on what was done to read it.
+    """A decoded image, its format, and notes on conversions.
 
     ``jpeg_quality`` is estimated from the quantization tables, None for other formats; ``claims``
-    are what its metadata say of its making.
+    are statements of the metadata about how the image was made.
     """
 
     image: Image
@@ -340,15 +339,15 @@ class DecodedImage:
 
     @property
     def coding(self) -> str:
-        """How its pixels are coded: ``lossless``, or the name of what loses some, as ``JPEG``."""
+        """``lossless``, or the name of the lossy format, such as ``JPEG``."""
         return _CODINGS.get(self.format, self.format)
 
 
 def load_image(path: Path) -> DecodedImage:
-    """Read a picture as RGB, (H, W, 3).
+    """Read an image as RGB, (H, W, 3).
 
     Raises:
-        DataError: If it is missing, too large, damaged, or of a kind that is not read.
+        DataError: If it is missing, too large, damaged, or of an unsupported format.
     """
     require_packages("PIL")
     from PIL import Image as Pictures
@@ -357,10 +356,10 @@ def load_image(path: Path) -> DecodedImage:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise _unreadable_image(path, f"cannot be read: {error.strerror}", "a picture") from error
+        raise _unreadable_image(path, f"cannot be read: {error.strerror}", "an image") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own bound on pixels is ours, told in our words
+            warnings.simplefilter("ignore")  # MAX_IMAGE_PIXELS replaces Pillow's own limit
             with open_image(data) as opened:
                 pixels = opened.width * opened.height
                 if pixels > MAX_IMAGE_PIXELS:
@@ -368,30 +367,30 @@ def load_image(path: Path) -> DecodedImage:
                 notes = [*_notes(opened), *_note_depth(opened, data)]
                 kind, quality = str(opened.format), _quality(opened)
                 turned = ImageOps.exif_transpose(opened) or opened
-                image, laid = _to_rgb(turned)
+                image, alpha_notes = _to_rgb(turned)
                 claims = _read_claims(opened)
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
         if data[4:12] in _HEIC:
-            raise _unread_heic(path) from error
-        raise _unreadable_image(path, "is no picture that is read", kinds) from error
+            raise _unreadable_heic(path) from error
+        raise _unreadable_image(path, "is not a supported image", kinds) from error
     except Pictures.DecompressionBombError as error:
         raise make_size_error(path) from error
     except DataError:
         raise
     except DECODE_ERRORS as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise _unreadable_image(path, f"is damaged: {said}", "a whole file") from error
-    return DecodedImage(image, kind, (*notes, *laid), quality, claims)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _unreadable_image(path, f"is damaged: {reason}", "a complete file") from error
+    return DecodedImage(image, kind, (*notes, *alpha_notes), quality, claims)
 
 
 def open_image(data: bytes) -> PillowImage:
-    """Open a picture of one of the kinds that are read; nothing is decoded yet.
+    """Open an image of a supported format without decoding it.
 
-    Pillow knows many more, some of which start other programs: those are not even tried.
+    Pillow supports many more formats, some of which start other programs: these are not tried.
 
     Raises:
-        UnidentifiedImageError: If it is of no such kind.
+        UnidentifiedImageError: If the format is not supported.
     """
     from PIL import Image as Pictures
 
@@ -402,25 +401,27 @@ def open_image(data: bytes) -> PillowImage:
     )
 
 
-def make_size_error(path: Path, what: str = "has too many pixels") -> DataError:
-    """Return the error of a picture that asks for more memory than any is given."""
-    return _unreadable_image(path, what, f"at most {MAX_IMAGE_PIXELS // 1_000_000} million pixels")
+def make_size_error(path: Path, problem: str = "has too many pixels") -> DataError:
+    """Return the error for an image with too many pixels."""
+    return _unreadable_image(
+        path, problem, f"at most {MAX_IMAGE_PIXELS // 1_000_000} million pixels"
+    )
 
 
 def _open_heif() -> None:
-    """Let pictures of iPhones be opened where the package that decodes them is here."""
+    """Register the HEIF decoder of pillow-heif if it is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
 
 
-def _unread_heic(path: Path) -> DataError:
-    """Return the error of a HEIC that is not read: damaged, or nothing here decodes it."""
+def _unreadable_heic(path: Path) -> DataError:
+    """Return the error for a HEIC that cannot be read: damaged, or no decoder installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
-        return _unreadable_image(path, "is a damaged HEIC", "a whole file")
+        return _unreadable_image(path, "is a damaged HEIC", "a complete file")
     return DataError(
-        f"{path.name} is HEIC, which is not read here",
+        f"{path.name} is HEIC, for which no decoder is installed",
         code="forensics.picture",
         where=str(path),
         expected="the package pillow-heif, or JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
@@ -429,7 +430,7 @@ def _unread_heic(path: Path) -> DataError:
 
 
 def _read_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
-    """Return what metadata say; damaged ones say nothing, and cost the pixels nothing."""
+    """Return the claims of the metadata; damaged metadata yields none."""
     try:
         return read_image_claims(opened)
     except DECODE_ERRORS:
@@ -450,47 +451,47 @@ def _notes(opened: object) -> tuple[str, ...]:
     if opened.mode not in {"RGB", "L", "P"}:
         notes.append(f"converted from {opened.mode} to RGB in 8 bits")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
-        notes.append("turned as its EXIF orientation says")
+        notes.append("rotated by its EXIF orientation")
     return tuple(notes)
 
 
 def _note_depth(opened: PillowImage, data: bytes) -> tuple[str, ...]:
-    """Return a note where Pillow itself gives up the lower bits of colours, and says nothing."""
+    """Return a note where Pillow silently drops the lower bits of colors."""
     depth = _BYTE
     if opened.mode in {"RGB", "RGBA"} and opened.format == "PNG":
         depth = data[_PNG_DEPTH]
     elif opened.mode in {"RGB", "RGBA"} and opened.format == "TIFF":
-        said = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_BYTE,))
-        depth = max(said) if isinstance(said, tuple) else int(said)
-    return (f"reduced from {depth} to 8 bits a colour",) if depth > _BYTE else ()
+        bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_BYTE,))
+        depth = max(bits) if isinstance(bits, tuple) else int(bits)
+    return (f"reduced from {depth} to 8 bits per channel",) if depth > _BYTE else ()
 
 
 def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
-    """Return pixels as RGB in 8 bits, and a note where something was laid under them.
+    """Convert to 8-bit RGB, with a note if transparency was flattened.
 
-    What is transparent has colours, too, which no viewer shows: it becomes white.
+    Transparent pixels have colors that no viewer shows: they become white.
     """
     from PIL import Image as Pictures
 
     if turned.mode in {"I;16", "I;16B", "I"}:
-        grey = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
-        turned = Pictures.fromarray(grey.astype(np.uint8))
+        gray = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
+        turned = Pictures.fromarray(gray.astype(np.uint8))
     elif turned.mode == "F":
-        grey = np.nan_to_num(np.asarray(turned, dtype=np.float64))
-        whole = 255 if grey.max(initial=0) <= 1 else 1  # some count from 0 to 1
-        turned = Pictures.fromarray((grey * whole).clip(0, 255).astype(np.uint8))
+        gray = np.nan_to_num(np.asarray(turned, dtype=np.float64))
+        factor = 255 if gray.max(initial=0) <= 1 else 1  # some files use the range 0 to 1
+        turned = Pictures.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
     if not turned.has_transparency_data:
         return np.asarray(turned.convert("RGB")), ()
     shown = turned.convert("RGBA")
     if np.asarray(shown)[..., 3].min(initial=255) == 255:
         return np.asarray(shown.convert("RGB")), ()
     white = Pictures.new("RGBA", shown.size, (255, 255, 255, 255))
-    laid = Pictures.alpha_composite(white, shown).convert("RGB")
-    return np.asarray(laid), ("transparent in parts, which were laid on white",)
+    flattened = Pictures.alpha_composite(white, shown).convert("RGB")
+    return np.asarray(flattened), ("transparent in parts, which became white",)
 
 
 def _quality(opened: object) -> int | None:
-    """Return the JPEG quality whose luma table has the same mean, by the IJG's formula."""
+    """Estimate the JPEG quality by the mean of the luma table, with the IJG formula."""
     tables = getattr(opened, "quantization", None)
     if not tables or 0 not in tables:
         return None
@@ -500,11 +501,11 @@ def _quality(opened: object) -> int | None:
     return round(min(max(quality, 1), 100))
 
 
-def _unreadable_image(path: Path, what: str, expected: str) -> DataError:
+def _unreadable_image(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="forensics.picture",
         where=str(path),
         expected=expected,
-        next="convert it, or leave it out",
+        next="convert or remove it",
     )

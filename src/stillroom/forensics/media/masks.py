@@ -36,14 +36,14 @@ _FULL = 1.0 - 1e-3
 
 
 def draw_hull(points: Points, shape: tuple[int, int], kind: HullKind) -> Mask:
-    """Return a hard mask, (H, W), 1 within.
+    """Draw a hard face mask from landmarks, (H, W), 1 inside.
 
     Args:
         points: 68 landmarks.
         shape: Height and width.
-        kind: ``whole``, the convex hull with the brows pushed up to the forehead; ``inner``, the
-            convex hull of the landmarks; ``features``, jaw, nose and eyes as polygons, together;
-            ``components``, some of brows, eyes, nose, mouth and cheeks.
+        kind: ``whole``, the convex hull with the brows raised to the forehead; ``inner``, the
+            convex hull of the landmarks; ``features``, the union of polygons of jaw, nose and eyes;
+            ``components``, a union of brows, eyes, nose, mouth and cheeks.
     """
     if kind == "whole":
         raised = points.copy()
@@ -73,10 +73,10 @@ def draw_hull(points: Points, shape: tuple[int, int], kind: HullKind) -> Mask:
 
 
 def soften(mask: Mask, rng: np.random.Generator) -> Mask:
-    """Return a soft mask as SBI makes it: blur, erode by keeping the full part only, blur again.
+    """Soften a mask as in SBI: blur, erode by keeping only the full part, blur again.
 
-    Every mask that has a pixel keeps one: where the first blur leaves nothing full, it is not
-    eroded. The maximum is 1.
+    A nonempty mask stays nonempty: where the first blur leaves nothing full, it is not eroded. The
+    maximum is 1.
     """
     height, width = mask.shape
     side = int(rng.integers(192, 257))
@@ -93,7 +93,7 @@ def soften(mask: Mask, rng: np.random.Generator) -> Mask:
 
 
 def feather(mask: Mask, share: float) -> Mask:
-    """Return a mask that rises from 0 at its rim to 1 over ``share`` of its own width."""
+    """Return a mask that rises from 0 at its rim to 1 over ``share`` of its width."""
     hard = (mask > 0.5).astype(np.uint8)
     hard[[0, -1]] = 0
     hard[:, [0, -1]] = 0
@@ -106,15 +106,15 @@ def feather(mask: Mask, share: float) -> Mask:
 
 
 def warp_mask(mask: Mask, rng: np.random.Generator, *, alpha: float, sigma: float) -> Mask:
-    """Return the mask under an elastic deformation.
+    """Apply an elastic deformation to a mask.
 
     Source: Simard et al. 2003, "Best practices for convolutional neural networks".
 
     Args:
         mask: (H, W).
-        rng: Of the displacements.
-        alpha: How far pixels move, in pixels before smoothing.
-        sigma: How smooth the displacement is, in pixels.
+        rng: Source of the displacements.
+        alpha: Maximum displacement in pixels before smoothing.
+        sigma: Smoothing of the displacements in pixels.
     """
     height, width = mask.shape
     moves = rng.uniform(-1, 1, (height, width, 2)).astype(np.float32)
@@ -136,13 +136,13 @@ _CORNERS = 10
 
 
 def draw_patch(shape: tuple[int, int], rng: np.random.Generator, least: float, most: float) -> Mask:
-    """Return the soft mask of an irregular piece that lies within the picture, (H, W).
+    """Draw the soft mask of an irregular patch inside the image, (H, W).
 
     Args:
-        shape: Height and width of the picture.
-        rng: Of shape and place.
-        least: Least width and height, as a share of the picture's.
-        most: Most width and height.
+        shape: Height and width of the image.
+        rng: Source of shape and position.
+        least: Minimum width and height, as a share of the image's.
+        most: Maximum width and height.
     """
     height, width = shape
     low, high = sorted((least, most))

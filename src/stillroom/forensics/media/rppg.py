@@ -1,10 +1,10 @@
 """Remote photoplethysmography: heart-rate estimates from facial skin color.
 
-Blood colours skin with every beat, far below what eyes see. Two published combinations of the mean
-red, green and blue of skin make that a signal; its strength against what else is in the band of
-pulses is compared with the same measure of the background, which has no heart. Forgeries may carry
-the pulse of who moved for them, and compression takes the pulse of anyone: so neither finding one
-nor missing one says that a face is real or forged.
+Blood changes the color of skin with every beat, far below what eyes can see. Two published
+combinations of the mean red, green and blue of skin turn this into a signal. Its strength within
+the pulse band is compared with the same measure of the background. Forgeries may carry the pulse of
+the driving actor, and compression may remove any pulse: neither presence nor absence shows that a
+face is real or forged.
 
 Source: de Haan and Jeanne 2013, "Robust pulse rate from chrominance-based rPPG", IEEE TBME 60(10),
 equations 9 to 16 (CHROM), and its signal to noise ratio; Wang et al. 2017, "Algorithmic principles
@@ -30,13 +30,16 @@ __all__ = ["RppgEstimate", "chrom", "estimate_rppg", "measure_pulse_strength", "
 
 _BAND = (0.7, 4.0)  # Hz: 42 to 240 beats a minute
 _WINDOW_S = 1.6
-_NEAR = 0.1  # Hz about the peak and its double that count as the pulse
+_NEAR = 0.1  # Hz around the peak and its double that count as the pulse
 _MAX_SECONDS = 20.0
 _MIN_SECONDS = 8.0
 _MIN_FPS = 20.0
 _MIN_FACE_WIDTH = 64.0
 _MIN_BITS_PER_PIXEL = 0.1
-_FOUND, _BEYOND = 0.0, 3.0  # decibels: of the face, and above the background
+_MIN_STRENGTH, _MIN_ADVANTAGE = (
+    0.0,
+    3.0,
+)  # minimum strength in decibels, and margin above the background
 _FIND_EVERY = 5
 
 Floats = npt.NDArray[np.float64]
@@ -44,9 +47,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RppgEstimate:
-    """What was found of one face: beats a minute, strength of face and background in decibels.
+    """Pulse estimate of one face: beats per minute, strength of face and background in decibels.
 
-    ``strength`` is None where nothing is said, for ``reasons``. The weaker of POS and CHROM counts.
+    ``strength`` is None without an estimate, for ``reasons``. The weaker of POS and CHROM counts.
     """
 
     face: int
@@ -58,25 +61,27 @@ class RppgEstimate:
 
     @property
     def is_found(self) -> bool:
-        """Whether a pulse stands out of the face, and of the face alone."""
+        """Whether the face, and not the background, shows a pulse."""
         return (
             self.strength is not None
-            and self.strength >= _FOUND
-            and self.strength >= self.background + _BEYOND
+            and self.strength >= _MIN_STRENGTH
+            and self.strength >= self.background + _MIN_ADVANTAGE
         )
 
     def line(self) -> str:
-        """Return the finding as one line."""
+        """Format as one line."""
         if self.strength is None:
-            return f"face {self.face}: nothing is said: {'; '.join(self.reasons)}"
-        at = f"{self.strength:.1f} dB, background {self.background:.1f} dB, {self.seconds:.0f} s"
+            return f"face {self.face}: no estimate: {'; '.join(self.reasons)}"
+        measures = (
+            f"{self.strength:.1f} dB, background {self.background:.1f} dB, {self.seconds:.0f} s"
+        )
         if self.is_found:
-            said = f"{self.rate:.0f} beats a minute ({at}); forgeries can carry one too"
-            return f"face {self.face}: {said}"
-        return f"face {self.face}: none found ({at}); compression alone can take it away"
+            text = f"{self.rate:.0f} beats a minute ({measures}); forgeries can carry one too"
+            return f"face {self.face}: {text}"
+        return f"face {self.face}: none found ({measures}); compression alone can take it away"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON-compatible values."""
         return {
             "face": self.face,
             "seconds": round(self.seconds, 2),
@@ -91,18 +96,18 @@ class RppgEstimate:
 def estimate_rppg(
     clip: Clip, *, bits_per_pixel: float = 0.0, finder: FaceFinder | None = None
 ) -> tuple[RppgEstimate, ...]:
-    """Return what is found of the largest face of a clip, or why nothing is said.
+    """Estimate the pulse of the largest face of a clip, or list the reasons for no estimate.
 
-    Decodes up to 20 seconds of frames from the middle of the clip; one frame is held at a time.
+    Decodes up to 20 seconds from the middle of the clip, one frame in memory at a time.
 
     Args:
-        clip: As ``open_clip`` gives it.
-        bits_per_pixel: Of its video; 0 if that is not known.
-        finder: Finds faces; default a new one.
+        clip: As returned by ``open_clip``.
+        bits_per_pixel: Of its video; 0 if unknown.
+        finder: Face detector; default: a new one.
 
     Raises:
         DataError: If no frame can be decoded.
-        MissingExtraError: If no face detector is here.
+        MissingExtraError: If no face detector is installed.
     """
     seconds = min(clip.duration, _MAX_SECONDS)
     reasons = _list_doubts(clip, bits_per_pixel)
@@ -119,29 +124,33 @@ def estimate_rppg(
     length = len(skin) / fps
     if length < _MIN_SECONDS:
         return (RppgEstimate(1, length, reasons=(f"only {length:.1f} s of one face",)),)
-    found = [measure_pulse_strength(method(skin, fps), fps) for method in (pos, chrom)]
-    rest = [measure_pulse_strength(method(around, fps), fps) for method in (pos, chrom)]
-    strength, rate = min(found)
-    return (RppgEstimate(1, length, rate, strength, max(value for value, _ in rest)),)
+    face_strengths = [measure_pulse_strength(method(skin, fps), fps) for method in (pos, chrom)]
+    background_strengths = [
+        measure_pulse_strength(method(around, fps), fps) for method in (pos, chrom)
+    ]
+    strength, rate = min(face_strengths)
+    return (
+        RppgEstimate(1, length, rate, strength, max(value for value, _ in background_strengths)),
+    )
 
 
-def pos(colours: Floats, fps: float) -> Floats:
-    """Return the pulse signal of mean colours by the plane orthogonal to skin, (N,).
+def pos(colors: Floats, fps: float) -> Floats:
+    """Return the POS pulse signal: mean colors projected to the plane orthogonal to skin, (N,).
 
     Args:
-        colours: Mean red, green and blue of skin in each frame, (N, 3), above 0.
-        fps: Frames a second.
+        colors: Mean red, green and blue of skin in each frame, (N, 3), above 0.
+        fps: Frames per second.
     """
-    return _overlap_add(colours, fps, _project_pos)
+    return _overlap_add(colors, fps, _project_pos)
 
 
-def chrom(colours: Floats, fps: float) -> Floats:
-    """Return the pulse signal of mean colours by chrominance, (N,); arguments as of ``pos``."""
-    return _overlap_add(colours, fps, _project_chrom)
+def chrom(colors: Floats, fps: float) -> Floats:
+    """Return the CHROM pulse signal by chrominance, (N,); arguments as for ``pos``."""
+    return _overlap_add(colors, fps, _project_chrom)
 
 
 def measure_pulse_strength(signal: Floats, fps: float) -> tuple[float, float]:
-    """Return the decibels of peak and double over the rest of the band, and beats a minute."""
+    """Return decibels of the peak and its double over the rest of the band, and beats per min."""
     count = len(signal)
     padded = max(4096, count)
     power = np.abs(np.fft.rfft(signal * np.hanning(count), padded)) ** 2
@@ -150,10 +159,10 @@ def measure_pulse_strength(signal: Floats, fps: float) -> tuple[float, float]:
     if not inside.any() or power[inside].sum() <= 0:
         return -99.0, 0.0
     peak = float(frequency[inside][np.argmax(power[inside])])
-    spread = max(_NEAR, 1.5 * fps / count)  # no finer than so many seconds can show
+    spread = max(_NEAR, 1.5 * fps / count)  # not finer than the resolution of the window
     beats = (np.abs(frequency - peak) <= spread) | (np.abs(frequency - 2 * peak) <= spread)
-    heard, rest = power[inside & beats].sum(), power[inside & ~beats].sum()
-    return float(10 * np.log10(max(heard, 1e-12) / max(rest, 1e-12))), 60 * peak
+    pulse_power, other_power = power[inside & beats].sum(), power[inside & ~beats].sum()
+    return float(10 * np.log10(max(pulse_power, 1e-12) / max(other_power, 1e-12))), 60 * peak
 
 
 @dataclass
@@ -166,18 +175,18 @@ class _Traces:
 
 
 def _list_doubts(clip: Clip, bits_per_pixel: float) -> list[str]:
-    found = []
+    doubts = []
     if clip.duration < _MIN_SECONDS:
-        found.append(f"{clip.duration:.1f} s of video, below {_MIN_SECONDS:.0f} s")
+        doubts.append(f"{clip.duration:.1f} s of video, below {_MIN_SECONDS:.0f} s")
     if clip.rate < _MIN_FPS:
-        found.append(f"{clip.rate:.3g} frames a second, below {_MIN_FPS:.0f}")
+        doubts.append(f"{clip.rate:.3g} frames a second, below {_MIN_FPS:.0f}")
     if 0 < bits_per_pixel < _MIN_BITS_PER_PIXEL:
-        found.append(f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)")
-    return found
+        doubts.append(f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)")
+    return doubts
 
 
 def _read_traces(clip: Clip, finder: FaceFinder) -> _Traces:
-    """Return mean colours of cheeks and forehead, and of the background, frame by frame."""
+    """Return mean colors of cheeks and forehead, and of the background, per frame."""
     traces = _Traces()
     begin = max(clip.duration - _MAX_SECONDS, 0.0) / 2
     end = min(begin + _MAX_SECONDS, clip.duration)
@@ -198,23 +207,25 @@ def _read_traces(clip: Clip, finder: FaceFinder) -> _Traces:
     return traces
 
 
-def _is_near(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    gap = np.hypot(box[0] - other[0], box[1] - other[1])
-    return bool(gap < 0.5 * other[2] and 0.6 < box[2] / other[2] < 1.7)
+def _is_near(box: tuple[float, ...], reference: tuple[float, ...]) -> bool:
+    gap = np.hypot(box[0] - reference[0], box[1] - reference[1])
+    return bool(gap < 0.5 * reference[2] and 0.6 < box[2] / reference[2] < 1.7)
 
 
 def _smooth(
-    before: tuple[float, float, float, float] | None, now: tuple[float, float, float, float]
+    previous: tuple[float, float, float, float] | None, current: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
-    """Let a box follow slowly: one that jumps writes its own rhythm into the colours."""
-    if before is None:
-        return now
-    x, y, width, height = (0.7 * old + 0.3 * new for old, new in zip(before, now, strict=True))
+    """Smooth a box over time: a jumping box would write its own rhythm into the colors."""
+    if previous is None:
+        return current
+    x, y, width, height = (
+        0.7 * old + 0.3 * new for old, new in zip(previous, current, strict=True)
+    )
     return x, y, width, height
 
 
 def _skin(image: Image, box: tuple[float, float, float, float]) -> Floats:
-    """Return the mean colour of forehead and cheeks."""
+    """Return the mean color of forehead and cheeks."""
     x, y, width, height = box
     parts = [(0.3, 0.08, 0.4, 0.16), (0.12, 0.5, 0.22, 0.2), (0.66, 0.5, 0.22, 0.2)]
     cuts = [
@@ -229,7 +240,7 @@ def _skin(image: Image, box: tuple[float, float, float, float]) -> Floats:
 
 
 def _around(image: Image, box: tuple[float, float, float, float]) -> Floats:
-    """Return the mean colour of what lies beside and above the head."""
+    """Return the mean color of the background beside and above the head."""
     x, y, width, height = box
     mask = np.full(image.shape[:2], 255, dtype=np.uint8)
     left, right = max(int(x - 0.4 * width), 0), int(x + 1.4 * width)
@@ -240,33 +251,37 @@ def _around(image: Image, box: tuple[float, float, float, float]) -> Floats:
 
 
 def _resample_evenly(times: list[float], values: list[Floats]) -> tuple[Floats, float]:
-    """Return colours at even times, (N, 3), and how many a second."""
+    """Resample colors to even times, (N, 3), and return the frames per second."""
     time, table = np.array(times), np.array(values)
     fps = (len(time) - 1) / max(time[-1] - time[0], 1e-9)
     even = time[0] + np.arange(len(time)) / fps
-    columns = [np.interp(even, time, table[:, at]) for at in range(3)]
+    columns = [np.interp(even, time, table[:, channel]) for channel in range(3)]
     return np.stack(columns, axis=1), float(fps)
 
 
-def _overlap_add(colours: Floats, fps: float, project: Callable[[Floats], Floats]) -> Floats:
-    """Add up windows of 1.6 seconds, each of colours divided by their mean, half overlapping."""
-    count = len(colours)
+def _overlap_add(colors: Floats, fps: float, project: Callable[[Floats], Floats]) -> Floats:
+    """Overlap-add windows of 1.6 seconds, each divided by its mean color, half overlapping."""
+    count = len(colors)
     length = min(max(round(_WINDOW_S * fps), 4), count)
     step = max(length // 2, 1)
     out, taper = np.zeros(count), np.hanning(length + 2)[1:-1]
     for begin in range(0, count - length + 1, step):
-        part = colours[begin : begin + length]
+        part = colors[begin : begin + length]
         signal = project(part / part.mean(axis=0))
         out[begin : begin + length] += taper * (signal - signal.mean())
     return out
 
 
 def _project_pos(part: Floats) -> Floats:
-    one, two = part[:, 1] - part[:, 2], part[:, 1] + part[:, 2] - 2 * part[:, 0]
-    return np.asarray(one + two * (one.std() / max(two.std(), 1e-12)))
+    difference, luma_contrast = part[:, 1] - part[:, 2], part[:, 1] + part[:, 2] - 2 * part[:, 0]
+    return np.asarray(
+        difference + luma_contrast * (difference.std() / max(luma_contrast.std(), 1e-12))
+    )
 
 
 def _project_chrom(part: Floats) -> Floats:
     red, green, blue = part.T
-    one, two = 3 * red - 2 * green, 1.5 * red + green - 1.5 * blue
-    return np.asarray(one - two * (one.std() / max(two.std(), 1e-12)))
+    x_chrominance, y_chrominance = 3 * red - 2 * green, 1.5 * red + green - 1.5 * blue
+    return np.asarray(
+        x_chrominance - y_chrominance * (x_chrominance.std() / max(y_chrominance.std(), 1e-12))
+    )

@@ -1,9 +1,8 @@
 """Image transforms: blending, color transfer, landmark warping, JPEG, and jitter.
 
-Everything takes and gives RGB in 8 bits unless it says otherwise; all chance comes from the
-generator that is handed in.
-
-Statistics of masked pixels are of those pixels: zeros around a face would pull every mean to black.
+Functions take and return 8-bit RGB unless stated differently; all randomness comes from the
+generator passed in. Statistics under a mask use the masked pixels only: zeros around a face would
+bias every mean toward black.
 
 Source: Perez et al. 2003, "Poisson Image Editing" (gradients); Burt and Adelson 1983, "A
 Multiresolution Spline With Application to Image Mosaics" (bands).
@@ -47,14 +46,14 @@ Pixels = TypeVar("Pixels", Image, Mask)
 
 def to_uint8(image: npt.NDArray[np.floating]) -> Image:
     """Round to 8 bits; values out of range are clipped, never wrapped."""
-    whole = np.rint(image)
-    np.minimum(np.maximum(whole, 0, out=whole), 255, out=whole)
-    return np.asarray(whole, dtype=np.uint8)
+    rounded = np.rint(image)
+    np.minimum(np.maximum(rounded, 0, out=rounded), 255, out=rounded)
+    return np.asarray(rounded, dtype=np.uint8)
 
 
 def blend(source: Image, target: Image, mask: Mask) -> Image:
-    """Return source where the mask is 1, target where it is 0, a mixture between; (H, W, 3)."""
-    weight = np.asarray(cv2.merge([mask, mask, mask]))  # one loop over all, not one a pixel
+    """Blend source over target by a mask in [0, 1]; (H, W, 3)."""
+    weight = np.asarray(cv2.merge([mask, mask, mask]))  # faster than broadcasting per pixel
     mixed = source.astype(np.float32)
     mixed *= weight
     mixed += (1 - weight) * target.astype(np.float32)
@@ -62,7 +61,7 @@ def blend(source: Image, target: Image, mask: Mask) -> Image:
 
 
 def fit_size(image: Image, shape: tuple[int, int]) -> Image:
-    """Return the image at a height and width, resized where it has another."""
+    """Resize an image to a height and width, unless it already has them."""
     if image.shape[:2] == shape:
         return image
     resized = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
@@ -70,7 +69,7 @@ def fit_size(image: Image, shape: tuple[int, int]) -> Image:
 
 
 def compress_jpeg(image: Image, quality: int) -> Image:
-    """Return what JPEG leaves of an image at a quality of 1 to 100."""
+    """Compress and decode an image with JPEG at a quality of 1 to 100."""
     wrote, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not wrote:
         raise ValueError("OpenCV did not encode the image")
@@ -79,7 +78,7 @@ def compress_jpeg(image: Image, quality: int) -> Image:
 
 
 def rescale(image: Image, share: float, *, down: int = cv2.INTER_AREA) -> Image:
-    """Return the image after reducing it to a share of its size and enlarging it again."""
+    """Downscale an image to a share of its size, and upscale it back."""
     height, width = image.shape[:2]
     small = cv2.resize(
         image, (max(round(width * share), 2), max(round(height * share), 2)), interpolation=down
@@ -88,7 +87,7 @@ def rescale(image: Image, share: float, *, down: int = cv2.INTER_AREA) -> Image:
 
 
 def jitter_color(image: Image, rng: np.random.Generator, *, strength: float = 1.0) -> Image:
-    """Shift channels, hue, saturation, brightness and contrast a little.
+    """Jitter channels, hue, saturation, brightness and contrast.
 
     At strength 1: each channel by up to 20 with probability 0.3, hue by up to 5 degrees,
     saturation and value by up to 15 %, brightness and contrast by up to 10 %.
@@ -99,17 +98,17 @@ def jitter_color(image: Image, rng: np.random.Generator, *, strength: float = 1.
     light = np.minimum(np.maximum(out, 0, out=out), 255, out=out)
     light /= 255.0
     # Planes one by one: numpy's loops over the last axis of an image are ten times slower.
-    hue, *rest = (
+    hue, *planes = (
         np.asarray(p, np.float32) for p in cv2.split(cv2.cvtColor(light, cv2.COLOR_RGB2HSV))
     )
     hue += rng.uniform(-5, 5) * strength
     np.add(hue, 360, out=hue, where=hue < 0)
     np.subtract(hue, 360, out=hue, where=hue >= 360)
     factors = 1 + rng.uniform(-0.15, 0.15, 2).astype(np.float32) * strength
-    for plane, factor in zip(rest, factors, strict=True):
+    for plane, factor in zip(planes, factors, strict=True):
         plane *= factor
         np.minimum(np.maximum(plane, 0, out=plane), 1, out=plane)
-    out = np.asarray(cv2.cvtColor(cv2.merge([hue, *rest]), cv2.COLOR_HSV2RGB), np.float32)
+    out = np.asarray(cv2.cvtColor(cv2.merge([hue, *planes]), cv2.COLOR_HSV2RGB), np.float32)
     out *= 255.0
     gain, shift = 1 + rng.uniform(-0.1, 0.1) * strength, rng.uniform(-0.1, 0.1) * strength * 128
     middle = float(out.mean())
@@ -121,7 +120,7 @@ def jitter_color(image: Image, rng: np.random.Generator, *, strength: float = 1.
 
 
 def jitter_detail(image: Image, rng: np.random.Generator) -> Image:
-    """Either lose detail by a factor of 2 or 4, or sharpen."""
+    """Either downscale and upscale by a factor of 2 or 4, or sharpen."""
     if rng.random() < 0.5:
         return rescale(image, 1 / float(rng.choice([2, 4])), down=cv2.INTER_NEAREST)
     amount = float(rng.uniform(0.2, 0.5))
@@ -130,7 +129,7 @@ def jitter_detail(image: Image, rng: np.random.Generator) -> Image:
 
 
 def warp_affine(image: Pixels, matrix: Matrix) -> Pixels:
-    """Return an image or mask under a 2 x 3 matrix; what comes from outside repeats the rim."""
+    """Warp an image or mask by a 2 x 3 matrix; images are reflected at the border."""
     height, width = image.shape[:2]
     is_mask = image.ndim == 2
     return np.asarray(
@@ -146,7 +145,7 @@ def warp_affine(image: Pixels, matrix: Matrix) -> Pixels:
 
 
 def align_points(source: Points, target: Points) -> Matrix:
-    """Return the similarity that takes source nearest to target, 2 x 3, by least squares.
+    """Return the least-squares similarity from source to target points, 2 x 3.
 
     Source: Umeyama 1991, "Least-squares estimation of transformation parameters between two point
     patterns", IEEE TPAMI 13(4).
@@ -162,7 +161,7 @@ def align_points(source: Points, target: Points) -> Matrix:
 
 
 def find_mask_box(mask: Mask) -> tuple[int, int, int, int]:
-    """Return x, y, width and height of what a mask covers at 0.5 of its maximum; zeros if none."""
+    """Return x, y, width and height of a mask at 0.5 of its maximum; zeros if empty."""
     covered = mask > 0.5 * max(float(mask.max()), 1e-6)
     if not covered.any():
         return 0, 0, 0, 0
@@ -177,23 +176,23 @@ Floats = npt.NDArray[np.float64]
 _LEAST = 1e-3
 
 
-_FEWEST_PIXELS = 16
+_MIN_PIXELS = 16
 
 
 def preserve_grayscale(forged: ForgedImage, base: Image) -> ForgedImage:
-    """Return a forgery and its twin without colour where the picture it is made of has none.
+    """Remove the color of a forgery and its twin where the base image has none.
 
-    Else the colour alone would tell the two apart, and a detector would learn it.
+    Color alone would separate the two, and a detector would learn it.
 
     Args:
         forged: The forgery.
-        base: The picture that was forged, (H, W, 3).
+        base: The image that was forged, (H, W, 3).
     """
     if (base[..., :1] != base[..., 1:]).any():
         return forged
     image, twin = (
-        np.repeat(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-        for one in (forged.image, forged.twin)
+        np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+        for picture in (forged.image, forged.twin)
     )
     return replace(
         forged, image=np.asarray(image, dtype=np.uint8), twin=np.asarray(twin, dtype=np.uint8)
@@ -201,20 +200,20 @@ def preserve_grayscale(forged: ForgedImage, base: Image) -> ForgedImage:
 
 
 def transfer_color(source: Image, target: Image, mask: Mask, how: ColorTransfer) -> Image:
-    """Return the source in the target's colours.
+    """Transfer the color statistics of the target to the source.
 
     Args:
         source: RGB, (H, W, 3).
         target: RGB, (H, W, 3).
-        mask: Where both are measured, above 0.5; (H, W).
-        how: ``none``; ``mean``, the means are made equal; ``reinhard``, mean and spread of each
+        mask: Region of both to measure, above 0.5; (H, W).
+        how: ``none``; ``mean``, equal means; ``reinhard``, mean and standard deviation of each
             channel in LAB (Reinhard et al. 2001, "Color Transfer between Images"); ``transport``,
-            the linear optimal transport of one Gaussian to the other, which turns correlated
-            colours too (Pitie and Kokaram 2007, "The linear Monge-Kantorovitch linear colour
-            mapping for example-based colour transfer").
+            the linear optimal transport between Gaussians, which rotates correlated colors too
+            (Pitie and Kokaram 2007, "The linear Monge-Kantorovitch linear colour mapping for
+            example-based colour transfer").
     """
     inside = mask > 0.5
-    if how == "none" or int(inside.sum()) < _FEWEST_PIXELS:
+    if how == "none" or int(inside.sum()) < _MIN_PIXELS:
         return source
     if how == "mean":
         shift = target[inside].mean(axis=0) - source[inside].mean(axis=0)
@@ -232,7 +231,7 @@ def transfer_color(source: Image, target: Image, mask: Mask, how: ColorTransfer)
 
 
 def _transport(source: Floats, target: Floats) -> Floats:
-    """Return the symmetric matrix T with T S T = R: the map between two centred Gaussians."""
+    """Return the symmetric matrix T with T S T = R: the map between two centered Gaussians."""
     root = _root(source + _LEAST * np.eye(3))
     inverse = np.linalg.inv(root)
     return np.asarray(inverse @ _root(root @ target @ root) @ inverse)
@@ -244,7 +243,7 @@ def _root(matrix: Floats) -> Floats:
 
 
 def _to_lab(image: Image) -> Floats:
-    # 8-bit LAB is too coarse to move statistics in; OpenCV's float LAB takes RGB in [0, 1].
+    # 8-bit LAB is too coarse for statistics; OpenCV's float LAB takes RGB in [0, 1].
     return np.asarray(
         cv2.cvtColor(image.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB), dtype=np.float64
     )
@@ -263,12 +262,12 @@ _LEVELS = 4
 
 
 def composite(source: Image, target: Image, mask: Mask, how: BlendMode) -> Image:
-    """Return the source within the mask, the target without.
+    """Composite the source inside a mask over the target.
 
     Args:
         source: RGB, (H, W, 3), aligned to the target.
         target: RGB, (H, W, 3).
-        mask: In [0, 1], (H, W); ``poisson`` takes it at 0.5, without its soft rim.
+        mask: In [0, 1], (H, W); ``poisson`` thresholds it at 0.5, without its soft rim.
         how: ``alpha``, ``poisson`` or ``laplacian``.
     """
     if how == "poisson":
@@ -280,13 +279,13 @@ def composite(source: Image, target: Image, mask: Mask, how: BlendMode) -> Image
 
 def _blend_poisson(source: Image, target: Image, mask: Mask) -> Image:
     hard = (mask > 0.5).astype(np.uint8) * 255
-    # A mask that touches the border shifts what is cloned, or throws.
+    # A mask that touches the border shifts the cloned region, or raises.
     hard[:_RIM] = hard[-_RIM:] = 0
     hard[:, :_RIM] = hard[:, -_RIM:] = 0
     x, y, width, height = find_mask_box(np.asarray(hard / 255, dtype=np.float32))
     if width < 3 or height < 3:
         return target
-    # OpenCV puts the middle of the mask's box at this point; any other point moves the face.
+    # OpenCV centers the mask's box at this point; any other point moves the face.
     middle = (x + width // 2, y + height // 2)
     return np.asarray(
         cv2.seamlessClone(source, target, hard, middle, cv2.NORMAL_CLONE), dtype=np.uint8
@@ -306,29 +305,29 @@ def _blend_laplacian(source: Image, target: Image, mask: Mask) -> Image:
         weights.append(cv2.pyrDown(weights[-1]))
     bands = []
     for part in parts[:2]:
-        whole = [part]
+        pyramid = [part]
         for _ in range(_LEVELS):
-            whole.append(cv2.pyrDown(whole[-1]))
+            pyramid.append(cv2.pyrDown(pyramid[-1]))
         fine = [
-            np.asarray(whole[at]) - np.asarray(cv2.pyrUp(whole[at + 1])) for at in range(_LEVELS)
+            np.asarray(pyramid[level]) - np.asarray(cv2.pyrUp(pyramid[level + 1]))
+            for level in range(_LEVELS)
         ]
-        bands.append([*fine, np.asarray(whole[-1])])
+        bands.append([*fine, np.asarray(pyramid[-1])])
     joined = None
-    for at in range(_LEVELS, -1, -1):
-        weight = np.asarray(weights[at])[..., None]
-        mixed = weight * bands[0][at] + (1 - weight) * bands[1][at]
+    for level in range(_LEVELS, -1, -1):
+        weight = np.asarray(weights[level])[..., None]
+        mixed = weight * bands[0][level] + (1 - weight) * bands[1][level]
         joined = mixed if joined is None else np.asarray(cv2.pyrUp(joined)) + mixed
     return to_uint8(np.asarray(joined)[:height, :width])
 
 
 def warp_face(source: Face, target: Face, *, piecewise: bool = True) -> Image:
-    """Return the source's picture with its landmarks on the target's, (H, W, 3) of the target.
+    """Warp the source so that its landmarks match the target's, (H, W, 3) of the target.
 
     Args:
         source: The face that is moved.
-        target: The face whose place it takes.
-        piecewise: Whether every triangle of landmarks is brought to its place; else the whole is
-            only turned, scaled and moved.
+        target: The face that gives the position.
+        piecewise: Whether to warp each triangle of landmarks; else apply one similarity.
     """
     height, width = target.image.shape[:2]
     matrix = align_points(source.landmarks, target.landmarks)
@@ -346,16 +345,16 @@ def warp_face(source: Face, target: Face, *, piecewise: bool = True) -> Image:
     )
 
 
-def _warp_triangles(image: Image, points: Points, wanted: Points) -> Image:
-    """Return the image with ``points`` at ``wanted``; the corners stay."""
+def _warp_triangles(image: Image, points: Points, target: Points) -> Image:
+    """Warp an image from ``points`` to ``target``; the corners stay fixed."""
     height, width = image.shape[:2]
     frame = np.array(
         [[x, y] for x in (0, width / 2, width - 1) for y in (0, height / 2, height - 1)],
         dtype=np.float32,
     )
-    frame = frame[[0, 1, 2, 3, 5, 6, 7, 8]]  # the middle is no part of a frame
+    frame = frame[[0, 1, 2, 3, 5, 6, 7, 8]]  # drop the center
     start = np.concatenate([points, frame])
-    stop = np.concatenate([np.clip(wanted, 0, [width - 1, height - 1]), frame])
+    stop = np.concatenate([np.clip(target, 0, [width - 1, height - 1]), frame])
     label = np.full((height, width), -1, dtype=np.int32)
     matrices: list[npt.NDArray[np.floating]] = []
     for triangle in _triangulate(stop, width, height):
@@ -367,9 +366,13 @@ def _warp_triangles(image: Image, points: Points, wanted: Points) -> Image:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     if not matrices:
         return image
-    each = np.asarray(matrices, dtype=np.float32)[np.maximum(label, 0)]
-    from_x = each[..., 0, 0] * x + each[..., 0, 1] * y + each[..., 0, 2]
-    from_y = each[..., 1, 0] * x + each[..., 1, 1] * y + each[..., 1, 2]
+    pixel_matrices = np.asarray(matrices, dtype=np.float32)[np.maximum(label, 0)]
+    from_x = (
+        pixel_matrices[..., 0, 0] * x + pixel_matrices[..., 0, 1] * y + pixel_matrices[..., 0, 2]
+    )
+    from_y = (
+        pixel_matrices[..., 1, 0] * x + pixel_matrices[..., 1, 1] * y + pixel_matrices[..., 1, 2]
+    )
     inside = label >= 0
     moved = cv2.remap(
         image,
@@ -382,7 +385,7 @@ def _warp_triangles(image: Image, points: Points, wanted: Points) -> Image:
 
 
 def _triangulate(points: Points, width: int, height: int) -> list[list[int]]:
-    """Return Delaunay's triangles as indices of the points."""
+    """Return the Delaunay triangles as indices of the points."""
     plane = cv2.Subdiv2D((0, 0, width + 1, height + 1))
     for point in points:
         plane.insert((float(point[0]), float(point[1])))
@@ -390,7 +393,7 @@ def _triangulate(points: Points, width: int, height: int) -> list[list[int]]:
     for corners in plane.getTriangleList():
         three = np.asarray(corners, dtype=np.float32).reshape(3, 2)
         gaps = np.linalg.norm(points[None] - three[:, None], axis=2)
-        found = gaps.argmin(axis=1)
-        if gaps.min(axis=1).max() < 0.5 and len(set(found.tolist())) == 3:
-            triangles.append([int(at) for at in found])
+        corner_indices = gaps.argmin(axis=1)
+        if gaps.min(axis=1).max() < 0.5 and len(set(corner_indices.tolist())) == 3:
+            triangles.append([int(index) for index in corner_indices])
     return triangles

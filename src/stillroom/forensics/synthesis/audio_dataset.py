@@ -28,7 +28,7 @@ from stillroom.records import Link, Origin
 
 __all__ = ["build_audio_dataset"]
 
-_MASK_RATE = 100  # values a second that a mask is kept at
+_MASK_RATE = 100  # mask values per second
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class _Task:
 
 
 def build_audio_dataset(recipe: ForensicsRecipe, sound: AudioSettings, job: Job) -> Artifact:
-    """Make the set, every sound marked by ``sound_marking.SoundMarker``.
+    """Build the data set, every file marked by ``LabeledAudioWriter``.
 
     Raises:
         DataError: If there are no voices, or no consent for them.
         IntegrityError: If a file lacks a mark.
-        Cancelled: If the user stopped it; ``--resume`` goes on to the same samples.
+        Cancelled: If the user stopped it; ``--resume`` continues to the same samples.
     """
     require_packages("av", "c2pa", "cryptography")
     lab = open_lab()
     rows_before = lab.ledger.verify()
     uses = [method.method_name() for method in sound.methods]
-    needed = max(method.waves_needed for method in sound.methods)
+    needed = max(method.num_waveforms for method in sound.methods)
     voices = open_voices(
         sound, uses, seed=recipe.seed, count=max(recipe.count, 3 * needed), say=job.say
     )
@@ -80,7 +80,7 @@ def build_audio_dataset(recipe: ForensicsRecipe, sound: AudioSettings, job: Job)
             "sounds": len(rows),
             "left_out": voices.left_out,
         },
-        # A signature is of its moment; the manifest holds the digest of what is heard.
+        # Signatures carry their time; the manifest holds the digest of the samples.
         is_timed=lambda path: path.endswith(".wav"),
     )
 
@@ -88,17 +88,17 @@ def build_audio_dataset(recipe: ForensicsRecipe, sound: AudioSettings, job: Job)
 def _tasks(
     recipe: ForensicsRecipe, sound: AudioSettings, voices: VoiceSource, needed: int
 ) -> Iterator[_Task]:
-    people = [one.identity for one in voices.waves]
+    people = [wave.identity for wave in voices.waves]
     needed = min(needed, len(set(people)))
     cast: IdentityPairing = pair_identities(people, needed)
     for number in range(recipe.count):
-        chosen, block = cast.choose(number)
-        lot = np.random.default_rng([recipe.seed, number, 0x50E])
-        method = sound.methods[int(lot.integers(len(sound.methods)))]
-        waves = tuple(voices.waves[at] for at in chosen)
-        if len(waves) < method.waves_needed:  # of one speaker: a piece of another recording
+        indices, block = cast.choose(number)
+        rng = np.random.default_rng([recipe.seed, number, 0x50E])
+        method = sound.methods[int(rng.integers(len(sound.methods)))]
+        waves = tuple(voices.waves[index] for index in indices)
+        if len(waves) < method.num_waveforms:  # a single speaker: use another of their recordings
             waves = (*waves, voices.waves[(number + 1) % len(voices.waves)])
-        yield _Task(number, method, waves[: method.waves_needed], block)
+        yield _Task(number, method, waves[: method.num_waveforms], block)
 
 
 def _write(
@@ -110,7 +110,7 @@ def _write(
     marker: LabeledAudioWriter,
     job: Job,
 ) -> list[dict[str, Any]]:
-    """Write a forged sound, its mask and its real twin; return their rows of the manifest."""
+    """Write a forged waveform, its mask and its real twin; return their manifest rows."""
     name, wave = f"{task.number:06d}", task.waves[0]
     step = SAMPLE_RATE // _MASK_RATE
     mask = forged.mask[: len(forged.mask) // step * step].reshape(-1, step).mean(axis=1)
@@ -123,7 +123,7 @@ def _write(
         if label:
             kind, source = "forged", str(task.method.source_type)
             generator = task.method.method_name()
-        made = GeneratedAudio(
+        generated = GeneratedAudio(
             forged.values if label else forged.twin,
             generator,
             recipe.seed,
@@ -131,11 +131,11 @@ def _write(
             source,
             consent=voices.consent,
             kind=kind,
-            whose=voices.origin,
-            about={"number": task.number},
+            source=voices.origin,
+            details={"number": task.number},
         )
         path = job.output / folder / f"{name}.wav"
-        marks = marker.emit(made, path)
+        marks = marker.write(generated, path)
         rows.append(
             {
                 "id": f"{folder}-{name}",
@@ -144,7 +144,7 @@ def _write(
                 "generator": generator,
                 "source_id": wave.name,
                 "identity": wave.identity,
-                "others": [other.identity for other in task.waves[1:]],
+                "others": [wave.identity for wave in task.waves[1:]],
                 "split": choose_split(task.block, recipe.seed, recipe.split),
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": "wav",

@@ -1,17 +1,13 @@
 """Consent records, and capture evidence that contradicts claims of synthetic origin.
 
-A record names the very files it covers, by digest, so that it serves for no other person. Without a
-record that covers a file the lab does not open it. Whether what a record says is true only
-people can know; it is kept in the ledger with every file made.
+A record names the files it covers by digest, so that it does not apply to any other person. The lab
+opens no file of people without a record that covers it. Whether the statements of a record are
+true, only people can know; its id is stored in the ledger with every generated file.
 
-Who names a generator for a folder answers for it alone, without anyone's consent. A program cannot
-know a person from a drawing, but it can read what cameras write: the make, the exposure, or
-credentials that say the picture was captured. Their absence proves nothing.
-
-As ``camera_traces`` does of pictures: who names a generator for a folder of voices answers for it
-alone, without anyone's consent. A program cannot know a person's voice from a made one, but it can
-read what recorders write: the device, where it was, a broadcast recorder's notes, who performs, or
-credentials that say the sound was captured. Their absence proves nothing.
+Naming a generator for a folder of images or recordings replaces consent, at the user's own
+responsibility. A program cannot tell a person from a drawing, or a voice from a synthetic one, but
+it can read the metadata of cameras and recorders: make, exposure, location, broadcast notes,
+performers, or credentials of a captured file. Their absence proves nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +54,7 @@ _KEYS = ("who", "basis", "scope", "expires", "files")
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """One record. ``scope`` are names of methods, or ``any``; ``files`` digests of the files."""
+    """A consent record. ``scope`` lists methods, or ``any``; ``files`` lists file digests."""
 
     who: str
     basis: str
@@ -72,7 +68,7 @@ class Consent:
         """Read a record.
 
         Raises:
-            DataError: If it is missing, or does not say who, basis, scope, expires and files.
+            DataError: If it is missing, or lacks who, basis, scope, expires or files.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -81,7 +77,7 @@ class Consent:
         except (OSError, ValueError, AttributeError) as error:
             raise _unreadable(path, str(error)) from error
         if missing:
-            raise _unreadable(path, f"it does not say: {', '.join(missing)}")
+            raise _unreadable(path, f"it lacks: {', '.join(missing)}")
         if not all(isinstance(data[key], list) for key in ("scope", "files")):
             raise _unreadable(path, "scope and files are lists")
         body = {key: data[key] for key in _KEYS}
@@ -95,20 +91,20 @@ class Consent:
         )
 
     def check(self, method: str, digests: Iterable[str], *, today: date | None = None) -> None:
-        """Refuse a use that the record does not cover.
+        """Raise for a use that the record does not cover.
 
         Args:
-            method: The forgery or edit to be made.
-            digests: Of the files to be used.
-            today: Default the day it is, in UTC.
+            method: The forgery or edit to apply.
+            digests: Digests of the files to use.
+            today: Default: the current day in UTC.
 
         Raises:
-            DataError: If the record has expired, is for something else, or misses a file.
+            DataError: If the record has expired, or does not cover the method or a file.
         """
         day = today or datetime.now(UTC).date()
         if self.expires < day:
             raise _refused_consent(
-                f"the consent of {self.who} expired on {self.expires}", "a record in force"
+                f"the consent of {self.who} expired on {self.expires}", "a record that is valid"
             )
         if ANY_SCOPE not in self.scope and method not in self.scope:
             raise _refused_consent(
@@ -120,7 +116,7 @@ class Consent:
             raise _refused_consent(
                 f"the consent of {self.who} does not cover {len(missing)} of the files "
                 f"(the first has the digest {missing[0][:12]})",
-                "files whose digests stand in the record",
+                "files whose digests are in the record",
             )
 
 
@@ -132,18 +128,18 @@ def require_consent(
     refuse: Callable[[Sequence[Path], str], None],
     say: Callable[[str], None],
 ) -> tuple[str, str]:
-    """Return whose some files are, and the consent's id; the one gate of faces and voices.
+    """Return the origin of some files and the consent's id; the only gate for faces and voices.
 
-    Files of people need a consent that covers each of them and every use. A generator that is named
-    instead is taken at its word where ``refuse`` finds no sign against it; the claim is said aloud,
-    and what is returned is recorded with every file that is made.
+    Files of people need a consent that covers each of them and every use. A declared generator is
+    accepted where ``refuse`` finds no evidence against it; the claim is logged, and the returned
+    origin is recorded with every generated file.
 
     Args:
-        settings: What was said of the files.
+        settings: The declared source of the files.
         paths: The files.
-        uses: Names of the methods they are used for.
-        refuse: Raises where files and the name of their generator contradict each other.
-        say: Told of the claim.
+        uses: Names of the methods that use them.
+        refuse: Raises where files contradict the declared generator.
+        say: Log function for the claim.
 
     Returns:
         ``person`` or ``synthetic: GENERATOR``, and the record's id, empty without one.
@@ -152,7 +148,10 @@ def require_consent(
         DataError: If the consent does not cover a use or file, or a file contradicts the claim.
     """
     if settings.consent is not None:
-        consent, digests = Consent.read(Path(settings.consent)), [digest_file(one) for one in paths]
+        consent, digests = (
+            Consent.read(Path(settings.consent)),
+            [digest_file(path) for path in paths],
+        )
         for use in uses:
             consent.check(use, digests)
         return "person", consent.id
@@ -160,29 +159,29 @@ def require_consent(
         return "person", ""
     refuse(paths, settings.synthetic_source)
     say(
-        f"{len(paths)} files are said to show or let hear nobody, and to be made by "
-        f"{settings.synthetic_source}: no consent was asked for, which is recorded with every file"
+        f"{len(paths)} files are declared to contain nobody, and to be generated by "
+        f"{settings.synthetic_source}: no consent was required, which is recorded with every file"
     )
     return f"synthetic: {settings.synthetic_source}", ""
 
 
 def list_consented_files(path: Path) -> list[Path]:
-    """Return the pictures and recordings below a folder, sorted, or the one file that is named.
+    """Return the images and recordings below a folder, sorted, or the named file.
 
     Raises:
         DataError: If there is none.
     """
     endings = IMAGE_SUFFIXES | AUDIO_SUFFIXES
-    found = list_files(path, endings)
-    if not found:
+    files = list_files(path, endings)
+    if not files:
         raise DataError(
-            f"{path} holds no picture and no recording",
+            f"{path} has no images or recordings",
             code="forensics.no-faces",
             where=str(path),
             expected=f"files ending in {' '.join(sorted(endings))}",
             next="check the path",
         )
-    return found
+    return files
 
 
 def write_consent(
@@ -194,10 +193,10 @@ def write_consent(
     scope: Sequence[str],
     expires: date,
 ) -> Consent:
-    """Write a record for these pictures or recordings and read it back.
+    """Write a record for images or recordings, and read it back.
 
     Raises:
-        DataError: If something is not said.
+        DataError: If a field is empty, or ``path`` exists.
     """
     body: dict[str, Any] = {
         "who": who.strip(),
@@ -208,7 +207,7 @@ def write_consent(
     }
     if path.exists():
         raise DataError(
-            f"{path} exists already",
+            f"{path} already exists",
             code="data.exists",
             expected="a new file",
             next="choose another --out",
@@ -224,7 +223,7 @@ def write_consent(
 
 def _unreadable(path: Path, why: str) -> DataError:
     return DataError(
-        f"{path} is no consent record: {why}",
+        f"{path} is not a consent record: {why}",
         code="forensics.consent-record",
         where=str(path),
         expected="JSON with who, basis, scope, expires (YYYY-MM-DD) and files (digests)",
@@ -232,9 +231,9 @@ def _unreadable(path: Path, why: str) -> DataError:
     )
 
 
-def _refused_consent(what: str, expected: str) -> DataError:
+def _refused_consent(problem: str, expected: str) -> DataError:
     return DataError(
-        what,
+        problem,
         code="forensics.consent",
         expected=expected,
         next="ask the person, and write a new record: stillroom forensics consent --help",
@@ -254,57 +253,59 @@ _CAPTURED = ("digitalCapture", "negativeFilm", "positiveFilm", "print")
 
 
 def find_camera_evidence(path: Path) -> str:
-    """Return what in a file says that a camera took it, empty if nothing does.
+    """Return evidence in a file that a camera took it, empty without any.
 
     Raises:
-        DataError: If it asks for more pixels than are read.
+        DataError: If the image has too many pixels.
     """
     from PIL import Image as Pictures
 
     data = path.read_bytes()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bound on pixels is load_picture's
+            warnings.simplefilter("ignore")  # load_image enforces the limit on pixels
             with open_image(data) as picture:
                 exif = picture.getexif()
     except Pictures.DecompressionBombError as error:
         raise make_size_error(path) from error
     except (OSError, ValueError, SyntaxError):
-        return ""  # what cannot be read is left out, with its reason, where faces are looked for
-    found = [said for tag, said in _EXIF_TAGS.items() if str(exif.get(tag) or "").strip()]
+        return ""  # unreadable files are skipped with a reason where faces are detected
+    evidence = [
+        description for tag, description in _EXIF_TAGS.items() if str(exif.get(tag) or "").strip()
+    ]
     inner = exif.get_ifd(_IFD)
-    found += [said for tag, said in _EXPOSURE.items() if inner.get(tag)]
+    evidence += [description for tag, description in _EXPOSURE.items() if inner.get(tag)]
     if exif.get_ifd(_GPS):
-        found.append("where it was taken")
-    if not found and is_signed_as_captured(path, data):
-        found.append("credentials of a captured picture")
-    return found[0] if found else ""
+        evidence.append("where it was taken")
+    if not evidence and is_signed_as_captured(path, data):
+        evidence.append("credentials of a captured picture")
+    return evidence[0] if evidence else ""
 
 
 def is_signed_as_captured(path: Path, data: bytes) -> bool:
-    """Return whether a file's credentials say that its content was captured, not made."""
+    """Return whether a file's credentials state that its content was captured."""
     kind = detect_file_type(path)
     if kind is None or not kind.mime or b"jumb" not in data:
         return False
-    found = read_credentials(data, kind.mime).source_types
-    kinds = {name.rsplit("/", 1)[-1] for name in found}
+    source_types = read_credentials(data, kind.mime).source_types
+    kinds = {name.rsplit("/", 1)[-1] for name in source_types}
     return bool(kinds & set(_CAPTURED))
 
 
 def require_synthetic_images(pictures: Iterable[Path], generator: str) -> None:
-    """Refuse pictures that are said to show nobody, and were taken by a camera.
+    """Raise for images that are declared synthetic, but have evidence of a camera.
 
     Raises:
-        DataError: With the first that says so.
+        DataError: For the first such image.
     """
     for path in pictures:
-        said = find_camera_evidence(path)
-        if said:
+        evidence = find_camera_evidence(path)
+        if evidence:
             raise DataError(
-                f"{path.name} is said to be made by {generator}, and holds {said}",
+                f"{path.name} is declared as generated by {generator}, but holds {evidence}",
                 code="forensics.photograph",
                 where=str(path),
-                expected="pictures that no camera took, or the consent of who they show",
+                expected="images not taken by a camera, or the consent of the people they show",
                 next="stillroom forensics consent --help, and faces.consent instead of "
                 "faces.synthetic_source",
             )
@@ -314,7 +315,7 @@ _APPLE = "com.apple.quicktime."
 
 
 _CONTAINER_TAGS = {
-    "make": "the recorder's make",  # a model alone may be that of a network
+    "make": "the recorder's make",  # a model alone may name a network
     f"{_APPLE}make": "the recorder's make",
     f"{_APPLE}model": "the recorder's model",
     "com.android.manufacturer": "the recorder's make",
@@ -337,11 +338,11 @@ _NOTES = b"iXML"
 
 
 def find_recorder_evidence(path: Path, generator: str = "") -> str:
-    """Return what in a file says that a person was recorded, empty if nothing does.
+    """Return evidence in a file that a person was recorded, empty without any.
 
     Args:
         path: The recording.
-        generator: What is said to have made it: its own name as performer says nothing.
+        generator: The declared generator; its own name as performer does not count.
     """
     require_packages("av")
     import av
@@ -349,60 +350,67 @@ def find_recorder_evidence(path: Path, generator: str = "") -> str:
     tags: dict[str, str] = {}
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
-            for some in (container.metadata, *(stream.metadata for stream in container.streams)):
-                tags |= {key.lower(): value for key, value in some.items() if value.strip()}
+            for metadata in (
+                container.metadata,
+                *(stream.metadata for stream in container.streams),
+            ):
+                tags |= {key.lower(): value for key, value in metadata.items() if value.strip()}
     except (av.FFmpegError, ValueError):
-        return ""  # what cannot be read is left out, with its reason, where voices are loaded
-    found = [said for tag, said in _CONTAINER_TAGS.items() if tag in tags]
-    if {"encoded_by", "time_reference"} <= set(tags):  # both: of a broadcast wave's own chunk
-        found.append("a broadcast recorder's name")
+        return ""  # unreadable files are skipped with a reason where voices are loaded
+    evidence = [description for tag, description in _CONTAINER_TAGS.items() if tag in tags]
+    if {"encoded_by", "time_reference"} <= set(tags):  # both: a broadcast wave's chunk
+        evidence.append("a broadcast recorder's name")
     if _MEMOS in tags.get("encoder", "").lower():
-        found.append("the name of a voice memo")
+        evidence.append("the name of a voice memo")
     if _performer(tags, generator):
-        found.append("a performer's name")
-    data = b"" if found else path.read_bytes()
+        evidence.append("a performer's name")
+    data = b"" if evidence else path.read_bytes()
     if _NOTES in _chunks(data):
-        found.append("a field recorder's notes")
-    if not found and is_signed_as_captured(path, data):
-        found.append("credentials of a captured sound")
-    return found[0] if found else ""
+        evidence.append("a field recorder's notes")
+    if not evidence and is_signed_as_captured(path, data):
+        evidence.append("credentials of a captured sound")
+    return evidence[0] if evidence else ""
 
 
 def require_synthetic_audio(paths: Iterable[Path], generator: str) -> None:
-    """Refuse sounds that are said to be nobody's, and were recorded.
+    """Raise for recordings that are declared synthetic, but have evidence of a recorder.
 
     Raises:
-        DataError: With the first that says so.
+        DataError: For the first such recording.
     """
     for path in paths:
-        said = find_recorder_evidence(path, generator)
-        if said:
+        evidence = find_recorder_evidence(path, generator)
+        if evidence:
             raise DataError(
-                f"{path.name} is said to be made by {generator}, and holds {said}",
+                f"{path.name} is declared as generated by {generator}, but holds {evidence}",
                 code="forensics.recording",
                 where=str(path),
-                expected="sounds that no recorder took, or the consent of who speaks in them",
+                expected="audio not captured by a recorder, or the consent of the people who speak",
                 next="stillroom forensics consent --help, and sound.consent instead of "
                 "sound.synthetic_source",
             )
 
 
 def _performer(tags: Mapping[str, str], generator: str) -> str:
-    """Return who is named as performing, where that is not the generator."""
-    own = generator.casefold()
+    """Return the named performer, unless it is the generator."""
+    generator_name = generator.casefold()
     for tag in _PERFORMERS:
         name = tags.get(tag, "").strip()
-        if name and name.casefold() not in own and (not own or own not in name.casefold()):
+        if (
+            name
+            and name.casefold() not in generator_name
+            and (not generator_name or generator_name not in name.casefold())
+        ):
             return name
     return ""
 
 
 def _chunks(data: bytes) -> set[bytes]:
-    """Return the names of a RIFF file's chunks."""
-    found: set[bytes] = set()
-    at = 12 if data[:4] in {b"RIFF", b"RF64"} else len(data)
-    while at + 8 <= len(data):
-        found.add(data[at : at + 4])
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    return found
+    """Return the chunk names of a RIFF file."""
+    names: set[bytes] = set()
+    offset = 12 if data[:4] in {b"RIFF", b"RF64"} else len(data)
+    while offset + 8 <= len(data):
+        names.add(data[offset : offset + 4])
+        size = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        offset += 8 + size + size % 2
+    return names

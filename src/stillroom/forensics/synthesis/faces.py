@@ -1,7 +1,7 @@
 """Source faces: procedurally drawn, or read from a folder with consent.
 
-They are no photographs and train no detector of photographs; what they are for is to try every
-step, to test it, and to make marked forgeries without a person. Each is drawn from a seed alone.
+Drawn faces are not photographs and do not train a detector of photographs; they serve to try and
+test every step, and to make marked forgeries without a person. Each is determined by its seed.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 class FaceSource(Protocol):
-    """Faces by number."""
+    """Indexed collection of faces."""
 
     @property
     def origin(self) -> str:
-        """Whose they are: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
+        """Origin: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
 
     @property
     def consent(self) -> str:
-        """Id of the consent record, empty where no person is shown."""
+        """Id of the consent record, empty if no person is shown."""
 
     @property
     def left_out(self) -> int:
-        """How many pictures could not be used."""
+        """Number of images that could not be used."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of faces."""
 
     def __getitem__(self, number: int) -> Face:
         """Return one face."""
 
     def identity(self, number: int) -> str:
-        """Return whose face it is."""
+        """Return the identity of a face."""
 
     def path(self, number: int) -> Path | None:
-        """Return the picture a face comes from; None where it is drawn."""
+        """Return the source image of a face; None if drawn."""
 
 
 @dataclass(frozen=True)
@@ -117,58 +117,58 @@ def open_faces(
     size: int,
     say: Callable[[str], None],
 ) -> FaceSource:
-    """Return the faces to start from.
+    """Open the source faces.
 
     Args:
-        settings: Whose faces.
-        uses: Names of the methods they are used for, which a consent has to cover.
-        seed: Of drawn faces.
-        count: How many faces are wanted at most.
-        size: Their width and height.
-        say: Told of pictures that are left out.
+        settings: Source of the faces.
+        uses: Names of the methods that use them, which a consent has to cover.
+        seed: Seed of drawn faces.
+        count: Maximum number of faces.
+        size: Width and height of the faces.
+        say: Log function for skipped images.
 
     Raises:
-        DataError: If the folder has no face, the consent does not cover the use, or pictures of
-            nobody were taken by a camera.
+        DataError: If the folder has no face, the consent does not cover the use, or images
+            declared synthetic were taken by a camera.
     """
     if settings.folder is None:
         return _DrawnFaces(seed, count, size)
     folder = Path(settings.folder)
     pictures = list_images(folder)[:count]
-    whose, consent = require_consent(
+    origin, consent = require_consent(
         settings, pictures, uses, refuse=require_synthetic_images, say=say
     )
     faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
     left_out = len(pictures) - len(faces)
     if left_out:
-        say(f"{left_out} of {len(pictures)} pictures were left out")
-    return _FolderFaces(tuple(faces), tuple(paths), whose, consent, left_out)
+        say(f"{left_out} of {len(pictures)} images were skipped")
+    return _FolderFaces(tuple(faces), tuple(paths), origin, consent, left_out)
 
 
 def list_images(path: Path) -> list[Path]:
-    """Return the pictures below a folder, sorted, or the one that is named.
+    """Return the images below a folder, sorted, or the named one.
 
     Raises:
         DataError: If there is none.
     """
-    found = list_files(path, _ENDINGS)
-    if not found:
+    files = list_files(path, _ENDINGS)
+    if not files:
         raise DataError(
-            f"{path} holds no picture",
+            f"{path} has no images",
             code="forensics.no-faces",
             where=str(path),
             expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
-            next="check the path, or leave faces.folder out: faces are then drawn",
+            next="check the path, or remove faces.folder to draw faces",
         )
-    return found
+    return files
 
 
 def choose_split(block: str, seed: int, split: SplitSettings) -> str:
-    """Return the split of a person, or of a block of people, by the digest of their name alone."""
-    place = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
-    if place < split.held_out:
+    """Return the split of a person, or of a block of people, by a hash of the name alone."""
+    position = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
+    if position < split.held_out:
         return "test"
-    return "validation" if place < split.held_out + split.validation else "train"
+    return "validation" if position < split.held_out + split.validation else "train"
 
 
 def _find_faces(
@@ -188,13 +188,13 @@ def _find_faces(
         try:
             picture = load_image(path)
         except DataError as error:
-            say(f"left out: {error.problems[0].what}")
+            say(f"skipped: {error.problems[0].what}")
             continue
-        found = finder.find(picture.image)
-        if not found:
-            say(f"left out: {name} shows no face")
+        detections = finder.find(picture.image)
+        if not detections:
+            say(f"skipped: {name} shows no face")
             continue
-        marks = finder.landmarks(picture.image, found[0])
+        marks = finder.landmarks(picture.image, detections[0])
         image, points = crop_square(picture.image, marks, size, margin=margin)
         digest, person = digest_file(path), derive_person_id(path, folder)
         wide, codings = compute_square_side(marks, margin), (picture.coding,)
@@ -203,16 +203,16 @@ def _find_faces(
         paths.append(path)
     if not faces:
         raise DataError(
-            f"none of {len(pictures)} pictures in {folder} shows a face",
+            f"none of {len(pictures)} images in {folder} shows a face",
             code="forensics.no-faces",
             where=str(folder),
-            expected="pictures with a face of 64 pixels or more",
-            next="look at the lines above; they name each picture",
+            expected="images with a face of 64 pixels or more",
+            next="see the lines above for the reason of each image",
         )
     return faces, paths
 
 
-_FINE = 2  # drawn larger, then reduced, for smooth edges
+_FINE = 2  # supersampling, for smooth edges
 
 
 Color = tuple[float, float, float]
@@ -222,8 +222,8 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
     """Draw a face.
 
     Args:
-        seed: Of the set.
-        number: Which face of the set; the same two numbers draw the same face.
+        seed: Seed of the set.
+        number: Number within the set; the same two numbers draw the same face.
         size: Width and height in pixels.
     """
     rng = np.random.default_rng([seed, number, 0x0FACE])
@@ -250,12 +250,12 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
 
 
 def name_drawn_face(seed: int, number: int) -> str:
-    """Return the name of a drawn face, which is its identity too."""
+    """Return the name of a drawn face, which is also its identity."""
     return f"drawn-{seed}-{number}"
 
 
 def _place_landmarks(rng: np.random.Generator, side: int) -> Points:
-    """Return the landmarks of a face of its own proportions, size, place and tilt."""
+    """Return landmarks with random proportions, size, position and tilt."""
     points = canonical_points(
         eyes=rng.uniform(0.38, 0.46),
         mouth=rng.uniform(0.29, 0.42),
@@ -296,7 +296,7 @@ def _draw_body(
     scale: float,
     rng: np.random.Generator,
 ) -> None:
-    """Draw what lies behind the face: shoulders, neck, hair, ears."""
+    """Draw the parts behind the face: shoulders, neck, hair, ears."""
     middle, chin = points[27], points[8]
     cloth = tuple(float(part) for part in rng.uniform(20, 220, 3))
     foot = (int(chin[0]), int(chin[1] + 1.25 * scale))
@@ -310,9 +310,17 @@ def _draw_body(
     axes = (int(scale * rng.uniform(1.05, 1.22)), int(scale * rng.uniform(1.05, 1.3)))
     cv2.ellipse(canvas, crown, axes, 0, 0, 360, hair, -1, cv2.LINE_AA)
     for ear in (points[1], points[15]):
-        at = (int(ear[0]), int(ear[1]))
+        center = (int(ear[0]), int(ear[1]))
         cv2.ellipse(
-            canvas, at, (int(scale * 0.13), int(scale * 0.24)), 0, 0, 360, shade, -1, cv2.LINE_AA
+            canvas,
+            center,
+            (int(scale * 0.13), int(scale * 0.24)),
+            0,
+            0,
+            360,
+            shade,
+            -1,
+            cv2.LINE_AA,
         )
 
 
@@ -323,7 +331,7 @@ def _draw_skin(
     scale: float,
     rng: np.random.Generator,
 ) -> None:
-    """Draw the face with light from one side and a skin that is not all one colour."""
+    """Draw the face with lateral light and uneven skin color."""
     side = canvas.shape[0]
     turn = np.linspace(np.pi, 2 * np.pi, 24)
     middle = (points[0] + points[16]) / 2
@@ -338,13 +346,13 @@ def _draw_skin(
     down = (np.arange(side, dtype=np.float32)[:, None] - points[30][1]) / half
     light = 1.0 + rng.uniform(-0.16, 0.16) * across - 0.13 * across**2 - 0.07 * down**2
     texture = 1.0 + 0.02 * _noise(rng, side, 24) + 0.025 * _noise(rng, side, 90)
-    coloured = np.array(skin, dtype=np.float32) * (light * texture)[..., None]
-    for at in (points[[31, 2]].mean(axis=0), points[[35, 14]].mean(axis=0)):
-        distance = np.hypot(np.arange(side)[None] - at[0], np.arange(side)[:, None] - at[1]) / (
-            0.35 * scale
-        )
-        coloured += np.exp(-(distance[..., None] ** 2)) * np.array([14.0, -4.0, -4.0])
-    canvas += shape[..., None] * (coloured - canvas)
+    shaded = np.array(skin, dtype=np.float32) * (light * texture)[..., None]
+    for cheek in (points[[31, 2]].mean(axis=0), points[[35, 14]].mean(axis=0)):
+        distance = np.hypot(
+            np.arange(side)[None] - cheek[0], np.arange(side)[:, None] - cheek[1]
+        ) / (0.35 * scale)
+        shaded += np.exp(-(distance[..., None] ** 2)) * np.array([14.0, -4.0, -4.0])
+    canvas += shape[..., None] * (shaded - canvas)
 
 
 def _draw_eye(
@@ -354,10 +362,10 @@ def _draw_eye(
     inside = np.zeros(canvas.shape[:2], dtype=np.float32)
     cv2.fillPoly(inside, lid, 1.0, cv2.LINE_AA)
     ball = np.full_like(canvas, 232.0)
-    at = tuple(int(part) for part in np.rint(eye.mean(axis=0)))
-    cv2.circle(ball, at, max(int(scale * 0.075), 1), iris, -1, cv2.LINE_AA)
-    cv2.circle(ball, at, max(int(scale * 0.034), 1), (12.0, 12.0, 12.0), -1, cv2.LINE_AA)
-    glint = (at[0] + int(scale * 0.02), at[1] - int(scale * 0.025))
+    center = tuple(int(part) for part in np.rint(eye.mean(axis=0)))
+    cv2.circle(ball, center, max(int(scale * 0.075), 1), iris, -1, cv2.LINE_AA)
+    cv2.circle(ball, center, max(int(scale * 0.034), 1), (12.0, 12.0, 12.0), -1, cv2.LINE_AA)
+    glint = (center[0] + int(scale * 0.02), center[1] - int(scale * 0.025))
     cv2.circle(ball, glint, max(int(scale * 0.014), 1), (250.0, 250.0, 250.0), -1, cv2.LINE_AA)
     canvas += inside[..., None] * (ball - canvas)
     dark = (42.0, 30.0, 26.0)
@@ -371,8 +379,8 @@ def _draw_nose(canvas: npt.NDArray[np.float32], nose: Points, skin: Color, scale
     thick = max(int(scale * 0.025), 1)
     cv2.polylines(canvas, [line], False, shade, thick, cv2.LINE_AA)
     dark = tuple(part * 0.45 for part in skin)
-    for at in (nose[5], nose[7]):
-        hole = (int(at[0]), int(at[1]))
+    for nostril in (nose[5], nose[7]):
+        hole = (int(nostril[0]), int(nostril[1]))
         axes = (max(int(scale * 0.05), 1), max(int(scale * 0.025), 1))
         cv2.ellipse(canvas, hole, axes, 0, 0, 360, dark, -1, cv2.LINE_AA)
     cv2.polylines(canvas, [np.rint(nose[4:]).astype(np.int32)], False, shade, thick, cv2.LINE_AA)
@@ -382,14 +390,14 @@ def _draw_mouth(
     canvas: npt.NDArray[np.float32], mouth: Points, skin: Color, rng: np.random.Generator
 ) -> None:
     red = np.array(skin) * 0.55 + np.array([150.0, 50.0, 60.0]) * rng.uniform(0.35, 0.5)
-    colour = tuple(float(part) for part in red)
-    cv2.fillPoly(canvas, [np.rint(mouth[:12]).astype(np.int32)], colour, cv2.LINE_AA)
+    color = tuple(float(part) for part in red)
+    cv2.fillPoly(canvas, [np.rint(mouth[:12]).astype(np.int32)], color, cv2.LINE_AA)
     gap = tuple(float(part) for part in red * 0.4)
     cv2.fillPoly(canvas, [np.rint(mouth[12:]).astype(np.int32)], gap, cv2.LINE_AA)
 
 
 def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.Generator) -> Image:
-    """Reduce, and add what a lens and a sensor add: a little blur, a little noise."""
+    """Downsample, and add lens blur and sensor noise."""
     small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
     noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
@@ -399,23 +407,23 @@ def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.
 
 
 def split_identities(
-    identities: Sequence[str], recipe: ForensicsRecipe, what: str
+    identities: Sequence[str], recipe: ForensicsRecipe, subject: str
 ) -> dict[str, list[int]]:
-    """Return numbers by split, each person in one by the digest of their name.
+    """Return indices by split; a hash of the name assigns each person to one split.
 
     Raises:
         DataError: If a split is empty.
     """
-    places: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for number, identity in enumerate(identities):
-        places[choose_split(identity, recipe.seed, recipe.split)].append(number)
-    empty = [name for name, numbers in places.items() if not numbers]
+        splits[choose_split(identity, recipe.seed, recipe.split)].append(number)
+    empty = [name for name, numbers in splits.items() if not numbers]
     if empty:
         raise DataError(
-            f"of {len(identities)} {what} none is left for {' and '.join(empty)}",
+            f"of {len(identities)} {subject} none remains for {' and '.join(empty)}",
             code="forensics.too-few-faces",
             where="split",
-            expected="people enough for learning, validation and test, apart",
-            next=f"raise count, give more people's {what}, or change split and seed",
+            expected="enough people for disjoint train, validation and test splits",
+            next=f"raise count, add {subject} of more people, or change split and seed",
         )
-    return places
+    return splits

@@ -1,8 +1,8 @@
 """Pairing of source and target identities that keeps splits disjoint.
 
-A swap shows two people. If partners were drawn from everyone, a person of the test would stand in
-fakes of the training. So identities are put into blocks of as many as a forgery needs, partners
-come from the same block, and a block goes into one split.
+A swap shows two people. If partners were drawn from everyone, a test person could appear in
+training fakes. Identities are therefore grouped into blocks of the size that a forgery needs,
+partners come from the same block, and each block goes to one split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["IdentityPairing", "derive_person_id", "pair_identities"]
 
 @dataclass(frozen=True)
 class IdentityPairing:
-    """The blocks: of each face its identity's number, of each identity its faces and its block."""
+    """Blocks of identities: identity of each face, faces of each identity, and the blocks."""
 
     identities: tuple[str, ...]
     names: tuple[str, ...]
@@ -27,22 +27,24 @@ class IdentityPairing:
     needed: int
 
     def choose(self, number: int) -> tuple[tuple[int, ...], str]:
-        """Return the faces of the forgery of a number, the target first, and its block's name."""
+        """Return the faces for a forgery's number, target first, and the name of their block."""
         target = number % len(self.identities)
-        own = self.names.index(self.identities[target])
-        block = next(block for block in self.blocks if own in block)
-        at = block.index(own)
-        others = [block[(at + step) % len(block)] for step in range(1, self.needed)]
-        chosen = [self.faces[other][number % len(self.faces[other])] for other in others]
-        return (target, *chosen), self.names[block[0]]
+        target_identity = self.names.index(self.identities[target])
+        block = next(block for block in self.blocks if target_identity in block)
+        position = block.index(target_identity)
+        partners = [block[(position + step) % len(block)] for step in range(1, self.needed)]
+        partner_faces = [
+            self.faces[partner][number % len(self.faces[partner])] for partner in partners
+        ]
+        return (target, *partner_faces), self.names[block[0]]
 
 
 def pair_identities(identities: Sequence[str], needed: int) -> IdentityPairing:
-    """Put identities into blocks of ``needed``, in order; what is left over joins the last block.
+    """Group identities into blocks of ``needed``, in order; the rest joins the last block.
 
     Args:
-        identities: Of each face.
-        needed: Faces of different people that a forgery needs.
+        identities: Identity of each face.
+        needed: Number of different people that a forgery needs.
 
     Raises:
         DataError: If there are fewer people than a forgery needs.
@@ -50,28 +52,29 @@ def pair_identities(identities: Sequence[str], needed: int) -> IdentityPairing:
     names = tuple(dict.fromkeys(identities))
     if len(names) < needed:
         raise DataError(
-            f"the forgery needs faces of {needed} people, and there are {len(names)}",
+            f"the forgery needs faces of {needed} people, but there are {len(names)}",
             code="forensics.no-faces",
-            expected=f"pictures of {needed} people or more, one folder a person",
-            next="add another person's pictures, or choose a forgery of one face",
+            expected=f"images of {needed} people or more, one folder per person",
+            next="add images of another person, or choose a forgery of one face",
         )
     faces = tuple(
-        tuple(at for at, identity in enumerate(identities) if identity == name) for name in names
+        tuple(index for index, identity in enumerate(identities) if identity == name)
+        for name in names
     )
     last = len(names) // needed
     blocks = [
-        tuple(range(at * needed, len(names) if at == last - 1 else (at + 1) * needed))
-        for at in range(last)
+        tuple(range(index * needed, len(names) if index == last - 1 else (index + 1) * needed))
+        for index in range(last)
     ]
     return IdentityPairing(tuple(identities), names, faces, tuple(blocks), needed)
 
 
 def derive_person_id(path: Path, folder: Path) -> str:
-    """Return whose file it is: of the first folder below ``folder``, else of its own name.
+    """Return the person of a file: the first folder below ``folder``, else the file's own name.
 
     Args:
         path: The file; ``folder`` itself where one file is named.
-        folder: What was named, which holds one folder a person.
+        folder: The named folder, with one subfolder per person.
     """
     parts = path.relative_to(folder).parts
     return parts[0] if len(parts) > 1 else path.stem

@@ -1,7 +1,7 @@
 """Source voices: procedurally generated, or recordings covered by consent.
 
-Harmonics of a gliding pitch under the resonances of vowels, with breath and pauses. They say
-nothing and are no recordings: what they are for is to try every step without a person.
+Drawn voices are harmonics of a gliding pitch under vowel resonances, with breath and pauses. They
+contain no speech and are not recordings: they serve to try every step without a person.
 
 Source: Fant 1960, "Acoustic Theory of Speech Production" (a source and a filter); vowels' formants
 after Peterson and Barney 1952.
@@ -45,9 +45,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VoiceSource:
-    """Sounds of one length: whose they are (``drawn``, ``synthetic: GENERATOR`` or ``person``).
+    """Waveforms of one length, and their origin (``drawn``, ``synthetic: GENERATOR``, ``person``).
 
-    ``left_out`` is how many recordings could not be used.
+    ``left_out`` is the number of recordings that could not be used.
     """
 
     waves: tuple[Waveform, ...]
@@ -64,89 +64,91 @@ def open_voices(
     count: int,
     say: Callable[[str], None],
 ) -> VoiceSource:
-    """Return the sounds to start from, each ``settings.seconds`` long.
+    """Open the source voices, each ``settings.seconds`` long.
 
-    Recordings of one speaker (one folder) are put end to end and cut anew; of a single file its
-    name is the speaker's.
+    Recordings of one speaker (one folder) are concatenated and cut anew; the name of a single file
+    is its speaker.
 
     Args:
-        settings: Whose voices.
-        uses: Names of the methods they are used for, which a consent has to cover.
-        seed: Of drawn voices.
-        count: How many are wanted at most.
-        say: Told of recordings that are left out.
+        settings: Source of the voices.
+        uses: Names of the methods that use them, which a consent has to cover.
+        seed: Seed of drawn voices.
+        count: Maximum number of waveforms.
+        say: Log function for skipped recordings.
 
     Raises:
-        DataError: If the folder has no recording, the consent does not cover the use, or sounds
-            of nobody were recorded.
+        DataError: If the folder has no recording, the consent does not cover the use, or files
+            declared synthetic were recorded.
     """
     if settings.folder is None:
-        drawn = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
-        return VoiceSource(drawn, "drawn")
+        voices = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
+        return VoiceSource(voices, "drawn")
     folder = Path(settings.folder)
     paths = list_recordings(folder)
-    whose, consent = require_consent(settings, paths, uses, refuse=require_synthetic_audio, say=say)
-    speakers = _by_speaker(paths, folder, say)
+    origin, consent = require_consent(
+        settings, paths, uses, refuse=require_synthetic_audio, say=say
+    )
+    speakers = _group_by_speaker(paths, folder, say)
     codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
     left_out = len(paths) - sum(len(parts) for parts in speakers.values())
-    found = _cut(speakers, round(settings.seconds * SAMPLE_RATE), codings)[:count]
-    if not found:
-        raise _no_voices(folder, "holds no recording that can be decoded")
+    waves = _cut(speakers, round(settings.seconds * SAMPLE_RATE), codings)[:count]
+    if not waves:
+        raise _missing_voices(folder, "has no recording that can be decoded")
     if left_out:
-        say(f"{left_out} of {len(paths)} recordings were left out")
-    return VoiceSource(tuple(found), whose, consent, left_out)
+        say(f"{left_out} of {len(paths)} recordings were skipped")
+    return VoiceSource(tuple(waves), origin, consent, left_out)
 
 
 def list_recordings(path: Path) -> list[Path]:
-    """Return the recordings below a folder, sorted, or the one that is named.
+    """Return the recordings below a folder, sorted, or the named one.
 
     Raises:
         DataError: If there is none.
     """
-    found = list_files(path, AUDIO_SUFFIXES)
-    if not found:
-        raise _no_voices(path, "holds no recording")
-    return found
+    files = list_files(path, AUDIO_SUFFIXES)
+    if not files:
+        raise _missing_voices(path, "has no recordings")
+    return files
 
 
-def _by_speaker(
+def _group_by_speaker(
     paths: Sequence[Path], folder: Path, say: Callable[[str], None]
 ) -> dict[str, list[AudioSamples]]:
-    found: dict[str, list[AudioSamples]] = {}
+    speakers: dict[str, list[AudioSamples]] = {}
     for path in paths:
         try:
-            found.setdefault(derive_person_id(path, folder), []).append(load_waveform(path))
+            speakers.setdefault(derive_person_id(path, folder), []).append(load_waveform(path))
         except DataError as error:
-            say(f"left out: {error.problems[0].what}")
-    return found
+            say(f"skipped: {error.problems[0].what}")
+    return speakers
 
 
 def _cut(
     speakers: dict[str, list[AudioSamples]], length: int, codings: tuple[str, ...]
 ) -> list[Waveform]:
-    """Return pieces of one length, speakers in turn, so that a count takes some of each."""
+    """Cut segments of one length, speakers in turn, so that a count includes each of them."""
     pieces: list[list[Waveform]] = []
     for speaker, parts in speakers.items():
-        whole = np.concatenate(parts)
-        many = max(len(whole) // length, 1)
-        rows = [fit_length(whole, length, at * length) for at in range(many)]
+        recording = np.concatenate(parts)
+        many = max(len(recording) // length, 1)
+        rows = [fit_length(recording, length, index * length) for index in range(many)]
         pieces.append(
             [
-                Waveform(row, f"{speaker}-{at}", speaker, digest_bytes(row.tobytes()), codings)
-                for at, row in enumerate(rows)
+                Waveform(row, f"{speaker}-{index}", speaker, digest_bytes(row.tobytes()), codings)
+                for index, row in enumerate(rows)
             ]
         )
     longest = max((len(rows) for rows in pieces), default=0)
-    return [rows[at] for at in range(longest) for rows in pieces if at < len(rows)]
+    return [rows[index] for index in range(longest) for rows in pieces if index < len(rows)]
 
 
-def _no_voices(path: Path, what: str) -> DataError:
+def _missing_voices(path: Path, problem: str) -> DataError:
     return DataError(
-        f"{path} {what}",
+        f"{path} {problem}",
         code="forensics.no-voices",
         where=str(path),
         expected=f"files ending in {' '.join(sorted(AUDIO_SUFFIXES))}",
-        next="check the path, or leave sound.folder out: voices are then drawn",
+        next="check the path, or remove sound.folder to draw voices",
     )
 
 
@@ -179,9 +181,9 @@ def draw_voice(seed: int, number: int, seconds: float = 4.0) -> Waveform:
     """Draw a voice.
 
     Args:
-        seed: Of the set.
-        number: Which of the set; voices come in threes of one speaker.
-        seconds: How long.
+        seed: Seed of the set.
+        number: Number within the set; every three voices share one speaker.
+        seconds: Duration.
     """
     speaker = np.random.default_rng([seed, number // 3, 0x5901CE])
     rng = np.random.default_rng([seed, number, 0x901CE])
@@ -203,14 +205,14 @@ def draw_voice(seed: int, number: int, seconds: float = 4.0) -> Waveform:
     values *= loud / max(float(np.abs(values).max()), 1e-9)
     noise = rng.normal(0, 1, count)
     values += breath * (0.15 + loud) * np.diff(noise, prepend=0.0) + rng.normal(0, 5e-4, count)
-    made = normalize_peak(np.asarray(values, dtype=np.float32))
+    samples = normalize_peak(np.asarray(values, dtype=np.float32))
     return Waveform(
-        made, f"drawn-voice-{seed}-{number}", name_drawn_voice(seed, number), _digest(made)
+        samples, f"drawn-voice-{seed}-{number}", name_drawn_voice(seed, number), _digest(samples)
     )
 
 
 def name_drawn_voice(seed: int, number: int) -> str:
-    """Return whose voice a drawn one is."""
+    """Return the speaker of a drawn voice."""
     return f"drawn-speaker-{seed}-{number // 3}"
 
 
@@ -219,10 +221,13 @@ def _digest(values: AudioSamples) -> str:
 
 
 def _glide(targets: Floats, count: int) -> Floats:
-    """Return a smooth course through targets, (count, D)."""
-    places = np.linspace(0, 1, len(targets)) if len(targets) > 1 else np.zeros(1)
+    """Interpolate targets to a smooth curve, (count, D)."""
+    positions = np.linspace(0, 1, len(targets)) if len(targets) > 1 else np.zeros(1)
     time = np.linspace(0, 1, count)
-    columns = [np.interp(time, places, targets[:, at]) for at in range(targets.shape[1])]
+    columns = [
+        np.interp(time, positions, targets[:, column_index])
+        for column_index in range(targets.shape[1])
+    ]
     width = max(count // (len(targets) * 6), 1)
     kernel = np.hanning(width + 2)[1:-1]
     kernel /= kernel.sum()
@@ -234,7 +239,7 @@ def _glide(targets: Floats, count: int) -> Floats:
 
 
 def _loudness(syllables: int, count: int, rng: np.random.Generator) -> Floats:
-    """Return a rise and fall a syllable, some left out as pauses."""
+    """Return a loudness envelope with one bump per syllable, some dropped as pauses."""
     heights = rng.uniform(0.5, 1.0, syllables) * (rng.random(syllables) > 0.12)
     time = np.linspace(0, syllables, count, endpoint=False)
     bump = np.sin(np.pi * (time % 1.0)) ** 0.6
@@ -242,8 +247,8 @@ def _loudness(syllables: int, count: int, rng: np.random.Generator) -> Floats:
 
 
 def _resonate(frequency: Floats, formants: Floats) -> Floats:
-    """Return how strongly a tract lets a frequency through, at every instant."""
-    found = np.zeros(len(frequency))
-    for at, width in enumerate(_WIDTHS):
-        found += 0.8**at / (1 + ((frequency - formants[:, at]) / width) ** 2)
-    return found + 0.01
+    """Return the gain of the vocal tract at a frequency, for every sample."""
+    gain = np.zeros(len(frequency))
+    for formant, width in enumerate(_WIDTHS):
+        gain += 0.8**formant / (1 + ((frequency - formants[:, formant]) / width) ** 2)
+    return gain + 0.01

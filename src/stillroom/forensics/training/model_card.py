@@ -29,53 +29,53 @@ _BLIND_BELOW = 0.6
 
 
 def write_image_model_card(
-    folder: Path, about: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings
+    folder: Path, meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings
 ) -> None:
     """Write README.md beside the weights.
 
     Args:
-        folder: The checkpoint's.
-        about: The detector.
-        figures: What was measured on test faces.
-        faces: Whose faces it learned from.
+        folder: Folder of the checkpoint.
+        meta: Metadata of the detector.
+        figures: Metrics on test faces.
+        faces: Source of the training faces.
     """
-    name = about.method.method_name()
+    name = meta.method.method_name()
     write_card(
         folder,
-        f"Detector {name} of {', '.join(about.learned_from)}",
-        "\n".join(_body(about, figures, faces)),
+        f"Detector {name} of {', '.join(meta.trained_on)}",
+        "\n".join(_body(meta, figures, faces)),
         tags=["forgery-detection", name],
         fields={"library_name": "stillroom", "pipeline_tag": "image-classification"},
     )
 
 
 def write_audio_model_card(
-    folder: Path, about: DetectorMetadata, figures: Mapping[str, Any], sound: AudioSettings
+    folder: Path, meta: DetectorMetadata, figures: Mapping[str, Any], sound: AudioSettings
 ) -> None:
-    """Write README.md beside the weights of a detector of sounds; arguments as for faces."""
-    name, count = about.method.method_name(), figures["faces"]
-    whose = sound.basis or about.faces
+    """Write README.md beside the weights of an audio detector; arguments as for images."""
+    name, count = meta.method.method_name(), figures["faces"]
+    source = sound.basis or meta.faces
     lines = [
-        f"Paper: {about.method.paper}. A higher score is forged. It hears "
-        f"{about.pixels / about.size:.2f} s at {about.size} samples a second.",
+        f"Paper: {meta.method.paper}. A higher score is forged. It hears "
+        f"{meta.pixels / meta.size:.2f} s at {meta.size} samples a second.",
         "",
         "## What it learned",
         "",
-        f"Sounds forged on the fly by {', '.join(about.learned_from)} from {count['train']} sounds "
-        f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No speaker is "
-        "in two of these.",
-        *_describe_training_domain(about),
+        f"Sounds forged on the fly by {', '.join(meta.trained_on)} from {count['train']} sounds "
+        f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No speaker "
+        "is in two of these.",
+        *_describe_training_domain(meta),
         "",
         "## Where it is blind",
         "",
-        *[f"- {line}" for line in [*about.blind, *_describe_blind_spots(figures)]],
+        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
     ]
-    if not about.is_shown:
+    if not meta.is_validated:
         lines.append(
             "- On validation speakers the interval of its area under the curve reaches 0.5: it was "
             "not shown to tell forged from real, and all it says is called inconclusive."
         )
-    if about.faces.startswith("drawn"):
+    if meta.faces.startswith("drawn"):
         lines.append("- It learned from drawn voices: of recordings its scores say nothing.")
     lines += [
         *("", "## What was measured", ""),
@@ -87,43 +87,43 @@ def write_audio_model_card(
             for condition, metric in figures["auc"].items()
         ],
         "",
-        f"Calibration ({about.calibrator.method}, {about.calibrator.n} validation sounds), error "
+        f"Calibration ({meta.calibrator.method}, {meta.calibrator.n} validation sounds), error "
         f"and Brier score on test sounds: {_chances(figures['calibration']['before'])} before, "
         f"{_chances(figures['calibration']['after'])} after.",
     ]
     write_card(
         folder,
-        f"Detector {name} of {', '.join(about.learned_from)}",
+        f"Detector {name} of {', '.join(meta.trained_on)}",
         "\n".join(lines),
         tags=["forgery-detection", name],
         fields={"library_name": "stillroom", "pipeline_tag": "audio-classification"},
     )
 
 
-def _body(about: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings) -> list[str]:
+def _body(meta: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSettings) -> list[str]:
     count = figures["faces"]
-    whose = faces.basis or about.faces
+    source = faces.basis or meta.faces
     lines = [
-        f"Paper: {about.method.paper}. A higher score is forged. It looks at {about.pixels} x "
-        f"{about.pixels} pixels of a square about each face.",
+        f"Paper: {meta.method.paper}. A higher score is forged. It looks at {meta.pixels} x "
+        f"{meta.pixels} pixels of a square about each face.",
         "",
         "## What it learned",
         "",
-        f"Forgeries made on the fly by {', '.join(about.learned_from)} from {count['train']} faces "
-        f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
+        f"Forgeries made on the fly by {', '.join(meta.trained_on)} from {count['train']} faces "
+        f"({source}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
         "in two of these.",
-        *_describe_training_domain(about),
+        *_describe_training_domain(meta),
         "",
         "## Where it is blind",
         "",
-        *[f"- {line}" for line in [*about.blind, *_describe_blind_spots(figures)]],
+        *[f"- {line}" for line in [*meta.limitations, *_describe_blind_spots(figures)]],
     ]
-    if not about.is_shown:
+    if not meta.is_validated:
         lines.append(
             "- On validation faces the interval of its area under the curve reaches 0.5: it was "
             "not shown to tell forged from real, and all it says is called inconclusive."
         )
-    if about.faces.startswith("drawn"):
+    if meta.faces.startswith("drawn"):
         lines.append("- It learned from drawn faces: of photographs its scores say nothing.")
     lines += [
         "",
@@ -136,56 +136,56 @@ def _body(about: DetectorMetadata, figures: Mapping[str, Any], faces: FacesSetti
         "|---|---|---|---|",
         *[_row(_CONDITION_LABELS[name], metric) for name, metric in figures["auc"].items()],
         "",
-        f"Calibration ({about.calibrator.method}, {about.calibrator.n} validation pictures), error "
+        f"Calibration ({meta.calibrator.method}, {meta.calibrator.n} validation pictures), error "
         f"and Brier score on test faces: {_chances(figures['calibration']['before'])} before, "
         f"{_chances(figures['calibration']['after'])} after.",
         "",
-        f"Judgements are withheld below {about.least_face / about.margin:.0f} pixels of face and "
-        f"below JPEG quality {about.least_quality}: further down less than 70 % of what it has "
+        f"Judgements are withheld below {meta.least_face / meta.margin:.0f} pixels of face and "
+        f"below JPEG quality {meta.least_quality}: further down less than 70 % of what it has "
         "above chance was left on validation faces.",
     ]
     return lines
 
 
-def _describe_training_domain(about: DetectorMetadata) -> list[str]:
-    """Return what set it learned from, what the audit found of it, and how strangers are known."""
-    lines = ["", f"The set: {about.learned.line()} (of {about.learned.digest})."]
-    audit = about.audit
+def _describe_training_domain(meta: DetectorMetadata) -> list[str]:
+    """Return lines on the training set, its audit, and out-of-domain detection."""
+    lines = ["", f"The set: {meta.training_set.line()} (of {meta.training_set.digest})."]
+    audit = meta.audit
     if audit:
-        by = audit["by_file"]
-        said = audit["leak"] or "what is no trace of a forgery does not tell fake from real"
+        metric = audit["by_file"]
+        finding = audit["leak"] or "what is no trace of a forgery does not tell fake from real"
         lines += [
             "",
-            f"Audit of the {audit['of']}: {said}; area {_number(by['value'])}, 95 % "
-            f"{_number(by['low'])} to {_number(by['high'])}, n {by['n']}; "
+            f"Audit of the {audit['of']}: {finding}; area {_number(metric['value'])}, 95 % "
+            f"{_number(metric['low'])} to {_number(metric['high'])}, n {metric['n']}; "
             f"{audit['near_duplicates']} near duplicates in two splits, {audit['unread']} files "
             "not read.",
         ]
         if audit["leak"]:
             lines += ["", "**The set leaks. All that this detector says is called inconclusive.**"]
-    if about.domain is None:
+    if meta.domain is None:
         return lines
-    tried = about.domain.tried
+    tried = meta.domain.tried
     lines += [
         "",
         "## What it knows",
         "",
         "What is unlike what it learned from is called inconclusive: by colours, size and coding "
-        f"of the file, and by distances in: {', '.join(about.domain.clouds)}. "
-        f"Limits are set on {about.domain.people} validation people for {about.domain.rate:.0%} "
+        f"of the file, and by distances in: {', '.join(meta.domain.clouds)}. "
+        f"Limits are set on {meta.domain.people} validation people for {meta.domain.rate:.0%} "
         "of what known people show. Of what test people show, within the limits are:",
         *("", "| seen | within | interval over people | real | forged |", "|---|---|---|---|---|"),
         *[
-            f"| {name} | {one['value']:.3f} | {_number(one['low'])} to {_number(one['high'])} | "
-            f"{one['real']:.3f} | {one['forged']:.3f} |"
-            for name, one in tried.items()
+            f"| {name} | {row['value']:.3f} | {_number(row['low'])} to {_number(row['high'])} | "
+            f"{row['real']:.3f} | {row['forged']:.3f} |"
+            for name, row in tried.items()
         ],
     ]
-    known = about.domain.known
+    known = meta.domain.known
     if known.codings:
         lines += ["", f"Its files were coded as: {', '.join(known.codings)}."]
-    if known.colours:
-        lines += ["", f"Its pictures were: {' and '.join(known.colours)}."]
+    if known.colors:
+        lines += ["", f"Its pictures were: {' and '.join(known.colors)}."]
     return lines
 
 
@@ -202,13 +202,13 @@ def _describe_blind_spots(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _row(said: str, metric: Mapping[str, Any]) -> str:
+def _row(name: str, metric: Mapping[str, Any]) -> str:
     if metric["low"] is None:
         return (
-            f"| {said} | {metric['value']:.3f} | none: {metric.get('note', '')} | {metric['n']} |"
+            f"| {name} | {metric['value']:.3f} | none: {metric.get('note', '')} | {metric['n']} |"
         )
     return (
-        f"| {said} | {metric['value']:.3f} | {metric['low']:.3f} to {metric['high']:.3f} | "
+        f"| {name} | {metric['value']:.3f} | {metric['low']:.3f} to {metric['high']:.3f} | "
         f"{metric['n']} |"
     )
 

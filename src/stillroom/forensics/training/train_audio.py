@@ -1,7 +1,6 @@
 """Audio detector training: speaker splits, on-the-fly forgeries, and calibration.
 
-As ``learning`` does of faces: no fake leaves memory, and test speakers are touched once, at the
-end.
+As in ``train_image``, no fake leaves memory, and test speakers are used once, at the end.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ _REPEATS = 2
 
 @dataclass(frozen=True, eq=False)
 class AudioValidationSet:
-    """Sounds with labels, and whose voices they are; fakes first."""
+    """Waveforms with labels and speakers; fakes first."""
 
     sounds: tuple[AudioSamples, ...]
     labels: tuple[int, ...]
@@ -81,12 +80,12 @@ class AudioValidationSet:
     def measure(self, detector: TrainedDetector, name: str) -> Metric:
         """Return the area under the curve under one of ``AUDIO_CONDITIONS``."""
         change = AUDIO_CONDITIONS[name]
-        scores = detector.logits([change(one) for one in self.sounds])
+        scores = detector.logits([change(waveform) for waveform in self.sounds])
         return bootstrap_auc(self.labels, scores, self.groups, name=name)
 
 
 class AudioPairDataset:
-    """Gives the pairs of any step; each a pure function of seed, pass and recording."""
+    """Training pairs; each is a pure function of seed, pass and recording."""
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class AudioPairDataset:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Stand over recordings; each pass shuffles them."""
+        """Wrap the recordings, which each pass shuffles."""
         self.waves, self.methods, self.settings = waves, methods, settings
         self.seed, self.device = seed, device
         self.identity = digest_json(
@@ -110,30 +109,30 @@ class AudioPairDataset:
         )
 
     def __len__(self) -> int:
-        """Return how many recordings one pass has."""
+        """Return the number of recordings per pass."""
         return len(self.waves)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
-        """Do nothing: pairs are made as they are loaded."""
+        """Do nothing: pairs are forged as they are loaded."""
         return {}
 
     def plan(self, step: int) -> list[list[int]]:
-        """Return the step's places in the endless row of passes, as one micro-batch."""
+        """Return the step's positions in the sequence of passes, as one micro-batch."""
         size = min(self.settings.train.batch_size, len(self.waves))
         return [list(range(step * size, step * size + size))]
 
     def valid(self, group: Sequence[int]) -> int:
-        """Return how many sounds a micro-batch has."""
+        """Return the number of waveforms in a micro-batch."""
         return 2 * len(group)
 
     def load(self, group: Sequence[int]) -> DetectorBatch:
         """Forge the pairs of a micro-batch."""
         fakes, reals, names = [], [], []
-        for place in group:
-            turn, offset = divmod(place, len(self.waves))
-            order = np.random.default_rng([self.seed, turn, _TRAIN]).permutation(len(self.waves))
+        for position in group:
+            epoch, offset = divmod(position, len(self.waves))
+            order = np.random.default_rng([self.seed, epoch, _TRAIN]).permutation(len(self.waves))
             number = int(order[offset])
-            rng = np.random.default_rng([self.seed, turn, number, _TRAIN])
+            rng = np.random.default_rng([self.seed, epoch, number, _TRAIN])
             forged = _forge_pair(self.waves, number, self.methods, rng)
             pair = augment_audio_pair(forged.values, forged.twin, self.settings.views.jpeg, rng)
             fakes.append(pair[0])
@@ -142,20 +141,24 @@ class AudioPairDataset:
         count = len(names)
         labels = torch.cat([torch.ones(count), torch.zeros(count)])
         if self.settings.shuffle_labels:
-            labels = torch.tensor([self._lot(name, turn) for turn in (1, 0) for name in names])
-        given = torch.from_numpy(np.stack([*fakes, *reals])).to(self.device)
-        return DetectorBatch(given, labels.to(self.device), torch.zeros(2 * count), tuple(names))
+            labels = torch.tensor(
+                [self._draw_label(name, epoch) for epoch in (1, 0) for name in names]
+            )
+        waveforms = torch.from_numpy(np.stack([*fakes, *reals])).to(self.device)
+        return DetectorBatch(
+            waveforms, labels.to(self.device), torch.zeros(2 * count), tuple(names)
+        )
 
-    def _lot(self, name: str, label: int) -> float:
+    def _draw_label(self, name: str, label: int) -> float:
         return float(int(digest_json([self.seed, name, label])[:8], 16) % 2)
 
 
 def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job) -> Artifact:
-    """Learn the recipe's detector of sounds and publish its checkpoint.
+    """Train the recipe's audio detector and publish its checkpoint.
 
     Raises:
         DataError: If there are too few voices, or no consent for them.
-        Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
+        Cancelled: If the user stopped it; ``--resume`` continues to the same bytes.
     """
     if recipe.detector is None:
         raise TypeError("the recipe trains no detector")
@@ -163,31 +166,34 @@ def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job
     settings, methods = recipe.detector, sound.methods
     uses = tuple(dict.fromkeys(method.method_name() for method in methods))
     voices = open_voices(sound, uses, seed=recipe.seed, count=max(recipe.count, 9), say=job.say)
-    places = split_identities([wave.identity for wave in voices.waves], recipe, "voices")
-    parts = {name: [voices.waves[at] for at in numbers] for name, numbers in places.items()}
+    numbers_by_split = split_identities([wave.identity for wave in voices.waves], recipe, "voices")
+    parts = {
+        name: [voices.waves[number] for number in numbers]
+        for name, numbers in numbers_by_split.items()
+    }
     job.say(
-        f"{len(parts['train'])} sounds to learn from, {len(parts['validation'])} to calibrate on, "
-        f"{len(parts['test'])} to test on; no speaker is in two of these"
+        f"{len(parts['train'])} waveforms for training, {len(parts['validation'])} for validation, "
+        f"{len(parts['test'])} for the test; no speaker is in two of these"
     )
     length = round(sound.seconds * SAMPLE_RATE)
     with limit_threads(settings.train.threads):
         network, trained = _fit_network(recipe, settings, parts["train"], methods, length, job)
-        about = DetectorMetadata(
+        metadata = DetectorMetadata(
             *(settings.model, length, SAMPLE_RATE, 1.0, Calibrator("none"), uses, voices.origin),
-            kept=network.kept,
-            learned=describe_training_set(
+            network_config=network.config,
+            training_set=describe_training_set(
                 Path(sound.folder).resolve().name if sound.folder else "drawn voices", voices.waves
             ),
         )
-        detector, figures = _evaluate_detector(recipe, network, about, parts, methods, job)
-        fingerprint = write_detector(job.output, network, detector.about)
-    write_audio_model_card(job.output, detector.about, figures, sound)
+        detector, figures = _evaluate_detector(recipe, network, metadata, parts, methods, job)
+        fingerprint = write_detector(job.output, network, detector.metadata)
+    write_audio_model_card(job.output, detector.metadata, figures, sound)
     clean = figures["auc"]["clean"]
     job.say(
-        f"area under the curve on speakers it never heard: {clean['value']:.3f} "
+        f"area under the curve on unseen speakers: {clean['value']:.3f} "
         f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]"
     )
-    report_domain(detector.about, job.say)
+    report_domain(detector.metadata, job.say)
     return job.finish(
         "checkpoint",
         parents=[make_parent("voices", Path(sound.folder), job.out)] if sound.folder else [],
@@ -195,7 +201,7 @@ def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job
         .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
         .to_json(),
         details={
-            "detector": detector.about.to_json(),
+            "detector": detector.metadata.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
             "voices": voices.origin,
@@ -208,7 +214,7 @@ def train_audio_detector(recipe: ForensicsRecipe, sound: AudioSettings, job: Job
 def make_audio_validation_set(
     waves: Sequence[Waveform], methods: Sequence[AudioForgery], *, seed: int, repeats: int = 1
 ) -> AudioValidationSet:
-    """Forge some recordings, always the same way, and return them with their real twins."""
+    """Forge some recordings deterministically, and return them with their real twins."""
     fakes, twins, groups = [], [], []
     for number in range(len(waves)):
         for again in range(repeats):
@@ -229,11 +235,13 @@ def _forge_pair(
 ) -> ForgedAudio:
     method = methods[int(rng.integers(len(methods)))] if len(methods) > 1 else methods[0]
     wave = waves[number]
-    given = [wave]
-    if method.waves_needed > 1:
-        others = [one for one in waves if one.identity != wave.identity] or list(waves)
-        given.append(others[int(rng.integers(len(others)))])
-    return match_loudness(method.forge(given, rng))
+    selected = [wave]
+    if method.num_waveforms > 1:
+        candidates = [
+            candidate for candidate in waves if candidate.identity != wave.identity
+        ] or list(waves)
+        selected.append(candidates[int(rng.integers(len(candidates)))])
+    return match_loudness(method.forge(selected, rng))
 
 
 def _fit_network(
@@ -254,8 +262,10 @@ def _fit_network(
 
     def objective(model: nn.Module, batch: DetectorBatch) -> Loss:
         if not isinstance(model, DetectorNetwork):
-            raise TypeError("a detector is a Network")
-        total, parts = model.loss(model.judge(batch.images), batch.labels, _make_empty_masks(batch))
+            raise TypeError("the model is not a DetectorNetwork")
+        total, parts = model.loss(
+            model.forward_features(batch.images), batch.labels, _make_empty_masks(batch)
+        )
         return Loss(total, parts)
 
     fit = settings.train.model_copy(
@@ -272,7 +282,7 @@ def _make_empty_masks(batch: DetectorBatch) -> Tensor:
 def _evaluate_detector(
     recipe: ForensicsRecipe,
     network: DetectorNetwork,
-    about: DetectorMetadata,
+    metadata: DetectorMetadata,
     parts: Mapping[str, Sequence[Waveform]],
     methods: Sequence[AudioForgery],
     job: Job,
@@ -281,15 +291,15 @@ def _evaluate_detector(
     settings = recipe.detector
     if settings is None:
         raise TypeError("the recipe trains no detector")
-    detector = TrainedDetector(network, about)
+    detector = TrainedDetector(network, metadata)
     with job.phase("prove", 3, "steps") as progress:
-        known = make_audio_validation_set(
+        validation = make_audio_validation_set(
             parts["validation"], methods, seed=recipe.seed, repeats=_REPEATS
         )
         calibrator = fit_calibrator(
-            settings.calibration, known.labels, detector.logits(known.sounds)
+            settings.calibration, validation.labels, detector.logits(validation.sounds)
         )
-        works = bool(known.measure(detector, "clean").low > 0.5)
+        works = bool(validation.measure(detector, "clean").low > 0.5)
         progress.advance()
         test = make_audio_validation_set(parts["test"], methods, seed=recipe.seed + 1)
         figures: dict[str, Any] = {
@@ -299,42 +309,46 @@ def _evaluate_detector(
         figures |= measure_calibration(logits, calibrator, test.labels)
         figures["faces"] = {name: len(waves) for name, waves in parts.items()}
         progress.advance()
-        about = replace(
-            about,
+        metadata = replace(
+            metadata,
             calibrator=calibrator,
-            is_shown=works and not settings.shuffle_labels,
+            is_validated=works and not settings.shuffle_labels,
             figures=figures,
         )
-        taught = make_audio_validation_set(
-            [parts["train"][at] for at in select_evenly(range(len(parts["train"])))],
+        training_sample = make_audio_validation_set(
+            [parts["train"][index] for index in select_evenly(range(len(parts["train"])))],
             methods,
             seed=recipe.seed + 2,
         )
         coded = settings.views.jpeg
         domain = fit_domain(
-            TrainedDetector(network, about),
+            TrainedDetector(network, metadata),
             {
-                name: LabeledSamples(one.sounds, one.labels, one.groups)
-                for name, one in (("train", taught), ("validation", known), ("test", test))
+                name: LabeledSamples(part.sounds, part.labels, part.groups)
+                for name, part in (
+                    ("train", training_sample),
+                    ("validation", validation),
+                    ("test", test),
+                )
             },
             summarize_audio_files(parts["train"], coded=coded),
             lambda values, rng: augment_audio_pair(values, values, coded, rng)[0],
             seed=recipe.seed,
         )
-        about = replace(about, domain=domain, audit=_audit(taught, recipe.seed))
+        metadata = replace(metadata, domain=domain, audit=_audit(training_sample, recipe.seed))
         progress.advance()
-    return TrainedDetector(network, about), figures
+    return TrainedDetector(network, metadata), figures
 
 
-def _audit(taught: AudioValidationSet, seed: int) -> dict[str, Any]:
-    """Return the figures of the audit of the pairs: what is no trace of a forgery tells nothing."""
+def _audit(training_sample: AudioValidationSet, seed: int) -> dict[str, Any]:
+    """Return the audit of the pairs: traits other than the forgery must not be predictive."""
     traits = [
         {
-            "length": float(len(one)),
-            "loudness": round(float(np.sqrt(np.mean(np.square(one)))), 4),
-            "offset": round(float(one.mean()), 4),
+            "length": float(len(waveform)),
+            "loudness": round(float(np.sqrt(np.mean(np.square(waveform)))), 4),
+            "offset": round(float(waveform.mean()), 4),
         }
-        for one in taught.sounds
+        for waveform in training_sample.sounds
     ]
-    found = audit_pairs(traits, taught.labels, taught.groups, seed=seed)
-    return {"of": "pairs made in memory", **found.summary()}
+    audit = audit_pairs(traits, training_sample.labels, training_sample.groups, seed=seed)
+    return {"of": "pairs made in memory", **audit.summary()}

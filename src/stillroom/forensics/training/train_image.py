@@ -1,6 +1,6 @@
 """Image detector training: identity splits, on-the-fly forgeries, and calibration.
 
-No fake leaves memory. Test faces are touched once, at the end, for the figures of the card.
+No fake leaves memory. Test faces are used once, at the end, for the metrics of the model card.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ _VALIDATION_REPEATS = 2
 
 @dataclass(frozen=True)
 class FaceSplits:
-    """All faces, and the numbers of those to learn from, to calibrate on, and to test on.
+    """All faces, and the indices of the train, validation and test splits.
 
-    ``name`` is the set's; ``audit`` that of its files, None where fakes are made here.
+    ``name`` is the name of the set; ``audit`` that of its files, None where fakes are made here.
     """
 
     every: tuple[Face, ...]
@@ -88,17 +88,17 @@ class FaceSplits:
     audit: BenchmarkAudit | None = None
 
     def of(self, numbers: Sequence[int]) -> list[Face]:
-        """Return faces by number."""
+        """Return faces by index."""
         return [self.every[number] for number in numbers]
 
 
 def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
-    """Learn the recipe's detector and publish its checkpoint.
+    """Train the recipe's detector and publish its checkpoint.
 
     Raises:
         DataError: If there are too few faces, or no consent for them.
-        MissingExtraError: If the detector's packages are not here.
-        Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
+        MissingExtraError: If a package of the detector is not installed.
+        Cancelled: If the user stopped it; ``--resume`` continues to the same bytes.
     """
     settings = _require_settings(recipe)
     if recipe.sound is not None:
@@ -106,19 +106,19 @@ def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
 
         return train_audio_detector(recipe, recipe.sound, job)
     require_packages("cv2", "PIL", "av")
-    forgeries, faces, whose = _open_faces(recipe, job)
+    forgeries, faces, face_details = _open_faces(recipe, job)
     job.say(
-        f"{len(faces.train)} faces to learn from, {len(faces.validation)} to calibrate on, "
-        f"{len(faces.test)} to test on; no person is in two of these"
+        f"{len(faces.train)} faces for training, {len(faces.validation)} for validation, "
+        f"{len(faces.test)} for the test; no person is in two of these"
     )
     with limit_threads(settings.train.threads):
         network, trained = fit_network(recipe, faces, forgeries, job)
         detector, figures = evaluate_detector(
-            recipe, network, faces, forgeries, str(whose["faces"]), job
+            recipe, network, faces, forgeries, str(face_details["faces"]), job
         )
-        fingerprint = write_detector(job.output, network, detector.about)
-    write_image_model_card(job.output, detector.about, figures, recipe.faces)
-    _report(figures, detector.about, job)
+        fingerprint = write_detector(job.output, network, detector.metadata)
+    write_image_model_card(job.output, detector.metadata, figures, recipe.faces)
+    _report(figures, detector.metadata, job)
     parents = _list_parents(recipe, job)
     return job.finish(
         "checkpoint",
@@ -127,10 +127,10 @@ def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
         .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
         .to_json(),
         details={
-            "detector": detector.about.to_json(),
+            "detector": detector.metadata.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
-            **whose,
+            **face_details,
         },
     )
 
@@ -138,20 +138,24 @@ def train_detector(recipe: ForensicsRecipe, job: Job) -> Artifact:
 def _open_faces(
     recipe: ForensicsRecipe, job: Job
 ) -> tuple[list[ImageForgery], FaceSplits, dict[str, str | int]]:
-    """Return how fakes come about, the faces, and what is recorded of whose they are."""
+    """Return the forgeries, the faces, and the recorded origin of the faces."""
     settings = _require_settings(recipe)
     if settings.known is not None:
-        known = open_benchmark_pairs(
+        benchmark = open_benchmark_pairs(
             Path(settings.known.manifest), recipe.size, recipe.faces.margin, job.say
         )
-        parts = known.splits
+        parts = benchmark.splits
         faces = FaceSplits(
-            *(known.faces, parts["train"], parts["validation"], parts["test"]),
-            known.name,
-            known.audit,
+            *(benchmark.faces, parts["train"], parts["validation"], parts["test"]),
+            benchmark.name,
+            benchmark.audit,
         )
         origin = f"a benchmark's, {settings.known.basis}"
-        return [known.pairs], faces, {"faces": origin, "consent": "", "left_out": known.left_out}
+        return (
+            [benchmark.pairs],
+            faces,
+            {"faces": origin, "consent": "", "left_out": benchmark.left_out},
+        )
     forgeries = [recipe.method, *settings.also]
     bases = open_faces(
         recipe.faces,
@@ -161,23 +165,25 @@ def _open_faces(
         size=recipe.size,
         say=job.say,
     )
-    whose: dict[str, str | int] = {
+    face_details: dict[str, str | int] = {
         "faces": bases.origin,
         "consent": bases.consent,
         "left_out": bases.left_out,
     }
-    return forgeries, split_faces(bases, recipe), whose
+    return forgeries, split_faces(bases, recipe), face_details
 
 
 def split_faces(bases: FaceSource, recipe: ForensicsRecipe) -> FaceSplits:
-    """Return the faces, each person in one split by the digest of their name.
+    """Assign faces to splits; a hash of the name assigns each person to one split.
 
     Raises:
         DataError: If a split is empty.
     """
     every = tuple(bases[number] for number in range(len(bases)))
-    places = split_identities([face.identity for face in every], recipe, "faces")
-    train, validation, test = (tuple(places[part]) for part in ("train", "validation", "test"))
+    numbers_by_split = split_identities([face.identity for face in every], recipe, "faces")
+    train, validation, test = (
+        tuple(numbers_by_split[part]) for part in ("train", "validation", "test")
+    )
     folder = recipe.faces.folder
     name = Path(folder).resolve().name if folder else "drawn faces"
     return FaceSplits(every, train, validation, test, name)
@@ -186,7 +192,7 @@ def split_faces(bases: FaceSource, recipe: ForensicsRecipe) -> FaceSplits:
 def fit_network(
     recipe: ForensicsRecipe, faces: FaceSplits, forgeries: Sequence[ImageForgery], job: Job
 ) -> tuple[DetectorNetwork, dict[str, Any]]:
-    """Return the trained network, and what the training came to."""
+    """Return the trained network, and a summary of the training."""
     settings = _require_settings(recipe)
     device = choose_device("auto")
     with torch.random.fork_rng(devices=[]):
@@ -201,13 +207,13 @@ def fit_network(
 
     def objective(model: nn.Module, batch: DetectorBatch) -> Loss:
         if not isinstance(model, DetectorNetwork):
-            raise TypeError("a detector is a Network")
-        judged = model.judge(batch.images)
+            raise TypeError("the model is not a DetectorNetwork")
+        judged = model.forward_features(batch.images)
         total, parts = model.loss(judged, batch.labels, batch.masks)
         if teacher is None:
             return Loss(total, parts)
-        wanted = _predict_teacher(teacher, batch)
-        gap = functional.binary_cross_entropy_with_logits(judged.logits, wanted, reduction="sum")
+        targets = _predict_teacher(teacher, batch)
+        gap = functional.binary_cross_entropy_with_logits(judged.logits, targets, reduction="sum")
         share = settings.teacher_share
         return Loss((1 - share) * total + share * gap, {**parts, "teacher": float(gap.detach())})
 
@@ -228,8 +234,8 @@ def evaluate_detector(
 ) -> tuple[TrainedDetector, dict[str, Any]]:
     """Calibrate and bound a network on validation faces, then measure it once on test faces."""
     settings = _require_settings(recipe)
-    frames = settings.model.looks_at
-    about = DetectorMetadata(
+    frames = settings.model.num_frames
+    metadata = DetectorMetadata(
         settings.model,
         settings.pixels,
         recipe.size,
@@ -239,9 +245,9 @@ def evaluate_detector(
         origin,
     )
     with job.phase("prove", 4, "steps") as progress:
-        detector = TrainedDetector(network, about)
-        # Second faces of swaps come from the same split: no one is in two.
-        known = make_validation_set(
+        detector = TrainedDetector(network, metadata)
+        # Second faces of swaps come from the same split: no person is in two.
+        validation = make_validation_set(
             faces.of(faces.validation),
             forgeries,
             seed=recipe.seed,
@@ -249,10 +255,10 @@ def evaluate_detector(
             frames=frames,
         )
         calibrator = fit_calibrator(
-            settings.calibration, known.labels, detector.logits(known.images)
+            settings.calibration, validation.labels, detector.logits(validation.images)
         )
         progress.advance()
-        least_face, least_quality, works = find_operating_limits(detector, known)
+        least_face, least_quality, works = find_operating_limits(detector, validation)
         progress.advance()
         test = make_validation_set(
             faces.of(faces.test), forgeries, seed=recipe.seed + 1, frames=frames
@@ -265,26 +271,28 @@ def evaluate_detector(
             "test": len(faces.test),
         }
         progress.advance()
-        about = replace(
-            about,
+        metadata = replace(
+            metadata,
             calibrator=calibrator,
             least_face=least_face,
             least_quality=least_quality,
-            is_shown=works and not settings.shuffle_labels,
+            is_validated=works and not settings.shuffle_labels,
             figures=figures,
-            kept=network.kept,
-            learned=describe_training_set(faces.name, faces.every),
+            network_config=network.config,
+            training_set=describe_training_set(faces.name, faces.every),
         )
-        taught = make_validation_set(
+        training_sample = make_validation_set(
             faces.of(select_evenly(faces.train)), forgeries, seed=recipe.seed + 2, frames=frames
         )
-        trials = {"train": taught, "validation": known, "test": test}
+        trials = {"train": training_sample, "validation": validation, "test": test}
         domain = _fit_training_domain(
-            TrainedDetector(network, about), trials, faces, settings, recipe.seed
+            TrainedDetector(network, metadata), trials, faces, settings, recipe.seed
         )
-        about = replace(about, domain=domain, audit=_audit(faces, taught, recipe.seed))
+        metadata = replace(
+            metadata, domain=domain, audit=_audit(faces, training_sample, recipe.seed)
+        )
         progress.advance()
-    return TrainedDetector(network, about), figures
+    return TrainedDetector(network, metadata), figures
 
 
 def _fit_training_domain(
@@ -294,15 +302,18 @@ def _fit_training_domain(
     settings: DetectorSettings,
     seed: int,
 ) -> TrainingDomain:
-    """Return what tells strangers from what the detector learned."""
-    about, train = detector.about, trials["train"]
+    """Fit the training domain for out-of-domain detection."""
+    metadata, train = detector.metadata, trials["train"]
     fakes = [image for image, label in zip(train.images, train.labels, strict=True) if label]
-    works = (about.figures["auc"]["h264"]["low"] or 0) > 0.5
+    works = (metadata.figures["auc"]["h264"]["low"] or 0) > 0.5
     return fit_domain(
         detector,
-        {name: LabeledSamples(one.images, one.labels, one.groups) for name, one in trials.items()},
+        {
+            name: LabeledSamples(part.images, part.labels, part.groups)
+            for name, part in trials.items()
+        },
         summarize_face_files(faces.of(faces.train), fakes, jpeg=settings.views.jpeg),
-        make_image_perturbation(about.least_quality, about.least_face / about.size),
+        make_image_perturbation(metadata.least_quality, metadata.least_face / metadata.size),
         code=(lambda image, _: apply_perturbation(IMAGE_CONDITIONS["h264"], image))
         if works
         else None,
@@ -310,31 +321,31 @@ def _fit_training_domain(
     )
 
 
-def _audit(faces: FaceSplits, taught: ValidationSet, seed: int) -> dict[str, Any]:
-    """Return the figures of the audit: of a benchmark's files, else of the pairs made here."""
+def _audit(faces: FaceSplits, training_sample: ValidationSet, seed: int) -> dict[str, Any]:
+    """Return the audit of a benchmark's files, else of the pairs made here."""
     if faces.audit is not None:
         return {"of": "files", **faces.audit.summary()}
     traits = [
         {"size": str(image.shape), "colours": "grey" if is_grayscale(image) else "colour"}
-        for image in taught.images
+        for image in training_sample.images
     ]
     return {
         "of": "pairs made in memory",
-        **audit_pairs(traits, taught.labels, taught.groups, seed=seed).summary(),
+        **audit_pairs(traits, training_sample.labels, training_sample.groups, seed=seed).summary(),
     }
 
 
 def _list_generators(forgeries: Sequence[ImageForgery]) -> tuple[str, ...]:
-    """Return what fakes are made by: the methods, or a benchmark's generators."""
-    found: list[str] = []
+    """Return the names of the forgery methods, or of a benchmark's generators."""
+    names: list[str] = []
     for method in forgeries:
-        found += method.names if isinstance(method, BenchmarkForgery) else [method.method_name()]
-    return tuple(dict.fromkeys(found))
+        names += method.names if isinstance(method, BenchmarkForgery) else [method.method_name()]
+    return tuple(dict.fromkeys(names))
 
 
 def _predict_teacher(teacher: TrainedDetector, batch: DetectorBatch) -> torch.Tensor:
-    """Return the teacher's chances for a batch, (B,); it looks at pictures of its own size."""
-    pixels = teacher.about.pixels
+    """Return the teacher's probabilities for a batch, (B,), at the teacher's input size."""
+    pixels = teacher.metadata.pixels
     images = batch.images
     if images.shape[-1] != pixels:
         images = functional.interpolate(
@@ -342,7 +353,7 @@ def _predict_teacher(teacher: TrainedDetector, batch: DetectorBatch) -> torch.Te
         )
     with torch.no_grad():
         logits = teacher.network(images)
-    chances = teacher.about.calibrator.chances(np.asarray(logits.double().cpu().numpy()))
+    chances = teacher.metadata.calibrator.chances(np.asarray(logits.double().cpu().numpy()))
     return torch.from_numpy(chances).to(logits)
 
 
@@ -354,25 +365,25 @@ def _require_settings(recipe: ForensicsRecipe) -> DetectorSettings:
 
 def _list_parents(recipe: ForensicsRecipe, job: Job) -> list[Parent]:
     settings = _require_settings(recipe)
-    places = {
+    paths = {
         "faces": recipe.faces.folder,
         "start": settings.start,
         "teacher": settings.teacher,
         "benchmark": settings.known.manifest if settings.known else None,
     }
-    return [make_parent(role, Path(path), job.out) for role, path in places.items() if path]
+    return [make_parent(role, Path(path), job.out) for role, path in paths.items() if path]
 
 
-def _report(figures: dict[str, Any], about: DetectorMetadata, job: Job) -> None:
+def _report(figures: dict[str, Any], metadata: DetectorMetadata, job: Job) -> None:
     clean = figures["auc"]["clean"]
     job.say(
-        f"area under the curve on people it never saw: {clean['value']:.3f} "
-        f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]; holds down to squares of "
-        f"{about.least_face} pixels about a face and JPEG {about.least_quality}"
+        f"area under the curve on unseen people: {clean['value']:.3f} "
+        f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]; validated down to face crops of "
+        f"{metadata.least_face} pixels and JPEG {metadata.least_quality}"
     )
-    report_domain(about, job.say)
-    if not about.is_shown:
+    report_domain(metadata, job.say)
+    if not metadata.is_validated:
         job.say(
-            "it was not shown to tell forged from real on validation faces: check will call all "
-            "it says inconclusive"
+            "its performance on validation faces is not above chance: check will report all its "
+            "results as inconclusive"
         )

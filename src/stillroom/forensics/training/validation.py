@@ -1,10 +1,10 @@
 """Validation of a detector: metrics by condition, operating limits, domain, and heatmaps.
 
-Every figure is an area under the curve with an interval over people. What is done to pictures is
-done to real and forged alike.
+Metrics are areas under the curve with an interval over people. Perturbations apply to real and
+forged images alike.
 
-Things are seen as they are, and changed at random within what the detector was shown to hold
-under, so that what it still works on is not called strange.
+The domain is fitted on samples that are unchanged, and randomly perturbed within the operating
+limits, so that inputs within the limits are not reported as out of domain.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _SHARES = (0.75, 0.5, 0.375, 0.25)
 _CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
 
 
-_MIN_REMAINING = 0.7  # of what a detector has above chance; with less left it counts as blind
+_MIN_REMAINING = 0.7  # share of the area above chance that must remain within the limits
 
 
 def _noisy(image: Image) -> Image:
@@ -103,14 +103,14 @@ def _noisy(image: Image) -> Image:
 
 
 def _compress_h264(image: Image) -> Image:
-    """A frame of H.264 as networks send it; a clip is coded whole."""
+    """Encode as H.264 at a bit rate of social networks; a clip is encoded whole."""
     frames = list(image) if image.ndim == _CLIP_NDIM else [image]
     coded = apply_video_codec(frames, 28)
     return np.stack(coded) if image.ndim == _CLIP_NDIM else coded[0]
 
 
 def _blurred(image: Image) -> Image:
-    share = image.shape[0] / 224  # a sigma of 1.5 on faces of 224 pixels
+    share = image.shape[0] / 224  # sigma 1.5 for faces of 224 pixels
     return np.asarray(cv2.GaussianBlur(image, (0, 0), max(1.5 * share, 0.3)), dtype=np.uint8)
 
 
@@ -127,7 +127,7 @@ IMAGE_CONDITIONS: Mapping[str, Callable[[Image], Image]] = {
 
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
-    """Pictures with labels, where they are forged, and whose faces they show; fakes first."""
+    """Images with labels, forgery masks, and identities; fakes first."""
 
     images: tuple[Image, ...]
     labels: tuple[int, ...]
@@ -137,7 +137,7 @@ class ValidationSet:
     def measure(
         self, detector: TrainedDetector, change: Callable[[Image], Image], name: str
     ) -> Metric:
-        """Return the area under the curve after a change to every picture."""
+        """Return the area under the curve after a perturbation of all images."""
         scores = detector.logits([apply_perturbation(change, image) for image in self.images])
         return bootstrap_auc(self.labels, scores, self.groups, name=name)
 
@@ -150,14 +150,14 @@ def make_validation_set(
     repeats: int = 1,
     frames: int = 1,
 ) -> ValidationSet:
-    """Forge some faces, always the same way, and return them with their real twins.
+    """Forge some faces deterministically, and return them with their real twins.
 
     Args:
-        faces: All of them are forged; second faces are drawn from them, too.
-        forgeries: One is drawn by lot each time.
-        seed: Of all chance.
-        repeats: How often each face is forged; its twins are repeated as often.
-        frames: Above 1: of each face a clip, (T, S, S, 3) with masks (T, S, S).
+        faces: Faces to forge; second faces are drawn from them, too.
+        forgeries: One is drawn at random per face.
+        seed: Random seed.
+        repeats: Number of forgeries per face; its twins are repeated as often.
+        frames: Above 1: make clips, (T, S, S, 3) with masks (T, S, S).
     """
     fakes, twins, masks, groups = [], [], [], []
     for number in range(len(faces)):
@@ -189,21 +189,21 @@ def _forge_one(
         return forged.image, forged.twin, forged.mask
     clip = forge_clip(faces, number, forgeries, frames, rng)
     return (
-        np.stack([one.image for one in clip]),
-        np.stack([one.twin for one in clip]),
-        np.stack([one.mask for one in clip]),
+        np.stack([frame.image for frame in clip]),
+        np.stack([frame.twin for frame in clip]),
+        np.stack([frame.mask for frame in clip]),
     )
 
 
-def apply_perturbation(change: Callable[[Image], Image], given: Image) -> Image:
-    """Return a picture after a change, or a clip after the same change to every frame."""
-    if given.ndim != _CLIP_NDIM or change is _compress_h264:
-        return change(given)
-    return np.stack([change(frame) for frame in given])
+def apply_perturbation(change: Callable[[Image], Image], image: Image) -> Image:
+    """Apply a perturbation to an image, or to each frame of a clip."""
+    if image.ndim != _CLIP_NDIM or change is _compress_h264:
+        return change(image)
+    return np.stack([change(frame) for frame in image])
 
 
 def measure_conditions(detector: TrainedDetector, trial: ValidationSet) -> dict[str, Any]:
-    """Return the area under the curve under each condition, as plain JSON values."""
+    """Return the area under the curve under each condition, as JSON-compatible values."""
     return {
         name: trial.measure(detector, change, name).to_json()
         for name, change in IMAGE_CONDITIONS.items()
@@ -211,10 +211,10 @@ def measure_conditions(detector: TrainedDetector, trial: ValidationSet) -> dict[
 
 
 def find_operating_limits(detector: TrainedDetector, trial: ValidationSet) -> tuple[int, int, bool]:
-    """Return the smallest square about a face, the lowest JPEG quality, and whether it works.
+    """Return the smallest face crop, the lowest JPEG quality, and whether the detector works.
 
-    Qualities and sizes are tried downwards until less than 70 % of what the detector has above
-    chance is left. It works if the whole interval of its area lies above 0.5.
+    Qualities and sizes are lowered until less than 70 % of the area above chance remains. The
+    detector works if the whole interval of its area is above 0.5.
     """
     clean = trial.measure(detector, lambda image: image, "clean")
     works = bool(clean.low > 0.5)
@@ -241,11 +241,7 @@ def find_operating_limits(detector: TrainedDetector, trial: ValidationSet) -> tu
 MAX_DOMAIN_SAMPLES = 300
 
 
-"""Faces, or sounds, of those learned from that a domain is fitted on."""
-
-
-_CLIP_DIMENSIONS = 4  # dimensions of a clip, (T, H, W, 3)
-
+"""Maximum number of training faces or waveforms that a domain is fitted on."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -258,7 +254,7 @@ Perturbation = Callable[[Any, np.random.Generator], Any]
 
 @dataclass(frozen=True, eq=False)
 class LabeledSamples:
-    """Pictures or sounds, 1 for each that is forged, and whose each is."""
+    """Images or waveforms, their labels (1 for forged), and their identities."""
 
     things: Sequence[Any]
     labels: Sequence[int]
@@ -274,32 +270,34 @@ def fit_domain(
     code: Perturbation | None = None,
     seed: int = 0,
 ) -> TrainingDomain:
-    """Return a detector's domain.
+    """Fit the training domain of a detector.
 
     Args:
-        detector: Calibrated and bounded.
-        parts: ``train`` is learned from, ``validation`` sets the limits, ``test`` tries them.
-        known: What the files were.
-        change: Does to a thing what the detector holds under, drawn by lot.
-        code: Codes a thing as video, where the detector was shown to work on it.
-        seed: Of the lots.
+        detector: A calibrated detector with operating limits.
+        parts: ``train`` fits the distributions, ``validation`` the limits, ``test`` checks them.
+        known: Traits of the training files.
+        change: Random perturbation within the operating limits.
+        code: Video encoding, where the detector was validated on it.
+        seed: Random seed.
     """
     rng = np.random.default_rng([seed, 0xD0])
-    first, labels = _score_perturbed(detector, parts["train"], [_keep, change, change], rng)
+    first, labels = _score_perturbed(
+        detector, parts["train"], [_leave_unchanged, change, change], rng
+    )
     clouds = {name: fit_distribution(rows, labels) for name, rows in first.measures.items()}
-    names = AUDIO_FEATURES if detector.about.method.hears else IMAGE_FEATURES
+    names = AUDIO_FEATURES if detector.metadata.method.is_audio else IMAGE_FEATURES
     domain = TrainingDomain(clouds, names, known=known)
-    kinds: dict[str, list[Perturbation]] = {"still": [_keep, change, change]}
+    kinds: dict[str, list[Perturbation]] = {"still": [_leave_unchanged, change, change]}
     if code is not None:
         kinds["video"] = [code]
     people = parts["validation"].groups
     limits: dict[str, dict[str, float]] = {}
     for kind, changes in kinds.items():
-        seen, _ = _score_perturbed(detector, parts["validation"], changes, rng)
-        whose, share = [*people] * len(changes), FALSE_ALARM_RATE / len(clouds)
+        batch, _ = _score_perturbed(detector, parts["validation"], changes, rng)
+        groups, share = [*people] * len(changes), FALSE_ALARM_RATE / len(clouds)
         limits[kind] = {
-            name: find_distance_limit(far, whose, share)
-            for name, far in domain.measure(seen.measures).items()
+            name: find_distance_limit(far, groups, share)
+            for name, far in domain.measure(batch.measures).items()
         }
     domain = replace(domain, limits=limits, people=len(set(people)))
     return replace(domain, tried=_measure_coverage(detector, domain, parts["test"], kinds, rng))
@@ -312,21 +310,21 @@ def _measure_coverage(
     kinds: Mapping[str, Sequence[Perturbation]],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return the share of test people's things that are not called unlike, with intervals."""
-    found: dict[str, Any] = {}
-    for kind, changes in {"as they are": [_keep], **kinds}.items():
-        seen, labels = _score_perturbed(detector, test, changes, rng)
-        within = domain.is_within(seen.measures, is_video=kind == "video")
-        whose = np.array([*test.groups] * len(changes))
-        shares = [float(within[whose == one].mean()) for one in dict.fromkeys(test.groups)]
+    """Return the share of test people's samples that are within the domain, with intervals."""
+    coverage: dict[str, Any] = {}
+    for kind, changes in {"as they are": [_leave_unchanged], **kinds}.items():
+        batch, labels = _score_perturbed(detector, test, changes, rng)
+        within = domain.is_within(batch.measures, is_video=kind == "video")
+        groups = np.array([*test.groups] * len(changes))
+        shares = [float(within[groups == person].mean()) for person in dict.fromkeys(test.groups)]
         metric = bootstrap(shares, name=f"within, {kind}").to_json()
         truth = np.array(labels)
-        found[kind] = {
+        coverage[kind] = {
             **metric,
             "real": float(within[truth == 0].mean()),
             "forged": float(within[truth == 1].mean()),
         }
-    return found
+    return coverage
 
 
 def _score_perturbed(
@@ -335,40 +333,39 @@ def _score_perturbed(
     changes: Sequence[Perturbation],
     rng: np.random.Generator,
 ) -> tuple[ScoredBatch, list[int]]:
-    """Return what a detector makes of every thing after each change, one change after another."""
-    seen = [detector.see([change(thing, rng) for thing in part.things]) for change in changes]
-    logits = np.concatenate([one.logits for one in seen])
+    """Score every sample after each perturbation, one perturbation after another."""
+    batches = [
+        detector.score([change(sample, rng) for sample in part.things]) for change in changes
+    ]
+    logits = np.concatenate([batch.logits for batch in batches])
     measures = {
-        name: np.concatenate([one.measures[name] for one in seen]) for name in seen[0].measures
+        name: np.concatenate([batch.measures[name] for batch in batches])
+        for name in batches[0].measures
     }
     return ScoredBatch(logits, measures), [*part.labels] * len(changes)
 
 
-def _keep(thing: Any, rng: np.random.Generator) -> Any:
-    return thing
+def _leave_unchanged(sample: Any, rng: np.random.Generator) -> Any:
+    return sample
 
 
 def make_image_perturbation(least_quality: int, least_share: float) -> Perturbation:
-    """Return what saves a picture or clip as JPEG, or reduces it, within bounds, by lot.
+    """Return a random perturbation: JPEG or downscaling, within bounds.
 
     Args:
-        least_quality: Of JPEG.
-        least_share: Of its size.
+        least_quality: Minimum JPEG quality.
+        least_share: Minimum scale.
     """
 
     def change(image: Image, rng: np.random.Generator) -> Image:
-        is_saved, at = bool(rng.random() < 0.5), float(rng.random())
-        quality = round(least_quality + (100 - least_quality) * at)
-        share = least_share + (1 - least_share) * at
+        is_saved, position = bool(rng.random() < 0.5), float(rng.random())
+        quality = round(least_quality + (100 - least_quality) * position)
+        share = least_share + (1 - least_share) * position
 
-        def one(frame: Image) -> Image:
-            return compress_jpeg(frame, quality) if is_saved else rescale(frame, share)
+        def one(frame_image: Image) -> Image:
+            return compress_jpeg(frame_image, quality) if is_saved else rescale(frame_image, share)
 
-        return (
-            np.stack([one(frame) for frame in image])
-            if image.ndim == _CLIP_DIMENSIONS
-            else one(image)
-        )
+        return np.stack([one(frame) for frame in image]) if image.ndim == _CLIP_NDIM else one(image)
 
     return change
 
@@ -376,24 +373,24 @@ def make_image_perturbation(least_quality: int, least_share: float) -> Perturbat
 def summarize_face_files(
     faces: Sequence[Face], fakes: Sequence[Image], *, jpeg: float
 ) -> FileTraits:
-    """Return what the files of faces were.
+    """Summarize the traits of face files.
 
     Args:
-        faces: Those learned from.
-        fakes: Forged of them.
-        jpeg: Share of views that were saved as JPEG while learning.
+        faces: Training faces.
+        fakes: Forgeries of them.
+        jpeg: Share of training images that were compressed as JPEG.
     """
     images = [*(face.image for face in faces), *fakes]
-    colours = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
+    colors = sorted({"grey" if is_grayscale(image) else "colour" for image in images})
     codings = {coding for face in faces for coding in face.codings}
     if codings and jpeg:
         codings.add("JPEG")
     wide = [min(face.wide, face.image.shape[0]) for face in faces]
-    return FileTraits(tuple(colours), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
+    return FileTraits(tuple(colors), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
 
 
 def summarize_audio_files(waves: Sequence[Waveform], *, coded: float) -> FileTraits:
-    """Return what the files of sounds were; ``coded`` is the share that learning coded."""
+    """Summarize the traits of audio files; ``coded`` is the share encoded in training."""
     codings = {coding for wave in waves for coding in wave.codings}
     if codings and coded:
         codings |= {"mp3", "aac"}
@@ -403,47 +400,48 @@ def summarize_audio_files(waves: Sequence[Waveform], *, coded: float) -> FileTra
 
 
 def describe_training_set(
-    name: str, things: Sequence[Face] | Sequence[Waveform]
+    name: str, samples: Sequence[Face] | Sequence[Waveform]
 ) -> TrainingSetInfo:
-    """Return the name and digest of a set: of its files' names and digests, in any order."""
-    rows = sorted([thing.name, thing.digest] for thing in things)
+    """Return name and digest of a training set: over its files' names and digests, in any order."""
+    rows = sorted([sample.name, sample.digest] for sample in samples)
     return TrainingSetInfo(name, digest_json(rows), len(rows))
 
 
 def select_evenly(numbers: Sequence[int]) -> list[int]:
-    """Return at most ``MAX_DOMAIN_SAMPLES`` numbers, evenly over all."""
+    """Return at most ``MAX_DOMAIN_SAMPLES`` numbers, evenly spaced."""
     step = max(len(numbers) / MAX_DOMAIN_SAMPLES, 1.0)
-    return [numbers[int(at * step)] for at in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
+    return [numbers[int(index * step)] for index in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
 
 
-def report_domain(about: DetectorMetadata, say: Callable[[str], None]) -> None:
-    """Say what the detector knows, and loudly what is wrong with the set it learned from."""
-    if about.domain is not None:
-        kept = about.domain.tried["as they are"]
+def report_domain(metadata: DetectorMetadata, say: Callable[[str], None]) -> None:
+    """Log the coverage of the training domain, and any leak of the training set."""
+    if metadata.domain is not None:
+        coverage = metadata.domain.tried["as they are"]
         say(
-            f"knows {kept['value']:.1%} of what test people show for like what it learned from; "
-            "strangers are called inconclusive"
+            f"{coverage['value']:.1%} of the samples of test people are within the training "
+            "domain; others are reported as inconclusive"
         )
-    if leak := about.audit.get("leak"):
+    if leak := metadata.audit.get("leak"):
         say(
-            f"the set it learned from leaks: {leak}: it measures that, and check calls all that "
-            "this detector says inconclusive"
+            f"the training set leaks: {leak}: the metrics measure that, and check reports all "
+            "results of this detector as inconclusive"
         )
 
 
-_RANDOM_NETWORKS = 5  # one random network points to the middle, another to a corner
+_RANDOM_NETWORKS = 5  # one random network points to the center, another to a corner
 
 
-_FORGED_SHARE = 0.1  # of a mask's maximum: from here on a place counts as forged
+_FORGED_SHARE = 0.1  # of a mask's maximum: threshold of a forged pixel
 
 
 @dataclass(frozen=True)
 class PointingGame:
-    """Share of forged faces whose highest place lies on what is forged.
+    """Share of forged faces whose heatmap maximum lies on the forged region.
 
-    ``chance`` is the forged share of the pictures; ``random_weights`` the same network's hits with
-    its weights drawn anew, the statistics of its normalizations taken anew, the mean of five such;
-    ``middle`` those of always pointing to the middle, where faces are; ``n`` how many faces.
+    ``chance`` is the forged share of the images; ``random_weights`` the hit rate of the same
+    network with reinitialized weights and reestimated batch statistics, the mean of five;
+    ``middle`` the hit rate of always pointing to the center, where faces are; ``n`` the number of
+    faces.
     """
 
     hits: float
@@ -456,28 +454,29 @@ class PointingGame:
 def run_pointing_game(
     detector: TrainedDetector, trial: ValidationSet, *, seed: int = 0
 ) -> PointingGame:
-    """Play the pointing game on the forged faces of a trial.
+    """Run the pointing game on the forged faces of a validation set.
 
     Args:
-        detector: Whose maps.
-        trial: Pictures with masks.
-        seed: Of the control's weights.
+        detector: Detector of the heatmaps.
+        trial: Images with masks.
+        seed: Seed of the random weights.
     """
-    chosen = [at for at, label in enumerate(trial.labels) if label]
-    images = [trial.images[at] for at in chosen]
-    side, pixels = detector.about.size, detector.about.pixels
-    window = center_window(side, pixels, keeps_pixels=detector.about.method.keeps_pixels)
+    forged = [index for index, label in enumerate(trial.labels) if label]
+    images = [trial.images[index] for index in forged]
+    side, pixels = detector.metadata.size, detector.metadata.pixels
+    window = center_window(side, pixels, preserve_pixels=detector.metadata.method.preserve_pixels)
     masks = [
-        _threshold_mask(cut_window(_resize_mask(trial.masks[at], side), window, pixels))
-        for at in chosen
+        _threshold_mask(cut_window(_resize_mask(trial.masks[index], side), window, pixels))
+        for index in forged
     ]
-    planes = to_channels_first([detector.show(image) for image in images])
+    planes = to_channels_first([detector.preprocess(image) for image in images])
     shown = torch.from_numpy(planes).to(detector.device)
     controls = [
         TrainedDetector(
-            reestimate_batch_norm(randomize_weights(detector.network, lot), shown), detector.about
+            reestimate_batch_norm(randomize_weights(detector.network, weight_seed), shown),
+            detector.metadata,
         )
-        for lot in range(_RANDOM_NETWORKS * seed, _RANDOM_NETWORKS * (seed + 1))
+        for weight_seed in range(_RANDOM_NETWORKS * seed, _RANDOM_NETWORKS * (seed + 1))
     ]
     return PointingGame(
         _measure_hit_rate(compute_heatmaps(detector, images), masks),
@@ -496,7 +495,7 @@ def run_pointing_game(
 
 
 def randomize_weights(network: DetectorNetwork, seed: int) -> DetectorNetwork:
-    """Return a copy of a network whose weights are drawn anew, layer by layer as they were."""
+    """Return a copy of a network with all layers reinitialized."""
     fresh = copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -507,19 +506,19 @@ def randomize_weights(network: DetectorNetwork, seed: int) -> DetectorNetwork:
     return fresh
 
 
-def reestimate_batch_norm(network: DetectorNetwork, given: torch.Tensor) -> DetectorNetwork:
-    """Take the statistics of a network's normalizations anew from planes, and return the network.
+def reestimate_batch_norm(network: DetectorNetwork, images: torch.Tensor) -> DetectorNetwork:
+    """Reestimate the batch norm statistics of a network in place, and return it.
 
-    Without, weights that were drawn anew let nothing through, and all pictures look the same.
+    Without it, reinitialized weights suppress all signals, and all images look the same.
     """
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in norms:
         part.reset_running_stats()
-        part.momentum = None  # the mean over all pictures
+        part.momentum = None  # the mean over all images
         part.train()
     with torch.no_grad():
-        for some in torch.tensor_split(given, -(-len(given) // HEATMAP_BATCH_SIZE)):
-            network.judge(some)
+        for batch in torch.tensor_split(images, -(-len(images) // HEATMAP_BATCH_SIZE)):
+            network.forward_features(batch)
     return network.eval()
 
 
@@ -535,9 +534,10 @@ def _threshold_mask(mask: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
 
 
 def _measure_hit_rate(maps: Heatmaps, masks: Sequence[npt.NDArray[np.bool_]]) -> float:
-    """Return the share of maps whose highest place is forged; places that tie share the hit."""
+    """Return the share of heatmaps with their maximum on a forged pixel; ties share the hit."""
     shares = [
-        float(mask[one >= one.max() - 1e-7].mean()) for one, mask in zip(maps, masks, strict=True)
+        float(mask[heatmap >= heatmap.max() - 1e-7].mean())
+        for heatmap, mask in zip(maps, masks, strict=True)
     ]
     return float(np.mean(shares))
 
@@ -545,12 +545,12 @@ def _measure_hit_rate(maps: Heatmaps, masks: Sequence[npt.NDArray[np.bool_]]) ->
 def measure_calibration(
     logits: npt.NDArray[np.float64], calibrator: Calibrator, labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Return calibration error and Brier score of test scores, before and after."""
-    found = {}
-    for name, one in (("before", Calibrator("none")), ("after", calibrator)):
-        chances = one.chances(logits)
-        found[name] = {
+    """Return calibration error and Brier score of test scores, before and after calibration."""
+    metrics = {}
+    for name, candidate in (("before", Calibrator("none")), ("after", calibrator)):
+        chances = candidate.chances(logits)
+        metrics[name] = {
             "calibration_error": expected_calibration_error(labels, chances, equal_mass=True),
             "brier": brier_score(labels, chances),
         }
-    return {"calibration": found}
+    return {"calibration": metrics}

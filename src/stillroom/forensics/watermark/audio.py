@@ -1,19 +1,19 @@
 """Inaudible audio watermark: 32 bits in the loudness of time-frequency cells.
 
-Time is cut into cells of 64 ms, the band from 300 to 5300 Hz into strips of 62.5 Hz. A keyed choice
-of signs says for each cell whether it is made a little louder or quieter; the choice repeats every
-64 cells (4.1 s). 32 bits with a keyed 24-bit check go through the same convolutional code as the
-mark of pictures, each coded bit over some 33 cells of every 4.1 s; a fifth of the cells is a pilot,
-by which the place in time is found after a cut. What the sound itself already says for or against
-a bit is counted, and just so much is changed as brings all bits to one margin.
+Time is cut into cells of 64 ms, the band from 300 to 5300 Hz into strips of 62.5 Hz. A keyed sign
+pattern makes each cell a little louder or quieter; it repeats every 64 cells (4.1 s). 32 bits with
+a keyed 24-bit check go through the same convolutional code as the image watermark, each coded bit
+over some 33 cells of every 4.1 s; a fifth of the cells is a pilot, which locates the time offset
+after a cut. Embedding is informed: the host signal's own contribution to each bit is measured, and
+just enough is changed to bring all bits to one margin.
 
-**False positives.** Each time that bits are decoded from what is not marked, the 24-bit keyed check
-fits by chance with 2**-24. One reading decodes eight places: 5e-7 a reading, not a file. Who reads
-a long recording piece by piece has to add them up: ``AudioWatermarkResult.decodings`` says how
-many.
+**False positives.** The 24-bit keyed check of an unmarked signal matches by chance with probability
+2**-24 per decoding. One reading decodes eight candidate offsets: 5e-7 per reading, not per file.
+Readings of a long recording segment by segment add up: ``AudioWatermarkResult.decodings`` is the
+number of decodings.
 
-It does not withstand being played faster or slower or at another pitch, echoes of a room, less than
-some 3 seconds, nor anyone who has the key.
+Not robust against changes of speed or pitch, room echoes, signals below some 3 seconds, or anyone
+who has the key.
 
 Source: Cox et al. 1997, "Secure spread spectrum watermarking for multimedia", IEEE TIP 6(12);
 Yeo and Kim 2003, "Modified patchwork algorithm", IEEE TSAP 11(4) (loudness of pieces); Miller et
@@ -52,15 +52,15 @@ __all__ = [
 AUDIO_PAYLOAD_BITS = 32
 _CHECK_BITS = 24
 AUDIO_FALSE_MATCH_RATE = 2.0**-_CHECK_BITS
-"""With which what is not marked passes, each time that its bits are decoded."""
+"""Probability per decoding that an unmarked signal passes the check."""
 
 _CODED = compute_coded_length(AUDIO_PAYLOAD_BITS + _CHECK_BITS)
-_LOUDER = (0.0, 2.0, 4.0, 6.0)  # dB, tried in turn
+_LOUDER = (0.0, 2.0, 4.0, 6.0)  # dB, tried in order
 _CELL = 1024  # samples: 64 ms
-_HOP = 128  # samples between the places that are tried
+_HOP = 128  # samples between the candidate offsets
 _PHASES = _CELL // _HOP
-_STEP = 256  # samples between the frames by which cells are changed
-_STRIPS, _FIRST, _WIDE = 80, 19, 4  # strips of 4 bins of 15.6 Hz, from bin 19 on
+_STEP = 256  # samples between the STFT frames that are modified
+_STRIPS, _FIRST, _WIDE = 80, 19, 4  # strips of 4 bins of 15.6 Hz, from bin 19
 _PERIOD = 64
 _PILOT_SHARE = 0.2
 _MAX_DB = 8.0
@@ -75,9 +75,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class AudioWatermarkResult:
-    """What was read: the payload (None: no mark of this key), the pilot's z, how much was decoded.
+    """Result of a reading: payload (None without a mark of this key), pilot z-score, decodings.
 
-    ``decodings`` is how often bits were, each of which may fit by ``AUDIO_FALSE_MATCH_RATE``.
+    ``decodings`` is the number of decodings, each with ``AUDIO_FALSE_MATCH_RATE``.
     """
 
     payload: int | None
@@ -87,68 +87,68 @@ class AudioWatermarkResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A key's choice, for each cell of a period and strip: sign, and coded bit (-1: pilot)."""
+    """Keyed pattern for each cell of a period and strip: sign, and coded bit (-1: pilot)."""
 
     signs: Floats
     bit: npt.NDArray[np.intp]
 
 
 class AudioWatermark:
-    """Writes and reads marks of one key in sounds at ``waves.RATE``."""
+    """Embed and read the watermark of one key in audio at ``SAMPLE_RATE``."""
 
     def __init__(self, key: bytes) -> None:
-        """Take the lab's key; sounds use another part of it than pictures."""
+        """Use the lab's key; audio derives another pattern from it than images do."""
         self._key = key
         self._plan = _make_plan(key)
 
     def embed(self, values: AudioSamples, payload: int, *, snr: float = 20.0) -> AudioSamples:
-        """Return the sound with the payload.
+        """Embed a payload and return the watermarked audio.
 
         Args:
-            values: Mono, (N,), at ``waves.RATE``; at least 3 seconds.
+            values: Mono, (N,), at ``SAMPLE_RATE``; at least 3 seconds.
             payload: Below 2**32.
-            snr: Signal to mark ratio in dB; the mark follows the sound's own loudness. Where it
-                cannot be read back, which with some keys it cannot, it is made up to 6 dB louder.
+            snr: Signal-to-watermark ratio in dB; the watermark follows the signal's loudness. Where
+                it cannot be read back, as with some keys, it is made up to 6 dB louder.
 
         Raises:
-            DataError: If it is too short, or the mark cannot be read back.
+            DataError: If the audio is too short, or the watermark cannot be read back.
         """
         if len(values) < MIN_WATERMARK_SECONDS * SAMPLE_RATE:
             raise DataError(
-                f"a sound of {len(values) / SAMPLE_RATE:.1f} s is too short to carry a mark",
+                f"audio of {len(values) / SAMPLE_RATE:.1f} s is too short to carry a watermark",
                 code="forensics.too-short",
                 expected=f"at least {MIN_WATERMARK_SECONDS:.0f} s",
-                next="make longer sounds: sound.seconds=4",
+                next="make it longer: sound.seconds=4",
             )
-        wanted = self._wanted(payload, len(values) // _CELL)
+        directions = self._compute_directions(payload, len(values) // _CELL)
         for louder in _LOUDER:
-            marked = self._raise_margins(values, wanted, snr - louder)
+            marked = self._raise_margins(values, directions, snr - louder)
             if self.read(marked).payload == payload:
                 return marked
         raise DataError(
-            "the mark cannot be read back from this sound",
+            "the watermark cannot be read back from this audio",
             code="forensics.mark-failed",
-            expected="a sound that is not nearly all silence",
-            next="leave the sound out, or give longer ones",
+            expected="audio that is not nearly all silence",
+            next="remove it, or use a longer recording",
         )
 
     def read(self, values: AudioSamples) -> AudioWatermarkResult:
-        """Read the mark of this key from a sound, wherever in it the cells begin."""
+        """Read the watermark of this key, at any time offset."""
         if len(values) < _CELL * 8:
             return AudioWatermarkResult(None, 0.0)
         fine = _loudness(values, _HOP)
-        places = sorted(self._locate(fine), reverse=True)[:_PLACES]
-        best = places[0][0]
-        for number, (_, phase, shift) in enumerate(places, start=1):
+        candidates = sorted(self._locate(fine), reverse=True)[:_PLACES]
+        best = candidates[0][0]
+        for number, (_, phase, shift) in enumerate(candidates, start=1):
             payload = self._decode(_whiten(fine[phase::_PHASES]), shift)
             if payload is not None:
                 return AudioWatermarkResult(payload, best, number)
-        return AudioWatermarkResult(None, best, len(places))
+        return AudioWatermarkResult(None, best, len(candidates))
 
     def _locate(self, fine: Floats) -> list[tuple[float, int, int]]:
-        """Return how far the pilot stands out, for the best shift of every phase."""
+        """Return the pilot correlation for the best shifts of each phase."""
         pilot = np.where(self._plan.bit < 0, self._plan.signs, 0.0)
-        found = []
+        candidates = []
         for phase in range(_PHASES):
             cells = _whiten(fine[phase::_PHASES])
             folded = _fold(cells)
@@ -157,8 +157,8 @@ class AudioWatermark:
             spread = math.sqrt(float((cells**2).mean()) * float((pilot != 0).sum())) or 1.0
             spread *= math.sqrt(max(len(cells) / _PERIOD, 1e-9))
             order = np.argsort(surface)[::-1][:2]
-            found += [(float(surface[at]) / spread, phase, int(at)) for at in order]
-        return found
+            candidates += [(float(surface[shift]) / spread, phase, int(shift)) for shift in order]
+        return candidates
 
     def _decode(self, cells: Floats, shift: int) -> int | None:
         plan = self._plan
@@ -172,75 +172,77 @@ class AudioWatermark:
         check = int("".join(map(str, bits[AUDIO_PAYLOAD_BITS:])), 2)
         return payload if check == self._check(payload) else None
 
-    def _wanted(self, payload: int, cells: int) -> Floats:
-        """Return for every cell and strip whether it is to be louder (1) or quieter (-1)."""
+    def _compute_directions(self, payload: int, cells: int) -> Floats:
+        """Return the direction of each cell and strip: louder (1) or quieter (-1)."""
         text = format(payload, f"0{AUDIO_PAYLOAD_BITS}b") + format(
             self._check(payload), f"0{_CHECK_BITS}b"
         )
         coded = encode_bits(np.array([int(bit) for bit in text], dtype=np.uint8)) * 2.0 - 1.0
         plan = self._plan
-        one = plan.signs * np.where(plan.bit < 0, 1.0, coded[np.maximum(plan.bit, 0)])
-        return np.asarray(one[np.arange(cells) % _PERIOD])
+        directions = plan.signs * np.where(plan.bit < 0, 1.0, coded[np.maximum(plan.bit, 0)])
+        return np.asarray(directions[np.arange(cells) % _PERIOD])
 
     def _check(self, payload: int) -> int:
-        said = b"sound" + payload.to_bytes(AUDIO_PAYLOAD_BITS // 8, "big")
-        return int.from_bytes(hmac.new(self._key, said, hashlib.sha256).digest()[:3], "big")
+        message = b"sound" + payload.to_bytes(AUDIO_PAYLOAD_BITS // 8, "big")
+        return int.from_bytes(hmac.new(self._key, message, hashlib.sha256).digest()[:3], "big")
 
-    def _raise_margins(self, values: AudioSamples, wanted: Floats, snr: float) -> AudioSamples:
-        """Return the sound changed so that all bits reach one margin at the asked ratio."""
-        rows = np.arange(len(wanted)) % _PERIOD
+    def _raise_margins(self, values: AudioSamples, directions: Floats, snr: float) -> AudioSamples:
+        """Modify the audio until all bits reach one margin at the requested ratio."""
+        rows = np.arange(len(directions)) % _PERIOD
         group = np.where(self._plan.bit[rows] < 0, _CODED, self._plan.bit[rows])
         counts = np.maximum(np.bincount(group.ravel(), minlength=_CODED + 1), 1)
         amount = np.full(_CODED + 1, 1.5)
         power = float(np.sum(values.astype(np.float64) ** 2)) / 10 ** (snr / 10)
-        room = _compute_headroom(values)[: len(wanted)]
+        room = _compute_headroom(values)[: len(directions)]
         noise = _make_noise(values)
-        before = self._margins(values + noise, wanted, group) / counts
+        initial = self._margins(values + noise, directions, group) / counts
         marked = values
         for step in range(_ROUNDS):
-            added = _change(values, wanted * np.minimum(room * amount[group], _MAX_DB)) - values
+            added = _change(values, directions * np.minimum(room * amount[group], _MAX_DB)) - values
             size = float(np.sum(added.astype(np.float64) ** 2))
             scale = math.sqrt(power / size) if size > 0 else 0.0
             marked = np.asarray(np.clip(values + scale * added, -1, 1), dtype=np.float32)
             if step == _ROUNDS - 1:
                 break
-            reached = self._margins(marked + noise, wanted, group) / counts
-            gained = max(float((reached - before).mean() / amount.mean()), 1e-6)
+            reached = self._margins(marked + noise, directions, group) / counts
+            gained = max(float((reached - initial).mean() / amount.mean()), 1e-6)
             short = np.clip((reached.mean() - reached) / gained, -1.5, 1.5)
             amount = np.clip(amount + 0.7 * short, 0.05, _MAX_DB)
         return marked
 
-    def _margins(self, values: AudioSamples, wanted: Floats, group: npt.NDArray[np.intp]) -> Floats:
-        cells = _whiten(_loudness(values, _CELL))[: len(wanted)]
-        spoken = (cells * wanted[: len(cells)]).ravel()
+    def _margins(
+        self, values: AudioSamples, directions: Floats, group: npt.NDArray[np.intp]
+    ) -> Floats:
+        cells = _whiten(_loudness(values, _CELL))[: len(directions)]
+        spoken = (cells * directions[: len(cells)]).ravel()
         sums = np.bincount(group[: len(cells)].ravel(), weights=spoken, minlength=_CODED + 1)
         return np.asarray(sums, dtype=np.float64)
 
 
 def _make_noise(values: AudioSamples) -> AudioSamples:
-    """Return noise 20 dB below a sound: margins are those that are left of what it is added to."""
+    """Return noise 20 dB below the signal, under which margins are measured."""
     strength = math.sqrt(float(np.mean(values.astype(np.float64) ** 2)) / 10 ** (_NOISE_DB / 10))
     rng = np.random.default_rng(len(values))
     return np.asarray(rng.normal(0, strength, len(values)), dtype=np.float32)
 
 
 def _compute_headroom(values: AudioSamples) -> Floats:
-    """Return how much more than the mean cell each may change: quiet ones more, loud ones less."""
+    """Return the permitted change of each cell, relative to the mean: larger if quiet."""
     loud = _loudness(values, _CELL)
     return np.asarray(np.clip(10 ** (-_EVEN * (loud - loud.mean()) / 20), 0.3, 4.0))
 
 
 def measure_snr(values: AudioSamples, marked: AudioSamples) -> float:
-    """Return the ratio of a sound to what a mark changed, in dB; infinite if nothing."""
+    """Return the ratio of a signal to its change in dB; infinite if unchanged."""
     change = float(np.sum((marked.astype(np.float64) - values) ** 2))
-    whole = float(np.sum(values.astype(np.float64) ** 2))
-    return math.inf if change == 0 else 10 * math.log10(max(whole, 1e-12) / change)
+    signal_power = float(np.sum(values.astype(np.float64) ** 2))
+    return math.inf if change == 0 else 10 * math.log10(max(signal_power, 1e-12) / change)
 
 
 def _loudness(values: AudioSamples, hop: int) -> Floats:
-    """Return the loudness in dB of every strip about every place, (places, strips).
+    """Return the loudness in dB of each strip at each position, (positions, strips).
 
-    Places are the middles of cells, the first half a cell from the beginning.
+    Positions are the middles of cells, the first half a cell from the start.
     """
     inner = values[: len(values) // hop * hop]
     power = np.abs(compute_stft(inner, _CELL, hop)[:, _FIRST : _FIRST + _STRIPS * _WIDE]) ** 2
@@ -256,7 +258,7 @@ def _loudness(values: AudioSamples, hop: int) -> Floats:
 
 
 def _whiten(cells: Floats) -> Floats:
-    """Return each cell's loudness beside its neighbors', at one spread, cut off."""
+    """Subtract the loudness of neighboring cells, normalize the spread, and clip."""
     padded = np.pad(cells, ((1, 1), (2, 2)), mode="edge")
     around = (padded[:-2, 2:-2] + padded[2:, 2:-2]) / 4
     around += (padded[1:-1, :-4] + padded[1:-1, 1:-3] + padded[1:-1, 3:-1] + padded[1:-1, 4:]) / 8
@@ -266,7 +268,7 @@ def _whiten(cells: Floats) -> Floats:
 
 
 def _fold(cells: Floats) -> Floats:
-    """Return the sum of all periods, (period, strips)."""
+    """Sum all periods, (period, strips)."""
     folded = np.zeros((_PERIOD, cells.shape[1]))
     for begin in range(0, len(cells), _PERIOD):
         part = cells[begin : begin + _PERIOD]
@@ -275,7 +277,7 @@ def _fold(cells: Floats) -> Floats:
 
 
 def _change(values: AudioSamples, decibels: Floats) -> AudioSamples:
-    """Return the sound with every cell louder by so many dB."""
+    """Change the loudness of each cell by a number of dB."""
     spectrum = compute_stft(values, _CELL, _STEP)
     cell = np.minimum(np.arange(len(spectrum)) * _STEP // _CELL, len(decibels) - 1)
     gain = 10 ** (decibels[cell] / 20)
@@ -285,7 +287,7 @@ def _change(values: AudioSamples, decibels: Floats) -> AudioSamples:
 
 @lru_cache(maxsize=4)
 def _make_plan(key: bytes) -> _Plan:
-    """Derive a key's choice; only a hash is used, so that every numpy gives the same."""
+    """Derive the pattern of a key by hashing only, so that every numpy gives the same."""
     count = _PERIOD * _STRIPS
     stream = hashlib.shake_256(b"stillroom sound mark 1" + key).digest(count * 9)
     order = np.argsort(np.frombuffer(stream[: count * 8], dtype=">u8"), kind="stable")

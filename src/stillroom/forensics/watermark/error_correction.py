@@ -1,12 +1,11 @@
 """Convolutional code with soft-decision Viterbi decoding.
 
-Rate 1/2, constraint length 7, generators 171 and 133 (octal), the state driven back to zero by six
-closing bits. Decoding is exact maximum likelihood over all messages, by Viterbi's algorithm. Knows
-nothing of images.
+Rate 1/2, constraint length 7, generators 171 and 133 (octal), terminated to the zero state by six
+closing bits. Decoding is exact maximum likelihood by Viterbi's algorithm.
 
 Source: Viterbi 1967, "Error bounds for convolutional codes and an asymptotically optimum decoding
-algorithm", IEEE Transactions on Information Theory 13(2); the generators are the usual best of
-their length.
+algorithm", IEEE Transactions on Information Theory 13(2); the generators are the standard choice
+for their length.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ Bits = npt.NDArray[np.uint8]
 
 
 def compute_coded_length(bits: int) -> int:
-    """Return how many coded bits a message of ``bits`` bits becomes."""
+    """Return the number of coded bits for a message of ``bits`` bits."""
     return 2 * (bits + _MEMORY)
 
 
 def encode_bits(bits: Bits) -> Bits:
-    """Return the coded bits of a message, (n,) to (2 (n + 6),)."""
+    """Encode a message, (n,) to (2 (n + 6),)."""
     register = 0
     coded = []
     for bit in [*bits.tolist(), *[0] * _MEMORY]:
@@ -39,31 +38,31 @@ def encode_bits(bits: Bits) -> Bits:
 
 
 def _build_trellis() -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return, for each state and each of its two predecessors, the predecessor and its output.
+    """Return each state's two predecessors and the outputs of these transitions.
 
     A state is the register's six older bits; predecessors of a state share its five lower ones.
     """
-    before = np.empty((_STATES, 2), dtype=np.intp)
+    predecessors = np.empty((_STATES, 2), dtype=np.intp)
     signs = np.empty((_STATES, 2, 2))
     for state in range(_STATES):
         bit = state >> (_MEMORY - 1)
         for lost in (0, 1):
             previous = ((state << 1) & (_STATES - 1)) | lost
             register = (bit << _MEMORY) | previous
-            before[state, lost] = previous
-            for at, generator in enumerate(_GENERATORS):
-                signs[state, lost, at] = 1.0 if (register & generator).bit_count() & 1 else -1.0
-    return before, signs
+            predecessors[state, lost] = previous
+            for output, generator in enumerate(_GENERATORS):
+                signs[state, lost, output] = 1.0 if (register & generator).bit_count() & 1 else -1.0
+    return predecessors, signs
 
 
 _BEFORE, _SIGNS = _build_trellis()
 
 
 def decode_soft(soft: npt.NDArray[np.floating]) -> Bits:
-    """Return the likeliest message behind noisy coded bits.
+    """Return the most likely message of noisy coded bits.
 
     Args:
-        soft: One number a coded bit, above zero where it speaks for 1, (2 (n + 6),).
+        soft: One value per coded bit, positive for 1, (2 (n + 6),).
 
     Returns:
         The message, (n,).

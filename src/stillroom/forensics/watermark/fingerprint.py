@@ -1,19 +1,18 @@
 """Content fingerprints that bind a watermark to the media it was written into.
 
-A watermark can be lifted from one file and laid on another without the lab's key: who has the
-marked file and the one before needs no more than their difference. So the ledger keeps a sketch of
-the content of each file that is marked, and a mark that is found says something about a file only
-where the file resembles that sketch. Of pictures it is the mean luma of 16 x 16 cells; of sounds
-the loudness of 8 bands every quarter of a second. Both are compared by the correlation of what
-stands out from the cells around, so that brightness, contrast and loudness do not count.
+A watermark can be copied from one file to another without the lab's key: the difference between a
+marked and an unmarked file suffices. The ledger therefore stores a fingerprint of the content of
+each marked file, and a watermark is evidence about a file only where the file matches it. For
+images it is the mean luma of 16 x 16 cells, for audio the loudness of 8 bands every quarter of a
+second. Both are compared by the correlation of local contrast, so that brightness, contrast and
+loudness do not count.
 
-A caption or a border changes the outer cells and leaves the picture what it was. So a picture that
-does not resemble the sketch as a whole is held against its inner cells alone, where it has to
-resemble it more: fewer cells are alike by chance more often.
+A caption or border changes only the outer cells. An image that does not match as a whole is
+compared by its inner cells, with a higher threshold: fewer cells match by chance more often.
 
-A sketch is coarse: a picture that was changed in one small place resembles it. A forgery and its
-real twin resemble each other, so that a picture is held against both sketches: what is clearly more
-like the other one carries a mark that was copied. It tells no more than that.
+A fingerprint is coarse: an image changed in one small region still matches. A forgery and its real
+twin match each other, so an image is compared with both fingerprints: clearly closer to the other
+one means a copied watermark. It shows no more than that.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ __all__ = [
 ]
 
 CellSelection = Literal["all", "inner"]
-"""Which cells of pictures are compared."""
+"""Cells of an image to compare."""
 
 ContentMatch = Literal["same", "differs", "unknown"]
-"""Whether a marked file holds what the mark was written into."""
+"""Whether a file has the content that its watermark was embedded in."""
 
 Floats = npt.NDArray[np.float64]
 
 _CELLS = 16
-_MARGIN = 3  # cells: what a caption or border may cover on each side
-_AROUND = 1.5  # cells: what a cell is compared with
-_FLOOR = 1.0  # levels of gray, or dB: less than this is no structure
+_MARGIN = 3  # cells that a caption or border may cover on each side
+_AROUND = 1.5  # cells: standard deviation of the surround
+_FLOOR = 1.0  # gray levels, or dB, below which there is no structure
 _BANDS, _LOWEST, _HIGHEST = 8, 200.0, 5000.0
 _HOP = SAMPLE_RATE // 4
 _PHASES = 4
@@ -65,18 +64,18 @@ def fingerprint_image(square: npt.NDArray[np.float32]) -> Floats:
     """Return the mean luma of each cell, (16, 16); NaN where part of a cell is missing.
 
     Args:
-        square: As ``watermark.lay_out`` gives it.
+        square: As returned by ``watermark.image.align_luma``.
     """
     side = len(square) // _CELLS
     return np.asarray(square.reshape(_CELLS, side, _CELLS, side).mean((1, 3)), np.float64)
 
 
 def fingerprint_audio(values: AudioSamples, start: int = 0) -> Floats:
-    """Return the loudness in dB of each band in each quarter of a second, (places, 8).
+    """Return the loudness in dB of each band in each quarter of a second, (steps, 8).
 
     Args:
-        values: At ``waves.RATE``.
-        start: The value that the first place begins at.
+        values: At ``SAMPLE_RATE``.
+        start: First sample.
     """
     count = max(len(values) - start, 0) // _HOP
     if not count:
@@ -95,102 +94,106 @@ def fingerprint_audio(values: AudioSamples, start: int = 0) -> Floats:
 
 
 def pack_fingerprint(sketch: Floats) -> str:
-    """Return a sketch as a row of the ledger keeps it: one byte a cell, from its least on."""
+    """Encode a fingerprint for a ledger row: one byte per cell, relative to the minimum."""
     levels = (sketch - sketch.min(initial=np.inf)).clip(0, 255)
     return base64.b64encode(np.rint(levels).astype(np.uint8)).decode("ascii")
 
 
-def compare_image(kept: str, found: Floats, cells: CellSelection = "all") -> float:
-    """Return how alike a picture is to what a row kept: a correlation, at most 1.
+def compare_image(stored: str, fingerprint: Floats, cells: CellSelection = "all") -> float:
+    """Return the correlation of an image with a stored fingerprint, at most 1.
 
     Args:
-        kept: As ``pack_fingerprint`` gave it.
-        found: As ``fingerprint_image`` gives it; cells that are missing do not count.
-        cells: All, or the inner ones, which captions and borders leave as they were.
+        stored: As returned by ``pack_fingerprint``.
+        fingerprint: As returned by ``fingerprint_image``; missing cells do not count.
+        cells: All, or the inner ones, which captions and borders do not reach.
     """
-    there = np.isfinite(found)
+    is_present = np.isfinite(fingerprint)
     if cells == "inner":
-        inner = np.zeros_like(there)
+        inner = np.zeros_like(is_present)
         inner[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
-        there &= inner
-    if not there.any():
+        is_present &= inner
+    if not is_present.any():
         return 0.0
-    marked = _unpack(kept).reshape(_CELLS, _CELLS)
-    return _correlate(_subtract_surround(marked, there), _subtract_surround(found, there))
+    marked = _unpack(stored).reshape(_CELLS, _CELLS)
+    return _correlate(
+        _subtract_surround(marked, is_present), _subtract_surround(fingerprint, is_present)
+    )
 
 
-def compare_audio(kept: str, values: AudioSamples) -> float:
-    """Return how alike a sound is to what a row kept, wherever the one begins in the other.
+def compare_audio(stored: str, values: AudioSamples) -> float:
+    """Return the correlation of audio with a stored fingerprint, over all time offsets.
 
     Args:
-        kept: As ``pack_fingerprint`` gave it.
-        values: At ``waves.RATE``.
+        stored: As returned by ``pack_fingerprint``.
+        values: At ``SAMPLE_RATE``.
     """
-    whole = _unpack(kept).reshape(-1, _BANDS)
+    stored_bands = _unpack(stored).reshape(-1, _BANDS)
     starts = range(0, _HOP, _HOP // _PHASES)
-    return max(_correlate_times(whole, fingerprint_audio(values, start)) for start in starts)
+    return max(_correlate_times(stored_bands, fingerprint_audio(values, start)) for start in starts)
 
 
-def match_image(kept: str, found: Floats) -> tuple[CellSelection | None, float]:
-    """Return which cells of a picture are those of the marked one, and how alike they are.
+def match_image(stored: str, fingerprint: Floats) -> tuple[CellSelection | None, float]:
+    """Return which cells of an image match a stored fingerprint, and their correlation.
 
     Args:
-        kept: As ``pack_fingerprint`` gave it.
-        found: As ``fingerprint_image`` gives it.
+        stored: As returned by ``pack_fingerprint``.
+        fingerprint: As returned by ``fingerprint_image``.
 
     Returns:
-        None and the likeness of all cells where neither all nor the inner ones are alike enough.
+        None and the correlation of all cells where neither all nor the inner ones match.
     """
-    whole = compare_image(kept, found)
-    if whole >= _MIN_CORRELATION["all"]:
-        return "all", whole
-    inner = compare_image(kept, found, "inner")
-    return ("inner", inner) if inner >= _MIN_CORRELATION["inner"] else (None, whole)
+    correlation = compare_image(stored, fingerprint)
+    if correlation >= _MIN_CORRELATION["all"]:
+        return "all", correlation
+    inner = compare_image(stored, fingerprint, "inner")
+    return ("inner", inner) if inner >= _MIN_CORRELATION["inner"] else (None, correlation)
 
 
 def is_same_audio(likeness: float) -> bool:
-    """Return whether a sound that resembles a sketch so much is the marked one."""
+    """Return whether a correlation identifies audio as the marked content."""
     return likeness >= _MIN_CORRELATION["sound"]
 
 
-def is_closer_match(likeness: float, other: float) -> bool:
-    """Return whether a picture is clearly more like another sketch than that of its mark.
+def is_closer_match(likeness: float, other_likeness: float) -> bool:
+    """Return whether an image is clearly closer to another fingerprint than to that of its mark.
 
-    A forgery and its real twin resemble each other; edits move a picture away from both alike.
+    A forgery and its real twin match each other; edits move an image away from both alike.
     """
-    return other > likeness + _MIN_ADVANTAGE
+    return other_likeness > likeness + _MIN_ADVANTAGE
 
 
-def _unpack(kept: str) -> Floats:
-    return np.frombuffer(base64.b64decode(kept), np.uint8).astype(np.float64)
+def _unpack(stored: str) -> Floats:
+    return np.frombuffer(base64.b64decode(stored), np.uint8).astype(np.float64)
 
 
-def _subtract_surround(cells: Floats, there: npt.NDArray[np.bool_]) -> Floats:
-    """Return by how much each cell differs from those around, of the cells that are there."""
-    place = np.arange(_CELLS)
-    near = np.exp(-0.5 * ((place[:, None] - place[None]) / _AROUND) ** 2)
-    known = np.where(there, cells, 0.0)
-    around = (near @ known @ near) / (near @ there.astype(np.float64) @ near)
-    return np.asarray((cells - around)[there])
+def _subtract_surround(cells: Floats, is_present: npt.NDArray[np.bool_]) -> Floats:
+    """Return the difference of each present cell from its surround."""
+    position = np.arange(_CELLS)
+    near = np.exp(-0.5 * ((position[:, None] - position[None]) / _AROUND) ** 2)
+    known = np.where(is_present, cells, 0.0)
+    around = (near @ known @ near) / (near @ is_present.astype(np.float64) @ near)
+    return np.asarray((cells - around)[is_present])
 
 
-def _correlate_times(one: Floats, other: Floats) -> float:
-    """Return the highest correlation over every shift that leaves enough in common."""
-    if len(one) < len(other):
-        one, other = other, one
-    if not len(other):
+def _correlate_times(first: Floats, second: Floats) -> float:
+    """Return the highest correlation over all shifts with sufficient overlap."""
+    if len(first) < len(second):
+        first, second = second, first
+    if not len(second):
         return 0.0
-    least, best = int(np.ceil(_OVERLAP * len(other))), -1.0
-    for shift in range(least - len(other), len(one) - least + 1):
-        mine = one[max(shift, 0) : shift + len(other)]
-        its = other[max(-shift, 0) :][: len(mine)]
-        best = max(best, _correlate(mine - mine.mean(0), its - its.mean(0)))
+    least, best = int(np.ceil(_OVERLAP * len(second))), -1.0
+    for shift in range(least - len(second), len(first) - least + 1):
+        first_part = first[max(shift, 0) : shift + len(second)]
+        second_part = second[max(-shift, 0) :][: len(first_part)]
+        best = max(
+            best, _correlate(first_part - first_part.mean(0), second_part - second_part.mean(0))
+        )
     return best
 
 
-def _correlate(one: Floats, other: Floats) -> float:
-    """Return the correlation of two sets of numbers whose mean is 0, with a floor under both."""
-    floor = _FLOOR**2 * one.size
-    both = float((one * other).sum()) + floor
-    sizes = (float((one**2).sum()) + floor) * (float((other**2).sum()) + floor)
+def _correlate(first: Floats, second: Floats) -> float:
+    """Return the correlation of two zero-mean arrays, regularized by a floor."""
+    floor = _FLOOR**2 * first.size
+    both = float((first * second).sum()) + floor
+    sizes = (float((first**2).sum()) + floor) * (float((second**2).sum()) + floor)
     return both / float(np.sqrt(sizes))

@@ -1,20 +1,20 @@
 """Invisible image watermark: 48 bits in mid-frequency DCT coefficients.
 
-The luma is resized to 256 x 256 and transformed by a cosine transform; a keyed choice of signs
-(chips) over the middle band carries the mark. 48 bits with a 24-bit check go through a
-convolutional code, each coded bit over some 26 chips; a fifth of the chips is a pilot, the same in
-every image of a key, by which the place of a crop is found. Embedding
-is informed: what the image itself already says for or against a bit is counted, and just so much is
-added as reaches the same margin for every bit at the asked quality. Before reading, loud edges and
-textures are brought to one contrast, since the mark lies evenly and they do not.
+The luma is resized to 256 x 256 and transformed by a DCT; a keyed sign pattern (chips) over the
+middle band carries the watermark. 48 bits with a 24-bit check go through a convolutional code, each
+coded bit over some 26 chips; a fifth of the chips is a pilot, equal in every image of a key, which
+locates crops. Embedding is informed: the image's own contribution to each bit is measured, and just
+enough is added to reach the same margin for every bit at the requested quality. Before reading,
+edges and textures are normalized in contrast, since the watermark is spread evenly and they are
+not.
 
-**False positives.** Each time that 48 bits are decoded from what is not marked, the 24-bit keyed
-check fits by chance with 2**-24: 6e-8 an image that is read as it stands. Where crops are searched,
-eight places more are decoded: 5e-7 an image. Who reads many images of one file, as the frames of a
-clip, has to add them up: ``ImageWatermarkResult.decodings`` says how many there were.
+**False positives.** The 24-bit keyed check of an unmarked image matches by chance with probability
+2**-24 per decoding: 6e-8 for an uncropped reading. A crop search decodes eight candidates more:
+5e-7 per image. Readings of many images of one file, such as the frames of a clip, add up:
+``ImageWatermarkResult.decodings`` is the number of decodings.
 
-What it does not withstand is in docs/explanation/forensics.md: rotation, crops above 10 % a side,
-strong blur, and anyone who has the key.
+Not robust against rotation, crops above 10 % per side, strong blur, or anyone who has the key; see
+docs/explanation/forensics.md.
 
 Source: Cox et al. 1997, "Secure spread spectrum watermarking for multimedia", IEEE TIP 6(12)
 (spread spectrum in a cosine transform); Miller et al. 2004, "Applying informed coding and embedding
@@ -53,7 +53,7 @@ __all__ = [
 IMAGE_PAYLOAD_BITS = 48
 _CHECK_BITS = 24
 IMAGE_FALSE_MATCH_RATE = 2.0**-_CHECK_BITS
-"""With which what is not marked passes, each time that its bits are decoded."""
+"""Probability per decoding that an unmarked image passes the check."""
 
 _SIDE = 256
 _LOW, _HIGH = 16.0, 82.0
@@ -65,9 +65,9 @@ _NEAR = 3.0
 _FINE = 4.0
 _FLOOR = 1.0
 _ROUNDS = 3
-_ROUNDING = 1 / 12  # what rounding to whole numbers adds to the squared error
+_ROUNDING = 1 / 12  # squared error added by rounding to integers
 _SHARES = tuple(round(1.0 - 0.01 * step, 2) for step in range(11))
-_LEAST_SIDE = 96
+_MIN_SIDE = 96
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -75,11 +75,11 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class ImageWatermarkResult:
-    """What was read: the payload (None: no mark of this key), the pilot's z, where it was found.
+    """Result of a reading: payload (None without a mark of this key), pilot z-score, crop.
 
-    ``kept`` is the share of width and height that a crop left, (1, 1) for the whole image; ``at``
-    where in the square of 256 its upper left corner lay, down and right; ``decodings`` how often
-    bits were decoded, each of which may fit by ``IMAGE_FALSE_MATCH_RATE``.
+    ``kept`` is the share of height and width that a crop left, (1, 1) for the whole image; ``at``
+    the position of its upper left corner in the 256 x 256 square, down and right; ``decodings`` the
+    number of decodings, each with ``IMAGE_FALSE_MATCH_RATE``.
     """
 
     payload: int | None
@@ -91,7 +91,7 @@ class ImageWatermarkResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A key's chips: places in the band, their signs, which coded bit each carries (-1: pilot)."""
+    """Keyed chips: positions in the band, signs, and the coded bit of each (-1: pilot)."""
 
     rows: npt.NDArray[np.intp]
     columns: npt.NDArray[np.intp]
@@ -101,37 +101,37 @@ class _Plan:
 
 
 class ImageWatermark:
-    """Writes and reads marks of one key."""
+    """Embed and read the watermark of one key in images."""
 
     def __init__(self, key: bytes) -> None:
-        """Take the secret key; who has it can read, forge and remove marks."""
+        """Use a secret key; anyone who has it can read, forge and remove watermarks."""
         if len(key) < 16:
             raise DataError(
                 f"a watermark key of {len(key)} bytes can be guessed",
                 code="forensics.key",
                 expected="16 bytes or more",
-                next="stillroom forensics provenance init-ca makes one",
+                next="stillroom forensics provenance init-ca creates one",
             )
         self._key = key
         self._plan = _make_plan(key)
 
     def embed(self, image: Image, payload: int, *, psnr: float = 42.0) -> Image:
-        """Return the image with the payload, at the asked quality.
+        """Embed a payload and return the watermarked image.
 
         Args:
-            image: RGB, (H, W, 3), 8 bits; at least 96 pixels each way.
+            image: RGB, (H, W, 3), 8 bits; at least 96 pixels per side.
             payload: Below 2**48.
-            psnr: Peak signal to noise ratio of the result in dB.
+            psnr: Peak signal-to-noise ratio of the result in dB.
 
         Raises:
-            DataError: If the image is too small, or the mark cannot be read back.
+            DataError: If the image is too small, or the watermark cannot be read back.
         """
         height, width = image.shape[:2]
-        if min(height, width) < _LEAST_SIDE:
+        if min(height, width) < _MIN_SIDE:
             raise DataError(
-                f"an image of {width}x{height} pixels is too small to carry a mark",
+                f"an image of {width}x{height} pixels is too small to carry a watermark",
                 code="forensics.too-small",
-                expected=f"at least {_LEAST_SIDE} pixels each way",
+                expected=f"at least {_MIN_SIDE} pixels per side",
                 next="make larger images: size=256",
             )
         target = self._message(payload)
@@ -141,41 +141,41 @@ class ImageWatermark:
             cv2.resize(residual, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32
         )
         full = full * np.float32(_scale_to(full, psnr))
-        # One pass that adds, rounds half to even and clips, where numpy takes four.
+        # cv2.add adds, rounds half to even and clips in one pass, where numpy takes four.
         planes = [cv2.add(plane, full, dtype=cv2.CV_8U) for plane in cv2.split(image)]
         marked = np.asarray(cv2.merge(planes), dtype=np.uint8)
         if self.read(marked).payload != payload:
             raise DataError(
-                "the mark cannot be read back from this image",
+                "the watermark cannot be read back from this image",
                 code="forensics.mark-failed",
-                expected="an image with some structure or room for it (not all black or white)",
-                next="leave the image out, or lower marking.psnr",
+                expected="an image with structure or headroom (not all black or white)",
+                next="remove the image, or lower marking.psnr",
             )
         return marked
 
     def read(self, image: Image, *, search: bool = False) -> ImageWatermarkResult:
-        """Read the mark of this key.
+        """Read the watermark of this key.
 
         Args:
             image: RGB, (H, W, 3), 8 bits.
-            search: Look for the mark in crops up to 10 % a side too; some 0.3 s longer where the
-                image has none.
+            search: Also search crops up to 10 % per side; takes some 0.3 s longer where the image
+                has no watermark.
         """
-        if min(image.shape[:2]) < _LEAST_SIDE // 4:
+        if min(image.shape[:2]) < _MIN_SIDE // 4:
             return ImageWatermarkResult(None, 0.0, decodings=0)
         luma = _luma(image)
-        found = self._decode(_square(luma))
-        if found.payload is not None or not search:
-            return found
-        return self._search(luma, found)
+        result = self._decode(_square(luma))
+        if result.payload is not None or not search:
+            return result
+        return self._search(luma, result)
 
-    def _search(self, luma: Floats, found: ImageWatermarkResult) -> ImageWatermarkResult:
-        """Look for the pilot at every shift, for every share that a crop may have left."""
-        places = sorted(
+    def _search(self, luma: Floats, uncropped: ImageWatermarkResult) -> ImageWatermarkResult:
+        """Search the pilot at every shift, for every share that a crop may have left."""
+        candidates = sorted(
             (self._locate(luma, share) for share in product(_SHARES, _SHARES)),
-            key=lambda place: -place[0],
+            key=lambda candidate: -candidate[0],
         )[:_PLACES]
-        for number, (_, share, (down, right)) in enumerate(places, start=2):
+        for number, (_, share, (down, right)) in enumerate(candidates, start=2):
             tile = _shrink(luma, share)
             height, width = tile.shape
             square = cv2.copyMakeBorder(
@@ -191,12 +191,12 @@ class ImageWatermark:
                 return ImageWatermarkResult(
                     reading.payload, reading.z, share, number, (down, right)
                 )
-        return replace(found, decodings=1 + len(places))
+        return replace(uncropped, decodings=1 + len(candidates))
 
     def _locate(
         self, luma: Floats, share: tuple[float, float]
     ) -> tuple[float, tuple[float, float], tuple[int, int]]:
-        """Return how far the pilot stands out at its best shift, the share, and that shift."""
+        """Return the pilot correlation at the best shift, the share, and that shift."""
         tile = _shrink(luma, share)
         height, width = tile.shape
         canvas = np.zeros((_SIDE, _SIDE), dtype=np.float32)
@@ -205,11 +205,11 @@ class ImageWatermark:
         size = np.abs(spectrum)
         size[size < 1e-6] = 1e-6
         surface = np.fft.irfft2(np.conj(spectrum / size) * self._plan.pilot_spectrum)
-        # A tile of this size can only have come from these places.
+        # A tile of this size fits only at these positions.
         room = surface[: _SIDE - height + 1, : _SIDE - width + 1]
-        at = np.unravel_index(int(np.argmax(room)), room.shape)
+        peak = np.unravel_index(int(np.argmax(room)), room.shape)
         spread = float(surface.std()) or 1.0
-        return float(room[at]) / spread, share, (int(at[0]), int(at[1]))
+        return float(room[peak]) / spread, share, (int(peak[0]), int(peak[1]))
 
     def _decode(self, square: Floats) -> ImageWatermarkResult:
         plan = self._plan
@@ -225,7 +225,7 @@ class ImageWatermark:
         return ImageWatermarkResult(payload if check == self._check(payload) else None, z)
 
     def _message(self, payload: int) -> Floats:
-        """Return +1 or -1 for each chip's bit."""
+        """Return the signs of all chips for a payload, +1 or -1."""
         if not 0 <= payload < 2**IMAGE_PAYLOAD_BITS:
             raise DataError(
                 f"the payload {payload} does not fit {IMAGE_PAYLOAD_BITS} bits",
@@ -242,43 +242,43 @@ class ImageWatermark:
         ) + (self._plan.bit < 0)
 
     def _check(self, payload: int) -> int:
-        """Return a keyed 24-bit check, so that no other key's mark passes for one of this key."""
+        """Return a keyed 24-bit check, so that a watermark of another key does not pass."""
         digest = hmac.new(self._key, payload.to_bytes(6, "big"), hashlib.sha256).digest()
         return int.from_bytes(digest[:3], "big")
 
     def _residual(self, square: Floats, target: Floats, psnr: float) -> Floats:
-        """Return what is added to the square luma, so that all bits reach one margin."""
+        """Return the residual of the square luma that brings all bits to one margin."""
         plan = self._plan
-        wanted = plan.signs * target
+        directions = plan.signs * target
         group = np.where(plan.bit < 0, _CODED, plan.bit)
         counts = np.bincount(group, minlength=_CODED + 1)
         budget = 255.0**2 / 10 ** (psnr / 10) * _SIDE * _SIDE
         amount = np.full(_CODED + 1, math.sqrt(budget / len(group)))
         added = np.zeros((_SIDE, _SIDE), dtype=np.float32)
-        before = np.bincount(group, weights=wanted * _whiten(square)[plan.rows, plan.columns])
-        margins = before
+        initial = np.bincount(group, weights=directions * _whiten(square)[plan.rows, plan.columns])
+        margins = initial
         for step in range(_ROUNDS):
             if step:
-                gained = max(float(((margins - before) / counts).mean() / amount.mean()), 1e-6)
+                gained = max(float(((margins - initial) / counts).mean() / amount.mean()), 1e-6)
                 short = (margins.mean() / counts.mean()) - margins / counts
                 amount = np.maximum(amount + short / gained, 0.0)
                 energy = float((amount[group] ** 2).sum())
                 amount *= math.sqrt(budget / energy)
-            added[plan.rows, plan.columns] = amount[group] * wanted
+            added[plan.rows, plan.columns] = amount[group] * directions
             residual = np.asarray(cv2.idct(added), dtype=np.float32)
             if step == _ROUNDS - 1:
                 break
-            heard = _whiten(square + residual)[plan.rows, plan.columns]
-            margins = np.bincount(group, weights=wanted * heard)
+            coefficients = _whiten(square + residual)[plan.rows, plan.columns]
+            margins = np.bincount(group, weights=directions * coefficients)
         return residual
 
 
 def align_luma(image: Image, reading: ImageWatermarkResult) -> Floats:
-    """Return the luma where the mark was found in it, (256, 256); NaN where a crop left nothing.
+    """Return the luma at the position of the watermark, (256, 256); NaN outside of a crop.
 
     Args:
         image: RGB, (H, W, 3), 8 bits.
-        reading: What was read of it.
+        reading: Result of reading it.
     """
     square = np.full((_SIDE, _SIDE), np.nan, dtype=np.float32)
     tile, (down, right) = _shrink(_luma(image), reading.kept), reading.at
@@ -287,22 +287,22 @@ def align_luma(image: Image, reading: ImageWatermarkResult) -> Floats:
     return square
 
 
-def measure_psnr(image: Image, other: Image) -> float:
-    """Return the peak signal to noise ratio of two 8-bit images in dB; infinite if equal."""
-    error = float(np.mean((image.astype(np.float64) - other.astype(np.float64)) ** 2))
+def measure_psnr(image: Image, reference: Image) -> float:
+    """Return the peak signal-to-noise ratio of two 8-bit images in dB; infinite if equal."""
+    error = float(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
 
 
 def _scale_to(residual: Floats, psnr: float) -> float:
-    """Return the factor that brings a residual to the asked quality."""
+    """Return the factor that scales a residual to the requested quality."""
     power = float(cv2.norm(residual, cv2.NORM_L2SQR)) / residual.size
-    wanted = max(255.0**2 / 10 ** (psnr / 10) - _ROUNDING, 0.0)
-    return math.sqrt(wanted / power) if power > 0 else 0.0
+    target_power = max(255.0**2 / 10 ** (psnr / 10) - _ROUNDING, 0.0)
+    return math.sqrt(target_power / power) if power > 0 else 0.0
 
 
 @lru_cache(maxsize=4)
 def _make_plan(key: bytes) -> _Plan:
-    """Derive a key's chips; only a hash is used, so that every numpy gives the same."""
+    """Derive the chips of a key by hashing only, so that every numpy gives the same."""
     v, u = np.mgrid[0:_SIDE, 0:_SIDE]
     radius = np.hypot(u, v)
     rows, columns = np.nonzero((radius >= _LOW) & (radius < _HIGH))
@@ -324,7 +324,7 @@ def _make_plan(key: bytes) -> _Plan:
 def _luma(image: Image) -> Floats:
     if image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
-            f"an image of shape {image.shape} has no three colours",
+            f"an image of shape {image.shape} is not RGB",
             code="forensics.image",
             expected="RGB, (H, W, 3), 8 bits",
             next="convert it to RGB first",
@@ -351,10 +351,10 @@ def _shrink(luma: Floats, share: tuple[float, float]) -> Floats:
 
 
 def _whiten(square: Floats) -> Floats:
-    """Return the cosine transform with what is loud made quiet, in place and in frequency.
+    """Return the DCT, normalized by local contrast in space and by magnitude in frequency.
 
-    The mark lies evenly over the image, the image's own edges and texture do not: dividing by the
-    local contrast, then by the size of the coefficients around, takes most of them away.
+    The watermark is spread evenly, edges and texture are not: dividing by the local contrast, then
+    by the magnitude of neighboring coefficients, removes most of them.
     """
     cosines = cv2.dct(_flatten(square))
     size = cv2.GaussianBlur(np.abs(cosines), (0, 0), _NEAR)
@@ -362,7 +362,7 @@ def _whiten(square: Floats) -> Floats:
 
 
 def _flatten(luma: Floats) -> Floats:
-    """Return the fine structure at one contrast everywhere."""
+    """Normalize the fine structure to one contrast."""
     fine = luma - cv2.GaussianBlur(luma, (0, 0), _FINE)
     contrast = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), _NEAR))
     return np.asarray(fine / (contrast + _FLOOR), dtype=np.float32)

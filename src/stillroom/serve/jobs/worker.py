@@ -220,7 +220,7 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
         judges = open_detectors(places, prevalence=order["prevalence"])
     found = []
     for path, name in order["files"]:
-        told = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
+        told = check_file(Path(path), lists, detectors=judges, with_pulse=order["pulse"]).to_json()
         found.append(replace_names({**told, "path": name}, {Path(path).name: name}))
     return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
 

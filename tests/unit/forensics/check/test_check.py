@@ -19,7 +19,7 @@ def media(tmp_path_factory, lab, faces):
     folder = tmp_path_factory.mktemp("media")
     Image.fromarray(faces[3].image).save(folder / "plain.png")
     made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
-    LabeledImageWriter(lab).emit(made, folder / "lab.jpg")
+    LabeledImageWriter(lab).write(made, folder / "lab.jpg")
     init_ca(folder / "ca", organization="<b>News</b>")
     sign_file(folder / "plain.png", folder / "signed.png", folder / "ca", made_by="a generator")
     data = bytearray((folder / "signed.png").read_bytes())
@@ -82,7 +82,7 @@ def test_a_bad_file_does_not_stop_the_others(media, found):
     assert set(found) == {"plain.png", "lab.jpg", "signed.png", "changed.png", "broken.jpg"}
     assert [name for name, one in found.items() if one.error] == ["broken.jpg"]
     assert check_file(media / "notes.txt").error
-    assert check_file(media / "missing.png").error == "there is no such file"
+    assert check_file(media / "missing.png").error == "the file does not exist"
 
 
 def test_the_page_escapes_what_files_say(media):

@@ -101,7 +101,7 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
     method = DETECTORS.get(name)
     if any(info.is_required() for info in method.model_fields.values()):
         pytest.skip("it needs a checkpoint; see its own test")
-    if method.hears:
+    if method.is_audio:
         pytest.skip("it judges sounds; see its own test")
     small = {
         key: value
@@ -112,8 +112,8 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
     network = method.model_validate(small).build(pixels).eval()
     given = torch.nn.functional.interpolate(images, (pixels, pixels))
     with torch.inference_mode():
-        both = network.judge(given)
-        one = network.judge(given[:1])
+        both = network.forward_features(given)
+        one = network.forward_features(given[:1])
     assert both.logits.shape == (2,)
     assert torch.allclose(both.logits[:1], one.logits, atol=1e-4)
     total, _ = network.loss(both, torch.tensor([1.0, 0.0]), torch.zeros(2, pixels, pixels))
@@ -121,10 +121,10 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
 
 
 def test_an_unknown_backbone_is_named():
-    with pytest.raises(CheckpointError, match="timm knows no network 'mine'") as caught:
+    with pytest.raises(CheckpointError, match="timm has no network 'mine'") as caught:
         DETECTORS.build({"name": "cnn", "backbone": "mine"}).build(64)
     assert caught.value.code == "forensics.backbone"
-    with pytest.raises(CheckpointError, match="no package that is known carries"):
+    with pytest.raises(CheckpointError, match="no known package provides"):
         DETECTORS.build({"name": "cnn", "backbone": "resnet18"}).build(64)
 
 

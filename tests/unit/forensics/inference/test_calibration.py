@@ -81,6 +81,6 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(DataError, match="both real and forged") as caught:
         fit_calibrator("platt", [1, 1], [0.1, 0.2])
     assert caught.value.code == "forensics.calibration"
-    with pytest.raises(DataError, match="nothing to decide") as caught:
+    with pytest.raises(DataError, match="decides every file in advance") as caught:
         adjust_prevalence(np.array([0.5]), 0.5, 1.0)
     assert caught.value.code == "forensics.prevalence"

@@ -110,19 +110,19 @@ def test_colour_size_and_coding_are_compared(trained):
     image = draw_face(10, 1, 128).image
     finding = judged(detector, image)
     assert finding.chance is None
-    assert "in colour, where it learned from grey pictures alone" in finding.verdict
+    assert "in color, but trained on grey images only" in finding.verdict
     assert (
-        "coded as WebP, where it learned from lossless"
+        "coded as WebP, but trained on lossless"
         in judged(detector, grey(image), coding="WebP").verdict
     )
     known = FileTraits(("colour",), 100.0, ("JPEG", "lossless"))
-    assert known.doubts(colours="colour", wide=109, coding="JPEG") == []
-    assert known.doubts(colours="grey", wide=200, unit="px", coding="AVIF") == [
-        "without colour, where it learned from colour pictures alone",
-        "detail up to 200 px, beyond the 100 it learned from",
-        "coded as AVIF, where it learned from JPEG, lossless",
+    assert known.doubts(colors="colour", wide=109, coding="JPEG") == []
+    assert known.doubts(colors="grey", wide=200, unit="px", coding="AVIF") == [
+        "without color, but trained on colour images only",
+        "detail up to 200 px, beyond the 100 of its training data",
+        "coded as AVIF, but trained on JPEG, lossless",
     ]
-    assert FileTraits().doubts(colours="grey", wide=200, coding="AVIF") == []  # nothing is known
+    assert FileTraits().doubts(colors="grey", wide=200, coding="AVIF") == []  # nothing is known
 
 
 def test_each_verdict_names_the_set_it_learned_from(trained):
@@ -149,12 +149,12 @@ def test_the_audit_of_the_set_is_written_down(trained, leaking):
 
 def test_a_leaking_set_marks_every_verdict(leaking):
     detector = TrainedDetector.open(leaking)
-    about = replace(widen(detector.about), audit=detector.about.audit, is_shown=True)
-    detector.about = about
+    about = replace(widen(detector.metadata), audit=detector.metadata.audit, is_validated=True)
+    detector.metadata = about
     for image in (draw_face(10, 1, 128).image, grey(draw_face(10, 2, 128).image)):
         finding = judged(detector, image, coding="")
         assert finding.chance is None
-        assert "the set it learned from leaks: the file alone tells fake from real" in " ".join(
+        assert "its training set leaks: the file alone tells fake from real" in " ".join(
             finding.reasons
         )
         assert "colours" in finding.verdict
@@ -162,13 +162,13 @@ def test_a_leaking_set_marks_every_verdict(leaking):
 
 def test_a_detector_of_before_says_nothing(trained, tmp_path):
     detector = TrainedDetector.open(trained)
-    write_detector(tmp_path, detector.network, replace(detector.about, domain=None))
+    write_detector(tmp_path, detector.network, replace(detector.metadata, domain=None))
     config = json.loads((tmp_path / "config.json").read_text())
     for key in ("domain", "audit", "learned"):
         config["stillroom_detector"].pop(key)
     (tmp_path / "config.json").write_text(json.dumps(config))
     finding = judged(TrainedDetector.open(tmp_path), grey(draw_face(10, 1, 128).image))
-    assert "nothing was kept of what it learned from" in finding.verdict
+    assert "its training domain was not stored" in finding.verdict
     assert "a set that is not named" in finding.line()
 
 
@@ -232,7 +232,7 @@ def test_a_cloud_finds_what_never_varied_while_learning():
     between = other[:1].copy()
     between[0, 0] = 30.0  # beyond the fakes
     assert cloud.distances(new)[0] > limit
-    assert cloud.most(new[0]) == 7
+    assert cloud.most_deviating(new[0]) == 7
     assert cloud.distances(between)[0] > limit
     assert cloud.distances(np.full((1, 60), np.nan))[0] == np.inf
 

@@ -75,11 +75,15 @@ def shown(base):
     """The same detector as if it had been shown to work: what is tested is what is said of it."""
     detector = TrainedDetector.open(base, device="cpu")
     figures = {"auc": {"h264": {"value": 0.9, "low": 0.8, "high": 1.0}}}
-    changes = {"is_shown": True, "figures": figures, "calibrator": Calibrator("platt", 1e-6, 2.0)}
+    changes = {
+        "is_validated": True,
+        "figures": figures,
+        "calibrator": Calibrator("platt", 1e-6, 2.0),
+    }
     changes["faces"] = "person"
     folder = base.parent / "shown"
     folder.mkdir()
-    about = type(detector.about)(**{**vars(widen(detector.about)), **changes})
+    about = type(detector.metadata)(**{**vars(widen(detector.metadata)), **changes})
     write_detector(folder, detector.network, about)
     return folder
 
@@ -129,10 +133,10 @@ def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_p
 def test_video_is_judged_only_by_who_was_measured_on_video(clip, base, shown):
     config = shown.parent / "unmeasured"
     detector = TrainedDetector.open(shown, device="cpu")
-    about = type(detector.about)(**{**vars(detector.about), "figures": {}})
+    about = type(detector.metadata)(**{**vars(detector.metadata), "figures": {}})
     config.mkdir()
     write_detector(config, detector.network, about)
-    assert "what it makes of frames of video was not measured" in check(clip, "--detector", config)
+    assert "it was not validated on video frames" in check(clip, "--detector", config)
 
 
 def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base, shown, tmp_path):
@@ -140,15 +144,15 @@ def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base,
     frames = [np.pad(np.roll(face, n // 4, 1), ((8, 8), (40, 40), (0, 0))) for n in range(8)]
     write_clip(tmp_path / "other.mp4", frames, codec="mpeg4")
     said = check(tmp_path / "other.mp4", "--detector", shown)
-    assert "coded as mpeg4, and of video it was tried on H.264 alone" in said
+    assert "coded as mpeg4, but validated on H.264 video only" in said
     detector = TrainedDetector.open(shown, device="cpu")
-    domain = detector.about.domain
+    domain = detector.metadata.domain
     narrow = {"still": domain.limit(), "video": {**domain.limit(), "features": 0.0}}
     domain = replace(domain, limits=narrow)
     (tmp_path / "narrow").mkdir()
-    write_detector(tmp_path / "narrow", detector.network, replace(detector.about, domain=domain))
+    write_detector(tmp_path / "narrow", detector.network, replace(detector.metadata, domain=domain))
     said = check(clip, "--detector", tmp_path / "narrow")
-    assert "inconclusive: unlike what it learned from, in its own features" in said
+    assert "inconclusive: unlike its training data, in its own features" in said
 
 
 def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path):
@@ -216,14 +220,14 @@ def test_a_head_over_time_stands_on_frozen_weights_and_is_rebuilt_whole(base, ti
     for name, value in plain.network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, head.network.base.state_dict()[name]), name
-    assert head.about.method.looks_at == 4
+    assert head.metadata.method.num_frames == 4
     trial = make_validation_set(
         [draw_face(5, n, 128) for n in range(2)], [IMAGE_FORGERIES.build("sbi")], seed=1, frames=4
     )
     both = head.logits(trial.images)
     assert both.shape == (4,)
     np.testing.assert_allclose(both[:1], head.logits(trial.images[:1]), atol=1e-4)
-    assert {"clean", "h264"} <= set(head.about.figures["auc"])
+    assert {"clean", "h264"} <= set(head.metadata.figures["auc"])
 
 
 @pytest.mark.parametrize("mixer", ["gru", "conv", "transformer"])
@@ -237,8 +241,10 @@ def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
     clip = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     still = clip[:, :1].expand(-1, 4, -1, -1, -1)
     with torch.inference_mode():
-        assert network.judge(clip).logits != network.judge(still).logits
-        assert network.judge(clip.flip(1)).logits != network.judge(clip).logits
+        assert network.forward_features(clip).logits != network.forward_features(still).logits
+        assert (
+            network.forward_features(clip.flip(1)).logits != network.forward_features(clip).logits
+        )
 
 
 def test_many_clips_are_judged_as_each_alone(base):

@@ -184,7 +184,9 @@ def test_drawings_and_raw_photographs_carry_credentials(lab, tmp_path):
     (tmp_path / "a.svg").write_bytes(signed)
     found = check_file(tmp_path / "a.svg", lab=lab)
     assert (found.credentials.integrity, found.credentials.trust) == ("intact", "lab")
-    assert found.quality == ("no pixels: .svg is not decoded here, so that no mark was looked for",)
+    assert found.quality == (
+        "no pixels: .svg is not decoded here, so that no watermark was searched",
+    )
     out = io.BytesIO()
     Image.new("RGB", (16, 16)).save(out, "TIFF")
     raw = sign_bytes(out.getvalue(), "image/x-adobe-dng", {"title": "a"}, lab.signer)
@@ -236,7 +238,7 @@ def misnamed(lab, faces, tmp_path):
     folder = tmp_path / "misnamed"
     folder.mkdir()
     made = GeneratedImage(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
-    LabeledImageWriter(lab).emit(made, folder / "a.jpg")
+    LabeledImageWriter(lab).write(made, folder / "a.jpg")
     (folder / "a.jpg").rename(folder / "marked.dat")
     Image.fromarray(faces[1].image).save(folder / "b.jpg")
     (folder / "b.jpg").rename(folder / "plain")

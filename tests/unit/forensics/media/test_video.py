@@ -152,7 +152,7 @@ def test_a_turned_clip_comes_upright(tmp_path):
     assert frame.image.shape == (64, 48, 3)
     assert frame.image[:, :20].mean() < 60  # turned clockwise: what was above is at the right
     assert frame.image[:, -20:].mean() > 200
-    assert "turned as the file says" in opened.notes
+    assert "rotated as the file states" in opened.notes
 
 
 def test_a_truncated_clip_gives_what_is_whole(tmp_path):
@@ -232,7 +232,7 @@ class TestSound:
         assert any("clipped" in line for line in read_audio(wav(tmp_path / "c.wav", loud)).limits())
 
     def test_a_clip_without_sound_is_said(self, clip):
-        with pytest.raises(DataError, match="holds no sound"):
+        with pytest.raises(DataError, match="has no audio"):
             read_audio(clip)
 
 

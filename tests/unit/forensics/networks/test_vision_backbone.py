@@ -165,7 +165,7 @@ def test_meso4_says_one_minus_what_keras_says(tmp_path):
     with torch.inference_mode():
         logit = detector.network(torch.from_numpy(image.transpose(2, 0, 1))[None])
     assert float(torch.sigmoid(logit)) == pytest.approx(1 - as_keras_does(arrays, image), abs=1e-4)
-    assert not detector.about.is_shown
+    assert not detector.metadata.is_validated
 
 
 def test_keras_files_are_read_by_layer(tmp_path):
@@ -187,7 +187,7 @@ def test_keras_files_are_read_by_layer(tmp_path):
 
 
 def test_meso4_names_the_sizes_it_takes():
-    with pytest.raises(DataError, match="cannot look at 100 pixels") as caught:
+    with pytest.raises(DataError, match="does not support 100 pixels") as caught:
         DETECTORS.build("meso4").build(100)
     assert caught.value.code == "forensics.pixels"
 
@@ -224,7 +224,7 @@ def test_what_onnx_does_not_know_is_refused(tmp_path):
         method.build(32), DetectorMetadata(method, 32, 128, 1.9, Calibrator("none"))
     )
     detector.network = Odd()
-    with pytest.raises(DataError, match="cannot be written as ONNX") as caught:
+    with pytest.raises(DataError, match="cannot be exported to ONNX") as caught:
         export_onnx(detector, tmp_path / "a.onnx")
     assert caught.value.code == "forensics.onnx"
     assert not (tmp_path / "a.onnx").exists()

@@ -61,7 +61,7 @@ def test_what_it_leaves_is_a_checkpoint_with_a_card(trained):
     card = (trained / "output" / "README.md").read_text()
     assert "Where it is blind" in card
     assert "of photographs its scores say nothing" in card
-    figures = detector.about.figures
+    figures = detector.metadata.figures
     assert set(figures["auc"]) == {*("clean", "jpeg70", "jpeg40", "half", "noise8", "blur", "h264")}
     people = figures["faces"]
     assert sum(people.values()) == 14
@@ -103,50 +103,50 @@ def judged(detector, image, **changes):
 
 def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     detector = TrainedDetector.open(trained)
-    about = widen(detector.about)
+    about = widen(detector.metadata)
     shown = vars(about) | {
-        "is_shown": True,
+        "is_validated": True,
         "faces": "person",
         "least_face": 90,
         "least_quality": 50,
         "calibrator": Calibrator("platt", 1e-6, 2.0),
     }
-    detector.about = type(about)(**shown)
+    detector.metadata = type(about)(**shown)
     image = faces[0].image
     sure = judged(detector, image)
     assert sure.chance == pytest.approx(0.88, abs=0.01)
     assert sure.verdict.startswith("indicates a forgery (chance 0.88 where 0.5 of")
     rare = judged(detector, image, prevalence=0.001)
     assert rare.verdict.startswith("does not indicate")
-    detector.about = type(about)(**shown | {"faces": "drawn"})
-    said = "inconclusive: it learned from drawn faces alone, and says nothing of any others"
+    detector.metadata = type(about)(**shown | {"faces": "drawn"})
+    said = "inconclusive: it was trained on drawn faces only, which do not represent others"
     assert judged(detector, image).verdict == said
-    detector.about = type(about)(**shown)
+    detector.metadata = type(about)(**shown)
     small = judged(detector, image, face_pixels=50, jpeg_quality=30)
     assert small.chance is None
     assert small.verdict == (
-        "inconclusive: face of 26 px, below the 47 px it was shown to work on; "
-        "JPEG quality 30, below the 50 it was shown to work on"
+        "inconclusive: face of 26 px, below the 47 px it was validated for; "
+        "JPEG quality 30, below the 50 it was validated for"
     )
-    detector.about = type(about)(**{**shown, "is_shown": False})
-    assert "not shown to tell" in judged(detector, image).verdict
+    detector.metadata = type(about)(**{**shown, "is_validated": False})
+    assert "not validated to separate" in judged(detector, image).verdict
 
 
 def test_figures_are_of_the_weights_they_were_measured_with(trained, tmp_path):
     from dataclasses import replace
 
     detector = TrainedDetector.open(trained, device="cpu")
-    about = replace(detector.about, is_shown=True)
+    about = replace(detector.metadata, is_validated=True)
     (tmp_path / "a").mkdir()
     write_detector(tmp_path / "a", detector.network, about)
-    assert TrainedDetector.open(tmp_path / "a").about.is_shown
+    assert TrainedDetector.open(tmp_path / "a").metadata.is_validated
     with torch.no_grad():
         detector.network.body.head.bias.add_(1)
     (tmp_path / "b").mkdir()
     write_detector(tmp_path / "b", detector.network, about)
     other = (tmp_path / "a/config.json").read_bytes()
     (tmp_path / "b/config.json").write_bytes(other)  # as a merge keeps the first one's config
-    assert not TrainedDetector.open(tmp_path / "b").about.is_shown
+    assert not TrainedDetector.open(tmp_path / "b").metadata.is_validated
 
 
 def test_findings_stand_beside_the_verdict(trained, tmp_path):
@@ -220,7 +220,7 @@ def find_spot(network, at, size):
 def test_maps_of_three_sizes_lie_nearer_than_those_of_one(at):
     assert find_spot(TwoStreamNetwork(_Coarse()), at, 48) < 4.5
     one_size = TwoStreamNetwork(
-        _Coarse(), instead=torch.nn.Identity()
+        _Coarse(), front_end=torch.nn.Identity()
     )  # behind a front end on pixels
     assert find_spot(one_size, at, 48) > find_spot(TwoStreamNetwork(_Coarse()), at, 48)
 
@@ -246,20 +246,20 @@ def changed(trained, folder, change):
 
 def test_what_is_no_detector_is_refused(trained, tmp_path):
     changed(trained, tmp_path, lambda config: config.pop("stillroom_detector"))
-    with pytest.raises(CheckpointError, match=r"config\.json does not say so") as caught:
+    with pytest.raises(CheckpointError, match=r"config\.json has no detector metadata") as caught:
         TrainedDetector.open(tmp_path)
     assert caught.value.code == "forensics.no-detector"
     changed(trained, tmp_path, lambda config: config["stillroom_detector"].pop("pixels"))
-    with pytest.raises(CheckpointError, match="says of itself is damaged"):
+    with pytest.raises(CheckpointError, match="metadata is damaged"):
         TrainedDetector.open(tmp_path)
     other = {"name": "spectral"}
     changed(trained, tmp_path, lambda config: config["stillroom_detector"].update(method=other))
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="do not match its network"):
         TrainedDetector.open(tmp_path)
 
 
 def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
-    with pytest.raises(DataError, match="none is left for") as caught:
+    with pytest.raises(DataError, match="none remains for") as caught:
         run_recipe(parse_recipe(RECIPE.replace("count: 14", "count: 2")), tmp_path / "few")
     assert caught.value.code == "forensics.too-few-faces"
     other = RECIPE.replace("npr, width: 8", "spectral") + f"  start: {trained}\n"
@@ -267,14 +267,14 @@ def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
         run_recipe(parse_recipe(other), tmp_path / "other")
     assert caught.value.code == "forensics.other-detector"
     text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
-    with pytest.raises(RecipeError, match=r"faces\.basis is for detectors"):
+    with pytest.raises(RecipeError, match=r"faces\.basis is for detector training"):
         parse_recipe(text)
 
 
 def test_a_detector_without_places_has_no_maps(tmp_path, faces):
     method = DETECTORS.build("spectral")
     about = DetectorMetadata(method, 32, 160, 1.9, Calibrator("none"))
-    with pytest.raises(DataError, match="no places to show") as caught:
+    with pytest.raises(DataError, match="no spatial features") as caught:
         compute_heatmaps(TrainedDetector(method.build(32), about), [faces[0].image])
     assert caught.value.code == "forensics.no-map"
 
@@ -290,6 +290,6 @@ def test_a_student_learns_its_teachers_scores(trained, tmp_path):
 
 @pytest.mark.parametrize("more", ["edits: [retouch]", "out: {quality: 60}", "workers: 2"])
 def test_what_is_of_files_is_not_set_where_none_is_written(more):
-    with pytest.raises(RecipeError, match="would do nothing") as caught:
+    with pytest.raises(RecipeError, match="would have no effect") as caught:
         parse_recipe(f"version: 1\nkind: forensics\ndetector: {{model: npr}}\n{more}\n")
     assert caught.value.code == "forensics.without-effect"

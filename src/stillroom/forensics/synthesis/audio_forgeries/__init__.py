@@ -1,3 +1,3 @@
 """Audio forgery methods, one file each."""
 
-SEAM = "ways to forge a sound, each with a mask of what is forged"
+SEAM = "audio forgery methods, each with a mask of the forged samples"

@@ -1,8 +1,8 @@
 """eSpeak NG speech synthesis, without voice cloning.
 
 Source: eSpeak NG, a formant synthesizer (Klatt 1980, "Software for a cascade/parallel formant
-synthesizer", JASA 67(3)). The program is run as it is installed; voice, pitch and pace are drawn by
-lot. The text is drawn from a list of plain sentences.
+synthesizer", JASA 67(3)). The installed program is run; voice, pitch and pace are random, and the
+text is sampled from a grammar of plain sentences.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _VOICES = ("en", "en-us", "en+f2", "en+f4", "en+m3", "en+m7", "en-gb-scotland", 
 
 
 class Espeak(AudioForgery):
-    """Speech of a program."""
+    """Speech synthesized by eSpeak NG."""
 
     paper: ClassVar[str] = "doi:10.1121/1.383940"
     source_type: ClassVar[SourceType] = "algorithmicMedia"
     program: Literal["espeak-ng", "espeak"] = Field(
-        default="espeak-ng", description="which of the two programs speaks; no other is ever run"
+        default="espeak-ng", description="name of the program; no other is ever run"
     )
 
     @override
@@ -49,15 +49,17 @@ class Espeak(AudioForgery):
             synthesize_speech,
         )
 
-        given = waves[0].values
+        real = waves[0].values
         voice = _VOICES[int(rng.integers(len(_VOICES)))]
         pitch, pace = int(rng.integers(25, 80)), int(rng.integers(130, 200))
         words: list[str] = []
-        while len(words) < 4 * len(given) / SAMPLE_RATE + 4:
+        while len(words) < 4 * len(real) / SAMPLE_RATE + 4:
             words += [part[int(rng.integers(len(part)))] for part in (_SUBJECTS, _VERBS, _PLACES)]
             words.append(_TIMES[int(rng.integers(len(_TIMES)))] + ".")
-        made = synthesize_speech(" ".join(words), self.program, voice=voice, pitch=pitch, pace=pace)
-        made = normalize_peak(fit_length(made, len(given)), float(np.abs(given).max()))
-        noise = rng.normal(0, 3e-4, len(given)).astype(np.float32)
-        mask = np.ones(len(given), dtype=np.float32)
-        return ForgedAudio(made + noise, mask, given, {"voice": voice, "pitch": pitch})
+        speech = synthesize_speech(
+            " ".join(words), self.program, voice=voice, pitch=pitch, pace=pace
+        )
+        speech = normalize_peak(fit_length(speech, len(real)), float(np.abs(real).max()))
+        noise = rng.normal(0, 3e-4, len(real)).astype(np.float32)
+        mask = np.ones(len(real), dtype=np.float32)
+        return ForgedAudio(speech + noise, mask, real, {"voice": voice, "pitch": pitch})

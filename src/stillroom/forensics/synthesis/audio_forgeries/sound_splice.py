@@ -1,7 +1,7 @@
 """Audio splicing: a segment of another recording inserted with cross-fades.
 
 Source: Zhang et al. 2021, "An Initial Investigation for Detecting Partially Spoofed Audio",
-arXiv:2104.02518 (pieces put in with overlap and add, at the same loudness).
+arXiv:2104.02518 (segments inserted by overlap-add, at the same loudness).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["SoundSplice"]
 
 
 class SoundSplice(AudioForgery):
-    """A piece of another recording."""
+    """Insert a segment of another recording."""
 
     paper: ClassVar[str] = "arXiv:2104.02518"
-    waves_needed: ClassVar[int] = 2
-    least_s: float = Field(default=0.3, gt=0, le=60, description="shortest piece, in seconds")
-    most_s: float = Field(default=1.2, gt=0, le=60, description="longest piece, in seconds")
-    fade_s: float = Field(default=0.01, ge=0, le=1, description="how long its ends are faded")
+    num_waveforms: ClassVar[int] = 2
+    least_s: float = Field(default=0.3, gt=0, le=60, description="minimum duration, in seconds")
+    most_s: float = Field(default=1.2, gt=0, le=60, description="maximum duration, in seconds")
+    fade_s: float = Field(default=0.01, ge=0, le=1, description="cross-fade, in seconds")
 
     @override
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
@@ -37,21 +37,21 @@ class SoundSplice(AudioForgery):
 
         from stillroom.forensics.media.audio import SAMPLE_RATE, fit_length
 
-        given, other = waves[0].values, waves[1].values
-        longest = min(self.most_s * SAMPLE_RATE, 0.8 * len(given))
+        target, source = waves[0].values, waves[1].values
+        longest = min(self.most_s * SAMPLE_RATE, 0.8 * len(target))
         count = max(int(rng.uniform(min(self.least_s * SAMPLE_RATE, longest), longest)), 16)
-        start = int(rng.integers(len(given) - count + 1))
-        piece = fit_length(other, count, int(rng.integers(max(len(other) - count, 0) + 1)))
-        there = given[start : start + count]
-        strength = float(np.sqrt(np.mean(there**2) + 1e-9) / np.sqrt(np.mean(piece**2) + 1e-9))
+        start = int(rng.integers(len(target) - count + 1))
+        piece = fit_length(source, count, int(rng.integers(max(len(source) - count, 0) + 1)))
+        original = target[start : start + count]
+        strength = float(np.sqrt(np.mean(original**2) + 1e-9) / np.sqrt(np.mean(piece**2) + 1e-9))
         fade = min(round(self.fade_s * SAMPLE_RATE), count // 2)
         ramp = np.ones(count, dtype=np.float32)
         if fade:
             ramp[:fade] = (np.arange(fade) + 0.5) / fade
             ramp[-fade:] = ramp[:fade][::-1]
-        made = given.copy()
-        made[start : start + count] = (1 - ramp) * there + ramp * piece * min(strength, 4.0)
-        mask = np.zeros(len(given), dtype=np.float32)
+        forged = target.copy()
+        forged[start : start + count] = (1 - ramp) * original + ramp * piece * min(strength, 4.0)
+        mask = np.zeros(len(target), dtype=np.float32)
         mask[start : start + count] = ramp
         details = {"source": waves[1].name, "start_s": round(start / SAMPLE_RATE, 3)}
-        return ForgedAudio(np.clip(made, -1, 1).astype(np.float32), mask, given, details)
+        return ForgedAudio(np.clip(forged, -1, 1).astype(np.float32), mask, target, details)

@@ -2,7 +2,7 @@
 
 Source: Wang and Yamagishi 2023, "Spoofed training data for speech spoofing countermeasure can be
 efficiently created using neural vocoders", arXiv:2210.10570 (copy synthesis as the spoofed class);
-Griffin and Lim 1984, IEEE TASSP 32(2) (the phase). Differs: no neural network guesses the phase.
+Griffin and Lim 1984, IEEE TASSP 32(2) (the phase). Differs: no neural network estimates the phase.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["Vocoder"]
 
 
 class Vocoder(AudioForgery):
-    """Mel bands and back."""
+    """Resynthesize from a mel spectrogram."""
 
     paper: ClassVar[str] = "arXiv:2210.10570"
-    bands: int = Field(default=64, ge=16, le=256, description="mel bands that are kept")
-    rounds: int = Field(default=12, ge=0, le=200, description="rounds of guessing the phase")
+    bands: int = Field(default=64, ge=16, le=256, description="mel bands")
+    rounds: int = Field(default=12, ge=0, le=200, description="Griffin-Lim iterations")
 
     @override
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
@@ -42,17 +42,17 @@ class Vocoder(AudioForgery):
         )
 
         length, hop = 1024, 256
-        given = waves[0].values
+        real = waves[0].values
         filters = make_mel_filterbank(self.bands, length)
-        heard = np.abs(compute_stft(given, length, hop)) @ filters.T
+        mel = np.abs(compute_stft(real, length, hop)) @ filters.T
         weight = np.maximum(filters.sum(axis=0), 1e-6)
-        size = heard / np.maximum(filters.sum(axis=1), 1e-6) @ filters / weight
+        size = mel / np.maximum(filters.sum(axis=1), 1e-6) @ filters / weight
         phase = np.exp(2j * np.pi * rng.random(size.shape))
-        made = invert_stft(size * phase, length, hop, len(given))
+        resynthesis = invert_stft(size * phase, length, hop, len(real))
         for _ in range(self.rounds):
-            again = compute_stft(made, length, hop)
+            again = compute_stft(resynthesis, length, hop)
             phase = again / np.maximum(np.abs(again), 1e-9)
-            made = invert_stft(size * phase, length, hop, len(given))
-        mask = np.ones(len(given), dtype=np.float32)
-        peak = float(np.abs(given).max())
-        return ForgedAudio(normalize_peak(made, peak), mask, given, {"bands": self.bands})
+            resynthesis = invert_stft(size * phase, length, hop, len(real))
+        mask = np.ones(len(real), dtype=np.float32)
+        peak = float(np.abs(real).max())
+        return ForgedAudio(normalize_peak(resynthesis, peak), mask, real, {"bands": self.bands})

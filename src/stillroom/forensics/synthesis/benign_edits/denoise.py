@@ -21,10 +21,10 @@ __all__ = ["Denoise"]
 
 
 class Denoise(BenignEdit):
-    """Non-local means at a strength drawn by lot."""
+    """Non-local means with random strength."""
 
     paper: ClassVar[str] = "doi:10.5201/ipol.2011.bcm_nlm"
-    most: float = Field(default=8.0, gt=0, le=30, description="strongest filter")
+    most: float = Field(default=8.0, gt=0, le=30, description="maximum filter strength")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:

@@ -18,10 +18,10 @@ __all__ = ["Grade"]
 
 
 class Grade(BenignEdit):
-    """Colours moved by lot."""
+    """Random color changes."""
 
     paper: ClassVar[str] = ""
-    strength: float = Field(default=1.5, gt=0, le=3, description="how far colours are moved")
+    strength: float = Field(default=1.5, gt=0, le=3, description="strength of the color change")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:

@@ -18,11 +18,11 @@ __all__ = ["Recompress"]
 
 
 class Recompress(BenignEdit):
-    """JPEG at a quality drawn by lot."""
+    """JPEG at a random quality."""
 
     paper: ClassVar[str] = ""
-    least_quality: int = Field(default=50, ge=5, le=100, description="lowest quality drawn")
-    most_quality: int = Field(default=95, ge=5, le=100, description="highest quality drawn")
+    least_quality: int = Field(default=50, ge=5, le=100, description="minimum quality")
+    most_quality: int = Field(default=95, ge=5, le=100, description="maximum quality")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:

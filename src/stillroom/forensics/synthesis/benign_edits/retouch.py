@@ -18,10 +18,10 @@ __all__ = ["Retouch"]
 
 
 class Retouch(BenignEdit):
-    """Beauty filter."""
+    """Beauty filter: smooth and brighten the skin."""
 
     paper: ClassVar[str] = ""
-    strength: float = Field(default=0.7, gt=0, le=1, description="how much of the skin is smoothed")
+    strength: float = Field(default=0.7, gt=0, le=1, description="weight of the smoothed skin")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:

@@ -18,11 +18,11 @@ __all__ = ["Screenshot"]
 
 
 class Screenshot(BenignEdit):
-    """Resized by a factor drawn by lot, as a screen does, and back to its size."""
+    """Resize by a random factor, as screens do, and back."""
 
     paper: ClassVar[str] = ""
-    least: float = Field(default=0.6, gt=0.1, le=1, description="least size, as a share")
-    most: float = Field(default=1.6, ge=1, le=4, description="most size, as a share")
+    least: float = Field(default=0.6, gt=0.1, le=1, description="minimum scale")
+    most: float = Field(default=1.6, ge=1, le=4, description="maximum scale")
 
     @override
     def edit(self, face: Face, rng: np.random.Generator) -> Image:

@@ -1,3 +1,3 @@
 """Image forgery methods, one file each."""
 
-SEAM = "ways to forge an image, each with a mask of what is forged"
+SEAM = "image forgery methods, each with a mask of the forged region"

@@ -1,7 +1,7 @@
 """Copy-move forgery: a region pasted elsewhere in the same image.
 
 Source: Fridrich et al. 2003, "Detection of Copy-Move Forgery in Digital Images" (the forgery that
-it detects). The mask is where the piece was pasted; where it came from is in the details.
+it detects). The mask is the destination; the origin of the region is in the details.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["CopyMove"]
 
 
 class CopyMove(ImageForgery):
-    """A piece of the same picture."""
+    """Paste a region elsewhere in the same image."""
 
     paper: ClassVar[str] = "Fridrich et al. 2003, DFRWS"
-    least_size: float = Field(default=0.12, gt=0, le=0.5, description="least width, as a share")
-    most_size: float = Field(default=0.3, gt=0, le=0.5, description="most width, as a share")
+    least_size: float = Field(default=0.12, gt=0, le=0.5, description="minimum width, as a share")
+    most_size: float = Field(default=0.3, gt=0, le=0.5, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -40,7 +40,7 @@ class CopyMove(ImageForgery):
         height, width = face.image.shape[:2]
         mask = draw_patch((height, width), rng, self.least_size, self.most_size)
         x, y, wide, high = find_mask_box(mask)
-        # At least its own size away, so that the piece does not lie upon itself.
+        # Offset by at least its own size, so that the region does not overlap itself.
         room = [
             (down, right)
             for down in range(-y, height - y - high, 4)

@@ -1,8 +1,8 @@
 """Face X-ray blending: another face's deformed inner region in the target's colors.
 
 Source: Li et al. 2020, "Face X-ray for More General Face Forgery Detection", arXiv:1912.13458. The
-boundary that its detector learns is 4 M (1 - M) of the mask that is returned. Differs: the source
-is the face that is handed in, not the nearest of thousands; colours are moved by their means.
+boundary that its detector is trained on is 4 M (1 - M) of the returned mask. Differs: the source is
+the given face, not the nearest of thousands; colors are matched by their means.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["FaceXray"]
 
 
 class FaceXray(ImageForgery):
-    """Blended images with a soft boundary."""
+    """Blend another face with a soft boundary."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
-    faces_needed: ClassVar[int] = 2
-    elastic: float = Field(default=40.0, ge=0, le=200, description="how far the mask is deformed")
-    erode: int = Field(default=11, ge=1, le=41, description="most the mask is eroded, in pixels")
-    softness: float = Field(default=0.2, ge=0.01, le=0.5, description="its rim, in face widths")
+    num_faces: ClassVar[int] = 2
+    elastic: float = Field(default=40.0, ge=0, le=200, description="strength of mask deformation")
+    erode: int = Field(default=11, ge=1, le=41, description="maximum mask erosion, in pixels")
+    softness: float = Field(default=0.2, ge=0.01, le=0.5, description="mask rim, in face widths")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -49,6 +49,6 @@ class FaceXray(ImageForgery):
         size = int(rng.integers(1, self.erode + 1))
         mask = np.asarray(cv2.erode(mask, np.ones((size, size), np.uint8)), dtype=np.float32)
         mask = feather(mask, self.softness)
-        coloured = transfer_color(placed, target.image, mask, "mean")
+        recolored = transfer_color(placed, target.image, mask, "mean")
         details = {"source": source.name, "eroded": size}
-        return ForgedImage(blend(coloured, target.image, mask), mask, target.image, details)
+        return ForgedImage(blend(recolored, target.image, mask), mask, target.image, details)

@@ -24,13 +24,13 @@ __all__ = ["Fwa"]
 
 
 class Fwa(ImageForgery):
-    """The mismatch of resolution that pasting a generated face leaves."""
+    """Mismatch of resolution left by pasting a generated face."""
 
     paper: ClassVar[str] = "arXiv:1811.00656"
     least_share: float = Field(
-        default=0.25, ge=0.05, le=1, description="lowest resolution of the face, as a share"
+        default=0.25, ge=0.05, le=1, description="minimum resolution of the face, as a share"
     )
-    most_blur: float = Field(default=1.5, ge=0.1, le=8, description="strongest blur, in pixels")
+    most_blur: float = Field(default=1.5, ge=0.1, le=8, description="maximum blur, in pixels")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:

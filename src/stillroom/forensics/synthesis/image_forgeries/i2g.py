@@ -1,8 +1,8 @@
 """Inconsistent image generation (I2G): another face blended in through a deformed hull.
 
 Source: Zhao et al. 2021, "Learning Self-Consistency for Deepfake Detection", arXiv:2012.09311,
-section 3.2 (the inconsistency image generator): convex hull, elastic deformation, blurred by a
-kernel drawn by lot, colours matched, blended by a factor drawn by lot.
+section 3.2 (the inconsistency image generator): convex hull, elastic deformation, random blur,
+matched colors, random blending factor.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["I2g"]
 
 
 class I2g(ImageForgery):
-    """Inconsistent patches."""
+    """Inconsistent patches from another face."""
 
     paper: ClassVar[str] = "arXiv:2012.09311"
-    faces_needed: ClassVar[int] = 2
-    elastic: float = Field(default=60.0, ge=0, le=200, description="how far the mask is deformed")
-    least_ratio: float = Field(default=0.5, gt=0, le=1, description="lowest blending factor")
+    num_faces: ClassVar[int] = 2
+    elastic: float = Field(default=60.0, ge=0, le=200, description="strength of mask deformation")
+    least_ratio: float = Field(default=0.5, gt=0, le=1, description="minimum blending factor")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
@@ -47,6 +47,6 @@ class I2g(ImageForgery):
         ratio = float(rng.uniform(self.least_ratio, 1))
         mask = np.asarray(soften(hard, rng) * np.float32(ratio), dtype=np.float32)
         placed = warp_face(source, target, piecewise=False)
-        coloured = transfer_color(placed, target.image, hard, "reinhard")
+        recolored = transfer_color(placed, target.image, hard, "reinhard")
         details = {"source": source.name, "hull": kind, "ratio": round(ratio, 3)}
-        return ForgedImage(blend(coloured, target.image, mask), mask, target.image, details)
+        return ForgedImage(blend(recolored, target.image, mask), mask, target.image, details)

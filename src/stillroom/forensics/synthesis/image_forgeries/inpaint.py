@@ -1,7 +1,7 @@
 """Inpainting: a region removed and filled from its surroundings.
 
 Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method"; Bertalmio et
-al. 2001, "Navier-Stokes, fluid dynamics, and image and video inpainting" (OpenCV's two ways).
+al. 2001, "Navier-Stokes, fluid dynamics, and image and video inpainting" (OpenCV's two algorithms).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Inpaint"]
 
 
 class Inpaint(ImageForgery):
-    """A piece filled from its surroundings."""
+    """Remove a region and fill it from its surroundings."""
 
     paper: ClassVar[str] = "doi:10.1080/10867651.2004.10487596"
-    way: Literal["telea", "navier-stokes"] = Field(default="telea", description="which algorithm")
-    least_size: float = Field(default=0.08, gt=0, le=0.5, description="least width, as a share")
-    most_size: float = Field(default=0.25, gt=0, le=0.5, description="most width, as a share")
+    way: Literal["telea", "navier-stokes"] = Field(default="telea", description="algorithm")
+    least_size: float = Field(default=0.08, gt=0, le=0.5, description="minimum width, as a share")
+    most_size: float = Field(default=0.25, gt=0, le=0.5, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:

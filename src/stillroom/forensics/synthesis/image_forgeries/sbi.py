@@ -1,8 +1,8 @@
 """Self-blended images (SBI): a face blended with a slightly transformed copy of itself.
 
 Source: Shiohara and Yamasaki 2022, "Detecting Deepfakes with Self-Blended Images",
-arXiv:2204.08376. Differs from its code: hue shifts are of some degrees (its units make them almost
-nothing), a mask is never lost, and all chance comes from one generator.
+arXiv:2204.08376. Differs from its code: hue shifts are some degrees (its units make them almost
+nothing), a mask is never empty, and all randomness comes from one generator.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Sbi(ImageForgery):
 
     paper: ClassVar[str] = "arXiv:2204.08376"
     shift: float = Field(
-        default=0.03, ge=0, le=0.2, description="most the source is moved, in widths"
+        default=0.03, ge=0, le=0.2, description="maximum shift of the source, in widths"
     )
-    scale: float = Field(default=0.05, ge=0, le=0.5, description="most the source is resized")
+    scale: float = Field(default=0.05, ge=0, le=0.5, description="maximum rescaling of the source")
     elastic: float = Field(
-        default=50.0, ge=0, le=200, description="how far the mask is deformed, 0 not at all"
+        default=50.0, ge=0, le=200, description="strength of mask deformation, 0 for none"
     )
-    colour: float = Field(default=1.0, ge=0, le=3, description="strength of the colour change")
+    colour: float = Field(default=1.0, ge=0, le=3, description="strength of the color jitter")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:

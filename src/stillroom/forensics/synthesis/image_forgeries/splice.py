@@ -1,7 +1,7 @@
 """Splicing: a region of another image pasted in with a soft edge.
 
 Source: Dong et al. 2013, "CASIA Image Tampering Detection Evaluation Database" (the kind of
-tampering; shapes and places are drawn by lot here).
+tampering; shapes and positions are random here).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Splice"]
 
 
 class Splice(ImageForgery):
-    """A piece of another picture."""
+    """Paste a region of another image."""
 
     paper: ClassVar[str] = "doi:10.1109/ChinaSIP.2013.6625374"
-    faces_needed: ClassVar[int] = 2
-    least_size: float = Field(default=0.15, gt=0, le=0.8, description="least width, as a share")
-    most_size: float = Field(default=0.4, gt=0, le=0.8, description="most width, as a share")
+    num_faces: ClassVar[int] = 2
+    least_size: float = Field(default=0.15, gt=0, le=0.8, description="minimum width, as a share")
+    most_size: float = Field(default=0.4, gt=0, le=0.8, description="maximum width, as a share")
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:

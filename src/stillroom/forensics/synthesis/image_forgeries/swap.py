@@ -1,9 +1,10 @@
 """Landmark-based face swap: warping, color transfer, and blending onto the target.
 
-The classical swap, without a network: the source's picture is brought onto the target's landmarks
-triangle by triangle. ``resolution`` renders the face small first, as a generator of that size
-would. Source: FaceSwap of FaceForensics++, Roessler et al. 2019, arXiv:1901.08971, section 3.1
-(landmarks, blending, colour correction); here in two dimensions.
+The classical swap, without a network: the source is warped to the target's landmarks triangle by
+triangle. ``resolution`` first renders the face at a small size, as a generator of that size would.
+
+Source: FaceSwap of FaceForensics++, Roessler et al. 2019, arXiv:1901.08971, section 3.1 (landmarks,
+blending, color correction); here in two dimensions.
 """
 
 from __future__ import annotations
@@ -26,27 +27,25 @@ __all__ = ["Swap"]
 
 
 class Swap(ImageForgery):
-    """Swap of two faces by their landmarks."""
+    """Swap two faces by their landmarks."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
-    faces_needed: ClassVar[int] = 2
+    num_faces: ClassVar[int] = 2
     blending: BlendMode = Field(
-        default="alpha", description="how the face is joined in: weights, gradients or bands"
+        default="alpha", description="blending by weights, gradients or bands"
     )
     colour: ColorTransfer = Field(
         default="reinhard",
-        description="how its colours are matched: not at all, by means, by mean and spread in LAB, "
-        "by optimal transport",
+        description="color matching: none, means, mean and standard deviation in LAB, or optimal "
+        "transport",
     )
-    softness: float = Field(
-        default=0.12, ge=0.01, le=0.5, description="rim of the mask, in face widths"
-    )
+    softness: float = Field(default=0.12, ge=0.01, le=0.5, description="mask rim, in face widths")
     resolution: int = Field(
         default=0,
         ge=0,
         le=1024,
-        description="width in pixels that the picture is rendered at before it is joined in; 0 "
-        "leaves it",
+        description="width in pixels at which the face is rendered before blending; 0 keeps its "
+        "size",
     )
 
     @override

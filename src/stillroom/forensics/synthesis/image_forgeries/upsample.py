@@ -1,10 +1,12 @@
 """Whole-image upsampling: spectral artifacts of a generator's transposed convolutions.
 
-The picture is halved and brought back by putting zeros between its pixels and filtering them with a
-kernel drawn by lot, as a transposed convolution of stride 2 does; what the kernel lets through of
-the copies of the spectrum stays as a grid. Source: Durall et al. 2020, "Watch your Up-Convolution",
-arXiv:2003.01826, section 3; Frank et al. 2020, arXiv:2003.08685. It is no generator: a detector of
-it has learned one artefact of theirs.
+The image is downsampled, and upsampled by inserting zeros between its pixels and filtering them
+with a random kernel, as a transposed convolution of stride 2 does; copies of the spectrum that pass
+the kernel remain as a grid. It is not a generator: a detector trained on it knows one artifact of
+theirs.
+
+Source: Durall et al. 2020, "Watch your Up-Convolution", arXiv:2003.01826, section 3; Frank et al.
+2020, arXiv:2003.08685.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ __all__ = ["Upsample"]
 
 
 class Upsample(ImageForgery):
-    """The grid of upsampling over a whole picture."""
+    """Upsampling grid over a whole image."""
 
     paper: ClassVar[str] = "arXiv:2003.01826"
     source_type: ClassVar[SourceType] = "algorithmicMedia"
-    steps: int = Field(default=1, ge=1, le=3, description="how often the size is doubled")
+    steps: int = Field(default=1, ge=1, le=3, description="number of doublings")
     roughness: float = Field(
-        default=0.15, ge=0, le=1, description="how far the kernel is from one that leaves no grid"
+        default=0.15, ge=0, le=1, description="deviation of the kernel from one without a grid"
     )
 
     @override

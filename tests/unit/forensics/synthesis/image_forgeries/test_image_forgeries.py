@@ -29,7 +29,7 @@ SPREADING = {"poisson": 2, "laplacian": 60}  # what joins by gradients or bands 
 @pytest.mark.parametrize("chosen", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 def test_forgery_is_of_its_seed_and_within_its_mask(chosen, faces):
     method = IMAGE_FORGERIES.build(chosen)
-    some = faces[: method.faces_needed]
+    some = faces[: method.num_faces]
     before = [face.image.copy() for face in some]
     one, same = (method.forge(some, np.random.default_rng(3)) for _ in range(2))
     other = method.forge(some, np.random.default_rng(4))
