@@ -90,10 +90,7 @@ PASSAGE_FILTERS = (
     "duplicate",
     "decontaminate",
 )
-
-
 """For questions about passages, whose answers must stand on them."""
-
 
 RECORD_FILTERS = (
     "shape",
@@ -103,8 +100,6 @@ RECORD_FILTERS = (
     "duplicate",
     "decontaminate",
 )
-
-
 """For records that no passage bears out, in whatever form."""
 
 
@@ -338,16 +333,9 @@ class Selector(Method, ABC):
 
 
 GENERATORS = Registry("stillroom.synth.generators", Generator)
-
-
 FILTERS = Registry("stillroom.synth.filters", Filter)
-
-
 SELECTORS = Registry("stillroom.synth.selectors", Selector)
-
-
 UNMEASURED = "could not be measured"
-
 
 _RECORD_ERRORS = {
     "backend.context",
@@ -356,21 +344,13 @@ _RECORD_ERRORS = {
     "backend.malformed",
     "backend.answer",
 }
-
-
 """Errors that are one record's own; any other is the model's and ends the job."""
 
-
 _TRANSIENT_ERRORS = {"backend.timeout", "backend.broken", "backend.unavailable"}
-
-
 """Errors of a server that may answer the next time: that record's own, while others are answered.
 """
 
-
 UNANSWERED_KEY = "unanswered"
-
-
 """Key of a value that failed so: it is not kept, so that the next run asks again."""
 
 

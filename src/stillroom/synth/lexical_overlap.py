@@ -53,17 +53,13 @@ FUNCTION_WORDS = frozenset(
     )
 )
 
-
 QUESTION_FRAMES = frozenset(
     str.split(
         """called difference differ explain happen happens mean meaning means name purpose role
         describe type kind way work works main following"""
     )
 )
-
-
 """Words that frame a question and need not stand in the text that answers it."""
-
 
 _SUFFIXES = (
     "ations",
@@ -82,16 +78,9 @@ _SUFFIXES = (
     "s",
 )
 
-
 _MIN_STEM = 4
-
-
 _NAME = re.compile(r"(?<=[^.!?:\n]\s)[“‘\"'(]?([A-Z][\w.'’-]*\w)")
-
-
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d.,:/]*\d|\d)(?:(?:st|nd|rd|th|s)\b)?")
-
-
 _SPACE = re.compile(r"\s+")
 
 
@@ -212,8 +201,6 @@ def _lcs_length(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 _ORDERS = 6
-
-
 _BETA = 2.0
 
 

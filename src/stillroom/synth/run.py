@@ -79,16 +79,9 @@ __all__ = [
 
 
 _TOKENS_PER_SECOND = 60.0
-
-
 _PROMPT_TOKENS_PER_SECOND = 250.0
-
-
 _PASS_RATE = 0.5
-
-
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
-
 
 _SEED_NOUNS = {
     "passages": ("passages", "documents"),

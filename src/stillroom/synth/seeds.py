@@ -37,8 +37,6 @@ __all__ = [
 
 
 _PASSAGES_FILE = "passages.jsonl"
-
-
 _RECORDS_FILE = "records.jsonl"
 
 
@@ -216,23 +214,11 @@ def _broken_passage_error(path: Path, number: int, why: str) -> DataError:
 
 
 _SUFFIXES = {".yaml", ".yml"}
-
-
 _LEAF_FILE = "qna.yaml"
-
-
 _EXAMPLES = ("examples", "seed_examples")
-
-
 _DESCRIPTIONS = ("description", "task_description", "document_outline")
-
-
 _NODE_KEYS = {*_EXAMPLES, *_DESCRIPTIONS, "topics"}
-
-
 _HEADER_KEYS = {"version", "created_by", "license", "origin", "domain", "document"}
-
-
 _FIELDS = ("question", "answer", "context")
 
 

@@ -61,14 +61,8 @@ __all__ = [
 
 
 MixRule = Literal["replace", "accumulate", "accumulate_subsample"]
-
-
 MIX_RULES: tuple[MixRule, ...] = get_args(MixRule)
-
-
 _FILTER = "mix"
-
-
 T = TypeVar("T")
 
 
@@ -271,14 +265,8 @@ def _make_unknown_origin_error(record: Record) -> DataError:
 
 
 Vectors = npt.NDArray[np.float32]
-
-
 Integers = npt.NDArray[np.int64]
-
-
 _BLOCK = 4096
-
-
 _CANDIDATE_TRIALS = 2
 
 
@@ -444,8 +432,6 @@ def _nearest(rows: Vectors, centers: Vectors) -> tuple[Integers, npt.NDArray[np.
 
 
 BEYOND_BUDGET = "beyond the budget"
-
-
 _MAX_RECORD_CHARACTERS = 400
 
 

@@ -137,8 +137,6 @@ def to_passage(record: Record) -> Passage:
 
 
 Split = Literal["train", "held_out"]
-
-
 _SEED_BITS = 31
 
 

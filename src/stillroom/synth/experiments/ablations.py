@@ -35,17 +35,9 @@ __all__ = [
 
 
 By = Literal["generator", "filter"]
-
-
 REJECTED_FILE = "dropped.jsonl"
-
-
 ALL, UNFILTERED = "all", "unfiltered"
-
-
 _NON_FILTERS = frozenset({"generator", "target", "limit", "mix"})
-
-
 """What lets a record fall without judging it."""
 
 

@@ -58,8 +58,6 @@ __all__ = [
 
 
 _START = "start"
-
-
 _FLOPS = 12e9
 
 
@@ -305,11 +303,7 @@ def _text(record: Record) -> str:
 
 
 _UNIT = "nats/token"
-
-
 _GAIN_LABELS = {1: "of those without it", -1: "of it alone"}
-
-
 """Whose gain a row tells: the arm is what is left, or the group itself."""
 
 

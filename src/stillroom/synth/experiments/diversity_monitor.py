@@ -340,20 +340,11 @@ WORSE_DIRECTION = {
     "surprise": 1,
     "perplexity": 1,
 }
-
-
 """Which way each figure moves when variety is lost."""
 
-
 _SHARE = 0.5
-
-
 _MOST_LEARNED = 400_000
-
-
 _MOST_READ = 100_000
-
-
 _RESAMPLES = 2000
 
 

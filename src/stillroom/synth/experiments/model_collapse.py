@@ -57,11 +57,7 @@ __all__ = [
 
 
 _MOST_WORDS = 6000
-
-
 _FLOPS = 12e9
-
-
 _LINK = "synth.generations"
 
 

@@ -30,10 +30,7 @@ __all__ = [
 
 
 LOSS_RISE = 0.05
-
-
 """The rise of held-out loss that a warning should come before."""
-
 
 _FIGURE_NAMES = {
     "distinct_1": "distinct words",

@@ -59,17 +59,10 @@ __all__ = [
 
 
 FRESH = "fresh"
-
-
 TRUNCATED = "cut"
-
-
 """The field of a record whose text goes on: its end is not learned."""
 
-
 _SMALL = 20_000_000
-
-
 _ROWS_SMALL, _ROWS = 256, 16
 
 
@@ -352,8 +345,6 @@ def _compute_loss(model: nn.Module, lesson: _StudentBatch) -> Loss:
 
 
 _RECIPES = (".yaml", ".yml")
-
-
 _MIN_RECORDS = 8
 
 

@@ -110,11 +110,7 @@ def _attribute(record: Record, passage: Passage | None, terms: tuple[str, ...]) 
 
 
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
-
-
 _NO_ATTRIBUTION = ("CC0-", "Unlicense", "PDDL-", "0BSD", "MIT-0", "WTFPL", "Public-Domain")
-
-
 """Ids that ask for nothing; every other license asks at least for its notice to be kept."""
 
 

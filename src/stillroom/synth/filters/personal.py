@@ -92,8 +92,6 @@ class _PersonalState:
 _UNMASKED_FIELDS = frozenset(
     str.split("passage_id document_id split id persona_id related_to rejected_by source")
 )
-
-
 """Fields that name things of ours, and are never masked."""
 
 

@@ -33,17 +33,9 @@ __all__ = [
 
 
 _SIZES = (2, 3, 4)
-
-
 _MIN_WORDS = 8
-
-
 _LONG_PIECE = 40
-
-
 _MOST_LOOKED = 20_000
-
-
 _LOOP = re.compile(r"(\S{1,12}?)\1{7,}")
 
 
@@ -130,10 +122,7 @@ GOPHER_LIMITS = {
     "characters in duplicate 9-grams": 0.11,
     "characters in duplicate 10-grams": 0.10,
 }
-
-
 """The paper's bounds, by what is measured."""
-
 
 _TOP_NGRAMS, _DUPLICATE_NGRAMS = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 

@@ -61,32 +61,18 @@ __all__ = [
 
 QueryKind = Literal["question", "keywords", "claim"]
 
-
 _KINDS: dict[QueryKind, str] = {
     "question": "a question that the text answers",
     "keywords": "the few keywords that a person would type to find this text",
     "claim": "a statement that this text bears out, in other words",
 }
 
-
 _ANSWERS = make_object_schema(answers=make_enum_schema("yes", "no"))
-
-
 _MARK = re.compile("[?？؟]")
-
-
 _COPIED_RUN = 5
-
-
 _COPIED_WORDS = 8
-
-
 _COPIED_SHARE = 0.6
-
-
 _FEWEST_WORDS = 4
-
-
 _MOST_KEYWORDS = 12
 
 

@@ -54,8 +54,6 @@ __all__ = [
 
 
 _STANDARD_NORMAL = NormalDist()
-
-
 _SPREAD = 4.0
 
 

@@ -56,19 +56,13 @@ _PROMPT_LEAK = re.compile(
     r"\b(?:the|a|its) (?:tool )?call (?:will|would|needs?)\b|\bmessage of a user\b",
     re.IGNORECASE,
 )
-
-
 """Words of the prompt: a user does not know that there are tools."""
-
 
 _ANSWERS_NOBODY = re.compile(
     r"\bthe user(?:'s|\u2019s)?\b|\bthe tool\b|\bgave back\b", re.IGNORECASE
 )
 
-
 _NO_RESULT = re.compile(r"\b(?:was called with|the tool)\b|</?text\b", re.IGNORECASE)
-
-
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 

@@ -63,7 +63,6 @@ class ModelTerms:
 
 _NO_CONDITIONS = "nothing of outputs"
 
-
 _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
     (r"smol(?:lm|vlm)", ModelTerms("SmolLM", "Apache-2.0", "free", _NO_CONDITIONS)),
     (
@@ -151,20 +150,10 @@ def find_model_terms(teacher: str) -> ModelTerms:
 
 
 _CROISSANT = "croissant.json"
-
-
 _TEXT_SHAPES = ("alpaca", "text")
-
-
 _SPLITS = {"held_out": "test", "": "train"}
-
-
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
 _LARGEST = "n>1M"
-
-
 _SHOWN = 12
 
 

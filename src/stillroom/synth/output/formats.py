@@ -41,9 +41,7 @@ ExportFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "stillroom"
 ]
 
-
 FileKind = Literal["jsonl", "parquet"]
-
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -54,10 +52,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
 }
 
-
 _TEXTS = frozenset({"instruction", "input", "output", "text", "id", "origin", "tools", "fields"})
-
-
 _BATCH = 1000
 
 
@@ -182,8 +177,6 @@ def _to_json(value: Any) -> str:
 
 
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
-
-
 _SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
@@ -290,7 +283,6 @@ _CONTEXT: dict[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-
 
 _ENCODINGS = {"jsonl": "application/jsonlines", "parquet": "application/x-parquet"}
 

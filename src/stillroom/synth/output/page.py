@@ -38,11 +38,7 @@ __all__ = [
 
 
 REPORT_PAGE = "report.html"
-
-
 _SHOWN = 240
-
-
 _REASONS = 12
 
 

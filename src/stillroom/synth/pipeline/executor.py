@@ -72,7 +72,6 @@ _BatchStream = Iterator[
     tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
 ]
 
-
 _BLOCK = 64
 
 
@@ -431,14 +430,9 @@ def _close_stream(stream: Iterator[RecordBatch]) -> None:
 
 
 CACHE_FOLDER = "units"
-
-
 """The folder of a run that holds its shelves; no part of the artifact."""
 
-
 _CACHE_KEY_DIGITS = 16
-
-
 _CACHE_VERSION = 1
 
 

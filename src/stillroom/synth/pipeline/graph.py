@@ -42,8 +42,6 @@ __all__ = [
 
 
 GRAPH_SOURCES = ("index", "seeds", "nothing")
-
-
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -210,14 +208,8 @@ def make_conflict_error(what: str) -> RecipeError:
 
 
 _PASS_RATE = 0.5
-
-
 _DEFAULT_ROWS = 1000
-
-
 _PROMPT_TOKENS = 300
-
-
 _MILLION = 1e6
 
 

@@ -195,8 +195,6 @@ def _hash_position(*parts: object) -> float:
 
 
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
-
-
 _KINDS: tuple[SeedKind, ...] = ("records", "topics")
 
 

@@ -51,27 +51,15 @@ __all__ = [
 
 
 _AHEAD = 2
-
-
 _UNITS_PER_SPARE = 4
-
-
 """One unit more for so many: while some read an answer, others have a request ready."""
 
-
 _POLL_S = 0.2
-
-
 _GATHER_S = 0.005
-
-
 """So long others may finish beside a unit that is waited for: being woken for each costs more than
 taking it, and takes the interpreter from those who ask."""
 
-
 _MAX_REFUSALS = 20
-
-
 _MAX_UNANSWERED = 10
 
 

@@ -55,29 +55,15 @@ __all__ = [
 
 
 LENGTH_BINS = (8, 16, 32, 64, 128, 256, 512)
-
-
 """Where the bins of answers by their words begin, but for the first, which begins at 0."""
 
-
 SAMPLE_SIZE = 1000
-
-
 """How many texts variety is measured on."""
 
-
 _RECORD_EXAMPLES = 6
-
-
 _REASON_EXAMPLES = 3
-
-
 _MAX_MATCHES = 10
-
-
 _OPENING_WORDS = 3
-
-
 T = TypeVar("T")
 
 
@@ -270,26 +256,13 @@ def summarize_rejected(row: RejectedRecord) -> str:
 
 
 R = TypeVar("R")
-
-
 MIN_DIVERSITY_WORDS = 200
-
-
 _BUDGET = 5000
-
-
 _LOOKAHEAD_WORDS = 11_000
-
-
 """Words made, of which half is more than the budget, whichever texts are still drawn or leave."""
 
-
 _DRAWS = 10
-
-
 _TEXTS_PER_REST = 8
-
-
 _REST_S = 0.0005
 
 

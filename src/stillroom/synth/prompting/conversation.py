@@ -55,10 +55,7 @@ __all__ = [
 
 
 _MIN_WORDS, _MAX_WORDS = 7, 34
-
-
 _MIN_CONTENT = 4
-
 
 _OPENERS = frozenset(
     str.split(
@@ -70,7 +67,6 @@ _OPENERS = frozenset(
     )
 )
 
-
 _ANAPHORA = re.compile(
     r"\b(see|sections?|for (?:more|details|example|instance|further)|"
     r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained) "
@@ -81,13 +77,8 @@ _ANAPHORA = re.compile(
     re.IGNORECASE,
 )
 
-
 _CODE = re.compile(r"::=|>>>|[{}|\\]|\.\.\.|…|==|;\s|\w+\(\w+=|\s=\s|https?://|\s\*\s")
-
-
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
-
-
 _PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))
 
 
@@ -193,16 +184,9 @@ def get_text_field(record: Record, name: str) -> str:
 
 
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
-
-
 _MAX_REFUSAL_WORDS = 80
-
-
 _ECHO_WORDS = 6
-
-
 _ECHO_ROUGE = 0.7
-
 
 _SOURCE_REFERENCE = re.compile(
     r"\b(?:the|this|given|above) (?:given |above |following )?"

@@ -42,11 +42,9 @@ ADVERBS = frozenset(
     )
 )
 
-
 DETERMINERS = frozenset(
     str.split("a an the any all each every some both no its their his her such this that these")
 )
-
 
 NUMBERS = frozenset(
     str.split(
@@ -56,7 +54,6 @@ NUMBERS = frozenset(
     )
 )
 
-
 _BEHIND_PARTICIPLE = frozenset(
     str.split(
         """by in to from with on at for as during between under into through of using over within
@@ -64,24 +61,13 @@ _BEHIND_PARTICIPLE = frozenset(
     )
 )
 
-
 _PRONOUNS = frozenset({"he", "she", "it", "they", "we"})
-
-
 _PASSIVE = frozenset({"use", "dedicate", "base", "locate", "intend", "associate"})
-
-
 """Verbs that are hardly said of what does them."""
 
-
 _BEHIND_PASSIVE = frozenset({"by", "for"})
-
-
 _BEHIND_VERB = frozenset(str.split("the a an all any each every its their his her no both that"))
-
-
 _ARTICLES = frozenset({"a", "an", "the", "its", "their"})
-
 
 _STOPS = frozenset(
     str.split(
@@ -90,20 +76,13 @@ _STOPS = frozenset(
     )
 )
 
-
 _JOINING = frozenset({"and", "or", "but", "nor"})
-
-
 _KINDS = {"has": "does", "have": "do", "had": "did", "does": "does", "do": "do", "did": "did"}
-
-
 _OPENING = frozenset("\"“‘'`«")
-
 
 _ENDING_LIKE_ADVERBS = frozenset(
     str.split("family assembly supply reply anomaly italy july monopoly ally rally apply multiply")
 )
-
 
 _OPEN, _CLOSE = "([“«", ")]”»"
 
@@ -281,13 +260,8 @@ def get_bracket_depths(line: str) -> list[tuple[int, int]]:
 
 
 BE = frozenset({"is", "are", "was", "were"})
-
-
 HAVE = frozenset({"has", "have", "had"})
-
-
 MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
-
 
 _REGULAR = frozenset(
     str.split(
@@ -322,7 +296,6 @@ _REGULAR = frozenset(
     )
 )
 
-
 _TRIPLES = """
     arise arose arisen, bear bore borne, beat beat beaten, become became become, begin began
     begun, bind bound bound, bite bit bitten, blow blew blown, break broke broken, bring brought
@@ -348,22 +321,15 @@ _TRIPLES = """
     upheld upheld, wear wore worn, weave wove woven, win won won, wind wound wound, withdraw
     withdrew withdrawn, withhold withheld withheld, write wrote written
 """
-
-
 """Base, past and participle of what has no ending of its own."""
-
 
 _IRREGULAR = {
     base: (past, participle)
     for base, past, participle in (triple.split() for triple in _TRIPLES.split(","))
 }
 
-
 VERBS = _REGULAR | frozenset(_IRREGULAR) | {"do"}
-
-
 """Verbs that are known, without endings."""
-
 
 INTRANSITIVE = frozenset(
     str.split(
@@ -372,20 +338,15 @@ INTRANSITIVE = frozenset(
         survive travel wait walk"""
     )
 )
-
-
 """Verbs of which nobody asks what they did."""
 
-
 _PASTS = {past: base for base, (past, _) in _IRREGULAR.items()}
-
 
 _PARTICIPLES = frozenset(participle for _, participle in _IRREGULAR.values()) | {
     "done",
     "been",
     "born",
 }
-
 
 _NO_PARTICIPLES = frozenset(
     {"need", "embed", "red", "bed", "hundred", "indeed", "speed", "seed", "feed", "breed", "shed"}

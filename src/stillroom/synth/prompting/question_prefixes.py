@@ -44,34 +44,22 @@ __all__ = [
 
 
 _CONDITION = re.compile(r"^(?P<word>if|when|whenever|after|before|while)\s+(?P<rest>.+)$", re.I)
-
-
 _HOW = re.compile(r"\b(?:by|using|through|via|with the help of)\b", re.IGNORECASE)
-
-
 _AGENT = re.compile(r"by (?:the |an? )?(?!\w+ing\b)[A-Z]")
-
-
 """Someone: nobody asks how, and a name may be a person's or a thing's."""
 
-
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-
 
 _TIME = re.compile(
     r"\b(?:when|whenever|only if|if|until|before|after|during|as soon as|"
     rf"(?:in|on|by|since|from|around) (?:the )?(?:early |late |mid-?)?(?:{_MONTHS}|\d{{4}}s?\b|"
     r"\d{1,2}(?:st|nd|rd|th)[ -]century|\d{1,2} (?:" + _MONTHS + r")))\b"
 )
-
-
 """Conditions and dates."""
-
 
 _REFERRING = re.compile(
     r"\b(?:this|that|these|those|it|its|they|them|which|who|he|she|we|you)\b", re.I
 )
-
 
 _LOWERED = frozenset(
     str.split(
@@ -80,45 +68,24 @@ _LOWERED = frozenset(
     )
 )
 
-
 PREPOSITIONS = frozenset(str.split("to into from for by with as of on in at within through using"))
-
-
 """Behind a verb, what it asks for is behind them, not behind the verb."""
 
-
 ENDINGS = PREPOSITIONS - {"using"} | {"about", "like", "between", "among"}
-
-
 """Prepositions that a question may end in: what it asks for is what stands behind them."""
 
-
 _PARTICLES = frozenset(str.split("back out up down off over away forth together apart"))
-
-
 _PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
-
-
 _ASKING = frozenset(str.split("what how when why who which where"))
-
-
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
-
-
 _GOVERNED = frozenset({"of", "to", "for", "from", "with", "on"})
-
-
 _QUALITIES = tuple(str.split("able ible ful less ous ive ic al ent ant"))
-
 
 _SET_PHRASES = re.compile(
     r"(?:in (?:the case|terms|order|addition|general|particular)|at (?:the level|runtime|least|"
     r"most)|by (?:means|default)|with respect|from left|as (?:well|soon|long|if)|on the other)\b"
 )
-
-
 """Prepositions with words of their own: nothing is asked for by the first word alone."""
-
 
 _NO_OBJECTS = frozenset(
     str.split(
@@ -126,34 +93,17 @@ _NO_OBJECTS = frozenset(
         until since so like than between among beyond behind beside near"""
     )
 )
-
-
 """What stands behind a verb and is not asked for ("take effect", "make no")."""
 
-
 _NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
-
-
 _NEEDED = frozenset(str.split("to from with of for as into"))
-
-
 _NEEDING = frozenset({"result", "consist", "participate", "engage"})
-
-
 """What says nothing without what stands behind it."""
 
-
 _REPORTING = frozenset(str.split("said believed thought reported"))
-
-
 _NOUN_ENDINGS = ("s", "ing", "tion", "ment", "ity", "ness", "ance", "ence")
-
-
 _GOING_ON = frozenset(str.split("and or but which who whose where"))
-
-
 """What shows that the comma before ends no condition."""
-
 
 _PEOPLES = tuple(
     str.split(
@@ -162,14 +112,9 @@ _PEOPLES = tuple(
         mexican egyptian persian mongol turkish irish scottish swedish dutch polish"""
     )
 )
-
-
 """How words end that are made of names."""
 
-
 _MAX_SUBJECT, _MAX_BETWEEN = 9, 4
-
-
 _MIN_REST = 3
 
 

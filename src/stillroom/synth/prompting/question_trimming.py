@@ -35,33 +35,17 @@ _BOUNDARY = re.compile(
     re.IGNORECASE,
 )
 
-
 _CLAUSES = frozenset(
     str.split("when if while during after before by using that which where because without")
 )
-
-
 """What opens a clause: it goes as a whole."""
 
-
 _JOINING = frozenset({"and", "or", "but"})
-
-
 _ASKED_TOO = re.compile(r"\s+(?:how|what|why|when|where|which|who)\b", re.IGNORECASE)
-
-
 _STRANDED = re.compile(rf"\s*(?:{'|'.join(sorted(PREPOSITIONS - {'using'}))})\b")
-
-
 _LED_ON = re.compile(r"\s+to\s+(?:\w+ly\s+)?\w+\b")
-
-
 _TAKE_OBJECTS = frozenset({"do", "have", "make", "give", "get", "use"})
-
-
 _MIN_WORDS = 4
-
-
 _MIN_NEW = 2
 
 

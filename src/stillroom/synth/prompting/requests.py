@@ -65,22 +65,11 @@ __all__ = [
 
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
-
-
 _MAX_TOPIC = 100
-
-
 INVALID_JSON = "not the JSON asked"
-
-
 REFUSED = "refused by the teacher's server"
-
-
 NO_ANSWER = "no answer from the teacher's server"
-
-
 """Not the ask's own fault: such a unit is not kept on the shelf, so that a later run asks again."""
-
 
 _REQUEST_ERRORS = {
     "backend.context": "longer than the teacher's context",
@@ -92,8 +81,6 @@ _REQUEST_ERRORS = {
     "backend.broken": NO_ANSWER,
     "backend.unavailable": NO_ANSWER,
 }
-
-
 """Errors that are one ask's own, by code; any other is the teacher's and ends the job."""
 
 
@@ -309,8 +296,6 @@ def _find_problems(name: str, text: str, known: Mapping[str, PromptTemplate]) ->
 
 
 _PROSE = 120
-
-
 """Characters that a text may have from which it is prose, and no label, title or name."""
 
 
@@ -388,8 +373,6 @@ def get_max_length(schema: Mapping[str, Any]) -> int | None:
 
 
 _LABELS = re.compile(r"^\s*(?:(?:question|answer)\s*[:.]|[qa]\s*:)\s*", re.IGNORECASE)
-
-
 _QUOTES = {('"', '"'), ("“", "”"), ("'", "'"), ("`", "`")}
 
 
