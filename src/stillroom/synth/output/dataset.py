@@ -180,7 +180,7 @@ class ExportResult:
                 self.models[link.model] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "rows": dict(self.rows),
             "left_out": dict(self.left_out),

@@ -35,7 +35,7 @@ class RejectedRow:
     split: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "step": self.step,
             "method": self.method,

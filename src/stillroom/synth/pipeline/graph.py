@@ -227,7 +227,7 @@ class StepEstimate:
     gives: float
 
     def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "step": self.step,
             "does": self.does,

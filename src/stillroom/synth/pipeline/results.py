@@ -172,7 +172,7 @@ class ScoredRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {"record": self.record.to_json(), "scores": dict(self.scores)}
 
     @classmethod
@@ -199,7 +199,7 @@ class StepStats:
     measured: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         names = ("step", "number", "units", "taken", "given", "changed", "asked")
         told = {
             name: getattr(self, name) for name in (*names, "prompt_tokens", "completion_tokens")
@@ -227,7 +227,7 @@ class RecordBatch:
     accounts: tuple[StepStats, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "records": [one.to_json() for one in self.records],
             "accounts": [one.to_json() for one in self.accounts],
@@ -276,7 +276,7 @@ class StepTotals:
             self.measured.setdefault(name, []).append(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "units": self.units,
             "taken": self.taken,
