@@ -187,7 +187,7 @@ class Dialogue(StepwiseGenerator):
         return bare
 
     def _contradicts(self, unit: GenerationUnit, turns: list[Message]) -> RequestCoroutine[bool]:
-        """Return whether the last answer contradicts another; True if the check cannot be parsed."""
+        """Return whether the last answer contradicts another; True if the check is unparsable."""
         prompt_text = unit.words("consistent", talk=fence_text(_show(turns)))
         reply = yield from unit.fill(
             prompt_text, _VERDICT, what="consistency check", temperature=0.0

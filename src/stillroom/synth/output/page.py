@@ -1,6 +1,6 @@
 """HTML report of a run: yield by step, rejections, diversity, contamination and licenses.
 
-Everything is taken from the report and the records; no model is asked.
+All figures come from the report and the records; no model is used.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _REASONS = 12
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """What a page is drawn of.
+    """Input of a report page.
 
-    ``report`` is the run's report.json, ``comparison`` knows the texts that were started from,
-    ``teachers`` are the references of the models that wrote, ``checks`` all filters. Rows are gone
-    through once.
+    ``report`` is the run's report.json, ``comparison`` measures diversity against the seed texts,
+    ``teachers`` are the references of the teacher models, ``checks`` all filters. The rejected rows
+    are iterated once.
     """
 
     report: Mapping[str, Any]
@@ -62,7 +62,7 @@ class ReportInput:
 
 @dataclass(frozen=True, slots=True)
 class _ReportData:
-    """What was told, counted."""
+    """Input of the page with counted rejections."""
 
     told: ReportInput
     report: Mapping[str, Any]
@@ -72,18 +72,18 @@ class _ReportData:
 
 
 def is_report_page(path: str) -> bool:
-    """Return whether a file is the page: it names places, so it is no part of the digest."""
+    """Return whether a file is the report page, which contains paths and is not digested."""
     return path == f"output/{REPORT_PAGE}"
 
 
-def render_report(told: ReportInput) -> str:
-    """Return the page of a run, as HTML that needs nothing else."""
+def render_report(source: ReportInput) -> str:
+    """Render the page of a run as self-contained HTML."""
     facts = _ReportData(
-        told,
-        told.report,
-        told.train,
-        told.held_out,
-        RejectionStats.of(told.dropped),
+        source,
+        source.report,
+        source.train,
+        source.held_out,
+        RejectionStats.of(source.dropped),
     )
     report = Report("Records of a run", _summarize(facts))
     _add_headlines(report, facts)
@@ -91,7 +91,7 @@ def render_report(told: ReportInput) -> str:
     _add_reasons(report, facts)
     _add_examples(report, facts)
     add_diversity(report, facts.told.comparison.measure(facts.train.sample))
-    add_coverage(report, told.train, told.report["splits"]["train"].get("documents", 0))
+    add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, facts)
     _add_rights(report, facts)
     _add_judges(report, facts)
@@ -100,13 +100,13 @@ def render_report(told: ReportInput) -> str:
 
 def _summarize(facts: _ReportData) -> str:
     train, held_out = facts.train.count, facts.held_out.count
-    fell, asked = facts.falls.counts.total(), facts.report["spent"]["asks"]
-    said = f"{train + held_out} records kept, {held_out} of them held out; {fell} rows fell"
-    said += f" in {asked} asks." if asked else "."
+    rejected, requests = facts.falls.counts.total(), facts.report["spent"]["asks"]
+    summary = f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows fell"
+    summary += f" in {requests} asks." if requests else "."
     unknown = facts.train.kinds["unknown"]
     if unknown:
-        said += f" The origin of {unknown} training records is unknown."
-    return said
+        summary += f" The origin of {unknown} training records is unknown."
+    return summary
 
 
 def _add_headlines(report: Report, facts: _ReportData) -> None:
@@ -117,11 +117,11 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         Metric("held-out records", float(held_out.count), n=held_out.count),
     ]
     if spent["asks"]:
-        kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
+        num_kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
         tiles += [
             Metric("asks", float(spent["asks"])),
             Metric("tokens", float(spent["tokens"])),
-            Metric("records kept for an ask", kept / spent["asks"], n=spent["asks"]),
+            Metric("records kept for an ask", num_kept / spent["asks"], n=spent["asks"]),
         ]
     if spent["money"]:
         tiles.append(Metric("money", float(spent["money"])))
@@ -134,7 +134,7 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         if prices
         else ""
     )
-    if any(isinstance(one, ModelScoredFilter) for one in facts.told.checks):
+    if any(isinstance(check, ModelScoredFilter) for check in facts.told.checks):
         priced += " What filters asked of models of their own is not counted."
     report.section(
         "Counts and cost",
@@ -167,19 +167,24 @@ def _add_steps(report: Report, facts: _ReportData) -> None:
 def _yield_rows(
     side: Mapping[str, Any], outline: Mapping[str, Any]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, float]]]:
-    """Return the rows of the steps, and what is plotted; a chain is two steps."""
+    """Return the table rows of the steps and the plotted values; a chain has two steps."""
     steps = side.get("steps")
     if steps is None:
         if not side.get("units"):
             return [], []
-        fell = side["dropped"]
-        lost = sum(count for name, count in fell.items() if name.startswith("generator"))
+        rejected = side["dropped"]
+        failed = sum(count for name, count in rejected.items() if name.startswith("generator"))
         steps = {
-            "ask": {**side, "taken": side["units"], "given": side["parsed"], "dropped": {"": lost}},
+            "ask": {
+                **side,
+                "taken": side["units"],
+                "given": side["parsed"],
+                "dropped": {"": failed},
+            },
             "keep": {
                 "taken": side["parsed"],
                 "given": side["kept"],
-                "dropped": {"": sum(fell.values()) - lost},
+                "dropped": {"": sum(rejected.values()) - failed},
             },
         }
         start = "seeds" if side.get("seeds") else "nothing"
@@ -187,21 +192,21 @@ def _yield_rows(
     rows: list[tuple[str, ...]] = []
     plotted: list[tuple[str, float]] = []
     for name, step in steps.items():
-        taken, given = step.get("taken", 0), step.get("given", 0)
+        num_in, num_out = step.get("taken", 0), step.get("given", 0)
         tokens = step.get("prompt_tokens", 0) + step.get("completion_tokens", 0)
         rows.append(
             (
                 name,
                 ", ".join(outline.get(name, {}).get("from", ())),
-                str(taken),
-                str(given),
-                f"{given / taken:.0%}" if taken else "–",
+                str(num_in),
+                str(num_out),
+                f"{num_out / num_in:.0%}" if num_in else "–",
                 str(step.get("asked") or "–"),
                 str(tokens or "–"),
                 str(sum(step.get("dropped", {}).values()) or "–"),
             )
         )
-        plotted.append((name, float(given)))
+        plotted.append((name, float(num_out)))
     return rows, plotted
 
 
@@ -211,8 +216,10 @@ def _add_reasons(report: Report, facts: _ReportData) -> None:
         report.section("What fell", "Nothing fell.")
         return
     most = counts.most_common(_REASONS)
-    rest = counts.total() - sum(count for _, count in most)
-    text = f"{rest} more fell for {len(counts) - len(most)} rarer reasons." if rest else ""
+    remaining = counts.total() - sum(count for _, count in most)
+    text = (
+        f"{remaining} more fell for {len(counts) - len(most)} rarer reasons." if remaining else ""
+    )
     plot = Plot(
         "Rows by the reason they fell for",
         tuple(name.rpartition(": ")[2] for name, _ in most),
@@ -229,17 +236,20 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
     shown = facts.train.examples.ranked()
     if shown:
         rows = tuple(
-            (_clip(get_last_instruction(one) or "–"), _clip(get_last_answer(one))) for one in shown
+            (_clip(get_last_instruction(row_record) or "–"), _clip(get_last_answer(row_record)))
+            for row_record in shown
         )
         report.section(
             "Kept, for example", table=Table("Drawn by hash", ("asked", "answered"), rows)
         )
     falls = facts.falls
     rows_fell = []
-    for name in sorted(falls.counts, key=lambda one: (-falls.counts[one], one))[:_REASONS]:
+    for name in sorted(
+        falls.counts, key=lambda row_record: (-falls.counts[row_record], row_record)
+    )[:_REASONS]:
         rows_fell += [
-            (name, _format_score(one), _clip(summarize_rejected(one)))
-            for one in falls.examples(name)
+            (name, _format_score(row_record), _clip(summarize_rejected(row_record)))
+            for row_record in falls.examples(name)
         ]
     if rows_fell:
         table = Table(
@@ -250,9 +260,9 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
 
 def _add_contamination(report: Report, facts: _ReportData) -> None:
     checks = {
-        one.method_name(): tuple(map(str, getattr(one, "against", ())))
-        for one in facts.told.checks
-        if one.method_name() in {"decontaminate", "reworded"}
+        check.method_name(): tuple(map(str, getattr(check, "against", ())))
+        for check in facts.told.checks
+        if check.method_name() in {"decontaminate", "reworded"}
     }
     named = sorted({Path(path).name for against in checks.values() for path in against})
     if checks and not facts.held_out.count and not named:
@@ -268,7 +278,7 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
             "there already: stillroom synth decontaminate.",
         )
         return
-    found = facts.falls.found
+    matches = facts.falls.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
@@ -276,7 +286,8 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
         + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
     )
     rows = tuple(
-        (_clip(one.against), f"{one.score:.2f}", _clip(summarize_rejected(one))) for one in found
+        (_clip(check.against), f"{check.score:.2f}", _clip(summarize_rejected(check)))
+        for check in matches
     )
     table = Table("Items found", ("item", "share", "row"), rows) if rows else None
     report.section("Contamination", text, table=table)
@@ -285,10 +296,10 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
 def _add_rights(report: Report, facts: _ReportData) -> None:
     licenses, origins = facts.train.licenses, facts.train.kinds
     rows = tuple((name, str(count)) for name, count in licenses.most_common())
-    said = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
+    origin_counts = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
     report.section(
         "Origin and licenses",
-        f"Of the training records: {said}.",
+        f"Of the training records: {origin_counts}.",
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
     if facts.told.teachers:
@@ -301,7 +312,10 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
             table=Table(
                 "What makers ask of models trained on outputs",
                 ("teacher", "license", "outputs", "what they say"),
-                tuple((name, one.license or "–", one.bound, one.says) for name, one in terms),
+                tuple(
+                    (name, terms_of.license or "–", terms_of.bound, terms_of.says)
+                    for name, terms_of in terms
+                ),
             ),
         )
 
@@ -321,15 +335,15 @@ def _add_judges(report: Report, facts: _ReportData) -> None:
 
 
 def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """Return figures by filter, or by step and filter, as pairs of name and value."""
-    found: dict[str, list[tuple[str, Any]]] = {}
+    """Return values by filter, or by step and filter, as pairs of name and value."""
+    figures: dict[str, list[tuple[str, Any]]] = {}
     for name, value in measured.items():
         for key, part in value.items():
             if isinstance(part, Mapping):
-                found.setdefault(f"{name}/{key}", []).extend(part.items())
+                figures.setdefault(f"{name}/{key}", []).extend(part.items())
             else:
-                found.setdefault(name, []).append((key, part))
-    return found
+                figures.setdefault(name, []).append((key, part))
+    return figures
 
 
 def _format_score(drop: RejectedRecord) -> str:
@@ -346,23 +360,23 @@ def _clip(text: str) -> str:
 _MAX_OPENINGS = 10
 
 
-def add_diversity(report: Report, found: DiversityMetrics | None) -> None:
-    """Show how varied the training records are beside the texts that were started from."""
-    if found is None:
+def add_diversity(report: Report, metrics_by_side: DiversityMetrics | None) -> None:
+    """Add the diversity of the training records relative to the seed texts."""
+    if metrics_by_side is None:
         report.section("Variety", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure.")
         return
     text = (
-        f"Means of draws of {found.budget} words, with the middle 95 % of the draws. High "
+        f"Means of draws of {metrics_by_side.budget} words, with the middle 95 % of the draws. High "
         "self_bleu, compression and repeated say little variety; a tail below 1 says that rare "
         "words are gone, above 1 that records repeat the very texts they were made of."
     )
     metrics = [
         replace(metric, name=f"{figure}/{side}")
-        for figure in found.sides["made"]
-        for side in found.sides
-        for metric in [found.sides[side][figure]]
+        for figure in metrics_by_side.sides["made"]
+        for side in metrics_by_side.sides
+        for metric in [metrics_by_side.sides[side][figure]]
     ]
-    shares = [one for one in metrics if not one.name.startswith("compression")]
+    shares = [metric for metric in metrics if not metric.name.startswith("compression")]
     report.section(
         "Variety",
         text,
@@ -371,13 +385,13 @@ def add_diversity(report: Report, found: DiversityMetrics | None) -> None:
     )
 
 
-def add_coverage(report: Report, made: RecordStats, documents: int) -> None:
-    """Show how many of so many documents the training records are of, and their forms."""
-    if not made.documents:
+def add_coverage(report: Report, stats: RecordStats, documents: int) -> None:
+    """Add the share of documents that the training records cover, and the records' forms."""
+    if not stats.documents:
         return
     if documents:
-        _add_documents(report, made.documents, documents)
-    _add_forms(report, made)
+        _add_documents(report, stats.documents, documents)
+    _add_forms(report, stats)
 
 
 def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
@@ -402,20 +416,20 @@ def _add_documents(report: Report, per_document: Mapping[str, int], total: int) 
     )
 
 
-def _add_forms(report: Report, made: RecordStats) -> None:
-    """Show how long answers are and how questions begin."""
-    lengths = made.lengths
+def _add_forms(report: Report, stats: RecordStats) -> None:
+    """Add the distributions of answer lengths and of question openings."""
+    lengths = stats.lengths
     bins = range(max(lengths) + 1)
     report.section(
         "Length of answers",
         plot=Plot(
             "Records by the words of their answer",
-            tuple(_name_bin(at) for at in bins),
-            tuple(float(lengths[at]) for at in bins),
+            tuple(_name_bin(bin_index) for bin_index in bins),
+            tuple(float(lengths[bin_index]) for bin_index in bins),
             kind="bars",
         ),
     )
-    openings = made.openings
+    openings = stats.openings
     if openings:
         most = openings.most_common(_MAX_OPENINGS)
         report.section(
@@ -430,11 +444,11 @@ def _add_forms(report: Report, made: RecordStats) -> None:
         )
 
 
-def _name_bin(at: int) -> str:
-    if at == 0:
+def _name_bin(bin_index: int) -> str:
+    if bin_index == 0:
         return f"below {LENGTH_BINS[0]}"
     return (
-        f"{LENGTH_BINS[at - 1]} or more"
-        if at == len(LENGTH_BINS)
-        else f"{LENGTH_BINS[at - 1]} to {LENGTH_BINS[at] - 1}"
+        f"{LENGTH_BINS[bin_index - 1]} or more"
+        if bin_index == len(LENGTH_BINS)
+        else f"{LENGTH_BINS[bin_index - 1]} to {LENGTH_BINS[bin_index] - 1}"
     )
