@@ -96,7 +96,7 @@ class Form(StepwiseGenerator):
 
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         name, words = unit.seed.passage.text.split("\n", 1)
-        found = yield from unit.fill(words, SCHEMAS[name], what=name)
+        found = yield from unit.fill(words, SCHEMAS[name], label=name)
         if found is not None:
             unit.keep([], {"value": found, "schema": name})
 

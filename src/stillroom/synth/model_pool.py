@@ -54,7 +54,7 @@ class ModelPool:
             CheckpointError: If the reference leads to no checkpoint.
             BackendError: If the engine cannot open it.
         """
-        return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
+        return self._lend(  # type: ignore[no-any-return]  # the opener's type
             "text", reference, lambda: self._open_text_model(reference)
         )
 

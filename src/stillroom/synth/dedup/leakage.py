@@ -142,7 +142,7 @@ class BenchmarkAnswers:
 
 
 def _is_number(words: frozenset[str]) -> bool:
-    return any(word[0].isdigit() for word in words)
+    return any(token[0].isdigit() for token in words)
 
 
 def _get_answer_words(answer: str) -> frozenset[str]:

@@ -170,7 +170,7 @@ def sample_ablation(arm: Ablation, size: int, seed: int) -> list[Record]:
 
 def _make_filter_groups(pools: RecordPools, most: int) -> list[AblationGroup]:
     every = tuple(record for records in pools.dropped.values() for record in records)
-    kept, unfiltered = Ablation("kept", "", pools.kept), (*pools.kept, *every)
+    baseline, unfiltered = Ablation("kept", "", pools.kept), (*pools.kept, *every)
     without = tuple(
         Ablation(f"without filter {name}", name, (*pools.kept, *records))
         for name, records in pools.dropped.items()
@@ -182,7 +182,7 @@ def _make_filter_groups(pools: RecordPools, most: int) -> list[AblationGroup]:
     size = min(most, len(pools.kept))
     all_filters = Ablation(UNFILTERED, "all filters", unfiltered)
     return [
-        AblationGroup("leave one out", kept, (all_filters, *without), size, 1),
+        AblationGroup("leave one out", baseline, (all_filters, *without), size, 1),
         AblationGroup("only one", all_filters, only, size, -1),
     ]
 

@@ -520,13 +520,13 @@ def find_small_samples(figures: Mapping[str, Metric], base: Mapping[str, Metric]
 
 def _take_characters(texts: Sequence[str], characters: int) -> list[str]:
     """Return the first texts up to a number of characters; at least one."""
-    taken, total = [], 0
+    selected, total = [], 0
     for text in texts:
         if total >= characters:
             break
-        taken.append(text)
+        selected.append(text)
         total += len(text)
-    return taken
+    return selected
 
 
 def _measure_coverage(rows: Vectors, half: Vectors) -> Metric:
@@ -536,6 +536,6 @@ def _measure_coverage(rows: Vectors, half: Vectors) -> Metric:
     return replace(metric, n=min(metric.n, len(rows)))
 
 
-def _are_disjoint(left: Metric, right: Metric) -> bool:
+def _are_disjoint(first: Metric, second: Metric) -> bool:
     """Return whether two intervals do not overlap; a metric without one is a point."""
-    return not (left.low <= right.high and right.low <= left.high)
+    return not (first.low <= second.high and second.low <= first.high)

@@ -399,8 +399,8 @@ def split_human_records(records: Sequence[Record], share: float, seed: int) -> H
         names = [str(record.fields.get("document_id") or record.id) for record in records]
         pairs = list(zip(records, names, strict=True))
         parts: dict[str, list[Record]] = {}
-        for one, name in pairs:
-            parts.setdefault(name, []).append(one)
+        for record, name in pairs:
+            parts.setdefault(name, []).append(record)
         sides = split_documents(parts, share, seed, find_duplicate_documents(parts))
         train = [record for record, name in pairs if sides[name] == "train"]
         held = [record for record, name in pairs if sides[name] == "held_out"]

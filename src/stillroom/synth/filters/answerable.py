@@ -29,8 +29,8 @@ from stillroom.synth.prompting.conversation import (
 __all__ = ["Answerable"]
 
 _KINDS = tuple(
-    (re.compile(asked, re.IGNORECASE), re.compile(told, re.IGNORECASE))
-    for asked, told in (
+    (re.compile(question, re.IGNORECASE), re.compile(evidence, re.IGNORECASE))
+    for question, evidence in (
         (
             r"^how (?:many|much|often|long|far|old|big|large|fast)|"
             r"\b(?:number|maximum|minimum) of\b",
@@ -143,12 +143,12 @@ class Answerable(Filter):
 
 class _AnswerableState:
     def __init__(self, settings: Answerable, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         passage = get_evidence_passage(record, self._context)
         heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
-        return self._chosen._weigh(record, heading)
+        return self._settings._weigh(record, heading)
 
     def admit(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""

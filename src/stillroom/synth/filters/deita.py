@@ -107,7 +107,7 @@ class Deita(ModelScoredFilter):
 
 class _DeitaState(ScoringState):
     def __init__(self, settings: Deita, context: FilterContext) -> None:
-        self._chosen = settings
+        self._settings = settings
         open_model = context.models.text_model
         self._by = {
             "complexity": "scorer" if settings.complexity_scorer else "judge",
@@ -156,7 +156,7 @@ class _DeitaState(ScoringState):
 
     @override
     def weigh(self, record: Record, value: Any) -> FilterResult:
-        settings = self._chosen
+        settings = self._settings
         product = value["product"]
         for name, score, least in (
             ("complexity", value["complexity"], settings.min_complexity),
@@ -168,29 +168,29 @@ class _DeitaState(ScoringState):
         return FilterResult(True, score=product, told=value)
 
 
-def _form_question(asked: str, said: str) -> Prompt:
-    return Prompt(text=_COMPLEXITY_FORM.format(asked=asked))
+def _form_question(question: str, answer: str) -> Prompt:
+    return Prompt(text=_COMPLEXITY_FORM.format(asked=question))
 
 
-def _form_answer(asked: str, said: str) -> Prompt:
-    return Prompt(text=_QUALITY_FORM.format(asked=asked, said=said))
+def _form_answer(question: str, answer: str) -> Prompt:
+    return Prompt(text=_QUALITY_FORM.format(asked=question, said=answer))
 
 
-def _place_question(asked: str, said: str) -> Prompt:
-    rungs = "\n".join(f"{at}: {text}" for at, text in enumerate(_LADDER, 1))
+def _place_question(question: str, answer: str) -> Prompt:
+    rungs = "\n".join(f"{level}: {text}" for level, text in enumerate(_LADDER, 1))
     words = (
         f"A ladder of tasks, each made from the one before by asking for more:\n{rungs}\n\n"
-        f"Another task:\n{fence_text(asked)}\n\nWhich rung is as demanding as this task, "
+        f"Another task:\n{fence_text(question)}\n\nWhich rung is as demanding as this task, "
         "whatever it is "
         "about? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))
 
 
-def _place_answer(asked: str, said: str) -> Prompt:
+def _place_answer(question: str, answer: str) -> Prompt:
     steps = "\n".join(_STEPS)
     words = (
-        f"Task:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}\n\nSteps of "
+        f"Task:\n{fence_text(question)}\n\nAnswer:\n{fence_text(answer)}\n\nSteps of "
         f"quality:\n{steps}\n\n"
         "On which step does the answer stand? Answer with the number only, 1 to 6."
     )

@@ -53,7 +53,7 @@ class Entailment(ModelScoredFilter):
 
 class _EntailmentState(ScoringState):
     def __init__(self, settings: Entailment, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
         self._model = context.models.entailment(settings.checkpoint)
         self.fingerprint = digest_json([self._model.fingerprint, settings.window])
 
@@ -67,7 +67,7 @@ class _EntailmentState(ScoringState):
         answer = get_last_answer(record)
         if not source.strip():
             return {"failed": "it names no passage"}
-        parts = split_windows(source, self._chosen.window)
+        parts = split_windows(source, self._settings.window)
         worst, sentence = 1.0, ""
         for start, end in split_sentences(answer):
             claim = answer[start:end]
@@ -79,9 +79,9 @@ class _EntailmentState(ScoringState):
     @override
     def weigh(self, record: Record, value: Any) -> FilterResult:
         chance = value["chance"]
-        if chance < self._chosen.min_chance:
+        if chance < self._settings.min_chance:
             details = {"sentence": value["sentence"]}
-            limit = self._chosen.min_chance
+            limit = self._settings.min_chance
             return FilterResult(
                 False, "does not follow from the passage", chance, limit, told=details
             )

@@ -65,7 +65,7 @@ class Grounded(Filter):
         if len(set(stems)) < self.min_words:
             return FilterResult(False, "answer says too little", 0.0)
         known = set(split_words(source))
-        if any(word not in known for word in extract_names_and_numbers(answer)):
+        if any(token not in known for token in extract_names_and_numbers(answer)):
             return FilterResult(False, "a name or number is not in the passage", 0.0)
         support = compute_support(stems, set(extract_content_stems(source)))
         if support < self.min_support:
@@ -75,10 +75,10 @@ class Grounded(Filter):
 
 class _GroundedState:
     def __init__(self, settings: Grounded, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._weigh(record, get_evidence_passage(record, self._context))
+        return self._settings._weigh(record, get_evidence_passage(record, self._context))
 
     def admit(self, record: Record) -> None:
         """Do nothing: support does not depend on accepted records."""

@@ -56,7 +56,7 @@ class Ifd(ModelScoredFilter):
 
 class _IfdState(ScoringState):
     def __init__(self, settings: Ifd, context: FilterContext) -> None:
-        self._chosen = settings
+        self._settings = settings
         self._model = context.models.text_model(settings.model)
         self.fingerprint = digest_json([self._model.fingerprint, "ifd"])
 
@@ -79,7 +79,7 @@ class _IfdState(ScoringState):
 
     @override
     def weigh(self, record: Record, value: Any) -> FilterResult:
-        settings, conditioned, unconditioned = self._chosen, value["given"], value["alone"]
+        settings, conditioned, unconditioned = self._settings, value["given"], value["alone"]
         if settings.ratio == "perplexity":
             ifd = math.exp(min(conditioned - unconditioned, 700.0))
         else:

@@ -94,7 +94,7 @@ class Judge(ModelScoredFilter):
 
 class _JudgeState(ScoringState):
     def __init__(self, settings: Judge, context: FilterContext) -> None:
-        self._chosen = settings
+        self._settings = settings
         models = [context.models.text_model(reference) for reference in settings.judges]
         self.concurrency = get_concurrency(models)
         self._judges = [
@@ -139,8 +139,8 @@ class _JudgeState(ScoringState):
             )
             wins = sum(verdict["winner"] == "first" for verdict in value["pairs"])
             details = {"judges": value["pairs"]}
-            if wins * 2 <= len(value["pairs"]) or chance <= self._chosen.min_chance:
-                limit = self._chosen.min_chance
+            if wins * 2 <= len(value["pairs"]) or chance <= self._settings.min_chance:
+                limit = self._settings.min_chance
                 return FilterResult(
                     False, "the chosen answer is not better", chance, limit, told=details
                 )
@@ -148,8 +148,8 @@ class _JudgeState(ScoringState):
         raw = _mean_of(value)
         score = self._to_people(raw)
         details = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
-        if score < self._chosen.min_score:
-            return FilterResult(False, "judged poor", score, self._chosen.min_score, told=details)
+        if score < self._settings.min_score:
+            return FilterResult(False, "judged poor", score, self._settings.min_score, told=details)
         return FilterResult(True, score=score, told=details)
 
     @override
@@ -164,8 +164,8 @@ class _JudgeState(ScoringState):
             if "ratings" in value
         ]
         scores, labels = [score for score, _ in scored], [label for _, label in scored]
-        if self._chosen.calibration == "platt":
-            top = self._chosen.scale - 1
+        if self._settings.calibration == "platt":
+            top = self._settings.scale - 1
             chances = [(score - 1) / top for score in scores]
             self._fitted = PlattScaler.fit(chances, [label > _HALF for label in labels])
         else:
@@ -179,7 +179,7 @@ class _JudgeState(ScoringState):
 
     def _to_people(self, score: float) -> float:
         if isinstance(self._fitted, PlattScaler):
-            return self._fitted.apply((score - 1) / (self._chosen.scale - 1))
+            return self._fitted.apply((score - 1) / (self._settings.scale - 1))
         return self._fitted.apply(score) if self._fitted is not None else score
 
     @override

@@ -50,11 +50,11 @@ class Language(Filter):
 
 class _LanguageState:
     def __init__(self, settings: Language, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
         self._known: dict[str, str] = {}
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._compare(record, self._language_of(record))
+        return self._settings._compare(record, self._language_of(record))
 
     def admit(self, record: Record) -> None:
         """Do nothing: languages do not depend on accepted records."""

@@ -69,10 +69,10 @@ class Length(Filter):
 
 class _LengthState:
     def __init__(self, settings: Length, count: Callable[[str], int]) -> None:
-        self._chosen, self._count = settings, count
+        self._settings, self._count = settings, count
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._weigh(record, self._count)
+        return self._settings._weigh(record, self._count)
 
     def admit(self, record: Record) -> None:
         """Do nothing: a length does not depend on accepted records."""

@@ -97,10 +97,10 @@ class License(Filter):
 
 class _LicenseState:
     def __init__(self, settings: License, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._judge(record, get_evidence_passage(record, self._context))
+        return self._settings._judge(record, get_evidence_passage(record, self._context))
 
     def admit(self, record: Record) -> None:
         """Do nothing: a license does not depend on accepted records."""

@@ -65,7 +65,7 @@ class Perplexity(ModelScoredFilter):
 
 class _PerplexityState(ScoringState):
     def __init__(self, settings: Perplexity, context: FilterContext) -> None:
-        self._chosen = settings
+        self._settings = settings
         self._model = context.models.text_model(settings.model)
         self.fingerprint = digest_json([self._model.fingerprint, settings.of, settings.window])
 
@@ -74,8 +74,8 @@ class _PerplexityState(ScoringState):
         return score_individually(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        text = get_last_answer(record) if self._chosen.of == "answer" else get_full_text(record)
-        result = measure_perplexity(self._model, text, window=self._chosen.window)
+        text = get_last_answer(record) if self._settings.of == "answer" else get_full_text(record)
+        result = measure_perplexity(self._model, text, window=self._settings.window)
         if not result.tokens:
             return {"failed": "there is no text"}
         worst = math.exp(min(result.worst, 700.0))
@@ -83,7 +83,7 @@ class _PerplexityState(ScoringState):
 
     @override
     def weigh(self, record: Record, value: Any) -> FilterResult:
-        settings, perplexity, worst = self._chosen, value["perplexity"], value["worst"]
+        settings, perplexity, worst = self._settings, value["perplexity"], value["worst"]
         if perplexity > settings.max_perplexity:
             return FilterResult(False, "too surprising", perplexity, settings.max_perplexity)
         if worst > settings.max_window:

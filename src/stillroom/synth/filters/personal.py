@@ -80,10 +80,10 @@ class Personal(Filter):
 
 class _PersonalState:
     def __init__(self, settings: Personal, pseudonyms: Pseudonymizer) -> None:
-        self._chosen, self._pseudonyms = settings, pseudonyms
+        self._settings, self._pseudonyms = settings, pseudonyms
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._judge(record, self._pseudonyms)
+        return self._settings._judge(record, self._pseudonyms)
 
     def admit(self, record: Record) -> None:
         """Do nothing: a pseudonym depends on the value only."""

@@ -155,25 +155,25 @@ def measure_repetition(text: str) -> dict[str, float]:
 
 def _find_repeats(parts: Sequence[str]) -> list[str]:
     """Return every part that is equal to an earlier one."""
-    seen: set[str] = set()
+    known: set[str] = set()
     repeats = []
     for part in parts:
-        if part in seen:
+        if part in known:
             repeats.append(part)
-        seen.add(part)
+        known.add(part)
     return repeats
 
 
 def _count_covered(words: Sequence[str], n: int) -> int:
     """Return the number of characters in n-grams that occurred before; none is counted twice."""
-    seen: set[tuple[str, ...]] = set()
+    known: set[tuple[str, ...]] = set()
     covered, position = 0, 0
     while position + n <= len(words):
         gram = tuple(words[position : position + n])
-        if gram in seen:
+        if gram in known:
             covered += sum(map(len, gram))
             position += n
         else:
-            seen.add(gram)
+            known.add(gram)
             position += 1
     return covered

@@ -58,7 +58,7 @@ class Reworded(ModelScoredFilter):
 
 class _RewordedState(ScoringState):
     def __init__(self, settings: Reworded, context: FilterContext) -> None:
-        self._chosen = settings
+        self._settings = settings
         items = {item.text: item.answer for item in read_benchmark_items(settings.against)}
         for record in context.held_out:
             items.setdefault(get_text_field(record, "question"), get_final_answer(record))
@@ -113,7 +113,7 @@ class _RewordedState(ScoringState):
         if value is None:
             return FilterResult(True, score=0.0)
         item, score = value
-        if score < self._chosen.threshold:
+        if score < self._settings.threshold:
             return FilterResult(True, score=score)
-        reason, limit = "a test item in other words", self._chosen.threshold
+        reason, limit = "a test item in other words", self._settings.threshold
         return FilterResult(False, reason, score, limit, against=self._items[item])

@@ -68,7 +68,7 @@ class RoundTrip(ModelScoredFilter):
 
 class _RoundTripState(ScoringState):
     def __init__(self, settings: RoundTrip, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
         self._model = context.models.text_model(settings.model)
         self.concurrency = get_concurrency([self._model])
         self._asks_twice = settings.max_without < 1
@@ -89,7 +89,7 @@ class _RoundTripState(ScoringState):
         texts = [f"{fence_text(source)}\n\nQuestion: {question}\nAnswer from the text."]
         texts += [f"Question: {question}"] if self._asks_twice else []
         prompts = [Prompt((Message("system", _RULES), Message("user", text))) for text in texts]
-        sampling = Sampling(max_new_tokens=self._chosen.max_new_tokens)
+        sampling = Sampling(max_new_tokens=self._settings.max_new_tokens)
         answers = [
             completion.text.strip() for completion in self._model.generate(prompts, sampling)
         ]
@@ -101,7 +101,7 @@ class _RoundTripState(ScoringState):
     @override
     def weigh(self, record: Record, value: Any) -> FilterResult:
         settings, details = (
-            self._chosen,
+            self._settings,
             {"answer": value["answer"], "guess": value.get("guess", "")},
         )
         if value["with"] < settings.min_with:

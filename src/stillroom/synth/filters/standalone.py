@@ -86,10 +86,10 @@ class Standalone(Filter):
 
 class _StandaloneState:
     def __init__(self, settings: Standalone, context: FilterContext) -> None:
-        self._chosen, self._context = settings, context
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._weigh(record, self._context)
+        return self._settings._weigh(record, self._context)
 
     def admit(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""

@@ -79,7 +79,7 @@ class BackTranslation(StepwiseGenerator):
         reply = yield from unit.fill(
             unit.words("instruction", text=fence_text(passage.text)),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 8)),
-            what="instruction",
+            label="instruction",
         )
         if reply is None:
             return
@@ -108,7 +108,7 @@ class BackTranslation(StepwiseGenerator):
         if self.grade == "expected":
             return self._expect(unit, prompt_text)
         schema = make_object_schema(score=make_enum_schema(1, 2, 3, 4, 5))
-        reply = yield from unit.fill(prompt_text, schema, what="curation score", temperature=0.0)
+        reply = yield from unit.fill(prompt_text, schema, label="curation score", temperature=0.0)
         return float(reply["score"]) if reply else None
 
     def _expect(self, unit: GenerationUnit, prompt_text: str) -> float | None:

@@ -172,7 +172,7 @@ class Dialogue(StepwiseGenerator):
             else unit.words("open", subject=subject, goal=self.goal)
         )
         reply = yield from unit.say(
-            prompt_text, tokens=self.max_user_tokens, what="message of the user", stop=_PARAGRAPH
+            prompt_text, tokens=self.max_user_tokens, label="message of the user", stop=_PARAGRAPH
         )
         if reply is None:
             return None
@@ -190,7 +190,7 @@ class Dialogue(StepwiseGenerator):
         """Return whether the last answer contradicts another; True if the check is unparsable."""
         prompt_text = unit.words("consistent", talk=fence_text(_show(turns)))
         reply = yield from unit.fill(
-            prompt_text, _VERDICT, what="consistency check", temperature=0.0
+            prompt_text, _VERDICT, label="consistency check", temperature=0.0
         )
         return reply is None or reply["contradicts"] == "yes"
 

@@ -164,7 +164,7 @@ class EvolInstruct(StepwiseGenerator):
         else:
             prompt_text = unit.words("depth", how=_HOW[evolution], instruction=shown)
         reply = yield from unit.say(
-            prompt_text, tokens=self.max_instruction_tokens, what="instruction"
+            prompt_text, tokens=self.max_instruction_tokens, label="instruction"
         )
         if reply is None:
             return None
@@ -186,5 +186,5 @@ class EvolInstruct(StepwiseGenerator):
     def _is_equal(self, unit: GenerationUnit, first: str, second: str) -> RequestCoroutine[bool]:
         """Return whether the teacher finds two instructions equal; True if unparsable."""
         prompt_text = unit.words("equal", first=fence_text(first), second=fence_text(second))
-        reply = yield from unit.fill(prompt_text, _SAME, what="comparison", temperature=0.0)
+        reply = yield from unit.fill(prompt_text, _SAME, label="comparison", temperature=0.0)
         return reply is None or reply["equal"] == "yes"

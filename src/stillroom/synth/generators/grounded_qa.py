@@ -4,17 +4,19 @@ Source: Alberti et al. 2019, arXiv:1906.05416 (select the answer first, then gen
 and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
 used verbatim; round-trip answering is replaced by Stillroom's filters.
 
-Measured with SmolLM2-135M-Instruct (Q4_1) on the paragraphs of fifteen encyclopedic articles,\none
+Measured with SmolLM2-135M-Instruct (Q4_1) on the paragraphs of fifteen encyclopedic articles, one
 question each until no statement was left (plain: stopped early), default filters:
 
-==========================  ====  ======  ====  ============= form                        asks
-parsed  kept  tokens an ask ==========================  ====  ======  ====  ============= statement
-(the default)     1086     763   354             91 statement, teacher answers  1849     752   225
-100 plain                        900     398     5            211 ==========================  ====
-======  ====  =============
+==========================  ====  ======  ====  =============
+form                        asks  parsed  kept  tokens an ask
+==========================  ====  ======  ====  =============
+statement (the default)     1086     763   354             91
+statement, teacher answers  1849     752   225            100
+plain                        900     398     5            211
+==========================  ====  ======  ====  =============
 
-Of the small teacher's own answers 45 % are not supported by the passage, and most of its
-questions\nabout a whole passage ask what "this passage" is about; larger teachers may use any form.
+Of the small teacher's own answers 45 % are not supported by the passage, and most of its questions
+about a whole passage ask what "this passage" is about; larger teachers may use any form.
 """
 
 from __future__ import annotations

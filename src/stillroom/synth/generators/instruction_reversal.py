@@ -87,7 +87,7 @@ class InstructionReversal(StepwiseGenerator):
         reply = yield from unit.fill(
             unit.words("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 4)),
-            what="instruction",
+            label="instruction",
         )
         if reply is None:
             return

@@ -142,7 +142,7 @@ class Metamath(StepwiseGenerator):
     def _rephrase(self, unit: GenerationUnit, question: str) -> RequestCoroutine[str | None]:
         prompt_text = unit.words("rephrase", question=fence_text(question))
         schema = make_object_schema(problem=make_string_schema(_LONGEST, 8))
-        reply = yield from unit.fill(prompt_text, schema, what="rephrasing")
+        reply = yield from unit.fill(prompt_text, schema, label="rephrasing")
         if reply is None:
             return None
         problem = str(reply["problem"]).strip()
@@ -156,7 +156,7 @@ class Metamath(StepwiseGenerator):
     ) -> RequestCoroutine[str | None]:
         prompt_text = unit.words("state", question=fence_text(masked), answer=answer)
         schema = make_object_schema(statement=make_string_schema(_LONGEST, 8))
-        reply = yield from unit.fill(prompt_text, schema, what="statement")
+        reply = yield from unit.fill(prompt_text, schema, label="statement")
         if reply is None:
             return None
         statement = str(reply["statement"]).strip()
@@ -170,7 +170,7 @@ class Metamath(StepwiseGenerator):
     ) -> RequestCoroutine[None]:
         prompt_text = unit.words("solve", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, what="solution")
+            text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="solution")
             if text is None:
                 continue
             verdict = self.verifier.check(text, {"answer": expected})

@@ -159,14 +159,14 @@ class Persona(StepwiseGenerator):
             return to_one_line(str(description))
         prompt_text = unit.words("from_text", text=fence_text(unit.seed.passage.text))
         reply = yield from unit.fill(
-            prompt_text, make_object_schema(persona=_PERSONA), what="persona"
+            prompt_text, make_object_schema(persona=_PERSONA), label="persona"
         )
         return self._person(unit, reply["persona"]) if reply else ""
 
     def _related(self, unit: GenerationUnit, persona: str) -> RequestCoroutine[list[str]]:
         prompt_text = unit.words("related", persona=persona, number=str(self.relations))
         schema = make_object_schema(personas=make_array_schema(_PERSONA, self.relations))
-        reply = yield from unit.fill(prompt_text, schema, what="related personas")
+        reply = yield from unit.fill(prompt_text, schema, label="related personas")
         people = (
             [self._person(unit, description) for description in reply["personas"]] if reply else []
         )
@@ -190,7 +190,7 @@ class Persona(StepwiseGenerator):
         self, unit: GenerationUnit, persona: str, hop: int, related_to: str, kind: TaskKind
     ) -> RequestCoroutine[None]:
         prompt_text = unit.words("task", persona=persona, kind=_KINDS[kind])
-        task = yield from unit.say(prompt_text, tokens=self.max_task_tokens, what="task")
+        task = yield from unit.say(prompt_text, tokens=self.max_task_tokens, label="task")
         if task is None:
             return
         if _PROMPT_LEAK.search(task):

@@ -89,7 +89,7 @@ class PreferenceDelta(StepwiseGenerator):
         weak = yield from unit.say(
             prompt_text,
             tokens=self.max_answer_tokens,
-            what="answer of the weaker model",
+            label="answer of the weaker model",
             temperature=self.weaker_temperature,
             model=weaker,
         )

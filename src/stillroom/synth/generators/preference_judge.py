@@ -109,7 +109,7 @@ class PreferenceJudge(StepwiseGenerator):
             second=fence_text(second),
             rubric=self.rubric,
         )
-        reply = yield from unit.fill(prompt_text, _SCORES, what="verdict", temperature=0.0)
+        reply = yield from unit.fill(prompt_text, _SCORES, label="verdict", temperature=0.0)
         return (int(reply["first"]), int(reply["second"])) if reply else None
 
     def _settle(

@@ -74,7 +74,9 @@ class Rationale(StepwiseGenerator):
             return
         prompt_text = unit.words("reason", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, what="rationale")
+            text = yield from unit.say(
+                prompt_text, tokens=self.max_answer_tokens, label="rationale"
+            )
             if text is not None and self._holds(unit, text, fields):
                 self._keep(unit, question, answer, text, "sampled")
                 return
@@ -82,7 +84,7 @@ class Rationale(StepwiseGenerator):
             return
         shown = fence_text(answer) if "\n" in answer else to_one_line(answer)
         prompt_text = unit.words("hinted", question=question, answer=shown)
-        text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, what="rationale")
+        text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="rationale")
         if text is not None and _TELLS.search(text):
             unit.fail("rationale that tells of its hint", text)
         elif text is not None and self._holds(unit, text, fields):

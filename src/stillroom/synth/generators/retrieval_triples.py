@@ -154,7 +154,7 @@ class RetrievalTriples(StepwiseGenerator):
         reply = yield from unit.fill(
             unit.words("query", text=fence_text(passage.text), kind=_KINDS[kind]),
             make_object_schema(query=make_string_schema(self.max_query_characters, 6)),
-            what="query",
+            label="query",
         )
         if reply is None:
             return
@@ -230,7 +230,7 @@ class RetrievalTriples(StepwiseGenerator):
         """Return whether the teacher finds that a passage answers; True if unparsable."""
         prompt_text = unit.words("answers", query=query, text=fence_text(passage.text))
         reply = yield from unit.fill(
-            prompt_text, _ANSWERS, what="check of a negative", temperature=0.0
+            prompt_text, _ANSWERS, label="check of a negative", temperature=0.0
         )
         return reply is None or reply["answers"] == "yes"
 

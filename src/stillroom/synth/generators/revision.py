@@ -118,7 +118,7 @@ class Revision(StepwiseGenerator):
             answer=fence_text(answer),
             principles="\n".join(f"- {line}" for line in self.principles),
         )
-        reply = yield from unit.fill(prompt_text, _CRITIQUE, what="critique")
+        reply = yield from unit.fill(prompt_text, _CRITIQUE, label="critique")
         if reply is None:
             return None
         return (
@@ -134,4 +134,4 @@ class Revision(StepwiseGenerator):
             answer=fence_text(answer),
             problems="\n".join(f"- {line}" for line in problems),
         )
-        return (yield from unit.say(prompt_text, tokens=self.max_answer_tokens, what="revision"))
+        return (yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="revision"))

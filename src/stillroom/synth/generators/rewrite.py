@@ -100,7 +100,7 @@ class Rewrite(StepwiseGenerator):
             style=_STYLES[style],
         )
         text = yield from unit.say(
-            prompt_text, tokens=self.max_new_tokens, what="rewriting", system=_SYSTEM
+            prompt_text, tokens=self.max_new_tokens, label="rewriting", system=_SYSTEM
         )
         if text is None:
             return

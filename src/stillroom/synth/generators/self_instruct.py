@@ -156,7 +156,7 @@ class SelfInstruct(StepwiseGenerator):
         reply = yield from unit.say(
             unit.words("tasks", tasks=listed),
             tokens=self.max_list_tokens,
-            what="list of tasks",
+            label="list of tasks",
             prefix=f"{first}.",
             stop=(f"\n{first + self.shown}.", "\n\n"),
         )
@@ -174,13 +174,13 @@ class SelfInstruct(StepwiseGenerator):
                 unit.fail("beyond the tasks taken from an ask", task)
 
     def _instance(self, unit: GenerationUnit, task: str) -> RequestCoroutine[None]:
-        kind = yield from unit.fill(unit.words("kind", task=task), _KIND, what="kind of task")
+        kind = yield from unit.fill(unit.words("kind", task=task), _KIND, label="kind of task")
         if kind is None:
             return
         is_label = kind["classification"] == "yes"
         name = "labelled" if is_label else "instance"
         reply = yield from unit.fill(
-            unit.words(name, task=task), self._schema(is_label), what="instance"
+            unit.words(name, task=task), self._schema(is_label), label="instance"
         )
         if reply is None:
             return

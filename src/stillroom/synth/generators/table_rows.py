@@ -491,7 +491,7 @@ class TableRows(StepwiseGenerator):
         schema = make_object_schema(
             **{column.name: make_string_schema(column.max_characters) for column in texts}
         )
-        reply = yield from unit.fill(prompt_text, schema, what="texts of the row")
+        reply = yield from unit.fill(prompt_text, schema, label="texts of the row")
         return dict(reply) if reply else None
 
     def _copula(self) -> Copula | None:

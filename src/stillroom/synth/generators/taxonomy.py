@@ -113,7 +113,7 @@ class Taxonomy(StepwiseGenerator):
         reply = yield from unit.fill(
             unit.words("syllabus", subject=_subject(topic), about=_about(topic)),
             make_object_schema(sessions=make_array_schema(session, self.sessions)),
-            what="syllabus",
+            label="syllabus",
         )
         return list(reply["sessions"]) if reply else []
 
@@ -152,7 +152,7 @@ class Taxonomy(StepwiseGenerator):
         self, unit: GenerationUnit, prompt_text: str, context: str, extra_fields: Mapping[str, Any]
     ) -> RequestCoroutine[None]:
         schema = make_object_schema(question=make_string_schema(self.max_question_characters, 8))
-        reply = yield from unit.fill(prompt_text, schema, what="question")
+        reply = yield from unit.fill(prompt_text, schema, label="question")
         if reply is None:
             return
         question = to_one_line(reply["question"])

@@ -109,7 +109,7 @@ class Textbook(StepwiseGenerator):
                 topic=f" ({topic})" if topic else "",
                 **descriptions,
             )
-        text = yield from unit.say(prompt_text, tokens=self.max_new_tokens, what="text")
+        text = yield from unit.say(prompt_text, tokens=self.max_new_tokens, label="text")
         if text is not None and seed.kind == "passages" and _LEANS.search(text[:_BEGINNING]):
             unit.fail("a text that speaks of the one it was made from", text)
         elif text is not None:

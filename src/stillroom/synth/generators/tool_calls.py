@@ -203,13 +203,13 @@ class ToolCalls(StepwiseGenerator):
             subject = f", with values of this text: {fence_text(unit.seed.passage.text[:600])}"
         prompt_text = unit.words("request", tool=tool.shown, about=subject)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        reply = yield from unit.fill(prompt_text, schema, what="request")
+        reply = yield from unit.fill(prompt_text, schema, label="request")
         return self._asked(unit, str(reply["message"]).strip(), (tool,)) if reply else None
 
     def _asked(
         self, unit: GenerationUnit, request: str, tools: Sequence[ToolDefinition]
     ) -> str | None:
-        """Return a request, or None (with a recorded failure) if it mentions the prompt or a tool."""
+        """Return a request, or None (a recorded failure) if it mentions the prompt or a tool."""
         names = [tool.name for tool in tools if "_" in tool.name or "." in tool.name]
         if _PROMPT_LEAK.search(request) or any(name in request for name in names):
             unit.fail("words of the prompt in the request", request)
@@ -221,7 +221,7 @@ class ToolCalls(StepwiseGenerator):
     ) -> RequestCoroutine[dict[str, Any] | None]:
         prompt_text = unit.words("call", tool=tool.shown, request=fence_text(request))
         arguments = yield from unit.fill(
-            prompt_text, tool.parameters, tokens=self.max_argument_tokens, what="arguments"
+            prompt_text, tool.parameters, tokens=self.max_argument_tokens, label="arguments"
         )
         if arguments is None:
             return None
@@ -251,7 +251,7 @@ class ToolCalls(StepwiseGenerator):
             arguments=fence_text(json.dumps(call, ensure_ascii=False)),
         )
         reply = yield from unit.fill(
-            prompt_text, make_object_schema(result=make_string_schema(200)), what="result"
+            prompt_text, make_object_schema(result=make_string_schema(200)), label="result"
         )
         if reply is not None and _NO_RESULT.search(str(reply["result"])):
             unit.fail("words of the prompt in the result", str(reply["result"]))
@@ -265,7 +265,7 @@ class ToolCalls(StepwiseGenerator):
         offered = box.offer(rng.choice(box.tools), self.distractors, rng)
         shown = "\n".join(tool.shown for tool in offered)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        reply = yield from unit.fill(unit.words("no_tool", tool=shown), schema, what="request")
+        reply = yield from unit.fill(unit.words("no_tool", tool=shown), schema, label="request")
         if reply is None:
             return
         request = self._asked(unit, str(reply["message"]).strip(), offered)

@@ -133,5 +133,5 @@ class Translation(StepwiseGenerator):
         prompt_text = unit.words(
             "translate", text=fence_text(text), language=_NAMES.get(language, language)
         )
-        reply = yield from unit.say(prompt_text, tokens=self.max_new_tokens, what="translation")
+        reply = yield from unit.say(prompt_text, tokens=self.max_new_tokens, label="translation")
         return reply.replace("<text>", "").replace("</text>", "").strip() if reply else None

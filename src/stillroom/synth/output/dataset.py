@@ -159,7 +159,7 @@ _SHOWN = 12
 
 @dataclass
 class ExportResult:
-    """Result of an export: rows by split, the records left out with reasons, and the card's data."""
+    """Result of an export: rows by split, records left out with reasons, and the card's data."""
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -301,7 +301,7 @@ def _write_rows(
                 result.left_out[error.problems[0].what] += 1
                 continue
             except UnicodeEncodeError:
-                result.left_out["half a character, which no file can hold"] += 1
+                result.left_out["an unpaired surrogate, which cannot be encoded"] += 1
                 continue
             if split not in sinks:
                 sinks[split] = closing.enter_context(_Sink(folder, split, format, kind))
@@ -389,7 +389,7 @@ def _render_card(title: str, format: str, files: Mapping[str, Path], result: Exp
             lines += [f"- `{name}`: {count} rows" for name, count in counts.most_common(_SHOWN)]
     lines += ["", "## License", ""]
     licenses = sorted(result.licenses.items(), key=lambda pair: -pair[1])
-    lines += [f"- {license or 'not said'}: {count} rows" for license, count in licenses]
+    lines += [f"- {license or 'unknown'}: {count} rows" for license, count in licenses]
     lines += [
         f"- {warning}"
         for warning in find_license_warnings(
@@ -409,7 +409,7 @@ def _describe_terms(result: ExportResult) -> list[str]:
         return []
     lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
     if not result.teachers:
-        return [*lines, "- which models these were is not said: read the terms of those above"]
+        return [*lines, "- the models are not recorded: read the terms of those above"]
     return lines + [
         f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
         for name, terms in result.teachers.items()

@@ -188,7 +188,7 @@ def get_tools(record: Record) -> list[Any]:
 
 
 def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages in OpenAI's format: calls are ``tool_calls``, each result has its call's id."""
+    """Return messages in OpenAI's format: calls are ``tool_calls``, results have the call's id."""
     turns: list[dict[str, Any]] = []
     pending_ids: list[str] = []
     count = 0

@@ -101,8 +101,10 @@ def render_report(source: ReportInput) -> str:
 def _summarize(facts: _ReportData) -> str:
     train, held_out = facts.train.count, facts.held_out.count
     rejected, requests = facts.falls.counts.total(), facts.report["spent"]["asks"]
-    summary = f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows fell"
-    summary += f" in {requests} asks." if requests else "."
+    summary = (
+        f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows rejected"
+    )
+    summary += f" in {requests} requests." if requests else "."
     unknown = facts.train.kinds["unknown"]
     if unknown:
         summary += f" The origin of {unknown} training records is unknown."
@@ -119,9 +121,9 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
     if spent["asks"]:
         num_kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
         tiles += [
-            Metric("asks", float(spent["asks"])),
+            Metric("requests", float(spent["asks"])),
             Metric("tokens", float(spent["tokens"])),
-            Metric("records kept for an ask", num_kept / spent["asks"], n=spent["asks"]),
+            Metric("records kept per request", num_kept / spent["asks"], n=spent["asks"]),
         ]
     if spent["money"]:
         tiles.append(Metric("money", float(spent["money"])))
@@ -135,11 +137,11 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         else ""
     )
     if any(isinstance(check, ModelScoredFilter) for check in facts.told.checks):
-        priced += " What filters asked of models of their own is not counted."
+        priced += " Requests of filters to their own models are not counted."
     report.section(
         "Counts and cost",
-        "What came from a shelf or a cache is counted too: it is what the records cost, not what "
-        f"this sitting cost.{priced}",
+        "Results from a cache are counted too: the figures are the cost of the records, not of "
+        f"this session.{priced}",
         metrics=[report.metrics[tile.name] for tile in tiles],
     )
 
@@ -150,9 +152,9 @@ def _add_steps(report: Report, facts: _ReportData) -> None:
         rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
         if not rows or not any(value for _, value in plotted):
             continue
-        columns = ("step", "from", "took", "gave", "share", "asked", "tokens", "fell")
+        columns = ("step", "from", "inputs", "outputs", "share", "requests", "tokens", "rejected")
         plot = Plot(
-            f"Records that each step gave, {split.replace('_', ' ')} side",
+            f"Output records of each step, {split.replace('_', ' ')} side",
             tuple(name for name, _ in plotted),
             tuple(value for _, value in plotted),
             kind="bars",
@@ -160,7 +162,7 @@ def _add_steps(report: Report, facts: _ReportData) -> None:
         report.section(
             f"Yield by step: {split.replace('_', ' ')}",
             plot=plot,
-            table=Table("What went into each step and what came out", columns, tuple(rows)),
+            table=Table("Inputs and outputs of each step", columns, tuple(rows)),
         )
 
 
@@ -213,23 +215,25 @@ def _yield_rows(
 def _add_reasons(report: Report, facts: _ReportData) -> None:
     counts = facts.falls.counts
     if not counts:
-        report.section("What fell", "Nothing fell.")
+        report.section("Rejected records", "No record was rejected.")
         return
     most = counts.most_common(_REASONS)
     remaining = counts.total() - sum(count for _, count in most)
     text = (
-        f"{remaining} more fell for {len(counts) - len(most)} rarer reasons." if remaining else ""
+        f"{remaining} more were rejected for {len(counts) - len(most)} rarer reasons."
+        if remaining
+        else ""
     )
     plot = Plot(
-        "Rows by the reason they fell for",
+        "Rejected rows by reason",
         tuple(name.rpartition(": ")[2] for name, _ in most),
         tuple(float(count) for _, count in most),
         kind="bars",
     )
     total = counts.total()
     rows = tuple((*name.split(": ", 1), str(count), f"{count / total:.1%}") for name, count in most)
-    table = Table("By whom and why", ("by", "reason", "rows", "share"), rows)
-    report.section("What fell", text, plot=plot, table=table)
+    table = Table("Rejections by method and reason", ("by", "reason", "rows", "share"), rows)
+    report.section("Rejected records", text, plot=plot, table=table)
 
 
 def _add_examples(report: Report, facts: _ReportData) -> None:
@@ -240,7 +244,8 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
             for row_record in shown
         )
         report.section(
-            "Kept, for example", table=Table("Drawn by hash", ("asked", "answered"), rows)
+            "Examples of kept records",
+            table=Table("Selected by hash", ("question", "answer"), rows),
         )
     falls = facts.falls
     rows_fell = []
@@ -252,10 +257,10 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
             for row_record in falls.examples(name)
         ]
     if rows_fell:
-        table = Table(
-            "At most three of each reason", ("reason", "measured", "row"), tuple(rows_fell)
+        table = Table("At most three per reason", ("reason", "score", "row"), tuple(rows_fell))
+        report.section(
+            "Examples of rejected records", "For all: stillroom synth drops RUN.", table=table
         )
-        report.section("Fell, for example", "All of them: stillroom synth drops RUN.", table=table)
 
 
 def _add_contamination(report: Report, facts: _ReportData) -> None:
@@ -274,16 +279,16 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
     if not checks:
         report.section(
             "Contamination",
-            "Not checked: no step has the filter decontaminate or reworded. For records that are "
-            "there already: stillroom synth decontaminate.",
+            "Not checked: no step has the filter decontaminate or reworded. For existing "
+            "records: stillroom synth decontaminate.",
         )
         return
     matches = facts.falls.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
-        + f" were looked for in every training record; {facts.falls.held_out} rows held one."
-        + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
+        + f" were searched for in every training record; {facts.falls.held_out} rows matched."
+        + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
         (_clip(check.against), f"{check.score:.2f}", _clip(summarize_rejected(check)))
@@ -310,8 +315,8 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
             "Terms of the teachers",
             "A reminder to read them, not advice.",
             table=Table(
-                "What makers ask of models trained on outputs",
-                ("teacher", "license", "outputs", "what they say"),
+                "Conditions of the makers for models trained on outputs",
+                ("teacher", "license", "outputs", "conditions"),
                 tuple(
                     (name, terms_of.license or "–", terms_of.bound, terms_of.says)
                     for name, terms_of in terms
@@ -323,15 +328,15 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
 def _add_judges(report: Report, facts: _ReportData) -> None:
     rows = [
         (split.replace("_", " "), step, name, str(value))
-        for split, side in facts.report["splits"].items()
-        for step, filters in _by_step(side.get("measured", {})).items()
+        for split, split_report in facts.report["splits"].items()
+        for step, filters in _by_step(split_report.get("measured", {})).items()
         for name, value in filters
     ]
     if rows:
         table = Table(
-            "What measuring filters say", ("side", "filter", "what", "value"), tuple(rows)
+            "Summaries of model-scored filters", ("side", "filter", "figure", "value"), tuple(rows)
         )
-        report.section("Judges and measures", table=table)
+        report.section("Model-scored filters", table=table)
 
 
 def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
@@ -363,12 +368,14 @@ _MAX_OPENINGS = 10
 def add_diversity(report: Report, metrics_by_side: DiversityMetrics | None) -> None:
     """Add the diversity of the training records relative to the seed texts."""
     if metrics_by_side is None:
-        report.section("Variety", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure.")
+        report.section(
+            "Diversity", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure."
+        )
         return
     text = (
-        f"Means of draws of {metrics_by_side.budget} words, with the middle 95 % of the draws. High "
-        "self_bleu, compression and repeated say little variety; a tail below 1 says that rare "
-        "words are gone, above 1 that records repeat the very texts they were made of."
+        f"Means of draws of {metrics_by_side.budget} words, with the middle 95 % of the draws. "
+        "High self_bleu, compression and repeated mean little diversity; a tail below 1 means that "
+        "rare words are lost, above 1 that records repeat their seed texts."
     )
     metrics = [
         replace(metric, name=f"{figure}/{side}")
@@ -378,15 +385,15 @@ def add_diversity(report: Report, metrics_by_side: DiversityMetrics | None) -> N
     ]
     shares = [metric for metric in metrics if not metric.name.startswith("compression")]
     report.section(
-        "Variety",
+        "Diversity",
         text,
         metrics=metrics,
-        plot=Plot.of("Figures of variety that are shares", shares),
+        plot=Plot.of("Diversity metrics that are shares", shares),
     )
 
 
 def add_coverage(report: Report, stats: RecordStats, documents: int) -> None:
-    """Add the share of documents that the training records cover, and the records' forms."""
+    """Add the share of documents with training records, and the records' forms."""
     if not stats.documents:
         return
     if documents:
@@ -407,12 +414,10 @@ def _add_documents(report: Report, per_document: Mapping[str, int], total: int) 
         labels.append(label)
         values.append(float(sum(low <= n <= high for n in per_document.values())))
     report.section(
-        "Coverage of what was started from",
+        "Coverage of the seed documents",
         f"{len(per_document)} of {max(total, len(per_document))} documents of the training side "
         "have a record.",
-        plot=Plot(
-            "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
-        ),
+        plot=Plot("Documents by number of records", tuple(labels), tuple(values), kind="bars"),
     )
 
 
@@ -423,7 +428,7 @@ def _add_forms(report: Report, stats: RecordStats) -> None:
     report.section(
         "Length of answers",
         plot=Plot(
-            "Records by the words of their answer",
+            "Records by answer length in words",
             tuple(_name_bin(bin_index) for bin_index in bins),
             tuple(float(lengths[bin_index]) for bin_index in bins),
             kind="bars",
@@ -433,10 +438,10 @@ def _add_forms(report: Report, stats: RecordStats) -> None:
     if openings:
         most = openings.most_common(_MAX_OPENINGS)
         report.section(
-            "How questions begin",
-            f"{len(openings)} beginnings of three words among {openings.total()} questions.",
+            "Question openings",
+            f"{len(openings)} openings of three words among {openings.total()} questions.",
             plot=Plot(
-                "The commonest beginnings",
+                "Most common openings",
                 tuple(name for name, _ in most),
                 tuple(float(count) for _, count in most),
                 kind="bars",

@@ -49,7 +49,7 @@ class Twice(StepwiseGenerator):
 
     def write(self, unit):
         found = yield from unit.fill(
-            unit.words("ask", text=unit.seed.passage.text[:5]), SCHEMA, what="the number"
+            unit.words("ask", text=unit.seed.passage.text[:5]), SCHEMA, label="the number"
         )
         if found is None:
             return
@@ -255,7 +255,7 @@ class Told(StepwiseGenerator):
 
     def write(self, unit):
         schema = make_object_schema(sentence=make_string_schema(120), label=make_string_schema(5))
-        found = yield from unit.fill(unit.words("ask"), schema, what="sentence")
+        found = yield from unit.fill(unit.words("ask"), schema, label="sentence")
         if found is not None:
             unit.keep([Message("assistant", found["sentence"])], {})
 
