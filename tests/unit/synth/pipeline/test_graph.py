@@ -459,11 +459,11 @@ def test_what_is_beyond_a_steps_limit_is_a_counted_row(serve, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
-        ("a: {filters: [shape]}, b: {select: top}", "nothing before it scores by 'ifd'"),
+        ("a: {filters: [shape]}, b: {select: top}", "no earlier step scores by 'ifd'"),
         (
             "a: {filters: [shape]}, g: {generator: rewrite}, "
             "b: {select: {name: top, score: shape}}",
-            "nothing before it scores by 'shape'",
+            "no earlier step scores by 'shape'",
         ),
         ("a: {filters: [shape]}, b: {select: {name: top, score: shap}}", "did you mean 'shape'"),
     ],

@@ -107,8 +107,8 @@ def test_origin_names_method_model_prompts_and_seed():
 @pytest.mark.parametrize(
     ("prompts", "what"),
     [
-        ({"tell": "Why?"}, "misses the field {n}"),
-        ({"tell": "{n} {m}"}, "{m} that nothing fills"),
+        ({"tell": "Why?"}, "lacks the field {n}"),
+        ({"tell": "{n} {m}"}, "an unknown field {m}"),
         ({"tel": "{n}"}, "did you mean 'tell'"),
     ],
 )
