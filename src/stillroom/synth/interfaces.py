@@ -113,7 +113,7 @@ class GeneratorState(Protocol):
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         """Yield one draft for each seed, in order."""
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         """Return a draft without repetitions of earlier ones, and remember it."""
 
 
@@ -121,31 +121,31 @@ class Generator(Method, ABC):
     """Base class of generators, which prompt a teacher model for records.
 
     A generator without memory overrides ``generate`` only. One whose requests depend on earlier
-    results (a growing pool) overrides ``begin`` and returns a ``GeneratorState``: units are then
+    results (a growing pool) overrides ``start`` and returns a ``GeneratorState``: units are then
     generated in rounds of fixed size and finalized in the plan's order, so that neither the number
     of threads nor an interruption changes the requests.
     """
 
     paper: ClassVar[str] = ""
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     """Kinds of seed items it accepts; ``nothing`` means that it needs none."""
-    draws: ClassVar[bool] = False
+    samples_seeds: ClassVar[bool] = False
     """Whether units are numbered samples, drawn from all items together."""
     default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
     """Filters of a recipe that names none."""
 
     @property
     @abstractmethod
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         """Maximum number of requests per unit."""
 
     @property
     @abstractmethod
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         """Maximum number of tokens per request."""
 
     @property
-    def gives(self) -> int:
+    def max_records(self) -> int:
         """Maximum number of records per unit."""
         return int(getattr(self, "questions", 1))
 
@@ -158,7 +158,7 @@ class Generator(Method, ABC):
     @override
     def recipe_needs(cls) -> dict[str, int]:
         """Return the required recipe keys: index or seeds, or none."""
-        return {} if cls.takes[0] == "nothing" else {cls.recipe_key(): 1}
+        return {} if cls.seed_kinds[0] == "nothing" else {cls.recipe_key(): 1}
 
     @classmethod
     @override
@@ -171,9 +171,9 @@ class Generator(Method, ABC):
     @classmethod
     def recipe_key(cls) -> str:
         """Return the recipe key that names the generator's preferred seeds."""
-        return "index" if cls.takes[0] == "passages" else "seeds"
+        return "index" if cls.seed_kinds[0] == "passages" else "seeds"
 
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         """Return the state for one side of the split."""
         return self
 
@@ -188,7 +188,7 @@ class Generator(Method, ABC):
             BackendError: If the teacher fails.
         """
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         """Return a draft without repetitions of earlier ones; here unchanged."""
         return draft
 
@@ -203,7 +203,7 @@ class FilterResult:
 
     ``reason`` is a short fixed phrase and ``score`` the measured value; ``limit`` is the bound of
     the score, ``against`` the text that the record was compared with (another record's or an
-    item's), ``told`` further details for the rejected rows. ``changed`` is the modified record, if
+    item's), ``details`` further facts for the rejected rows. ``changed`` is the modified record, if
     the filter changed it.
     """
 
@@ -212,7 +212,7 @@ class FilterResult:
     score: float = 1.0
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     changed: Record | None = None
 
 
@@ -238,31 +238,31 @@ class FilterState(Protocol):
     def judge(self, record: Record) -> FilterResult:
         """Return the verdict on a record, given the records accepted before."""
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Update the state with a record that every filter accepted."""
 
 
 class Filter(Method, ABC):
     """Base class of filters, which judge records one by one in a fixed order; none raises.
 
-    A filter without memory overrides ``judge`` only. One that compares records overrides ``begin``
+    A filter without memory overrides ``judge`` only. One that compares records overrides ``start``
     and returns a ``FilterState``.
     """
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = False
+    accepts_passages: ClassVar[bool] = False
     """Whether plain-text records of passages are filtered too."""
-    remembers: ClassVar[bool] = False
+    is_stateful: ClassVar[bool] = False
     """Whether a verdict depends on the records accepted before."""
 
     @abstractmethod
     def judge(self, record: Record) -> FilterResult:
         """Return the verdict on a record by itself."""
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Update the state with an accepted record; a filter without memory ignores it."""
 
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         """Return the state for one split."""
         return self
 
@@ -359,7 +359,7 @@ UNANSWERED_KEY = "unanswered"
 
 
 class ScoringState(ABC):
-    """The state of a model-scored filter: ``measure`` is expensive, ``weigh`` is not."""
+    """The state of a model-scored filter: ``score`` is expensive, ``decide`` is not."""
 
     fingerprint: str = ""
     """Digest of everything a value depends on besides the record: the models and settings."""
@@ -367,7 +367,7 @@ class ScoringState(ABC):
     """Number of records to score concurrently, each on its own thread."""
 
     @abstractmethod
-    def measure(self, records: Sequence[Record]) -> list[Any]:
+    def score(self, records: Sequence[Record]) -> list[Any]:
         """Return one plain JSON value for each record; ``{"failed": why}`` for a failed one.
 
         Raises:
@@ -375,27 +375,27 @@ class ScoringState(ABC):
         """
 
     @abstractmethod
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         """Return the verdict on a scored record."""
 
     def judge(self, record: Record) -> FilterResult:
         """Score one record and return the verdict."""
-        return self.decide(record, self.measure([record])[0])
+        return self.decide_or_reject(record, self.score([record])[0])
 
-    def decide(self, record: Record, value: Any) -> FilterResult:
+    def decide_or_reject(self, record: Record, value: Any) -> FilterResult:
         """Return the verdict on a value; a failed one is dropped as unmeasured."""
         if isinstance(value, Mapping) and "failed" in value:
-            return FilterResult(False, UNMEASURED, 0.0, told={"why": str(value["failed"])})
-        return self.weigh(record, value)
+            return FilterResult(False, UNMEASURED, 0.0, details={"why": str(value["failed"])})
+        return self.decide(record, value)
 
-    def admit(self, record: Record) -> None:  # noqa: B027  # nothing is a sound default
+    def on_accept(self, record: Record) -> None:  # noqa: B027  # nothing is a sound default
         """Do nothing: a score does not depend on the accepted records."""
 
-    def lessons(self) -> Sequence[Record]:
+    def calibration_records(self) -> Sequence[Record]:
         """Return human-scored records for calibration, which are scored first."""
         return ()
 
-    def learn(self, values: Sequence[Any]) -> None:  # noqa: B027  # likewise
+    def calibrate(self, values: Sequence[Any]) -> None:  # noqa: B027  # likewise
         """Calibrate on the values of the calibration records, in their order."""
 
     def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
@@ -407,7 +407,7 @@ class ModelScoredFilter(Filter, ABC):
     """Base class of filters that score with a model; outside of a run they accept every record."""
 
     paper: ClassVar[str] = ""
-    remembers: ClassVar[bool] = False
+    is_stateful: ClassVar[bool] = False
 
     @override
     def judge(self, record: Record) -> FilterResult:
@@ -415,7 +415,7 @@ class ModelScoredFilter(Filter, ABC):
 
     @override
     @abstractmethod
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         """Return the scoring state for one split."""
 
 

@@ -149,7 +149,7 @@ class NoveltyPool:
         self.limit = limit
         self._texts: list[list[str]] = []
         self._lengths = array("l")
-        self._places: dict[str, array[int]] = {}
+        self._indices: dict[str, array[int]] = {}
         self._counts: dict[str, array[int]] = {}
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class NoveltyPool:
         """Add a text."""
         tokens = _tokens(text)
         for token, count in Counter(tokens).items():
-            self._places.setdefault(token, array("l")).append(len(self._texts))
+            self._indices.setdefault(token, array("l")).append(len(self._texts))
             self._counts.setdefault(token, array("l")).append(count)
         self._texts.append(tokens)
         self._lengths.append(len(tokens))
@@ -172,8 +172,8 @@ class NoveltyPool:
             return 0.0
         shared = np.zeros(len(self._texts), dtype=np.int64)
         for token, count in Counter(tokens).items():
-            if token in self._places:
-                indices = np.frombuffer(self._places[token], dtype=np.int_)
+            if token in self._indices:
+                indices = np.frombuffer(self._indices[token], dtype=np.int_)
                 shared[indices] += np.minimum(np.frombuffer(self._counts[token], np.int_), count)
         totals = np.frombuffer(self._lengths, dtype=np.int_) + len(tokens)
         bounds = 2 * shared / totals

@@ -39,7 +39,7 @@ class ModelPool:
     say: Callable[[str], None] | None = None
     settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     job: Job | None = None
-    lent: dict[tuple[str, str], Any] = field(default_factory=dict)
+    models: dict[tuple[str, str], Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
@@ -54,7 +54,7 @@ class ModelPool:
             CheckpointError: If the reference leads to no checkpoint.
             BackendError: If the engine cannot open it.
         """
-        return self._lend(  # type: ignore[no-any-return]  # the opener's type
+        return self._get(  # type: ignore[no-any-return]  # the opener's type
             "text", reference, lambda: self._open_text_model(reference)
         )
 
@@ -66,7 +66,7 @@ class ModelPool:
         """
         from stillroom.models import open_embedder
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "embedder", reference, lambda: open_embedder(reference, say=self.say)
         )
 
@@ -79,7 +79,7 @@ class ModelPool:
         from stillroom.models.encoders.sequence_classifiers import NLIModel
         from stillroom.models.hub import resolve_checkpoint
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "entailment", reference, lambda: NLIModel(resolve_checkpoint(reference))
         )
 
@@ -92,7 +92,7 @@ class ModelPool:
         from stillroom.models.encoders.sequence_classifiers import TextClassifier
         from stillroom.models.hub import resolve_checkpoint
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "classifier", reference, lambda: TextClassifier(resolve_checkpoint(reference))
         )
 
@@ -102,7 +102,7 @@ class ModelPool:
         Raises:
             CheckpointError: If the reference leads to no checkpoint.
         """
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "counter", reference, lambda: self._open_counter(reference)
         )
 
@@ -137,13 +137,13 @@ class ModelPool:
     def close(self) -> None:
         """Close all models; closing twice is allowed."""
         with self._lock:
-            for (kind, _), model in self.lent.items():
+            for (kind, _), model in self.models.items():
                 if kind == "text":
                     model.close()
-            self.lent.clear()
+            self.models.clear()
 
-    def _lend(self, kind: str, reference: str, open_model: Callable[[], Any]) -> Any:
+    def _get(self, kind: str, reference: str, open_model: Callable[[], Any]) -> Any:
         with self._lock:
-            if (kind, reference) not in self.lent:
-                self.lent[kind, reference] = open_model()
-            return self.lent[kind, reference]
+            if (kind, reference) not in self.models:
+                self.models[kind, reference] = open_model()
+            return self.models[kind, reference]

@@ -247,7 +247,7 @@ class SynthRecipe(Recipe):
             if problems:
                 raise RecipeError(problems)
             return self
-        takes, name = self.generator.takes, self.generator.method_name()
+        takes, name = self.generator.seed_kinds, self.generator.method_name()
         if self.index and self.seeds:
             raise _make_misfit_error(
                 "index and seeds are both set", "only one of them", "remove one"

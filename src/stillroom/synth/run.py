@@ -126,8 +126,8 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
             recipe, plan, "train", context, model, job, costs, closing, comparison.look_ahead
         )
         require_records(train, recipe)
-        if train.tally.made:
-            comparison.begin(train.tally.made)
+        if train.stats.synthetic_texts:
+            comparison.start(train.stats.synthetic_texts)
         texts, rejected = _make_passage_records(recipe, plan, context, job)
         results = (held_out, train)
         origin = _write_records(job.output / "records.jsonl", train, texts, held_out)
@@ -143,8 +143,8 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         dropped = chain(held_out.dropped, train.dropped, rejected)
         page_input = ReportInput(
             report,
-            train.tally,
-            held_out.tally,
+            train.stats,
+            held_out.stats,
             dropped,
             comparison,
             [recipe.model],
@@ -180,9 +180,11 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     else:
         num_records = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
         generator = recipe.generator
-        num_requests = num_records / _PASS_RATE * max(1.0, generator.asks / generator.gives)
+        num_requests = (
+            num_records / _PASS_RATE * max(1.0, generator.max_requests / generator.max_records)
+        )
         seconds = num_requests * (
-            generator.longest / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
+            generator.max_tokens / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
         )
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
@@ -227,7 +229,7 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
             for record in draft.records:
                 name, verdict = chain.judge(record)
                 if verdict.keep:
-                    chain.admit(verdict.changed or record)
+                    chain.on_accept(verdict.changed or record)
                 judged.append((verdict.changed or record, name, verdict))
             failures = tuple((failure.reason, failure.text) for failure in draft.failures)
             yield UnitPreview(seed, tuple(judged), failures)
@@ -236,7 +238,7 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
 def _make_split_plan(recipe: SynthRecipe) -> SplitPlan:
     if not recipe.start:
         return SplitPlan(None, {}, {side: [] for side in _SPLITS}, {})
-    takes = recipe.generator.takes
+    takes = recipe.generator.seed_kinds
     if recipe.index and "passages" in takes:  # the texts of records serve as passages here
         takes = tuple(kind for kind in takes if kind != "records")
     source = read_seeds(recipe.start, takes)
@@ -251,7 +253,7 @@ def _make_split_plan(recipe: SynthRecipe) -> SplitPlan:
 
 
 def _start_generator(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> GeneratorState:
-    return recipe.generator.begin(GeneratorContext(split, plan.items[split], recipe.seed))
+    return recipe.generator.start(GeneratorContext(split, plan.items[split], recipe.seed))
 
 
 def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
@@ -264,7 +266,7 @@ def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
 
 
 def _iter_split_items(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> Iterator[WorkItem]:
-    if plan.source is None or recipe.generator.draws:
+    if plan.source is None or recipe.generator.samples_seeds:
         count = _num_wanted(recipe, plan, split) * recipe.attempts
         return iter_draws(split, seed=recipe.seed, count=count)
     return iter_work_items(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
@@ -299,7 +301,7 @@ def _run_split(
 
         def show(harvest: SplitResult) -> None:
             news = len(harvest.kept) - progress.done
-            on_kept(harvest.tally.made)
+            on_kept(harvest.stats.synthetic_texts)
             progress.advance(
                 news,
                 lambda: f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {costs.note()}",
@@ -317,7 +319,7 @@ def _filter_ahead(
 ) -> Iterator[GenerationResult]:
     """Yield drafts once workers have filtered them as far as possible; some are drafted ahead."""
     ahead = map_prefetched(
-        lambda draft: chain.spread(draft.records),
+        lambda draft: chain.apply_ahead(draft.records),
         drafts,
         workers=2 * job.engine.num_workers,
         pause=job.check_cancelled,
@@ -360,7 +362,7 @@ def _make_passage_records(
     recipe: SynthRecipe, plan: SplitPlan, context: FilterContext, job: Job
 ) -> tuple[list[Record], list[RejectedRecord]]:
     """Return train passages as plain-text records, and those a filter rejected."""
-    filters: list[Filter] = [check for check in recipe.filters if check.judges_passages]
+    filters: list[Filter] = [check for check in recipe.filters if check.accepts_passages]
     chain = FilterChain(filters, context, job.journal("measures"))
     records: list[Record] = []
     dropped: list[RejectedRecord] = []
@@ -380,7 +382,7 @@ def _make_passage_records(
         )
         name, verdict = chain.judge(record)
         if verdict.keep:
-            chain.admit(verdict.changed or record)
+            chain.on_accept(verdict.changed or record)
             records.append(verdict.changed or record)
         else:
             dropped.append(reject_record("train", name, verdict, passage.id, record))
@@ -394,10 +396,10 @@ def _write_records(
     with RecordWriter(path) as writer:
         train.write_to(writer)
         for record in texts:
-            train.tally.add(record)
+            train.stats.add(record)
             writer.write(record)
         held_out.write_to(writer)
-    return combine_origins([*train.tally.origins, *held_out.tally.origins])
+    return combine_origins([*train.stats.origins, *held_out.stats.origins])
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
@@ -462,8 +464,8 @@ def _run_graph_job(
     records = train.harvest.kept
     if not records:
         raise make_no_records_error(train)
-    if train.harvest.tally.made and recipe.mix is None:
-        comparison.begin(train.harvest.tally.made)
+    if train.harvest.stats.synthetic_texts and recipe.mix is None:
+        comparison.start(train.harvest.stats.synthetic_texts)
     mixture = mix_records(records, recipe.mix, seed=recipe.seed) if recipe.mix else None
     left_out = mixture.dropped if mixture is not None else ()
 
@@ -479,7 +481,7 @@ def _run_graph_job(
     page_input = ReportInput(
         report,
         train_stats,
-        held_out.harvest.tally,
+        held_out.harvest.stats,
         dropped(),
         comparison,
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
@@ -490,7 +492,7 @@ def _run_graph_job(
     stopped_by = costs.reached()
     if stopped_by:
         job.say(f"warning: {len(records)} training records kept; {stopped_by}")
-    origin = combine_origins([*train_stats.origins, *held_out.harvest.tally.origins])
+    origin = combine_origins([*train_stats.origins, *held_out.harvest.stats.origins])
     return job.finish(
         "records",
         parents=_list_graph_parents(recipe, inputs, models, job),
@@ -529,7 +531,7 @@ def _run_graph_split(
         def show(graph_result: GraphResult) -> None:
             result = graph_result.harvest
             if split == "train" and recipe.mix is None:
-                comparison.look_ahead(result.tally.made)
+                comparison.look_ahead(result.stats.synthetic_texts)
             note = f"{result.asked} asked, {len(result.dropped)} dropped, {costs.note()}"
             progress.advance(len(result.kept) - progress.done, note)
 
@@ -540,7 +542,7 @@ def _write_graph_records(
     path: Path, train: GraphResult, held_out: GraphResult, mixture: MixtureResult | None
 ) -> RecordStats:
     """Write the records of both sides; return the statistics of the training records."""
-    train_stats = train.harvest.tally
+    train_stats = train.harvest.stats
     with RecordWriter(path) as writer:
         if mixture is None:
             train.harvest.write_to(writer)

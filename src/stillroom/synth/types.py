@@ -165,7 +165,7 @@ class WorkItem:
         """The passage, or a record's text as one.
 
         Raises:
-            TypeError: If the item has no document text; ``Generator.takes`` prevents it.
+            TypeError: If the item has no document text; ``Generator.seed_kinds`` prevents it.
         """
         if isinstance(self.item, Passage):
             return self.item
@@ -284,7 +284,7 @@ class RejectedRecord:
     text: str = ""
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     step: str = ""
 
     def to_json(self) -> dict[str, object]:
@@ -299,7 +299,7 @@ class RejectedRecord:
             "text": self.text,
             **({"limit": self.limit} if self.limit is not None else {}),
             **({"against": self.against} if self.against else {}),
-            **({"told": dict(self.told)} if self.told else {}),
+            **({"told": dict(self.details)} if self.details else {}),
             **({"step": self.step} if self.step else {}),
         }
 

@@ -128,18 +128,18 @@ def test_records_are_read_as_what_the_generator_takes(tmp_path):
 class Growing(Generator):
     """Says how many it knew before its round."""
 
-    takes = ("nothing",)
+    seed_kinds = ("nothing",)
     default_filters = ()
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 1
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 1
 
-    def begin(self, corpus):
+    def start(self, corpus):
         return _Grown()
 
     def generate(self, seeds, model):
@@ -157,7 +157,7 @@ class _Grown:
             text = f"{len(self.known)} known, {seed.item.number % 4}"
             yield GenerationResult(seed.key, (Record((Message("assistant", text),)),), asked=1)
 
-    def settle(self, draft):
+    def finalize(self, draft):
         text = draft.records[0].messages[0].content
         if text in self.known:
             return GenerationResult(
@@ -175,7 +175,7 @@ class Shelf(dict):
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_a_pool_grows_by_rounds_whatever_the_group(batch_size):
     def collect(shelf):
-        writer = Growing().begin(GeneratorContext("train"))
+        writer = Growing().start(GeneratorContext("train"))
         seeds = iter_draws("train", seed=0, count=9)
         drafts = generate_units(seeds, writer, scripted_model([]), shelf, batch_size=batch_size)
         return run_filters("train", drafts, FilterChain([], FilterContext()), 100)

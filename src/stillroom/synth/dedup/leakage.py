@@ -374,7 +374,7 @@ class WordFinder:
         self._index = BenchmarkIndex(self.asked, **rules)
         self._is_one = [is_asking(text) and len(split_sentences(text)) == 1 for text in self.asked]
         self._with_passage = [index for index, part in enumerate(parts) if part.passage]
-        self._wholes = BenchmarkIndex([items[index] for index in self._with_passage], **rules)
+        self._items_index = BenchmarkIndex([items[index] for index in self._with_passage], **rules)
         self._only_with = frozenset(index for index in self._with_passage if not alone[index])
 
     def find(self, record: Record) -> ContaminationMatch | None:
@@ -422,10 +422,10 @@ class WordFinder:
 
     def _look_whole(self, text: str, answered: frozenset[int]) -> Iterator[ContaminationMatch]:
         """Yield the items whose passage matches, along with their question or their answer."""
-        for match in self._wholes.matches(text):
+        for match in self._items_index.matches(text):
             item = self._with_passage[match.item]
             part = self._parts[item]
-            question_share = self._wholes.share_beyond(
+            question_share = self._items_index.share_beyond(
                 match.item, text, part.question, part.passage
             )
             least = _ASKED_TOO if part.is_apart else _ASKED_TOO_RUNNING

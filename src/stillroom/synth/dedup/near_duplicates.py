@@ -164,27 +164,27 @@ class _Column:
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._whole: list[npt.NDArray[Any]] = []
-        self._rest: list[Any] = []
+        self._packed: list[npt.NDArray[Any]] = []
+        self._tail: list[Any] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._whole)) + len(self._rest)
+        return sum(map(len, self._packed)) + len(self._tail)
 
     def append(self, value: object) -> None:
-        self._rest.append(value)
-        if len(self._rest) == _CHECK_EVERY:
+        self._tail.append(value)
+        if len(self._tail) == _CHECK_EVERY:
             self._pack()
 
     def array(self) -> npt.NDArray[Any]:
         """Return the column as one array."""
         self._pack()
-        self._whole = [np.concatenate(self._whole)] if self._whole else []
-        return self._whole[0] if self._whole else np.zeros(0, dtype=self._kind)
+        self._packed = [np.concatenate(self._packed)] if self._packed else []
+        return self._packed[0] if self._packed else np.zeros(0, dtype=self._kind)
 
     def _pack(self) -> None:
-        if self._rest:
-            self._whole.append(np.array(self._rest, dtype=self._kind))
-            self._rest = []
+        if self._tail:
+            self._packed.append(np.array(self._tail, dtype=self._kind))
+            self._tail = []
 
 
 def _read(

@@ -252,14 +252,14 @@ class _Experiment:
         student_seed = derive_seed(self.plan.seed, seed)
         num_records, tokens = 0, 0
         if arm is None or family is None:
-            model = self.students.begin(student_seed)
+            model = self.students.create(student_seed)
         else:
-            conversations = self._lessons(arm, family, student_seed)
+            conversations = self._training_set(arm, family, student_seed)
             num_records, tokens = (
                 len(conversations),
                 sum(len(conversation.ids) for conversation in conversations),
             )
-            model = self.students.teach(conversations, student_seed, key)
+            model = self.students.train(conversations, student_seed, key)
         losses = self.students.losses(model, held_out)
         return {
             "losses": [nats for nats, _ in losses],
@@ -267,7 +267,7 @@ class _Experiment:
             "learned": [num_records, tokens],
         }
 
-    def _lessons(
+    def _training_set(
         self, arm: Ablation, family: AblationGroup, seed: int
     ) -> list[EncodedConversation]:
         """Return a student's training set: as many records, or tokens, as every other arm has."""

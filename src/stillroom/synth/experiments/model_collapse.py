@@ -254,7 +254,7 @@ class _Experiment:
             learned=[_text(record) for record in data],
         )
         seed = derive_seed(plan.seed, unit.seed)
-        model = self.students.teach(self.students.encode(data), seed, unit.key)
+        model = self.students.train(self.students.encode(data), seed, unit.key)
         losses = self.students.losses(model, held_out)
         if unit.generation < plan.generations:
             draws = derive_seed(seed, unit.rule, unit.generation, "write")

@@ -167,7 +167,7 @@ class StudentTrainer:
             for start, end in zip(starts, ends, strict=True)
         ]
 
-    def teach(self, encoded: Sequence[EncodedConversation], seed: int, name: str) -> Any:
+    def train(self, encoded: Sequence[EncodedConversation], seed: int, name: str) -> Any:
         """Train and return a student.
 
         Args:
@@ -175,7 +175,7 @@ class StudentTrainer:
             seed: Seed of the weights, if fresh, and of the order of records.
             name: Name of the training; a resumed job continues the one of the same name.
         """
-        model = self.begin(seed)
+        model = self.create(seed)
         settings = self.settings.train
         if settings.lora is not None:
             model = add_lora(model, settings.lora, seed)
@@ -198,7 +198,7 @@ class StudentTrainer:
         """Remove the saved state of a training whose result is journaled."""
         (self._job.scratch / f"{name}-{STATE_FILE}").unlink(missing_ok=True)
 
-    def begin(self, seed: int) -> Any:
+    def create(self, seed: int) -> Any:
         """Return the untrained student of a seed."""
         model, _ = load_causal_lm(self._folder(seed), dtype="float32")
         return model
@@ -216,7 +216,7 @@ class StudentTrainer:
         as ``cut``.
 
         Args:
-            model: Result of ``teach``.
+            model: Result of ``train``.
             records: Records to replace.
             seed: Seed of the sampling.
             link: Link added to the records' chain of origin.

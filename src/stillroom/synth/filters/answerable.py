@@ -108,7 +108,7 @@ class Answerable(Filter):
         return self._weigh(record, "")
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _AnswerableState(self, context)
 
     def _weigh(self, record: Record, heading: str) -> FilterResult:
@@ -150,7 +150,7 @@ class _AnswerableState:
         heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
         return self._settings._weigh(record, heading)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""
 
 

@@ -36,7 +36,7 @@ class Decontaminate(Filter):
     """Drop training records and passages that contain a held-out or named test item."""
 
     paper: ClassVar[str] = "arXiv:2005.14165"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     against: tuple[Reference, ...] = Field(
         (),
@@ -55,7 +55,7 @@ class Decontaminate(Filter):
         return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _DecontaminateState(self, context)
 
 
@@ -93,5 +93,5 @@ class _DecontaminateState:
         reason = "holds a named test item" if where else "held-out text in training"
         return FilterResult(False, reason, match.share, self._near, against=f"{where}{item}")
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: the items are fixed before records are judged."""

@@ -94,7 +94,7 @@ class Deita(ModelScoredFilter):
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
             raise RecipeError(
                 "deita has no scorer",
@@ -128,10 +128,10 @@ class _DeitaState(ScoringState):
         self.fingerprint = digest_json([prints, self._by, 2])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         exchanges = get_exchanges(record)
         if not exchanges or not all(question.strip() for question, _ in exchanges):
             return {"failed": "there is no question, or no answer"}
@@ -155,7 +155,7 @@ class _DeitaState(ScoringState):
         return values
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         settings = self._settings
         product = value["product"]
         for name, score, least in (
@@ -164,8 +164,8 @@ class _DeitaState(ScoringState):
             ("complexity times quality", product, settings.min_product),
         ):
             if score < least:
-                return FilterResult(False, f"{name} too low", score, least, told=value)
-        return FilterResult(True, score=product, told=value)
+                return FilterResult(False, f"{name} too low", score, least, details=value)
+        return FilterResult(True, score=product, details=value)
 
 
 def _form_question(question: str, answer: str) -> Prompt:

@@ -29,8 +29,8 @@ class Duplicate(Filter):
     """Drop records that repeat one already accepted on the same side of the split."""
 
     paper: ClassVar[str] = "Broder 1997"
-    judges_passages: ClassVar[bool] = True
-    remembers: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
+    is_stateful: ClassVar[bool] = True
 
     threshold: float = Field(
         0.8,
@@ -48,7 +48,7 @@ class Duplicate(Filter):
         return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _DuplicateState(self)
 
 
@@ -83,7 +83,7 @@ class _DuplicateState:
             return FilterResult(False, reason, nearest, self._threshold, against=like)
         return FilterResult(True, score=nearest)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         question, answer = _keys(record)
         self._questions.setdefault(question, len(self._sets))
         self._answers.setdefault(answer, len(self._sets))

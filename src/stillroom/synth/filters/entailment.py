@@ -47,7 +47,7 @@ class Entailment(ModelScoredFilter):
     window: int = Field(4, ge=1, le=100, description="sentences of the passage per window")
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _EntailmentState(self, context)
 
 
@@ -58,10 +58,10 @@ class _EntailmentState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, settings.window])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         passage = get_evidence_passage(record, self._context)
         source = passage.text if passage is not None else get_evidence_quote(record)
         answer = get_last_answer(record)
@@ -77,12 +77,12 @@ class _EntailmentState(ScoringState):
         return {"chance": worst, "sentence": sentence}
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         chance = value["chance"]
         if chance < self._settings.min_chance:
             details = {"sentence": value["sentence"]}
             limit = self._settings.min_chance
             return FilterResult(
-                False, "does not follow from the passage", chance, limit, told=details
+                False, "does not follow from the passage", chance, limit, details=details
             )
         return FilterResult(True, score=chance)

@@ -31,7 +31,7 @@ class GopherQuality(Filter):
     """Drop answers of symbols, bullets, ellipses or no words."""
 
     paper: ClassVar[str] = "arXiv:2112.11446"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     min_words: int = Field(3, ge=0, description="minimum words of an answer (the paper: 50)")
     max_words: int = Field(100_000, ge=1, description="maximum words of an answer")

@@ -48,7 +48,7 @@ class Grounded(Filter):
         return self._weigh(record, None)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _GroundedState(self, context)
 
     def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
@@ -80,7 +80,7 @@ class _GroundedState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, get_evidence_passage(record, self._context))
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: support does not depend on accepted records."""
 
 

@@ -50,7 +50,7 @@ class Ifd(ModelScoredFilter):
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _IfdState(self, context)
 
 
@@ -61,10 +61,10 @@ class _IfdState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, "ifd"])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         prompt, answer = get_prompt_messages(record), get_last_answer(record)
         if not prompt or not answer.strip():
             return {"failed": "there is no question, or no answer"}
@@ -78,7 +78,7 @@ class _IfdState(ScoringState):
         }
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         settings, conditioned, unconditioned = self._settings, value["given"], value["alone"]
         if settings.ratio == "perplexity":
             ifd = math.exp(min(conditioned - unconditioned, 700.0))
@@ -87,8 +87,8 @@ class _IfdState(ScoringState):
         details = {"loss_given": conditioned, "loss_alone": unconditioned, "ratio": settings.ratio}
         if ifd > settings.max_ifd:
             return FilterResult(
-                False, "the question does not help", ifd, settings.max_ifd, told=details
+                False, "the question does not help", ifd, settings.max_ifd, details=details
             )
         if ifd < settings.min_ifd:
-            return FilterResult(False, "too easy", ifd, settings.min_ifd, told=details)
-        return FilterResult(True, score=ifd, told=details)
+            return FilterResult(False, "too easy", ifd, settings.min_ifd, details=details)
+        return FilterResult(True, score=ifd, details=details)

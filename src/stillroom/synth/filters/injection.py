@@ -179,7 +179,7 @@ class Injection(Filter):
     """Drop records and passages that give instructions to a model, or hide characters."""
 
     paper: ClassVar[str] = "arXiv:2302.12173"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     @override
     def judge(self, record: Record) -> FilterResult:

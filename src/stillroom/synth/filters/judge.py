@@ -88,7 +88,7 @@ class Judge(ModelScoredFilter):
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _JudgeState(self, context)
 
 
@@ -103,15 +103,15 @@ class _JudgeState(ScoringState):
         ]
         self._names = [model.fingerprint for model in models]
         self.fingerprint = digest_json([*(judge.fingerprint for judge in self._judges), "talk"])
-        self._lessons = _read_calibration_records(settings.labels)
-        self._fitted: IsotonicScaler | PlattScaler | None = None
-        self._told: dict[str, Any] = {}
+        self._calibration = _read_calibration_records(settings.labels)
+        self._scaler: IsotonicScaler | PlattScaler | None = None
+        self._fit_summary: dict[str, Any] = {}
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         question, answer = get_last_instruction(record), get_last_answer(record)
         rejected = record.fields.get("rejected")
         talk = get_history(record)
@@ -132,7 +132,7 @@ class _JudgeState(ScoringState):
         return {**facts, "ratings": [rating.to_json() for rating in ratings]}
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         if "pairs" in value:
             chance = math.fsum(verdict["chance"] for verdict in value["pairs"]) / len(
                 value["pairs"]
@@ -142,52 +142,54 @@ class _JudgeState(ScoringState):
             if wins * 2 <= len(value["pairs"]) or chance <= self._settings.min_chance:
                 limit = self._settings.min_chance
                 return FilterResult(
-                    False, "the chosen answer is not better", chance, limit, told=details
+                    False, "the chosen answer is not better", chance, limit, details=details
                 )
-            return FilterResult(True, score=chance, told=details)
+            return FilterResult(True, score=chance, details=details)
         raw = _mean_of(value)
         score = self._to_people(raw)
         details = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
         if score < self._settings.min_score:
-            return FilterResult(False, "judged poor", score, self._settings.min_score, told=details)
-        return FilterResult(True, score=score, told=details)
+            return FilterResult(
+                False, "judged poor", score, self._settings.min_score, details=details
+            )
+        return FilterResult(True, score=score, details=details)
 
     @override
-    def lessons(self) -> Sequence[Record]:
-        return self._lessons
+    def calibration_records(self) -> Sequence[Record]:
+        return self._calibration
 
     @override
-    def learn(self, values: Sequence[Any]) -> None:
+    def calibrate(self, values: Sequence[Any]) -> None:
         scored = [
             (_mean_of(value), float(record.fields[_HUMAN]))
-            for record, value in zip(self._lessons, values, strict=True)
+            for record, value in zip(self._calibration, values, strict=True)
             if "ratings" in value
         ]
         scores, labels = [score for score, _ in scored], [label for _, label in scored]
         if self._settings.calibration == "platt":
             top = self._settings.scale - 1
             chances = [(score - 1) / top for score in scores]
-            self._fitted = PlattScaler.fit(chances, [label > _HALF for label in labels])
+            self._scaler = PlattScaler.fit(chances, [label > _HALF for label in labels])
         else:
-            self._fitted = IsotonicScaler.fit(scores, labels)
+            self._scaler = IsotonicScaler.fit(scores, labels)
         gaps = [abs(self._to_people(score) - label) for score, label in scored]
-        self._told = {
+        self._fit_summary = {
             "fitted to": len(scored),
             "mean gap to people before": _plain(_mean(abs(a - b) for a, b in scored)),
             "mean gap to people after, on the same": _plain(_mean(gaps)),
         }
 
     def _to_people(self, score: float) -> float:
-        if isinstance(self._fitted, PlattScaler):
-            return self._fitted.apply((score - 1) / (self._settings.scale - 1))
-        return self._fitted.apply(score) if self._fitted is not None else score
+        if isinstance(self._scaler, PlattScaler):
+            return self._scaler.apply((score - 1) / (self._settings.scale - 1))
+        return self._scaler.apply(score) if self._scaler is not None else score
 
     @override
     def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
         rated = [value for value in values if "ratings" in value]
         pairs = [value for value in values if "pairs" in value]
         failed = sum("failed" in value for value in values)
-        summary: dict[str, Any] = {"judged": len(values), "failed": failed, **self._told}
+        summary: dict[str, Any] = {"judged": len(values), "failed": failed, **self._fit_summary}
         summary["judged by their own writer"] = sum(bool(value.get("own")) for value in values)
         if rated:
             rows = [

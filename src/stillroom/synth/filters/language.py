@@ -36,7 +36,7 @@ class Language(Filter):
         return self._compare(record, "")
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _LanguageState(self, context)
 
     def _compare(self, record: Record, expected: str) -> FilterResult:
@@ -56,7 +56,7 @@ class _LanguageState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._compare(record, self._language_of(record))
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: languages do not depend on accepted records."""
 
     def _language_of(self, record: Record) -> str:

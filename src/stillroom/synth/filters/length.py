@@ -25,7 +25,7 @@ class Length(Filter):
     """Drop records that are too short or too long."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     unit: Literal["tokens", "words", "characters"] = Field(
         "tokens", description="unit of the bounds; outside of a run words are counted for tokens"
@@ -45,7 +45,7 @@ class Length(Filter):
         return self._weigh(record, len if self.unit == "characters" else _count_words)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         if self.unit != "tokens":
             return self
         return _LengthState(self, context.models.counter(self.tokenizer))
@@ -74,7 +74,7 @@ class _LengthState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, self._count)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: a length does not depend on accepted records."""
 
 

@@ -55,7 +55,7 @@ class License(Filter):
     """Drop records whose license is not allowed or not known."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     allow: tuple[str, ...] = Field(
         _OPEN,
@@ -72,7 +72,7 @@ class License(Filter):
         return self._judge(record, None)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _LicenseState(self, context)
 
     def _judge(self, record: Record, passage: Passage | None) -> FilterResult:
@@ -85,13 +85,13 @@ class License(Filter):
             return FilterResult(True)
         terms = allowed_terms(license_id, self.allow)
         if terms is None:
-            return FilterResult(False, "license not allowed", 0.0, told={"license": license_id})
+            return FilterResult(False, "license not allowed", 0.0, details={"license": license_id})
         attributed = [term for term in terms if requires_attribution(term)]
         if not self.attribute or not attributed or "attribution" in record.fields:
             return FilterResult(True)
         fields = {**record.fields, "attribution": _attribute(record, passage, terms)}
         return FilterResult(
-            True, told={"license": license_id}, changed=replace(record, fields=fields)
+            True, details={"license": license_id}, changed=replace(record, fields=fields)
         )
 
 
@@ -102,7 +102,7 @@ class _LicenseState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._judge(record, get_evidence_passage(record, self._context))
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: a license does not depend on accepted records."""
 
 

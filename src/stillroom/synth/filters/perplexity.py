@@ -45,7 +45,7 @@ class Perplexity(ModelScoredFilter):
     """Drop texts that a language model finds too surprising or too predictable."""
 
     paper: ClassVar[str] = "arXiv:1911.00359"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     model: Reference = Field(
         "hub:HuggingFaceTB/SmolLM2-135M-Instruct", description="causal model that scores"
@@ -59,7 +59,7 @@ class Perplexity(ModelScoredFilter):
     max_window: float = Field(2000.0, gt=1, description="maximum perplexity of any window")
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _PerplexityState(self, context)
 
 
@@ -70,10 +70,10 @@ class _PerplexityState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, settings.of, settings.window])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         text = get_last_answer(record) if self._settings.of == "answer" else get_full_text(record)
         result = measure_perplexity(self._model, text, window=self._settings.window)
         if not result.tokens:
@@ -82,7 +82,7 @@ class _PerplexityState(ScoringState):
         return {"perplexity": result.perplexity, "worst": worst, "tokens": result.tokens}
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         settings, perplexity, worst = self._settings, value["perplexity"], value["worst"]
         if perplexity > settings.max_perplexity:
             return FilterResult(False, "too surprising", perplexity, settings.max_perplexity)

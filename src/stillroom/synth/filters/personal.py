@@ -35,7 +35,7 @@ class Personal(Filter):
     """Drop or mask records with data that identify or expose a person."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     kinds: tuple[PiiKind, ...] = Field(
         ("email", "phone", "card", "iban", "ssn", "ip", "secret"),
@@ -58,7 +58,7 @@ class Personal(Filter):
         return self._judge(record, Pseudonymizer("", self.style))
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         secret = self.key.reveal() if self.key is not None else f"seed {context.seed}"
         return _PersonalState(self, Pseudonymizer(secret, self.style))
 
@@ -67,7 +67,7 @@ class Personal(Filter):
             changed, counts = mask_record(record, self.kinds, pseudonyms)
             total = float(sum(counts.values()))
             if counts:
-                return FilterResult(True, score=total, told={"masked": counts}, changed=changed)
+                return FilterResult(True, score=total, details={"masked": counts}, changed=changed)
             return FilterResult(True, score=0.0)
         for text in dict.fromkeys(iter_text_fields(record)):  # a rejected answer is exported too
             matches = [match for match in find_pii(text) if match.kind in self.kinds]
@@ -85,7 +85,7 @@ class _PersonalState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._judge(record, self._pseudonyms)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: a pseudonym depends on the value only."""
 
 

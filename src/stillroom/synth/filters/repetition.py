@@ -62,7 +62,7 @@ class Repetition(Filter):
         worst = 0.0
         for message in record.messages:
             if loop := _find_loop(message.content):
-                return FilterResult(False, "repeats itself", 1.0, told={"loop": loop})
+                return FilterResult(False, "repeats itself", 1.0, details={"loop": loop})
             words = split_words(message.content)
             if len(words) >= self.long_words:
                 verdict = self._apply_rules(message.content)
@@ -86,7 +86,7 @@ class Repetition(Filter):
             if measured[rule] > bound / self.strictness:
                 details = {"rule": rule}
                 limit = bound / self.strictness
-                return FilterResult(False, "repeats itself", measured[rule], limit, told=details)
+                return FilterResult(False, "repeats itself", measured[rule], limit, details=details)
         return FilterResult(True)
 
 

@@ -38,7 +38,7 @@ class Reworded(ModelScoredFilter):
     """Drop training records that ask what a test item asks, in other words."""
 
     paper: ClassVar[str] = "arXiv:2311.04850"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     embedder: Reference = Field(
         "hub:sentence-transformers/all-MiniLM-L6-v2",
@@ -52,7 +52,7 @@ class Reworded(ModelScoredFilter):
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _RewordedState(self, context)
 
 
@@ -88,7 +88,7 @@ class _RewordedState(ScoringState):
         self.fingerprint = digest_json(parts)
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
+    def score(self, records: Sequence[Record]) -> list[Any]:
         pieces = [
             (index, *piece)
             for index, record in enumerate(records)
@@ -109,7 +109,7 @@ class _RewordedState(ScoringState):
         return [None if match is None else [match.item, round(match.score, 6)] for match in best]
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         if value is None:
             return FilterResult(True, score=0.0)
         item, score = value

@@ -62,7 +62,7 @@ class RoundTrip(ModelScoredFilter):
     max_new_tokens: int = Field(64, ge=4, le=1024, description="maximum tokens of an answer")
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _RoundTripState(self, context)
 
 
@@ -77,10 +77,10 @@ class _RoundTripState(ScoringState):
         )
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         passage = get_evidence_passage(record, self._context)
         source = passage.text if passage is not None else get_evidence_quote(record)
         question, answer = get_last_instruction(record), get_last_answer(record)
@@ -99,17 +99,19 @@ class _RoundTripState(ScoringState):
         return value
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         settings, details = (
             self._settings,
             {"answer": value["answer"], "guess": value.get("guess", "")},
         )
         if value["with"] < settings.min_with:
             reason = "a model answers otherwise from the passage"
-            return FilterResult(False, reason, value["with"], settings.min_with, told=details)
+            return FilterResult(False, reason, value["with"], settings.min_with, details=details)
         if value.get("without", 0.0) > settings.max_without:
             reason = "a model answers without the passage"
-            return FilterResult(False, reason, value["without"], settings.max_without, told=details)
+            return FilterResult(
+                False, reason, value["without"], settings.max_without, details=details
+            )
         return FilterResult(True, score=value["with"])
 
 

@@ -46,11 +46,13 @@ class Schema(Filter):
             try:
                 value = parse_json(value)
             except ValueError as error:
-                return FilterResult(False, "not JSON", 0.0, told={"why": str(error)})
+                return FilterResult(False, "not JSON", 0.0, details={"why": str(error)})
         elif value is None:
-            return FilterResult(False, "not JSON", 0.0, told={"why": f"there is no {self.field}"})
+            return FilterResult(
+                False, "not JSON", 0.0, details={"why": f"there is no {self.field}"}
+            )
         misfit = find_violation(value, self.fits)
         if misfit is not None:
             details = {"at": misfit.pointer or "/", "why": misfit.why}
-            return FilterResult(False, "does not fit the schema", 0.0, told=details)
+            return FilterResult(False, "does not fit the schema", 0.0, details=details)
         return FilterResult(True)

@@ -34,7 +34,7 @@ class Shape(Filter):
     """Drop empty, unfinished, overlong and leaking records."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     min_characters: int = Field(
         8, ge=1, description="minimum length of a question or plain text, in characters"

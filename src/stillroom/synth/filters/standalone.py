@@ -49,7 +49,7 @@ class Standalone(Filter):
         return self._weigh(record, FilterContext())
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _StandaloneState(self, context)
 
     def _weigh(self, record: Record, context: FilterContext) -> FilterResult:
@@ -91,7 +91,7 @@ class _StandaloneState:
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, self._context)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""
 
 

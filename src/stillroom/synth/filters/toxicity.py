@@ -30,7 +30,7 @@ class Toxicity(ModelScoredFilter):
     """Drop records that attack, threaten or degrade."""
 
     paper: ClassVar[str] = "arXiv:2009.11462"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     checkpoint: Reference | None = Field(
         None, description="text-classification checkpoint; without one a word list is used"
@@ -45,7 +45,7 @@ class Toxicity(ModelScoredFilter):
         return _by_words(record)
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _ClassifierState(self, context) if self.checkpoint else _WordListState()
 
 
@@ -53,11 +53,11 @@ class _WordListState(ScoringState):
     fingerprint = "words"
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
+    def score(self, records: Sequence[Record]) -> list[Any]:
         return [None] * len(records)
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         return _by_words(record)
 
 
@@ -72,7 +72,7 @@ class _ClassifierState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
+    def score(self, records: Sequence[Record]) -> list[Any]:
         texts = [
             (index, message.content)
             for index, record in enumerate(records)
@@ -86,12 +86,12 @@ class _ClassifierState(ScoringState):
         return values
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         worst = max(self._labels, key=lambda label: float(value.get(label, 0.0)), default="")
         chance = float(value.get(worst, 0.0))
         if chance >= self._limit:
             return FilterResult(
-                False, f"toxic: {worst}", chance, self._limit, told={"by": "classifier"}
+                False, f"toxic: {worst}", chance, self._limit, details={"by": "classifier"}
             )
         return FilterResult(True, score=chance)
 
@@ -102,6 +102,6 @@ def _by_words(record: Record) -> FilterResult:
         if spans:
             details = {"by": "words", "found": spans[0].text}
             return FilterResult(
-                False, f"toxic: {spans[0].kind}", float(len(spans)), 0.0, told=details
+                False, f"toxic: {spans[0].kind}", float(len(spans)), 0.0, details=details
             )
     return FilterResult(True, score=0.0)

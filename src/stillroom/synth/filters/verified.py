@@ -44,4 +44,4 @@ class Verified(Filter):
         if check.keep:
             return FilterResult(True, score=check.score)
         details = {"verifier": self.verifier.method_name()}
-        return FilterResult(False, check.reason or "wrong", check.score, told=details)
+        return FilterResult(False, check.reason or "wrong", check.score, details=details)

@@ -38,7 +38,7 @@ class BackTranslation(StepwiseGenerator):
     """Predict the instruction that a document answers, and keep pairs with a high score."""
 
     paper: ClassVar[str] = "arXiv:2308.06259"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
@@ -65,19 +65,19 @@ class BackTranslation(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_instruction_characters
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage = unit.seed.passage
-        reply = yield from unit.fill(
-            unit.words("instruction", text=fence_text(passage.text)),
+        reply = yield from unit.ask_json(
+            unit.render("instruction", text=fence_text(passage.text)),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 8)),
             label="instruction",
         )
@@ -99,16 +99,18 @@ class BackTranslation(StepwiseGenerator):
             "evidence": Quote(passage.id, passage.start, passage.end, passage.text).to_json(),
             "curation_score": round(score, 4),
         }
-        unit.keep(make_qa_messages(instruction, passage.text), fields)
+        unit.add_record(make_qa_messages(instruction, passage.text), fields)
 
     def _score(self, unit: GenerationUnit, instruction: str) -> RequestCoroutine[float | None]:
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "score", instruction=instruction, text=fence_text(unit.seed.passage.text)
         )
         if self.grade == "expected":
             return self._expect(unit, prompt_text)
         schema = make_object_schema(score=make_enum_schema(1, 2, 3, 4, 5))
-        reply = yield from unit.fill(prompt_text, schema, label="curation score", temperature=0.0)
+        reply = yield from unit.ask_json(
+            prompt_text, schema, label="curation score", temperature=0.0
+        )
         return float(reply["score"]) if reply else None
 
     def _expect(self, unit: GenerationUnit, prompt_text: str) -> float | None:

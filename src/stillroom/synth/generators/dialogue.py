@@ -62,7 +62,7 @@ class Dialogue(StepwiseGenerator):
     """Generate a conversation of several turns about a text, a topic or a first question."""
 
     paper: ClassVar[str] = "arXiv:2305.14233"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "open": PromptTemplate(
@@ -96,19 +96,19 @@ class Dialogue(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.max_turns * (3 if self.check_consistency else 2)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_user_tokens, self.max_answer_tokens)
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         subject, first_question = self._subject(unit)
         grounding = f" They are about this:\n{subject}" if unit.seed.kind == "passages" else ""
-        system = unit.words("assistant", subject=grounding)
+        system = unit.render("assistant", subject=grounding)
         turns: list[Message] = []
         ending = "as long as wanted"
         while len(turns) < 2 * self.max_turns:
@@ -124,7 +124,7 @@ class Dialogue(StepwiseGenerator):
                 ending = "the user repeats himself"
                 break
             talk = [*turns, Message("user", question)]
-            answer = yield from unit.say(talk, tokens=self.max_answer_tokens, system=system)
+            answer = yield from unit.ask(talk, tokens=self.max_answer_tokens, system=system)
             if answer is None:
                 ending = "no answer"
                 break
@@ -146,7 +146,7 @@ class Dialogue(StepwiseGenerator):
             "turns": len(turns) // 2,
             "ended": ending,
         }
-        unit.keep(turns, fields)
+        unit.add_record(turns, fields)
 
     def _subject(self, unit: GenerationUnit) -> tuple[str, str]:
         """Return the subject of the conversation, and the first message if the seed has one."""
@@ -167,11 +167,11 @@ class Dialogue(StepwiseGenerator):
     ) -> RequestCoroutine[str | None]:
         """Return the user's next message; empty if the user ends, None if there is none."""
         prompt_text = (
-            unit.words("user", subject=subject, talk=_show(turns))
+            unit.render("user", subject=subject, talk=_show(turns))
             if turns
-            else unit.words("open", subject=subject, goal=self.goal)
+            else unit.render("open", subject=subject, goal=self.goal)
         )
-        reply = yield from unit.say(
+        reply = yield from unit.ask(
             prompt_text, tokens=self.max_user_tokens, label="message of the user", stop=_PARAGRAPH
         )
         if reply is None:
@@ -188,8 +188,8 @@ class Dialogue(StepwiseGenerator):
 
     def _contradicts(self, unit: GenerationUnit, turns: list[Message]) -> RequestCoroutine[bool]:
         """Return whether the last answer contradicts another; True if the check is unparsable."""
-        prompt_text = unit.words("consistent", talk=fence_text(_show(turns)))
-        reply = yield from unit.fill(
+        prompt_text = unit.render("consistent", talk=fence_text(_show(turns)))
+        reply = yield from unit.ask_json(
             prompt_text, _VERDICT, label="consistency check", temperature=0.0
         )
         return reply is None or reply["contradicts"] == "yes"

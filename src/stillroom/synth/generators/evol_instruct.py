@@ -75,7 +75,7 @@ class EvolInstruct(StepwiseGenerator):
     """Evolve the instruction of a record and answer every step that survives."""
 
     paper: ClassVar[str] = "arXiv:2304.12244"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "depth": PromptTemplate(_DEPTH),
@@ -107,17 +107,17 @@ class EvolInstruct(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.rounds * (3 if self.compare else 2)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.rounds
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_instruction_tokens, self.max_answer_tokens)
 
     @override
@@ -133,8 +133,8 @@ class EvolInstruct(StepwiseGenerator):
             evolved = yield from self._evolve(unit, evolution, instruction)
             if evolved is None:
                 continue
-            answer = yield from unit.say(
-                unit.words("answer", instruction=evolved), tokens=self.max_answer_tokens
+            answer = yield from unit.ask(
+                unit.render("answer", instruction=evolved), tokens=self.max_answer_tokens
             )
             if answer is None:
                 continue
@@ -152,7 +152,9 @@ class EvolInstruct(StepwiseGenerator):
                     "round": round_number,
                     "before": instruction,
                 }
-                record = unit.keep(make_qa_messages(evolved, answer), fields, parents=(parent,))
+                record = unit.add_record(
+                    make_qa_messages(evolved, answer), fields, parents=(parent,)
+                )
                 instruction, parent = evolved, record.id
 
     def _evolve(
@@ -160,10 +162,10 @@ class EvolInstruct(StepwiseGenerator):
     ) -> RequestCoroutine[str | None]:
         shown = fence_text(instruction)
         if evolution == "breadth":
-            prompt_text = unit.words("breadth", instruction=shown)
+            prompt_text = unit.render("breadth", instruction=shown)
         else:
-            prompt_text = unit.words("depth", how=_HOW[evolution], instruction=shown)
-        reply = yield from unit.say(
+            prompt_text = unit.render("depth", how=_HOW[evolution], instruction=shown)
+        reply = yield from unit.ask(
             prompt_text, tokens=self.max_instruction_tokens, label="instruction"
         )
         if reply is None:
@@ -185,6 +187,6 @@ class EvolInstruct(StepwiseGenerator):
 
     def _is_equal(self, unit: GenerationUnit, first: str, second: str) -> RequestCoroutine[bool]:
         """Return whether the teacher finds two instructions equal; True if unparsable."""
-        prompt_text = unit.words("equal", first=fence_text(first), second=fence_text(second))
-        reply = yield from unit.fill(prompt_text, _SAME, label="comparison", temperature=0.0)
+        prompt_text = unit.render("equal", first=fence_text(first), second=fence_text(second))
+        reply = yield from unit.ask_json(prompt_text, _SAME, label="comparison", temperature=0.0)
         return reply is None or reply["equal"] == "yes"

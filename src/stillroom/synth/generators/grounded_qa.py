@@ -134,13 +134,13 @@ class GroundedQa(Generator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         is_single = self.form == "schema" or (self.form == "statement" and self.answer == "quote")
         return self.questions if is_single else 2 * self.questions
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         both = self.max_question_tokens + self.max_answer_tokens + 16
         return both if self.form == "schema" else self.max_question_tokens
 
@@ -177,9 +177,9 @@ class GroundedQa(Generator):
                 reason = (
                     "question cut at the token limit" if is_truncated(completion) else "no question"
                 )
-                batch.fail(request.seed, reason, completion.text)
+                batch.add_failure(request.seed, reason, completion.text)
             elif not question:
-                batch.fail(request.seed, failure, written)
+                batch.add_failure(request.seed, failure, written)
             elif quote is not None and self.answer == "quote":
                 self._keep(
                     batch,
@@ -231,9 +231,9 @@ class GroundedQa(Generator):
         answer = clean_answer(completion.text)
         shown = f"{answer_draft.question} | {completion.text}"
         if is_truncated(completion):
-            batch.fail(seed_index, "answer cut at the token limit", shown)
+            batch.add_failure(seed_index, "answer cut at the token limit", shown)
         elif not answer:
-            batch.fail(seed_index, "no answer", shown)
+            batch.add_failure(seed_index, "no answer", shown)
         else:
             self._keep(batch, model, seed_index, answer_draft, answer)
 
@@ -264,7 +264,7 @@ class GroundedQa(Generator):
                     if is_truncated(completion)
                     else "not the JSON asked"
                 )
-                batch.fail(request.seed, reason, completion.text)
+                batch.add_failure(request.seed, reason, completion.text)
             else:
                 self._keep(
                     batch, model, request.seed, _TeacherAnswer(pair[0], pair[0], None), pair[1]
@@ -293,7 +293,7 @@ class GroundedQa(Generator):
             (opened if openings else free).append((quote, opening))
         subjects = opened or free
         if not subjects and seed.attempt == 0:
-            batch.fail(seed_index, "no sentence says something by itself")
+            batch.add_failure(seed_index, "no sentence says something by itself")
         rng.shuffle(subjects)
         waits = self.openings and not opened and seed.passage.language == "en"
         first = (seed.attempt - waits) * self.questions
@@ -358,7 +358,7 @@ class GroundedQa(Generator):
         if answer_draft.written != answer_draft.question:
             fields["written"] = answer_draft.written  # the generated question, before trimming
         turns = (Message("user", answer_draft.question), Message("assistant", answer))
-        batch.keep(
+        batch.add_record(
             seed_index, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic"))
         )
 

@@ -41,7 +41,7 @@ class InstructionReversal(StepwiseGenerator):
     """Generate the instruction that a text answers."""
 
     paper: ClassVar[str] = "arXiv:2304.08460"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
@@ -72,20 +72,20 @@ class InstructionReversal(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2 if self.min_closeness else 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens if self.min_closeness else self.max_instruction_characters
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage, rng = unit.seed.passage, unit.rng("voice")
         voice = rng.choice(self.voices)
-        reply = yield from unit.fill(
-            unit.words("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
+        reply = yield from unit.ask_json(
+            unit.render("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 4)),
             label="instruction",
         )
@@ -101,8 +101,8 @@ class InstructionReversal(StepwiseGenerator):
             "voice": voice,
         }
         if self.min_closeness:
-            rewritten = yield from unit.say(
-                unit.words("again", instruction=instruction), tokens=self.max_answer_tokens
+            rewritten = yield from unit.ask(
+                unit.render("again", instruction=instruction), tokens=self.max_answer_tokens
             )
             if rewritten is None:
                 return
@@ -114,6 +114,8 @@ class InstructionReversal(StepwiseGenerator):
         prompted = instruction
         if rng.random() < self.length_share:
             count = len(split_sentences(passage.text))
-            prompted = unit.words("length", instruction=instruction, number=str(count))
+            prompted = unit.render("length", instruction=instruction, number=str(count))
         quote = Quote(passage.id, passage.start, passage.end, passage.text)
-        unit.keep(make_qa_messages(prompted, passage.text), {**fields, "evidence": quote.to_json()})
+        unit.add_record(
+            make_qa_messages(prompted, passage.text), {**fields, "evidence": quote.to_json()}
+        )

@@ -42,7 +42,7 @@ class Magpie(StepwiseGenerator):
     """Sample a user message after the bare template, then answer it."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "system": PromptTemplate("You answer questions about this text.\n{text}"),
@@ -61,12 +61,12 @@ class Magpie(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2 * self.questions * self.turns
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
@@ -92,7 +92,7 @@ class Magpie(StepwiseGenerator):
             question = yield from self._ask_user(unit, turns)
             if question is None:
                 break
-            answer = yield from unit.say(
+            answer = yield from unit.ask(
                 [*self._before(unit), *turns, Message("user", question)],
                 tokens=self.max_answer_tokens,
                 temperature=0.0,
@@ -138,7 +138,7 @@ class Magpie(StepwiseGenerator):
 
     def _before(self, unit: GenerationUnit) -> list[Message]:
         if unit.seed.kind == "passages":
-            text = unit.words("system", text=fence_text(unit.seed.passage.text))
+            text = unit.render("system", text=fence_text(unit.seed.passage.text))
             return [Message("system", f"{self.system}\n{text}".strip())]
         return [Message("system", self.system)] if self.system else []
 
@@ -147,4 +147,4 @@ class Magpie(StepwiseGenerator):
         fields: dict[str, object] = {"question": question, "answer": answer}
         if unit.seed.kind == "passages":
             fields["evidence"] = find_best_quote(unit.seed.passage, answer).to_json()
-        unit.keep(turns, fields)
+        unit.add_record(turns, fields)

@@ -50,7 +50,7 @@ class Metamath(StepwiseGenerator):
     """Rewrite math problems and solve the results."""
 
     paper: ClassVar[str] = "arXiv:2309.12284"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "rephrase": PromptTemplate(
@@ -86,17 +86,17 @@ class Metamath(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.ways) * (1 + self.tries)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.ways)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -133,16 +133,16 @@ class Metamath(StepwiseGenerator):
             expected = number.group()
             masked = f"{question[: number.start()]}x{question[number.end() :]}"
             if augmentation == "fobar":
-                prompted = unit.words("fobar", question=masked, answer=answer)
+                prompted = unit.render("fobar", question=masked, answer=answer)
             else:
                 prompted = yield from self._state(unit, masked, answer)
         if prompted is not None:
             yield from self._solve(unit, augmentation, prompted, expected)
 
     def _rephrase(self, unit: GenerationUnit, question: str) -> RequestCoroutine[str | None]:
-        prompt_text = unit.words("rephrase", question=fence_text(question))
+        prompt_text = unit.render("rephrase", question=fence_text(question))
         schema = make_object_schema(problem=make_string_schema(_LONGEST, 8))
-        reply = yield from unit.fill(prompt_text, schema, label="rephrasing")
+        reply = yield from unit.ask_json(prompt_text, schema, label="rephrasing")
         if reply is None:
             return None
         problem = str(reply["problem"]).strip()
@@ -154,23 +154,23 @@ class Metamath(StepwiseGenerator):
     def _state(
         self, unit: GenerationUnit, masked: str, answer: str
     ) -> RequestCoroutine[str | None]:
-        prompt_text = unit.words("state", question=fence_text(masked), answer=answer)
+        prompt_text = unit.render("state", question=fence_text(masked), answer=answer)
         schema = make_object_schema(statement=make_string_schema(_LONGEST, 8))
-        reply = yield from unit.fill(prompt_text, schema, label="statement")
+        reply = yield from unit.ask_json(prompt_text, schema, label="statement")
         if reply is None:
             return None
         statement = str(reply["statement"]).strip()
         if not _X.search(statement) or answer not in statement or "?" in statement:
             unit.fail("statement without x or the answer, or that asks", statement)
             return None
-        return unit.words("backward", statement=statement)
+        return unit.render("backward", statement=statement)
 
     def _solve(
         self, unit: GenerationUnit, augmentation: Augmentation, question: str, expected: str
     ) -> RequestCoroutine[None]:
-        prompt_text = unit.words("solve", question=question)
+        prompt_text = unit.render("solve", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="solution")
+            text = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="solution")
             if text is None:
                 continue
             verdict = self.verifier.check(text, {"answer": expected})
@@ -181,6 +181,6 @@ class Metamath(StepwiseGenerator):
                     "final_answer": expected,
                     "way": augmentation,
                 }
-                unit.keep(make_qa_messages(question, text), fields)
+                unit.add_record(make_qa_messages(question, text), fields)
                 return
             unit.fail(f"solution with {verdict.reason}", text)

@@ -77,7 +77,7 @@ class Persona(StepwiseGenerator):
     """Infer personas from texts (or take those of records), and write tasks for them."""
 
     paper: ClassVar[str] = "arXiv:2406.20094"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "from_text": PromptTemplate(
@@ -111,28 +111,28 @@ class Persona(StepwiseGenerator):
     max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
-    def _people(self) -> int:
+    def _num_personas(self) -> int:
         """Number of personas per seed."""
         people: int = sum(self.relations**hop for hop in range(self.hops + 1))
         return people
 
     @property
     @override
-    def asks(self) -> int:
-        return 1 + self._people * (1 + 2 * len(self.kinds))
+    def max_requests(self) -> int:
+        return 1 + self._num_personas * (1 + 2 * len(self.kinds))
 
     @property
     @override
-    def gives(self) -> int:
-        return len(self.kinds) * self._people
+    def max_records(self) -> int:
+        return len(self.kinds) * self._num_personas
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_task_tokens, self.max_answer_tokens)
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PersonaState(self)
 
     @override
@@ -157,16 +157,16 @@ class Persona(StepwiseGenerator):
             if not description:
                 unit.fail("a record that describes nobody")
             return to_one_line(str(description))
-        prompt_text = unit.words("from_text", text=fence_text(unit.seed.passage.text))
-        reply = yield from unit.fill(
+        prompt_text = unit.render("from_text", text=fence_text(unit.seed.passage.text))
+        reply = yield from unit.ask_json(
             prompt_text, make_object_schema(persona=_PERSONA), label="persona"
         )
         return self._person(unit, reply["persona"]) if reply else ""
 
     def _related(self, unit: GenerationUnit, persona: str) -> RequestCoroutine[list[str]]:
-        prompt_text = unit.words("related", persona=persona, number=str(self.relations))
+        prompt_text = unit.render("related", persona=persona, number=str(self.relations))
         schema = make_object_schema(personas=make_array_schema(_PERSONA, self.relations))
-        reply = yield from unit.fill(prompt_text, schema, label="related personas")
+        reply = yield from unit.ask_json(prompt_text, schema, label="related personas")
         people = (
             [self._person(unit, description) for description in reply["personas"]] if reply else []
         )
@@ -189,14 +189,16 @@ class Persona(StepwiseGenerator):
     def _task(
         self, unit: GenerationUnit, persona: str, hop: int, related_to: str, kind: TaskKind
     ) -> RequestCoroutine[None]:
-        prompt_text = unit.words("task", persona=persona, kind=_KINDS[kind])
-        task = yield from unit.say(prompt_text, tokens=self.max_task_tokens, label="task")
+        prompt_text = unit.render("task", persona=persona, kind=_KINDS[kind])
+        task = yield from unit.ask(prompt_text, tokens=self.max_task_tokens, label="task")
         if task is None:
             return
         if _PROMPT_LEAK.search(task):
             unit.fail("words of the prompt in the task", task)
             return
-        answer = yield from unit.say(unit.words("answer", task=task), tokens=self.max_answer_tokens)
+        answer = yield from unit.ask(
+            unit.render("answer", task=task), tokens=self.max_answer_tokens
+        )
         if answer is not None and echoes_question(task, answer):
             unit.fail("an answer that repeats its task", f"{task} | {answer}")
         elif answer is not None:
@@ -209,7 +211,7 @@ class Persona(StepwiseGenerator):
                 "hop": hop,
                 "task_kind": kind,
             }
-            unit.keep(make_qa_messages(task, answer), fields)
+            unit.add_record(make_qa_messages(task, answer), fields)
 
 
 class _PersonaState:
@@ -228,7 +230,7 @@ class _PersonaState:
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         return self._method.open(seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         """Drop the records of personas similar to those of an earlier unit."""
         records, failures, new_ids = [], list(draft.failures), set()
         for record in draft.records:

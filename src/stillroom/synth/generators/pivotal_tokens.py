@@ -47,7 +47,7 @@ class PivotalTokens(StepwiseGenerator):
     """Find pairs of words that decide whether an answer is right."""
 
     paper: ClassVar[str] = "arXiv:2412.08905"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = ()
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
@@ -75,17 +75,17 @@ class PivotalTokens(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.samples * (2 + 8 * self.pairs)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.pairs
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -96,9 +96,9 @@ class PivotalTokens(StepwiseGenerator):
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
-        prompt_text = unit.words("ask", question=question)
+        prompt_text = unit.render("ask", question=question)
         search = _Search(self, unit, prompt_text, fields)
-        baseline, solutions = yield from search.begin()
+        baseline, solutions = yield from search.start()
         if not self.min_chance <= baseline.share <= self.max_chance:
             unit.fail("question too easy or too hard", f"{baseline.share:.2f}: {question}")
             return
@@ -123,12 +123,17 @@ class _Search:
         prompt_text: str,
         fields: Mapping[str, Any],
     ) -> None:
-        self._method, self._unit, self._words, self._fields = method, unit, prompt_text, fields
+        self._method, self._unit, self._prompt_text, self._fields = (
+            method,
+            unit,
+            prompt_text,
+            fields,
+        )
         self._known: dict[str, _Chance] = {}
         self._pairs: set[tuple[str, str, str]] = set()
         self.kept = 0
 
-    def begin(self) -> RequestCoroutine[tuple[_Chance, list[str]]]:
+    def start(self) -> RequestCoroutine[tuple[_Chance, list[str]]]:
         """Return the success rate of the question alone, a right solution and a wrong one."""
         texts = yield from self._complete("")
         verdicts = [bool(text) and self._is_right(text) for text in texts]
@@ -182,7 +187,7 @@ class _Search:
             "way": "pivotal",
         }
         turns = [Message("user", question), Message("assistant", prefix + preferred)]
-        self._unit.keep(turns, fields)
+        self._unit.add_record(turns, fields)
         self.kept += 1
 
     def _chance(self, prefix: str) -> RequestCoroutine[_Chance]:
@@ -194,8 +199,8 @@ class _Search:
 
     def _complete(self, prefix: str) -> RequestCoroutine[list[str]]:
         method = self._method
-        completions = yield from self._unit.draw(
-            self._words, count=method.samples, tokens=method.max_answer_tokens, prefix=prefix
+        completions = yield from self._unit.sample_many(
+            self._prompt_text, count=method.samples, tokens=method.max_answer_tokens, prefix=prefix
         )
         return [text or "" for text in completions]
 

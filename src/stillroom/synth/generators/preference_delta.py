@@ -40,7 +40,7 @@ class PreferenceDelta(StepwiseGenerator):
     """Pair the teacher's answer with a weaker model's."""
 
     paper: ClassVar[str] = "arXiv:2507.06187"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
@@ -59,16 +59,16 @@ class PreferenceDelta(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PreferenceDeltaState(self)
 
     @override
@@ -81,12 +81,12 @@ class PreferenceDelta(StepwiseGenerator):
         if not question:
             unit.fail("a record that asks nothing")
             return
-        prompt_text = unit.words("ask", question=question)
-        strong = yield from unit.say(prompt_text, tokens=self.max_answer_tokens)
+        prompt_text = unit.render("ask", question=question)
+        strong = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens)
         if strong is None:
             return
         unit.count("asks of the weaker model")
-        weak = yield from unit.say(
+        weak = yield from unit.ask(
             prompt_text,
             tokens=self.max_answer_tokens,
             label="answer of the weaker model",
@@ -107,7 +107,7 @@ class PreferenceDelta(StepwiseGenerator):
                 "rejected_by": weaker.fingerprint,
             }
             weaker_link = Link("synth.generators.preference_delta.weaker", weaker.fingerprint)
-            unit.keep(make_qa_messages(question, strong), fields, links=[weaker_link])
+            unit.add_record(make_qa_messages(question, strong), fields, links=[weaker_link])
 
 
 class _PreferenceDeltaState:
@@ -131,7 +131,7 @@ class _PreferenceDeltaState:
 
         return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         return replace(draft)
 
     def _open(self) -> TextModel:

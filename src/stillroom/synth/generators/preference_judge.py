@@ -40,7 +40,7 @@ class PreferenceJudge(StepwiseGenerator):
     """Pair a chosen with a rejected answer by the scores of a judge."""
 
     paper: ClassVar[str] = "arXiv:2310.01377"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "ask": PromptTemplate("{question}"),
@@ -64,12 +64,12 @@ class PreferenceJudge(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 4
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -78,11 +78,11 @@ class PreferenceJudge(StepwiseGenerator):
         if not question:
             unit.fail("a record that asks nothing")
             return
-        prompt_text = unit.words("ask", question=question)
+        prompt_text = unit.render("ask", question=question)
         first, second = yield from run_concurrently(
             [
-                unit.say(prompt_text, tokens=self.max_answer_tokens),
-                unit.say(
+                unit.ask(prompt_text, tokens=self.max_answer_tokens),
+                unit.ask(
                     prompt_text, tokens=self.max_answer_tokens, temperature=self.other_temperature
                 ),
             ]
@@ -102,14 +102,14 @@ class PreferenceJudge(StepwiseGenerator):
     def _judge(
         self, unit: GenerationUnit, question: str, first: str, second: str
     ) -> RequestCoroutine[tuple[int, int] | None]:
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "judge",
             question=fence_text(question),
             first=fence_text(first),
             second=fence_text(second),
             rubric=self.rubric,
         )
-        reply = yield from unit.fill(prompt_text, _SCORES, label="verdict", temperature=0.0)
+        reply = yield from unit.ask_json(prompt_text, _SCORES, label="verdict", temperature=0.0)
         return (int(reply["first"]), int(reply["second"])) if reply else None
 
     def _settle(
@@ -137,4 +137,4 @@ class PreferenceJudge(StepwiseGenerator):
                 "margin": abs(margin),
                 "way": "judge",
             }
-            unit.keep(make_qa_messages(question, preferred), fields)
+            unit.add_record(make_qa_messages(question, preferred), fields)

@@ -35,7 +35,7 @@ class Rationale(StepwiseGenerator):
     """Generate reasoning for the answer of a record, and keep what reaches it."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "reason": PromptTemplate(
@@ -56,12 +56,12 @@ class Rationale(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.tries + int(self.rationalize)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -72,9 +72,9 @@ class Rationale(StepwiseGenerator):
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
-        prompt_text = unit.words("reason", question=question)
+        prompt_text = unit.render("reason", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(
+            text = yield from unit.ask(
                 prompt_text, tokens=self.max_answer_tokens, label="rationale"
             )
             if text is not None and self._holds(unit, text, fields):
@@ -83,8 +83,8 @@ class Rationale(StepwiseGenerator):
         if not self.rationalize or not answer:
             return
         shown = fence_text(answer) if "\n" in answer else to_one_line(answer)
-        prompt_text = unit.words("hinted", question=question, answer=shown)
-        text = yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="rationale")
+        prompt_text = unit.render("hinted", question=question, answer=shown)
+        text = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="rationale")
         if text is not None and _TELLS.search(text):
             unit.fail("rationale that tells of its hint", text)
         elif text is not None and self._holds(unit, text, fields):
@@ -101,4 +101,4 @@ class Rationale(StepwiseGenerator):
     ) -> None:
         unit.count(f"rationales {source}")
         fields = {"question": question, "answer": text, "final_answer": answer, "way": source}
-        unit.keep(make_qa_messages(question, text), fields)
+        unit.add_record(make_qa_messages(question, text), fields)

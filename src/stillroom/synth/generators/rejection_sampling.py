@@ -40,7 +40,7 @@ class RejectionSampling(StepwiseGenerator):
     """Sample answers and keep those that pass a verifier."""
 
     paper: ClassVar[str] = "arXiv:2308.01825"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
@@ -71,17 +71,17 @@ class RejectionSampling(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.samples
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.samples if self.keep == "distinct" else 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -91,8 +91,8 @@ class RejectionSampling(StepwiseGenerator):
         if not question:
             unit.fail("a record that asks nothing")
             return
-        prompt_text = unit.words("ask", question=question)
-        samples = yield from unit.draw(
+        prompt_text = unit.render("ask", question=question)
+        samples = yield from unit.sample_many(
             prompt_text, count=self.samples, tokens=self.max_answer_tokens
         )
         texts = [text.strip() for text in samples if text is not None and text.strip()]
@@ -149,7 +149,7 @@ class RejectionSampling(StepwiseGenerator):
                 unit.fail("reasoning like one kept", text)
                 continue
             accepted.append(text)
-            unit.keep(make_qa_messages(question, text), {**fields, "answer": text})
+            unit.add_record(make_qa_messages(question, text), {**fields, "answer": text})
             if self.keep == "best":
                 break
 

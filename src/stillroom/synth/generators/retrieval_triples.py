@@ -80,7 +80,7 @@ class RetrievalTriples(StepwiseGenerator):
     """Write queries for passages and mine hard negatives."""
 
     paper: ClassVar[str] = "arXiv:2407.15831"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = (
         "shape",
         "refusal",
@@ -131,16 +131,16 @@ class RetrievalTriples(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + (self.negatives if self.ask_teacher else 0)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_query_characters
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _RetrievalTriplesState(self, corpus)
 
     @override
@@ -151,8 +151,8 @@ class RetrievalTriples(StepwiseGenerator):
         """Request a query and add it with its negatives."""
         passage = unit.seed.passage
         kind = unit.rng("kind").choice(self.kinds)
-        reply = yield from unit.fill(
-            unit.words("query", text=fence_text(passage.text), kind=_KINDS[kind]),
+        reply = yield from unit.ask_json(
+            unit.render("query", text=fence_text(passage.text), kind=_KINDS[kind]),
             make_object_schema(query=make_string_schema(self.max_query_characters, 6)),
             label="query",
         )
@@ -206,7 +206,7 @@ class RetrievalTriples(StepwiseGenerator):
             ],
         }
         parents = [candidate.passage.id for candidate in selected]
-        unit.keep(make_qa_messages(query, passage.text), fields, parents=parents)
+        unit.add_record(make_qa_messages(query, passage.text), fields, parents=parents)
 
     def _settle_query(self, kind: QueryKind, text: str, passage: Passage) -> tuple[str, str]:
         """Return the query as it is kept, and the reason to reject it, if any."""
@@ -228,8 +228,8 @@ class RetrievalTriples(StepwiseGenerator):
         self, unit: GenerationUnit, query: str, passage: Passage
     ) -> RequestCoroutine[bool]:
         """Return whether the teacher finds that a passage answers; True if unparsable."""
-        prompt_text = unit.words("answers", query=query, text=fence_text(passage.text))
-        reply = yield from unit.fill(
+        prompt_text = unit.render("answers", query=query, text=fence_text(passage.text))
+        reply = yield from unit.ask_json(
             prompt_text, _ANSWERS, label="check of a negative", temperature=0.0
         )
         return reply is None or reply["answers"] == "yes"
@@ -259,7 +259,7 @@ class _RetrievalTriplesState:
     def __init__(self, method: RetrievalTriples, corpus: GeneratorContext) -> None:
         self._method, self._corpus = method, corpus
         self._lock = threading.Lock()
-        self._mine: HardNegativeIndex | None = None
+        self._index: HardNegativeIndex | None = None
 
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()
@@ -272,7 +272,7 @@ class _RetrievalTriplesState:
 
         return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         """Return a draft unchanged: triples do not depend on each other."""
         return draft
 
@@ -280,7 +280,7 @@ class _RetrievalTriplesState:
         from stillroom.synth.seeds import read_seed_passages
 
         with self._lock:
-            if self._mine is None:
+            if self._index is None:
                 method = self._method
                 passages = tuple(item for item in self._corpus.items if isinstance(item, Passage))
                 collection = (
@@ -288,8 +288,8 @@ class _RetrievalTriplesState:
                     if method.candidates
                     else passages
                 )
-                self._mine = HardNegativeIndex(collection, method.embedder, method.mine)
-            return self._mine
+                self._index = HardNegativeIndex(collection, method.embedder, method.mine)
+            return self._index
 
 
 _CHARACTERS = 4000

@@ -43,7 +43,7 @@ class Revision(StepwiseGenerator):
     """Criticize and rewrite the answer of a record (or the teacher's own first answer)."""
 
     paper: ClassVar[str] = "arXiv:2303.17651"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "draft": PromptTemplate("{question}"),
@@ -67,12 +67,12 @@ class Revision(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.rounds
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -83,8 +83,8 @@ class Revision(StepwiseGenerator):
             return
         answer: str | None = get_solution(unit.seed.record)
         if not answer:
-            answer = yield from unit.say(
-                unit.words("draft", question=question), tokens=self.max_answer_tokens
+            answer = yield from unit.ask(
+                unit.render("draft", question=question), tokens=self.max_answer_tokens
             )
         if not answer:
             return
@@ -106,19 +106,19 @@ class Revision(StepwiseGenerator):
             unit.fail("nothing was revised", f"{question} | {first}")
             return
         fields = {"question": question, "answer": answer, "before": first, "critiques": problems}
-        unit.keep(make_qa_messages(question, answer), fields)
+        unit.add_record(make_qa_messages(question, answer), fields)
 
     def _criticize(
         self, unit: GenerationUnit, question: str, answer: str
     ) -> RequestCoroutine[list[str] | None]:
         """Return the problems of an answer; empty if it is good enough."""
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "critique",
             question=fence_text(question),
             answer=fence_text(answer),
             principles="\n".join(f"- {line}" for line in self.principles),
         )
-        reply = yield from unit.fill(prompt_text, _CRITIQUE, label="critique")
+        reply = yield from unit.ask_json(prompt_text, _CRITIQUE, label="critique")
         if reply is None:
             return None
         return (
@@ -128,10 +128,10 @@ class Revision(StepwiseGenerator):
     def _rewrite(
         self, unit: GenerationUnit, question: str, answer: str, problems: list[str]
     ) -> RequestCoroutine[str | None]:
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "rewrite",
             question=fence_text(question),
             answer=fence_text(answer),
             problems="\n".join(f"- {line}" for line in problems),
         )
-        return (yield from unit.say(prompt_text, tokens=self.max_answer_tokens, label="revision"))
+        return (yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="revision"))

@@ -62,7 +62,7 @@ class Rewrite(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(
@@ -74,17 +74,17 @@ class Rewrite(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.styles)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.styles)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -93,17 +93,17 @@ class Rewrite(StepwiseGenerator):
 
     def _into(self, unit: GenerationUnit, style: Style) -> RequestCoroutine[None]:
         passage, topic = unit.seed.passage, get_topic(unit.seed)
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "rewrite",
             topic=f"Topic: {topic}\n\n" if topic else "",
             text=fence_text(passage.text),
             style=_STYLES[style],
         )
-        text = yield from unit.say(
+        text = yield from unit.ask(
             prompt_text, tokens=self.max_new_tokens, label="rewriting", system=_SYSTEM
         )
         if text is None:
             return
         quote = Quote(passage.id, passage.start, passage.end, passage.text)
         fields = {"answer": text, "style": style, "evidence": quote.to_json()}
-        unit.keep([Message("assistant", text)], fields)
+        unit.add_record([Message("assistant", text)], fields)

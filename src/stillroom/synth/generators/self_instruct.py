@@ -69,8 +69,8 @@ class SelfInstruct(StepwiseGenerator):
     """Grow a pool of tasks from seed tasks."""
 
     paper: ClassVar[str] = "arXiv:2212.10560"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    draws: ClassVar[bool] = True
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    samples_seeds: ClassVar[bool] = True
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "tasks": PromptTemplate(
@@ -111,17 +111,17 @@ class SelfInstruct(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.tasks
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.tasks
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_list_tokens, self.max_output_characters // 2)
 
     @property
@@ -130,7 +130,7 @@ class SelfInstruct(StepwiseGenerator):
         return self.asks_a_round
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _SelfInstructState(self, corpus)
 
     @override
@@ -153,8 +153,8 @@ class SelfInstruct(StepwiseGenerator):
         rng.shuffle(shown)
         listed = "\n".join(f"{number}. {to_one_line(task)}" for number, task in enumerate(shown, 1))
         first = len(shown) + 1
-        reply = yield from unit.say(
-            unit.words("tasks", tasks=listed),
+        reply = yield from unit.ask(
+            unit.render("tasks", tasks=listed),
             tokens=self.max_list_tokens,
             label="list of tasks",
             prefix=f"{first}.",
@@ -174,13 +174,13 @@ class SelfInstruct(StepwiseGenerator):
                 unit.fail("beyond the tasks taken from an ask", task)
 
     def _instance(self, unit: GenerationUnit, task: str) -> RequestCoroutine[None]:
-        kind = yield from unit.fill(unit.words("kind", task=task), _KIND, label="kind of task")
+        kind = yield from unit.ask_json(unit.render("kind", task=task), _KIND, label="kind of task")
         if kind is None:
             return
         is_label = kind["classification"] == "yes"
         name = "labelled" if is_label else "instance"
-        reply = yield from unit.fill(
-            unit.words(name, task=task), self._schema(is_label), label="instance"
+        reply = yield from unit.ask_json(
+            unit.render(name, task=task), self._schema(is_label), label="instance"
         )
         if reply is None:
             return
@@ -206,7 +206,7 @@ class SelfInstruct(StepwiseGenerator):
                 "output": output,
                 "task_kind": "classification" if is_label else "open",
             }
-            unit.keep(make_qa_messages(prompted, output), fields, is_of_seed=False)
+            unit.add_record(make_qa_messages(prompted, output), fields, is_of_seed=False)
 
     def _schema(self, is_label: bool) -> dict[str, object]:
         text = {"type": "string", "maxLength": self.max_output_characters}
@@ -236,11 +236,11 @@ class _SelfInstructState:
 
     def __init__(self, method: SelfInstruct, corpus: GeneratorContext) -> None:
         self._method = method
-        self._people = [_task_of(item) for item in corpus.items if isinstance(item, Record)]
-        self._people = [task for task in self._people if task]
-        self._own: list[str] = []
+        self._seed_tasks = [_task_of(item) for item in corpus.items if isinstance(item, Record)]
+        self._seed_tasks = [task for task in self._seed_tasks if task]
+        self._generated_tasks: list[str] = []
         self._pool = NoveltyPool(method.likeness)
-        for task in self._people:
+        for task in self._seed_tasks:
             self._pool.add(task)
 
     @property
@@ -252,11 +252,13 @@ class _SelfInstructState:
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         def write(unit: GenerationUnit) -> RequestCoroutine[None]:
-            return self._method.grow(unit, self._people, tuple(self._own), self._pool)
+            return self._method.grow(
+                unit, self._seed_tasks, tuple(self._generated_tasks), self._pool
+            )
 
         return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         """Accept the tasks that are new relative to earlier drafts of the same round."""
         records, failures = [], list(draft.failures)
         for record in draft.records:
@@ -265,7 +267,7 @@ class _SelfInstructState:
                 failures.append(GenerationFailure("task too like one of the pool", task))
             else:
                 self._pool.add(task)
-                self._own.append(task)
+                self._generated_tasks.append(task)
                 records.append(record)
         return replace(draft, records=tuple(records), failures=tuple(failures))
 

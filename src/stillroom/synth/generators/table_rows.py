@@ -388,7 +388,7 @@ class TableRows(StepwiseGenerator):
     """Generate rows of a table; the record is one assistant message, the row as JSON."""
 
     paper: ClassVar[str] = "arXiv:1906.08230"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing",)
     default_filters: ClassVar[tuple[str, ...]] = ("injection", "decontaminate")
     templates: ClassVar = {
         "texts": PromptTemplate(
@@ -428,16 +428,16 @@ class TableRows(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return int(any(not column.is_drawn for column in self.columns))
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return sum(column.max_characters for column in self.columns if not column.is_drawn) or 1
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         self._copula()  # report unreadable rows before any request
         return self
 
@@ -476,13 +476,13 @@ class TableRows(StepwiseGenerator):
             row |= written
         ordered = {column.name: row[column.name] for column in self.columns}
         shown = json.dumps(ordered, ensure_ascii=False)
-        unit.keep([Message("assistant", shown)], {"row": ordered, "answer": shown})
+        unit.add_record([Message("assistant", shown)], {"row": ordered, "answer": shown})
 
     def _write_texts(
         self, unit: GenerationUnit, row: Mapping[str, Any], texts: Sequence[TableColumn]
     ) -> RequestCoroutine[dict[str, Any] | None]:
         known = {column.name: row[column.name] for column in self.columns if column.is_drawn}
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "texts",
             about=f" ({self.about})" if self.about else "",
             row=fence_text(json.dumps(known, ensure_ascii=False)),
@@ -491,7 +491,7 @@ class TableRows(StepwiseGenerator):
         schema = make_object_schema(
             **{column.name: make_string_schema(column.max_characters) for column in texts}
         )
-        reply = yield from unit.fill(prompt_text, schema, label="texts of the row")
+        reply = yield from unit.ask_json(prompt_text, schema, label="texts of the row")
         return dict(reply) if reply else None
 
     def _copula(self) -> Copula | None:

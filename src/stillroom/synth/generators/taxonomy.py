@@ -42,7 +42,7 @@ class Taxonomy(StepwiseGenerator):
     """Generate questions about every leaf, and answer them."""
 
     paper: ClassVar[str] = "arXiv:2402.13064"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("topics",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "syllabus": PromptTemplate(
@@ -78,12 +78,12 @@ class Taxonomy(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.questions
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_answer_tokens, self.max_question_characters)
 
     @override
@@ -110,8 +110,8 @@ class Taxonomy(StepwiseGenerator):
             title=make_string_schema(80),
             concepts=make_array_schema(make_string_schema(60), self.concepts),
         )
-        reply = yield from unit.fill(
-            unit.words("syllabus", subject=_subject(topic), about=_about(topic)),
+        reply = yield from unit.ask_json(
+            unit.render("syllabus", subject=_subject(topic), about=_about(topic)),
             make_object_schema(sessions=make_array_schema(session, self.sessions)),
             label="syllabus",
         )
@@ -123,7 +123,7 @@ class Taxonomy(StepwiseGenerator):
         selected = rng.sample(sessions, min(len(sessions), rng.choice((1, 2))))
         all_concepts = [concept for session in selected for concept in session["concepts"]]
         concepts = rng.sample(all_concepts, min(len(all_concepts), rng.randint(1, 5)))
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "from_concepts",
             subject=_subject(topic),
             sessions=to_one_line("; ".join(session["title"] for session in selected)),
@@ -139,11 +139,11 @@ class Taxonomy(StepwiseGenerator):
         context = next((example["context"] for example in shown if example.get("context")), "")
         listed = "\n".join(f"- {to_one_line(example['question'])}" for example in shown)
         if context:
-            prompt_text = unit.words(
+            prompt_text = unit.render(
                 "grounded", subject=_subject(topic), context=fence_text(context), examples=listed
             )
         else:
-            prompt_text = unit.words(
+            prompt_text = unit.render(
                 "from_examples", subject=_subject(topic), about=_about(topic), examples=listed
             )
         yield from self._settle(unit, prompt_text, context, {"context": context} if context else {})
@@ -152,19 +152,19 @@ class Taxonomy(StepwiseGenerator):
         self, unit: GenerationUnit, prompt_text: str, context: str, extra_fields: Mapping[str, Any]
     ) -> RequestCoroutine[None]:
         schema = make_object_schema(question=make_string_schema(self.max_question_characters, 8))
-        reply = yield from unit.fill(prompt_text, schema, label="question")
+        reply = yield from unit.ask_json(prompt_text, schema, label="question")
         if reply is None:
             return
         question = to_one_line(reply["question"])
         prompted = (
-            unit.words("grounded_answer", context=fence_text(context), question=question)
+            unit.render("grounded_answer", context=fence_text(context), question=question)
             if context
-            else unit.words("answer", question=question)
+            else unit.render("answer", question=question)
         )
-        answer = yield from unit.say(prompted, tokens=self.max_answer_tokens)
+        answer = yield from unit.ask(prompted, tokens=self.max_answer_tokens)
         if answer is not None:
             fields = {"question": question, "answer": answer, **extra_fields}
-            unit.keep(make_qa_messages(prompted if context else question, answer), fields)
+            unit.add_record(make_qa_messages(prompted if context else question, answer), fields)
 
 
 def _subject(topic: Topic) -> str:

@@ -52,7 +52,7 @@ class Textbook(StepwiseGenerator):
     """Write educational text; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2306.11644"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "after_text": PromptTemplate(
@@ -80,12 +80,12 @@ class Textbook(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -100,18 +100,18 @@ class Textbook(StepwiseGenerator):
             described_name = (
                 f"{name} ({to_one_line(seed.topic.description)})" if seed.topic.description else ""
             )
-            prompt_text = unit.words("on_topic", topic=described_name or name, **descriptions)
+            prompt_text = unit.render("on_topic", topic=described_name or name, **descriptions)
         else:
             shown, topic = seed.passage.text[: self.max_seed_characters], get_topic(seed)
-            prompt_text = unit.words(
+            prompt_text = unit.render(
                 "after_text",
                 text=fence_text(shown),
                 topic=f" ({topic})" if topic else "",
                 **descriptions,
             )
-        text = yield from unit.say(prompt_text, tokens=self.max_new_tokens, label="text")
+        text = yield from unit.ask(prompt_text, tokens=self.max_new_tokens, label="text")
         if text is not None and seed.kind == "passages" and _LEANS.search(text[:_BEGINNING]):
             unit.fail("a text that speaks of the one it was made from", text)
         elif text is not None:
             fields = {"answer": text, "style": style, "audience": audience}
-            unit.keep([Message("assistant", text)], fields)
+            unit.add_record([Message("assistant", text)], fields)

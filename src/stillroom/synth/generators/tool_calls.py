@@ -69,7 +69,7 @@ class ToolCalls(StepwiseGenerator):
     """Generate conversations in which the assistant calls tools."""
 
     paper: ClassVar[str] = "arXiv:2406.18518"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "request": PromptTemplate(
@@ -127,16 +127,16 @@ class ToolCalls(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 4 if self.results == "model" else 3
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_answer_tokens, self.max_argument_tokens)
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         self.toolbox()  # report an unusable file before any request
         return self
 
@@ -166,8 +166,8 @@ class ToolCalls(StepwiseGenerator):
         if result is None:
             return
         shown = json.dumps(result, ensure_ascii=False)
-        answer = yield from unit.say(
-            unit.words(
+        answer = yield from unit.ask(
+            unit.render(
                 "answer", request=fence_text(request), name=tool.name, result=fence_text(shown)
             ),
             tokens=self.max_answer_tokens,
@@ -193,7 +193,7 @@ class ToolCalls(StepwiseGenerator):
             "calls": [{"name": tool.name, "arguments": call}],
             "result_by": self.results,
         }
-        unit.keep(turns, fields)
+        unit.add_record(turns, fields)
 
     def _request(self, unit: GenerationUnit, tool: ToolDefinition) -> RequestCoroutine[str | None]:
         subject = ""
@@ -201,9 +201,9 @@ class ToolCalls(StepwiseGenerator):
             subject = f", about {' > '.join(unit.seed.topic.path)}"
         elif unit.seed.kind == "passages":
             subject = f", with values of this text: {fence_text(unit.seed.passage.text[:600])}"
-        prompt_text = unit.words("request", tool=tool.shown, about=subject)
+        prompt_text = unit.render("request", tool=tool.shown, about=subject)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        reply = yield from unit.fill(prompt_text, schema, label="request")
+        reply = yield from unit.ask_json(prompt_text, schema, label="request")
         return self._asked(unit, str(reply["message"]).strip(), (tool,)) if reply else None
 
     def _asked(
@@ -219,8 +219,8 @@ class ToolCalls(StepwiseGenerator):
     def _call(
         self, unit: GenerationUnit, tool: ToolDefinition, request: str
     ) -> RequestCoroutine[dict[str, Any] | None]:
-        prompt_text = unit.words("call", tool=tool.shown, request=fence_text(request))
-        arguments = yield from unit.fill(
+        prompt_text = unit.render("call", tool=tool.shown, request=fence_text(request))
+        arguments = yield from unit.ask_json(
             prompt_text, tool.parameters, tokens=self.max_argument_tokens, label="arguments"
         )
         if arguments is None:
@@ -244,13 +244,13 @@ class ToolCalls(StepwiseGenerator):
             if problem:
                 unit.fail(problem, f"{tool.name}: {json.dumps(call, ensure_ascii=False)}")
             return result
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "result",
             name=tool.name,
             description=tool.description,
             arguments=fence_text(json.dumps(call, ensure_ascii=False)),
         )
-        reply = yield from unit.fill(
+        reply = yield from unit.ask_json(
             prompt_text, make_object_schema(result=make_string_schema(200)), label="result"
         )
         if reply is not None and _NO_RESULT.search(str(reply["result"])):
@@ -265,14 +265,16 @@ class ToolCalls(StepwiseGenerator):
         offered = box.offer(rng.choice(box.tools), self.distractors, rng)
         shown = "\n".join(tool.shown for tool in offered)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        reply = yield from unit.fill(unit.words("no_tool", tool=shown), schema, label="request")
+        reply = yield from unit.ask_json(
+            unit.render("no_tool", tool=shown), schema, label="request"
+        )
         if reply is None:
             return
         request = self._asked(unit, str(reply["message"]).strip(), offered)
         if request is None:
             return
-        answer = yield from unit.say(
-            unit.words("decline", request=request), tokens=self.max_answer_tokens
+        answer = yield from unit.ask(
+            unit.render("decline", request=request), tokens=self.max_answer_tokens
         )
         if answer is not None:
             fields = {
@@ -281,7 +283,7 @@ class ToolCalls(StepwiseGenerator):
                 "calls": [],
                 "result_by": "",
             }
-            unit.keep([Message("user", request), Message("assistant", answer)], fields)
+            unit.add_record([Message("user", request), Message("assistant", answer)], fields)
 
 
 def _find_ungrounded_argument(

@@ -41,7 +41,7 @@ class Translation(StepwiseGenerator):
     """Translate passages, or the question and answer of records, and back."""
 
     paper: ClassVar[str] = "arXiv:1511.06709"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = (
         "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
     )  # fmt: skip
@@ -63,17 +63,17 @@ class Translation(StepwiseGenerator):
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.languages) * (4 if self.min_chrf else 2)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.languages)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -119,19 +119,19 @@ class Translation(StepwiseGenerator):
         }
         if len(translations) == 2:
             turns = [Message("user", translations[0]), Message("assistant", translations[1])]
-            unit.keep(turns, {"question": translations[0], **fields})
+            unit.add_record(turns, {"question": translations[0], **fields})
             return
         if unit.seed.kind == "passages":
             passage = unit.seed.passage
             quote = Quote(passage.id, passage.start, passage.end, passage.text)
             fields["translation_of"] = quote.to_json()
-        unit.keep([Message("assistant", translations[0])], fields)
+        unit.add_record([Message("assistant", translations[0])], fields)
 
     def _translate(
         self, unit: GenerationUnit, text: str, language: str
     ) -> RequestCoroutine[str | None]:
-        prompt_text = unit.words(
+        prompt_text = unit.render(
             "translate", text=fence_text(text), language=_NAMES.get(language, language)
         )
-        reply = yield from unit.say(prompt_text, tokens=self.max_new_tokens, label="translation")
+        reply = yield from unit.ask(prompt_text, tokens=self.max_new_tokens, label="translation")
         return reply.replace("<text>", "").replace("</text>", "").strip() if reply else None

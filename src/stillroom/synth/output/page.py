@@ -64,11 +64,11 @@ class ReportInput:
 class _ReportData:
     """Input of the page with counted rejections."""
 
-    told: ReportInput
+    source: ReportInput
     report: Mapping[str, Any]
     train: RecordStats
     held_out: RecordStats
-    falls: RejectionStats
+    rejections: RejectionStats
 
 
 def is_report_page(path: str) -> bool:
@@ -90,7 +90,7 @@ def render_report(source: ReportInput) -> str:
     _add_steps(report, facts)
     _add_reasons(report, facts)
     _add_examples(report, facts)
-    add_diversity(report, facts.told.comparison.measure(facts.train.sample))
+    add_diversity(report, facts.source.comparison.measure(facts.train.sample))
     add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, facts)
     _add_rights(report, facts)
@@ -100,7 +100,7 @@ def render_report(source: ReportInput) -> str:
 
 def _summarize(facts: _ReportData) -> str:
     train, held_out = facts.train.count, facts.held_out.count
-    rejected, requests = facts.falls.counts.total(), facts.report["spent"]["asks"]
+    rejected, requests = facts.rejections.counts.total(), facts.report["spent"]["asks"]
     summary = (
         f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows rejected"
     )
@@ -136,7 +136,7 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         if prices
         else ""
     )
-    if any(isinstance(check, ModelScoredFilter) for check in facts.told.checks):
+    if any(isinstance(check, ModelScoredFilter) for check in facts.source.checks):
         priced += " Requests of filters to their own models are not counted."
     report.section(
         "Counts and cost",
@@ -213,7 +213,7 @@ def _yield_rows(
 
 
 def _add_reasons(report: Report, facts: _ReportData) -> None:
-    counts = facts.falls.counts
+    counts = facts.rejections.counts
     if not counts:
         report.section("Rejected records", "No record was rejected.")
         return
@@ -237,7 +237,7 @@ def _add_reasons(report: Report, facts: _ReportData) -> None:
 
 
 def _add_examples(report: Report, facts: _ReportData) -> None:
-    shown = facts.train.examples.ranked()
+    shown = facts.train.examples.get_sorted()
     if shown:
         rows = tuple(
             (_clip(get_last_instruction(row_record) or "–"), _clip(get_last_answer(row_record)))
@@ -247,7 +247,7 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
             "Examples of kept records",
             table=Table("Selected by hash", ("question", "answer"), rows),
         )
-    falls = facts.falls
+    falls = facts.rejections
     rows_fell = []
     for name in sorted(
         falls.counts, key=lambda row_record: (-falls.counts[row_record], row_record)
@@ -266,7 +266,7 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
 def _add_contamination(report: Report, facts: _ReportData) -> None:
     checks = {
         check.method_name(): tuple(map(str, getattr(check, "against", ())))
-        for check in facts.told.checks
+        for check in facts.source.checks
         if check.method_name() in {"decontaminate", "reworded"}
     }
     named = sorted({Path(path).name for against in checks.values() for path in against})
@@ -283,11 +283,11 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
             "records: stillroom synth decontaminate.",
         )
         return
-    matches = facts.falls.found
+    matches = facts.rejections.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
-        + f" were searched for in every training record; {facts.falls.held_out} rows matched."
+        + f" were searched for in every training record; {facts.rejections.held_out} rows matched."
         + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
@@ -307,9 +307,9 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
         f"Of the training records: {origin_counts}.",
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
-    if facts.told.teachers:
+    if facts.source.teachers:
         terms = [
-            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.told.teachers)
+            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.source.teachers)
         ]
         report.section(
             "Terms of the teachers",

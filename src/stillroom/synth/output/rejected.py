@@ -30,7 +30,7 @@ class RejectedRow:
     score: float | None = None
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] | None = None
     step: str = ""
     split: str = ""
 
@@ -43,7 +43,7 @@ class RejectedRow:
             "score": self.score,
             "limit": self.limit,
             "against": self.against,
-            "told": dict(self.told or {}),
+            "told": dict(self.details or {}),
             "split": self.split,
             "says": [list(turn) for turn in self.says],
         }

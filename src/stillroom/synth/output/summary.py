@@ -61,7 +61,7 @@ def describe_shortfall(result: SplitResult, recipe: SynthRecipe, stopped_by: str
     main_reasons = "; ".join(f"{count} {reason}" for reason, count in reasons) or "no seeds"
     cause = stopped_by or (
         f"all seeds were used {recipe.attempts} times"
-        if recipe.start and not recipe.generator.draws
+        if recipe.start and not recipe.generator.samples_seeds
         else f"there were {recipe.attempts} units for each record of the target"
     )
     return (
@@ -105,7 +105,7 @@ def make_report(
             "prompt_tokens": result.prompt_tokens,
             "completion_tokens": result.completion_tokens,
             **({"changed": result.changed} if result.changed else {}),
-            **({"measured": dict(result.told)} if result.told else {}),
+            **({"measured": dict(result.filter_summaries)} if result.filter_summaries else {}),
             "counts": dict(sorted(result.counts.items())),
         }
     reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in rejected)
@@ -150,8 +150,8 @@ def make_graph_report(
             "completion_tokens": result.completion_tokens,
             "steps": {name: yielded.to_json() for name, yielded in graph_result.steps.items()},
             **(
-                {"measured": {k: dict(v) for k, v in graph_result.told.items()}}
-                if graph_result.told
+                {"measured": {k: dict(v) for k, v in graph_result.filter_summaries.items()}}
+                if graph_result.filter_summaries
                 else {}
             ),
         }

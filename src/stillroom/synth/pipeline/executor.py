@@ -91,10 +91,10 @@ class PipelineExecutor:
     ) -> None:
         """Build the streams of one side; no request is made before they are pulled."""
         self._recipe, self._start, self._split = recipe, inputs_of_run, split
-        self._context, self._shelves, self._pause = context, shelves, pause
+        self._context, self._caches, self._pause = context, shelves, pause
         self._scratch = scratch
         self._closing = ExitStack()
-        self.panels: dict[str, FilterChain] = {}
+        self.chains: dict[str, FilterChain] = {}
         sources = resolve_sources(recipe.steps, recipe.first)
         num_consumers = Counter(source for names in sources.values() for source in names)
         streams: dict[str, deque[Iterator[RecordBatch]]] = {}
@@ -129,7 +129,7 @@ class PipelineExecutor:
         result = GraphResult.open(self._split, self._recipe.steps, self._scratch, closing)
         records = result.harvest.kept
         if costs is not None:
-            costs.begin(result.harvest)
+            costs.add_split(result.harvest)
         try:
             for batch in interleave(self._streams) if target else ():
                 result.take(batch, target)
@@ -138,10 +138,10 @@ class PipelineExecutor:
                     break
         finally:
             self.close()
-        for name, chain in self.panels.items():
+        for name, chain in self.chains.items():
             summary = chain.summarize(result.steps[name].measured)
             if summary:
-                result.told[name] = summary
+                result.filter_summaries[name] = summary
         return result
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class PipelineExecutor:
     ) -> Iterator[RecordBatch]:
         model = self._context.models.text_model(step.model or self._recipe.model)
         context, feed = self._corpus(generator, sources, feed)
-        cache = self._shelves.open(
+        cache = self._caches.open(
             "units",
             generator.model_dump(mode="json"),
             model.fingerprint,
@@ -228,7 +228,7 @@ class PipelineExecutor:
         seeds = self._seeds(step, generator, sources, feed, pending_stats, carried_stats)
         drafts = generate_units(
             seeds,
-            generator.begin(context),
+            generator.start(context),
             model,
             cache,
             batch_size=self._recipe.batch_size,
@@ -267,7 +267,7 @@ class PipelineExecutor:
         self, generator: Generator, sources: Sequence[str], feed: _BatchStream
     ) -> tuple[GeneratorContext, _BatchStream]:
         """Return the context of a generator that compares; it waits for all its inputs."""
-        if type(generator).begin is Generator.begin:
+        if type(generator).start is Generator.start:
             return GeneratorContext(self._split, (), self._recipe.seed), feed
         if all(source in GRAPH_SOURCES for source in sources):
             items = [
@@ -291,7 +291,7 @@ class PipelineExecutor:
     ) -> Iterator[WorkItem]:
         """Yield a step's units; the statistics that come with each go to ``pending_stats``."""
         seed, split = self._recipe.seed, self._split
-        if generator.draws or sources[0] == "nothing":
+        if generator.samples_seeds or sources[0] == "nothing":
             target = self._recipe.target
             count = target.train if split == "train" else target.held_out
             if step.limit is not None and split == "train":
@@ -316,8 +316,8 @@ class PipelineExecutor:
                     yield WorkItem(item, split, attempt, seed)
 
     def _filter(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
-        chain = FilterChain(step.filters, self._context, self._shelves.open("measures"))
-        self.panels[name] = chain
+        chain = FilterChain(step.filters, self._context, self._caches.open("measures"))
+        self.chains[name] = chain
         for number, batch in enumerate(self._look_ahead(name, chain, feed)):
             accepted: list[ScoredRecord] = []
             dropped: list[RejectedRecord] = []
@@ -329,7 +329,7 @@ class PipelineExecutor:
                 if verdict.keep:
                     accepted_record = verdict.changed or scored.record
                     changed += verdict.changed is not None
-                    chain.admit(accepted_record)
+                    chain.on_accept(accepted_record)
                     accepted.append(
                         ScoredRecord(accepted_record, {**scored.scores, **chain.scores})
                     )
@@ -359,23 +359,23 @@ class PipelineExecutor:
         """
         engine = self._context.models.engine
         is_free = all(source in GRAPH_SOURCES for source in self._recipe.sources[name])
-        is_large = engine.is_remote and is_free and not chain.is_costly
+        is_large = engine.is_remote and is_free and not chain.needs_model
         size = engine.choose_block_size(_BLOCK) if is_large else 1
 
         def prefetch(block: Sequence[RecordBatch]) -> None:
             records = [scored.record for batch in block for scored in batch.records]
-            chain.spread(records)
-            if chain.is_costly:
+            chain.apply_ahead(records)
+            if chain.needs_model:
                 chain.prefetch(records)
 
-        blocks = iter_batches(map(self._to_bundle, feed), size)
+        blocks = iter_batches(map(self._to_batch, feed), size)
         for block, _ in map_prefetched(
             prefetch, blocks, workers=chain.concurrency, pause=self._pause
         ):
             yield from block
 
     def _select(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
-        batches = [self._to_bundle(scored) for scored in feed]
+        batches = [self._to_batch(scored) for scored in feed]
         accounts = [stats for batch in batches for stats in batch.accounts]
         candidates = [scored for batch in batches for scored in batch.records]
         if step.select is None or self._split != "train":
@@ -407,7 +407,7 @@ class PipelineExecutor:
         )
         yield RecordBatch(selected, (*accounts, stats))
 
-    def _to_bundle(
+    def _to_batch(
         self, group: tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
     ) -> RecordBatch:
         items, scores, stats = group
@@ -457,14 +457,14 @@ class UnitCache:
 
     def __init__(self, journal: Journal, before: dict[str, Any]) -> None:
         """Wrap ``journal``; values found only in ``before`` are copied to it."""
-        self._journal, self._before = journal, before
+        self._journal, self._previous = journal, before
 
     def get(self, key: str, default: object = None) -> object:
         """Return a value from this run or the previous one, or the default."""
         if key in self._journal:
             return self._journal[key]
-        if key in self._before:
-            self._journal.put(key, self._before.pop(key))
+        if key in self._previous:
+            self._journal.put(key, self._previous.pop(key))
             return self._journal[key]
         return default
 
@@ -478,7 +478,7 @@ class RunCache:
 
     def __init__(self, folder: Path, before: Path | None = None) -> None:
         """Open no cache yet; ``before`` is the cache folder of a previous run."""
-        self._folder, self._before = folder, before
+        self._folder, self._previous = folder, before
         self._open: dict[str, tuple[UnitCache, Journal]] = {}
 
     @classmethod
@@ -497,7 +497,7 @@ class RunCache:
         name = f"{kind}-{digest_json([_CACHE_VERSION, *depends])[:_CACHE_KEY_DIGITS]}"
         if name not in self._open:
             journal = Journal(self._folder / f"{name}.jsonl")
-            before = self._before / f"{name}.jsonl" if self._before is not None else None
+            before = self._previous / f"{name}.jsonl" if self._previous is not None else None
             known = read_journal(before) if before is not None else {}
             self._open[name] = UnitCache(journal, known), journal
         return self._open[name][0]
@@ -545,7 +545,7 @@ def run_filters(
     """Yield the records of the first units that reach the graph's end, and the rejected rows."""
     result = SplitResult(split) if result is None else result
     if costs is not None:
-        costs.begin(result)
+        costs.add_split(result)
     if not target or (costs is not None and costs.reached(share)):
         return result
     for draft in drafts:
@@ -553,7 +553,7 @@ def run_filters(
         on_unit(result)
         if len(result.kept) >= target or (costs is not None and costs.reached(share)):
             break
-    result.told = chain.summarize()
+    result.filter_summaries = chain.summarize()
     return result
 
 

@@ -45,9 +45,9 @@ class ScoreCache(Protocol):
 
 class _ActiveFilter(NamedTuple):
     name: str
-    judge: FilterState
-    remembers: bool
-    mark: str
+    state: FilterState
+    is_stateful: bool
+    digest: str
 
 
 class FilterChain:
@@ -63,12 +63,12 @@ class FilterChain:
             context: Context of the filters.
             cache: Cache of the scores; by default they are not stored.
         """
-        self._shelf = cache
-        self._ready: dict[str, Any] = {}  # prefetched scores, until they are used
+        self._cache = cache
+        self._prefetched: dict[str, Any] = {}  # prefetched scores, until they are used
         self._lock = threading.Lock()
-        self._lost = 0
+        self._num_unanswered = 0
         self._engine = context.models.engine
-        self._spreading = _FilterTask(tuple(filters), context) if self._engine.is_remote else None
+        self._task = _FilterTask(tuple(filters), context) if self._engine.is_remote else None
         self._verdicts: dict[
             str, dict[int, FilterResult]
         ] = {}  # worker verdicts, by record and filter index
@@ -76,48 +76,48 @@ class FilterChain:
         """Scores of the last accepted record, by filter."""
         self.measured: list[tuple[str, Any]] = []
         """Values of the last judged record, by filter."""
-        self._seats = []
+        self._filters = []
         self._values: dict[str, list[Any]] = {}
         for settings in filters:
-            state = settings.begin(context)
+            state = settings.start(context)
             digest = ""
             if isinstance(state, ScoringState):
                 digest = digest_json([settings.method_name(), state.fingerprint])[:_KEY_DIGITS]
-                self._learn(state, digest)
-            self._seats.append(
-                _ActiveFilter(settings.method_name(), state, settings.remembers, digest)
+                self._calibrate(state, digest)
+            self._filters.append(
+                _ActiveFilter(settings.method_name(), state, settings.is_stateful, digest)
             )
 
     @property
     def names(self) -> list[str]:
         """Names of the filters, in order."""
-        return [active.name for active in self._seats]
+        return [active.name for active in self._filters]
 
     @property
-    def is_costly(self) -> bool:
+    def needs_model(self) -> bool:
         """Whether any filter scores with a model."""
-        return any(active.mark for active in self._seats)
+        return any(active.digest for active in self._filters)
 
     @property
     def concurrency(self) -> int:
         """Number of records to score concurrently."""
         return max(
             (
-                active.judge.concurrency
-                for active in self._seats
-                if isinstance(active.judge, ScoringState)
+                active.state.concurrency
+                for active in self._filters
+                if isinstance(active.state, ScoringState)
             ),
             default=2 * self._engine.num_workers if self._engine.is_remote else 1,
         )
 
-    def spread(self, records: Sequence[Record]) -> None:
+    def apply_ahead(self, records: Sequence[Record]) -> None:
         """Have workers apply the filters that need neither a model nor earlier records.
 
         With the local engine nothing is done: records are judged on demand.
         """
-        if self._spreading is None or not records:
+        if self._task is None or not records:
             return
-        for results in self._engine.call(self._spreading, records):
+        for results in self._engine.call(self._task, records):
             for number, name, verdict in results:
                 self._verdicts.setdefault(name, {})[number] = verdict
 
@@ -127,12 +127,12 @@ class FilterChain:
         Stateful filters are skipped: scores of records that they reject may be computed in vain.
         """
         remaining = list(records)
-        for number, active in enumerate(self._seats):
-            if active.remembers or not remaining:
+        for number, active in enumerate(self._filters):
+            if active.is_stateful or not remaining:
                 continue
-            state = active.judge
+            state = active.state
             if isinstance(state, ScoringState):
-                self._measure(state, active.mark, remaining)
+                self._score(state, active.digest, remaining)
             accepted = []
             for record in remaining:
                 verdict = self._judge(number, record, peek=True)
@@ -148,24 +148,24 @@ class FilterChain:
         current, verdict = record, FilterResult(True)
         self.measured = []
         scores: dict[str, float] = {}
-        for number, active in enumerate(self._seats):
+        for number, active in enumerate(self._filters):
             verdict = self._judge(number, current)
             if verdict.changed is not None:
                 current = verdict.changed
             if not verdict.keep:
                 self._forget(record, current)
-                for later in self._seats if self._ready else ():
-                    self._ready.pop(_cache_key(later.mark, current), None)
+                for later in self._filters if self._prefetched else ():
+                    self._prefetched.pop(_cache_key(later.digest, current), None)
                 return active.name, verdict
             scores[active.name] = verdict.score
         self._forget(record, current)
         self.scores = scores
         return "", replace(verdict, changed=current if current is not record else None)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         """Notify every filter of an accepted record, with all changes applied."""
-        for active in self._seats:
-            active.judge.admit(record)
+        for active in self._filters:
+            active.state.on_accept(record)
 
     def summarize(
         self, values: Mapping[str, Sequence[Any]] | None = None
@@ -173,9 +173,9 @@ class FilterChain:
         """Return the summaries of the scoring filters; by default over all values so far."""
         summaries: dict[str, Mapping[str, Any]] = {}
         values_by_filter = self._values if values is None else values
-        for active in self._seats:
-            if isinstance(active.judge, ScoringState) and values_by_filter.get(active.name):
-                summary = active.judge.summarize(values_by_filter[active.name])
+        for active in self._filters:
+            if isinstance(active.state, ScoringState) and values_by_filter.get(active.name):
+                summary = active.state.summarize(values_by_filter[active.name])
                 if summary:
                     summaries[active.name] = dict(summary)
         return summaries
@@ -186,19 +186,19 @@ class FilterChain:
             self._verdicts.pop(record.id, None)
 
     def _judge(self, number: int, record: Record, *, peek: bool = False) -> FilterResult:
-        active = self._seats[number]
-        if not isinstance(active.judge, ScoringState):
+        active = self._filters[number]
+        if not isinstance(active.state, ScoringState):
             known = self._verdicts.get(record.id, {}).get(number) if self._verdicts else None
-            return known or active.judge.judge(record)
-        key = _cache_key(active.mark, record)
-        (value,) = self._measure(active.judge, active.mark, [record])
+            return known or active.state.judge(record)
+        key = _cache_key(active.digest, record)
+        (value,) = self._score(active.state, active.digest, [record])
         if not peek:
             self.measured.append((active.name, value))
             self._values.setdefault(active.name, []).append(value)
-            self._ready.pop(key, None)
-        return active.judge.decide(record, value)
+            self._prefetched.pop(key, None)
+        return active.state.decide_or_reject(record, value)
 
-    def _measure(self, state: ScoringState, digest: str, records: Sequence[Record]) -> list[Any]:
+    def _score(self, state: ScoringState, digest: str, records: Sequence[Record]) -> list[Any]:
         """Return the scores of records: the cached ones, and the others computed now."""
         keys = [_cache_key(digest, record) for record in records]
         values_by_key = {key: self._look_up(key) for key in keys}
@@ -208,12 +208,12 @@ class FilterChain:
             if values_by_key[key] is _MISSING
         }
         if missing:
-            values = state.measure(list(missing.values()))
+            values = state.score(list(missing.values()))
             for key, value in zip(missing, values, strict=True):
                 is_unanswered = isinstance(value, Mapping) and UNANSWERED_KEY in value
                 self._watch(value if is_unanswered else None)
-                values_by_key[key] = value if is_unanswered else self._keep(key, value)
-        self._ready.update(values_by_key)
+                values_by_key[key] = value if is_unanswered else self._store(key, value)
+        self._prefetched.update(values_by_key)
         return [values_by_key[key] for key in keys]
 
     def _watch(self, unanswered: Mapping[str, Any] | None) -> None:
@@ -223,38 +223,39 @@ class FilterChain:
             BackendError: If there are so many that the server is considered down.
         """
         with self._lock:
-            self._lost = self._lost + 1 if unanswered is not None else 0
-            if unanswered is None or self._lost < _MAX_UNANSWERED:
+            self._num_unanswered = self._num_unanswered + 1 if unanswered is not None else 0
+            if unanswered is None or self._num_unanswered < _MAX_UNANSWERED:
                 return
         raise BackendError(
-            f"{self._lost} consecutive records could not be scored: {unanswered['failed']}",
+            f"{self._num_unanswered} consecutive records could not be scored: "
+            f"{unanswered['failed']}",
             code=str(unanswered[UNANSWERED_KEY]),
             expected="a model that answers",
             next="run the same command again with --resume when it does",
         )
 
     def _look_up(self, key: str) -> Any:
-        if key in self._ready:
-            return self._ready[key]
-        if self._shelf is None:
+        if key in self._prefetched:
+            return self._prefetched[key]
+        if self._cache is None:
             return _MISSING
         with self._lock:
-            return self._shelf.get(key, _MISSING)
+            return self._cache.get(key, _MISSING)
 
-    def _keep(self, key: str, value: Any) -> Any:
+    def _store(self, key: str, value: Any) -> Any:
         """Store a score; return it as a resumed run will read it."""
-        if self._shelf is None:
+        if self._cache is None:
             return value
         with self._lock:
-            self._shelf.put(key, value)
-            return self._shelf.get(key)
+            self._cache.put(key, value)
+            return self._cache.get(key)
 
-    def _learn(self, state: ScoringState, digest: str) -> None:
+    def _calibrate(self, state: ScoringState, digest: str) -> None:
         """Score the calibration records of a filter before it judges any record."""
-        records = state.lessons()
+        records = state.calibration_records()
         if records:
-            state.learn(self._measure(state, digest, records))
-            self._ready.clear()
+            state.calibrate(self._score(state, digest, records))
+            self._prefetched.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,9 +280,9 @@ class _FilterTask:
 
     def open(self) -> Callable[[Sequence[Record]], list[list[tuple[int, str, FilterResult]]]]:
         states = [
-            (number, settings.begin(self.context))
+            (number, settings.start(self.context))
             for number, settings in enumerate(self.filters)
-            if not settings.remembers and not isinstance(settings, ModelScoredFilter)
+            if not settings.is_stateful and not isinstance(settings, ModelScoredFilter)
         ]
 
         def judge(records: Sequence[Record]) -> list[list[tuple[int, str, FilterResult]]]:

@@ -165,10 +165,12 @@ def _check_start(name: str, step: GraphStep, step_sources: tuple[str, ...]) -> l
             "one or the other",
             "drop it",
         )
-    elif has_nothing and (step.generator is None or "nothing" not in step.generator.takes):
+    elif has_nothing and (step.generator is None or "nothing" not in step.generator.seed_kinds):
         problem = f"{step.verb or name} cannot start from nothing"
         expected, remedy = "an earlier step, index or seeds", "name it under from"
-    elif step.generator is not None and not has_nothing and step.generator.takes == ("nothing",):
+    elif (
+        step.generator is not None and not has_nothing and step.generator.seed_kinds == ("nothing",)
+    ):
         problem = f"{step.verb} starts from nothing"
         expected, remedy = "from: nothing", "write that"
     else:
@@ -263,17 +265,17 @@ def estimate_steps(recipe: SynthRecipe) -> list[StepEstimate]:
         num_requests = tokens = money = 0.0
         if step.generator is not None:
             units = _estimate_units(recipe, step, step.generator, num_inputs)
-            num_requests = units * step.generator.asks
+            num_requests = units * step.generator.max_requests
             prompt_tokens, completion_tokens = (
                 num_requests * _PROMPT_TOKENS,
-                num_requests * step.generator.longest / 2,
+                num_requests * step.generator.max_tokens / 2,
             )
             tokens = prompt_tokens + completion_tokens
             prices = recipe.budget
             money = (
                 prompt_tokens * prices.input_price + completion_tokens * prices.output_price
             ) / _MILLION
-            output_counts[name] = units * step.generator.gives
+            output_counts[name] = units * step.generator.max_records
         elif step.select is not None:
             budget = getattr(step.select, "budget", None)
             share = float(getattr(step.select, "share", 1.0))
@@ -342,8 +344,8 @@ def _estimate_units(
     if step.limit is not None:
         target = min(target, step.limit / max(1 - recipe.held_out, 0.01))
     attempts = step.attempts if recipe.steps else recipe.attempts
-    needed = target / _PASS_RATE / max(generator.gives, 1)
-    if generator.draws or generator.takes == ("nothing",):
+    needed = target / _PASS_RATE / max(generator.max_records, 1)
+    if generator.samples_seeds or generator.seed_kinds == ("nothing",):
         return needed
     return min(needed, num_inputs * attempts)
 

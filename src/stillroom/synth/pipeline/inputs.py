@@ -244,7 +244,7 @@ def _accepted_kinds(name: str, consumers: Sequence[GraphStep]) -> tuple[SeedKind
         return ("passages",)
     kinds: dict[SeedKind, None] = {}
     for step in consumers:
-        accepted = step.generator.takes if step.generator is not None else ("records",)
+        accepted = step.generator.seed_kinds if step.generator is not None else ("records",)
         kinds |= dict.fromkeys(kind for kind in accepted if kind in _KINDS)
         if step.generator is not None and "passages" in accepted:
             kinds["records"] = None  # their texts serve as passages

@@ -66,7 +66,7 @@ def reject_record(
         record,
         limit=verdict.limit,
         against=verdict.against,
-        told=verdict.told,
+        details=verdict.details,
         step=step,
     )
 
@@ -86,9 +86,9 @@ class SplitResult:
     counts: Counter[str] = field(default_factory=Counter)
     changed: int = 0
     trimmed: int = 0
-    told: Mapping[str, Any] = field(default_factory=dict)
+    filter_summaries: Mapping[str, Any] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
-    tally: RecordStats = field(default_factory=RecordStats, compare=False, repr=False)
+    stats: RecordStats = field(default_factory=RecordStats, compare=False, repr=False)
 
     @classmethod
     def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> SplitResult:
@@ -107,7 +107,7 @@ class SplitResult:
     def keep(self, record: Record) -> None:
         """Add a kept record."""
         self.trimmed += "written" in record.fields
-        self.tally.add(record)
+        self.stats.add(record)
         self.kept.append(record)
 
     def write_to(self, writer: RecordWriter) -> None:
@@ -136,10 +136,10 @@ class SplitResult:
                     self.split, "generator", failure.reason, draft.key, text=failure.text
                 )
             )
-        if chain.is_costly and len(self.kept) < target:
+        if chain.needs_model and len(self.kept) < target:
             chain.prefetch(draft.records)
         for record in draft.records:
-            if chain.is_costly and len(self.kept) >= target:  # do not score any further records
+            if chain.needs_model and len(self.kept) >= target:  # do not score any further records
                 self._drop(draft, "target", FilterResult(False, "beyond the number wanted"), record)
                 continue
             name, verdict = chain.judge(record)
@@ -150,7 +150,7 @@ class SplitResult:
             else:
                 accepted = verdict.changed or record
                 self.changed += verdict.changed is not None
-                chain.admit(accepted)
+                chain.on_accept(accepted)
                 self.keep(accepted)
 
     def _drop(
@@ -356,7 +356,7 @@ class GraphResult:
     harvest: SplitResult
     scores: DiskList[dict[str, Any]]
     steps: dict[str, StepTotals]
-    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    filter_summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _settled: dict[str, _SettledNumbers] = field(
         default_factory=lambda: defaultdict(_SettledNumbers)
     )
@@ -427,29 +427,31 @@ class CostTracker:
     def __init__(self, budget: BudgetSettings) -> None:
         """Start with nothing spent."""
         self.budget = budget
-        self._before: list[SplitResult] = []
-        self._begun = time.monotonic()
+        self._results: list[SplitResult] = []
+        self._started = time.monotonic()
 
-    def begin(self, result: SplitResult) -> None:
+    def add_split(self, result: SplitResult) -> None:
         """Count a side of the split from now on."""
-        self._before.append(result)
+        self._results.append(result)
 
     @property
     def asks(self) -> int:
         """Number of requests."""
-        return sum(result.asked for result in self._before)
+        return sum(result.asked for result in self._results)
 
     @property
     def tokens(self) -> int:
         """Tokens of prompts and completions."""
-        return sum(result.prompt_tokens + result.completion_tokens for result in self._before)
+        return sum(result.prompt_tokens + result.completion_tokens for result in self._results)
 
     @property
     def money(self) -> float:
         """Cost of the tokens at the recipe's prices."""
-        prompt_cost = sum(result.prompt_tokens for result in self._before) * self.budget.input_price
+        prompt_cost = (
+            sum(result.prompt_tokens for result in self._results) * self.budget.input_price
+        )
         completion_cost = (
-            sum(result.completion_tokens for result in self._before) * self.budget.output_price
+            sum(result.completion_tokens for result in self._results) * self.budget.output_price
         )
         return (prompt_cost + completion_cost) / _MILLION
 
@@ -460,7 +462,7 @@ class CostTracker:
             share: Share of every bound; the side that runs first may not spend all of it.
         """
         budget = self.budget
-        minutes = (time.monotonic() - self._begun) / 60
+        minutes = (time.monotonic() - self._started) / 60
         for name, bound, spent in (
             ("asks", budget.asks, self.asks),
             ("tokens", budget.tokens, self.tokens),

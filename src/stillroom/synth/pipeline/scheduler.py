@@ -146,14 +146,14 @@ class _UnitStream:
     """State shared by the units."""
 
     def __init__(self, cache: DraftCache) -> None:
-        self.shelf = cache
+        self.cache = cache
         self._lock = threading.Lock()
-        self._refused = self._records = self._lost = 0
+        self._refused = self._records = self._num_unanswered = 0
 
     def known(self, seed: WorkItem) -> GenerationResult | None:
         """Return the unit's draft from the cache."""
         with self._lock:
-            value = self.shelf.get(seed.key)
+            value = self.cache.get(seed.key)
         return GenerationResult.from_json(value) if value is not None else None  # type: ignore[arg-type]
 
     def keep(self, draft: GenerationResult) -> GenerationResult:
@@ -161,8 +161,8 @@ class _UnitStream:
         if is_unanswered(draft):
             return draft
         with self._lock:
-            self.shelf.put(draft.key, draft.to_json())
-            stored = self.shelf.get(draft.key)
+            self.cache.put(draft.key, draft.to_json())
+            stored = self.cache.get(draft.key)
         return GenerationResult.from_json(stored)  # type: ignore[arg-type]  # put above
 
     def watch(self, draft: GenerationResult) -> None:
@@ -173,10 +173,10 @@ class _UnitStream:
                 answered none of the last ten.
         """
         unanswered = [failure.text for failure in draft.failures if failure.reason == NO_ANSWER]
-        self._lost = self._lost + 1 if unanswered else 0
-        if self._lost >= _MAX_UNANSWERED:
+        self._num_unanswered = self._num_unanswered + 1 if unanswered else 0
+        if self._num_unanswered >= _MAX_UNANSWERED:
             raise BackendError(
-                f"{self._lost} consecutive units had no answer: {unanswered[-1]:.300}",
+                f"{self._num_unanswered} consecutive units had no answer: {unanswered[-1]:.300}",
                 code="backend.unavailable",
                 expected="a server that answers",
                 next="run the same command again with --resume when it does",
@@ -213,8 +213,10 @@ class _ScheduledUnit:
     seed: WorkItem
     draft: Future[GenerationResult | None] = field(default_factory=Future)
     work: CoroutineBatch | None = None
-    given: list[Completion | GenerationFailure | BaseException | None] = field(default_factory=list)
-    left: int = 0
+    answers: list[Completion | GenerationFailure | BaseException | None] = field(
+        default_factory=list
+    )
+    num_pending: int = 0
 
 
 class CoroutineScheduler:
@@ -231,30 +233,30 @@ class CoroutineScheduler:
             store: Storage of finished units.
             units: Maximum number of units in progress.
         """
-        self._model, self._shelf, self._most = model, store, units
-        self._writer = generator
-        self._stepped = generator if isinstance(generator, StepwiseState) else None
-        self._known: dict[int, tuple[TextModel, AsyncModel | None]] = {}
+        self._model, self._store, self._max_active = model, store, units
+        self._generator = generator
+        self._stepwise = generator if isinstance(generator, StepwiseState) else None
+        self._async_models: dict[int, tuple[TextModel, AsyncModel | None]] = {}
         self._ready: queue.SimpleQueue[_ScheduledUnit | None] = queue.SimpleQueue()
         self._waiting: deque[_ScheduledUnit] = deque()
         self._lock = threading.Lock()
-        self._at_work = 0
+        self._num_active = 0
         self._idle = threading.Event()
         self._idle.set()
         self._stopped = False
         self._threads: list[threading.Thread] = []
         self._busy = 0
-        self._taken = 0.0
-        self._others = ThreadPoolExecutor(units, thread_name_prefix="stillroom-synth-ask")
+        self._last_start = 0.0
+        self._executor = ThreadPoolExecutor(units, thread_name_prefix="stillroom-synth-ask")
 
     def add(self, seed: WorkItem) -> Future[GenerationResult | None]:
         """Start a unit once there is room; its draft is None if the scheduler closed first."""
         unit = _ScheduledUnit(seed)
         with self._lock:
-            if self._at_work >= self._most:
+            if self._num_active >= self._max_active:
                 self._waiting.append(unit)
                 return unit.draft
-            self._at_work += 1
+            self._num_active += 1
             self._idle.clear()
         self._push(unit)
         return unit.draft
@@ -270,13 +272,13 @@ class CoroutineScheduler:
             self._ready.put(None)
         for thread in self._threads:
             thread.join()
-        self._others.shutdown()
+        self._executor.shutdown()
 
     def relieve(self) -> None:
         """Start another thread if all are busy with slow steps while units could advance."""
         with self._lock:
-            is_late = time.monotonic() - self._taken > _SLOW_STEP_S and not self._ready.empty()
-            if self._busy < len(self._threads) or len(self._threads) >= self._most:
+            is_late = time.monotonic() - self._last_start > _SLOW_STEP_S and not self._ready.empty()
+            if self._busy < len(self._threads) or len(self._threads) >= self._max_active:
                 return
             if self._threads and not is_late:
                 return
@@ -293,41 +295,41 @@ class CoroutineScheduler:
         while (unit := self._ready.get()) is not None:
             with self._lock:
                 self._busy += 1
-                self._taken = time.monotonic()
+                self._last_start = time.monotonic()
             try:
-                self._go_on(unit)
+                self._advance(unit)
             except BaseException as error:  # noqa: BLE001  # raised again by who wants the draft
                 self._finish(unit, error)
             with self._lock:
                 self._busy -= 1
 
-    def _go_on(self, unit: _ScheduledUnit) -> None:
+    def _advance(self, unit: _ScheduledUnit) -> None:
         if unit.work is None:
-            stored = self._shelf.known(unit.seed)
+            stored = self._store.known(unit.seed)
             if stored is not None or self._stopped:
                 self._finish(unit, stored)
                 return
-            if self._stepped is None:
-                self._others.submit(self._write_whole, unit)
+            if self._stepwise is None:
+                self._executor.submit(self._generate_blocking, unit)
                 return
-            unit.work = self._stepped.open([unit.seed], self._model)
+            unit.work = self._stepwise.open([unit.seed], self._model)
         else:
-            unit.work.answer([_read_answer(value) for value in unit.given])
+            unit.work.answer([_read_answer(value) for value in unit.answers])
         work = unit.work
-        while work.asks is not None and not work.asks:
+        while work.requests is not None and not work.requests:
             work.answer([])
-        if work.asks is not None:
-            self._ask(unit, work.asking, work.asks)
+        if work.requests is not None:
+            self._ask(unit, work.batch, work.requests)
             return
-        (draft,) = work.asking.drafts()
-        self._finish(unit, self._shelf.keep(draft))
+        (draft,) = work.batch.drafts()
+        self._finish(unit, self._store.keep(draft))
 
-    def _write_whole(self, unit: _ScheduledUnit) -> None:
+    def _generate_blocking(self, unit: _ScheduledUnit) -> None:
         """Generate a unit on a blocking thread."""
         outcome: GenerationResult | BaseException
         try:
-            (draft,) = self._writer.generate([unit.seed], self._model)
-            outcome = self._shelf.keep(draft)
+            (draft,) = self._generator.generate([unit.seed], self._model)
+            outcome = self._store.keep(draft)
         except BaseException as error:  # noqa: BLE001  # raised again by who wants the draft
             outcome = error
         self._finish(unit, outcome)
@@ -335,11 +337,11 @@ class CoroutineScheduler:
     def _ask(
         self, unit: _ScheduledUnit, batch: RequestBatch, requests: Sequence[ModelRequest]
     ) -> None:
-        unit.given, unit.left = [None] * len(requests), len(requests)
+        unit.answers, unit.num_pending = [None] * len(requests), len(requests)
         blocking: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             model = request.model or self._model
-            async_model = self._submitting_of(model)
+            async_model = self._get_async_model(model)
             if async_model is not None:
                 async_model.submit(
                     request.prompt, request.sampling, partial(self._arrive, unit, index)
@@ -347,14 +349,14 @@ class CoroutineScheduler:
             else:
                 blocking.setdefault(id(model), []).append(index)
         for indices in blocking.values():
-            self._others.submit(self._wait_for, unit, batch, requests, indices)
+            self._executor.submit(self._wait_for, unit, batch, requests, indices)
 
-    def _submitting_of(self, model: TextModel) -> AsyncModel | None:
+    def _get_async_model(self, model: TextModel) -> AsyncModel | None:
         """Return the model if it supports asynchronous requests; looked up once."""
-        cached = self._known.get(id(model))
+        cached = self._async_models.get(id(model))
         if cached is None:
             cached = model, model if isinstance(model, AsyncModel) else None
-            self._known[id(model)] = cached  # keeps the model alive, and so its id unique
+            self._async_models[id(model)] = cached  # keeps the model alive, and so its id unique
         return cached[1]
 
     def _wait_for(
@@ -382,9 +384,9 @@ class CoroutineScheduler:
     ) -> None:
         """Store one answer; called on the thread that produced it."""
         with self._lock:
-            unit.given[index] = value
-            unit.left -= 1
-            is_answered = not unit.left
+            unit.answers[index] = value
+            unit.num_pending -= 1
+            is_answered = not unit.num_pending
         if is_answered:
             self._push(unit)
 
@@ -393,8 +395,8 @@ class CoroutineScheduler:
     ) -> None:
         with self._lock:
             next_unit = self._waiting.popleft() if self._waiting else None
-            self._at_work -= next_unit is None
-            if not self._at_work:
+            self._num_active -= next_unit is None
+            if not self._num_active:
                 self._idle.set()
         if isinstance(outcome, BaseException):
             unit.draft.set_exception(outcome)
@@ -456,11 +458,11 @@ def generate_units(
         return _generate_groups(units, generator, model, cache, batch_size, pause)
 
     if not generator.round_size:
-        yield from map(generator.settle, draft(seeds))
+        yield from map(generator.finalize, draft(seeds))
         return
     remaining = iter(seeds)
     while units := list(islice(remaining, generator.round_size)):
-        yield from map(generator.settle, list(draft(units)))
+        yield from map(generator.finalize, list(draft(units)))
 
 
 def _generate_groups(

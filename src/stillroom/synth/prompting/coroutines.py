@@ -115,15 +115,15 @@ class StepwiseGenerator(Generator):
 class CoroutineBatch:
     """Units of seeds in progress: their pending requests, and their drafts at the end.
 
-    ``asks`` are the pending requests; None when all units are done.
+    ``requests`` are the pending requests; None when all units are done.
     """
 
     def __init__(self, batch: RequestBatch, steps: RequestCoroutine[Any]) -> None:
         """Run the coroutine up to its first requests."""
-        self.asking = batch
+        self.batch = batch
         self._steps = steps
-        self.asks: list[ModelRequest] | None = None
-        self._go_on(None)
+        self.requests: list[ModelRequest] | None = None
+        self._advance(None)
 
     @classmethod
     def of(
@@ -139,9 +139,9 @@ class CoroutineBatch:
         return cls(batch, run_concurrently([write(unit) for unit in units]))
 
     def answer(self, answers: Sequence[Completion | GenerationFailure]) -> None:
-        """Resume with the completions of ``asks``, which were requested elsewhere."""
-        self.asking.settle(self.asks or (), answers)
-        self._go_on(list(answers))
+        """Resume with the completions of ``requests``, which were requested elsewhere."""
+        self.batch.count_usage(self.requests or (), answers)
+        self._advance(list(answers))
 
     def run(self) -> Iterator[GenerationResult]:
         """Send requests to the teacher until all units are done; return the drafts in order.
@@ -149,15 +149,15 @@ class CoroutineBatch:
         Raises:
             BackendError: If the teacher fails.
         """
-        while self.asks is not None:
-            self._go_on(self.asking.attempt(self.asks))
-        return self.asking.drafts()
+        while self.requests is not None:
+            self._advance(self.batch.request(self.requests))
+        return self.batch.drafts()
 
-    def _go_on(self, answers: list[Completion | GenerationFailure] | None) -> None:
+    def _advance(self, answers: list[Completion | GenerationFailure] | None) -> None:
         try:
-            self.asks = next(self._steps) if answers is None else self._steps.send(answers)
+            self.requests = next(self._steps) if answers is None else self._steps.send(answers)
         except StopIteration:
-            self.asks = None
+            self.requests = None
 
 
 @runtime_checkable
@@ -181,22 +181,22 @@ class GenerationUnit:
         """Create the unit of the seed at an index of the batch."""
         self.seed = batch.seeds[index]
         self.model = model
-        self._asking, self._place, self._method = batch, index, method
-        self._asked = 0
-        self._used: dict[str, str] = {}
+        self._batch, self._index, self._method = batch, index, method
+        self._num_requests = 0
+        self._used_prompts: dict[str, str] = {}
 
     def rng(self, *purpose: object) -> random.Random:
         """Return a random number generator for this unit and attempt."""
         seed = self.seed
         return random.Random(derive_seed(seed.seed, seed.item.id, seed.attempt, *purpose))
 
-    def words(self, name: str, /, **fields: str) -> str:
+    def render(self, name: str, /, **fields: str) -> str:
         """Return a prompt with its fields filled, and record its use."""
         template = self._method.template(name)
-        self._used[name] = template.digest
+        self._used_prompts[name] = template.digest
         return template.fill(**fields)
 
-    def say(
+    def ask(
         self,
         words: str | Sequence[Message],
         *,
@@ -231,7 +231,7 @@ class GenerationUnit:
             self.fail(reason, text)
         return None
 
-    def draw(
+    def sample_many(
         self, words: str, *, count: int, tokens: int, prefix: str = ""
     ) -> RequestCoroutine[list[str | None]]:
         """Request several completions of one prompt; None for truncated or refused ones.
@@ -252,7 +252,7 @@ class GenerationUnit:
             texts.append(answer.text if isinstance(answer, Completion) and not reason else None)
         return texts
 
-    def fill(
+    def ask_json(
         self,
         words: str | Sequence[Message],
         schema: Mapping[str, Any],
@@ -311,7 +311,7 @@ class GenerationUnit:
         self.fail(reason, f"{problem}: {previous}" if previous else problem)
         return None
 
-    def keep(
+    def add_record(
         self,
         messages: Sequence[Message],
         fields: Mapping[str, Any],
@@ -335,7 +335,7 @@ class GenerationUnit:
             f"synth.generators.{method.method_name()}",
             self.model.fingerprint,
             tuple(dict.fromkeys([*seed_ids, *parents])),
-            digest_json(sorted(self._used.items())),
+            digest_json(sorted(self._used_prompts.items())),
         )
         origin = seed.item.origin
         for extra_link in links:
@@ -347,28 +347,28 @@ class GenerationUnit:
             "seed": _describe_seed(seed),
         }
         record = Record(tuple(messages), all_fields, origin.then(link, kind="synthetic"))
-        self._asking.keep(self._place, record)
+        self._batch.add_record(self._index, record)
         return record
 
     def fail(self, reason: str, text: str = "") -> None:
         """Record a failure: a short fixed reason, and the teacher's text."""
-        self._asking.fail(self._place, reason, text[:_MAX_FAILURE_TEXT])
+        self._batch.add_failure(self._index, reason, text[:_MAX_FAILURE_TEXT])
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a counter of the report."""
         if number:
-            self._asking.count(self._place, name, number)
+            self._batch.count(self._index, name, number)
 
     def sample(self, tokens: int, temperature: float | None = None) -> Sampling:
         """Return the sampling parameters of the next completion, with a new seed for each."""
-        self._asked += 1
+        self._num_requests += 1
         method = self._method
         return Sampling(
             max_new_tokens=tokens,
             temperature=method.temperature if temperature is None else temperature,
             top_p=method.top_p,
             repetition_penalty=method.repetition_penalty,
-            seed=self.seed.derive("ask", self._asked),
+            seed=self.seed.derive("ask", self._num_requests),
         )
 
     def _ask(
@@ -376,7 +376,7 @@ class GenerationUnit:
     ) -> ModelRequest:
         sampling = self.sample(tokens, temperature)
         return ModelRequest(
-            self._place,
+            self._index,
             prompt,
             Sampling(
                 sampling.max_new_tokens,

@@ -1,7 +1,8 @@
 """Teacher requests: batches with accounting, prompt templates, JSON schemas and reply parsing.
 
-Generators use ``RequestBatch``: the requests they ``yield`` are sent by ``attempt``, or elsewhere
-and counted by ``settle``; then they call ``keep`` or ``fail`` for each, and ``drafts`` returns the
+Generators use ``RequestBatch``: the requests they ``yield`` are sent by ``request``, or
+elsewhere and counted by ``count_usage``; then they call ``add_record`` or ``add_failure`` for each,
+and ``drafts`` returns the
 results. Document texts are inserted into prompts only through ``fence_text`` or ``to_one_line``,
 which make them data: hidden characters are removed and the fence cannot be closed from within.
 
@@ -113,7 +114,7 @@ class RequestBatch:
         """Create the totals of every seed."""
         self.seeds = seeds
         self._model = model
-        self._accounts = [_RequestTotals() for _ in seeds]
+        self._totals = [_RequestTotals() for _ in seeds]
 
     def completions(
         self, requests: Sequence[ModelRequest], answers: Sequence[Completion | GenerationFailure]
@@ -121,10 +122,10 @@ class RequestBatch:
         """Return the completions of requests in order; None for a failure, which is recorded."""
         for request, answer in zip(requests, answers, strict=True):
             if isinstance(answer, GenerationFailure):
-                self.fail(request.seed, answer.reason, answer.text)
+                self.add_failure(request.seed, answer.reason, answer.text)
         return [None if isinstance(answer, GenerationFailure) else answer for answer in answers]
 
-    def attempt(self, requests: Sequence[ModelRequest]) -> list[Completion | GenerationFailure]:
+    def request(self, requests: Sequence[ModelRequest]) -> list[Completion | GenerationFailure]:
         """Return the completion of every request, or its failure.
 
         Raises:
@@ -138,15 +139,15 @@ class RequestBatch:
             )
             by_index |= zip(indices, completions, strict=True)
         answers = [by_index[index] for index in range(len(requests))]
-        self.settle(requests, answers)
+        self.count_usage(requests, answers)
         return answers
 
-    def settle(
+    def count_usage(
         self, requests: Sequence[ModelRequest], answers: Sequence[Completion | GenerationFailure]
     ) -> None:
         """Count the cost of requests that were sent elsewhere."""
         for request, answer in zip(requests, answers, strict=True):
-            totals = self._accounts[request.seed]
+            totals = self._totals[request.seed]
             totals.asked += 1
             if isinstance(answer, Completion):
                 totals.prompt_tokens += answer.prompt_tokens
@@ -176,21 +177,21 @@ class RequestBatch:
                 ]
             return [failure]
 
-    def keep(self, seed: int, record: Record) -> None:
+    def add_record(self, seed: int, record: Record) -> None:
         """Add a record to a seed's draft."""
-        self._accounts[seed].records.append(record)
+        self._totals[seed].records.append(record)
 
-    def fail(self, seed: int, reason: str, text: str = "") -> None:
+    def add_failure(self, seed: int, reason: str, text: str = "") -> None:
         """Add a failure to a seed's draft."""
-        self._accounts[seed].failures.append(GenerationFailure(reason, text))
+        self._totals[seed].failures.append(GenerationFailure(reason, text))
 
     def count(self, seed: int, name: str, number: int = 1) -> None:
         """Add to a counter of a seed."""
-        self._accounts[seed].counts[name] += number
+        self._totals[seed].counts[name] += number
 
     def drafts(self) -> Iterator[GenerationResult]:
         """Yield the draft of every seed, in order."""
-        for seed, account in zip(self.seeds, self._accounts, strict=True):
+        for seed, account in zip(self.seeds, self._totals, strict=True):
             yield GenerationResult(
                 seed.key,
                 tuple(account.records),

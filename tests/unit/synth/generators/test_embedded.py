@@ -76,10 +76,10 @@ def test_everything_that_was_asked_is_accounted_for(name, embedded, tmp_path):
     if name in {"pivotal_tokens", "rejection_sampling"}:
         item = SUM
     items = (item, OTHER) if kind == "passages" else (item,)
-    writer = method.begin(GeneratorContext("train", items))
+    writer = method.start(GeneratorContext("train", items))
     (made,) = writer.generate([WorkItem(BLANK if method.draws else item, "train")], embedded)
-    made = writer.settle(made)
-    assert 0 < made.asked <= max(method.asks, 1) + 8
+    made = writer.finalize(made)
+    assert 0 < made.asked <= max(method.max_requests, 1) + 8
     assert made.records or made.failures
     assert not made.counts.get("JSON unreadable")
     for record in made.records:

@@ -111,7 +111,7 @@ def test_broken_seed_rows_are_said_before_anything_is_asked(tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match="seed rows cannot be read") as caught:
-        TableRows(columns=SEEDED, rows=str(path)).begin(GeneratorContext("train"))
+        TableRows(columns=SEEDED, rows=str(path)).start(GeneratorContext("train"))
     assert caught.value.problems[0].code == "synth.rows"
 
 

@@ -40,24 +40,26 @@ class Twice(StepwiseGenerator):
     }
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 3
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 60
 
     def write(self, unit):
-        found = yield from unit.fill(
-            unit.words("ask", text=unit.seed.passage.text[:5]), SCHEMA, label="the number"
+        found = yield from unit.ask_json(
+            unit.render("ask", text=unit.seed.passage.text[:5]), SCHEMA, label="the number"
         )
         if found is None:
             return
-        words = unit.words("tell", n=str(found["n"]))
-        said = yield from run_concurrently([unit.say(words, tokens=9), unit.say(words, tokens=9)])
+        words = unit.render("tell", n=str(found["n"]))
+        said = yield from run_concurrently([unit.ask(words, tokens=9), unit.ask(words, tokens=9)])
         for text in said:
             if text:
-                unit.keep([Message("user", words), Message("assistant", text)], {"n": found["n"]})
+                unit.add_record(
+                    [Message("user", words), Message("assistant", text)], {"n": found["n"]}
+                )
 
 
 def script(prompt):
@@ -246,18 +248,18 @@ class Told(StepwiseGenerator):
     templates: ClassVar = {"ask": PromptTemplate("Say something.")}
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 1
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 120
 
     def write(self, unit):
         schema = make_object_schema(sentence=make_string_schema(120), label=make_string_schema(5))
-        found = yield from unit.fill(unit.words("ask"), schema, label="sentence")
+        found = yield from unit.ask_json(unit.render("ask"), schema, label="sentence")
         if found is not None:
-            unit.keep([Message("assistant", found["sentence"])], {})
+            unit.add_record([Message("assistant", found["sentence"])], {})
 
 
 def test_prose_that_fills_its_room_is_asked_again_and_then_dropped():
