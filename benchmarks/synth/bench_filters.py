@@ -280,7 +280,7 @@ def measure_kind(
         told["distinct"] = kind.distinct
     tell(kind.name, "recall", right / len(planted), told)
     tell(kind.name, "precision", right / max(right + wrong, 1), told)
-    if panel.is_costly and kind.filter != "toxicity":
+    if panel.needs_model and kind.filter != "toxicity":
         lengths = [len(text(one, "answer").split()) for one in (*good, *planted)]
         alone = auroc(lengths[: len(good)], lengths[len(good) :])
         tell(kind.name, "auroc", auroc(scores, found), told | {"length_alone": round(alone, 4)})

@@ -47,7 +47,7 @@ def lend(**models):
         kind, _, reference = name.partition("__")
         lent[kind, reference or "m"] = model
     context = {passage.id: passage for passage in PASSAGES}
-    return FilterContext(context, models=ModelPool(lent=lent))
+    return FilterContext(context, models=ModelPool(models=lent))
 
 
 def judge(name, record, context, **settings):
@@ -449,7 +449,7 @@ def test_a_panel_measures_each_record_once_and_remembers(tmp_path):
     for record in records:
         forgetful.judge(record)
     assert model.asked == 4
-    assert not forgetful._ready
+    assert not forgetful._prefetched
 
 
 def test_what_was_masked_goes_on_masked():
