@@ -38,7 +38,7 @@ from stillroom.synth.pipeline.executor import (
     run_filters,
 )
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.graph import estimate_steps
+from stillroom.synth.pipeline.graph import PASS_RATE, estimate_steps
 from stillroom.synth.pipeline.inputs import (
     DocumentFrequency,
     PipelineInputs,
@@ -81,7 +81,6 @@ __all__ = [
 
 _TOKENS_PER_SECOND = 60.0
 _PROMPT_TOKENS_PER_SECOND = 250.0
-_PASS_RATE = 0.5
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
 
 _SEED_NOUNS = {
@@ -181,7 +180,7 @@ def estimate(recipe: SynthRecipe) -> Estimate:
         num_records = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
         generator = recipe.generator
         num_requests = (
-            num_records / _PASS_RATE * max(1.0, generator.max_requests / generator.max_records)
+            num_records / PASS_RATE * max(1.0, generator.max_requests / generator.max_records)
         )
         seconds = num_requests * (
             generator.max_tokens / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
@@ -219,7 +218,7 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
     generator = _start_generator(recipe, plan, "train")
     with _open_model_pool(recipe) as models:
         model = models.text_model(recipe.model)
-        chain = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
+        filter_chain = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
         shelf: dict[str, Any] = {}
         drafts = generate_units(
             seeds, generator, model, MemoryCache(shelf), batch_size=recipe.batch_size
@@ -227,9 +226,9 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
         for seed, draft in zip(seeds, drafts, strict=True):
             judged = []
             for record in draft.records:
-                name, verdict = chain.judge(record)
+                name, verdict = filter_chain.judge(record)
                 if verdict.keep:
-                    chain.on_accept(verdict.changed or record)
+                    filter_chain.on_accept(verdict.changed or record)
                 judged.append((verdict.changed or record, name, verdict))
             failures = tuple((failure.reason, failure.text) for failure in draft.failures)
             yield UnitPreview(seed, tuple(judged), failures)
@@ -286,7 +285,7 @@ def _run_split(
     target = _num_wanted(recipe, plan, split)
     # The journal is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
-    chain = FilterChain(recipe.filters, context, job.journal("measures"))
+    filter_chain = FilterChain(recipe.filters, context, job.journal("measures"))
     drafts: Iterator[GenerationResult] = generate_units(
         _iter_split_items(recipe, plan, split),
         _start_generator(recipe, plan, split),
@@ -296,7 +295,7 @@ def _run_split(
         pause=job.check_cancelled,
     )
     if job.engine.is_remote:
-        drafts = _filter_ahead(drafts, chain, job)
+        drafts = _filter_ahead(drafts, filter_chain, job)
     with job.phase(f"asking for {split} records", target, "records") as progress:
 
         def show(harvest: SplitResult) -> None:
@@ -311,15 +310,15 @@ def _run_split(
         if split == "held_out":  # runs first, and must leave budget for training
             share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
         result = SplitResult.spilled(split, job.scratch, closing)
-        return run_filters(split, drafts, chain, target, show, costs, share, result)
+        return run_filters(split, drafts, filter_chain, target, show, costs, share, result)
 
 
 def _filter_ahead(
-    drafts: Iterator[GenerationResult], chain: FilterChain, job: Job
+    drafts: Iterator[GenerationResult], filter_chain: FilterChain, job: Job
 ) -> Iterator[GenerationResult]:
     """Yield drafts once workers have filtered them as far as possible; some are drafted ahead."""
     ahead = map_prefetched(
-        lambda draft: chain.apply_ahead(draft.records),
+        lambda draft: filter_chain.apply_ahead(draft.records),
         drafts,
         workers=2 * job.engine.num_workers,
         pause=job.check_cancelled,
@@ -363,7 +362,7 @@ def _make_passage_records(
 ) -> tuple[list[Record], list[RejectedRecord]]:
     """Return train passages as plain-text records, and those a filter rejected."""
     filters: list[Filter] = [check for check in recipe.filters if check.accepts_passages]
-    chain = FilterChain(filters, context, job.journal("measures"))
+    filter_chain = FilterChain(filters, context, job.journal("measures"))
     records: list[Record] = []
     dropped: list[RejectedRecord] = []
     for passage in plan.items["train"]:
@@ -380,9 +379,9 @@ def _make_passage_records(
             },
             passage.origin,
         )
-        name, verdict = chain.judge(record)
+        name, verdict = filter_chain.judge(record)
         if verdict.keep:
-            chain.on_accept(verdict.changed or record)
+            filter_chain.on_accept(verdict.changed or record)
             records.append(verdict.changed or record)
         else:
             dropped.append(reject_record("train", name, verdict, passage.id, record))
@@ -473,8 +472,8 @@ def _run_graph_job(
         return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
 
     train_stats = _write_graph_records(job.output / "records.jsonl", train, held_out, mixture)
-    _write_graph_rows(job.output / "dropped.jsonl", (row.to_json() for row in dropped()))
-    _write_graph_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
+    _write_rows(job.output / "dropped.jsonl", (row.to_json() for row in dropped()))
+    _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
     report = make_graph_report(recipe, inputs, (held_out, train), mixture, train_stats, costs)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
@@ -552,12 +551,6 @@ def _write_graph_records(
                 writer.write(record)
         held_out.harvest.write_to(writer)
     return train_stats
-
-
-def _write_graph_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
-    with atomic_write(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def _list_graph_parents(

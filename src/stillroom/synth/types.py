@@ -8,12 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from stillroom.provenance import digest_json
 from stillroom.records import Location, Origin, Passage, Record, make_content_id
 
 __all__ = [
+    "CacheProtocol",
     "GenerationFailure",
     "GenerationResult",
     "GeneratorContext",
@@ -210,6 +211,16 @@ class WorkItem:
     def make_rng(self, *purpose: object) -> random.Random:
         """Return a random number generator that is the same for every attempt."""
         return random.Random(derive_seed(self.seed, self.item.id, *purpose))
+
+
+class CacheProtocol(Protocol):
+    """Cache of finished work: a journal, or a dictionary in memory."""
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return the value of a key, or the default."""
+
+    def put(self, key: str, value: object) -> None:
+        """Store the value of a key."""
 
 
 @dataclass(frozen=True, slots=True)

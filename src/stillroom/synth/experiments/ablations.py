@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-By = Literal["generator", "filter"]
 REJECTED_FILE = "dropped.jsonl"
 ALL, UNFILTERED = "all", "unfiltered"
 _NON_FILTERS = frozenset({"generator", "target", "limit", "mix"})

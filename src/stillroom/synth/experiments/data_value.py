@@ -38,6 +38,7 @@ from stillroom.synth.experiments.ablations import (
     sample_ablation,
 )
 from stillroom.synth.experiments.students import (
+    FLOPS_PER_SECOND,
     StudentTrainer,
     count_student_parameters,
     describe_origins,
@@ -58,7 +59,6 @@ __all__ = [
 
 
 _START = "start"
-_FLOPS = 12e9
 
 
 def run_data_value_study(
@@ -110,7 +110,9 @@ def estimate_data_value_study(plan: DataValueStudy) -> Estimate:
     steps = settings.train.count_steps(size)
     trained_tokens = steps * settings.train.batch_size * settings.max_tokens
     evaluated_tokens = plan.held_out * settings.max_tokens
-    student_seconds = parameters * (6.0 * trained_tokens + 2.0 * evaluated_tokens) / _FLOPS
+    student_seconds = (
+        parameters * (6.0 * trained_tokens + 2.0 * evaluated_tokens) / FLOPS_PER_SECOND
+    )
     return Estimate(
         memory_bytes=int(parameters * 20 + 1_000_000_000),
         disk_bytes=int(parameters * 16 + students * plan.held_out * 40),

@@ -34,6 +34,7 @@ from stillroom.synth.experiments.model_collapse_report import (
     StudentRun,
 )
 from stillroom.synth.experiments.students import (
+    FLOPS_PER_SECOND,
     StudentTrainer,
     count_student_parameters,
     describe_origins,
@@ -57,7 +58,6 @@ __all__ = [
 
 
 _MOST_WORDS = 6000
-_FLOPS = 12e9
 _LINK = "synth.generations"
 
 
@@ -111,7 +111,9 @@ def estimate_collapse_study(plan: CollapseStudy) -> Estimate:
     trained_tokens = steps * settings.train.batch_size * settings.max_tokens
     # Training takes six multiply-adds per parameter and token; generation is slower than its two.
     student_seconds = (
-        parameters * (6.0 * trained_tokens + 20.0 * plan.records * settings.max_tokens) / _FLOPS
+        parameters
+        * (6.0 * trained_tokens + 20.0 * plan.records * settings.max_tokens)
+        / FLOPS_PER_SECOND
     )
     embedded = 0.02 * plan.held_out * plan.units if plan.embedder else 0.0
     return Estimate(

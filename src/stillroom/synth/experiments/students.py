@@ -42,6 +42,7 @@ from stillroom.train.loop import STATE_FILE
 from stillroom.train.precision import autocast_body, choose_precision
 
 __all__ = [
+    "FLOPS_PER_SECOND",
     "FRESH",
     "TRUNCATED",
     "HumanSplit",
@@ -55,6 +56,9 @@ __all__ = [
     "split_human_records",
 ]
 
+
+FLOPS_PER_SECOND = 12e9
+"""Assumed throughput of student training on a CPU, for estimates."""
 
 FRESH = "fresh"
 TRUNCATED = "cut"

@@ -381,9 +381,6 @@ def _broken(path: Path, problem: str) -> DataError:
     )
 
 
-_NORMAL = NormalDist()
-
-
 class TableRows(StepwiseGenerator):
     """Generate rows of a table; the record is one assistant message, the row as JSON."""
 
@@ -464,7 +461,7 @@ class TableRows(StepwiseGenerator):
         sampled = [column for column in sort_columns(self.columns) if column.is_drawn]
         if copula is not None:
             row = copula.draw(
-                [_NORMAL.inv_cdf(rng.uniform(1e-9, 1 - 1e-9)) for _ in copula.columns]
+                [_STANDARD_NORMAL.inv_cdf(rng.uniform(1e-9, 1 - 1e-9)) for _ in copula.columns]
             )
         else:
             row = sample_row(sampled, {column.name: rng.random() for column in sampled})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from stillroom.errors import BackendError
 from stillroom.provenance import digest_json
@@ -24,23 +24,14 @@ from stillroom.synth.interfaces import (
     ScoringState,
 )
 from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.types import CacheProtocol
 
-__all__ = ["FilterChain", "ScoreCache"]
+__all__ = ["FilterChain"]
 
 _KEY_DIGITS = 12
 _MISSING = object()
 _MAX_UNANSWERED = 10
 """Consecutive records without an answer from a model's server, after which the job ends."""
-
-
-class ScoreCache(Protocol):
-    """Cache of finished work: a journal, or a dictionary in memory."""
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return the value of a key, or the default."""
-
-    def put(self, key: str, value: object) -> None:
-        """Store the value of a key."""
 
 
 class _ActiveFilter(NamedTuple):
@@ -54,7 +45,7 @@ class FilterChain:
     """The states of the filters on one stream, in the recipe's order."""
 
     def __init__(
-        self, filters: Sequence[Filter], context: FilterContext, cache: ScoreCache | None = None
+        self, filters: Sequence[Filter], context: FilterContext, cache: CacheProtocol | None = None
     ) -> None:
         """Start every filter.
 
@@ -313,5 +304,5 @@ def _iter_results(
         record = verdict.changed or record
 
 
-def _cache_key(mark: str, record: Record) -> str:
-    return f"{mark}/{record.id}"
+def _cache_key(digest: str, record: Record) -> str:
+    return f"{digest}/{record.id}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRAPH_SOURCES",
+    "PASS_RATE",
     "GraphStep",
     "StepEstimate",
     "check_steps",
@@ -217,7 +218,7 @@ def make_conflict_error(setting: str) -> RecipeError:
     )
 
 
-_PASS_RATE = 0.5
+PASS_RATE = 0.5
 _DEFAULT_ROWS = 1000
 _PROMPT_TOKENS = 300
 _MILLION = 1e6
@@ -283,7 +284,7 @@ def estimate_steps(recipe: SynthRecipe) -> list[StepEstimate]:
                 min(num_inputs, budget) if budget is not None else num_inputs * share
             )
         else:
-            output_counts[name] = num_inputs * _PASS_RATE
+            output_counts[name] = num_inputs * PASS_RATE
         if step.limit is not None:
             output_counts[name] = min(output_counts[name], step.limit)
         estimates.append(
@@ -344,7 +345,7 @@ def _estimate_units(
     if step.limit is not None:
         target = min(target, step.limit / max(1 - recipe.held_out, 0.01))
     attempts = step.attempts if recipe.steps else recipe.attempts
-    needed = target / _PASS_RATE / max(generator.max_records, 1)
+    needed = target / PASS_RATE / max(generator.max_records, 1)
     if generator.samples_seeds or generator.seed_kinds == ("nothing",):
         return needed
     return min(needed, num_inputs * attempts)

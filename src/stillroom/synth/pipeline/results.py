@@ -30,7 +30,6 @@ from stillroom.jobs import DiskList, DiskRecordList
 from stillroom.records import Record, RecordWriter
 from stillroom.synth.interfaces import FilterResult
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.scheduler import DraftCache
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.types import GenerationResult, RejectedRecord, Split
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CostTracker",
-    "DraftCache",
     "FilterChain",
     "GraphResult",
     "RecordBatch",

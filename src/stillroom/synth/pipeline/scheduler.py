@@ -35,14 +35,13 @@ from stillroom.synth.prompting.requests import (
     RequestBatch,
     to_failure,
 )
-from stillroom.synth.types import GenerationFailure, GenerationResult, WorkItem
+from stillroom.synth.types import CacheProtocol, GenerationFailure, GenerationResult, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = [
     "CoroutineScheduler",
-    "DraftCache",
     "DraftStore",
     "generate_units",
     "is_unanswered",
@@ -64,21 +63,11 @@ _MAX_REFUSALS = 20
 _MAX_UNANSWERED = 10
 
 
-class DraftCache(Protocol):
-    """Cache of finished units: a journal, or a dictionary in memory."""
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return the value of a key, or the default."""
-
-    def put(self, key: str, value: object) -> None:
-        """Store the value of a key."""
-
-
 def stream_units(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    cache: DraftCache,
+    cache: CacheProtocol,
     *,
     workers: int,
     pause: Callable[[], None] = lambda: None,
@@ -145,7 +134,7 @@ def _wait_for_unit(
 class _UnitStream:
     """State shared by the units."""
 
-    def __init__(self, cache: DraftCache) -> None:
+    def __init__(self, cache: CacheProtocol) -> None:
         self.cache = cache
         self._lock = threading.Lock()
         self._refused = self._records = self._num_unanswered = 0
@@ -427,7 +416,7 @@ def generate_units(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    cache: DraftCache,
+    cache: CacheProtocol,
     *,
     batch_size: int,
     pause: Callable[[], None] = lambda: None,
@@ -469,7 +458,7 @@ def _generate_groups(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    cache: DraftCache,
+    cache: CacheProtocol,
     batch_size: int,
     pause: Callable[[], None],
 ) -> Iterator[GenerationResult]:
