@@ -219,9 +219,8 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
     with _open_model_pool(recipe) as models:
         model = models.text_model(recipe.model)
         filter_chain = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
-        shelf: dict[str, Any] = {}
         drafts = generate_units(
-            seeds, generator, model, MemoryCache(shelf), batch_size=recipe.batch_size
+            seeds, generator, model, MemoryCache({}), batch_size=recipe.batch_size
         )
         for seed, draft in zip(seeds, drafts, strict=True):
             judged = []
@@ -255,7 +254,7 @@ def _start_generator(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> Gene
     return recipe.generator.start(GeneratorContext(split, plan.items[split], recipe.seed))
 
 
-def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
+def _get_target(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
     """Return the target of a side; 0 if it has no seeds."""
     if split == "held_out" and not recipe.held_out:
         return 0
@@ -266,7 +265,7 @@ def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
 
 def _iter_split_items(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> Iterator[WorkItem]:
     if plan.source is None or recipe.generator.samples_seeds:
-        count = _num_wanted(recipe, plan, split) * recipe.attempts
+        count = _get_target(recipe, plan, split) * recipe.attempts
         return iter_draws(split, seed=recipe.seed, count=count)
     return iter_work_items(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
 
@@ -280,9 +279,9 @@ def _run_split(
     job: Job,
     costs: CostTracker,
     closing: ExitStack,
-    on_kept: Callable[[TextSample], None] = lambda made: None,
+    on_kept: Callable[[TextSample], None] = lambda texts: None,
 ) -> SplitResult:
-    target = _num_wanted(recipe, plan, split)
+    target = _get_target(recipe, plan, split)
     # The journal is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
     filter_chain = FilterChain(recipe.filters, context, job.journal("measures"))
@@ -298,12 +297,12 @@ def _run_split(
         drafts = _filter_ahead(drafts, filter_chain, job)
     with job.phase(f"asking for {split} records", target, "records") as progress:
 
-        def show(harvest: SplitResult) -> None:
-            news = len(harvest.kept) - progress.done
-            on_kept(harvest.stats.synthetic_texts)
+        def show(current: SplitResult) -> None:
+            news = len(current.kept) - progress.done
+            on_kept(current.stats.synthetic_texts)
             progress.advance(
                 news,
-                lambda: f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {costs.note()}",
+                lambda: f"{current.asked} asked, {len(current.dropped)} dropped, {costs.note()}",
             )
 
         share = 1.0
@@ -450,26 +449,26 @@ def _run_graph_job(
 
     comparison = DiversityComparison(list_seed_texts(inputs))
 
-    def harvest(split: Split, aside: Sequence[Record]) -> GraphResult:
+    def run_side(split: Split, held_out_records: Sequence[Record]) -> GraphResult:
         return _run_graph_split(
-            recipe, inputs, split, aside, models, caches, job, costs, closing, comparison
+            recipe, inputs, split, held_out_records, models, caches, job, costs, closing, comparison
         )
 
     try:
-        held_out = harvest("held_out", ())
-        train = harvest("train", list(held_out.harvest.kept))
+        held_out = run_side("held_out", ())
+        train = run_side("train", list(held_out.split_result.kept))
     finally:
         caches.close()
-    records = train.harvest.kept
+    records = train.split_result.kept
     if not records:
         raise make_no_records_error(train)
-    if train.harvest.stats.synthetic_texts and recipe.mix is None:
-        comparison.start(train.harvest.stats.synthetic_texts)
+    if train.split_result.stats.synthetic_texts and recipe.mix is None:
+        comparison.start(train.split_result.stats.synthetic_texts)
     mixture = mix_records(records, recipe.mix, seed=recipe.seed) if recipe.mix else None
     left_out = mixture.dropped if mixture is not None else ()
 
     def dropped() -> Iterator[RejectedRecord]:
-        return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
+        return chain(held_out.split_result.dropped, train.split_result.dropped, left_out)
 
     train_stats = _write_graph_records(job.output / "records.jsonl", train, held_out, mixture)
     _write_rows(job.output / "dropped.jsonl", (row.to_json() for row in dropped()))
@@ -480,7 +479,7 @@ def _run_graph_job(
     page_input = ReportInput(
         report,
         train_stats,
-        held_out.harvest.stats,
+        held_out.split_result.stats,
         dropped(),
         comparison,
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
@@ -491,7 +490,7 @@ def _run_graph_job(
     stopped_by = costs.reached()
     if stopped_by:
         job.say(f"warning: {len(records)} training records kept; {stopped_by}")
-    origin = combine_origins([*train_stats.origins, *held_out.harvest.stats.origins])
+    origin = combine_origins([*train_stats.origins, *held_out.split_result.stats.origins])
     return job.finish(
         "records",
         parents=_list_graph_parents(recipe, inputs, models, job),
@@ -528,28 +527,28 @@ def _run_graph_split(
     with job.phase(f"making {split} records", total, "records") as progress:
 
         def show(graph_result: GraphResult) -> None:
-            result = graph_result.harvest
+            result = graph_result.split_result
             if split == "train" and recipe.mix is None:
                 comparison.look_ahead(result.stats.synthetic_texts)
             note = f"{result.asked} asked, {len(result.dropped)} dropped, {costs.note()}"
             progress.advance(len(result.kept) - progress.done, note)
 
-        return graph.harvest(target_size, closing, costs, share, show)
+        return graph.run(target_size, closing, costs, share, show)
 
 
 def _write_graph_records(
     path: Path, train: GraphResult, held_out: GraphResult, mixture: MixtureResult | None
 ) -> RecordStats:
     """Write the records of both sides; return the statistics of the training records."""
-    train_stats = train.harvest.stats
+    train_stats = train.split_result.stats
     with RecordWriter(path) as writer:
         if mixture is None:
-            train.harvest.write_to(writer)
+            train.split_result.write_to(writer)
         else:
             train_stats = RecordStats()
             for record in train_stats.watch(mixture.records):
                 writer.write(record)
-        held_out.harvest.write_to(writer)
+        held_out.split_result.write_to(writer)
     return train_stats
 
 

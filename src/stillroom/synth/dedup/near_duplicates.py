@@ -148,9 +148,9 @@ def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any
         "unreadable": len(unreadable),
         "wordless": int((sets.sizes == 0).sum()),
     }
-    fallen = np.zeros(len(ids), dtype=bool)
-    fallen[duplicates.index] = True
-    origin = _write(plan, job, fallen)
+    is_duplicate = np.zeros(len(ids), dtype=bool)
+    is_duplicate[duplicates.index] = True
+    origin = _write(plan, job, is_duplicate)
     _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
@@ -269,12 +269,14 @@ def _score(record: Record, prefer: str) -> float:
     return float(value) if isinstance(value, int | float) else float("-inf")
 
 
-def _write(plan: DeduplicationSettings, job: Job, fallen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _write(
+    plan: DeduplicationSettings, job: Job, is_duplicate: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     """Write the kept records; return their common origin."""
     origins = {}
     with RecordWriter(job.output / "records.jsonl") as writer:
         for index, (_, record) in enumerate(_read(plan)):
-            if not fallen[index]:
+            if not is_duplicate[index]:
                 writer.write(record)
                 origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
     return combine_origins(origins.values()).to_json()

@@ -192,10 +192,10 @@ def _without(records: Sequence[Record], excluded: Sequence[Record]) -> tuple[Rec
 
 
 def _is_training_record(record: Record) -> bool:
-    is_aside = record.fields.get("split") in {"held_out", "test"}
+    is_held_out = record.fields.get("split") in {"held_out", "test"}
     is_passage = len(record.messages) == 1 and "passage_id" in record.fields
-    is_said = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
-    return bool(is_said) and not is_aside and not is_passage
+    has_answer = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
+    return bool(has_answer) and not is_held_out and not is_passage
 
 
 def _group_of(record: Record, by: str) -> str:

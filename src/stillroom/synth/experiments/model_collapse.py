@@ -157,7 +157,7 @@ class _Experiment:
         if self.note:
             job.say(self.note)
         encoded = self.students.encode(self.held_out)
-        reference = self._yardstick()
+        reference = self._measure_reference()
         units = list(_units(plan))
         done = sum(unit.key in self.journal for unit in units)
         with job.phase("students", len(units), "students", done=done) as progress:
@@ -210,7 +210,7 @@ class _Experiment:
             )
         return pieces[:count]
 
-    def _yardstick(self) -> DiversityReference:
+    def _measure_reference(self) -> DiversityReference:
         """Return the reference for all data: the held-out human records."""
         texts = [_text(record) for record in self.held_out]
         budget = min(

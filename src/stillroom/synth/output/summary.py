@@ -132,7 +132,7 @@ def make_graph_report(
     """Return the contents of report.json for a graph."""
     splits = {}
     for graph_result in graph_results:
-        result = graph_result.harvest
+        result = graph_result.split_result
         target = getattr(recipe.target, result.split)
         splits[result.split] = {
             "documents": sum(side == result.split for side in inputs.sides.values()),
@@ -189,10 +189,10 @@ def _describe_mixture(recipe: SynthRecipe, mixture: MixtureResult) -> dict[str, 
 def make_no_records_error(graph_result: GraphResult) -> DataError:
     """Return the error of a run whose filters accepted no record, with their reasons."""
     reasons = "; ".join(
-        f"{count} {reason}" for reason, count in graph_result.harvest.count_reasons().items()
+        f"{count} {reason}" for reason, count in graph_result.split_result.count_reasons().items()
     )
     return DataError(
-        f"no training record is kept of {graph_result.harvest.asked} requests"
+        f"no training record is kept of {graph_result.split_result.asked} requests"
         + (f" ({reasons})" if reasons else ""),
         code="synth.nothing-kept",
         expected="at least one record that passes every step",

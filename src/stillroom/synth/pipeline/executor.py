@@ -85,13 +85,13 @@ class PipelineExecutor:
         inputs_of_run: PipelineInputs,
         split: Split,
         context: FilterContext,
-        shelves: RunCache,
+        caches: RunCache,
         scratch: Path,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the streams of one side; no request is made before they are pulled."""
         self._recipe, self._start, self._split = recipe, inputs_of_run, split
-        self._context, self._caches, self._pause = context, shelves, pause
+        self._context, self._caches, self._pause = context, caches, pause
         self._scratch = scratch
         self._closing = ExitStack()
         self.chains: dict[str, FilterChain] = {}
@@ -114,22 +114,22 @@ class PipelineExecutor:
         finally:
             self.close()
 
-    def harvest(
+    def run(
         self,
         target: int,
         closing: ExitStack,
         costs: CostTracker | None = None,
         share: float = 1.0,
-        on_batch: Callable[[GraphResult], None] = lambda crop: None,
+        on_batch: Callable[[GraphResult], None] = lambda result: None,
     ) -> GraphResult:
         """Pull the graph until the target is reached, the budget's share is spent, or it ends.
 
         The files of the result are closed with ``closing``.
         """
         result = GraphResult.open(self._split, self._recipe.steps, self._scratch, closing)
-        records = result.harvest.kept
+        records = result.split_result.kept
         if costs is not None:
-            costs.add_split(result.harvest)
+            costs.add_split(result.split_result)
         try:
             for batch in interleave(self._streams) if target else ():
                 result.take(batch, target)
@@ -537,7 +537,7 @@ def run_filters(
     drafts: Iterable[GenerationResult],
     chain: FilterChain,
     target: int,
-    on_unit: Callable[[SplitResult], None] = lambda harvest: None,
+    on_unit: Callable[[SplitResult], None] = lambda result: None,
     costs: CostTracker | None = None,
     share: float = 1.0,
     result: SplitResult | None = None,

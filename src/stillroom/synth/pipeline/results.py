@@ -71,7 +71,7 @@ def reject_record(
 
 @dataclass(slots=True)
 class SplitResult:
-    """Result of one side of the split; ``tally`` are the statistics of the kept records."""
+    """Result of one side of the split; ``stats`` are the statistics of the kept records."""
 
     split: Split
     kept: list[Record] | DiskRecordList = field(default_factory=list)
@@ -351,7 +351,7 @@ class GraphResult:
     Records, rows and scores (one for each record with scores) are stored in files.
     """
 
-    harvest: SplitResult
+    split_result: SplitResult
     scores: DiskList[dict[str, Any]]
     steps: dict[str, StepTotals]
     filter_summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -372,7 +372,7 @@ class GraphResult:
 
     def take(self, batch: RecordBatch, target: int) -> None:
         """Add a batch's statistics, and its records up to the target."""
-        result = self.harvest
+        result = self.split_result
         for stats in batch.accounts:
             if not self._settled[stats.step].add(stats.number):
                 continue
