@@ -196,10 +196,10 @@ def test_items_without_documents_are_ordered_by_hash():
 
 
 def test_a_recipe_says_what_its_generator_starts_from():
-    with pytest.raises(RecipeError, match="starts from passages") as caught:
+    with pytest.raises(RecipeError, match="needs passages") as caught:
         parse_recipe("version: 1\nkind: synth\n")
     assert caught.value.problems[0].code == "synth.seeds"
-    with pytest.raises(RecipeError, match="both given"):
+    with pytest.raises(RecipeError, match="both set"):
         parse_recipe("version: 1\nkind: synth\nindex: a\nseeds: b\n")
 
 

@@ -50,19 +50,19 @@ _COMMON_ANSWER = 0.05
 """Largest share of the items that may have the same answer; a commoner answer is not distinctive.
 """
 _UNINFORMATIVE = frozenset({"", "yes", "no", "true", "false", "none", "unknown"})
-_TELLS, _TELLS_RUNNING = 20.0, 22.0
+_QUESTION_NATS, _QUESTION_NATS_RUNNING = 20.0, 22.0
 """Information in nats from which a question identifies an item without its passage: where the
 question is separate from the passage, and where it follows in running text.
 """
-_ASKED_TOO, _ASKED_TOO_RUNNING = 0.75, 0.6
+_QUESTION_SHARE, _QUESTION_SHARE_RUNNING = 0.75, 0.6
 """Share of a question that must be present along with its passage: where they are separate, and
 where they are running text.
 """
 _EXACT = frozenset({"whole", "verbatim"})
 _LONG_ANSWER = 60
-_LEAST_CODE = 30
+_MIN_CODE_TRIGRAMS = 30
 """Token trigrams of the shortest code that is searched for: about five lines."""
-_ENOUGH_CODE = 50
+_MIN_CODE_TEXTS = 50
 """Number of texts with code needed to estimate trigram frequencies."""
 _NEAR_CODE, _SHUFFLED_CODE = 0.6, 0.85
 """Information share of the trigrams, in order and in any order; chosen on functions of Python's
@@ -132,9 +132,8 @@ class BenchmarkAnswers:
 
         def is_unlike(item: int) -> bool:
             item_words = self._words[item]
-            if is_number and _is_number(
-                item_words
-            ):  # two numbers may be the same sum, one miscalculated
+            # two numbers may be the same sum, one miscalculated
+            if is_number and _is_number(item_words):
                 return False
             return bool(record_words and item_words) and not record_words & item_words
 
@@ -294,7 +293,8 @@ class CodeFinder:
         self._texts: list[str] = []
         for item, texts in enumerate(items):
             code = next(
-                (text for text in texts if len(extract_token_trigrams(text)) >= _LEAST_CODE), ""
+                (text for text in texts if len(extract_token_trigrams(text)) >= _MIN_CODE_TRIGRAMS),
+                "",
             )
             if code:
                 self._items.append(item)
@@ -313,13 +313,13 @@ class CodeFinder:
 
     def find(self, text: str) -> Iterator[ContaminationMatch]:
         """Yield the items whose code is in a text, under any identifiers; call ``count`` first."""
-        if not self._items or len(extract_token_trigrams(text)) < _LEAST_CODE // 2:
+        if not self._items or len(extract_token_trigrams(text)) < _MIN_CODE_TRIGRAMS // 2:
             return
         if self._index is None:
             self._index = BenchmarkIndex(
                 self._texts,
-                frequency=self._counts if self._counted >= _ENOUGH_CODE else None,
-                texts=self._counted if self._counted >= _ENOUGH_CODE else 0,
+                frequency=self._counts if self._counted >= _MIN_CODE_TEXTS else None,
+                texts=self._counted if self._counted >= _MIN_CODE_TEXTS else 0,
                 near=_NEAR_CODE,
                 shuffled=_SHUFFLED_CODE,
                 cut=extract_token_trigrams,
@@ -364,7 +364,8 @@ class WordFinder:
         alone = [
             bool(part.passage)
             and often[part.question] == 1
-            and self._questions.tells(index) >= (_TELLS if part.is_apart else _TELLS_RUNNING)
+            and self._questions.tells(index)
+            >= (_QUESTION_NATS if part.is_apart else _QUESTION_NATS_RUNNING)
             for index, part in enumerate(parts)
         ]
         self.asked = [
@@ -428,7 +429,7 @@ class WordFinder:
             question_share = self._items_index.share_beyond(
                 match.item, text, part.question, part.passage
             )
-            least = _ASKED_TOO if part.is_apart else _ASKED_TOO_RUNNING
+            least = _QUESTION_SHARE if part.is_apart else _QUESTION_SHARE_RUNNING
             if question_share >= least or match.kind in _EXACT:
                 yield replace(match, item=item)
             elif item in answered:

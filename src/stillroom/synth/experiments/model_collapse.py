@@ -104,17 +104,14 @@ def estimate_collapse_study(plan: CollapseStudy) -> Estimate:
     settings = plan.student
     steps = settings.train.count_steps(plan.records)
     if settings.train.steps is None and "accumulate" in plan.rules:
-        growth = (
-            sum(range(2, plan.generations + 2)) / plan.generations
-        )  # relative to the first generation
+        # relative to the first generation
+        growth = sum(range(2, plan.generations + 2)) / plan.generations
         steps = round(steps * (1 + (growth - 1) / len(plan.rules)))
     trained_tokens = steps * settings.train.batch_size * settings.max_tokens
     # Training takes six multiply-adds per parameter and token; generation is slower than its two.
-    student_seconds = (
-        parameters
-        * (6.0 * trained_tokens + 20.0 * plan.records * settings.max_tokens)
-        / FLOPS_PER_SECOND
-    )
+    generated_tokens = plan.records * settings.max_tokens
+    flops = parameters * (6.0 * trained_tokens + 20.0 * generated_tokens)
+    student_seconds = flops / FLOPS_PER_SECOND
     embedded = 0.02 * plan.held_out * plan.units if plan.embedder else 0.0
     return Estimate(
         memory_bytes=int(parameters * 20 + 800_000_000),

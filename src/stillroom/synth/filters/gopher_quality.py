@@ -71,9 +71,8 @@ class GopherQuality(Filter):
         if not words:
             return None
         mean = sum(map(len, words)) / len(words)
-        is_spaced = (
-            len(text.split()) > len(words) / 2
-        )  # scripts without spaces have other word lengths
+        # scripts without spaces have other word lengths
+        is_spaced = len(text.split()) > len(words) / 2
         if is_spaced and mean < self.min_mean_length:
             return FilterResult(False, "words too short on average", mean, self.min_mean_length)
         if mean > self.max_mean_length:

@@ -82,7 +82,7 @@ class PipelineExecutor:
     def __init__(
         self,
         recipe: SynthRecipe,
-        inputs_of_run: PipelineInputs,
+        inputs: PipelineInputs,
         split: Split,
         context: FilterContext,
         caches: RunCache,
@@ -90,7 +90,7 @@ class PipelineExecutor:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the streams of one side; no request is made before they are pulled."""
-        self._recipe, self._start, self._split = recipe, inputs_of_run, split
+        self._recipe, self._inputs, self._split = recipe, inputs, split
         self._context, self._caches, self._pause = context, caches, pause
         self._scratch = scratch
         self._closing = ExitStack()
@@ -99,8 +99,8 @@ class PipelineExecutor:
         num_consumers = Counter(source for names in sources.values() for source in names)
         streams: dict[str, deque[Iterator[RecordBatch]]] = {}
         for name, step in recipe.steps.items():
-            inputs = [self._open(source, streams) for source in sources[name]]
-            stream = self._run(name, step, sources[name], interleave(inputs))
+            batches = [self._open(source, streams) for source in sources[name]]
+            stream = self._run(name, step, sources[name], interleave(batches))
             stream = self._limit(name, step, stream)
             copies = tee(stream, max(num_consumers[name], 1), scratch, self._closing)
             streams[name] = deque(copies)
@@ -155,7 +155,7 @@ class PipelineExecutor:
     ) -> _BatchStream:
         """Yield the items of a source or of a step, with their scores and statistics."""
         if source in GRAPH_SOURCES:
-            for item in self._start.items.get((source, self._split), ()):
+            for item in self._inputs.items.get((source, self._split), ()):
                 yield [item], {}, ()
             return
         for batch in streams[source].popleft():
@@ -273,7 +273,7 @@ class PipelineExecutor:
             items = [
                 item
                 for source in sources
-                for item in self._start.items.get((source, self._split), ())
+                for item in self._inputs.items.get((source, self._split), ())
             ]
             return GeneratorContext(self._split, items, self._recipe.seed), feed
         batches = list(feed)

@@ -55,14 +55,13 @@ class FilterChain:
             cache: Cache of the scores; by default they are not stored.
         """
         self._cache = cache
-        self._prefetched: dict[str, Any] = {}  # prefetched scores, until they are used
+        self._prefetched: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._num_unanswered = 0
         self._engine = context.models.engine
         self._task = _FilterTask(tuple(filters), context) if self._engine.is_remote else None
-        self._verdicts: dict[
-            str, dict[int, FilterResult]
-        ] = {}  # worker verdicts, by record and filter index
+        # verdicts of workers, by record and filter index
+        self._verdicts: dict[str, dict[int, FilterResult]] = {}
         self.scores: dict[str, float] = {}
         """Scores of the last accepted record, by filter."""
         self.measured: list[tuple[str, Any]] = []

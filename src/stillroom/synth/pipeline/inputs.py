@@ -88,9 +88,8 @@ def split_items(items: Iterable[SeedItem], held_out: float, seed: int) -> dict[s
     parts: dict[str, list[SeedItem]] = {}
     for item in items:
         parts.setdefault(get_document_id(item), []).append(item)
-    copies = (
-        find_duplicate_documents(parts) if held_out > 0 else {}
-    )  # without a held-out side, no copies can be separated
+    # without a held-out side, no copies can be separated
+    copies = find_duplicate_documents(parts) if held_out > 0 else {}
     return split_documents(parts, held_out, seed, copies)
 
 

@@ -65,9 +65,8 @@ def trim_question(question: str, opening: QuestionPrefix, evidence: str) -> Trim
     reason = "question strays, or tells the statement on"
     body = question.rstrip("?？. ")
     if not question.startswith(opening.text) or len(body) < len(opening.text):
-        return TrimmedQuestion(
-            reason=reason
-        )  # the opening itself may end in such a mark: not a question
+        # the opening itself may end in such a mark: not a question
+        return TrimmedQuestion(reason=reason)
     evidence_stems = set(extract_content_stems(evidence))
     for end, is_sound in _ends(body, opening, evidence):
         if not _fits(body[:end], opening, evidence, evidence_stems):

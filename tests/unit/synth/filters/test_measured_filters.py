@@ -186,7 +186,7 @@ def test_deita_says_who_scored():
     judged = lend(text__m=prefer("3"))
     verdict = judge("deita", make_record(), judged, judge_model="m")
     assert verdict.details["quality_by"] == "judge, logprob"
-    with pytest.raises(RecipeError, match="nothing to score with"):
+    with pytest.raises(RecipeError, match="deita has no scorer"):
         judge("deita", make_record(), context, complexity_scorer="c")
 
 
@@ -505,6 +505,6 @@ def test_a_server_that_answers_for_no_record_ends_the_job():
         raise BackendError("HTTP 503: maintenance", code="backend.unavailable")
 
     panel = FilterChain([FILTERS.build({"name": "ifd", "model": "m"})], lend(text__m=Scorer(nats)))
-    with pytest.raises(BackendError, match=r"10 records in a row .* maintenance") as caught:
+    with pytest.raises(BackendError, match=r"10 consecutive records .* maintenance") as caught:
         panel.prefetch([make_record(answer=f"It is number {number}.") for number in range(12)])
     assert caught.value.code == "backend.unavailable"

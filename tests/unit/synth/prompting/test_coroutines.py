@@ -88,7 +88,7 @@ def test_units_do_not_see_each_other():
 def test_origin_names_method_model_prompts_and_seed():
     record = drafts(scripted_model(script, fingerprint="scripted:x"))[0].records[0]
     link = record.origin.chain[-1]
-    assert link.method == "synth.generators.test_steps"
+    assert link.method == "synth.generators.test_coroutines"
     assert link.model == "scripted:x"
     assert link.parents == (make_passages()[0].id,)
     assert len(link.prompt) == 64
