@@ -82,11 +82,11 @@ def test_a_folder_of_instructlab_is_a_taxonomy(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("- a\n- b\n", "no mapping"),
+        ("- a\n- b\n", "not a mapping"),
         ("a: {examples: [{answer: x}]}\n", "no question"),
         ("a: [[b]]\n", "has no name"),
         ("a: {topics: b}\n", "list or a mapping"),
-        ("a: {examples: 3}\n", "no list"),
+        ("a: {examples: 3}\n", "not a list"),
         ("a: [\n", "cannot be read"),
         ("a: 1\na: 2\n", "cannot be read"),
     ],
@@ -120,7 +120,7 @@ def test_records_are_read_as_what_the_generator_takes(tmp_path):
     write_records(path, [Record((Message("user", "Add 1 and 2."), Message("assistant", "3")))])
     assert read_seeds(str(path), ("records",)).items[0].messages[1].content == "3"
     assert read_seeds(str(path), ("passages",)).passages[0].text == "Add 1 and 2.\n\n3"
-    with pytest.raises(DataError, match="does not start from") as caught:
+    with pytest.raises(DataError, match="does not take") as caught:
         read_seeds(str(path), ("topics",))
     assert caught.value.problems[0].code == "synth.wrong-seeds"
 

@@ -172,10 +172,10 @@ def test_a_text_gives_values_as_data(tools):
     ("text", "what"),
     [
         ("[]", "no list of tools"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('[{"name": "a b"}]', "no name"),
-        ('[{"name": "f", "parameters": {"type": "thing"}}]', "no JSON Schema"),
-        ('[{"name": "f", "parameters": {"type": "string"}}]', "no object"),
+        ('[{"name": "f", "parameters": {"type": "thing"}}]', "not a JSON Schema"),
+        ('[{"name": "f", "parameters": {"type": "string"}}]', "not an object"),
     ],
 )
 def test_tools_that_cannot_be_used_are_said_before_anything_is_asked(tmp_path, text, what):
