@@ -367,7 +367,7 @@ class DiversityAlarm:
 
 
 class DiversityReference:
-    """Measures texts against a reference: its rare words, its vectors, and its predictability.
+    """Reference that texts are measured against: its rare words, vectors and predictability.
 
     ``surprise`` is the cost of the reference in bits per character under a model fitted to the
     texts only (``CharacterNGramModel``): text that departs from human text predicts it less well,

@@ -100,7 +100,7 @@ class _StudentBatch:
 
 
 class StudentTrainer:
-    """Creates, trains and evaluates students with the same settings.
+    """Trainer and evaluator of students with the same settings.
 
     Use within ``limit_threads``, so that sums are split the same way each time.
     """

@@ -77,7 +77,7 @@ _DOING = r"\s+(?:is|are)\s+(?:(?:now|also|still|currently|\w+ly)\s+)*(?!\w*thing
 
 
 class Answerable(Filter):
-    """Drops questions that their own evidence does not answer."""
+    """Drop questions that their own evidence does not answer."""
 
     paper: ClassVar[str] = ""
 

@@ -77,7 +77,7 @@ _BLOCK = 64
 
 
 class PipelineExecutor:
-    """Executes the steps of one recipe over one side of the split."""
+    """Executor of the steps of one recipe over one side of the split."""
 
     def __init__(
         self,

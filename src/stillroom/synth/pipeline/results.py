@@ -420,7 +420,7 @@ _MILLION = 1e6
 
 
 class CostTracker:
-    """Counts requests, tokens, money and minutes over both sides of the split."""
+    """Counter of requests, tokens, money and minutes over both sides of the split."""
 
     def __init__(self, budget: BudgetSettings) -> None:
         """Start with nothing spent."""

@@ -209,7 +209,7 @@ class _ScheduledUnit:
 
 
 class CoroutineScheduler:
-    """Advances a bounded number of units concurrently."""
+    """Scheduler of a bounded number of concurrent units."""
 
     def __init__(
         self, generator: GeneratorState, model: TextModel, store: DraftStore, *, units: int

@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 class BottomK(Generic[T]):
-    """Keeps the values with the lowest keys, ties by order of arrival."""
+    """The values with the lowest keys among all added, ties by order of arrival."""
 
     def __init__(self, most: int) -> None:
         """Keep at most ``most`` values."""
@@ -287,7 +287,7 @@ class _SeedMetrics:
 
 
 class DiversityComparison:
-    """Compares the diversity of generated texts with that of the seeds."""
+    """Comparison of the diversity of generated texts with that of the seeds."""
 
     def __init__(self, seeds: Sequence[str] = ()) -> None:
         """Store the seed texts without reading them."""
