@@ -269,7 +269,7 @@ def measure_kind(
         wrong += not verdict.keep
         scores.append(verdict.score)
         if verdict.keep:
-            panel.admit(record)
+            panel.on_accept(record)
     right, found = 0, []
     for record in planted:
         verdict = panel.judge(record)[1]
@@ -280,7 +280,7 @@ def measure_kind(
         told["distinct"] = kind.distinct
     tell(kind.name, "recall", right / len(planted), told)
     tell(kind.name, "precision", right / max(right + wrong, 1), told)
-    if panel.is_costly and kind.filter != "toxicity":
+    if panel.needs_model and kind.filter != "toxicity":
         lengths = [len(text(one, "answer").split()) for one in (*good, *planted)]
         alone = auroc(lengths[: len(good)], lengths[len(good) :])
         tell(kind.name, "auroc", auroc(scores, found), told | {"length_alone": round(alone, 4)})
@@ -303,7 +303,7 @@ def tell(kind: str, figure: str, value: float, told: dict[str, Any]) -> None:
 
 def measure_lookalikes(context: FilterContext) -> None:
     """Say how much ordinary prose in the words of orders is taken for one."""
-    judge = FILTERS.build({"name": "injection"}).begin(context)
+    judge = FILTERS.build({"name": "injection"}).start(context)
     turns = [(Message("user", "What?"), Message("assistant", said)) for said in faults.NO_ORDERS]
     dropped = sum(not judge.judge(Record(one, {"evidence": {}})).keep for one in turns)
     tell("injection", "lookalikes_dropped", dropped / len(turns), {"n": len(turns)})
@@ -313,7 +313,7 @@ def measure_masks(
     planted: Sequence[Record], good: Sequence[Record], context: FilterContext
 ) -> None:
     """Mask the planted records: what is found afterwards was missed; good ones are let be."""
-    judge = FILTERS.build({"name": "personal", "action": "mask"}).begin(context)
+    judge = FILTERS.build({"name": "personal", "action": "mask"}).start(context)
     clean = 0
     for record in planted:
         after = judge.judge(record).changed or record

@@ -87,18 +87,18 @@ class Form(StepwiseGenerator):
     temperature: float = 0.8
 
     @property
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2
 
     @property
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return 300
 
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         name, words = unit.seed.passage.text.split("\n", 1)
-        found = yield from unit.fill(words, SCHEMAS[name], what=name)
+        found = yield from unit.ask_json(words, SCHEMAS[name], label=name)
         if found is not None:
-            unit.keep([], {"value": found, "schema": name})
+            unit.add_record([], {"value": found, "schema": name})
 
 
 def seeds(count: int) -> list[WorkItem]:

@@ -33,8 +33,8 @@ RECORDS = st.builds(Record, st.lists(TURNS, max_size=3).map(tuple), FIELDS)
 @settings(max_examples=40, deadline=None)
 def test_filters_are_total_and_deterministic(name, record, held_out):
     context = FilterContext(held_out=[held_out])
-    first = FILTERS.build(name).begin(context).judge(record)
-    assert first == FILTERS.build(name).begin(context).judge(record)
+    first = FILTERS.build(name).start(context).judge(record)
+    assert first == FILTERS.build(name).start(context).judge(record)
     assert first.keep or first.reason
 
 
@@ -48,7 +48,7 @@ PAIRS = st.lists(
 
 
 def fold(pairs):
-    judge = Duplicate().begin(FilterContext())
+    judge = Duplicate().start(FilterContext())
     kept = []
     for question, answer in pairs:
         text = " ".join(answer)
@@ -57,7 +57,7 @@ def fold(pairs):
             {"question": question, "answer": text},
         )
         if judge.judge(record).keep:
-            judge.admit(record)
+            judge.on_accept(record)
             kept.append(record)
     return kept
 

@@ -1,16 +1,16 @@
 """Synthetic data: records written by a teacher model, filtered, selected and exported.
 
-Documents are split into ``train`` and ``held_out`` before anything is asked, so that no document
-feeds both. A generator asks the teacher about one passage at a time; filters judge every record and
-say why one is dropped; whatever is not kept is in ``dropped.jsonl`` with its reason.
+Documents are split into ``train`` and ``held_out`` before any request, so that no document feeds
+both. A generator asks the teacher about one passage at a time; filters judge every record and give
+a reason for each rejection; rejected records are written to ``dropped.jsonl`` with that reason.
 
 Papers: answer-first questions (Alberti et al. 2019, arXiv:1906.05416; Lewis et al. 2021,
 arXiv:2102.07033), Magpie (Xu et al. 2024, arXiv:2406.08464), rephrasing (Maini et al. 2024,
 arXiv:2401.16380), MinHash (Broder 1997), n-gram decontamination (Brown et al. 2020,
 arXiv:2005.14165, appendix C).
 
-In: an index (its passages), or a file of passages or records. Out: an artifact of kind ``records``
-with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
+Input: an index (its passages), or a file of passages or records. Output: an artifact of kind
+``records`` with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
 
 Importing this package imports neither torch nor a model.
 """

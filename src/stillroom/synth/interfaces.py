@@ -1,13 +1,13 @@
-"""Base classes of the room: generators, filters, model-scored filters and selectors.
+"""Base classes of generators, filters, model-scored filters and selectors.
 
-A generator is given seeds (an item, a split, a number to draw by) and gives one draft for each; an
-item is a passage, a record, a topic of a taxonomy, or nothing. A filter is given one record and
-gives a verdict; a verifier, which is the floor's, decides by rule, asking no model. None of them
-reads files or knows the job.
+A generator receives seeds (an item, a split, a random seed) and returns one draft for each; an item
+is a passage, a record, a topic of a taxonomy, or nothing. A filter receives one record and returns
+a verdict; a verifier (``stillroom.evaluate``) decides by rule, without a model. None of them reads
+files or depends on the job.
 
-The measure is a function of the record alone, so it can be taken of many records at once, kept in a
-journal, and never be taken twice; the verdict on it is free. What could not be measured is dropped
-as that: a filter that fails never calls a record good.
+A score is a function of the record alone, so that it can be computed for many records at once,
+stored in a journal, and never be recomputed; the verdict on it is cheap. A record that could not be
+scored is dropped as unmeasured: a failing filter never accepts a record.
 """
 
 from __future__ import annotations
@@ -90,10 +90,7 @@ PASSAGE_FILTERS = (
     "duplicate",
     "decontaminate",
 )
-
-
-"""For questions about passages, whose answers must stand on them."""
-
+"""Default filters for questions about passages, whose answers must be grounded in them."""
 
 RECORD_FILTERS = (
     "shape",
@@ -103,112 +100,111 @@ RECORD_FILTERS = (
     "duplicate",
     "decontaminate",
 )
-
-
-"""For records that no passage bears out, in whatever form."""
+"""Default filters for records without a passage."""
 
 
 class GeneratorState(Protocol):
-    """A generator at work on one side of the split: it may remember what it gave."""
+    """The state of a generator on one side of the split, for generators with memory."""
 
     @property
     def round_size(self) -> int:
-        """How many units are drafted before any is settled; 0 if nothing is remembered."""
+        """Number of units generated before any is finalized; 0 without memory."""
 
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         """Yield one draft for each seed, in order."""
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
-        """Return what is left of a draft beside those before it, and remember it."""
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
+        """Return a draft without repetitions of earlier ones, and remember it."""
 
 
 class Generator(Method, ABC):
-    """Asks a teacher for records: about passages, after records, on topics, or out of nothing.
+    """Base class of generators, which prompt a teacher model for records.
 
-    A generator that needs no memory overrides ``generate`` only. One whose later asks follow from
-    what earlier ones gave (a pool that grows) overrides ``begin`` and returns a Writer: units are
-    then drafted in rounds of fixed size and settled in the plan's order, so that neither the number
-    of threads nor a kill changes what is asked.
+    A generator without memory overrides ``generate`` only. One whose requests depend on earlier
+    results (a growing pool) overrides ``start`` and returns a ``GeneratorState``: units are then
+    generated in rounds of fixed size and finalized in the plan's order, so that neither the number
+    of threads nor an interruption changes the requests.
     """
 
     paper: ClassVar[str] = ""
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
-    """Which kinds of items it can start from; ``nothing`` means that it needs none."""
-    draws: ClassVar[bool] = False
-    """Whether units are numbered draws, and the items only what is drawn from."""
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    """Kinds of seed items it accepts; ``nothing`` means that it needs none."""
+    samples_seeds: ClassVar[bool] = False
+    """Whether units are numbered samples, drawn from all items together."""
     default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
-    """What a recipe that names no filters judges by."""
+    """Filters of a recipe that names none."""
 
     @property
     @abstractmethod
-    def asks(self) -> int:
-        """How many asks one unit costs, at most."""
+    def max_requests(self) -> int:
+        """Maximum number of requests per unit."""
 
     @property
     @abstractmethod
-    def longest(self) -> int:
-        """How many tokens one ask may generate."""
+    def max_tokens(self) -> int:
+        """Maximum number of tokens per request."""
 
     @property
-    def gives(self) -> int:
-        """How many records one unit gives, at most."""
+    def max_records(self) -> int:
+        """Maximum number of records per unit."""
         return int(getattr(self, "questions", 1))
 
     @property
     def round_size(self) -> int:
-        """How many units are drafted before any is settled; 0 if nothing is remembered."""
+        """Number of units generated before any is finalized; 0 without memory."""
         return 0
 
     @classmethod
     @override
     def recipe_needs(cls) -> dict[str, int]:
-        """Return what a recipe must say to start from: index or seeds, or nothing."""
-        return {} if cls.takes[0] == "nothing" else {cls.recipe_key(): 1}
+        """Return the required recipe keys: index or seeds, or none."""
+        return {} if cls.seed_kinds[0] == "nothing" else {cls.recipe_key(): 1}
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return the filters that fit, where they are not the recipe's own default."""
+        """Return the default filters if they differ from the recipe's default."""
         if cls.default_filters == PASSAGE_FILTERS:
             return {}
         return {"filters": list(cls.default_filters)}
 
     @classmethod
     def recipe_key(cls) -> str:
-        """Return which setting of a recipe names what the generator starts from first of all."""
-        return "index" if cls.takes[0] == "passages" else "seeds"
+        """Return the recipe key that names the generator's preferred seeds."""
+        return "index" if cls.seed_kinds[0] == "passages" else "seeds"
 
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
-        """Return what writes one side of the split."""
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
+        """Return the state for one side of the split."""
         return self
 
     @abstractmethod
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         """Yield one draft for each seed, in order.
 
-        A draft depends on its seed, the model and what was settled before its round, not on the
-        seeds beside it; seeds come in groups only so that the teacher is kept busy.
+        A draft depends on its seed, the model and the results of earlier rounds, not on the other
+        seeds of its batch; seeds are batched only to keep the teacher busy.
 
         Raises:
             BackendError: If the teacher fails.
         """
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
-        """Return what is left of a draft beside those before it; here all of it."""
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
+        """Return a draft without repetitions of earlier ones; here unchanged."""
         return draft
 
     def describe(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Return what the report says of the training records kept; plain JSON values."""
+        """Return statistics of the kept training records for the report, as plain JSON values."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class FilterResult:
-    """Whether a record is kept; ``reason`` is a short fixed phrase, ``score`` its measure.
+    """Verdict of a filter on a record.
 
-    ``limit`` is the bound that the score was held against, ``against`` what the record was compared
-    with (another record's or an item's words), ``told`` what else a reader of the dropped rows
-    should know. ``changed`` is the record as it goes on, where the filter mended it.
+    ``reason`` is a short fixed phrase and ``score`` the measured value; ``limit`` is the bound of
+    the score, ``against`` the text that the record was compared with (another record's or an
+    item's), ``details`` further facts for the rejected rows. ``changed`` is the modified record, if
+    the filter changed it.
     """
 
     keep: bool
@@ -216,17 +212,17 @@ class FilterResult:
     score: float = 1.0
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     changed: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """What a filter may know beside the record.
+    """Context of a filter besides the record.
 
-    ``passages`` by id; ``frequency`` counts the passages each word occurs in; ``held_out`` are the
-    records already kept for evaluation (empty while those are judged); ``models`` opens models for
-    the filters that measure with one; ``seed`` is the recipe's.
+    ``passages`` are by id; ``frequency`` counts the passages that contain each word; ``held_out``
+    are the records already accepted for evaluation (empty while those are filtered); ``models``
+    opens models for the filters that score with one; ``seed`` is the recipe's.
     """
 
     passages: Mapping[str, Passage] = field(default_factory=dict)
@@ -237,117 +233,112 @@ class FilterContext:
 
 
 class FilterState(Protocol):
-    """A filter at work on one split: it may remember what was admitted."""
+    """The state of a filter on one split, for filters with memory."""
 
     def judge(self, record: Record) -> FilterResult:
-        """Return the verdict on one record, given those admitted before."""
+        """Return the verdict on a record, given the records accepted before."""
 
-    def admit(self, record: Record) -> None:
-        """Learn that every filter kept the record."""
+    def on_accept(self, record: Record) -> None:
+        """Update the state with a record that every filter accepted."""
 
 
 class Filter(Method, ABC):
-    """Judges records one by one, in a fixed order; total: any record gets a verdict, none raises.
+    """Base class of filters, which judge records one by one in a fixed order; none raises.
 
-    A filter that needs no memory overrides ``judge`` only. One that compares records overrides
-    ``begin`` and returns a Judge that remembers.
+    A filter without memory overrides ``judge`` only. One that compares records overrides ``start``
+    and returns a ``FilterState``.
     """
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = False
-    """Whether plain-text records of passages are judged too."""
-    remembers: ClassVar[bool] = False
-    """Whether a verdict depends on what was admitted before."""
+    accepts_passages: ClassVar[bool] = False
+    """Whether plain-text records of passages are filtered too."""
+    is_stateful: ClassVar[bool] = False
+    """Whether a verdict depends on the records accepted before."""
 
     @abstractmethod
     def judge(self, record: Record) -> FilterResult:
         """Return the verdict on a record by itself."""
 
-    def admit(self, record: Record) -> None:
-        """Learn that every filter kept the record; nothing to remember here."""
+    def on_accept(self, record: Record) -> None:
+        """Update the state with an accepted record; a filter without memory ignores it."""
 
-    def begin(self, context: FilterContext) -> FilterState:
-        """Return what judges one split."""
+    def start(self, context: FilterContext) -> FilterState:
+        """Return the state for one split."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """Records to choose among, in their order, and what filters scored each of them."""
+    """Candidate records for a selector, in order, with the scores of the filters."""
 
     records: Sequence[Record]
     scores: Sequence[Mapping[str, float]]
     context: FilterContext
 
     def vectors(self, embedder: str) -> Vectors:
-        """Return one L2-normalized row for each record's words, (N, D) float32.
+        """Embed the text of every record; return L2-normalized rows, (N, D) float32.
 
         Args:
-            embedder: Reference of the embedder; a record without words gets a row of zeros.
+            embedder: Reference of the embedder; a record without text gets a row of zeros.
 
         Raises:
             CheckpointError: If the reference leads to no embedder.
         """
         import numpy as np
 
-        texts = ["\n\n".join(one.content for one in record.messages) for record in self.records]
-        filled = [at for at, text in enumerate(texts) if text.strip()]
+        texts = [
+            "\n\n".join(message.content for message in record.messages) for record in self.records
+        ]
+        filled = [index for index, text in enumerate(texts) if text.strip()]
         model = self.context.models.embedder(embedder)
         rows = np.zeros((len(texts), model.dimensions), dtype=np.float32)
         if filled:
-            rows[filled] = model.embed([texts[at] for at in filled], kind="passage")
+            rows[filled] = model.embed([texts[index] for index in filled], kind="passage")
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records of a pool are kept, in order of choice, and a verdict on each of the others."""
+    """Indices of the selected records, in order of selection, and a verdict on each other one."""
 
     kept: tuple[int, ...]
     dropped: Mapping[int, FilterResult]
 
 
 class Selector(Method, ABC):
-    """Chooses among the records of one stream, all of which it sees first."""
+    """Base class of selectors, which choose among all records of one stream."""
 
     paper: ClassVar[str] = ""
 
     @classmethod
     @override
     def recipe_needs(cls) -> dict[str, int]:
-        """Return that a recipe must name what to write about."""
+        """Return the required recipe keys."""
         return {"index": 1}
 
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return a graph whose last step is this one, after the filter whose score it goes by."""
-        chosen = {name: info.default for name, info in cls.model_fields.items()}
+        """Return a graph that ends in this step, after the filter whose score it uses."""
+        settings = {name: info.default for name, info in cls.model_fields.items()}
         steps: dict[str, Any] = {"write": {"generator": {"name": "grounded_qa"}}}
-        if chosen.get("score"):
-            steps["measure"] = {"filters": [{"name": chosen["score"]}]}
-        steps["choose"] = {"select": {"name": cls.method_name(), **chosen}}
+        if settings.get("score"):
+            steps["measure"] = {"filters": [{"name": settings["score"]}]}
+        steps["choose"] = {"select": {"name": cls.method_name(), **settings}}
         return {"generator": None, "filters": None, "include_passages": 0, "steps": steps}
 
     @abstractmethod
     def select(self, pool: CandidateSet) -> Selection:
-        """Return what is kept; every record is either kept or has its verdict.
+        """Select records; every record is either selected or has a verdict.
 
-        The choice does not depend on the order of the pool, save between records that are equal.
+        The selection does not depend on the order of the records, except among equal ones.
         """
 
 
 GENERATORS = Registry("stillroom.synth.generators", Generator)
-
-
 FILTERS = Registry("stillroom.synth.filters", Filter)
-
-
 SELECTORS = Registry("stillroom.synth.selectors", Selector)
-
-
 UNMEASURED = "could not be measured"
-
 
 _RECORD_ERRORS = {
     "backend.context",
@@ -356,74 +347,67 @@ _RECORD_ERRORS = {
     "backend.malformed",
     "backend.answer",
 }
-
-
-"""Errors that are one record's own; any other is the model's and ends the job."""
-
+"""Errors of a single record; any other error is the model's and ends the job."""
 
 _TRANSIENT_ERRORS = {"backend.timeout", "backend.broken", "backend.unavailable"}
-
-
-"""Errors of a server that may answer the next time: that record's own, while others are answered.
+"""Errors of a server that may answer a later request; they affect one record as long as others are
+answered.
 """
 
-
 UNANSWERED_KEY = "unanswered"
-
-
-"""Key of a value that failed so: it is not kept, so that the next run asks again."""
+"""Key of a value that failed this way: it is not stored, so that the next run requests it again."""
 
 
 class ScoringState(ABC):
-    """A measured filter at work: ``measure`` costs, ``weigh`` does not."""
+    """The state of a model-scored filter: ``score`` is expensive, ``decide`` is not."""
 
     fingerprint: str = ""
-    """What values depend on beside the record: the models and the settings that were used."""
+    """Digest of everything a value depends on besides the record: the models and settings."""
     concurrency: int = 1
-    """How many records it gains by measuring at once, each on a thread of its own."""
+    """Number of records to score concurrently, each on its own thread."""
 
     @abstractmethod
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        """Return one plain JSON value for each record; ``{"failed": why}`` where there is none.
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        """Return one plain JSON value for each record; ``{"failed": why}`` for a failed one.
 
         Raises:
             BackendError: If a model fails as a whole.
         """
 
     @abstractmethod
-    def weigh(self, record: Record, value: Any) -> FilterResult:
-        """Return the verdict on a record whose measure is known."""
+    def decide(self, record: Record, value: Any) -> FilterResult:
+        """Return the verdict on a scored record."""
 
     def judge(self, record: Record) -> FilterResult:
-        """Measure one record and weigh it."""
-        return self.decide(record, self.measure([record])[0])
+        """Score one record and return the verdict."""
+        return self.decide_or_reject(record, self.score([record])[0])
 
-    def decide(self, record: Record, value: Any) -> FilterResult:
-        """Return the verdict on a value; what failed is dropped as unmeasured."""
+    def decide_or_reject(self, record: Record, value: Any) -> FilterResult:
+        """Return the verdict on a value; a failed one is dropped as unmeasured."""
         if isinstance(value, Mapping) and "failed" in value:
-            return FilterResult(False, UNMEASURED, 0.0, told={"why": str(value["failed"])})
-        return self.weigh(record, value)
+            return FilterResult(False, UNMEASURED, 0.0, details={"why": str(value["failed"])})
+        return self.decide(record, value)
 
-    def admit(self, record: Record) -> None:  # noqa: B027  # nothing is a sound default
-        """Remember nothing: a measure does not depend on what was kept."""
+    def on_accept(self, record: Record) -> None:  # noqa: B027  # nothing is a sound default
+        """Do nothing: a score does not depend on the accepted records."""
 
-    def lessons(self) -> Sequence[Record]:
-        """Return records that people have scored, which are measured before any is judged."""
+    def calibration_records(self) -> Sequence[Record]:
+        """Return human-scored records for calibration, which are scored first."""
         return ()
 
-    def learn(self, values: Sequence[Any]) -> None:  # noqa: B027  # likewise
-        """Learn from the values of the lessons, in their order."""
+    def calibrate(self, values: Sequence[Any]) -> None:  # noqa: B027  # likewise
+        """Calibrate on the values of the calibration records, in their order."""
 
     def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
-        """Return what is to be said of all values together; nothing by default."""
+        """Return summary statistics of all values; none by default."""
         return {}
 
 
 class ModelScoredFilter(Filter, ABC):
-    """A filter that measures with a model; without one (outside of a run) it keeps everything."""
+    """Base class of filters that score with a model; outside of a run they accept every record."""
 
     paper: ClassVar[str] = ""
-    remembers: ClassVar[bool] = False
+    is_stateful: ClassVar[bool] = False
 
     @override
     def judge(self, record: Record) -> FilterResult:
@@ -431,21 +415,22 @@ class ModelScoredFilter(Filter, ABC):
 
     @override
     @abstractmethod
-    def begin(self, context: FilterContext) -> ScoringState:
-        """Return what measures the records of one split."""
+    def start(self, context: FilterContext) -> ScoringState:
+        """Return the scoring state for one split."""
 
 
 def get_concurrency(models: Sequence[TextModel]) -> int:
-    """Return how many requests models take at once; 1 where none is a server's."""
+    """Return the number of concurrent requests of the models; 1 if none is a server's."""
     return max(
         (model.concurrency for model in models if isinstance(model, ConcurrentModel)), default=1
     )
 
 
 def score_individually(records: Sequence[Record], measure: Callable[[Record], Any]) -> list[Any]:
-    """Measure records one after another; a fault of one record's own is that record's value.
+    """Score records one by one; the error of a single record becomes its value.
 
-    So is it that a server did not answer; the panel ends the job where that happens in a row.
+    This includes a server that did not answer; the executor ends the job if that happens
+    repeatedly.
 
     Raises:
         BackendError: If the model fails as a whole.

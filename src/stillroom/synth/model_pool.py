@@ -1,6 +1,6 @@
 """Model pool: models of filters and selectors, opened once by reference and shared.
 
-Nothing is opened before it is asked for. Knows no filter.
+Models are opened on first use.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["ModelPool"]
 
 @dataclass
 class ModelPool:
-    """Opens models by reference.
+    """Pool of models by reference.
 
     Args:
-        settings: Of the engine, for every text model that has none of its own.
-        cache: File that keeps completions.
-        say: Told what a ``hub:`` reference was resolved to.
-        settings_of: Of the engine, by reference.
-        job: Keeps the completions of local models, and stops them where it is stopped.
-        lent: Models that are open already, by what they are and their reference.
+        settings: Engine settings of every text model without its own.
+        cache: Cache file of completions.
+        say: Callback for log messages, such as the resolution of a ``hub:`` reference.
+        settings_of: Engine settings by reference.
+        job: Job that stores the completions of local models, and cancels them with itself.
+        lent: Models opened already, by kind and reference.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,39 +39,39 @@ class ModelPool:
     say: Callable[[str], None] | None = None
     settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     job: Job | None = None
-    lent: dict[tuple[str, str], Any] = field(default_factory=dict)
+    models: dict[tuple[str, str], Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
     def engine(self) -> Engine:
-        """Whose workers answer for text models and judge records."""
+        """Engine whose workers run text models and filters."""
         return LocalEngine() if self.job is None else self.job.engine
 
     def text_model(self, reference: str) -> TextModel:
-        """Return a TextModel.
+        """Return the text model of a reference.
 
         Raises:
             CheckpointError: If the reference leads to no checkpoint.
             BackendError: If the engine cannot open it.
         """
-        return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
+        return self._get(  # type: ignore[no-any-return]  # the opener's type
             "text", reference, lambda: self._open_text_model(reference)
         )
 
     def embedder(self, reference: str) -> Embedder:
-        """Return an Embedder.
+        """Return the embedder of a reference.
 
         Raises:
             CheckpointError: If the reference leads to no checkpoint.
         """
         from stillroom.models import open_embedder
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "embedder", reference, lambda: open_embedder(reference, say=self.say)
         )
 
     def entailment(self, reference: str) -> NLIModel:
-        """Return a model of natural language inference.
+        """Return the natural language inference model of a reference.
 
         Raises:
             CheckpointError: If the reference leads to no such checkpoint.
@@ -79,12 +79,12 @@ class ModelPool:
         from stillroom.models.encoders.sequence_classifiers import NLIModel
         from stillroom.models.hub import resolve_checkpoint
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "entailment", reference, lambda: NLIModel(resolve_checkpoint(reference))
         )
 
     def classifier(self, reference: str) -> TextClassifier:
-        """Return a text classifier.
+        """Return the text classifier of a reference.
 
         Raises:
             CheckpointError: If the reference leads to no such checkpoint.
@@ -92,17 +92,17 @@ class ModelPool:
         from stillroom.models.encoders.sequence_classifiers import TextClassifier
         from stillroom.models.hub import resolve_checkpoint
 
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "classifier", reference, lambda: TextClassifier(resolve_checkpoint(reference))
         )
 
     def counter(self, reference: str) -> Callable[[str], int]:
-        """Return what counts a text's tokens, without special ones, as a checkpoint does.
+        """Return a function that counts a text's tokens, without special ones.
 
         Raises:
             CheckpointError: If the reference leads to no checkpoint.
         """
-        return self._lend(  # type: ignore[no-any-return]
+        return self._get(  # type: ignore[no-any-return]
             "counter", reference, lambda: self._open_counter(reference)
         )
 
@@ -135,15 +135,15 @@ class ModelPool:
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def close(self) -> None:
-        """Close what was opened; closing twice does no harm."""
+        """Close all models; closing twice is allowed."""
         with self._lock:
-            for (kind, _), model in self.lent.items():
+            for (kind, _), model in self.models.items():
                 if kind == "text":
                     model.close()
-            self.lent.clear()
+            self.models.clear()
 
-    def _lend(self, kind: str, reference: str, open_it: Callable[[], Any]) -> Any:
+    def _get(self, kind: str, reference: str, open_model: Callable[[], Any]) -> Any:
         with self._lock:
-            if (kind, reference) not in self.lent:
-                self.lent[kind, reference] = open_it()
-            return self.lent[kind, reference]
+            if (kind, reference) not in self.models:
+                self.models[kind, reference] = open_model()
+            return self.models[kind, reference]

@@ -35,19 +35,19 @@ __all__ = [
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_FILTERS = PASSAGE_FILTERS
 UNLIMITED = 1_000_000_000
-"""A target that is never reached: all that comes is kept."""
+"""A target that is never reached, so that all records are kept."""
 _DEFAULTS: dict[str, Any] = {"generator": "grounded_qa", "filters": list(DEFAULT_FILTERS)}
 
 
 class Target(Settings):
-    """How many records are wanted; asking stops when they are kept."""
+    """Target numbers of records; generation stops when they are reached."""
 
-    train: int = Field(default=100, ge=1, description="records wanted for training")
-    held_out: int = Field(default=25, ge=0, description="records wanted for evaluation")
+    train: int = Field(default=100, ge=1, description="records for training")
+    held_out: int = Field(default=25, ge=0, description="records for evaluation")
 
 
 class EngineSettings(EngineChoice):
-    """How the teacher is run, and where: ``ray``, or ``{ray: {...}}`` beside the rest."""
+    """How the teacher runs, and where: ``ray``, or ``{ray: {...}}`` among the other keys."""
 
     backend: str = Field(default="auto", description="engine that runs the teacher")
     num_threads: int | None = Field(default=None, ge=1, description="threads; default all cores")
@@ -57,23 +57,23 @@ class EngineSettings(EngineChoice):
         description="tokens of prompt and completion together; default the model's",
     )
     concurrency: int | None = Field(
-        default=None, ge=1, le=1024, description="requests at once to an endpoint; default 16"
+        default=None, ge=1, le=1024, description="concurrent requests to an endpoint; default 16"
     )
     requests_per_minute: float | None = Field(
-        default=None, gt=0, description="requests a minute to an endpoint; default no bound"
+        default=None, gt=0, description="requests per minute to an endpoint; default unlimited"
     )
     tokens_per_minute: float | None = Field(
-        default=None, gt=0, description="tokens a minute to an endpoint; default no bound"
+        default=None, gt=0, description="tokens per minute to an endpoint; default unlimited"
     )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="seconds that an endpoint may take for an answer; default 300 until it begins, "
-        "900 in all",
+        description="seconds that an endpoint may take for an answer; default 300 to the first "
+        "byte, 900 in total",
     )
     others: tuple[str, ...] = Field(
         default=(),
-        description="further endpoints (http://host/v1#model) that are asked when the first fails",
+        description="further endpoints (http://host/v1#model), used when the first fails",
     )
     weights: tuple[float, ...] = Field(
         default=(), description="shares of the requests, the model's own first, then the others'"
@@ -81,121 +81,128 @@ class EngineSettings(EngineChoice):
     hedge_after_s: float | None = Field(
         default=None,
         gt=0,
-        description="ask another endpoint too after so many seconds without an answer",
+        description="send a request to another endpoint too after this many seconds without an "
+        "answer",
     )
 
 
 class BudgetSettings(Settings):
-    """When asking ends although more is wanted; what is kept by then is written.
+    """Bounds that stop the generation before the target; records kept so far are written.
 
-    The held-out side, which is asked for first, takes no more than its share of the targets.
+    The held-out side, which runs first, is limited to its share of the targets.
     """
 
-    asks: int | None = Field(default=None, ge=1, description="asks; null has no bound")
+    asks: int | None = Field(default=None, ge=1, description="maximum requests; null is unlimited")
     tokens: int | None = Field(
-        default=None, ge=1, description="tokens of prompts and completions; null has no bound"
+        default=None,
+        ge=1,
+        description="maximum tokens of prompts and completions; null is unlimited",
     )
     money: float | None = Field(
-        default=None, gt=0, description="money, by the prices below; null has no bound"
+        default=None, gt=0, description="maximum cost, by the prices below; null is unlimited"
     )
     minutes: float | None = Field(
         default=None,
         gt=0,
-        description="minutes of this sitting; null has no bound; which records are kept then "
-        "depends on the clock",
+        description="maximum minutes of this session; null is unlimited; the records kept then "
+        "depend on the clock",
     )
-    input_price: float = Field(default=0.0, ge=0, description="of a million tokens of prompts")
-    output_price: float = Field(default=0.0, ge=0, description="of a million tokens of completions")
+    input_price: float = Field(default=0.0, ge=0, description="price of a million prompt tokens")
+    output_price: float = Field(
+        default=0.0, ge=0, description="price of a million completion tokens"
+    )
 
     @model_validator(mode="after")
     def _has_prices(self) -> Self:
         if self.money is not None and not (self.input_price or self.output_price):
-            raise ValueError("money needs input_price and output_price: nothing else counts it")
+            raise ValueError(
+                "money needs input_price and output_price, the prices it is computed from"
+            )
         return self
 
 
 class SynthRecipe(Recipe):
-    """Ask a teacher for records, about passages or after other seeds, and keep what holds."""
+    """Generate records with a teacher, about passages or from other seeds, and filter them."""
 
-    kind: Literal["synth"] = Field("synth", description="write records with a teacher")
+    kind: Literal["synth"] = Field("synth", description="generate records with a teacher")
     index: Reference | None = Field(
         None,
-        description="documents to write about: an index artifact, or a file of passages (JSONL) or "
-        "of records, whose texts are then passages",
+        description="documents to write about: an index artifact, or a file of passages (JSONL) "
+        "or of records, whose texts then serve as passages",
     )
     seeds: Reference | None = Field(
         None,
-        description="what else to start from: a file of records (tasks, personas, solutions), or a "
-        "taxonomy (YAML, or a folder of qna.yaml)",
+        description="other seeds: a file of records (tasks, personas, solutions), or a taxonomy "
+        "(YAML, or a folder of qna.yaml)",
     )
     model: Reference = Field(
-        DEFAULT_TEACHER, description="the teacher: a checkpoint, a .gguf file or an endpoint"
+        DEFAULT_TEACHER, description="teacher: a checkpoint, a .gguf file or an endpoint"
     )
     engine: EngineSettings = Field(
         default_factory=EngineSettings,
-        description="how the teacher is run; ray, or a group 'ray' in it, spreads the work",
+        description="how the teacher runs; ray, or a group 'ray' in it, distributes the work",
     )
     generator: Annotated[Generator, GENERATORS.choice()] = Field(
-        "grounded_qa", validate_default=True, description="how the teacher is asked"
+        "grounded_qa", validate_default=True, description="method that generates the records"
     )
     filters: tuple[Annotated[Filter, FILTERS.choice()], ...] = Field(
-        DEFAULT_FILTERS, validate_default=True, description="what a record must pass, in order"
+        DEFAULT_FILTERS,
+        validate_default=True,
+        description="filters that a record must pass, in order",
     )
     budget: BudgetSettings = Field(
-        default_factory=BudgetSettings, description="when asking ends although more is wanted"
+        default_factory=BudgetSettings,
+        description="bounds that stop the generation before the target",
     )
-    target: Target = Field(default_factory=Target, description="how many records are wanted")
+    target: Target = Field(default_factory=Target, description="target numbers of records")
     held_out: float = Field(
         0.2,
         ge=0,
         lt=1,
-        description="share of documents kept for evaluation, by hash of their id; documents that "
-        "say the same stay together",
+        description="share of documents held out for evaluation, by hash of their id; documents "
+        "with equal texts stay together",
     )
     attempts: int = Field(
         3,
         ge=1,
         le=100,
-        description="how often a seed may be asked about; without seeds, units for every record "
-        "wanted",
+        description="maximum attempts per seed; without seeds, units per record of the target",
     )
     include_passages: int = Field(
-        200, ge=0, description="most train passages that become records of plain text; 0 is none"
+        200, ge=0, description="maximum train passages included as plain-text records; 0 for none"
     )
     batch_size: int = Field(
-        16, ge=1, le=1024, description="passages asked about at once; never changes what is kept"
+        16, ge=1, le=1024, description="passages per batch; never changes the result"
     )
     cache: Destination | None = Field(
-        None, description="file that keeps completions, so that edited recipes ask only what is new"
+        None, description="cache file of completions, so that edited recipes send only new requests"
     )
     steps: dict[str, GraphStep] = Field(
         default_factory=dict,
-        description="a graph in place of generator and filters: steps by name, in order, each with "
-        "one of generator, filters and select, and what it takes its records from",
+        description="a graph in place of generator and filters: steps by name, in order, each "
+        "with one of generator, filters and select, and its sources",
     )
-    mix: MixSettings | None = Field(
-        None, description="what the new records are mixed with on their way out"
-    )
+    mix: MixSettings | None = Field(None, description="existing records to mix the new ones with")
 
     @property
     def start(self) -> str:
-        """What items are read from; empty where the generator starts from nothing."""
+        """Reference of the seed items; empty if the generator needs none."""
         return self.index or self.seeds or ""
 
     @property
     def first(self) -> str:
-        """What a graph's first step takes unless it says otherwise."""
+        """Default source of a graph's first step."""
         return "index" if self.index else "seeds" if self.seeds else "nothing"
 
     @property
     def sources(self) -> dict[str, tuple[str, ...]]:
-        """What each step takes."""
+        """Sources of each step."""
         return resolve_sources(self.steps, self.first)
 
     @model_validator(mode="before")
     @classmethod
     def _prepare_graph(cls, data: Any) -> Any:
-        """Let a graph give all that comes, unless it says how much is wanted."""
+        """Set the targets of a graph to unlimited, unless the recipe sets them."""
         if not isinstance(data, dict) or not data.get("steps"):
             return data
         for name in ("generator", "filters"):
@@ -204,32 +211,32 @@ class SynthRecipe(Recipe):
                 raise make_conflict_error(name)
         if data.get("include_passages"):
             raise make_conflict_error("include_passages")
-        every = {"target": {"train": UNLIMITED, "held_out": UNLIMITED}, "include_passages": 0}
-        rest = {key: value for key, value in data.items() if key not in {"generator", "filters"}}
-        return {**every, **rest}
+        defaults = {"target": {"train": UNLIMITED, "held_out": UNLIMITED}, "include_passages": 0}
+        others = {key: value for key, value in data.items() if key not in {"generator", "filters"}}
+        return {**defaults, **others}
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write a graph without what only a chain has, and a chain without what a graph has."""
-        told = handler(self)
+        """Serialize a graph without the keys of a chain, and a chain without those of a graph."""
+        data = handler(self)
         for name in ("generator", "filters") if self.steps else ("steps",):
-            told.pop(name, None)
+            data.pop(name, None)
         if self.mix is None:
-            told.pop("mix", None)
-        return dict(told)
+            data.pop("mix", None)
+        return dict(data)
 
     @model_validator(mode="before")
     @classmethod
     def _choose_filters(cls, data: Any) -> Any:
-        """Judge by the generator's own filters where the recipe names none."""
+        """Use the generator's own filters if the recipe names none."""
         if not isinstance(data, dict) or "filters" in data or "generator" not in data:
             return data
-        chosen = data["generator"]
-        name = chosen.get("name") if isinstance(chosen, dict) else chosen
-        if isinstance(chosen, Generator):
-            return {**data, "filters": chosen.default_filters}
+        generator = data["generator"]
+        name = generator.get("name") if isinstance(generator, dict) else generator
+        if isinstance(generator, Generator):
+            return {**data, "filters": generator.default_filters}
         if not isinstance(name, str) or name not in GENERATORS.names():
-            return data  # said where the generator itself is read
+            return data  # reported where the generator itself is parsed
         return {**data, "filters": GENERATORS.get(name).default_filters}
 
     @model_validator(mode="after")
@@ -240,24 +247,24 @@ class SynthRecipe(Recipe):
             if problems:
                 raise RecipeError(problems)
             return self
-        takes, name = self.generator.takes, self.generator.method_name()
+        takes, name = self.generator.seed_kinds, self.generator.method_name()
         if self.index and self.seeds:
             raise _make_misfit_error(
-                "index and seeds are both given", "one of them", "leave one out"
+                "index and seeds are both set", "only one of them", "remove one"
             )
         if not self.start and "nothing" not in takes:
             key = self.generator.recipe_key()
             raise _make_misfit_error(
-                f"{name} starts from {' or '.join(takes)}, and the recipe names none",
+                f"{name} needs {' or '.join(takes)}, and the recipe names none",
                 f"{key}: a path",
-                f"name it under {key}",
+                f"set {key}",
             )
         if self.start and takes == ("nothing",):
             raise _make_misfit_error(
-                f"{name} starts from nothing", "neither index nor seeds", "leave both out"
+                f"{name} takes no seeds", "neither index nor seeds", "remove both"
             )
         return self
 
 
-def _make_misfit_error(what: str, expected: str, next_step: str) -> RecipeError:
-    return RecipeError(what, code="synth.seeds", expected=expected, next=next_step)
+def _make_misfit_error(problem: str, expected: str, next_step: str) -> RecipeError:
+    return RecipeError(problem, code="synth.seeds", expected=expected, next=next_step)

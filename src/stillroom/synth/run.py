@@ -1,7 +1,8 @@
 """Synth job: generate and filter the held-out split, then the training split, and write both.
 
-The held-out side comes first, so that training records can be kept clear of it. Every finished unit
-is journaled; a killed run goes on with ``--resume`` and ends with the same bytes.
+The held-out side runs first, so that training records can be decontaminated against it. Every
+finished unit is journaled; an interrupted run resumes with ``--resume`` and produces the same
+bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from stillroom.synth.pipeline.executor import (
     run_filters,
 )
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.graph import estimate_steps
+from stillroom.synth.pipeline.graph import PASS_RATE, estimate_steps
 from stillroom.synth.pipeline.inputs import (
     DocumentFrequency,
     PipelineInputs,
@@ -79,16 +80,8 @@ __all__ = [
 
 
 _TOKENS_PER_SECOND = 60.0
-
-
 _PROMPT_TOKENS_PER_SECOND = 250.0
-
-
-_PASS_RATE = 0.5
-
-
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
-
 
 _SEED_NOUNS = {
     "passages": ("passages", "documents"),
@@ -99,9 +92,9 @@ _SEED_NOUNS = {
 
 @dataclass(frozen=True, slots=True)
 class UnitPreview:
-    """One unit of a preview: what was asked about, and every record with its verdict.
+    """One unit of a preview: its seed, and every record with its verdict.
 
-    ``seed`` is None for a unit that has come through a graph.
+    ``seed`` is None for a unit of a graph.
     """
 
     seed: WorkItem | None
@@ -110,56 +103,58 @@ class UnitPreview:
 
 
 def run(recipe: SynthRecipe, job: Job) -> Artifact:
-    """Write the records of a recipe into the job's output.
+    """Write the records of a recipe to the job's output.
 
     Raises:
         DataError: If there is no passage, or no record is kept (``synth.nothing-kept``).
-        BackendError: If the teacher fails; what was asked before is in the journal.
+        BackendError: If the teacher fails; finished units are in the journal.
     """
     if recipe.steps:
         with _open_model_pool(recipe, job) as models:
             return run_graph(recipe, job, models)
     plan = _make_split_plan(recipe)
     _log_plan(plan, job)
-    purse = CostTracker(recipe.budget)
+    costs = CostTracker(recipe.budget)
     with _open_model_pool(recipe, job) as models, ExitStack() as closing:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
-        held_out = _run_split(recipe, plan, "held_out", context, model, job, purse, closing)
+        held_out = _run_split(recipe, plan, "held_out", context, model, job, costs, closing)
         context = plan.context(models, list(held_out.kept), recipe.seed)
         comparison = DiversityComparison([get_item_text(item) for item in plan.items["train"]])
         train = _run_split(
-            recipe, plan, "train", context, model, job, purse, closing, comparison.look_ahead
+            recipe, plan, "train", context, model, job, costs, closing, comparison.look_ahead
         )
         require_records(train, recipe)
-        if train.tally.made:
-            comparison.begin(train.tally.made)
-        texts, refused = _make_passage_records(recipe, plan, context, job)
-        harvests = (held_out, train)
+        if train.stats.synthetic_texts:
+            comparison.start(train.stats.synthetic_texts)
+        texts, rejected = _make_passage_records(recipe, plan, context, job)
+        results = (held_out, train)
         origin = _write_records(job.output / "records.jsonl", train, texts, held_out)
         report = make_report(
-            recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
+            recipe, plan.source, plan.sides, plan.items, results, len(texts), rejected
         )
-        rows = (drop.to_json() for drop in chain(held_out.dropped, train.dropped, refused))
+        rows = (row.to_json() for row in chain(held_out.dropped, train.dropped, rejected))
         _write_rows(job.output / "dropped.jsonl", rows)
-        report["spent"] = purse.to_json()
+        report["spent"] = costs.to_json()
         report["described"] = recipe.generator.describe(train.kept)
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-        dropped = chain(held_out.dropped, train.dropped, refused)
-        told = ReportInput(
+        dropped = chain(held_out.dropped, train.dropped, rejected)
+        page_input = ReportInput(
             report,
-            train.tally,
-            held_out.tally,
+            train.stats,
+            held_out.stats,
             dropped,
             comparison,
             [recipe.model],
             recipe.filters,
         )
         with atomic_write(job.output / "report.html") as file:
-            file.write(render_report(told))
-    ended = purse.reached()
-    for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
+            file.write(render_report(page_input))
+    stopped_by = costs.reached()
+    for shortfall in filter(
+        None, (describe_shortfall(result, recipe, stopped_by) for result in results)
+    ):
         job.say(shortfall)
     return job.finish(
         "records",
@@ -171,17 +166,24 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
 
 
 def estimate(recipe: SynthRecipe) -> Estimate:
-    """Return what the job will need, from its targets and the size of the teacher's file."""
+    """Estimate memory, disk and time from the targets and the size of the teacher's file."""
     if recipe.steps:
-        forecasts = estimate_steps(recipe)
-        wanted, asks = sum(one.gives for one in forecasts), sum(one.asks for one in forecasts)
-        seconds = sum(one.tokens for one in forecasts) / _TOKENS_PER_SECOND / 4
+        step_estimates = estimate_steps(recipe)
+        num_records, num_requests = (
+            sum(step_estimate.gives for step_estimate in step_estimates),
+            sum(step_estimate.asks for step_estimate in step_estimates),
+        )
+        seconds = (
+            sum(step_estimate.tokens for step_estimate in step_estimates) / _TOKENS_PER_SECOND / 4
+        )
     else:
-        wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
+        num_records = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
         generator = recipe.generator
-        asks = wanted / _PASS_RATE * max(1.0, generator.asks / generator.gives)
-        seconds = asks * (
-            generator.longest / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
+        num_requests = (
+            num_records / PASS_RATE * max(1.0, generator.max_requests / generator.max_records)
+        )
+        seconds = num_requests * (
+            generator.max_tokens / 4 / _TOKENS_PER_SECOND + 100 / _PROMPT_TOKENS_PER_SECOND
         )
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
@@ -193,40 +195,39 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     passages = sum(file.stat().st_size for file in files)
     return Estimate(
         memory_bytes=int(weights * 1.5 + passages * 4 + 300_000_000),
-        disk_bytes=int(wanted * 8_000 + recipe.include_passages * 3_000 + 1_000_000),
+        disk_bytes=int(num_records * 8_000 + recipe.include_passages * 3_000 + 1_000_000),
         seconds=seconds,
         memory_knob="use a smaller teacher, or an endpoint",
         disk_knob="lower target or include_passages",
-        basis=f"about {asks:.0f} asks, of which half are kept, on two cores",
+        basis=f"about {num_requests:.0f} requests, of which half are kept, on two cores",
     )
 
 
 def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
     """Yield the first ``n`` training units with every verdict, writing nothing.
 
-    Held-out records are not asked for, so ``decontaminate`` has nothing to compare with.
+    No held-out records are generated, so ``decontaminate`` has nothing to compare with.
     """
     if recipe.steps:
         with _open_model_pool(recipe) as models:
-            for found, fell in preview_graph(recipe, models, n):
-                yield UnitPreview(None, tuple(found), tuple(fell))
+            for batch_records, batch_failures in preview_graph(recipe, models, n):
+                yield UnitPreview(None, tuple(batch_records), tuple(batch_failures))
         return
     plan = _make_split_plan(recipe)
     seeds = list(islice(_iter_split_items(recipe, plan, "train"), n))
-    writer = _start_generator(recipe, plan, "train")
+    generator = _start_generator(recipe, plan, "train")
     with _open_model_pool(recipe) as models:
         model = models.text_model(recipe.model)
-        panel = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
-        shelf: dict[str, Any] = {}
+        filter_chain = FilterChain(recipe.filters, plan.context(models, seed=recipe.seed))
         drafts = generate_units(
-            seeds, writer, model, MemoryCache(shelf), batch_size=recipe.batch_size
+            seeds, generator, model, MemoryCache({}), batch_size=recipe.batch_size
         )
         for seed, draft in zip(seeds, drafts, strict=True):
             judged = []
             for record in draft.records:
-                name, verdict = panel.judge(record)
+                name, verdict = filter_chain.judge(record)
                 if verdict.keep:
-                    panel.admit(verdict.changed or record)
+                    filter_chain.on_accept(verdict.changed or record)
                 judged.append((verdict.changed or record, name, verdict))
             failures = tuple((failure.reason, failure.text) for failure in draft.failures)
             yield UnitPreview(seed, tuple(judged), failures)
@@ -235,8 +236,8 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[UnitPreview]:
 def _make_split_plan(recipe: SynthRecipe) -> SplitPlan:
     if not recipe.start:
         return SplitPlan(None, {}, {side: [] for side in _SPLITS}, {})
-    takes = recipe.generator.takes
-    if recipe.index and "passages" in takes:  # the texts of records are passages there
+    takes = recipe.generator.seed_kinds
+    if recipe.index and "passages" in takes:  # the texts of records serve as passages here
         takes = tuple(kind for kind in takes if kind != "records")
     source = read_seeds(recipe.start, takes)
     sides = split_items(source.items, recipe.held_out, recipe.seed)
@@ -250,11 +251,11 @@ def _make_split_plan(recipe: SynthRecipe) -> SplitPlan:
 
 
 def _start_generator(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> GeneratorState:
-    return recipe.generator.begin(GeneratorContext(split, plan.items[split], recipe.seed))
+    return recipe.generator.start(GeneratorContext(split, plan.items[split], recipe.seed))
 
 
-def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
-    """Return how many records a side is to give; none where it has nothing to start from."""
+def _get_target(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
+    """Return the target of a side; 0 if it has no seeds."""
     if split == "held_out" and not recipe.held_out:
         return 0
     if plan.source is not None and not plan.items[split]:
@@ -263,8 +264,8 @@ def _num_wanted(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> int:
 
 
 def _iter_split_items(recipe: SynthRecipe, plan: SplitPlan, split: Split) -> Iterator[WorkItem]:
-    if plan.source is None or recipe.generator.draws:
-        count = _num_wanted(recipe, plan, split) * recipe.attempts
+    if plan.source is None or recipe.generator.samples_seeds:
+        count = _get_target(recipe, plan, split) * recipe.attempts
         return iter_draws(split, seed=recipe.seed, count=count)
     return iter_work_items(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
 
@@ -276,14 +277,14 @@ def _run_split(
     context: FilterContext,
     model: TextModel,
     job: Job,
-    purse: CostTracker,
+    costs: CostTracker,
     closing: ExitStack,
-    on_kept: Callable[[TextSample], None] = lambda made: None,
+    on_kept: Callable[[TextSample], None] = lambda texts: None,
 ) -> SplitResult:
-    wanted = _num_wanted(recipe, plan, split)
-    # The shelf is named by the model: a resume with another teacher must not mix the two.
+    target = _get_target(recipe, plan, split)
+    # The journal is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
-    panel = FilterChain(recipe.filters, context, job.journal("measures"))
+    filter_chain = FilterChain(recipe.filters, context, job.journal("measures"))
     drafts: Iterator[GenerationResult] = generate_units(
         _iter_split_items(recipe, plan, split),
         _start_generator(recipe, plan, split),
@@ -293,30 +294,30 @@ def _run_split(
         pause=job.check_cancelled,
     )
     if job.engine.is_remote:
-        drafts = _filter_ahead(drafts, panel, job)
-    with job.phase(f"asking for {split} records", wanted, "records") as progress:
+        drafts = _filter_ahead(drafts, filter_chain, job)
+    with job.phase(f"asking for {split} records", target, "records") as progress:
 
-        def show(harvest: SplitResult) -> None:
-            news = len(harvest.kept) - progress.done
-            on_kept(harvest.tally.made)
+        def show(current: SplitResult) -> None:
+            news = len(current.kept) - progress.done
+            on_kept(current.stats.synthetic_texts)
             progress.advance(
                 news,
-                lambda: f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {purse.note()}",
+                lambda: f"{current.asked} asked, {len(current.dropped)} dropped, {costs.note()}",
             )
 
         share = 1.0
-        if split == "held_out":  # which comes first, and must leave enough for training
+        if split == "held_out":  # runs first, and must leave budget for training
             share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
-        harvest = SplitResult.spilled(split, job.scratch, closing)
-        return run_filters(split, drafts, panel, wanted, show, purse, share, harvest)
+        result = SplitResult.spilled(split, job.scratch, closing)
+        return run_filters(split, drafts, filter_chain, target, show, costs, share, result)
 
 
 def _filter_ahead(
-    drafts: Iterator[GenerationResult], panel: FilterChain, job: Job
+    drafts: Iterator[GenerationResult], filter_chain: FilterChain, job: Job
 ) -> Iterator[GenerationResult]:
-    """Yield drafts when workers have judged what they can of them; some are drafted ahead."""
+    """Yield drafts once workers have filtered them as far as possible; some are drafted ahead."""
     ahead = map_prefetched(
-        lambda draft: panel.spread(draft.records),
+        lambda draft: filter_chain.apply_ahead(draft.records),
         drafts,
         workers=2 * job.engine.num_workers,
         pause=job.check_cancelled,
@@ -327,14 +328,14 @@ def _filter_ahead(
 
 @contextmanager
 def _open_model_pool(recipe: SynthRecipe, job: Job | None = None) -> Iterator[ModelPool]:
-    """Yield what opens the teacher and the models of filters; closed at the end of the body."""
+    """Yield the pool of the teacher and the filters' models; close it at the end."""
     engine = recipe.engine
     settings: dict[str, Any] = {
         "backend": engine.backend,
         "num_threads": engine.num_threads,
         "context_length": engine.context_length,
     }
-    told = {
+    limits = {
         "concurrency": engine.concurrency,
         "requests_per_minute": engine.requests_per_minute,
         "tokens_per_minute": engine.tokens_per_minute,
@@ -344,7 +345,7 @@ def _open_model_pool(recipe: SynthRecipe, job: Job | None = None) -> Iterator[Mo
         "read_timeout_s": engine.timeout_s,
         "answer_timeout_s": engine.timeout_s,
     }
-    teacher = settings | {name: value for name, value in told.items() if value is not None}
+    teacher = settings | {name: value for name, value in limits.items() if value is not None}
     shared = {"num_threads": engine.num_threads}
     cache = Path(recipe.cache) if recipe.cache else None
     say = None if job is None else job.say
@@ -358,15 +359,15 @@ def _open_model_pool(recipe: SynthRecipe, job: Job | None = None) -> Iterator[Mo
 def _make_passage_records(
     recipe: SynthRecipe, plan: SplitPlan, context: FilterContext, job: Job
 ) -> tuple[list[Record], list[RejectedRecord]]:
-    """Return train passages as plain-text records, and those a filter refused."""
-    filters: list[Filter] = [chosen for chosen in recipe.filters if chosen.judges_passages]
-    panel = FilterChain(filters, context, job.journal("measures"))
-    kept: list[Record] = []
+    """Return train passages as plain-text records, and those a filter rejected."""
+    filters: list[Filter] = [check for check in recipe.filters if check.accepts_passages]
+    filter_chain = FilterChain(filters, context, job.journal("measures"))
+    records: list[Record] = []
     dropped: list[RejectedRecord] = []
     for passage in plan.items["train"]:
         if not isinstance(passage, Passage):
-            break  # what is no document is not trained on as it stands
-        if len(kept) >= recipe.include_passages:
+            break  # only documents are included as plain text
+        if len(records) >= recipe.include_passages:
             break
         record = Record(
             (Message("assistant", passage.text),),
@@ -377,13 +378,13 @@ def _make_passage_records(
             },
             passage.origin,
         )
-        name, verdict = panel.judge(record)
+        name, verdict = filter_chain.judge(record)
         if verdict.keep:
-            panel.admit(verdict.changed or record)
-            kept.append(verdict.changed or record)
+            filter_chain.on_accept(verdict.changed or record)
+            records.append(verdict.changed or record)
         else:
             dropped.append(reject_record("train", name, verdict, passage.id, record))
-    return kept, dropped
+    return records, dropped
 
 
 def _write_records(
@@ -393,10 +394,10 @@ def _write_records(
     with RecordWriter(path) as writer:
         train.write_to(writer)
         for record in texts:
-            train.tally.add(record)
+            train.stats.add(record)
             writer.write(record)
         held_out.write_to(writer)
-    return combine_origins([*train.tally.origins, *held_out.tally.origins])
+    return combine_origins([*train.stats.origins, *held_out.stats.origins])
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
@@ -407,15 +408,15 @@ def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
 
 def _log_plan(plan: SplitPlan, job: Job) -> None:
     if plan.source is None:
-        job.say("nothing to start from but the teacher")
+        job.say("no seeds: the teacher generates from nothing")
         return
     held_out = sum(side == "held_out" for side in plan.sides.values())
-    kind, whole = _SEED_NOUNS[get_seed_kind(plan.source.items[0])]
-    first = f"{len(plan.sides)} {whole}, {held_out} held out"
-    train, kept = len(plan.items["train"]), len(plan.items["held_out"])
-    if kind != whole or train + kept != len(plan.sides):
-        first += f"; {train} {kind} to train on, {kept} held out"
-    job.say(first)
+    kind, group_noun = _SEED_NOUNS[get_seed_kind(plan.source.items[0])]
+    message = f"{len(plan.sides)} {group_noun}, {held_out} held out"
+    train, held_out_items = len(plan.items["train"]), len(plan.items["held_out"])
+    if kind != group_noun or train + held_out_items != len(plan.sides):
+        message += f"; {train} {kind} to train on, {held_out_items} held out"
+    job.say(message)
     for reason, count in plan.source.dropped.items():
         job.say(f"{count} rows of {plan.source.path} left out: {reason}")
 
@@ -429,11 +430,11 @@ def _list_parents(recipe: SynthRecipe, plan: SplitPlan, model: TextModel, job: J
 
 
 def run_graph(recipe: SynthRecipe, job: Job, models: ModelPool) -> Artifact:
-    """Do the job of a recipe that has steps.
+    """Run the job of a recipe with steps.
 
     Raises:
-        DataError: If there is nothing to start from, or no training record is kept.
-        BackendError: If a teacher fails; what was asked before is on the shelves.
+        DataError: If there are no inputs, or no training record is kept.
+        BackendError: If a teacher fails; finished units are in the caches.
     """
     with ExitStack() as closing:
         return _run_graph_job(recipe, job, models, closing)
@@ -442,57 +443,57 @@ def run_graph(recipe: SynthRecipe, job: Job, models: ModelPool) -> Artifact:
 def _run_graph_job(
     recipe: SynthRecipe, job: Job, models: ModelPool, closing: ExitStack
 ) -> Artifact:
-    start = read_inputs(recipe)
-    purse = CostTracker(recipe.budget)
-    shelves = RunCache.of(job)
+    inputs = read_inputs(recipe)
+    costs = CostTracker(recipe.budget)
+    caches = RunCache.of(job)
 
-    comparison = DiversityComparison(list_seed_texts(start))
+    comparison = DiversityComparison(list_seed_texts(inputs))
 
-    def harvest(split: Split, aside: Sequence[Record]) -> GraphResult:
+    def run_side(split: Split, held_out_records: Sequence[Record]) -> GraphResult:
         return _run_graph_split(
-            recipe, start, split, aside, models, shelves, job, purse, closing, comparison
+            recipe, inputs, split, held_out_records, models, caches, job, costs, closing, comparison
         )
 
     try:
-        held_out = harvest("held_out", ())
-        train = harvest("train", list(held_out.harvest.kept))
+        held_out = run_side("held_out", ())
+        train = run_side("train", list(held_out.split_result.kept))
     finally:
-        shelves.close()
-    new = train.harvest.kept
-    if not new:
+        caches.close()
+    records = train.split_result.kept
+    if not records:
         raise make_no_records_error(train)
-    if train.harvest.tally.made and recipe.mix is None:
-        comparison.begin(train.harvest.tally.made)
-    mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
-    left_out = mixed.dropped if mixed is not None else ()
+    if train.split_result.stats.synthetic_texts and recipe.mix is None:
+        comparison.start(train.split_result.stats.synthetic_texts)
+    mixture = mix_records(records, recipe.mix, seed=recipe.seed) if recipe.mix else None
+    left_out = mixture.dropped if mixture is not None else ()
 
     def dropped() -> Iterator[RejectedRecord]:
-        return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
+        return chain(held_out.split_result.dropped, train.split_result.dropped, left_out)
 
-    trained = _write_graph_records(job.output / "records.jsonl", train, held_out, mixed)
-    _write_graph_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped()))
-    _write_graph_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
-    report = make_graph_report(recipe, start, (held_out, train), mixed, trained, purse)
+    train_stats = _write_graph_records(job.output / "records.jsonl", train, held_out, mixture)
+    _write_rows(job.output / "dropped.jsonl", (row.to_json() for row in dropped()))
+    _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
+    report = make_graph_report(recipe, inputs, (held_out, train), mixture, train_stats, costs)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-    told = ReportInput(
+    page_input = ReportInput(
         report,
-        trained,
-        held_out.harvest.tally,
+        train_stats,
+        held_out.split_result.stats,
         dropped(),
         comparison,
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
-        [one for step in recipe.steps.values() for one in step.filters],
+        [check for step in recipe.steps.values() for check in step.filters],
     )
     with atomic_write(job.output / "report.html") as file:
-        file.write(render_report(told))
-    ended = purse.reached()
-    if ended:
-        job.say(f"warning: {len(new)} training records kept; {ended}")
-    origin = combine_origins([*trained.origins, *held_out.harvest.tally.origins])
+        file.write(render_report(page_input))
+    stopped_by = costs.reached()
+    if stopped_by:
+        job.say(f"warning: {len(records)} training records kept; {stopped_by}")
+    origin = combine_origins([*train_stats.origins, *held_out.split_result.stats.origins])
     return job.finish(
         "records",
-        parents=_list_graph_parents(recipe, start, models, job),
+        parents=_list_graph_parents(recipe, inputs, models, job),
         origin=origin.to_json(),
         details={"counts": report["splits"]},
         is_timed=is_report_page,
@@ -501,76 +502,72 @@ def _run_graph_job(
 
 def _run_graph_split(
     recipe: SynthRecipe,
-    start: PipelineInputs,
+    inputs: PipelineInputs,
     split: Split,
     held_out: Sequence[Record],
     models: ModelPool,
-    shelves: RunCache,
+    caches: RunCache,
     job: Job,
-    purse: CostTracker,
+    costs: CostTracker,
     closing: ExitStack,
     comparison: DiversityComparison,
 ) -> GraphResult:
     target = recipe.target
-    wanted = target.train if split == "train" else target.held_out
+    target_size = target.train if split == "train" else target.held_out
     if split == "held_out" and not recipe.held_out:
-        wanted = 0
+        target_size = 0
     share = 1.0
     if split == "held_out":
         known = target.held_out < UNLIMITED or target.train < UNLIMITED
         share = target.held_out / (target.held_out + target.train) if known else recipe.held_out
-    context = start.context(models, held_out, recipe.seed)
+    context = inputs.context(models, held_out, recipe.seed)
     scratch = job.scratch / split
-    graph = PipelineExecutor(recipe, start, split, context, shelves, scratch, job.check_cancelled)
-    total = wanted if wanted < UNLIMITED else 0
+    graph = PipelineExecutor(recipe, inputs, split, context, caches, scratch, job.check_cancelled)
+    total = target_size if target_size < UNLIMITED else 0
     with job.phase(f"making {split} records", total, "records") as progress:
 
-        def show(crop: GraphResult) -> None:
-            one = crop.harvest
+        def show(graph_result: GraphResult) -> None:
+            result = graph_result.split_result
             if split == "train" and recipe.mix is None:
-                comparison.look_ahead(one.tally.made)
-            note = f"{one.asked} asked, {len(one.dropped)} dropped, {purse.note()}"
-            progress.advance(len(one.kept) - progress.done, note)
+                comparison.look_ahead(result.stats.synthetic_texts)
+            note = f"{result.asked} asked, {len(result.dropped)} dropped, {costs.note()}"
+            progress.advance(len(result.kept) - progress.done, note)
 
-        return graph.harvest(wanted, closing, purse, share, show)
+        return graph.run(target_size, closing, costs, share, show)
 
 
 def _write_graph_records(
-    path: Path, train: GraphResult, held_out: GraphResult, mixed: MixtureResult | None
+    path: Path, train: GraphResult, held_out: GraphResult, mixture: MixtureResult | None
 ) -> RecordStats:
-    """Write the records of both sides; return the tally of those to train on."""
-    trained = train.harvest.tally
+    """Write the records of both sides; return the statistics of the training records."""
+    train_stats = train.split_result.stats
     with RecordWriter(path) as writer:
-        if mixed is None:
-            train.harvest.write_to(writer)
+        if mixture is None:
+            train.split_result.write_to(writer)
         else:
-            trained = RecordStats()
-            for record in trained.watch(mixed.records):
+            train_stats = RecordStats()
+            for record in train_stats.watch(mixture.records):
                 writer.write(record)
-        held_out.harvest.write_to(writer)
-    return trained
-
-
-def _write_graph_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
-    with atomic_write(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+        held_out.split_result.write_to(writer)
+    return train_stats
 
 
 def _list_graph_parents(
-    recipe: SynthRecipe, start: PipelineInputs, models: ModelPool, job: Job
+    recipe: SynthRecipe, inputs: PipelineInputs, models: ModelPool, job: Job
 ) -> list[Parent]:
-    found = []
-    for name, place in (("index", recipe.index), ("seeds", recipe.seeds)):
-        if place and name in start.sources:
-            role = get_seed_kind(start.sources[name].items[0])
-            found.append(make_parent(role, resolve_local(place), job.out))
-    mixed = recipe.mix.records if recipe.mix else ()
-    found += [make_parent("mixed in", resolve_local(place), job.out) for place in mixed]
+    parents = []
+    for name, reference in (("index", recipe.index), ("seeds", recipe.seeds)):
+        if reference and name in inputs.sources:
+            role = get_seed_kind(inputs.sources[name].items[0])
+            parents.append(make_parent(role, resolve_local(reference), job.out))
+    mixed_references = recipe.mix.records if recipe.mix else ()
+    parents += [
+        make_parent("mixed in", resolve_local(reference), job.out) for reference in mixed_references
+    ]
     teachers = {
         step.model or recipe.model for step in recipe.steps.values() if step.generator is not None
     }
-    for place in sorted(teachers):
-        model = models.text_model(place)
-        found.append(Parent("teacher", place, model.fingerprint, "checkpoint"))
-    return found
+    for reference in sorted(teachers):
+        model = models.text_model(reference)
+        parents.append(Parent("teacher", reference, model.fingerprint, "checkpoint"))
+    return parents

@@ -1,11 +1,11 @@
 """Seed readers: passages of an index, records of any format, and taxonomies.
 
-Knows files and their rows. Hidden characters and empty texts are handled where prompts are made.
+Reads files and their rows; hidden characters are handled where prompts are built.
 
-A subject is a mapping of its parts by name, a list of leaves, or a description. Within a mapping
-``description``, ``examples`` (questions with answers) and ``topics`` are its own; any other key
-names a part. A folder is read too, as InstructLab keeps it: every ``qna.yaml`` is a leaf, whose
-path is that of its folder. Knows files, no model.
+In a taxonomy a subject is a mapping of its parts by name, a list of leaves, or a description.
+Within a mapping ``description``, ``examples`` (questions with answers) and ``topics`` are reserved;
+any other key names a part. A folder in InstructLab's layout is read too: every ``qna.yaml`` is a
+leaf, whose path is that of its folder.
 
 Source: Li et al. 2024 (GLAN), arXiv:2402.13064, section 2.1; Sudalairaj et al. 2024 (LAB),
 arXiv:2403.01081, section 3.1.
@@ -37,14 +37,12 @@ __all__ = [
 
 
 _PASSAGES_FILE = "passages.jsonl"
-
-
 _RECORDS_FILE = "records.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class SeedSet:
-    """The distinct items of one input, in the order of its file, and how many rows fell out."""
+    """The distinct items of one input, in the order of its file, and the number of rows skipped."""
 
     path: Path
     items: tuple[SeedItem, ...]
@@ -57,30 +55,30 @@ class SeedSet:
 
 
 def read_seed_passages(reference: str) -> SeedSet:
-    """Read the passages that a recipe names; records are read as passages of their own.
+    """Read the passages of a reference; each record becomes a passage.
 
     Args:
         reference: An index or records artifact, a folder with passages.jsonl, or a file.
 
     Raises:
-        DataError: If there is no such file, a row of passages is broken, or nothing is left.
+        DataError: If there is no such file, a row of passages is invalid, or no passage is left.
     """
     return read_seeds(reference, ("passages",))
 
 
 def read_seeds(reference: str, takes: Sequence[SeedKind]) -> SeedSet:
-    """Read what a generator is to start from, as the first kind it takes that the file can be.
+    """Read seed items as the first kind that the generator takes and the file can provide.
 
-    A taxonomy gives topics; passages give passages; records give records, or passages where the
-    generator takes no records.
+    A taxonomy provides topics; passages provide passages; records provide records, or passages if
+    the generator takes no records.
 
     Args:
         reference: An index or records artifact, a folder with passages.jsonl, a taxonomy, a file.
-        takes: The kinds of items that the generator takes.
+        takes: Kinds of items that the generator takes.
 
     Raises:
-        DataError: If there is no such file, a row is broken, nothing is left, or the generator
-            takes nothing of the kind.
+        DataError: If there is no such file, a row is invalid, no item is left, or the generator
+            takes no items of the kind.
     """
     path = resolve_local(reference)
     if is_taxonomy(path):
@@ -106,24 +104,26 @@ def _deduplicate(
             unique[item.id] = item
     if not unique:
         raise DataError(
-            f"{path} holds no {'passage' if 'passages' in takes else 'seed'} to ask about",
+            f"{path} has no usable {'passage' if 'passages' in takes else 'seed'}",
             code="synth.no-passages",
             expected="at least one passage with text, record or topic",
             next="build an index from documents: stillroom rag index FOLDER"
             if "passages" in takes
-            else "name a file with records (JSON lines with question and answer, say)",
+            else "name a file of records (such as JSON lines with question and answer)",
         )
     return SeedSet(path, tuple(unique.values()), dict(sorted(dropped.items())))
 
 
 def _wrong_kind_error(path: Path, kind: SeedKind, takes: Sequence[SeedKind]) -> DataError:
-    wanted = " or ".join(one for one in takes if one != "nothing")
+    accepted = " or ".join(seed_kind for seed_kind in takes if seed_kind != "nothing")
     return DataError(
-        f"{path} holds {kind}, which the generator does not start from",
+        f"{path} holds {kind}, which the generator does not take",
         code="synth.wrong-seeds",
         where=str(path),
-        expected=wanted or "no seeds at all: the generator needs none",
-        next=f"name a file of {wanted}" if wanted else "leave index and seeds out of the recipe",
+        expected=accepted or "no seeds: the generator needs none",
+        next=f"name a file of {accepted}"
+        if accepted
+        else ("remove index and seeds from the recipe"),
     )
 
 
@@ -205,34 +205,22 @@ def _read_records(path: Path, dropped: dict[str, int]) -> Iterator[Record]:
     return read_records(path, on_drop=count)
 
 
-def _broken_passage_error(path: Path, number: int, why: str) -> DataError:
+def _broken_passage_error(path: Path, number: int, problem: str) -> DataError:
     return DataError(
-        f"a passage cannot be read: {why}",
+        f"a passage cannot be read: {problem}",
         code="synth.broken-passage",
         where=f"{path}:{number}" if number else str(path),
-        expected="one JSON object a line, as an index writes them",
+        expected="one JSON object per line, as written by an index job",
         next="build the index again",
     )
 
 
 _SUFFIXES = {".yaml", ".yml"}
-
-
 _LEAF_FILE = "qna.yaml"
-
-
 _EXAMPLES = ("examples", "seed_examples")
-
-
 _DESCRIPTIONS = ("description", "task_description", "document_outline")
-
-
 _NODE_KEYS = {*_EXAMPLES, *_DESCRIPTIONS, "topics"}
-
-
 _HEADER_KEYS = {"version", "created_by", "license", "origin", "domain", "document"}
-
-
 _FIELDS = ("question", "answer", "context")
 
 
@@ -247,7 +235,7 @@ def read_taxonomy(path: Path) -> list[Topic]:
     """Read the leaves of a taxonomy, in the order of the file.
 
     Raises:
-        DataError: If the file is no such tree; says the line.
+        DataError: If the file is not a valid taxonomy; the error names the line.
     """
     if path.is_dir():
         files = sorted(path.rglob(_LEAF_FILE))
@@ -267,7 +255,7 @@ def _read_file(file: Path, root: tuple[str, ...]) -> Iterator[Topic]:
     if tree.problems:
         raise _broken_taxonomy_error(tree.problems[0].what, tree.problems[0].where or str(file))
     if not isinstance(tree.data, Mapping):
-        raise _broken_taxonomy_error("it is no mapping of subjects", str(file))
+        raise _broken_taxonomy_error("it is not a mapping of subjects", str(file))
     head = {
         key: tree.data[key] for key in _HEADER_KEYS if isinstance(tree.data.get(key), str | int)
     }
@@ -282,93 +270,97 @@ class _Reader:
         self._tree, self._origin = tree, origin
 
     def topics(
-        self, value: Any, names: tuple[str, ...], at: tuple[str | int, ...]
+        self, value: Any, names: tuple[str, ...], path: tuple[str | int, ...]
     ) -> Iterator[Topic]:
-        """Yield the leaves below a value; ``at`` is its path in the file."""
+        """Yield the leaves below a value; ``path`` is its path in the file."""
         if value is None or isinstance(value, str | int | float):
-            yield self._leaf(names, at, "" if value is None else str(value), ())
+            yield self._leaf(names, path, "" if value is None else str(value), ())
         elif isinstance(value, Mapping):
-            yield from self._mapping(value, names, at)
+            yield from self._mapping(value, names, path)
         else:
-            yield from self._list(value, names, at)
+            yield from self._list(value, names, path)
 
     def _list(
-        self, values: list[Any], names: tuple[str, ...], at: tuple[str | int, ...]
+        self, values: list[Any], names: tuple[str, ...], path: tuple[str | int, ...]
     ) -> Iterator[Topic]:
         for number, part in enumerate(values):
-            place = (*at, number)
+            item_path = (*path, number)
             if isinstance(part, str | int | float) and str(part).strip():
-                yield self._leaf((*names, str(part)), place, "", ())
+                yield self._leaf((*names, str(part)), item_path, "", ())
             elif isinstance(part, Mapping) and not _NODE_KEYS.intersection(part):
-                yield from self._mapping(part, names, place)
+                yield from self._mapping(part, names, item_path)
             else:
-                raise self._wrong("a subject of a list has no name", place)
+                raise self._wrong("a subject of a list has no name", item_path)
 
     def _mapping(
-        self, value: Mapping[str, Any], names: tuple[str, ...], at: tuple[str | int, ...]
+        self, value: Mapping[str, Any], names: tuple[str, ...], path: tuple[str | int, ...]
     ) -> Iterator[Topic]:
         parts = {key: part for key, part in value.items() if key not in _NODE_KEYS}
         inner = value.get("topics")
-        told = [str(value[key]).strip() for key in _DESCRIPTIONS if value.get(key)]
+        descriptions = [str(value[key]).strip() for key in _DESCRIPTIONS if value.get(key)]
         if parts:
             for key, part in parts.items():
-                yield from self.topics(part, (*names, str(key)), (*at, key))
+                yield from self.topics(part, (*names, str(key)), (*path, key))
         if inner:
             if isinstance(inner, str):
-                raise self._wrong("topics is a list or a mapping", (*at, "topics"))
-            yield from self.topics(inner, names, (*at, "topics"))
+                raise self._wrong("topics must be a list or a mapping", (*path, "topics"))
+            yield from self.topics(inner, names, (*path, "topics"))
         elif not parts:
-            yield self._leaf(names, at, " ".join(told), tuple(self._examples(value, at)))
+            yield self._leaf(
+                names, path, " ".join(descriptions), tuple(self._examples(value, path))
+            )
 
     def _examples(
-        self, value: Mapping[str, Any], at: tuple[str | int, ...]
+        self, value: Mapping[str, Any], path: tuple[str | int, ...]
     ) -> Iterator[Mapping[str, str]]:
         for key in _EXAMPLES:
             rows = value.get(key) or []
             if not isinstance(rows, list):
-                raise self._wrong(f"{key} is no list", (*at, key))
+                raise self._wrong(f"{key} is not a list", (*path, key))
             for number, row in enumerate(rows):
-                place = (*at, key, number)
+                item_path = (*path, key, number)
                 if isinstance(row, Mapping) and "questions_and_answers" in row:
                     shared = {"context": row.get("context")}
                     for pair in row["questions_and_answers"] or ():
-                        yield self._example({**shared, **pair}, place)
+                        yield self._example({**shared, **pair}, item_path)
                 elif isinstance(row, Mapping):
-                    yield self._example(row, place)
+                    yield self._example(row, item_path)
                 else:
-                    yield self._example({"question": row}, place)
+                    yield self._example({"question": row}, item_path)
 
-    def _example(self, row: Mapping[str, Any], at: tuple[str | int, ...]) -> Mapping[str, str]:
-        found = {
+    def _example(self, row: Mapping[str, Any], path: tuple[str | int, ...]) -> Mapping[str, str]:
+        example = {
             name: str(row[name]).strip()
             for name in _FIELDS
             if row.get(name) is not None and str(row[name]).strip()
         }
-        if "question" not in found:
-            raise self._wrong("an example has no question", at)
-        return found
+        if "question" not in example:
+            raise self._wrong("an example has no question", path)
+        return example
 
     def _leaf(
         self,
         names: tuple[str, ...],
-        at: tuple[str | int, ...],
+        path: tuple[str | int, ...],
         description: str,
         examples: tuple[Mapping[str, str], ...],
     ) -> Topic:
         if not names:
-            raise self._wrong("a subject has no name", at)
-        return Topic(names, description, examples, self._tree.place_of_value(at), self._origin)
+            raise self._wrong("a subject has no name", path)
+        return Topic(names, description, examples, self._tree.place_of_value(path), self._origin)
 
-    def _wrong(self, what: str, at: tuple[str | int, ...]) -> DataError:
-        return _broken_taxonomy_error(f"{format_path(at)}: {what}", self._tree.place_of_value(at))
+    def _wrong(self, problem: str, path: tuple[str | int, ...]) -> DataError:
+        return _broken_taxonomy_error(
+            f"{format_path(path)}: {problem}", self._tree.place_of_value(path)
+        )
 
 
-def _broken_taxonomy_error(what: str, where: str) -> DataError:
+def _broken_taxonomy_error(problem: str, where: str) -> DataError:
     return DataError(
-        f"the taxonomy cannot be read: {what}",
+        f"the taxonomy cannot be read: {problem}",
         code="synth.taxonomy",
         where=where,
         expected="subjects by name, each a mapping of parts, a list of leaves or a description; "
         "a leaf may have description and examples (question, answer)",
-        next="see docs/how-to/choose-a-generator.md for one",
+        next="see docs/how-to/choose-a-generator.md for an example",
     )

@@ -1,23 +1,21 @@
 """Data selection: mixture rules, record ranks, spherical k-means and greedy coverage.
 
-- ``accumulate``: everything; the error of a model that learns from models' words stays bounded
+- ``accumulate``: everything; the error of a model trained on synthetic data stays bounded
   (Gerstgrasser et al. 2024, arXiv:2404.01413).
-- ``replace``: only what is newest, beside the share of human records that is asked for. Errors add
-  up without end (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
-- ``accumulate_subsample``: as many records as people wrote, drawn from all of that; between the two
-  (Kazdan et al. 2024, arXiv:2410.16713). The share of human records is a floor.
+- ``replace``: only the newest records, along with the required share of human records. Errors
+  accumulate without bound (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
+- ``accumulate_subsample``: as many records as there are human ones, sampled from all; between
+  the two (Kazdan et al. 2024, arXiv:2410.16713). The share of human records is a lower bound.
 
-``mix_records`` is for a recipe: it takes whatever size there is, looks at origins, and what it
-leaves out is a dropped row like any other. ``mix_generation`` is for the experiment over
-generations: its mixtures are of one size, so that only the rules differ.
+``mix_records`` is for recipes: it accepts any sizes, uses the records' origins, and reports
+excluded records as rejected rows. ``mix_generation`` is for the model collapse study: its mixtures
+have one size, so that only the rules differ.
 
-All vectors are L2-normalized rows, so that a dot product is a cosine. Memory grows with the number
-of rows, never with its square.
+All vectors are L2-normalized rows, so that a dot product is a cosine. Memory grows linearly with
+the number of rows.
 
-Sources: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (seeding, in
-its greedy form); Gonzalez 1985 (farthest first); Minoux 1978 (lazy greedy).
-
-Knows records by their ids and numbers.
+Sources: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (seeding, in its
+greedy form); Gonzalez 1985 (farthest first); Minoux 1978 (lazy greedy).
 """
 
 from __future__ import annotations
@@ -61,44 +59,36 @@ __all__ = [
 
 
 MixRule = Literal["replace", "accumulate", "accumulate_subsample"]
-
-
 MIX_RULES: tuple[MixRule, ...] = get_args(MixRule)
-
-
 _FILTER = "mix"
-
-
 T = TypeVar("T")
 
 
 class MixSettings(Settings):
-    """What becomes of the new records beside those that were there before."""
+    """Settings for mixing new records with existing ones."""
 
-    records: tuple[Reference, ...] = Field(
-        (), description="files or artifacts of records that are there already"
-    )
+    records: tuple[Reference, ...] = Field((), description="files or artifacts of existing records")
     rule: MixRule = Field(
         "accumulate",
-        description="accumulate keeps what was there; replace drops it, but for what human_share "
-        "asks for: data replaced over generations collapses; accumulate_subsample draws from all "
-        "as many as people wrote",
+        description="accumulate keeps the existing records; replace drops them, except for "
+        "human_share: data replaced over generations collapses; "
+        "accumulate_subsample samples from all as many as there are human records",
     )
     human_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the training records that people wrote, at least; synthetic ones "
+        description="minimum share of human records among the training records; synthetic ones "
         "beyond it are left out",
     )
     unknown: Literal["refuse", "drop", "keep"] = Field(
-        "refuse", description="what becomes of training records whose origin nobody has told"
+        "refuse", description="how to treat training records of unknown origin"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class MixtureResult:
-    """The training records as they are written, what was left out, and how many were there."""
+    """The mixed training records, the rejected ones, and the number of existing ones."""
 
     records: tuple[Record, ...]
     dropped: tuple[RejectedRecord, ...]
@@ -107,7 +97,7 @@ class MixtureResult:
 
 @dataclass(frozen=True, slots=True)
 class _MixtureRow:
-    """A record on its way into the mixture, and whether the recipe made it."""
+    """A candidate record of the mixture, and whether the recipe generated it."""
 
     record: Record
     is_new: bool
@@ -117,64 +107,71 @@ class _MixtureRow:
         return self.record.origin.kind == "human"
 
 
-def mix_records(new: Sequence[Record], settings: MixSettings, *, seed: int = 0) -> MixtureResult:
-    """Return the training records of a recipe, mixed as it says.
+def mix_records(
+    new_records: Sequence[Record], settings: MixSettings, *, seed: int = 0
+) -> MixtureResult:
+    """Mix the training records of a recipe with existing ones.
 
-    What was there comes first. Synthetic records beyond what ``human_share`` allows are left out
-    from the end of the new ones, then of the old ones; ``accumulate_subsample`` draws instead.
+    Existing records come first. Synthetic records beyond what ``human_share`` allows are removed
+    from the end of the new ones, then of the existing ones; ``accumulate_subsample`` samples
+    instead.
 
     Args:
-        new: The records that the recipe made, of the training side.
-        settings: What they are mixed with, and how.
-        seed: Of the draws.
+        new_records: Generated records of the training side.
+        settings: Existing records and mixing rule.
+        seed: Seed of the sampling.
 
     Raises:
-        DataError: If a record's origin is unknown and nobody said what to do with it
-            (``synth.unknown-origin``), or no record of people is there for ``human_share`` or to
-            count the draws by (``synth.human-share``).
+        DataError: If a record's origin is unknown and the settings do not say how to treat it
+            (``synth.unknown-origin``), or there are no human records for ``human_share`` or for the
+            subsample size (``synth.human-share``).
     """
     from stillroom.synth.types import RejectedRecord
 
-    old = [record for path in settings.records for record in read_records(resolve_local(path))]
+    existing = [record for path in settings.records for record in read_records(resolve_local(path))]
     dropped: list[RejectedRecord] = []
 
-    def leave(record: Record, reason: str, score: float = 0.0, limit: float | None = None) -> None:
+    def reject(record: Record, reason: str, score: float = 0.0, limit: float | None = None) -> None:
         dropped.append(
             RejectedRecord("train", _FILTER, reason, record.id, score, record, limit=limit)
         )
 
-    seen: set[str] = set()
-    kept: list[_MixtureRow] = []
-    for row in [_MixtureRow(one, False) for one in old] + [_MixtureRow(one, True) for one in new]:
+    kept_ids: set[str] = set()
+    rows: list[_MixtureRow] = []
+    for row in [_MixtureRow(record, False) for record in existing] + [
+        _MixtureRow(record, True) for record in new_records
+    ]:
         record = row.record
-        if record.id in seen:
-            leave(record, "is there already")
+        if record.id in kept_ids:
+            reject(record, "is there already")
         elif record.origin.kind == "unknown" and settings.unknown != "keep":
             if settings.unknown == "refuse":
                 raise _make_unknown_origin_error(record)
-            leave(record, "origin unknown")
+            reject(record, "origin unknown")
         elif settings.rule == "replace" and not (
             row.is_new or _survives_replacement(row, settings)
         ):
-            leave(record, "replaced")
+            reject(record, "replaced")
         else:
-            seen.add(record.id)
-            kept.append(row)
-    _require_human_records(kept, settings)
-    stands = sum(row.is_human for row in kept) / max(len(kept), 1)
+            kept_ids.add(record.id)
+            rows.append(row)
+    _require_human_records(rows, settings)
+    human_share = sum(row.is_human for row in rows) / max(len(rows), 1)
     if settings.rule == "accumulate_subsample":
-        stays, reason = _draw_ids(kept, settings.human_share, seed), "not drawn"
+        final_ids, reason = _draw_ids(rows, settings.human_share, seed), "not drawn"
     else:
-        stays, reason = (
-            _fit_human_share(kept, settings.human_share),
+        final_ids, reason = (
+            _fit_human_share(rows, settings.human_share),
             "would crowd out what people wrote",
         )
-    for row in kept:
-        if row.record.id not in stays:
+    for row in rows:
+        if row.record.id not in final_ids:
             limit = settings.human_share if reason != "not drawn" else None
-            leave(row.record, reason, stands, limit)
+            reject(row.record, reason, human_share, limit)
     return MixtureResult(
-        tuple(row.record for row in kept if row.record.id in stays), tuple(dropped), len(old)
+        tuple(row.record for row in rows if row.record.id in final_ids),
+        tuple(dropped),
+        len(existing),
     )
 
 
@@ -186,177 +183,173 @@ def mix_generation(
     human_share: float = 0.0,
     seed: int = 0,
 ) -> list[T]:
-    """Return what the next generation learns from, in a drawn order.
+    """Return the training data of the next generation, in random order.
 
     Args:
-        rule: How it is put together.
-        human: The records that people wrote.
-        written: What the students of all generations before wrote, oldest first; at least one.
-        human_share: Least share of human records in the mixture, 0 to below 1; the size of the
-            mixture does not change by it, and ``accumulate`` keeps all of them anyway.
-        seed: Of the draws.
+        rule: Mixing rule.
+        human: Human records.
+        written: Output of the students of all previous generations, oldest first; at least one.
+        human_share: Minimum share of human records in the mixture, 0 to below 1; it does not change
+            the size of the mixture, and ``accumulate`` keeps all of them anyway.
+        seed: Seed of the sampling.
     """
     rng = np.random.default_rng(derive_seed(seed, rule, len(written)))
     size = len(human)
     if rule == "accumulate":
-        chosen = [*human, *(one for part in written for one in part)]
+        mixture = [*human, *(record for part in written for record in part)]
     elif rule == "replace":
-        kept = round(human_share * size)
-        chosen = [*_draw(human, kept, rng), *_draw(written[-1], size - kept, rng)]
+        num_human = round(human_share * size)
+        mixture = [*_draw(human, num_human, rng), *_draw(written[-1], size - num_human, rng)]
     else:
-        chosen = _subsample(human, [one for part in written for one in part], human_share, rng)
-    return [chosen[at] for at in rng.permutation(len(chosen)).tolist()]
+        mixture = _subsample(
+            human, [record for part in written for record in part], human_share, rng
+        )
+    return [mixture[index] for index in rng.permutation(len(mixture)).tolist()]
 
 
 def _subsample(
-    human: Sequence[T], others: Sequence[T], share: float, rng: np.random.Generator
+    human: Sequence[T], synthetic: Sequence[T], share: float, rng: np.random.Generator
 ) -> list[T]:
-    """Return as many as people wrote, drawn from all, at least a share of them by people."""
+    """Sample as many records as there are human ones, with a minimum share of those."""
     size = len(human)
-    natural = int(rng.hypergeometric(size, len(others), size))
-    kept = max(natural, round(share * size))
-    return [*_draw(human, kept, rng), *_draw(others, size - kept, rng)]
+    natural = int(rng.hypergeometric(size, len(synthetic), size))
+    num_human = max(natural, round(share * size))
+    return [*_draw(human, num_human, rng), *_draw(synthetic, size - num_human, rng)]
 
 
 def _draw(records: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
-    """Return some of the records, none twice while there are enough."""
+    """Sample records without replacement, in their original order."""
     count = min(count, len(records))
-    return [records[at] for at in sorted(rng.permutation(len(records))[:count].tolist())]
+    return [records[index] for index in sorted(rng.permutation(len(records))[:count].tolist())]
 
 
 def _survives_replacement(row: _MixtureRow, settings: MixSettings) -> bool:
-    """Return whether a record outlives its replacement: people's do, where a share is asked."""
+    """Return whether an existing record is kept under ``replace``: human ones for a share."""
     return settings.human_share > 0 and row.is_human
 
 
-def _draw_ids(kept: Sequence[_MixtureRow], share: float, seed: int) -> set[str]:
-    """Return the ids of as many records as people wrote, drawn from all."""
+def _draw_ids(rows: Sequence[_MixtureRow], share: float, seed: int) -> set[str]:
+    """Return the ids of as many records as there are human ones, sampled from all."""
     rng = np.random.default_rng(derive_seed(seed, "accumulate_subsample"))
-    human = [row.record.id for row in kept if row.is_human]
-    return set(_subsample(human, [row.record.id for row in kept if not row.is_human], share, rng))
+    human = [row.record.id for row in rows if row.is_human]
+    return set(_subsample(human, [row.record.id for row in rows if not row.is_human], share, rng))
 
 
-def _fit_human_share(kept: Sequence[_MixtureRow], share: float) -> set[str]:
-    """Return the ids of what stays so that people's share holds: old ones before new ones."""
-    ids = [row.record.id for row in kept if row.is_human]
-    others = [row.record.id for row in kept if not row.is_human and not row.is_new]
-    others += [row.record.id for row in kept if not row.is_human and row.is_new]
-    room = floor(len(ids) * (1 - share) / share + 1e-9) if share > 0 else len(others)
-    return {*ids, *others[:room]}
+def _fit_human_share(rows: Sequence[_MixtureRow], share: float) -> set[str]:
+    """Return the ids to keep for the share of human records; existing ones come first."""
+    ids = [row.record.id for row in rows if row.is_human]
+    synthetic = [row.record.id for row in rows if not row.is_human and not row.is_new]
+    synthetic += [row.record.id for row in rows if not row.is_human and row.is_new]
+    max_synthetic = floor(len(ids) * (1 - share) / share + 1e-9) if share > 0 else len(synthetic)
+    return {*ids, *synthetic[:max_synthetic]}
 
 
-def _require_human_records(kept: Sequence[_MixtureRow], settings: MixSettings) -> None:
-    """Refuse a mixture that is measured by what people wrote where there is none."""
+def _require_human_records(rows: Sequence[_MixtureRow], settings: MixSettings) -> None:
+    """Raise an error if a mixture is sized by human records and there are none."""
     is_drawn = settings.rule == "accumulate_subsample"
-    if not kept or not (is_drawn or settings.human_share > 0) or any(one.is_human for one in kept):
+    if not rows or not (is_drawn or settings.human_share > 0) or any(row.is_human for row in rows):
         return
-    asked = "mix.rule is accumulate_subsample" if is_drawn else ""
+    rule_text = "mix.rule is accumulate_subsample" if is_drawn else ""
     raise DataError(
-        f"none of {len(kept)} records is by people, and "
-        + (asked or f"mix.human_share is {settings.human_share:g}"),
+        f"none of {len(rows)} records is human-written, and "
+        + (rule_text or f"mix.human_share is {settings.human_share:g}"),
         code="synth.human-share",
         expected="records of origin 'human'",
-        next="name files of them under mix.records, or "
-        + ("take another rule" if is_drawn else "set human_share to 0"),
+        next="name files of human records under mix.records, or "
+        + ("choose another rule" if is_drawn else "set human_share to 0"),
     )
 
 
 def _make_unknown_origin_error(record: Record) -> DataError:
     return DataError(
-        f"nobody has told the origin of {record.id}",
+        f"the origin of {record.id} is unknown",
         code="synth.unknown-origin",
-        expected="human or synthetic, or a recipe that says what to do",
+        expected="human or synthetic, or a recipe that sets mix.unknown",
         next="set mix.unknown to keep or drop",
     )
 
 
 Vectors = npt.NDArray[np.float32]
-
-
 Integers = npt.NDArray[np.int64]
-
-
 _BLOCK = 4096
-
-
 _CANDIDATE_TRIALS = 2
 
 
 def assign_clusters(
     rows: Vectors, count: int, *, seed: int = 0, rounds: int = 20
 ) -> tuple[Integers, Vectors]:
-    """Return each row's cluster, (N,), and the clusters' centers, (count, D), by spherical k-means.
+    """Cluster rows by spherical k-means; return clusters, (N,), and centers, (count, D).
 
     Args:
         rows: (N, D).
-        count: How many clusters; at most N.
-        seed: Of the first centers.
-        rounds: At most; ends when nothing moves.
+        count: Number of clusters; at most N.
+        seed: Seed of the first centers.
+        rounds: Maximum number of iterations; stops when nothing changes.
     """
     count = min(max(count, 1), len(rows))
     rng = np.random.default_rng(seed)
     centers = _seed_centers(rows, count, rng)
-    held = np.full(len(rows), -1, dtype=np.int64)
+    assignment = np.full(len(rows), -1, dtype=np.int64)
     for _ in range(rounds):
-        found, near = _nearest(rows, centers)
-        if np.array_equal(found, held):
+        nearest_clusters, similarity = _nearest(rows, centers)
+        if np.array_equal(nearest_clusters, assignment):
             break
-        held = found
+        assignment = nearest_clusters
         for cluster in range(count):
-            mine = rows[held == cluster]
-            if len(mine):
-                total = mine.sum(0, dtype=np.float64)
+            members = rows[assignment == cluster]
+            if len(members):
+                total = members.sum(0, dtype=np.float64)
                 size = float(np.linalg.norm(total))
-                centers[cluster] = total / size if size else mine[0]
-            else:  # an empty cluster takes the row that is worst served
-                worst = int(near.argmin())
-                centers[cluster], near[worst] = rows[worst], np.inf
-    return held, centers
+                centers[cluster] = total / size if size else members[0]
+            else:  # an empty cluster takes the row farthest from its center
+                worst = int(similarity.argmin())
+                centers[cluster], similarity[worst] = rows[worst], np.inf
+    return assignment, centers
 
 
 def choose_farthest(
     rows: Vectors, budget: int, first: int, *, tie: Sequence[int] | None = None
 ) -> Iterator[tuple[int, float]]:
-    """Yield rows so that each is farthest from those before it, with its cosine distance to them.
+    """Yield rows that are each farthest from the earlier ones, with the cosine distance.
 
-    Greedy k-center: its radius is at most twice the best one.
+    Greedy k-center: its radius is at most twice the optimum.
 
     Args:
         rows: (N, D).
-        budget: How many.
-        first: Which row comes first.
-        tie: Rank of each row; of equally far ones the lowest comes first.
+        budget: Number of rows.
+        first: Index of the first row.
+        tie: Rank of each row; ties go to the lowest.
     """
     order = np.asarray(tie if tie is not None else range(len(rows)))
     gap = np.full(len(rows), np.inf)
-    at = first
+    index = first
     for _ in range(min(budget, len(rows))):
-        yield at, float(gap[at])
-        gap = np.minimum(gap, 1.0 - rows @ rows[at])
-        gap[at] = -np.inf
+        yield index, float(gap[index])
+        gap = np.minimum(gap, 1.0 - rows @ rows[index])
+        gap[index] = -np.inf
         farthest = np.flatnonzero(gap >= gap.max() - 1e-7)
-        at = int(farthest[order[farthest].argmin()])
+        index = int(farthest[order[farthest].argmin()])
 
 
 def choose_facilities(
     rows: Vectors, budget: int, *, tie: Sequence[int] | None = None
 ) -> Iterator[tuple[int, float]]:
-    """Yield rows that serve all rows best, each with what it adds: lazy greedy facility location.
+    """Select rows by lazy greedy facility location; yield each with its gain.
 
-    Maximizes the sum over all rows of the highest cosine (at least 0) to a chosen one; the greedy
-    choice reaches 1 - 1/e of the best sum. A bound that was overtaken is computed anew only when it
-    comes to the top, since a gain never grows.
+    Maximizes the sum over all rows of the highest cosine (at least 0) to a selected one; the greedy
+    selection reaches 1 - 1/e of the optimum. An outdated bound is recomputed only when it reaches
+    the top, since gains never grow.
 
     Args:
         rows: (N, D).
-        budget: How many.
-        tie: Rank of each row; of equal gains the lowest comes first.
+        budget: Number of rows.
+        tie: Rank of each row; ties go to the lowest.
     """
     order = list(tie if tie is not None else range(len(rows)))
     served = np.zeros(len(rows))
 
-    def gain(at: int) -> float:
-        return float(np.maximum(rows @ rows[at] - served, 0.0).sum(dtype=np.float64))
+    def gain(index: int) -> float:
+        return float(np.maximum(rows @ rows[index] - served, 0.0).sum(dtype=np.float64))
 
     heap = []
     for start in range(0, len(rows), _BLOCK):
@@ -364,118 +357,117 @@ def choose_facilities(
         heap += [(-round(float(v), 6), order[start + i], start + i) for i, v in enumerate(block)]
     heapq.heapify(heap)
     for _ in range(min(budget, len(rows))):
-        at, added = _pop_best(heap, gain)
-        served = np.maximum(served, rows @ rows[at])
-        yield at, added
+        index, added = _pop_best(heap, gain)
+        served = np.maximum(served, rows @ rows[index])
+        yield index, added
 
 
 def _pop_best(
     heap: list[tuple[float, int, int]], gain: Callable[[int], float]
 ) -> tuple[int, float]:
     while True:
-        _, rank, at = heapq.heappop(heap)
-        fresh = round(gain(at), 6)
+        _, rank, index = heapq.heappop(heap)
+        fresh = round(gain(index), 6)
         if not heap or (-fresh, rank) <= heap[0][:2]:
-            return at, fresh
-        heapq.heappush(heap, (-fresh, rank, at))
+            return index, fresh
+        heapq.heappush(heap, (-fresh, rank, index))
 
 
 def cover_greedily(
     rows: Vectors, order: Sequence[int], limit: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield (row, nearest kept row or -1, cosine) in order; a row near a kept one is not kept.
+    """Yield (row, nearest kept row or -1, cosine) in order; rows near a kept one are dropped.
 
-    A row is kept if no kept row is nearer than ``limit``; so nothing falls to what itself fell.
+    A row is kept if no kept row is nearer than ``limit``; so no row is dropped because of a dropped
+    one.
 
     Args:
         rows: (N, D).
-        order: In which rows are looked at.
-        limit: Cosine above which a row falls.
+        order: Order of the rows.
+        limit: Cosine above which a row is dropped.
     """
-    kept: list[int] = []
+    kept_rows: list[int] = []
     block = np.empty((0, rows.shape[1]), dtype=np.float32)
-    for at in order:
-        place, near = -1, -1.0
-        if kept:
-            likeness = block[: len(kept)] @ rows[at]
-            place = int(likeness.argmax())
-            near = float(likeness[place])
-        if near > limit:
-            yield at, kept[place], near
+    for index in order:
+        position, similarity = -1, -1.0
+        if kept_rows:
+            likeness = block[: len(kept_rows)] @ rows[index]
+            position = int(likeness.argmax())
+            similarity = float(likeness[position])
+        if similarity > limit:
+            yield index, kept_rows[position], similarity
             continue
-        if len(kept) == len(block):
+        if len(kept_rows) == len(block):
             block = np.concatenate([block, np.empty((max(len(block), 64), rows.shape[1]), "f4")])
-        block[len(kept)] = rows[at]
-        kept.append(at)
-        yield at, -1, near
+        block[len(kept_rows)] = rows[index]
+        kept_rows.append(index)
+        yield index, -1, similarity
 
 
 def _seed_centers(rows: Vectors, count: int, rng: np.random.Generator) -> Vectors:
-    """Return first centers, each likelier the farther it is from those before (k-means++).
+    """Choose initial centers with probability by distance from the earlier ones (k-means++).
 
-    Of a few that are drawn for each the one is taken that leaves least distance.
+    For each, the best of a few candidates is taken: the one that leaves least distance.
     """
     first = int(rng.integers(len(rows)))
     centers = [rows[first]]
-    gap = np.clip(1.0 - rows @ rows[first], 0.0, None)
-    tries = _CANDIDATE_TRIALS + int(np.log(count))
+    distance = np.clip(1.0 - rows @ rows[first], 0.0, None)
+    trials = _CANDIDATE_TRIALS + int(np.log(count))
     for _ in range(count - 1):
-        chances = gap.astype(np.float64)
+        chances = distance.astype(np.float64)
         total = float(chances.sum())
-        if total <= 0:  # every row is a center's own
+        if total <= 0:  # every row equals a center
             centers.append(rows[int(rng.integers(len(rows)))])
             continue
-        drawn = np.unique(rng.choice(len(rows), tries, p=chances / total))
-        left = np.minimum(gap, np.clip(1.0 - rows[drawn] @ rows.T, 0.0, None))
-        best = int(left.sum(1, dtype=np.float64).argmin())
-        centers.append(rows[drawn[best]])
-        gap = left[best]
+        candidates = np.unique(rng.choice(len(rows), trials, p=chances / total))
+        remaining = np.minimum(distance, np.clip(1.0 - rows[candidates] @ rows.T, 0.0, None))
+        best = int(remaining.sum(1, dtype=np.float64).argmin())
+        centers.append(rows[candidates[best]])
+        distance = remaining[best]
     return np.array(centers, dtype=np.float32)
 
 
 def _nearest(rows: Vectors, centers: Vectors) -> tuple[Integers, npt.NDArray[np.float64]]:
-    found = np.empty(len(rows), dtype=np.int64)
-    near = np.empty(len(rows))
+    clusters = np.empty(len(rows), dtype=np.int64)
+    similarity = np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK] @ centers.T
-        found[start : start + _BLOCK] = block.argmax(1)
-        near[start : start + _BLOCK] = block.max(1)
-    return found, near
+        clusters[start : start + _BLOCK] = block.argmax(1)
+        similarity[start : start + _BLOCK] = block.max(1)
+    return clusters, similarity
 
 
 BEYOND_BUDGET = "beyond the budget"
-
-
 _MAX_RECORD_CHARACTERS = 400
 
 
 def rank_records(pool: CandidateSet, by: str = "") -> list[int]:
-    """Return each record's rank: by a filter's score, the highest first, then by id."""
-    scores = [one.get(by, float("-inf")) if by else 0.0 for one in pool.scores]
+    """Return each record's rank: by a filter's score, highest first, then by id."""
+    scores = [record_scores.get(by, float("-inf")) if by else 0.0 for record_scores in pool.scores]
     ids = [record.id for record in pool.records]
-    order = sorted(range(len(ids)), key=lambda at: (-scores[at], ids[at], at))
+    order = sorted(range(len(ids)), key=lambda index: (-scores[index], ids[index], index))
     ranks = [0] * len(order)
-    for rank, at in enumerate(order):
-        ranks[at] = rank
+    for rank, index in enumerate(order):
+        ranks[index] = rank
     return ranks
 
 
 def make_selection(
-    pool: CandidateSet, kept: Iterable[int], reason: str, scores: dict[int, float]
+    pool: CandidateSet, selected: Iterable[int], reason: str, scores: dict[int, float]
 ) -> Selection:
-    """Return a selection that drops all others for one reason, each with its score."""
-    chosen = tuple(kept)
-    standing = set(chosen)
+    """Return a selection that rejects all other records for one reason, with their scores."""
+    selected_ids = tuple(selected)
+    selected_set = set(selected_ids)
     dropped = {
-        at: FilterResult(False, reason, scores.get(at, 0.0))
-        for at in range(len(pool.records))
-        if at not in standing
+        index: FilterResult(False, reason, scores.get(index, 0.0))
+        for index in range(len(pool.records))
+        if index not in selected_set
     }
-    return Selection(chosen, dropped)
+    return Selection(selected_ids, dropped)
 
 
-def format_record(pool: CandidateSet, at: int) -> str:
-    """Return a record's words, cut short, for the row of one that fell to it."""
-    record = pool.records[at]
-    words = " | ".join(one.content for one in record.messages)
+def format_record(pool: CandidateSet, index: int) -> str:
+    """Return a record's text, truncated, for the row of a record it replaced."""
+    record = pool.records[index]
+    words = " | ".join(message.content for message in record.messages)
     return f"{record.id}: {words}"[:_MAX_RECORD_CHARACTERS]

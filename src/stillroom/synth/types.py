@@ -1,9 +1,6 @@
 """Shared data types: seeds, work items, generation results and rejected records.
 
-Knows no generator, no filter and no file.
-
-Every item has an id, a document (the unit that stands on one side of the split), an origin and a
-text. Knows no file and no generator.
+Every item has an id, a document (the unit of the split), an origin and a text.
 """
 
 from __future__ import annotations
@@ -11,12 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from stillroom.provenance import digest_json
 from stillroom.records import Location, Origin, Passage, Record, make_content_id
 
 __all__ = [
+    "CacheProtocol",
     "GenerationFailure",
     "GenerationResult",
     "GeneratorContext",
@@ -40,10 +38,10 @@ SeedKind = Literal["passages", "records", "topics", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A leaf of a taxonomy: its path from the root, what it is about, and worked examples.
+    """A leaf of a taxonomy: its path from the root, its description, and worked examples.
 
-    ``examples`` are questions with their answers (and a ``context`` where the file gives one), as
-    people wrote them; ``source`` names the file and line.
+    ``examples`` are human-written questions with answers (and a ``context`` if given); ``source``
+    names the file and line.
     """
 
     path: tuple[str, ...]
@@ -54,13 +52,13 @@ class Topic:
 
     @property
     def id(self) -> str:
-        """An id that follows from the path, the description and the examples."""
+        """Id derived from the path, the description and the examples."""
         rows = [dict(example) for example in self.examples]
         return make_content_id("top", list(self.path), self.description, rows)
 
     @property
     def name(self) -> str:
-        """The leaf's own name."""
+        """Name of the leaf."""
         return self.path[-1] if self.path else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -70,19 +68,19 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class NoSeed:
-    """Nothing to start from but a number to draw by, of one side of the split."""
+    """An empty seed: a number of a draw on one side of the split."""
 
     side: str
     number: int
 
     @property
     def id(self) -> str:
-        """The side and the number."""
+        """Id of the side and the number."""
         return f"draw-{self.side}-{self.number:06d}"
 
     @property
     def origin(self) -> Origin:
-        """What is made of nothing is the model's alone."""
+        """Origin of records without a seed: synthetic."""
         return Origin("synthetic")
 
 
@@ -90,7 +88,7 @@ SeedItem = Passage | Record | Topic | NoSeed
 
 
 def get_seed_kind(item: SeedItem) -> SeedKind:
-    """Return which kind of seed an item is."""
+    """Return the kind of a seed item."""
     if isinstance(item, Passage):
         return "passages"
     if isinstance(item, Record):
@@ -99,9 +97,9 @@ def get_seed_kind(item: SeedItem) -> SeedKind:
 
 
 def get_document_id(item: SeedItem) -> str:
-    """Return the unit that the split moves whole: a document, a record, a topic, a draw.
+    """Return the id of the unit of the split: a document, a record, a topic, a draw.
 
-    Records with a ``document_id`` field stand where that document stands.
+    Records with a ``document_id`` field are on the side of that document.
     """
     if isinstance(item, Passage):
         return item.document_id
@@ -112,47 +110,45 @@ def get_document_id(item: SeedItem) -> str:
 
 
 def get_item_text(item: SeedItem) -> str:
-    """Return an item's words, as far as people or models wrote it before."""
+    """Return an item's text; empty for a draw."""
     if isinstance(item, Passage):
         return item.text
     if isinstance(item, Record):
         return to_passage(item).text
     if isinstance(item, Topic):
-        told = [text for example in item.examples for text in example.values()]
-        return "\n".join([*item.path, item.description, *told])
+        example_texts = [text for example in item.examples for text in example.values()]
+        return "\n".join([*item.path, item.description, *example_texts])
     return ""
 
 
 def to_passage(record: Record) -> Passage:
-    """Return a record's text as a passage; its ``document_id`` field, or its id, is the document.
+    """Convert a record to a passage; its ``document_id`` field, or its id, is the document.
 
-    What user and assistant say is taken, in order; system and tool messages are not.
+    User and assistant messages are included, in order; system and tool messages are not.
     """
     texts = [
         message.content for message in record.messages if message.role in {"user", "assistant"}
     ]
     text = "\n\n".join(texts)
-    place = Location("", "", 0, 0)
-    return Passage(get_document_id(record), 0, len(text), text, place, origin=record.origin)
+    location = Location("", "", 0, 0)
+    return Passage(get_document_id(record), 0, len(text), text, location, origin=record.origin)
 
 
 Split = Literal["train", "held_out"]
-
-
 _SEED_BITS = 31
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a number below 2**31 that follows from the parts alone."""
+    """Return a number below 2**31 that depends on the parts only."""
     return int(digest_json(parts)[:16], 16) % (1 << _SEED_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One unit of work: an item, on which side of the split it is, and which attempt this is.
+    """One unit of work: an item, its side of the split, and the number of the attempt.
 
-    Whatever is drawn for it follows from ``seed`` (the recipe's), the item's id and the attempt:
-    never from what was drawn before.
+    All sampling for it depends on ``seed`` (the recipe's), the item's id and the attempt, never on
+    earlier samples.
     """
 
     item: SeedItem
@@ -162,7 +158,7 @@ class WorkItem:
 
     @property
     def kind(self) -> SeedKind:
-        """Which kind of item this is."""
+        """Kind of the item."""
         return get_seed_kind(self.item)
 
     @property
@@ -170,7 +166,7 @@ class WorkItem:
         """The passage, or a record's text as one.
 
         Raises:
-            TypeError: If the item has no text of a document; ``Generator.takes`` prevents it.
+            TypeError: If the item has no document text; ``Generator.seed_kinds`` prevents it.
         """
         if isinstance(self.item, Passage):
             return self.item
@@ -181,7 +177,7 @@ class WorkItem:
         """The record.
 
         Raises:
-            TypeError: If the item is none.
+            TypeError: If the item is not a record.
         """
         if not isinstance(self.item, Record):
             raise TypeError(f"{self.item.id} is not a record")
@@ -192,7 +188,7 @@ class WorkItem:
         """The topic.
 
         Raises:
-            TypeError: If the item is none.
+            TypeError: If the item is not a topic.
         """
         if not isinstance(self.item, Topic):
             raise TypeError(f"{self.item.id} is not a topic")
@@ -200,26 +196,36 @@ class WorkItem:
 
     @property
     def document_id(self) -> str:
-        """The unit of the split that the item belongs to."""
+        """Id of the unit of the split that the item belongs to."""
         return get_document_id(self.item)
 
     @property
     def key(self) -> str:
-        """The unit's name in the journal."""
+        """Name of the unit in the journal."""
         return f"{self.item.id}#{self.attempt}"
 
     def derive(self, *purpose: object) -> int:
-        """Return a sampling seed for one ask of this unit."""
+        """Return a sampling seed for one request of this unit."""
         return derive_seed(self.seed, self.item.id, self.attempt, *purpose)
 
     def make_rng(self, *purpose: object) -> random.Random:
-        """Return a generator of random numbers that is the same for every attempt."""
+        """Return a random number generator that is the same for every attempt."""
         return random.Random(derive_seed(self.seed, self.item.id, *purpose))
+
+
+class CacheProtocol(Protocol):
+    """Cache of finished work: a journal, or a dictionary in memory."""
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return the value of a key, or the default."""
+
+    def put(self, key: str, value: object) -> None:
+        """Store the value of a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationFailure:
-    """An ask that gave no record: why, and what the teacher said."""
+    """A request without a record: the reason, and the teacher's text."""
 
     reason: str
     text: str = ""
@@ -227,10 +233,10 @@ class GenerationFailure:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """What one unit gave, before any filter.
+    """Result of one unit, before any filter.
 
-    ``counts`` are a generator's own tallies (JSON that was repaired, tests that passed), by name;
-    they are added up in the report.
+    ``counts`` are a generator's own counters (repaired JSON, passed tests), by name; they are
+    summed in the report.
     """
 
     key: str
@@ -242,7 +248,7 @@ class GenerationResult:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, for the journal."""
+        """Return plain JSON values for the journal."""
         return {
             "key": self.key,
             "records": [record.to_json() for record in self.records],
@@ -255,7 +261,7 @@ class GenerationResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GenerationResult:
-        """Read what ``to_json`` wrote."""
+        """Read the output of ``to_json``."""
         return cls(
             data["key"],
             tuple(Record.from_json(record) for record in data["records"]),
@@ -269,7 +275,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorContext:
-    """Every item of one side of the split, in the plan's order, for generators that compare."""
+    """All items of one side of the split, in the plan's order, for generators that compare."""
 
     split: Split
     items: Sequence[SeedItem] = ()
@@ -278,7 +284,7 @@ class GeneratorContext:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRecord:
-    """What was not kept: the filter (or ``generator``), its reason, and the record or the text."""
+    """A rejected record: the filter (or ``generator``), its reason, and the record or the text."""
 
     split: Split
     filter: str
@@ -289,7 +295,7 @@ class RejectedRecord:
     text: str = ""
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     step: str = ""
 
     def to_json(self) -> dict[str, object]:
@@ -304,17 +310,17 @@ class RejectedRecord:
             "text": self.text,
             **({"limit": self.limit} if self.limit is not None else {}),
             **({"against": self.against} if self.against else {}),
-            **({"told": dict(self.told)} if self.told else {}),
+            **({"told": dict(self.details)} if self.details else {}),
             **({"step": self.step} if self.step else {}),
         }
 
     def to_exact_json(self) -> dict[str, object]:
-        """Return a row that gives back the same: its score is not rounded."""
+        """Return a row that can be restored exactly: its score is not rounded."""
         return {**self.to_json(), "score": self.score}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RejectedRecord:
-        """Read what ``to_json`` wrote."""
+        """Read the output of ``to_json``."""
         record = data["record"]
         return cls(
             data["split"],

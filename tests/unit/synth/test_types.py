@@ -82,11 +82,11 @@ def test_a_folder_of_instructlab_is_a_taxonomy(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("- a\n- b\n", "no mapping"),
+        ("- a\n- b\n", "not a mapping"),
         ("a: {examples: [{answer: x}]}\n", "no question"),
         ("a: [[b]]\n", "has no name"),
         ("a: {topics: b}\n", "list or a mapping"),
-        ("a: {examples: 3}\n", "no list"),
+        ("a: {examples: 3}\n", "not a list"),
         ("a: [\n", "cannot be read"),
         ("a: 1\na: 2\n", "cannot be read"),
     ],
@@ -120,7 +120,7 @@ def test_records_are_read_as_what_the_generator_takes(tmp_path):
     write_records(path, [Record((Message("user", "Add 1 and 2."), Message("assistant", "3")))])
     assert read_seeds(str(path), ("records",)).items[0].messages[1].content == "3"
     assert read_seeds(str(path), ("passages",)).passages[0].text == "Add 1 and 2.\n\n3"
-    with pytest.raises(DataError, match="does not start from") as caught:
+    with pytest.raises(DataError, match="does not take") as caught:
         read_seeds(str(path), ("topics",))
     assert caught.value.problems[0].code == "synth.wrong-seeds"
 
@@ -128,18 +128,18 @@ def test_records_are_read_as_what_the_generator_takes(tmp_path):
 class Growing(Generator):
     """Says how many it knew before its round."""
 
-    takes = ("nothing",)
+    seed_kinds = ("nothing",)
     default_filters = ()
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 1
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 1
 
-    def begin(self, corpus):
+    def start(self, corpus):
         return _Grown()
 
     def generate(self, seeds, model):
@@ -157,7 +157,7 @@ class _Grown:
             text = f"{len(self.known)} known, {seed.item.number % 4}"
             yield GenerationResult(seed.key, (Record((Message("assistant", text),)),), asked=1)
 
-    def settle(self, draft):
+    def finalize(self, draft):
         text = draft.records[0].messages[0].content
         if text in self.known:
             return GenerationResult(
@@ -175,7 +175,7 @@ class Shelf(dict):
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_a_pool_grows_by_rounds_whatever_the_group(batch_size):
     def collect(shelf):
-        writer = Growing().begin(GeneratorContext("train"))
+        writer = Growing().start(GeneratorContext("train"))
         seeds = iter_draws("train", seed=0, count=9)
         drafts = generate_units(seeds, writer, scripted_model([]), shelf, batch_size=batch_size)
         return run_filters("train", drafts, FilterChain([], FilterContext()), 100)
@@ -196,10 +196,10 @@ def test_items_without_documents_are_ordered_by_hash():
 
 
 def test_a_recipe_says_what_its_generator_starts_from():
-    with pytest.raises(RecipeError, match="starts from passages") as caught:
+    with pytest.raises(RecipeError, match="needs passages") as caught:
         parse_recipe("version: 1\nkind: synth\n")
     assert caught.value.problems[0].code == "synth.seeds"
-    with pytest.raises(RecipeError, match="both given"):
+    with pytest.raises(RecipeError, match="both set"):
         parse_recipe("version: 1\nkind: synth\nindex: a\nseeds: b\n")
 
 

@@ -150,7 +150,7 @@ def _describe_drop(row: RejectedRow) -> Iterator[str]:
         yield f"measured {row.score:.4g}{bound}"
     if row.against:
         yield f"against: {row.against}"
-    for name, value in (row.told or {}).items():
+    for name, value in (row.details or {}).items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{name}: {shown}"
 

@@ -1,7 +1,7 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-What could not be checked is never called clean: where the embedder or the judge fails, a record
-goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
+A record that could not be checked is never reported as clean: where the embedder or the judge
+fails, the record goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class DecontaminationSettings:
-    """Which records, against which items, and from when one is found.
+    """Records to check, benchmark items to look for, and detection thresholds.
 
-    ``against`` are files of records or artifacts; an item is a record's ``question``, or what its
-    user says first, or all it says. ``embedder`` looks for rewordings; ``judge`` decides on those
-    in doubt.
+    ``against`` are files of records or artifacts; an item is a record's ``question``, else its
+    first user message, else its first message. ``embedder`` finds rewordings; ``judge`` decides the
+    uncertain ones.
     """
 
     paths: tuple[Path, ...]
@@ -51,13 +51,13 @@ class DecontaminationSettings:
     limits: LeakThresholds = field(default_factory=LeakThresholds)
 
     def to_text(self) -> str:
-        """Return the settings as YAML, for the job."""
-        told = {
-            name: [str(one) for one in value] if isinstance(value, tuple) else value
+        """Return the settings as YAML text for the job."""
+        settings = {
+            name: [str(path) for path in value] if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
         return "# stillroom synth decontaminate\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in told.items()
+            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
         )
 
 
@@ -71,27 +71,27 @@ def decontaminate(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, dict[str, Any]]:
-    """Write the records in which no item was found.
+    """Write the records that contain no benchmark item.
 
-    Leaves ``records.jsonl`` (checked and clean), ``contaminated.jsonl`` (each record with the item
-    that is in it, how, and how much of it), ``unchecked.jsonl`` where something failed, and
-    ``items.json``: every item and how many records hold it.
+    Writes ``records.jsonl`` (checked and clean), ``contaminated.jsonl`` (each record with the item
+    found in it, the kind of match and its share), ``unchecked.jsonl`` for failed checks, and
+    ``items.json``: every item and the number of records that contain it.
 
     Args:
-        plan: What to compare, and how.
-        out: The folder of the records.
-        embedder: By default what the plan names; without one, rewordings are not looked for.
-        judge: By default what the plan names.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        plan: Records, items and thresholds.
+        out: Output folder of the records.
+        embedder: Default: the one the plan names; without one, rewordings are not checked.
+        judge: Default: the one the plan names.
+        resume: Resume a killed run.
+        overwrite: Replace the output of an earlier job at ``out``.
+        reporter: Progress display; default none.
 
     Returns:
         The artifact and the counts: ``read``, ``kept``, ``contaminated``, ``unchecked`` and by
         ``kind``.
 
     Raises:
-        DataError: If a file is missing or damaged, there is no item, or no record.
+        DataError: If a file is missing or damaged, or there is no item or no record.
     """
     _check(plan)
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
@@ -123,7 +123,7 @@ def _run(
         for batch in _batches(_read(plan.paths)):
             job.check_cancelled()
             key = digest_json([record.id for record in batch])
-            rows = journal.get(key) or [_to_row(one) for one in checker.check(batch)]
+            rows = journal.get(key) or [_to_row(result) for result in checker.check(batch)]
             if not any(isinstance(row, str) for row in rows):
                 journal.put(key, rows)
             for record, row in zip(batch, rows, strict=True):
@@ -137,8 +137,8 @@ def _run(
                     number, kind, share = row
                     kinds[kind] += 1
                     held[number] += 1
-                    told = _make_contaminated_row(record, items[number], kind, share)
-                    bad.write(json.dumps(told, ensure_ascii=False) + "\n")
+                    contaminated = _make_contaminated_row(record, items[number], kind, share)
+                    bad.write(json.dumps(contaminated, ensure_ascii=False) + "\n")
             progress.advance(len(batch))
     if not read:
         raise _make_empty_error("record", plan.paths)
@@ -221,12 +221,12 @@ def _write_items(path: Path, items: Sequence[BenchmarkItem], held: Counter[int])
         json.dump(rows, file, ensure_ascii=False, indent=1)
 
 
-def _make_empty_error(what: str, paths: Sequence[Path]) -> DataError:
+def _make_empty_error(noun: str, paths: Sequence[Path]) -> DataError:
     return DataError(
-        f"there is no {what}",
+        f"no {noun} found",
         code="synth.no-records",
         where=", ".join(map(str, paths)),
-        expected="at least one record that can be read",
+        expected="at least one readable record",
         next="name files of records",
     )
 
@@ -234,15 +234,15 @@ def _make_empty_error(what: str, paths: Sequence[Path]) -> DataError:
 def _check(plan: DecontaminationSettings) -> None:
     if not 0 < plan.limits.near <= 1:
         raise DataError(
-            f"the share from which an item is found is {plan.limits.near}",
+            f"the threshold for a near match is {plan.limits.near}",
             code="synth.threshold",
             expected="above 0 and at most 1",
-            next="leave it out for 0.65",
+            next="leave it out for the default, 0.65",
         )
     if plan.judge and not plan.embedder:
         raise DataError(
-            "a judge is named and no embedder",
+            "a judge is given without an embedder",
             code="synth.judge-alone",
-            expected="an embedder, which finds what the judge is asked about",
+            expected="an embedder, which selects the pairs that the judge decides",
             next="add --embedder hub:sentence-transformers/all-MiniLM-L6-v2",
         )

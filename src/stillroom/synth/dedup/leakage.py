@@ -47,27 +47,33 @@ __all__ = [
 
 _PIECE_WORDS = 60
 _COMMON_ANSWER = 0.05
-"""An answer that more of the items have tells none of them apart."""
+"""Largest share of the items that may have the same answer; a commoner answer is not distinctive.
+"""
 _UNINFORMATIVE = frozenset({"", "yes", "no", "true", "false", "none", "unknown"})
-_TELLS, _TELLS_RUNNING = 20.0, 22.0
-"""Nats from which a question is an item without its passage: apart from it, and after it."""
-_ASKED_TOO, _ASKED_TOO_RUNNING = 0.75, 0.6
-"""Share of a question that must be there where its passage is: apart from it, and after it."""
+_QUESTION_NATS, _QUESTION_NATS_RUNNING = 20.0, 22.0
+"""Information in nats from which a question identifies an item without its passage: where the
+question is separate from the passage, and where it follows in running text.
+"""
+_QUESTION_SHARE, _QUESTION_SHARE_RUNNING = 0.75, 0.6
+"""Share of a question that must be present along with its passage: where they are separate, and
+where they are running text.
+"""
 _EXACT = frozenset({"whole", "verbatim"})
 _LONG_ANSWER = 60
-_LEAST_CODE = 30
-"""Runs of tokens of the shortest code that is looked for: about five lines."""
-_ENOUGH_CODE = 50
-"""Texts with code that tell which runs are rare."""
+_MIN_CODE_TRIGRAMS = 30
+"""Token trigrams of the shortest code that is searched for: about five lines."""
+_MIN_CODE_TEXTS = 50
+"""Number of texts with code needed to estimate trigram frequencies."""
 _NEAR_CODE, _SHUFFLED_CODE = 0.6, 0.85
-"""Share of the information of its runs, in order and in any; chosen on functions of Python's own
-library, renamed and turned round."""
+"""Information share of the trigrams, in order and in any order; chosen on functions of Python's
+standard library, renamed and reordered.
+"""
 _LETTER = re.compile(r"\(? ?[a-z] ?\)?")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkItem:
-    """One thing that must not be trained on, where it stands, and its answer as far as told."""
+    """A benchmark item that must not be trained on, its file and row, and its answer if known."""
 
     text: str
     file: str
@@ -77,7 +83,7 @@ class BenchmarkItem:
 
 @dataclass(frozen=True, slots=True)
 class LeakResult:
-    """What was found in a record: nothing, an item, or that it could not be told."""
+    """Result of checking a record: a match, no match, or the reason it could not be checked."""
 
     match: ContaminationMatch | None = None
     unchecked: str = ""
@@ -85,11 +91,11 @@ class LeakResult:
 
 @dataclass(frozen=True, slots=True)
 class LeakThresholds:
-    """From when an item is found.
+    """Detection thresholds.
 
-    ``near`` is a share of its words' information; ``reworded`` and ``asked`` are scores of
-    ``text.rewording``: from ``reworded`` on a text is a rewording, and from ``asked`` on a judge,
-    where there is one, is asked.
+    ``near`` is a share of the information of an item's words. ``reworded`` and ``asked`` are scores
+    of ``text.rewording``: from ``reworded`` a text counts as a rewording; from ``asked`` the judge,
+    if any, decides.
     """
 
     near: float = 0.65
@@ -98,56 +104,57 @@ class LeakThresholds:
 
 
 class BenchmarkAnswers:
-    """The items by their answers, where an answer tells them apart: yes and no, A and B do not."""
+    """Benchmark items by answer, for distinctive answers only: not yes and no, A and B."""
 
     def __init__(self, answers: Sequence[str]) -> None:
-        """Index the answers of all items, empty where none is told."""
+        """Index the answers of all items; an unknown answer is an empty string."""
         keys = [normalize_answer(answer) if answer else "" for answer in answers]
         most = max(1, int(_COMMON_ANSWER * len(keys)))
         by_key: dict[str, list[int]] = {}
-        for at, key in enumerate(keys):
-            by_key.setdefault(key, []).append(at)
+        for item, key in enumerate(keys):
+            by_key.setdefault(key, []).append(item)
         self._words = [_get_answer_words(answer) for answer in answers]
         self._by_key = {
-            key: frozenset(found)
-            for key, found in by_key.items()
-            if len(found) <= most and key not in _UNINFORMATIVE and not _LETTER.fullmatch(key)
+            key: frozenset(items)
+            for key, items in by_key.items()
+            if len(items) <= most and key not in _UNINFORMATIVE and not _LETTER.fullmatch(key)
         }
 
     def same_as(self, record: Record) -> frozenset[int]:
-        """Return the items whose answer is the record's."""
+        """Return the items that have the same answer as the record."""
         answer = get_final_answer(record)
         return self._by_key.get(normalize_answer(answer), frozenset()) if answer else frozenset()
 
     def unlike(self, record: Record) -> Callable[[int], bool]:
-        """Return what says of an item that its answer and the record's have no word in common."""
-        own = _get_answer_words(get_final_answer(record))
-        is_number = _is_number(own)
+        """Return a predicate: whether an item's answer shares no word with the record's answer."""
+        record_words = _get_answer_words(get_final_answer(record))
+        is_number = _is_number(record_words)
 
         def is_unlike(item: int) -> bool:
-            other = self._words[item]
-            if is_number and _is_number(other):  # two numbers may be one sum, reckoned wrongly
+            item_words = self._words[item]
+            # two numbers may be the same sum, one miscalculated
+            if is_number and _is_number(item_words):
                 return False
-            return bool(own and other) and not own & other
+            return bool(record_words and item_words) and not record_words & item_words
 
         return is_unlike
 
 
-def _is_number(told: frozenset[str]) -> bool:
-    return any(word[0].isdigit() for word in told)
+def _is_number(words: frozenset[str]) -> bool:
+    return any(token[0].isdigit() for token in words)
 
 
 def _get_answer_words(answer: str) -> frozenset[str]:
-    """Return the words of an answer that tells something; none of a long one."""
+    """Return the words of an informative answer; an empty set for a long one."""
     key = normalize_answer(answer) if answer else ""
-    found = split_words(answer)
-    if key in _UNINFORMATIVE or _LETTER.fullmatch(key) or len(found) > _LONG_ANSWER:
+    words = split_words(answer)
+    if key in _UNINFORMATIVE or _LETTER.fullmatch(key) or len(words) > _LONG_ANSWER:
         return frozenset()
-    return frozenset({*found, *split_words(key)})
+    return frozenset({*words, *split_words(key)})
 
 
 class LeakChecker:
-    """Looks for the items in records; an embedder or judge that fails once is not asked again."""
+    """Search of records for benchmark items; a failed embedder or judge is not used again."""
 
     def __init__(
         self,
@@ -159,7 +166,7 @@ class LeakChecker:
         embedder: Embedder | None = None,
         judge: TextModel | None = None,
     ) -> None:
-        """Index the items; ``records`` are read once, to tell rare words from common ones."""
+        """Index the items; ``records`` are read once, to count word frequencies."""
         self.items, self.limits, self.job = items, limits, job
         self.embedder, self.judge = embedder, judge
         texts = [item.text for item in items]
@@ -186,51 +193,55 @@ class LeakChecker:
                 self._fail("embedder", error)
 
     def check(self, records: Sequence[Record]) -> list[LeakResult]:
-        """Return what is in each record."""
-        found = [LeakResult(self.words.find(record)) for record in records]
+        """Return the result for each record."""
+        results = [LeakResult(self.words.find(record)) for record in records]
         if self.embedder is None:
-            return found
-        rest = [at for at, checked in enumerate(found) if checked.match is None]
-        for at, checked in zip(rest, self._compare([records[at] for at in rest]), strict=True):
-            found[at] = checked
-        return found
+            return results
+        unmatched = [index for index, checked in enumerate(results) if checked.match is None]
+        for index, checked in zip(
+            unmatched, self._compare([records[index] for index in unmatched]), strict=True
+        ):
+            results[index] = checked
+        return results
 
     @property
     def why_unchecked(self) -> str:
-        """What failed, empty where nothing did."""
+        """The failures, joined; empty if there were none."""
         return "; ".join(self._failed.values())
 
-    def _fail(self, what: str, error: Exception) -> str:
-        """Remember that one cannot be asked any more, say so once, and return why."""
-        self._failed[what] = f"the {what} failed: {error!s:.200}"
-        self.job.say(f"{self._failed[what]}; what it was to tell is not checked from here on")
-        return self._failed[what]
+    def _fail(self, component: str, error: Exception) -> str:
+        """Record that a component failed, log it once, and return the reason."""
+        self._failed[component] = f"the {component} failed: {error!s:.200}"
+        self.job.say(f"{self._failed[component]}; records are not checked with it from here on")
+        return self._failed[component]
 
     def _compare(self, records: Sequence[Record]) -> list[LeakResult]:
-        pieces = [(at, piece) for at, one in enumerate(records) for piece in split_pieces(one)]
-        found = [LeakResult() for _ in records]
+        pieces = [
+            (index, piece) for index, record in enumerate(records) for piece in split_pieces(record)
+        ]
+        results = [LeakResult() for _ in records]
         if self.meanings is None or self.embedder is None or "embedder" in self._failed:
             return [LeakResult(unchecked=self._failed["embedder"])] * len(records)
         if not pieces:
-            return found
+            return results
         try:
             vectors = self.embedder.embed([text for _, (text, _) in pieces], kind="passage")
         except (BackendError, DataError) as error:
             return [LeakResult(unchecked=self._fail("embedder", error))] * len(records)
         answered = [self._answers.same_as(record) for record in records]
         denied = [self._answers.unlike(record) for record in records]
-        for (at, (piece, is_stated)), vector in zip(pieces, vectors, strict=True):
+        for (index, (piece, is_stated)), vector in zip(pieces, vectors, strict=True):
             likeness = self.meanings.find(
-                piece, vector, answered[at], is_stated=is_stated, denied=denied[at]
+                piece, vector, answered[index], is_stated=is_stated, denied=denied[index]
             )
-            if likeness is None or found[at].match is not None:
+            if likeness is None or results[index].match is not None:
                 continue
             if likeness.score >= self.limits.reworded:
                 share = min(1.0, likeness.score)
-                found[at] = LeakResult(ContaminationMatch(likeness.item, "rephrased", share))
+                results[index] = LeakResult(ContaminationMatch(likeness.item, "rephrased", share))
             elif self.judge is not None and likeness.score >= self.limits.asked:
-                found[at] = self._ask(self.judge, likeness, piece) or found[at]
-        return found
+                results[index] = self._ask(self.judge, likeness, piece) or results[index]
+        return results
 
     def _ask(self, judge: TextModel, likeness: ParaphraseScore, text: str) -> LeakResult | None:
         if "judge" in self._failed:
@@ -254,45 +265,46 @@ def _make_judge_prompt(item: str, text: str) -> str:
     )
 
 
-def read_benchmark_items(places: Iterable[str | Path]) -> Iterator[BenchmarkItem]:
-    """Yield the items of files or artifacts of records.
+def read_benchmark_items(sources: Iterable[str | Path]) -> Iterator[BenchmarkItem]:
+    """Yield the benchmark items of record files or artifacts.
 
-    An item is a record's ``question``, or what its user says first, or all it says; its answer is
-    the final one of the record.
+    An item is a record's ``question``, else its first user message, else its first message; its
+    answer is the record's final answer.
 
     Raises:
         DataError: If a file is missing or damaged.
     """
-    for place in places:
-        path = resolve_local(str(place))
+    for source in sources:
+        path = resolve_local(str(source))
         for row, record in enumerate(read_records(path), 1):
-            asked = [one.content for one in record.messages if one.role == "user"]
-            said = [one.content for one in record.messages]
-            text = get_text_field(record, "question") or (asked or said or [""])[0]
+            user_texts = [message.content for message in record.messages if message.role == "user"]
+            all_texts = [message.content for message in record.messages]
+            text = get_text_field(record, "question") or (user_texts or all_texts or [""])[0]
             if text.strip():
                 yield BenchmarkItem(text, path.name, row, get_final_answer(record))
 
 
 class CodeFinder:
-    """Looks for the code of items, or else of their answers, by its shape (``text.code_shape``)."""
+    """Search for the code of items, or of their answers, by its structure (``text.code_shape``)."""
 
     def __init__(self, items: Iterable[tuple[str, str]]) -> None:
-        """Take the items with their answers; short code, which many write alike, is left out."""
+        """Index the items with their answers; short code is left out, as it often coincides."""
         self._items: list[int] = []
         self._texts: list[str] = []
-        for at, texts in enumerate(items):
-            shown = next(
-                (one for one in texts if len(extract_token_trigrams(one)) >= _LEAST_CODE), ""
+        for item, texts in enumerate(items):
+            code = next(
+                (text for text in texts if len(extract_token_trigrams(text)) >= _MIN_CODE_TRIGRAMS),
+                "",
             )
-            if shown:
-                self._items.append(at)
-                self._texts.append(shown)
+            if code:
+                self._items.append(item)
+                self._texts.append(code)
         self._counts: Counter[str] = Counter()
         self._counted = 0
         self._index: BenchmarkIndex | None = None
 
     def count(self, text: str) -> str:
-        """Count the runs of a text's code, to tell rare ones from common ones; return the text."""
+        """Count the token trigrams of a text's code for frequency weights; return the text."""
         runs = extract_token_trigrams(text) if self._items else ()
         if runs:
             self._counts.update(set(runs))
@@ -300,14 +312,14 @@ class CodeFinder:
         return text
 
     def find(self, text: str) -> Iterator[ContaminationMatch]:
-        """Yield the items whose code is in a text under whatever names; count before."""
-        if not self._items or len(extract_token_trigrams(text)) < _LEAST_CODE // 2:
+        """Yield the items whose code is in a text, under any identifiers; call ``count`` first."""
+        if not self._items or len(extract_token_trigrams(text)) < _MIN_CODE_TRIGRAMS // 2:
             return
         if self._index is None:
             self._index = BenchmarkIndex(
                 self._texts,
-                frequency=self._counts if self._counted >= _ENOUGH_CODE else None,
-                texts=self._counted if self._counted >= _ENOUGH_CODE else 0,
+                frequency=self._counts if self._counted >= _MIN_CODE_TEXTS else None,
+                texts=self._counted if self._counted >= _MIN_CODE_TEXTS else 0,
                 near=_NEAR_CODE,
                 shuffled=_SHUFFLED_CODE,
                 cut=extract_token_trigrams,
@@ -317,11 +329,11 @@ class CodeFinder:
 
 
 class WordFinder:
-    """Looks for items in records by their words; what is asked stands apart from its passage.
+    """Search of records for items by their words; questions are matched apart from their passages.
 
-    Where a question tells enough by itself, it alone is looked for: its passage is no secret, and
-    another question about that passage another item. Else the whole item must be there with its
-    question. A passage with the very answer of the item is the item reworded.
+    Where a question is informative enough by itself, only the question is matched: its passage is
+    public, and another question about that passage is another item. Otherwise the whole item must
+    match with its question. A passage with exactly the item's answer is the item reworded.
     """
 
     def __init__(
@@ -337,11 +349,11 @@ class WordFinder:
         """Index the items.
 
         Args:
-            items: What must not be found.
-            answers: Of the same items.
-            code: Looks for their code, where that is asked for.
-            frequency: In how many of ``texts`` texts each word is.
-            texts: How many were counted.
+            items: Texts of the benchmark items.
+            answers: Answers of the same items.
+            code: Finder of their code, if code is to be searched.
+            frequency: Number of texts that contain each word.
+            texts: Number of texts counted.
             near: Least share of an item's information.
         """
         self._answers, self._code = answers, code
@@ -352,8 +364,9 @@ class WordFinder:
         alone = [
             bool(part.passage)
             and often[part.question] == 1
-            and self._questions.tells(at) >= (_TELLS if part.is_apart else _TELLS_RUNNING)
-            for at, part in enumerate(parts)
+            and self._questions.tells(index)
+            >= (_QUESTION_NATS if part.is_apart else _QUESTION_NATS_RUNNING)
+            for index, part in enumerate(parts)
         ]
         self.asked = [
             part.question if is_alone else item
@@ -361,34 +374,40 @@ class WordFinder:
         ]
         self._index = BenchmarkIndex(self.asked, **rules)
         self._is_one = [is_asking(text) and len(split_sentences(text)) == 1 for text in self.asked]
-        self._with_passage = [at for at, part in enumerate(parts) if part.passage]
-        self._wholes = BenchmarkIndex([items[at] for at in self._with_passage], **rules)
-        self._only_with = frozenset(at for at in self._with_passage if not alone[at])
+        self._with_passage = [index for index, part in enumerate(parts) if part.passage]
+        self._items_index = BenchmarkIndex([items[index] for index in self._with_passage], **rules)
+        self._only_with = frozenset(index for index in self._with_passage if not alone[index])
 
     def find(self, record: Record) -> ContaminationMatch | None:
-        """Return the item that is most clearly in a record, or None."""
-        said, joined = _get_searched_texts(record)
-        texts = [text for text, _ in said]
-        found = [match for text, is_said in said for match in self._look(text, is_said=is_said)]
-        found += [one for one in self._index.matches(joined) if self._may_span(one)]
+        """Return the clearest match in a record, or None."""
+        messages, joined = _get_searched_texts(record)
+        texts = [text for text, _ in messages]
+        matches = [
+            match
+            for text, is_assistant in messages
+            for match in self._look(text, is_assistant=is_assistant)
+        ]
+        matches += [match for match in self._index.matches(joined) if self._may_span(match)]
         if self._code is not None:
-            found += [match for text in texts for match in self._code.find(text)]
+            matches += [match for text in texts for match in self._code.find(text)]
         if self._with_passage:
             answered = self._answers.same_as(record)
-            found += [one for text in (*texts, joined) for one in self._look_whole(text, answered)]
-        return max(found, key=lambda one: (one.share, -one.item), default=None)
+            matches += [
+                match for text in (*texts, joined) for match in self._look_whole(text, answered)
+            ]
+        return max(matches, key=lambda match: (match.share, -match.item), default=None)
 
-    def _look(self, text: str, *, is_said: bool) -> Iterator[ContaminationMatch]:
+    def _look(self, text: str, *, is_assistant: bool) -> Iterator[ContaminationMatch]:
         """Yield the items in a message: in its question, in its passage, and across both.
 
-        What a user says may ask without a question mark ("Tell me ..."); a passage may not.
+        A user message may ask without a question mark ("Tell me ..."); a passage may not.
         """
         part = split_question(text)
         pieces = ((part.question, False), (part.passage, True)) if part.passage else ()
         for piece, may_state in pieces:
             matches = self._index.matches(piece, may_state=may_state)
-            yield from (one for one in matches if self._is_alone(one))
-        for match in self._index.matches(text, may_state=is_said):
+            yield from (match for match in matches if self._is_alone(match))
+        for match in self._index.matches(text, may_state=is_assistant):
             if self._is_alone(match) and (not part.passage or self._may_span(match)):
                 yield match
 
@@ -396,56 +415,59 @@ class WordFinder:
         return match.item not in self._only_with
 
     def _may_span(self, match: ContaminationMatch) -> bool:
-        """Return whether an item may stand across the parts of a record: a bare question may not.
+        """Return whether an item may span the parts of a record; a bare question may not.
 
-        Of that, the passage holds what the record's own question lacks.
+        In that case the passage contains the words that the record's own question lacks.
         """
         return self._is_alone(match) and (not self._is_one[match.item] or match.kind in _EXACT)
 
     def _look_whole(self, text: str, answered: frozenset[int]) -> Iterator[ContaminationMatch]:
-        """Yield the items whose passage is there, with their question or their answer."""
-        for match in self._wholes.matches(text):
+        """Yield the items whose passage matches, along with their question or their answer."""
+        for match in self._items_index.matches(text):
             item = self._with_passage[match.item]
             part = self._parts[item]
-            asked = self._wholes.share_beyond(match.item, text, part.question, part.passage)
-            least = _ASKED_TOO if part.is_apart else _ASKED_TOO_RUNNING
-            if asked >= least or match.kind in _EXACT:
+            question_share = self._items_index.share_beyond(
+                match.item, text, part.question, part.passage
+            )
+            least = _QUESTION_SHARE if part.is_apart else _QUESTION_SHARE_RUNNING
+            if question_share >= least or match.kind in _EXACT:
                 yield replace(match, item=item)
             elif item in answered:
                 yield ContaminationMatch(item, "rephrased", match.share)
 
 
 def _get_searched_texts(record: Record) -> tuple[list[tuple[str, bool]], str]:
-    """Return each message and an answer that was rejected, and several messages together.
+    """Return each message and the rejected answer, and all messages joined.
 
-    Beside each stands whether it is the assistant's.
+    Each text comes with a flag: whether it is the assistant's.
     """
-    texts = [(one.content, one.role == "assistant") for one in record.messages]
-    texts = [(text, is_said) for text, is_said in texts if text.strip()]
+    texts = [(message.content, message.role == "assistant") for message in record.messages]
+    texts = [(text, is_assistant) for text, is_assistant in texts if text.strip()]
     rejected = get_text_field(record, "rejected")
-    rest = [(rejected, True)] if rejected.strip() else []
-    return [*texts, *rest], "\n".join(text for text, _ in texts) if len(texts) > 1 else ""
+    rejected_texts = [(rejected, True)] if rejected.strip() else []
+    return [*texts, *rejected_texts], "\n".join(text for text, _ in texts) if len(texts) > 1 else ""
 
 
 def _get_all_texts(record: Record) -> list[str]:
-    said, joined = _get_searched_texts(record)
-    return [*(text for text, _ in said), *([joined] if joined else [])]
+    messages, joined = _get_searched_texts(record)
+    return [*(text for text, _ in messages), *([joined] if joined else [])]
 
 
 def split_pieces(record: Record) -> Iterator[tuple[str, bool]]:
-    """Yield each message in pieces, and whether a piece only states something.
+    """Yield each message in pieces, with a flag: whether the piece is a statement.
 
-    A question stands apart from its passage. What is long comes in pieces of whole sentences that
-    overlap by half. What the assistant says, and passages, state where there is no question mark.
+    A question is separated from its passage. Long texts are cut into pieces of whole sentences that
+    overlap by half. Assistant messages and passages are statements where they have no question
+    mark.
     """
-    said = [(one.content, one.role == "assistant") for one in record.messages]
-    for text, is_said in (*said, (get_text_field(record, "rejected"), True)):
+    messages = [(message.content, message.role == "assistant") for message in record.messages]
+    for text, is_assistant in (*messages, (get_text_field(record, "rejected"), True)):
         parts = split_question(text)
         if parts.passage:
             yield parts.question, False
-        rest = parts.passage or text
-        is_told = is_said or bool(parts.passage)
-        yield from ((piece, is_told and not is_asking(piece)) for piece in _cut_text(rest))
+        body = parts.passage or text
+        is_statement = is_assistant or bool(parts.passage)
+        yield from ((piece, is_statement and not is_asking(piece)) for piece in _cut_text(body))
 
 
 def _cut_text(text: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Near-duplicate removal job: MinHash candidates and exact Jaccard similarity.
 
-What is kept does not depend on the order of the files' rows: the record of the best score comes
-first, then that of the lowest id.
+The result does not depend on the order of the rows: of several duplicates, the record with the best
+score is kept, then the one with the lowest id.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _PIECE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class DeduplicationSettings:
-    """Which files, what of a record is compared, and from when two are one.
+    """Record files, the fields to compare, and the similarity threshold.
 
-    ``fields`` are fields of a record; none takes all its messages. ``prefer`` is a field whose
-    number says which of several is kept, the highest.
+    ``fields`` are fields of a record; by default all its messages are compared. ``prefer`` is a
+    numeric field: the record with its highest value is kept.
     """
 
     paths: tuple[Path, ...]
@@ -47,7 +47,7 @@ class DeduplicationSettings:
     prefer: str = ""
 
     def to_text(self) -> str:
-        """Return the settings as YAML, for the job."""
+        """Return the settings as YAML text for the job."""
         settings = {
             "records": [str(path) for path in self.paths],
             "threshold": self.threshold,
@@ -68,26 +68,27 @@ def deduplicate(
     reporter: Reporter | None = None,
     engine: Engine | None = None,
 ) -> tuple[Artifact, dict[str, Any]]:
-    """Write the records that are no near duplicates of one that is kept.
+    """Write the records without near duplicates.
 
-    Leaves ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each record that
-    fell, the one it is a duplicate of, and their exact Jaccard similarity. Rows that cannot be read
-    are counted, and listed there too. Memory holds some hundred bytes a record and a few tens a
-    pair that is near; the n-grams lie in the job's scratch folder.
+    Writes ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each rejected
+    record, the record it duplicates, and their exact Jaccard similarity. Unreadable rows are
+    counted, and listed there too. Memory use is some hundred bytes per record and some tens per
+    similar pair; the n-grams are stored in the job's scratch folder.
 
     Args:
-        plan: What to compare, and how.
-        out: The folder of the records.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
-        engine: Whose workers read the files and hash their n-grams; default this process.
+        plan: Files, fields and threshold.
+        out: Output folder of the records.
+        resume: Resume a killed run.
+        overwrite: Replace the output of an earlier job at ``out``.
+        reporter: Progress display; default none.
+        engine: Workers that read the files and hash their n-grams; default this process.
 
     Returns:
         The artifact and the counts: ``read``, ``kept``, ``fell``, ``unreadable``, ``wordless``.
 
     Raises:
-        DataError: If a file is missing or damaged, a setting out of range, or nothing is read.
+        DataError: If a file is missing or damaged, a setting is out of range, or no record is
+            readable.
     """
     _check(plan)
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
@@ -115,12 +116,12 @@ def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any
                 yield _text(record, plan.fields)
 
         def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
-            for found in _read_parallel(plan, job, unreadable):
-                for one, score in zip(found.ids, found.scores, strict=True):
-                    ids.append(one)
+            for piece in _read_parallel(plan, job, unreadable):
+                for record_id, score in zip(piece.ids, piece.scores, strict=True):
+                    ids.append(record_id)
                     scores.append(score)
-                progress.advance(len(found.ids))
-                yield found.values, found.sizes
+                progress.advance(len(piece.ids))
+                yield piece.values, piece.sizes
 
         if job.engine.is_remote:
             sets = join_shingle_sets(blocks(), scratch=scratch)
@@ -136,52 +137,54 @@ def _run(plan: DeduplicationSettings, job: Job) -> tuple[Artifact, dict[str, Any
         )
     with job.phase("compare", len(ids), "records") as progress:
         order = np.lexsort((ids.array(), -scores.array()))
-        found = find_duplicates(sets, threshold=plan.threshold, order=order, scratch=job.scratch)
+        duplicates = find_duplicates(
+            sets, threshold=plan.threshold, order=order, scratch=job.scratch
+        )
         progress.advance(len(ids))
     counts = {
         "read": len(ids),
-        "kept": len(ids) - len(found),
-        "fell": len(found),
+        "kept": len(ids) - len(duplicates),
+        "fell": len(duplicates),
         "unreadable": len(unreadable),
         "wordless": int((sets.sizes == 0).sum()),
     }
-    fallen = np.zeros(len(ids), dtype=bool)
-    fallen[found.index] = True
-    origin = _write(plan, job, fallen)
-    _write_duplicates(job.output / DUPLICATES, found, ids.array(), unreadable)
-    sizes = np.unique(np.unique(found.kept, return_counts=True)[1], return_counts=True)
-    told = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
-    details = counts | {"cluster_sizes": told}
+    is_duplicate = np.zeros(len(ids), dtype=bool)
+    is_duplicate[duplicates.index] = True
+    origin = _write(plan, job, is_duplicate)
+    _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
+    sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
+    cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
+    details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in plan.paths]
     return job.finish("records", parents=parents, origin=origin, details=details), details
 
 
 class _Column:
-    """A growing column of numbers or short strings, as small as numpy has them."""
+    """A growing column of numbers or short strings, stored compactly as numpy arrays."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._whole: list[npt.NDArray[Any]] = []
-        self._rest: list[Any] = []
+        self._packed: list[npt.NDArray[Any]] = []
+        self._tail: list[Any] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._whole)) + len(self._rest)
+        return sum(map(len, self._packed)) + len(self._tail)
 
     def append(self, value: object) -> None:
-        self._rest.append(value)
-        if len(self._rest) == _CHECK_EVERY:
+        self._tail.append(value)
+        if len(self._tail) == _CHECK_EVERY:
             self._pack()
 
     def array(self) -> npt.NDArray[Any]:
-        """Return all of it."""
+        """Return the column as one array."""
         self._pack()
-        self._whole = [np.concatenate(self._whole)] if self._whole else []
-        return self._whole[0] if self._whole else np.zeros(0, dtype=self._kind)
+        self._packed = [np.concatenate(self._packed)] if self._packed else []
+        return self._packed[0] if self._packed else np.zeros(0, dtype=self._kind)
 
     def _pack(self) -> None:
-        if self._rest:
-            self._whole.append(np.array(self._rest, dtype=self._kind))
-            self._rest = []
+        if self._tail:
+            self._packed.append(np.array(self._tail, dtype=self._kind))
+            self._tail = []
 
 
 def _read(
@@ -199,7 +202,7 @@ def _read(
 
 @dataclass(frozen=True)
 class _PieceResult:
-    """What a worker read of a piece of a file: how many lines, and what is known of its records."""
+    """Records that a worker read from a piece of a file, and its number of lines."""
 
     lines: int
     ids: list[bytes]
@@ -211,7 +214,7 @@ class _PieceResult:
 
 @dataclass(frozen=True)
 class _ReadTask:
-    """The work of a worker: read pieces of files, and hash the n-grams of their records."""
+    """Worker task: read pieces of files and hash the n-grams of their records."""
 
     plan: DeduplicationSettings
     concurrency: int = 1
@@ -237,21 +240,21 @@ def _read_part(plan: DeduplicationSettings, path: Path, span: ByteSpan | None) -
 def _read_parallel(
     plan: DeduplicationSettings, job: Job, unreadable: list[dict[str, Any]]
 ) -> Iterator[_PieceResult]:
-    """Yield what workers read of all files, piece by piece in order."""
+    """Yield the results of the workers for all files, piece by piece in order."""
     pieces: list[tuple[Path, ByteSpan | None]] = []
     named = {find_record_file(path).absolute(): path for path in plan.paths}
     for path in plan.paths:
-        file = find_record_file(path).absolute()  # workers start in folders of their own
+        file = find_record_file(path).absolute()  # workers have their own working folders
         pieces += [(file, span) for span in split_lines(file, _PIECE_BYTES)]
-    found = job.engine.map(_ReadTask(plan), pieces, pause=job.check_cancelled)
-    before = 0
-    for (file, span), part in zip(pieces, found, strict=True):
-        before = 0 if span is None or span[0] == 0 else before
+    results = job.engine.map(_ReadTask(plan), pieces, pause=job.check_cancelled)
+    first_row = 0
+    for (file, span), part in zip(pieces, results, strict=True):
+        first_row = 0 if span is None or span[0] == 0 else first_row
         unreadable += [
-            {"file": str(named[file]), "row": before + row, "reason": reason}
+            {"file": str(named[file]), "row": first_row + row, "reason": reason}
             for row, reason in part.dropped
         ]
-        before += part.lines
+        first_row += part.lines
         yield part
 
 
@@ -266,12 +269,14 @@ def _score(record: Record, prefer: str) -> float:
     return float(value) if isinstance(value, int | float) else float("-inf")
 
 
-def _write(plan: DeduplicationSettings, job: Job, fallen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _write(
+    plan: DeduplicationSettings, job: Job, is_duplicate: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     """Write the kept records; return their common origin."""
     origins = {}
     with RecordWriter(job.output / "records.jsonl") as writer:
         for index, (_, record) in enumerate(_read(plan)):
-            if not fallen[index]:
+            if not is_duplicate[index]:
                 writer.write(record)
                 origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
     return combine_origins(origins.values()).to_json()
@@ -279,17 +284,17 @@ def _write(plan: DeduplicationSettings, job: Job, fallen: npt.NDArray[np.bool_])
 
 def _write_duplicates(
     path: Path,
-    found: Duplicates,
+    duplicates: Duplicates,
     ids: npt.NDArray[np.bytes_],
     unreadable: list[dict[str, Any]],
 ) -> None:
     with atomic_write(path) as file:
-        for one in found:
+        for duplicate in duplicates:
             row = {
                 "reason": "duplicate",
-                "id": ids[one.index].decode(),
-                "kept": ids[one.kept].decode(),
-                "jaccard": round(one.similarity, 6),
+                "id": ids[duplicate.index].decode(),
+                "kept": ids[duplicate.kept].decode(),
+                "jaccard": round(duplicate.similarity, 6),
             }
             file.write(json.dumps(row) + "\n")
         for bad in unreadable:
@@ -299,15 +304,15 @@ def _write_duplicates(
 def _check(plan: DeduplicationSettings) -> None:
     if not 0 < plan.threshold <= 1:
         raise DataError(
-            f"the threshold is {plan.threshold}",
+            f"threshold {plan.threshold} is out of range",
             code="synth.threshold",
             expected="above 0 and at most 1",
-            next="leave it out for 0.8",
+            next="leave it out for the default, 0.8",
         )
     if plan.n < 1:
         raise DataError(
-            f"n-grams of {plan.n} words",
+            f"n-gram size of {plan.n} words",
             code="synth.ngram",
             expected="1 word or more",
-            next="leave it out for 5",
+            next="leave it out for the default, 5",
         )

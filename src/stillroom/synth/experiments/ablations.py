@@ -1,10 +1,9 @@
 """Ablations for data valuation: all records, without one group, and one group alone.
 
-Two families are compared, each at one size, so that more data never passes for better data. In the
-first every arm misses one group: what is lost without it? In the second every arm is one group:
-what does it teach by itself? Where groups are filters, what a filter dropped is put back in.
-
-Knows records and draws, no students.
+Two families are compared, each at one size, so that a larger amount of data is not taken for better
+data. In the first, every arm leaves out one group: what is lost without it? In the second, every
+arm is one group: what does it contribute by itself? Where groups are filters, the records that a
+filter dropped are added back.
 """
 
 from __future__ import annotations
@@ -34,24 +33,15 @@ __all__ = [
 ]
 
 
-By = Literal["generator", "filter"]
-
-
 REJECTED_FILE = "dropped.jsonl"
-
-
 ALL, UNFILTERED = "all", "unfiltered"
-
-
 _NON_FILTERS = frozenset({"generator", "target", "limit", "mix"})
-
-
-"""What lets a record fall without judging it."""
+"""Entries of ``filter`` in ``dropped.jsonl`` that are not filters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """A name, and the records that its students draw from."""
+    """A named pool of records for students to train on."""
 
     name: str
     group: str
@@ -60,10 +50,10 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class AblationGroup:
-    """Arms of one size and the one that the others are compared with.
+    """Arms of one size and the baseline they are compared with.
 
-    ``sign`` is 1 where a group is worth its arm's loss minus the base's (it is missing from the
-    arm), and -1 where the arm has it and the base does not single it out.
+    ``sign`` is 1 where the worth of a group is the loss of its arm minus that of the base (the arm
+    leaves the group out), and -1 where the arm is the group itself.
     """
 
     name: str
@@ -75,7 +65,7 @@ class AblationGroup:
 
 @dataclass(frozen=True, slots=True)
 class RecordPools:
-    """Kept records, those that each filter dropped, and the groups of the kept ones."""
+    """Kept records, the records dropped by each filter, and the groups of the kept ones."""
 
     kept: tuple[Record, ...]
     dropped: Mapping[str, tuple[Record, ...]]
@@ -84,67 +74,68 @@ class RecordPools:
 
 
 def read_record_pools(paths: Sequence[Path], by: str) -> RecordPools:
-    """Read records and put them into groups.
+    """Read records and group them.
 
     Args:
-        paths: Files or artifacts of records, as ``stillroom run`` leaves them. Records that stand
-            aside for evaluation (``split`` held_out or test) and plain passages are not taken.
-        by: ``generator`` groups by the last step of the origin, ``filter`` by what dropped a record
-            (``dropped.jsonl`` beside the records), anything else is the name of a field.
+        paths: Files or artifacts of records, as written by ``stillroom run``. Evaluation records
+            (``split`` held_out or test) and plain passages are skipped.
+        by: ``generator`` groups by the last step of the origin, ``filter`` by the filter that
+            dropped a record (``dropped.jsonl`` next to the records), anything else is the name of a
+            field.
 
     Raises:
         DataError: If there is nothing to compare.
     """
-    kept: list[Record] = []
+    records: list[Record] = []
     dropped: dict[str, list[Record]] = {}
     for path in paths:
-        kept += [one for one in read_records(path) if _is_training_record(one)]
+        records += [record for record in read_records(path) if _is_training_record(record)]
         for name, record in _read_dropped(path):
             dropped.setdefault(name, []).append(record)
     groups: dict[str, list[Record]] = {}
     if by != "filter":
-        for record in kept:
+        for record in records:
             groups.setdefault(_group_of(record, by), []).append(record)
-    _check(kept, dropped if by == "filter" else groups, by, paths)
+    _check(records, dropped if by == "filter" else groups, by, paths)
     return RecordPools(
-        tuple(kept),
-        {name: tuple(found) for name, found in sorted(dropped.items())},
-        {name: tuple(found) for name, found in sorted(groups.items())},
+        tuple(records),
+        {name: tuple(group) for name, group in sorted(dropped.items())},
+        {name: tuple(group) for name, group in sorted(groups.items())},
         by,
     )
 
 
 def make_ablation_groups(
-    pools: RecordPools, *, least: int, most: int, chosen: Sequence[str] = ()
+    pools: RecordPools, *, least: int, most: int, names: Sequence[str] = ()
 ) -> tuple[list[AblationGroup], list[str]]:
     """Return the families that can be compared, and the groups that are too small.
 
     Args:
-        pools: From ``read_record_pools``.
-        least: Records that a group needs to be compared.
-        most: Records that an arm learns from at most.
-        chosen: Names of the groups to compare; none compares all.
+        pools: Result of ``read_record_pools``.
+        least: Minimum number of records of a group.
+        most: Maximum number of records of an arm.
+        names: Groups to compare; empty compares all.
 
     Raises:
-        DataError: If a name is that of no group.
+        DataError: If a name is not that of a group.
     """
     families, small = _make_all_groups(pools, least, most)
-    if not chosen:
+    if not names:
         return families, small
     known = {arm.group for family in families for arm in family.arms}
-    unknown = sorted(set(chosen) - known)
+    unknown = sorted(set(names) - known)
     if unknown:
         raise DataError(
-            f"there is no group {unknown[0]!r} to compare",
+            f"unknown group {unknown[0]!r}",
             code="synth.no-group",
             expected=f"one of: {', '.join(sorted(known))}",
-            next="name a group as the report does, or leave --group out for all",
+            next="name a group as in the report, or leave --group out for all",
         )
-    kept = [
-        replace(family, arms=tuple(arm for arm in family.arms if arm.group in chosen))
+    selected = [
+        replace(family, arms=tuple(arm for arm in family.arms if arm.group in names))
         for family in families
     ]
-    return [family for family in kept if family.arms], small
+    return [family for family in selected if family.arms], small
 
 
 def _make_all_groups(
@@ -152,19 +143,19 @@ def _make_all_groups(
 ) -> tuple[list[AblationGroup], list[str]]:
     if pools.by == "filter":
         return _make_filter_groups(pools, most), []
-    small = [name for name, found in pools.groups.items() if len(found) < least]
-    large = {name: found for name, found in pools.groups.items() if len(found) >= least}
+    small = [name for name, records in pools.groups.items() if len(records) < least]
+    large = {name: records for name, records in pools.groups.items() if len(records) >= least}
     base = Ablation(ALL, "", pools.kept)
     families = []
     without = tuple(
-        Ablation(f"without {name}", name, rest)
-        for name, found in large.items()
-        if len(rest := _without(pools.kept, found)) >= least
+        Ablation(f"without {name}", name, remaining)
+        for name, records in large.items()
+        if len(remaining := _without(pools.kept, records)) >= least
     )
     if without:
         size = min(most, *(len(arm.records) for arm in without))
         families.append(AblationGroup("leave one out", base, without, size, 1))
-    only = tuple(Ablation(f"only {name}", name, found) for name, found in large.items())
+    only = tuple(Ablation(f"only {name}", name, records) for name, records in large.items())
     if only:
         size = min(most, *(len(arm.records) for arm in only))
         families.append(AblationGroup("only one", base, only, size, -1))
@@ -172,39 +163,39 @@ def _make_all_groups(
 
 
 def sample_ablation(arm: Ablation, size: int, seed: int) -> list[Record]:
-    """Return the records that a student of a seed learns from."""
+    """Return the records of an ablation for the students of a seed."""
     return sample_records(arm.records, size, seed)
 
 
 def _make_filter_groups(pools: RecordPools, most: int) -> list[AblationGroup]:
-    every = tuple(one for found in pools.dropped.values() for one in found)
-    kept, unfiltered = Ablation("kept", "", pools.kept), (*pools.kept, *every)
+    every = tuple(record for records in pools.dropped.values() for record in records)
+    baseline, unfiltered = Ablation("kept", "", pools.kept), (*pools.kept, *every)
     without = tuple(
-        Ablation(f"without filter {name}", name, (*pools.kept, *found))
-        for name, found in pools.dropped.items()
+        Ablation(f"without filter {name}", name, (*pools.kept, *records))
+        for name, records in pools.dropped.items()
     )
     only = tuple(
-        Ablation(f"only filter {name}", name, _without(unfiltered, found))
-        for name, found in pools.dropped.items()
+        Ablation(f"only filter {name}", name, _without(unfiltered, records))
+        for name, records in pools.dropped.items()
     )
     size = min(most, len(pools.kept))
-    whole = Ablation(UNFILTERED, "all filters", unfiltered)
+    all_filters = Ablation(UNFILTERED, "all filters", unfiltered)
     return [
-        AblationGroup("leave one out", kept, (whole, *without), size, 1),
-        AblationGroup("only one", whole, only, size, -1),
+        AblationGroup("leave one out", baseline, (all_filters, *without), size, 1),
+        AblationGroup("only one", all_filters, only, size, -1),
     ]
 
 
-def _without(records: Sequence[Record], found: Sequence[Record]) -> tuple[Record, ...]:
-    gone = {id(one) for one in found}
-    return tuple(one for one in records if id(one) not in gone)
+def _without(records: Sequence[Record], excluded: Sequence[Record]) -> tuple[Record, ...]:
+    excluded_ids = {id(record) for record in excluded}
+    return tuple(record for record in records if id(record) not in excluded_ids)
 
 
 def _is_training_record(record: Record) -> bool:
-    is_aside = record.fields.get("split") in {"held_out", "test"}
+    is_held_out = record.fields.get("split") in {"held_out", "test"}
     is_passage = len(record.messages) == 1 and "passage_id" in record.fields
-    is_said = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
-    return bool(is_said) and not is_aside and not is_passage
+    has_answer = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
+    return bool(has_answer) and not is_held_out and not is_passage
 
 
 def _group_of(record: Record, by: str) -> str:
@@ -215,7 +206,7 @@ def _group_of(record: Record, by: str) -> str:
 
 
 def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the records that filters dropped, with the filter; none where nothing says so."""
+    """Yield the records that filters dropped, with the filter's name; nothing without a file."""
     file = find_record_file(path).with_name(REJECTED_FILE)
     if not file.is_file():
         return
@@ -230,31 +221,31 @@ def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _check(
-    kept: Sequence[Record], groups: Mapping[str, object], by: str, paths: Sequence[Path]
+    records: Sequence[Record], groups: Mapping[str, object], by: str, paths: Sequence[Path]
 ) -> None:
     where = ", ".join(map(str, paths))
-    if not kept:
+    if not records:
         raise DataError(
-            "no record to learn from",
+            "no training records",
             code="synth.no-records",
             where=where,
-            expected="records of a split other than held_out, with something the assistant says",
+            expected="records of a split other than held_out, with an assistant message",
             next="name an artifact of records",
         )
     if by == "filter" and not groups:
         raise DataError(
-            "no filter dropped a record here",
+            "no filter dropped a record",
             code="synth.one-group",
             where=where,
-            expected=f"{REJECTED_FILE} beside the records, with records in it",
+            expected=f"a {REJECTED_FILE} with records next to the records",
             next="name the folder of a finished synth run, or compare by generator",
         )
     if by != "filter" and len(groups) < 2:
         raise DataError(
-            f"all {len(kept)} records are of one group by '{by}'",
+            f"all {len(records)} records are in one group by '{by}'",
             code="synth.one-group",
             where=where,
-            expected="two groups or more",
+            expected="two or more groups",
             next="name records of several generators, or a field whose values differ",
         )
 
@@ -264,11 +255,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class DataValueStudy:
-    """Which records, measured on what, in which groups, and how large the experiment is.
+    """Records, held-out set, grouping and size of a data value experiment.
 
-    ``equal`` is what all arms of a family have as much of. ``records`` is the most that an arm
-    learns from, ``held_out`` the most that is measured on, ``least`` what a group needs. ``groups``
-    are compared, by default all; where groups are filters, one is called ``all filters``.
+    ``equal`` is the quantity held equal across the arms of a family. ``records`` is the maximum
+    number of training records of an arm, ``held_out`` that of evaluation records, ``least`` the
+    minimum number of records of a group. ``groups`` restricts the comparison, by default to none;
+    where groups are filters, one is called ``all filters``.
     """
 
     paths: tuple[Path, ...]
@@ -284,20 +276,20 @@ class DataValueStudy:
     groups: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """Return the settings as YAML, for the job."""
-        told = asdict(self) | {
+        """Return the settings as YAML text for the job."""
+        settings = asdict(self) | {
             "paths": [str(path) for path in self.paths],
             "human": str(self.human),
             "student": self.student.model_dump(mode="json"),
         }
         return "# stillroom synth worth\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in told.items()
+            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
         )
 
 
 @dataclass
 class DataValueResults:
-    """What was measured: the losses of every arm by seed and held-out record, (R, N)."""
+    """Losses of every arm by seed and held-out record, (R, N), and the training sizes."""
 
     plan: DataValueStudy
     families: list[AblationGroup]

@@ -1,12 +1,12 @@
 """Data valuation: students trained on ablations, held-out loss and a leaderboard of groups.
 
-Arms of a family learn from equally many records, or equally many tokens, in as many optimizer
-steps; students of one seed start from the same weights. Differences are taken seed by seed and
-record by record. A unit is one student: it is journaled when it is measured, and a killed job goes
-on with the next one to the same bytes.
+Arms of a family train on equally many records, or equally many tokens, in equally many optimizer
+steps; students of one seed start from the same weights. Differences are paired by seed and record.
+A unit is one student: it is journaled after its evaluation, and a resumed job continues with the
+next one and produces the same bytes.
 
 Source of the idea: data attribution by retraining, as in Ilyas et al. 2022, arXiv:2202.00622, here
-at the scale of groups. A gain for a small student is no promise for a large one.
+at the scale of groups. A gain for a small student may not carry over to a large one.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from stillroom.synth.experiments.ablations import (
     sample_ablation,
 )
 from stillroom.synth.experiments.students import (
+    FLOPS_PER_SECOND,
     StudentTrainer,
     count_student_parameters,
     describe_origins,
@@ -60,9 +61,6 @@ __all__ = [
 _START = "start"
 
 
-_FLOPS = 12e9
-
-
 def run_data_value_study(
     plan: DataValueStudy,
     out: Path,
@@ -71,20 +69,20 @@ def run_data_value_study(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, DataValueResults]:
-    """Train the students of all arms and say what each group is worth.
+    """Train the students of all arms and report the value of each group.
 
-    Leaves ``report.json``, ``report.html`` and ``make_leaderboard.json``.
+    Writes ``report.json``, ``report.html`` and ``leaderboard.json``.
 
     Args:
         plan: The experiment.
-        out: The folder of the report.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        out: Output folder of the report.
+        resume: Resume a killed run.
+        overwrite: Replace the output of an earlier job at ``out``.
+        reporter: Progress display; default none.
 
     Raises:
-        DataError: If there is nothing to compare, or too little to measure on.
-        Cancelled: If the user asked for it; finished students are kept.
+        DataError: If there is nothing to compare, or there are too few held-out records.
+        Cancelled: If the user cancels; finished students are kept.
     """
     pools = read_record_pools(plan.paths, plan.by)
     job = Job.start(
@@ -98,27 +96,29 @@ def run_data_value_study(
 
 
 def estimate_data_value_study(plan: DataValueStudy) -> Estimate:
-    """Return what the experiment will need, by its arms and the size of its student."""
+    """Estimate memory, disk and time from the number of arms and the size of the student."""
     families, _ = make_ablation_groups(
         read_record_pools(plan.paths, plan.by),
         least=plan.least,
         most=plan.records,
-        chosen=plan.groups,
+        names=plan.groups,
     )
     students = plan.seeds * sum(1 + len(family.arms) for family in families)
     parameters = count_student_parameters(plan.student)
     settings = plan.student
     size = max((family.size for family in families), default=0)
     steps = settings.train.count_steps(size)
-    learned = steps * settings.train.batch_size * settings.max_tokens
-    read = plan.held_out * settings.max_tokens
-    each = parameters * (6.0 * learned + 2.0 * read) / _FLOPS
+    trained_tokens = steps * settings.train.batch_size * settings.max_tokens
+    evaluated_tokens = plan.held_out * settings.max_tokens
+    student_seconds = (
+        parameters * (6.0 * trained_tokens + 2.0 * evaluated_tokens) / FLOPS_PER_SECOND
+    )
     return Estimate(
         memory_bytes=int(parameters * 20 + 1_000_000_000),
         disk_bytes=int(parameters * 16 + students * plan.held_out * 40),
-        seconds=students * (each + 3.0),
-        memory_knob="take a smaller student",
-        disk_knob="take a smaller student",
+        seconds=students * (student_seconds + 3.0),
+        memory_knob="use a smaller student",
+        disk_knob="use a smaller student",
         basis=f"{students} students of {parameters / 1e6:.1f} M parameters, {steps} steps each",
     )
 
@@ -129,18 +129,21 @@ class _Experiment:
     def __init__(self, plan: DataValueStudy, pools: RecordPools, job: Job) -> None:
         self.plan, self.job = plan, job
         families, small = make_ablation_groups(
-            pools, least=plan.least, most=plan.records, chosen=plan.groups
+            pools, least=plan.least, most=plan.records, names=plan.groups
         )
         self.measured = DataValueResults(plan, families, small)
         texts = [_text(record) for record in pools.kept]
         self.students = StudentTrainer(plan.student, texts, job)
-        learned = (*pools.kept, *(one for found in pools.dropped.values() for one in found))
-        self.human, self.measured_on = self._read_held_out({_text(one) for one in learned})
+        learned = (
+            *pools.kept,
+            *(record for records in pools.dropped.values() for record in records),
+        )
+        self.human, self.measured_on = self._read_held_out({_text(record) for record in learned})
         self.cut = self._count_cut(learned)
         self.journal = job.journal("students")
 
     def run(self) -> tuple[Artifact, Report, DataValueResults]:
-        """Train, measure, report."""
+        """Train and evaluate the students, and write the report."""
         plan, job, measured = self.plan, self.job, self.measured
         held_out = self.students.encode(self.human)
         units = list(self._units())
@@ -179,61 +182,66 @@ class _Experiment:
         return artifact, report, measured
 
     def _read_held_out(self, learned: set[str]) -> tuple[list[Record], str]:
-        """Return the human records that are measured on, and in words how many of which.
+        """Return the human records for evaluation, and a summary of the selection.
 
         Raises:
-            DataError: If these are too few to conclude anything from.
+            DataError: If there are too few to draw a conclusion.
         """
-        given = read_human_records(self.plan.human)
-        every = [one for one in given if _text(one) not in learned]
-        fit = [one for one in every if is_plain(one) or self.students.fits(one)]
-        drawn = sample_records(fit, self.plan.held_out, self.plan.seed)
+        human = read_human_records(self.plan.human)
+        unseen = [record for record in human if _text(record) not in learned]
+        fitting = [record for record in unseen if is_plain(record) or self.students.fits(record)]
+        sample = sample_records(fitting, self.plan.held_out, self.plan.seed)
         reasons = (
-            (len(given) - len(every), "are learned from"),
-            (len(every) - len(fit), f"are longer than {self.plan.student.max_tokens} tokens"),
-            (len(fit) - len(drawn), "are more than asked for"),
+            (len(human) - len(unseen), "are learned from"),
+            (len(unseen) - len(fitting), f"are longer than {self.plan.student.max_tokens} tokens"),
+            (len(fitting) - len(sample), "are more than asked for"),
         )
-        left = "; ".join(f"{count} {why}" for count, why in reasons if count)
-        told = f"{len(drawn)} of {len(given)} human records" + (f" ({left})" if left else "")
-        if len(drawn) < MIN_UNITS:
+        excluded = "; ".join(f"{count} {why}" for count, why in reasons if count)
+        summary = f"{len(sample)} of {len(human)} human records" + (
+            f" ({excluded})" if excluded else ""
+        )
+        if len(sample) < MIN_UNITS:
             raise DataError(
-                f"measured on {told}, nothing could be concluded",
+                f"too few human records to measure on: {summary}",
                 code="synth.too-few",
                 where=str(self.plan.human),
-                expected=f"{MIN_UNITS} or more that fit into a student's tokens",
-                next=self._advise(every, fit),
+                expected=f"{MIN_UNITS} or more that fit into the student's token limit",
+                next=self._advise(unseen, fitting),
             )
-        if left:
-            self.job.say(f"measured on {told}")
-        return drawn, told
+        if excluded:
+            self.job.say(f"measured on {summary}")
+        return sample, summary
 
-    def _advise(self, every: Sequence[Record], fit: Sequence[Record]) -> str:
-        """Return what helps: more tokens where enough records are too long, else more records."""
-        if len(fit) >= MIN_UNITS:
+    def _advise(self, unseen: Sequence[Record], fitting: Sequence[Record]) -> str:
+        """Return the remedy: a larger token limit if enough records are too long, or more data."""
+        if len(fitting) >= MIN_UNITS:
             return f"--held-out {MIN_UNITS} or more"
-        if len(every) < MIN_UNITS:
-            return "give more human records that nobody learns from"
-        lengths = sorted(len(one.ids) + one.truncated for one in self.students.encode(every))
+        if len(unseen) < MIN_UNITS:
+            return "give more human records that are not trained on"
+        lengths = sorted(
+            len(conversation.ids) + conversation.truncated
+            for conversation in self.students.encode(unseen)
+        )
         return f"--max-tokens {lengths[math.ceil(0.9 * len(lengths)) - 1]} takes nine in ten"
 
     def _count_cut(self, learned: Sequence[Record]) -> str:
-        """Return in words how many records are longer than a student reads."""
+        """Return how many training records are truncated, as text."""
         encoded = self.students.encode(learned)
-        cut = sum(one.truncated > 0 for one in encoded)
-        lost = sum(not one.targets for one in encoded)
-        told = f"{cut} of {len(encoded)}, at {self.plan.student.max_tokens} tokens"
+        cut = sum(conversation.truncated > 0 for conversation in encoded)
+        lost = sum(not conversation.targets for conversation in encoded)
+        summary = f"{cut} of {len(encoded)}, at {self.plan.student.max_tokens} tokens"
         if cut:
-            self.job.say(f"records that are learned cut off: {told}; {lost} to nothing")
-        return told + (f"; {lost} to nothing and left out" if lost else "")
+            self.job.say(f"truncated training records: {summary}; {lost} have no target left")
+        return summary + (f"; {lost} to nothing and left out" if lost else "")
 
     def _units(self) -> Iterator[tuple[str, Ablation | None, AblationGroup | None, int]]:
-        """Yield key, arm, family and seed of every student; the untaught ones first."""
+        """Yield key, arm, family and seed of every student; the untrained ones first."""
         for seed in range(self.plan.seeds if self.students.is_fresh else 1):
             yield f"{_START}-seed{seed}", None, None, seed
         for number, family in enumerate(self.measured.families):
-            for place, arm in enumerate((family.base, *family.arms)):
+            for index, arm in enumerate((family.base, *family.arms)):
                 for seed in range(self.plan.seeds):
-                    yield f"family{number}-arm{place}-seed{seed}", arm, family, seed
+                    yield f"family{number}-arm{index}-seed{seed}", arm, family, seed
 
     def _run_unit(
         self,
@@ -243,43 +251,51 @@ class _Experiment:
         seed: int,
         held_out: Sequence[EncodedConversation],
     ) -> dict[str, Any]:
-        own = derive_seed(self.plan.seed, seed)
-        learned, tokens = 0, 0
+        student_seed = derive_seed(self.plan.seed, seed)
+        num_records, tokens = 0, 0
         if arm is None or family is None:
-            model = self.students.begin(own)
+            model = self.students.create(student_seed)
         else:
-            lessons = self._lessons(arm, family, own)
-            learned, tokens = len(lessons), sum(len(one.ids) for one in lessons)
-            model = self.students.teach(lessons, own, key)
+            conversations = self._training_set(arm, family, student_seed)
+            num_records, tokens = (
+                len(conversations),
+                sum(len(conversation.ids) for conversation in conversations),
+            )
+            model = self.students.train(conversations, student_seed, key)
         losses = self.students.losses(model, held_out)
         return {
             "losses": [nats for nats, _ in losses],
             "tokens": [count for _, count in losses],
-            "learned": [learned, tokens],
+            "learned": [num_records, tokens],
         }
 
-    def _lessons(
+    def _training_set(
         self, arm: Ablation, family: AblationGroup, seed: int
     ) -> list[EncodedConversation]:
-        """Return what a student learns from: as many records, or tokens, as every arm has."""
-        every = self._encode(sample_ablation(arm, len(arm.records), seed))
-        chosen = every[: family.size]
+        """Return a student's training set: as many records, or tokens, as every other arm has."""
+        conversations = self._encode(sample_ablation(arm, len(arm.records), seed))
+        equal_records = conversations[: family.size]
         if self.plan.equal == "records":
-            return chosen
+            return equal_records
         limit = min(
-            sum(len(one.ids) for one in self._encode(sample_ablation(other, family.size, seed)))
-            for other in (family.base, *family.arms)
+            sum(
+                len(conversation.ids)
+                for conversation in self._encode(sample_ablation(member, family.size, seed))
+            )
+            for member in (family.base, *family.arms)
         )
-        found, held = [], 0
-        for one in every:
-            if held >= limit:
+        equal_tokens, total = [], 0
+        for conversation in conversations:
+            if total >= limit:
                 break
-            found.append(one)
-            held += len(one.ids)
-        return found
+            equal_tokens.append(conversation)
+            total += len(conversation.ids)
+        return equal_tokens
 
     def _encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
-        return [one for one in self.students.encode(records) if one.targets]
+        return [
+            conversation for conversation in self.students.encode(records) if conversation.targets
+        ]
 
     def _collect(
         self, units: Sequence[tuple[str, Ablation | None, AblationGroup | None, int]]
@@ -288,37 +304,33 @@ class _Experiment:
         rows: dict[tuple[str, str], list[list[float]]] = {}
         sizes: dict[tuple[str, str], list[list[int]]] = {}
         for key, arm, family, _ in units:
-            told = self.journal[key]
+            result = self.journal[key]
             name = (family.name, arm.name) if arm and family else ("", _START)
-            rows.setdefault(name, []).append(told["losses"])
-            sizes.setdefault(name, []).append(told["learned"])
-            measured.tokens = np.array(told["tokens"], dtype=np.float64)
+            rows.setdefault(name, []).append(result["losses"])
+            sizes.setdefault(name, []).append(result["learned"])
+            measured.tokens = np.array(result["tokens"], dtype=np.float64)
         start = np.array(rows.pop(("", _START)))
         measured.start = np.repeat(start, self.plan.seeds // len(start), axis=0)
-        measured.losses = {name: np.array(found) for name, found in rows.items()}
-        means = {name: np.mean(found, axis=0) for name, found in sizes.items()}
-        measured.learned = {name: (float(one[0]), float(one[1])) for name, one in means.items()}
+        measured.losses = {name: np.array(values) for name, values in rows.items()}
+        means = {name: np.mean(values, axis=0) for name, values in sizes.items()}
+        measured.learned = {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
 
 
 def _text(record: Record) -> str:
-    return "\n".join(one.content for one in record.messages)
+    return "\n".join(message.content for message in record.messages)
 
 
 _UNIT = "nats/token"
-
-
 _GAIN_LABELS = {1: "of those without it", -1: "of it alone"}
-
-
-"""Whose gain a row tells: the arm is what is left, or the group itself."""
+"""Description of the gain in a row: the arm is the remaining groups, or the group itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataValueRow:
-    """What one group is worth in one family.
+    """Value of one group in one family.
 
-    ``worth`` is the held-out loss it saves at equal size, ``gain`` what a student of the arm gains
-    over its start, from the ``records`` it learned and no others. ``runs`` is the number of seeds.
+    ``worth`` is the held-out loss it saves at equal size, ``gain`` the improvement of a student of
+    the arm over its start, from the ``records`` it trained on. ``runs`` is the number of seeds.
     """
 
     family: str
@@ -332,7 +344,7 @@ class DataValueRow:
 
     @property
     def verdict(self) -> str:
-        """Whether it helps, harms, or nothing can be said."""
+        """Whether the group helps, harms, or the data are insufficient."""
         if self.worth.is_few:
             return "too few human records"
         if self.runs < MIN_RUNS:
@@ -340,7 +352,7 @@ class DataValueRow:
         return {1: "helps", -1: "harms", 0: "no difference seen"}[self.worth.side()]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "family": self.family,
             "group": self.group,
@@ -354,45 +366,45 @@ class DataValueRow:
 
 
 def make_leaderboard(measured: DataValueResults) -> list[DataValueRow]:
-    """Return a row for each arm, the worthiest of each family first."""
+    """Return a row for each arm, the most valuable of each family first."""
     rows = []
     for family in measured.families:
-        found = [_row(measured, family, arm) for arm in family.arms]
-        rows += sorted(found, key=lambda row: (-row.worth.value, row.group))
+        group_rows = [_row(measured, family, arm) for arm in family.arms]
+        rows += sorted(group_rows, key=lambda row: (-row.worth.value, row.group))
     return rows
 
 
 def report_data_value(measured: DataValueResults) -> Report:
-    """Return the report."""
+    """Build the report of a data value experiment."""
     rows = make_leaderboard(measured)
     report = Report("What the records are worth", _summarize(measured, rows))
     for family in measured.families:
-        own = [row for row in rows if row.family == family.name]
-        _add_group(report, measured, family, own)
+        group_rows = [row for row in rows if row.family == family.name]
+        _add_group(report, measured, family, group_rows)
     _add_conditions(report, measured)
     return report
 
 
 def _row(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> DataValueRow:
-    own = measured.losses[family.name, arm.name]
-    base = measured.losses[family.name, family.base.name]
+    losses = measured.losses[family.name, arm.name]
+    base_losses = measured.losses[family.name, family.base.name]
     records, tokens = measured.learned[family.name, arm.name]
     worth = bootstrap_two_way(
-        family.sign * (own - base),
+        family.sign * (losses - base_losses),
         measured.tokens,
         seed=measured.plan.seed,
         name=f"worth/{family.name}/{arm.group}",
         unit=_UNIT,
     )
     gain = _gain(measured, family, arm)
-    return DataValueRow(family.name, arm.group, arm.name, worth, gain, records, tokens, len(own))
+    return DataValueRow(family.name, arm.group, arm.name, worth, gain, records, tokens, len(losses))
 
 
 def _gain(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Metric:
-    """Return how much better than its start a student is, with nothing extrapolated."""
-    own = measured.losses[family.name, arm.name]
+    """Return the improvement of an arm's students over their start, without extrapolation."""
+    losses = measured.losses[family.name, arm.name]
     return bootstrap_two_way(
-        measured.start - own,
+        measured.start - losses,
         measured.tokens,
         seed=measured.plan.seed,
         name=f"gain/{family.name}/{arm.name}",
@@ -418,7 +430,7 @@ def _add_group(
         )
         for row in rows
     )
-    says = {
+    explanations = {
         1: f"Held-out loss without the group minus that of '{base}': above 0 the group helps.",
         -1: f"Held-out loss of '{base}' minus that of the group alone: above 0 it is better than "
         "that mixture.",
@@ -426,7 +438,7 @@ def _add_group(
     worths = [replace(row.worth) for row in rows]
     report.section(
         family.name.capitalize(),
-        f"{says[family.sign]} All arms learn from as many {measured.plan.equal}.",
+        f"{explanations[family.sign]} All arms learn from as many {measured.plan.equal}.",
         metrics=[*worths, *(row.gain for row in rows), *losses],
         plot=Plot.of("worth", worths, labels=[row.group for row in rows]),
         table=Table(
@@ -472,14 +484,14 @@ def _add_conditions(report: Report, measured: DataValueResults) -> None:
         (f"optimizer steps, {family.name}", str(student.train.count_steps(family.size)))
         for family in measured.families
     ]
-    said = [
+    sentences = [
         "Students of one seed start from the same weights. What helps a small student may not help "
         "a large one.",
         measured.said["origins"],
     ]
     report.section(
         "Conditions",
-        " ".join(filter(None, said)),
+        " ".join(filter(None, sentences)),
         table=Table("of this experiment", ("what", "value"), tuple(rows)),
     )
 
@@ -488,22 +500,23 @@ def _summarize(measured: DataValueResults, rows: list[DataValueRow]) -> str:
     if not rows:
         return "No two groups are large enough to be compared."
     first = measured.families[0].name
-    own = [row for row in rows if row.family == first]
-    helps = [row.group for row in own if row.verdict == "helps"]
-    harms = [row.group for row in own if row.verdict == "harms"]
-    on = f"measured on {measured.said['measured_on']}"
+    first_rows = [row for row in rows if row.family == first]
+    helps = [row.group for row in first_rows if row.verdict == "helps"]
+    harms = [row.group for row in first_rows if row.verdict == "harms"]
+    basis = f"measured on {measured.said['measured_on']}"
     seeds = measured.plan.seeds
     if seeds < MIN_RUNS:
         return (
-            f"{len(own)} groups, {on}: nothing is concluded from {seeds} "
+            f"{len(first_rows)} groups, {basis}: nothing is concluded from {seeds} "
             f"seed{'s' * (seeds > 1)}. {MIN_RUNS} or more tell a difference from luck."
         )
-    said = f"{len(own)} groups, {seeds} seeds, {on}, {first} at equal size: "
-    said += f"{', '.join(helps)} help" if helps else "none is seen to help"
-    said += f"; {', '.join(harms)} harm" if harms else ""
-    rest = len(own) - len(helps) - len(harms)
-    said += f"; of {rest} no difference is seen." if rest else "."
-    mean = float(np.mean([row.worth.high - row.worth.low for row in own])) / 2
+    summary = f"{len(first_rows)} groups, {seeds} seeds, {basis}, {first} at equal size: "
+    summary += f"{', '.join(helps)} help" if helps else "none is seen to help"
+    summary += f"; {', '.join(harms)} harm" if harms else ""
+    undecided = len(first_rows) - len(helps) - len(harms)
+    summary += f"; of {undecided} no difference is seen." if undecided else "."
+    mean = float(np.mean([row.worth.high - row.worth.low for row in first_rows])) / 2
     return (
-        f"{said} Differences below about {mean:.3f} nats a token cannot be seen by this experiment."
+        f"{summary} Differences below about {mean:.3f} nats a token cannot be seen by this "
+        "experiment."
     )

@@ -1,14 +1,13 @@
 """Diversity monitor: diversity of each data generation relative to human text, with alarms.
 
-A figure warns where it has moved for the worse by more than ``tolerance`` of the reference's value
-and the intervals are apart. Data that a model made of a model's data loses its rare words first,
-long before anybody sees it in an average (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
-Where the students of the generations are given too, and text that people wrote and none of them has
-seen, its perplexity under each of them is one more figure.
+An alarm is raised where a metric is worse by more than ``tolerance`` of the reference's value and
+the intervals do not overlap. Text that a model generated from a model's output loses its rare words
+first, long before averages show it (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y). Given
+the students of the generations and human text that none of them was trained on, the perplexity of
+that text under each student is one more metric.
 
-One yardstick measures every generation alike: draws of as many words, the same rare words, the same
-vectors to be covered, the same text to be foreseen. Knows texts and vectors, neither files nor
-models.
+All generations are measured alike: samples of equally many words, the same rare words, the same
+vectors to cover, the same text to predict.
 """
 
 from __future__ import annotations
@@ -67,11 +66,11 @@ _MIN_WORDS = 200
 
 @dataclass(frozen=True, slots=True)
 class DiversityMonitorSettings:
-    """The generations in order, the first of them the reference, and how they are compared.
+    """Generations in order, the first being the reference, and the settings of the comparison.
 
-    ``budget`` is the words of a draw; 0 takes half of what the smallest generation has.
-    ``students`` are checkpoints, one for each generation, and ``human`` records that people wrote
-    and that no student was trained on; both or none.
+    ``budget`` is the number of words of a sample; 0 takes half of the smallest generation.
+    ``students`` are checkpoints, one for each generation, and ``human`` are human-written records
+    that no student was trained on; both or none.
     """
 
     paths: tuple[Path, ...]
@@ -83,11 +82,11 @@ class DiversityMonitorSettings:
     human: Path | None = None
 
     def to_text(self) -> str:
-        """Return the settings as YAML, for the job."""
-        told = asdict(self) | {"paths": [str(path) for path in self.paths]}
-        told["human"] = str(self.human) if self.human else None
+        """Return the settings as YAML text for the job."""
+        settings = asdict(self) | {"paths": [str(path) for path in self.paths]}
+        settings["human"] = str(self.human) if self.human else None
         return "# stillroom synth monitor\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in told.items()
+            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
         )
 
 
@@ -100,27 +99,28 @@ def monitor_diversity(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, list[DiversityAlarm]]:
-    """Measure every generation and say which have lost variety.
+    """Measure every generation and report which have lost diversity.
 
     Args:
-        plan: What is compared, and how.
-        out: The folder of the report.
-        embedder: By default what the plan names; without one there is no ``vendi`` and no
+        plan: Generations and settings.
+        out: Output folder of the report.
+        embedder: Default: the one the plan names; without one there is no ``vendi`` and no
             ``coverage``.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        resume: Resume a killed run.
+        overwrite: Replace the output of an earlier job at ``out``.
+        reporter: Progress display; default none.
 
     Raises:
-        DataError: If there are fewer than two generations, one has too little text, or students
-            and human text do not fit them.
+        DataError: If there are fewer than two generations, one has too little text, or students and
+            human text do not match them.
     """
     if len(plan.paths) < 2:
         raise DataError(
-            "there is one generation",
+            "only one generation is given",
             code="synth.one-generation",
             expected="the reference first, then one or more generations",
-            next="name what people wrote first: stillroom synth monitor seeds.jsonl made.jsonl",
+            next="name the human-written records first: stillroom synth monitor seeds.jsonl "
+            "made.jsonl",
         )
     _check_students(plan)
     job = Job.start(
@@ -142,38 +142,40 @@ def _run(
         embedder = open_embedder(plan.embedder, say=job.say)
     names = _name_generations(plan.paths)
     texts = [[_text(record) for record in read_records(path)] for path in plan.paths]
-    sizes = [sum(len(split_words(text)) for text in one) for one in texts]
+    sizes = [sum(len(split_words(text)) for text in generation) for generation in texts]
     _check_sizes(names, sizes)
     budget = min(plan.budget or compute_word_budget(texts), min(sizes))
     vectors: list[Vectors | None] = [None] * len(texts)
     measured: list[dict[str, Metric]] = []
     with job.phase("measure", len(texts), "generations") as progress:
-        for at, one in enumerate(progress.over(texts)):
+        for index, generation in enumerate(progress.over(texts)):
             job.check_cancelled()
             if embedder is not None:
-                vectors[at] = embedder.embed(
-                    [text if text.strip() else "-" for text in one], kind="passage"
+                vectors[index] = embedder.embed(
+                    [text if text.strip() else "-" for text in generation], kind="passage"
                 )
-            if at == 0:
-                stick = DiversityReference(one, budget=budget, vectors=vectors[0], seed=plan.seed)
-                measured.append(stick.measure_reference(one, vectors[0]))
+            if index == 0:
+                reference = DiversityReference(
+                    generation, budget=budget, vectors=vectors[0], seed=plan.seed
+                )
+                measured.append(reference.measure_reference(generation, vectors[0]))
             else:
-                measured.append(stick.measure(one, vectors[at]))
-    warned = [
-        one
+                measured.append(reference.measure(generation, vectors[index]))
+    alarms = [
+        generation
         for name, figures in zip(names[1:], measured[1:], strict=True)
-        for one in find_warnings(name, figures, measured[0], plan.tolerance)
+        for generation in find_warnings(name, figures, measured[0], plan.tolerance)
     ]
-    warned += _measure_students(plan, names, measured, job)
-    report = _report(names, measured, warned, budget, plan)
+    alarms += _measure_students(plan, names, measured, job)
+    report = _report(names, measured, alarms, budget, plan)
     report.write(job.output)
     details = {
-        "warnings": [asdict(one) for one in warned],
+        "warnings": [asdict(generation) for generation in alarms],
         "budget_words": budget,
         **report.to_json(),
     }
     parents = [make_parent("records", path, job.out) for path in plan.paths]
-    return job.finish("report", parents=parents, details=details), report, warned
+    return job.finish("report", parents=parents, details=details), report, alarms
 
 
 def _measure_students(
@@ -182,10 +184,10 @@ def _measure_students(
     measured: list[dict[str, Metric]],
     job: Job,
 ) -> list[DiversityAlarm]:
-    """Add the perplexity of the human text under each student; return the warnings of it.
+    """Add the perplexity of the human text under each student; return its alarms.
 
-    The same records are read by all students, so that a change is told by pairs of losses, whose
-    interval is far narrower than those of the two perplexities.
+    All students read the same records, so that a change is tested on paired losses, whose interval
+    is far narrower than those of the two perplexities.
     """
     if plan.human is None:
         return []
@@ -194,19 +196,19 @@ def _measure_students(
 
     records = list(read_records(plan.human))
     if few := warn_small_sample(len(records), "human records"):
-        job.say(f"{few} No student is warned of by its perplexity.")
-    warned: list[DiversityAlarm] = []
-    first: list[tuple[float, int]] = []
+        job.say(f"{few} No alarm is raised for perplexity.")
+    alarms: list[DiversityAlarm] = []
+    reference_losses: list[tuple[float, int]] = []
     with job.phase("read human text", len(names), "students") as progress:
         for name, student, figures in zip(names, plan.students, measured, strict=True):
             job.check_cancelled()
             model, tokenizer = load_causal_lm(resolve_checkpoint(student, say=job.say))
             losses = held_out_loss(model, tokenizer, records)
-            first = first or losses
+            reference_losses = reference_losses or losses
             figures["perplexity"] = perplexity(losses, seed=plan.seed)
-            warned += _compare_losses(name, first, losses, plan)
+            alarms += _compare_losses(name, reference_losses, losses, plan)
             progress.advance()
-    return warned
+    return alarms
 
 
 def _compare_losses(
@@ -216,14 +218,14 @@ def _compare_losses(
     plan: DiversityMonitorSettings,
 ) -> list[DiversityAlarm]:
     pairs = [
-        (ours / count, theirs / base, count)
-        for (ours, count), (theirs, base) in zip(losses, first, strict=True)
+        (losses_here / count, losses_first / base, count)
+        for (losses_here, count), (losses_first, base) in zip(losses, first, strict=True)
         if count and base
     ]
     if not pairs:
         return []
-    ours, theirs, weights = zip(*pairs, strict=True)
-    rise = paired_difference(ours, theirs, weights=weights, seed=plan.seed)
+    losses_here, losses_first, weights = zip(*pairs, strict=True)
+    rise = paired_difference(losses_here, losses_first, weights=weights, seed=plan.seed)
     change = math.exp(rise.value) - 1
     is_clear = change > plan.tolerance and rise.side() > 0
     return [DiversityAlarm(name, "perplexity", change)] if is_clear else []
@@ -236,19 +238,21 @@ def _check_students(plan: DiversityMonitorSettings) -> None:
         f"{len(plan.students)} students for {len(plan.paths)} generations"
         + ("" if plan.human else ", and no human text"),
         code="synth.students",
-        expected="one checkpoint a generation, and a file of human records, or neither",
+        expected="one checkpoint per generation and a file of human records, or neither",
         next="give --student once for each generation in order, and --human FILE",
     )
 
 
 def _text(record: Record) -> str:
-    return "\n".join(one.content for one in record.messages)
+    return "\n".join(message.content for message in record.messages)
 
 
 def _name_generations(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each generation, all of them different."""
+    """Return a short, unique name for each generation."""
     stems = [path.name for path in paths]
-    return [f"{at} {stem}" if stems.count(stem) > 1 else stem for at, stem in enumerate(stems)]
+    return [
+        f"{index} {stem}" if stems.count(stem) > 1 else stem for index, stem in enumerate(stems)
+    ]
 
 
 def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
@@ -257,7 +261,7 @@ def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
             raise DataError(
                 f"{name} has {size} words",
                 code="synth.too-little-text",
-                expected=f"{_MIN_WORDS} words or more in every generation",
+                expected=f"at least {_MIN_WORDS} words in every generation",
                 next="compare larger samples",
             )
 
@@ -270,32 +274,32 @@ def _report(
     plan: DiversityMonitorSettings,
 ) -> Report:
     few = {
-        name: found
-        for name, one in zip(names[1:], measured[1:], strict=True)
-        if (found := find_small_samples(one, measured[0]))
+        name: small
+        for name, values in zip(names[1:], measured[1:], strict=True)
+        if (small := find_small_samples(values, measured[0]))
     }
     report = Report("Collapse monitor", _summarize(warned, plan.tolerance, few))
-    figures = list(dict.fromkeys(figure for one in measured for figure in one))
+    figures = list(dict.fromkeys(figure for values in measured for figure in values))
     for figure in figures:
-        held = [
-            (name, replace(one[figure], name=f"{figure}/{name}"))
-            for name, one in zip(names, measured, strict=True)
-            if figure in one
+        series = [
+            (name, replace(values[figure], name=f"{figure}/{name}"))
+            for name, values in zip(names, measured, strict=True)
+            if figure in values
         ]
         worse = "lower" if WORSE_DIRECTION[figure] < 0 else "higher"
         report.section(
             figure,
             f"{worse.capitalize()} is worse.",
-            metrics=[metric for _, metric in held],
+            metrics=[metric for _, metric in series],
             plot=Plot.of(
                 f"{figure} by generation",
-                [metric for _, metric in held],
-                labels=[name for name, _ in held],
+                [metric for _, metric in series],
+                labels=[name for name, _ in series],
             ),
         )
     rows = tuple(
-        (name, *(f"{one[figure].value:.3f}" if figure in one else "" for figure in figures))
-        for name, one in zip(names, measured, strict=True)
+        (name, *(f"{values[figure].value:.3f}" if figure in values else "" for figure in figures))
+        for name, values in zip(names, measured, strict=True)
     )
     report.section(
         "All figures",
@@ -308,23 +312,28 @@ def _report(
 def _summarize(
     warned: Sequence[DiversityAlarm], tolerance: float, few: Mapping[str, Sequence[str]]
 ) -> str:
-    """Say of each figure in which generations it is worse, each value beside its own generation."""
-    said = f"No figure is seen to be worse than the reference's by more than {tolerance:.0%}."
+    """Summarize each metric: the generations in which it is worse, with its change in each."""
+    summary = f"No figure is seen to be worse than the reference's by more than {tolerance:.0%}."
     if warned:
-        figures = dict.fromkeys(one.figure for one in warned)
-        told = (_describe_figure([one for one in warned if one.figure == name]) for name in figures)
-        said = f"Warning: variety is lost: {'; '.join(told)}."
+        figures = dict.fromkeys(alarm.figure for alarm in warned)
+        figure_texts = (
+            _describe_figure([alarm for alarm in warned if alarm.figure == name])
+            for name in figures
+        )
+        summary = f"Warning: variety is lost: {'; '.join(figure_texts)}."
     if few:
-        names = "; ".join(f"{', '.join(found)} of {name}" for name, found in few.items())
-        said += f" Not judged, on fewer than {MIN_UNITS} records: {names}."
-    return said
+        names = "; ".join(f"{', '.join(small)} of {name}" for name, small in few.items())
+        summary += f" Not judged, on fewer than {MIN_UNITS} records: {names}."
+    return summary
 
 
-def _describe_figure(held: Sequence[DiversityAlarm]) -> str:
-    first, last = (f"{one.change:+.0%} in {one.generation}" for one in (held[0], held[-1]))
-    if len(held) == 1:
-        return f"{held[0].figure} {first}"
-    return f"{held[0].figure} {first}, {last} ({len(held)} generations)"
+def _describe_figure(alarms: Sequence[DiversityAlarm]) -> str:
+    first, last = (
+        f"{alarm.change:+.0%} in {alarm.generation}" for alarm in (alarms[0], alarms[-1])
+    )
+    if len(alarms) == 1:
+        return f"{alarms[0].figure} {first}"
+    return f"{alarms[0].figure} {first}, {last} ({len(alarms)} generations)"
 
 
 WORSE_DIRECTION = {
@@ -340,26 +349,17 @@ WORSE_DIRECTION = {
     "surprise": 1,
     "perplexity": 1,
 }
-
-
-"""Which way each figure moves when variety is lost."""
-
+"""Direction in which each metric moves when diversity is lost."""
 
 _SHARE = 0.5
-
-
 _MOST_LEARNED = 400_000
-
-
 _MOST_READ = 100_000
-
-
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class DiversityAlarm:
-    """A figure of a generation that has moved for the worse, and by which share."""
+    """A metric of a generation that has become worse, and its relative change."""
 
     generation: str
     figure: str
@@ -367,11 +367,11 @@ class DiversityAlarm:
 
 
 class DiversityReference:
-    """Measures texts beside a reference: its rare words, its vectors, and what it is to foresee.
+    """Reference that texts are measured against: its rare words, vectors and predictability.
 
-    ``surprise`` is the bits a character that the reference costs who has learned nothing but the
-    texts (``CharacterNGramModel``): text that departs from people's, whatever its variety, teaches
-    less about it. Both sides learn from as much; ``learned`` says otherwise.
+    ``surprise`` is the cost of the reference in bits per character under a model fitted to the
+    texts only (``CharacterNGramModel``): text that departs from human text predicts it less well,
+    whatever its diversity. Both sides are fitted to equally much text, unless ``learned`` is given.
     """
 
     def __init__(
@@ -383,14 +383,14 @@ class DiversityReference:
         seed: int = 0,
         draws: int = 20,
     ) -> None:
-        """Learn the reference.
+        """Fit the reference.
 
         Args:
-            reference: Texts that people wrote.
-            budget: Words of a draw.
+            reference: Human-written texts.
+            budget: Words of a sample.
             vectors: One for each text, (N, D), L2-normalized.
-            seed: Of the draws.
-            draws: How many.
+            seed: Seed of the sampling.
+            draws: Number of samples.
         """
         self.budget, self.seed, self.draws = budget, seed, draws
         self.tail, self.mass = find_rare_words(reference)
@@ -405,33 +405,34 @@ class DiversityReference:
         *,
         learned: Sequence[str] | None = None,
     ) -> dict[str, Metric]:
-        """Return the figures of some texts that are not the reference itself.
+        """Return the metrics of texts other than the reference.
 
         Args:
-            texts: What is measured.
+            texts: Texts to measure.
             vectors: One for each, (N, D), L2-normalized.
-            learned: All that a student learns from, where that is known and none of it is of the
-                reference: ``surprise`` is then that of the whole reference for who learned it all.
+            learned: The complete training set of a student, if known and disjoint from the
+                reference: ``surprise`` is then that of the whole reference under a model of that
+                set.
         """
         figures = self._figures(texts, vectors)
         if vectors is not None and self._half is not None:
             figures["coverage"] = _measure_coverage(vectors, self._half)
         if learned is None:
-            drawn = self._draw(texts, self._learnable)
-            figures["surprise"] = self._surprise(drawn, self._reference[1::2])
+            sample = self._draw(texts, self._learnable)
+            figures["surprise"] = self._surprise(sample, self._reference[1::2])
         else:
-            drawn = self._draw(learned, _MOST_LEARNED)
-            figures["surprise"] = self._surprise(drawn, self._reference)
+            sample = self._draw(learned, _MOST_LEARNED)
+            figures["surprise"] = self._surprise(sample, self._reference)
         return figures
 
     def measure_reference(
         self, reference: Sequence[str], vectors: Vectors | None = None
     ) -> dict[str, Metric]:
-        """Return the reference's own figures.
+        """Return the reference's own metrics.
 
-        Tail and coverage are those of its other half; so is surprise, after the first. The half is
-        no larger than a draw, so that draws of it are all alike: the tail's interval is that of
-        texts drawn anew.
+        Tail and coverage are those of its second half; so is surprise, under a model of the first.
+        The half is no larger than a sample, so all samples of it are equal: the interval of the
+        tail is that of texts resampled.
         """
         figures = self._figures(reference, vectors)
         if "tail" in figures:
@@ -444,26 +445,26 @@ class DiversityReference:
         return figures
 
     def _tail_of(self, half: Sequence[str]) -> Metric:
-        cut = [one for one in map(split_words, half) if one]
+        texts = [words for words in map(split_words, half) if words]
         return bootstrap(
-            [rare_word_share([one], self.tail) / self.mass for one in cut],
-            weights=[len(one) for one in cut],
+            [rare_word_share([words], self.tail) / self.mass for words in texts],
+            weights=[len(words) for words in texts],
             resamples=_RESAMPLES,
             seed=self.seed,
             name="tail",
         )
 
     def _draw(self, texts: Sequence[str], characters: int) -> list[str]:
-        """Return texts in drawn order, until there are so many characters."""
+        """Return texts in random order, up to a number of characters."""
         order = np.random.default_rng(self.seed).permutation(len(texts)).tolist()
-        return _take_characters([texts[at] for at in order], min(characters, _MOST_LEARNED))
+        return _take_characters([texts[index] for index in order], min(characters, _MOST_LEARNED))
 
     def _surprise(self, learned: Sequence[str], read: Sequence[str]) -> Metric:
         model = CharacterNGramModel(learned)
-        told = _take_characters(read, _MOST_READ)
-        sizes = [len(text) + 1 for text in told]  # the end is to be foreseen, too
+        sample = _take_characters(read, _MOST_READ)
+        sizes = [len(text) + 1 for text in sample]  # the end of a text is predicted, too
         metric = bootstrap(
-            [model.bits(text) / size for text, size in zip(told, sizes, strict=True)],
+            [model.bits(text) / size for text, size in zip(sample, sizes, strict=True)],
             weights=sizes,
             resamples=_RESAMPLES,
             seed=self.seed,
@@ -485,56 +486,56 @@ class DiversityReference:
 
 
 def compute_word_budget(generations: Sequence[Sequence[str]]) -> int:
-    """Return half the words that the smallest of several has."""
-    return int(_SHARE * min(sum(len(split_words(text)) for text in one) for one in generations))
+    """Return half the number of words of the smallest generation."""
+    return int(_SHARE * min(sum(len(split_words(text)) for text in texts) for texts in generations))
 
 
 def find_warnings(
     name: str, figures: Mapping[str, Metric], base: Mapping[str, Metric], tolerance: float
 ) -> list[DiversityAlarm]:
-    """Return what has moved for the worse, beyond the tolerance and both intervals.
+    """Return the metrics that are worse, beyond the tolerance and both intervals.
 
-    What stands on too few records on either side is not judged: ``find_small_samples`` names it.
+    Metrics based on too few records on either side are not judged: see ``find_small_samples``.
 
     Args:
-        name: Of the generation.
-        figures: Its own.
-        base: Those it is compared with.
-        tolerance: Share of the base's value that may be lost.
+        name: Name of the generation.
+        figures: Its metrics.
+        base: Metrics of the reference.
+        tolerance: Share of the reference's value that may be lost.
     """
-    warned = []
+    alarms = []
     for figure, metric in figures.items():
         first = base[figure]
         change = (metric.value - first.value) / first.value if first.value else 0.0
         is_worse = WORSE_DIRECTION[figure] * change > tolerance
         if is_worse and _are_disjoint(metric, first) and not metric.is_few and not first.is_few:
-            warned.append(DiversityAlarm(name, figure, change))
-    return warned
+            alarms.append(DiversityAlarm(name, figure, change))
+    return alarms
 
 
 def find_small_samples(figures: Mapping[str, Metric], base: Mapping[str, Metric]) -> list[str]:
-    """Return the figures that are not judged, since they stand on too few records."""
-    return [name for name, one in figures.items() if one.is_few or base[name].is_few]
+    """Return the metrics that are not judged because they are based on too few records."""
+    return [name for name, metric in figures.items() if metric.is_few or base[name].is_few]
 
 
 def _take_characters(texts: Sequence[str], characters: int) -> list[str]:
-    """Return the first of some texts, until there are so many characters; at least one."""
-    taken, held = [], 0
+    """Return the first texts up to a number of characters; at least one."""
+    selected, total = [], 0
     for text in texts:
-        if held >= characters:
+        if total >= characters:
             break
-        taken.append(text)
-        held += len(text)
-    return taken
+        selected.append(text)
+        total += len(text)
+    return selected
 
 
 def _measure_coverage(rows: Vectors, half: Vectors) -> Metric:
-    """Return how much of one half of the reference is covered by as many others."""
+    """Return the share of one half of the reference that is covered by equally many vectors."""
     covered = nearest_neighbor_coverage(rows[: len(half)], half)
     metric = bootstrap(covered.astype(np.float64), name="coverage")
     return replace(metric, n=min(metric.n, len(rows)))
 
 
-def _are_disjoint(one: Metric, other: Metric) -> bool:
-    """Say whether two intervals do not meet; what has none is taken as it is."""
-    return not (one.low <= other.high and other.low <= one.high)
+def _are_disjoint(first: Metric, second: Metric) -> bool:
+    """Return whether two intervals do not overlap; a metric without one is a point."""
+    return not (first.low <= second.high and second.low <= first.high)

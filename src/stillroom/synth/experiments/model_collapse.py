@@ -1,13 +1,13 @@
 """Model collapse study: students trained on replaced or accumulated synthetic data.
 
-Generation 0 learns from human records. Every later one learns from a mixture of them and of what
-the students before wrote, by one or several rules, and each is measured: its loss on human records
-that nobody learned from, and how varied what it learned from is beside them. Every student of a
-seed starts from the same weights. They take as many optimizer steps each, so that only the data
-differ, or (as in the papers) read all they learn from as often, so that more data are more steps.
+Generation 0 trains on human records. Every later one trains on a mixture of those and of the output
+of earlier students, by one or several rules. Measured are each student's loss on held-out human
+records, and the diversity of its training data relative to them. Students of one seed start from
+the same weights. They take equally many optimizer steps, so that only the data differ, or (as in
+the papers) equally many epochs, so that more data mean more steps.
 
-A unit is one student: it is trained, measured and asked to write, and then journaled, so that a
-killed job goes on with the next one and ends with the same bytes.
+A unit is one student: trained, evaluated, sampled from, and then journaled, so that a resumed job
+continues with the next one and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from stillroom.synth.experiments.model_collapse_report import (
     StudentRun,
 )
 from stillroom.synth.experiments.students import (
+    FLOPS_PER_SECOND,
     StudentTrainer,
     count_student_parameters,
     describe_origins,
@@ -57,11 +58,6 @@ __all__ = [
 
 
 _MOST_WORDS = 6000
-
-
-_FLOPS = 12e9
-
-
 _LINK = "synth.generations"
 
 
@@ -74,22 +70,22 @@ def run_collapse_study(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artifact, Report, CollapseResults]:
-    """Train the students of all generations and say what became of them.
+    """Train the students of all generations and report how they degrade.
 
-    Leaves ``report.json`` and ``report.html``, and under ``written/`` what every student wrote.
+    Writes ``report.json`` and ``report.html``, and under ``written/`` the output of every student.
 
     Args:
         plan: The experiment.
-        out: The folder of the report.
-        embedder: By default what the plan names; without one there is no ``vendi``, ``spread`` and
+        out: Output folder of the report.
+        embedder: Default: the one the plan names; without one there is no ``vendi``, ``spread`` or
             ``coverage``.
-        resume: Go on where a killed run stopped.
-        overwrite: Replace what an earlier job left at ``out``.
-        reporter: What draws progress; default nothing.
+        resume: Resume a killed run.
+        overwrite: Replace the output of an earlier job at ``out``.
+        reporter: Progress display; default none.
 
     Raises:
         DataError: If a setting is out of range, or there are too few records.
-        Cancelled: If the user asked for it; finished students are kept.
+        Cancelled: If the user cancels; finished students are kept.
     """
     _check(plan)
     job = Job.start(
@@ -103,23 +99,26 @@ def run_collapse_study(
 
 
 def estimate_collapse_study(plan: CollapseStudy) -> Estimate:
-    """Return what the experiment will need, by the size of its student."""
+    """Estimate memory, disk and time from the size of the student."""
     parameters = count_student_parameters(plan.student)
     settings = plan.student
     steps = settings.train.count_steps(plan.records)
     if settings.train.steps is None and "accumulate" in plan.rules:
-        grown = sum(range(2, plan.generations + 2)) / plan.generations  # times the first one's
-        steps = round(steps * (1 + (grown - 1) / len(plan.rules)))
-    learned = steps * settings.train.batch_size * settings.max_tokens
-    # Six products a parameter to learn a token; writing one is slower than its two would say.
-    each = parameters * (6.0 * learned + 20.0 * plan.records * settings.max_tokens) / _FLOPS
+        # relative to the first generation
+        growth = sum(range(2, plan.generations + 2)) / plan.generations
+        steps = round(steps * (1 + (growth - 1) / len(plan.rules)))
+    trained_tokens = steps * settings.train.batch_size * settings.max_tokens
+    # Training takes six multiply-adds per parameter and token; generation is slower than its two.
+    generated_tokens = plan.records * settings.max_tokens
+    flops = parameters * (6.0 * trained_tokens + 20.0 * generated_tokens)
+    student_seconds = flops / FLOPS_PER_SECOND
     embedded = 0.02 * plan.held_out * plan.units if plan.embedder else 0.0
     return Estimate(
         memory_bytes=int(parameters * 20 + 800_000_000),
         disk_bytes=int(plan.units * plan.records * settings.max_tokens * 8 + parameters * 16),
-        seconds=plan.units * (each + 3.0) + embedded,
-        memory_knob="take a smaller student",
-        disk_knob="take fewer records or generations",
+        seconds=plan.units * (student_seconds + 3.0) + embedded,
+        memory_knob="use a smaller student",
+        disk_knob="use fewer records or generations",
         basis=f"{plan.units} students of {parameters / 1e6:.2f} M parameters, {steps} steps "
         "each in the mean",
     )
@@ -134,7 +133,7 @@ class _Experiment:
         side = split_human_records(
             records, plan.held_out / (plan.held_out + plan.records), plan.seed
         )
-        texts = ["\n".join(one.content for one in record.messages) for record in side.train]
+        texts = ["\n".join(message.content for message in record.messages) for record in side.train]
         self.students = StudentTrainer(plan.student, texts, job)
         self.human = self._pieces(side.train, plan.records)
         self.held_out = self._pieces(side.held_out, plan.held_out)
@@ -148,14 +147,14 @@ class _Experiment:
             self._embedder = open_embedder(plan.embedder, say=job.say)
 
     def run(self) -> tuple[Artifact, Report, CollapseResults]:
-        """Train, measure, report."""
+        """Train and evaluate the students, and write the report."""
         from stillroom.synth.experiments.model_collapse_report import report_collapse
 
         plan, job, outcome = self.plan, self.job, self.outcome
         if self.note:
             job.say(self.note)
         encoded = self.students.encode(self.held_out)
-        stick = self._yardstick()
+        reference = self._measure_reference()
         units = list(_units(plan))
         done = sum(unit.key in self.journal for unit in units)
         with job.phase("students", len(units), "students", done=done) as progress:
@@ -163,7 +162,7 @@ class _Experiment:
                 data = self._data(unit)
                 if unit.key not in self.journal:
                     job.check_cancelled()
-                    self.journal.put(unit.key, self._run_unit(unit, data, encoded, stick))
+                    self.journal.put(unit.key, self._run_unit(unit, data, encoded, reference))
                     self.students.forget(unit.key)
                     progress.advance()
                 self._collect(unit)
@@ -171,52 +170,54 @@ class _Experiment:
             "parameters": self.students.parameters,
             "records": len(self.human),
             "held_out": len(self.held_out),
-            "budget_words": stick.budget,
+            "budget_words": reference.budget,
             "origins": self.note,
         }
         report = report_collapse(outcome)
         report.write(job.output)
         warned = {
-            unit.key: [asdict(one) for one in found] for unit, found in outcome.warned.items()
+            unit.key: [asdict(item) for item in alarms] for unit, alarms in outcome.warned.items()
         }
         artifact = job.finish(
             "report",
             parents=[make_parent("records", plan.path, job.out)],
-            origin=combine_origins(one.origin for one in self.human).to_json(),
+            origin=combine_origins(item.origin for item in self.human).to_json(),
             details={**outcome.said, "warnings": warned, **report.to_json()},
         )
         return artifact, report, outcome
 
     def _pieces(self, records: Sequence[Record], count: int) -> list[Record]:
-        """Return so many records, plain texts in pieces that a student can read."""
-        drawn = sample_records(records, len(records), self.plan.seed)
-        found: list[Record] = []
-        for record in drawn:
-            if len(found) >= count:
+        """Return up to ``count`` records; plain texts are cut into pieces that fit a student."""
+        shuffled = sample_records(records, len(records), self.plan.seed)
+        pieces: list[Record] = []
+        for record in shuffled:
+            if len(pieces) >= count:
                 break
             if is_plain(record):
-                found += self.students.cut(record)
+                pieces += self.students.cut(record)
             elif self.students.fits(record):
-                found.append(record)
-        if not found:
+                pieces.append(record)
+        if not pieces:
             raise DataError(
                 f"no record fits into {self.plan.student.max_tokens} tokens",
                 code="synth.too-long",
                 where=str(self.plan.path),
-                expected="conversations no longer than a student reads",
+                expected="conversations no longer than a student's token limit",
                 next="raise --max-tokens",
             )
-        return found[:count]
+        return pieces[:count]
 
-    def _yardstick(self) -> DiversityReference:
-        """Return what all data are measured by: the human records that nobody learns from."""
+    def _measure_reference(self) -> DiversityReference:
+        """Return the reference for all data: the held-out human records."""
         texts = [_text(record) for record in self.held_out]
-        budget = min(compute_word_budget([texts, [_text(one) for one in self.human]]), _MOST_WORDS)
+        budget = min(
+            compute_word_budget([texts, [_text(record) for record in self.human]]), _MOST_WORDS
+        )
         vectors = self._embed(self.held_out)
         return DiversityReference(texts, budget=budget, vectors=vectors, seed=self.plan.seed)
 
     def _data(self, unit: StudentRun) -> list[Record]:
-        """Return what a student learns from."""
+        """Return the training data of a student."""
         if unit.generation == 0:
             return self.human
         written = [
@@ -241,18 +242,18 @@ class _Experiment:
         unit: StudentRun,
         data: Sequence[Record],
         held_out: Sequence[Any],
-        stick: DiversityReference,
+        reference: DiversityReference,
     ) -> dict[str, Any]:
-        """Train a student, measure it and its data, let it write; return what is journaled."""
+        """Train a student, evaluate it and its data, sample from it; return the journal entry."""
         plan = self.plan
-        drawn = data[: len(held_out)]  # as many as the reference has: figures depend on size
-        figures = stick.measure(
-            [_text(one) for one in drawn],
-            self._embed(drawn),
-            learned=[_text(one) for one in data],
+        sample = data[: len(held_out)]  # same size as the reference: the metrics depend on size
+        figures = reference.measure(
+            [_text(record) for record in sample],
+            self._embed(sample),
+            learned=[_text(record) for record in data],
         )
         seed = derive_seed(plan.seed, unit.seed)
-        model = self.students.teach(self.students.encode(data), seed, unit.key)
+        model = self.students.train(self.students.encode(data), seed, unit.key)
         losses = self.students.losses(model, held_out)
         if unit.generation < plan.generations:
             draws = derive_seed(seed, unit.rule, unit.generation, "write")
@@ -267,28 +268,30 @@ class _Experiment:
         }
 
     def _collect(self, unit: StudentRun) -> None:
-        told = self.journal[unit.key]
+        result = self.journal[unit.key]
         outcome = self.outcome
-        outcome.tokens = told["tokens"]
-        outcome.losses[unit] = told["losses"]
-        outcome.sizes[unit] = told["records"]
-        figures = {row["name"]: Metric.from_json(row) for row in told["figures"]}
+        outcome.tokens = result["tokens"]
+        outcome.losses[unit] = result["losses"]
+        outcome.sizes[unit] = result["records"]
+        figures = {row["name"]: Metric.from_json(row) for row in result["figures"]}
         outcome.figures[unit] = figures
         if unit.generation:
             base = outcome.figures[StudentRun(unit.seed, "", 0)]
             outcome.warned[unit] = find_warnings(unit.key, figures, base, self.plan.tolerance)
 
     def _embed(self, records: Sequence[Record]) -> Vectors | None:
-        """Return vectors of records, (N, D), or nothing where there is no embedder."""
+        """Return embeddings of records, (N, D), or None without an embedder."""
         if self._embedder is None:
             return None
         texts = [_text(record) for record in records]
-        shown = [text if text.strip() else "-" for text in texts]  # a student may write nothing
-        return self._embedder.embed(shown, kind="passage")
+        filled = [
+            text if text.strip() else "-" for text in texts
+        ]  # a student may generate empty text
+        return self._embedder.embed(filled, kind="passage")
 
 
 def _units(plan: CollapseStudy) -> Iterator[StudentRun]:
-    """Yield all students so that those a student's data come from are before it."""
+    """Yield all students; those that a student's data come from precede it."""
     for seed in range(plan.seeds):
         yield StudentRun(seed, "", 0)
         for rule in plan.rules:
@@ -297,7 +300,7 @@ def _units(plan: CollapseStudy) -> Iterator[StudentRun]:
 
 
 def _text(record: Record) -> str:
-    """Return what is measured: a plain text, or what the assistant says last."""
+    """Return the text to measure: a plain text, or the last assistant message."""
     return record.messages[-1].content
 
 
@@ -309,11 +312,11 @@ def _check(plan: CollapseStudy) -> None:
         (not 0 <= plan.human_share < 1, f"a human share of {plan.human_share}", "0 to below 1"),
         (min(plan.records, plan.held_out) < 8, "too few records", "8 or more on each side"),
     )
-    for is_wrong, what, expected in problems:
+    for is_wrong, problem, expected in problems:
         if is_wrong:
             raise DataError(
-                what,
+                problem,
                 code="synth.generations",
                 expected=expected,
-                next="change that option: stillroom synth generations --help",
+                next="change that option; see stillroom synth generations --help",
             )

@@ -30,10 +30,7 @@ __all__ = [
 
 
 LOSS_RISE = 0.05
-
-
-"""The rise of held-out loss that a warning should come before."""
-
+"""Rise of held-out loss that an alarm should precede."""
 
 _FIGURE_NAMES = {
     "distinct_1": "distinct words",
@@ -51,7 +48,7 @@ _FIGURE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class CollapseVerdict:
-    """What became of one rule in one seed: first generation warned of, and first that rose by 5 %.
+    """Outcome of one rule and seed: first generation with an alarm, first with a 5 % rise of loss.
 
     None where there was none.
     """
@@ -63,33 +60,37 @@ class CollapseVerdict:
 
 
 def judge_rules(outcome: CollapseResults) -> list[CollapseVerdict]:
-    """Return for each rule and seed when the monitor warned and when held-out loss had risen."""
-    plan, found = outcome.plan, []
+    """Return, for each rule and seed, the first alarm and the first rise of held-out loss."""
+    plan, verdicts = outcome.plan, []
     for rule in plan.rules:
         for seed in range(plan.seeds):
             first = sum(outcome.losses[StudentRun(seed, "", 0)])
             numbers = range(1, plan.generations + 1)
-            warned = [at for at in numbers if outcome.warned[StudentRun(seed, rule, at)]]
-            risen = [
-                at
-                for at in numbers
-                if sum(outcome.losses[StudentRun(seed, rule, at)]) / first - 1 > LOSS_RISE
+            warned = [
+                generation
+                for generation in numbers
+                if outcome.warned[StudentRun(seed, rule, generation)]
             ]
-            found.append(
+            risen = [
+                generation
+                for generation in numbers
+                if sum(outcome.losses[StudentRun(seed, rule, generation)]) / first - 1 > LOSS_RISE
+            ]
+            verdicts.append(
                 CollapseVerdict(
                     rule, seed, warned[0] if warned else None, risen[0] if risen else None
                 )
             )
-    return found
+    return verdicts
 
 
 def report_collapse(outcome: CollapseResults) -> Report:
-    """Return the report: loss, verdicts, every figure, and the conditions."""
+    """Build the report: loss, verdicts, every metric, and the conditions."""
     plan = outcome.plan
     rises: dict[tuple[str, int], Metric] = {
-        (rule, at): _rise(outcome, rule, at)
+        (rule, generation): _rise(outcome, rule, generation)
         for rule in plan.rules
-        for at in range(1, plan.generations + 1)
+        for generation in range(1, plan.generations + 1)
     }
     verdicts = judge_rules(outcome)
     few = _describe_small_study(plan, outcome.said["held_out"])
@@ -107,7 +108,7 @@ def report_collapse(outcome: CollapseResults) -> Report:
 
 
 def _rise(outcome: CollapseResults, rule: str, generation: int) -> Metric:
-    """Return by which share held-out loss is above that of generation 0, over seeds and records."""
+    """Return the relative rise of held-out loss over generation 0, across seeds and records."""
     seeds = range(outcome.plan.seeds)
     now = np.array([outcome.losses[StudentRun(seed, rule, generation)] for seed in seeds])
     first = np.array([outcome.losses[StudentRun(seed, "", 0)] for seed in seeds])
@@ -142,27 +143,33 @@ def _add_loss(
     numbers = range(plan.generations + 1)
     series, rows, metrics = [], [], []
     for rule in plan.rules:
-        every = [rises[rule, at] for at in numbers if at]
+        rises_of_rule = [rises[rule, generation] for generation in numbers if generation]
         series.append(
             Series(
                 rule,
-                ((0.0, 0.0), *((float(at + 1), 100 * one.value) for at, one in enumerate(every))),
+                (
+                    (0.0, 0.0),
+                    *(
+                        (float(generation + 1), 100 * rise.value)
+                        for generation, rise in enumerate(rises_of_rule)
+                    ),
+                ),
                 style=MIX_RULES.index(rule),
-                spans=((0.0, 0.0), *((100 * one.low, 100 * one.high) for one in every)),
+                spans=((0.0, 0.0), *((100 * rise.low, 100 * rise.high) for rise in rises_of_rule)),
             )
         )
-        losses = [_loss(outcome, rule, at) for at in numbers]
-        metrics += [*every, *losses]
-        for at in numbers:
-            one = rises[rule, at] if at else None
+        losses = [_loss(outcome, rule, generation) for generation in numbers]
+        metrics += [*rises_of_rule, *losses]
+        for generation in numbers:
+            rise = rises[rule, generation] if generation else None
             rows.append(
                 (
                     rule,
-                    str(at),
-                    f"{losses[at].value:.3f}",
-                    f"{losses[at].low:.3f} to {losses[at].high:.3f}",
-                    f"{one.value:+.1%}" if one else "",
-                    f"{one.low:+.1%} to {one.high:+.1%}" if one else "",
+                    str(generation),
+                    f"{losses[generation].value:.3f}",
+                    f"{losses[generation].low:.3f} to {losses[generation].high:.3f}",
+                    f"{rise.value:+.1%}" if rise else "",
+                    f"{rise.low:+.1%} to {rise.high:+.1%}" if rise else "",
                 )
             )
     curves = LineChart(
@@ -188,13 +195,13 @@ def _add_loss(
 def _add_verdicts(report: Report, verdicts: Sequence[CollapseVerdict]) -> None:
     rows = tuple(
         (
-            one.rule,
-            str(one.seed),
-            "never" if one.warned is None else f"data of generation {one.warned}",
-            "never" if one.risen is None else f"student of generation {one.risen}",
-            _order(one),
+            verdict.rule,
+            str(verdict.seed),
+            "never" if verdict.warned is None else f"data of generation {verdict.warned}",
+            "never" if verdict.risen is None else f"student of generation {verdict.risen}",
+            _order(verdict),
         )
-        for one in verdicts
+        for verdict in verdicts
     )
     report.section(
         "The monitor's warning",
@@ -208,10 +215,10 @@ def _add_verdicts(report: Report, verdicts: Sequence[CollapseVerdict]) -> None:
     )
 
 
-def _order(one: CollapseVerdict) -> str:
-    if one.risen is None:
-        return "nothing to warn of" if one.warned is None else "no such rise"
-    return "yes" if one.warned is not None and one.warned <= one.risen else "no"
+def _order(verdict: CollapseVerdict) -> str:
+    if verdict.risen is None:
+        return "nothing to warn of" if verdict.warned is None else "no such rise"
+    return "yes" if verdict.warned is not None and verdict.warned <= verdict.risen else "no"
 
 
 def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
@@ -219,29 +226,32 @@ def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
     series, metrics = [], []
     for rule in plan.rules:
         points = []
-        for at in range(plan.generations + 1):
-            units = [StudentRun(seed, rule if at else "", at) for seed in range(plan.seeds)]
-            found = [outcome.figures[unit][name] for unit in units]
-            mean = float(np.mean([one.value for one in found]))
-            points.append((float(at), mean))
+        for generation in range(plan.generations + 1):
+            units = [
+                StudentRun(seed, rule if generation else "", generation)
+                for seed in range(plan.seeds)
+            ]
+            metrics_by_seed = [outcome.figures[unit][name] for unit in units]
+            mean = float(np.mean([metric.value for metric in metrics_by_seed]))
+            points.append((float(generation), mean))
             metrics.append(
                 replace(
-                    found[0],
-                    name=f"{name}/{rule}/generation {at}",
+                    metrics_by_seed[0],
+                    name=f"{name}/{rule}/generation {generation}",
                     value=mean,
-                    low=min(one.low for one in found),
-                    high=max(one.high for one in found),
+                    low=min(metric.low for metric in metrics_by_seed),
+                    high=max(metric.high for metric in metrics_by_seed),
                     note="",
                 )
             )
         series.append(Series(rule, tuple(points), style=MIX_RULES.index(rule)))
     worse = "Lower" if WORSE_DIRECTION[name] < 0 else "Higher"
-    says = _FIGURE_NAMES.get(name, name)
+    description = _FIGURE_NAMES.get(name, name)
     for metric in metrics:
         report.add(metric)
     report.section(
         f"Data: {name}",
-        f"{says[0].upper()}{says[1:]}. {worse} is worse.",
+        f"{description[0].upper()}{description[1:]}. {worse} is worse.",
         curves=[
             LineChart(
                 f"{name} of what each generation learned from", "generation", name, tuple(series)
@@ -251,14 +261,16 @@ def _add_figure(report: Report, outcome: CollapseResults, name: str) -> None:
 
 
 def _add_numbers(report: Report, outcome: CollapseResults, names: Sequence[str]) -> None:
-    """Show every number with its interval, a column a rule."""
+    """Add every value with its interval, one column per rule."""
     plan = outcome.plan
     rows = []
     for measure in ("held-out loss", "rise of held-out loss", *names):
-        for at in range(plan.generations + 1):
-            cells = tuple(f"{measure}/{rule}/generation {at}" for rule in plan.rules)
+        for generation in range(plan.generations + 1):
+            cells = tuple(f"{measure}/{rule}/generation {generation}" for rule in plan.rules)
             if cells[0] in report.metrics:
-                rows.append((f"{measure}, generation {at}", report.metrics[cells[0]].unit, cells))
+                rows.append(
+                    (f"{measure}, generation {generation}", report.metrics[cells[0]].unit, cells)
+                )
     report.section(
         "All measurements",
         "Losses and their rises with intervals over seeds and records; figures of data as the mean "
@@ -269,15 +281,15 @@ def _add_numbers(report: Report, outcome: CollapseResults, names: Sequence[str])
 
 def _add_conditions(report: Report, outcome: CollapseResults) -> None:
     plan, student = outcome.plan, outcome.plan.student
-    said = outcome.said
+    facts = outcome.said
     sizes = {rule: outcome.sizes[StudentRun(0, rule, plan.generations)] for rule in plan.rules}
     rows = (
         ("student", student.start),
-        ("parameters", f"{said['parameters']:,}"),
+        ("parameters", f"{facts['parameters']:,}"),
         ("optimizer steps a student", _steps(outcome)),
         ("records a step", str(student.train.batch_size)),
-        ("human records", str(said["records"])),
-        ("held-out records", str(said["held_out"])),
+        ("human records", str(facts["records"])),
+        ("held-out records", str(facts["held_out"])),
         ("tokens of a record, at most", str(student.max_tokens)),
         ("share of human records, at least", f"{plan.human_share:.0%}"),
         (
@@ -286,7 +298,7 @@ def _add_conditions(report: Report, outcome: CollapseResults) -> None:
         ),
         ("seeds", str(plan.seeds)),
         ("embedder", plan.embedder or "none"),
-        ("words of a draw", str(said["budget_words"])),
+        ("words of a draw", str(facts["budget_words"])),
     )
     report.section(
         "Conditions",
@@ -300,7 +312,7 @@ def _add_conditions(report: Report, outcome: CollapseResults) -> None:
                     if student.train.steps is None
                     else "All take as many steps, however many records they learn from: where "
                     "records accumulate, each is read less often, those of people too.",
-                    said["origins"],
+                    facts["origins"],
                 ),
             )
         ),
@@ -309,7 +321,7 @@ def _add_conditions(report: Report, outcome: CollapseResults) -> None:
 
 
 def _steps(outcome: CollapseResults) -> str:
-    """Return how many steps the students of the first and of the last generation take."""
+    """Return the optimizer steps of the students of the first and last generation, as text."""
     plan, count = outcome.plan, outcome.plan.student.train.count_steps
     if plan.student.train.steps is not None:
         return str(plan.student.train.steps)
@@ -321,7 +333,7 @@ def _steps(outcome: CollapseResults) -> str:
 
 
 def _describe_small_study(plan: CollapseStudy, held_out: int) -> str:
-    """Return why nothing is concluded, where there are too few records or seeds."""
+    """Return why no conclusion is drawn, where there are too few records or seeds."""
     if few := warn_small_sample(held_out, "held-out records"):
         return few
     if plan.seeds >= MIN_RUNS:
@@ -338,37 +350,37 @@ def _summarize(
     verdicts: Sequence[CollapseVerdict],
     few: str,
 ) -> str:
-    said = []
+    losses = []
     for rule in plan.rules:
         last = rises[rule, plan.generations]
-        said.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
-    said_so = (
+        losses.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
+    summary = (
         f"Held-out loss after {plan.generations} generations, against that of a student of human "
-        f"records: {'; '.join(said)}."
+        f"records: {'; '.join(losses)}."
     )
     if few:
-        return f"{said_so} Nothing is concluded: {few}"
-    rose = [one for one in verdicts if one.risen is not None]
-    early = sum(_order(one) == "yes" for one in rose)
-    told = (
+        return f"{summary} Nothing is concluded: {few}"
+    rose = [verdict for verdict in verdicts if verdict.risen is not None]
+    early = sum(_order(verdict) == "yes" for verdict in rose)
+    timing = (
         f"Where loss rose by {LOSS_RISE:.0%}, the monitor had warned before in {early} of "
         f"{len(rose)} "
         "cases"
         if rose
         else f"Loss never rose by {LOSS_RISE:.0%}"
     )
-    calm = [one for one in verdicts if one.risen is None]
-    false = sum(one.warned is not None for one in calm)
-    told += f"; it also warned in {false} of {len(calm)} where it did not." if calm else "."
-    return f"{said_so} {told}"
+    calm = [verdict for verdict in verdicts if verdict.risen is None]
+    false = sum(verdict.warned is not None for verdict in calm)
+    timing += f"; it also warned in {false} of {len(calm)} where it did not." if calm else "."
+    return f"{summary} {timing}"
 
 
 @dataclass(frozen=True, slots=True)
 class CollapseStudy:
-    """The human records, the rules, and how large the experiment is.
+    """Human records, mixing rules and size of a collapse study.
 
-    ``records`` and ``held_out`` are the most records (pieces of at most ``student.max_tokens``
-    tokens, where they are plain text) to learn from and to measure on.
+    ``records`` and ``held_out`` are the maximum numbers of records (pieces of at most
+    ``student.max_tokens`` tokens, for plain text) to train and to evaluate on.
     """
 
     path: Path
@@ -384,24 +396,24 @@ class CollapseStudy:
     seed: int = 0
 
     def to_text(self) -> str:
-        """Return the settings as YAML, for the job."""
-        told = asdict(self) | {
+        """Return the settings as YAML text for the job."""
+        settings = asdict(self) | {
             "path": str(self.path),
             "student": self.student.model_dump(mode="json"),
         }
         return "# stillroom synth generations\n" + "".join(
-            f"{name}: {json.dumps(value)}\n" for name, value in told.items()
+            f"{name}: {json.dumps(value)}\n" for name, value in settings.items()
         )
 
     @property
     def units(self) -> int:
-        """How many students are trained."""
+        """Number of students."""
         return self.seeds * (1 + len(self.rules) * self.generations)
 
 
 @dataclass(frozen=True, slots=True)
 class StudentRun:
-    """One student: its seed, its rule (empty for generation 0, which all share), its generation."""
+    """One student: its seed, its rule (empty for generation 0, shared by all), its generation."""
 
     seed: int
     rule: str
@@ -409,13 +421,13 @@ class StudentRun:
 
     @property
     def key(self) -> str:
-        """Its name in the journal and of its files."""
+        """Name in the journal and in file names."""
         return f"{self.rule or 'human'}-{self.generation}-seed{self.seed}"
 
 
 @dataclass
 class CollapseResults:
-    """What was measured: of each unit its losses by held-out record and its data's figures."""
+    """Losses of each student by held-out record, and the metrics of its training data."""
 
     plan: CollapseStudy
     tokens: list[int] = field(default_factory=list)

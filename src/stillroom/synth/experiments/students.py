@@ -1,14 +1,12 @@
-"""Small student models trained to measure their training data, and human reference records.
+"""Small student models trained to evaluate their training data, and human reference records.
 
-A student starts from random weights with a tokenizer of its own, or from a checkpoint with low-rank
-additions; it learns records through the house's one training loop, is measured on records it has
-not seen, and can write records of its own. Two students of one seed start from the same weights and
-see the same number of records in each step, whatever they learn from.
-
-Knows nothing of generations or of subsets: those who compare students do.
+A student starts from random weights with its own tokenizer, or from a checkpoint with LoRA
+adapters; it is trained with the shared training loop, evaluated on held-out records, and can
+generate records. Two students of one seed start from the same weights and see the same number of
+records in each step, whatever they train on.
 
 Reads files of records, artifacts and indexes, text files, and recipes of kind synth (their
-passages). Records that share a document never stand on both sides.
+passages). Records that share a document are never on both sides of a split.
 """
 
 from __future__ import annotations
@@ -44,6 +42,7 @@ from stillroom.train.loop import STATE_FILE
 from stillroom.train.precision import autocast_body, choose_precision
 
 __all__ = [
+    "FLOPS_PER_SECOND",
     "FRESH",
     "TRUNCATED",
     "HumanSplit",
@@ -58,35 +57,35 @@ __all__ = [
 ]
 
 
+FLOPS_PER_SECOND = 12e9
+"""Assumed throughput of student training on a CPU, for estimates."""
+
 FRESH = "fresh"
-
-
 TRUNCATED = "cut"
-
-
-"""The field of a record whose text goes on: its end is not learned."""
-
+"""Field of a record whose text was truncated: no end-of-text token is trained."""
 
 _SMALL = 20_000_000
-
-
 _ROWS_SMALL, _ROWS = 256, 16
 
 
 class StudentSettings(Settings):
-    """What a student is and how it learns."""
+    """Architecture and training of a student."""
 
     start: str = Field(default=FRESH, description="'fresh' for random weights, or a checkpoint")
-    layers: int = Field(default=2, ge=1, description="layers of a fresh student")
-    hidden: int = Field(default=128, ge=16, multiple_of=16, description="its width")
-    vocabulary: int = Field(default=1024, ge=260, description="tokens of its tokenizer")
-    max_tokens: int = Field(default=128, ge=8, description="most tokens of a record")
-    train: TrainSettings = Field(default_factory=TrainSettings, description="how it learns")
+    layers: int = Field(default=2, ge=1, description="number of layers of a fresh student")
+    hidden: int = Field(
+        default=128, ge=16, multiple_of=16, description="hidden size of a fresh student"
+    )
+    vocabulary: int = Field(
+        default=1024, ge=260, description="vocabulary size of a fresh student's tokenizer"
+    )
+    max_tokens: int = Field(default=128, ge=8, description="maximum tokens of a record")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="training settings")
 
 
 @dataclass(frozen=True, slots=True)
 class _StudentBatch:
-    """Records padded to one width, and the places of what is learned."""
+    """Records padded to one width, and the positions of their targets."""
 
     ids: Tensor  # (B, T)
     flat: Tensor  # (N,), into B * T
@@ -96,23 +95,23 @@ class _StudentBatch:
 
     @property
     def valid(self) -> int:
-        """Number of positions that bear loss."""
+        """Number of positions that contribute to the loss."""
         return int(self.flat.shape[0])
 
 
 class StudentTrainer:
-    """Makes, trains and measures students of one kind.
+    """Trainer and evaluator of students with the same settings.
 
-    Use within ``fixed_threads``, so that sums are split alike each time.
+    Use within ``limit_threads``, so that sums are split the same way each time.
     """
 
     def __init__(self, settings: StudentSettings, texts: Iterable[str], job: Job) -> None:
         """Set up.
 
         Args:
-            settings: What they are and how they learn.
-            texts: A fresh student's tokenizer is made from these.
-            job: Holds their first weights, and the state of one that is being trained.
+            settings: Architecture and training of the students.
+            texts: Texts for the tokenizer of fresh students.
+            job: Stores their initial weights, and the state of a training in progress.
         """
         self.settings, self._job = settings, job
         self._texts = texts
@@ -120,76 +119,76 @@ class StudentTrainer:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether they start from random weights."""
+        """Whether students start from random weights."""
         return self.settings.start == FRESH
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer of all of them."""
+        """Tokenizer of all students."""
         from stillroom.models.local.causal_lm import load_tokenizer
 
         return load_tokenizer(self._folder(0))
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers one has."""
+        """Number of parameters of a student."""
         return Checkpoint.open(self._folder(0)).parameters
 
     @property
     def fingerprint(self) -> str:
-        """What the one of seed 0 starts from."""
+        """Fingerprint of the initial weights of seed 0."""
         return Checkpoint.open(self._folder(0)).fingerprint
 
     def encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
-        """Return records as tokens with what is learned marked.
+        """Tokenize records and mark the targets.
 
-        Plain text stands between the tokenizer's first and last token; of one that is ``cut`` the
-        last is not there.
+        Plain text is enclosed in the tokenizer's first and last token; a truncated text (``cut``)
+        has no last token.
         """
         return [self._encode(record) for record in records]
 
     def fits(self, record: Record) -> bool:
-        """Return whether a conversation is short enough, and has something to learn."""
-        found = self._encode(record)
-        return not found.truncated and bool(found.targets)
+        """Return whether a conversation fits the token limit and has targets."""
+        encoded = self._encode(record)
+        return not encoded.truncated and bool(encoded.targets)
 
     def cut(self, record: Record) -> list[Record]:
-        """Return a plain text in pieces that fit; all but the last are marked as ``cut``."""
+        """Split a plain text into pieces that fit; all but the last are marked as ``cut``."""
         room = self.settings.max_tokens - 2
         text = record.messages[0].content
-        told = self._tokens(text, return_offsets_mapping=True)
-        offsets = told["offset_mapping"]
+        encoding = self._tokens(text, return_offsets_mapping=True)
+        offsets = encoding["offset_mapping"]
         if len(offsets) <= room:
             return [record]
-        begins = [offsets[at][0] for at in range(0, len(offsets), room)]
-        ends = [*begins[1:], len(text)]
+        starts = [offsets[index][0] for index in range(0, len(offsets), room)]
+        ends = [*starts[1:], len(text)]
         return [
             replace(
                 record,
-                messages=(Message("assistant", text[begin:end]),),
+                messages=(Message("assistant", text[start:end]),),
                 fields={**record.fields, **({TRUNCATED: True} if end < len(text) else {})},
             )
-            for begin, end in zip(begins, ends, strict=True)
+            for start, end in zip(starts, ends, strict=True)
         ]
 
-    def teach(self, encoded: Sequence[EncodedConversation], seed: int, name: str) -> Any:
-        """Return a student of a seed that has learned from some records.
+    def train(self, encoded: Sequence[EncodedConversation], seed: int, name: str) -> Any:
+        """Train and return a student.
 
         Args:
-            encoded: From ``encode``; at least one with something to learn.
-            seed: Draws its weights, if it is fresh, and the order of records.
-            name: Of the training; a killed job goes on with that of the same name.
+            encoded: Result of ``encode``; at least one record with targets.
+            seed: Seed of the weights, if fresh, and of the order of records.
+            name: Name of the training; a resumed job continues the one of the same name.
         """
-        model = self.begin(seed)
+        model = self.create(seed)
         settings = self.settings.train
         if settings.lora is not None:
             model = add_lora(model, settings.lora, seed)
-        useful = [one for one in encoded if one.targets]
+        trainable = [conversation for conversation in encoded if conversation.targets]
         source = RecordSource(
-            useful,
-            ids=[digest_json(one.ids) for one in useful],
-            lengths=[len(one.ids) for one in useful],
-            valid=[len(one.targets) for one in useful],
+            trainable,
+            ids=[digest_json(conversation.ids) for conversation in trainable],
+            lengths=[len(conversation.ids) for conversation in trainable],
+            valid=[len(conversation.targets) for conversation in trainable],
             load=_load,
             batch_size=settings.batch_size,
             micro_tokens=settings.micro_tokens,
@@ -200,11 +199,11 @@ class StudentTrainer:
         return model
 
     def forget(self, name: str) -> None:
-        """Remove the saved state of a training whose outcome is journaled."""
+        """Remove the saved state of a training whose result is journaled."""
         (self._job.scratch / f"{name}-{STATE_FILE}").unlink(missing_ok=True)
 
-    def begin(self, seed: int) -> Any:
-        """Return the student of a seed before it has learned anything."""
+    def create(self, seed: int) -> Any:
+        """Return the untrained student of a seed."""
         model, _ = load_causal_lm(self._folder(seed), dtype="float32")
         return model
 
@@ -214,20 +213,20 @@ class StudentTrainer:
             return encoded_loss(model, encoded, batch_tokens=self.settings.train.micro_tokens * 4)
 
     def write(self, model: Any, records: Sequence[Record], seed: int, link: Link) -> list[Record]:
-        """Return as many records of the student's own, drawn at temperature 1.
+        """Generate one record for each given record, at temperature 1.
 
-        A plain text is written from nothing; of a conversation the last assistant message is
-        written anew. One that did not end within as many tokens as the longest of the given ones
-        has is marked as ``cut``.
+        A plain text is generated without a prompt; of a conversation the last assistant message is
+        generated anew. A text that did not end within the length of the longest given one is marked
+        as ``cut``.
 
         Args:
-            model: From ``teach``.
-            records: What stands in for.
-            seed: Of the draws.
-            link: Added to the records' chain of origin.
+            model: Result of ``train``.
+            records: Records to replace.
+            seed: Seed of the sampling.
+            link: Link added to the records' chain of origin.
         """
         prompts = [self._prompt(record) for record in records]
-        longest = max(len(one.targets) for one in self.encode(records))
+        longest = max(len(conversation.targets) for conversation in self.encode(records))
         with self._precision(model):
             written = complete_prompts(
                 model,
@@ -239,16 +238,16 @@ class StudentTrainer:
                 batch_size=_ROWS_SMALL if self.parameters < _SMALL else _ROWS,
                 on_done=lambda count: self._job.check_cancelled(),
             )
-        made = []
-        for record, told in zip(records, written, strict=True):
-            text = self.tokenizer.decode(told.ids, skip_special_tokens=True)
+        generated = []
+        for record, completion in zip(records, written, strict=True):
+            text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
             fields = {key: value for key, value in record.fields.items() if key != TRUNCATED}
-            if not told.has_ended:
+            if not completion.has_ended:
                 fields[TRUNCATED] = True
-            before = () if is_plain(record) else record.messages[:-1]
+            prompt_messages = () if is_plain(record) else record.messages[:-1]
             origin = Origin("synthetic", (*record.origin.chain, link), record.origin.license)
-            made.append(Record((*before, Message("assistant", text)), fields, origin))
-        return made
+            generated.append(Record((*prompt_messages, Message("assistant", text)), fields, origin))
+        return generated
 
     def _precision(self, model: Any) -> Any:
         device = next(model.parameters()).device
@@ -261,14 +260,14 @@ class StudentTrainer:
         return list(self._tokens(text)["input_ids"])
 
     def _tokens(self, text: str, **more: Any) -> Any:
-        """Return a text's tokens; texts longer than a student reads are cut by the caller."""
+        """Tokenize a text; the caller truncates it."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **more)
 
     def _encode(self, record: Record) -> EncodedConversation:
         limit = self.settings.max_tokens
         if not is_plain(record):
-            found = encode_record(self.tokenizer, record, max_tokens=limit)
-            return _drop_end(found, self._last) if record.fields.get(TRUNCATED) else found
+            encoded = encode_record(self.tokenizer, record, max_tokens=limit)
+            return _drop_end(encoded, self._last) if record.fields.get(TRUNCATED) else encoded
         text = record.messages[0].content
         ids = [self._first, *self._tokens(text)["input_ids"]]
         if not record.fields.get(TRUNCATED):
@@ -309,7 +308,7 @@ class StudentTrainer:
 
 
 def is_plain(record: Record) -> bool:
-    """Return whether a record is plain text and no conversation."""
+    """Return whether a record is plain text, not a conversation."""
     return len(record.messages) == 1 and record.messages[0].role == "assistant"
 
 
@@ -321,59 +320,57 @@ def _drop_end(encoded: EncodedConversation, last: int) -> EncodedConversation:
 
 
 def _load(records: Sequence[EncodedConversation]) -> _StudentBatch:
-    width = max(len(one.ids) for one in records)
+    width = max(len(conversation.ids) for conversation in records)
     ids = np.zeros((len(records), width), dtype=np.int64)
     flat, labels = [], []
-    for row, one in enumerate(records):
-        ids[row, : len(one.ids)] = one.ids
-        targets = np.asarray(one.targets)
+    for row, conversation in enumerate(records):
+        ids[row, : len(conversation.ids)] = conversation.ids
+        targets = np.asarray(conversation.targets)
         flat.append(row * width + targets - 1)
         labels.append(ids[row, targets])
     return _StudentBatch(
         torch.from_numpy(ids),
         torch.from_numpy(np.concatenate(flat)),
         torch.from_numpy(np.concatenate(labels)),
-        tuple(digest_json(one.ids)[:12] for one in records),
-        sum(len(one.ids) for one in records),
+        tuple(digest_json(conversation.ids)[:12] for conversation in records),
+        sum(len(conversation.ids) for conversation in records),
     )
 
 
-def _compute_loss(model: nn.Module, lesson: _StudentBatch) -> Loss:
-    """Return the summed cross-entropy of a micro-batch; padding stands right and is never seen."""
-    whole: Any = model
-    body = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+def _compute_loss(model: nn.Module, batch: _StudentBatch) -> Loss:
+    """Return the summed cross-entropy of a micro-batch; padding is on the right and masked."""
+    wrapped: Any = model
+    body = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     device = next(model.parameters()).device
     inner = getattr(body, body.base_model_prefix)
-    hidden = inner(input_ids=lesson.ids.to(device), use_cache=False).last_hidden_state  # (B, T, D)
-    picked = hidden.reshape(-1, hidden.shape[-1])[lesson.flat.to(device)]  # (N, D)
+    hidden = inner(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state  # (B, T, D)
+    picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat.to(device)]  # (N, D)
     logits = body.get_output_embeddings()(picked).float()  # (N, V)
-    labels = lesson.labels.to(device)
+    labels = batch.labels.to(device)
     return Loss(nn.functional.cross_entropy(logits, labels, reduction="sum"))
 
 
 _RECIPES = (".yaml", ".yml")
-
-
 _MIN_RECORDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HumanSplit:
-    """Records to learn from, and those kept aside."""
+    """Training records and held-out records."""
 
     train: list[Record]
     held_out: list[Record]
 
 
 def read_human_records(path: Path) -> list[Record]:
-    """Return the records that a path names.
+    """Read human records from a path.
 
     Args:
-        path: A file of records or of text (a line a record), an artifact of records, an index, a
-            file of passages, or a recipe of kind synth, whose passages are taken.
+        path: A file of records or of text (one record per line), an artifact of records, an index,
+            a file of passages, or a recipe of kind synth, whose passages are read.
 
     Raises:
-        DataError: If there is nothing in it, or it cannot be read.
+        DataError: If it is empty or cannot be read.
         RecipeError: If it is a recipe of another kind.
     """
     if path.suffix in _RECIPES:
@@ -389,46 +386,49 @@ def read_human_records(path: Path) -> list[Record]:
 
 
 def split_human_records(records: Sequence[Record], share: float, seed: int) -> HumanSplit:
-    """Return the records in two, a document whole on one side, with its copies.
+    """Split records by document; a document and its copies stay on one side.
 
-    Where records name their split, ``held_out`` and ``test`` are kept aside and the rest learned
-    from; else a share of the documents is kept aside, by hash.
+    Where records name their split, ``held_out`` and ``test`` are held out and the others are for
+    training; otherwise a share of the documents is held out, by hash.
 
     Raises:
         DataError: If a side has too few records for an experiment.
     """
     if any(record.fields.get("split") in {"held_out", "test"} for record in records):
-        held = [one for one in records if one.fields.get("split") in {"held_out", "test"}]
-        train = [one for one in records if one.fields.get("split") not in {"held_out", "test"}]
+        held = [record for record in records if record.fields.get("split") in {"held_out", "test"}]
+        train = [
+            record for record in records if record.fields.get("split") not in {"held_out", "test"}
+        ]
     else:
-        names = [str(one.fields.get("document_id") or one.id) for one in records]
+        names = [str(record.fields.get("document_id") or record.id) for record in records]
         pairs = list(zip(records, names, strict=True))
         parts: dict[str, list[Record]] = {}
-        for one, name in pairs:
-            parts.setdefault(name, []).append(one)
+        for record, name in pairs:
+            parts.setdefault(name, []).append(record)
         sides = split_documents(parts, share, seed, find_duplicate_documents(parts))
-        train = [one for one, name in pairs if sides[name] == "train"]
-        held = [one for one, name in pairs if sides[name] == "held_out"]
+        train = [record for record, name in pairs if sides[name] == "train"]
+        held = [record for record, name in pairs if sides[name] == "held_out"]
     if min(len(train), len(held)) < _MIN_RECORDS:
         raise DataError(
-            f"{len(train)} records to learn from, {len(held)} kept aside",
+            f"{len(train)} training records, {len(held)} held out",
             code="synth.too-few",
-            expected=f"{_MIN_RECORDS} or more on each side",
+            expected=f"at least {_MIN_RECORDS} on each side",
             next="give more records, or more documents",
         )
     return HumanSplit(train, held)
 
 
 def sample_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Return so many records, or all, chosen and ordered by hash."""
+    """Return ``count`` records, or all, selected and ordered by hash."""
     order = sorted(
-        range(len(records)), key=lambda at: (digest_json([seed, records[at].id, at]), at)
+        range(len(records)),
+        key=lambda index: (digest_json([seed, records[index].id, index]), index),
     )
-    return [records[at] for at in order[:count]]
+    return [records[index] for index in order[:count]]
 
 
 def describe_origins(records: Sequence[Record]) -> str:
-    """Return a sentence where not all records are known to be written by people, else nothing."""
+    """Return a sentence if some records are not known to be human-written, else an empty string."""
     kinds = Counter(record.origin.kind for record in records)
     odd = ", ".join(f"{kinds[kind]} {kind}" for kind in ("unknown", "synthetic") if kinds[kind])
     if not odd:
@@ -448,7 +448,7 @@ def _passages(reference: str) -> list[Record]:
 
 
 def _read_recipe(path: Path) -> list[Record]:
-    """Return what a recipe starts from: its passages, or its records of seeds."""
+    """Read the data a recipe starts from: its passages, or its seed records."""
     from stillroom.errors import RecipeError
     from stillroom.recipes import load_recipe
     from stillroom.synth.recipe import SynthRecipe
@@ -459,7 +459,7 @@ def _read_recipe(path: Path) -> list[Record]:
     if isinstance(recipe, SynthRecipe) and recipe.seeds:
         return read_human_records(resolve_local(recipe.seeds))
     raise RecipeError(
-        f"this recipe of kind {recipe.kind} starts from no passages and no records",
+        f"this recipe of kind {recipe.kind} has neither passages nor records",
         code="recipe.wrong-kind",
         where=str(path),
         expected="kind: synth, with index or seeds",
@@ -468,7 +468,7 @@ def _read_recipe(path: Path) -> list[Record]:
 
 
 def count_student_parameters(settings: StudentSettings) -> int:
-    """Return how many numbers a student has, without making it."""
+    """Return the number of parameters of a student, without creating it."""
     if settings.start != "fresh":
         from stillroom.checkpoints import Checkpoint
         from stillroom.models import resolve_checkpoint

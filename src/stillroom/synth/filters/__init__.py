@@ -1,3 +1,3 @@
 """Filters: one method per file."""
 
-SEAM = "which records are kept, and why the others are not"
+SEAM = "accept or reject records one by one"

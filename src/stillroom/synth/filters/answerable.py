@@ -1,8 +1,8 @@
 """Answerable: the evidence quote answers the question and adds to the question's own words.
 
-Own method, lexical: what is asked about must be what the evidence speaks of first, nothing may be
-asked that it does not name, and the kind of question (when, why, how many ...) must fit it. The
-table of kinds is English and is not applied to other languages.
+Own method, lexical: the subject of the question must come first in the evidence, the question may
+name nothing that the evidence does not name, and the kind of question (when, why, how many ...)
+must fit it. The table of question kinds is English and is not applied to other languages.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from stillroom.synth.prompting.conversation import (
 __all__ = ["Answerable"]
 
 _KINDS = tuple(
-    (re.compile(asked, re.IGNORECASE), re.compile(told, re.IGNORECASE))
-    for asked, told in (
+    (re.compile(question, re.IGNORECASE), re.compile(evidence, re.IGNORECASE))
+    for question, evidence in (
         (
             r"^how (?:many|much|often|long|far|old|big|large|fast)|"
             r"\b(?:number|maximum|minimum) of\b",
@@ -77,22 +77,30 @@ _DOING = r"\s+(?:is|are)\s+(?:(?:now|also|still|currently|\w+ly)\s+)*(?!\w*thing
 
 
 class Answerable(Filter):
-    """Drops questions that their own evidence does not answer."""
+    """Drop questions that their own evidence does not answer."""
 
     paper: ClassVar[str] = ""
 
     min_known: float = Field(
-        1.0, ge=0, le=1, description="share of the question's words that evidence or title name"
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the question's words that must occur in the evidence or title",
     )
     min_shared: float = Field(
-        0.1, ge=0, le=1, description="share of the evidence's words that the question takes up"
+        0.1, ge=0, le=1, description="share of the evidence's words that the question must repeat"
     )
     min_alone: float = Field(
-        0.25, ge=0, le=1, description="that share where the question takes up one word alone"
+        0.25, ge=0, le=1, description="that share, where the question repeats a single word"
     )
-    min_new: int = Field(2, ge=0, description="content words the answer has beyond the question")
+    min_new: int = Field(
+        2, ge=0, description="content words that the answer must add to the question"
+    )
     lead: float = Field(
-        0.6, gt=0, le=1, description="the subject asked about is in this first part of the evidence"
+        0.6,
+        gt=0,
+        le=1,
+        description="first part of the evidence that must contain the subject of the question",
     )
 
     @override
@@ -100,7 +108,7 @@ class Answerable(Filter):
         return self._weigh(record, "")
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _AnswerableState(self, context)
 
     def _weigh(self, record: Record, heading: str) -> FilterResult:
@@ -110,22 +118,22 @@ class Answerable(Filter):
         )
         if not question or not quote:
             return FilterResult(True)
-        asked = extract_content_stems(question, frames=False)
-        told = extract_content_stems(quote)
-        known = compute_support(asked, {*told, *extract_content_stems(heading)})
+        question_stems = extract_content_stems(question, frames=False)
+        quote_stems = extract_content_stems(quote)
+        known = compute_support(question_stems, {*quote_stems, *extract_content_stems(heading)})
         if known < self.min_known:
             return FilterResult(False, "asks about what the evidence does not name", known)
-        shared = set(asked).intersection(told)
-        coverage = len(shared) / max(len(set(told)), 1)
+        shared = set(question_stems).intersection(quote_stems)
+        coverage = len(shared) / max(len(set(quote_stems)), 1)
         least = self.min_shared if len(shared) > 1 else max(self.min_shared, self.min_alone)
         if not shared or coverage < least:
             return FilterResult(False, "question and evidence hardly share a word", coverage)
-        new = set(extract_content_stems(get_text_field(record, "answer"))) - set(asked)
+        new = set(extract_content_stems(get_text_field(record, "answer"))) - set(question_stems)
         if len(new) < self.min_new:
             return FilterResult(False, "answer says nothing beyond the question", float(len(new)))
-        lead = max(1, round(self.lead * len(told)))
-        if not shared.intersection(told[:lead]) or not _fits_definition(
-            question, quote, told, self.lead
+        lead = max(1, round(self.lead * len(quote_stems)))
+        if not shared.intersection(quote_stems[:lead]) or not _fits_definition(
+            question, quote, quote_stems, self.lead
         ):
             return FilterResult(False, "evidence is about something else first", coverage)
         if not _fits_kind(question, quote):
@@ -134,31 +142,37 @@ class Answerable(Filter):
 
 
 class _AnswerableState:
-    def __init__(self, chosen: Answerable, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
+    def __init__(self, settings: Answerable, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         passage = get_evidence_passage(record, self._context)
         heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
-        return self._chosen._weigh(record, heading)
+        return self._settings._weigh(record, heading)
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: an answer fits or not, whatever else was kept."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: the verdict does not depend on accepted records."""
 
 
 def _fits_kind(question: str, quote: str) -> bool:
-    return all(told.search(quote) for asked, told in _KINDS if asked.search(question))
+    return all(
+        evidence_form.search(quote)
+        for question_form, evidence_form in _KINDS
+        if question_form.search(question)
+    )
 
 
-def _fits_definition(question: str, quote: str, told: list[str], lead: float) -> bool:
-    """Ask of a definition that its evidence opens with the term, and says not what that is at."""
+def _fits_definition(question: str, quote: str, quote_stems: list[str], lead: float) -> bool:
+    """Return whether the evidence of a definition opens with its term and describes no activity."""
     match = _BE_DEFINED.match(question)
     if match is None:
         return True
     if re.search(re.escape(match["term"] or match["meant"]) + _DOING, quote, re.IGNORECASE):
         return False
     term = extract_content_stems(match["term"] or match["meant"], frames=False)
-    present = [word for word in term if word in told]
+    present = [stem for stem in term if stem in quote_stems]
     if not present:
         return False
-    return max(told.index(word) for word in present) < max(len(present) + 1, lead * len(told) * 0.7)
+    return max(quote_stems.index(stem) for stem in present) < max(
+        len(present) + 1, lead * len(quote_stems) * 0.7
+    )

@@ -1,11 +1,11 @@
 """Decontaminate: no held-out record or benchmark item in training records.
 
-Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: what counts is
-the share of an item's information that stands, in order, within a stretch of the training text, so
-that a word changed here and there hides nothing, and short items are found word for word. What is
-asked stands apart from its passage, and code is found under other names by its shape. Besides
-the run's own held-out side, ``against`` names files of test items; those are kept out of the
-held-out side too. Rewordings are for the filter ``reworded``.
+Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: the criterion is
+the share of an item's information that occurs, in order, within a span of the training text, so
+that a changed word here and there hides nothing, and short items are found verbatim. Questions are
+matched apart from their passages, and code is found under other identifiers by its structure.
+Besides the run's own held-out side, ``against`` names files of test items; those are kept out of
+the held-out side too. Rewordings are found by the filter ``reworded``.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ _FIELDS = ("question", "answer")
 
 
 class Decontaminate(Filter):
-    """Drops training records and passages that hold a held-out or a named test item."""
+    """Drop training records and passages that contain a held-out or named test item."""
 
     paper: ClassVar[str] = "arXiv:2005.14165"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     against: tuple[Reference, ...] = Field(
         (),
-        description="files or artifacts of records whose questions must not be there: benchmarks, "
+        description="files or artifacts of records whose questions must not occur: benchmarks, "
         "your own test set",
     )
     near: float = Field(
-        0.65, gt=0, le=1, description="share of an item's words, in order, that must not be there"
+        0.65,
+        gt=0,
+        le=1,
+        description="share of an item's words, in order, from which it counts as present",
     )
 
     @override
@@ -52,20 +55,22 @@ class Decontaminate(Filter):
         return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _DecontaminateState(self, context)
 
 
 class _DecontaminateState:
-    """The items; of the run's own there are none while the held-out side itself is judged."""
+    """The test items; the run's own are left out while the held-out side itself is judged."""
 
-    def __init__(self, chosen: Decontaminate, context: FilterContext) -> None:
-        own = {get_text_field(record, name) for record in context.held_out for name in _FIELDS}
-        named = {item.text: item for item in read_benchmark_items(chosen.against)}
-        self._items, self._near = sorted(own | named.keys()), chosen.near
+    def __init__(self, settings: Decontaminate, context: FilterContext) -> None:
+        held_out = {get_text_field(record, name) for record in context.held_out for name in _FIELDS}
+        named = {item.text: item for item in read_benchmark_items(settings.against)}
+        self._items, self._near = sorted(held_out | named.keys()), settings.near
         self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}
-        # what is common in these documents tells questions about them apart the least
-        frequency, count = count_document_frequencies(one.text for one in context.passages.values())
+        # words common in these documents distinguish questions about them the least
+        frequency, count = count_document_frequencies(
+            passage.text for passage in context.passages.values()
+        )
         answers = [named[text].answer if text in named else "" for text in self._items]
         code = CodeFinder(zip(self._items, answers, strict=True))
         for passage in context.passages.values():
@@ -75,7 +80,7 @@ class _DecontaminateState:
             BenchmarkAnswers(answers),
             frequency=frequency,
             texts=count,
-            near=chosen.near,
+            near=settings.near,
             code=code,
         )
 
@@ -88,5 +93,5 @@ class _DecontaminateState:
         reason = "holds a named test item" if where else "held-out text in training"
         return FilterResult(False, reason, match.share, self._near, against=f"{where}{item}")
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: the items are fixed before records are judged."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: the items are fixed before records are judged."""

@@ -1,12 +1,12 @@
 """DEITA: instruction complexity and response quality, by scorer checkpoints or an LLM judge.
 
 Source: Liu et al. 2023, arXiv:2312.15685. With ``complexity_scorer`` and ``quality_scorer`` (the
-authors' checkpoints, or others trained in their form) a score is the expected mark of 1 to 6 under
-the checkpoint's own probabilities, after the form it was trained on. With ``judge_model`` a model
-places the record on a ladder of evolved examples instead: that is in the spirit of the paper's
-evolved comparisons and not its scorer, and every score says which of the two it is. In a talk each
-exchange is scored by itself, and the products are added up, as the authors do. A record without a
-mark is dropped as unmeasured, never given a middling one.
+authors' checkpoints, or others trained on their prompts) a score is the expected mark from 1 to 6
+under the checkpoint's probabilities, given the prompt it was trained on. With ``judge_model`` a
+model places the record on a ladder of evolved examples instead: this follows the paper's evolved
+comparisons but is not its scorer, and every score names the method used. In a dialogue each
+exchange is scored by itself, and the products are summed, as the authors do. A record without a
+mark is dropped as unmeasured, never given an average one.
 """
 
 from __future__ import annotations
@@ -68,123 +68,129 @@ _STEPS = (
 
 
 class Deita(ModelScoredFilter):
-    """Drops plain instructions and poor answers, each scored from 1 to 6."""
+    """Drop simple instructions and poor answers, each scored from 1 to 6."""
 
     paper: ClassVar[str] = "arXiv:2312.15685"
 
     complexity_scorer: Reference | None = Field(
-        None, description="causal checkpoint trained to score complexity, as the authors' is"
+        None, description="causal checkpoint trained to score complexity, such as the authors'"
     )
     quality_scorer: Reference | None = Field(
-        None, description="causal checkpoint trained to score quality, as the authors' is"
+        None, description="causal checkpoint trained to score quality, such as the authors'"
     )
     judge_model: Reference | None = Field(
-        None, description="model that scores what no scorer is given for"
+        None, description="model that scores where no scorer is given"
     )
     min_complexity: float = Field(
-        1.0, ge=1, le=6, description="less is dropped; of a talk, the mean of its exchanges"
+        1.0, ge=1, le=6, description="minimum complexity; of a dialogue, the mean of its exchanges"
     )
     min_quality: float = Field(
-        1.0, ge=1, le=6, description="less is dropped; of a talk, the mean of its exchanges"
+        1.0, ge=1, le=6, description="minimum quality; of a dialogue, the mean of its exchanges"
     )
     min_product: float = Field(
-        1.0, ge=1, description="of both, added up over exchanges; the paper ranks by it"
+        1.0,
+        ge=1,
+        description="minimum product of both, summed over exchanges; the paper ranks by it",
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
             raise RecipeError(
-                "deita has nothing to score with",
+                "deita has no scorer",
                 code="recipe.value",
-                expected="complexity_scorer and quality_scorer, or a judge_model for what has none",
-                next="name a judge_model, better another than writes the records",
+                expected="complexity_scorer and quality_scorer, or a judge_model for a missing one",
+                next="name a judge_model, preferably not the model that writes the records",
             )
         return _DeitaState(self, context)
 
 
 class _DeitaState(ScoringState):
-    def __init__(self, chosen: Deita, context: FilterContext) -> None:
-        self._chosen = chosen
-        lend = context.models.text_model
+    def __init__(self, settings: Deita, context: FilterContext) -> None:
+        self._settings = settings
+        open_model = context.models.text_model
         self._by = {
-            "complexity": "scorer" if chosen.complexity_scorer else "judge",
-            "quality": "scorer" if chosen.quality_scorer else "judge",
+            "complexity": "scorer" if settings.complexity_scorer else "judge",
+            "quality": "scorer" if settings.quality_scorer else "judge",
         }
         named = {
-            "complexity": chosen.complexity_scorer or chosen.judge_model,
-            "quality": chosen.quality_scorer or chosen.judge_model,
+            "complexity": settings.complexity_scorer or settings.judge_model,
+            "quality": settings.quality_scorer or settings.judge_model,
         }
-        self._models = {name: lend(place) for name, place in named.items() if place is not None}
+        self._models = {
+            name: open_model(reference)
+            for name, reference in named.items()
+            if reference is not None
+        }
         self.concurrency = get_concurrency(list(self._models.values()))
         self._seed = context.seed
         prints = [model.fingerprint for model in self._models.values()]
         self.fingerprint = digest_json([prints, self._by, 2])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         exchanges = get_exchanges(record)
-        if not exchanges or not all(asked.strip() for asked, _ in exchanges):
+        if not exchanges or not all(question.strip() for question, _ in exchanges):
             return {"failed": "there is no question, or no answer"}
         forms: dict[str, Callable[[str, str], Prompt]] = {
             "complexity": _place_question if self._by["complexity"] == "judge" else _form_question,
             "quality": _place_answer if self._by["quality"] == "judge" else _form_answer,
         }
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         marks: dict[str, list[float]] = {}
         for name, model in self._models.items():
-            prompts = [forms[name](asked, said) for asked, said in exchanges]
-            chosen = score_options(model, prompts, _MARKS, seed=self._seed)
-            scores = [one.expect([float(mark) for mark in _MARKS]) for one in chosen]
+            prompts = [forms[name](question, answer) for question, answer in exchanges]
+            choices = score_options(model, prompts, _MARKS, seed=self._seed)
+            scores = [complexity.expect([float(mark) for mark in _MARKS]) for complexity in choices]
             marks[name] = [score for score in scores if score is not None]
             if len(marks[name]) < len(scores):
                 return {"failed": f"no mark for {name}"}
-            found[name] = math.fsum(marks[name]) / len(scores)
-            found[f"{name}_by"] = f"{self._by[name]}, {chosen[0].way}"
+            values[name] = math.fsum(marks[name]) / len(scores)
+            values[f"{name}_by"] = f"{self._by[name]}, {choices[0].way}"
         pairs = zip(marks["complexity"], marks["quality"], strict=True)
-        found["product"] = math.fsum(one * other for one, other in pairs)
-        return found
+        values["product"] = math.fsum(complexity * quality for complexity, quality in pairs)
+        return values
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
-        chosen = self._chosen
+    def decide(self, record: Record, value: Any) -> FilterResult:
+        settings = self._settings
         product = value["product"]
         for name, score, least in (
-            ("complexity", value["complexity"], chosen.min_complexity),
-            ("quality", value["quality"], chosen.min_quality),
-            ("complexity times quality", product, chosen.min_product),
+            ("complexity", value["complexity"], settings.min_complexity),
+            ("quality", value["quality"], settings.min_quality),
+            ("complexity times quality", product, settings.min_product),
         ):
             if score < least:
-                return FilterResult(False, f"{name} too low", score, least, told=value)
-        return FilterResult(True, score=product, told=value)
+                return FilterResult(False, f"{name} too low", score, least, details=value)
+        return FilterResult(True, score=product, details=value)
 
 
-def _form_question(asked: str, said: str) -> Prompt:
-    return Prompt(text=_COMPLEXITY_FORM.format(asked=asked))
+def _form_question(question: str, answer: str) -> Prompt:
+    return Prompt(text=_COMPLEXITY_FORM.format(asked=question))
 
 
-def _form_answer(asked: str, said: str) -> Prompt:
-    return Prompt(text=_QUALITY_FORM.format(asked=asked, said=said))
+def _form_answer(question: str, answer: str) -> Prompt:
+    return Prompt(text=_QUALITY_FORM.format(asked=question, said=answer))
 
 
-def _place_question(asked: str, said: str) -> Prompt:
-    rungs = "\n".join(f"{at}: {text}" for at, text in enumerate(_LADDER, 1))
+def _place_question(question: str, answer: str) -> Prompt:
+    rungs = "\n".join(f"{level}: {text}" for level, text in enumerate(_LADDER, 1))
     words = (
         f"A ladder of tasks, each made from the one before by asking for more:\n{rungs}\n\n"
-        f"Another task:\n{fence_text(asked)}\n\nWhich rung is as demanding as this task, "
+        f"Another task:\n{fence_text(question)}\n\nWhich rung is as demanding as this task, "
         "whatever it is "
         "about? Answer with the number only, 1 to 6."
     )
     return Prompt((Message("user", words),))
 
 
-def _place_answer(asked: str, said: str) -> Prompt:
+def _place_answer(question: str, answer: str) -> Prompt:
     steps = "\n".join(_STEPS)
     words = (
-        f"Task:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}\n\nSteps of "
+        f"Task:\n{fence_text(question)}\n\nAnswer:\n{fence_text(answer)}\n\nSteps of "
         f"quality:\n{steps}\n\n"
         "On which step does the answer stand? Answer with the number only, 1 to 6."
     )

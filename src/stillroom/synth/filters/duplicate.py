@@ -1,8 +1,9 @@
 """Duplicate: no repeated question, repeated answer or near-duplicate record.
 
 Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
-are compared with kept ones only, in a fixed order, so that nothing falls to what itself fell. The
-same answer makes a repeat of two records only where it is a sentence: labels come again.
+are compared with accepted ones only, in a fixed order, so that nothing is dropped for resembling a
+dropped record. Equal answers make two records duplicates only where the answer is a sentence:
+labels recur.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ _SHOWN = 300
 
 
 class Duplicate(Filter):
-    """Drops records that repeat one already kept on the same side of the split."""
+    """Drop records that repeat one already accepted on the same side of the split."""
 
     paper: ClassVar[str] = "Broder 1997"
-    judges_passages: ClassVar[bool] = True
-    remembers: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
+    is_stateful: ClassVar[bool] = True
 
     threshold: float = Field(
-        0.8, gt=0, le=1, description="Jaccard similarity of word n-grams from which it is a repeat"
+        0.8,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word n-grams from which a record is a duplicate",
     )
-    n: int = Field(3, ge=1, le=20, description="words of an n-gram")
+    n: int = Field(3, ge=1, le=20, description="n-gram size in words")
     answer_words: int = Field(
-        5, ge=1, description="words from which the same answer makes a record a repeat"
+        5, ge=1, description="words from which an equal answer makes a record a duplicate"
     )
 
     @override
@@ -44,16 +48,16 @@ class Duplicate(Filter):
         return FilterResult(True, score=0.0)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _DuplicateState(self)
 
 
 class _DuplicateState:
-    """What was admitted so far."""
+    """The records accepted so far."""
 
-    def __init__(self, chosen: Duplicate) -> None:
-        self._threshold, self._answer_words = chosen.threshold, chosen.answer_words
-        self._hasher = MinHasher(n=chosen.n, num_bands=32, rows=4)
+    def __init__(self, settings: Duplicate) -> None:
+        self._threshold, self._answer_words = settings.threshold, settings.answer_words
+        self._hasher = MinHasher(n=settings.n, num_bands=32, rows=4)
         self._questions: dict[str, int] = {}
         self._answers: dict[str, int] = {}
         self._shown: list[str] = []
@@ -69,9 +73,9 @@ class _DuplicateState:
             like = self._shown[self._answers[answer]]
             return FilterResult(False, "same answer as one kept", 1.0, against=like)
         hashes, keys = self._hash(record)
-        candidates = {one for place in enumerate(keys) for one in self._bands.get(place, ())}
+        candidates = {index for band in enumerate(keys) for index in self._bands.get(band, ())}
         nearest, like_at = max(
-            ((jaccard_similarity(hashes, self._sets[one]), -one) for one in candidates),
+            ((jaccard_similarity(hashes, self._sets[index]), -index) for index in candidates),
             default=(0.0, 0),
         )
         if nearest >= self._threshold:
@@ -79,20 +83,20 @@ class _DuplicateState:
             return FilterResult(False, reason, nearest, self._threshold, against=like)
         return FilterResult(True, score=nearest)
 
-    def admit(self, record: Record) -> None:
+    def on_accept(self, record: Record) -> None:
         question, answer = _keys(record)
         self._questions.setdefault(question, len(self._sets))
         self._answers.setdefault(answer, len(self._sets))
-        said = " | ".join(one.content for one in record.messages)
-        self._shown.append(f"{record.id}: {said}"[:_SHOWN])
+        text = " | ".join(message.content for message in record.messages)
+        self._shown.append(f"{record.id}: {text}"[:_SHOWN])
         hashes, keys = self._hash(record)
-        for place in enumerate(keys):
-            self._bands.setdefault(place, []).append(len(self._sets))
+        for band in enumerate(keys):
+            self._bands.setdefault(band, []).append(len(self._sets))
         self._sets.append(hashes)
 
     def _hash(self, record: Record) -> tuple[HashArray, list[int]]:
-        hashes = self._hasher.shingles("\n".join(one.content for one in record.messages))
-        if not len(hashes):  # no words: such texts have nothing in common
+        hashes = self._hasher.shingles("\n".join(message.content for message in record.messages))
+        if not len(hashes):  # texts without words have nothing in common
             return hashes, []
         return hashes, self._hasher.bands(self._hasher.sign_shingles([hashes]))[0].tolist()
 

@@ -1,8 +1,8 @@
 """Entailment: every sentence of the answer is entailed by the passage, by an NLI model.
 
 Source: Honovich et al. 2022, arXiv:2204.04991 (TRUE), and Laban et al. 2022, arXiv:2111.09525
-(SummaC: sentence by sentence against windows of the source, the best window counts). The words
-alone are what the filter ``grounded`` looks at.
+(SummaC: each sentence against windows of the source; the best window counts). The filter
+``grounded`` compares words only.
 """
 
 from __future__ import annotations
@@ -34,53 +34,55 @@ __all__ = ["Entailment"]
 
 
 class Entailment(ModelScoredFilter):
-    """Drops answers with a sentence that does not follow from their passage."""
+    """Drop answers with a sentence that their passage does not entail."""
 
     paper: ClassVar[str] = "arXiv:2204.04991"
 
     checkpoint: Reference = Field(
-        description="sequence-classification checkpoint, one of whose labels is 'entailment'"
+        description="sequence-classification checkpoint with a label 'entailment'"
     )
     min_chance: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a sentence follows"
+        0.5, gt=0, lt=1, description="probability from which a sentence counts as entailed"
     )
-    window: int = Field(4, ge=1, le=100, description="sentences of the passage read at once")
+    window: int = Field(4, ge=1, le=100, description="sentences of the passage per window")
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _EntailmentState(self, context)
 
 
 class _EntailmentState(ScoringState):
-    def __init__(self, chosen: Entailment, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
-        self._model = context.models.entailment(chosen.checkpoint)
-        self.fingerprint = digest_json([self._model.fingerprint, chosen.window])
+    def __init__(self, settings: Entailment, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
+        self._model = context.models.entailment(settings.checkpoint)
+        self.fingerprint = digest_json([self._model.fingerprint, settings.window])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
+    def _score(self, record: Record) -> Any:
         passage = get_evidence_passage(record, self._context)
         source = passage.text if passage is not None else get_evidence_quote(record)
         answer = get_last_answer(record)
         if not source.strip():
             return {"failed": "it names no passage"}
-        parts = split_windows(source, self._chosen.window)
+        parts = split_windows(source, self._settings.window)
         worst, sentence = 1.0, ""
         for start, end in split_sentences(answer):
-            said = answer[start:end]
-            chance = max(self._model.entail(parts, [said] * len(parts)), default=0.0)
+            claim = answer[start:end]
+            chance = max(self._model.entail(parts, [claim] * len(parts)), default=0.0)
             if chance < worst or not sentence:
-                worst, sentence = chance, said
+                worst, sentence = chance, claim
         return {"chance": worst, "sentence": sentence}
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         chance = value["chance"]
-        if chance < self._chosen.min_chance:
-            told = {"sentence": value["sentence"]}
-            limit = self._chosen.min_chance
-            return FilterResult(False, "does not follow from the passage", chance, limit, told=told)
+        if chance < self._settings.min_chance:
+            details = {"sentence": value["sentence"]}
+            limit = self._settings.min_chance
+            return FilterResult(
+                False, "does not follow from the passage", chance, limit, details=details
+            )
         return FilterResult(True, score=chance)

@@ -1,7 +1,7 @@
 """Gopher quality: heuristics for running prose.
 
-Source: Rae et al. 2021, arXiv:2112.11446, section A1.1 (quality filtering). Differs: the bounds on
-words are for records, not for web pages, and the stop words are asked of English only.
+Source: Rae et al. 2021, arXiv:2112.11446, section A1.1 (quality filtering). Differs: the word
+bounds are set for records, not for web pages, and stop words are required in English only.
 """
 
 from __future__ import annotations
@@ -28,51 +28,64 @@ _LONG = 50
 
 
 class GopherQuality(Filter):
-    """Drops answers of symbols, bullets, ellipses or no words."""
+    """Drop answers of symbols, bullets, ellipses or no words."""
 
     paper: ClassVar[str] = "arXiv:2112.11446"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
-    min_words: int = Field(3, ge=0, description="fewest words of an answer (the paper: 50)")
-    max_words: int = Field(100_000, ge=1, description="most words of an answer")
-    min_mean_length: float = Field(3.0, ge=0, description="shortest mean length of a word")
-    max_mean_length: float = Field(10.0, gt=0, description="longest mean length of a word")
-    max_symbols: float = Field(0.1, ge=0, description="most hashes and ellipses for a word")
-    max_bullets: float = Field(0.9, ge=0, le=1, description="most lines that begin with a bullet")
-    max_ellipses: float = Field(0.3, ge=0, le=1, description="most lines that end in an ellipsis")
-    min_alphabetic: float = Field(0.8, ge=0, le=1, description="fewest words that hold a letter")
+    min_words: int = Field(3, ge=0, description="minimum words of an answer (the paper: 50)")
+    max_words: int = Field(100_000, ge=1, description="maximum words of an answer")
+    min_mean_length: float = Field(
+        3.0, ge=0, description="minimum mean length of a word, in characters"
+    )
+    max_mean_length: float = Field(
+        10.0, gt=0, description="maximum mean length of a word, in characters"
+    )
+    max_symbols: float = Field(
+        0.1, ge=0, description="maximum ratio of hashes and ellipses to words"
+    )
+    max_bullets: float = Field(
+        0.9, ge=0, le=1, description="maximum share of lines that start with a bullet"
+    )
+    max_ellipses: float = Field(
+        0.3, ge=0, le=1, description="maximum share of lines that end in an ellipsis"
+    )
+    min_alphabetic: float = Field(
+        0.8, ge=0, le=1, description="minimum share of words that contain a letter"
+    )
     min_stop_words: int = Field(
-        2, ge=0, description="fewest of eight English stop words, in English of 50 words or more"
+        2, ge=0, description="minimum of eight English stop words, in English of 50 words or more"
     )
 
     @override
     def judge(self, record: Record) -> FilterResult:
         text = get_last_answer(record)
-        found = split_words(text)
-        if not self.min_words <= len(found) <= self.max_words:
-            bound = self.min_words if len(found) < self.min_words else self.max_words
-            return FilterResult(False, "too few or too many words", float(len(found)), float(bound))
+        words = split_words(text)
+        if not self.min_words <= len(words) <= self.max_words:
+            bound = self.min_words if len(words) < self.min_words else self.max_words
+            return FilterResult(False, "too few or too many words", float(len(words)), float(bound))
         lines = [line for line in text.splitlines() if line.strip()]
-        return self._weigh_words(text, found) or self._weigh_lines(lines) or FilterResult(True)
+        return self._weigh_words(text, words) or self._weigh_lines(lines) or FilterResult(True)
 
-    def _weigh_words(self, text: str, found: list[str]) -> FilterResult | None:
-        if not found:
+    def _weigh_words(self, text: str, words: list[str]) -> FilterResult | None:
+        if not words:
             return None
-        mean = sum(map(len, found)) / len(found)
-        spaced = len(text.split()) > len(found) / 2  # scripts without spaces have other words
-        if spaced and mean < self.min_mean_length:
+        mean = sum(map(len, words)) / len(words)
+        # scripts without spaces have other word lengths
+        is_spaced = len(text.split()) > len(words) / 2
+        if is_spaced and mean < self.min_mean_length:
             return FilterResult(False, "words too short on average", mean, self.min_mean_length)
         if mean > self.max_mean_length:
             return FilterResult(False, "words too long on average", mean, self.max_mean_length)
-        symbols = len(_SYMBOL.findall(text)) / len(found)
+        symbols = len(_SYMBOL.findall(text)) / len(words)
         if symbols > self.max_symbols:
             return FilterResult(False, "too many symbols", symbols, self.max_symbols)
         tokens = [token for token in text.split() if not _BULLET.fullmatch(token)]
-        letters = sum(bool(_LETTER.search(word)) for word in tokens) / max(len(tokens), 1)
+        letters = sum(bool(_LETTER.search(token)) for token in tokens) / max(len(tokens), 1)
         if letters < self.min_alphabetic:
             return FilterResult(False, "too few words with letters", letters, self.min_alphabetic)
-        if len(found) >= _LONG and self.min_stop_words and detect_language(text) == "en":
-            stops = len(_STOP_WORDS.intersection(found))
+        if len(words) >= _LONG and self.min_stop_words and detect_language(text) == "en":
+            stops = len(_STOP_WORDS.intersection(words))
             if stops < self.min_stop_words:
                 bound = float(self.min_stop_words)
                 return FilterResult(False, "too few stop words", float(stops), bound)

@@ -1,7 +1,8 @@
 """Grounded: the answer is supported by its passage.
 
 Source: Honovich et al. 2022, arXiv:2204.04991 (consistency with a source). Differs: lexical, since
-no second model is assumed: content words must mostly, names and numbers must all, be in it.
+no second model is assumed: most content words, and all names and numbers, must occur in the
+passage.
 """
 
 from __future__ import annotations
@@ -30,21 +31,24 @@ __all__ = ["Grounded"]
 
 
 class Grounded(Filter):
-    """Drops answers that say what their passage does not."""
+    """Drop answers that their passage does not support."""
 
     paper: ClassVar[str] = "arXiv:2204.04991"
 
     min_support: float = Field(
-        0.85, ge=0, le=1, description="share of the answer's content words found in the passage"
+        0.85,
+        ge=0,
+        le=1,
+        description="share of the answer's content words that must occur in the passage",
     )
-    min_words: int = Field(3, ge=1, description="fewest content words of an answer")
+    min_words: int = Field(3, ge=1, description="minimum content words of an answer")
 
     @override
     def judge(self, record: Record) -> FilterResult:
         return self._weigh(record, None)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _GroundedState(self, context)
 
     def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
@@ -61,7 +65,7 @@ class Grounded(Filter):
         if len(set(stems)) < self.min_words:
             return FilterResult(False, "answer says too little", 0.0)
         known = set(split_words(source))
-        if any(word not in known for word in extract_names_and_numbers(answer)):
+        if any(token not in known for token in extract_names_and_numbers(answer)):
             return FilterResult(False, "a name or number is not in the passage", 0.0)
         support = compute_support(stems, set(extract_content_stems(source)))
         if support < self.min_support:
@@ -70,14 +74,14 @@ class Grounded(Filter):
 
 
 class _GroundedState:
-    def __init__(self, chosen: Grounded, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
+    def __init__(self, settings: Grounded, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._weigh(record, get_evidence_passage(record, self._context))
+        return self._settings._weigh(record, get_evidence_passage(record, self._context))
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: support does not depend on what was kept."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: support does not depend on accepted records."""
 
 
 def _stands_in(record: Record, quote: str, passage: Passage) -> bool:

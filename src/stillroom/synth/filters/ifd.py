@@ -1,10 +1,10 @@
 """IFD: instruction-following difficulty, the ratio of conditioned to unconditioned answer loss.
 
 Source: Li et al. 2023, arXiv:2308.12032 (IFD), and Li et al. 2024, arXiv:2402.00530
-(Superfiltering: a small model ranks as a large one does). ``ratio: perplexity`` is what their code
-computes, exp(L(A|Q) - L(A)); ``ratio: loss`` is the paper's first form, L(A|Q) / L(A). Above 1 the
-instruction makes the answer harder to foresee: they do not belong together. Both passes read the
-same answer tokens. The papers keep the highest share: ``min_ifd`` sets a bound instead, and the
+(Superfiltering: a small model ranks as a large one does). ``ratio: perplexity`` is the computation
+of their code, exp(L(A|Q) - L(A)); ``ratio: loss`` is the paper's first form, L(A|Q) / L(A). Above 1
+the instruction makes the answer harder to predict: they do not belong together. Both passes score
+the same answer tokens. The papers keep the highest share: ``min_ifd`` sets a bound instead, and the
 selector ``top`` takes a share.
 """
 
@@ -33,52 +33,62 @@ __all__ = ["Ifd"]
 
 
 class Ifd(ModelScoredFilter):
-    """Drops answers that their instruction does not help to foresee."""
+    """Drop answers that their instruction does not make easier to predict."""
 
     paper: ClassVar[str] = "arXiv:2402.00530"
 
     model: Reference = Field(
         "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
-        description="the causal model that judges; a small one will do",
+        description="causal model that scores; a small one suffices",
     )
     ratio: Literal["perplexity", "loss"] = Field(
-        "perplexity", description="of perplexities (Superfiltering) or of mean losses"
+        "perplexity", description="ratio of perplexities (Superfiltering) or of mean losses"
     )
-    min_ifd: float = Field(0.0, ge=0, description="less is too easy to teach anything")
-    max_ifd: float = Field(1.0, gt=0, description="more: the instruction does not help")
+    min_ifd: float = Field(0.0, ge=0, description="minimum ratio; below it a record is too easy")
+    max_ifd: float = Field(
+        1.0, gt=0, description="maximum ratio; above it the instruction does not help"
+    )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _IfdState(self, context)
 
 
 class _IfdState(ScoringState):
-    def __init__(self, chosen: Ifd, context: FilterContext) -> None:
-        self._chosen = chosen
-        self._model = context.models.text_model(chosen.model)
+    def __init__(self, settings: Ifd, context: FilterContext) -> None:
+        self._settings = settings
+        self._model = context.models.text_model(settings.model)
         self.fingerprint = digest_json([self._model.fingerprint, "ifd"])
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
-        asked, answer = get_prompt_messages(record), get_last_answer(record)
-        if not asked or not answer.strip():
+    def _score(self, record: Record) -> Any:
+        prompt, answer = get_prompt_messages(record), get_last_answer(record)
+        if not prompt or not answer.strip():
             return {"failed": "there is no question, or no answer"}
-        given, alone = self._model.score([Prompt(asked), Prompt(text="")], [answer, answer])
-        return {"given": -given.mean, "alone": -alone.mean, "tokens": len(given.logprobs)}
+        conditioned, unconditioned = self._model.score(
+            [Prompt(prompt), Prompt(text="")], [answer, answer]
+        )
+        return {
+            "given": -conditioned.mean,
+            "alone": -unconditioned.mean,
+            "tokens": len(conditioned.logprobs),
+        }
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
-        chosen, given, alone = self._chosen, value["given"], value["alone"]
-        if chosen.ratio == "perplexity":
-            ifd = math.exp(min(given - alone, 700.0))
+    def decide(self, record: Record, value: Any) -> FilterResult:
+        settings, conditioned, unconditioned = self._settings, value["given"], value["alone"]
+        if settings.ratio == "perplexity":
+            ifd = math.exp(min(conditioned - unconditioned, 700.0))
         else:
-            ifd = given / alone if alone else 1.0
-        told = {"loss_given": given, "loss_alone": alone, "ratio": chosen.ratio}
-        if ifd > chosen.max_ifd:
-            return FilterResult(False, "the question does not help", ifd, chosen.max_ifd, told=told)
-        if ifd < chosen.min_ifd:
-            return FilterResult(False, "too easy", ifd, chosen.min_ifd, told=told)
-        return FilterResult(True, score=ifd, told=told)
+            ifd = conditioned / unconditioned if unconditioned else 1.0
+        details = {"loss_given": conditioned, "loss_alone": unconditioned, "ratio": settings.ratio}
+        if ifd > settings.max_ifd:
+            return FilterResult(
+                False, "the question does not help", ifd, settings.max_ifd, details=details
+            )
+        if ifd < settings.min_ifd:
+            return FilterResult(False, "too easy", ifd, settings.min_ifd, details=details)
+        return FilterResult(True, score=ifd, details=details)

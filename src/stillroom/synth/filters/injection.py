@@ -1,13 +1,13 @@
 """Injection: no prompt injection in the record.
 
-Source: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents); Perez and Ribeiro 2022,
-arXiv:2211.09527 (orders against orders, and for the prompt itself). Differs: forms of orders, not a
-model; it catches the plain ones, and prompts treat every document as data anyway.
+Source: Greshake et al. 2023, arXiv:2302.12173 (instructions hidden in documents); Perez and Ribeiro
+2022, arXiv:2211.09527 (goal hijacking and prompt leaking). Differs: patterns, not a model; they
+catch the plain forms, and prompts treat every document as data anyway.
 
-What is looked for, mostly where a clause begins, as commands do: that what was ordered before is
-void, or is to be told; a call to a model by its name; another role, or a new task; what to do while
-this text is read; a turn that nobody took; leave to break rules. Of what a user asks for, and no
-document bears out, only orders against orders count: "respond only with the number" is a task.
+The patterns match, mostly at the start of a clause, as commands: overriding or revealing earlier
+instructions; addressing a model by name; a new role or task; instructions for when this text is
+read; forged turns; permission to break rules. In user requests without a document, only overriding
+and revealing instructions counts: "respond only with the number" is a legitimate task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLAUSE = (
     r"(?:^|[.!?:;,\n\"“”'(\[\]>*-][ \t]{0,4}|\b(?:please|kindly|now|just|and|then|must|should|to|"
     r"will) )(?:please |kindly |now |just |so |also )?"
 )
-"""Where a command may begin."""
+"""Positions where a command may start."""
 _UP_TO = r"[^.!?\n]{0,40}?"
 _NOUN = (
     r"(?:instructions?|prompts?|rules?|guidelines?|guidance|directions?|directives?|commands?|"
@@ -46,7 +46,7 @@ _TOLD = (
     rf"(?:above\b|{_GIVEN})|(?:what(?:ever)?|everything|all|anything) (?:that )?you (?:were|are|"
     r"have been|had been) (?:told|asked|given|ordered|instructed))"
 )
-"""What a model was told before."""
+"""Phrases for the instructions a model was given before."""
 _MODEL = (
     r"(?:ai(?: (?:systems?|assistants?|models?|agents?|reviewers?|readers?|tools?))?|llms?|"
     r"(?:large )?language models?|chat ?bots?|chatgpt|gpt|(?:virtual |digital )?assistants?)"
@@ -84,14 +84,14 @@ _ANYWHERE_ALWAYS = (
     rf"(?:\w+ )?(?:prompt|instructions)\b|(?:instructions?|prompts?) {_GIVEN})",
     r"do anything now\b|jailbreak",
 )
-"""Orders against orders, and for the prompt itself."""
+"""Overriding earlier instructions, and asking for the prompt itself."""
 _COMMANDS = (
     *_COMMANDS_ALWAYS,
-    # all that was ordered is void
+    # overriding all instructions
     rf"{_VOID} (?:all|any|every|each) (?:\w+ ){{0,3}}?{_NOUN}",
     r"(?:stop|drop|forget|discard|ignore) (?:what(?:ever)?|everything) (?:you (?:are|were|have "
     r"been)|above|before)\b",
-    # a model is called
+    # addressing a model
     rf"(?:note|attention|message|notice|reminder|instructions?|dear|hey|hello|hi|to)\b,?"
     rf"(?: \w+){{0,2}}? {_MODEL}(?:[,:]| (?:that|who|which|reads?|reading)\b[^.!?\n:,]{{0,30}}"
     r"[,:])",
@@ -106,18 +106,18 @@ _COMMANDS = (
     r"(?:filters?|restrictions|safety \w+|guidelines) (?:do not|don['’]t|did not|are|were|had|have)"
     r" (?:exist|apply|off|been|switched|turned|lifted)|unrestricted|evil)\b",
     r"(?:pretend to be|act as if you)\b",
-    # something else instead
+    # another task instead
     r"(?:stop|quit|cease|discontinue) (?:summari[sz]ing|translating|answering|replying|(?:the|your)"
     rf" (?:present|current) task)\b[^.!?\n]{{0,20}}(?: and|;) ?(?:just )?(?:{_TELL}|the new\b)",
 )
 _ANYWHERE = (
     *_ANYWHERE_ALWAYS,
-    # all that was ordered is void
+    # overriding all instructions
     rf"(?:{_BEFORE} (?:\w+ )?(?:instructions?|prompts?|messages?)|(?:instructions?|prompts?) above|"
     rf"{_NOUN} {_GIVEN}|your (?:\w+ )?{_NOUN}|everything you (?:were|have been) told(?: so far)?) "
     rf"{_IS_VOID}",
     rf"{_BEFORE} {_NOUN} {_IS_VOID}(?:,? so you|;| from (?:here|now) on| now\b)",
-    # a model is called
+    # addressing a model
     rf"if you(?:['’]re| are) (?:an? )?{_MODEL}\b",
     rf"{_MODEL}\b[^.!?\n]{{0,30}}\b(?:read|process|summari[sz]|index|see|pars|crawl|scrap)"
     r"(?:s|es|e|ed|ing)?\b[^.!?\n]{0,12}\bthis\b[^.!?\n]{0,25}\b(?:must|should|shall|please|has to|"
@@ -136,7 +136,7 @@ _ANYWHERE = (
     r"(?:changed|updated|replaced)\b",
     r"(?:the model|the assistant|you) (?:has|have) no (?:limits|restrictions|rules)\b",
     r"new (?:system )?instructions?\s?:",
-    # what to do while this text is read
+    # instructions for when this text is read
     r"(?:when(?:ever)?|if|while|before|after|once) (?:you(?: are)? |asked to )?(?:summari[sz]|"
     r"answer|translat|respond|reply|read|process|quot|describe?|review|rat)\w*(?: about| to)? "
     rf"this\b[^.!?\n]{{0,25}}, (?:also |always |please )?{_ADD}",
@@ -146,7 +146,7 @@ _ANYWHERE = (
     r"instead of (?:answering|summari[sz]ing|translating|replying)[^.!?\n,]{0,30}, (?:just )?"
     rf"{_TELL}",
     r"respond only with\b",
-    # leave to break rules
+    # permission to break rules
     r"(?:permission|authori[sz]ation|allowed|free) to (?:ignore|skip|bypass|override|disregard) "
     r"(?:\w+ ){0,2}?(?:safety|polic\w+|rules|guidelines|filters?|restrictions|instructions)\b",
 )
@@ -157,12 +157,12 @@ _TURN = re.compile(
     r"<{1,2}/?(?:system|SYSTEM|SYS|sys)>{1,2}[ \t]*\w|"
     r"#{2,}[ \t]*(?:Instruction|System|Human|Assistant):)"
 )
-"""A turn that nobody took."""
+"""Forged turns."""
 _SPACE = re.compile(r"[^\S\n]*\n[^\S\n]*(?=[a-z])|[^\S\n]+")
 
 
 def _join(commands: tuple[str, ...], anywhere: tuple[str, ...]) -> re.Pattern[str]:
-    """Return a pattern for text in small letters: what all forms begin with is looked for once."""
+    """Return one pattern for lowercase text; the common prefix of all forms is matched once."""
     return re.compile(rf"{_CLAUSE}(?:{'|'.join(commands)})|\b(?:{'|'.join(anywhere)})")
 
 
@@ -171,15 +171,15 @@ _ORDER = _join(_COMMANDS, _ANYWHERE)
 
 
 def _flatten(text: str) -> str:
-    """Return a text in small letters, with single spaces, and with its wrapped lines whole."""
+    """Return a text in lowercase, with single spaces and wrapped lines joined."""
     return _SPACE.sub(" ", text).lower()
 
 
 class Injection(Filter):
-    """Drops records and passages that order a model about, or hide characters."""
+    """Drop records and passages that give instructions to a model, or hide characters."""
 
     paper: ClassVar[str] = "arXiv:2302.12173"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     @override
     def judge(self, record: Record) -> FilterResult:

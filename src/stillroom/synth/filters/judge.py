@@ -1,11 +1,12 @@
 """Judge: rubric scores of one or several LLM judges; pairs are compared in both orders.
 
-Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A mark is the
-expected one under the judge's probabilities where its engine gives them (Liu et al. 2023,
+Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A score is the
+expected mark under the judge's probabilities where its engine provides them (Liu et al. 2023,
 arXiv:2303.16634). A record with a field ``rejected`` is a pair: it is kept if its answer wins. With
-``labels`` of people the judges' scale is fitted to theirs (isotonic or Platt) before it is held
-against ``min_score``. The report tells the judges' agreement (Krippendorff), how often a verdict
-turned with the order, how the score goes with length, and whether a judge also wrote the records.
+human ``labels`` the judges' scale is fitted to them (isotonic or Platt) before it is compared with
+``min_score``. The report gives the judges' agreement (Krippendorff), the share of verdicts that
+changed with the order, the correlation of score and length, and whether a judge also wrote the
+records.
 """
 
 from __future__ import annotations
@@ -53,161 +54,182 @@ _FEWEST = 5
 
 
 class Judge(ModelScoredFilter):
-    """Drops what judges find poor, and pairs whose better answer is not better."""
+    """Drop records that judges rate poorly, and pairs whose chosen answer does not win."""
 
     paper: ClassVar[str] = "arXiv:2306.05685"
 
     judges: tuple[Reference, ...] = Field(
-        min_length=1, description="the models that judge; better others than wrote the records"
+        min_length=1, description="models that judge; preferably not those that wrote the records"
     )
     rubric: Mapping[str, str] = Field(
         default_factory=lambda: dict(_RUBRIC),
-        description="criteria by name, each with what is asked of a good answer",
+        description="criteria by name, each with the requirement for a good answer",
     )
-    scale: int = Field(5, ge=2, le=9, description="the highest mark; the lowest is 1")
+    scale: int = Field(5, ge=2, le=9, description="highest mark; the lowest is 1")
     min_score: float = Field(
-        3.0, description="mean of judges and criteria that is asked for, on people's scale if any"
+        3.0,
+        description="minimum mean score of judges and criteria, on the human scale if "
+        "labels are given",
     )
     min_chance: float = Field(
-        0.5, ge=0.5, lt=1, description="of a pair's chosen answer, mean of judges and both orders"
+        0.5,
+        ge=0.5,
+        lt=1,
+        description="minimum probability of a pair's chosen answer, mean of judges and both orders",
     )
     labels: Reference | None = Field(
         None,
-        description="file of records that people have scored, in the field human_score: the "
-        "judges' scale is fitted to theirs",
+        description="file of records with human scores in the field human_score: the judges' "
+        "scale is fitted to them",
     )
     calibration: Literal["isotonic", "platt"] = Field(
-        "isotonic", description="how the judges' scale is fitted to people's; platt for yes and no"
+        "isotonic",
+        description="method of fitting the judges' scale to the human one; platt for yes and no",
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _JudgeState(self, context)
 
 
 class _JudgeState(ScoringState):
-    def __init__(self, chosen: Judge, context: FilterContext) -> None:
-        self._chosen = chosen
-        models = [context.models.text_model(place) for place in chosen.judges]
+    def __init__(self, settings: Judge, context: FilterContext) -> None:
+        self._settings = settings
+        models = [context.models.text_model(reference) for reference in settings.judges]
         self.concurrency = get_concurrency(models)
         self._judges = [
-            RubricJudge(model, chosen.rubric, scale=chosen.scale, seed=context.seed)
+            RubricJudge(model, settings.rubric, scale=settings.scale, seed=context.seed)
             for model in models
         ]
         self._names = [model.fingerprint for model in models]
         self.fingerprint = digest_json([*(judge.fingerprint for judge in self._judges), "talk"])
-        self._lessons = _read_calibration_records(chosen.labels)
-        self._fitted: IsotonicScaler | PlattScaler | None = None
-        self._told: dict[str, Any] = {}
+        self._calibration = _read_calibration_records(settings.labels)
+        self._scaler: IsotonicScaler | PlattScaler | None = None
+        self._fit_summary: dict[str, Any] = {}
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._measure)
+    def score(self, records: Sequence[Record]) -> list[Any]:
+        return score_individually(records, self._score)
 
-    def _measure(self, record: Record) -> Any:
-        asked, said = get_last_instruction(record), get_last_answer(record)
+    def _score(self, record: Record) -> Any:
+        question, answer = get_last_instruction(record), get_last_answer(record)
         rejected = record.fields.get("rejected")
         talk = get_history(record)
-        before = f"Talk so far:\n{fence_text(talk)}\n\n" if talk else ""
-        about = {"id": record.id, "length": len(said), "own": _wrote(record, self._names)}
+        context = f"Talk so far:\n{fence_text(talk)}\n\n" if talk else ""
+        facts = {"id": record.id, "length": len(answer), "own": _wrote(record, self._names)}
         if isinstance(rejected, str):
-            task = f"{before}Question:\n{fence_text(asked)}"
-            found = [one.compare([(task, said, rejected)])[0].to_json() for one in self._judges]
-            if any(one["winner"] is None for one in found):
+            task = f"{context}Question:\n{fence_text(question)}"
+            verdicts = [
+                verdict.compare([(task, answer, rejected)])[0].to_json() for verdict in self._judges
+            ]
+            if any(verdict["winner"] is None for verdict in verdicts):
                 return {"failed": "a judge gave no verdict"}
-            return {**about, "pairs": found}
-        task = f"{before}Question:\n{fence_text(asked)}\n\nAnswer:\n{fence_text(said)}"
+            return {**facts, "pairs": verdicts}
+        task = f"{context}Question:\n{fence_text(question)}\n\nAnswer:\n{fence_text(answer)}"
         ratings = [judge.rate([task])[0] for judge in self._judges]
         if any(rating.mean is None for rating in ratings):
             return {"failed": "a judge gave no mark"}
-        return {**about, "ratings": [rating.to_json() for rating in ratings]}
+        return {**facts, "ratings": [rating.to_json() for rating in ratings]}
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         if "pairs" in value:
-            chance = math.fsum(one["chance"] for one in value["pairs"]) / len(value["pairs"])
-            wins = sum(one["winner"] == "first" for one in value["pairs"])
-            told = {"judges": value["pairs"]}
-            if wins * 2 <= len(value["pairs"]) or chance <= self._chosen.min_chance:
-                limit = self._chosen.min_chance
+            chance = math.fsum(verdict["chance"] for verdict in value["pairs"]) / len(
+                value["pairs"]
+            )
+            wins = sum(verdict["winner"] == "first" for verdict in value["pairs"])
+            details = {"judges": value["pairs"]}
+            if wins * 2 <= len(value["pairs"]) or chance <= self._settings.min_chance:
+                limit = self._settings.min_chance
                 return FilterResult(
-                    False, "the chosen answer is not better", chance, limit, told=told
+                    False, "the chosen answer is not better", chance, limit, details=details
                 )
-            return FilterResult(True, score=chance, told=told)
+            return FilterResult(True, score=chance, details=details)
         raw = _mean_of(value)
         score = self._to_people(raw)
-        told = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
-        if score < self._chosen.min_score:
-            return FilterResult(False, "judged poor", score, self._chosen.min_score, told=told)
-        return FilterResult(True, score=score, told=told)
+        details = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
+        if score < self._settings.min_score:
+            return FilterResult(
+                False, "judged poor", score, self._settings.min_score, details=details
+            )
+        return FilterResult(True, score=score, details=details)
 
     @override
-    def lessons(self) -> Sequence[Record]:
-        return self._lessons
+    def calibration_records(self) -> Sequence[Record]:
+        return self._calibration
 
     @override
-    def learn(self, values: Sequence[Any]) -> None:
+    def calibrate(self, values: Sequence[Any]) -> None:
         scored = [
             (_mean_of(value), float(record.fields[_HUMAN]))
-            for record, value in zip(self._lessons, values, strict=True)
+            for record, value in zip(self._calibration, values, strict=True)
             if "ratings" in value
         ]
-        scores, labels = [one for one, _ in scored], [other for _, other in scored]
-        if self._chosen.calibration == "platt":
-            top = self._chosen.scale - 1
+        scores, labels = [score for score, _ in scored], [label for _, label in scored]
+        if self._settings.calibration == "platt":
+            top = self._settings.scale - 1
             chances = [(score - 1) / top for score in scores]
-            self._fitted = PlattScaler.fit(chances, [label > _HALF for label in labels])
+            self._scaler = PlattScaler.fit(chances, [label > _HALF for label in labels])
         else:
-            self._fitted = IsotonicScaler.fit(scores, labels)
-        gaps = [abs(self._to_people(one) - other) for one, other in scored]
-        self._told = {
+            self._scaler = IsotonicScaler.fit(scores, labels)
+        gaps = [abs(self._to_people(score) - label) for score, label in scored]
+        self._fit_summary = {
             "fitted to": len(scored),
             "mean gap to people before": _plain(_mean(abs(a - b) for a, b in scored)),
             "mean gap to people after, on the same": _plain(_mean(gaps)),
         }
 
     def _to_people(self, score: float) -> float:
-        if isinstance(self._fitted, PlattScaler):
-            return self._fitted.apply((score - 1) / (self._chosen.scale - 1))
-        return self._fitted.apply(score) if self._fitted is not None else score
+        if isinstance(self._scaler, PlattScaler):
+            return self._scaler.apply((score - 1) / (self._settings.scale - 1))
+        return self._scaler.apply(score) if self._scaler is not None else score
 
     @override
     def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
         rated = [value for value in values if "ratings" in value]
         pairs = [value for value in values if "pairs" in value]
         failed = sum("failed" in value for value in values)
-        told: dict[str, Any] = {"judged": len(values), "failed": failed, **self._told}
-        told["judged by their own writer"] = sum(bool(value.get("own")) for value in values)
+        summary: dict[str, Any] = {"judged": len(values), "failed": failed, **self._fit_summary}
+        summary["judged by their own writer"] = sum(bool(value.get("own")) for value in values)
         if rated:
-            rows = [[_mean(one["scores"].values()) for one in value["ratings"]] for value in rated]
+            rows = [
+                [_mean(verdict["scores"].values()) for verdict in value["ratings"]]
+                for value in rated
+            ]
             lengths = [value["length"] for value in rated]
-            told["ways"] = sorted({one["way"] for value in rated for one in value["ratings"]})
-            told["alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
-            told["correlation with length"] = _plain(
+            summary["ways"] = sorted(
+                {verdict["way"] for value in rated for verdict in value["ratings"]}
+            )
+            summary["alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
+            summary["correlation with length"] = _plain(
                 _correlate([_mean(row) for row in rows], lengths)
             )
         if pairs:
-            verdicts = [one for value in pairs for one in value["pairs"]]
-            told["turned with the order"] = sum(one["flipped"] for one in verdicts) / len(verdicts)
+            verdicts = [verdict for value in pairs for verdict in value["pairs"]]
+            summary["turned with the order"] = sum(
+                verdict["flipped"] for verdict in verdicts
+            ) / len(verdicts)
             marks = {"first": 1.0, "tie": 0.5, "second": 0.0}
-            rows = [[marks[one["winner"]] for one in value["pairs"]] for value in pairs]
-            told["pair alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
-        return told
+            rows = [[marks[verdict["winner"]] for verdict in value["pairs"]] for value in pairs]
+            summary["pair alpha"] = (
+                _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
+            )
+        return summary
 
 
-def _read_calibration_records(place: str | None) -> list[Record]:
-    if place is None:
+def _read_calibration_records(reference: str | None) -> list[Record]:
+    if reference is None:
         return []
-    found = [record for record in read_records(resolve_local(place)) if _is_scored(record)]
-    if len(found) < _FEWEST:
+    records = [record for record in read_records(resolve_local(reference)) if _is_scored(record)]
+    if len(records) < _FEWEST:
         raise DataError(
-            f"{place} holds {len(found)} records that people have scored",
+            f"{reference} holds {len(records)} records with a human score",
             code="synth.labels",
-            where=place,
-            expected=f"{_FEWEST} or more records with a number in the field '{_HUMAN}'",
+            where=reference,
+            expected=f"at least {_FEWEST} records with a number in the field '{_HUMAN}'",
             next="take some of records.jsonl and dropped.jsonl, and score them",
         )
-    return found
+    return records
 
 
 def _is_scored(record: Record) -> bool:
@@ -220,7 +242,7 @@ def _wrote(record: Record, judges: Sequence[str]) -> bool:
 
 
 def _mean_of(value: Mapping[str, Any]) -> float:
-    return _mean([_mean(one["scores"].values()) for one in value["ratings"]])
+    return _mean([_mean(rating["scores"].values()) for rating in value["ratings"]])
 
 
 def _mean(scores: Any) -> float:

@@ -1,8 +1,8 @@
 """Language: question and answer are in the language of the passage.
 
-Own method, over the floor's detector, which judges every message by itself: a question outweighs an
-answer of another language where both are judged as one text. Where no passage and no setting says
-which language it is, that of the question counts. Where the detector is unsure, the record is kept.
+Own method, using the shared detector on every message by itself: as one text, the question would
+outweigh an answer in another language. Where neither a passage nor a setting gives the language,
+that of the question counts. Where the detector is unsure, the record is kept.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SPOKEN = frozenset({"user", "assistant"})
 
 
 class Language(Filter):
-    """Drops records that drifted into another language."""
+    """Drop records with messages in another language."""
 
     paper: ClassVar[str] = ""
 
     languages: tuple[str, ...] = Field(
-        (), description="ISO 639-1 codes to keep; empty means that of the passage, or question"
+        (), description="ISO 639-1 codes to keep; empty: that of the passage, or of the question"
     )
 
     @override
@@ -36,28 +36,28 @@ class Language(Filter):
         return self._compare(record, "")
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _LanguageState(self, context)
 
     def _compare(self, record: Record, expected: str) -> FilterResult:
-        said = [one.content for one in record.messages if one.role in _SPOKEN]
-        found = [language for text in said if (language := detect_language(text))]
-        wanted = self.languages or ((expected,) if expected else tuple(found[:1]))
-        if any(language not in wanted for language in found):
+        texts = [message.content for message in record.messages if message.role in _SPOKEN]
+        detected = [language for text in texts if (language := detect_language(text))]
+        allowed = self.languages or ((expected,) if expected else tuple(detected[:1]))
+        if any(language not in allowed for language in detected):
             return FilterResult(False, "another language", 0.0)
         return FilterResult(True)
 
 
 class _LanguageState:
-    def __init__(self, chosen: Language, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
+    def __init__(self, settings: Language, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
         self._known: dict[str, str] = {}
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._compare(record, self._language_of(record))
+        return self._settings._compare(record, self._language_of(record))
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: languages do not depend on what was kept."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: languages do not depend on accepted records."""
 
     def _language_of(self, record: Record) -> str:
         evidence = record.fields.get("evidence")

@@ -1,11 +1,13 @@
 """License: allowed SPDX licenses only, with required attribution.
 
-Own method, over the SPDX expressions that origins carry: what is joined by ``AND`` must all be
-allowed, of what is joined by ``OR`` one is enough. A license that nobody has told is what the
-setting says it is, never silently allowed. Licenses that ask for attribution leave it in the
-record's field ``attribution``. The terms of the teachers are for the report (``synth.terms``).
+Own method, on the SPDX expressions that origins carry: of licenses joined by ``AND`` all must be
+allowed, of those joined by ``OR`` one. A missing license is treated as the setting ``unknown``
+directs, never silently allowed. The attribution that a license requires is stored in the record's
+field ``attribution``. The terms of the teacher models are reported separately
+(``stillroom.synth.output.dataset.find_model_terms``).
 
-Reads ``AND``, ``OR``, ``WITH`` and parentheses; knows a few dozen ids by what they ask, no law.
+Parses ``AND``, ``OR``, ``WITH`` and parentheses; knows the requirements of a few dozen ids. This is
+not legal advice.
 
 Source: SPDX specification 2.3, annex D (license expressions).
 """
@@ -50,56 +52,62 @@ _OPEN = (
 
 
 class License(Filter):
-    """Drops records whose license is not allowed, or that nobody has told."""
+    """Drop records whose license is not allowed or not known."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     allow: tuple[str, ...] = Field(
-        _OPEN, min_length=1, description="SPDX ids; a name that ends in * allows what begins so"
+        _OPEN,
+        min_length=1,
+        description="SPDX ids; a name that ends in * allows every id with that prefix",
     )
     unknown: Literal["drop", "keep"] = Field(
-        "drop", description="what becomes of records whose license nobody has told"
+        "drop", description="how to treat records without a license"
     )
-    attribute: bool = Field(True, description="leave the attribution that a license asks for")
+    attribute: bool = Field(True, description="add the attribution that a license requires")
 
     @override
     def judge(self, record: Record) -> FilterResult:
         return self._judge(record, None)
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _LicenseState(self, context)
 
     def _judge(self, record: Record, passage: Passage | None) -> FilterResult:
-        told = record.origin.license or (passage.origin.license if passage is not None else "")
-        if not told:
+        license_id = record.origin.license or (
+            passage.origin.license if passage is not None else ""
+        )
+        if not license_id:
             if self.unknown == "drop":
                 return FilterResult(False, "nobody tells its license", 0.0)
             return FilterResult(True)
-        terms = allowed_terms(told, self.allow)
+        terms = allowed_terms(license_id, self.allow)
         if terms is None:
-            return FilterResult(False, "license not allowed", 0.0, told={"license": told})
-        owed = [term for term in terms if requires_attribution(term)]
-        if not self.attribute or not owed or "attribution" in record.fields:
+            return FilterResult(False, "license not allowed", 0.0, details={"license": license_id})
+        attributed = [term for term in terms if requires_attribution(term)]
+        if not self.attribute or not attributed or "attribution" in record.fields:
             return FilterResult(True)
         fields = {**record.fields, "attribution": _attribute(record, passage, terms)}
-        return FilterResult(True, told={"license": told}, changed=replace(record, fields=fields))
+        return FilterResult(
+            True, details={"license": license_id}, changed=replace(record, fields=fields)
+        )
 
 
 class _LicenseState:
-    def __init__(self, chosen: License, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
+    def __init__(self, settings: License, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._judge(record, get_evidence_passage(record, self._context))
+        return self._settings._judge(record, get_evidence_passage(record, self._context))
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: a license does not depend on what was kept."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: a license does not depend on accepted records."""
 
 
 def _attribute(record: Record, passage: Passage | None, terms: tuple[str, ...]) -> str:
-    """Return a line that names the source, its place and the license."""
+    """Return a line with the source, its path and the license."""
     parts = []
     if passage is not None:
         parts += [passage.title, passage.location.path]
@@ -110,66 +118,67 @@ def _attribute(record: Record, passage: Passage | None, terms: tuple[str, ...]) 
 
 
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
-
-
 _NO_ATTRIBUTION = ("CC0-", "Unlicense", "PDDL-", "0BSD", "MIT-0", "WTFPL", "Public-Domain")
-
-
-"""Ids that ask for nothing; every other license asks at least for its notice to be kept."""
+"""Licenses without conditions; every other license requires at least that its notice is kept."""
 
 
 def allowed_terms(expression: str, allow: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the terms to be kept to, or None where the expression is not allowed.
+    """Return the license terms to comply with, or None if the expression is not allowed.
 
     Args:
-        expression: As ``(MIT OR Apache-2.0) AND CC-BY-4.0``; what cannot be read is one term.
-        allow: Ids; one that ends in ``*`` allows all that begin so.
+        expression: Such as ``(MIT OR Apache-2.0) AND CC-BY-4.0``; one that cannot be parsed is
+            taken as one term.
+        allow: License ids; one that ends in ``*`` allows every id with that prefix.
     """
     tokens = _TOKEN.findall(expression)
     try:
-        found, at = _read_or(tokens, 0, allow)
+        accepted, position = _read_or(tokens, 0, allow)
     except IndexError:
         return (expression,) if _is_allowed(expression, allow) else None
-    if at != len(tokens):
+    if position != len(tokens):
         return (expression,) if _is_allowed(expression, allow) else None
-    return tuple(dict.fromkeys(found)) if found is not None else None
+    return tuple(dict.fromkeys(accepted)) if accepted is not None else None
 
 
 def requires_attribution(term: str) -> bool:
-    """Return whether a license asks that its source or notice be named."""
+    """Return whether a license requires that its source or notice is named."""
     return not term.startswith(_NO_ATTRIBUTION)
 
 
-def _read_or(tokens: Sequence[str], at: int, allow: Sequence[str]) -> tuple[list[str] | None, int]:
-    found, at = _read_and(tokens, at, allow)
-    while at < len(tokens) and tokens[at].upper() == "OR":
-        other, at = _read_and(tokens, at + 1, allow)
-        found = found if found is not None else other
-    return found, at
+def _read_or(
+    tokens: Sequence[str], position: int, allow: Sequence[str]
+) -> tuple[list[str] | None, int]:
+    accepted, position = _read_and(tokens, position, allow)
+    while position < len(tokens) and tokens[position].upper() == "OR":
+        alternative, position = _read_and(tokens, position + 1, allow)
+        accepted = accepted if accepted is not None else alternative
+    return accepted, position
 
 
-def _read_and(tokens: Sequence[str], at: int, allow: Sequence[str]) -> tuple[list[str] | None, int]:
-    found, at = _read_term(tokens, at, allow)
-    while at < len(tokens) and tokens[at].upper() == "AND":
-        other, at = _read_term(tokens, at + 1, allow)
-        found = [*found, *other] if found is not None and other is not None else None
-    return found, at
+def _read_and(
+    tokens: Sequence[str], position: int, allow: Sequence[str]
+) -> tuple[list[str] | None, int]:
+    accepted, position = _read_term(tokens, position, allow)
+    while position < len(tokens) and tokens[position].upper() == "AND":
+        more, position = _read_term(tokens, position + 1, allow)
+        accepted = [*accepted, *more] if accepted is not None and more is not None else None
+    return accepted, position
 
 
 def _read_term(
-    tokens: Sequence[str], at: int, allow: Sequence[str]
+    tokens: Sequence[str], position: int, allow: Sequence[str]
 ) -> tuple[list[str] | None, int]:
-    if tokens[at] == "(":
-        found, at = _read_or(tokens, at + 1, allow)
-        if tokens[at] != ")":
+    if tokens[position] == "(":
+        accepted, position = _read_or(tokens, position + 1, allow)
+        if tokens[position] != ")":
             raise IndexError
-        return found, at + 1
-    term = tokens[at]
-    at += 1
-    if at + 1 < len(tokens) and tokens[at].upper() == "WITH":
-        term = f"{term} WITH {tokens[at + 1]}"
-        at += 2
-    return ([term] if _is_allowed(term, allow) else None), at
+        return accepted, position + 1
+    term = tokens[position]
+    position += 1
+    if position + 1 < len(tokens) and tokens[position].upper() == "WITH":
+        term = f"{term} WITH {tokens[position + 1]}"
+        position += 2
+    return ([term] if _is_allowed(term, allow) else None), position
 
 
 def _is_allowed(term: str, allow: Sequence[str]) -> bool:

@@ -1,12 +1,12 @@
 """Personal: reject or mask personal data such as addresses, numbers and keys.
 
-Own method, by form and check digit (``text.personal``). ``action: mask`` puts a pseudonym in place
-of each find instead of dropping the record, in the messages and in every field: the same value is
-the same pseudonym throughout, and no pseudonym can be dialed, paid to or mailed. Names and postal
-addresses are not looked for: they cannot be told by their form.
+Own method, by pattern and check digit (``text.personal``). ``action: mask`` replaces each match
+with a pseudonym instead of dropping the record, in the messages and in every field: equal values
+get equal pseudonyms, and no pseudonym is a valid phone number, account or address. Names and postal
+addresses are not detected: patterns cannot recognize them.
 
-The words of the evidence are masked as the messages are, so that they still agree; their offsets
-count in the document as it was.
+The evidence is masked like the messages, so that they still agree; its offsets refer to the
+original document.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = [
 
 
 class Personal(Filter):
-    """Drops records that hold what identifies or exposes a person, or masks it."""
+    """Drop or mask records with data that identify or expose a person."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     kinds: tuple[PiiKind, ...] = Field(
         ("email", "phone", "card", "iban", "ssn", "ip", "secret"),
         min_length=1,
-        description="what is looked for",
+        description="kinds of data to detect",
     )
-    action: Literal["drop", "mask"] = Field("drop", description="what becomes of the record")
+    action: Literal["drop", "mask"] = Field("drop", description="drop the record, or mask the data")
     style: Literal["tag", "surrogate"] = Field(
         "tag",
-        description="of a mask: [email-3f2a91], or a value of the same form that belongs to nobody",
+        description="style of a mask: [email-3f2a91], or an unassigned value of the same form",
     )
     key: Secret | None = Field(
         None,
-        description="secret that pseudonyms are made with; without one they follow from the seed, "
-        "and who knows the recipe can test a guess",
+        description="secret key of the pseudonyms; without one they are derived from the seed, "
+        "and anyone with the recipe can test a guess",
     )
 
     @override
@@ -58,7 +58,7 @@ class Personal(Filter):
         return self._judge(record, Pseudonymizer("", self.style))
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         secret = self.key.reveal() if self.key is not None else f"seed {context.seed}"
         return _PersonalState(self, Pseudonymizer(secret, self.style))
 
@@ -67,38 +67,36 @@ class Personal(Filter):
             changed, counts = mask_record(record, self.kinds, pseudonyms)
             total = float(sum(counts.values()))
             if counts:
-                return FilterResult(True, score=total, told={"masked": counts}, changed=changed)
+                return FilterResult(True, score=total, details={"masked": counts}, changed=changed)
             return FilterResult(True, score=0.0)
         for text in dict.fromkeys(iter_text_fields(record)):  # a rejected answer is exported too
-            found = [one for one in find_pii(text) if one.kind in self.kinds]
-            if found:
+            matches = [match for match in find_pii(text) if match.kind in self.kinds]
+            if matches:
                 return FilterResult(
-                    False, f"personal data: {found[0].kind}", float(len(found)), limit=0.0
+                    False, f"personal data: {matches[0].kind}", float(len(matches)), limit=0.0
                 )
         return FilterResult(True, score=0.0)
 
 
 class _PersonalState:
-    def __init__(self, chosen: Personal, pseudonyms: Pseudonymizer) -> None:
-        self._chosen, self._pseudonyms = chosen, pseudonyms
+    def __init__(self, settings: Personal, pseudonyms: Pseudonymizer) -> None:
+        self._settings, self._pseudonyms = settings, pseudonyms
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._judge(record, self._pseudonyms)
+        return self._settings._judge(record, self._pseudonyms)
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: a pseudonym follows from the value alone."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: a pseudonym depends on the value only."""
 
 
 _UNMASKED_FIELDS = frozenset(
     str.split("passage_id document_id split id persona_id related_to rejected_by source")
 )
-
-
-"""Fields that name things of ours, and are never masked."""
+"""Fields with internal identifiers, which are never masked."""
 
 
 def iter_text_fields(record: Record) -> Iterator[str]:
-    """Yield every text of a record: its messages, then all that its fields say."""
+    """Yield every text of a record: its messages, then the values of its fields."""
     for message in record.messages:
         yield message.content
     for name, value in record.fields.items():
@@ -108,18 +106,18 @@ def iter_text_fields(record: Record) -> Iterator[str]:
 def mask_record(
     record: Record, kinds: Collection[PiiKind], pseudonyms: Pseudonymizer
 ) -> tuple[Record, dict[str, int]]:
-    """Return the record with pseudonyms, and how many of each kind its messages and fields held.
+    """Return the masked record, and the number of matches of each kind in messages and fields.
 
-    A record with nothing to mask comes back as it is.
+    A record with nothing to mask is returned unchanged.
     """
     counts: Counter[str] = Counter()
 
     def mask(text: str) -> str:
-        found = [one for one in find_pii(text) if one.kind in kinds]
-        counts.update(one.kind for one in found)
-        return pseudonyms.mask(text, found) if found else text
+        matches = [match for match in find_pii(text) if match.kind in kinds]
+        counts.update(match.kind for match in matches)
+        return pseudonyms.mask(text, matches) if matches else text
 
-    messages = tuple(Message(one.role, mask(one.content)) for one in record.messages)
+    messages = tuple(Message(message.role, mask(message.content)) for message in record.messages)
     fields = {name: _mask_value(name, value, mask) for name, value in record.fields.items()}
     if not counts:
         return record, {}

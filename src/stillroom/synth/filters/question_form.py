@@ -1,6 +1,7 @@
 """Question form: a single question of suitable length with a question mark.
 
-Own method; the list of opening words is English, and other languages are judged by their mark.
+Own method; the list of opening words is English, and questions in other scripts are checked for
+their question mark only.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ _DONE_TWICE = re.compile(
 
 
 class QuestionForm(Filter):
-    """Drops what is no question, is several or no sentence, or trails off."""
+    """Drop texts that are not one complete question."""
 
     paper: ClassVar[str] = ""
 
-    min_words: int = Field(4, ge=1, description="shortest question")
-    max_words: int = Field(30, ge=2, description="longest question")
+    min_words: int = Field(4, ge=1, description="minimum words of a question")
+    max_words: int = Field(30, ge=2, description="maximum words of a question")
 
     @override
     def judge(self, record: Record) -> FilterResult:

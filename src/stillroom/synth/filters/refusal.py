@@ -1,7 +1,7 @@
 """Refusal: no refusal, apology or self-reference of the teacher.
 
-Own method: a list of openings and self-descriptions, in the languages teachers refuse in most. Of
-what the user says only talk of being a model counts: "please provide a list" is a task.
+Own method: a list of openings and self-descriptions, in the languages in which teachers refuse
+most. In user messages only self-descriptions count: "please provide a list" is a task.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _REFUSAL = re.compile(
 
 
 class Refusal(Filter):
-    """Drops refusals, apologies and talk of being a model."""
+    """Drop refusals, apologies and self-descriptions of a model."""
 
     paper: ClassVar[str] = ""
 

@@ -1,11 +1,11 @@
 """Repetition: no degenerate repetition within a message.
 
-Source: Rae et al. 2021, arXiv:2112.11446, table A1. The paper's thirteen rules are applied to
-messages long enough for them; to shorter ones a bound on the share of repeated n-grams. Loops of a
-few characters without a space are found as such. Both of these are the room's own.
+The paper's thirteen rules apply to messages long enough for them; shorter ones have a bound on the
+share of repeated n-grams, and loops of a few characters without a space are detected separately.
+Both of these are Stillroom's own.
 
-Shares of characters count the words' own characters, so that neither spaces nor punctuation move
-them. Knows words, lines and paragraphs, no language.
+Shares of characters count the words' characters only, so that neither spaces nor punctuation affect
+them. Works on words, lines and paragraphs of any language.
 
 Source: Rae et al. 2021, arXiv:2112.11446, table A1.
 """
@@ -33,22 +33,14 @@ __all__ = [
 
 
 _SIZES = (2, 3, 4)
-
-
 _MIN_WORDS = 8
-
-
 _LONG_PIECE = 40
-
-
 _MOST_LOOKED = 20_000
-
-
 _LOOP = re.compile(r"(\S{1,12}?)\1{7,}")
 
 
 class Repetition(Filter):
-    """Drops looping messages, and answers that only repeat the question."""
+    """Drop looping messages, and answers that only repeat the question."""
 
     paper: ClassVar[str] = "arXiv:2112.11446"
 
@@ -56,13 +48,13 @@ class Repetition(Filter):
         0.25,
         ge=0,
         le=1,
-        description="largest share of a short message's n-grams that are repeats",
+        description="maximum share of repeated n-grams in a short message",
     )
     long_words: int = Field(
-        100, ge=20, description="words from which a message is judged by Gopher's rules"
+        100, ge=20, description="words from which Gopher's rules apply to a message"
     )
     strictness: float = Field(
-        1.0, gt=0, le=10, description="Gopher's bounds are divided by this; above 1 drops more"
+        1.0, gt=0, le=10, description="divisor of Gopher's bounds; above 1 drops more"
     )
 
     @override
@@ -70,19 +62,21 @@ class Repetition(Filter):
         worst = 0.0
         for message in record.messages:
             if loop := _find_loop(message.content):
-                return FilterResult(False, "repeats itself", 1.0, told={"loop": loop})
-            found = split_words(message.content)
-            if len(found) >= self.long_words:
+                return FilterResult(False, "repeats itself", 1.0, details={"loop": loop})
+            words = split_words(message.content)
+            if len(words) >= self.long_words:
                 verdict = self._apply_rules(message.content)
                 if not verdict.keep:
                     return verdict
-            elif len(found) >= _MIN_WORDS:
-                worst = max(worst, *(_repeated(found, size) for size in _SIZES))
+            elif len(words) >= _MIN_WORDS:
+                worst = max(worst, *(_repeated(words, size) for size in _SIZES))
         if worst > self.max_share:
             return FilterResult(False, "repeats itself", worst, self.max_share)
         if len(record.messages) > 1:
-            asked, said = (split_words(message.content) for message in record.messages[-2:])
-            if asked == said:
+            question_words, answer_words = (
+                split_words(message.content) for message in record.messages[-2:]
+            )
+            if question_words == answer_words:
                 return FilterResult(False, "answer is the question", 1.0)
         return FilterResult(True, score=worst)
 
@@ -90,27 +84,29 @@ class Repetition(Filter):
         measured = measure_repetition(text)
         for rule, bound in GOPHER_LIMITS.items():
             if measured[rule] > bound / self.strictness:
-                told = {"rule": rule}
+                details = {"rule": rule}
                 limit = bound / self.strictness
-                return FilterResult(False, "repeats itself", measured[rule], limit, told=told)
+                return FilterResult(False, "repeats itself", measured[rule], limit, details=details)
         return FilterResult(True)
 
 
 def _find_loop(text: str) -> str:
-    """Return what goes on and on within a piece without spaces; rules of dashes are none."""
+    """Return the repeated unit of a piece without spaces; rules of dashes are not loops."""
     for piece in text.split():
         if len(piece) < _LONG_PIECE:
             continue
         for match in _LOOP.finditer(piece[:_MOST_LOOKED]):
             unit = match[1]
-            is_said = any(one.isalnum() or unicodedata.category(one) == "So" for one in unit)
-            if is_said and match.end() - match.start() >= _LONG_PIECE:
+            has_content = any(
+                character.isalnum() or unicodedata.category(character) == "So" for character in unit
+            )
+            if has_content and match.end() - match.start() >= _LONG_PIECE:
                 return unit
     return ""
 
 
-def _repeated(found: list[str], size: int) -> float:
-    grams = Counter(zip(*(found[start:] for start in range(size)), strict=False))
+def _repeated(words: list[str], size: int) -> float:
+    grams = Counter(zip(*(words[start:] for start in range(size)), strict=False))
     total = sum(grams.values())
     return (total - len(grams)) / total if total else 0.0
 
@@ -130,57 +126,54 @@ GOPHER_LIMITS = {
     "characters in duplicate 9-grams": 0.11,
     "characters in duplicate 10-grams": 0.10,
 }
-
-
-"""The paper's bounds, by what is measured."""
-
+"""The paper's bounds by measure."""
 
 _TOP_NGRAMS, _DUPLICATE_NGRAMS = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 
 
 def measure_repetition(text: str) -> dict[str, float]:
     """Return every measure of ``GOPHER_LIMITS`` for a text, from 0 to 1."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, mark in (("lines", "\n"), ("paragraphs", "\n\n")):
         parts = [part.strip() for part in text.split(mark) if part.strip()]
         repeats = _find_repeats(parts)
-        found[f"duplicate {name}"] = len(repeats) / max(len(parts), 1)
+        values[f"duplicate {name}"] = len(repeats) / max(len(parts), 1)
         size = max(sum(map(len, parts)), 1)
-        found[f"characters in duplicate {name}"] = sum(map(len, repeats)) / size
-    told = split_words(text)
-    total = max(sum(map(len, told)), 1)
+        values[f"characters in duplicate {name}"] = sum(map(len, repeats)) / size
+    words = split_words(text)
+    total = max(sum(map(len, words)), 1)
     for n in _TOP_NGRAMS:
-        grams = Counter(zip(*(told[at:] for at in range(n)), strict=False))
+        grams = Counter(zip(*(words[start:] for start in range(n)), strict=False))
         most = max(
             (sum(map(len, gram)) * count for gram, count in grams.items() if count > 1), default=0
         )
-        found[f"characters in the commonest {n}-gram"] = min(most / total, 1.0)
+        values[f"characters in the commonest {n}-gram"] = min(most / total, 1.0)
     for n in _DUPLICATE_NGRAMS:
-        found[f"characters in duplicate {n}-grams"] = _count_covered(told, n) / total
-    return found
+        values[f"characters in duplicate {n}-grams"] = _count_covered(words, n) / total
+    return values
 
 
 def _find_repeats(parts: Sequence[str]) -> list[str]:
-    """Return every part that stood before already."""
-    seen: set[str] = set()
-    again = []
+    """Return every part that is equal to an earlier one."""
+    known: set[str] = set()
+    repeats = []
     for part in parts:
-        if part in seen:
-            again.append(part)
-        seen.add(part)
-    return again
+        if part in known:
+            repeats.append(part)
+        known.add(part)
+    return repeats
 
 
-def _count_covered(told: Sequence[str], n: int) -> int:
-    """Return how many characters lie in n-grams that stood before; none is counted twice."""
-    seen: set[tuple[str, ...]] = set()
-    covered, at = 0, 0
-    while at + n <= len(told):
-        gram = tuple(told[at : at + n])
-        if gram in seen:
+def _count_covered(words: Sequence[str], n: int) -> int:
+    """Return the number of characters in n-grams that occurred before; none is counted twice."""
+    known: set[tuple[str, ...]] = set()
+    covered, position = 0, 0
+    while position + n <= len(words):
+        gram = tuple(words[position : position + n])
+        if gram in known:
             covered += sum(map(len, gram))
-            at += n
+            position += n
         else:
-            seen.add(gram)
-            at += 1
+            known.add(gram)
+            position += 1
     return covered

@@ -1,11 +1,11 @@
 """Reworded: no rephrased benchmark item, by embeddings and lexical anchors.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names, numbers and answers
-stand beside the cosine (``text.rewording``), and no judge is asked; ``stillroom synth
-decontaminate`` asks one. Looked for are the run's own held-out questions and those of the files
-that ``against`` names. What finds copies is the filter ``decontaminate``. A record that could not
-be embedded is dropped as that, never called clean. Where records are about the very documents that
-the items are about, questions of one name look alike: a higher threshold then costs fewer records.
+complement the cosine (``text.rewording``), and no judge is used; ``stillroom synth decontaminate``
+can use one. Test items are the run's own held-out questions and those of the files in ``against``.
+Copies are found by the filter ``decontaminate``. A record that could not be embedded is dropped as
+unmeasured, never reported as clean. Where records and items are about the same documents, questions
+about one name look alike: a higher threshold then costs fewer records.
 """
 
 from __future__ import annotations
@@ -35,37 +35,38 @@ __all__ = ["Reworded"]
 
 
 class Reworded(ModelScoredFilter):
-    """Drops training records that ask what a test item asks, in other words."""
+    """Drop training records that ask what a test item asks, in other words."""
 
     paper: ClassVar[str] = "arXiv:2311.04850"
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
     against: tuple[Reference, ...] = Field(
-        (), description="files or artifacts of records whose questions must not be there"
+        (), description="files or artifacts of records whose questions must not occur"
     )
     threshold: float = Field(
-        LeakThresholds().reworded, gt=0, description="score from which a text is a rewording"
+        LeakThresholds().reworded, gt=0, description="score from which a text counts as a rewording"
     )
 
     @override
-    def begin(self, context: FilterContext) -> ScoringState:
+    def start(self, context: FilterContext) -> ScoringState:
         return _RewordedState(self, context)
 
 
 class _RewordedState(ScoringState):
-    def __init__(self, chosen: Reworded, context: FilterContext) -> None:
-        self._chosen = chosen
-        found = {item.text: item.answer for item in read_benchmark_items(chosen.against)}
+    def __init__(self, settings: Reworded, context: FilterContext) -> None:
+        self._settings = settings
+        items = {item.text: item.answer for item in read_benchmark_items(settings.against)}
         for record in context.held_out:
-            found.setdefault(get_text_field(record, "question"), get_final_answer(record))
-        found.pop("", None)
-        self._items = list(found)
-        self._answers = BenchmarkAnswers(list(found.values()))
-        self._embedder = context.models.embedder(chosen.embedder)
-        counted = [one.text for one in context.passages.values()] or self._items
+            items.setdefault(get_text_field(record, "question"), get_final_answer(record))
+        items.pop("", None)
+        self._items = list(items)
+        self._answers = BenchmarkAnswers(list(items.values()))
+        self._embedder = context.models.embedder(settings.embedder)
+        counted = [passage.text for passage in context.passages.values()] or self._items
         frequency, count = count_document_frequencies(counted)
         self._index: ParaphraseIndex | None = None
         if self._items:
@@ -78,34 +79,41 @@ class _RewordedState(ScoringState):
             )
             vectors = self._embedder.embed(words.asked, kind="passage")
             self._index = ParaphraseIndex(words.asked, vectors, frequency=frequency, texts=count)
-        told = [self._embedder.fingerprint, sorted(found.items()), sorted(frequency.items()), count]
-        self.fingerprint = digest_json(told)
+        parts = [
+            self._embedder.fingerprint,
+            sorted(items.items()),
+            sorted(frequency.items()),
+            count,
+        ]
+        self.fingerprint = digest_json(parts)
 
     @override
-    def measure(self, records: Sequence[Record]) -> list[Any]:
+    def score(self, records: Sequence[Record]) -> list[Any]:
         pieces = [
-            (at, *piece) for at, record in enumerate(records) for piece in split_pieces(record)
+            (index, *piece)
+            for index, record in enumerate(records)
+            for piece in split_pieces(record)
         ]
         best: list[ParaphraseScore | None] = [None] * len(records)
         if self._index is not None and pieces:
             vectors = self._embedder.embed([text for _, text, _ in pieces], kind="passage")
             answered = [self._answers.same_as(record) for record in records]
             denied = [self._answers.unlike(record) for record in records]
-            for (at, text, is_stated), vector in zip(pieces, vectors, strict=True):
-                found = self._index.find(
-                    text, vector, answered[at], is_stated=is_stated, denied=denied[at]
+            for (index, text, is_stated), vector in zip(pieces, vectors, strict=True):
+                match = self._index.find(
+                    text, vector, answered[index], is_stated=is_stated, denied=denied[index]
                 )
-                known = best[at]
-                if found is not None and (known is None or found.score > known.score):
-                    best[at] = found
-        return [None if one is None else [one.item, round(one.score, 6)] for one in best]
+                best_match = best[index]
+                if match is not None and (best_match is None or match.score > best_match.score):
+                    best[index] = match
+        return [None if match is None else [match.item, round(match.score, 6)] for match in best]
 
     @override
-    def weigh(self, record: Record, value: Any) -> FilterResult:
+    def decide(self, record: Record, value: Any) -> FilterResult:
         if value is None:
             return FilterResult(True, score=0.0)
         item, score = value
-        if score < self._chosen.threshold:
+        if score < self._settings.threshold:
             return FilterResult(True, score=score)
-        reason, limit = "a test item in other words", self._chosen.threshold
+        reason, limit = "a test item in other words", self._settings.threshold
         return FilterResult(False, reason, score, limit, against=self._items[item])

@@ -1,7 +1,7 @@
 """Schema: the answer, or a field, is JSON valid under a JSON Schema.
 
 Source: JSON Schema, draft 2020-12 (validation by the jsonschema package). A Markdown fence around
-the JSON is let pass unless ``fence`` says otherwise.
+the JSON is accepted unless ``fence`` is false.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Schema"]
 
 
 class Schema(Filter):
-    """Drops records whose answer is not JSON of the shape asked for."""
+    """Drop records whose answer is not JSON valid under the schema."""
 
     paper: ClassVar[str] = ""
 
     fits: Mapping[str, Any] = Field(
         default_factory=lambda: {"type": "object"}, description="the JSON Schema"
     )
-    field: str = Field("", description="field that is looked at; by default the last answer")
-    fence: bool = Field(True, description="whether a Markdown fence may stand around the JSON")
+    field: str = Field("", description="field to check; by default the last answer")
+    fence: bool = Field(True, description="whether to accept a Markdown fence around the JSON")
 
     @field_validator("fits")
     @classmethod
@@ -46,11 +46,13 @@ class Schema(Filter):
             try:
                 value = parse_json(value)
             except ValueError as error:
-                return FilterResult(False, "not JSON", 0.0, told={"why": str(error)})
+                return FilterResult(False, "not JSON", 0.0, details={"why": str(error)})
         elif value is None:
-            return FilterResult(False, "not JSON", 0.0, told={"why": f"there is no {self.field}"})
+            return FilterResult(
+                False, "not JSON", 0.0, details={"why": f"there is no {self.field}"}
+            )
         misfit = find_violation(value, self.fits)
         if misfit is not None:
-            told = {"at": misfit.pointer or "/", "why": misfit.why}
-            return FilterResult(False, "does not fit the schema", 0.0, told=told)
+            details = {"at": misfit.pointer or "/", "why": misfit.why}
+            return FilterResult(False, "does not fit the schema", 0.0, details=details)
         return FilterResult(True)

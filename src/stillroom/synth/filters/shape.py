@@ -1,8 +1,8 @@
 """Shape: non-empty messages, a final assistant turn, and no prompt or template leakage.
 
-Own method; the traces looked for are control tokens and role headers. The labels of our prompts
-about passages are looked for in records about passages alone: elsewhere a task may well say
-``Text:``, and an answer be JSON.
+Own method; it detects control tokens and role headers. The labels of Stillroom's prompts about
+passages are detected only in records about passages: elsewhere a task may well contain ``Text:``,
+and an answer be JSON.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ _WORD = re.compile(r"\w")
 
 
 class Shape(Filter):
-    """Drops empty, unfinished, overlong and leaking records."""
+    """Drop empty, unfinished, overlong and leaking records."""
 
     paper: ClassVar[str] = ""
-    judges_passages: ClassVar[bool] = True
+    accepts_passages: ClassVar[bool] = True
 
     min_characters: int = Field(
-        8, ge=1, description="shortest question or plain text, in characters"
+        8, ge=1, description="minimum length of a question or plain text, in characters"
     )
     min_answer: int = Field(
-        1, ge=1, description="shortest answer to a question, in characters: labels are short"
+        1, ge=1, description="minimum length of an answer, in characters: labels are short"
     )
-    max_characters: int = Field(20_000, ge=1, description="longest message, in characters")
+    max_characters: int = Field(
+        20_000, ge=1, description="maximum length of a message, in characters"
+    )
 
     @override
     def judge(self, record: Record) -> FilterResult:
         texts = [message.content for message in record.messages]
         if not texts or record.messages[-1].role != "assistant":
             return FilterResult(False, "does not end with the assistant", 0.0)
-        for at, text in enumerate(texts):
-            is_answer = at > 0 and record.messages[at].role in {"assistant", "tool"}
+        for index, text in enumerate(texts):
+            is_answer = index > 0 and record.messages[index].role in {"assistant", "tool"}
             least = self.min_answer if is_answer else self.min_characters
             if len(text.strip()) < least or not _WORD.search(text):
                 return FilterResult(False, "empty or too short", float(len(text.strip())))
@@ -58,10 +60,12 @@ class Shape(Filter):
             return FilterResult(False, "too long", float(longest))
         if "\ufffd" in "".join(texts):
             return FilterResult(False, "holds broken characters", 0.0)
-        is_made = len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
-        if is_made and any(_LEAK.search(text) for text in texts):
+        is_generated = (
+            len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
+        )
+        if is_generated and any(_LEAK.search(text) for text in texts):
             return FilterResult(False, "leaks a prompt or template", 0.0)
-        is_about = len(texts) > 1 and "evidence" in record.fields
-        if is_about and any(_LABELS.search(text) for text in texts):
+        has_evidence = len(texts) > 1 and "evidence" in record.fields
+        if has_evidence and any(_LABELS.search(text) for text in texts):
             return FilterResult(False, "leaks a prompt or template", 0.0)
         return FilterResult(True)

@@ -1,7 +1,7 @@
 """Standalone: the question is understandable without its passage.
 
-Own method: no words that point at an unseen text, no pronoun before its noun, and at least one word
-specific enough to say what is asked about.
+Own method: no words that refer to an unseen text, no pronoun before its noun, and at least one word
+specific enough to identify the subject.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _RARE_FLOOR = 3
 
 
 class Standalone(Filter):
-    """Drops questions that lean on a text the reader does not see."""
+    """Drop questions that depend on a text the reader does not see."""
 
     paper: ClassVar[str] = ""
 
     common_share: float = Field(
-        0.03, gt=0, le=1, description="a word in more of the passages than this is not specific"
+        0.03, gt=0, le=1, description="share of passages above which a word is not specific"
     )
 
     @override
@@ -49,7 +49,7 @@ class Standalone(Filter):
         return self._weigh(record, FilterContext())
 
     @override
-    def begin(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> FilterState:
         return _StandaloneState(self, context)
 
     def _weigh(self, record: Record, context: FilterContext) -> FilterResult:
@@ -73,30 +73,32 @@ class Standalone(Filter):
     ) -> set[str]:
         marked = " ".join(part for match in _MARKED.findall(question) for part in match)
         named = {
-            stem(word) for word in [*split_words(marked), *extract_names_and_numbers(question)]
+            stem(token) for token in [*split_words(marked), *extract_names_and_numbers(question)]
         }
         passage = get_evidence_passage(record, context)
         if passage is not None:
             named.update(extract_content_stems(" ".join((*passage.headings, passage.title))))
         limit = max(_RARE_FLOOR, int(self.common_share * len(context.passages)))
-        return {word for word in stems if word in named or context.frequency.get(word, 0) <= limit}
+        return {
+            token for token in stems if token in named or context.frequency.get(token, 0) <= limit
+        }
 
 
 class _StandaloneState:
-    def __init__(self, chosen: Standalone, context: FilterContext) -> None:
-        self._chosen, self._context = chosen, context
+    def __init__(self, settings: Standalone, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        return self._chosen._weigh(record, self._context)
+        return self._settings._weigh(record, self._context)
 
-    def admit(self, record: Record) -> None:
-        """Remember nothing: a question stands alone or not, whatever else was kept."""
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: the verdict does not depend on accepted records."""
 
 
 def _leads_with_pronoun(question: str, stems: list[str]) -> bool:
-    for word in split_words(question):
-        if word in _PRONOUNS:
+    for token in split_words(question):
+        if token in _PRONOUNS:
             return True
-        if stem(word) in stems:
+        if stem(token) in stems:
             return False
     return False

@@ -1,8 +1,8 @@
 """Verified: the answer passes a rule-based verifier.
 
-Own method over the seam ``evaluate.verifiers``, whose methods generators draw by as well: what was
-written by people, or by another tool, is held to the same rule. The right answer, the tests or the
-pattern stand in the record's fields.
+Own method using the registry ``evaluate.verifiers``, which generators use as well: records from
+people or from other tools are checked by the same rules. The reference answer, the tests or the
+pattern are in the record's fields.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["Verified"]
 
 
 class Verified(Filter):
-    """Drops answers that a verifier finds wrong, or that it has nothing to check by."""
+    """Drop answers that a verifier rejects or cannot check."""
 
     paper: ClassVar[str] = ""
 
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how an answer is checked"
+        "maths", validate_default=True, description="method of checking an answer"
     )
-    field: str = Field("", description="field that is checked; by default the last answer")
+    field: str = Field("", description="field to check; by default the last answer")
     unverifiable: Literal["drop", "keep"] = Field(
-        "drop", description="what becomes of records that give nothing to check by"
+        "drop", description="how to treat records that cannot be checked"
     )
 
     @override
@@ -43,5 +43,5 @@ class Verified(Filter):
         check = self.verifier.check(text, record.fields)
         if check.keep:
             return FilterResult(True, score=check.score)
-        told = {"verifier": self.verifier.method_name()}
-        return FilterResult(False, check.reason or "wrong", check.score, told=told)
+        details = {"verifier": self.verifier.method_name()}
+        return FilterResult(False, check.reason or "wrong", check.score, details=details)

@@ -1,3 +1,3 @@
 """Generators: one method per file."""
 
-SEAM = "how the teacher is asked for records"
+SEAM = "generate records with a teacher model"

@@ -1,9 +1,10 @@
 """Instruction back-translation: write and grade the instruction that a document answers.
 
 Source: Li et al. 2023 (Humpback), arXiv:2308.06259, sections 2.2 and 2.3 (predict the instruction
-of a human-written text; keep pairs that score 5 of 5). Differs: the teacher is asked for the
-instruction in words, where the paper fine-tunes a backward model; the score is the one it writes,
-or (``grade: expected``, where the engine can score) the mean over its five scores' probabilities.
+of a human-written text; keep pairs that score 5 of 5). Differs: the teacher is prompted for the
+instruction, where the paper fine-tunes a backward model; the score is the one it generates, or
+(``grade: expected``, where the engine can score) the mean of the five scores weighted by their
+probabilities.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ _SCORES = ("1", "2", "3", "4", "5")
 
 
 class BackTranslation(StepwiseGenerator):
-    """Predicts what a document answers, and keeps pairs that it scores high."""
+    """Predict the instruction that a document answers, and keep pairs with a high score."""
 
     paper: ClassVar[str] = "arXiv:2308.06259"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
@@ -53,33 +54,36 @@ class BackTranslation(StepwiseGenerator):
         ),
     }
 
-    min_score: float = Field(5, ge=1, le=5, description="lowest score that is kept; the paper's")
+    min_score: float = Field(5, ge=1, le=5, description="minimum score; the default is the paper's")
     grade: Literal["written", "expected"] = Field(
-        "written", description="written: the score it says; expected: the mean of its belief"
+        "written",
+        description="written: the generated score; expected: the mean weighted by probability",
     )
-    max_instruction_characters: int = Field(400, ge=40, le=4000, description="longest instruction")
+    max_instruction_characters: int = Field(
+        400, ge=40, le=4000, description="maximum characters of an instruction"
+    )
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_instruction_characters
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage = unit.seed.passage
-        found = yield from unit.fill(
-            unit.words("instruction", text=fence_text(passage.text)),
+        reply = yield from unit.ask_json(
+            unit.render("instruction", text=fence_text(passage.text)),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 8)),
-            what="instruction",
+            label="instruction",
         )
-        if found is None:
+        if reply is None:
             return
-        instruction = str(found["instruction"]).strip()
+        instruction = str(reply["instruction"]).strip()
         if refers_to_source(instruction):
             unit.fail("instruction that speaks of its text", instruction)
             return
@@ -89,35 +93,37 @@ class BackTranslation(StepwiseGenerator):
         if score < self.min_score:
             unit.fail("curation score below the least", f"{score:g}: {instruction}")
             return
-        told = {
+        fields = {
             "question": instruction,
             "answer": passage.text,
             "evidence": Quote(passage.id, passage.start, passage.end, passage.text).to_json(),
             "curation_score": round(score, 4),
         }
-        unit.keep(make_qa_messages(instruction, passage.text), told)
+        unit.add_record(make_qa_messages(instruction, passage.text), fields)
 
     def _score(self, unit: GenerationUnit, instruction: str) -> RequestCoroutine[float | None]:
-        words = unit.words(
+        prompt_text = unit.render(
             "score", instruction=instruction, text=fence_text(unit.seed.passage.text)
         )
         if self.grade == "expected":
-            return self._expect(unit, words)
+            return self._expect(unit, prompt_text)
         schema = make_object_schema(score=make_enum_schema(1, 2, 3, 4, 5))
-        found = yield from unit.fill(words, schema, what="curation score", temperature=0.0)
-        return float(found["score"]) if found else None
+        reply = yield from unit.ask_json(
+            prompt_text, schema, label="curation score", temperature=0.0
+        )
+        return float(reply["score"]) if reply else None
 
-    def _expect(self, unit: GenerationUnit, words: str) -> float | None:
-        prompt = Prompt((Message("user", words),))
+    def _expect(self, unit: GenerationUnit, prompt_text: str) -> float | None:
+        prompt = Prompt((Message("user", prompt_text),))
         try:
-            given = unit.model.score([prompt] * len(_SCORES), list(_SCORES))
+            scores = unit.model.score([prompt] * len(_SCORES), list(_SCORES))
         except BackendError as error:
             if error.code != "backend.context":
                 raise
             unit.fail("longer than the teacher's context", error.problems[0].what)
             return None
-        best = max(one.total for one in given)
-        weights = [math.exp(one.total - best) for one in given]
+        best = max(score.total for score in scores)
+        weights = [math.exp(score.total - best) for score in scores]
         return sum(weight * int(name) for weight, name in zip(weights, _SCORES, strict=True)) / sum(
             weights
         )

@@ -1,9 +1,9 @@
 """Dialogue: multi-turn conversation with the teacher as user and as assistant.
 
-Source: Ding et al. 2023 (UltraChat), arXiv:2305.14233, section 2 (one model plays the user, told
-what he wants; another answers) and Xu et al. 2023 (Baize), arXiv:2304.01196 (grounded in a seed).
-Differs: the user may end the talk, what repeats itself ends it, and an answer that contradicts an
-earlier one is cut off with all that follows.
+Source: Ding et al. 2023 (UltraChat), arXiv:2305.14233, section 2 (one model plays the user, with a
+goal; another answers) and Xu et al. 2023 (Baize), arXiv:2304.01196 (grounded in a seed). Differs:
+the user may end the conversation, a repetition ends it, and an answer that contradicts an earlier
+one is removed with everything after it.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ _PROMPT_LEAK = re.compile(
     r"\b(?:text|subject|question|conversation) above\b|\babove (?:text|subject|question)\b",
     re.IGNORECASE,
 )
-"""Words of the prompts: who says them speaks of his task."""
+"""Words of the prompts: a user message that contains them leaks the prompt."""
 _PARAGRAPH = ("\n\n",)
-"""Where a user's message ends: a small teacher would go on as the assistant."""
+"""End of a user message: a small teacher would continue as the assistant."""
 _VERDICT = make_object_schema(contradicts=make_enum_schema("yes", "no"))
 
 
 class Dialogue(StepwiseGenerator):
-    """Plays a conversation of several turns about a text, a topic or a first question."""
+    """Generate a conversation of several turns about a text, a topic or a first question."""
 
     paper: ClassVar[str] = "arXiv:2305.14233"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "open": PromptTemplate(
@@ -81,74 +81,82 @@ class Dialogue(StepwiseGenerator):
     }
 
     goal: str = Field(
-        "The person wants to understand it.", description="what the user wants, in a sentence"
+        "The person wants to understand it.", description="goal of the user, in a sentence"
     )
-    max_turns: int = Field(4, ge=1, le=20, description="questions of a conversation, at most")
-    min_turns: int = Field(2, ge=1, le=20, description="questions below which it is dropped")
+    max_turns: int = Field(4, ge=1, le=20, description="maximum questions of a conversation")
+    min_turns: int = Field(2, ge=1, le=20, description="minimum questions of a conversation")
     likeness: float = Field(
-        0.8, gt=0, le=1, description="ROUGE-L with an earlier message from which it is a repeat"
+        0.8, gt=0, le=1, description="ROUGE-L with an earlier message from which it is a repetition"
     )
-    check_consistency: bool = Field(True, description="ask whether an answer contradicts another")
-    max_user_tokens: int = Field(96, ge=8, le=2048, description="longest message of the user")
-    max_answer_tokens: int = Field(320, ge=16, le=8192, description="longest answer")
+    check_consistency: bool = Field(
+        True, description="check whether an answer contradicts an earlier one"
+    )
+    max_user_tokens: int = Field(96, ge=8, le=2048, description="maximum tokens of a user message")
+    max_answer_tokens: int = Field(320, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.max_turns * (3 if self.check_consistency else 2)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_user_tokens, self.max_answer_tokens)
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
-        subject, first = self._subject(unit)
-        grounds = f" They are about this:\n{subject}" if unit.seed.kind == "passages" else ""
-        system = unit.words("assistant", subject=grounds)
+        subject, first_question = self._subject(unit)
+        grounding = f" They are about this:\n{subject}" if unit.seed.kind == "passages" else ""
+        system = unit.render("assistant", subject=grounding)
         turns: list[Message] = []
-        ended = "as long as wanted"
+        ending = "as long as wanted"
         while len(turns) < 2 * self.max_turns:
-            asked = first if not turns and first else (yield from self._ask(unit, subject, turns))
-            if not asked:
-                ended = "the user had no more to ask" if asked == "" else "no message"
+            question = (
+                first_question
+                if not turns and first_question
+                else (yield from self._ask(unit, subject, turns))
+            )
+            if not question:
+                ending = "the user had no more to ask" if question == "" else "no message"
                 break
-            if self._repeats(asked, turns, "user"):
-                ended = "the user repeats himself"
+            if self._repeats(question, turns, "user"):
+                ending = "the user repeats himself"
                 break
-            talk = [*turns, Message("user", asked)]
-            answer = yield from unit.say(talk, tokens=self.max_answer_tokens, system=system)
+            talk = [*turns, Message("user", question)]
+            answer = yield from unit.ask(talk, tokens=self.max_answer_tokens, system=system)
             if answer is None:
-                ended = "no answer"
+                ending = "no answer"
                 break
             if self._repeats(answer, turns, "assistant"):
-                ended = "the assistant repeats itself"
+                ending = "the assistant repeats itself"
                 break
-            talk = [*turns, *make_qa_messages(asked, answer)]
+            talk = [*turns, *make_qa_messages(question, answer)]
             if turns and self.check_consistency and (yield from self._contradicts(unit, talk)):
-                ended = "the assistant contradicts itself"
+                ending = "the assistant contradicts itself"
                 break
             turns = talk
-        unit.count(f"dialogues ended: {ended}")
+        unit.count(f"dialogues ended: {ending}")
         if len(turns) < 2 * self.min_turns:
-            unit.fail("conversation too short", f"{ended} | {_show(turns)}")
+            unit.fail("conversation too short", f"{ending} | {_show(turns)}")
             return
-        told = {
+        fields = {
             "question": turns[0].content,
             "answer": turns[1].content,
             "turns": len(turns) // 2,
-            "ended": ended,
+            "ended": ending,
         }
-        unit.keep(turns, told)
+        unit.add_record(turns, fields)
 
     def _subject(self, unit: GenerationUnit) -> tuple[str, str]:
-        """Return what is talked about, and the first message where the seed has it."""
+        """Return the subject of the conversation, and the first message if the seed has one."""
         seed = unit.seed
         if seed.kind == "topics":
             name = " > ".join(to_one_line(part) for part in seed.topic.path)
-            about = f". {to_one_line(seed.topic.description)}" if seed.topic.description else ""
-            return f"Subject: {name}{about}", ""
+            description = (
+                f". {to_one_line(seed.topic.description)}" if seed.topic.description else ""
+            )
+            return f"Subject: {name}{description}", ""
         if seed.kind == "records":
             question = get_question(seed.record)
             return f"Subject: {fence_text(question)}", question
@@ -157,41 +165,43 @@ class Dialogue(StepwiseGenerator):
     def _ask(
         self, unit: GenerationUnit, subject: str, turns: list[Message]
     ) -> RequestCoroutine[str | None]:
-        """Return the user's next message; empty if he ends, None if there is none."""
-        words = (
-            unit.words("user", subject=subject, talk=_show(turns))
+        """Return the user's next message; empty if the user ends, None if there is none."""
+        prompt_text = (
+            unit.render("user", subject=subject, talk=_show(turns))
             if turns
-            else unit.words("open", subject=subject, goal=self.goal)
+            else unit.render("open", subject=subject, goal=self.goal)
         )
-        said = yield from unit.say(
-            words, tokens=self.max_user_tokens, what="message of the user", stop=_PARAGRAPH
+        reply = yield from unit.ask(
+            prompt_text, tokens=self.max_user_tokens, label="message of the user", stop=_PARAGRAPH
         )
-        if said is None:
+        if reply is None:
             return None
-        if turns and _END.search(said):
+        if turns and _END.search(reply):
             return ""
-        bare = strip_quotes(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
+        bare = strip_quotes(_OTHER.split(_LABEL.sub("", reply), maxsplit=1)[0])
         is_first = not turns and unit.seed.kind == "passages"
         fault = _find_fault(bare, of_text=subject if is_first else "")
         if fault:
-            unit.fail(fault, said)
+            unit.fail(fault, reply)
             return None
         return bare
 
     def _contradicts(self, unit: GenerationUnit, turns: list[Message]) -> RequestCoroutine[bool]:
-        """Return whether the last answer contradicts another; unread, it does."""
-        words = unit.words("consistent", talk=fence_text(_show(turns)))
-        found = yield from unit.fill(words, _VERDICT, what="consistency check", temperature=0.0)
-        return found is None or found["contradicts"] == "yes"
+        """Return whether the last answer contradicts another; True if the check is unparsable."""
+        prompt_text = unit.render("consistent", talk=fence_text(_show(turns)))
+        reply = yield from unit.ask_json(
+            prompt_text, _VERDICT, label="consistency check", temperature=0.0
+        )
+        return reply is None or reply["contradicts"] == "yes"
 
     def _repeats(self, text: str, turns: list[Message], role: str) -> bool:
         return any(
-            one.role == role and rouge_l(text, one.content) >= self.likeness for one in turns
+            turn.role == role and rouge_l(text, turn.content) >= self.likeness for turn in turns
         )
 
 
 def _find_fault(message: str, *, of_text: str) -> str:
-    """Return what is wrong with a user's message, or nothing."""
+    """Return the fault of a user message, or an empty string."""
     if not message:
         return "no message of the user"
     if _SWAPPED.search(message):

@@ -1,8 +1,8 @@
 """Evol-Instruct: iterative evolution of instructions in depth or breadth, with elimination.
 
-Source: Xu et al. 2023 (WizardLM), arXiv:2304.12244, section 3: five ways in depth and one in
-breadth, one drawn for each round; four rules of elimination; a failure leaves the parent in the
-pool for the next round. Differs: whether anything was gained is asked as JSON.
+Source: Xu et al. 2023 (WizardLM), arXiv:2304.12244, section 3: five evolutions in depth and one in
+breadth, one sampled for each round; four rules of elimination; a failure leaves the parent in the
+pool for the next round. Differs: the comparison of parent and child is requested as JSON.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _ABSENT = re.compile(
     r"\b(?:the|your|this) original (?:sentence|text|version|statement|question|phrase)\b",
     re.IGNORECASE,
 )
-"""What only the one who rewrites has before him."""
+"""References to a text that only the rewriting model has seen."""
 _LABEL = re.compile(r"^(?:(?:new|rewritten) )?instruction\s*:\s*", re.IGNORECASE)
 _SAME = {
     "type": "object",
@@ -72,10 +72,10 @@ _SAME = {
 
 
 class EvolInstruct(StepwiseGenerator):
-    """Evolves the instruction of a record and answers every step that survives."""
+    """Evolve the instruction of a record and answer every step that survives."""
 
     paper: ClassVar[str] = "arXiv:2304.12244"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "depth": PromptTemplate(_DEPTH),
@@ -92,26 +92,32 @@ class EvolInstruct(StepwiseGenerator):
     }
 
     ways: tuple[Evolution, ...] = Field(
-        _EVOLUTIONS, min_length=1, description="ways drawn from, alike often"
+        _EVOLUTIONS, min_length=1, description="evolutions to sample from, uniformly"
     )
-    rounds: int = Field(4, ge=1, le=10, description="rounds of evolution of one instruction")
-    compare: bool = Field(True, description="ask whether anything was gained, and eliminate if not")
-    max_instruction_tokens: int = Field(256, ge=16, le=4096, description="longest instruction")
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+    rounds: int = Field(4, ge=1, le=10, description="rounds of evolution per instruction")
+    compare: bool = Field(
+        True,
+        description="compare each evolution with its parent, and "
+        "eliminate it if nothing was gained",
+    )
+    max_instruction_tokens: int = Field(
+        256, ge=16, le=4096, description="maximum tokens of an instruction"
+    )
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.rounds * (3 if self.compare else 2)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.rounds
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_instruction_tokens, self.max_answer_tokens)
 
     @override
@@ -123,12 +129,12 @@ class EvolInstruct(StepwiseGenerator):
         rng = unit.rng("ways")
         parent = unit.seed.item.id
         for round_number in range(1, self.rounds + 1):
-            way = rng.choice(self.ways)
-            evolved = yield from self._evolve(unit, way, instruction)
+            evolution = rng.choice(self.ways)
+            evolved = yield from self._evolve(unit, evolution, instruction)
             if evolved is None:
                 continue
-            answer = yield from unit.say(
-                unit.words("answer", instruction=evolved), tokens=self.max_answer_tokens
+            answer = yield from unit.ask(
+                unit.render("answer", instruction=evolved), tokens=self.max_answer_tokens
             )
             if answer is None:
                 continue
@@ -139,36 +145,40 @@ class EvolInstruct(StepwiseGenerator):
             elif echoes_question(evolved, answer):
                 unit.fail("eliminated: an answer that repeats it", f"{evolved} | {answer}")
             else:
-                told = {
+                fields = {
                     "question": evolved,
                     "answer": answer,
-                    "way": way,
+                    "way": evolution,
                     "round": round_number,
                     "before": instruction,
                 }
-                made = unit.keep(make_qa_messages(evolved, answer), told, parents=(parent,))
-                instruction, parent = evolved, made.id
+                record = unit.add_record(
+                    make_qa_messages(evolved, answer), fields, parents=(parent,)
+                )
+                instruction, parent = evolved, record.id
 
     def _evolve(
-        self, unit: GenerationUnit, way: Evolution, instruction: str
+        self, unit: GenerationUnit, evolution: Evolution, instruction: str
     ) -> RequestCoroutine[str | None]:
         shown = fence_text(instruction)
-        if way == "breadth":
-            words = unit.words("breadth", instruction=shown)
+        if evolution == "breadth":
+            prompt_text = unit.render("breadth", instruction=shown)
         else:
-            words = unit.words("depth", how=_HOW[way], instruction=shown)
-        said = yield from unit.say(words, tokens=self.max_instruction_tokens, what="instruction")
-        if said is None:
+            prompt_text = unit.render("depth", how=_HOW[evolution], instruction=shown)
+        reply = yield from unit.ask(
+            prompt_text, tokens=self.max_instruction_tokens, label="instruction"
+        )
+        if reply is None:
             return None
-        evolved = strip_quotes(_LABEL.sub("", said))
+        evolved = strip_quotes(_LABEL.sub("", reply))
         if _LEAK.search(evolved) or (_ABSENT.search(evolved) and not _ABSENT.search(instruction)):
-            unit.fail("eliminated: words of the prompt in the instruction", said)
+            unit.fail("eliminated: words of the prompt in the instruction", reply)
         elif (
             not evolved
             or collapse_whitespace(evolved).casefold()
             == collapse_whitespace(instruction).casefold()
         ):
-            unit.fail("eliminated: nothing gained", said)
+            unit.fail("eliminated: nothing gained", reply)
         elif self.compare and (yield from self._is_equal(unit, instruction, evolved)):
             unit.fail("eliminated: nothing gained", evolved)
         else:
@@ -176,7 +186,7 @@ class EvolInstruct(StepwiseGenerator):
         return None
 
     def _is_equal(self, unit: GenerationUnit, first: str, second: str) -> RequestCoroutine[bool]:
-        """Return whether the teacher finds two instructions equal; unread, they are."""
-        words = unit.words("equal", first=fence_text(first), second=fence_text(second))
-        found = yield from unit.fill(words, _SAME, what="comparison", temperature=0.0)
-        return found is None or found["equal"] == "yes"
+        """Return whether the teacher finds two instructions equal; True if unparsable."""
+        prompt_text = unit.render("equal", first=fence_text(first), second=fence_text(second))
+        reply = yield from unit.ask_json(prompt_text, _SAME, label="comparison", temperature=0.0)
+        return reply is None or reply["equal"] == "yes"

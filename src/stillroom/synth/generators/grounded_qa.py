@@ -1,11 +1,11 @@
 """Grounded QA: question and answer about a passage, with the quote that supports the answer.
 
-Source: Alberti et al. 2019, arXiv:1906.05416 (choose the answer first, then ask for its question)
+Source: Alberti et al. 2019, arXiv:1906.05416 (select the answer first, then generate its question)
 and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
-given as they stand; round-trip answering is replaced by the room's filters.
+used verbatim; round-trip answering is replaced by Stillroom's filters.
 
 Measured with SmolLM2-135M-Instruct (Q4_1) on the paragraphs of fifteen encyclopedic articles, one
-question each until there was nothing left to ask about (plain: broken off), default filters:
+question each until no statement was left (plain: stopped early), default filters:
 
 ==========================  ====  ======  ====  =============
 form                        asks  parsed  kept  tokens an ask
@@ -15,8 +15,8 @@ statement, teacher answers  1849     752   225            100
 plain                        900     398     5            211
 ==========================  ====  ======  ====  =============
 
-Of the small teacher's own answers 45 % are not supported by the passage, and of its questions about
-a whole passage most ask what "this passage" is about; larger teachers may use any form.
+Of the small teacher's own answers 45 % are not supported by the passage, and most of its questions
+about a whole passage ask what "this passage" is about; larger teachers may use any form.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 _PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _SHOTS, _SCHEMA])
-"""What the words of the prompts are; their frames are code."""
+"""Digest of the prompt texts; the code around them is not included."""
 
 
 class _TeacherAnswer(NamedTuple):
-    """A question as it is kept and as it was written, and the words it was asked about."""
+    """A question, as kept and as generated, and the quote it is about."""
 
     question: str
     written: str
@@ -99,44 +99,48 @@ class _TeacherAnswer(NamedTuple):
 
 
 class GroundedQa(Generator):
-    """Asks for questions about a passage; every answer points at the passage's words."""
+    """Generate questions about a passage; every answer cites the passage."""
 
     paper: ClassVar[str] = "arXiv:1906.05416"
 
     form: Literal["statement", "plain", "schema"] = Field(
         "statement",
-        description="statement: choose a sentence, ask for its question (best for small teachers); "
-        "plain: ask for a question, then for its answer; schema: ask for both as JSON",
+        description="statement: select a sentence, generate its question (best for small "
+        "teachers); plain: generate a question, then its answer; schema: generate "
+        "both as JSON",
     )
     answer: Literal["quote", "teacher"] = Field(
         "quote",
-        description="statement form only: answer with the sentence itself, or have the teacher "
-        "answer from it",
+        description="statement form only: answer with the sentence itself, or with the "
+        "teacher's answer from it",
     )
     openings: bool = Field(
         True,
-        description="statement form only: begin the question about the statement's subject, so "
-        "that a small teacher keeps to it (English statements); false lets the teacher begin, "
-        "which larger ones can",
+        description="statement form only: start the question with the statement's subject, so "
+        "that a small teacher stays on it (English statements); false lets the "
+        "teacher start, for larger ones",
     )
     shots: int = Field(
-        0, ge=0, le=len(_SHOTS), description="worked questions shown before, which cost time"
+        0,
+        ge=0,
+        le=len(_SHOTS),
+        description="number of worked examples in the prompt, which cost time",
     )
     questions: int = Field(2, ge=1, le=20, description="questions per passage and attempt")
-    max_question_tokens: int = Field(40, ge=8, le=256, description="longest question")
-    max_answer_tokens: int = Field(80, ge=8, le=1024, description="longest answer")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability drawn from")
+    max_question_tokens: int = Field(40, ge=8, le=256, description="maximum tokens of a question")
+    max_answer_tokens: int = Field(80, ge=8, le=1024, description="maximum tokens of an answer")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling: cumulative probability")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         is_single = self.form == "schema" or (self.form == "statement" and self.answer == "quote")
         return self.questions if is_single else 2 * self.questions
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         both = self.max_question_tokens + self.max_answer_tokens + 16
         return both if self.form == "schema" else self.max_question_tokens
 
@@ -145,104 +149,112 @@ class GroundedQa(Generator):
         return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Begin the units of seeds; see ``SteppedWriter``."""
-        asking = RequestBatch(seeds, model)
+        """Start the units of seeds; see ``StepwiseGenerator``."""
+        batch = RequestBatch(seeds, model)
         ask = self._ask_as_json if self.form == "schema" else self._ask_in_turn
-        return CoroutineBatch(asking, ask(asking, model))
+        return CoroutineBatch(batch, ask(batch, model))
 
-    def _ask_in_turn(self, asking: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
-        """Ask for questions, then (unless a statement answers itself) for the answers."""
+    def _ask_in_turn(self, batch: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
+        """Request questions, then (unless the statement is the answer) the answers."""
         subjects: list[tuple[Quote | None, QuestionPrefix]] = []
-        asks: list[ModelRequest] = []
-        for place, seed in enumerate(asking.seeds):
-            for index, (quote, opening) in enumerate(self._subjects(asking, place)):
+        requests: list[ModelRequest] = []
+        for seed_index, seed in enumerate(batch.seeds):
+            for index, (quote, opening) in enumerate(self._subjects(batch, seed_index)):
                 subjects.append((quote, opening))
-                asks.append(self._ask_question(place, seed, quote, opening, index))
-        open_asks: list[tuple[ModelRequest, _TeacherAnswer]] = []
-        said = asking.completions(asks, (yield asks))
-        for ask, (quote, opening), completion in zip(asks, subjects, said, strict=True):
+                requests.append(self._ask_question(seed_index, seed, quote, opening, index))
+        open_requests: list[tuple[ModelRequest, _TeacherAnswer]] = []
+        completions = batch.completions(requests, (yield requests))
+        for request, (quote, opening), completion in zip(
+            requests, subjects, completions, strict=True
+        ):
             if completion is None:
                 continue
             written = clean_question(opening.text + completion.text)
-            question, strayed = written, "no question"
+            question, failure = written, "no question"
             if quote is not None and opening.text:
-                question, strayed = trim_question(written, opening, quote.text)
+                question, failure = trim_question(written, opening, quote.text)
             if not _MARK.search(completion.text):
                 reason = (
                     "question cut at the token limit" if is_truncated(completion) else "no question"
                 )
-                asking.fail(ask.seed, reason, completion.text)
+                batch.add_failure(request.seed, reason, completion.text)
             elif not question:
-                asking.fail(ask.seed, strayed, written)
+                batch.add_failure(request.seed, failure, written)
             elif quote is not None and self.answer == "quote":
                 self._keep(
-                    asking,
+                    batch,
                     model,
-                    ask.seed,
+                    request.seed,
                     _TeacherAnswer(question, written, quote),
                     collapse_whitespace(quote.text),
                 )
             else:
-                open_asks.append((ask, _TeacherAnswer(question, written, quote)))
-        yield from self._ask_answers(asking, model, open_asks)
+                open_requests.append((request, _TeacherAnswer(question, written, quote)))
+        yield from self._ask_answers(batch, model, open_requests)
 
     def _ask_answers(
         self,
-        asking: RequestBatch,
+        batch: RequestBatch,
         model: TextModel,
-        open_asks: list[tuple[ModelRequest, _TeacherAnswer]],
+        open_requests: list[tuple[ModelRequest, _TeacherAnswer]],
     ) -> RequestCoroutine[None]:
-        asks = []
-        for ask, said in open_asks:
-            seed = asking.seeds[ask.seed]
-            text = said.quote.text if said.quote is not None else seed.passage.text
+        requests = []
+        for request, answer in open_requests:
+            seed = batch.seeds[request.seed]
+            text = answer.quote.text if answer.quote is not None else seed.passage.text
             words = (
-                f"{fence_text(text)}\n\nQuestion: {said.question}\nAnswer from the text "
+                f"{fence_text(text)}\n\nQuestion: {answer.question}\nAnswer from the text "
                 "in one sentence."
             )
             prompt = Prompt(
                 (Message("system", _ANSWERER), Message("user", words)), prefix="Answer:"
             )
-            drawn = self._sampling(seed.derive("answer", said.question), self.max_answer_tokens)
-            asks.append(ModelRequest(ask.seed, prompt, drawn))
-        given = asking.completions(asks, (yield asks))
-        for ask, (_, said), completion in zip(asks, open_asks, given, strict=True):
+            sampling = self._sampling(
+                seed.derive("answer", answer.question), self.max_answer_tokens
+            )
+            requests.append(ModelRequest(request.seed, prompt, sampling))
+        completions = batch.completions(requests, (yield requests))
+        for request, (_, answer), completion in zip(
+            requests, open_requests, completions, strict=True
+        ):
             if completion is not None:
-                self._settle(asking, model, ask.seed, said, completion)
+                self._settle(batch, model, request.seed, answer, completion)
 
     def _settle(
         self,
-        asking: RequestBatch,
+        batch: RequestBatch,
         model: TextModel,
-        place: int,
-        said: _TeacherAnswer,
+        seed_index: int,
+        answer_draft: _TeacherAnswer,
         completion: Completion,
     ) -> None:
         answer = clean_answer(completion.text)
-        shown = f"{said.question} | {completion.text}"
+        shown = f"{answer_draft.question} | {completion.text}"
         if is_truncated(completion):
-            asking.fail(place, "answer cut at the token limit", shown)
+            batch.add_failure(seed_index, "answer cut at the token limit", shown)
         elif not answer:
-            asking.fail(place, "no answer", shown)
+            batch.add_failure(seed_index, "no answer", shown)
         else:
-            self._keep(asking, model, place, said, answer)
+            self._keep(batch, model, seed_index, answer_draft, answer)
 
-    def _ask_as_json(self, asking: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
-        asks = []
-        for place, seed in enumerate(asking.seeds):
-            words = (
+    def _ask_as_json(self, batch: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
+        requests = []
+        for seed_index, seed in enumerate(batch.seeds):
+            prompt_text = (
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one "
                 "question that the text "
                 "answers, and its answer, as JSON with the keys question and answer."
             )
             for index in range(self.questions):
-                prompt = Prompt((Message("system", _ASKER), Message("user", words)), schema=_SCHEMA)
-                limit = self.max_question_tokens + self.max_answer_tokens + 16
-                asks.append(
-                    ModelRequest(place, prompt, self._sampling(seed.derive(index), limit, ()))
+                prompt = Prompt(
+                    (Message("system", _ASKER), Message("user", prompt_text)), schema=_SCHEMA
                 )
-        said = asking.completions(asks, (yield asks))
-        for ask, completion in zip(asks, said, strict=True):
+                limit = self.max_question_tokens + self.max_answer_tokens + 16
+                requests.append(
+                    ModelRequest(seed_index, prompt, self._sampling(seed.derive(index), limit, ()))
+                )
+        completions = batch.completions(requests, (yield requests))
+        for request, completion in zip(requests, completions, strict=True):
             if completion is None:
                 continue
             pair = parse_qa_pair(completion.text)
@@ -252,20 +264,22 @@ class GroundedQa(Generator):
                     if is_truncated(completion)
                     else "not the JSON asked"
                 )
-                asking.fail(ask.seed, reason, completion.text)
+                batch.add_failure(request.seed, reason, completion.text)
             else:
-                self._keep(asking, model, ask.seed, _TeacherAnswer(pair[0], pair[0], None), pair[1])
+                self._keep(
+                    batch, model, request.seed, _TeacherAnswer(pair[0], pair[0], None), pair[1]
+                )
 
     def _subjects(
-        self, asking: RequestBatch, place: int
+        self, batch: RequestBatch, seed_index: int
     ) -> list[tuple[Quote | None, QuestionPrefix]]:
-        """Return what this attempt asks about: statements, or the whole passage.
+        """Return the subjects of this attempt: statements, or the whole passage.
 
-        Statements come in drawn order: of an English passage those that a question can be begun
-        about and no others; where there are none, the others from the second attempt on, since of
-        the questions that a small teacher begins by itself few are kept, and many of those poor.
+        Statements come in random order: of an English passage only those for which a question
+        prefix exists; where there are none, the others from the second attempt on, since few of the
+        questions that a small teacher starts by itself are kept, and many of those are poor.
         """
-        seed = asking.seeds[place]
+        seed = batch.seeds[seed_index]
         if self.form != "statement":
             return [(None, _FREE)] * self.questions
         rng = seed.make_rng("statements")
@@ -279,22 +293,27 @@ class GroundedQa(Generator):
             (opened if openings else free).append((quote, opening))
         subjects = opened or free
         if not subjects and seed.attempt == 0:
-            asking.fail(place, "no sentence says something by itself")
+            batch.add_failure(seed_index, "no sentence says something by itself")
         rng.shuffle(subjects)
         waits = self.openings and not opened and seed.passage.language == "en"
         first = (seed.attempt - waits) * self.questions
         return subjects[first : first + self.questions] if first >= 0 else []
 
     def _ask_question(
-        self, place: int, seed: WorkItem, quote: Quote | None, opening: QuestionPrefix, index: int
+        self,
+        seed_index: int,
+        seed: WorkItem,
+        quote: Quote | None,
+        opening: QuestionPrefix,
+        index: int,
     ) -> ModelRequest:
         if quote is None:
-            words = (
+            prompt_text = (
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short "
                 "question that this "
                 "text answers. The question must name its subject."
             )
-            turns = [Message("system", _ASKER), Message("user", words)]
+            turns = [Message("system", _ASKER), Message("user", prompt_text)]
         else:
             turns = [Message("system", _ASKER)]
             for topic, statement, question in _SHOTS[: self.shots]:
@@ -303,9 +322,9 @@ class GroundedQa(Generator):
                     Message("assistant", f"{_LABEL} {question}"),
                 ]
             turns.append(Message("user", _show(get_topic(seed), to_one_line(quote.text))))
-        drawn = self._sampling(seed.derive(index), self.max_question_tokens)
+        sampling = self._sampling(seed.derive(index), self.max_question_tokens)
         prefix = f"{_LABEL} {to_one_line(opening.text)}" if opening.text else _LABEL
-        return ModelRequest(place, Prompt(tuple(turns), prefix=prefix), drawn)
+        return ModelRequest(seed_index, Prompt(tuple(turns), prefix=prefix), sampling)
 
     def _sampling(self, seed: int, limit: int, stop: tuple[str, ...] = ("\n",)) -> Sampling:
         return Sampling(
@@ -317,24 +336,31 @@ class GroundedQa(Generator):
         )
 
     def _keep(
-        self, asking: RequestBatch, model: TextModel, place: int, said: _TeacherAnswer, answer: str
+        self,
+        batch: RequestBatch,
+        model: TextModel,
+        seed_index: int,
+        answer_draft: _TeacherAnswer,
+        answer: str,
     ) -> None:
-        seed = asking.seeds[place]
-        quote = said.quote or find_best_quote(seed.passage, answer)
-        asked = digest_json([self.form, self.answer, self.shots, _PROMPTS])
+        seed = batch.seeds[seed_index]
+        quote = answer_draft.quote or find_best_quote(seed.passage, answer)
+        prompt_digest = digest_json([self.form, self.answer, self.shots, _PROMPTS])
         parents = (seed.passage.id,)
-        link = Link("synth.generators.grounded_qa", model.fingerprint, parents, asked)
+        link = Link("synth.generators.grounded_qa", model.fingerprint, parents, prompt_digest)
         fields = {
-            "question": said.question,
+            "question": answer_draft.question,
             "answer": answer,
             "evidence": quote.to_json(),
             "split": seed.split,
             "document_id": seed.passage.document_id,
         }
-        if said.written != said.question:
-            fields["written"] = said.written  # what the teacher said, before it was trimmed
-        turns = (Message("user", said.question), Message("assistant", answer))
-        asking.keep(place, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic")))
+        if answer_draft.written != answer_draft.question:
+            fields["written"] = answer_draft.written  # the generated question, before trimming
+        turns = (Message("user", answer_draft.question), Message("assistant", answer))
+        batch.add_record(
+            seed_index, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic"))
+        )
 
 
 def _describe_topic(seed: WorkItem) -> str:
@@ -343,5 +369,5 @@ def _describe_topic(seed: WorkItem) -> str:
 
 
 def _show(topic: str, statement: str) -> str:
-    about = f"Topic: {topic}\n" if topic else ""
-    return f"{about}Statement: {statement}\n{_TASK}"
+    topic_line = f"Topic: {topic}\n" if topic else ""
+    return f"{topic_line}Statement: {statement}\n{_TASK}"

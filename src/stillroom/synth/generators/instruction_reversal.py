@@ -1,9 +1,9 @@
 """Instruction reversal: write the user message, in one of three voices, that a text answers.
 
 Source: Köksal et al. 2023 (LongForm), arXiv:2304.08460, section 3.1 (instruction, chatbot and
-search-engine style; a hint of length added to some) and Abdin et al. 2024 (Phi-4),
-arXiv:2412.08905, section 2.2 (the text is written anew from its instruction; only a close one
-proves the instruction). Differs: closeness is the F1 of words, off by default.
+search-engine style; a length hint added to some) and Abdin et al. 2024 (Phi-4), arXiv:2412.08905,
+section 2.2 (the text is regenerated from its instruction; only a close match confirms the
+instruction). Differs: closeness is the word F1, off by default.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _VOICES: dict[Voice, str] = {
 
 
 class InstructionReversal(StepwiseGenerator):
-    """Asks for the instruction of a text."""
+    """Generate the instruction that a text answers."""
 
     paper: ClassVar[str] = "arXiv:2304.08460"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
@@ -52,62 +52,70 @@ class InstructionReversal(StepwiseGenerator):
     }
 
     voices: tuple[Voice, ...] = Field(
-        ("instruction", "chat", "search"), min_length=1, description="drawn from, alike often"
+        ("instruction", "chat", "search"),
+        min_length=1,
+        description="voices to sample from, uniformly",
     )
     length_share: float = Field(
-        0.3, ge=0, le=1, description="share of instructions that say how long the answer is"
+        0.3, ge=0, le=1, description="share of instructions with a length hint"
     )
     min_closeness: float = Field(
         0, ge=0, le=1,
-        description="word F1 that an answer written anew must reach; 0 writes none",
+        description="minimum word F1 of a regenerated answer; 0 skips this check",
     )  # fmt: skip
-    max_instruction_characters: int = Field(400, ge=40, le=4000, description="longest instruction")
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer written anew")
+    max_instruction_characters: int = Field(
+        400, ge=40, le=4000, description="maximum characters of an instruction"
+    )
+    max_answer_tokens: int = Field(
+        512, ge=16, le=8192, description="maximum tokens of a regenerated answer"
+    )
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2 if self.min_closeness else 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens if self.min_closeness else self.max_instruction_characters
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage, rng = unit.seed.passage, unit.rng("voice")
         voice = rng.choice(self.voices)
-        found = yield from unit.fill(
-            unit.words("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
+        reply = yield from unit.ask_json(
+            unit.render("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
             make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 4)),
-            what="instruction",
+            label="instruction",
         )
-        if found is None:
+        if reply is None:
             return
-        instruction = str(found["instruction"]).strip()
+        instruction = str(reply["instruction"]).strip()
         if refers_to_source(instruction):
             unit.fail("instruction that speaks of its text", instruction)
             return
-        told: dict[str, object] = {
+        fields: dict[str, object] = {
             "question": instruction,
             "answer": passage.text,
             "voice": voice,
         }
         if self.min_closeness:
-            again = yield from unit.say(
-                unit.words("again", instruction=instruction), tokens=self.max_answer_tokens
+            rewritten = yield from unit.ask(
+                unit.render("again", instruction=instruction), tokens=self.max_answer_tokens
             )
-            if again is None:
+            if rewritten is None:
                 return
-            closeness = token_f1(again, passage.text)
+            closeness = token_f1(rewritten, passage.text)
             if closeness < self.min_closeness:
-                unit.fail("what is written anew is another text", f"{instruction} | {again}")
+                unit.fail("what is written anew is another text", f"{instruction} | {rewritten}")
                 return
-            told["closeness"] = round(closeness, 4)
-        asked = instruction
+            fields["closeness"] = round(closeness, 4)
+        prompted = instruction
         if rng.random() < self.length_share:
             count = len(split_sentences(passage.text))
-            asked = unit.words("length", instruction=instruction, number=str(count))
+            prompted = unit.render("length", instruction=instruction, number=str(count))
         quote = Quote(passage.id, passage.start, passage.end, passage.text)
-        unit.keep(make_qa_messages(asked, passage.text), {**told, "evidence": quote.to_json()})
+        unit.add_record(
+            make_qa_messages(prompted, passage.text), {**fields, "evidence": quote.to_json()}
+        )

@@ -2,8 +2,8 @@
 
 Source: Xu et al. 2024, arXiv:2406.08464 (the pre-query template alone, temperature 1; then the
 answer as usual; further turns by opening the user's turn again). Differs: where the recipe names
-documents, a system turn holds the passage, so that questions are about it; what the teacher's own
-chat template writes before a user's words is asked of the engine, so any template will do.
+documents, a system turn holds the passage, so that questions are about it; the engine renders the
+teacher's own chat template up to the user's text, so any template works.
 """
 
 from __future__ import annotations
@@ -39,41 +39,44 @@ _ROLE = re.compile(r"^(?:assistant|user|system)\s*:?\s*$", re.IGNORECASE | re.MU
 
 
 class Magpie(StepwiseGenerator):
-    """Lets the teacher write a user's words after the bare template, then answers them."""
+    """Sample a user message after the bare template, then answer it."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "system": PromptTemplate("You answer questions about this text.\n{text}"),
     }
 
-    questions: int = Field(1, ge=1, le=20, description="conversations of one unit")
-    turns: int = Field(1, ge=1, le=8, description="questions of one conversation")
-    system: str = Field("", description="the system's turn, which steers what is asked about")
-    one_line: bool = Field(True, description="end the user's words at the end of the line")
-    max_question_tokens: int = Field(128, ge=8, le=2048, description="longest question")
-    max_answer_tokens: int = Field(512, ge=8, le=8192, description="longest answer")
-    temperature: float = Field(1.0, gt=0, le=2, description="of the question; answers are greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability drawn from")
+    questions: int = Field(1, ge=1, le=20, description="conversations per unit")
+    turns: int = Field(1, ge=1, le=8, description="questions per conversation")
+    system: str = Field("", description="system message that steers the subject")
+    one_line: bool = Field(True, description="end the user message at the end of the line")
+    max_question_tokens: int = Field(128, ge=8, le=2048, description="maximum tokens of a question")
+    max_answer_tokens: int = Field(512, ge=8, le=8192, description="maximum tokens of an answer")
+    temperature: float = Field(
+        1.0, gt=0, le=2, description="sampling temperature of the question; answers are greedy"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: cumulative probability")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2 * self.questions * self.turns
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         if not isinstance(model, TemplatedModel):
             raise BackendError(
-                f"{model.name} writes its chat template where it cannot be seen",
+                f"{model.name} does not expose its chat template",
                 code="backend.no-template",
-                expected="a model whose template can be asked for (backend llamacpp, transformers)",
+                expected="a model with an accessible chat template (backend llamacpp, "
+                "transformers)",
                 next="open the checkpoint itself, or choose another generator",
             )
         return super().open(seeds, model)
@@ -86,19 +89,19 @@ class Magpie(StepwiseGenerator):
     def _converse(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         turns: list[Message] = []
         for number in range(self.turns):
-            asked = yield from self._ask_user(unit, turns)
-            if asked is None:
+            question = yield from self._ask_user(unit, turns)
+            if question is None:
                 break
-            answer = yield from unit.say(
-                [*self._before(unit), *turns, Message("user", asked)],
+            answer = yield from unit.ask(
+                [*self._before(unit), *turns, Message("user", question)],
                 tokens=self.max_answer_tokens,
                 temperature=0.0,
             )
             if answer is None:
                 break
-            turns += make_qa_messages(asked, answer)
-            if number == 0 and asked.casefold() == answer.casefold():
-                unit.fail("an answer that repeats the question", asked)
+            turns += make_qa_messages(question, answer)
+            if number == 0 and question.casefold() == answer.casefold():
+                unit.fail("an answer that repeats the question", question)
                 return
         if turns:
             self._keep(unit, turns)
@@ -108,16 +111,16 @@ class Magpie(StepwiseGenerator):
     ) -> RequestCoroutine[str | None]:
         opening, end = self._opening(unit, turns)
         stop = (end, "\n") if self.one_line else (end,)
-        ask = unit.ask_raw(opening, tokens=self.max_question_tokens, stop=stop)
-        (given,) = yield [ask]
-        if not isinstance(given, Completion):
-            unit.fail(given.reason, given.text)
+        request = unit.ask_raw(opening, tokens=self.max_question_tokens, stop=stop)
+        (completion,) = yield [request]
+        if not isinstance(completion, Completion):
+            unit.fail(completion.reason, completion.text)
             return None
-        text = given.text.strip()
-        if is_truncated(given):
+        text = completion.text.strip()
+        if is_truncated(completion):
             unit.fail("question cut at the token limit", text)
         elif not any(letter.isalpha() for letter in text):
-            unit.fail("no question", given.text)
+            unit.fail("no question", completion.text)
         elif _ROLE.search(text) or text.endswith(":"):
             unit.fail("a header or a beginning in place of a question", text)
         else:
@@ -125,23 +128,23 @@ class Magpie(StepwiseGenerator):
         return None
 
     def _opening(self, unit: GenerationUnit, turns: Sequence[Message]) -> tuple[str, str]:
-        """Return what the template writes before a user's words, and how it ends them."""
+        """Return the template's text before the user's message, and its end marker."""
         model = unit.model
-        if not isinstance(model, TemplatedModel):  # generate has looked
+        if not isinstance(model, TemplatedModel):  # checked in open
             raise TypeError(f"{model.name} has no template")
-        whole = model.render([*self._before(unit), *turns, Message("user", _MARK)])
-        before, _, after = whole.rpartition(_MARK)
+        rendered = model.render([*self._before(unit), *turns, Message("user", _MARK)])
+        before, _, after = rendered.rpartition(_MARK)
         return before, after.strip().split("\n", 1)[0] or "\n"
 
     def _before(self, unit: GenerationUnit) -> list[Message]:
         if unit.seed.kind == "passages":
-            text = unit.words("system", text=fence_text(unit.seed.passage.text))
+            text = unit.render("system", text=fence_text(unit.seed.passage.text))
             return [Message("system", f"{self.system}\n{text}".strip())]
         return [Message("system", self.system)] if self.system else []
 
     def _keep(self, unit: GenerationUnit, turns: Sequence[Message]) -> None:
-        asked, answer = turns[0].content, turns[1].content
-        told: dict[str, object] = {"question": asked, "answer": answer}
+        question, answer = turns[0].content, turns[1].content
+        fields: dict[str, object] = {"question": question, "answer": answer}
         if unit.seed.kind == "passages":
-            told["evidence"] = find_best_quote(unit.seed.passage, answer).to_json()
-        unit.keep(turns, told)
+            fields["evidence"] = find_best_quote(unit.seed.passage, answer).to_json()
+        unit.add_record(turns, fields)

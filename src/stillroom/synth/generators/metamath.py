@@ -1,9 +1,9 @@
 """MetaMath: rephrased and backward math problems with verified solutions.
 
 Source: Yu et al. 2023 (MetaMath), arXiv:2309.12284, section 3: rephrasing, self-verification and
-FOBAR (a number becomes x, the answer is given, x is asked), answer augmentation; only solutions
-that end in the right answer are kept. Differs: the number that becomes x is drawn, the rephrasings
-and statements are JSON.
+FOBAR (a number is replaced by x, the answer is given, x is to be found), answer augmentation; only
+solutions with the right final answer are kept. Differs: the number to replace is sampled;
+rephrasings and statements are JSON.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _LONGEST = 900
 
 
 class Metamath(StepwiseGenerator):
-    """Rewrites problems of mathematics and solves what comes of it."""
+    """Rewrite math problems and solve the results."""
 
     paper: ClassVar[str] = "arXiv:2309.12284"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "rephrase": PromptTemplate(
@@ -74,27 +74,29 @@ class Metamath(StepwiseGenerator):
     ways: tuple[Augmentation, ...] = Field(
         ("rephrase", "self_verification", "fobar", "augment"),
         min_length=1,
-        description="what is made of each problem",
+        description="augmentations applied to each problem",
     )
-    tries: int = Field(2, ge=1, le=64, description="solutions sampled of each until one is right")
+    tries: int = Field(
+        2, ge=1, le=64, description="solutions sampled for each problem until one is right"
+    )
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how a solution is checked"
+        "maths", validate_default=True, description="method of checking a solution"
     )
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest solution")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of a solution")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.ways) * (1 + self.tries)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.ways)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -106,44 +108,44 @@ class Metamath(StepwiseGenerator):
             return
         rng = unit.rng("number")
         yield from run_concurrently(
-            [self._make(unit, way, question, answer, random.Random(rng.random()))
-             for way in self.ways]
+            [self._make(unit, augmentation, question, answer, random.Random(rng.random()))
+             for augmentation in self.ways]
         )  # fmt: skip
 
     def _make(
         self,
         unit: GenerationUnit,
-        way: Augmentation,
+        augmentation: Augmentation,
         question: str,
         answer: str,
         rng: random.Random,
     ) -> RequestCoroutine[None]:
-        asked: str | None = question
-        wanted = answer
-        if way == "rephrase":
-            asked = yield from self._rephrase(unit, question)
-        elif way != "augment":
+        prompted: str | None = question
+        expected = answer
+        if augmentation == "rephrase":
+            prompted = yield from self._rephrase(unit, question)
+        elif augmentation != "augment":
             numbers = list(_NUMBER.finditer(question))
             if not numbers or _X.search(question):
                 unit.fail("no number that x could stand for", question)
                 return
             number = rng.choice(numbers)
-            wanted = number.group()
+            expected = number.group()
             masked = f"{question[: number.start()]}x{question[number.end() :]}"
-            if way == "fobar":
-                asked = unit.words("fobar", question=masked, answer=answer)
+            if augmentation == "fobar":
+                prompted = unit.render("fobar", question=masked, answer=answer)
             else:
-                asked = yield from self._state(unit, masked, answer)
-        if asked is not None:
-            yield from self._solve(unit, way, asked, wanted)
+                prompted = yield from self._state(unit, masked, answer)
+        if prompted is not None:
+            yield from self._solve(unit, augmentation, prompted, expected)
 
     def _rephrase(self, unit: GenerationUnit, question: str) -> RequestCoroutine[str | None]:
-        words = unit.words("rephrase", question=fence_text(question))
+        prompt_text = unit.render("rephrase", question=fence_text(question))
         schema = make_object_schema(problem=make_string_schema(_LONGEST, 8))
-        found = yield from unit.fill(words, schema, what="rephrasing")
-        if found is None:
+        reply = yield from unit.ask_json(prompt_text, schema, label="rephrasing")
+        if reply is None:
             return None
-        problem = str(found["problem"]).strip()
+        problem = str(reply["problem"]).strip()
         if collapse_whitespace(problem).casefold() == collapse_whitespace(question).casefold():
             unit.fail("rephrasing that is the same", problem)
             return None
@@ -152,28 +154,33 @@ class Metamath(StepwiseGenerator):
     def _state(
         self, unit: GenerationUnit, masked: str, answer: str
     ) -> RequestCoroutine[str | None]:
-        words = unit.words("state", question=fence_text(masked), answer=answer)
+        prompt_text = unit.render("state", question=fence_text(masked), answer=answer)
         schema = make_object_schema(statement=make_string_schema(_LONGEST, 8))
-        found = yield from unit.fill(words, schema, what="statement")
-        if found is None:
+        reply = yield from unit.ask_json(prompt_text, schema, label="statement")
+        if reply is None:
             return None
-        statement = str(found["statement"]).strip()
+        statement = str(reply["statement"]).strip()
         if not _X.search(statement) or answer not in statement or "?" in statement:
             unit.fail("statement without x or the answer, or that asks", statement)
             return None
-        return unit.words("backward", statement=statement)
+        return unit.render("backward", statement=statement)
 
     def _solve(
-        self, unit: GenerationUnit, way: Augmentation, question: str, wanted: str
+        self, unit: GenerationUnit, augmentation: Augmentation, question: str, expected: str
     ) -> RequestCoroutine[None]:
-        words = unit.words("solve", question=question)
+        prompt_text = unit.render("solve", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(words, tokens=self.max_answer_tokens, what="solution")
+            text = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="solution")
             if text is None:
                 continue
-            verdict = self.verifier.check(text, {"answer": wanted})
+            verdict = self.verifier.check(text, {"answer": expected})
             if verdict.keep:
-                told = {"question": question, "answer": text, "final_answer": wanted, "way": way}
-                unit.keep(make_qa_messages(question, text), told)
+                fields = {
+                    "question": question,
+                    "answer": text,
+                    "final_answer": expected,
+                    "way": augmentation,
+                }
+                unit.add_record(make_qa_messages(question, text), fields)
                 return
             unit.fail(f"solution with {verdict.reason}", text)

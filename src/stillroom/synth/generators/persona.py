@@ -1,8 +1,8 @@
 """Persona: personas inferred from texts and relations, and tasks written for each persona.
 
 Source: Ge et al. 2024 (Persona Hub), arXiv:2406.20094, sections 2 and 3 (text-to-persona,
-persona-to-persona, zero-shot tasks). Differs: personas are compared by ROUGE-L with those before
-them, where the paper uses MinHash and an embedder; the record of a repeated one is dropped.
+persona-to-persona, zero-shot tasks). Differs: personas are compared with earlier ones by ROUGE-L,
+where the paper uses MinHash and an embedder; records of a repeated persona are dropped.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _PROMPT_LEAK = re.compile(
     r"^\s*(?:request|question|problem|task|persona)\s*:|^\s*a\s*:",
     re.IGNORECASE,
 )
-"""Words of the prompt: who says them writes about the persona, not as it."""
+"""Words of the prompt: a task that contains them is about the persona, not by it."""
 _NOBODY = re.compile(
     r"\b(?:read, write or use|(?:the|this) text|in close relation)\b", re.IGNORECASE
 )
@@ -74,10 +74,10 @@ _KINDS: dict[TaskKind, str] = {
 
 
 class Persona(StepwiseGenerator):
-    """Makes personas from texts (or takes those of records), and tasks from personas."""
+    """Infer personas from texts (or take those of records), and write tasks for them."""
 
     paper: ClassVar[str] = "arXiv:2406.20094"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "from_text": PromptTemplate(
@@ -95,41 +95,44 @@ class Persona(StepwiseGenerator):
     }
 
     relations: int = Field(
-        1, ge=0, le=8, description="related personas made from each, in each step away"
+        1, ge=0, le=8, description="related personas generated from each, per hop"
     )
-    hops: int = Field(0, ge=0, le=6, description="steps away from the first persona (paper: 6)")
+    hops: int = Field(0, ge=0, le=6, description="hops from the first persona (paper: 6)")
     kinds: tuple[TaskKind, ...] = Field(
-        ("instruction",), min_length=1, description="tasks made for each persona"
+        ("instruction",), min_length=1, description="kinds of tasks for each persona"
     )
     likeness: float = Field(
-        0.9, gt=0, le=1, description="ROUGE-L with a persona before above which one is a repeat"
+        0.9,
+        gt=0,
+        le=1,
+        description="ROUGE-L with an earlier persona above which a persona is a repetition",
     )
-    max_task_tokens: int = Field(160, ge=16, le=2048, description="longest task")
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+    max_task_tokens: int = Field(160, ge=16, le=2048, description="maximum tokens of a task")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
-    def _people(self) -> int:
-        """How many personas come of one seed."""
+    def _num_personas(self) -> int:
+        """Number of personas per seed."""
         people: int = sum(self.relations**hop for hop in range(self.hops + 1))
         return people
 
     @property
     @override
-    def asks(self) -> int:
-        return 1 + self._people * (1 + 2 * len(self.kinds))
+    def max_requests(self) -> int:
+        return 1 + self._num_personas * (1 + 2 * len(self.kinds))
 
     @property
     @override
-    def gives(self) -> int:
-        return len(self.kinds) * self._people
+    def max_records(self) -> int:
+        return len(self.kinds) * self._num_personas
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_task_tokens, self.max_answer_tokens)
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PersonaState(self)
 
     @override
@@ -137,12 +140,12 @@ class Persona(StepwiseGenerator):
         first = yield from self._first(unit)
         people = [(first, 0, "")] if first else []
         for hop in range(1, self.hops + 1 if self.relations else 1):
-            near = [person for person in people if person[1] == hop - 1]
-            found = yield from run_concurrently(
-                [self._related(unit, person) for person, _, _ in near]
+            previous = [person for person in people if person[1] == hop - 1]
+            related = yield from run_concurrently(
+                [self._related(unit, person) for person, _, _ in previous]
             )
-            for (person, _, _), others in zip(near, found, strict=True):
-                people += [(other, hop, _id(person)) for other in others]
+            for (person, _, _), personas in zip(previous, related, strict=True):
+                people += [(persona_text, hop, _id(person)) for persona_text in personas]
         yield from run_concurrently(
             [self._task(unit, person, hop, of, kind) for person, hop, of in people
              for kind in self.kinds]
@@ -150,61 +153,69 @@ class Persona(StepwiseGenerator):
 
     def _first(self, unit: GenerationUnit) -> RequestCoroutine[str]:
         if unit.seed.kind == "records":
-            told = unit.seed.record.fields.get("persona") or get_question(unit.seed.record)
-            if not told:
+            description = unit.seed.record.fields.get("persona") or get_question(unit.seed.record)
+            if not description:
                 unit.fail("a record that describes nobody")
-            return to_one_line(str(told))
-        words = unit.words("from_text", text=fence_text(unit.seed.passage.text))
-        found = yield from unit.fill(words, make_object_schema(persona=_PERSONA), what="persona")
-        return self._person(unit, found["persona"]) if found else ""
+            return to_one_line(str(description))
+        prompt_text = unit.render("from_text", text=fence_text(unit.seed.passage.text))
+        reply = yield from unit.ask_json(
+            prompt_text, make_object_schema(persona=_PERSONA), label="persona"
+        )
+        return self._person(unit, reply["persona"]) if reply else ""
 
     def _related(self, unit: GenerationUnit, persona: str) -> RequestCoroutine[list[str]]:
-        words = unit.words("related", persona=persona, number=str(self.relations))
+        prompt_text = unit.render("related", persona=persona, number=str(self.relations))
         schema = make_object_schema(personas=make_array_schema(_PERSONA, self.relations))
-        found = yield from unit.fill(words, schema, what="related personas")
-        people = [self._person(unit, other) for other in found["personas"]] if found else []
-        return [one for one in people if one]
+        reply = yield from unit.ask_json(prompt_text, schema, label="related personas")
+        people = (
+            [self._person(unit, description) for description in reply["personas"]] if reply else []
+        )
+        return [person for person in people if person]
 
-    def _person(self, unit: GenerationUnit, told: str) -> str:
-        """Return a persona on one line; empty, and a failure, where it describes nobody."""
-        persona = to_one_line(told)
-        said = [
-            word for word in split_words(persona) if word.isalpha() and word not in ascii_letters
+    def _person(self, unit: GenerationUnit, description: str) -> str:
+        """Return a persona on one line; empty, with a recorded failure, if it describes nobody."""
+        persona = to_one_line(description)
+        words = [
+            token
+            for token in split_words(persona)
+            if token.isalpha() and token not in ascii_letters
         ]
-        is_whole = len(said) >= _LEAST_WORDS and persona[-1] not in ",;:"
-        if is_whole and not _NOBODY.search(persona):
+        is_complete = len(words) >= _LEAST_WORDS and persona[-1] not in ",;:"
+        if is_complete and not _NOBODY.search(persona):
             return persona
         unit.fail("a persona that describes nobody", persona)
         return ""
 
     def _task(
-        self, unit: GenerationUnit, persona: str, hop: int, of: str, kind: TaskKind
+        self, unit: GenerationUnit, persona: str, hop: int, related_to: str, kind: TaskKind
     ) -> RequestCoroutine[None]:
-        words = unit.words("task", persona=persona, kind=_KINDS[kind])
-        task = yield from unit.say(words, tokens=self.max_task_tokens, what="task")
+        prompt_text = unit.render("task", persona=persona, kind=_KINDS[kind])
+        task = yield from unit.ask(prompt_text, tokens=self.max_task_tokens, label="task")
         if task is None:
             return
         if _PROMPT_LEAK.search(task):
             unit.fail("words of the prompt in the task", task)
             return
-        answer = yield from unit.say(unit.words("answer", task=task), tokens=self.max_answer_tokens)
+        answer = yield from unit.ask(
+            unit.render("answer", task=task), tokens=self.max_answer_tokens
+        )
         if answer is not None and echoes_question(task, answer):
             unit.fail("an answer that repeats its task", f"{task} | {answer}")
         elif answer is not None:
-            told = {
+            fields = {
                 "question": task,
                 "answer": answer,
                 "persona": persona,
                 "persona_id": _id(persona),
-                "related_to": of,
+                "related_to": related_to,
                 "hop": hop,
                 "task_kind": kind,
             }
-            unit.keep(make_qa_messages(task, answer), told)
+            unit.add_record(make_qa_messages(task, answer), fields)
 
 
 class _PersonaState:
-    """The personas of one side."""
+    """The personas of one side of the split."""
 
     round_size = 8
 
@@ -219,21 +230,21 @@ class _PersonaState:
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         return self._method.open(seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
-        """Drop the records of personas that are nearly one before, of another unit."""
-        kept, failures, new = [], list(draft.failures), set()
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
+        """Drop the records of personas similar to those of an earlier unit."""
+        records, failures, new_ids = [], list(draft.failures), set()
         for record in draft.records:
             persona, name = str(record.fields["persona"]), str(record.fields["persona_id"])
-            if name in new:
-                kept.append(record)
+            if name in new_ids:
+                records.append(record)
             elif name in self._ids or self._pool.likeness(persona):
                 failures.append(GenerationFailure("persona like one before", persona))
             else:
-                kept.append(record)
-                new.add(name)
+                records.append(record)
+                new_ids.add(name)
                 self._ids.add(name)
                 self._pool.add(persona)
-        return replace(draft, records=tuple(kept), failures=tuple(failures))
+        return replace(draft, records=tuple(records), failures=tuple(failures))
 
 
 def _id(persona: str) -> str:

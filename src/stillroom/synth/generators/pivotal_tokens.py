@@ -1,11 +1,11 @@
 """Pivotal tokens: preference pairs at tokens that change the probability of success most.
 
-Source: Abdin et al. 2024 (Phi-4), arXiv:2412.08905, section 4.3 and figure 3: the chance of success
-of a prefix is the share of its completions that are right; a solution is halved until the piece
-whose chance jumps is one token; a pair is the prefix with the token that raises and one that lowers
-the chance. Differs: pieces are words with their space, since engines give no tokens; a jump must
-also be significant (two proportions); the contrary is a word that completions of the same prefix
-began with, so nothing more is asked for it.
+Source: Abdin et al. 2024 (Phi-4), arXiv:2412.08905, section 4.3 and figure 3: the probability of
+success of a prefix is the share of its completions that are right; a solution is bisected until the
+piece at which the probability jumps is one token; a pair is the prefix with the token that raises
+and one that lowers the probability. Differs: pieces are words with their leading space, since
+engines expose no tokens; a jump must also be significant (two proportions); the alternative is a
+word that completions of the same prefix started with, so it needs no further requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FEWEST = 2
 
 
 class _Chance(NamedTuple):
-    """Of a prefix: how many completions were right, and what each began with."""
+    """Completions of a prefix: how many were right, in total and by first word."""
 
     right: int
     total: int
@@ -44,43 +44,48 @@ class _Chance(NamedTuple):
 
 
 class PivotalTokens(StepwiseGenerator):
-    """Finds pairs of words that decide whether an answer comes out right."""
+    """Find pairs of words that decide whether an answer is right."""
 
     paper: ClassVar[str] = "arXiv:2412.08905"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = ()
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     samples: int = Field(32, ge=4, le=512, description="completions of each prefix")
-    threshold: float = Field(0.2, gt=0, le=1, description="least jump of the chance of success")
+    threshold: float = Field(
+        0.2, gt=0, le=1, description="minimum jump of the probability of success"
+    )
     min_z: float = Field(
-        1.64, ge=0, le=10, description="least z of the jump as a difference of two proportions"
+        1.64,
+        ge=0,
+        le=10,
+        description="minimum z-score of the jump as a difference of two proportions",
     )
     min_chance: float = Field(
-        0.2, ge=0, le=1, description="of the question alone; below is dropped"
+        0.2, ge=0, le=1, description="minimum success rate of the question alone"
     )
     max_chance: float = Field(
-        0.8, ge=0, le=1, description="of the question alone; above is dropped"
+        0.8, ge=0, le=1, description="maximum success rate of the question alone"
     )
-    pairs: int = Field(2, ge=1, le=32, description="pairs of one question, at most")
+    pairs: int = Field(2, ge=1, le=32, description="maximum pairs per question")
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how an answer is checked"
+        "maths", validate_default=True, description="method of checking an answer"
     )
-    max_answer_tokens: int = Field(384, ge=16, le=8192, description="longest answer")
+    max_answer_tokens: int = Field(384, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.samples * (2 + 8 * self.pairs)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.pairs
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -91,36 +96,45 @@ class PivotalTokens(StepwiseGenerator):
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
-        words = unit.words("ask", question=question)
-        search = _Search(self, unit, words, fields)
-        first, solutions = yield from search.begin()
-        if not self.min_chance <= first.share <= self.max_chance:
-            unit.fail("question too easy or too hard", f"{first.share:.2f}: {question}")
+        prompt_text = unit.render("ask", question=question)
+        search = _Search(self, unit, prompt_text, fields)
+        baseline, solutions = yield from search.start()
+        if not self.min_chance <= baseline.share <= self.max_chance:
+            unit.fail("question too easy or too hard", f"{baseline.share:.2f}: {question}")
             return
         for solution in solutions:
             pieces = _PIECE.findall(solution)
-            found = yield from search.halve(pieces, 0, len(pieces))
-            for place in found:
+            positions = yield from search.halve(pieces, 0, len(pieces))
+            for position in positions:
                 if search.kept >= self.pairs:
                     return
-                search.keep(question, pieces, place)
+                search.keep(question, pieces, position)
         if not search.kept:
             unit.fail("no pivotal token found", question)
 
 
 class _Search:
-    """The chances of the prefixes of one question."""
+    """The success probabilities of the prefixes of one question."""
 
     def __init__(
-        self, method: PivotalTokens, unit: GenerationUnit, words: str, fields: Mapping[str, Any]
+        self,
+        method: PivotalTokens,
+        unit: GenerationUnit,
+        prompt_text: str,
+        fields: Mapping[str, Any],
     ) -> None:
-        self._method, self._unit, self._words, self._fields = method, unit, words, fields
+        self._method, self._unit, self._prompt_text, self._fields = (
+            method,
+            unit,
+            prompt_text,
+            fields,
+        )
         self._known: dict[str, _Chance] = {}
         self._pairs: set[tuple[str, str, str]] = set()
         self.kept = 0
 
-    def begin(self) -> RequestCoroutine[tuple[_Chance, list[str]]]:
-        """Return the chance of the question alone, a right solution and a wrong one."""
+    def start(self) -> RequestCoroutine[tuple[_Chance, list[str]]]:
+        """Return the success rate of the question alone, a right solution and a wrong one."""
         texts = yield from self._complete("")
         verdicts = [bool(text) and self._is_right(text) for text in texts]
         chance = self._known[""] = _count("", texts, verdicts)
@@ -131,7 +145,7 @@ class _Search:
         return chance, [text for text in (right, wrong) if text]
 
     def halve(self, pieces: list[str], low: int, high: int) -> RequestCoroutine[list[int]]:
-        """Return the places between two prefixes at which the chance jumps."""
+        """Return the positions between two prefixes at which the probability jumps."""
         if low >= high:
             return []
         before = yield from self._chance("".join(pieces[:low]))
@@ -141,30 +155,30 @@ class _Search:
         if high - low == 1:
             return [low]
         middle = (low + high) // 2
-        left = yield from self.halve(pieces, low, middle)
-        right = yield from self.halve(pieces, middle, high)
-        return [*left, *right]
+        first_half = yield from self.halve(pieces, low, middle)
+        second_half = yield from self.halve(pieces, middle, high)
+        return [*first_half, *second_half]
 
-    def keep(self, question: str, pieces: list[str], place: int) -> None:
-        """Keep the pair at a place, if completions of its prefix began with a contrary word."""
-        prefix, word = "".join(pieces[:place]), pieces[place]
+    def keep(self, question: str, pieces: list[str], position: int) -> None:
+        """Add the pair at a position, if completions of its prefix include a contrary word."""
+        prefix, token = "".join(pieces[:position]), pieces[position]
         before = self._known[prefix]
-        after = self._known["".join(pieces[: place + 1])]
+        after = self._known["".join(pieces[: position + 1])]
         rises = after.share > before.share
-        contrary = _contrary(before, word, after.share, rises, self._method.threshold)
+        contrary = _contrary(before, token, after.share, rises, self._method.threshold)
         if contrary is None:
-            self._unit.fail("a pivotal token without a contrary", f"{prefix}|{word}")
+            self._unit.fail("a pivotal token without a contrary", f"{prefix}|{token}")
             return
-        other, share = contrary
-        chosen, rejected = (word, other) if rises else (other, word)
-        if (prefix, chosen, rejected) in self._pairs:
+        alternative, share = contrary
+        preferred, rejected = (token, alternative) if rises else (alternative, token)
+        if (prefix, preferred, rejected) in self._pairs:
             return
-        self._pairs.add((prefix, chosen, rejected))
+        self._pairs.add((prefix, preferred, rejected))
         shares = (after.share, share) if rises else (share, after.share)
-        told = {
+        fields = {
             "question": question,
             "prefix": prefix,
-            "chosen": prefix + chosen,
+            "chosen": prefix + preferred,
             "rejected": prefix + rejected,
             "chance_before": round(before.share, 4),
             "chance_chosen": round(shares[0], 4),
@@ -172,8 +186,8 @@ class _Search:
             "samples": before.total,
             "way": "pivotal",
         }
-        turns = [Message("user", question), Message("assistant", prefix + chosen)]
-        self._unit.keep(turns, told)
+        turns = [Message("user", question), Message("assistant", prefix + preferred)]
+        self._unit.add_record(turns, fields)
         self.kept += 1
 
     def _chance(self, prefix: str) -> RequestCoroutine[_Chance]:
@@ -185,20 +199,20 @@ class _Search:
 
     def _complete(self, prefix: str) -> RequestCoroutine[list[str]]:
         method = self._method
-        drawn = yield from self._unit.draw(
-            self._words, count=method.samples, tokens=method.max_answer_tokens, prefix=prefix
+        completions = yield from self._unit.sample_many(
+            self._prompt_text, count=method.samples, tokens=method.max_answer_tokens, prefix=prefix
         )
-        return [text or "" for text in drawn]
+        return [text or "" for text in completions]
 
     def _is_right(self, text: str) -> bool:
         return self._method.verifier.check(text, self._fields).keep
 
-    def _jumps(self, one: _Chance, other: _Chance) -> bool:
-        gap = abs(one.share - other.share)
+    def _jumps(self, before: _Chance, after: _Chance) -> bool:
+        gap = abs(before.share - after.share)
         if gap < self._method.threshold:
             return False
-        pooled = (one.right + other.right) / (one.total + other.total)
-        error = math.sqrt(pooled * (1 - pooled) * (1 / one.total + 1 / other.total))
+        pooled = (before.right + after.right) / (before.total + after.total)
+        error = math.sqrt(pooled * (1 - pooled) * (1 / before.total + 1 / after.total))
         return error == 0 or gap / error >= self._method.min_z
 
 
@@ -213,19 +227,23 @@ def _count(prefix: str, texts: list[str], verdicts: list[bool]) -> _Chance:
 
 
 def _contrary(
-    before: _Chance, word: str, share: float, rises: bool, threshold: float
+    before: _Chance, token: str, share: float, rises: bool, threshold: float
 ) -> tuple[str, float] | None:
-    """Return the word, of those that completions began with, whose share is most contrary.
+    """Return the first word of completions whose share differs most in the other direction.
 
-    It stands on the other side of the prefix's own chance: one raises it, the other lowers it.
+    Its share is on the other side of the prefix's own: one raises it, the other lowers it.
     """
-    others = [
-        (right / count, other)
-        for other, (right, count) in before.starts.items()
-        if other != word and count >= _FEWEST
+    candidates = [
+        (right / count, candidate)
+        for candidate, (right, count) in before.starts.items()
+        if candidate != token and count >= _FEWEST
     ]
-    if not others:
+    if not candidates:
         return None
-    found, other = min(others) if rises else max(others)
-    is_contrary = found < before.share if rises else found > before.share
-    return (other, found) if is_contrary and abs(found - share) >= threshold else None
+    candidate_share, candidate = min(candidates) if rises else max(candidates)
+    is_contrary = candidate_share < before.share if rises else candidate_share > before.share
+    return (
+        (candidate, candidate_share)
+        if is_contrary and abs(candidate_share - share) >= threshold
+        else None
+    )

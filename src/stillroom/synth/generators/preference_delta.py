@@ -1,8 +1,8 @@
 """Preference delta: teacher response as chosen, response of a weaker model as rejected.
 
-Source: Geng et al. 2025 (delta learning), arXiv:2507.06187: what teaches is the difference of two
-models, not the quality of either, so no judge is asked. Differs: answers that are the same, or of
-which the weaker contains the stronger, are dropped.
+Source: Geng et al. 2025 (delta learning), arXiv:2507.06187: the training signal is the difference
+of two models, not the quality of either, so no judge is needed. Differs: pairs with equal answers,
+or whose weaker answer contains the stronger, are dropped.
 """
 
 from __future__ import annotations
@@ -37,36 +37,38 @@ __all__ = ["PreferenceDelta"]
 
 
 class PreferenceDelta(StepwiseGenerator):
-    """Makes pairs of the teacher's answer and a weaker model's."""
+    """Pair the teacher's answer with a weaker model's."""
 
     paper: ClassVar[str] = "arXiv:2507.06187"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     weaker: Reference = Field(
         "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
-        description="the model whose answers are rejected; may be the teacher drawn hotter",
+        description="model whose answers are rejected; may be the teacher at a higher temperature",
     )
     weaker_backend: str = Field("auto", description="engine that runs it")
-    weaker_temperature: float = Field(0.7, ge=0, le=2, description="of its answers")
-    max_likeness: float = Field(
-        0.9, gt=0, le=1, description="ROUGE-L of the two answers from which they are the same"
+    weaker_temperature: float = Field(
+        0.7, ge=0, le=2, description="sampling temperature of its answers"
     )
-    max_answer_tokens: int = Field(384, ge=16, le=8192, description="longest answer")
+    max_likeness: float = Field(
+        0.9, gt=0, le=1, description="ROUGE-L of the two answers from which they count as equal"
+    )
+    max_answer_tokens: int = Field(384, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 2
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PreferenceDeltaState(self)
 
     @override
@@ -74,42 +76,42 @@ class PreferenceDelta(StepwiseGenerator):
         return self.compare(unit, unit.model)
 
     def compare(self, unit: GenerationUnit, weaker: TextModel) -> RequestCoroutine[None]:
-        """Ask both models and keep the pair."""
+        """Request both answers and add the pair."""
         question = get_question(unit.seed.record)
         if not question:
             unit.fail("a record that asks nothing")
             return
-        words = unit.words("ask", question=question)
-        chosen = yield from unit.say(words, tokens=self.max_answer_tokens)
-        if chosen is None:
+        prompt_text = unit.render("ask", question=question)
+        strong = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens)
+        if strong is None:
             return
         unit.count("asks of the weaker model")
-        rejected = yield from unit.say(
-            words,
+        weak = yield from unit.ask(
+            prompt_text,
             tokens=self.max_answer_tokens,
-            what="answer of the weaker model",
+            label="answer of the weaker model",
             temperature=self.weaker_temperature,
             model=weaker,
         )
-        if rejected is None:
+        if weak is None:
             return
-        if rouge_l(chosen, rejected) >= self.max_likeness or chosen in rejected:
-            unit.fail("two answers that are the same", f"{chosen} | {rejected}")
+        if rouge_l(strong, weak) >= self.max_likeness or strong in weak:
+            unit.fail("two answers that are the same", f"{strong} | {weak}")
         else:
-            told = {
+            fields = {
                 "question": question,
-                "answer": chosen,
-                "chosen": chosen,
-                "rejected": rejected,
+                "answer": strong,
+                "chosen": strong,
+                "rejected": weak,
                 "way": "delta",
                 "rejected_by": weaker.fingerprint,
             }
-            other = Link("synth.generators.preference_delta.weaker", weaker.fingerprint)
-            unit.keep(make_qa_messages(question, chosen), told, links=[other])
+            weaker_link = Link("synth.generators.preference_delta.weaker", weaker.fingerprint)
+            unit.add_record(make_qa_messages(question, strong), fields, links=[weaker_link])
 
 
 class _PreferenceDeltaState:
-    """The weaker model, opened when it is first asked."""
+    """The weaker model, opened on first use."""
 
     round_size = 0
 
@@ -129,7 +131,7 @@ class _PreferenceDeltaState:
 
         return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
         return replace(draft)
 
     def _open(self) -> TextModel:

@@ -2,7 +2,7 @@
 
 Source: Cui et al. 2023 (UltraFeedback), arXiv:2310.01377 (scored answers become pairs) and Zheng et
 al. 2023, arXiv:2306.05685, section 3.4 (an answer wins only if it wins in both orders). Differs:
-the two answers are of one teacher, the second drawn hotter.
+both answers are the teacher's, the second at a higher temperature.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _SCORES = make_object_schema(
 
 
 class PreferenceJudge(StepwiseGenerator):
-    """Makes pairs of a chosen and a rejected answer."""
+    """Pair a chosen with a rejected answer by the scores of a judge."""
 
     paper: ClassVar[str] = "arXiv:2310.01377"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "ask": PromptTemplate("{question}"),
@@ -52,22 +52,24 @@ class PreferenceJudge(StepwiseGenerator):
 
     rubric: str = Field(
         "Judge whether an answer is right, complete and to the point.",
-        description="what the judge goes by, in a sentence",
+        description="criterion of the judge, in a sentence",
     )
     min_margin: float = Field(
-        1, ge=0, le=9, description="least difference of the mean scores of both orders"
+        1, ge=0, le=9, description="minimum difference of the mean scores of both orders"
     )
-    other_temperature: float = Field(1.2, ge=0, le=2, description="of the second answer")
-    max_answer_tokens: int = Field(384, ge=16, le=8192, description="longest answer")
+    other_temperature: float = Field(
+        1.2, ge=0, le=2, description="sampling temperature of the second answer"
+    )
+    max_answer_tokens: int = Field(384, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 4
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -76,46 +78,48 @@ class PreferenceJudge(StepwiseGenerator):
         if not question:
             unit.fail("a record that asks nothing")
             return
-        words = unit.words("ask", question=question)
-        one, other = yield from run_concurrently(
+        prompt_text = unit.render("ask", question=question)
+        first, second = yield from run_concurrently(
             [
-                unit.say(words, tokens=self.max_answer_tokens),
-                unit.say(words, tokens=self.max_answer_tokens, temperature=self.other_temperature),
+                unit.ask(prompt_text, tokens=self.max_answer_tokens),
+                unit.ask(
+                    prompt_text, tokens=self.max_answer_tokens, temperature=self.other_temperature
+                ),
             ]
         )
-        if one is None or other is None:
+        if first is None or second is None:
             return
-        if collapse_whitespace(one) == collapse_whitespace(other):
-            unit.fail("two answers that are the same", one)
+        if collapse_whitespace(first) == collapse_whitespace(second):
+            unit.fail("two answers that are the same", first)
             return
-        given = yield from run_concurrently(
-            [self._judge(unit, question, one, other), self._judge(unit, question, other, one)]
+        scores = yield from run_concurrently(
+            [self._judge(unit, question, first, second), self._judge(unit, question, second, first)]
         )
-        if given[0] is None or given[1] is None:
+        if scores[0] is None or scores[1] is None:
             return
-        self._settle(unit, question, (one, other), (given[0], given[1]))
+        self._settle(unit, question, (first, second), (scores[0], scores[1]))
 
     def _judge(
         self, unit: GenerationUnit, question: str, first: str, second: str
     ) -> RequestCoroutine[tuple[int, int] | None]:
-        words = unit.words(
+        prompt_text = unit.render(
             "judge",
             question=fence_text(question),
             first=fence_text(first),
             second=fence_text(second),
             rubric=self.rubric,
         )
-        found = yield from unit.fill(words, _SCORES, what="verdict", temperature=0.0)
-        return (int(found["first"]), int(found["second"])) if found else None
+        reply = yield from unit.ask_json(prompt_text, _SCORES, label="verdict", temperature=0.0)
+        return (int(reply["first"]), int(reply["second"])) if reply else None
 
     def _settle(
         self,
         unit: GenerationUnit,
         question: str,
         answers: tuple[str, str],
-        given: tuple[tuple[int, int], tuple[int, int]],
+        scores: tuple[tuple[int, int], tuple[int, int]],
     ) -> None:
-        differences = given[0][0] - given[0][1], given[1][1] - given[1][0]
+        differences = scores[0][0] - scores[0][1], scores[1][1] - scores[1][0]
         margin = sum(differences) / 2
         shown = f"{differences}: {answers[0]} | {answers[1]}"
         if differences[0] != differences[1] and differences[0] * differences[1] <= 0:
@@ -124,13 +128,13 @@ class PreferenceJudge(StepwiseGenerator):
         elif abs(margin) < max(self.min_margin, 0.5):
             unit.fail("a margin below the least", shown)
         else:
-            chosen, rejected = answers if margin > 0 else answers[::-1]
-            told = {
+            preferred, rejected = answers if margin > 0 else answers[::-1]
+            fields = {
                 "question": question,
-                "answer": chosen,
-                "chosen": chosen,
+                "answer": preferred,
+                "chosen": preferred,
                 "rejected": rejected,
                 "margin": abs(margin),
                 "way": "judge",
             }
-            unit.keep(make_qa_messages(question, chosen), told)
+            unit.add_record(make_qa_messages(question, preferred), fields)

@@ -1,8 +1,9 @@
 """Rationale: chain of thought that ends in the reference answer, with a hint as fallback.
 
 Source: Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3: sample a rationale; where the
-answer is wrong, give the answer as a hint and sample again; keep what ends right, without the hint.
-Differs: reasoning that talks of the hint is dropped. To retrain, begin from the base each round.
+answer is wrong, give the answer as a hint and sample again; keep rationales with the right answer,
+without the hint. Differs: reasoning that mentions the hint is dropped. To retrain, start from the
+base model each round.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _TELLS = re.compile(r"\bhint\b|\b(?:given|provided|correct|right) answer\b", re.
 
 
 class Rationale(StepwiseGenerator):
-    """Reasons towards the answer of a record, and keeps reasoning that gets there."""
+    """Generate reasoning for the answer of a record, and keep what reaches it."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "reason": PromptTemplate(
@@ -49,18 +50,18 @@ class Rationale(StepwiseGenerator):
     tries: int = Field(2, ge=1, le=64, description="rationales sampled before a hint is given")
     rationalize: bool = Field(True, description="give the answer as a hint where all tries fail")
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how the answer is checked"
+        "maths", validate_default=True, description="method of checking the answer"
     )
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest rationale")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of a rationale")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.tries + int(self.rationalize)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -71,17 +72,19 @@ class Rationale(StepwiseGenerator):
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
-        words = unit.words("reason", question=question)
+        prompt_text = unit.render("reason", question=question)
         for _ in range(self.tries):
-            text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
+            text = yield from unit.ask(
+                prompt_text, tokens=self.max_answer_tokens, label="rationale"
+            )
             if text is not None and self._holds(unit, text, fields):
                 self._keep(unit, question, answer, text, "sampled")
                 return
         if not self.rationalize or not answer:
             return
         shown = fence_text(answer) if "\n" in answer else to_one_line(answer)
-        words = unit.words("hinted", question=question, answer=shown)
-        text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
+        prompt_text = unit.render("hinted", question=question, answer=shown)
+        text = yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="rationale")
         if text is not None and _TELLS.search(text):
             unit.fail("rationale that tells of its hint", text)
         elif text is not None and self._holds(unit, text, fields):
@@ -93,7 +96,9 @@ class Rationale(StepwiseGenerator):
             unit.fail(verdict.reason, text)
         return verdict.keep
 
-    def _keep(self, unit: GenerationUnit, question: str, answer: str, text: str, way: str) -> None:
-        unit.count(f"rationales {way}")
-        told = {"question": question, "answer": text, "final_answer": answer, "way": way}
-        unit.keep(make_qa_messages(question, text), told)
+    def _keep(
+        self, unit: GenerationUnit, question: str, answer: str, text: str, source: str
+    ) -> None:
+        unit.count(f"rationales {source}")
+        fields = {"question": question, "answer": text, "final_answer": answer, "way": source}
+        unit.add_record(make_qa_messages(question, text), fields)

@@ -1,9 +1,9 @@
 """Rejection sampling: several answers per question, filtered by a verifier.
 
-Source: Yuan et al. 2023 (RFT), arXiv:2308.01825, section 3.2 (distinct correct paths of reasoning)
-and Wang et al. 2022 (self-consistency), arXiv:2203.11171 (the plurality, where no answer is known).
-Differs: the share that passes is kept as the question's difficulty, and too easy or too hard ones
-can be left out.
+Source: Yuan et al. 2023 (RFT), arXiv:2308.01825, section 3.2 (distinct correct reasoning paths) and
+Wang et al. 2022 (self-consistency), arXiv:2203.11171 (the plurality, where no answer is known).
+Differs: the pass rate is stored as the question's difficulty, and questions that are too easy or
+too hard can be excluded.
 """
 
 from __future__ import annotations
@@ -37,43 +37,51 @@ class _PassedSample(NamedTuple):
 
 
 class RejectionSampling(StepwiseGenerator):
-    """Samples answers and keeps what a verifier passes."""
+    """Sample answers and keep those that pass a verifier."""
 
     paper: ClassVar[str] = "arXiv:2308.01825"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
-    samples: int = Field(4, ge=1, le=256, description="answers sampled of one question")
+    samples: int = Field(4, ge=1, le=256, description="answers sampled per question")
     keep: Literal["best", "distinct"] = Field(
-        "best", description="best: one, of the highest score; distinct: all that are unlike"
+        "best", description="best: one, with the highest score; distinct: all that differ"
     )
     likeness: float = Field(
-        0.9, gt=0, le=1, description="ROUGE-L with an answer kept from which one is not distinct"
+        0.9,
+        gt=0,
+        le=1,
+        description="ROUGE-L with an accepted answer from which an answer is not distinct",
     )
-    min_pass: float = Field(0, ge=0, le=1, description="least share of answers that pass")
-    max_pass: float = Field(1, ge=0, le=1, description="greatest share; below 1 drops easy ones")
+    min_pass: float = Field(0, ge=0, le=1, description="minimum share of answers that pass")
+    max_pass: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="maximum share of answers that pass; below 1 drops easy questions",
+    )
     vote: bool = Field(
-        False, description="where a record has no answer, take the plurality of the samples for it"
+        False, description="where a record has no answer, use the plurality of the samples"
     )
     verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
-        "maths", validate_default=True, description="how an answer is checked"
+        "maths", validate_default=True, description="method of checking an answer"
     )
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return self.samples
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.samples if self.keep == "distinct" else 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -83,9 +91,11 @@ class RejectionSampling(StepwiseGenerator):
         if not question:
             unit.fail("a record that asks nothing")
             return
-        words = unit.words("ask", question=question)
-        drawn = yield from unit.draw(words, count=self.samples, tokens=self.max_answer_tokens)
-        texts = [text.strip() for text in drawn if text is not None and text.strip()]
+        prompt_text = unit.render("ask", question=question)
+        samples = yield from unit.sample_many(
+            prompt_text, count=self.samples, tokens=self.max_answer_tokens
+        )
+        texts = [text.strip() for text in samples if text is not None and text.strip()]
         unit.count("samples", self.samples)
         fields: dict[str, Any] = {**record.fields, "answer": get_reference_answer(record)}
         voted = self.vote and not fields["answer"]
@@ -126,34 +136,34 @@ class RejectionSampling(StepwiseGenerator):
         if not self.min_pass <= share <= self.max_pass:
             unit.fail("question too easy or too hard", f"{share:.2f}: {question}")
             return
-        told = {
+        fields = {
             "question": question,
             "final_answer": right[0],
             "pass_rate": round(share, 4),
             "samples": self.samples,
             "answer_by": "plurality" if right[1] else "record",
         }
-        kept: list[str] = []
-        for text, _ in sorted(passed, key=lambda one: -one.score):
-            if any(rouge_l(text, other) >= self.likeness for other in kept):
+        accepted: list[str] = []
+        for text, _ in sorted(passed, key=lambda sample: -sample.score):
+            if any(rouge_l(text, earlier) >= self.likeness for earlier in accepted):
                 unit.fail("reasoning like one kept", text)
                 continue
-            kept.append(text)
-            unit.keep(make_qa_messages(question, text), {**told, "answer": text})
+            accepted.append(text)
+            unit.add_record(make_qa_messages(question, text), {**fields, "answer": text})
             if self.keep == "best":
                 break
 
 
 def _plurality(texts: list[str]) -> str:
-    """Return the final answer that more texts share than any other, or nothing."""
+    """Return the final answer that more texts share than any other, or an empty string."""
     groups: list[list[str]] = []
-    for found in filter(None, (extract_answer(text) for text in texts)):
+    for answer in filter(None, (extract_answer(text) for text in texts)):
         for group in groups:
-            if is_same_answer(found, group[0]):
-                group.append(found)
+            if is_same_answer(answer, group[0]):
+                group.append(answer)
                 break
         else:
-            groups.append([found])
+            groups.append([answer])
     counts = Counter({number: len(group) for number, group in enumerate(groups)}).most_common(2)
     if not counts or counts[0][1] < 2 or (len(counts) > 1 and counts[0][1] == counts[1][1]):
         return ""

@@ -1,8 +1,8 @@
 """Self-revision: an answer, its critique, and the revised answer.
 
 Source: Madaan et al. 2023 (Self-Refine), arXiv:2303.17651, algorithm 1 (feedback, then refinement,
-until the feedback has nothing more to say) and Bai et al. 2022, arXiv:2212.08073, section 3.1
-(critique and revision by principles). Differs: the critique is JSON that says whether to stop.
+until the feedback finds nothing) and Bai et al. 2022, arXiv:2212.08073, section 3.1 (critique and
+revision by principles). Differs: the critique is JSON that includes the stopping decision.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _CRITIQUE = make_object_schema(
 
 
 class Revision(StepwiseGenerator):
-    """Criticizes and rewrites the answer of a record (or its own first answer)."""
+    """Criticize and rewrite the answer of a record (or the teacher's own first answer)."""
 
     paper: ClassVar[str] = "arXiv:2303.17651"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "draft": PromptTemplate("{question}"),
@@ -58,21 +58,21 @@ class Revision(StepwiseGenerator):
         ),
     }
 
-    rounds: int = Field(2, ge=1, le=6, description="critiques, at most")
+    rounds: int = Field(2, ge=1, le=6, description="maximum critiques")
     principles: tuple[str, ...] = Field(
-        _PRINCIPLES, min_length=1, description="what a good answer keeps to"
+        _PRINCIPLES, min_length=1, description="principles of a good answer"
     )
-    keep_unchanged: bool = Field(False, description="keep answers that were good enough at once")
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+    keep_unchanged: bool = Field(False, description="keep answers that need no revision")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.rounds
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_answer_tokens
 
     @override
@@ -83,53 +83,55 @@ class Revision(StepwiseGenerator):
             return
         answer: str | None = get_solution(unit.seed.record)
         if not answer:
-            answer = yield from unit.say(
-                unit.words("draft", question=question), tokens=self.max_answer_tokens
+            answer = yield from unit.ask(
+                unit.render("draft", question=question), tokens=self.max_answer_tokens
             )
         if not answer:
             return
         first, problems = answer, []
         for _ in range(self.rounds):
-            found = yield from self._criticize(unit, question, answer)
-            if found is None:
+            critique = yield from self._criticize(unit, question, answer)
+            if critique is None:
                 return
-            if not found:
+            if not critique:
                 break
-            again = yield from self._rewrite(unit, question, answer, found)
-            if again is None:
+            revised = yield from self._rewrite(unit, question, answer, critique)
+            if revised is None:
                 return
-            if collapse_whitespace(again) == collapse_whitespace(answer):
+            if collapse_whitespace(revised) == collapse_whitespace(answer):
                 break
-            answer = again
-            problems.append(found)
+            answer = revised
+            problems.append(critique)
         if answer == first and not self.keep_unchanged:
             unit.fail("nothing was revised", f"{question} | {first}")
             return
-        told = {"question": question, "answer": answer, "before": first, "critiques": problems}
-        unit.keep(make_qa_messages(question, answer), told)
+        fields = {"question": question, "answer": answer, "before": first, "critiques": problems}
+        unit.add_record(make_qa_messages(question, answer), fields)
 
     def _criticize(
         self, unit: GenerationUnit, question: str, answer: str
     ) -> RequestCoroutine[list[str] | None]:
-        """Return the problems of an answer; none where it is good enough."""
-        words = unit.words(
+        """Return the problems of an answer; empty if it is good enough."""
+        prompt_text = unit.render(
             "critique",
             question=fence_text(question),
             answer=fence_text(answer),
             principles="\n".join(f"- {line}" for line in self.principles),
         )
-        found = yield from unit.fill(words, _CRITIQUE, what="critique")
-        if found is None:
+        reply = yield from unit.ask_json(prompt_text, _CRITIQUE, label="critique")
+        if reply is None:
             return None
-        return [] if found["good_enough"] == "yes" else [str(one) for one in found["problems"]]
+        return (
+            [] if reply["good_enough"] == "yes" else [str(problem) for problem in reply["problems"]]
+        )
 
     def _rewrite(
         self, unit: GenerationUnit, question: str, answer: str, problems: list[str]
     ) -> RequestCoroutine[str | None]:
-        words = unit.words(
+        prompt_text = unit.render(
             "rewrite",
             question=fence_text(question),
             answer=fence_text(answer),
             problems="\n".join(f"- {line}" for line in problems),
         )
-        return (yield from unit.say(words, tokens=self.max_answer_tokens, what="revision"))
+        return (yield from unit.ask(prompt_text, tokens=self.max_answer_tokens, label="revision"))

@@ -3,8 +3,8 @@
 Source: Maini et al. 2024 (WRAP), arXiv:2401.16380, section 3.1 (easy, like an encyclopedia, hard,
 questions and answers) and Su et al. 2024 (Nemotron-CC), arXiv:2412.02595, section 2.3 (diverse
 questions, distilled, knowledge extracted, knowledge listed). Differs: one passage at a time, in its
-own language; the ``grounded`` filter refuses names and numbers that are new. Wants a larger
-teacher: of 16 rewritings by SmolLM2-135M none passed that filter.
+own language; the ``grounded`` filter rejects new names and numbers. Requires a larger teacher: of
+16 rewrites by SmolLM2-135M none passed that filter.
 """
 
 from __future__ import annotations
@@ -58,33 +58,33 @@ _SYSTEM = "You rewrite texts and add nothing to them."
 
 
 class Rewrite(StepwiseGenerator):
-    """Asks for the passage in another style; the record is one assistant message."""
+    """Rephrase a passage in another style; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"
     )
-    max_new_tokens: int = Field(256, ge=16, le=4096, description="longest rewriting")
-    temperature: float = Field(0.3, ge=0, le=2, description="0 takes the likeliest token")
-    repetition_penalty: float = Field(1.1, gt=0, description="above 1 discourages repeating")
+    max_new_tokens: int = Field(256, ge=16, le=4096, description="maximum tokens of a rewrite")
+    temperature: float = Field(0.3, ge=0, le=2, description="sampling temperature; 0 is greedy")
+    repetition_penalty: float = Field(1.1, gt=0, description="above 1 discourages repetition")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.styles)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.styles)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -93,17 +93,17 @@ class Rewrite(StepwiseGenerator):
 
     def _into(self, unit: GenerationUnit, style: Style) -> RequestCoroutine[None]:
         passage, topic = unit.seed.passage, get_topic(unit.seed)
-        words = unit.words(
+        prompt_text = unit.render(
             "rewrite",
             topic=f"Topic: {topic}\n\n" if topic else "",
             text=fence_text(passage.text),
             style=_STYLES[style],
         )
-        text = yield from unit.say(
-            words, tokens=self.max_new_tokens, what="rewriting", system=_SYSTEM
+        text = yield from unit.ask(
+            prompt_text, tokens=self.max_new_tokens, label="rewriting", system=_SYSTEM
         )
         if text is None:
             return
-        whole = Quote(passage.id, passage.start, passage.end, passage.text)
-        told = {"answer": text, "style": style, "evidence": whole.to_json()}
-        unit.keep([Message("assistant", text)], told)
+        quote = Quote(passage.id, passage.start, passage.end, passage.text)
+        fields = {"answer": text, "style": style, "evidence": quote.to_json()}
+        unit.add_record([Message("assistant", text)], fields)

@@ -1,10 +1,10 @@
 """Self-Instruct: new tasks from in-context examples, filtered by ROUGE-L novelty.
 
 Source: Wang et al. 2023, arXiv:2212.10560, section 2 and its released code (eight tasks shown, two
-of them the machine's own; instructions of 4 to 150 words, none about pictures or files; ROUGE-L
-with every task of the pool at most 0.7; output first for classification). Differs: a task joins the
-pool when its instance is there, at the end of a round of asks; form and instance are JSON, and an
-instance that speaks of that form, or whose label is a text, is none.
+of them generated; instructions of 4 to 150 words, none about pictures or files; ROUGE-L with every
+task of the pool at most 0.7; output first for classification). Differs: a task joins the pool once
+it has an instance, at the end of a round of requests; form and instance are JSON, and an instance
+that mentions that form, or whose label is a text, is rejected.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ _KIND = {
 
 
 class SelfInstruct(StepwiseGenerator):
-    """Grows a pool of tasks from seed tasks."""
+    """Grow a pool of tasks from seed tasks."""
 
     paper: ClassVar[str] = "arXiv:2212.10560"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    draws: ClassVar[bool] = True
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    samples_seeds: ClassVar[bool] = True
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "tasks": PromptTemplate(
@@ -91,33 +91,37 @@ class SelfInstruct(StepwiseGenerator):
         ),
     }
 
-    shown: int = Field(8, ge=1, le=32, description="tasks shown in an ask")
-    own_shown: int = Field(2, ge=0, le=16, description="of these, tasks the teacher made before")
+    shown: int = Field(8, ge=1, le=32, description="tasks shown in a request")
+    own_shown: int = Field(2, ge=0, le=16, description="of these, tasks generated earlier")
     likeness: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L with a task of the pool above which one is not new"
+        0.7, gt=0, le=1, description="ROUGE-L with a task of the pool above which a task is not new"
     )
-    min_words: int = Field(4, ge=1, description="shortest instruction")
-    max_words: int = Field(150, ge=1, description="longest instruction")
-    tasks: int = Field(4, ge=1, le=16, description="new tasks taken from an ask, at most")
+    min_words: int = Field(4, ge=1, description="minimum words of an instruction")
+    max_words: int = Field(150, ge=1, description="maximum words of an instruction")
+    tasks: int = Field(4, ge=1, le=16, description="maximum new tasks taken from a request")
     asks_a_round: int = Field(
-        4, ge=1, le=256, description="asks made before what they gave joins the pool"
+        4, ge=1, le=256, description="requests made before their tasks join the pool"
     )
-    max_list_tokens: int = Field(512, ge=32, le=4096, description="longest list of tasks")
-    max_output_characters: int = Field(600, ge=20, le=8000, description="longest input and output")
+    max_list_tokens: int = Field(
+        512, ge=32, le=4096, description="maximum tokens of a list of tasks"
+    )
+    max_output_characters: int = Field(
+        600, ge=20, le=8000, description="maximum characters of input and output"
+    )
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.tasks
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return self.tasks
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_list_tokens, self.max_output_characters // 2)
 
     @property
@@ -126,7 +130,7 @@ class SelfInstruct(StepwiseGenerator):
         return self.asks_a_round
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _SelfInstructState(self, corpus)
 
     @override
@@ -134,67 +138,75 @@ class SelfInstruct(StepwiseGenerator):
         return self.grow(unit, (), (), NoveltyPool(self.likeness))
 
     def grow(
-        self, unit: GenerationUnit, people: Sequence[str], own: Sequence[str], pool: NoveltyPool
+        self,
+        unit: GenerationUnit,
+        seed_tasks: Sequence[str],
+        generated_tasks: Sequence[str],
+        pool: NoveltyPool,
     ) -> RequestCoroutine[None]:
-        """Ask for tasks after those of people and of its own, and for an instance of each new."""
+        """Request tasks modeled on seed and generated ones, and an instance of each new task."""
         rng = unit.rng("shown")
-        mine = rng.sample(own, min(self.own_shown, len(own)))
-        shown = mine + rng.sample(people, min(self.shown - len(mine), len(people)))
+        generated_shown = rng.sample(generated_tasks, min(self.own_shown, len(generated_tasks)))
+        shown = generated_shown + rng.sample(
+            seed_tasks, min(self.shown - len(generated_shown), len(seed_tasks))
+        )
         rng.shuffle(shown)
         listed = "\n".join(f"{number}. {to_one_line(task)}" for number, task in enumerate(shown, 1))
         first = len(shown) + 1
-        said = yield from unit.say(
-            unit.words("tasks", tasks=listed),
+        reply = yield from unit.ask(
+            unit.render("tasks", tasks=listed),
             tokens=self.max_list_tokens,
-            what="list of tasks",
+            label="list of tasks",
             prefix=f"{first}.",
             stop=(f"\n{first + self.shown}.", "\n\n"),
         )
-        if said is None:
+        if reply is None:
             return
-        taken = 0
-        for task in parse_numbered_list(f"{first}. {said}"):
+        num_tasks = 0
+        for task in parse_numbered_list(f"{first}. {reply}"):
             reason = self._unfit(task, pool)
             if reason:
                 unit.fail(reason, task)
-            elif taken < self.tasks:
-                taken += 1
+            elif num_tasks < self.tasks:
+                num_tasks += 1
                 yield from self._instance(unit, task)
             else:
                 unit.fail("beyond the tasks taken from an ask", task)
 
     def _instance(self, unit: GenerationUnit, task: str) -> RequestCoroutine[None]:
-        kind = yield from unit.fill(unit.words("kind", task=task), _KIND, what="kind of task")
+        kind = yield from unit.ask_json(unit.render("kind", task=task), _KIND, label="kind of task")
         if kind is None:
             return
         is_label = kind["classification"] == "yes"
         name = "labelled" if is_label else "instance"
-        found = yield from unit.fill(
-            unit.words(name, task=task), self._schema(is_label), what="instance"
+        reply = yield from unit.ask_json(
+            unit.render(name, task=task), self._schema(is_label), label="instance"
         )
-        if found is None:
+        if reply is None:
             return
-        given, output = str(found["input"]).strip(), str(found["output"]).strip()
+        input_text, output = str(reply["input"]).strip(), str(reply["output"]).strip()
         if not output:
             unit.fail("instance without an output", task)
-        elif given and (given == output or (len(output) >= _COPIED and given.startswith(output))):
-            unit.fail("instance whose output is its input", f"{task} | {given}")
-        elif _FRAME.search(f"{given}\n{output}") and not _FRAME.search(task):
-            unit.fail("instance that speaks of its prompt", f"{task} | {given} | {output}")
+        elif input_text and (
+            input_text == output or (len(output) >= _COPIED and input_text.startswith(output))
+        ):
+            unit.fail("instance whose output is its input", f"{task} | {input_text}")
+        elif _FRAME.search(f"{input_text}\n{output}") and not _FRAME.search(task):
+            unit.fail("instance that speaks of its prompt", f"{task} | {input_text} | {output}")
         elif is_label and (
             len(split_words(output)) > _LABEL_WORDS or len(output) >= _LABEL_CHARACTERS
         ):
             unit.fail("label that is a text", f"{task} | {output}")
         else:
-            asked = f"{task}\n\n{given}" if given else task
-            told = {
-                "question": asked,
+            prompted = f"{task}\n\n{input_text}" if input_text else task
+            fields = {
+                "question": prompted,
                 "instruction": task,
-                "input": given,
+                "input": input_text,
                 "output": output,
                 "task_kind": "classification" if is_label else "open",
             }
-            unit.keep(make_qa_messages(asked, output), told, is_of_seed=False)
+            unit.add_record(make_qa_messages(prompted, output), fields, is_of_seed=False)
 
     def _schema(self, is_label: bool) -> dict[str, object]:
         text = {"type": "string", "maxLength": self.max_output_characters}
@@ -208,7 +220,7 @@ class SelfInstruct(StepwiseGenerator):
         }
 
     def _unfit(self, task: str, pool: NoveltyPool) -> str:
-        """Return why an instruction is none, or is not new; empty if it is."""
+        """Return why an instruction is rejected; empty if it is accepted."""
         count = len(split_words(task))
         if not self.min_words <= count <= self.max_words:
             return "task too short or too long"
@@ -220,15 +232,15 @@ class SelfInstruct(StepwiseGenerator):
 
 
 class _SelfInstructState:
-    """The pool of one side: what people wrote, and what the teacher gave since."""
+    """The task pool of one side: the seed tasks, and the tasks generated since."""
 
     def __init__(self, method: SelfInstruct, corpus: GeneratorContext) -> None:
         self._method = method
-        self._people = [_task_of(one) for one in corpus.items if isinstance(one, Record)]
-        self._people = [task for task in self._people if task]
-        self._own: list[str] = []
+        self._seed_tasks = [_task_of(item) for item in corpus.items if isinstance(item, Record)]
+        self._seed_tasks = [task for task in self._seed_tasks if task]
+        self._generated_tasks: list[str] = []
         self._pool = NoveltyPool(method.likeness)
-        for task in self._people:
+        for task in self._seed_tasks:
             self._pool.add(task)
 
     @property
@@ -240,24 +252,26 @@ class _SelfInstructState:
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         def write(unit: GenerationUnit) -> RequestCoroutine[None]:
-            return self._method.grow(unit, self._people, tuple(self._own), self._pool)
+            return self._method.grow(
+                unit, self._seed_tasks, tuple(self._generated_tasks), self._pool
+            )
 
         return CoroutineBatch.of(self._method, write, seeds, model)
 
-    def settle(self, draft: GenerationResult) -> GenerationResult:
-        """Let in what is new beside the drafts before it in the same round."""
-        kept, failures = [], list(draft.failures)
+    def finalize(self, draft: GenerationResult) -> GenerationResult:
+        """Accept the tasks that are new relative to earlier drafts of the same round."""
+        records, failures = [], list(draft.failures)
         for record in draft.records:
             task = str(record.fields["instruction"])
             if self._pool.likeness(task):
                 failures.append(GenerationFailure("task too like one of the pool", task))
             else:
                 self._pool.add(task)
-                self._own.append(task)
-                kept.append(record)
-        return replace(draft, records=tuple(kept), failures=tuple(failures))
+                self._generated_tasks.append(task)
+                records.append(record)
+        return replace(draft, records=tuple(records), failures=tuple(failures))
 
 
 def _task_of(record: Record) -> str:
-    """Return a record's instruction, without the input that stands below it."""
+    """Return a record's instruction, without the input below it."""
     return get_question(record).split("\n\n", 1)[0].strip()

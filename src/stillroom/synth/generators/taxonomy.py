@@ -2,7 +2,7 @@
 
 Source: Li et al. 2024 (GLAN), arXiv:2402.13064, section 2 (syllabus of sessions with key concepts,
 questions from the concepts of one or two sessions, then answers) and Sudalairaj et al. 2024 (LAB),
-arXiv:2403.01081, section 3 (questions after a leaf's own examples, with its context where given).
+arXiv:2403.01081, section 3 (questions modeled on a leaf's own examples, with its context if given).
 Differs: syllabus and questions are JSON.
 """
 
@@ -39,10 +39,10 @@ _MAX_SHOWN = 4
 
 
 class Taxonomy(StepwiseGenerator):
-    """Asks for questions about every leaf, and answers them."""
+    """Generate questions about every leaf, and answer them."""
 
     paper: ClassVar[str] = "arXiv:2402.13064"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("topics",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "syllabus": PromptTemplate(
@@ -66,22 +66,24 @@ class Taxonomy(StepwiseGenerator):
     }
 
     by: Literal["auto", "syllabus", "examples"] = Field(
-        "auto", description="examples: after the leaf's own; auto: where it has some"
+        "auto", description="examples: modeled on the leaf's own; auto: where it has some"
     )
-    questions: int = Field(3, ge=1, le=50, description="questions of a leaf and attempt")
-    sessions: int = Field(6, ge=1, le=30, description="sessions of a syllabus, at most")
-    concepts: int = Field(5, ge=1, le=12, description="key concepts of a session, at most")
-    max_question_characters: int = Field(400, ge=40, le=4000, description="longest question")
-    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+    questions: int = Field(3, ge=1, le=50, description="questions per leaf and attempt")
+    sessions: int = Field(6, ge=1, le=30, description="maximum sessions of a syllabus")
+    concepts: int = Field(5, ge=1, le=12, description="maximum key concepts of a session")
+    max_question_characters: int = Field(
+        400, ge=40, le=4000, description="maximum characters of a question"
+    )
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1 + 2 * self.questions
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_answer_tokens, self.max_question_characters)
 
     @override
@@ -108,61 +110,61 @@ class Taxonomy(StepwiseGenerator):
             title=make_string_schema(80),
             concepts=make_array_schema(make_string_schema(60), self.concepts),
         )
-        found = yield from unit.fill(
-            unit.words("syllabus", subject=_subject(topic), about=_about(topic)),
+        reply = yield from unit.ask_json(
+            unit.render("syllabus", subject=_subject(topic), about=_about(topic)),
             make_object_schema(sessions=make_array_schema(session, self.sessions)),
-            what="syllabus",
+            label="syllabus",
         )
-        return list(found["sessions"]) if found else []
+        return list(reply["sessions"]) if reply else []
 
     def _of_concepts(
         self, unit: GenerationUnit, topic: Topic, sessions: list[dict[str, Any]], rng: random.Random
     ) -> RequestCoroutine[None]:
-        chosen = rng.sample(sessions, min(len(sessions), rng.choice((1, 2))))
-        known = [concept for session in chosen for concept in session["concepts"]]
-        concepts = rng.sample(known, min(len(known), rng.randint(1, 5)))
-        words = unit.words(
+        selected = rng.sample(sessions, min(len(sessions), rng.choice((1, 2))))
+        all_concepts = [concept for session in selected for concept in session["concepts"]]
+        concepts = rng.sample(all_concepts, min(len(all_concepts), rng.randint(1, 5)))
+        prompt_text = unit.render(
             "from_concepts",
             subject=_subject(topic),
-            sessions=to_one_line("; ".join(session["title"] for session in chosen)),
+            sessions=to_one_line("; ".join(session["title"] for session in selected)),
             concepts=to_one_line("; ".join(concepts)),
         )
-        told = {"sessions": [session["title"] for session in chosen], "concepts": concepts}
-        yield from self._settle(unit, words, "", told)
+        fields = {"sessions": [session["title"] for session in selected], "concepts": concepts}
+        yield from self._settle(unit, prompt_text, "", fields)
 
     def _after_examples(
         self, unit: GenerationUnit, topic: Topic, rng: random.Random
     ) -> RequestCoroutine[None]:
         shown = rng.sample(topic.examples, min(len(topic.examples), _MAX_SHOWN))
-        context = next((one["context"] for one in shown if one.get("context")), "")
-        listed = "\n".join(f"- {to_one_line(one['question'])}" for one in shown)
+        context = next((example["context"] for example in shown if example.get("context")), "")
+        listed = "\n".join(f"- {to_one_line(example['question'])}" for example in shown)
         if context:
-            words = unit.words(
+            prompt_text = unit.render(
                 "grounded", subject=_subject(topic), context=fence_text(context), examples=listed
             )
         else:
-            words = unit.words(
+            prompt_text = unit.render(
                 "from_examples", subject=_subject(topic), about=_about(topic), examples=listed
             )
-        yield from self._settle(unit, words, context, {"context": context} if context else {})
+        yield from self._settle(unit, prompt_text, context, {"context": context} if context else {})
 
     def _settle(
-        self, unit: GenerationUnit, words: str, context: str, told: Mapping[str, Any]
+        self, unit: GenerationUnit, prompt_text: str, context: str, extra_fields: Mapping[str, Any]
     ) -> RequestCoroutine[None]:
         schema = make_object_schema(question=make_string_schema(self.max_question_characters, 8))
-        found = yield from unit.fill(words, schema, what="question")
-        if found is None:
+        reply = yield from unit.ask_json(prompt_text, schema, label="question")
+        if reply is None:
             return
-        question = to_one_line(found["question"])
-        asked = (
-            unit.words("grounded_answer", context=fence_text(context), question=question)
+        question = to_one_line(reply["question"])
+        prompted = (
+            unit.render("grounded_answer", context=fence_text(context), question=question)
             if context
-            else unit.words("answer", question=question)
+            else unit.render("answer", question=question)
         )
-        answer = yield from unit.say(asked, tokens=self.max_answer_tokens)
+        answer = yield from unit.ask(prompted, tokens=self.max_answer_tokens)
         if answer is not None:
-            fields = {"question": question, "answer": answer, **told}
-            unit.keep(make_qa_messages(asked if context else question, answer), fields)
+            fields = {"question": question, "answer": answer, **extra_fields}
+            unit.add_record(make_qa_messages(prompted if context else question, answer), fields)
 
 
 def _subject(topic: Topic) -> str:

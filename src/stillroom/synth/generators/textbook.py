@@ -1,9 +1,9 @@
 """Textbook: educational text for an audience and style, about a topic or a seed text.
 
-Source: Ben Allal et al. 2024 (Cosmopedia: audience and style crossed with seeds from the web) and
-Gunasekar et al. 2023 (Phi-1), arXiv:2306.11644, section 2.2 (diversity by audience and topic).
-Differs: each attempt of a seed takes the next pair of audience and style, in drawn order, so that
-none comes twice before all came once.
+Source: Ben Allal et al. 2024 (Cosmopedia: audience and style crossed with web seeds) and Gunasekar
+et al. 2023 (Phi-1), arXiv:2306.11644, section 2.2 (diversity by audience and topic). Differs: each
+attempt of a seed takes the next pair of audience and style, in random order, so that no pair is
+repeated before all were used.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _LEANS = re.compile(
     r"\b(?:the|this|given|above|provided) (?:text|passage|excerpt)\b", re.IGNORECASE
 )
 _BEGINNING = 400
-"""Characters in which a text says that it was made from another; later it may be its subject."""
+"""Characters in which a text may refer to its source; later such words may be its subject."""
 
 
 class Textbook(StepwiseGenerator):
-    """Writes teaching text; the record is one assistant message."""
+    """Write educational text; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2306.11644"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "after_text": PromptTemplate(
@@ -70,19 +70,22 @@ class Textbook(StepwiseGenerator):
     audiences: tuple[Audience, ...] = Field(
         ("pupil", "student", "general"), min_length=1, description="readers to write for"
     )
-    max_new_tokens: int = Field(1024, ge=32, le=8192, description="longest text")
+    max_new_tokens: int = Field(1024, ge=32, le=8192, description="maximum tokens of a text")
     max_seed_characters: int = Field(
-        1500, ge=100, le=20_000, description="of a seed text, how much is shown (Cosmopedia: 1000)"
+        1500,
+        ge=100,
+        le=20_000,
+        description="characters of a seed text in the prompt (Cosmopedia: 1000)",
     )
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 1
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -91,21 +94,24 @@ class Textbook(StepwiseGenerator):
         pairs = [(style, audience) for style in self.styles for audience in self.audiences]
         seed.make_rng("pairs").shuffle(pairs)
         style, audience = pairs[seed.attempt % len(pairs)]
-        told = {"style": _STYLES[style], "audience": _AUDIENCES[audience]}
+        descriptions = {"style": _STYLES[style], "audience": _AUDIENCES[audience]}
         if seed.kind == "topics":
             name = " > ".join(to_one_line(part) for part in seed.topic.path)
-            about = (
+            described_name = (
                 f"{name} ({to_one_line(seed.topic.description)})" if seed.topic.description else ""
             )
-            words = unit.words("on_topic", topic=about or name, **told)
+            prompt_text = unit.render("on_topic", topic=described_name or name, **descriptions)
         else:
             shown, topic = seed.passage.text[: self.max_seed_characters], get_topic(seed)
-            words = unit.words(
-                "after_text", text=fence_text(shown), topic=f" ({topic})" if topic else "", **told
+            prompt_text = unit.render(
+                "after_text",
+                text=fence_text(shown),
+                topic=f" ({topic})" if topic else "",
+                **descriptions,
             )
-        text = yield from unit.say(words, tokens=self.max_new_tokens, what="text")
+        text = yield from unit.ask(prompt_text, tokens=self.max_new_tokens, label="text")
         if text is not None and seed.kind == "passages" and _LEANS.search(text[:_BEGINNING]):
             unit.fail("a text that speaks of the one it was made from", text)
         elif text is not None:
             fields = {"answer": text, "style": style, "audience": audience}
-            unit.keep([Message("assistant", text)], fields)
+            unit.add_record([Message("assistant", text)], fields)

@@ -1,14 +1,13 @@
 """Tool calls: request, schema-valid call, tool result and final answer.
 
 Source: Liu et al. 2024 (APIGen), arXiv:2406.18518, section 3 (queries and calls from a library of
-tools, checked for format, by execution and for meaning) and Patil et al. 2023 (Gorilla),
-arXiv:2305.15334. Differs: arguments are held to the tool's schema by grammar where the backend has
-one; results come of a table of calls, of functions run in the sandbox, or are made up by the
-teacher, and the record says which. For meaning, every text and number of a call, within lists and
-objects too, must stand in the request.
+tools, checked for format, by execution and semantically) and Patil et al. 2023 (Gorilla),
+arXiv:2305.15334. Differs: arguments are constrained to the tool's schema by grammar where the
+backend supports it; results come from a table of calls, from functions run in the sandbox, or from
+the teacher, and the record says which. As the semantic check, every text and number of a call,
+within lists and objects too, must occur in the request.
 
-Reads a JSON file of tools; results come of a table of calls or of Python functions that run in the
-sandbox. Knows no model.
+Reads a JSON file of tools, and a table of calls or Python functions that run in the sandbox.
 """
 
 from __future__ import annotations
@@ -56,27 +55,21 @@ _PROMPT_LEAK = re.compile(
     r"\b(?:the|a|its) (?:tool )?call (?:will|would|needs?)\b|\bmessage of a user\b",
     re.IGNORECASE,
 )
-
-
 """Words of the prompt: a user does not know that there are tools."""
-
 
 _ANSWERS_NOBODY = re.compile(
     r"\bthe user(?:'s|\u2019s)?\b|\bthe tool\b|\bgave back\b", re.IGNORECASE
 )
 
-
 _NO_RESULT = re.compile(r"\b(?:was called with|the tool)\b|</?text\b", re.IGNORECASE)
-
-
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 class ToolCalls(StepwiseGenerator):
-    """Writes conversations in which the assistant calls tools."""
+    """Generate conversations in which the assistant calls tools."""
 
     paper: ClassVar[str] = "arXiv:2406.18518"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "request": PromptTemplate(
@@ -103,49 +96,55 @@ class ToolCalls(StepwiseGenerator):
     }
 
     tools: Reference = Field(
-        description="the tools: a JSON file, a list of {name, description, parameters} or as "
-        "OpenAI's API has them"
+        description="file of tools: a JSON list of {name, description, parameters}, or in the "
+        "format of OpenAI's API"
     )
     results: Literal["model", "table", "functions"] = Field(
         "model",
-        description="model: made up; table: calls and results of a file; functions: of Python code "
-        "run in the sandbox",
+        description="model: written by the teacher; table: calls and results of a file; "
+        "functions: Python code run in the sandbox",
     )
     source: Reference | None = Field(
         None,
-        description="the table (JSON lines of name, arguments, result) or the functions (.py)",
+        description="table (JSON lines of name, arguments, result) or functions (.py)",
     )
-    distractors: int = Field(2, ge=0, le=32, description="other tools that are offered beside one")
+    distractors: int = Field(
+        2, ge=0, le=32, description="other tools offered along with the one needed"
+    )
     none_fits: float = Field(
-        0.1, ge=0, le=1, description="share of requests that no tool fits, answered in words"
+        0.1, ge=0, le=1, description="share of requests that no tool fits, answered with text"
     )
     given_only: bool = Field(
-        True, description="drop calls with a text or number that the request does not say"
+        True, description="drop calls with a text or number that the request does not contain"
     )
-    max_request_characters: int = Field(300, ge=40, le=4000, description="longest request")
-    max_answer_tokens: int = Field(200, ge=16, le=4096, description="longest answer")
-    max_argument_tokens: int = Field(256, ge=16, le=4096, description="longest arguments")
+    max_request_characters: int = Field(
+        300, ge=40, le=4000, description="maximum characters of a request"
+    )
+    max_answer_tokens: int = Field(200, ge=16, le=4096, description="maximum tokens of an answer")
+    max_argument_tokens: int = Field(
+        256, ge=16, le=4096, description="maximum tokens of the arguments"
+    )
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return 4 if self.results == "model" else 3
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.max_answer_tokens, self.max_argument_tokens)
 
     @override
-    def begin(self, corpus: GeneratorContext) -> GeneratorState:
-        self.toolbox()  # a file that cannot be used is said before anything is asked
+    def start(self, corpus: GeneratorContext) -> GeneratorState:
+        self.toolbox()  # report an unusable file before any request
         return self
 
     def toolbox(self) -> Toolbox:
-        """Return the tools and what gives their results.
+        """Read the tools and the source of their results.
 
         Raises:
-            DataError: If a file is missing or broken.
+            DataError: If a file is missing or invalid.
         """
         return read_tools(self.tools, self.results, self.source or "")
 
@@ -167,16 +166,18 @@ class ToolCalls(StepwiseGenerator):
         if result is None:
             return
         shown = json.dumps(result, ensure_ascii=False)
-        answer = yield from unit.say(
-            unit.words(
+        answer = yield from unit.ask(
+            unit.render(
                 "answer", request=fence_text(request), name=tool.name, result=fence_text(shown)
             ),
             tokens=self.max_answer_tokens,
         )
         if answer is None:
             return
-        own = f"{tool.description}\n{request}"  # a tool may be about users, or about tools
-        if _ANSWERS_NOBODY.search(answer) and not re.search(r"\b(?:user|tool)", own, re.IGNORECASE):
+        source_text = f"{tool.description}\n{request}"  # a tool may be about users, or about tools
+        if _ANSWERS_NOBODY.search(answer) and not re.search(
+            r"\b(?:user|tool)", source_text, re.IGNORECASE
+        ):
             unit.fail("words of the prompt in the answer", answer)
             return
         called = json.dumps({"name": tool.name, "arguments": call}, ensure_ascii=False)
@@ -186,29 +187,29 @@ class ToolCalls(StepwiseGenerator):
             Message("tool", shown),
             Message("assistant", answer),
         ]
-        told = {
+        fields = {
             "question": request,
-            "tools": [one.to_json() for one in offered],
+            "tools": [tool_offered.to_json() for tool_offered in offered],
             "calls": [{"name": tool.name, "arguments": call}],
             "result_by": self.results,
         }
-        unit.keep(turns, told)
+        unit.add_record(turns, fields)
 
     def _request(self, unit: GenerationUnit, tool: ToolDefinition) -> RequestCoroutine[str | None]:
-        about = ""
+        subject = ""
         if unit.seed.kind == "topics":
-            about = f", about {' > '.join(unit.seed.topic.path)}"
+            subject = f", about {' > '.join(unit.seed.topic.path)}"
         elif unit.seed.kind == "passages":
-            about = f", with values of this text: {fence_text(unit.seed.passage.text[:600])}"
-        words = unit.words("request", tool=tool.shown, about=about)
+            subject = f", with values of this text: {fence_text(unit.seed.passage.text[:600])}"
+        prompt_text = unit.render("request", tool=tool.shown, about=subject)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        found = yield from unit.fill(words, schema, what="request")
-        return self._asked(unit, str(found["message"]).strip(), (tool,)) if found else None
+        reply = yield from unit.ask_json(prompt_text, schema, label="request")
+        return self._asked(unit, str(reply["message"]).strip(), (tool,)) if reply else None
 
     def _asked(
         self, unit: GenerationUnit, request: str, tools: Sequence[ToolDefinition]
     ) -> str | None:
-        """Return a request, or None, and a failure, where it speaks of the prompt or of a tool."""
+        """Return a request, or None (a recorded failure) if it mentions the prompt or a tool."""
         names = [tool.name for tool in tools if "_" in tool.name or "." in tool.name]
         if _PROMPT_LEAK.search(request) or any(name in request for name in names):
             unit.fail("words of the prompt in the request", request)
@@ -218,96 +219,100 @@ class ToolCalls(StepwiseGenerator):
     def _call(
         self, unit: GenerationUnit, tool: ToolDefinition, request: str
     ) -> RequestCoroutine[dict[str, Any] | None]:
-        words = unit.words("call", tool=tool.shown, request=fence_text(request))
-        found = yield from unit.fill(
-            words, tool.parameters, tokens=self.max_argument_tokens, what="arguments"
+        prompt_text = unit.render("call", tool=tool.shown, request=fence_text(request))
+        arguments = yield from unit.ask_json(
+            prompt_text, tool.parameters, tokens=self.max_argument_tokens, label="arguments"
         )
-        if found is None:
+        if arguments is None:
             return None
-        problem = describe_violation(found, tool.parameters)
-        if problem:  # fill has looked; a call that does not fit its tool is never kept
+        problem = describe_violation(arguments, tool.parameters)
+        if problem:  # checked in fill; a call that does not fit its tool is never kept
             unit.fail("arguments do not fit the tool", problem)
             return None
         if self.given_only and (
-            strange := _find_ungrounded_argument(found, request, tool.parameters)
+            ungrounded := _find_ungrounded_argument(arguments, request, tool.parameters)
         ):
-            unit.fail("an argument that the user did not give", f"{strange}: {request}")
+            unit.fail("an argument that the user did not give", f"{ungrounded}: {request}")
             return None
-        return dict(found)
+        return dict(arguments)
 
     def _result(
         self, unit: GenerationUnit, box: Toolbox, tool: ToolDefinition, call: Mapping[str, Any]
     ) -> RequestCoroutine[Any]:
         if self.results != "model":
-            found, problem = box.run(tool, call)
+            result, problem = box.run(tool, call)
             if problem:
                 unit.fail(problem, f"{tool.name}: {json.dumps(call, ensure_ascii=False)}")
-            return found
-        words = unit.words(
+            return result
+        prompt_text = unit.render(
             "result",
             name=tool.name,
             description=tool.description,
             arguments=fence_text(json.dumps(call, ensure_ascii=False)),
         )
-        made = yield from unit.fill(
-            words, make_object_schema(result=make_string_schema(200)), what="result"
+        reply = yield from unit.ask_json(
+            prompt_text, make_object_schema(result=make_string_schema(200)), label="result"
         )
-        if made is not None and _NO_RESULT.search(str(made["result"])):
-            unit.fail("words of the prompt in the result", str(made["result"]))
+        if reply is not None and _NO_RESULT.search(str(reply["result"])):
+            unit.fail("words of the prompt in the result", str(reply["result"]))
             return None
-        return made
+        return reply
 
     def _decline(
         self, unit: GenerationUnit, box: Toolbox, rng: random.Random
     ) -> RequestCoroutine[None]:
-        """Keep a request that no tool fits, answered in words."""
+        """Add a request that no tool fits, answered with text."""
         offered = box.offer(rng.choice(box.tools), self.distractors, rng)
         shown = "\n".join(tool.shown for tool in offered)
         schema = make_object_schema(message=make_string_schema(self.max_request_characters, 8))
-        found = yield from unit.fill(unit.words("no_tool", tool=shown), schema, what="request")
-        if found is None:
+        reply = yield from unit.ask_json(
+            unit.render("no_tool", tool=shown), schema, label="request"
+        )
+        if reply is None:
             return
-        request = self._asked(unit, str(found["message"]).strip(), offered)
+        request = self._asked(unit, str(reply["message"]).strip(), offered)
         if request is None:
             return
-        answer = yield from unit.say(
-            unit.words("decline", request=request), tokens=self.max_answer_tokens
+        answer = yield from unit.ask(
+            unit.render("decline", request=request), tokens=self.max_answer_tokens
         )
         if answer is not None:
-            told = {
+            fields = {
                 "question": request,
-                "tools": [one.to_json() for one in offered],
+                "tools": [tool_offered.to_json() for tool_offered in offered],
                 "calls": [],
                 "result_by": "",
             }
-            unit.keep([Message("user", request), Message("assistant", answer)], told)
+            unit.add_record([Message("user", request), Message("assistant", answer)], fields)
 
 
 def _find_ungrounded_argument(
     call: Mapping[str, Any], request: str, schema: Mapping[str, Any]
 ) -> str:
-    """Return the first argument that the request does not say.
+    """Return the first argument that the request does not contain, or an empty string.
 
-    A choice of a few need not be said, unless the request names another of them.
+    An enum value need not occur, unless the request names another value of that enum.
     """
-    told, numbers = collapse_whitespace(request).casefold(), _numbers_in(request)
+    normalized, numbers = collapse_whitespace(request).casefold(), _numbers_in(request)
     for name, value, part in _leaves("", call, schema):
         if isinstance(value, bool) or value is None or {"enum", "const"} & part.keys():
-            others = {one for one in part.get("enum", ()) if isinstance(one, str)} - {value}
-            is_other = any(_names(told, one) for one in others)
-            if isinstance(value, str) and is_other and not _names(told, value):
+            alternatives = {
+                choice for choice in part.get("enum", ()) if isinstance(choice, str)
+            } - {value}
+            is_other = any(_names(normalized, choice) for choice in alternatives)
+            if isinstance(value, str) and is_other and not _names(normalized, value):
                 return f"{name}={value}"
             continue
-        if isinstance(value, str) and collapse_whitespace(value).casefold() not in told:
+        if isinstance(value, str) and collapse_whitespace(value).casefold() not in normalized:
             return f"{name}={value}"
         if isinstance(value, int | float) and abs(float(value)) not in numbers:
             return f"{name}={value}"
     return ""
 
 
-def _names(told: str, choice: str) -> bool:
+def _names(text: str, choice: str) -> bool:
     return (
-        re.search(rf"(?<!\w){re.escape(collapse_whitespace(choice).casefold())}(?!\w)", told)
+        re.search(rf"(?<!\w){re.escape(collapse_whitespace(choice).casefold())}(?!\w)", text)
         is not None
     )
 
@@ -327,9 +332,9 @@ def _leaves(name: str, value: Any, schema: Any) -> Iterator[tuple[str, Any, Mapp
 
 
 def _numbers_in(text: str) -> set[float]:
-    """Return the numbers of a text, those in English words too."""
-    found = {float(one.replace(",", "")) for one in _NUMBER.findall(text)}
-    return found | {float(one) for one in find_numbers(text) if one.isdigit()}
+    """Return the numbers of a text, including English number words."""
+    numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
+    return numbers | {float(number) for number in find_numbers(text) if number.isdigit()}
 
 
 _CALL = """
@@ -342,7 +347,7 @@ sys.stdout.write("\\n" + json.dumps(_result))
 
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """A tool: its name, what it does, and the JSON Schema of its arguments."""
+    """A tool: its name, its description, and the JSON Schema of its arguments."""
 
     name: str
     description: str
@@ -350,22 +355,22 @@ class ToolDefinition:
 
     @property
     def shown(self) -> str:
-        """The tool as a teacher is shown it."""
+        """The tool as JSON for a prompt."""
         return json.dumps(self.to_json()["function"], ensure_ascii=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tool as OpenAI's API has it."""
-        told = {
+        """Return the tool in the format of OpenAI's API."""
+        function = {
             "name": self.name,
             "description": self.description,
             "parameters": dict(self.parameters),
         }
-        return {"type": "function", "function": told}
+        return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """Tools with what gives their results."""
+    """Tools with the source of their results."""
 
     tools: tuple[ToolDefinition, ...]
     table: Mapping[str, Any] = field(default_factory=dict)
@@ -374,14 +379,14 @@ class Toolbox:
     def offer(
         self, tool: ToolDefinition, distractors: int, rng: random.Random
     ) -> list[ToolDefinition]:
-        """Return a tool among others, in drawn order."""
-        others = [one for one in self.tools if one.name != tool.name]
-        offered = [tool, *rng.sample(others, min(distractors, len(others)))]
+        """Return a tool among distractors, in random order."""
+        candidates = [candidate for candidate in self.tools if candidate.name != tool.name]
+        offered = [tool, *rng.sample(candidates, min(distractors, len(candidates)))]
         rng.shuffle(offered)
         return offered
 
     def run(self, tool: ToolDefinition, arguments: Mapping[str, Any]) -> tuple[Any, str]:
-        """Return the result of a call, or None and why there is none.
+        """Return the result of a call, or None and the reason there is none.
 
         Raises:
             ResourceError: If functions cannot be isolated on this machine.
@@ -391,8 +396,8 @@ class Toolbox:
             if key not in self.table:
                 return None, "a call that the table does not hold"
             return self.table[key], ""
-        given = json.dumps({"name": tool.name, "arguments": dict(arguments)})
-        outcome = run_code([self.code, _CALL], stdin=given)
+        stdin = json.dumps({"name": tool.name, "arguments": dict(arguments)})
+        outcome = run_code([self.code, _CALL], stdin=stdin)
         if not outcome.is_done:
             return None, f"a call that ends in {outcome.reason}"
         try:
@@ -403,19 +408,19 @@ class Toolbox:
 
 @lru_cache(maxsize=8)
 def read_tools(tools: str, results: str, source: str) -> Toolbox:
-    """Read tools, and the table or the functions that give results.
+    """Read tools, and the table or the functions for their results.
 
     Raises:
-        DataError: If a file is missing, is not what it should be, or has no function for a tool.
+        DataError: If a file is missing or invalid, or has no function for a tool.
     """
     rows = _read_json(Path(tools))
     if not isinstance(rows, list) or not rows:
-        raise _broken(tools, "it holds no list of tools")
+        raise _broken(tools, "it has no list of tools")
     known = tuple(_parse_tool(row, tools, number) for number, row in enumerate(rows))
     if results == "model":
         return Toolbox(known)
     if not source:
-        raise _broken(tools, f"results by {results} need source, a file")
+        raise _broken(tools, f"results: {results} requires source, a file")
     if results == "functions":
         code = _read(Path(source))
         missing = [tool.name for tool in known if f"def {tool.name}(" not in code]
@@ -429,7 +434,7 @@ def read_tools(tools: str, results: str, source: str) -> Toolbox:
                 row = json.loads(line)
                 table[_key(row["name"], row["arguments"])] = row["result"]
             except (ValueError, KeyError, TypeError) as error:
-                raise _broken(f"{source}:{number}", f"no call: {error}") from error
+                raise _broken(f"{source}:{number}", f"invalid call: {error}") from error
     return Toolbox(known, table)
 
 
@@ -446,9 +451,11 @@ def _parse_tool(row: Any, where: str, number: int) -> ToolDefinition:
     try:
         Draft202012Validator.check_schema(parameters)
     except SchemaError as error:
-        raise _broken(where, f"{name}: parameters are no JSON Schema: {error.message}") from error
+        raise _broken(
+            where, f"{name}: parameters are not a JSON Schema: {error.message}"
+        ) from error
     if parameters.get("type") != "object":
-        raise _broken(where, f"{name}: parameters are no object")
+        raise _broken(where, f"{name}: parameters are not an object")
     return ToolDefinition(name, str(row.get("description", "")), parameters)
 
 
@@ -456,7 +463,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(_read(path))
     except ValueError as error:
-        raise _broken(str(path), f"it is no JSON: {error}") from error
+        raise _broken(str(path), f"it is not JSON: {error}") from error
 
 
 def _read(path: Path) -> str:
@@ -470,9 +477,9 @@ def _key(name: str, arguments: Mapping[str, Any]) -> str:
     return json.dumps([name, arguments], sort_keys=True, ensure_ascii=False)
 
 
-def _broken(where: str, what: str) -> DataError:
+def _broken(where: str, problem: str) -> DataError:
     return DataError(
-        f"the tools cannot be used: {what}",
+        f"the tools cannot be used: {problem}",
         code="synth.tools",
         where=where,
         expected='[{"name": ..., "description": ..., "parameters": JSON Schema}, ...]',

@@ -1,8 +1,8 @@
 """Translation: text translated into another language, scored by back-translation.
 
-Source: Sennrich et al. 2016, arXiv:1511.06709 (back-translation) and Popović 2015 (chrF), with
-which the text that came back is compared with the first. Differs: one teacher translates both ways;
-languages that it mixes up fall to the detector.
+Source: Sennrich et al. 2016, arXiv:1511.06709 (back-translation) and Popović 2015 (chrF), which
+compares the back-translation with the original. Differs: one teacher translates both ways; language
+mix-ups are caught by the language detector.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _NAMES = {
 
 
 class Translation(StepwiseGenerator):
-    """Translates passages, or the question and answer of records, and back."""
+    """Translate passages, or the question and answer of records, and back."""
 
     paper: ClassVar[str] = "arXiv:1511.06709"
-    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = (
         "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
     )  # fmt: skip
@@ -54,26 +54,26 @@ class Translation(StepwiseGenerator):
     languages: tuple[str, ...] = Field(
         ("de",), min_length=1, description="ISO 639-1 codes to translate into"
     )
-    back_to: str = Field("en", description="the language of the seeds, to translate back into")
+    back_to: str = Field("en", description="language of the seeds, to translate back into")
     min_chrf: float = Field(
-        0.4, ge=0, le=1, description="least chrF of the text that came back; 0 translates none back"
+        0.4, ge=0, le=1, description="minimum chrF of the back-translation; 0 skips it"
     )
-    max_new_tokens: int = Field(768, ge=16, le=8192, description="longest translation")
-    temperature: float = Field(0.2, ge=0, le=2, description="0 takes the likeliest token")
+    max_new_tokens: int = Field(768, ge=16, le=8192, description="maximum tokens of a translation")
+    temperature: float = Field(0.2, ge=0, le=2, description="sampling temperature; 0 is greedy")
 
     @property
     @override
-    def asks(self) -> int:
+    def max_requests(self) -> int:
         return len(self.languages) * (4 if self.min_chrf else 2)
 
     @property
     @override
-    def gives(self) -> int:
+    def max_records(self) -> int:
         return len(self.languages)
 
     @property
     @override
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return self.max_new_tokens
 
     @override
@@ -93,45 +93,45 @@ class Translation(StepwiseGenerator):
     def _into(
         self, unit: GenerationUnit, texts: list[str], language: str
     ) -> RequestCoroutine[None]:
-        made: list[str] = []
+        translations: list[str] = []
         worst = 1.0
         for text in texts:
-            said = yield from self._translate(unit, text, language)
-            if said is None:
+            translated = yield from self._translate(unit, text, language)
+            if translated is None:
                 return
-            found = detect_language(said)
-            if found and found != language:
-                unit.fail("a translation in another language", said)
+            detected = detect_language(translated)
+            if detected and detected != language:
+                unit.fail("a translation in another language", translated)
                 return
             if self.min_chrf:
-                back = yield from self._translate(unit, said, self.back_to)
+                back = yield from self._translate(unit, translated, self.back_to)
                 if back is None:
                     return
                 worst = min(worst, chrf(back, text))
                 if worst < self.min_chrf:
-                    unit.fail("comes back as another text", f"{worst:.3f}: {said} | {back}")
+                    unit.fail("comes back as another text", f"{worst:.3f}: {translated} | {back}")
                     return
-            made.append(said)
-        told: dict[str, object] = {
-            "answer": made[-1],
+            translations.append(translated)
+        fields: dict[str, object] = {
+            "answer": translations[-1],
             "language": language,
             "chrf": round(worst, 4) if self.min_chrf else None,
         }
-        if len(made) == 2:
-            turns = [Message("user", made[0]), Message("assistant", made[1])]
-            unit.keep(turns, {"question": made[0], **told})
+        if len(translations) == 2:
+            turns = [Message("user", translations[0]), Message("assistant", translations[1])]
+            unit.add_record(turns, {"question": translations[0], **fields})
             return
         if unit.seed.kind == "passages":
             passage = unit.seed.passage
-            whole = Quote(passage.id, passage.start, passage.end, passage.text)
-            told["translation_of"] = whole.to_json()
-        unit.keep([Message("assistant", made[0])], told)
+            quote = Quote(passage.id, passage.start, passage.end, passage.text)
+            fields["translation_of"] = quote.to_json()
+        unit.add_record([Message("assistant", translations[0])], fields)
 
     def _translate(
         self, unit: GenerationUnit, text: str, language: str
     ) -> RequestCoroutine[str | None]:
-        words = unit.words(
+        prompt_text = unit.render(
             "translate", text=fence_text(text), language=_NAMES.get(language, language)
         )
-        said = yield from unit.say(words, tokens=self.max_new_tokens, what="translation")
-        return said.replace("<text>", "").replace("</text>", "").strip() if said else None
+        reply = yield from unit.ask(prompt_text, tokens=self.max_new_tokens, label="translation")
+        return reply.replace("<text>", "").replace("</text>", "").strip() if reply else None

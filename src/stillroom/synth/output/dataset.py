@@ -1,11 +1,11 @@
 """Dataset export: split files, dataset card, Croissant metadata and terms of the teachers.
 
-A folder with one file a split (``held_out`` becomes ``test``), ``README.md`` whose front matter the
-Hugging Face hub reads, and ``croissant.json`` (MLCommons Croissant 1.0, arXiv:2403.19546). What a
-format cannot hold is left out and counted.
+The folder has one file per split (``held_out`` becomes ``test``), ``README.md`` with the front
+matter that the Hugging Face Hub reads, and ``croissant.json`` (MLCommons Croissant 1.0,
+arXiv:2403.19546). Records that a format cannot represent are left out and counted.
 
-A table of what license texts say, by a model's name; it is a reminder to read them, not advice. A
-model that is not in it has terms that nobody here has read, and the report says so.
+The terms of the teachers come from a table of license conditions by model name; it is a reminder to
+read the licenses, not legal advice. The terms of a model outside the table are reported as unknown.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ OutputPolicy = Literal["free", "named", "restricted", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class ModelTerms:
-    """A teacher's terms.
+    """A teacher's terms for its outputs.
 
-    ``free`` asks nothing of outputs, ``named`` a name or notice, ``restricted`` forbids some uses,
-    ``unknown`` has not been read.
+    ``free`` sets no conditions, ``named`` requires a name or notice, ``restricted`` forbids some
+    uses, ``unknown`` is not in the table.
     """
 
     family: str
@@ -62,7 +62,6 @@ class ModelTerms:
 
 
 _NO_CONDITIONS = "nothing of outputs"
-
 
 _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
     (r"smol(?:lm|vlm)", ModelTerms("SmolLM", "Apache-2.0", "free", _NO_CONDITIONS)),
@@ -143,7 +142,7 @@ _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
 
 
 def find_model_terms(teacher: str) -> ModelTerms:
-    """Return the terms of a teacher, by the reference or fingerprint that names it."""
+    """Return the terms of a teacher, given its reference or fingerprint."""
     for pattern, terms in _MODEL_TERMS:
         if re.search(pattern, teacher, re.IGNORECASE):
             return terms
@@ -151,26 +150,16 @@ def find_model_terms(teacher: str) -> ModelTerms:
 
 
 _CROISSANT = "croissant.json"
-
-
 _TEXT_SHAPES = ("alpaca", "text")
-
-
 _SPLITS = {"held_out": "test", "": "train"}
-
-
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
 _LARGEST = "n>1M"
-
-
 _SHOWN = 12
 
 
 @dataclass
 class ExportResult:
-    """What was written: rows by split, what was left out and why, and what the card says."""
+    """Result of an export: rows by split, records left out with reasons, and the card's data."""
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -181,7 +170,7 @@ class ExportResult:
     teachers: dict[str, ModelTerms] = field(default_factory=dict)
 
     def note(self, record: Record) -> None:
-        """Count where a record comes from."""
+        """Count the origin of a record."""
         origin = record.origin
         self.origins[origin.kind] += 1
         self.licenses[origin.license] += 1
@@ -191,7 +180,7 @@ class ExportResult:
                 self.models[link.model] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "rows": dict(self.rows),
             "left_out": dict(self.left_out),
@@ -211,32 +200,32 @@ def export_records(
     with_fields: bool = False,
     overwrite: bool = False,
 ) -> ExportResult:
-    """Write records as a dataset folder; it appears at once, when all of it is written.
+    """Export records as a dataset folder; it appears at once, when it is complete.
 
     Args:
         paths: Files or artifacts of records, read one by one.
-        out: The folder to make.
-        format: Shape of a row. ``preference`` takes a record's last message as chosen and its field
-            ``rejected`` as rejected; ``stillroom`` keeps everything.
+        out: Output folder.
+        format: Format of a row. ``preference`` takes a record's last message as chosen and its
+            field ``rejected`` as rejected; ``stillroom`` keeps everything.
         kind: Suffix of the files.
-        name: The dataset's name; by default the folder's.
-        with_fields: Keep fields and the whole origin in every row, not only its kind.
-        overwrite: Replace what lies at ``out``.
+        name: Name of the dataset; by default the folder's.
+        with_fields: Include fields and the whole origin in every row, not only its kind.
+        overwrite: Replace an existing dataset at ``out``.
 
     Raises:
-        DataError: If the folder is there already, a file cannot be read, or no record fits.
+        DataError: If the folder exists, a file cannot be read, or no record fits.
     """
     if out.exists() and not overwrite:
         raise DataError(
-            f"{out} is there already",
+            f"{out} exists already",
             code="data.exists",
             where=str(out),
-            expected="a folder that is not there yet",
+            expected="a folder that does not exist yet",
             next="give another --out, or --overwrite",
         )
     if out.exists() and not (out / _CROISSANT).is_file() and (out.is_file() or any(out.iterdir())):
         raise DataError(
-            f"{out} is no dataset that was exported, and is not replaced",
+            f"{out} is not an exported dataset, and is not replaced",
             code="data.exists",
             where=str(out),
             expected=f"a folder with {_CROISSANT}, or an empty one",
@@ -246,14 +235,14 @@ def export_records(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        told = _write(list(paths), draft, name or out.name, format, kind, with_fields=with_fields)
+        result = _write(list(paths), draft, name or out.name, format, kind, with_fields=with_fields)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     draft.rename(out)
-    return told
+    return result
 
 
 def _write(
@@ -266,28 +255,28 @@ def _write(
     with_fields: bool,
 ) -> ExportResult:
     """Write the dataset's files into a folder."""
-    told = ExportResult(teachers=_read_teachers(paths))
-    files = _write_rows(paths, draft, format, kind, told, with_fields=with_fields)
-    if not told.rows.total():
-        reasons = "; ".join(f"{count} {why}" for why, count in told.left_out.most_common(3))
+    result = ExportResult(teachers=_read_teachers(paths))
+    files = _write_rows(paths, draft, format, kind, result, with_fields=with_fields)
+    if not result.rows.total():
+        reasons = "; ".join(f"{count} {why}" for why, count in result.left_out.most_common(3))
         raise DataError(
             f"no record fits the format {format}" + (f": {reasons}" if reasons else ""),
             code="synth.no-records",
             where=", ".join(map(str, paths)),
-            expected="at least one record that the format can hold",
+            expected="at least one record that the format can represent",
             next="choose another --format, or keep everything with --format stillroom",
         )
     with atomic_write(draft / "README.md") as file:
-        file.write(_render_card(title, format, files, told))
+        file.write(_render_card(title, format, files, result))
     digests = {split: (path.name, digest_file(path)) for split, path in files.items()}
     columns = [*(get_columns(format) if format in _TEXT_SHAPES else ()), "id"]
     columns += ["origin"] if format != "stillroom" and not with_fields else []
     with atomic_write(draft / _CROISSANT) as file:
-        about = make_croissant(
-            title, _find_common_license(told), digests, columns, dict(told.origins)
+        metadata = make_croissant(
+            title, _find_common_license(result), digests, columns, dict(result.origins)
         )
-        json.dump(about, file, ensure_ascii=False, indent=1)
-    return told
+        json.dump(metadata, file, ensure_ascii=False, indent=1)
+    return result
 
 
 def _write_rows(
@@ -295,35 +284,35 @@ def _write_rows(
     folder: Path,
     format: ExportFormat,
     kind: FileKind,
-    told: ExportResult,
+    result: ExportResult,
     *,
     with_fields: bool,
 ) -> dict[str, Path]:
-    """Write one file a split; return them by split, in order of name."""
+    """Write one file per split; return them by split, in order of name."""
     sinks: dict[str, _Sink] = {}
     with ExitStack() as closing:
         for record in (record for path in paths for record in read_records(path)):
-            said = str(record.fields.get("split", "") or "")
-            split = _SPLITS.get(said, said if said.isidentifier() else "train")
+            split_field = str(record.fields.get("split", "") or "")
+            split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
             try:
                 row = make_row(record, format, kind=kind, with_fields=with_fields)
                 line = json.dumps(row, ensure_ascii=False).encode()
             except DataError as error:
-                told.left_out[error.problems[0].what] += 1
+                result.left_out[error.problems[0].what] += 1
                 continue
             except UnicodeEncodeError:
-                told.left_out["half a character, which no file can hold"] += 1
+                result.left_out["an unpaired surrogate, which cannot be encoded"] += 1
                 continue
             if split not in sinks:
                 sinks[split] = closing.enter_context(_Sink(folder, split, format, kind))
             sinks[split].write(record, line)
-            told.rows[split] += 1
-            told.note(record)
+            result.rows[split] += 1
+            result.note(record)
     return {split: sinks[split].path for split in sorted(sinks)}
 
 
 class _Sink:
-    """The file of one split: lines first, of which a Parquet file is made in the end."""
+    """The file of one split: JSON lines first, from which a Parquet file is made at the end."""
 
     def __init__(self, folder: Path, split: str, format: ExportFormat, kind: FileKind) -> None:
         self.path = folder / f"{split}.{kind}"
@@ -356,31 +345,31 @@ class _Sink:
 
 
 def _read_teachers(paths: Iterable[Path]) -> dict[str, ModelTerms]:
-    """Return the terms of the teachers that artifacts name, by the last part of a path."""
-    found = {}
+    """Return the terms of the teachers of artifacts, by the last part of their path."""
+    terms_by_name = {}
     for path in paths:
         for _, artifact in list_ancestors(path):
             for parent in artifact.parents:
                 if parent.role == "teacher" and has_path(parent):
                     name = Path(parent.path).name if is_path_parent(parent) else parent.path
-                    found[name] = find_model_terms(parent.path)
-    return dict(sorted(found.items()))
+                    terms_by_name[name] = find_model_terms(parent.path)
+    return dict(sorted(terms_by_name.items()))
 
 
-def _find_common_license(told: ExportResult) -> str:
-    """Return the one license that all rows have; ``other`` where they differ or nobody says."""
-    known = [license for license in told.licenses if license]
-    return known[0] if len(known) == 1 and len(told.licenses) == 1 else "other"
+def _find_common_license(result: ExportResult) -> str:
+    """Return the license of all rows; ``other`` if they differ or have none."""
+    known = [license for license in result.licenses if license]
+    return known[0] if len(known) == 1 and len(result.licenses) == 1 else "other"
 
 
-def _render_card(title: str, format: str, files: Mapping[str, Path], told: ExportResult) -> str:
-    total = told.rows.total()
+def _render_card(title: str, format: str, files: Mapping[str, Path], result: ExportResult) -> str:
+    total = result.rows.total()
     size = next((name for most, name in _SIZES if total < most), _LARGEST)
-    tags = ["synthetic"] if told.origins["synthetic"] else []
+    tags = ["synthetic"] if result.origins["synthetic"] else []
     front = [
         "---",
         f"pretty_name: {json.dumps(title)}",
-        f"license: {_find_common_license(told).lower()}",
+        f"license: {_find_common_license(result).lower()}",
         f"tags: {json.dumps([*tags, 'stillroom'])}",
         f"size_categories: [{json.dumps(size)}]",
         "configs:",
@@ -390,38 +379,38 @@ def _render_card(title: str, format: str, files: Mapping[str, Path], told: Expor
     for split, path in files.items():
         front += [f"  - split: {split}", f"    path: {path.name}"]
     lines = [*front, "---", "", f"# {title}", ""]
-    rows = ", ".join(f"{count} {split}" for split, count in sorted(told.rows.items()))
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(result.rows.items()))
     lines += [f"{total} rows ({rows}) in the shape `{format}`.", "", "## Origin", ""]
-    shares = sorted(told.origins.items(), key=lambda pair: -pair[1])
+    shares = sorted(result.origins.items(), key=lambda pair: -pair[1])
     lines += [f"- {kind}: {count} rows ({count / total:.0%})" for kind, count in shares]
-    for what, counts in (("Made by", told.methods), ("Models that took part", told.models)):
+    for heading, counts in (("Made by", result.methods), ("Models that took part", result.models)):
         if counts:
-            lines += ["", f"## {what}", ""]
+            lines += ["", f"## {heading}", ""]
             lines += [f"- `{name}`: {count} rows" for name, count in counts.most_common(_SHOWN)]
     lines += ["", "## License", ""]
-    licenses = sorted(told.licenses.items(), key=lambda pair: -pair[1])
-    lines += [f"- {license or 'not said'}: {count} rows" for license, count in licenses]
+    licenses = sorted(result.licenses.items(), key=lambda pair: -pair[1])
+    lines += [f"- {license or 'unknown'}: {count} rows" for license, count in licenses]
     lines += [
-        f"- {said}"
-        for said in find_license_warnings(
+        f"- {warning}"
+        for warning in find_license_warnings(
             [(f"{count} rows", license) for license, count in licenses], "rows", "use"
         )
     ]
-    lines += _describe_terms(told)
-    if told.left_out:
+    lines += _describe_terms(result)
+    if result.left_out:
         lines += ["", "## Left out", ""]
-        lines += [f"- {count} rows: {why}" for why, count in told.left_out.most_common(_SHOWN)]
+        lines += [f"- {count} rows: {why}" for why, count in result.left_out.most_common(_SHOWN)]
     return "\n".join(lines) + "\n"
 
 
-def _describe_terms(told: ExportResult) -> list[str]:
-    """Return what the teachers' makers ask of models trained on outputs, as far as it is known."""
-    if not told.origins["synthetic"]:
+def _describe_terms(result: ExportResult) -> list[str]:
+    """Return the conditions of the teachers for models trained on their outputs, where known."""
+    if not result.origins["synthetic"]:
         return []
     lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
-    if not told.teachers:
-        return [*lines, "- which models these were is not said: read the terms of those above"]
+    if not result.teachers:
+        return [*lines, "- the models are not recorded: read the terms of those above"]
     return lines + [
         f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
-        for name, terms in told.teachers.items()
+        for name, terms in result.teachers.items()
     ]

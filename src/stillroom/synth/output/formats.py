@@ -1,14 +1,14 @@
 """Export formats: rows and Parquet schemas, tool-call turns and Croissant metadata.
 
-A schema is written down here and never inferred: what looks like a date in the first rows, or is
-null in them, must not decide what the others may be. Knows records, no cards.
+Parquet schemas are declared and never inferred: a value that looks like a date in the first rows,
+or is null in them, must not decide the type of the column.
 
-A record holds a call as text, ``<tool_call>`` around JSON, and the tools in its field ``tools``.
-OpenAI's shape has the call beside the content and names it in the result; ShareGPT's, as trainers
-read it, has turns of their own for both. Knows no file.
+A record stores a call as text, ``<tool_call>`` around JSON, and its tools in the field ``tools``.
+OpenAI's format has the call next to the content and references it in the result; ShareGPT's, as
+trainers read it, has separate turns for both.
 
-Source: Akhtar et al. 2024, arXiv:2403.19546 (format version 1.0), with the fields of its
-vocabulary for responsible use that follow from origin.
+Source: Akhtar et al. 2024, arXiv:2403.19546 (Croissant 1.0), with the fields of its vocabulary for
+responsible AI that follow from origin.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ ExportFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "stillroom"
 ]
 
-
 FileKind = Literal["jsonl", "parquet"]
-
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -54,42 +52,40 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
 }
 
-
 _TEXTS = frozenset({"instruction", "input", "output", "text", "id", "origin", "tools", "fields"})
-
-
 _BATCH = 1000
 
 
 def get_columns(format: ExportFormat) -> tuple[str, ...]:
-    """Return the columns of a shape, but for those that every row has."""
+    """Return the columns of a format, without those common to every row."""
     return _KEYS.get(format, ())
 
 
 def make_row(
     record: Record, format: ExportFormat, *, kind: FileKind = "jsonl", with_fields: bool = False
 ) -> dict[str, Any]:
-    """Return a record as a row of a shape.
+    """Convert a record to a row of a format.
 
-    A record that offers tools has them in ``tools`` and its calls as the shape has them. In Parquet
-    what differs from row to row (tools, fields, a whole origin) is JSON text.
+    A record with tools has them in ``tools`` and its calls in the format's representation. In
+    Parquet, columns whose type differs from row to row (tools, fields, a whole origin) are JSON
+    text.
 
     Raises:
-        DataError: If the shape cannot hold the record.
+        DataError: If the format cannot represent the record.
     """
     if format == "stillroom":
         return to_row(record)
-    bare = replace(record, fields={})  # a field of a column's name does not take its place
+    bare = replace(record, fields={})  # a field with a column's name must not replace it
     row = _make_preference_row(record) if format == "preference" else to_row(bare, format)
-    told = {key: row[key] for key in _KEYS[format]} | _make_tool_columns(record, format)
-    rest: dict[str, Any] = {"id": record.id, "origin": record.origin.kind}
+    columns = {key: row[key] for key in _KEYS[format]} | _make_tool_columns(record, format)
+    common_columns: dict[str, Any] = {"id": record.id, "origin": record.origin.kind}
     if with_fields:
-        rest["origin"] = record.origin.to_json()
+        common_columns["origin"] = record.origin.to_json()
         if kind == "parquet":
-            rest |= {"fields": dict(record.fields)}
+            common_columns |= {"fields": dict(record.fields)}
         else:
-            told = {**record.fields, **told}
-    row = {**told, **rest}
+            columns = {**record.fields, **columns}
+    row = {**columns, **common_columns}
     if kind == "parquet":
         for name in ("tools", "fields", "origin"):
             if name in row and not isinstance(row[name], str):
@@ -98,7 +94,7 @@ def make_row(
 
 
 def write_parquet(lines: Path, target: Path) -> None:
-    """Make a Parquet file of rows that ``make_row`` made and that lie in a file of JSON lines."""
+    """Convert a JSON lines file of rows from ``make_row`` to Parquet."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -110,7 +106,7 @@ def write_parquet(lines: Path, target: Path) -> None:
 
 
 def _list_columns(lines: Path) -> list[str]:
-    """Return the names of all columns, in the order in which they first come."""
+    """Return the names of all columns, in order of first occurrence."""
     names: dict[str, None] = {}
     for rows in _batches(lines):
         for row in rows:
@@ -142,7 +138,7 @@ def _get_arrow_type(name: str, has_calls: bool) -> Any:
 
 
 def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
-    """Return the tools that a record offers, and its turns with calls as the shape has them."""
+    """Return the tools of a record, and its turns with calls in the format's representation."""
     tools = get_tools(record)
     if not tools:
         return {}
@@ -182,32 +178,30 @@ def _to_json(value: Any) -> str:
 
 
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
-
-
 _SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
 def get_tools(record: Record) -> list[Any]:
-    """Return the tools that a record offers; none where it offers none."""
+    """Return the tools of a record; empty if it has none."""
     tools = record.fields.get("tools")
     return list(tools) if isinstance(tools, list) else []
 
 
 def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages in which calls are ``tool_calls``, each result with its call's id."""
+    """Return messages in OpenAI's format: calls are ``tool_calls``, results have the call's id."""
     turns: list[dict[str, Any]] = []
-    waiting: list[str] = []
+    pending_ids: list[str] = []
     count = 0
     for message in messages:
         text, calls = _split_tool_calls(message)
-        if message.role == "tool" and waiting:
-            turns.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": text})
+        if message.role == "tool" and pending_ids:
+            turns.append({"role": "tool", "tool_call_id": pending_ids.pop(0), "content": text})
             continue
         turn: dict[str, Any] = {"role": message.role, "content": text}
         if calls:
-            names = [f"call_{count + at}" for at in range(len(calls))]
+            names = [f"call_{count + index}" for index in range(len(calls))]
             count += len(calls)
-            waiting = list(names)
+            pending_ids = list(names)
             turn["tool_calls"] = [
                 {"id": name, "type": "function", "function": _to_function(call)}
                 for name, call in zip(names, calls, strict=True)
@@ -217,7 +211,7 @@ def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Return turns of ``from`` and ``value``; calls and their results have turns of their own."""
+    """Return turns of ``from`` and ``value``; calls and results are separate turns."""
     turns: list[dict[str, str]] = []
     for message in messages:
         text, calls = _split_tool_calls(message)
@@ -230,13 +224,13 @@ def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
-    """Return the text of a message and the calls in it; what is no call stays text."""
+    """Return the text of a message and its tool calls; invalid calls remain text."""
     if message.role != "assistant":
         return message.content, []
     calls = []
-    for found in _TOOL_CALL.findall(message.content):
+    for payload in _TOOL_CALL.findall(message.content):
         try:
-            call = json.loads(found)
+            call = json.loads(payload)
         except ValueError:
             return message.content, []
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
@@ -291,7 +285,6 @@ _CONTEXT: dict[str, Any] = {
     "transform": "cr:transform",
 }
 
-
 _ENCODINGS = {"jsonl": "application/jsonlines", "parquet": "application/x-parquet"}
 
 
@@ -302,15 +295,15 @@ def make_croissant(
     columns: Sequence[str],
     origins: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return the metadata of a dataset.
+    """Return the Croissant metadata of a dataset.
 
     Args:
-        name: Of the dataset.
+        name: Name of the dataset.
         license: SPDX id, or ``other``.
-        files: By split, file name and sha256.
-        columns: What every row has as text; lists (of messages) have no data type there, and are
-            read from the file itself.
-        origins: How many rows are human, synthetic and unknown.
+        files: File name and sha256, by split.
+        columns: Text columns of every row; lists (of messages) have no data type in Croissant, and
+            are read from the file itself.
+        origins: Number of human, synthetic and unknown rows.
     """
     synthetic = origins.get("synthetic", 0)
     total = sum(origins.values())

@@ -1,6 +1,6 @@
 """HTML report of a run: yield by step, rejections, diversity, contamination and licenses.
 
-Everything is taken from the report and the records; no model is asked.
+All figures come from the report and the records; no model is used.
 """
 
 from __future__ import annotations
@@ -38,21 +38,17 @@ __all__ = [
 
 
 REPORT_PAGE = "report.html"
-
-
 _SHOWN = 240
-
-
 _REASONS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """What a page is drawn of.
+    """Input of a report page.
 
-    ``report`` is the run's report.json, ``comparison`` knows the texts that were started from,
-    ``teachers`` are the references of the models that wrote, ``checks`` all filters. Rows are gone
-    through once.
+    ``report`` is the run's report.json, ``comparison`` measures diversity against the seed texts,
+    ``teachers`` are the references of the teacher models, ``checks`` all filters. The rejected rows
+    are iterated once.
     """
 
     report: Mapping[str, Any]
@@ -66,36 +62,36 @@ class ReportInput:
 
 @dataclass(frozen=True, slots=True)
 class _ReportData:
-    """What was told, counted."""
+    """Input of the page with counted rejections."""
 
-    told: ReportInput
+    source: ReportInput
     report: Mapping[str, Any]
     train: RecordStats
     held_out: RecordStats
-    falls: RejectionStats
+    rejections: RejectionStats
 
 
 def is_report_page(path: str) -> bool:
-    """Return whether a file is the page: it names places, so it is no part of the digest."""
+    """Return whether a file is the report page, which contains paths and is not digested."""
     return path == f"output/{REPORT_PAGE}"
 
 
-def render_report(told: ReportInput) -> str:
-    """Return the page of a run, as HTML that needs nothing else."""
+def render_report(source: ReportInput) -> str:
+    """Render the page of a run as self-contained HTML."""
     facts = _ReportData(
-        told,
-        told.report,
-        told.train,
-        told.held_out,
-        RejectionStats.of(told.dropped),
+        source,
+        source.report,
+        source.train,
+        source.held_out,
+        RejectionStats.of(source.dropped),
     )
     report = Report("Records of a run", _summarize(facts))
     _add_headlines(report, facts)
     _add_steps(report, facts)
     _add_reasons(report, facts)
     _add_examples(report, facts)
-    add_diversity(report, facts.told.comparison.measure(facts.train.sample))
-    add_coverage(report, told.train, told.report["splits"]["train"].get("documents", 0))
+    add_diversity(report, facts.source.comparison.measure(facts.train.sample))
+    add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, facts)
     _add_rights(report, facts)
     _add_judges(report, facts)
@@ -104,13 +100,15 @@ def render_report(told: ReportInput) -> str:
 
 def _summarize(facts: _ReportData) -> str:
     train, held_out = facts.train.count, facts.held_out.count
-    fell, asked = facts.falls.counts.total(), facts.report["spent"]["asks"]
-    said = f"{train + held_out} records kept, {held_out} of them held out; {fell} rows fell"
-    said += f" in {asked} asks." if asked else "."
+    rejected, requests = facts.rejections.counts.total(), facts.report["spent"]["asks"]
+    summary = (
+        f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows rejected"
+    )
+    summary += f" in {requests} requests." if requests else "."
     unknown = facts.train.kinds["unknown"]
     if unknown:
-        said += f" The origin of {unknown} training records is unknown."
-    return said
+        summary += f" The origin of {unknown} training records is unknown."
+    return summary
 
 
 def _add_headlines(report: Report, facts: _ReportData) -> None:
@@ -121,11 +119,11 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         Metric("held-out records", float(held_out.count), n=held_out.count),
     ]
     if spent["asks"]:
-        kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
+        num_kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
         tiles += [
-            Metric("asks", float(spent["asks"])),
+            Metric("requests", float(spent["asks"])),
             Metric("tokens", float(spent["tokens"])),
-            Metric("records kept for an ask", kept / spent["asks"], n=spent["asks"]),
+            Metric("records kept per request", num_kept / spent["asks"], n=spent["asks"]),
         ]
     if spent["money"]:
         tiles.append(Metric("money", float(spent["money"])))
@@ -138,12 +136,12 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         if prices
         else ""
     )
-    if any(isinstance(one, ModelScoredFilter) for one in facts.told.checks):
-        priced += " What filters asked of models of their own is not counted."
+    if any(isinstance(check, ModelScoredFilter) for check in facts.source.checks):
+        priced += " Requests of filters to their own models are not counted."
     report.section(
         "Counts and cost",
-        "What came from a shelf or a cache is counted too: it is what the records cost, not what "
-        f"this sitting cost.{priced}",
+        "Results from a cache are counted too: the figures are the cost of the records, not of "
+        f"this session.{priced}",
         metrics=[report.metrics[tile.name] for tile in tiles],
     )
 
@@ -154,9 +152,9 @@ def _add_steps(report: Report, facts: _ReportData) -> None:
         rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
         if not rows or not any(value for _, value in plotted):
             continue
-        columns = ("step", "from", "took", "gave", "share", "asked", "tokens", "fell")
+        columns = ("step", "from", "inputs", "outputs", "share", "requests", "tokens", "rejected")
         plot = Plot(
-            f"Records that each step gave, {split.replace('_', ' ')} side",
+            f"Output records of each step, {split.replace('_', ' ')} side",
             tuple(name for name, _ in plotted),
             tuple(value for _, value in plotted),
             kind="bars",
@@ -164,26 +162,31 @@ def _add_steps(report: Report, facts: _ReportData) -> None:
         report.section(
             f"Yield by step: {split.replace('_', ' ')}",
             plot=plot,
-            table=Table("What went into each step and what came out", columns, tuple(rows)),
+            table=Table("Inputs and outputs of each step", columns, tuple(rows)),
         )
 
 
 def _yield_rows(
     side: Mapping[str, Any], outline: Mapping[str, Any]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, float]]]:
-    """Return the rows of the steps, and what is plotted; a chain is two steps."""
+    """Return the table rows of the steps and the plotted values; a chain has two steps."""
     steps = side.get("steps")
     if steps is None:
         if not side.get("units"):
             return [], []
-        fell = side["dropped"]
-        lost = sum(count for name, count in fell.items() if name.startswith("generator"))
+        rejected = side["dropped"]
+        failed = sum(count for name, count in rejected.items() if name.startswith("generator"))
         steps = {
-            "ask": {**side, "taken": side["units"], "given": side["parsed"], "dropped": {"": lost}},
+            "ask": {
+                **side,
+                "taken": side["units"],
+                "given": side["parsed"],
+                "dropped": {"": failed},
+            },
             "keep": {
                 "taken": side["parsed"],
                 "given": side["kept"],
-                "dropped": {"": sum(fell.values()) - lost},
+                "dropped": {"": sum(rejected.values()) - failed},
             },
         }
         start = "seeds" if side.get("seeds") else "nothing"
@@ -191,72 +194,80 @@ def _yield_rows(
     rows: list[tuple[str, ...]] = []
     plotted: list[tuple[str, float]] = []
     for name, step in steps.items():
-        taken, given = step.get("taken", 0), step.get("given", 0)
+        num_in, num_out = step.get("taken", 0), step.get("given", 0)
         tokens = step.get("prompt_tokens", 0) + step.get("completion_tokens", 0)
         rows.append(
             (
                 name,
                 ", ".join(outline.get(name, {}).get("from", ())),
-                str(taken),
-                str(given),
-                f"{given / taken:.0%}" if taken else "–",
+                str(num_in),
+                str(num_out),
+                f"{num_out / num_in:.0%}" if num_in else "–",
                 str(step.get("asked") or "–"),
                 str(tokens or "–"),
                 str(sum(step.get("dropped", {}).values()) or "–"),
             )
         )
-        plotted.append((name, float(given)))
+        plotted.append((name, float(num_out)))
     return rows, plotted
 
 
 def _add_reasons(report: Report, facts: _ReportData) -> None:
-    counts = facts.falls.counts
+    counts = facts.rejections.counts
     if not counts:
-        report.section("What fell", "Nothing fell.")
+        report.section("Rejected records", "No record was rejected.")
         return
     most = counts.most_common(_REASONS)
-    rest = counts.total() - sum(count for _, count in most)
-    text = f"{rest} more fell for {len(counts) - len(most)} rarer reasons." if rest else ""
+    remaining = counts.total() - sum(count for _, count in most)
+    text = (
+        f"{remaining} more were rejected for {len(counts) - len(most)} rarer reasons."
+        if remaining
+        else ""
+    )
     plot = Plot(
-        "Rows by the reason they fell for",
+        "Rejected rows by reason",
         tuple(name.rpartition(": ")[2] for name, _ in most),
         tuple(float(count) for _, count in most),
         kind="bars",
     )
     total = counts.total()
     rows = tuple((*name.split(": ", 1), str(count), f"{count / total:.1%}") for name, count in most)
-    table = Table("By whom and why", ("by", "reason", "rows", "share"), rows)
-    report.section("What fell", text, plot=plot, table=table)
+    table = Table("Rejections by method and reason", ("by", "reason", "rows", "share"), rows)
+    report.section("Rejected records", text, plot=plot, table=table)
 
 
 def _add_examples(report: Report, facts: _ReportData) -> None:
-    shown = facts.train.examples.ranked()
+    shown = facts.train.examples.get_sorted()
     if shown:
         rows = tuple(
-            (_clip(get_last_instruction(one) or "–"), _clip(get_last_answer(one))) for one in shown
+            (_clip(get_last_instruction(row_record) or "–"), _clip(get_last_answer(row_record)))
+            for row_record in shown
         )
         report.section(
-            "Kept, for example", table=Table("Drawn by hash", ("asked", "answered"), rows)
+            "Examples of kept records",
+            table=Table("Selected by hash", ("question", "answer"), rows),
         )
-    falls = facts.falls
+    falls = facts.rejections
     rows_fell = []
-    for name in sorted(falls.counts, key=lambda one: (-falls.counts[one], one))[:_REASONS]:
+    for name in sorted(
+        falls.counts, key=lambda row_record: (-falls.counts[row_record], row_record)
+    )[:_REASONS]:
         rows_fell += [
-            (name, _format_score(one), _clip(summarize_rejected(one)))
-            for one in falls.examples(name)
+            (name, _format_score(row_record), _clip(summarize_rejected(row_record)))
+            for row_record in falls.examples(name)
         ]
     if rows_fell:
-        table = Table(
-            "At most three of each reason", ("reason", "measured", "row"), tuple(rows_fell)
+        table = Table("At most three per reason", ("reason", "score", "row"), tuple(rows_fell))
+        report.section(
+            "Examples of rejected records", "For all: stillroom synth drops RUN.", table=table
         )
-        report.section("Fell, for example", "All of them: stillroom synth drops RUN.", table=table)
 
 
 def _add_contamination(report: Report, facts: _ReportData) -> None:
     checks = {
-        one.method_name(): tuple(map(str, getattr(one, "against", ())))
-        for one in facts.told.checks
-        if one.method_name() in {"decontaminate", "reworded"}
+        check.method_name(): tuple(map(str, getattr(check, "against", ())))
+        for check in facts.source.checks
+        if check.method_name() in {"decontaminate", "reworded"}
     }
     named = sorted({Path(path).name for against in checks.values() for path in against})
     if checks and not facts.held_out.count and not named:
@@ -268,19 +279,20 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
     if not checks:
         report.section(
             "Contamination",
-            "Not checked: no step has the filter decontaminate or reworded. For records that are "
-            "there already: stillroom synth decontaminate.",
+            "Not checked: no step has the filter decontaminate or reworded. For existing "
+            "records: stillroom synth decontaminate.",
         )
         return
-    found = facts.falls.found
+    matches = facts.rejections.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
-        + f" were looked for in every training record; {facts.falls.held_out} rows held one."
-        + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
+        + f" were searched for in every training record; {facts.rejections.held_out} rows matched."
+        + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
-        (_clip(one.against), f"{one.score:.2f}", _clip(summarize_rejected(one))) for one in found
+        (_clip(check.against), f"{check.score:.2f}", _clip(summarize_rejected(check)))
+        for check in matches
     )
     table = Table("Items found", ("item", "share", "row"), rows) if rows else None
     report.section("Contamination", text, table=table)
@@ -289,23 +301,26 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
 def _add_rights(report: Report, facts: _ReportData) -> None:
     licenses, origins = facts.train.licenses, facts.train.kinds
     rows = tuple((name, str(count)) for name, count in licenses.most_common())
-    said = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
+    origin_counts = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
     report.section(
         "Origin and licenses",
-        f"Of the training records: {said}.",
+        f"Of the training records: {origin_counts}.",
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
-    if facts.told.teachers:
+    if facts.source.teachers:
         terms = [
-            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.told.teachers)
+            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.source.teachers)
         ]
         report.section(
             "Terms of the teachers",
             "A reminder to read them, not advice.",
             table=Table(
-                "What makers ask of models trained on outputs",
-                ("teacher", "license", "outputs", "what they say"),
-                tuple((name, one.license or "–", one.bound, one.says) for name, one in terms),
+                "Conditions of the makers for models trained on outputs",
+                ("teacher", "license", "outputs", "conditions"),
+                tuple(
+                    (name, terms_of.license or "–", terms_of.bound, terms_of.says)
+                    for name, terms_of in terms
+                ),
             ),
         )
 
@@ -313,27 +328,27 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
 def _add_judges(report: Report, facts: _ReportData) -> None:
     rows = [
         (split.replace("_", " "), step, name, str(value))
-        for split, side in facts.report["splits"].items()
-        for step, filters in _by_step(side.get("measured", {})).items()
+        for split, split_report in facts.report["splits"].items()
+        for step, filters in _by_step(split_report.get("measured", {})).items()
         for name, value in filters
     ]
     if rows:
         table = Table(
-            "What measuring filters say", ("side", "filter", "what", "value"), tuple(rows)
+            "Summaries of model-scored filters", ("side", "filter", "figure", "value"), tuple(rows)
         )
-        report.section("Judges and measures", table=table)
+        report.section("Model-scored filters", table=table)
 
 
 def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """Return figures by filter, or by step and filter, as pairs of name and value."""
-    found: dict[str, list[tuple[str, Any]]] = {}
+    """Return values by filter, or by step and filter, as pairs of name and value."""
+    figures: dict[str, list[tuple[str, Any]]] = {}
     for name, value in measured.items():
         for key, part in value.items():
             if isinstance(part, Mapping):
-                found.setdefault(f"{name}/{key}", []).extend(part.items())
+                figures.setdefault(f"{name}/{key}", []).extend(part.items())
             else:
-                found.setdefault(name, []).append((key, part))
-    return found
+                figures.setdefault(name, []).append((key, part))
+    return figures
 
 
 def _format_score(drop: RejectedRecord) -> str:
@@ -350,38 +365,40 @@ def _clip(text: str) -> str:
 _MAX_OPENINGS = 10
 
 
-def add_diversity(report: Report, found: DiversityMetrics | None) -> None:
-    """Show how varied the training records are beside the texts that were started from."""
-    if found is None:
-        report.section("Variety", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure.")
+def add_diversity(report: Report, metrics_by_side: DiversityMetrics | None) -> None:
+    """Add the diversity of the training records relative to the seed texts."""
+    if metrics_by_side is None:
+        report.section(
+            "Diversity", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure."
+        )
         return
     text = (
-        f"Means of draws of {found.budget} words, with the middle 95 % of the draws. High "
-        "self_bleu, compression and repeated say little variety; a tail below 1 says that rare "
-        "words are gone, above 1 that records repeat the very texts they were made of."
+        f"Means of draws of {metrics_by_side.budget} words, with the middle 95 % of the draws. "
+        "High self_bleu, compression and repeated mean little diversity; a tail below 1 means that "
+        "rare words are lost, above 1 that records repeat their seed texts."
     )
     metrics = [
         replace(metric, name=f"{figure}/{side}")
-        for figure in found.sides["made"]
-        for side in found.sides
-        for metric in [found.sides[side][figure]]
+        for figure in metrics_by_side.sides["made"]
+        for side in metrics_by_side.sides
+        for metric in [metrics_by_side.sides[side][figure]]
     ]
-    shares = [one for one in metrics if not one.name.startswith("compression")]
+    shares = [metric for metric in metrics if not metric.name.startswith("compression")]
     report.section(
-        "Variety",
+        "Diversity",
         text,
         metrics=metrics,
-        plot=Plot.of("Figures of variety that are shares", shares),
+        plot=Plot.of("Diversity metrics that are shares", shares),
     )
 
 
-def add_coverage(report: Report, made: RecordStats, documents: int) -> None:
-    """Show how many of so many documents the training records are of, and their forms."""
-    if not made.documents:
+def add_coverage(report: Report, stats: RecordStats, documents: int) -> None:
+    """Add the share of documents with training records, and the records' forms."""
+    if not stats.documents:
         return
     if documents:
-        _add_documents(report, made.documents, documents)
-    _add_forms(report, made)
+        _add_documents(report, stats.documents, documents)
+    _add_forms(report, stats)
 
 
 def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
@@ -397,36 +414,34 @@ def _add_documents(report: Report, per_document: Mapping[str, int], total: int) 
         labels.append(label)
         values.append(float(sum(low <= n <= high for n in per_document.values())))
     report.section(
-        "Coverage of what was started from",
+        "Coverage of the seed documents",
         f"{len(per_document)} of {max(total, len(per_document))} documents of the training side "
         "have a record.",
-        plot=Plot(
-            "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
-        ),
+        plot=Plot("Documents by number of records", tuple(labels), tuple(values), kind="bars"),
     )
 
 
-def _add_forms(report: Report, made: RecordStats) -> None:
-    """Show how long answers are and how questions begin."""
-    lengths = made.lengths
+def _add_forms(report: Report, stats: RecordStats) -> None:
+    """Add the distributions of answer lengths and of question openings."""
+    lengths = stats.lengths
     bins = range(max(lengths) + 1)
     report.section(
         "Length of answers",
         plot=Plot(
-            "Records by the words of their answer",
-            tuple(_name_bin(at) for at in bins),
-            tuple(float(lengths[at]) for at in bins),
+            "Records by answer length in words",
+            tuple(_name_bin(bin_index) for bin_index in bins),
+            tuple(float(lengths[bin_index]) for bin_index in bins),
             kind="bars",
         ),
     )
-    openings = made.openings
+    openings = stats.openings
     if openings:
         most = openings.most_common(_MAX_OPENINGS)
         report.section(
-            "How questions begin",
-            f"{len(openings)} beginnings of three words among {openings.total()} questions.",
+            "Question openings",
+            f"{len(openings)} openings of three words among {openings.total()} questions.",
             plot=Plot(
-                "The commonest beginnings",
+                "Most common openings",
                 tuple(name for name, _ in most),
                 tuple(float(count) for _, count in most),
                 kind="bars",
@@ -434,11 +449,11 @@ def _add_forms(report: Report, made: RecordStats) -> None:
         )
 
 
-def _name_bin(at: int) -> str:
-    if at == 0:
+def _name_bin(bin_index: int) -> str:
+    if bin_index == 0:
         return f"below {LENGTH_BINS[0]}"
     return (
-        f"{LENGTH_BINS[at - 1]} or more"
-        if at == len(LENGTH_BINS)
-        else f"{LENGTH_BINS[at - 1]} to {LENGTH_BINS[at] - 1}"
+        f"{LENGTH_BINS[bin_index - 1]} or more"
+        if bin_index == len(LENGTH_BINS)
+        else f"{LENGTH_BINS[bin_index - 1]} to {LENGTH_BINS[bin_index] - 1}"
     )

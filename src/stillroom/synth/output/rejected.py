@@ -1,6 +1,6 @@
 """Rejected records of a run, read row by row with reason, score and limit.
 
-Reads the files that runs, deduplications and decontaminations leave; a file is read row by row.
+Reads the files written by runs, deduplications and decontaminations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FILES = ("dropped.jsonl", "contaminated.jsonl", "duplicates.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """One dropped record: what it says, why it fell, by what measure, and against what."""
+    """One rejected record: its text, the reason, the score, and the text it was compared with."""
 
     method: str
     reason: str
@@ -30,12 +30,12 @@ class RejectedRow:
     score: float | None = None
     limit: float | None = None
     against: str = ""
-    told: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] | None = None
     step: str = ""
     split: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "step": self.step,
             "method": self.method,
@@ -43,7 +43,7 @@ class RejectedRow:
             "score": self.score,
             "limit": self.limit,
             "against": self.against,
-            "told": dict(self.told or {}),
+            "told": dict(self.details or {}),
             "split": self.split,
             "says": [list(turn) for turn in self.says],
         }
@@ -52,16 +52,16 @@ class RejectedRow:
 def read_rejected(
     run: Path, *, reason: str = "", method: str = "", step: str = ""
 ) -> Iterator[RejectedRow]:
-    """Yield the dropped rows of a run, in the order of its file.
+    """Yield the rejected rows of a run, in the order of its file.
 
     Args:
-        run: An artifact of records, or a file of dropped rows.
-        reason: Only those whose reason holds this, in any case.
-        method: Only those that this filter, generator or selector dropped.
-        step: Only those of this step of a graph.
+        run: An artifact of records, or a file of rejected rows.
+        reason: Only rows whose reason contains this, ignoring case.
+        method: Only rows rejected by this filter, generator or selector.
+        step: Only rows of this step of a graph.
 
     Raises:
-        DataError: If the run has no file of dropped rows, or a row is broken.
+        DataError: If the run has no file of rejected rows, or a row is invalid.
     """
     for path in _find_files(run):
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -76,10 +76,10 @@ def read_rejected(
 
 
 def count_rejected(run: Path) -> Counter[tuple[str, str, str]]:
-    """Return how many rows fell at each step to each method for each reason.
+    """Count the rejected rows by step, method and reason.
 
     Raises:
-        DataError: As ``read_rejected``.
+        DataError: As for ``read_rejected``.
     """
     return Counter((row.step, row.method, row.reason) for row in read_rejected(run))
 
@@ -88,16 +88,16 @@ def _find_files(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
     folder = find_output(run, "records") if run.exists() else run
-    found = [folder / name for name in _FILES if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    if not files:
         raise DataError(
-            f"{run} holds no dropped rows",
+            f"{run} has no rejected rows",
             code="synth.no-drops",
             where=str(run),
             expected=f"an artifact of records with one of: {', '.join(_FILES)}",
-            next="name the folder that a run, synth dedup or synth decontaminate left",
+            next="name the output folder of a run, synth dedup or synth decontaminate",
         )
-    return found
+    return files
 
 
 def _parse(line: str, path: Path, number: int) -> RejectedRow:
@@ -106,11 +106,11 @@ def _parse(line: str, path: Path, number: int) -> RejectedRow:
         return _make_row(data, path.name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"row {number} of {path} is broken: {error}",
+            f"row {number} of {path} is invalid: {error}",
             code="data.row",
             where=f"{path}:{number}",
-            expected="a row as a run writes it",
-            next="run it again; rows are never edited by hand",
+            expected="a row as written by a run",
+            next="run the job again; rows are not meant to be edited",
         ) from error
 
 
@@ -120,14 +120,14 @@ def _make_row(data: Mapping[str, Any], name: str) -> RejectedRow:
             return RejectedRow(
                 "dedup", str(data["reason"]), (("row", f"{data['file']}:{data['row']}"),)
             )
-        twin = (("record", str(data["id"])),)
+        messages = (("record", str(data["id"])),)
         return RejectedRow(
-            "dedup", "near duplicate", twin, float(data["jaccard"]), against=str(data["kept"])
+            "dedup", "near duplicate", messages, float(data["jaccard"]), against=str(data["kept"])
         )
     record = data.get("record")
     says: tuple[tuple[str, str], ...]
     if record is not None:
-        says = tuple((one["role"], one["content"]) for one in record["messages"])
+        says = tuple((message["role"], message["content"]) for message in record["messages"])
     else:
         says = (("said", str(data.get("text", ""))),)
     if name == "contaminated.jsonl":

@@ -1,7 +1,7 @@
 """JSON report of a run, shortfall warning, and the error for a run without records.
 
-Everything here follows from what was kept and dropped: no clock, so that equal work gives equal
-bytes.
+Everything is derived from the accepted and rejected records, not from the clock, so that equal runs
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ __all__ = [
 ]
 
 
-def require_records(train: SplitResult, recipe: SynthRecipe) -> None:
-    """Fail where the training side gave no record at all.
+def require_records(result: SplitResult, recipe: SynthRecipe) -> None:
+    """Raise an error if there is no training record.
 
     Raises:
         DataError: With the count of every reason.
     """
-    if train.kept:
+    if result.kept:
         return
-    reasons = "; ".join(f"{count} {reason}" for reason, count in train.count_reasons().items())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in result.count_reasons().items())
     raise DataError(
-        f"of {train.asked} asks about {train.units} seeds no training record is kept"
+        f"no training record is kept of {result.asked} requests about {result.units} seeds"
         + (f" ({reasons})" if reasons else ""),
         code="synth.nothing-kept",
         where=recipe.start,
         expected="at least one record that passes every filter",
-        next="look at some with: stillroom synth preview RECIPE; then loosen the filter or change "
-        "the teacher",
+        next="inspect some with: stillroom synth preview RECIPE; then loosen the filter or "
+        "change the teacher",
     )
 
 
-def describe_shortfall(harvest: SplitResult, recipe: SynthRecipe, ended: str = "") -> str:
-    """Return a warning where fewer records were kept than wanted, or nothing.
+def describe_shortfall(result: SplitResult, recipe: SynthRecipe, stopped_by: str = "") -> str:
+    """Return a warning if fewer records were kept than targeted, or an empty string.
 
-    ``ended`` says which bound ended the asking.
+    ``stopped_by`` names the bound that stopped the generation.
     """
-    wanted = getattr(recipe.target, harvest.split)
-    if len(harvest.kept) >= wanted or (harvest.split == "held_out" and not recipe.held_out):
+    target = getattr(recipe.target, result.split)
+    if len(result.kept) >= target or (result.split == "held_out" and not recipe.held_out):
         return ""
-    reasons = list(harvest.count_reasons().items())[:3]
-    shown = "; ".join(f"{count} {reason}" for reason, count in reasons) or "nothing to ask about"
-    why = ended or (
-        f"all seeds were asked about {recipe.attempts} times"
-        if recipe.start and not recipe.generator.draws
-        else f"there were {recipe.attempts} units for each wanted"
+    reasons = list(result.count_reasons().items())[:3]
+    main_reasons = "; ".join(f"{count} {reason}" for reason, count in reasons) or "no seeds"
+    cause = stopped_by or (
+        f"all seeds were used {recipe.attempts} times"
+        if recipe.start and not recipe.generator.samples_seeds
+        else f"there were {recipe.attempts} units for each record of the target"
     )
     return (
-        f"warning: {len(harvest.kept)} of {wanted} {harvest.split} records kept after "
-        f"{harvest.asked} asks ({shown}); {why}"
+        f"warning: {len(result.kept)} of {target} {result.split} records kept after "
+        f"{result.asked} requests ({main_reasons}); {cause}"
     )
 
 
@@ -75,40 +75,40 @@ def make_report(
     source: SeedSet | None,
     sides: Mapping[str, Split],
     items: Mapping[Split, Sequence[SeedItem]],
-    harvests: Sequence[SplitResult],
+    results: Sequence[SplitResult],
     texts: int,
-    refused: Sequence[RejectedRecord],
+    rejected: Sequence[RejectedRecord],
 ) -> dict[str, Any]:
-    """Return report.json.
+    """Return the contents of report.json.
 
     Args:
-        recipe: What was asked for.
-        source: The items read, and what fell out in reading; None where nothing was.
-        sides: The split of documents.
+        recipe: The recipe of the run.
+        source: The items read, and those skipped; None without a source.
+        sides: The split of each document.
         items: The items of each side.
-        harvests: What each side gave.
-        texts: How many passages became records of plain text.
-        refused: Passages that a filter refused.
+        results: The results of each side.
+        texts: Number of passages included as plain-text records.
+        rejected: Passages rejected by a filter.
     """
     splits = {}
-    for harvest in harvests:
-        splits[harvest.split] = {
-            "documents": sum(side == harvest.split for side in sides.values()),
-            "seeds": len(items[harvest.split]),
-            "wanted": getattr(recipe.target, harvest.split),
-            "units": harvest.units,
-            "asked": harvest.asked,
-            "parsed": harvest.parsed,
-            "kept": len(harvest.kept),
-            "trimmed": harvest.trimmed,
-            "dropped": harvest.count_reasons(),
-            "prompt_tokens": harvest.prompt_tokens,
-            "completion_tokens": harvest.completion_tokens,
-            **({"changed": harvest.changed} if harvest.changed else {}),
-            **({"measured": dict(harvest.told)} if harvest.told else {}),
-            "counts": dict(sorted(harvest.counts.items())),
+    for result in results:
+        splits[result.split] = {
+            "documents": sum(side == result.split for side in sides.values()),
+            "seeds": len(items[result.split]),
+            "wanted": getattr(recipe.target, result.split),
+            "units": result.units,
+            "asked": result.asked,
+            "parsed": result.parsed,
+            "kept": len(result.kept),
+            "trimmed": result.trimmed,
+            "dropped": result.count_reasons(),
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            **({"changed": result.changed} if result.changed else {}),
+            **({"measured": dict(result.filter_summaries)} if result.filter_summaries else {}),
+            "counts": dict(sorted(result.counts.items())),
         }
-    reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in refused)
+    reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in rejected)
     return {
         "splits": splits,
         "passage_records": {"kept": texts, "dropped": dict(sorted(reasons.items()))},
@@ -117,80 +117,84 @@ def make_report(
             "dropped": dict(source.dropped) if source else {},
         },
         "generator": recipe.generator.model_dump(mode="json"),
-        "filters": [chosen.model_dump(mode="json") for chosen in recipe.filters],
+        "filters": [filter_settings.model_dump(mode="json") for filter_settings in recipe.filters],
     }
 
 
 def make_graph_report(
     recipe: SynthRecipe,
-    start: PipelineInputs,
-    crops: Sequence[GraphResult],
-    mixed: MixtureResult | None,
-    trained: RecordStats,
-    purse: CostTracker,
+    inputs: PipelineInputs,
+    graph_results: Sequence[GraphResult],
+    mixture: MixtureResult | None,
+    train_stats: RecordStats,
+    costs: CostTracker,
 ) -> dict[str, Any]:
-    """Return the report of a run of a graph."""
+    """Return the contents of report.json for a graph."""
     splits = {}
-    for crop in crops:
-        one = crop.harvest
-        wanted = getattr(recipe.target, one.split)
-        splits[one.split] = {
-            "documents": sum(side == one.split for side in start.sides.values()),
+    for graph_result in graph_results:
+        result = graph_result.split_result
+        target = getattr(recipe.target, result.split)
+        splits[result.split] = {
+            "documents": sum(side == result.split for side in inputs.sides.values()),
             "seeds": sum(
-                len(items) for (_, side), items in start.items.items() if side == one.split
+                len(items) for (_, side), items in inputs.items.items() if side == result.split
             ),
-            **({"wanted": wanted} if wanted < UNLIMITED else {}),
-            "units": one.units,
-            "asked": one.asked,
-            "parsed": one.parsed,
-            "kept": len(one.kept),
-            "changed": one.changed,
-            "dropped": one.count_reasons(),
-            "prompt_tokens": one.prompt_tokens,
-            "completion_tokens": one.completion_tokens,
-            "steps": {name: yielded.to_json() for name, yielded in crop.steps.items()},
-            **({"measured": {k: dict(v) for k, v in crop.told.items()}} if crop.told else {}),
+            **({"wanted": target} if target < UNLIMITED else {}),
+            "units": result.units,
+            "asked": result.asked,
+            "parsed": result.parsed,
+            "kept": len(result.kept),
+            "changed": result.changed,
+            "dropped": result.count_reasons(),
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            "steps": {name: yielded.to_json() for name, yielded in graph_result.steps.items()},
+            **(
+                {"measured": {k: dict(v) for k, v in graph_result.filter_summaries.items()}}
+                if graph_result.filter_summaries
+                else {}
+            ),
         }
     return {
         "splits": splits,
         "steps": {
-            one.step: {"from": list(one.sources), "does": one.does}
-            for one in estimate_steps(recipe)
+            result.step: {"from": list(result.sources), "does": result.does}
+            for result in estimate_steps(recipe)
         },
         "source": {
             name: {"seeds": len(source.items), "dropped": dict(source.dropped)}
-            for name, source in start.sources.items()
+            for name, source in inputs.sources.items()
         },
-        "origins": {kind: trained.kinds[kind] for kind in ("human", "synthetic", "unknown")},
-        "spent": purse.to_json(),
-        **({"mix": _describe_mixture(recipe, mixed)} if mixed is not None else {}),
+        "origins": {kind: train_stats.kinds[kind] for kind in ("human", "synthetic", "unknown")},
+        "spent": costs.to_json(),
+        **({"mix": _describe_mixture(recipe, mixture)} if mixture is not None else {}),
     }
 
 
-def _describe_mixture(recipe: SynthRecipe, mixed: MixtureResult) -> dict[str, Any]:
+def _describe_mixture(recipe: SynthRecipe, mixture: MixtureResult) -> dict[str, Any]:
     settings = recipe.mix.model_dump(mode="json") if recipe.mix is not None else {}
     reasons: dict[str, int] = {}
-    for drop in mixed.dropped:
-        reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
+    for row in mixture.dropped:
+        reasons[row.reason] = reasons.get(row.reason, 0) + 1
     return {
         "rule": settings.get("rule"),
         "human_share": settings.get("human_share"),
         "unknown": settings.get("unknown"),
-        "there before": mixed.before,
-        "written": len(mixed.records),
+        "there before": mixture.before,
+        "written": len(mixture.records),
         "dropped": dict(sorted(reasons.items())),
     }
 
 
-def make_no_records_error(train: GraphResult) -> DataError:
+def make_no_records_error(graph_result: GraphResult) -> DataError:
     """Return the error of a run whose filters accepted no record, with their reasons."""
     reasons = "; ".join(
-        f"{count} {reason}" for reason, count in train.harvest.count_reasons().items()
+        f"{count} {reason}" for reason, count in graph_result.split_result.count_reasons().items()
     )
     return DataError(
-        f"of {train.harvest.asked} asks no training record is kept"
+        f"no training record is kept of {graph_result.split_result.asked} requests"
         + (f" ({reasons})" if reasons else ""),
         code="synth.nothing-kept",
         expected="at least one record that passes every step",
-        next="look at some with: stillroom synth preview RECIPE",
+        next="inspect some with: stillroom synth preview RECIPE",
     )

@@ -1,14 +1,15 @@
 """Graph executor: streams of records from the inputs through the steps of a recipe.
 
-Steps are pulled: a step takes a record when one that follows needs it, so that nothing piles up,
-and a reached target or a spent budget stops everything before it. The held-out side comes first, as
-in a chain. Streams keep their order whatever the number of threads, accounts are settled at the end
-of the graph in that order, and every finished unit lies on a shelf named by all that it depends on:
-so bytes do not depend on concurrency or on a kill, and a changed step asks anew only what follows.
+Steps are pulled: a step takes a record when a later step needs one, so that nothing accumulates,
+and a reached target or a spent budget stops all earlier steps. The held-out side runs first, as in
+a chain. Streams keep their order for any number of threads, statistics are added up at the end of
+the graph in that order, and every finished unit is stored in a cache keyed by all its dependencies:
+the output does not depend on concurrency or interruptions, and a changed step repeats only the
+requests that follow from it.
 
-A unit's key is the id of what it is about, its shelf is named by the digest of everything else that
-it depends on: the method's settings, the model, the seed. So a run of a changed recipe, or of more
-seeds, takes from the run before it whatever has not changed, and asks for the rest alone.
+A unit's key is the id of its item; its cache file is named by the digest of its other dependencies:
+the method's settings, the model, the seed. A run of a changed recipe, or of more seeds, therefore
+reuses the unchanged units of the previous run.
 """
 
 from __future__ import annotations
@@ -72,95 +73,94 @@ _BatchStream = Iterator[
     tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
 ]
 
-
 _BLOCK = 64
 
 
 class PipelineExecutor:
-    """The steps of one recipe over one side of the split."""
+    """Executor of the steps of one recipe over one side of the split."""
 
     def __init__(
         self,
         recipe: SynthRecipe,
-        start: PipelineInputs,
+        inputs: PipelineInputs,
         split: Split,
         context: FilterContext,
-        shelves: RunCache,
+        caches: RunCache,
         scratch: Path,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        """Stand the streams of one side; nothing is asked before they are pulled."""
-        self._recipe, self._start, self._split = recipe, start, split
-        self._context, self._shelves, self._pause = context, shelves, pause
+        """Build the streams of one side; no request is made before they are pulled."""
+        self._recipe, self._inputs, self._split = recipe, inputs, split
+        self._context, self._caches, self._pause = context, caches, pause
         self._scratch = scratch
         self._closing = ExitStack()
-        self.panels: dict[str, FilterChain] = {}
+        self.chains: dict[str, FilterChain] = {}
         sources = resolve_sources(recipe.steps, recipe.first)
-        takers = Counter(source for names in sources.values() for source in names)
+        num_consumers = Counter(source for names in sources.values() for source in names)
         streams: dict[str, deque[Iterator[RecordBatch]]] = {}
         for name, step in recipe.steps.items():
-            feeds = [self._open(source, streams) for source in sources[name]]
-            made = self._run(name, step, sources[name], interleave(feeds))
-            made = self._limit(name, step, made)
-            copies = tee(made, max(takers[name], 1), scratch, self._closing)
+            batches = [self._open(source, streams) for source in sources[name]]
+            stream = self._run(name, step, sources[name], interleave(batches))
+            stream = self._limit(name, step, stream)
+            copies = tee(stream, max(num_consumers[name], 1), scratch, self._closing)
             streams[name] = deque(copies)
         self.ends = find_end_steps(sources)
         self._streams = [streams[name].popleft() for name in self.ends]
 
     def preview(self, n: int) -> Iterator[RecordBatch]:
-        """Yield the first bundles that arrive at the graph's end, and no more."""
+        """Yield only the first batches that arrive at the graph's end."""
         try:
             yield from islice(interleave(self._streams), n)
         finally:
             self.close()
 
-    def harvest(
+    def run(
         self,
-        wanted: int,
+        target: int,
         closing: ExitStack,
-        purse: CostTracker | None = None,
+        costs: CostTracker | None = None,
         share: float = 1.0,
-        on_bundle: Callable[[GraphResult], None] = lambda crop: None,
+        on_batch: Callable[[GraphResult], None] = lambda result: None,
     ) -> GraphResult:
-        """Pull the graph until enough is kept, the budget's share is spent, or nothing comes.
+        """Pull the graph until the target is reached, the budget's share is spent, or it ends.
 
-        The files of what it returns are closed with ``closing``.
+        The files of the result are closed with ``closing``.
         """
-        crop = GraphResult.open(self._split, self._recipe.steps, self._scratch, closing)
-        kept = crop.harvest.kept
-        if purse is not None:
-            purse.begin(crop.harvest)
+        result = GraphResult.open(self._split, self._recipe.steps, self._scratch, closing)
+        records = result.split_result.kept
+        if costs is not None:
+            costs.add_split(result.split_result)
         try:
-            for bundle in interleave(self._streams) if wanted else ():
-                crop.take(bundle, wanted)
-                on_bundle(crop)
-                if len(kept) >= wanted or (purse is not None and purse.reached(share)):
+            for batch in interleave(self._streams) if target else ():
+                result.take(batch, target)
+                on_batch(result)
+                if len(records) >= target or (costs is not None and costs.reached(share)):
                     break
         finally:
             self.close()
-        for name, panel in self.panels.items():
-            told = panel.summarize(crop.steps[name].measured)
-            if told:
-                crop.told[name] = told
-        return crop
+        for name, chain in self.chains.items():
+            summary = chain.summarize(result.steps[name].measured)
+            if summary:
+                result.filter_summaries[name] = summary
+        return result
 
     def close(self) -> None:
-        """End every stream, and with them the threads that work ahead."""
-        for made in self._streams:
-            _close_stream(made)
+        """Close every stream, and with them the threads that work ahead."""
+        for stream in self._streams:
+            _close_stream(stream)
         self._closing.close()
 
     def _open(
         self, source: str, streams: Mapping[str, deque[Iterator[RecordBatch]]]
     ) -> _BatchStream:
-        """Yield the items of a start or of a step, with their scores and accounts."""
+        """Yield the items of a source or of a step, with their scores and statistics."""
         if source in GRAPH_SOURCES:
-            for item in self._start.items.get((source, self._split), ()):
+            for item in self._inputs.items.get((source, self._split), ()):
                 yield [item], {}, ()
             return
-        for bundle in streams[source].popleft():
-            scores = {one.record.id: one.scores for one in bundle.records}
-            yield [one.record for one in bundle.records], scores, bundle.accounts
+        for batch in streams[source].popleft():
+            scores = {scored.record.id: scored.scores for scored in batch.records}
+            yield [scored.record for scored in batch.records], scores, batch.accounts
 
     def _run(
         self, name: str, step: GraphStep, sources: Sequence[str], feed: _BatchStream
@@ -174,34 +174,36 @@ class PipelineExecutor:
     def _limit(
         self, name: str, step: GraphStep, stream: Iterator[RecordBatch]
     ) -> Iterator[RecordBatch]:
-        """Yield bundles until the step has given what it may; what is beyond it falls, counted."""
+        """Yield batches up to the step's limit; records beyond it are rejected and counted."""
         if step.limit is None or self._split != "train":
             yield from stream
             return
-        left = step.limit
-        for bundle in stream:
-            kept, beyond = bundle.records[:left], bundle.records[left:]
-            yield self._cut(name, bundle, kept, beyond) if beyond else bundle
-            left -= len(kept)
-            if left <= 0:
+        remaining = step.limit
+        for batch in stream:
+            records, beyond = batch.records[:remaining], batch.records[remaining:]
+            yield self._cut(name, batch, records, beyond) if beyond else batch
+            remaining -= len(records)
+            if remaining <= 0:
                 return
 
     def _cut(
         self,
         name: str,
-        bundle: RecordBatch,
-        kept: tuple[ScoredRecord, ...],
+        batch: RecordBatch,
+        records: tuple[ScoredRecord, ...],
         beyond: tuple[ScoredRecord, ...],
     ) -> RecordBatch:
-        """Return a bundle without the records beyond its step's limit, which its account tells."""
+        """Return a batch without the records beyond its step's limit, counting them as rejected."""
         verdict = FilterResult(False, "beyond the limit of the step")
         rows = tuple(
-            reject_record(self._split, "limit", verdict, one.record.id, one.record, name)
-            for one in beyond
+            reject_record(self._split, "limit", verdict, scored.record.id, scored.record, name)
+            for scored in beyond
         )
-        *before, own = bundle.accounts  # a step's own account comes last
-        own = replace(own, given=own.given - len(beyond), dropped=(*own.dropped, *rows))
-        return RecordBatch(kept, (*before, own))
+        *earlier_stats, own_stats = batch.accounts  # a step's own statistics come last
+        own_stats = replace(
+            own_stats, given=own_stats.given - len(beyond), dropped=(*own_stats.dropped, *rows)
+        )
+        return RecordBatch(records, (*earlier_stats, own_stats))
 
     def _write(
         self,
@@ -212,23 +214,23 @@ class PipelineExecutor:
         feed: _BatchStream,
     ) -> Iterator[RecordBatch]:
         model = self._context.models.text_model(step.model or self._recipe.model)
-        corpus, feed = self._corpus(generator, sources, feed)
-        shelf = self._shelves.open(
+        context, feed = self._corpus(generator, sources, feed)
+        cache = self._caches.open(
             "units",
             generator.model_dump(mode="json"),
             model.fingerprint,
             self._recipe.seed,
             self._split,
-            [item.id for item in corpus.items],
+            [item.id for item in context.items],
         )
-        waiting: deque[tuple[StepStats, ...]] = deque()
-        carried: list[StepStats] = []
-        seeds = self._seeds(step, generator, sources, feed, waiting, carried)
+        pending_stats: deque[tuple[StepStats, ...]] = deque()
+        carried_stats: list[StepStats] = []
+        seeds = self._seeds(step, generator, sources, feed, pending_stats, carried_stats)
         drafts = generate_units(
             seeds,
-            generator.begin(corpus),
+            generator.start(context),
             model,
-            shelf,
+            cache,
             batch_size=self._recipe.batch_size,
             pause=self._pause,
         )
@@ -244,7 +246,7 @@ class PipelineExecutor:
                 )
                 for failure in draft.failures
             )
-            account = StepStats(
+            stats = StepStats(
                 name,
                 number,
                 units=1,
@@ -257,26 +259,26 @@ class PipelineExecutor:
                 counts=draft.counts,
             )
             records = tuple(ScoredRecord(record) for record in draft.records)
-            yield RecordBatch(records, (*waiting.popleft(), account))
-        if carried:
-            yield RecordBatch((), tuple(carried))
+            yield RecordBatch(records, (*pending_stats.popleft(), stats))
+        if carried_stats:
+            yield RecordBatch((), tuple(carried_stats))
 
     def _corpus(
         self, generator: Generator, sources: Sequence[str], feed: _BatchStream
     ) -> tuple[GeneratorContext, _BatchStream]:
-        """Return what a generator that compares may know; it then waits for all that comes."""
-        if type(generator).begin is Generator.begin:
+        """Return the context of a generator that compares; it waits for all its inputs."""
+        if type(generator).start is Generator.start:
             return GeneratorContext(self._split, (), self._recipe.seed), feed
         if all(source in GRAPH_SOURCES for source in sources):
             items = [
                 item
                 for source in sources
-                for item in self._start.items.get((source, self._split), ())
+                for item in self._inputs.items.get((source, self._split), ())
             ]
             return GeneratorContext(self._split, items, self._recipe.seed), feed
-        held = list(feed)
-        items = [item for found, _, _ in held for item in found]
-        return GeneratorContext(self._split, items, self._recipe.seed), iter(held)
+        batches = list(feed)
+        items = [item for group, _, _ in batches for item in group]
+        return GeneratorContext(self._split, items, self._recipe.seed), iter(batches)
 
     def _seeds(
         self,
@@ -284,126 +286,139 @@ class PipelineExecutor:
         generator: Generator,
         sources: Sequence[str],
         feed: _BatchStream,
-        waiting: deque[tuple[StepStats, ...]],
-        carried: list[StepStats],
+        pending_stats: deque[tuple[StepStats, ...]],
+        carried_stats: list[StepStats],
     ) -> Iterator[WorkItem]:
-        """Yield a step's units; the accounts that come with each are put into ``waiting``."""
+        """Yield a step's units; the statistics that come with each go to ``pending_stats``."""
         seed, split = self._recipe.seed, self._split
-        if generator.draws or sources[0] == "nothing":
+        if generator.samples_seeds or sources[0] == "nothing":
             target = self._recipe.target
-            wanted = target.train if split == "train" else target.held_out
+            count = target.train if split == "train" else target.held_out
             if step.limit is not None and split == "train":
-                wanted = step.limit
-            for drawn in iter_draws(split, seed=seed, count=wanted * self._recipe.attempts):
-                waiting.append(())
-                yield drawn
+                count = step.limit
+            for draw in iter_draws(split, seed=seed, count=count * self._recipe.attempts):
+                pending_stats.append(())
+                yield draw
             return
         if all(source in GRAPH_SOURCES for source in sources):
-            items = [found[0] for found, _, _ in feed]
+            items = [group[0] for group, _, _ in feed]
             for attempt in range(step.attempts):
                 for item in items:
-                    waiting.append(())
+                    pending_stats.append(())
                     yield WorkItem(item, split, attempt, seed)
             return
-        for found, _, accounts in feed:
-            carried += accounts
-            for item in found:
+        for group, _, accounts in feed:
+            carried_stats += accounts
+            for item in group:
                 for attempt in range(step.attempts):
-                    waiting.append(tuple(carried))
-                    carried.clear()
+                    pending_stats.append(tuple(carried_stats))
+                    carried_stats.clear()
                     yield WorkItem(item, split, attempt, seed)
 
     def _filter(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
-        panel = FilterChain(step.filters, self._context, self._shelves.open("measures"))
-        self.panels[name] = panel
-        for number, bundle in enumerate(self._look_ahead(name, panel, feed)):
-            kept: list[ScoredRecord] = []
+        chain = FilterChain(step.filters, self._context, self._caches.open("measures"))
+        self.chains[name] = chain
+        for number, batch in enumerate(self._look_ahead(name, chain, feed)):
+            accepted: list[ScoredRecord] = []
             dropped: list[RejectedRecord] = []
             measured: list[tuple[str, Any]] = []
             changed = 0
-            for scored in bundle.records:
-                method, verdict = panel.judge(scored.record)
-                measured += panel.measured
+            for scored in batch.records:
+                method, verdict = chain.judge(scored.record)
+                measured += chain.measured
                 if verdict.keep:
-                    after = verdict.changed or scored.record
+                    accepted_record = verdict.changed or scored.record
                     changed += verdict.changed is not None
-                    panel.admit(after)
-                    kept.append(ScoredRecord(after, {**scored.scores, **panel.scores}))
+                    chain.on_accept(accepted_record)
+                    accepted.append(
+                        ScoredRecord(accepted_record, {**scored.scores, **chain.scores})
+                    )
                 else:
                     record = scored.record
                     dropped.append(
                         reject_record(self._split, method, verdict, record.id, record, name)
                     )
-            account = StepStats(
+            stats = StepStats(
                 name,
                 number,
                 units=1,
-                taken=len(bundle.records),
-                given=len(kept),
+                taken=len(batch.records),
+                given=len(accepted),
                 changed=changed,
                 dropped=tuple(dropped),
                 measured=tuple(measured),
             )
-            yield RecordBatch(tuple(kept), (*bundle.accounts, account))
+            yield RecordBatch(tuple(accepted), (*batch.accounts, stats))
 
     def _look_ahead(
-        self, name: str, panel: FilterChain, feed: _BatchStream
+        self, name: str, chain: FilterChain, feed: _BatchStream
     ) -> Iterator[RecordBatch]:
-        """Yield the bundles of a filter's feed when what can be known of them beforehand is.
+        """Yield the batches of a filter's input once their scores are prefetched.
 
-        They go in larger blocks where nothing has to be asked for to have them.
+        The batches form larger blocks where the input needs no requests.
         """
         engine = self._context.models.engine
         is_free = all(source in GRAPH_SOURCES for source in self._recipe.sources[name])
-        is_large = engine.is_remote and is_free and not panel.is_costly
+        is_large = engine.is_remote and is_free and not chain.needs_model
         size = engine.choose_block_size(_BLOCK) if is_large else 1
 
         def prefetch(block: Sequence[RecordBatch]) -> None:
-            records = [one.record for bundle in block for one in bundle.records]
-            panel.spread(records)
-            if panel.is_costly:
-                panel.prefetch(records)
+            records = [scored.record for batch in block for scored in batch.records]
+            chain.apply_ahead(records)
+            if chain.needs_model:
+                chain.prefetch(records)
 
-        blocks = iter_batches(map(self._to_bundle, feed), size)
+        blocks = iter_batches(map(self._to_batch, feed), size)
         for block, _ in map_prefetched(
-            prefetch, blocks, workers=panel.concurrency, pause=self._pause
+            prefetch, blocks, workers=chain.concurrency, pause=self._pause
         ):
             yield from block
 
     def _select(self, name: str, step: GraphStep, feed: _BatchStream) -> Iterator[RecordBatch]:
-        held = [self._to_bundle(one) for one in feed]
-        accounts = [account for bundle in held for account in bundle.accounts]
-        come = [scored for bundle in held for scored in bundle.records]
+        batches = [self._to_batch(scored) for scored in feed]
+        accounts = [stats for batch in batches for stats in batch.accounts]
+        candidates = [scored for batch in batches for scored in batch.records]
         if step.select is None or self._split != "train":
-            account = StepStats(name, 0, units=1, taken=len(come), given=len(come))
-            yield RecordBatch(tuple(come), (*accounts, account))
+            stats = StepStats(name, 0, units=1, taken=len(candidates), given=len(candidates))
+            yield RecordBatch(tuple(candidates), (*accounts, stats))
             return
         self._pause()
-        pool = CandidateSet(
-            [one.record for one in come], [one.scores for one in come], self._context
+        candidate_set = CandidateSet(
+            [scored.record for scored in candidates],
+            [scored.scores for scored in candidates],
+            self._context,
         )
-        selection = step.select.select(pool)
+        selection = step.select.select(candidate_set)
         method = step.select.method_name()
         dropped = tuple(
-            reject_record(self._split, method, verdict, come[at].record.id, come[at].record, name)
-            for at, verdict in sorted(selection.dropped.items())
+            reject_record(
+                self._split,
+                method,
+                verdict,
+                candidates[index].record.id,
+                candidates[index].record,
+                name,
+            )
+            for index, verdict in sorted(selection.dropped.items())
         )
-        kept = tuple(come[at] for at in sorted(selection.kept))
-        account = StepStats(name, 0, units=1, taken=len(come), given=len(kept), dropped=dropped)
-        yield RecordBatch(kept, (*accounts, account))
+        selected = tuple(candidates[index] for index in sorted(selection.kept))
+        stats = StepStats(
+            name, 0, units=1, taken=len(candidates), given=len(selected), dropped=dropped
+        )
+        yield RecordBatch(selected, (*accounts, stats))
 
-    def _to_bundle(
-        self, fed: tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
+    def _to_batch(
+        self, group: tuple[list[SeedItem], dict[str, Mapping[str, float]], tuple[StepStats, ...]]
     ) -> RecordBatch:
-        items, scores, accounts = fed
+        items, scores, stats = group
         records = [_to_record(item, self._split) for item in items]
         return RecordBatch(
-            tuple(ScoredRecord(record, scores.get(record.id, {})) for record in records), accounts
+            tuple(ScoredRecord(record, scores.get(record.id, {})) for record in records), stats
         )
 
 
 def _to_record(item: SeedItem, split: Split) -> Record:
-    """Return an item as a record; a passage is one message of plain text.
+    """Convert an item to a record; a passage becomes one message of plain text.
 
     Raises:
         DataError: If it is neither a record nor a passage.
@@ -416,7 +431,7 @@ def _to_record(item: SeedItem, split: Split) -> Record:
         fields = {"split": split, "document_id": item.document_id, "passage_id": item.id}
         return Record((Message("assistant", item.text),), fields, item.origin)
     raise DataError(
-        f"{get_seed_kind(item)} cannot be judged",
+        f"{get_seed_kind(item)} cannot be filtered",
         code="synth.no-records",
         expected="records or passages",
         next="let a generator make records of them first",
@@ -424,78 +439,71 @@ def _to_record(item: SeedItem, split: Split) -> Record:
 
 
 def _close_stream(stream: Iterator[RecordBatch]) -> None:
-    """End a stream, and with it the threads that work ahead for it."""
+    """Close a stream, and with it the threads that work ahead for it."""
     close = getattr(stream, "close", None)
     if close is not None:
         close()
 
 
 CACHE_FOLDER = "units"
-
-
-"""The folder of a run that holds its shelves; no part of the artifact."""
-
+"""Folder of a run's caches; not part of the artifact."""
 
 _CACHE_KEY_DIGITS = 16
-
-
 _CACHE_VERSION = 1
 
 
 class UnitCache:
-    """One journal, with that of the run before behind it."""
+    """A journal, backed by that of the previous run."""
 
     def __init__(self, journal: Journal, before: dict[str, Any]) -> None:
-        """Look into ``before`` for what the journal lacks, and write down what is found."""
-        self._journal, self._before = journal, before
+        """Wrap ``journal``; values found only in ``before`` are copied to it."""
+        self._journal, self._previous = journal, before
 
     def get(self, key: str, default: object = None) -> object:
-        """Return the value of a key, or ``default``."""
-        """Return a value, from this run or the one before, or the default."""
+        """Return a value from this run or the previous one, or the default."""
         if key in self._journal:
             return self._journal[key]
-        if key in self._before:
-            self._journal.put(key, self._before.pop(key))
+        if key in self._previous:
+            self._journal.put(key, self._previous.pop(key))
             return self._journal[key]
         return default
 
     def put(self, key: str, value: object) -> None:
-        """Store the value of a key."""
-        """Keep a value."""
+        """Store a value."""
         self._journal.put(key, value)
 
 
 class RunCache:
-    """The shelves of one run, each opened once."""
+    """The caches of one run, each opened once."""
 
     def __init__(self, folder: Path, before: Path | None = None) -> None:
-        """Open none yet; ``before`` is the folder of an earlier run's shelves."""
-        self._folder, self._before = folder, before
+        """Open no cache yet; ``before`` is the cache folder of a previous run."""
+        self._folder, self._previous = folder, before
         self._open: dict[str, tuple[UnitCache, Journal]] = {}
 
     @classmethod
     def of(cls, job: Job) -> RunCache:
-        """Return the shelves of a job, with those of the run that it replaces behind them."""
+        """Return the caches of a job, backed by those of the run that it replaces."""
         before = job.previous / CACHE_FOLDER if job.previous is not None else None
         return cls(job.work / CACHE_FOLDER, before)
 
-    def open(self, what: str, *depends: object) -> UnitCache:
-        """Return the shelf of some work.
+    def open(self, kind: str, *depends: object) -> UnitCache:
+        """Return the cache of one kind of work.
 
         Args:
-            what: ``units`` or ``measures``: the beginning of its file's name.
-            depends: Everything that its values follow from beside their keys.
+            kind: ``units`` or ``measures``: the prefix of the file name.
+            depends: All dependencies of the values besides their keys.
         """
-        name = f"{what}-{digest_json([_CACHE_VERSION, *depends])[:_CACHE_KEY_DIGITS]}"
+        name = f"{kind}-{digest_json([_CACHE_VERSION, *depends])[:_CACHE_KEY_DIGITS]}"
         if name not in self._open:
             journal = Journal(self._folder / f"{name}.jsonl")
-            before = self._before / f"{name}.jsonl" if self._before is not None else None
+            before = self._previous / f"{name}.jsonl" if self._previous is not None else None
             known = read_journal(before) if before is not None else {}
             self._open[name] = UnitCache(journal, known), journal
         return self._open[name][0]
 
     def close(self) -> None:
-        """Sync and close; closing twice does no harm."""
+        """Sync and close; closing twice is allowed."""
         for _, journal in self._open.values():
             journal.close()
 
@@ -503,57 +511,54 @@ class RunCache:
 def preview_graph(
     recipe: SynthRecipe, models: ModelPool, n: int
 ) -> Iterator[tuple[list[tuple[Record, str, FilterResult]], list[tuple[str, str]]]]:
-    """Yield what the first units that arrive at the graph's end gave, and what fell on the way."""
-    start = read_inputs(recipe)
+    """Yield the records of the first units that reach the graph's end, and the rejected ones."""
+    inputs = read_inputs(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        shelves = RunCache(Path(folder) / "units")
-        context = start.context(models, (), recipe.seed)
-        graph = PipelineExecutor(recipe, start, "train", context, shelves, Path(folder))
+        caches = RunCache(Path(folder) / "units")
+        context = inputs.context(models, (), recipe.seed)
+        graph = PipelineExecutor(recipe, inputs, "train", context, caches, Path(folder))
         try:
-            for bundle in graph.preview(n):
-                judged = [(one.record, "", FilterResult(True)) for one in bundle.records]
+            for batch in graph.preview(n):
+                judged = [(scored.record, "", FilterResult(True)) for scored in batch.records]
                 failures = []
-                for drop in (drop for account in bundle.accounts for drop in account.dropped):
-                    if drop.record is not None:
-                        verdict = FilterResult(False, drop.reason, drop.score, drop.limit)
-                        judged.append((drop.record, f"{drop.step}/{drop.filter}", verdict))
+                for row in (row for stats in batch.accounts for row in stats.dropped):
+                    if row.record is not None:
+                        verdict = FilterResult(False, row.reason, row.score, row.limit)
+                        judged.append((row.record, f"{row.step}/{row.filter}", verdict))
                     else:
-                        failures.append((f"{drop.step}: {drop.reason}", drop.text))
+                        failures.append((f"{row.step}: {row.reason}", row.text))
                 yield judged, failures
         finally:
-            shelves.close()
+            caches.close()
 
 
 def run_filters(
     split: Split,
     drafts: Iterable[GenerationResult],
-    panel: FilterChain,
-    wanted: int,
-    on_unit: Callable[[SplitResult], None] = lambda harvest: None,
-    purse: CostTracker | None = None,
+    chain: FilterChain,
+    target: int,
+    on_unit: Callable[[SplitResult], None] = lambda result: None,
+    costs: CostTracker | None = None,
     share: float = 1.0,
-    harvest: SplitResult | None = None,
+    result: SplitResult | None = None,
 ) -> SplitResult:
-    """Judge drafts in order until ``wanted`` records are kept, or the purse's share is spent.
-
-    What comes goes into ``harvest``, where one is given, else into memory.
-    """
-    harvest = SplitResult(split) if harvest is None else harvest
-    if purse is not None:
-        purse.begin(harvest)
-    if not wanted or (purse is not None and purse.reached(share)):
-        return harvest
+    """Yield the records of the first units that reach the graph's end, and the rejected rows."""
+    result = SplitResult(split) if result is None else result
+    if costs is not None:
+        costs.add_split(result)
+    if not target or (costs is not None and costs.reached(share)):
+        return result
     for draft in drafts:
-        harvest.add(draft, panel, wanted)
-        on_unit(harvest)
-        if len(harvest.kept) >= wanted or (purse is not None and purse.reached(share)):
+        result.add(draft, chain, target)
+        on_unit(result)
+        if len(result.kept) >= target or (costs is not None and costs.reached(share)):
             break
-    harvest.told = panel.summarize()
-    return harvest
+    result.filter_summaries = chain.summarize()
+    return result
 
 
 class MemoryCache:
-    """A shelf in memory."""
+    """In-memory cache."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values

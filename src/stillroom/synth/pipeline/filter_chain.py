@@ -1,7 +1,7 @@
 """Filter chain: filters applied in order to a stream of records; the first rejection counts.
 
-What a filter measures with a model is measured once for each record, many records at a time where
-they are known beforehand, and kept on a shelf (a journal), so that a killed run pays nothing twice.
+Scores that need a model are computed once per record, for many records at a time where they are
+known in advance, and stored in a cache (a journal), so that a resumed run does not repeat them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from stillroom.errors import BackendError
 from stillroom.provenance import digest_json
@@ -24,264 +24,259 @@ from stillroom.synth.interfaces import (
     ScoringState,
 )
 from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.types import CacheProtocol
 
-__all__ = ["FilterChain", "ScoreCache"]
+__all__ = ["FilterChain"]
 
 _KEY_DIGITS = 12
 _MISSING = object()
 _MAX_UNANSWERED = 10
-"""Records in a row that a model's server did not answer for, after which it is not asked on."""
-
-
-class ScoreCache(Protocol):
-    """Where finished work is kept: a journal, or a dict that forgets."""
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return a unit's value, or the default."""
-
-    def put(self, key: str, value: object) -> None:
-        """Keep a unit's value."""
+"""Consecutive records without an answer from a model's server, after which the job ends."""
 
 
 class _ActiveFilter(NamedTuple):
     name: str
-    judge: FilterState
-    remembers: bool
-    mark: str
+    state: FilterState
+    is_stateful: bool
+    digest: str
 
 
 class FilterChain:
-    """The filters at work on one stream, in the recipe's order."""
+    """The states of the filters on one stream, in the recipe's order."""
 
     def __init__(
-        self, filters: Sequence[Filter], context: FilterContext, shelf: ScoreCache | None = None
+        self, filters: Sequence[Filter], context: FilterContext, cache: CacheProtocol | None = None
     ) -> None:
-        """Begin every filter.
+        """Start every filter.
 
         Args:
-            filters: In the order in which they judge.
-            context: What they may know beside a record.
-            shelf: Where measures are kept; by default they are forgotten.
+            filters: Filters in order of application.
+            context: Context of the filters.
+            cache: Cache of the scores; by default they are not stored.
         """
-        self._shelf = shelf
-        self._ready: dict[str, Any] = {}  # measured beforehand, until it is asked for
+        self._cache = cache
+        self._prefetched: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._lost = 0
+        self._num_unanswered = 0
         self._engine = context.models.engine
-        self._spreading = _FilterTask(tuple(filters), context) if self._engine.is_remote else None
-        self._verdicts: dict[
-            str, dict[int, FilterResult]
-        ] = {}  # given by workers, by record and seat
+        self._task = _FilterTask(tuple(filters), context) if self._engine.is_remote else None
+        # verdicts of workers, by record and filter index
+        self._verdicts: dict[str, dict[int, FilterResult]] = {}
         self.scores: dict[str, float] = {}
-        """What each filter scored the last record that was kept."""
+        """Scores of the last accepted record, by filter."""
         self.measured: list[tuple[str, Any]] = []
-        """What was measured of the last record that was judged, by filter."""
-        self._seats = []
+        """Values of the last judged record, by filter."""
+        self._filters = []
         self._values: dict[str, list[Any]] = {}
-        for chosen in filters:
-            judge = chosen.begin(context)
-            mark = ""
-            if isinstance(judge, ScoringState):
-                mark = digest_json([chosen.method_name(), judge.fingerprint])[:_KEY_DIGITS]
-                self._learn(judge, mark)
-            self._seats.append(_ActiveFilter(chosen.method_name(), judge, chosen.remembers, mark))
+        for settings in filters:
+            state = settings.start(context)
+            digest = ""
+            if isinstance(state, ScoringState):
+                digest = digest_json([settings.method_name(), state.fingerprint])[:_KEY_DIGITS]
+                self._calibrate(state, digest)
+            self._filters.append(
+                _ActiveFilter(settings.method_name(), state, settings.is_stateful, digest)
+            )
 
     @property
     def names(self) -> list[str]:
-        """The filters' names, in order."""
-        return [seat.name for seat in self._seats]
+        """Names of the filters, in order."""
+        return [active.name for active in self._filters]
 
     @property
-    def is_costly(self) -> bool:
-        """Whether any filter measures."""
-        return any(seat.mark for seat in self._seats)
+    def needs_model(self) -> bool:
+        """Whether any filter scores with a model."""
+        return any(active.digest for active in self._filters)
 
     @property
     def concurrency(self) -> int:
-        """How many records may be measured at once."""
+        """Number of records to score concurrently."""
         return max(
             (
-                seat.judge.concurrency
-                for seat in self._seats
-                if isinstance(seat.judge, ScoringState)
+                active.state.concurrency
+                for active in self._filters
+                if isinstance(active.state, ScoringState)
             ),
             default=2 * self._engine.num_workers if self._engine.is_remote else 1,
         )
 
-    def spread(self, records: Sequence[Record]) -> None:
-        """Have workers judge by the filters that need neither a model nor what was kept before.
+    def apply_ahead(self, records: Sequence[Record]) -> None:
+        """Have workers apply the filters that need neither a model nor earlier records.
 
-        On this machine alone nothing is done: records are judged when they are asked about.
+        With the local engine nothing is done: records are judged on demand.
         """
-        if self._spreading is None or not records:
+        if self._task is None or not records:
             return
-        for found in self._engine.call(self._spreading, records):
-            for number, name, verdict in found:
+        for results in self._engine.call(self._task, records):
+            for number, name, verdict in results:
                 self._verdicts.setdefault(name, {})[number] = verdict
 
     def prefetch(self, records: Sequence[Record]) -> None:
-        """Measure what the filters will ask for, as far as it can be known beforehand.
+        """Compute the scores that the filters will need, as far as they can be known in advance.
 
-        Filters that remember are passed over: what they drop may have been measured for nothing.
+        Stateful filters are skipped: scores of records that they reject may be computed in vain.
         """
-        standing = list(records)
-        for number, seat in enumerate(self._seats):
-            if seat.remembers or not standing:
+        remaining = list(records)
+        for number, active in enumerate(self._filters):
+            if active.is_stateful or not remaining:
                 continue
-            judge = seat.judge
-            if isinstance(judge, ScoringState):
-                self._measure(judge, seat.mark, standing)
-            after = []
-            for record in standing:
+            state = active.state
+            if isinstance(state, ScoringState):
+                self._score(state, active.digest, remaining)
+            accepted = []
+            for record in remaining:
                 verdict = self._judge(number, record, peek=True)
                 if verdict.keep:
-                    after.append(verdict.changed or record)
-            standing = after
+                    accepted.append(verdict.changed or record)
+            remaining = accepted
 
     def judge(self, record: Record) -> tuple[str, FilterResult]:
-        """Return the first verdict against a record, with its filter's name, or the last for it.
+        """Return the first rejection of a record with its filter's name, or the last verdict.
 
-        Where a filter changed the record, the verdict's ``changed`` is what it has become.
+        Where a filter changed the record, the verdict's ``changed`` is the new record.
         """
         current, verdict = record, FilterResult(True)
         self.measured = []
         scores: dict[str, float] = {}
-        for number, seat in enumerate(self._seats):
+        for number, active in enumerate(self._filters):
             verdict = self._judge(number, current)
             if verdict.changed is not None:
                 current = verdict.changed
             if not verdict.keep:
                 self._forget(record, current)
-                for other in self._seats if self._ready else ():
-                    self._ready.pop(_cache_key(other.mark, current), None)
-                return seat.name, verdict
-            scores[seat.name] = verdict.score
+                for later in self._filters if self._prefetched else ():
+                    self._prefetched.pop(_cache_key(later.digest, current), None)
+                return active.name, verdict
+            scores[active.name] = verdict.score
         self._forget(record, current)
         self.scores = scores
         return "", replace(verdict, changed=current if current is not record else None)
 
-    def admit(self, record: Record) -> None:
-        """Tell every filter that the record is kept, as it has become."""
-        for seat in self._seats:
-            seat.judge.admit(record)
+    def on_accept(self, record: Record) -> None:
+        """Notify every filter of an accepted record, with all changes applied."""
+        for active in self._filters:
+            active.state.on_accept(record)
 
     def summarize(
         self, values: Mapping[str, Sequence[Any]] | None = None
     ) -> dict[str, Mapping[str, Any]]:
-        """Return what the measuring filters say of values by filter; by default of all so far."""
-        told: dict[str, Mapping[str, Any]] = {}
-        known = self._values if values is None else values
-        for seat in self._seats:
-            if isinstance(seat.judge, ScoringState) and known.get(seat.name):
-                summary = seat.judge.summarize(known[seat.name])
+        """Return the summaries of the scoring filters; by default over all values so far."""
+        summaries: dict[str, Mapping[str, Any]] = {}
+        values_by_filter = self._values if values is None else values
+        for active in self._filters:
+            if isinstance(active.state, ScoringState) and values_by_filter.get(active.name):
+                summary = active.state.summarize(values_by_filter[active.name])
                 if summary:
-                    told[seat.name] = dict(summary)
-        return told
+                    summaries[active.name] = dict(summary)
+        return summaries
 
     def _forget(self, *records: Record) -> None:
-        """Forget the verdicts of workers on a record that is through."""
+        """Discard worker verdicts on records that are done."""
         for record in records if self._verdicts else ():
             self._verdicts.pop(record.id, None)
 
     def _judge(self, number: int, record: Record, *, peek: bool = False) -> FilterResult:
-        seat = self._seats[number]
-        if not isinstance(seat.judge, ScoringState):
+        active = self._filters[number]
+        if not isinstance(active.state, ScoringState):
             known = self._verdicts.get(record.id, {}).get(number) if self._verdicts else None
-            return known or seat.judge.judge(record)
-        key = _cache_key(seat.mark, record)
-        (value,) = self._measure(seat.judge, seat.mark, [record])
+            return known or active.state.judge(record)
+        key = _cache_key(active.digest, record)
+        (value,) = self._score(active.state, active.digest, [record])
         if not peek:
-            self.measured.append((seat.name, value))
-            self._values.setdefault(seat.name, []).append(value)
-            self._ready.pop(key, None)
-        return seat.judge.decide(record, value)
+            self.measured.append((active.name, value))
+            self._values.setdefault(active.name, []).append(value)
+            self._prefetched.pop(key, None)
+        return active.state.decide_or_reject(record, value)
 
-    def _measure(self, judge: ScoringState, mark: str, records: Sequence[Record]) -> list[Any]:
-        """Return the measures of records: those that are known, and the others measured now."""
-        keys = [_cache_key(mark, record) for record in records]
-        found = {key: self._look_up(key) for key in keys}
+    def _score(self, state: ScoringState, digest: str, records: Sequence[Record]) -> list[Any]:
+        """Return the scores of records: the cached ones, and the others computed now."""
+        keys = [_cache_key(digest, record) for record in records]
+        values_by_key = {key: self._look_up(key) for key in keys}
         missing = {
-            key: record for key, record in zip(keys, records, strict=True) if found[key] is _MISSING
+            key: record
+            for key, record in zip(keys, records, strict=True)
+            if values_by_key[key] is _MISSING
         }
         if missing:
-            values = judge.measure(list(missing.values()))
+            values = state.score(list(missing.values()))
             for key, value in zip(missing, values, strict=True):
-                is_lost = isinstance(value, Mapping) and UNANSWERED_KEY in value
-                self._watch(value if is_lost else None)
-                found[key] = value if is_lost else self._keep(key, value)
-        self._ready.update(found)
-        return [found[key] for key in keys]
+                is_unanswered = isinstance(value, Mapping) and UNANSWERED_KEY in value
+                self._watch(value if is_unanswered else None)
+                values_by_key[key] = value if is_unanswered else self._store(key, value)
+        self._prefetched.update(values_by_key)
+        return [values_by_key[key] for key in keys]
 
-    def _watch(self, lost: Mapping[str, Any] | None) -> None:
-        """Count records in a row that had no answer.
+    def _watch(self, unanswered: Mapping[str, Any] | None) -> None:
+        """Count consecutive records without an answer.
 
         Raises:
-            BackendError: If they are so many that the server is gone.
+            BackendError: If there are so many that the server is considered down.
         """
         with self._lock:
-            self._lost = self._lost + 1 if lost is not None else 0
-            if lost is None or self._lost < _MAX_UNANSWERED:
+            self._num_unanswered = self._num_unanswered + 1 if unanswered is not None else 0
+            if unanswered is None or self._num_unanswered < _MAX_UNANSWERED:
                 return
         raise BackendError(
-            f"{self._lost} records in a row could not be measured: {lost['failed']}",
-            code=str(lost[UNANSWERED_KEY]),
+            f"{self._num_unanswered} consecutive records could not be scored: "
+            f"{unanswered['failed']}",
+            code=str(unanswered[UNANSWERED_KEY]),
             expected="a model that answers",
             next="run the same command again with --resume when it does",
         )
 
     def _look_up(self, key: str) -> Any:
-        if key in self._ready:
-            return self._ready[key]
-        if self._shelf is None:
+        if key in self._prefetched:
+            return self._prefetched[key]
+        if self._cache is None:
             return _MISSING
         with self._lock:
-            return self._shelf.get(key, _MISSING)
+            return self._cache.get(key, _MISSING)
 
-    def _keep(self, key: str, value: Any) -> Any:
-        """Put a measure on the shelf; return it as a resumed run will read it."""
-        if self._shelf is None:
+    def _store(self, key: str, value: Any) -> Any:
+        """Store a score; return it as a resumed run will read it."""
+        if self._cache is None:
             return value
         with self._lock:
-            self._shelf.put(key, value)
-            return self._shelf.get(key)
+            self._cache.put(key, value)
+            return self._cache.get(key)
 
-    def _learn(self, judge: ScoringState, mark: str) -> None:
-        """Have a filter measure the records that it learns from before it judges any."""
-        known = judge.lessons()
-        if known:
-            judge.learn(self._measure(judge, mark, known))
-            self._ready.clear()
+    def _calibrate(self, state: ScoringState, digest: str) -> None:
+        """Score the calibration records of a filter before it judges any record."""
+        records = state.calibration_records()
+        if records:
+            state.calibrate(self._score(state, digest, records))
+            self._prefetched.clear()
 
 
 @dataclass(frozen=True, eq=False)
 class _FilterTask:
-    """The work of a worker: judge by the filters whose verdict follows from the record alone."""
+    """Worker task: apply the filters whose verdict depends on the record alone."""
 
     filters: tuple[Filter, ...]
     context: FilterContext
     concurrency: int = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the models here: what needs one is no part of the work."""
-        known = self.context
-        held_out = list(known.held_out)
+        """Leave out the models: filters that need one are not part of the task."""
+        context = self.context
+        held_out = list(context.held_out)
         return _restore_filter_task, (
             self.filters,
-            known.passages,
-            known.frequency,
+            context.passages,
+            context.frequency,
             held_out,
-            known.seed,
+            context.seed,
         )
 
     def open(self) -> Callable[[Sequence[Record]], list[list[tuple[int, str, FilterResult]]]]:
-        judges = [
-            (number, chosen.begin(self.context))
-            for number, chosen in enumerate(self.filters)
-            if not chosen.remembers and not isinstance(chosen, ModelScoredFilter)
+        states = [
+            (number, settings.start(self.context))
+            for number, settings in enumerate(self.filters)
+            if not settings.is_stateful and not isinstance(settings, ModelScoredFilter)
         ]
 
         def judge(records: Sequence[Record]) -> list[list[tuple[int, str, FilterResult]]]:
-            return [list(_iter_results(record, judges)) for record in records]
+            return [list(_iter_results(record, states)) for record in records]
 
         return judge
 
@@ -297,16 +292,16 @@ def _restore_filter_task(
 
 
 def _iter_results(
-    record: Record, judges: Sequence[tuple[int, FilterState]]
+    record: Record, states: Sequence[tuple[int, FilterState]]
 ) -> Iterator[tuple[int, str, FilterResult]]:
-    """Yield each verdict with its filter's number and its record's id, up to one against it."""
-    for number, judge in judges:
-        verdict = judge.judge(record)
+    """Yield each verdict with its filter's index and its record's id, up to the first rejection."""
+    for number, state in states:
+        verdict = state.judge(record)
         yield number, record.id, verdict
         if not verdict.keep:
             return
         record = verdict.changed or record
 
 
-def _cache_key(mark: str, record: Record) -> str:
-    return f"{mark}/{record.id}"
+def _cache_key(digest: str, record: Record) -> str:
+    return f"{digest}/{record.id}"

@@ -1,11 +1,10 @@
 """Step graph of a recipe: settings, validation, cost estimates and a printed table.
 
-A step has a name and exactly one of ``generator``, ``filters`` and ``select``. It takes the records
-of earlier steps, or what the recipe starts from: ``index``, ``seeds``, or ``nothing``. Knows
-settings only.
+A step has a name and exactly one of ``generator``, ``filters`` and ``select``. Its inputs are the
+records of earlier steps, or the recipe's sources: ``index``, ``seeds``, or ``nothing``.
 
-A chain is drawn as the graph that it is. Counts are what can be known without asking: the lines of
-what is started from, how often it is asked about, and that half of what is judged is kept.
+A chain is treated as the equivalent graph. Counts are estimates without any request: the number of
+source lines, the number of attempts, and a pass rate of one half.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRAPH_SOURCES",
+    "PASS_RATE",
     "GraphStep",
     "StepEstimate",
     "check_steps",
@@ -42,8 +42,6 @@ __all__ = [
 
 
 GRAPH_SOURCES = ("index", "seeds", "nothing")
-
-
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -52,79 +50,82 @@ def _as_list(value: Any) -> Any:
 
 
 class GraphStep(Settings):
-    """One step of a graph."""
+    """Settings of one step of a graph."""
 
     sources: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         (),
         alias="from",
-        description="earlier steps (or index, seeds, nothing) whose records it takes, in turn; by "
-        "default the step before, and for the first what the recipe starts from",
+        description="earlier steps (or index, seeds, nothing) whose records it takes, "
+        "alternating; by default the previous step, and for the first step the "
+        "recipe's source",
     )
     generator: Annotated[Generator, GENERATORS.choice()] | None = Field(
-        None, description="ask a teacher about every record"
+        None, description="generate records from every input with a teacher"
     )
     filters: tuple[Annotated[Filter, FILTERS.choice()], ...] = Field(
-        (), description="keep what passes all of these, in order"
+        (), description="keep the records that pass all of these, in order"
     )
     select: Annotated[Selector, SELECTORS.choice()] | None = Field(
-        None, description="choose among all records that come (of the training side)"
+        None, description="select among all input records (of the training side)"
     )
-    model: Reference | None = Field(None, description="the step's teacher; default the recipe's")
-    attempts: int = Field(
-        1, ge=1, le=100, description="how often a generator is asked about each record"
+    model: Reference | None = Field(
+        None, description="teacher of the step; by default the recipe's"
     )
+    attempts: int = Field(1, ge=1, le=100, description="attempts of the generator for each input")
     limit: int | None = Field(
-        None, ge=1, description="records that the step gives for training at most; it asks no more"
+        None,
+        ge=1,
+        description="maximum training records of the step; no requests are made beyond it",
     )
 
     @property
     def verb(self) -> str:
-        """What the step does, in the words of the recipe."""
+        """Name of the step's methods, as in the recipe."""
         if self.generator is not None:
             return self.generator.method_name()
         if self.select is not None:
             return self.select.method_name()
-        return ", ".join(one.method_name() for one in self.filters)
+        return ", ".join(check.method_name() for check in self.filters)
 
 
 def resolve_sources(steps: Mapping[str, GraphStep], start: str) -> dict[str, tuple[str, ...]]:
-    """Return what each step takes, the defaults filled in.
+    """Return the sources of each step, with the defaults filled in.
 
     Args:
-        steps: By name, in the recipe's order.
-        start: What a first step takes that names nothing: index, seeds or nothing.
+        steps: Steps by name, in the recipe's order.
+        start: Default source of the first step: index, seeds or nothing.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    before = start
+    sources: dict[str, tuple[str, ...]] = {}
+    previous = start
     for name, step in steps.items():
-        found[name] = step.sources or (before,)
-        before = name
-    return found
+        sources[name] = step.sources or (previous,)
+        previous = name
+    return sources
 
 
 def find_end_steps(sources: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Return the steps whose records are the recipe's: those that no other step takes."""
-    taken = {source for names in sources.values() for source in names}
-    return [name for name in sources if name not in taken]
+    """Return the steps whose records are the recipe's output: those that no other step takes."""
+    consumed = {source for names in sources.values() for source in names}
+    return [name for name in sources if name not in consumed]
 
 
 def check_steps(steps: Mapping[str, GraphStep], starts: Mapping[str, bool]) -> list[Problem]:
-    """Return all that is wrong with the steps of a graph.
+    """Validate the steps of a graph; return all problems.
 
     Args:
-        steps: By name, in the recipe's order.
-        starts: Of index, seeds and nothing, whether the recipe has it.
+        steps: Steps by name, in the recipe's order.
+        starts: Whether the recipe has index, seeds and nothing.
     """
     problems: list[Problem] = []
-    start = next((name for name, there in starts.items() if there), "nothing")
-    known = [name for name, there in starts.items() if there]
+    start = next((name for name, is_set in starts.items() if is_set), "nothing")
+    known = [name for name, is_set in starts.items() if is_set]
     scored: dict[str, set[str]] = {}
-    for name, takes in resolve_sources(steps, start).items():
+    for name, step_sources in resolve_sources(steps, start).items():
         where, step = f"steps.{name}", steps[name]
         if not _NAME.match(name) or name in GRAPH_SOURCES:
             problems.append(
                 Problem(
-                    f"'{name}' is not a step's name",
+                    f"'{name}' is not a valid step name",
                     "recipe.step",
                     where,
                     "lower-case letters, digits and _, not index, seeds or nothing",
@@ -135,63 +136,71 @@ def check_steps(steps: Mapping[str, GraphStep], starts: Mapping[str, bool]) -> l
         if verbs != 1:
             problems.append(
                 Problem(
-                    f"step {name} does {'nothing' if not verbs else 'several things'}",
+                    f"step {name} has {'no method' if not verbs else 'several methods'}",
                     "recipe.step",
                     where,
                     "one of generator, filters, select",
-                    "give it one of them" if not verbs else "make a step of each",
+                    "add one of them" if not verbs else "make a step of each",
                 )
             )
         problems += [
-            _unknown_source_problem(source, where, known) for source in takes if source not in known
+            _unknown_source_problem(source, where, known)
+            for source in step_sources
+            if source not in known
         ]
-        problems += _check_start(name, step, takes)
-        found = {one for source in takes for one in scored.get(source, ())}
-        problems += _check_score(name, step, found)
-        names = {one.method_name() for one in step.filters}
-        scored[name] = set() if step.generator is not None else found | names
+        problems += _check_start(name, step, step_sources)
+        available_scores = {item for source in step_sources for item in scored.get(source, ())}
+        problems += _check_score(name, step, available_scores)
+        names = {item.method_name() for item in step.filters}
+        scored[name] = set() if step.generator is not None else available_scores | names
         known.append(name)
     return problems
 
 
-def _check_start(name: str, step: GraphStep, takes: tuple[str, ...]) -> list[Problem]:
+def _check_start(name: str, step: GraphStep, step_sources: tuple[str, ...]) -> list[Problem]:
     where = f"steps.{name}"
-    has_nothing = "nothing" in takes
-    if has_nothing and len(takes) > 1:
-        what, expected, then = "nothing stands beside other sources", "one or the other", "drop it"
-    elif has_nothing and (step.generator is None or "nothing" not in step.generator.takes):
-        what = f"{step.verb or name} cannot start from nothing"
-        expected, then = "an earlier step, index or seeds", "name it under from"
-    elif step.generator is not None and not has_nothing and step.generator.takes == ("nothing",):
-        what = f"{step.verb} starts from nothing"
-        expected, then = "from: nothing", "write that"
+    has_nothing = "nothing" in step_sources
+    if has_nothing and len(step_sources) > 1:
+        problem, expected, remedy = (
+            "nothing cannot be combined with other sources",
+            "one or the other",
+            "drop it",
+        )
+    elif has_nothing and (step.generator is None or "nothing" not in step.generator.seed_kinds):
+        problem = f"{step.verb or name} cannot start from nothing"
+        expected, remedy = "an earlier step, index or seeds", "name it under from"
+    elif (
+        step.generator is not None and not has_nothing and step.generator.seed_kinds == ("nothing",)
+    ):
+        problem = f"{step.verb} starts from nothing"
+        expected, remedy = "from: nothing", "write that"
     else:
         return []
-    return [Problem(f"step {name}: {what}", "recipe.step", where, expected, then)]
+    return [Problem(f"step {name}: {problem}", "recipe.step", where, expected, remedy)]
 
 
 def _check_score(name: str, step: GraphStep, scored: set[str]) -> list[Problem]:
-    """Refuse a choice by the score of a filter that no step before it has."""
-    wanted = str(getattr(step.select, "score", "")) if step.select is not None else ""
+    """Report a selection by the score of a filter that no earlier step has."""
+    score = str(getattr(step.select, "score", "")) if step.select is not None else ""
     if getattr(step.select, "keep", "score") != "score":
         return []
-    if not wanted or wanted in scored:
+    if not score or score in scored:
         return []
     known = ", ".join(sorted(scored))
     return [
         Problem(
-            f"step {name}: nothing before it scores by '{wanted}'",
+            f"step {name}: no earlier step scores by '{score}'",
             "recipe.step",
             f"steps.{name}.select.score",
             f"one of: {known}" if known else "a filter in a step between it and the generator",
-            suggest(wanted, sorted(scored)) or f"add a step with the filter {wanted}",
+            suggest(score, sorted(scored)) or f"add a step with the filter {score}",
         )
     ]
 
 
 def _unknown_source_problem(source: str, where: str, known: list[str]) -> Problem:
     return Problem(
-        f"'{source}' is neither a start nor an earlier step",
+        f"'{source}' is neither a source nor an earlier step",
         "recipe.unknown-step",
         where,
         f"one of: {', '.join(known)}",
@@ -199,31 +208,25 @@ def _unknown_source_problem(source: str, where: str, known: list[str]) -> Proble
     )
 
 
-def make_conflict_error(what: str) -> RecipeError:
-    """Return the refusal of a setting that a graph says in its steps."""
+def make_conflict_error(setting: str) -> RecipeError:
+    """Return the error for a recipe setting that conflicts with steps."""
     return RecipeError(
-        f"{what} and steps are both given",
+        f"{setting} and steps are both set",
         code="recipe.step",
-        expected="one or the other: a graph's steps say it themselves",
-        next=f"make a step of {what}",
+        expected="only one of them: the steps of a graph replace it",
+        next=f"make a step of {setting}",
     )
 
 
-_PASS_RATE = 0.5
-
-
+PASS_RATE = 0.5
 _DEFAULT_ROWS = 1000
-
-
 _PROMPT_TOKENS = 300
-
-
 _MILLION = 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """What one step is expected to take, ask, spend and give."""
+    """Expected inputs, requests, cost and output of one step."""
 
     step: str
     does: str
@@ -235,7 +238,7 @@ class StepEstimate:
     gives: float
 
     def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "step": self.step,
             "does": self.does,
@@ -249,61 +252,77 @@ class StepEstimate:
 
 
 def estimate_steps(recipe: SynthRecipe) -> list[StepEstimate]:
-    """Return what to expect of every step, in the recipe's order."""
+    """Return the estimates of every step, in the recipe's order."""
     steps = recipe.steps or _to_graph(recipe)
     sources = resolve_sources(steps, recipe.first)
-    gives: dict[str, float] = {
+    output_counts: dict[str, float] = {
         "index": _count_rows(recipe.index),
         "seeds": _count_rows(recipe.seeds),
         "nothing": float(recipe.target.train + recipe.target.held_out),
     }
-    found = []
+    estimates = []
     for name, step in steps.items():
-        takes = sum(gives[source] for source in sources[name])
-        asks = tokens = money = 0.0
+        num_inputs = sum(output_counts[source] for source in sources[name])
+        num_requests = tokens = money = 0.0
         if step.generator is not None:
-            units = _estimate_units(recipe, step, step.generator, takes)
-            asks = units * step.generator.asks
-            prompt, written = asks * _PROMPT_TOKENS, asks * step.generator.longest / 2
-            tokens = prompt + written
+            units = _estimate_units(recipe, step, step.generator, num_inputs)
+            num_requests = units * step.generator.max_requests
+            prompt_tokens, completion_tokens = (
+                num_requests * _PROMPT_TOKENS,
+                num_requests * step.generator.max_tokens / 2,
+            )
+            tokens = prompt_tokens + completion_tokens
             prices = recipe.budget
-            money = (prompt * prices.input_price + written * prices.output_price) / _MILLION
-            gives[name] = units * step.generator.gives
+            money = (
+                prompt_tokens * prices.input_price + completion_tokens * prices.output_price
+            ) / _MILLION
+            output_counts[name] = units * step.generator.max_records
         elif step.select is not None:
             budget = getattr(step.select, "budget", None)
             share = float(getattr(step.select, "share", 1.0))
-            gives[name] = min(takes, budget) if budget is not None else takes * share
+            output_counts[name] = (
+                min(num_inputs, budget) if budget is not None else num_inputs * share
+            )
         else:
-            gives[name] = takes * _PASS_RATE
+            output_counts[name] = num_inputs * PASS_RATE
         if step.limit is not None:
-            gives[name] = min(gives[name], step.limit)
-        found.append(
-            StepEstimate(name, step.verb, sources[name], takes, asks, tokens, money, gives[name])
+            output_counts[name] = min(output_counts[name], step.limit)
+        estimates.append(
+            StepEstimate(
+                name,
+                step.verb,
+                sources[name],
+                num_inputs,
+                num_requests,
+                tokens,
+                money,
+                output_counts[name],
+            )
         )
-    return found
+    return estimates
 
 
 def format_graph(recipe: SynthRecipe) -> list[str]:
-    """Return a table of the steps as lines, each with its sources, and what is expected of it."""
+    """Return a table of the steps as lines, with their sources and estimates."""
     forecasts = estimate_steps(recipe)
-    ends = set(find_end_steps({one.step: one.sources for one in forecasts}))
+    ends = set(find_end_steps({estimate.step: estimate.sources for estimate in forecasts}))
     heads = ("step", "from", "does", "takes", "asks", "tokens", "money", "gives")
     rows = [heads]
-    for one in forecasts:
-        priced = f"{one.money:.2f}" if one.money else ""
+    for estimate in forecasts:
+        priced = f"{estimate.money:.2f}" if estimate.money else ""
         rows.append(
             (
-                one.step,
-                ", ".join(one.sources),
-                _truncate(one.does),
-                _format_count(one.takes),
-                _format_count(one.asks) if one.asks else "",
-                _format_count(one.tokens) if one.tokens else "",
+                estimate.step,
+                ", ".join(estimate.sources),
+                _truncate(estimate.does),
+                _format_count(estimate.takes),
+                _format_count(estimate.asks) if estimate.asks else "",
+                _format_count(estimate.tokens) if estimate.tokens else "",
                 priced,
-                _format_count(one.gives) + (" (out)" if one.step in ends else ""),
+                _format_count(estimate.gives) + (" (out)" if estimate.step in ends else ""),
             )
         )
-    widths = [max(len(row[at]) for row in rows) for at in range(len(heads))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -311,7 +330,7 @@ def format_graph(recipe: SynthRecipe) -> list[str]:
 
 
 def _to_graph(recipe: SynthRecipe) -> Mapping[str, GraphStep]:
-    """Return the two steps of a chain."""
+    """Return the equivalent steps of a chain."""
     first = recipe.first
     ask = GraphStep.model_validate({"from": first, "generator": recipe.generator})
     keep = GraphStep.model_validate({"from": "ask", "filters": recipe.filters})
@@ -319,21 +338,21 @@ def _to_graph(recipe: SynthRecipe) -> Mapping[str, GraphStep]:
 
 
 def _estimate_units(
-    recipe: SynthRecipe, step: GraphStep, generator: Generator, takes: float
+    recipe: SynthRecipe, step: GraphStep, generator: Generator, num_inputs: float
 ) -> float:
-    """Return how many units a generator is asked about: what the targets need, at most all."""
-    wanted = float(recipe.target.train + (recipe.target.held_out if recipe.held_out else 0))
+    """Return the number of units of a generator: as needed for the targets, at most all."""
+    target = float(recipe.target.train + (recipe.target.held_out if recipe.held_out else 0))
     if step.limit is not None:
-        wanted = min(wanted, step.limit / max(1 - recipe.held_out, 0.01))
+        target = min(target, step.limit / max(1 - recipe.held_out, 0.01))
     attempts = step.attempts if recipe.steps else recipe.attempts
-    needed = wanted / _PASS_RATE / max(generator.gives, 1)
-    if generator.draws or generator.takes == ("nothing",):
+    needed = target / PASS_RATE / max(generator.max_records, 1)
+    if generator.samples_seeds or generator.seed_kinds == ("nothing",):
         return needed
-    return min(needed, takes * attempts)
+    return min(needed, num_inputs * attempts)
 
 
 def _count_rows(reference: str | None) -> float:
-    """Return how many rows a path holds, as far as it exists; else a guess."""
+    """Return the number of rows in a path, or a guess if it does not exist."""
     if reference is None:
         return 0.0
     try:

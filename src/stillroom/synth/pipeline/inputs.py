@@ -1,8 +1,7 @@
 """Pipeline inputs: train and held-out split by document hash, and the order of work items.
 
-Both follow from hashes of ids and the seed: not from the order of files, nor from the number of
-documents. Documents that say the same stand on one side, by the hash of what they say. Knows
-nothing of models.
+Both depend on hashes of ids and the seed, not on the order of files or the number of documents.
+Documents with the same text are on the same side, by the hash of the text.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ _HASH_RANGE = 1 << 64
 
 
 class DocumentFrequency(Mapping[str, int]):
-    """In how many items each word's stem occurs; counted when first asked, since few filters do."""
+    """Number of items that contain each word stem; counted on first use, as few filters need it."""
 
     def __init__(self, items: Iterable[SeedItem]) -> None:
-        """Take the items; nothing is read yet."""
+        """Store the items without reading them."""
         self._items = items
 
     def __getitem__(self, stem: str) -> int:
@@ -69,7 +68,7 @@ class DocumentFrequency(Mapping[str, int]):
         return iter(self._counts)
 
     def __len__(self) -> int:
-        """Return how many stems there are."""
+        """Return the number of stems."""
         return len(self._counts)
 
     def __reduce__(self) -> tuple[type[dict[str, int]], tuple[dict[str, int]]]:
@@ -85,39 +84,40 @@ class DocumentFrequency(Mapping[str, int]):
 
 
 def split_items(items: Iterable[SeedItem], held_out: float, seed: int) -> dict[str, Split]:
-    """Return on which side each document of the items stands, those that say the same on one."""
+    """Return the side of each document of the items; documents with the same text share one."""
     parts: dict[str, list[SeedItem]] = {}
     for item in items:
         parts.setdefault(get_document_id(item), []).append(item)
-    copies = (
-        find_duplicate_documents(parts) if held_out > 0 else {}
-    )  # where nothing is held out, none is apart
+    # without a held-out side, no copies can be separated
+    copies = find_duplicate_documents(parts) if held_out > 0 else {}
     return split_documents(parts, held_out, seed, copies)
 
 
 def find_duplicate_documents(parts: Mapping[str, Sequence[SeedItem]]) -> dict[str, str]:
-    """Return what names the text of each document that says the same as another.
+    """Return a common key for each document whose text equals another's.
 
-    Letters count, not their case nor the white space between them.
+    Texts are compared without case and white space.
 
     Args:
-        parts: What is known of each document: its passages, or its records.
+        parts: Items of each document: its passages, or its records.
     """
-    said: dict[str, list[str]] = {}
+    by_digest: dict[str, list[str]] = {}
     for document, items in parts.items():
         if text := "".join(fold_text(_reconstruct_text(items)).split()):
-            said.setdefault(digest_text(text), []).append(document)
-    alike = {digest: documents for digest, documents in said.items() if len(documents) > 1}
-    return {document: digest for digest, documents in alike.items() for document in documents}
+            by_digest.setdefault(digest_text(text), []).append(document)
+    duplicates = {
+        digest: documents for digest, documents in by_digest.items() if len(documents) > 1
+    }
+    return {document: digest for digest, documents in duplicates.items() for document in documents}
 
 
 def _reconstruct_text(items: Sequence[SeedItem]) -> str:
-    """Return a document's text, as far as its passages cover it; without any, what items say."""
+    """Return a document's text as covered by its passages; without any, the text of its items."""
     passages = [item for item in items if isinstance(item, Passage)]
     if not passages:
         return "\n".join(map(get_item_text, items))
     texts, end = [], 0
-    for passage in sorted(passages, key=lambda one: (one.start, one.end)):
+    for passage in sorted(passages, key=lambda passage: (passage.start, passage.end)):
         texts.append(passage.text[max(end - passage.start, 0) :])
         end = max(end, passage.end)
     return "".join(texts)
@@ -126,25 +126,26 @@ def _reconstruct_text(items: Sequence[SeedItem]) -> str:
 def split_documents(
     ids: Collection[str], held_out: float, seed: int, copies: Mapping[str, str] | None = None
 ) -> dict[str, Split]:
-    """Return on which side each document stands.
+    """Return the side of each document.
 
-    A document is held out when its hash falls into the given share, so that adding or removing
-    documents never moves another. The one exception keeps both sides non-empty: where all documents
-    fall on one side, that with the lowest hash (or, to have something to train on, the highest)
-    changes sides. A single one is trained on. A share of 0 holds nothing out.
+    A document is held out if its hash falls into the given share, so that adding or removing
+    documents never moves another. The one exception keeps both sides non-empty: if all documents
+    fall on one side, the one with the lowest hash (or, for an empty training side, the highest)
+    changes sides. A single document is for training. A share of 0 holds nothing out.
 
     Args:
-        ids: The documents.
-        held_out: The share that is held out.
-        seed: Another one splits otherwise.
-        copies: What to go by for documents that say the same, instead of their ids.
+        ids: Ids of the documents.
+        held_out: Share to hold out.
+        seed: Seed of the split.
+        copies: Keys for documents with equal texts, used instead of their ids.
     """
     units = {document: (copies or {}).get(document, document) for document in ids}
-    position = {unit: _hash_position(unit, seed, "split") for unit in units.values()}
+    positions = {unit: _hash_position(unit, seed, "split") for unit in units.values()}
     split: dict[str, Split] = {
-        unit: "held_out" if place < held_out else "train" for unit, place in position.items()
+        unit: "held_out" if position_of_unit < held_out else "train"
+        for unit, position_of_unit in positions.items()
     }
-    by_position = sorted(position, key=lambda unit: (position[unit], unit))
+    by_position = sorted(positions, key=lambda unit: (positions[unit], unit))
     if split and "train" not in split.values():
         split[by_position[-1]] = "train"
     elif held_out > 0 and len(split) > 1 and "held_out" not in split.values():
@@ -153,9 +154,9 @@ def split_documents(
 
 
 def order_items(items: Iterable[SeedItem], seed: int) -> list[SeedItem]:
-    """Return the items so that every prefix is spread over documents and over their length.
+    """Order the items so that every prefix is spread over documents and within them.
 
-    Documents and the items of each stand in hashed order; one item of every document comes before a
+    Documents, and the items of each, are in hash order; one item of every document precedes the
     second of any.
     """
     by_document: dict[str, list[SeedItem]] = {}
@@ -195,14 +196,12 @@ def _hash_position(*parts: object) -> float:
 
 
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
-
-
 _KINDS: tuple[SeedKind, ...] = ("records", "topics")
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineInputs:
-    """What a graph starts from, split into sides, and how many passages each word occurs in."""
+    """Inputs of a graph, split into sides, and the number of passages that contain each word."""
 
     sources: Mapping[str, SeedSet]
     sides: Mapping[str, Split]
@@ -210,50 +209,52 @@ class PipelineInputs:
     frequency: Mapping[str, int]
 
     def context(self, models: ModelPool, held_out: Sequence[Record], seed: int) -> FilterContext:
-        """Return what filters may know."""
-        by_id = {one.id: one for source in self.sources.values() for one in source.passages}
+        """Return the context of the filters."""
+        by_id = {
+            passage.id: passage for source in self.sources.values() for passage in source.passages
+        }
         return FilterContext(by_id, self.frequency, held_out, models, seed)
 
 
 def read_inputs(recipe: SynthRecipe) -> PipelineInputs:
-    """Read what a graph starts from; documents stand on one side of the split in all of it.
+    """Read the inputs of a graph; a document is on one side of the split in all of them.
 
     Raises:
-        DataError: If a file is missing or broken, or holds nothing of the kind that is taken.
+        DataError: If a file is missing or invalid, or has no items of an accepted kind.
     """
     sources: dict[str, SeedSet] = {}
-    for name, place in (("index", recipe.index), ("seeds", recipe.seeds)):
-        takers = [step for key, step in recipe.steps.items() if name in recipe.sources[key]]
-        if place and takers:
-            sources[name] = read_seeds(place, _accepted_kinds(name, takers))
-    read = [item for source in sources.values() for item in source.items]
-    sides = split_items(read, recipe.held_out, recipe.seed)
+    for name, reference in (("index", recipe.index), ("seeds", recipe.seeds)):
+        consumers = [step for key, step in recipe.steps.items() if name in recipe.sources[key]]
+        if reference and consumers:
+            sources[name] = read_seeds(reference, _accepted_kinds(name, consumers))
+    all_items = [item for source in sources.values() for item in source.items]
+    sides = split_items(all_items, recipe.held_out, recipe.seed)
     items: dict[tuple[str, Split], list[SeedItem]] = {}
     for name, source in sources.items():
         for split in _SPLITS:
-            mine = (item for item in source.items if sides[get_document_id(item)] == split)
-            items[name, split] = order_items(mine, recipe.seed)
-    return PipelineInputs(sources, sides, items, DocumentFrequency(read))
+            side_items = (item for item in source.items if sides[get_document_id(item)] == split)
+            items[name, split] = order_items(side_items, recipe.seed)
+    return PipelineInputs(sources, sides, items, DocumentFrequency(all_items))
 
 
-def _accepted_kinds(name: str, takers: Sequence[GraphStep]) -> tuple[SeedKind, ...]:
-    """Return the kinds of items that a start is to be read as."""
+def _accepted_kinds(name: str, consumers: Sequence[GraphStep]) -> tuple[SeedKind, ...]:
+    """Return the kinds of items to read from a source."""
     if name == "index":
         return ("passages",)
     kinds: dict[SeedKind, None] = {}
-    for step in takers:
-        taken = step.generator.takes if step.generator is not None else ("records",)
-        kinds |= dict.fromkeys(kind for kind in taken if kind in _KINDS)
-        if step.generator is not None and "passages" in taken:
-            kinds["records"] = None  # whose texts are passages
+    for step in consumers:
+        accepted = step.generator.seed_kinds if step.generator is not None else ("records",)
+        kinds |= dict.fromkeys(kind for kind in accepted if kind in _KINDS)
+        if step.generator is not None and "passages" in accepted:
+            kinds["records"] = None  # their texts serve as passages
     return tuple(kinds)
 
 
-def list_seed_texts(start: PipelineInputs) -> list[str]:
-    """Return the texts that training records start from."""
+def list_seed_texts(inputs: PipelineInputs) -> list[str]:
+    """Return the texts of the training side's items."""
     return [
         get_item_text(item)
-        for (_, side), items in start.items.items()
+        for (_, side), items in inputs.items.items()
         if side == "train"
         for item in items
     ]
@@ -261,7 +262,7 @@ def list_seed_texts(start: PipelineInputs) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """Inputs of a run: its seeds, the split of each group, and what filters compare with."""
+    """Inputs of a chain: its items, the split of each document, and the word frequencies."""
 
     source: SeedSet | None
     sides: Mapping[str, Split]
@@ -271,6 +272,6 @@ class SplitPlan:
     def context(
         self, models: ModelPool, held_out: Sequence[Record] = (), seed: int = 0
     ) -> FilterContext:
-        """Return the filters' context for one split."""
+        """Return the context of the filters for one split."""
         by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
         return FilterContext(by_id, self.frequency, held_out, models, seed)

@@ -1,18 +1,16 @@
 """Results of a run: records and rejections per split, step statistics and costs.
 
-Units are asked in groups so that the teacher is kept busy, and journaled one by one; they are
-judged in the plan's order, whatever was asked when. So neither the size of a group nor a kill
-changes what is kept. Knows no files but the journal.
+Units are requested in batches to keep the teacher busy, and journaled one by one; they are filtered
+in the plan's order, whatever the order of the requests. Neither the batch size nor an interruption
+changes the result.
 
-An account is settled where the bundle arrives, in order. What was asked for ahead and never arrives
-is never counted, so that a report does not depend on how far ahead work was begun.
+Statistics are added where a batch arrives, in order and once each: a copied stream carries those of
+earlier steps repeatedly. Units requested ahead that never arrive are not counted, so that a report
+does not depend on how far ahead the run was.
 
-Accounts are settled here, once each and in whatever order they come: a stream that was copied
-carries those of the steps before it more than once.
-
-Units that came from the journal or a cache count as well: what is bounded is what the data costs,
-not what this sitting costs. Where a server is asked by several threads, units that were begun when
-a bound was reached are still paid: on each side at most twice as many as threads.
+Units from the journal or a cache count as well: the budget bounds the cost of the data, not of one
+session. With a server and several threads, units in progress when a bound is reached are still paid
+for: on each side at most twice as many as threads.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from stillroom.jobs import DiskList, DiskRecordList
 from stillroom.records import Record, RecordWriter
 from stillroom.synth.interfaces import FilterResult
 from stillroom.synth.pipeline.filter_chain import FilterChain
-from stillroom.synth.pipeline.scheduler import DraftCache
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.types import GenerationResult, RejectedRecord, Split
 
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CostTracker",
-    "DraftCache",
     "FilterChain",
     "GraphResult",
     "RecordBatch",
@@ -58,7 +54,7 @@ __all__ = [
 def reject_record(
     split: Split, name: str, verdict: FilterResult, unit: str, record: Record, step: str = ""
 ) -> RejectedRecord:
-    """Return the row of a record that a filter has dropped."""
+    """Return the row of a record that a filter rejected."""
     return RejectedRecord(
         split,
         name,
@@ -68,14 +64,14 @@ def reject_record(
         record,
         limit=verdict.limit,
         against=verdict.against,
-        told=verdict.told,
+        details=verdict.details,
         step=step,
     )
 
 
 @dataclass(slots=True)
 class SplitResult:
-    """What one side of the split gave; ``tally`` is what a page says of the records kept."""
+    """Result of one side of the split; ``stats`` are the statistics of the kept records."""
 
     split: Split
     kept: list[Record] | DiskRecordList = field(default_factory=list)
@@ -88,32 +84,32 @@ class SplitResult:
     counts: Counter[str] = field(default_factory=Counter)
     changed: int = 0
     trimmed: int = 0
-    told: Mapping[str, Any] = field(default_factory=dict)
+    filter_summaries: Mapping[str, Any] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
-    tally: RecordStats = field(default_factory=RecordStats, compare=False, repr=False)
+    stats: RecordStats = field(default_factory=RecordStats, compare=False, repr=False)
 
     @classmethod
     def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> SplitResult:
-        """Return one whose records and rows lie in a folder, until ``closing`` closes."""
+        """Return a result that stores records and rows in a folder until ``closing`` closes."""
         folder.mkdir(parents=True, exist_ok=True)
-        kept = DiskRecordList(folder / f"{split}-kept.jsonl")
+        records = DiskRecordList(folder / f"{split}-kept.jsonl")
         rows = folder / f"{split}-dropped.jsonl"
         dropped = DiskList(rows, RejectedRecord.to_exact_json, RejectedRecord.from_json)
-        return cls(split, closing.enter_context(kept), closing.enter_context(dropped))
+        return cls(split, closing.enter_context(records), closing.enter_context(dropped))
 
     def drop(self, row: RejectedRecord) -> None:
-        """Put a row among what fell."""
+        """Add a rejected row."""
         self.reasons[f"{row.filter}: {row.reason}"] += 1
         self.dropped.append(row)
 
     def keep(self, record: Record) -> None:
-        """Put a record among what is kept."""
+        """Add a kept record."""
         self.trimmed += "written" in record.fields
-        self.tally.add(record)
+        self.stats.add(record)
         self.kept.append(record)
 
     def write_to(self, writer: RecordWriter) -> None:
-        """Write the records kept."""
+        """Write the kept records."""
         if isinstance(self.kept, DiskRecordList):
             self.kept.copy_to(writer)
             return
@@ -121,11 +117,11 @@ class SplitResult:
             writer.write(record)
 
     def count_reasons(self) -> dict[str, int]:
-        """Return how many fell to each ``filter: reason``, commonest first."""
+        """Count the rejected rows by ``filter: reason``, commonest first."""
         return dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])))
 
-    def add(self, draft: GenerationResult, panel: FilterChain, wanted: int) -> None:
-        """Judge a draft; once ``wanted`` records are kept, the rest of it is not looked at."""
+    def add(self, draft: GenerationResult, chain: FilterChain, target: int) -> None:
+        """Filter the records of a draft; those beyond ``target`` are rejected."""
         self.units += 1
         self.asked += draft.asked
         self.prompt_tokens += draft.prompt_tokens
@@ -138,22 +134,22 @@ class SplitResult:
                     self.split, "generator", failure.reason, draft.key, text=failure.text
                 )
             )
-        if panel.is_costly and len(self.kept) < wanted:
-            panel.prefetch(draft.records)
+        if chain.needs_model and len(self.kept) < target:
+            chain.prefetch(draft.records)
         for record in draft.records:
-            if panel.is_costly and len(self.kept) >= wanted:  # nothing more is measured
+            if chain.needs_model and len(self.kept) >= target:  # do not score any further records
                 self._drop(draft, "target", FilterResult(False, "beyond the number wanted"), record)
                 continue
-            name, verdict = panel.judge(record)
+            name, verdict = chain.judge(record)
             if not verdict.keep:
                 self._drop(draft, name, verdict, record)
-            elif len(self.kept) >= wanted:
+            elif len(self.kept) >= target:
                 self._drop(draft, "target", FilterResult(False, "beyond the number wanted"), record)
             else:
-                kept = verdict.changed or record
+                accepted = verdict.changed or record
                 self.changed += verdict.changed is not None
-                panel.admit(kept)
-                self.keep(kept)
+                chain.on_accept(accepted)
+                self.keep(accepted)
 
     def _drop(
         self, draft: GenerationResult, name: str, verdict: FilterResult, record: Record
@@ -166,24 +162,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
-    """A record and what filters have scored it on its way."""
+    """A record and its filter scores so far."""
 
     record: Record
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {"record": self.record.to_json(), "scores": dict(self.scores)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ScoredRecord:
-        """Read what ``to_json`` wrote."""
+        """Read the output of ``to_json``."""
         return cls(Record.from_json(data["record"]), data["scores"])
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one unit cost and gave at one step; ``number`` is its place in the step's order."""
+    """Cost and output of one unit at one step; ``number`` is its position in the step's order."""
 
     step: str
     number: int
@@ -199,21 +195,21 @@ class StepStats:
     measured: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         names = ("step", "number", "units", "taken", "given", "changed", "asked")
-        told = {
+        counts_by_name = {
             name: getattr(self, name) for name in (*names, "prompt_tokens", "completion_tokens")
         }
         return {
-            **told,
-            "dropped": [one.to_json() for one in self.dropped],
+            **counts_by_name,
+            "dropped": [item.to_json() for item in self.dropped],
             "counts": dict(self.counts),
-            "measured": [list(one) for one in self.measured],
+            "measured": [list(item) for item in self.measured],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepStats:
-        """Read what ``to_json`` wrote."""
+        """Read the output of ``to_json``."""
         dropped = tuple(RejectedRecord.from_json(row) for row in data["dropped"])
         measured = tuple((name, value) for name, value in data["measured"])
         return cls(**{**data, "dropped": dropped, "measured": measured})
@@ -221,30 +217,30 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """The records of one unit, and every account that is to be settled where they arrive."""
+    """The records of one unit, and the statistics to add where they arrive."""
 
     records: tuple[ScoredRecord, ...] = ()
     accounts: tuple[StepStats, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
-            "records": [one.to_json() for one in self.records],
-            "accounts": [one.to_json() for one in self.accounts],
+            "records": [item.to_json() for item in self.records],
+            "accounts": [item.to_json() for item in self.accounts],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RecordBatch:
-        """Read what ``to_json`` wrote."""
+        """Read the output of ``to_json``."""
         return cls(
-            tuple(ScoredRecord.from_json(one) for one in data["records"]),
-            tuple(StepStats.from_json(one) for one in data["accounts"]),
+            tuple(ScoredRecord.from_json(row) for row in data["records"]),
+            tuple(StepStats.from_json(row) for row in data["accounts"]),
         )
 
 
 @dataclass(slots=True)
 class StepTotals:
-    """What one step has taken, given, dropped and cost, as far as it is settled."""
+    """Inputs, output, rejections and cost of one step so far."""
 
     step: str
     units: int = 0
@@ -258,8 +254,8 @@ class StepTotals:
     counts: Counter[str] = field(default_factory=Counter)
     measured: dict[str, list[Any]] = field(default_factory=dict)
 
-    def add(self, account: StepStats) -> None:
-        """Settle one account."""
+    def add(self, stats: StepStats) -> None:
+        """Add the statistics of one unit."""
         for name in (
             "units",
             "taken",
@@ -269,14 +265,14 @@ class StepTotals:
             "prompt_tokens",
             "completion_tokens",
         ):
-            setattr(self, name, getattr(self, name) + getattr(account, name))
-        self.reasons.update(f"{one.filter}: {one.reason}" for one in account.dropped)
-        self.counts.update(account.counts)
-        for name, value in account.measured:
+            setattr(self, name, getattr(self, name) + getattr(stats, name))
+        self.reasons.update(f"{row.filter}: {row.reason}" for row in stats.dropped)
+        self.counts.update(stats.counts)
+        for name, value in stats.measured:
             self.measured.setdefault(name, []).append(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the values as plain JSON types."""
         return {
             "units": self.units,
             "taken": self.taken,
@@ -285,28 +281,28 @@ class StepTotals:
             "asked": self.asked,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "dropped": dict(sorted(self.reasons.items(), key=lambda one: (-one[1], one[0]))),
+            "dropped": dict(sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
             **({"counts": dict(sorted(self.counts.items()))} if self.counts else {}),
         }
 
 
 def interleave(streams: Sequence[Iterator[T]]) -> Iterator[T]:
-    """Yield one of each stream in turn until all have ended."""
-    standing = deque(streams)
-    while standing:
-        stream = standing.popleft()
-        for one in islice(stream, 1):
-            yield one
-            standing.append(stream)
+    """Yield one item of each stream in turn until all have ended."""
+    active = deque(streams)
+    while active:
+        stream = active.popleft()
+        for item in islice(stream, 1):
+            yield item
+            active.append(stream)
 
 
 def tee(
     stream: Iterator[RecordBatch], count: int, scratch: Path, closing: ExitStack
 ) -> list[Iterator[RecordBatch]]:
-    """Return as many streams of the same bundles; what one has had and another not lies in a file.
+    """Copy a stream; items that only some copies have read are stored in a file.
 
-    Every stream carries the accounts: whoever settles them looks at their numbers. The file is
-    closed with ``closing``.
+    Every copy carries the statistics, which are identified by their numbers. The file is closed
+    with ``closing``.
     """
     if count == 1:
         return [stream]
@@ -317,7 +313,7 @@ def tee(
 
 
 class _Spool:
-    """A stream that is written down as it is taken, and read by several at their own pace."""
+    """A stream that is written to a file as it is read, for several readers."""
 
     def __init__(self, stream: Iterator[RecordBatch], file: IO[bytes]) -> None:
         self._stream, self._file = stream, file
@@ -325,24 +321,24 @@ class _Spool:
         self._is_done = False
 
     def read(self) -> Iterator[RecordBatch]:
-        at = 0
+        position = 0
         while True:
-            if at == self._end and not self._pull():
+            if position == self._end and not self._pull():
                 return
-            self._file.seek(at)
+            self._file.seek(position)
             line = self._file.readline()
-            at = self._file.tell()
+            position = self._file.tell()
             yield RecordBatch.from_json(json.loads(line))
 
     def _pull(self) -> bool:
         if self._is_done:
             return False
-        bundle = next(self._stream, None)
-        if bundle is None:
+        batch = next(self._stream, None)
+        if batch is None:
             self._is_done = True
             return False
         self._file.seek(self._end)
-        text = json.dumps(bundle.to_json(), ensure_ascii=False)
+        text = json.dumps(batch.to_json(), ensure_ascii=False)
         self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
         self._end = self._file.tell()
         return True
@@ -350,15 +346,15 @@ class _Spool:
 
 @dataclass(slots=True)
 class GraphResult:
-    """What one side of the split has given: records, rows of what fell, and each step's yield.
+    """Result of a graph on one side: records, rejected rows, and the totals of each step.
 
-    Records, rows and scores (one for each record that has some) lie in files.
+    Records, rows and scores (one for each record with scores) are stored in files.
     """
 
-    harvest: SplitResult
+    split_result: SplitResult
     scores: DiskList[dict[str, Any]]
     steps: dict[str, StepTotals]
-    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    filter_summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _settled: dict[str, _SettledNumbers] = field(
         default_factory=lambda: defaultdict(_SettledNumbers)
     )
@@ -367,50 +363,50 @@ class GraphResult:
     def open(
         cls, split: Split, steps: Iterable[str], scratch: Path, closing: ExitStack
     ) -> GraphResult:
-        """Begin with nothing; the files in ``scratch`` are closed with ``closing``."""
-        harvest = SplitResult.spilled(split, scratch, closing)
+        """Return an empty result; the files in ``scratch`` are closed with ``closing``."""
+        result = SplitResult.spilled(split, scratch, closing)
         scores: DiskList[dict[str, Any]] = DiskList(scratch / "scores.jsonl", dict, dict)
         return cls(
-            harvest, closing.enter_context(scores), {name: StepTotals(name) for name in steps}
+            result, closing.enter_context(scores), {name: StepTotals(name) for name in steps}
         )
 
-    def take(self, bundle: RecordBatch, wanted: int) -> None:
-        """Settle a bundle's accounts, and keep its records up to the number wanted."""
-        harvest = self.harvest
-        for account in bundle.accounts:
-            if not self._settled[account.step].add(account.number):
+    def take(self, batch: RecordBatch, target: int) -> None:
+        """Add a batch's statistics, and its records up to the target."""
+        result = self.split_result
+        for stats in batch.accounts:
+            if not self._settled[stats.step].add(stats.number):
                 continue
-            self.steps[account.step].add(account)
-            harvest.units += account.units if account.asked else 0
-            harvest.asked += account.asked
-            harvest.prompt_tokens += account.prompt_tokens
-            harvest.completion_tokens += account.completion_tokens
-            harvest.parsed += account.given if account.asked else 0
-            harvest.changed += account.changed
-            for row in account.dropped:
-                harvest.drop(row)
-        for scored in bundle.records:
-            if len(harvest.kept) < wanted:
-                harvest.keep(scored.record)
+            self.steps[stats.step].add(stats)
+            result.units += stats.units if stats.asked else 0
+            result.asked += stats.asked
+            result.prompt_tokens += stats.prompt_tokens
+            result.completion_tokens += stats.completion_tokens
+            result.parsed += stats.given if stats.asked else 0
+            result.changed += stats.changed
+            for row in stats.dropped:
+                result.drop(row)
+        for scored in batch.records:
+            if len(result.kept) < target:
+                result.keep(scored.record)
                 if scored.scores:
                     rounded = {name: round(value, 6) for name, value in scored.scores.items()}
                     self.scores.append({"id": scored.record.id, "scores": rounded})
             else:
                 verdict = FilterResult(False, "beyond the number wanted")
-                harvest.drop(
-                    reject_record(harvest.split, "target", verdict, scored.record.id, scored.record)
+                result.drop(
+                    reject_record(result.split, "target", verdict, scored.record.id, scored.record)
                 )
 
 
 class _SettledNumbers:
-    """The numbers of a step's accounts that are settled: all below one, and a few beyond it."""
+    """Numbers of a step's statistics added so far: all below a bound, and a few beyond it."""
 
     def __init__(self) -> None:
         self._below = 0
         self._beyond: set[int] = set()
 
     def add(self, number: int) -> bool:
-        """Settle an account; return whether it was not."""
+        """Mark a number as added; return whether it was new."""
         if number < self._below or number in self._beyond:
             return False
         self._beyond.add(number)
@@ -424,43 +420,47 @@ _MILLION = 1e6
 
 
 class CostTracker:
-    """Counts asks, tokens, money and minutes over both sides of the split."""
+    """Counter of requests, tokens, money and minutes over both sides of the split."""
 
     def __init__(self, budget: BudgetSettings) -> None:
-        """Begin with nothing spent."""
+        """Start with nothing spent."""
         self.budget = budget
-        self._before: list[SplitResult] = []
-        self._begun = time.monotonic()
+        self._results: list[SplitResult] = []
+        self._started = time.monotonic()
 
-    def begin(self, harvest: SplitResult) -> None:
+    def add_split(self, result: SplitResult) -> None:
         """Count a side of the split from now on."""
-        self._before.append(harvest)
+        self._results.append(result)
 
     @property
     def asks(self) -> int:
-        """How many asks were made."""
-        return sum(harvest.asked for harvest in self._before)
+        """Number of requests."""
+        return sum(result.asked for result in self._results)
 
     @property
     def tokens(self) -> int:
         """Tokens of prompts and completions."""
-        return sum(one.prompt_tokens + one.completion_tokens for one in self._before)
+        return sum(result.prompt_tokens + result.completion_tokens for result in self._results)
 
     @property
     def money(self) -> float:
-        """What the tokens cost at the recipe's prices."""
-        paid = sum(one.prompt_tokens for one in self._before) * self.budget.input_price
-        written = sum(one.completion_tokens for one in self._before) * self.budget.output_price
-        return (paid + written) / _MILLION
+        """Cost of the tokens at the recipe's prices."""
+        prompt_cost = (
+            sum(result.prompt_tokens for result in self._results) * self.budget.input_price
+        )
+        completion_cost = (
+            sum(result.completion_tokens for result in self._results) * self.budget.output_price
+        )
+        return (prompt_cost + completion_cost) / _MILLION
 
     def reached(self, share: float = 1.0) -> str:
-        """Return which bound is reached, in words; empty while there is room.
+        """Return the bound that is reached, as text; empty if there is none.
 
         Args:
-            share: Of every bound; the side that comes first may not spend all of it.
+            share: Share of every bound; the side that runs first may not spend all of it.
         """
         budget = self.budget
-        minutes = (time.monotonic() - self._begun) / 60
+        minutes = (time.monotonic() - self._started) / 60
         for name, bound, spent in (
             ("asks", budget.asks, self.asks),
             ("tokens", budget.tokens, self.tokens),
@@ -472,12 +472,12 @@ class CostTracker:
         return ""
 
     def note(self) -> str:
-        """Return what was spent, for the progress line."""
+        """Return the amount spent, for the progress line."""
         priced = self.budget.input_price or self.budget.output_price
         return f"{self.tokens} tokens" + (f", {self.money:.4g} of money" if priced else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, none of which depends on the clock."""
-        told = {"asks": self.asks, "tokens": self.tokens, "money": round(self.money, 6)}
+        """Return plain JSON values that do not depend on the clock."""
+        totals = {"asks": self.asks, "tokens": self.tokens, "money": round(self.money, 6)}
         prices = {"input": self.budget.input_price, "output": self.budget.output_price}
-        return told | ({"prices": prices} if any(prices.values()) else {})
+        return totals | ({"prices": prices} if any(prices.values()) else {})

@@ -1,12 +1,12 @@
 """Running statistics of accepted and rejected records, and diversity against the seeds.
 
-Memory grows with the kinds of things there are (documents, reasons, beginnings of questions), never
-with the number of records.
+Memory grows with the number of distinct values (documents, reasons, question openings), not with
+the number of records.
 
-The figures are those of the collapse monitor, at equal budgets of words. What was started from is
-known from the beginning: it is measured while records are still asked for, as soon as so many words
-are made that the budget is known. What was made is measured while it is forced to disk. A figure
-does not depend on when it was taken.
+The metrics are those of the diversity monitor, at equal word budgets. The seeds are known from the
+beginning: they are measured while records are still being generated, as soon as there are enough
+words to fix the budget. The generated texts are measured while the records are synced to disk. A
+metric does not depend on when it was computed.
 """
 
 from __future__ import annotations
@@ -55,43 +55,29 @@ __all__ = [
 
 
 LENGTH_BINS = (8, 16, 32, 64, 128, 256, 512)
-
-
-"""Where the bins of answers by their words begin, but for the first, which begins at 0."""
-
+"""Lower bounds of the answer length bins in words; the first bin starts at 0."""
 
 SAMPLE_SIZE = 1000
-
-
-"""How many texts variety is measured on."""
-
+"""Number of texts on which diversity is measured."""
 
 _RECORD_EXAMPLES = 6
-
-
 _REASON_EXAMPLES = 3
-
-
 _MAX_MATCHES = 10
-
-
 _OPENING_WORDS = 3
-
-
 T = TypeVar("T")
 
 
 class BottomK(Generic[T]):
-    """The values of the lowest keys among any number, ties by their coming."""
+    """The values with the lowest keys among all added, ties by order of arrival."""
 
     def __init__(self, most: int) -> None:
-        """Keep ``most`` of them."""
+        """Keep at most ``most`` values."""
         self._most = most
         self._heap: list[tuple[int, int, T]] = []
         self.seen = 0
 
     def add(self, key: int, value: T) -> T | None:
-        """Look at one more; return what had to leave for it."""
+        """Add a value; return the value it replaced, if any."""
         entry = (-key, -self.seen, value)
         self.seen += 1
         if len(self._heap) < self._most:
@@ -101,93 +87,95 @@ class BottomK(Generic[T]):
         return None
 
     def takes(self, key: int) -> bool:
-        """Return whether a value that comes now with this key would be kept."""
+        """Return whether a value with this key would be kept now."""
         return len(self._heap) < self._most or (-key, -self.seen) > self._heap[0][:2]
 
-    def ranked(self) -> list[T]:
-        """Return them by their keys."""
-        return [value for _, _, value in sorted(self._heap, key=lambda one: (-one[0], -one[1]))]
+    def get_sorted(self) -> list[T]:
+        """Return the values by key."""
+        return [
+            value for _, _, value in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))
+        ]
 
-    def drawn(self) -> list[T]:
-        """Return them as they came where there were no more, else by their keys."""
+    def get_sample(self) -> list[T]:
+        """Return the values in order of arrival if all were kept, else by key."""
         if self.seen > self._most:
-            return self.ranked()
-        return [value for _, _, value in sorted(self._heap, key=lambda one: -one[1])]
+            return self.get_sorted()
+        return [value for _, _, value in sorted(self._heap, key=lambda entry: -entry[1])]
 
 
 class TextSample:
-    """At most a thousand of any number of texts, drawn by hash, cut into words as they come."""
+    """A sample of at most a thousand texts, selected by hash and tokenized on arrival."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Create an empty sample."""
         self._lowest: BottomK[tuple[str, npt.NDArray[np.int32]]] = BottomK(SAMPLE_SIZE)
         self._lexicon = WordVocabulary()
         self.words = 0
-        """Of the texts held."""
+        """Number of words of the sampled texts."""
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Self:
-        """Return the sample of texts."""
+        """Return the sample of given texts."""
         sample = cls()
         for text in texts:
             sample.add(text)
         return sample
 
     def __bool__(self) -> bool:
-        """Return whether any text came."""
+        """Return whether any text was added."""
         return bool(self._lowest.seen)
 
-    def add(self, text: str, said: Sequence[str] | None = None) -> None:
-        """Look at one more text; ``said`` is its words, where they are at hand."""
+    def add(self, text: str, words: Sequence[str] | None = None) -> None:
+        """Add a text; ``words`` are its words, if already known."""
         key = derive_seed(text)
         if not self._lowest.takes(key):
             self._lowest.seen += 1
             return
-        numbers = self._lexicon.number(split_words(text) if said is None else said)
+        numbers = self._lexicon.number(split_words(text) if words is None else words)
         self.words += len(numbers)
-        left = self._lowest.add(key, (text, numbers))
-        self.words -= len(left[1]) if left is not None else 0
+        evicted = self._lowest.add(key, (text, numbers))
+        self.words -= len(evicted[1]) if evicted is not None else 0
 
-    def drawn(self) -> tuple[list[str], TokenizedTexts]:
-        """Return the texts and their words: as they came where there were no more, else by hash."""
-        held = self._lowest.drawn()
+    def get_sample(self) -> tuple[list[str], TokenizedTexts]:
+        """Return the texts and their words: in order of arrival if all were kept, else by hash."""
+        held = self._lowest.get_sample()
         return [text for text, _ in held], TokenizedTexts(self._lexicon, [cut for _, cut in held])
 
 
 class RecordStats:
-    """What is counted of records, and the few that are shown."""
+    """Counts and examples of records."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no records."""
         self.count = 0
         self.kinds: Counter[str] = Counter()
         self.licenses: Counter[str] = Counter()
         self.examples: BottomK[Record] = BottomK(_RECORD_EXAMPLES)
         self.documents: Counter[str] = Counter()
-        """Of synthetic records, as are the lengths and the openings."""
+        """Records per document; synthetic records only, as for the lengths and openings."""
         self.lengths: Counter[int] = Counter()
         self.openings: Counter[str] = Counter()
-        self.made = TextSample()
-        """Texts that models made."""
+        self.synthetic_texts = TextSample()
+        """Texts generated by models."""
         self._others: BottomK[str] = BottomK(SAMPLE_SIZE)
         self._origins: dict[tuple[str, str], Origin] = {}
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Self:
-        """Return the tally of records."""
-        tally = cls()
-        for _ in tally.watch(records):
+        """Return the statistics of given records."""
+        stats = cls()
+        for _ in stats.watch(records):
             pass
-        return tally
+        return stats
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield records as they come, and count each: a file is not read again for it."""
+        """Yield records and count each, so that a file need not be read again."""
         for record in records:
             self.add(record)
             yield record
 
     def add(self, record: Record) -> None:
-        """Count one."""
+        """Count a record."""
         self.count += 1
         self.kinds[record.origin.kind] += 1
         self.licenses[record.origin.license or "nobody tells"] += 1
@@ -198,18 +186,18 @@ class RecordStats:
             self._others.add(derive_seed(text), text)
             return
         answer = get_last_answer(record)
-        said = split_words(answer)
-        self.made.add(text, said if text == answer else None)
+        words = split_words(answer)
+        self.synthetic_texts.add(text, words if text == answer else None)
         self.documents[str(record.fields.get("document_id", record.id))] += 1
-        self.lengths[find_length_bin(len(said))] += 1
+        self.lengths[find_length_bin(len(words))] += 1
         opening = " ".join(get_last_instruction(record).split()[:_OPENING_WORDS])
         if opening:
             self.openings[opening] += 1
 
     @property
     def sample(self) -> TextSample:
-        """At most a thousand texts of those that models made; of all where none did."""
-        return self.made or TextSample.of(self._others.drawn())
+        """A sample of at most a thousand synthetic texts; of all texts if none is synthetic."""
+        return self.synthetic_texts or TextSample.of(self._others.get_sample())
 
     @property
     def origins(self) -> list[Origin]:
@@ -218,26 +206,26 @@ class RecordStats:
 
 
 class RejectionStats:
-    """What is counted of rows that fell, and the few that are shown."""
+    """Counts and examples of rejected rows."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no rows."""
         self.counts: Counter[str] = Counter()
         self.found: list[RejectedRecord] = []
-        """The first that held a held-out or named test item."""
+        """The first rows that contained a held-out or named test item."""
         self.held_out = 0
         self._examples: dict[str, BottomK[RejectedRecord]] = {}
 
     @classmethod
     def of(cls, rows: Iterable[RejectedRecord]) -> Self:
-        """Return the tally of rows."""
-        falls = cls()
+        """Return the statistics of given rows."""
+        stats = cls()
         for row in rows:
-            falls.add(row)
-        return falls
+            stats.add(row)
+        return stats
 
     def add(self, row: RejectedRecord) -> None:
-        """Count one."""
+        """Count a row."""
         name = label_rejection(row)
         self.counts[name] += 1
         shown = self._examples.setdefault(name, BottomK(_REASON_EXAMPLES))
@@ -248,54 +236,41 @@ class RejectionStats:
                 self.found.append(row)
 
     def examples(self, name: str) -> list[RejectedRecord]:
-        """Return at most three rows that fell for one reason, drawn by hash."""
-        return self._examples[name].ranked()
+        """Return at most three rows rejected for a reason, selected by hash."""
+        return self._examples[name].get_sorted()
 
 
 def find_length_bin(count: int) -> int:
-    """Return which of the bins of ``LENGTH_BINS`` a number of words is in, from 0."""
+    """Return the index of the bin of ``LENGTH_BINS`` for a number of words, from 0."""
     return sum(count >= edge for edge in LENGTH_BINS)
 
 
 def label_rejection(row: RejectedRecord) -> str:
-    """Return the step, the method and the reason that a row fell for."""
+    """Return step, method and reason of a rejected row, as text."""
     return f"{f'{row.step} / ' if row.step else ''}{row.filter}: {row.reason}"
 
 
 def summarize_rejected(row: RejectedRecord) -> str:
-    """Return what a dropped row says, on one line if its messages do."""
+    """Return the text of a rejected row; messages are joined on one line."""
     if row.record is None:
         return row.text
-    return " | ".join(one.content for one in row.record.messages)
+    return " | ".join(message.content for message in row.record.messages)
 
 
 R = TypeVar("R")
-
-
 MIN_DIVERSITY_WORDS = 200
-
-
 _BUDGET = 5000
-
-
 _LOOKAHEAD_WORDS = 11_000
-
-
-"""Words made, of which half is more than the budget, whichever texts are still drawn or leave."""
-
+"""Generated words of which half exceeds the budget, whichever texts are sampled later."""
 
 _DRAWS = 10
-
-
 _TEXTS_PER_REST = 8
-
-
 _REST_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
 class DiversityMetrics:
-    """What is measured of each side, by figure, and of draws of how many words."""
+    """Metrics of each side, by name, and the number of words per sample."""
 
     budget: int
     sides: Mapping[str, Mapping[str, Metric]]
@@ -303,7 +278,7 @@ class DiversityMetrics:
 
 @dataclass(frozen=True, slots=True)
 class _SeedMetrics:
-    """What is measured of texts that were started from, and which words are rare there."""
+    """Metrics of the seed texts, and their rare words."""
 
     budget: int
     figures: Mapping[str, Metric] = field(default_factory=dict)
@@ -312,50 +287,54 @@ class _SeedMetrics:
 
 
 class DiversityComparison:
-    """Compares what is made with the texts that a run starts from."""
+    """Comparison of the diversity of generated texts with that of the seeds."""
 
     def __init__(self, seeds: Sequence[str] = ()) -> None:
-        """Take the texts; none of them is read yet."""
+        """Store the seed texts without reading them."""
         self._seeds = seeds
         self._ahead: Future[tuple[TextSample, _SeedMetrics]] | None = None
-        self._begun: tuple[TextSample, Future[DiversityMetrics | None]] | None = None
+        self._running: tuple[TextSample, Future[DiversityMetrics | None]] | None = None
 
-    def look_ahead(self, made: TextSample) -> None:
-        """Begin to measure what was started from, once enough is made to know the budget."""
-        if self._ahead is None and self._seeds and made.words >= _LOOKAHEAD_WORDS:
+    def look_ahead(self, synthetic: TextSample) -> None:
+        """Start measuring the seeds once there are enough generated words to fix the budget."""
+        if self._ahead is None and self._seeds and synthetic.words >= _LOOKAHEAD_WORDS:
             self._ahead = _submit(self._measure_ahead)
 
-    def begin(self, made: TextSample) -> None:
-        """Begin to measure both sides; nothing more may be added to what is made."""
-        self._begun = made, _submit(partial(self._measure, made))
+    def start(self, synthetic: TextSample) -> None:
+        """Start measuring both sides; no text may be added from now on."""
+        self._running = synthetic, _submit(partial(self._measure, synthetic))
 
-    def measure(self, made: TextSample) -> DiversityMetrics | None:
-        """Return the figures of both sides; None where there are too few words to say anything."""
-        if self._begun is not None and self._begun[0] is made:
-            return self._begun[1].result()
-        return self._measure(made)
+    def measure(self, synthetic: TextSample) -> DiversityMetrics | None:
+        """Return the metrics of both sides; None if there are too few words."""
+        if self._running is not None and self._running[0] is synthetic:
+            return self._running[1].result()
+        return self._measure(synthetic)
 
-    def _measure(self, made: TextSample) -> DiversityMetrics | None:
-        seeds, start = self._ahead.result() if self._ahead is not None else (None, None)
+    def _measure(self, synthetic: TextSample) -> DiversityMetrics | None:
+        seeds, seed_metrics = self._ahead.result() if self._ahead is not None else (None, None)
         if seeds is None and self._seeds:
             seeds = TextSample.of(self._seeds)
-        least = min(made.words, seeds.words) if seeds is not None else made.words
+        least = min(synthetic.words, seeds.words) if seeds is not None else synthetic.words
         if least < MIN_DIVERSITY_WORDS:
             return None
         budget = _choose_budget(least)
-        if start is None or start.budget != budget:
-            start = _measure_seeds(seeds, budget) if seeds is not None else _SeedMetrics(budget)
-        sides: dict[str, Mapping[str, Metric]] = {"made": _measure_texts(*made.drawn(), start)}
+        if seed_metrics is None or seed_metrics.budget != budget:
+            seed_metrics = (
+                _measure_seeds(seeds, budget) if seeds is not None else _SeedMetrics(budget)
+            )
+        sides: dict[str, Mapping[str, Metric]] = {
+            "made": _measure_texts(*synthetic.get_sample(), seed_metrics)
+        }
         if seeds is not None:
-            sides["started from"] = start.figures
+            sides["started from"] = seed_metrics.figures
         return DiversityMetrics(budget, sides)
 
     def _measure_ahead(self) -> tuple[TextSample, _SeedMetrics]:
-        """Measure in pieces, between which those who ask and answer come to the processor."""
+        """Measure in steps, and yield the processor to other threads between them."""
         seeds = TextSample()
-        for at, text in enumerate(self._seeds):
+        for index, text in enumerate(self._seeds):
             seeds.add(text)
-            if not at % _TEXTS_PER_REST:
+            if not index % _TEXTS_PER_REST:
                 _yield_processor()
         budget = _choose_budget(seeds.words)
         if seeds.words < MIN_DIVERSITY_WORDS:
@@ -364,11 +343,11 @@ class DiversityComparison:
 
 
 def _submit(work: Callable[[], R]) -> Future[R]:
-    """Do work on a thread of its own."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="stillroom-compare")
-    begun = pool.submit(work)
-    pool.shutdown(wait=False)
-    return begun
+    """Run a function on its own thread."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="stillroom-compare")
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future
 
 
 def _yield_processor() -> None:
@@ -376,15 +355,15 @@ def _yield_processor() -> None:
 
 
 def _choose_budget(least: int) -> int:
-    """Return how many words are drawn where the smaller side has so many."""
+    """Return the words per sample, given the words of the smaller side."""
     return min(_BUDGET, int(0.5 * least))
 
 
 def _measure_seeds(
     seeds: TextSample, budget: int, pause: Callable[[], None] | None = None
 ) -> _SeedMetrics:
-    """Measure what was started from; its own share of rare words is that of one half of it."""
-    texts, cut = seeds.drawn()
+    """Measure the seed texts; their tail is that of one half of them."""
+    texts, cut = seeds.get_sample()
     tail, mass = find_rare_words(cut=cut)
     figures = _measure_texts(texts, cut, _SeedMetrics(budget, {}, tail, mass), pause)
     if "tail" in figures:
@@ -404,14 +383,14 @@ def _measure_seeds(
 def _measure_texts(
     texts: Sequence[str],
     cut: TokenizedTexts,
-    start: _SeedMetrics,
+    seed_metrics: _SeedMetrics,
     pause: Callable[[], None] | None = None,
 ) -> dict[str, Metric]:
     return measure_diversity(
         texts,
-        budget=start.budget,
-        tail=start.tail,
-        tail_mass=start.mass,
+        budget=seed_metrics.budget,
+        tail=seed_metrics.tail,
+        tail_mass=seed_metrics.mass,
         draws=_DRAWS,
         cut=cut,
         pause=pause,

@@ -1,1 +1,1 @@
-"""Requests to the teacher: prompts, generation coroutines, question prefixes and record content."""
+"""Teacher requests: prompts, generation coroutines, question prefixes and record content."""

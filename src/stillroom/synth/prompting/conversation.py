@@ -1,10 +1,7 @@
 """Record content: questions, answers, conversation turns and evidence quotes.
 
-Knows sentences and shared words, no model. Offsets count in the document's text.
-
-Knows records and rules of form; asks no model.
-
-Takes any record; what is missing comes back empty.
+The functions accept any record and return an empty value where something is missing. Offsets refer
+to the document's text.
 """
 
 from __future__ import annotations
@@ -55,10 +52,7 @@ __all__ = [
 
 
 _MIN_WORDS, _MAX_WORDS = 7, 34
-
-
 _MIN_CONTENT = 4
-
 
 _OPENERS = frozenset(
     str.split(
@@ -70,7 +64,6 @@ _OPENERS = frozenset(
     )
 )
 
-
 _ANAPHORA = re.compile(
     r"\b(see|sections?|for (?:more|details|example|instance|further)|"
     r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained) "
@@ -81,19 +74,14 @@ _ANAPHORA = re.compile(
     re.IGNORECASE,
 )
 
-
 _CODE = re.compile(r"::=|>>>|[{}|\\]|\.\.\.|…|==|;\s|\w+\(\w+=|\s=\s|https?://|\s\*\s")
-
-
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
-
-
 _PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A piece of a passage; ``start`` and ``end`` count in the document."""
+    """A span of a passage; ``start`` and ``end`` are offsets in the document."""
 
     passage_id: str
     start: int
@@ -111,11 +99,11 @@ class Quote:
 
 
 def find_statements(passage: Passage) -> list[Quote]:
-    """Return the sentences that say something by themselves, in order.
+    """Return the sentences that are understandable by themselves, in order.
 
-    Left out are fragments, code, headings, overlong sentences, and those that lean on another
-    ("This ...", "as follows", "see section ..."). The signs of leaning are English; in other
-    languages only form is looked at.
+    Excluded are fragments, code, headings, overlong sentences, and those that depend on another
+    ("This ...", "as follows", "see section ..."). The signs of dependence are English; in other
+    languages only the form is checked.
     """
     return [quote for quote in _sentences(passage) if _is_statement(quote.text)]
 
@@ -123,19 +111,19 @@ def find_statements(passage: Passage) -> list[Quote]:
 def find_best_quote(passage: Passage, answer: str) -> Quote:
     """Return the sentence of the passage that shares most content words with an answer.
 
-    Of equals the shorter wins, then the earlier; without any sentence it is the whole passage.
+    Ties go to the shorter, then to the earlier; without any sentence it is the whole passage.
     """
-    wanted = set(extract_content_stems(answer))
+    answer_stems = set(extract_content_stems(answer))
 
     def rank(quote: Quote) -> tuple[int, int, int]:
         return (
-            -len(wanted.intersection(extract_content_stems(quote.text))),
+            -len(answer_stems.intersection(extract_content_stems(quote.text))),
             len(quote.text),
             quote.start,
         )
 
-    whole = Quote(passage.id, passage.start, passage.end, passage.text)
-    return min(_sentences(passage), key=rank, default=whole)
+    passage_quote = Quote(passage.id, passage.start, passage.end, passage.text)
+    return min(_sentences(passage), key=rank, default=passage_quote)
 
 
 def _sentences(passage: Passage) -> list[Quote]:
@@ -145,8 +133,10 @@ def _sentences(passage: Passage) -> list[Quote]:
         first = start + len(text) - len(text.lstrip())
         last = start + len(text.rstrip())
         if last > first:
-            place = passage.start
-            quotes.append(Quote(passage.id, place + first, place + last, passage.text[first:last]))
+            offset = passage.start
+            quotes.append(
+                Quote(passage.id, offset + first, offset + last, passage.text[first:last])
+            )
     return quotes
 
 
@@ -167,12 +157,12 @@ def _is_statement(text: str) -> bool:
         and not _ANAPHORA.search(line)
         and not _CODE.search(line)
         and line.count('"') % 2 == 0
-        and all(line.count(left) == line.count(right) for left, right in _PAIRS)
+        and all(line.count(opening) == line.count(closing) for opening, closing in _PAIRS)
     )
 
 
 def get_evidence_passage(record: Record, context: FilterContext) -> Passage | None:
-    """Return the passage that a record's evidence names, where the context holds it."""
+    """Return the passage that a record's evidence names, if the context has it."""
     evidence = record.fields.get("evidence")
     if not isinstance(evidence, Mapping):
         return None
@@ -180,29 +170,22 @@ def get_evidence_passage(record: Record, context: FilterContext) -> Passage | No
 
 
 def get_evidence_quote(record: Record) -> str:
-    """Return the words a record's answer stands on; empty where it names none."""
+    """Return the quote that supports a record's answer; empty if there is none."""
     evidence = record.fields.get("evidence")
     quote = evidence.get("quote") if isinstance(evidence, Mapping) else None
     return quote if isinstance(quote, str) else ""
 
 
 def get_text_field(record: Record, name: str) -> str:
-    """Return a field as text; empty where it is missing or something else."""
+    """Return a field as text; empty if it is missing or not text."""
     value = record.fields.get(name)
     return value if isinstance(value, str) else ""
 
 
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
-
-
 _MAX_REFUSAL_WORDS = 80
-
-
 _ECHO_WORDS = 6
-
-
 _ECHO_ROUGE = 0.7
-
 
 _SOURCE_REFERENCE = re.compile(
     r"\b(?:the|this|given|above) (?:given |above |following )?"
@@ -213,10 +196,10 @@ _SOURCE_REFERENCE = re.compile(
 
 
 def get_question(record: Record) -> str:
-    """Return what a record asks: its ``question`` field, or its last user message, or its text."""
-    asked = record.fields.get("question") or record.fields.get("instruction")
-    if isinstance(asked, str) and asked.strip():
-        return asked.strip()
+    """Return a record's question: its ``question`` field, its last user message, or its text."""
+    question = record.fields.get("question") or record.fields.get("instruction")
+    if isinstance(question, str) and question.strip():
+        return question.strip()
     users = [message.content for message in record.messages if message.role == "user"]
     if users:
         return users[-1].strip()
@@ -224,14 +207,14 @@ def get_question(record: Record) -> str:
 
 
 def get_solution(record: Record) -> str:
-    """Return the record's whole answer: its last assistant message after a question, or nothing."""
+    """Return a record's whole answer: its last assistant message after a question, or ""."""
     has_user = any(message.role == "user" for message in record.messages)
     last = record.messages[-1] if record.messages else None
     return last.content.strip() if has_user and last and last.role == "assistant" else ""
 
 
 def get_reference_answer(record: Record) -> str:
-    """Return what a record says is right: its ``answer`` field, or its whole answer."""
+    """Return a record's reference answer: its ``answer`` field, or its whole answer."""
     answer = record.fields.get("answer")
     if isinstance(answer, str | int | float) and str(answer).strip():
         return str(answer).strip()
@@ -239,88 +222,97 @@ def get_reference_answer(record: Record) -> str:
 
 
 def get_final_answer(record: Record) -> str:
-    """Return the final answer that a record says is right; all it says where none is marked."""
+    """Return a record's final answer; the whole reference answer if none is marked."""
     final = record.fields.get("final_answer")
     if isinstance(final, str | int | float) and str(final).strip():
         return str(final).strip()
-    told = get_reference_answer(record)
-    return (extract_answer(told) or told) if is_answer_marked(told) else told
+    reference = get_reference_answer(record)
+    return (extract_answer(reference) or reference) if is_answer_marked(reference) else reference
 
 
 def make_qa_messages(question: str, answer: str, *before: Message) -> tuple[Message, ...]:
-    """Return a user's and an assistant's turn."""
+    """Return a user and an assistant message."""
     return (*before, Message("user", question), Message("assistant", answer))
 
 
 def parse_numbered_list(text: str) -> list[str]:
-    """Return the items of a numbered list, each on one line; nothing of what comes before."""
+    """Return the items of a numbered list, each on one line, without any preamble."""
     parts = _ITEM.split(text)
     return [line for part in parts[1:] if (line := to_one_line(part))]
 
 
 def is_refusal(answer: str) -> bool:
-    """Return whether an answer is short and sorry, as WizardLM's elimination has it."""
+    """Return whether an answer is a short apology, following WizardLM's elimination."""
     return "sorry" in answer.casefold() and len(split_words(answer)) < _MAX_REFUSAL_WORDS
 
 
 def refers_to_source(text: str) -> bool:
-    """Return whether a question speaks of the text it was asked about, which nobody will see."""
+    """Return whether a question refers to its source text, which readers will not see."""
     return bool(_SOURCE_REFERENCE.search(text))
 
 
 def echoes_question(question: str, answer: str) -> bool:
-    """Return whether an answer begins as its question does and goes on to say it again.
+    """Return whether an answer starts like its question and repeats it.
 
-    A text that is asked to be corrected or translated begins after the words that ask for it.
+    A text to be corrected or translated starts after the words of the request.
     """
-    asked, said = split_words(question), split_words(answer)
-    begins_alike = len(asked) >= _ECHO_WORDS and asked[:_ECHO_WORDS] == said[:_ECHO_WORDS]
-    is_part = f"{' '.join(said)} " in f"{' '.join(asked)} "
-    return asked == said or (begins_alike and (is_part or rouge_l(question, answer) >= _ECHO_ROUGE))
+    question_words, answer_words = split_words(question), split_words(answer)
+    begins_alike = (
+        len(question_words) >= _ECHO_WORDS
+        and question_words[:_ECHO_WORDS] == answer_words[:_ECHO_WORDS]
+    )
+    is_part = f"{' '.join(answer_words)} " in f"{' '.join(question_words)} "
+    return question_words == answer_words or (
+        begins_alike and (is_part or rouge_l(question, answer) >= _ECHO_ROUGE)
+    )
 
 
 def is_empty_answer(answer: str) -> bool:
-    """Return whether an answer has only marks and words that mean nothing by themselves."""
+    """Return whether an answer has only punctuation and function words."""
     return not set(split_words(answer)) - FUNCTION_WORDS
 
 
 def get_last_answer(record: Record) -> str:
-    """Return what the assistant says last; empty where it says nothing."""
-    said = [message.content for message in record.messages if message.role == "assistant"]
-    return said[-1] if said else ""
+    """Return the last assistant message; empty if there is none."""
+    answers = [message.content for message in record.messages if message.role == "assistant"]
+    return answers[-1] if answers else ""
 
 
 def get_prompt_messages(record: Record) -> tuple[Message, ...]:
-    """Return the turns before the assistant's last one."""
-    places = [at for at, message in enumerate(record.messages) if message.role == "assistant"]
-    return record.messages[: places[-1]] if places else record.messages
+    """Return the messages before the assistant's last one."""
+    positions = [
+        index for index, message in enumerate(record.messages) if message.role == "assistant"
+    ]
+    return record.messages[: positions[-1]] if positions else record.messages
 
 
 def get_last_instruction(record: Record) -> str:
-    """Return what the user says last before the assistant's last turn."""
-    asked = [message.content for message in get_prompt_messages(record) if message.role == "user"]
-    return asked[-1] if asked else ""
+    """Return the last user message before the assistant's last message."""
+    instructions = [
+        message.content for message in get_prompt_messages(record) if message.role == "user"
+    ]
+    return instructions[-1] if instructions else ""
 
 
 def get_exchanges(record: Record) -> list[tuple[str, str]]:
-    """Return what the user says and what the assistant answers, an exchange each, in order."""
-    found, asked = [], ""
+    """Return pairs of user message and assistant answer, in order."""
+    exchanges, question = [], ""
     for message in record.messages:
         if message.role == "user":
-            asked = message.content
+            question = message.content
         elif message.role == "assistant" and message.content.strip():
-            found.append((asked, message.content))
-    return found
+            exchanges.append((question, message.content))
+    return exchanges
 
 
 def get_history(record: Record) -> str:
-    """Return what was said before the last question, a turn a line; empty where nothing was."""
-    asked = get_prompt_messages(record)
-    places = [at for at, message in enumerate(asked) if message.role == "user"]
-    before = asked[: places[-1]] if places else ()
+    """Return the conversation before the last question, one message per line."""
+    prompt_messages = get_prompt_messages(record)
+    positions = [index for index, message in enumerate(prompt_messages) if message.role == "user"]
+    before = prompt_messages[: positions[-1]] if positions else ()
     return "\n".join(f"{message.role}: {message.content}" for message in before)
 
 
 def get_full_text(record: Record) -> str:
-    """Return all that is said, one message to a paragraph."""
+    """Return all messages, one per paragraph."""
     return "\n\n".join(message.content for message in record.messages)

@@ -1,10 +1,10 @@
 """Stepwise generators: one coroutine per work item, batched over many items.
 
-``StepwiseGenerator`` is the base of generators that need more than one answer. Its ``write`` is a
-coroutine for one seed; the units of a group are driven side by side, so that every step of all of
-them is one batch for the teacher, and a unit never sees another. Prompts are templates that a
-recipe may word anew; JSON is held to its schema by grammar where the backend has it, and repaired
-or asked for again where not, each counted.
+``StepwiseGenerator`` is the base class of generators that need more than one answer. Its ``write``
+is a coroutine for one seed; the units of a batch run concurrently, so that each step of all of them
+is one batch for the teacher, and units are independent. Prompts are templates that a recipe may
+override; JSON is constrained to its schema by grammar where the backend supports it, and otherwise
+repaired or requested again, each counted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 
 T = TypeVar("T")
 RequestCoroutine: TypeAlias = Coroutine[list[ModelRequest], list[Completion | GenerationFailure], T]
-"""What asks for several completions at a time, and comes to a value."""
+"""A coroutine that yields requests, several at a time, and returns a value."""
 
 _MAX_FAILURE_TEXT = 4000
 _MAX_TOKEN_CHARACTERS = 128
@@ -67,20 +67,23 @@ _MAX_QUOTED = 2000
 
 
 class StepwiseGenerator(Generator):
-    """Writes the records of a unit step by step."""
+    """Base class of generators that write the records of a unit step by step."""
 
     templates: ClassVar[Mapping[str, PromptTemplate]] = {}
-    """The prompts by name."""
+    """Prompt templates by name."""
 
     prompts: dict[str, str] = Field(
         default_factory=dict,
-        description="own wording of prompts by name, with the same {fields} as the method's",
+        description="overrides of prompts by name, with the same {fields} as the method's",
     )
-    temperature: float = Field(0.7, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability drawn from")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1 discourages repeating")
+    temperature: float = Field(0.7, ge=0, le=2, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling: cumulative probability")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1 discourages repetition")
     retries: int = Field(
-        1, ge=0, le=5, description="how often JSON that does not fit its schema is asked for again"
+        1,
+        ge=0,
+        le=5,
+        description="how often to repeat a request for JSON that does not fit its schema",
     )
 
     @model_validator(mode="after")
@@ -89,7 +92,7 @@ class StepwiseGenerator(Generator):
         return self
 
     def template(self, name: str) -> PromptTemplate:
-        """Return a prompt: the recipe's own wording, or the method's."""
+        """Return a prompt template: the recipe's override, or the method's."""
         return PromptTemplate(self.prompts[name]) if name in self.prompts else self.templates[name]
 
     @override
@@ -97,12 +100,12 @@ class StepwiseGenerator(Generator):
         return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Begin the units of seeds; see ``StepwiseState``."""
+        """Start the units of seeds; see ``StepwiseState``."""
         return CoroutineBatch.of(self, self.write, seeds, model)
 
     @abstractmethod
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
-        """Ask for the records of one unit and keep them.
+        """Request the records of one unit and add them.
 
         Raises:
             BackendError: If the teacher fails.
@@ -110,17 +113,17 @@ class StepwiseGenerator(Generator):
 
 
 class CoroutineBatch:
-    """Seeds' units at work: what they wait for, and their drafts when nothing is left to ask.
+    """Units of seeds in progress: their pending requests, and their drafts at the end.
 
-    ``asks`` is what is asked for next; None when all is done.
+    ``requests`` are the pending requests; None when all units are done.
     """
 
-    def __init__(self, asking: RequestBatch, steps: RequestCoroutine[Any]) -> None:
-        """Take the steps up to the first asks."""
-        self.asking = asking
+    def __init__(self, batch: RequestBatch, steps: RequestCoroutine[Any]) -> None:
+        """Run the coroutine up to its first requests."""
+        self.batch = batch
         self._steps = steps
-        self.asks: list[ModelRequest] | None = None
-        self._go_on(None)
+        self.requests: list[ModelRequest] | None = None
+        self._advance(None)
 
     @classmethod
     def of(
@@ -130,75 +133,75 @@ class CoroutineBatch:
         seeds: Sequence[WorkItem],
         model: TextModel,
     ) -> Self:
-        """Begin every seed's unit, side by side with the others."""
-        asking = RequestBatch(seeds, model)
-        units = [GenerationUnit(asking, place, method, model) for place in range(len(seeds))]
-        return cls(asking, run_concurrently([write(unit) for unit in units]))
+        """Start the units of all seeds concurrently."""
+        batch = RequestBatch(seeds, model)
+        units = [GenerationUnit(batch, index, method, model) for index in range(len(seeds))]
+        return cls(batch, run_concurrently([write(unit) for unit in units]))
 
-    def answer(self, given: Sequence[Completion | GenerationFailure]) -> None:
-        """Take the steps that follow from the completions of ``asks``, asked elsewhere."""
-        self.asking.settle(self.asks or (), given)
-        self._go_on(list(given))
+    def answer(self, answers: Sequence[Completion | GenerationFailure]) -> None:
+        """Resume with the completions of ``requests``, which were requested elsewhere."""
+        self.batch.count_usage(self.requests or (), answers)
+        self._advance(list(answers))
 
     def run(self) -> Iterator[GenerationResult]:
-        """Ask the teacher until nothing is left to ask; return the drafts in order.
+        """Send requests to the teacher until all units are done; return the drafts in order.
 
         Raises:
             BackendError: If the teacher fails.
         """
-        while self.asks is not None:
-            self._go_on(self.asking.attempt(self.asks))
-        return self.asking.drafts()
+        while self.requests is not None:
+            self._advance(self.batch.request(self.requests))
+        return self.batch.drafts()
 
-    def _go_on(self, given: list[Completion | GenerationFailure] | None) -> None:
+    def _advance(self, answers: list[Completion | GenerationFailure] | None) -> None:
         try:
-            self.asks = next(self._steps) if given is None else self._steps.send(given)
+            self.requests = next(self._steps) if answers is None else self._steps.send(answers)
         except StopIteration:
-            self.asks = None
+            self.requests = None
 
 
 @runtime_checkable
 class StepwiseState(GeneratorState, Protocol):
-    """A Writer whose units can be left where they wait for completions, and gone on with."""
+    """A generator state whose units can be suspended while they wait for completions."""
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Begin the units of seeds.
+        """Start the units of seeds.
 
         Raises:
-            BackendError: If the model cannot do what is asked of it.
+            BackendError: If the model lacks a required capability.
         """
 
 
 class GenerationUnit:
-    """One seed at work: asks by ``yield from``, then keeps records and names failures."""
+    """One seed in progress: sends requests with ``yield from``, adds records and failures."""
 
     def __init__(
-        self, asking: RequestBatch, place: int, method: StepwiseGenerator, model: TextModel
+        self, batch: RequestBatch, index: int, method: StepwiseGenerator, model: TextModel
     ) -> None:
-        """Stand at the beginning of the seed in its group."""
-        self.seed = asking.seeds[place]
+        """Create the unit of the seed at an index of the batch."""
+        self.seed = batch.seeds[index]
         self.model = model
-        self._asking, self._place, self._method = asking, place, method
-        self._asked = 0
-        self._used: dict[str, str] = {}
+        self._batch, self._index, self._method = batch, index, method
+        self._num_requests = 0
+        self._used_prompts: dict[str, str] = {}
 
     def rng(self, *purpose: object) -> random.Random:
-        """Return a generator of random numbers of this unit alone, its attempt included."""
+        """Return a random number generator for this unit and attempt."""
         seed = self.seed
         return random.Random(derive_seed(seed.seed, seed.item.id, seed.attempt, *purpose))
 
-    def words(self, name: str, /, **fields: str) -> str:
-        """Return a prompt with its fields filled, and note that it was used."""
+    def render(self, name: str, /, **fields: str) -> str:
+        """Return a prompt with its fields filled, and record its use."""
         template = self._method.template(name)
-        self._used[name] = template.digest
+        self._used_prompts[name] = template.digest
         return template.fill(**fields)
 
-    def say(
+    def ask(
         self,
         words: str | Sequence[Message],
         *,
         tokens: int,
-        what: str = "answer",
+        label: str = "answer",
         system: str = "",
         prefix: str = "",
         stop: tuple[str, ...] = (),
@@ -206,107 +209,109 @@ class GenerationUnit:
         is_optional: bool = False,
         model: TextModel | None = None,
     ) -> RequestCoroutine[str | None]:
-        """Ask for one text; None (and a failure of the unit) where there is none.
+        """Request one text; return None (and record a failure) if there is none.
 
         Args:
-            words: The user's words, or all turns.
-            tokens: Most tokens of the text; what is cut by it is no answer.
-            what: What the text is, for the failure's reason.
-            system: The system's turn.
-            prefix: How the assistant's turn begins; not part of what is returned.
-            stop: Where the text ends.
-            temperature: Another than the method's.
-            is_optional: Whether no text is no failure.
-            model: Who is asked, where that is not the teacher.
+            words: The user message, or all messages.
+            tokens: Maximum tokens of the text; a truncated text is a failure.
+            label: Name of the text in the failure's reason.
+            system: The system message.
+            prefix: Start of the assistant message; not part of the result.
+            stop: Stop strings.
+            temperature: Overrides the method's temperature.
+            is_optional: Whether a missing text is not a failure.
+            model: Model to use instead of the teacher.
         """
         prompt = Prompt(_make_messages(words, system), prefix=prefix)
-        (given,) = yield [replace(self._ask(prompt, tokens, stop, temperature), model=model)]
-        reason, text = _read_completion(given, what, tokens)
+        (answer,) = yield [replace(self._ask(prompt, tokens, stop, temperature), model=model)]
+        reason, text = _read_completion(answer, label, tokens)
         if not reason:
             return text
         if not is_optional:
             self.fail(reason, text)
         return None
 
-    def draw(
+    def sample_many(
         self, words: str, *, count: int, tokens: int, prefix: str = ""
     ) -> RequestCoroutine[list[str | None]]:
-        """Ask for several completions of one prompt; None in place of what was cut or refused.
+        """Request several completions of one prompt; None for truncated or refused ones.
 
         Args:
-            words: The user's words.
-            count: How many.
-            tokens: Most tokens of each.
-            prefix: How the assistant's turn begins; not part of what is returned.
+            words: The user message.
+            count: Number of completions.
+            tokens: Maximum tokens of each.
+            prefix: Start of the assistant message; not part of the results.
         """
         prompt = Prompt(_make_messages(words, ""), prefix=prefix)
-        given = yield [self._ask(prompt, tokens, (), None) for _ in range(count)]
+        answers = yield [self._ask(prompt, tokens, (), None) for _ in range(count)]
         texts: list[str | None] = []
-        for one in given:
-            reason, text = _read_completion(one, "answer", tokens)
+        for answer in answers:
+            reason, text = _read_completion(answer, "answer", tokens)
             if reason:
                 self.fail(reason, text)
-            texts.append(one.text if isinstance(one, Completion) and not reason else None)
+            texts.append(answer.text if isinstance(answer, Completion) and not reason else None)
         return texts
 
-    def fill(
+    def ask_json(
         self,
         words: str | Sequence[Message],
         schema: Mapping[str, Any],
         *,
         tokens: int = 0,
-        what: str = "JSON",
+        label: str = "JSON",
         system: str = "",
         temperature: float | None = None,
     ) -> RequestCoroutine[Any]:
-        """Ask for JSON that fits a schema; None (and a failure of the unit) where there is none.
+        """Request JSON that fits a schema; return None (and record a failure) if there is none.
 
-        Counted are ``JSON asked``, ``JSON repaired``, ``JSON asked again`` and ``JSON unreadable``.
-        What was cut at the token limit is asked again with twice as many, and so is prose that
-        fills all of its room, since a grammar ends it anywhere. What the teacher's server
-        refused or did not answer keeps that reason and is not asked again.
+        The report counts ``JSON asked``, ``JSON repaired``, ``JSON asked again`` and ``JSON
+        unreadable``. A value truncated at the token limit is requested again with twice the limit,
+        and so is prose that fills its maximum length, since a grammar cuts it anywhere. A request
+        that the teacher's server refused or did not answer keeps that reason and is not repeated.
 
         Args:
-            words: The user's words, or all turns.
-            schema: A JSON Schema, in which every length has a bound, or else ``tokens`` is one.
-            tokens: Most tokens; by default as many as the longest value has characters.
-            what: What the JSON is, for the failure's reason.
-            system: The system's turn.
-            temperature: Another than the method's.
+            words: The user message, or all messages.
+            schema: A JSON Schema in which every length is bounded, unless ``tokens`` is set.
+            tokens: Maximum tokens; by default the number of characters of the longest value.
+            label: Name of the JSON in the failure's reason.
+            system: The system message.
+            temperature: Overrides the method's temperature.
         """
         limit = max(tokens, get_max_length(schema) or 0) or 1024
         turns = _make_messages(words, system)
         self.count("JSON asked")
-        shown, problem = "", ""
+        previous, problem = "", ""
         for attempt in range(self._method.retries + 1):
             if attempt:
                 self.count("JSON asked again")
-                turns = (*_make_messages(words, system), *_make_correction(shown, problem))
-            (given,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
-            if isinstance(given, GenerationFailure):
-                if given.reason != INVALID_JSON:  # asked again it would fail, or be lost, again
-                    self.fail(given.reason, given.text)
+                turns = (*_make_messages(words, system), *_make_correction(previous, problem))
+            (answer,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
+            if isinstance(answer, GenerationFailure):
+                if (
+                    answer.reason != INVALID_JSON
+                ):  # repeating it would fail, or stay unanswered, again
+                    self.fail(answer.reason, answer.text)
                     return None
-                shown, problem = "", given.text
+                previous, problem = "", answer.text
                 continue
-            if is_truncated(given):
-                shown, problem, limit = "", f"{what} cut at the token limit", 2 * limit
+            if is_truncated(answer):
+                previous, problem, limit = "", f"{label} cut at the token limit", 2 * limit
                 continue
-            reading = parse_json_with_schema(given.text, schema)
+            reading = parse_json_with_schema(answer.text, schema)
             cut = "" if reading.problem else find_truncated(reading.value, schema)
             if not reading.problem and not cut:
                 self.count("JSON repaired", int(reading.is_repaired))
                 return reading.value
-            shown, problem = given.text, reading.problem or f"{cut!r} is too long and was cut"
+            previous, problem = answer.text, reading.problem or f"{cut!r} is too long and was cut"
         if problem.endswith("was cut"):
-            self.fail(f"{what} cut at its length", shown)
+            self.fail(f"{label} cut at its length", previous)
             return None
         self.count("JSON unreadable")
-        reason = problem if problem.endswith("token limit") else f"{what} is not the JSON asked"
-        self.fail(reason, f"{problem}: {shown}" if shown else problem)
+        reason = problem if problem.endswith("token limit") else f"{label} is not the JSON asked"
+        self.fail(reason, f"{problem}: {previous}" if previous else problem)
         return None
 
-    def keep(
+    def add_record(
         self,
         messages: Sequence[Message],
         fields: Mapping[str, Any],
@@ -315,107 +320,107 @@ class GenerationUnit:
         links: Sequence[Link] = (),
         is_of_seed: bool = True,
     ) -> Record:
-        """Keep a record, with its origin: the seed's chain, then this method.
+        """Add a record, with its origin: the seed's chain, then this method.
 
         Args:
-            messages: The turns.
-            fields: What else it holds; side, document and seed are added.
-            parents: Ids of what it was made from, beside the seed.
+            messages: The messages.
+            fields: Further fields; split, document and seed are added.
+            parents: Ids of parents besides the seed.
             links: Links of other models that took part, before this method's.
-            is_of_seed: Whether the seed is a parent; not where it was only a number to draw by.
+            is_of_seed: Whether the seed is a parent; false where it only seeds the sampling.
         """
         seed, method = self.seed, self._method
-        named = [seed.item.id] if is_of_seed and seed.kind != "nothing" else []
+        seed_ids = [seed.item.id] if is_of_seed and seed.kind != "nothing" else []
         link = Link(
             f"synth.generators.{method.method_name()}",
             self.model.fingerprint,
-            tuple(dict.fromkeys([*named, *parents])),
-            digest_json(sorted(self._used.items())),
+            tuple(dict.fromkeys([*seed_ids, *parents])),
+            digest_json(sorted(self._used_prompts.items())),
         )
         origin = seed.item.origin
-        for other in links:
-            origin = origin.then(other, kind="synthetic")
-        told = {
+        for extra_link in links:
+            origin = origin.then(extra_link, kind="synthetic")
+        all_fields = {
             **fields,
             "split": seed.split,
             "document_id": seed.document_id,
             "seed": _describe_seed(seed),
         }
-        record = Record(tuple(messages), told, origin.then(link, kind="synthetic"))
-        self._asking.keep(self._place, record)
+        record = Record(tuple(messages), all_fields, origin.then(link, kind="synthetic"))
+        self._batch.add_record(self._index, record)
         return record
 
     def fail(self, reason: str, text: str = "") -> None:
-        """Say that something gave no record: a short fixed phrase, and what was said."""
-        self._asking.fail(self._place, reason, text[:_MAX_FAILURE_TEXT])
+        """Record a failure: a short fixed reason, and the teacher's text."""
+        self._batch.add_failure(self._index, reason, text[:_MAX_FAILURE_TEXT])
 
     def count(self, name: str, number: int = 1) -> None:
-        """Add to a tally of the report."""
+        """Add to a counter of the report."""
         if number:
-            self._asking.count(self._place, name, number)
+            self._batch.count(self._index, name, number)
 
     def sample(self, tokens: int, temperature: float | None = None) -> Sampling:
-        """Return how the next completion is drawn; no two of a unit are drawn alike."""
-        self._asked += 1
+        """Return the sampling parameters of the next completion, with a new seed for each."""
+        self._num_requests += 1
         method = self._method
         return Sampling(
             max_new_tokens=tokens,
             temperature=method.temperature if temperature is None else temperature,
             top_p=method.top_p,
             repetition_penalty=method.repetition_penalty,
-            seed=self.seed.derive("ask", self._asked),
+            seed=self.seed.derive("ask", self._num_requests),
         )
 
     def _ask(
         self, prompt: Prompt, tokens: int, stop: tuple[str, ...], temperature: float | None
     ) -> ModelRequest:
-        drawn = self.sample(tokens, temperature)
+        sampling = self.sample(tokens, temperature)
         return ModelRequest(
-            self._place,
+            self._index,
             prompt,
             Sampling(
-                drawn.max_new_tokens,
-                drawn.temperature,
-                drawn.top_k,
-                drawn.top_p,
-                drawn.repetition_penalty,
+                sampling.max_new_tokens,
+                sampling.temperature,
+                sampling.top_k,
+                sampling.top_p,
+                sampling.repetition_penalty,
                 stop,
-                drawn.seed,
+                sampling.seed,
             ),
         )
 
     def ask_raw(self, text: str, *, tokens: int, stop: tuple[str, ...]) -> ModelRequest:
-        """Return an ask that no chat template touches, to be yielded by itself."""
+        """Return a request without a chat template, to be yielded by itself."""
         return self._ask(Prompt(text=text), tokens, stop, None)
 
 
 def run_concurrently(steps: Sequence[RequestCoroutine[T]]) -> RequestCoroutine[list[T]]:
-    """Take several coroutines' steps side by side, as one batch each; return their values."""
+    """Run several coroutines concurrently, each step as one batch; return their values."""
     values: dict[int, T] = {}
     waiting: dict[int, list[ModelRequest]] = {}
 
-    def advance(place: int, given: list[Completion | GenerationFailure] | None) -> None:
+    def advance(index: int, answers: list[Completion | GenerationFailure] | None) -> None:
         try:
-            one = steps[place]
-            waiting[place] = next(one) if given is None else one.send(given)
+            coroutine = steps[index]
+            waiting[index] = next(coroutine) if answers is None else coroutine.send(answers)
         except StopIteration as done:
-            waiting.pop(place, None)
-            values[place] = done.value
+            waiting.pop(index, None)
+            values[index] = done.value
 
-    for place in range(len(steps)):
-        advance(place, None)
+    for index in range(len(steps)):
+        advance(index, None)
     while waiting:
-        asked = dict(waiting)
-        given = yield [ask for asks in asked.values() for ask in asks]
+        pending = dict(waiting)
+        answers = yield [request for requests in pending.values() for request in requests]
         start = 0
-        for place, asks in asked.items():
-            advance(place, given[start : start + len(asks)])
-            start += len(asks)
-    return [values[place] for place in range(len(steps))]
+        for index, requests in pending.items():
+            advance(index, answers[start : start + len(requests)])
+            start += len(requests)
+    return [values[index] for index in range(len(steps))]
 
 
 def drop_none(values: Sequence[T | None]) -> list[T]:
-    """Return the values that are there."""
+    """Return the values that are not None."""
     return [value for value in values if value is not None]
 
 
@@ -424,36 +429,36 @@ def _make_messages(words: str | Sequence[Message], system: str) -> tuple[Message
     return (*first, Message("user", words)) if isinstance(words, str) else (*first, *words)
 
 
-def _make_correction(shown: str, problem: str) -> tuple[Message, ...]:
-    """Return the turns that show a teacher what it wrote and what is wrong with it."""
-    if not shown:
+def _make_correction(previous: str, problem: str) -> tuple[Message, ...]:
+    """Return the messages that quote the teacher's invalid answer and describe the problem."""
+    if not previous:
         return ()
-    again = f"That does not fit: {problem[:300]}. Answer again, with the JSON alone."
-    return Message("assistant", shown[:_MAX_QUOTED]), Message("user", again)
+    correction = f"That does not fit: {problem[:300]}. Answer again, with the JSON alone."
+    return Message("assistant", previous[:_MAX_QUOTED]), Message("user", correction)
 
 
 def _describe_seed(seed: WorkItem) -> dict[str, Any]:
-    """Return the record's ``seed`` field: what it started from, and where that stands."""
-    told: dict[str, Any] = {"kind": seed.kind, "id": seed.item.id}
+    """Return the record's ``seed`` field: the seed and its location."""
+    description: dict[str, Any] = {"kind": seed.kind, "id": seed.item.id}
     if isinstance(seed.item, Passage):
-        told |= {"start": seed.item.start, "end": seed.item.end}
+        description |= {"start": seed.item.start, "end": seed.item.end}
     elif seed.kind == "topics":
-        told |= {"path": list(seed.topic.path), "source": seed.topic.source}
-    return told
+        description |= {"path": list(seed.topic.path), "source": seed.topic.source}
+    return description
 
 
 def _read_completion(
-    given: Completion | GenerationFailure, what: str, tokens: int
+    answer: Completion | GenerationFailure, label: str, tokens: int
 ) -> tuple[str, str]:
-    """Return why there is no text (empty where there is one), and the text.
+    """Return why there is no text (empty if there is one), and the text.
 
-    A server that heeds no limit of tokens may send megabytes, which nothing should go through.
+    A server that ignores the token limit may send megabytes, which are rejected early.
     """
-    if isinstance(given, GenerationFailure):
-        return given.reason, given.text
-    if len(given.text) > _MAX_TOKEN_CHARACTERS * tokens:
-        return f"{what} far longer than was asked", given.text[:_MAX_FAILURE_TEXT]
-    text = given.text.strip()
-    if is_truncated(given):
-        return f"{what} cut at the token limit", text
-    return ("" if text else f"no {what}"), text
+    if isinstance(answer, GenerationFailure):
+        return answer.reason, answer.text
+    if len(answer.text) > _MAX_TOKEN_CHARACTERS * tokens:
+        return f"{label} far longer than was asked", answer.text[:_MAX_FAILURE_TEXT]
+    text = answer.text.strip()
+    if is_truncated(answer):
+        return f"{label} cut at the token limit", text
+    return ("" if text else f"no {label}"), text

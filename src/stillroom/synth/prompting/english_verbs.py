@@ -1,12 +1,12 @@
 """English verb forms and the main verb of a statement.
 
-Words are told by their form and by their neighbours: "stores" is a verb in "the server stores rows"
-and a noun in "department stores are", "said" is one and "the values returned by it" is none. Of a
-statement in which two words may be its verb nothing is said.
+Verbs are recognized by their form and context: "stores" is a verb in "the server stores rows" and a
+noun in "department stores are"; a past form is a verb by itself, but not in "the values returned by
+it". A statement in which two words may be the verb is left undecided.
 
-A list, not a dictionary: what is not in it is taken for no verb, and what begins questions goes
-without. Words that are nouns as often ("stores", "forces") are in it; who reads a sentence has to
-tell which they are.
+The verbs are a list, not a dictionary: an unknown word is not taken for a verb, and questions are
+not started with it. Words that are as often nouns ("stores", "forces") are included; the context
+must decide.
 """
 
 from __future__ import annotations
@@ -42,11 +42,9 @@ ADVERBS = frozenset(
     )
 )
 
-
 DETERMINERS = frozenset(
     str.split("a an the any all each every some both no its their his her such this that these")
 )
-
 
 NUMBERS = frozenset(
     str.split(
@@ -56,7 +54,6 @@ NUMBERS = frozenset(
     )
 )
 
-
 _BEHIND_PARTICIPLE = frozenset(
     str.split(
         """by in to from with on at for as during between under into through of using over within
@@ -64,24 +61,13 @@ _BEHIND_PARTICIPLE = frozenset(
     )
 )
 
-
 _PRONOUNS = frozenset({"he", "she", "it", "they", "we"})
-
-
 _PASSIVE = frozenset({"use", "dedicate", "base", "locate", "intend", "associate"})
-
-
-"""Verbs that are hardly said of what does them."""
-
+"""Verbs that rarely have an agent as their subject."""
 
 _BEHIND_PASSIVE = frozenset({"by", "for"})
-
-
 _BEHIND_VERB = frozenset(str.split("the a an all any each every its their his her no both that"))
-
-
 _ARTICLES = frozenset({"a", "an", "the", "its", "their"})
-
 
 _STOPS = frozenset(
     str.split(
@@ -90,29 +76,22 @@ _STOPS = frozenset(
     )
 )
 
-
 _JOINING = frozenset({"and", "or", "but", "nor"})
-
-
 _KINDS = {"has": "does", "have": "do", "had": "did", "does": "does", "do": "do", "did": "did"}
-
-
 _OPENING = frozenset("\"“‘'`«")
-
 
 _ENDING_LIKE_ADVERBS = frozenset(
     str.split("family assembly supply reply anomaly italy july monopoly ally rally apply multiply")
 )
 
-
 _OPEN, _CLOSE = "([“«", ")]”»"
 
 
 class Verb(NamedTuple):
-    """A statement's verb: its place in the line, what a question moves ahead, and its base.
+    """A statement's verb: its position in the line, the auxiliary of its question, and its base.
 
-    ``kind`` is the verb itself where that moves ("is", "may"), or a form of "do". ``base`` is empty
-    for those and for verbs that are not known.
+    ``kind`` is the verb itself if a question moves it ("is", "may"), otherwise a form of "do".
+    ``base`` is empty for the former and for unknown verbs.
     """
 
     start: int
@@ -123,7 +102,7 @@ class Verb(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """A word, and those beside it; adverbs do not count as the one before."""
+    """A word with its neighbors; adverbs are skipped before it."""
 
     text: str
     start: int
@@ -134,8 +113,8 @@ class _Word(NamedTuple):
 class _Candidate(NamedTuple):
     """A word that may be the verb.
 
-    ``form`` is "sure", "s", "bare" or "past". ``leads`` says that what stands behind is an object;
-    ``is_loose`` that it may be a participle, or a noun; ``is_regular`` that it ends in "ed".
+    ``form`` is "sure", "s", "bare" or "past". ``leads``: an object follows; ``is_loose``: it may be
+    a participle, or a noun; ``is_regular``: it ends in "ed".
     """
 
     verb: Verb
@@ -147,118 +126,139 @@ class _Candidate(NamedTuple):
 
 
 def find_verb(line: str) -> Verb | None:
-    """Return the verb of a statement's first clause; none where two may be it, or none is known."""
-    found: list[_Candidate] = []
-    for word in _iter_clause_words(line):
-        one = _classify_word(word)
-        if one is None or (found and word.before in _JOINING):
+    """Return the verb of a statement's first clause; None if it is ambiguous or unknown."""
+    candidates: list[_Candidate] = []
+    for clause_word in _iter_clause_words(line):
+        candidate = _classify_word(clause_word)
+        if candidate is None or (candidates and clause_word.before in _JOINING):
             continue
-        if one.form == "bare" and one.is_loose and not found:
+        if candidate.form == "bare" and candidate.is_loose and not candidates:
             continue
-        if one.form == "sure":
-            return _find_before_auxiliary(found, one.verb)
-        found.append(one)
-    if not found:
+        if candidate.form == "sure":
+            return _find_before_auxiliary(candidates, candidate.verb)
+        candidates.append(candidate)
+    if not candidates:
         return None
-    first = found[0]
-    if len(found) == 1:
+    first = candidates[0]
+    if len(candidates) == 1:
         is_passive = first.after in _BEHIND_PASSIVE or first.verb.base in _PASSIVE
         return None if first.is_loose and is_passive else first.verb
     if first.leads and not first.is_loose:
         return first.verb
-    if first.form == "bare" and not first.is_loose and found[1].form == "s":
-        found = [first, *found[2:]]  # what a plural does to other things: "lists", "stores"
-    sure = [one for one in found if not one.is_loose]
-    if len(sure) != 1 or any(one.form == "bare" and one.is_loose for one in found):
+    if first.form == "bare" and not first.is_loose and candidates[1].form == "s":
+        candidates = [
+            first,
+            *candidates[2:],
+        ]  # the verb of a plural subject before ambiguous nouns: "lists", "stores"
+    sure = [candidate for candidate in candidates if not candidate.is_loose]
+    if len(sure) != 1 or any(
+        candidate.form == "bare" and candidate.is_loose for candidate in candidates
+    ):
         return None
-    (only,) = sure
-    return None if first.is_loose and " and " in line[: only.verb.start] else only.verb
+    (sure_candidate,) = sure
+    return (
+        None
+        if first.is_loose and " and " in line[: sure_candidate.verb.start]
+        else sure_candidate.verb
+    )
 
 
-def is_adverb(word: str) -> bool:
-    """Return whether a word may stand between a subject and its verb."""
-    is_like = word.endswith("ly") and len(word) > 4 and word not in _ENDING_LIKE_ADVERBS
-    return word in ADVERBS or is_like
+def is_adverb(token: str) -> bool:
+    """Return whether a word may occur between a subject and its verb."""
+    is_like = token.endswith("ly") and len(token) > 4 and token not in _ENDING_LIKE_ADVERBS
+    return token in ADVERBS or is_like
 
 
-def _find_before_auxiliary(found: list[_Candidate], sure: Verb) -> Verb | None:
-    """Return the verb where "is" or "may" follows others that may be it: those are to be none."""
-    for place, one in enumerate(found):
-        if one.leads and one.form != "past":
-            return one.verb if not place else None
-        is_beside = one.verb.end + 1 == sure.start
-        is_noun = one.form != "past" and (is_beside or one.after == "of" or one.is_loose)
-        if not is_noun and not (one.form == "past" and (one.is_loose or _is_quality(one))):
+def _find_before_auxiliary(candidates: list[_Candidate], sure: Verb) -> Verb | None:
+    """Return an auxiliary that follows other candidates, provided that none of those is a verb."""
+    for index, candidate in enumerate(candidates):
+        if candidate.leads and candidate.form != "past":
+            return candidate.verb if not index else None
+        is_beside = candidate.verb.end + 1 == sure.start
+        is_noun = candidate.form != "past" and (
+            is_beside or candidate.after == "of" or candidate.is_loose
+        )
+        if not is_noun and not (
+            candidate.form == "past" and (candidate.is_loose or _is_quality(candidate))
+        ):
             return None
     return sure
 
 
-def _is_quality(one: _Candidate) -> bool:
-    """Return whether a past may be said of the noun behind it ("acquired resistance")."""
-    return one.is_regular and not one.leads and one.after[:1].islower()
+def _is_quality(candidate: _Candidate) -> bool:
+    """Return whether a past form may modify the following noun ("acquired resistance")."""
+    return candidate.is_regular and not candidate.leads and candidate.after[:1].islower()
 
 
-def _classify_word(word: _Word) -> _Candidate | None:
-    """Return what verb a word may be, told by its form and its neighbours."""
-    text, end, after = word.text, word.start + len(word.text), word.after
-    if text in BE or text in MODAL:
+def _classify_word(clause_word: _Word) -> _Candidate | None:
+    """Return the verb that a word may be, judged by its form and its neighbors."""
+    token, end, after = (
+        clause_word.text,
+        clause_word.start + len(clause_word.text),
+        clause_word.after,
+    )
+    if token in BE or token in MODAL:
         return _Candidate(
-            Verb(word.start, end, text, is_past=text in {"was", "were"}), "sure", after
+            Verb(clause_word.start, end, token, is_past=token in {"was", "were"}), "sure", after
         )
-    if text in _KINDS:
-        base = "have" if text in HAVE else "do"
-        verb = Verb(word.start, end, _KINDS[text], base, text in {"had", "did"})
+    if token in _KINDS:
+        base = "have" if token in HAVE else "do"
+        verb = Verb(clause_word.start, end, _KINDS[token], base, token in {"had", "did"})
         return _Candidate(verb, "sure", after)
-    before = word.before.casefold()
+    before = clause_word.before.casefold()
     if not before or before in (FUNCTION_WORDS - _PRONOUNS) | NUMBERS or before.endswith("est"):
         return None
-    leads, base, past = after in _BEHIND_VERB, find_base_form(text), find_base_of_past(text)
-    if base and base != text:
-        return _Candidate(Verb(word.start, end, "does", base), "s", after, leads)
+    leads, base, past = after in _BEHIND_VERB, find_base_form(token), find_base_of_past(token)
+    if base and base != token:
+        return _Candidate(Verb(clause_word.start, end, "does", base), "s", after, leads)
     if base:
         is_plural = _is_plural(before)
         if not is_plural and not leads and not after[:1].isupper() and after[:1] not in _OPENING:
             return None
         kind = "did" if past == base and not is_plural else "do"
-        return _Candidate(Verb(word.start, end, kind, base), "bare", after, leads, not is_plural)
-    is_object = after in _ARTICLES or after in NUMBERS or after[:1].isdigit()
-    if is_object and text.islower() and _is_plural(text):
         return _Candidate(
-            Verb(word.start, end, "does", _strip_third_person(text)), "s", after, leads=True
+            Verb(clause_word.start, end, kind, base), "bare", after, leads, not is_plural
         )
-    if past or (text.endswith("ed") and len(text) > 4 and text.islower()):
-        is_regular = text.endswith("ed")
-        is_loose = after in _BEHIND_PARTICIPLE and (is_regular or is_participle(text))
-        verb = Verb(word.start, end, "did", past, is_past=True)
+    is_object = after in _ARTICLES or after in NUMBERS or after[:1].isdigit()
+    if is_object and token.islower() and _is_plural(token):
+        return _Candidate(
+            Verb(clause_word.start, end, "does", _strip_third_person(token)), "s", after, leads=True
+        )
+    if past or (token.endswith("ed") and len(token) > 4 and token.islower()):
+        is_regular = token.endswith("ed")
+        is_loose = after in _BEHIND_PARTICIPLE and (is_regular or is_participle(token))
+        verb = Verb(clause_word.start, end, "did", past, is_past=True)
         return _Candidate(verb, "past", after, leads, is_loose, is_regular)
     return None
 
 
 def _strip_third_person(verb: str) -> str:
-    """Return a verb that is not known without the ending of its present."""
+    """Remove the third-person ending of an unknown verb."""
     if verb.endswith("ies") and len(verb) > 4:
         return f"{verb[:-3]}y"
     return verb[:-2] if verb.endswith(("shes", "ches", "sses", "xes", "zes")) else verb[:-1]
 
 
-def _is_plural(word: str) -> bool:
-    return word.endswith("s") and not word.endswith(("ss", "is", "us", "'s", "’s"))
+def _is_plural(token: str) -> bool:
+    return token.endswith("s") and not token.endswith(("ss", "is", "us", "'s", "’s"))
 
 
 def _iter_clause_words(line: str) -> Iterator[_Word]:
-    """Yield the words of the first clause: up to a comma, or to what opens another one."""
+    """Yield the words of the first clause: up to a comma, or to a word that opens another one."""
     spaces = [
-        place for place, depth in get_bracket_depths(line) if line[place] == " " and not depth
+        index for index, depth in get_bracket_depths(line) if line[index] == " " and not depth
     ]
-    starts = [0, *(place + 1 for place in spaces)]
+    starts = [0, *(index + 1 for index in spaces)]
     texts = [line[start:end] for start, end in zip(starts, [*spaces, len(line)], strict=True)]
     before = ""
-    for place, (text, start) in enumerate(zip(texts, starts, strict=True)):
+    for index, (text, start) in enumerate(zip(texts, starts, strict=True)):
         bare = text.rstrip(",;:")
         if bare in _STOPS:
             return
-        behind = [one for one in texts[place + 1 : place + 3] if bare == text]
-        after = next((one.rstrip(",;:") for one in behind if not is_adverb(one)), "")
+        lookahead = [following for following in texts[index + 1 : index + 3] if bare == text]
+        after = next(
+            (following.rstrip(",;:") for following in lookahead if not is_adverb(following)), ""
+        )
         yield _Word(bare, start, before, after)
         if bare != text:
             return
@@ -267,27 +267,22 @@ def _iter_clause_words(line: str) -> Iterator[_Word]:
 
 
 def get_bracket_depths(line: str) -> list[tuple[int, int]]:
-    """Return every place of a line with how deep it stands in brackets or straight quotes."""
-    places, depth, quoted = [], 0, False
-    for place, letter in enumerate(line):
-        if letter == '"':
+    """Return every index of a line with its nesting depth in brackets or straight quotes."""
+    depths, depth, quoted = [], 0, False
+    for index, character in enumerate(line):
+        if character == '"':
             quoted = not quoted
-        elif letter in _OPEN:
+        elif character in _OPEN:
             depth += 1
-        elif letter in _CLOSE:
+        elif character in _CLOSE:
             depth = max(depth - 1, 0)
-        places.append((place, depth + quoted))
-    return places
+        depths.append((index, depth + quoted))
+    return depths
 
 
 BE = frozenset({"is", "are", "was", "were"})
-
-
 HAVE = frozenset({"has", "have", "had"})
-
-
 MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
-
 
 _REGULAR = frozenset(
     str.split(
@@ -322,7 +317,6 @@ _REGULAR = frozenset(
     )
 )
 
-
 _TRIPLES = """
     arise arose arisen, bear bore borne, beat beat beaten, become became become, begin began
     begun, bind bound bound, bite bit bitten, blow blew blown, break broke broken, bring brought
@@ -348,22 +342,15 @@ _TRIPLES = """
     upheld upheld, wear wore worn, weave wove woven, win won won, wind wound wound, withdraw
     withdrew withdrawn, withhold withheld withheld, write wrote written
 """
-
-
-"""Base, past and participle of what has no ending of its own."""
-
+"""Base, past and participle of irregular verbs."""
 
 _IRREGULAR = {
     base: (past, participle)
     for base, past, participle in (triple.split() for triple in _TRIPLES.split(","))
 }
 
-
 VERBS = _REGULAR | frozenset(_IRREGULAR) | {"do"}
-
-
-"""Verbs that are known, without endings."""
-
+"""Base forms of the known verbs."""
 
 INTRANSITIVE = frozenset(
     str.split(
@@ -372,13 +359,9 @@ INTRANSITIVE = frozenset(
         survive travel wait walk"""
     )
 )
-
-
-"""Verbs of which nobody asks what they did."""
-
+"""Verbs without an object: questions never ask what they did."""
 
 _PASTS = {past: base for base, (past, _) in _IRREGULAR.items()}
-
 
 _PARTICIPLES = frozenset(participle for _, participle in _IRREGULAR.values()) | {
     "done",
@@ -386,37 +369,36 @@ _PARTICIPLES = frozenset(participle for _, participle in _IRREGULAR.values()) | 
     "born",
 }
 
-
 _NO_PARTICIPLES = frozenset(
     {"need", "embed", "red", "bed", "hundred", "indeed", "speed", "seed", "feed", "breed", "shed"}
 )
 
 
 def find_base_form(verb: str) -> str:
-    """Return a verb of the present without its ending, or nothing where it is no known verb."""
+    """Return the base form of a present-tense verb, or "" if it is unknown."""
     if verb in {"has", "have"}:
         return "have"
     stems = (verb, verb.removesuffix("s"), verb.removesuffix("es"), verb.removesuffix("ies") + "y")
     return next((stem for stem in stems if stem in VERBS), "")
 
 
-def find_base_of_past(word: str) -> str:
-    """Return the base of a known verb whose past a word is, or nothing."""
-    if word in _PASTS:
-        return _PASTS[word]
-    if not word.endswith("ed"):
+def find_base_of_past(token: str) -> str:
+    """Return the base form of the verb whose past a word is, or "" if it is unknown."""
+    if token in _PASTS:
+        return _PASTS[token]
+    if not token.endswith("ed"):
         return ""
-    short = word[:-2]
+    short = token[:-2]
     stems = [f"{short}e", short]
-    if word.endswith("ied"):
-        stems.append(f"{word[:-3]}y")
+    if token.endswith("ied"):
+        stems.append(f"{token[:-3]}y")
     if short[-1:] == short[-2:-1]:
         stems.append(short[:-1])
     return next((stem for stem in stems if stem in VERBS), "")
 
 
-def is_participle(word: str) -> bool:
-    """Return whether a word may be the form of a verb that passives take."""
-    return word in _PARTICIPLES or (
-        word.endswith("ed") and len(word) > 3 and word not in _NO_PARTICIPLES
+def is_participle(token: str) -> bool:
+    """Return whether a word may be a past participle."""
+    return token in _PARTICIPLES or (
+        token.endswith("ed") and len(token) > 3 and token not in _NO_PARTICIPLES
     )

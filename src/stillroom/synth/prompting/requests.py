@@ -1,17 +1,17 @@
 """Teacher requests: batches with accounting, prompt templates, JSON schemas and reply parsing.
 
-``RequestBatch`` is used by generators: what they ``yield`` is asked for, by ``attempt`` or by who
-``settle``s it; then they ``keep`` or ``fail`` each, and ``drafts`` follow. Texts from documents go
-into prompts through ``fence_text`` or ``to_one_line`` only, which make them data: hidden characters
-are gone and the fence cannot be closed from within.
+Generators use ``RequestBatch``: the requests they ``yield`` are sent by ``request``, or
+elsewhere and counted by ``count_usage``; then they call ``add_record`` or ``add_failure`` for each,
+and ``drafts`` returns the
+results. Document texts are inserted into prompts only through ``fence_text`` or ``to_one_line``,
+which make them data: hidden characters are removed and the fence cannot be closed from within.
 
-A field is ``{name}`` in lower-case letters; braces around anything else are text, as JSON in a
-prompt is. Fields are filled in one pass, so that what a document holds is never read as a field.
+A template field is ``{name}`` in lower-case letters; braces around anything else are text, such as
+JSON in a prompt. Fields are filled in one pass, so that document text is never interpreted as a
+field.
 
-Reading the JSON that it wrote is the floor's, ``evaluate.json_text``; it is named here too, since
-who asks by a schema reads by it.
-
-Takes any text and never raises; what cannot be read comes back empty.
+Reply parsing accepts any text and never raises; what cannot be parsed is returned empty. JSON is
+parsed by ``stillroom.evaluate``.
 """
 
 from __future__ import annotations
@@ -65,22 +65,11 @@ __all__ = [
 
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
-
-
 _MAX_TOPIC = 100
-
-
 INVALID_JSON = "not the JSON asked"
-
-
 REFUSED = "refused by the teacher's server"
-
-
 NO_ANSWER = "no answer from the teacher's server"
-
-
-"""Not the ask's own fault: such a unit is not kept on the shelf, so that a later run asks again."""
-
+"""Not the request's own fault: such a unit is not cached, so that a later run repeats it."""
 
 _REQUEST_ERRORS = {
     "backend.context": "longer than the teacher's context",
@@ -92,16 +81,14 @@ _REQUEST_ERRORS = {
     "backend.broken": NO_ANSWER,
     "backend.unavailable": NO_ANSWER,
 }
-
-
-"""Errors that are one ask's own, by code; any other is the teacher's and ends the job."""
+"""Errors of a single request, by code; any other is the teacher's and ends the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One prompt of one seed; ``seed`` is its place in the group.
+    """One prompt of one seed; ``seed`` is its index in the batch.
 
-    ``model`` is who is asked, where that is not the teacher.
+    ``model`` is the model to use instead of the teacher.
     """
 
     seed: int
@@ -121,85 +108,90 @@ class _RequestTotals:
 
 
 class RequestBatch:
-    """The asks of a group of seeds to one teacher."""
+    """The requests of a batch of seeds to one teacher."""
 
     def __init__(self, seeds: Sequence[WorkItem], model: TextModel) -> None:
-        """Open an account for every seed."""
+        """Create the totals of every seed."""
         self.seeds = seeds
         self._model = model
-        self._accounts = [_RequestTotals() for _ in seeds]
+        self._totals = [_RequestTotals() for _ in seeds]
 
     def completions(
-        self, asks: Sequence[ModelRequest], given: Sequence[Completion | GenerationFailure]
+        self, requests: Sequence[ModelRequest], answers: Sequence[Completion | GenerationFailure]
     ) -> list[Completion | None]:
-        """Return what asks gave, in order: None for a failure, which is one of its seed."""
-        for ask, found in zip(asks, given, strict=True):
-            if isinstance(found, GenerationFailure):
-                self.fail(ask.seed, found.reason, found.text)
-        return [None if isinstance(found, GenerationFailure) else found for found in given]
+        """Return the completions of requests in order; None for a failure, which is recorded."""
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, GenerationFailure):
+                self.add_failure(request.seed, answer.reason, answer.text)
+        return [None if isinstance(answer, GenerationFailure) else answer for answer in answers]
 
-    def attempt(self, asks: Sequence[ModelRequest]) -> list[Completion | GenerationFailure]:
-        """Return the completion of every ask, or why the teacher could not take it.
+    def request(self, requests: Sequence[ModelRequest]) -> list[Completion | GenerationFailure]:
+        """Return the completion of every request, or its failure.
 
         Raises:
             BackendError: If the teacher fails as a whole.
         """
-        placed: dict[int, Completion | GenerationFailure] = {}
-        for model in {id(ask.model): ask.model for ask in asks}.values():
-            mine = [at for at, ask in enumerate(asks) if ask.model is model]
-            found = self.complete([asks[at] for at in mine], model or self._model)
-            placed |= zip(mine, found, strict=True)
-        given = [placed[at] for at in range(len(asks))]
-        self.settle(asks, given)
-        return given
+        by_index: dict[int, Completion | GenerationFailure] = {}
+        for model in {id(request.model): request.model for request in requests}.values():
+            indices = [index for index, request in enumerate(requests) if request.model is model]
+            completions = self.complete(
+                [requests[index] for index in indices], model or self._model
+            )
+            by_index |= zip(indices, completions, strict=True)
+        answers = [by_index[index] for index in range(len(requests))]
+        self.count_usage(requests, answers)
+        return answers
 
-    def settle(
-        self, asks: Sequence[ModelRequest], given: Sequence[Completion | GenerationFailure]
+    def count_usage(
+        self, requests: Sequence[ModelRequest], answers: Sequence[Completion | GenerationFailure]
     ) -> None:
-        """Count what asks have cost, where they were asked elsewhere."""
-        for ask, one in zip(asks, given, strict=True):
-            account = self._accounts[ask.seed]
-            account.asked += 1
-            if isinstance(one, Completion):
-                account.prompt_tokens += one.prompt_tokens
-                account.completion_tokens += one.completion_tokens
+        """Count the cost of requests that were sent elsewhere."""
+        for request, answer in zip(requests, answers, strict=True):
+            totals = self._totals[request.seed]
+            totals.asked += 1
+            if isinstance(answer, Completion):
+                totals.prompt_tokens += answer.prompt_tokens
+                totals.completion_tokens += answer.completion_tokens
 
     def complete(
-        self, asks: Sequence[ModelRequest], model: TextModel
+        self, requests: Sequence[ModelRequest], model: TextModel
     ) -> list[Completion | GenerationFailure]:
-        """Return what a model gives for asks, which is not counted.
+        """Return a model's answers to requests, without counting them.
 
         Raises:
             BackendError: If the model fails as a whole.
         """
-        prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
+        prompts, samplings = (
+            [request.prompt for request in requests],
+            [request.sampling for request in requests],
+        )
         done: dict[int, Completion] = {}
         try:
             return list(model.generate(prompts, samplings, on_done=done.__setitem__))
         except BackendError as error:
             failure = to_failure(error)
-            if len(asks) > 1:  # what came back is not asked again
+            if len(requests) > 1:  # completed requests are not repeated
                 return [
-                    done[at] if at in done else self.complete([ask], model)[0]
-                    for at, ask in enumerate(asks)
+                    done[index] if index in done else self.complete([request], model)[0]
+                    for index, request in enumerate(requests)
                 ]
             return [failure]
 
-    def keep(self, seed: int, record: Record) -> None:
+    def add_record(self, seed: int, record: Record) -> None:
         """Add a record to a seed's draft."""
-        self._accounts[seed].records.append(record)
+        self._totals[seed].records.append(record)
 
-    def fail(self, seed: int, reason: str, text: str = "") -> None:
-        """Say that something asked for a seed gave no record."""
-        self._accounts[seed].failures.append(GenerationFailure(reason, text))
+    def add_failure(self, seed: int, reason: str, text: str = "") -> None:
+        """Add a failure to a seed's draft."""
+        self._totals[seed].failures.append(GenerationFailure(reason, text))
 
     def count(self, seed: int, name: str, number: int = 1) -> None:
-        """Add to one of a seed's tallies."""
-        self._accounts[seed].counts[name] += number
+        """Add to a counter of a seed."""
+        self._totals[seed].counts[name] += number
 
     def drafts(self) -> Iterator[GenerationResult]:
         """Yield the draft of every seed, in order."""
-        for seed, account in zip(self.seeds, self._accounts, strict=True):
+        for seed, account in zip(self.seeds, self._totals, strict=True):
             yield GenerationResult(
                 seed.key,
                 tuple(account.records),
@@ -212,10 +204,10 @@ class RequestBatch:
 
 
 def to_failure(error: BackendError) -> GenerationFailure:
-    """Return the failure of one ask that an error is.
+    """Convert an error to the failure of one request.
 
     Raises:
-        BackendError: The error itself, where it is the teacher's and not the ask's.
+        BackendError: The error itself, if it is the teacher's and not the request's.
     """
     if error.code not in _REQUEST_ERRORS:
         raise error
@@ -223,7 +215,7 @@ def to_failure(error: BackendError) -> GenerationFailure:
 
 
 def fence_text(text: str) -> str:
-    """Return a document's text between marks that it cannot close, without hidden characters."""
+    """Enclose a document's text in a fence that it cannot close, without hidden characters."""
     inert = _break_control_tokens(text).replace("</text", "< /text").replace("<text", "< text")
     return f"<text>\n{inert}\n</text>"
 
@@ -234,7 +226,7 @@ def to_one_line(text: str) -> str:
 
 
 def get_topic(seed: WorkItem) -> str:
-    """Return what a passage is about, by its headings and title; empty where it has none."""
+    """Return the topic of a passage from its headings and title; empty if it has none."""
     passage = seed.passage
     names = [to_one_line(name).strip("\"'*`# ") for name in (*passage.headings[-1:], passage.title)]
     distinct = [name for name in dict.fromkeys(names) if name]
@@ -244,12 +236,12 @@ def get_topic(seed: WorkItem) -> str:
 
 
 def is_truncated(completion: Completion) -> bool:
-    """Return whether the teacher ran out of tokens: such text is never kept."""
+    """Return whether the completion reached the token limit: such text is never kept."""
     return completion.finish_reason != "stop"
 
 
 def _break_control_tokens(text: str) -> str:
-    """Break what looks like a chat template's control token, whichever model will read it."""
+    """Break the control tokens of any chat template, for whichever model reads the text."""
     return _CONTROL_TOKEN.sub(
         lambda match: f"{match.group()[0]} {match.group()[1:]}", strip_invisible(text)
     )
@@ -260,22 +252,22 @@ _FIELD = re.compile(r"\{([a-z][a-z_]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """A prompt's words, with fields to fill."""
+    """A prompt template with named fields."""
 
     text: str
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of the fields, each once, in order."""
+        """Names of the fields, each once, in order."""
         return tuple(dict.fromkeys(_FIELD.findall(self.text)))
 
     @property
     def digest(self) -> str:
-        """The sha256 of the words."""
+        """The sha256 of the text."""
         return digest_text(self.text)
 
     def fill(self, /, **values: str) -> str:
-        """Return the words with every field filled.
+        """Return the text with every field filled.
 
         Raises:
             KeyError: If a field has no value.
@@ -283,35 +275,37 @@ class PromptTemplate:
         return _FIELD.sub(lambda match: values[match[1]], self.text)
 
 
-def check_prompts(own: Mapping[str, str], known: Mapping[str, PromptTemplate]) -> None:
-    """Refuse prompts of a recipe that the generator does not ask by, or cannot fill.
+def check_prompts(overrides: Mapping[str, str], known: Mapping[str, PromptTemplate]) -> None:
+    """Validate the prompt overrides of a recipe against the generator's templates.
 
     Raises:
-        ValueError: With every prompt that is unknown, and every field that is unknown or missing.
+        ValueError: With every unknown prompt, and every unknown or missing field.
     """
-    wrong = [problem for name, text in own.items() for problem in _find_problems(name, text, known)]
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    problems = [
+        problem for name, text in overrides.items() for problem in _find_problems(name, text, known)
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _find_problems(name: str, text: str, known: Mapping[str, PromptTemplate]) -> Iterable[str]:
     if name not in known:
-        near = suggest(name, list(known))
-        yield f"there is no prompt {name!r} (there are: {', '.join(known)}){near and f'; {near}'}"
+        suggestion = suggest(name, list(known))
+        yield (
+            f"unknown prompt {name!r} (known: {', '.join(known)}){suggestion and f'; {suggestion}'}"
+        )
         return
-    given, wanted = PromptTemplate(text).fields, known[name].fields
-    for unknown in given:
-        if unknown not in wanted:
-            yield f"prompt {name!r} has a field {{{unknown}}} that nothing fills"
-    for missing in wanted:
-        if missing not in given:
-            yield f"prompt {name!r} misses the field {{{missing}}}"
+    fields, expected = PromptTemplate(text).fields, known[name].fields
+    for unknown in fields:
+        if unknown not in expected:
+            yield f"prompt {name!r} has an unknown field {{{unknown}}}"
+    for missing in expected:
+        if missing not in fields:
+            yield f"prompt {name!r} lacks the field {{{missing}}}"
 
 
 _PROSE = 120
-
-
-"""Characters that a text may have from which it is prose, and no label, title or name."""
+"""Maximum length from which a text is prose, not a label, title or name."""
 
 
 def make_string_schema(longest: int, shortest: int = 1) -> dict[str, Any]:
@@ -340,10 +334,10 @@ def make_object_schema(**parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_truncated(value: Any, schema: Mapping[str, Any], name: str = "") -> str:
-    """Return the name of a text that fills all the room it has, or nothing; labels do not count.
+    """Return the name of a text that fills its maximum length, or ""; labels do not count.
 
-    A grammar closes a string at its bound, wherever its sentence stands. Texts within lists and
-    objects count under the name of the key that holds them.
+    A grammar closes a string at its bound, in the middle of a sentence. Texts within lists and
+    objects are reported under the key that holds them.
     """
     if isinstance(value, str):
         room = schema.get("maxLength", 0)
@@ -354,16 +348,17 @@ def find_truncated(value: Any, schema: Mapping[str, Any], name: str = "") -> str
         parts = [(str(key), inner, known.get(key)) for key, inner in value.items()]
     elif isinstance(value, list):
         parts = [(name, inner, schema.get("items")) for inner in value]
-    found = (
+    truncated = (
         find_truncated(inner, part, key) for key, inner, part in parts if isinstance(part, Mapping)
     )
-    return next((cut for cut in found if cut), "")
+    return next((cut for cut in truncated if cut), "")
 
 
 def get_max_length(schema: Mapping[str, Any]) -> int | None:
-    """Return how many characters a value of the schema has at most; None if there is no bound.
+    """Return the maximum characters of a value of the schema; None if unbounded.
 
-    It is a bound of what models write: numbers without a million digits, one space after marks.
+    The bound is for typical model output: no numbers of a million digits, one space after
+    punctuation.
     """
     if "enum" in schema or "const" in schema:
         values = schema.get("enum") or [schema.get("const")]
@@ -375,8 +370,8 @@ def get_max_length(schema: Mapping[str, Any]) -> int | None:
     if kind in {"integer", "number", "boolean", "null"}:
         return 24
     if kind == "array":
-        each, count = get_max_length(schema.get("items") or {}), schema.get("maxItems")
-        return None if each is None or count is None else 2 + int(count) * (each + 2)
+        item_length, count = get_max_length(schema.get("items") or {}), schema.get("maxItems")
+        return None if item_length is None or count is None else 2 + int(count) * (item_length + 2)
     if kind == "object" and schema.get("additionalProperties") is False:
         parts = {
             key: get_max_length(part) for key, part in (schema.get("properties") or {}).items()
@@ -388,32 +383,30 @@ def get_max_length(schema: Mapping[str, Any]) -> int | None:
 
 
 _LABELS = re.compile(r"^\s*(?:(?:question|answer)\s*[:.]|[qa]\s*:)\s*", re.IGNORECASE)
-
-
 _QUOTES = {('"', '"'), ("“", "”"), ("'", "'"), ("`", "`")}
 
 
 def clean_question(text: str) -> str:
-    """Return the first line without labels and wrapping, cut after its first question mark."""
+    """Return the first line without labels and quotes, cut after its first question mark."""
     line = next((part for part in text.strip().splitlines() if part.strip()), "")
     line = _LABELS.sub("", line)
     for mark in "?？؟":
-        head, found, _ = line.partition(mark)
-        line = head + found
+        head, separator, _ = line.partition(mark)
+        line = head + separator
     line = collapse_whitespace(line)
     if line[:1] in "\"“'`" and line.count(line[:1]) == 1:
-        line = line[1:]  # its other half stood behind the question mark
+        line = line[1:]  # its other half was after the question mark
     return line[1:-1].strip() if _is_quoted(line) else line.strip("*_` ")
 
 
 def clean_answer(text: str) -> str:
-    """Return an answer on one line, without labels and wrapping."""
+    """Return an answer on one line, without labels and quotes."""
     line = _LABELS.sub("", collapse_whitespace(text))
     return line[1:-1].strip() if _is_quoted(line) else line
 
 
 def parse_qa_pair(text: str) -> tuple[str, str] | None:
-    """Return question and answer from the teacher's JSON; nothing if it is not that."""
+    """Parse question and answer from the teacher's JSON; None if it is invalid."""
     start, end = text.find("{"), text.rfind("}")
     try:
         data = json.loads(text[start : end + 1]) if 0 <= start < end else None
@@ -429,13 +422,13 @@ def parse_qa_pair(text: str) -> tuple[str, str] | None:
 
 
 def strip_quotes(text: str) -> str:
-    """Return a text without one pair of quotes around all of it; what it quotes itself stays."""
+    """Remove one pair of quotes around a whole text; inner quotes are kept."""
     bare = text.strip()
     return bare[1:-1].strip() if _is_quoted(bare) else bare
 
 
 def _is_quoted(line: str) -> bool:
-    """Return whether one pair of quotes stands around all of a line, and no other of the kind."""
+    """Return whether one pair of quotes encloses a line, without another of its kind inside."""
     if len(line) < 3 or (line[0], line[-1]) not in _QUOTES:
         return False
     return not {line[0], line[-1]} & set(line[1:-1])

@@ -1,3 +1,3 @@
 """Selectors: one method per file."""
 
-SEAM = "which records of a pool are chosen, and why the others are not"
+SEAM = "select records from a pool"

@@ -1,8 +1,8 @@
 """Cluster balance: an equal number of records per embedding cluster.
 
 Source: Vo et al. 2024, arXiv:2405.15613 (balanced sampling of clusters). Differs: one level of
-clusters; what small clusters leave of their share goes to the others in turn. Within a cluster the
-order is by score, or from the center outwards.
+clusters; the unused share of small clusters goes to the others in turn. Within a cluster records
+are ordered by score, or by distance from the center.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ __all__ = ["ClusterBalance"]
 
 
 class ClusterBalance(Selector):
-    """Chooses from all clusters in turn until the budget is spent."""
+    """Select from all clusters in turn until the budget is spent."""
 
     paper: ClassVar[str] = "arXiv:2405.15613"
 
-    budget: int = Field(1000, ge=1, description="how many records are kept")
+    budget: int = Field(1000, ge=1, description="number of records to keep")
     clusters: int | None = Field(
-        None, ge=1, description="how many clusters; by default the root of the number of records"
+        None,
+        ge=1,
+        description="number of clusters; by default the square root of the number of records",
     )
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
     score: str = Field(
-        "", description="filter whose score orders a cluster; by default nearness to its center"
+        "",
+        description="filter whose score orders a cluster; by default the similarity to its center",
     )
 
     @override
@@ -45,20 +49,23 @@ class ClusterBalance(Selector):
         ranks = rank_records(pool, self.score)
         by_rank = np.argsort(ranks)
         count = self.clusters or max(isqrt(len(rows)), 1)
-        held, centers = assign_clusters(rows[by_rank], count, seed=pool.context.seed)
+        assignment, centers = assign_clusters(rows[by_rank], count, seed=pool.context.seed)
         queues = []
         for cluster in range(len(centers)):
-            mine = [int(at) for at in by_rank[held == cluster]]
+            members = [int(index) for index in by_rank[assignment == cluster]]
             if not self.score:
-                near = rows[mine] @ centers[cluster]
-                order = sorted(range(len(mine)), key=lambda at: (-round(float(near[at]), 6), at))
-                mine = [mine[at] for at in order]
-            queues.append(mine)
+                similarity = rows[members] @ centers[cluster]
+                order = sorted(
+                    range(len(members)),
+                    key=lambda index: (-round(float(similarity[index]), 6), index),
+                )
+                members = [members[index] for index in order]
+            queues.append(members)
         queues.sort(key=lambda queue: ranks[queue[0]] if queue else len(ranks))
-        kept: list[int] = []
-        while len(kept) < self.budget:
+        selected: list[int] = []
+        while len(selected) < self.budget:
             for queue in queues:
-                if queue and len(kept) < self.budget:
-                    kept.append(queue.pop(0))
-        sizes = {at: float(len(queue)) for queue in queues for at in queue}
-        return make_selection(pool, kept, "its cluster has had its share", sizes)
+                if queue and len(selected) < self.budget:
+                    selected.append(queue.pop(0))
+        sizes = {index: float(len(queue)) for queue in queues for index in queue}
+        return make_selection(pool, selected, "its cluster has had its share", sizes)

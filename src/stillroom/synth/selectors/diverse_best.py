@@ -1,7 +1,7 @@
 """Diverse best: the highest scores, without records similar to one already selected.
 
 Source: Liu et al. 2023, arXiv:2312.15685 (DEITA's score-first, diversity-aware selection): records
-by complexity times quality, each kept if its cosine to all chosen ones is at most ``threshold``.
+by complexity times quality, each kept if its cosine to all selected ones is at most ``threshold``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ __all__ = ["DiverseBest"]
 
 
 class DiverseBest(Selector):
-    """Chooses by score, and passes over what resembles a better record."""
+    """Select by score, skipping records similar to a better one."""
 
     paper: ClassVar[str] = "arXiv:2312.15685"
 
-    budget: int = Field(1000, ge=1, description="how many records are kept")
+    budget: int = Field(1000, ge=1, description="number of records to keep")
     score: str = Field("deita", description="filter whose score ranks the records")
-    threshold: float = Field(0.9, gt=-1, le=1, description="highest cosine to a chosen record")
+    threshold: float = Field(0.9, gt=-1, le=1, description="maximum cosine to a selected record")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
 
     @override
@@ -37,22 +38,22 @@ class DiverseBest(Selector):
         rows = pool.vectors(self.embedder)
         ranks = rank_records(pool, self.score)
         order = sorted(range(len(ranks)), key=ranks.__getitem__)
-        kept: list[int] = []
+        selected: list[int] = []
         dropped: dict[int, FilterResult] = {}
-        for at, other, near in cover_greedily(rows, order, self.threshold):
-            if len(kept) == self.budget:
+        for index, nearest, similarity in cover_greedily(rows, order, self.threshold):
+            if len(selected) == self.budget:
                 break
-            if other < 0:
-                kept.append(at)
+            if nearest < 0:
+                selected.append(index)
             else:
-                like = format_record(pool, other)
-                dropped[at] = FilterResult(
-                    False, "resembles a better one", near, self.threshold, against=like
+                like = format_record(pool, nearest)
+                dropped[index] = FilterResult(
+                    False, "resembles a better one", similarity, self.threshold, against=like
                 )
-        chosen = set(kept)
-        for at in range(len(ranks)):
-            if at not in dropped and at not in chosen:
-                dropped[at] = FilterResult(
-                    False, BEYOND_BUDGET, pool.scores[at].get(self.score, 0.0)
+        selected_set = set(selected)
+        for index in range(len(ranks)):
+            if index not in dropped and index not in selected_set:
+                dropped[index] = FilterResult(
+                    False, BEYOND_BUDGET, pool.scores[index].get(self.score, 0.0)
                 )
-        return Selection(tuple(kept), dropped)
+        return Selection(tuple(selected), dropped)

@@ -19,15 +19,16 @@ __all__ = ["FacilityLocation"]
 
 
 class FacilityLocation(Selector):
-    """Chooses records so that every record has one like it among them."""
+    """Select records such that every record has a similar one among them."""
 
     paper: ClassVar[str] = "Wei et al. 2015"
 
-    budget: int = Field(1000, ge=1, description="how many records are kept")
+    budget: int = Field(1000, ge=1, description="number of records to keep")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
-    score: str = Field("", description="filter whose score decides between equal records")
+    score: str = Field("", description="filter whose score breaks ties")
 
     @override
     def select(self, pool: CandidateSet) -> Selection:
@@ -35,7 +36,7 @@ class FacilityLocation(Selector):
             return Selection(tuple(range(len(pool.records))), {})
         rows = pool.vectors(self.embedder)
         ranks = rank_records(pool, self.score)
-        kept = [at for at, _ in choose_facilities(rows, self.budget, tie=ranks)]
-        nearest = (rows @ rows[kept].T).max(1)
-        scores = {at: float(near) for at, near in enumerate(nearest)}
-        return make_selection(pool, kept, BEYOND_BUDGET, scores)
+        selected = [index for index, _ in choose_facilities(rows, self.budget, tie=ranks)]
+        nearest = (rows @ rows[selected].T).max(1)
+        scores = {index: float(similarity) for index, similarity in enumerate(nearest)}
+        return make_selection(pool, selected, BEYOND_BUDGET, scores)

@@ -1,7 +1,7 @@
 """K-center: greedy farthest-point subset that minimizes the largest distance to a record.
 
 Source: Sener and Savarese 2018, arXiv:1708.00489 (core-sets), by Gonzalez's farthest first: the
-radius is at most twice the best one. It reaches for outliers: filter noise out before.
+radius is at most twice the optimum. It favors outliers: filter out noise first.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ __all__ = ["KCenter"]
 
 
 class KCenter(Selector):
-    """Chooses records that cover the pool with the smallest radius."""
+    """Select records that cover the pool with the smallest radius."""
 
     paper: ClassVar[str] = "arXiv:1708.00489"
 
-    budget: int = Field(1000, ge=1, description="how many records are kept")
+    budget: int = Field(1000, ge=1, description="number of records to keep")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
-    score: str = Field("", description="filter whose score says which record comes first")
+    score: str = Field("", description="filter whose score determines the first record")
 
     @override
     def select(self, pool: CandidateSet) -> Selection:
@@ -37,7 +38,7 @@ class KCenter(Selector):
         rows = pool.vectors(self.embedder)
         ranks = rank_records(pool, self.score)
         first = int(np.argmin(ranks))
-        kept = [at for at, _ in choose_farthest(rows, self.budget, first, tie=ranks)]
-        nearest = (rows @ rows[kept].T).max(1)
-        scores = {at: float(near) for at, near in enumerate(nearest)}
-        return make_selection(pool, kept, BEYOND_BUDGET, scores)
+        selected = [index for index, _ in choose_farthest(rows, self.budget, first, tie=ranks)]
+        nearest = (rows @ rows[selected].T).max(1)
+        scores = {index: float(similarity) for index, similarity in enumerate(nearest)}
+        return make_selection(pool, selected, BEYOND_BUDGET, scores)

@@ -1,10 +1,10 @@
 """SemDeDup: one record per group of semantic duplicates.
 
 Source: Abbas et al. 2023, arXiv:2303.09540. Embeddings are clustered (spherical k-means, by default
-as many clusters as the root of their number) and compared exactly within each cluster; records
-above ``threshold`` are one. ``keep: farthest`` looks at those far from the cluster's center first,
-as the paper's hard examples. Differs: a record falls only to one that is kept, where the paper's
-code also lets it fall to one that itself fell.
+as many clusters as the square root of their number) and compared exactly within each cluster;
+records above ``threshold`` are duplicates. ``keep: farthest`` prefers those far from the cluster's
+center, as the paper's hard examples. Differs: a record is dropped only as a duplicate of a kept
+one, where the paper's code also compares with dropped ones.
 """
 
 from __future__ import annotations
@@ -24,21 +24,26 @@ __all__ = ["Semdedup"]
 
 
 class Semdedup(Selector):
-    """Keeps one of each group of records whose embeddings are near each other."""
+    """Keep one record of each group of semantic duplicates."""
 
     paper: ClassVar[str] = "arXiv:2303.09540"
 
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        description="embedder that measures similarity",
     )
-    threshold: float = Field(0.9, gt=-1, lt=1, description="cosine above which two records are one")
+    threshold: float = Field(
+        0.9, gt=-1, lt=1, description="cosine above which two records are duplicates"
+    )
     clusters: int | None = Field(
-        None, ge=1, description="how many clusters; by default the root of the number of records"
+        None,
+        ge=1,
+        description="number of clusters; by default the square root of the number of records",
     )
     keep: Literal["farthest", "closest", "score"] = Field(
-        "farthest", description="which is kept: by distance from the center, or by a score"
+        "farthest", description="which record to keep: by distance from the center, or by a score"
     )
-    score: str = Field("", description="filter whose score says which is kept, with keep: score")
+    score: str = Field("", description="filter whose score decides, with keep: score")
 
     @override
     def select(self, pool: CandidateSet) -> Selection:
@@ -46,29 +51,30 @@ class Semdedup(Selector):
             return Selection((), {})
         rows = pool.vectors(self.embedder)
         ranks = rank_records(pool, self.score if self.keep == "score" else "")
-        by_rank = np.argsort(ranks)  # so that clusters do not depend on the pool's order
+        by_rank = np.argsort(ranks)  # clusters must not depend on the pool's order
         count = self.clusters or max(isqrt(len(rows)), 1)
-        held, centers = assign_clusters(rows[by_rank], count, seed=pool.context.seed)
-        kept: list[int] = []
+        assignment, centers = assign_clusters(rows[by_rank], count, seed=pool.context.seed)
+        selected: list[int] = []
         dropped: dict[int, FilterResult] = {}
         for cluster in range(len(centers)):
-            mine = by_rank[held == cluster]
-            likeness = rows[mine] @ centers[cluster]
+            members = by_rank[assignment == cluster]
+            likeness = rows[members] @ centers[cluster]
             order = sorted(
-                range(len(mine)), key=lambda at: self._key(likeness[at], ranks[mine[at]])
+                range(len(members)),
+                key=lambda index: self._key(likeness[index], ranks[members[index]]),
             )
-            for at, other, near in cover_greedily(rows[mine], order, self.threshold):
-                if other < 0:
-                    kept.append(int(mine[at]))
+            for index, nearest, similarity in cover_greedily(rows[members], order, self.threshold):
+                if nearest < 0:
+                    selected.append(int(members[index]))
                 else:
-                    dropped[int(mine[at])] = FilterResult(
+                    dropped[int(members[index])] = FilterResult(
                         False,
                         "means the same as one kept",
-                        near,
+                        similarity,
                         self.threshold,
-                        against=format_record(pool, int(mine[other])),
+                        against=format_record(pool, int(members[nearest])),
                     )
-        return Selection(tuple(sorted(kept)), dropped)
+        return Selection(tuple(sorted(selected)), dropped)
 
     def _key(self, likeness: float, rank: int) -> tuple[float, int]:
         if self.keep == "score":

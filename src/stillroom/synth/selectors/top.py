@@ -1,7 +1,7 @@
 """Top: the records with the highest score of a filter, by share or number.
 
-Source: Li et al. 2024, arXiv:2402.00530 (Superfiltering keeps the highest IFD below 1: put the
-filter ``ifd`` before it). Of equal scores the lowest id comes first.
+Source: Li et al. 2024, arXiv:2402.00530 (Superfiltering keeps the highest IFD below 1: apply the
+filter ``ifd`` first). Ties go to the lowest id.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ __all__ = ["Top"]
 
 
 class Top(Selector):
-    """Chooses the records of the highest scores."""
+    """Select the records with the highest scores."""
 
     paper: ClassVar[str] = "arXiv:2402.00530"
 
     score: str = Field("ifd", description="filter whose score ranks the records")
-    share: float = Field(0.1, gt=0, le=1, description="share of the records that is kept")
-    budget: int | None = Field(None, ge=1, description="how many are kept, in place of the share")
+    share: float = Field(0.1, gt=0, le=1, description="share of the records to keep")
+    budget: int | None = Field(
+        None, ge=1, description="number of records to keep, instead of the share"
+    )
 
     @override
     def select(self, pool: CandidateSet) -> Selection:
         ranks = rank_records(pool, self.score)
         count = self.budget if self.budget is not None else ceil(self.share * len(ranks))
         order = sorted(range(len(ranks)), key=ranks.__getitem__)
-        scores = {at: one.get(self.score, 0.0) for at, one in enumerate(pool.scores)}
+        scores = {
+            index: record_scores.get(self.score, 0.0)
+            for index, record_scores in enumerate(pool.scores)
+        }
         return make_selection(pool, order[:count], BEYOND_BUDGET, scores)

@@ -166,10 +166,10 @@ def test_what_cannot_be_compared_is_refused(world, tmp_path):
 
 def test_one_group_may_be_chosen(world):
     pools = read_record_pools((world / "run",), "filter")
-    families, _ = make_ablation_groups(pools, least=20, most=100, chosen=("all filters",))
+    families, _ = make_ablation_groups(pools, least=20, most=100, names=("all filters",))
     assert [[arm.name for arm in family.arms] for family in families] == [["unfiltered"]]
     with pytest.raises(DataError) as caught:
-        make_ablation_groups(pools, least=20, most=100, chosen=("none such",))
+        make_ablation_groups(pools, least=20, most=100, names=("none such",))
     assert caught.value.problems[0].code == "synth.no-group"
 
 

@@ -13,7 +13,7 @@ HELD_OUT = make_record(
 
 
 def judge(record):
-    return Decontaminate().begin(FilterContext(held_out=[HELD_OUT])).judge(record)
+    return Decontaminate().start(FilterContext(held_out=[HELD_OUT])).judge(record)
 
 
 def passage(text):
@@ -35,14 +35,14 @@ def test_shared_words_alone_are_no_contamination():
 
 
 def test_held_out_side_is_not_compared_with_itself():
-    assert Decontaminate().begin(FilterContext()).judge(HELD_OUT).keep
+    assert Decontaminate().start(FilterContext()).judge(HELD_OUT).keep
 
 
 def test_named_test_items_are_found_on_both_sides_and_in_rejected_answers(tmp_path):
     path = tmp_path / "bench.jsonl"
     item = "Which gland of a worker bee produces the wax of the comb in summer?"
     path.write_text(json.dumps({"question": item, "answer": "That below the abdomen."}) + "\n")
-    chosen = Decontaminate(against=(str(path),)).begin(FilterContext())
+    chosen = Decontaminate(against=(str(path),)).start(FilterContext())
     verdict = chosen.judge(make_record(item, "Something else."))
     assert verdict.reason == "holds a named test item"
     assert verdict.against == f"bench.jsonl:1 {item}"

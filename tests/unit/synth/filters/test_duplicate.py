@@ -11,13 +11,13 @@ LONG = (
 
 
 def fold(records, **settings):
-    judge = Duplicate(**settings).begin(FilterContext())
+    judge = Duplicate(**settings).start(FilterContext())
     verdicts = []
     for record in records:
         verdict = judge.judge(record)
         verdicts.append(verdict.reason)
         if verdict.keep:
-            judge.admit(record)
+            judge.on_accept(record)
     return verdicts
 
 
@@ -49,7 +49,7 @@ def test_near_repeat_is_found_and_scored():
 
 
 def test_what_was_not_admitted_drops_nothing():
-    judge = Duplicate().begin(FilterContext())
+    judge = Duplicate().start(FilterContext())
     record = make_record()
     assert judge.judge(record).keep
     assert judge.judge(record).keep

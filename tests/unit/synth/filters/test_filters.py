@@ -41,7 +41,7 @@ def make_record(question=QUESTION, answer=QUOTE, quote=QUOTE, place=0, **fields)
 
 
 def reason(name, record, context=CONTEXT, **settings):
-    verdict = FILTERS.build({"name": name, **settings}).begin(context).judge(record)
+    verdict = FILTERS.build({"name": name, **settings}).start(context).judge(record)
     return "" if verdict.keep else verdict.reason
 
 
@@ -62,7 +62,7 @@ def test_good_record_passes(name):
     ],
 )
 def test_any_record_gets_a_verdict(name, record):
-    for judge in (FILTERS.build(name), FILTERS.build(name).begin(CONTEXT)):
+    for judge in (FILTERS.build(name), FILTERS.build(name).start(CONTEXT)):
         verdict = judge.judge(record)
         assert verdict.keep or verdict.reason
 

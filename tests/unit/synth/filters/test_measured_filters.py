@@ -47,11 +47,11 @@ def lend(**models):
         kind, _, reference = name.partition("__")
         lent[kind, reference or "m"] = model
     context = {passage.id: passage for passage in PASSAGES}
-    return FilterContext(context, models=ModelPool(lent=lent))
+    return FilterContext(context, models=ModelPool(models=lent))
 
 
 def judge(name, record, context, **settings):
-    return FILTERS.build({"name": name, **settings}).begin(context).judge(record)
+    return FILTERS.build({"name": name, **settings}).start(context).judge(record)
 
 
 def test_perplexity_counts_over_all_and_by_window():
@@ -176,15 +176,17 @@ def test_deita_says_who_scored():
     settings = {"complexity_scorer": "c", "quality_scorer": "q"}
     verdict = judge("deita", make_record(), context, **settings)
     assert verdict.keep
-    assert verdict.told["complexity_by"] == "scorer, logprob"
-    assert 4.5 < verdict.told["complexity"] < 5
-    assert verdict.score == pytest.approx(verdict.told["complexity"] * verdict.told["quality"])
+    assert verdict.details["complexity_by"] == "scorer, logprob"
+    assert 4.5 < verdict.details["complexity"] < 5
+    assert verdict.score == pytest.approx(
+        verdict.details["complexity"] * verdict.details["quality"]
+    )
     verdict = judge("deita", make_record(), context, **settings, min_quality=3)
     assert verdict.reason == "quality too low"
     judged = lend(text__m=prefer("3"))
     verdict = judge("deita", make_record(), judged, judge_model="m")
-    assert verdict.told["quality_by"] == "judge, logprob"
-    with pytest.raises(RecipeError, match="nothing to score with"):
+    assert verdict.details["quality_by"] == "judge, logprob"
+    with pytest.raises(RecipeError, match="deita has no scorer"):
         judge("deita", make_record(), context, complexity_scorer="c")
 
 
@@ -201,7 +203,7 @@ def test_deita_adds_up_the_exchanges_of_a_talk():
     context = lend(text__c=Scorer(nats), text__q=Scorer(nats))
     verdict = judge("deita", record, context, complexity_scorer="c", quality_scorer="q")
     assert verdict.score == pytest.approx(2 * 2 + 4 * 4)
-    assert verdict.told["complexity"] == pytest.approx(3)
+    assert verdict.details["complexity"] == pytest.approx(3)
     settings = {"complexity_scorer": "c", "quality_scorer": "q", "min_quality": 3.5}
     assert judge("deita", record, context, **settings).reason == "quality too low"
 
@@ -268,7 +270,7 @@ def test_a_judges_score_is_expected_under_its_chances():
     assert verdict.score == pytest.approx(sum(mark * p for mark, p in chances.items()))
     poor = judge("judge", make_record(), lend(text__m=prefer("1")), judges=["m"])
     assert (poor.reason, poor.limit) == ("judged poor", 3.0)
-    assert poor.told["judges"][0]["way"] == "logprob"
+    assert poor.details["judges"][0]["way"] == "logprob"
 
 
 def test_a_judge_without_chances_draws_and_says_so():
@@ -276,7 +278,7 @@ def test_a_judge_without_chances_draws_and_says_so():
     model.score = _refuse
     verdict = judge("judge", make_record(), lend(text__m=model), judges=["m"])
     assert verdict.score == 4.0
-    assert verdict.told["judges"][0]["way"] == "drawn"
+    assert verdict.details["judges"][0]["way"] == "drawn"
 
 
 def pair(chosen="A long answer.", rejected="A short one."):
@@ -290,7 +292,7 @@ def test_pairs_win_only_in_both_orders():
     assert judge("judge", pair(), lend(text__m=fair), judges=["m"]).keep
     verdict = judge("judge", pair(), lend(text__m=biased), judges=["m"])
     assert verdict.reason == "the chosen answer is not better"
-    assert verdict.told["judges"][0]["flipped"]
+    assert verdict.details["judges"][0]["flipped"]
     swapped = pair("A short one.", "A long answer.")
     assert not judge("judge", swapped, lend(text__m=fair), judges=["m"]).keep
 
@@ -376,7 +378,7 @@ def test_every_sentence_must_follow():
     assert judge("entailment", make_record(), context, **settings).keep
     verdict = judge("entailment", make_record(answer=f"{QUOTE} Bees can fly."), context, **settings)
     assert verdict.reason == "does not follow from the passage"
-    assert verdict.told["sentence"] == "Bees can fly."
+    assert verdict.details["sentence"] == "Bees can fly."
     bare = Record(make_record().messages)
     assert judge("entailment", bare, context, **settings).reason == UNMEASURED
 
@@ -396,7 +398,7 @@ def test_round_trips_ask_with_and_without_the_passage():
     hard = make_record("What do bees make of wax?", place=3)
     verdict = judge("round_trip", hard, context, model="m")
     assert verdict.reason == "a model answers otherwise from the passage"
-    assert verdict.told["answer"] == "unknown"
+    assert verdict.details["answer"] == "unknown"
 
 
 class Classes:
@@ -447,7 +449,7 @@ def test_a_panel_measures_each_record_once_and_remembers(tmp_path):
     for record in records:
         forgetful.judge(record)
     assert model.asked == 4
-    assert not forgetful._ready
+    assert not forgetful._prefetched
 
 
 def test_what_was_masked_goes_on_masked():
@@ -455,7 +457,7 @@ def test_what_was_masked_goes_on_masked():
     panel = FilterChain(filters, FilterContext())
     name, verdict = panel.judge(make_record(answer="Write to anna.berg@posteo.de about wax."))
     assert (name, verdict.keep) == ("", True)
-    panel.admit(verdict.changed)
+    panel.on_accept(verdict.changed)
     other = make_record("Whom to ask?", answer="Write to Anna.Berg@posteo.de about wax.")
     assert panel.judge(other)[0] == "duplicate"
 
@@ -466,7 +468,7 @@ def test_a_model_that_fails_as_a_whole_ends_the_job_and_one_records_fault_does_n
 
     verdict = judge("ifd", make_record(), lend(text__m=Scorer(too_long)), model="m")
     assert verdict.reason == UNMEASURED
-    assert verdict.told["why"] == "too long"
+    assert verdict.details["why"] == "too long"
 
     def down(prompt, text):
         raise BackendError("gone", code="backend.down")
@@ -492,7 +494,7 @@ def test_a_server_that_does_not_answer_for_a_record_is_asked_again_by_the_next_r
     verdicts = [build().judge(record)[1] for record in records]
     assert [one.keep for one in verdicts] == [number != 3 for number in range(5)]
     assert verdicts[3].reason == UNMEASURED
-    assert verdicts[3].told["why"] == "HTTP 500: oops"
+    assert verdicts[3].details["why"] == "HTTP 500: oops"
     assert len(shelf) == 4
     ill = False
     assert build().judge(records[3])[1].keep
@@ -503,6 +505,6 @@ def test_a_server_that_answers_for_no_record_ends_the_job():
         raise BackendError("HTTP 503: maintenance", code="backend.unavailable")
 
     panel = FilterChain([FILTERS.build({"name": "ifd", "model": "m"})], lend(text__m=Scorer(nats)))
-    with pytest.raises(BackendError, match=r"10 records in a row .* maintenance") as caught:
+    with pytest.raises(BackendError, match=r"10 consecutive records .* maintenance") as caught:
         panel.prefetch([make_record(answer=f"It is number {number}.") for number in range(12)])
     assert caught.value.code == "backend.unavailable"

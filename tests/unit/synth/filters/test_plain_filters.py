@@ -30,7 +30,7 @@ def say(answer, asked="Give me one.", **fields):
 
 
 def judge(name, record, context=CONTEXT, **settings):
-    return FILTERS.build({"name": name, **settings}).begin(context).judge(record)
+    return FILTERS.build({"name": name, **settings}).start(context).judge(record)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def judge(name, record, context=CONTEXT, **settings):
 def test_answers_fit_their_schema_or_say_where_not(answer, expected, at):
     verdict = judge("schema", say(answer), fits=SHAPE)
     assert verdict.reason == expected
-    assert verdict.told.get("at") == (at or None)
+    assert verdict.details.get("at") == (at or None)
 
 
 def test_a_field_may_be_the_json_and_a_broken_schema_is_refused():
@@ -108,7 +108,7 @@ def test_prose_passes_gophers_rules_and_loops_do_not():
     lines = "\n".join(["The bee is small and brown."] * 9 + PROSE.split(". "))
     verdict = judge("repetition", say(lines))
     assert verdict.reason == "repeats itself"
-    assert verdict.told["rule"] in GOPHER_LIMITS
+    assert verdict.details["rule"] in GOPHER_LIMITS
     assert verdict.score > verdict.limit
     assert reason("repetition", say("honey " * 200)) == "repeats itself"
     for loop in ("2016-", "🍽️", "Bun", "7", "江月"):
@@ -220,7 +220,7 @@ def test_masks_are_stable_and_belong_to_nobody(style):
     verdict = judge("personal", record, action="mask", style=style)
     masked = verdict.changed
     assert verdict.keep
-    assert verdict.told["masked"] == {"email": 3, "ip": 1, "phone": 1}
+    assert verdict.details["masked"] == {"email": 3, "ip": 1, "phone": 1}
     text = masked.messages[1].content
     assert "posteo" not in json.dumps(masked.to_json())
     assert find_pii(text) == []

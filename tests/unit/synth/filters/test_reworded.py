@@ -35,10 +35,10 @@ class ByWords:
 def begin(tmp_path, embedder=None, **settings):
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps({"question": ITEM, "answer": "Below."}) + "\n")
-    models = ModelPool(lent={("embedder", "e"): embedder or ByWords()})
+    models = ModelPool(models={("embedder", "e"): embedder or ByWords()})
     held_out = [make_record("When the queen dies, who starves?", "The hive starves.")]
     chosen = Reworded(embedder="e", against=(str(path),), **settings)
-    return chosen.begin(FilterContext(held_out=held_out, models=models))
+    return chosen.start(FilterContext(held_out=held_out, models=models))
 
 
 def test_items_of_files_and_of_the_held_out_side_are_found_in_other_words(tmp_path):
@@ -82,8 +82,8 @@ def test_a_long_text_is_looked_through_in_pieces(tmp_path):
 
 
 def test_without_items_nothing_falls_and_a_failing_embedder_calls_nothing_clean(tmp_path):
-    models = ModelPool(lent={("embedder", "e"): ByWords()})
-    assert Reworded(embedder="e").begin(FilterContext(models=models)).judge(make_record()).keep
+    models = ModelPool(models={("embedder", "e"): ByWords()})
+    assert Reworded(embedder="e").start(FilterContext(models=models)).judge(make_record()).keep
 
     class Failing(ByWords):
         def embed(self, texts, *, kind):

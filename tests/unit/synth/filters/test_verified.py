@@ -18,7 +18,7 @@ def test_answers_are_held_to_the_right_one(said, keep):
     numbers = {"name": "maths", "formulas": False}
     verdict = judge(said, {"answer": "42"}, verifier=numbers)
     assert verdict.keep == keep
-    assert keep or verdict.told["verifier"] == "maths"
+    assert keep or verdict.details["verifier"] == "maths"
 
 
 def test_what_cannot_be_checked_is_dropped_unless_told():

@@ -49,9 +49,9 @@ BLANK = NoSeed("train", 1)
 def draft_of(generator, item, answer, attempt=0, seed=0):
     """Return the draft of one item, and the model that was asked."""
     model = scripted_model(answer)
-    writer = generator.begin(GeneratorContext("train", (item,), seed))
+    writer = generator.start(GeneratorContext("train", (item,), seed))
     (made,) = writer.generate([WorkItem(item, "train", attempt, seed)], model)
-    return writer.settle(made), model
+    return writer.finalize(made), model
 
 
 def reasons(draft):

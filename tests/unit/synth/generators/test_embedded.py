@@ -71,15 +71,17 @@ def test_everything_that_was_asked_is_accounted_for(name, embedded, tmp_path):
         (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
         settings["tools"] = str(tmp_path / "tools.json")
     method = GENERATORS.build({"name": name, **settings})
-    kind = method.takes[0]
+    kind = method.seed_kinds[0]
     item = ITEMS.get(kind, SUM if name in {"metamath", "rationale"} else TASK)
     if name in {"pivotal_tokens", "rejection_sampling"}:
         item = SUM
     items = (item, OTHER) if kind == "passages" else (item,)
-    writer = method.begin(GeneratorContext("train", items))
-    (made,) = writer.generate([WorkItem(BLANK if method.draws else item, "train")], embedded)
-    made = writer.settle(made)
-    assert 0 < made.asked <= max(method.asks, 1) + 8
+    writer = method.start(GeneratorContext("train", items))
+    (made,) = writer.generate(
+        [WorkItem(BLANK if method.samples_seeds else item, "train")], embedded
+    )
+    made = writer.finalize(made)
+    assert 0 < made.asked <= max(method.max_requests, 1) + 8
     assert made.records or made.failures
     assert not made.counts.get("JSON unreadable")
     for record in made.records:

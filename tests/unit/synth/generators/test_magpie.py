@@ -67,10 +67,10 @@ def test_a_server_that_hides_its_template_is_refused(tmp_path):
         stream = score = count_tokens = close = generate
         context_length = 1
 
-    with pytest.raises(BackendError, match="cannot be seen") as caught:
+    with pytest.raises(BackendError, match="does not expose") as caught:
         draft(Magpie(), Hidden())
     assert caught.value.problems[0].code == "backend.no-template"
-    with pytest.raises(BackendError, match="cannot be seen"):
+    with pytest.raises(BackendError, match="does not expose"):
         draft(Magpie(), wrap_with_cache(Hidden(), tmp_path / "cache.sqlite"))
     assert draft(
         Magpie(), wrap_with_cache(scripted_model(script), tmp_path / "other.sqlite")

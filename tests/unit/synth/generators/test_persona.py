@@ -34,7 +34,7 @@ def test_text_to_persona_to_related_to_tasks():
     assert (first.fields["hop"], second.fields["hop"]) == (0, 1)
     assert "<text>\nHoney bees" in model.asked[0].messages[-1].content
     assert made.asked == 1 + 1 + 3 * 2
-    assert Persona(hops=1, relations=2).asks >= made.asked
+    assert Persona(hops=1, relations=2).max_requests >= made.asked
 
 
 def test_a_persona_of_a_record_is_taken_as_it_is():
@@ -46,10 +46,10 @@ def test_a_persona_of_a_record_is_taken_as_it_is():
 
 
 def test_a_persona_like_one_before_is_dropped_whole():
-    writer = Persona(kinds=("tool", "knowledge")).begin(GeneratorContext("train"))
+    writer = Persona(kinds=("tool", "knowledge")).start(GeneratorContext("train"))
     model = scripted_model(script)
     seeds = [WorkItem(TEXT, "train"), WorkItem(TEXT, "train", 1)]
-    first, second = (writer.settle(made) for made in writer.generate(seeds, model))
+    first, second = (writer.finalize(made) for made in writer.generate(seeds, model))
     assert len(first.records) == 2
     assert not second.records
     assert reasons(second) == ["persona like one before"] * 2
@@ -98,4 +98,4 @@ def test_hostile_answers_are_counted_failures(said):
 def test_without_relations_nobody_is_asked_for_them():
     made, model = draft_of(Persona(relations=0, hops=2), TEXT, script)
     assert len(made.records) == 1
-    assert len(model.asked) == Persona(relations=0, hops=2).asks - 1 == 3
+    assert len(model.asked) == Persona(relations=0, hops=2).max_requests - 1 == 3

@@ -60,5 +60,5 @@ def test_an_answer_of_the_weaker_model_that_was_cut_is_none(monkeypatch):
 
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(weaker, said):
-    writer = PreferenceDelta().begin(GeneratorContext("train"))
+    writer = PreferenceDelta().start(GeneratorContext("train"))
     survives(lambda model: writer.generate([WorkItem(TASK, "train")], model), said)

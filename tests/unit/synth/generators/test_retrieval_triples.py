@@ -23,7 +23,7 @@ def script(answers="no", query=QUERY):
 
 def triple(answer=None, **more):
     method = RetrievalTriples(**{"embedder": "builtin:static", "max_share": 1.0, **more})
-    writer = method.begin(GeneratorContext("train", PASSAGES))
+    writer = method.start(GeneratorContext("train", PASSAGES))
     (made,) = writer.generate([WorkItem(PASSAGES[0], "train")], scripted_model(answer or script()))
     return made
 
@@ -121,5 +121,5 @@ def test_mining_by_words_ranks_as_the_keyword_engine_does(tmp_path):
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     method = RetrievalTriples(embedder="builtin:static")
-    writer = method.begin(GeneratorContext("train", PASSAGES))
+    writer = method.start(GeneratorContext("train", PASSAGES))
     survives(lambda model: writer.generate([WorkItem(PASSAGES[0], "train")], model), said)

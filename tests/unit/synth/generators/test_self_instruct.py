@@ -44,7 +44,7 @@ def script(lists):
 
 
 def harvest(model, shelf=None, batch_size=3, draws=4, **settings):
-    writer = SelfInstruct(**settings).begin(GeneratorContext("train", SEEDS, 1))
+    writer = SelfInstruct(**settings).start(GeneratorContext("train", SEEDS, 1))
     drafts = generate_units(
         iter_draws("train", seed=1, count=draws),
         writer,
@@ -80,7 +80,7 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
 def test_tasks_are_shown_without_their_inputs():
     record = Record((Message("user", "How are these related?\n\nNight : Day"),))
     model = script([])
-    writer = SelfInstruct().begin(GeneratorContext("train", (record,), 1))
+    writer = SelfInstruct().start(GeneratorContext("train", (record,), 1))
     list(writer.generate(list(iter_draws("train", seed=1, count=1)), model))
     assert "How are these related?" in model.asked[0].messages[-1].content
     assert "Night" not in model.asked[0].messages[-1].content

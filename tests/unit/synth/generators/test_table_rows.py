@@ -94,9 +94,9 @@ def test_distributions_and_rank_correlations_of_seed_rows_are_kept_and_reported(
         ([{"name": "a", "type": "category"}], "needs values"),
         ([{"name": "a", "type": "date"}], "needs first and last"),
         ([{"name": "a", "type": "integer", "min": 3, "max": 1}], "min is above max"),
-        ([COLUMNS[0], COLUMNS[0]], "comes twice"),
-        ([{**COLUMNS[3], "given": "none"}], "given unknown ones"),
-        ([{**COLUMNS[3], "given": ""}], "come together"),
+        ([COLUMNS[0], COLUMNS[0]], "is repeated"),
+        ([{**COLUMNS[3], "given": "none"}], "depend on unknown columns"),
+        ([{**COLUMNS[3], "given": ""}], "must be set together"),
         ([{**COLUMNS[2], "values": {"a": -1}}], "negative"),
         ([], "at least 1"),
     ],
@@ -111,7 +111,7 @@ def test_broken_seed_rows_are_said_before_anything_is_asked(tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match="seed rows cannot be read") as caught:
-        TableRows(columns=SEEDED, rows=str(path)).begin(GeneratorContext("train"))
+        TableRows(columns=SEEDED, rows=str(path)).start(GeneratorContext("train"))
     assert caught.value.problems[0].code == "synth.rows"
 
 

@@ -172,17 +172,17 @@ def test_a_text_gives_values_as_data(tools):
     ("text", "what"),
     [
         ("[]", "no list of tools"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('[{"name": "a b"}]', "no name"),
-        ('[{"name": "f", "parameters": {"type": "thing"}}]', "no JSON Schema"),
-        ('[{"name": "f", "parameters": {"type": "string"}}]', "no object"),
+        ('[{"name": "f", "parameters": {"type": "thing"}}]', "not a JSON Schema"),
+        ('[{"name": "f", "parameters": {"type": "string"}}]', "not an object"),
     ],
 )
 def test_tools_that_cannot_be_used_are_said_before_anything_is_asked(tmp_path, text, what):
     path = tmp_path / "tools.json"
     path.write_text(text)
     with pytest.raises(DataError, match=what) as caught:
-        ToolCalls(tools=str(path)).begin(GeneratorContext("train"))
+        ToolCalls(tools=str(path)).start(GeneratorContext("train"))
     assert caught.value.problems[0].code == "synth.tools"
 
 
@@ -192,7 +192,7 @@ def test_sources_that_cannot_be_used_are_said(tools, tmp_path, results, text):
     path.write_text(text)
     for source in (str(path), None, str(tmp_path / "none")):
         with pytest.raises(DataError, match="tools cannot be used"):
-            make(tools, results=results, source=source).begin(GeneratorContext("train"))
+            make(tools, results=results, source=source).start(GeneratorContext("train"))
 
 
 @pytest.mark.parametrize("said", HOSTILE)

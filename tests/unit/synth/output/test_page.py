@@ -56,15 +56,15 @@ def tell(**more):
 def test_every_part_is_there():
     page = render_report(tell())
     for said in (
-        "61 records kept, 1 of them held out; 6 rows fell in 65 asks.",
+        "61 records kept, 1 of them held out; 6 rows rejected in 65 requests.",
         "Yield by step: train",
         "A million tokens of prompts cost 2.5, of completions 10.",
         "clean / grounded",
         "0.2 (bound 0.85)",
-        "Kept, for example",
+        "Examples of kept records",
         "distinct_<wbr>1/<wbr>made",
         "5 of 7 documents",
-        "1 rows held one",
+        "1 rows matched",
         "What &lt;b&gt;?",
         "outputs may not train models that compete",
         "Of the training records: 60 synthetic.",
@@ -81,23 +81,23 @@ def test_what_was_not_checked_is_not_called_clean():
     assert "Not checked: no record is held out" in render_report(tell(held_out=[]))
     named = FILTERS.build({"name": "reworded", "against": ["/tests/bench.jsonl"]})
     page = render_report(tell(checks=[named], held_out=[]))
-    assert "0 held-out records and the items of bench.jsonl were looked for" in page
+    assert "0 held-out records and the items of bench.jsonl were searched for" in page
     assert "Rewordings were not" not in page
-    assert "What filters asked of models of their own is not counted." in page
+    assert "Requests of filters to their own models are not counted." in page
 
 
 def test_what_starts_from_nothing_covers_nothing():
     report = tell().report
     splits = {"train": {**report["splits"]["train"], "documents": 0}}
     page = render_report(tell(report={**report, "splits": splits}))
-    assert "Coverage of what was started from" not in page
+    assert "Coverage of the seed documents" not in page
     assert "Length of answers" in page
 
 
 def test_little_and_nothing_can_be_drawn():
     page = render_report(tell(train=[record(1)], dropped=[], seeds=[], teachers=[], held_out=[]))
     assert "too little to measure" in page
-    assert "Nothing fell." in page
+    assert "No record was rejected." in page
     unknown = render_report(tell(train=[record(1, license="", kind="unknown")]))
     assert "The origin of 1 training records is unknown." in unknown
     assert "nobody tells" in unknown

@@ -126,10 +126,10 @@ def test_a_resolved_graph_reads_back_as_itself(serve, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
-        ("steps: {a: {filters: [shape], generator: rewrite}}", "does several things"),
-        ("steps: {a: {attempts: 2}}", "does nothing"),
+        ("steps: {a: {filters: [shape], generator: rewrite}}", "has several methods"),
+        ("steps: {a: {attempts: 2}}", "has no method"),
         ("steps: {a: {from: b, filters: [shape]}, b: {filters: [shape]}}", "'b' is neither"),
-        ("steps: {Index: {filters: [shape]}}", "is not a step's name"),
+        ("steps: {Index: {filters: [shape]}}", "is not a valid step name"),
         ("steps: {a: {from: nothing, filters: [shape]}}", "cannot start from nothing"),
         ("generator: magpie\nsteps: {a: {filters: [shape]}}", "generator and steps are both"),
         ("steps: {a: {filters: [shpae]}}", "'shpae' is not a method"),
@@ -347,7 +347,7 @@ def test_the_graph_is_drawn_and_counted_before(serve, tmp_path):
     assert lines[0].split()[:3] == ["step", "from", "does"]
     assert "clean, again" in lines[4]
     assert lines[4].endswith("(out)")
-    assert "300 asks" in estimate(recipe).basis
+    assert "300 requests" in estimate(recipe).basis
     assert not server.requests
 
 
@@ -459,11 +459,11 @@ def test_what_is_beyond_a_steps_limit_is_a_counted_row(serve, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
-        ("a: {filters: [shape]}, b: {select: top}", "nothing before it scores by 'ifd'"),
+        ("a: {filters: [shape]}, b: {select: top}", "no earlier step scores by 'ifd'"),
         (
             "a: {filters: [shape]}, g: {generator: rewrite}, "
             "b: {select: {name: top, score: shape}}",
-            "nothing before it scores by 'shape'",
+            "no earlier step scores by 'shape'",
         ),
         ("a: {filters: [shape]}, b: {select: {name: top, score: shap}}", "did you mean 'shape'"),
     ],

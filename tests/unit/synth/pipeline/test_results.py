@@ -14,11 +14,11 @@ class Countdown(Generator):
     paper = ""
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 1
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 1
 
     def generate(self, seeds, model):

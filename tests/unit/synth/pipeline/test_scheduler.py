@@ -56,19 +56,19 @@ class Twice(StepwiseGenerator):
     other: ClassVar = None
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 2
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 9
 
     def write(self, unit):
-        first = yield from unit.say(f"first {unit.seed.attempt}", tokens=9)
+        first = yield from unit.ask(f"first {unit.seed.attempt}", tokens=9)
         words = type(self).between(unit) or f"second {unit.seed.attempt}"
-        second = yield from unit.say(words, tokens=9, model=type(self).other)
+        second = yield from unit.ask(words, tokens=9, model=type(self).other)
         if first and second:
-            unit.keep([Message("user", first), Message("assistant", second)], {})
+            unit.add_record([Message("user", first), Message("assistant", second)], {})
 
 
 def stream(writer, model, shelf=None, count=COUNT, workers=4):
@@ -184,10 +184,10 @@ class Several(Twice):
         asks = []
         for number in range(3):
             said = "refuse" if (unit.seed.attempt, number) in type(self).refused else "say"
-            asks.append(unit.say(f"{said} {unit.seed.attempt} {number}", tokens=9))
+            asks.append(unit.ask(f"{said} {unit.seed.attempt} {number}", tokens=9))
         for text in (yield from run_concurrently(asks)):
             if text:
-                unit.keep([Message("user", "?"), Message("assistant", text)], {})
+                unit.add_record([Message("user", "?"), Message("assistant", text)], {})
 
 
 def test_a_model_that_keeps_threads_waiting_gives_the_same_drafts():

@@ -191,7 +191,7 @@ def test_what_is_waited_for_can_be_cancelled():
         def close(self): ...
 
     class Waiting:
-        round_size, settle = 0, staticmethod(lambda draft: draft)
+        round_size, finalize = 0, staticmethod(lambda draft: draft)
 
         def generate(self, seeds, model):
             begun.set()

@@ -57,7 +57,7 @@ def test_what_was_begun_for_one_sample_is_not_given_for_another():
     seeds = texts(300, 1)
     one, other = tally(texts(300, 2)).sample, tally(texts(300, 3)).sample
     comparison = DiversityComparison(seeds)
-    comparison.begin(one)
+    comparison.start(one)
     assert comparison.measure(other) == DiversityComparison(seeds).measure(other)
     assert comparison.measure(one) == DiversityComparison(seeds).measure(one)
     assert comparison.measure(one) != comparison.measure(other)
@@ -79,7 +79,7 @@ def test_figures_are_those_of_the_texts_cut_anew(monkeypatch):
 def test_a_sample_knows_the_words_of_what_it_holds():
     many = texts(3 * SAMPLE_SIZE, 3)
     sample = TextSample.of(many)
-    held, cut = sample.drawn()
+    held, cut = sample.get_sample()
     assert len(held) == SAMPLE_SIZE
     assert set(held) < set(many)
     known = cut.lexicon.words()

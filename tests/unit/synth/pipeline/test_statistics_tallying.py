@@ -17,8 +17,8 @@ def test_the_lowest_are_those_of_a_sort_whatever_the_number():
         for at, key in enumerate(keys):
             lowest.add(key, at)
         order = sorted(range(count), key=keys.__getitem__)
-        assert lowest.ranked() == order[:7]
-        assert lowest.drawn() == (order[:7] if count > 7 else list(range(count)))
+        assert lowest.get_sorted() == order[:7]
+        assert lowest.get_sample() == (order[:7] if count > 7 else list(range(count)))
 
 
 def test_records_are_counted_once_and_by_origin():
@@ -31,8 +31,8 @@ def test_records_are_counted_once_and_by_origin():
     assert (tally.count, tally.kinds["human"], tally.licenses["MIT"]) == (3, 1, 1)
     assert tally.openings == {"What is 1?": 1, "What is 5?": 1}
     assert tally.lengths == {0: 1, 1: 1}
-    assert len(tally.sample.drawn()[0]) == 2
-    assert RecordStats.of([people]).sample.drawn()[0] == ["Bees."]
+    assert len(tally.sample.get_sample()[0]) == 2
+    assert RecordStats.of([people]).sample.get_sample()[0] == ["Bees."]
 
 
 def test_rows_that_fell_come_back_from_a_file_as_they_were(tmp_path):

@@ -40,24 +40,26 @@ class Twice(StepwiseGenerator):
     }
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 3
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 60
 
     def write(self, unit):
-        found = yield from unit.fill(
-            unit.words("ask", text=unit.seed.passage.text[:5]), SCHEMA, what="the number"
+        found = yield from unit.ask_json(
+            unit.render("ask", text=unit.seed.passage.text[:5]), SCHEMA, label="the number"
         )
         if found is None:
             return
-        words = unit.words("tell", n=str(found["n"]))
-        said = yield from run_concurrently([unit.say(words, tokens=9), unit.say(words, tokens=9)])
+        words = unit.render("tell", n=str(found["n"]))
+        said = yield from run_concurrently([unit.ask(words, tokens=9), unit.ask(words, tokens=9)])
         for text in said:
             if text:
-                unit.keep([Message("user", words), Message("assistant", text)], {"n": found["n"]})
+                unit.add_record(
+                    [Message("user", words), Message("assistant", text)], {"n": found["n"]}
+                )
 
 
 def script(prompt):
@@ -86,7 +88,7 @@ def test_units_do_not_see_each_other():
 def test_origin_names_method_model_prompts_and_seed():
     record = drafts(scripted_model(script, fingerprint="scripted:x"))[0].records[0]
     link = record.origin.chain[-1]
-    assert link.method == "synth.generators.test_steps"
+    assert link.method == "synth.generators.test_coroutines"
     assert link.model == "scripted:x"
     assert link.parents == (make_passages()[0].id,)
     assert len(link.prompt) == 64
@@ -107,8 +109,8 @@ def test_origin_names_method_model_prompts_and_seed():
 @pytest.mark.parametrize(
     ("prompts", "what"),
     [
-        ({"tell": "Why?"}, "misses the field {n}"),
-        ({"tell": "{n} {m}"}, "{m} that nothing fills"),
+        ({"tell": "Why?"}, "lacks the field {n}"),
+        ({"tell": "{n} {m}"}, "an unknown field {m}"),
         ({"tel": "{n}"}, "did you mean 'tell'"),
     ],
 )
@@ -246,18 +248,18 @@ class Told(StepwiseGenerator):
     templates: ClassVar = {"ask": PromptTemplate("Say something.")}
 
     @property
-    def asks(self):
+    def max_requests(self):
         return 1
 
     @property
-    def longest(self):
+    def max_tokens(self):
         return 120
 
     def write(self, unit):
         schema = make_object_schema(sentence=make_string_schema(120), label=make_string_schema(5))
-        found = yield from unit.fill(unit.words("ask"), schema, what="sentence")
+        found = yield from unit.ask_json(unit.render("ask"), schema, label="sentence")
         if found is not None:
-            unit.keep([Message("assistant", found["sentence"])], {})
+            unit.add_record([Message("assistant", found["sentence"])], {})
 
 
 def test_prose_that_fills_its_room_is_asked_again_and_then_dropped():

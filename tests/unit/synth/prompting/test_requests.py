@@ -60,7 +60,7 @@ def ask(model):
         ModelRequest(place, Prompt((Message("user", word),)), Sampling())
         for place, word in enumerate(("short", "LONG", "short"))
     ]
-    return asking, asking.completions(asks, asking.attempt(asks))
+    return asking, asking.completions(asks, asking.request(asks))
 
 
 def test_one_ask_that_does_not_fit_costs_only_itself():

@@ -46,7 +46,7 @@ class Table:
 def make_pool(rows, scores=None, order=None):
     records = [Record((Message("assistant", f"record {at}"),)) for at in range(len(rows))]
     order = list(range(len(rows))) if order is None else order
-    context = FilterContext(models=ModelPool(lent={("embedder", "m"): Table(rows)}))
+    context = FilterContext(models=ModelPool(models={("embedder", "m"): Table(rows)}))
     given = [{"s": scores[at]} if scores is not None else {} for at in order]
     return CandidateSet([records[at] for at in order], given, context)
 
