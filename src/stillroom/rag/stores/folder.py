@@ -33,7 +33,7 @@ class Folder(IndexStore):
         return FolderIndexWriter.create(folder, description)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.folder.store import FolderStore
 
         return FolderStore(folder)

@@ -61,12 +61,12 @@ class Postgres(IndexStore):
         return PostgresIndexWriter.create(server, description, self._graph)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.postgres.connection import PostgresSchema
         from stillroom.rag.storage.postgres.store import PostgresStore
 
         return PostgresStore(
-            PostgresSchema(self.address, str(told.get("schema", "")), folder), self._graph
+            PostgresSchema(self.address, str(config.get("schema", "")), folder), self._graph
         )
 
     @property

@@ -66,10 +66,10 @@ class Qdrant(IndexStore):
         return writer
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.qdrant.store import QdrantStore
 
-        return QdrantStore(folder, self._points(folder, told))
+        return QdrantStore(folder, self._points(folder, config))
 
     def _points(self, folder: Path, told: Mapping[str, Any]) -> QdrantCollection:
         from stillroom.rag.storage.qdrant.collection import QdrantCollection
