@@ -1,17 +1,13 @@
 """Stage timings, OpenTelemetry spans and metrics, and warnings of methods.
 
-``stage`` times its body. Who collects gets the times (an answer keeps them in its details,
-``stillroom rag search --timings`` shows them); a program that has set up OpenTelemetry gets a
-span, with the attribute names of the GenAI conventions and of OpenInference side by side, and the
-time in a histogram (``metrics``). Where neither is so, a stage costs a microsecond, and
-OpenTelemetry is never imported.
+``stage`` times its body. ``collect_stages`` collects the times (an answer keeps them in its
+details, ``stillroom rag search --timings`` shows them). A program that has set up OpenTelemetry
+also gets a span, with the attribute names of the GenAI conventions and of OpenInference, and a
+metric. Without either, a stage costs a microsecond, and OpenTelemetry is never imported.
 
-No text of documents, questions or answers leaves by a span: ids, scores, counts and digests do.
-STILLROOM_TRACE_CONTENT=1 in the environment adds the texts.
-
-A program that has set up a meter provider gets them without more; where none is, nothing is
-measured and OpenTelemetry is never imported. What is told are times, counts and names of stages:
-no text, id or path.
+Spans carry ids, scores, counts and digests, but no text of documents, questions or answers, unless
+STILLROOM_TRACE_CONTENT=1 is set. Metrics carry times, counts and names of stages only; they need a
+meter provider that the program has set up.
 
 | instrument | kind | attributes |
 |---|---|---|
@@ -19,11 +15,10 @@ no text, id or path.
 | ``stillroom.rag.answers`` | counter | ``stillroom.outcome``: answered, abstained or cached |
 | ``gen_ai.client.token.usage`` | histogram, tokens | ``gen_ai.token.type``: input or output |
 
-Methods call ``notice``. Who collects gets the text (an answer keeps it in its details, an
-evaluation counts it); where nobody collects, it is a Python warning.
+Methods call ``add_warning``. ``collect_warnings`` collects the texts (an answer keeps them in its
+details, an evaluation counts them); without a collector they are Python warnings.
 
-A program that has providers of its own needs none of this: ``stages`` and ``metrics`` use what is
-set up.
+``start_tracing`` and ``start_metrics`` set up providers for programs that have none of their own.
 """
 
 from __future__ import annotations
@@ -127,11 +122,11 @@ _MAX_DOCUMENTS = 50
 class StageTimes:
     """Milliseconds and runs by stage, in the order in which stages first ended.
 
-    A stage within another counts in both: ``retrieve`` holds ``keyword``.
+    A stage within another counts in both: ``retrieve`` includes ``keyword``.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without stages."""
         self.milliseconds: dict[str, float] = {}
         self.runs: dict[str, int] = {}
 
@@ -140,11 +135,11 @@ class StageTimes:
         self.milliseconds[name] = self.milliseconds.get(name, 0.0) + seconds * 1000
         self.runs[name] = self.runs.get(name, 0) + 1
 
-    def include(self, other: StageTimes) -> None:
-        """Add what another has counted."""
-        for name, value in other.milliseconds.items():
+    def include(self, times: StageTimes) -> None:
+        """Add the times and runs of another collection."""
+        for name, value in times.milliseconds.items():
             self.milliseconds[name] = self.milliseconds.get(name, 0.0) + value
-            self.runs[name] = self.runs.get(name, 0) + other.runs[name]
+            self.runs[name] = self.runs.get(name, 0) + times.runs[name]
 
     def to_json(self) -> dict[str, float]:
         """Return milliseconds by stage, rounded to the microsecond."""
@@ -152,27 +147,27 @@ class StageTimes:
 
 
 class Span:
-    """What a stage may say of itself; ``is_heard`` tells whether saying is worth the work."""
+    """Span of a stage, or a null span; check ``is_heard`` before computing costly attributes."""
 
     __slots__ = ("_span",)
 
     def __init__(self, span: Any = None) -> None:
-        """Stand for a span, or for none."""
+        """Wrap an OpenTelemetry span, or none."""
         self._span = span
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody records this span."""
+        """Whether the span is recorded."""
         return self._span is not None and bool(self._span.is_recording())
 
     @property
     def wants_content(self) -> bool:
-        """Whether texts may be told, too."""
+        """Whether the span is recorded and texts are allowed in it."""
         return self.is_heard and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
 
     @contextmanager
     def current(self) -> Iterator[Span]:
-        """Make spans of the body parts of this one."""
+        """Make spans of the body children of this one."""
         if self._span is None:
             yield self
             return
@@ -180,12 +175,12 @@ class Span:
             yield self
 
     def end(self) -> None:
-        """End a span that ``open_span`` began."""
+        """End a span of ``open_span``."""
         if self._span is not None:
             self._span.end()
 
     def tell(self, **attributes: Any) -> None:
-        """Set attributes; two underscores in a name stand for a dot."""
+        """Set attributes; two underscores in a name become a dot."""
         if self.is_heard:
             for name, value in attributes.items():
                 self._span.set_attribute(name.replace("__", "."), value)
@@ -200,7 +195,7 @@ class Span:
 _NULL_SPAN = Span()
 
 
-_NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared: it keeps nothing
+_NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared: it has no state
 
 
 _TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", default=None)
@@ -208,7 +203,7 @@ _TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", defau
 
 @contextmanager
 def collect_stages() -> Iterator[StageTimes]:
-    """Yield the times of the body's stages, this thread's alone; outer collectors get them too."""
+    """Yield the times of the body's stages in this thread; outer collectors get them, too."""
     outer, times = _TIMES.get(), StageTimes()
     token = _TIMES.set(times)
     try:
@@ -220,22 +215,22 @@ def collect_stages() -> Iterator[StageTimes]:
 
 
 def stage(name: StageName) -> AbstractContextManager[Span]:
-    """Time the body as a stage, and make a span of it where OpenTelemetry is set up.
+    """Time the body as a stage, and record it as a span where OpenTelemetry is set up.
 
     Args:
-        name: Which stage.
+        name: Name of the stage.
 
     Returns:
-        A context that gives what the body may tell of itself.
+        A context manager that yields the stage's span.
     """
     times, tracer = _TIMES.get(), _get_tracer()
-    is_unheard = times is None and tracer is None and not is_metered()
-    return _NULL_CONTEXT if is_unheard else _run_stage(name, times, tracer)
+    is_unused = times is None and tracer is None and not is_metered()
+    return _NULL_CONTEXT if is_unused else _run_stage(name, times, tracer)
 
 
 @contextmanager
 def _run_stage(name: StageName, times: StageTimes | None, tracer: Any) -> Iterator[Span]:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         if tracer is None:
             yield _NULL_SPAN
@@ -243,23 +238,23 @@ def _run_stage(name: StageName, times: StageTimes | None, tracer: Any) -> Iterat
             with tracer.start_as_current_span(f"rag.{name}") as span:
                 yield _tag_span(Span(span), name)
     finally:
-        spent = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         if times is not None:
-            times.add(name, spent)
-        count_stage(name, spent)
+            times.add(name, seconds)
+        count_stage(name, seconds)
 
 
 def add_stage_time(name: StageName, seconds: float) -> None:
-    """Count a part of a stage that has no body, to whoever collects."""
+    """Add time to a stage that has no body of its own."""
     times = _TIMES.get()
     if times is not None:
         times.add(name, seconds)
 
 
 def open_span(name: StageName) -> Span:
-    """Begin a span that the caller ends, for what stops and goes on as a stream does.
+    """Start a span that the caller ends, for streams that pause and continue.
 
-    It is part of the span that is current now, and not current itself: see ``Span.current``.
+    It is a child of the current span, and not current itself; see ``Span.current``.
     """
     tracer = _get_tracer()
     return _NULL_SPAN if tracer is None else _tag_span(Span(tracer.start_span(f"rag.{name}")), name)
@@ -268,27 +263,27 @@ def open_span(name: StageName) -> Span:
 def describe_hits(
     hits: Sequence[Hit], *, prefix: str = "retrieval.documents", with_text: bool = False
 ) -> dict[str, Any]:
-    """Return the attributes that list hits: ids and scores, the first fifty; texts if asked.
+    """Return attributes with ids and scores of the first fifty hits, optionally with texts.
 
     Args:
         hits: Best first.
-        prefix: OpenInference's, as ``reranker.output_documents``.
-        with_text: Put the passages' texts in, too.
+        prefix: Prefix of OpenInference, as ``reranker.output_documents``.
+        with_text: Include the passages' texts.
     """
-    told: dict[str, Any] = {"stillroom.hits": len(hits)}
-    for at, hit in enumerate(hits[:_MAX_DOCUMENTS]):
-        told[f"{prefix}.{at}.document.id"] = hit.passage.id
-        told[f"{prefix}.{at}.document.score"] = hit.score
+    attributes: dict[str, Any] = {"stillroom.hits": len(hits)}
+    for number, hit in enumerate(hits[:_MAX_DOCUMENTS]):
+        attributes[f"{prefix}.{number}.document.id"] = hit.passage.id
+        attributes[f"{prefix}.{number}.document.score"] = hit.score
         if with_text:
-            told[f"{prefix}.{at}.document.content"] = hit.passage.text
+            attributes[f"{prefix}.{number}.document.content"] = hit.passage.text
     if prefix == "retrieval.documents":
         rows = [{"id": hit.passage.id, "score": hit.score} for hit in hits[:_MAX_DOCUMENTS]]
-        told["gen_ai.retrieval.documents"] = json.dumps(rows)
-    return told
+        attributes["gen_ai.retrieval.documents"] = json.dumps(rows)
+    return attributes
 
 
 def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: str) -> None:
-    """Let a span tell what a query found; its text and the passages' only where that is asked."""
+    """Record the hits of a query in a span; texts only where they are allowed."""
     if not span.is_heard:
         return
     span.tell(gen_ai__data_source__id=index_digest)
@@ -298,25 +293,25 @@ def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: 
 
 
 def record_generation(span: Span, model: TextModel, prompt: Prompt, completion: Completion) -> None:
-    """Let a span tell what a model wrote: its tokens always, the texts where that is asked."""
+    """Record model and tokens of a completion in a span; texts only where they are allowed."""
     if not span.is_heard:
         return
-    spent = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
+    tokens = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
     span.tell(
         gen_ai__request__model=model.name,
-        gen_ai__usage__input_tokens=spent["prompt"],
-        gen_ai__usage__output_tokens=spent["completion"],
+        gen_ai__usage__input_tokens=tokens["prompt"],
+        gen_ai__usage__output_tokens=tokens["completion"],
         gen_ai__response__finish_reasons=[completion.finish_reason],
         llm__model_name=model.name,
-        llm__token_count__prompt=spent["prompt"],
-        llm__token_count__completion=spent["completion"],
+        llm__token_count__prompt=tokens["prompt"],
+        llm__token_count__completion=tokens["completion"],
     )
     if span.wants_content:
         span.tell(input__value=json.dumps(prompt.to_json()), output__value=completion.text)
 
 
 def record_answer(span: Span, question: str, answer: str) -> None:
-    """Let the span of a whole answer tell question and answer, where that is asked."""
+    """Record question and answer in the span of a whole answer, where texts are allowed."""
     if span.wants_content:
         span.tell(input__value=question, output__value=answer)
 
@@ -330,7 +325,7 @@ def _tag_span(span: Span, name: StageName) -> Span:
 
 
 def _get_tracer() -> Any:
-    """Return a tracer if this process has set up OpenTelemetry; importing it is the program's."""
+    """Return a tracer if the program has set up OpenTelemetry; it is never imported here."""
     module = sys.modules.get("opentelemetry.trace")
     if module is None or "opentelemetry.sdk.trace" not in sys.modules:
         return None
@@ -371,45 +366,48 @@ class _Instruments:
 
 
 def is_metered() -> bool:
-    """Return whether this process has set up OpenTelemetry's metrics."""
+    """Return whether the program has set up OpenTelemetry's metrics."""
     return _get_meter_provider() is not None
 
 
 def count_stage(name: str, seconds: float) -> None:
-    """Record one run of a stage, if anybody measures."""
+    """Record one run of a stage, if metrics are set up."""
     provider = _get_meter_provider()
     if provider is not None:
         _open_instruments(provider).stages.record(seconds, {"stillroom.stage": name})
 
 
 def count_answer(answer: Answer, seconds: float) -> None:
-    """Record an answer: how it came out, its tokens, and what it took as a whole.
+    """Record an answer: its outcome, tokens and duration.
 
     Args:
-        answer: Finished.
-        seconds: From the question to its last piece, the reader's own time included.
+        answer: Finished answer.
+        seconds: Seconds from the question to its last piece, the consumer's time included.
     """
     provider = _get_meter_provider()
     if provider is None:
         return
-    told, instruments = answer.details, _open_instruments(provider)
-    outcome = "abstained" if told["abstained"] else "answered"
-    outcome = "cached" if told["cached"] else outcome
+    details, instruments = answer.details, _open_instruments(provider)
+    outcome = "abstained" if details["abstained"] else "answered"
+    outcome = "cached" if details["cached"] else outcome
     instruments.answers.add(1, {"stillroom.outcome": outcome})
     instruments.stages.record(seconds, {"stillroom.stage": "ask"})
-    if told["cached"]:
-        return  # its stages and tokens are those of the answer that was kept
-    if "check" in told["stage_ms"]:
-        check_s = told["stage_ms"]["check"] / 1000
+    if details["cached"]:
+        return  # its stages and tokens belong to the cached answer
+    if "check" in details["stage_ms"]:
+        check_s = details["stage_ms"]["check"] / 1000
         instruments.stages.record(check_s, {"stillroom.stage": "check"})
-    written = answer.completion
-    for kind, count in (("input", written.prompt_tokens), ("output", written.completion_tokens)):
+    completion = answer.completion
+    for kind, count in (
+        ("input", completion.prompt_tokens),
+        ("output", completion.completion_tokens),
+    ):
         if count:
             instruments.tokens.record(count, {**_GENERATION_ATTRIBUTES, "gen_ai.token.type": kind})
 
 
 def _get_meter_provider() -> Any:
-    """Return the meter provider that this process has set up; importing it is the program's."""
+    """Return the program's meter provider, or None; OpenTelemetry is never imported here."""
     module = sys.modules.get("opentelemetry.metrics")
     sdk = sys.modules.get("opentelemetry.sdk.metrics")
     if module is None or sdk is None:
@@ -439,21 +437,21 @@ _WARNINGS: ContextVar[list[str] | None] = ContextVar("stillroom_rag_notices", de
 
 
 def add_warning(text: str) -> None:
-    """Say what was done otherwise; one sentence, without any of the documents' text."""
-    told = _WARNINGS.get()
-    if told is None:
+    """Add a warning: one sentence, without any text of the documents."""
+    collected = _WARNINGS.get()
+    if collected is None:
         warnings.warn(text, UserWarning, stacklevel=2)
     else:
-        told.append(text)
+        collected.append(text)
 
 
 @contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Yield the list that gets every notice of the body, this thread's alone."""
-    told: list[str] = []
-    token = _WARNINGS.set(told)
+    """Yield the list that collects the warnings of the body in this thread."""
+    collected: list[str] = []
+    token = _WARNINGS.set(collected)
     try:
-        yield told
+        yield collected
     finally:
         _WARNINGS.reset(token)
 
@@ -465,29 +463,29 @@ METRICS_VARIABLE = "STILLROOM_METRICS"
 
 
 def configure_from_environment() -> None:
-    """Set up what STILLROOM_TRACE and STILLROOM_METRICS name, if they name anything.
+    """Set up tracing and metrics as STILLROOM_TRACE and STILLROOM_METRICS name them.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If one names what is nowhere.
+        RecipeError: If a variable has an unknown value.
     """
-    for variable, begin in ((TRACE_VARIABLE, start_tracing), (METRICS_VARIABLE, start_metrics)):
-        where = os.environ.get(variable, "")
-        if where:
-            begin(where)
+    for variable, start in ((TRACE_VARIABLE, start_tracing), (METRICS_VARIABLE, start_metrics)):
+        target = os.environ.get(variable, "")
+        if target:
+            start(target)
 
 
 def start_tracing(where: str) -> Any:
-    """Send the spans of this process somewhere, and return the provider.
+    """Export the spans of this process, and return the tracer provider.
 
     Args:
         where: ``console`` (standard error), ``otlp`` (the address in OTEL_EXPORTER_OTLP_ENDPOINT,
             by the package opentelemetry-exporter-otlp-proto-http), or a path that ends in
-            ``.jsonl``, to which a line a span is added.
+            ``.jsonl``, to which one line per span is appended.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If it is none of these.
+        RecipeError: If ``where`` is none of these.
     """
     try:
         from opentelemetry import trace
@@ -509,16 +507,16 @@ def start_tracing(where: str) -> Any:
 
 
 def start_metrics(where: str) -> Any:
-    """Send the counters and latencies of this process somewhere, and return the provider.
+    """Export the metrics of this process, and return the meter provider.
 
-    They are sent once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at the end.
+    They are exported once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at exit.
 
     Args:
-        where: As for ``start_tracing``.
+        where: As in ``start_tracing``.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If it is none of these.
+        RecipeError: If ``where`` is none of these.
     """
     try:
         from opentelemetry import metrics
@@ -552,11 +550,11 @@ def _open_exporter(
     if where == "otlp":
         return to_otlp()
     if where.endswith(".jsonl"):
-        file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # open while the process is
+        file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # closed at exit
         atexit.register(file.close)
         return to_file(file)
     raise RecipeError(
-        f"{where!r} is nowhere that {'spans' if variable == TRACE_VARIABLE else 'metrics'} can go",
+        f"{'spans' if variable == TRACE_VARIABLE else 'metrics'} cannot be exported to {where!r}",
         code="rag.trace",
         where=variable,
         expected="console, otlp, or a path that ends in .jsonl",
