@@ -80,7 +80,8 @@ class PerUserIndexCache:
             access: Access context of the user; None for the default.
 
         Raises:
-            DataError: If an index with tenants has no access context, or one without tenants has one.
+            DataError: If an index with tenants has no access context, or one without tenants has
+                one.
         """
         context = access or self.default
         with self._lock:

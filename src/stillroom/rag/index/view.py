@@ -193,8 +193,8 @@ class SearchView:
     ) -> RowRanking:
         """Return the best ``k`` rows of a search over the segments' rows, ties by row.
 
-        The search breaks ties by the segments' order, so its depth is increased until the last score
-        is below that of rank ``k``: all ties are then known.
+        The search breaks ties by the segments' order, so its depth is increased until the last
+        score is below that of rank ``k``: all ties are then known.
         """
         depth = k + _SLACK
         while True:
