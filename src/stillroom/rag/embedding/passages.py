@@ -74,7 +74,7 @@ class PassageEmbedder:
             embedder: Embedding model.
             dtype: Data type of the stored vectors.
             check: Called before each batch; raises to stop.
-            held: Reusable content of an index with the same embedder and dtype.
+            reusable: Reusable content of an index with the same embedder and dtype.
         """
         self.embedder, self.dtype, self.check, self.held = embedder, dtype, check, reusable
         self.embedded = 0
@@ -169,7 +169,7 @@ class PassageEmbedder:
         return self.held.vector_of(digest) if self.held is not None else None
 
     def _embed_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], list[bool]]:
-        """Return vectors, and flags of truncated texts: the longest ones, as many as were counted."""
+        """Return vectors, and which texts were truncated: the longest, as many as were counted."""
         before = self.embedder.truncated
         block = self.embedder.embed(list(texts), kind="passage")
         cut = self.embedder.truncated - before
@@ -335,7 +335,7 @@ class AuxiliaryVectorCache:
         Args:
             encoders: Encoders of new texts.
             check: Called before each batch; raises to stop.
-            held: Reusable content of an index with the same embedder; its auxiliary vectors are
+            reusable: Reusable content of an index with the same embedder; its auxiliary vectors are
                 reused if the same encoders made them.
         """
         self.encoders, self.check = encoders, check
@@ -357,7 +357,7 @@ class AuxiliaryVectorCache:
 
         Args:
             texts: Texts of the passages, as the embedder reads them.
-            marks: Digests of the texts.
+            digests: Digests of the texts.
             folder: An existing empty folder.
         """
         known: dict[int, AuxiliaryVectors] = {}

@@ -323,8 +323,8 @@ class Index:
             query: Query, or its text. Text in quotation marks, or after ``headings:`` or ``body:``,
                 must occur so in a hit (``rag.analysis.phrases``).
             k: Maximum number of hits, 1 or more.
-            retriever: A method of ``stillroom.rag.retrievers``; by default the one that ``rag
-                tune`` wrote into the index, or ``convex``.
+            retriever: A method of ``stillroom.rag.retrievers``; by default the index's tuned one
+                (``rag tune``), or ``convex``.
             reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
                 and the first query of a transform.
             transform: A method of ``stillroom.rag.query_transforms``.
