@@ -1,14 +1,14 @@
 """Index writer of a folder, and removal of what no snapshot needs.
 
-Order of a change: passages and parsed documents are staged in the ledger, where no snapshot shows
+Order of a commit: parsed documents and passages are staged in the catalog, where no snapshot shows
 them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
-written; one transaction publishes all of it; then that file is forced to disk. A kill before the
-commit leaves what the next writer removes; a kill after it leaves derived files (index.json,
-artifact.json, after a power failure the snapshot's) that the next writer renews. What is needed by
-snapshots alone that are no longer kept goes when no reader pins one of them.
+written; one transaction publishes all of it; then that file is synced. If the writer is killed
+before the commit, the next writer removes its leftovers; if after it, the next writer renews
+derived files (index.json, artifact.json, after a power failure the snapshot's file). Data of
+snapshots that are not kept are removed once no reader holds one of them.
 
-Removed rows are overwritten in the file (SQLite's ``secure_delete``): a deleted document's text is
-not on the disk once no snapshot that is kept shows it.
+Deleted rows are overwritten in the file (SQLite's ``secure_delete``): a deleted document's text is
+no longer on disk once no kept snapshot shows it.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ __all__ = [
 DEFAULT_KEPT_SNAPSHOTS = 16
 
 
-"""How many snapshots stay open to questions, the newest included."""
+"""Number of snapshots that are kept, the newest included."""
 
 
 class FolderIndexWriter:
-    """Changes an index; use ``create`` or ``open``, ``commit`` and ``close``."""
+    """Writer of an index; use ``create`` or ``open``, ``commit`` and ``close``."""
 
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
     ) -> None:
-        """Stand over an open ledger; callers use ``create`` or ``open``."""
+        """Wrap an open catalog; callers use ``create`` or ``open``."""
         self.folder = folder
         self.connection = connection
         self._lock = lock
@@ -94,10 +94,10 @@ class FolderIndexWriter:
 
     @classmethod
     def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
-        """Make an empty index in a folder that nobody else knows of yet.
+        """Create an empty index in a folder that no reader uses yet.
 
         Args:
-            folder: Where; what an earlier try left there is replaced.
+            folder: Folder of the index; files of an earlier attempt are replaced.
             description: Settings, embedder and analyzer; part of the digest of every snapshot.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +110,10 @@ class FolderIndexWriter:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open an index for writing, and clear up after a writer that was killed.
+        """Open an index for writing, and remove what an interrupted writer left.
 
         Raises:
-            ResourceError: If another process writes it, or the disk cannot be written.
+            ResourceError: If another process writes it, or the disk is read-only.
             IntegrityError: If it is damaged.
         """
         Catalog(folder).close()
@@ -146,7 +146,7 @@ class FolderIndexWriter:
         self.close()
 
     def list_documents(self) -> dict[str, StoredDocument]:
-        """Return what the newest snapshot says of every document, by path, in order."""
+        """Return every document of the newest snapshot, by path, in order."""
         rows = self.ledger.query(
             "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
             "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
@@ -169,32 +169,32 @@ class FolderIndexWriter:
         return {path: int(key) for path, key in rows}
 
     def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that could not be used, in order."""
+        """Return path, code and reason of every file that failed, in order."""
         return self.ledger.query(
             "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
         )
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         return self.ledger.snapshots()
 
     def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
 
         Raises:
-            DataError: If there is none, or none any more.
+            DataError: If there is none, or it was removed.
         """
         return self.ledger.find_snapshot(wanted)
 
     def list_files(self, home: Path) -> list[FileEntry]:
-        """Return the entries of all that the ledger names; a segment's digests it knows itself."""
+        """Return entries of all files in the catalog; digests of segments are taken from it."""
         ledger = self.folder / LEDGER
         name, size = ledger.relative_to(home).as_posix(), ledger.stat().st_size
         entries = [FileEntry(name, size, digest_large_file(ledger))]
         for number, files in self.ledger.query("SELECT number, files FROM segments"):
-            place = get_segment_folder(self.folder, number).relative_to(home).as_posix()
+            segment_path = get_segment_folder(self.folder, number).relative_to(home).as_posix()
             entries += [
-                FileEntry(f"{place}/{name}", int(size), str(digest))
+                FileEntry(f"{segment_path}/{name}", int(size), str(digest))
                 for name, (size, digest) in json.loads(files).items()
             ]
         newest = self.find_snapshot().number
@@ -207,10 +207,10 @@ class FolderIndexWriter:
 
     @property
     def analyzer(self) -> Analyzer:
-        """What cuts texts into terms.
+        """Analyzer of the index.
 
         Raises:
-            IntegrityError: If the installed one gives other terms than the index has.
+            IntegrityError: If the installed version gives other terms than the index has.
         """
         return open_analyzer(IndexConfig.from_json(self.description), self.folder)
 
@@ -225,13 +225,13 @@ class FolderIndexWriter:
         """Publish a change as the next snapshot.
 
         Args:
-            change: What to do; an empty one still makes a snapshot.
-            reason: What the snapshot's line in the log says.
-            keep: How many snapshots stay, the new one included; 1 or more.
-            check: Called where the change can still be given up; raises to stop.
+            change: Change; an empty one still makes a snapshot.
+            reason: Reason recorded in the snapshot.
+            keep: Number of snapshots to keep, the new one included; 1 or more.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the disk is full; the index is then as it was.
+            ResourceError: If the disk is full; the index is then unchanged.
         """
         before = self._latest()
         number = before + 1
@@ -256,13 +256,13 @@ class FolderIndexWriter:
         return self.ledger.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Merge all segments into one, and let go of all that no reader pins but the newest.
+        """Merge all segments into one, and remove older snapshots without readers.
 
         Args:
-            check: Called where nothing is lost by stopping; raises to stop.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the disk is full; the index is then as it was.
+            ResourceError: If the disk is full; the index is then unchanged.
         """
         number = self._latest() + 1
         publication = SnapshotCommit(self.connection, IndexUpdate(), number)
@@ -280,24 +280,24 @@ class FolderIndexWriter:
         return self.ledger.find_snapshot(number)
 
     def close(self) -> None:
-        """Close the ledger and give the lock back."""
+        """Close the catalog and release the lock."""
         self.ledger.close()
         self.connection.close()
         if self._lock is not None:
             self._lock.release()
 
     def _latest(self) -> int:
-        found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
-        return int(found or 0)
+        number = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
+        return int(number or 0)
 
     def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+        """Return the measurement stored under a name, or None."""
         return self.ledger.recall(name)
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep something that was measured of the newest snapshot, as JSON; see ``Catalog.recall``.
+        """Store a measurement of the newest snapshot as JSON; see ``Catalog.recall``.
 
-        It is no part of what the index holds, nor of any digest.
+        It is not part of the index's content or of any digest.
         """
         with open_transaction(self.connection):
             self.connection.execute(
@@ -306,18 +306,18 @@ class FolderIndexWriter:
             )
 
     def _count_rows(self, parts: Sequence[StagedDocument]) -> int:
-        """Return about how many passages there will be."""
+        """Return an estimate of the number of passages after the change."""
         known = self.ledger.snapshots()
-        held = known[-1].passages if known else 0
-        return held + sum(part.entry.passages for part in parts)
+        count = known[-1].passages if known else 0
+        return count + sum(part.entry.passages for part in parts)
 
     def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
-        """Write what documents became, unseen; return their contents' keys, in order."""
+        """Stage documents; return their contents' keys, in order."""
         return stage_documents(self.connection, parts, check, self.ledger.path)
 
     @property
     def _dimensions(self) -> int:
-        """Numbers of a vector as segments keep it."""
+        """Dimensions of a stored vector."""
         return int(self.description["embedder"]["dimensions"])
 
     def _write_rows(
@@ -327,7 +327,7 @@ class FolderIndexWriter:
         parts: Sequence[StagedDocument],
         check: Callable[[], None] = lambda: None,
     ) -> SegmentEntry:
-        """Write a segment that no snapshot names yet."""
+        """Write a segment that no snapshot refers to yet."""
         return write_segment(
             self.folder,
             number,
@@ -354,18 +354,18 @@ _PURGE = (
 
 
 def remove_staged(connection: sqlite3.Connection) -> None:
-    """Remove the passages and parsed documents that a killed writer staged; in a transaction."""
-    found = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
-    if found is None:
+    """Remove documents and passages that an interrupted writer staged; in a transaction."""
+    staged = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
+    if staged is None:
         return
-    top = int(found[0])
+    top = int(staged[0])
     connection.execute("DELETE FROM passages WHERE key >= ?", ((top + 1) << PASSAGE_BITS,))
     connection.execute("DELETE FROM contents WHERE key > ?", (top,))
     connection.execute("DELETE FROM settings WHERE name = 'staged'")
 
 
 def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
-    """Remove and return segments and snapshots' files that the ledger does not name."""
+    """Remove and return segments and snapshot files that are not in the catalog."""
     named = {
         get_segment_folder(folder, number)
         for (number,) in connection.execute("SELECT number FROM segments")
@@ -374,8 +374,8 @@ def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
         get_snapshot_file(folder, number)
         for (number,) in connection.execute("SELECT number FROM snapshots")
     }
-    place = folder / SNAPSHOTS
-    files = sorted(place.iterdir()) if place.is_dir() else []
+    snapshot_folder = folder / SNAPSHOTS
+    files = sorted(snapshot_folder.iterdir()) if snapshot_folder.is_dir() else []
     orphans = [path for path in [*list_segment_folders(folder), *files] if path not in named]
     for path in orphans:
         _remove(path)
@@ -383,7 +383,7 @@ def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
 
 
 def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
-    """Make the files of snapshots again that a power failure after their commit took."""
+    """Rewrite snapshot files that were lost by a power failure after their commit."""
     for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
         path = get_snapshot_file(folder, number)
         if not path.is_file() or not path.stat().st_size:
@@ -391,15 +391,15 @@ def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None
 
 
 def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
-    """Remove what only snapshots need that are not kept; return the oldest that stays.
+    """Remove the data of snapshots that are not kept; return the oldest remaining number.
 
-    A snapshot that a reader pins stays, and all that are newer.
+    A snapshot with a reader is kept, and all newer ones.
 
     Args:
-        folder: The index's.
-        connection: Open for writing, in no transaction.
-        newest: The newest snapshot.
-        keep: How many stay; 1 or more.
+        folder: Folder of the index.
+        connection: Connection for writing, without a transaction.
+        newest: Number of the newest snapshot.
+        keep: Number of snapshots to keep, 1 or more.
     """
     known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
     pins: list[SnapshotLease] = []
@@ -423,10 +423,14 @@ def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, k
 
 def _purge(folder: Path, connection: sqlite3.Connection, oldest: int) -> None:
     values = {"oldest": oldest}
-    gone = connection.execute("SELECT number FROM segments WHERE died <= :oldest", values)
-    folders = [get_segment_folder(folder, number) for (number,) in gone]
-    old = connection.execute("SELECT number FROM snapshots WHERE number < :oldest", values)
-    files = [get_snapshot_file(folder, number) for (number,) in old]
+    expired_segments = connection.execute(
+        "SELECT number FROM segments WHERE died <= :oldest", values
+    )
+    folders = [get_segment_folder(folder, number) for (number,) in expired_segments]
+    expired_snapshots = connection.execute(
+        "SELECT number FROM snapshots WHERE number < :oldest", values
+    )
+    files = [get_snapshot_file(folder, number) for (number,) in expired_snapshots]
     connection.execute("PRAGMA secure_delete=ON")
     connection.execute("BEGIN IMMEDIATE")
     try:

@@ -113,14 +113,14 @@ class PostgresStore:
         finally:
             reading.close()
 
-    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+    def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
         """Make postings again from passages where they are damaged, and the files beside.
 
         Raises:
             ResourceError: If another writer is at work, or the server cannot be reached.
         """
         with self.write() as writer:
-            if any(one.path == "postings" for one in found):
+            if any(one.path == "postings" for one in issues):
                 writer.renew_postings(PostgresReusableContent(PostgresSnapshot.open(self.server)))
             update_manifest(writer)
 

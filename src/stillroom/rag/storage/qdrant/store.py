@@ -248,10 +248,10 @@ class QdrantStore:
             found.append(IntegrityIssue("points", what, is_derived=True))
         return found
 
-    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+    def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
         """Remove points of no passage, and make the files beside again."""
         with self.write() as writer:
-            if any(one.path == "points" for one in found):
+            if any(one.path == "points" for one in issues):
                 writer.compact()
             update_manifest(writer)
 
