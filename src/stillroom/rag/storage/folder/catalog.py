@@ -210,13 +210,13 @@ class Catalog:
         rows = self.query(f"{_SNAPSHOT} FROM snapshots ORDER BY number")
         return [Snapshot(*row) for row in rows]
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by its number or the start of its digest; by default the newest.
 
         Raises:
             DataError: If there is none, or it was removed.
         """
-        return pick_snapshot(self.snapshots(), wanted, self.path)
+        return pick_snapshot(self.snapshots(), selector, self.path)
 
     def segments(self, snapshot: int) -> list[SegmentEntry]:
         """Return the segments of a snapshot, in order."""

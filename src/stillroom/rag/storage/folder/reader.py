@@ -154,13 +154,13 @@ class FolderSnapshot:
         """Return the measurement stored under a name, or None."""
         return self.ledger.recall(name)
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors by their rows in the concatenation of segments, (N, D) float32."""
         width = self.segments[0].vectors.shape[1] if self.segments else 0
-        vectors = np.empty((len(places), width), dtype=np.float32)
+        vectors = np.empty((len(positions), width), dtype=np.float32)
         for segment, first in zip(self.segments, self.offsets.values(), strict=True):
-            is_inside = (places >= first) & (places < first + len(segment.vectors))
-            vectors[is_inside] = segment.vectors[places[is_inside] - first]
+            is_inside = (positions >= first) & (positions < first + len(segment.vectors))
+            vectors[is_inside] = segment.vectors[positions[is_inside] - first]
         return vectors
 
     def list_deleted(self, newer: FolderSnapshot) -> list[int] | None:
@@ -241,13 +241,13 @@ class SegmentDenseSearch:
 
 
 def open_folder_snapshot(
-    folder: Path, wanted: int | str | None = None, *, verify: bool
+    folder: Path, selector: int | str | None = None, *, verify: bool
 ) -> FolderSnapshot:
     """Open a snapshot of the index in ``folder``, by default the newest.
 
     Args:
         folder: Folder of the index.
-        wanted: Number of a snapshot, or the start of its digest.
+        selector: Number of a snapshot, or the start of its digest.
         verify: Recompute the files' digests; if False, only sizes are compared.
 
     Raises:
@@ -257,7 +257,7 @@ def open_folder_snapshot(
     ledger = Catalog(folder)
     pin: SnapshotLease | None = None
     try:
-        pin, snapshot = _pin_snapshot(folder, ledger, wanted)
+        pin, snapshot = _pin_snapshot(folder, ledger, selector)
         if verify:
             _check_ledger(folder, ledger.find_snapshot())
         segments = tuple(
@@ -272,11 +272,11 @@ def open_folder_snapshot(
 
 
 def _pin_snapshot(
-    folder: Path, ledger: Catalog, wanted: int | str | None
+    folder: Path, ledger: Catalog, selector: int | str | None
 ) -> tuple[SnapshotLease, Snapshot]:
     """Return a locked snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = ledger.find_snapshot(wanted)
+        snapshot = ledger.find_snapshot(selector)
         pin = SnapshotLease.take(folder, snapshot.number)
         if pin is None:
             continue

@@ -96,14 +96,14 @@ class FolderStore:
 
     folder: Path
 
-    def read(self, wanted: int | str | None = None, *, verify: bool) -> FolderSnapshot:
+    def read(self, selector: int | str | None = None, *, verify: bool) -> FolderSnapshot:
         """Open a snapshot, by default the newest.
 
         Raises:
             DataError: If there is no such snapshot, or it was removed.
             IntegrityError: If a file is missing, incomplete or changed.
         """
-        return open_folder_snapshot(self.folder, wanted, verify=verify)
+        return open_folder_snapshot(self.folder, selector, verify=verify)
 
     def hold(self) -> FolderReusableContent:
         """Open the newest snapshot to reuse its content."""

@@ -178,28 +178,28 @@ class FolderIndexWriter:
         """Return the existing snapshots, oldest first."""
         return self.ledger.snapshots()
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
 
         Raises:
             DataError: If there is none, or it was removed.
         """
-        return self.ledger.find_snapshot(wanted)
+        return self.ledger.find_snapshot(selector)
 
-    def list_files(self, home: Path) -> list[FileEntry]:
+    def list_files(self, root: Path) -> list[FileEntry]:
         """Return entries of all files in the catalog; digests of segments are taken from it."""
         ledger = self.folder / LEDGER
-        name, size = ledger.relative_to(home).as_posix(), ledger.stat().st_size
+        name, size = ledger.relative_to(root).as_posix(), ledger.stat().st_size
         entries = [FileEntry(name, size, digest_large_file(ledger))]
         for number, files in self.ledger.query("SELECT number, files FROM segments"):
-            segment_path = get_segment_folder(self.folder, number).relative_to(home).as_posix()
+            segment_path = get_segment_folder(self.folder, number).relative_to(root).as_posix()
             entries += [
                 FileEntry(f"{segment_path}/{name}", int(size), str(digest))
                 for name, (size, digest) in json.loads(files).items()
             ]
         newest = self.find_snapshot().number
         entries += [
-            build_file_entry(home, get_snapshot_file(self.folder, known.number))
+            build_file_entry(root, get_snapshot_file(self.folder, known.number))
             for known in self.snapshots()
             if known.number <= newest
         ]

@@ -179,7 +179,7 @@ class PostgresSnapshot:
         self._size = 0
 
     @classmethod
-    def open(cls, server: PostgresSchema, wanted: int | str | None = None) -> PostgresSnapshot:
+    def open(cls, server: PostgresSchema, selector: int | str | None = None) -> PostgresSnapshot:
         """Open a snapshot, by default the newest.
 
         Raises:
@@ -189,7 +189,7 @@ class PostgresSnapshot:
         """
         session = PostgresSession(server)
         try:
-            return cls(session, *_pin_snapshot(session, wanted))
+            return cls(session, *_pin_snapshot(session, selector))
         except BaseException:
             session.close()
             raise
@@ -280,9 +280,9 @@ class PostgresSnapshot:
         """Return a vector search engine over a population."""
         return PostgresVectors(self, everyone, population)
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors by positions in the population, (N, D) float32."""
-        return self.vectors_of(self.keys_at(places))
+        return self.vectors_of(self.keys_at(positions))
 
     def vectors_of(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of passages by their keys, (N, D) float32."""
@@ -311,12 +311,12 @@ class PostgresSnapshot:
         contents, positions = keys >> PASSAGE_BITS, keys & ((1 << PASSAGE_BITS) - 1)
         return self._starts[np.searchsorted(self._contents, contents)] + positions
 
-    def keys_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def keys_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the keys of passages by their positions."""
         starts = self._in_place.starts
-        documents = np.searchsorted(starts, places, side="right") - 1
+        documents = np.searchsorted(starts, positions, side="right") - 1
         keys: NDArray[np.int64] = (self._in_place.contents[documents] << PASSAGE_BITS) + (
-            places - starts[documents]
+            positions - starts[documents]
         )
         return keys
 
@@ -359,11 +359,11 @@ class PostgresSnapshot:
 
 
 def _pin_snapshot(
-    session: PostgresSession, wanted: int | str | None
+    session: PostgresSession, selector: int | str | None
 ) -> tuple[Snapshot, _SnapshotLease]:
     """Return a held snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = pick_snapshot(session.snapshots(), wanted, session.server.where)
+        snapshot = pick_snapshot(session.snapshots(), selector, session.server.where)
         pin = _SnapshotLease(session, snapshot.number)
         if any(known.number == snapshot.number for known in session.snapshots()):
             return snapshot, pin

@@ -63,7 +63,7 @@ class PostgresStore:
     server: PostgresSchema
     graph: Mapping[str, int]
 
-    def read(self, wanted: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
+    def read(self, selector: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
         """Open a snapshot, by default the newest.
 
         With ``verify`` the newest digest is recomputed from the digests of documents, and these
@@ -75,7 +75,7 @@ class PostgresStore:
             ResourceError: If the server cannot be reached.
             IntegrityError: If it does not have the index, or has another one.
         """
-        reading = PostgresSnapshot.open(self.server, wanted)
+        reading = PostgresSnapshot.open(self.server, selector)
         try:
             if verify:
                 for issue in (*check_digest(reading), *check_documents(reading)):

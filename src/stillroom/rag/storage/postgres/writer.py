@@ -193,13 +193,13 @@ class PostgresIndexWriter:
         with self.server.errors():
             return read_snapshots(self.connection)
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
 
         Raises:
             DataError: If there is none, or it was removed.
         """
-        return pick_snapshot(self.snapshots(), wanted, self.server.where)
+        return pick_snapshot(self.snapshots(), selector, self.server.where)
 
     def recall(self, name: str) -> Any:
         """Return the measurement stored under a name, or None."""
@@ -217,9 +217,9 @@ class PostgresIndexWriter:
                 (_build_measurement_key(name)["name"], json.dumps(value)),
             )
 
-    def list_files(self, home: Path) -> list[FileEntry]:
+    def list_files(self, root: Path) -> list[FileEntry]:
         """Return the entry of the file that refers to the schema."""
-        return [build_file_entry(home, self.folder / STORE_FILE)]
+        return [build_file_entry(root, self.folder / STORE_FILE)]
 
     def commit(
         self,
