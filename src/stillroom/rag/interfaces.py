@@ -131,16 +131,16 @@ class HybridRetriever(Retriever, ABC):
     )
 
     @abstractmethod
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
         """Return the rows of the two lists with fused scores, best first."""
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         depth = max(self.depth, k)
         search = search_sparse if self.words == "sparse" else search_keyword
-        legs = [search(index, query, depth), search_dense(index, query, depth)]
+        rankings = [search(index, query, depth), search_dense(index, query, depth)]
         with stage("fuse"):
-            return index.hits(self.fuse(legs)[:k])
+            return index.hits(self.fuse(rankings)[:k])
 
 
 def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> RankedRows:
@@ -346,20 +346,27 @@ class PassageExtraction:
         """Return plain JSON values."""
         return {
             "mentions": [
-                [one.name, one.start, one.end, one.sentence, one.type, one.description]
-                for one in self.mentions
+                [
+                    mention.name,
+                    mention.start,
+                    mention.end,
+                    mention.sentence,
+                    mention.type,
+                    mention.description,
+                ]
+                for mention in self.mentions
             ],
             "relations": [
                 [
-                    one.source,
-                    one.target,
-                    one.start,
-                    one.end,
-                    list(one.keywords),
-                    one.description,
-                    one.strength,
+                    relation.source,
+                    relation.target,
+                    relation.start,
+                    relation.end,
+                    list(relation.keywords),
+                    relation.description,
+                    relation.strength,
                 ]
-                for one in self.relations
+                for relation in self.relations
             ],
             "aliases": [list(pair) for pair in self.aliases],
             "dropped": dict(sorted(self.dropped.items())),

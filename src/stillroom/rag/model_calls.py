@@ -139,14 +139,14 @@ def generate_queries(
     Raises:
         DataError: If no model was given.
     """
-    written = generate_texts(
+    generated = generate_texts(
         require_model(model, f"the transform {method}", "the transform expand"),
         request.format(count=most, query=query.text),
         most=most,
         max_new_tokens=max_new_tokens,
         method=method,
     )
-    texts = drop_duplicate_texts([query.text, *written])
+    texts = drop_duplicate_texts([query.text, *generated])
     return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]
 
 
@@ -233,10 +233,10 @@ def calibrate_prior(verdict: float, prior: float) -> float:
 
 
 def _ask_in_words(model: TextModel, prompts: Sequence[Prompt], method: str) -> list[float]:
-    schema_prompts = [Prompt(one.messages, schema=_YES_NO_SCHEMA) for one in prompts]
+    schema_prompts = [Prompt(item.messages, schema=_YES_NO_SCHEMA) for item in prompts]
     verdicts = [
-        _parse_verdict(one.text)
-        for one in model.generate(schema_prompts, Sampling(max_new_tokens=16))
+        _parse_verdict(item.text)
+        for item in model.generate(schema_prompts, Sampling(max_new_tokens=16))
     ]
     unread = sum(verdict is None for verdict in verdicts)
     if unread:

@@ -117,15 +117,17 @@ def list_configurations(sweep: SweepSettings) -> list[Configuration]:
     axes: dict[str, Sequence[Any]] = {**sweep.vary, "way": sweep.ways}
     grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     points = grid + [{**grid[0], **variant} for variant in sweep.variants]
-    touched = {name for variant in sweep.variants for name in variant}
-    shown = list(dict.fromkeys([*axes, *(name for point in points for name in point)]))
-    shown = [
-        name for name in shown if name == "way" or name in touched or len(axes.get(name, ())) > 1
+    variant_names = {name for variant in sweep.variants for name in variant}
+    axis_names = list(dict.fromkeys([*axes, *(name for point in points for name in point)]))
+    axis_names = [
+        name
+        for name in axis_names
+        if name == "way" or name in variant_names or len(axes.get(name, ())) > 1
     ]
     configurations: dict[str, Configuration] = {}
     for point in points:
         choices = {
-            name: format_value(point[name]) if name in point else _UNCHANGED for name in shown
+            name: format_value(point[name]) if name in point else _UNCHANGED for name in axis_names
         }
         changes = {name: value for name, value in point.items() if name != "way"}
         configuration = Configuration(choices=choices, changes=changes, way=str(point["way"]))
@@ -185,9 +187,9 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def _make_setting_error(what: str, where: str, expected: str) -> RecipeError:
+def _make_setting_error(problem: str, where: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
+        problem,
         code="rag.sweep-setting",
         where=f"sweep.vary: {where}",
         expected=expected,

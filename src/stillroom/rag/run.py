@@ -261,10 +261,10 @@ def _write(
 
 def _count_duplicates(parts: Sequence[StagedDocument]) -> int:
     """Return how many passages repeat the text of an earlier one, ignoring white space."""
-    seen, count = set(), 0
+    digests, count = set(), 0
     for part in parts:
         for line in part.passage_lines():
             digest = digest_text(" ".join(json.loads(line)["text"].split()))
-            count += digest in seen
-            seen.add(digest)
+            count += digest in digests
+            digests.add(digest)
     return count

@@ -130,13 +130,13 @@ class RenamedDocument:
         lines = []
         for line in self.part.passage_lines():
             passage = Passage.from_json(json.loads(line))
-            moved = replace(
+            renamed = replace(
                 passage,
                 document_id=document_id,
                 location=replace(passage.location, path=self.path),
                 origin=_rename_origin(passage.origin, passage.document_id, document_id),
             )
-            lines.append(encode_json_line(moved.to_json()))
+            lines.append(encode_json_line(renamed.to_json()))
         return lines
 
     def marks(self) -> Sequence[EmbeddingDigest]:
@@ -161,17 +161,19 @@ def can_rename(part: StagedDocument, path: str) -> bool:
 
     They would not where the suffix names another format, or where the file name serves as title.
     """
-    old = part.entry.path
-    if PurePosixPath(old).suffix.lower() != PurePosixPath(path).suffix.lower():
+    old_path = part.entry.path
+    if PurePosixPath(old_path).suffix.lower() != PurePosixPath(path).suffix.lower():
         return False
-    before, after = SourceFile(old, "").stem, SourceFile(path, "").stem
+    before, after = SourceFile(old_path, "").stem, SourceFile(path, "").stem
     return before == after or json.loads(part.document_line())["title"] != before
 
 
-def _rename_origin(origin: Origin, old: str, new: str) -> Origin:
+def _rename_origin(origin: Origin, old_id: str, new_id: str) -> Origin:
     """Return an origin whose chain names the document by its new id."""
     chain = tuple(
-        replace(link, parents=tuple(new if parent == old else parent for parent in link.parents))
+        replace(
+            link, parents=tuple(new_id if parent == old_id else parent for parent in link.parents)
+        )
         for link in origin.chain
     )
     return replace(origin, chain=chain)

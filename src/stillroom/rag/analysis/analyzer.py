@@ -139,8 +139,8 @@ class Analyzer:
             else {}
         )
         self._tongue = self._tongues.get(_DEFAULT_LANGUAGE) or _LanguageRules(stemming)
-        every = self._tongues.values() or [self._tongue]
-        self.stop_words = frozenset(word for rules in every for word in rules.marked_stop_words)
+        all_rules = self._tongues.values() or [self._tongue]
+        self.stop_words = frozenset(word for rules in all_rules for word in rules.marked_stop_words)
 
     @property
     def _codes(self) -> list[str]:

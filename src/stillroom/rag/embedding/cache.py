@@ -235,10 +235,12 @@ class CachedEmbedder:
         """
         keys = [digest_text(f"{self.fingerprint}\n{kind}\n{text}") for text in texts]
         known = {key: row for key in keys if (row := self._look_up(key)) is not None}
-        fresh = dict((key, text) for key, text in zip(keys, texts, strict=True) if key not in known)
-        if fresh:
-            known.update(self._compute(fresh, kind))
-        self._recalled += sum(known[key][0] for key in keys if key not in fresh)
+        new_texts = dict(
+            (key, text) for key, text in zip(keys, texts, strict=True) if key not in known
+        )
+        if new_texts:
+            known.update(self._compute(new_texts, kind))
+        self._recalled += sum(known[key][0] for key in keys if key not in new_texts)
         self.truncated = self._inner.truncated + self._recalled
         return np.stack([known[key][1] for key in keys])
 
@@ -252,20 +254,25 @@ class CachedEmbedder:
         ).fetchone()
         return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
 
-    def _compute(self, fresh: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
+    def _compute(self, new_texts: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
         before = self._inner.truncated
-        vectors = np.asarray(self._inner.embed(list(fresh.values()), kind=kind), dtype=np.float32)
-        is_cut = self._inner.truncated > before
+        vectors = np.asarray(
+            self._inner.embed(list(new_texts.values()), kind=kind), dtype=np.float32
+        )
+        has_truncated = self._inner.truncated > before
         rows = {
-            key: (int(is_cut and self._is_too_long(text)), vector)
-            for (key, text), vector in zip(fresh.items(), vectors, strict=True)
+            key: (int(has_truncated and self._is_too_long(text)), vector)
+            for (key, text), vector in zip(new_texts.items(), vectors, strict=True)
         }
         self.computed += len(rows)
         with self._store:
             self._store.execute("BEGIN")
             self._store.executemany(
                 "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
-                [(key, cut, vector.tobytes()) for key, (cut, vector) in rows.items()],
+                [
+                    (key, is_truncated, vector.tobytes())
+                    for key, (is_truncated, vector) in rows.items()
+                ],
             )
         return rows
 

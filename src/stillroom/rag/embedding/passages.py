@@ -172,11 +172,11 @@ class PassageEmbedder:
         """Return vectors, and which texts were truncated: the longest, as many as were counted."""
         before = self.embedder.truncated
         block = self.embedder.embed(list(texts), kind="passage")
-        cut = self.embedder.truncated - before
+        truncated = self.embedder.truncated - before
         flags = [False] * len(texts)
-        if cut:
+        if truncated:
             sizes = [self.embedder.count_tokens(text) for text in texts]
-            for row in sorted(range(len(texts)), key=lambda row: -sizes[row])[:cut]:
+            for row in sorted(range(len(texts)), key=lambda row: -sizes[row])[:truncated]:
                 flags[row] = True
         return block, flags
 
@@ -361,23 +361,23 @@ class AuxiliaryVectorCache:
             folder: An existing empty folder.
         """
         known: dict[int, AuxiliaryVectors] = {}
-        fresh: dict[bytes, int] = {}
+        new_numbers: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
-            vectors = self._find(digest.embedded) if digest.embedded not in fresh else None
+            vectors = self._find(digest.embedded) if digest.embedded not in new_numbers else None
             if vectors is not None:
                 known[row] = vectors
             else:
-                fresh.setdefault(digest.embedded, len(fresh))
-        new_texts: list[str] = [""] * len(fresh)
+                new_numbers.setdefault(digest.embedded, len(new_numbers))
+        new_texts: list[str] = [""] * len(new_numbers)
         for row, digest in enumerate(digests):
             if row not in known:
-                new_texts[fresh[digest.embedded]] = texts[row]
+                new_texts[new_numbers[digest.embedded]] = texts[row]
         encoded = self.encoders.encode(new_texts, self.check)
         self.encoded += len(new_texts)
         pieces = [
             known[row]
             if row in known
-            else encoded.span(number := fresh[digest.embedded], number + 1)
+            else encoded.span(number := new_numbers[digest.embedded], number + 1)
             for row, digest in enumerate(digests)
         ]
         if encoded.weights is not None:

@@ -129,13 +129,13 @@ def refresh_recall(index: Path) -> None:
 
 def describe_recall(recall: dict[str, Any]) -> str:
     """Return the result of ``measure_recall_if_due`` or ``check_recall`` as one line of text."""
-    how = (
+    effort = (
         f"by scoring {recall['oversampling']} rows for each that is wanted"
         if recall["oversampling"]
         else "at most, so that search is exact"
     )
     return (
-        f"approximate search finds {recall['recall']:.3f} of the exact best {recall['k']} {how} "
+        f"approximate search finds {recall['recall']:.3f} of the exact best {recall['k']} {effort} "
         f"({recall['queries']} questions of passages' words)"
     )
 

@@ -196,8 +196,8 @@ class Index:
         For servers: use one index per question, so that it does not change meanwhile. It is closed
         with this one.
         """
-        old = self._state.opened
-        if old.is_newest():
+        reader = self._state.opened
+        if reader.is_newest():
             return self
         view = self._state.follow()
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)

@@ -79,7 +79,7 @@ class SearchView:
         population: SqlCondition,
         filters: tuple[FilterExpression, ...] = (),
         *,
-        wider: SearchView | None = None,
+        parent: SearchView | None = None,
         older: SearchView | None = None,
     ) -> None:
         """Load the documents of a snapshot that match a condition and filters.
@@ -88,7 +88,7 @@ class SearchView:
             opened: Reader of the snapshot.
             population: Access condition of the documents.
             filters: Filters of the documents that can be found.
-            wider: A view of the same snapshot and population, whose engines are shared.
+            parent: A view of the same snapshot and population, whose engines are shared.
             older: A view of the same population and filters: if only deletions happened since then,
                 its tables are reused without the deleted documents.
 
@@ -97,14 +97,14 @@ class SearchView:
         """
         self.opened, self.population, self.filters = opened, population, filters
         deleted = older.opened.list_deleted(opened) if older is not None else None
-        if wider is None:
+        if parent is None:
             self._share(
                 older.everyone.table.without(deleted) if older and deleted is not None else None
             )
         else:
-            self.everyone, self._fields = wider.everyone, wider._fields
-            self.keywords, self.dense = wider.keywords, wider.dense
-            self.sparse, self.tokens = wider.sparse, wider.tokens
+            self.everyone, self._fields = parent.everyone, parent._fields
+            self.keywords, self.dense = parent.keywords, parent.dense
+            self.sparse, self.tokens = parent.sparse, parent.tokens
         if not filters:
             self.rows = self.everyone
         elif older is not None and deleted is not None:
@@ -166,7 +166,7 @@ class SearchView:
             DataError: If the filter cannot be parsed, or names an unknown field.
         """
         parsed = parse_filter(expression) if isinstance(expression, str) else expression
-        return SearchView(self.opened, self.population, (*self.filters, parsed), wider=self)
+        return SearchView(self.opened, self.population, (*self.filters, parsed), parent=self)
 
     def within(self, standing: NDArray[np.bool_]) -> SearchView:
         """Return this view restricted to passages by a mask over the segments' rows, (P,).

@@ -45,15 +45,15 @@ class LastTurn(QueryTransform):
         if not query.history:
             return [query]
         model = require_model(model, "the transform last_turn", "a standalone question")
-        shown = "\n".join(
+        turns = "\n".join(
             f"{message.role}: {' '.join(message.content.split())[:_MAX_TURN_LENGTH]}"
             for message in query.history[-self.turns :]
         )
-        written = generate_texts(
+        rewritten = generate_texts(
             model,
-            _REQUEST.format(turns=shown, query=query.text),
+            _REQUEST.format(turns=turns, query=query.text),
             most=1,
             max_new_tokens=self.max_new_tokens,
             method="last_turn",
         )
-        return [replace(query, text=written[0], history=())] if written else [query]
+        return [replace(query, text=rewritten[0], history=())] if rewritten else [query]

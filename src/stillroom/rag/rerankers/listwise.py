@@ -86,13 +86,13 @@ class Listwise(PassageReranker):
         if len(hits) < 2:
             return list(range(len(hits))), True
         numbers = list(range(1, len(hits) + 1))
-        shown = "\n".join(
+        passages = "\n".join(
             f"({number}) "
             f"{quote_text(_take_first_words(get_text_with_headings(hit.passage), self.words))}"
             for number, hit in zip(numbers, hits, strict=True)
         )
         request = (
-            f"{shown}\n\nQuestion: {quote_text(query)}\n"
+            f"{passages}\n\nQuestion: {quote_text(query)}\n"
             f"Give all {len(hits)} numbers, the passage that answers best first. "
             'Answer with a JSON object whose only key, "order", holds a list of the numbers.'
         )
@@ -120,12 +120,12 @@ def _parse_permutation(answer: str, count: int) -> tuple[list[int], bool]:
     except (ValueError, KeyError, TypeError):
         numbers = []
     numbers = numbers if isinstance(numbers, list) else []
-    named = [
+    valid = [
         number - 1
         for number in numbers
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= count
     ]
-    positions = list(dict.fromkeys(named))
+    positions = list(dict.fromkeys(valid))
     return list(dict.fromkeys([*positions, *range(count)])), len(positions) == count
 
 

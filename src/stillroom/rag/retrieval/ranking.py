@@ -191,8 +191,10 @@ def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
         if passage.parent != span:  # a hit expanded to its parent is not a row of the index
             row = index.row_of(passage.id)
             rows = range(max(row - window, 0), min(row + window + 1, len(index)))
-            near = [index.passage_at(number) for number in rows]
-            siblings = [sibling for sibling in near if sibling.document_id == passage.document_id]
+            neighbors = [index.passage_at(number) for number in rows]
+            siblings = [
+                sibling for sibling in neighbors if sibling.document_id == passage.document_id
+            ]
             span = (
                 min(sibling.start for sibling in siblings),
                 max(sibling.end for sibling in siblings),
@@ -223,17 +225,19 @@ def merge_hit_spans(
         document: _merge_overlapping(document_spans, touching)
         for document, document_spans in spans.items()
     }
-    shown: dict[tuple[str, int], Hit] = {}
+    hits_by_span: dict[tuple[str, int], Hit] = {}
     for hit in hits:
         passage = hit.passage
         start, end = next(
             span for span in merged[passage.document_id] if span[0] <= passage.start < span[1]
         )
-        if (passage.document_id, start) not in shown:
+        if (passage.document_id, start) not in hits_by_span:
             if (start, end) != (passage.start, passage.end):
                 passage = _widen(passage, start, end, index)
-            shown[passage.document_id, start] = Hit(passage, hit.score, len(shown) + 1)
-    return list(shown.values())
+            hits_by_span[passage.document_id, start] = Hit(
+                passage, hit.score, len(hits_by_span) + 1
+            )
+    return list(hits_by_span.values())
 
 
 def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:

@@ -34,9 +34,9 @@ class Convex(HybridRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
         return fuse_scores(
-            legs,
+            rankings,
             [1 - self.alpha, self.alpha],
             normalization=self.normalization,
             floors=_SCORE_FLOORS,

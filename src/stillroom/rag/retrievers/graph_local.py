@@ -75,8 +75,8 @@ class GraphLocal(Retriever):
         """Return the fused hits of words and vectors with 1 / rank, by index row, best first."""
         if not self.passages:
             return {}
-        legs = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
-        fused = fuse_scores(legs, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
+        rankings = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
+        fused = fuse_scores(rankings, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
         return {row: 1.0 / rank for rank, (row, _) in enumerate(fused, start=1)}
 
     def _seed(
@@ -89,13 +89,13 @@ class GraphLocal(Retriever):
     ) -> dict[int, float]:
         """Return the initial activation of entities."""
         similarities = graph.likeness(index.embed_query(query))
-        near = visibility.best(similarities, graph.entities, self.entities)
-        seeds = {entity: score * score for entity, score in near}
+        nearest = visibility.best(similarities, graph.entities, self.entities)
+        seeds = {entity: score * score for entity, score in nearest}
         for text in (query.text, *query.keywords):
-            named = (
+            named_entities = (
                 entity for entity in graph.named_in(text) if visibility.sees(graph.entities[entity])
             )
-            seeds.update((entity, 1.0) for entity in named)
+            seeds.update((entity, 1.0) for entity in named_entities)
         sources = {
             source: weight
             for row, weight in islice(passage_scores.items(), self.passages)

@@ -30,6 +30,6 @@ class Hybrid(HybridRetriever):
     depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
         weights = [self.keyword_weight, self.dense_weight]
-        return fuse_reciprocal_ranks(legs, k=self.rank_constant, weights=weights)
+        return fuse_reciprocal_ranks(rankings, k=self.rank_constant, weights=weights)

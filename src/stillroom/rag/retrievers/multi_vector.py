@@ -41,6 +41,6 @@ class MultiVector(Retriever):
         if not self.depth:
             return index.hits(search_tokens(index, query, k, None))
         depth = max(self.depth, k)
-        legs = [search_keyword(index, query, depth), search_dense(index, query, depth)]
-        rows = sorted({row for leg in legs for row, _ in leg})
+        rankings = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        rows = sorted({row for ranking in rankings for row, _ in ranking})
         return index.hits(search_tokens(index, query, k, rows))

@@ -145,11 +145,11 @@ class VectorCodes:
 
     def _fill(self, rows: slice, vectors: NDArray[np.float32]) -> None:
         scales, codes = _encode_rows(vectors)
-        near = scales[:, None].astype(np.float64) * codes
+        decoded = scales[:, None].astype(np.float64) * codes
         self.codes[rows] = codes
         self.scales[rows] = scales
-        self.norms[rows] = np.linalg.norm(near, axis=1)
-        self.errors[rows] = np.linalg.norm(vectors - near, axis=1)
+        self.norms[rows] = np.linalg.norm(decoded, axis=1)
+        self.errors[rows] = np.linalg.norm(vectors - decoded, axis=1)
 
 
 class DenseEngine:
@@ -199,14 +199,14 @@ class DenseEngine:
         """
         query = np.asarray(vector, dtype=np.float32)
         if rows is not None:
-            near = np.sort(rows)
-            near = near if self._alive is None else near[self._alive[near]]
-            near = near if mask is None else near[mask[near]]
+            candidates = np.sort(rows)
+            candidates = candidates if self._alive is None else candidates[self._alive[candidates]]
+            candidates = candidates if mask is None else candidates[mask[candidates]]
         else:
-            near = self._near(query, k, self.allow(mask))
-        scores = self.score(query, near)
-        order = np.lexsort((near, -scores))[:k]
-        return near[order], scores[order]
+            candidates = self._near(query, k, self.allow(mask))
+        scores = self.score(query, candidates)
+        order = np.lexsort((candidates, -scores))[:k]
+        return candidates[order], scores[order]
 
     def score(self, vector: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the scores of rows given in ascending order, (N,) float32."""
@@ -233,8 +233,8 @@ class DenseEngine:
         """Return the mask of allowed rows within another mask, (N,) bool; None is all."""
         if mask is None or self._alive is None:
             return self._alive if mask is None else mask
-        both: NDArray[np.bool_] = mask & self._alive
-        return both
+        combined: NDArray[np.bool_] = mask & self._alive
+        return combined
 
     def _near(
         self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
@@ -490,8 +490,8 @@ class ApproximateEngine:
         if allowed is not None:
             distances[~allowed] = _FARTHEST
         limit = np.partition(distances, depth - 1)[depth - 1]
-        near = distances <= limit
-        return self._exact.search(query, k, rows=np.flatnonzero(near))
+        is_candidate = distances <= limit
+        return self._exact.search(query, k, rows=np.flatnonzero(is_candidate))
 
     def _all_sketches(self) -> list[BinaryCodes]:
         with self._lock:
@@ -506,7 +506,7 @@ class ApproximateEngine:
 def calibrate_oversampling(
     queries: NDArray[np.float32],
     exact: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    near: Callable[
+    approximate: Callable[
         [NDArray[np.float32], int], tuple[NDArray[np.int64], NDArray[np.float32]] | None
     ],
     *,
@@ -520,7 +520,7 @@ def calibrate_oversampling(
     Args:
         queries: Query vectors, (Q, D).
         exact: Returns the scores of the exact top ``k``.
-        near: Returns rows and scores at an oversampling, or None if its search is exact.
+        approximate: Returns rows and scores at an oversampling, or None if its search is exact.
         k: Depth of the comparison.
         least: Required mean recall, 0 to 1.
     """
@@ -530,7 +530,7 @@ def calibrate_oversampling(
         shares = []
         for query, scores in zip(queries, best, strict=True):
             if len(scores):
-                result = near(query, oversampling)
+                result = approximate(query, oversampling)
                 approximate_scores = scores if result is None else result[1]
                 shares.append(
                     float(np.count_nonzero(approximate_scores >= scores[-1])) / len(scores)

@@ -215,8 +215,8 @@ class KeywordEngine:
 
     def _count_terms(self) -> NDArray[np.int64]:
         """Return the number of terms of each row in headings and in text, (N, 2)."""
-        none = np.zeros((0, 2), dtype=np.int64)
-        return np.concatenate([none, *(part.lengths for part in self._postings)])
+        empty = np.zeros((0, 2), dtype=np.int64)
+        return np.concatenate([empty, *(part.lengths for part in self._postings)])
 
     def _relative_lengths(self, parameters: BM25Parameters) -> tuple[NDArray[np.float64], float]:
         key = (parameters.headings, parameters.body)
@@ -343,18 +343,18 @@ def merge_postings(
         numbers = (offset + np.cumsum(mask) - 1).astype(np.int32)
         for field in FIELDS:
             occurrences = part._occurrences(field)
-            stays = mask[occurrences.rows]
+            is_kept = mask[occurrences.rows]
             renumbered[field].append(
                 _Occurrences(
-                    names[occurrences.terms[stays]],
-                    numbers[occurrences.rows[stays]],
-                    occurrences.positions[stays],
+                    names[occurrences.terms[is_kept]],
+                    numbers[occurrences.rows[is_kept]],
+                    occurrences.positions[is_kept],
                 )
             )
         offset += int(mask.sum())
     used = np.zeros(len(vocabulary), dtype=bool)
-    for several in renumbered.values():
-        for occurrences in several:
+    for field_occurrences in renumbered.values():
+        for occurrences in field_occurrences:
             used[occurrences.terms] = True
     words = [word for word, number in vocabulary.items() if used[number]]
     ordered = sorted(words)

@@ -86,10 +86,10 @@ class TokenEngine:
         prepared = np.asarray(query, dtype=np.float32)
         if self._parts:
             prepared = self._parts[0].prepare(prepared)
-        near = self._nearest(prepared, k, self._list_rows(mask, rows))
-        scores = np.array([self._score(prepared, int(row)) for row in near], dtype=np.float32)
-        order = np.lexsort((near, -scores))[:k]
-        return near[order], scores[order]
+        candidates = self._nearest(prepared, k, self._list_rows(mask, rows))
+        scores = np.array([self._score(prepared, int(row)) for row in candidates], dtype=np.float32)
+        order = np.lexsort((candidates, -scores))[:k]
+        return candidates[order], scores[order]
 
     def vectors_of(self, row: int) -> NDArray[np.float32]:
         """Return a row's token vectors, (T, D'), decoded."""
@@ -123,13 +123,13 @@ class TokenEngine:
                 scores.append(
                     np.concatenate(list(_iter_scores(part, part_rows, query))).astype(np.float64)
                 )
-        near, approximate = np.concatenate(row_parts), np.concatenate(scores)
-        if len(near) <= k:
-            return near
+        candidates, approximate = np.concatenate(row_parts), np.concatenate(scores)
+        if len(candidates) <= k:
+            return candidates
         # Higham 2002, section 3.1: the error of a sum of n products in any order is at most n u.
         radius = sizes * largest * (sum(query.shape) + 8) * 2.0**-23
         limit = np.partition(approximate, len(approximate) - k)[len(approximate) - k]
-        nearest: NDArray[np.int64] = near[approximate >= limit - 2 * radius]
+        nearest: NDArray[np.int64] = candidates[approximate >= limit - 2 * radius]
         return nearest
 
     def _score(self, query: NDArray[np.float32], row: int) -> float:
@@ -152,8 +152,8 @@ def _iter_scores(
         tokens = shifts + np.arange(int(ends[last - 1]) - done)
         is_run = int(tokens[-1]) - int(tokens[0]) + 1 == len(tokens)
         selection = slice(int(tokens[0]), int(tokens[-1]) + 1) if is_run else tokens
-        near = part.read(selection) @ query.T  # (tokens, Q)
-        yield np.maximum.reduceat(near, starts, axis=0).sum(axis=1)
+        products = part.read(selection) @ query.T  # (tokens, Q)
+        yield np.maximum.reduceat(products, starts, axis=0).sum(axis=1)
         first = last
 
 
@@ -194,12 +194,12 @@ class TokenVectors:
             width: Dimensions of a vector.
             bits: Bits per stored number.
         """
-        several = [
+        matrices = [
             np.asarray(vectors_of_passage, dtype=np.float32).reshape(-1, width)
             for vectors_of_passage in passages
         ]
-        starts = np.cumsum([0, *map(len, several)], dtype=np.int64)
-        rows = np.concatenate([np.zeros((0, width), dtype=np.float32), *several])
+        starts = np.cumsum([0, *map(len, matrices)], dtype=np.int64)
+        rows = np.concatenate([np.zeros((0, width), dtype=np.float32), *matrices])
         tokens, scales = _encode_tokens(rows, bits)
         vectors = cls(tokens, starts, scales, 0.0)
         return cls(tokens, starts, scales, _find_largest(vectors))
@@ -237,10 +237,10 @@ class TokenVectors:
 
     def span(self, first: int, last: int) -> TokenVectors:
         """Return the passages from ``first`` up to ``last``, sharing the arrays."""
-        begin, end = int(self.starts[first]), int(self.starts[last])
-        scales = self.scales[begin:end] if len(self.scales) else self.scales
-        starts = self.starts[first : last + 1] - begin
-        return TokenVectors(self.tokens[begin:end], starts, scales, self.largest)
+        start, end = int(self.starts[first]), int(self.starts[last])
+        scales = self.scales[start:end] if len(self.scales) else self.scales
+        starts = self.starts[first : last + 1] - start
+        return TokenVectors(self.tokens[start:end], starts, scales, self.largest)
 
     def read(self, selection: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the selected tokens decoded, (n, D') float32; see ``prepare``."""

@@ -97,14 +97,14 @@ def merge_term_weights(
     weights = [np.zeros(0, dtype=np.float32)]
     count = 0
     for part, mask in pieces:
-        stays = np.ones(len(part), dtype=bool) if mask is None else mask
+        kept_mask = np.ones(len(part), dtype=bool) if mask is None else mask
         names = np.array([vocabulary[word] for word in part.words()], dtype=np.int64)
         numbers, part_rows, values = part.postings()
-        keep = stays[part_rows]
+        keep = kept_mask[part_rows]
         ids.append(names[numbers[keep]])
-        rows.append((count + np.cumsum(stays) - 1)[part_rows[keep]])
+        rows.append((count + np.cumsum(kept_mask) - 1)[part_rows[keep]])
         weights.append(values[keep])
-        count += int(stays.sum())
+        count += int(kept_mask.sum())
     joined = np.concatenate(ids)
     used = np.zeros(len(vocabulary), dtype=bool)
     used[joined] = True

@@ -384,10 +384,12 @@ class _FilterParser:
         position = self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.text)
         return _make_filter_error(self.text, position, problem)
 
-    def _read_many(self, word: Literal["and", "or"], read: Any, depth: int) -> FilterExpression:
-        parts = [read(depth)]
+    def _read_many(
+        self, word: Literal["and", "or"], read_part: Any, depth: int
+    ) -> FilterExpression:
+        parts = [read_part(depth)]
         while self._take_word(word):
-            parts.append(read(depth))
+            parts.append(read_part(depth))
         return parts[0] if len(parts) == 1 else FilterExpression(word, parts=tuple(parts))
 
     def _read_and(self, depth: int) -> FilterExpression:

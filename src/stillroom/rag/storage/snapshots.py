@@ -168,9 +168,9 @@ class DocumentTable:
 
     def without(self, keys: Sequence[int]) -> DocumentTable:
         """Return the table without some documents, by their keys."""
-        stays = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
+        is_kept = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
         columns = (self.keys, self.contents, self.counts, self.starts)
-        return DocumentTable(*(column[stays] for column in columns))
+        return DocumentTable(*(column[is_kept] for column in columns))
 
 
 class PassageRows:

@@ -446,20 +446,20 @@ class SnapshotLease:
         self._file = file
 
     @classmethod
-    def take(cls, folder: Path, number: int, *, alone: bool = False) -> SnapshotLease | None:
+    def take(cls, folder: Path, number: int, *, exclusive: bool = False) -> SnapshotLease | None:
         """Lock a snapshot, or return None if it is removed or being removed.
 
         Args:
             folder: Folder of the index.
             number: Number of the snapshot.
-            alone: Lock exclusively, to remove the snapshot; fails while a reader holds it.
+            exclusive: Lock exclusively, to remove the snapshot; fails while a reader holds it.
         """
         try:
             file = get_snapshot_file(folder, number).open("rb")
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             file.close()
             return None

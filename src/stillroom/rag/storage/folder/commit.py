@@ -100,8 +100,8 @@ class SnapshotCommit:
         """
         self._replace()
         start = sum(int(segment.kept.sum()) for segment in merged)
-        for placed in list(self._place(contents, start)):
-            self._insert(placed)
+        for document in list(self._place(contents, start)):
+            self._insert(document)
         if entry is not None:
             self._register(entry, merged)
         self._retire_empty()
@@ -120,8 +120,8 @@ class SnapshotCommit:
 
     def _replace(self) -> None:
         """End the versions that the change replaces or removes."""
-        moved = {key for *_, key in self.change.moves}
-        keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved
+        moved_keys = {key for *_, key in self.change.moves}
+        keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved_keys
         self.connection.executemany(
             "UPDATE documents SET died = ? WHERE key = ? AND died = ?",
             [(self.number, key, FOREVER) for key in sorted(keys)],
@@ -149,40 +149,40 @@ class SnapshotCommit:
         ).fetchone()
         return int(segment), int(start)
 
-    def _insert(self, placed: _PlacedDocument) -> None:
+    def _insert(self, document: _PlacedDocument) -> None:
         count, truncated, mark, derived = self.connection.execute(
             "SELECT passages, truncated, mark, fields FROM contents WHERE key = ?",
-            (placed.content,),
+            (document.content,),
         ).fetchone()
         cursor = self.connection.execute(
             "INSERT INTO documents(content, path, passages, truncated, bucket, mark, tenant, "
             "labels, fields, born) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                placed.content,
-                placed.path,
+                document.content,
+                document.path,
                 count,
                 truncated,
-                get_bucket(placed.path),
-                digest_document(placed.path, mark, placed.facts),
-                placed.facts.tenant,
-                json.dumps(sorted(placed.facts.labels)),
-                json.dumps(dict(placed.facts.fields), ensure_ascii=False, sort_keys=True),
+                get_bucket(document.path),
+                digest_document(document.path, mark, document.facts),
+                document.facts.tenant,
+                json.dumps(sorted(document.facts.labels)),
+                json.dumps(dict(document.facts.fields), ensure_ascii=False, sort_keys=True),
                 self.number,
             ),
         )
         key = cursor.lastrowid
         self.connection.execute(
             "INSERT INTO placements(document, segment, start, born) VALUES (?, ?, ?, ?)",
-            (key, placed.segment, placed.start, self.number),
+            (key, document.segment, document.start, self.number),
         )
-        fields = {**json.loads(derived), **placed.facts.fields}
+        fields = {**json.loads(derived), **document.facts.fields}
         self.connection.executemany(
             "INSERT INTO fields VALUES (?, ?, ?, ?)",
             [(key, name, kind, value) for name, kind, value in list_values(fields)],
         )
         self.connection.executemany(
             "INSERT INTO labels VALUES (?, ?)",
-            [(key, label) for label in sorted(set(placed.facts.labels))],
+            [(key, label) for label in sorted(set(document.facts.labels))],
         )
 
     def _register(self, entry: SegmentEntry, merged: Sequence[MergedSegment]) -> None:
@@ -192,23 +192,23 @@ class SnapshotCommit:
             "INSERT INTO segments(number, rows, files, born) VALUES (?, ?, ?, ?)",
             (entry.number, entry.rows, files, self.number),
         )
-        for old, starts in map_merged_rows(merged):
+        for old_segment, starts in map_merged_rows(merged):
             rows = self.connection.execute(
                 "SELECT p.document, p.start FROM placements p JOIN documents d "
                 "ON d.key = p.document WHERE p.segment = ? AND p.died = ? AND d.died = ?",
-                (old, FOREVER, FOREVER),
+                (old_segment, FOREVER, FOREVER),
             ).fetchall()
-            moved = [row for row in rows if starts[row[1]] >= 0]
+            moved_rows = [row for row in rows if starts[row[1]] >= 0]
             self.connection.executemany(
                 "UPDATE placements SET died = ? WHERE document = ? AND died = ?",
-                [(self.number, document, FOREVER) for document, _ in moved],
+                [(self.number, document, FOREVER) for document, _ in moved_rows],
             )
             self.connection.executemany(
                 "INSERT OR REPLACE INTO placements(document, segment, start, born) "
                 "VALUES (?, ?, ?, ?)",
                 [
                     (document, entry.number, int(starts[row]), self.number)
-                    for document, row in moved
+                    for document, row in moved_rows
                 ],
             )
 

@@ -127,12 +127,12 @@ class FolderSnapshot:
         codes = [segment.codes for segment in self.segments]
         exact = DenseEngine(parts, everyone.mask, codes=codes)
         measured = self.recall(MEASURED_RECALL)
-        near = ApproximateEngine(
+        approximate = ApproximateEngine(
             exact,
             sketches=[segment.sketches for segment in self.segments],
             oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
         )
-        return SegmentDenseSearch(exact, near)
+        return SegmentDenseSearch(exact, approximate)
 
     def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
         """Return a search engine over the term weights, or None where there are none."""

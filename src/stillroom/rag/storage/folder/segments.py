@@ -132,13 +132,18 @@ def write_segment(
         if structures.sketches:
             BinaryCodes.make(vectors).write(draft)
         lines = (line for part in parts for line in part.passage_lines())
-        fresh = draft if not merged else draft / "fresh"
-        fresh.mkdir(exist_ok=True)
-        write_postings(fresh, iter_postings_rows(lines, analyzer, check) if analyzer else ())
+        new_postings_folder = draft if not merged else draft / "fresh"
+        new_postings_folder.mkdir(exist_ok=True)
+        write_postings(
+            new_postings_folder, iter_postings_rows(lines, analyzer, check) if analyzer else ()
+        )
         if merged:
-            opened = [*(older.segment.postings for older in merged), Postings.open(fresh)]
+            opened = [
+                *(older.segment.postings for older in merged),
+                Postings.open(new_postings_folder),
+            ]
             merge_postings(draft, opened, [*(older.kept for older in merged), None])
-            shutil.rmtree(fresh)
+            shutil.rmtree(new_postings_folder)
         write_auxiliary_vectors(
             draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
         )

@@ -229,15 +229,15 @@ def _check_documents(ledger: Catalog) -> Iterator[IntegrityIssue]:
         "(SELECT count(*) FROM placements p WHERE p.document = d.key AND p.died >= d.died) "
         "FROM documents d LEFT JOIN contents c ON c.key = d.content ORDER BY d.key"
     )
-    for path, bucket, mark, tenant, labels, fields, named, content, placed in rows:
-        if content is None or named != path:
+    for path, bucket, mark, tenant, labels, fields, content_path, content, placements in rows:
+        if content is None or content_path != path:
             yield _make_catalog_issue(ledger, f"{path}: has no content of its own")
             continue
         facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))
         if digest_document(path, content, facts) != mark or get_bucket(path) != bucket:
             yield _make_catalog_issue(ledger, f"{path}: its fields, tenant or labels were changed")
-        if placed != 1:
-            yield _make_catalog_issue(ledger, f"{path}: has {placed} placements")
+        if placements != 1:
+            yield _make_catalog_issue(ledger, f"{path}: has {placements} placements")
 
 
 def _check_facts(ledger: Catalog) -> Iterator[IntegrityIssue]:
@@ -311,9 +311,11 @@ def _check_segments(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
 
 def _check_orphans(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
     """Report files without a snapshot, and snapshots without their file."""
-    named = {get_segment_folder(folder, n) for (n,) in ledger.query("SELECT number FROM segments")}
+    known_folders = {
+        get_segment_folder(folder, n) for (n,) in ledger.query("SELECT number FROM segments")
+    }
     for path in list_segment_folders(folder):
-        if path not in named:
+        if path not in known_folders:
             yield IntegrityIssue(path.relative_to(folder).as_posix(), "no snapshot names it", True)
     files = {get_snapshot_file(folder, snapshot.number) for snapshot in ledger.snapshots()}
     snapshot_folder = folder / SNAPSHOTS

@@ -238,15 +238,15 @@ class FolderIndexWriter:
         publication = SnapshotCommit(self.connection, change, number)
         with full_disk_as_error(self.folder):
             contents = self._stage(change.parts, check)
-            fresh = [part for part, _ in change.puts]
+            new_parts = [part for part, _ in change.puts]
             merged: list[MergedSegment] = []
             entry: SegmentEntry | None = None
-            if fresh:
-                rows = sum(part.entry.passages for part in fresh)
+            if new_parts:
+                rows = sum(part.entry.passages for part in new_parts)
                 merged = choose_merged_segments(
                     self.folder, self.ledger, publication.list_gone(), rows
                 )
-                entry = self._write_rows(number, merged, fresh, check)
+                entry = self._write_rows(number, merged, new_parts, check)
             check()
             with open_transaction(self.connection):
                 digest = publication.publish(contents, entry, merged, self.description, reason)
@@ -366,17 +366,17 @@ def remove_staged(connection: sqlite3.Connection) -> None:
 
 def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     """Remove and return segments and snapshot files that are not in the catalog."""
-    named = {
+    known_paths = {
         get_segment_folder(folder, number)
         for (number,) in connection.execute("SELECT number FROM segments")
     }
-    named |= {
+    known_paths |= {
         get_snapshot_file(folder, number)
         for (number,) in connection.execute("SELECT number FROM snapshots")
     }
     snapshot_folder = folder / SNAPSHOTS
     files = sorted(snapshot_folder.iterdir()) if snapshot_folder.is_dir() else []
-    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in named]
+    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in known_paths]
     for path in orphans:
         _remove(path)
     return orphans
@@ -409,7 +409,7 @@ def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, k
             oldest = number
             if number > newest - keep:
                 break
-            pin = SnapshotLease.take(folder, number, alone=True)
+            pin = SnapshotLease.take(folder, number, exclusive=True)
             if pin is None and get_snapshot_file(folder, number).exists():
                 break
             pins.extend([pin] if pin is not None else [])

@@ -101,19 +101,19 @@ def stage_documents(
     """
     if not parts:
         return []
-    keys, fresh = _find_new(server, connection, parts, check)
-    if fresh:
+    keys, new_documents = _find_new(server, connection, parts, check)
+    if new_documents:
         analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
         with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
-            lines = (line for document in fresh for line in document.part.passage_lines())
+            lines = (line for document in new_documents for line in document.part.passage_lines())
             write_postings(Path(folder), iter_postings_rows(lines, analyzer, check))
             postings = Postings.open(Path(folder))
-            _copy_passages(connection, fresh, postings, check)
+            _copy_passages(connection, new_documents, postings, check)
             check()
-            _copy_postings(connection, fresh, postings, batch)
+            _copy_postings(connection, new_documents, postings, batch)
         kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
-        matrices = _copy_vectors(connection, fresh, kind, check)
-        _copy_contents(connection, fresh, matrices, batch)
+        matrices = _copy_vectors(connection, new_documents, kind, check)
+        _copy_contents(connection, new_documents, matrices, batch)
         count, digest = digest_batch(connection, batch)
         connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
     return keys
@@ -133,15 +133,15 @@ def rebuild_postings(
         description: Description of the index.
         batch: Number of the batch.
     """
-    fresh = [_NewDocument(key, part, "", "") for key, part in parts]
+    documents = [_NewDocument(key, part, "", "") for key, part in parts]
     for sql in ("DELETE FROM postings", "DELETE FROM batches"):
         connection.execute(sql.encode())
     connection.execute("UPDATE contents SET batch = %s", (batch,))
     analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
     with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
-        lines = (line for document in fresh for line in document.part.passage_lines())
+        lines = (line for document in documents for line in document.part.passage_lines())
         write_postings(Path(folder), iter_postings_rows(lines, analyzer))
-        _copy_postings(connection, fresh, Postings.open(Path(folder)), batch)
+        _copy_postings(connection, documents, Postings.open(Path(folder)), batch)
     count, digest = digest_batch(connection, batch)
     connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
 
@@ -174,21 +174,21 @@ def _find_new(
         )
     }
     top = int(fetch_rows(connection, "SELECT coalesce(max(key), 0) FROM contents")[0][0])
-    keys, fresh = [], []
+    keys, new_documents = [], []
     for (name, mark), part in zip(identified, parts, strict=True):
         if name in existing and existing[name][1] != mark:
             raise server.damaged(f"{part.entry.path} has other passages than before")
         if name not in existing:
             top += 1
             existing[name] = (top, mark)
-            fresh.append(_NewDocument(top, part, name, mark))
+            new_documents.append(_NewDocument(top, part, name, mark))
         keys.append(existing[name][0])
-    return keys, fresh
+    return keys, new_documents
 
 
 def _copy_passages(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     postings: Postings,
     check: Callable[[], None],
 ) -> None:
@@ -199,7 +199,7 @@ def _copy_passages(
             "COPY passages(key, id, embedded, truncated, body, headings, words) FROM STDIN"
         ) as copy,
     ):
-        for document in fresh:
+        for document in documents:
             check()
             marks, lines = document.part.marks(), document.part.passage_lines()
             for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
@@ -222,7 +222,7 @@ def _copy_passages(
 
 def _copy_contents(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     matrices: Sequence[str],
     batch: int,
 ) -> None:
@@ -233,7 +233,7 @@ def _copy_contents(
             "matrix, batch) FROM STDIN"
         ) as copy,
     ):
-        for document, matrix in zip(fresh, matrices, strict=True):
+        for document, matrix in zip(documents, matrices, strict=True):
             line, entry = document.part.document_line(), document.part.entry
             fields = json.dumps(derive_fields(json.loads(line)))
             copy.write_row(
@@ -255,7 +255,7 @@ def _copy_contents(
 
 def _copy_vectors(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     kind: str,
     check: Callable[[], None],
 ) -> list[str]:
@@ -267,7 +267,7 @@ def _copy_vectors(
         cursor.copy("COPY vectors(key, content, vector) FROM STDIN (FORMAT binary)") as copy,
     ):
         copy.write(_HEADER)
-        for document in fresh:
+        for document in documents:
             check()
             matrix = np.asarray(document.part.vectors())
             stored = matrix.astype(">f2" if kind == "halfvec" else ">f4")
@@ -293,12 +293,12 @@ def _copy_vectors(
 
 def _copy_postings(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     postings: Postings,
     batch: int,
 ) -> None:
-    counts = [document.part.entry.passages for document in fresh]
-    starts = np.repeat(np.array([document.key << PASSAGE_BITS for document in fresh]), counts)
+    counts = [document.part.entry.passages for document in documents]
+    starts = np.repeat(np.array([document.key << PASSAGE_BITS for document in documents]), counts)
     steps = np.concatenate([np.arange(count) for count in counts])
     keys = (starts + steps).astype(np.int64)
     number = batch.to_bytes(8, "big", signed=True)

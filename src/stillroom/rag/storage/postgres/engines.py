@@ -197,8 +197,8 @@ class PostgresVectors:
         matrix = decode_vectors([data for *_, data in rows], len(query))
         scores = DenseEngine([matrix]).score(query, np.arange(len(rows)))
         if mask is not None:
-            stays = np.asarray(mask, dtype=bool)[positions]
-            positions, scores = positions[stays], scores[stays]
+            is_allowed = np.asarray(mask, dtype=bool)[positions]
+            positions, scores = positions[is_allowed], scores[is_allowed]
         order = np.lexsort((positions, -scores))
         return positions[order], scores[order]
 

@@ -238,8 +238,8 @@ def check_documents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
         "c.mark, c.passages FROM documents d LEFT JOIN contents c ON c.key = d.content "
         "ORDER BY d.key"
     )
-    for path, bucket, mark, tenant, labels, fields, count, named, content, passages in rows:
-        if content is None or named != path or count != passages:
+    for path, bucket, mark, tenant, labels, fields, count, content_path, content, passages in rows:
+        if content is None or content_path != path or count != passages:
             yield _make_issue("documents", f"{path}: has no content of its own")
             continue
         facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))

@@ -399,8 +399,8 @@ class QdrantVectors:
     def _name_contents(self, visible: NDArray[np.bool_], allowed: int) -> list[int] | None:
         if allowed * _SELECTIVE_FACTOR > self._count():
             return None
-        shown = visible[self._starts]
-        return [int(key) for key in self._contents[shown]]
+        is_visible = visible[self._starts]
+        return [int(key) for key in self._contents[is_visible]]
 
     def _score(
         self,
@@ -415,9 +415,9 @@ class QdrantVectors:
         documents = np.searchsorted(self._contents, contents)
         documents[documents == len(self._contents)] = 0
         known = (self._contents[documents] == contents) & (offsets < self._counts[documents])
-        places = np.where(known, self._starts[documents] + offsets, 0)
-        known &= visible[places]
+        positions = np.where(known, self._starts[documents] + offsets, 0)
+        known &= visible[positions]
         scores = DenseEngine([matrix]).score(query, np.arange(len(keys)))[known]
-        places = places[known]
-        order = np.lexsort((places, -scores))
-        return places[order], scores[order]
+        positions = positions[known]
+        order = np.lexsort((positions, -scores))
+        return positions[order], scores[order]
