@@ -150,7 +150,7 @@ def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> Ranke
     """
     with stage("keyword") as span:
         rows = index.search_keyword(query, k, **settings)
-        span.tell(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
         return rows
 
 
@@ -158,11 +158,11 @@ def search_dense(index: Index, query: Query, k: int, **settings: Any) -> RankedR
     """Return the best ``k`` rows by vectors; embedding the query is a separate stage before it."""
     with stage("embed") as span:
         index.embed_query(query)  # cached by the index
-        if span.is_heard:
-            span.tell(embedding__model_name=index.embedder.fingerprint)
+        if span.is_recording:
+            span.set_attributes(embedding__model_name=index.embedder.fingerprint)
     with stage("dense") as span:
         rows = index.search_dense(query, k, **settings)
-        span.tell(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
         return rows
 
 
@@ -170,7 +170,7 @@ def search_sparse(index: Index, query: Query, k: int) -> RankedRows:
     """Return the best ``k`` rows by learned term weights, as a stage of its own."""
     with stage("sparse") as span:
         rows = index.search_sparse(query, k)
-        span.tell(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
         return rows
 
 
@@ -178,7 +178,7 @@ def search_tokens(index: Index, query: Query, k: int, rows: Iterable[int] | None
     """Return the best ``k`` of some rows by late interaction, as a stage of its own."""
     with stage("tokens") as span:
         ranked = index.search_tokens(query, k, rows)
-        span.tell(stillroom__rows=len(ranked), gen_ai__data_source__id=index.digest)
+        span.set_attributes(stillroom__rows=len(ranked), gen_ai__data_source__id=index.digest)
         return ranked
 
 

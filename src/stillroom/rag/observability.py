@@ -147,7 +147,7 @@ class StageTimes:
 
 
 class Span:
-    """Span of a stage, or a null span; check ``is_heard`` before computing costly attributes."""
+    """Span of a stage, or a null span; check ``is_recording`` before costly attributes."""
 
     __slots__ = ("_span",)
 
@@ -156,14 +156,14 @@ class Span:
         self._span = span
 
     @property
-    def is_heard(self) -> bool:
+    def is_recording(self) -> bool:
         """Whether the span is recorded."""
         return self._span is not None and bool(self._span.is_recording())
 
     @property
     def wants_content(self) -> bool:
         """Whether the span is recorded and texts are allowed in it."""
-        return self.is_heard and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
+        return self.is_recording and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
 
     @contextmanager
     def current(self) -> Iterator[Span]:
@@ -179,15 +179,15 @@ class Span:
         if self._span is not None:
             self._span.end()
 
-    def tell(self, **attributes: Any) -> None:
+    def set_attributes(self, **attributes: Any) -> None:
         """Set attributes; two underscores in a name become a dot."""
-        if self.is_heard:
+        if self.is_recording:
             for name, value in attributes.items():
                 self._span.set_attribute(name.replace("__", "."), value)
 
-    def tell_all(self, attributes: Mapping[str, Any]) -> None:
+    def set_named_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes by their full names."""
-        if self.is_heard:
+        if self.is_recording:
             for name, value in attributes.items():
                 self._span.set_attribute(name, value)
 
@@ -284,20 +284,20 @@ def describe_hits(
 
 def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: str) -> None:
     """Record the hits of a query in a span; texts only where they are allowed."""
-    if not span.is_heard:
+    if not span.is_recording:
         return
-    span.tell(gen_ai__data_source__id=index_digest)
-    span.tell_all(describe_hits(hits, with_text=span.wants_content))
+    span.set_attributes(gen_ai__data_source__id=index_digest)
+    span.set_named_attributes(describe_hits(hits, with_text=span.wants_content))
     if span.wants_content:
-        span.tell(input__value=query, gen_ai__retrieval__query__text=query)
+        span.set_attributes(input__value=query, gen_ai__retrieval__query__text=query)
 
 
 def record_generation(span: Span, model: TextModel, prompt: Prompt, completion: Completion) -> None:
     """Record model and tokens of a completion in a span; texts only where they are allowed."""
-    if not span.is_heard:
+    if not span.is_recording:
         return
     tokens = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
-    span.tell(
+    span.set_attributes(
         gen_ai__request__model=model.name,
         gen_ai__usage__input_tokens=tokens["prompt"],
         gen_ai__usage__output_tokens=tokens["completion"],
@@ -307,20 +307,22 @@ def record_generation(span: Span, model: TextModel, prompt: Prompt, completion: 
         llm__token_count__completion=tokens["completion"],
     )
     if span.wants_content:
-        span.tell(input__value=json.dumps(prompt.to_json()), output__value=completion.text)
+        span.set_attributes(
+            input__value=json.dumps(prompt.to_json()), output__value=completion.text
+        )
 
 
 def record_answer(span: Span, question: str, answer: str) -> None:
     """Record question and answer in the span of a whole answer, where texts are allowed."""
     if span.wants_content:
-        span.tell(input__value=question, output__value=answer)
+        span.set_attributes(input__value=question, output__value=answer)
 
 
 def _tag_span(span: Span, name: StageName) -> Span:
     kind, operation = _KINDS[name]
-    span.tell(openinference__span__kind=kind, gen_ai__provider__name="stillroom")
+    span.set_attributes(openinference__span__kind=kind, gen_ai__provider__name="stillroom")
     if operation:
-        span.tell(gen_ai__operation__name=operation)
+        span.set_attributes(gen_ai__operation__name=operation)
     return span
 
 

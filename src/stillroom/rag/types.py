@@ -333,6 +333,8 @@ def iter_postings_rows(
             check()
         passage: Mapping[str, Any] = json.loads(line)
         language = passage["language"]
-        headings, heading_count = analyzer.place_terms(list_keyword_prefixes(passage), language)
-        body, body_count = analyzer.place_terms([passage["text"]], language)
+        headings, heading_count = analyzer.get_positioned_terms(
+            list_keyword_prefixes(passage), language
+        )
+        body, body_count = analyzer.get_positioned_terms([passage["text"]], language)
         yield passage["id"], headings, body, heading_count, body_count

@@ -106,7 +106,7 @@ def test_times_are_each_threads_own_and_reach_outer_collectors():
     assert inner.runs == {"dense": 1, "embed": 1}
     assert outer.runs == {"dense": 1, "embed": 1, "keyword": 1}
     with stage("fuse") as span:  # nobody listens
-        assert not span.is_heard
+        assert not span.is_recording
     open_span("ask").end()
 
 
@@ -188,8 +188,8 @@ def test_spans_go_where_the_variable_says(secret, tmp_path):
         "from stillroom.models import open_embedder\n"
         "from stillroom.rag.index.searcher import Index\n"
         "assert 'opentelemetry' not in sys.modules, 'tracing is imported unasked'\n"
-        "from stillroom.rag.observability import observe_if_asked\n"
-        "observe_if_asked()\n"
+        "from stillroom.rag.observability import configure_from_environment\n"
+        "configure_from_environment()\n"
         "with Index.open(Path(sys.argv[1]), embedder=open_embedder('static')) as index:\n"
         "    index.retrieve('canary', retriever='keyword')\n"
     )

@@ -133,18 +133,20 @@ class Analyzer:
     def __init__(self, stemming: Stemming = "english") -> None:
         """Analyze with a Snowball stemmer, with one per text's language, or without stemming."""
         self.stemming = stemming
-        self._tongues = (
+        self._rules_by_language = (
             {name: _LanguageRules(name, f"{code}:") for code, name in LANGUAGES.items()}
             if stemming == "auto"
             else {}
         )
-        self._tongue = self._tongues.get(_DEFAULT_LANGUAGE) or _LanguageRules(stemming)
-        all_rules = self._tongues.values() or [self._tongue]
+        self._default_rules = self._rules_by_language.get(_DEFAULT_LANGUAGE) or _LanguageRules(
+            stemming
+        )
+        all_rules = self._rules_by_language.values() or [self._default_rules]
         self.stop_words = frozenset(word for rules in all_rules for word in rules.marked_stop_words)
 
     @property
     def _codes(self) -> list[str]:
-        return list(LANGUAGES) if self._tongues else []
+        return list(LANGUAGES) if self._rules_by_language else []
 
     @property
     def fingerprint(self) -> str:
@@ -159,13 +161,15 @@ class Analyzer:
             text: Any text.
             language: Its ISO 639-1 code, used only by ``auto``.
         """
-        return self._terms(text, self._tongue_of(language))
+        return self._terms(text, self._get_rules(language))
 
     def index_terms(self, text: str, language: str = "") -> list[str]:
         """Return the terms to index: those of ``terms``, and single CJK characters."""
-        return [term for term, _ in self.place_terms([text], language)[0]]
+        return [term for term, _ in self.get_positioned_terms([text], language)[0]]
 
-    def place_terms(self, texts: Sequence[str], language: str = "") -> tuple[PositionedTerms, int]:
+    def get_positioned_terms(
+        self, texts: Sequence[str], language: str = ""
+    ) -> tuple[PositionedTerms, int]:
         """Return the terms of a field with their positions, and the field's length.
 
         The length is the number of terms without stop words and alternative spellings.
@@ -174,7 +178,7 @@ class Analyzer:
             texts: Consecutive texts, as the headings of a path.
             language: Their ISO 639-1 code, used only by ``auto``.
         """
-        rules, stop = self._tongue_of(language), self.stop_words
+        rules, stop = self._get_rules(language), self.stop_words
         positioned: PositionedTerms = []
         length = number = 0
         for text in texts:
@@ -206,7 +210,7 @@ class Analyzer:
         terms.
         """
         weights: dict[str, float] = {}
-        for rules in self._tongues.values() or [self._tongue]:
+        for rules in self._rules_by_language.values() or [self._default_rules]:
             shares: dict[str, float] = {}
             for spellings in self._spellings(text, rules):
                 for term in spellings:
@@ -221,7 +225,7 @@ class Analyzer:
     def phrases(self, text: str) -> list[list[PhraseWord]]:
         """Return the words of a phrase in order, once for each language in which they differ."""
         phrases: dict[tuple[PhraseWord, ...], None] = {}
-        for rules in self._tongues.values() or [self._tongue]:
+        for rules in self._rules_by_language.values() or [self._default_rules]:
             phrases[tuple(word.as_phrase() for word in self._words(text, rules))] = None
         return [list(words) for words in phrases if words]
 
@@ -230,8 +234,8 @@ class Analyzer:
         terms = self.terms(text)
         return [term for term in terms if term not in self.stop_words] or terms
 
-    def _tongue_of(self, language: str) -> _LanguageRules:
-        return self._tongues.get(LANGUAGES.get(language, ""), self._tongue)
+    def _get_rules(self, language: str) -> _LanguageRules:
+        return self._rules_by_language.get(LANGUAGES.get(language, ""), self._default_rules)
 
     def _terms(self, text: str, rules: _LanguageRules) -> list[str]:
         return [term for spellings in self._spellings(text, rules) for term in spellings]

@@ -53,13 +53,13 @@ class QueryEmbedder:
         Raises:
             IntegrityError: If ``embedder`` is not the one that made the vectors.
         """
-        self._told = description.embedder
+        self._recorded = description.embedder
         self._where = where
         self._lock = threading.RLock()
         self._embedder = None if embedder is None else self._accept(embedder)
         self._settings = description.settings
-        self._weigher: SparseEncoder | None = None
-        self._reader: MultiVectorEncoder | None = None
+        self._sparse_encoder: SparseEncoder | None = None
+        self._token_encoder: MultiVectorEncoder | None = None
         self._terms: OrderedDict[str, Mapping[str, float]] = OrderedDict()
         self._states: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._known: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
@@ -75,7 +75,7 @@ class QueryEmbedder:
             if self._embedder is None:
                 from stillroom.models import open_embedder
 
-                self._embedder = self._accept(open_embedder(str(self._told["reference"])))
+                self._embedder = self._accept(open_embedder(str(self._recorded["reference"])))
             return self._embedder
 
     def embed(self, query: Query) -> NDArray[np.float32]:
@@ -104,14 +104,14 @@ class QueryEmbedder:
             IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            weigher = self._weigher
+            weigher = self._sparse_encoder
             if weigher is None:
-                settings = self._need("sparse")
+                settings = self._get_settings("sparse")
                 from stillroom.rag.embedding.passages import open_term_weighter
 
                 opened = open_term_weighter(str(settings["model"]), int(settings["max_terms"]))
-                self._hold("sparse", settings, opened.fingerprint)
-                self._weigher = weigher = opened
+                self._check_fingerprint("sparse", settings, opened.fingerprint)
+                self._sparse_encoder = weigher = opened
             return _get_or_compute(self._terms, query.text, lambda: weigher.encode([query.text])[0])
 
     def tokens(self, query: Query) -> NDArray[np.float32]:
@@ -122,19 +122,19 @@ class QueryEmbedder:
             IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            reader = self._reader
+            reader = self._token_encoder
             if reader is None:
-                settings = self._need("tokens")
+                settings = self._get_settings("tokens")
                 from stillroom.models.encoders.retrieval import open_multi_vector_encoder
 
                 opened = open_multi_vector_encoder(str(settings["model"]), self.embedder)
-                self._hold("tokens", settings, opened.fingerprint)
-                self._reader = reader = opened
+                self._check_fingerprint("tokens", settings, opened.fingerprint)
+                self._token_encoder = reader = opened
             return _get_or_compute(
                 self._states, query.text, lambda: reader.encode([query.text], kind="query")[0]
             )
 
-    def _need(self, name: str) -> Mapping[str, Any]:
+    def _get_settings(self, name: str) -> Mapping[str, Any]:
         """Return the index's settings of term weights or token vectors."""
         settings = self._settings.get(name)
         if not settings:
@@ -148,7 +148,7 @@ class QueryEmbedder:
             )
         return dict(settings)
 
-    def _hold(self, name: str, settings: Mapping[str, Any], fingerprint: str) -> None:
+    def _check_fingerprint(self, name: str, settings: Mapping[str, Any], fingerprint: str) -> None:
         if fingerprint != settings["fingerprint"]:
             raise IntegrityError(
                 f"the index's {name} were made by {settings['fingerprint']} ({settings['model']}), "
@@ -160,10 +160,10 @@ class QueryEmbedder:
             )
 
     def _accept(self, embedder: Embedder) -> Embedder:
-        if embedder.fingerprint != self._told["fingerprint"]:
+        if embedder.fingerprint != self._recorded["fingerprint"]:
             raise IntegrityError(
-                f"the index was made by embedder {self._told['fingerprint']} "
-                f"({self._told['reference']}), but {embedder.fingerprint} is given",
+                f"the index was made by embedder {self._recorded['fingerprint']} "
+                f"({self._recorded['reference']}), but {embedder.fingerprint} is given",
                 code="rag.embedder-mismatch",
                 where=str(self._where),
                 expected="the embedder that made the vectors: those of others are not comparable",

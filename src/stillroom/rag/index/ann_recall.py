@@ -97,7 +97,7 @@ def measure_recall_if_due(
     passages = writer.find_snapshot().passages
     if not is_approximate(writer.description["settings"], passages):
         return None
-    stored = writer.recall(MEASURED_RECALL)
+    stored = writer.get_setting(MEASURED_RECALL)
     if embedder is None:
         return dict(stored) if stored else None
     if stored and not again and abs(passages - stored["passages"]) <= _REMEASURE_SHARE * passages:
@@ -106,7 +106,7 @@ def measure_recall_if_due(
     if measured is None:
         return None
     recall = {**measured.to_json(), "passages": passages}
-    writer.remember(MEASURED_RECALL, recall)
+    writer.set_setting(MEASURED_RECALL, recall)
     return recall
 
 
@@ -158,7 +158,7 @@ def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssu
         return None, []
     opened = open_store(folder).read(verify=False)
     try:
-        stored = opened.recall(MEASURED_RECALL)
+        stored = opened.get_setting(MEASURED_RECALL)
     finally:
         opened.close()
     recall = {**measured.to_json(), "used": stored["oversampling"] if stored else None}

@@ -85,7 +85,7 @@ class Index:
         self._state = view
         self._audit = audit
         self._lock = threading.Lock()
-        self._inside = threading.local()
+        self._thread_state = threading.local()
 
     @classmethod
     def open(
@@ -213,7 +213,7 @@ class Index:
         Raises:
             DataError: If the filter cannot be parsed, or names a field that no document has.
         """
-        view = self._state.narrow(expression)
+        view = self._state.filter_documents(expression)
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
     @property
@@ -228,7 +228,7 @@ class Index:
             DataError: If the index has no such passage.
         """
         passage = self.passage_at(self.row_of(passage_id))
-        self._note("read", passage_id, [passage_id])
+        self._log("read", passage_id, [passage_id])
         return passage
 
     def row_of(self, passage_id: str) -> int:
@@ -266,7 +266,7 @@ class Index:
                 expected="the document_id of a passage of this index",
                 next="ids change when a document changes: retrieve again",
             )
-        self._note("read", document_id, [document_id])
+        self._log("read", document_id, [document_id])
         return Document.from_json(json.loads(state.opened.document(content)))
 
     def passage_at(self, row: int) -> Passage:
@@ -342,7 +342,7 @@ class Index:
             )
         original = make_query(query)
         if not original.text.strip() or not len(self):
-            self._note("query", original.text, [])
+            self._log("query", original.text, [])
             return []
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
         method = self.default_retriever if retriever is None else RETRIEVERS.build(retriever)
@@ -356,7 +356,7 @@ class Index:
             if reranker is not None:
                 hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, view, model)
             record_retrieval(span, original.text, hits[:k], self.digest)
-        self._note("query", original.text, [hit.passage.id for hit in hits[:k]])
+        self._log("query", original.text, [hit.passage.id for hit in hits[:k]])
         return hits[:k]
 
     def search_keyword(
@@ -388,7 +388,7 @@ class Index:
                 mask=state.mask,
             )
 
-        return self._noted(query, state.rank(search, k))
+        return self._log_ranking(query, state.rank(search, k))
 
     def search_dense(self, query: Query, k: int, *, search: str | None = None) -> RowRanking:
         """Return the best ``k`` rows by cosine with their scores, without scores of 0 or less.
@@ -401,7 +401,7 @@ class Index:
         state = self._state
         vector = self.embed_query(query)
         ranking = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
-        return self._noted(query, [(row, score) for row, score in ranking if score > 0])
+        return self._log_ranking(query, [(row, score) for row, score in ranking if score > 0])
 
     def search_sparse(self, query: Query, k: int) -> RowRanking:
         """Return the best ``k`` rows by learned term weights with their scores.
@@ -413,9 +413,9 @@ class Index:
         terms = self._query_vectors.terms(query)
         engine = state.sparse
         if engine is None:
-            return self._find_none("sparse")
+            return self._reject_missing("sparse")
         ranking = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
-        return self._noted(query, ranking)
+        return self._log_ranking(query, ranking)
 
     def search_tokens(
         self,
@@ -444,7 +444,7 @@ class Index:
         vectors = self._query_vectors.tokens(query)
         engine = state.tokens
         if engine is None:
-            return self._find_none("tokens")
+            return self._reject_missing("tokens")
         if not len(vectors):
             return []
         if weigh is not None:  # the largest product scales with the vector
@@ -455,9 +455,9 @@ class Index:
         ranking = state.rank(
             lambda depth: engine.search(vectors, depth, mask=state.mask, rows=segment_rows), k
         )
-        return self._noted(query, [(row, score / len(vectors)) for row, score in ranking])
+        return self._log_ranking(query, [(row, score / len(vectors)) for row, score in ranking])
 
-    def _find_none(self, name: str) -> RowRanking:
+    def _reject_missing(self, name: str) -> RowRanking:
         """Return an empty ranking of an empty index; raise an error if the store has no vectors."""
         if not len(self._state.everyone):
             return []
@@ -491,7 +491,7 @@ class Index:
         Raises:
             ResourceError: If it cannot be logged: the answer must then not be returned.
         """
-        self._note("cached", question, [hit.passage.id for hit in hits])
+        self._log("cached", question, [hit.passage.id for hit in hits])
 
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
@@ -500,21 +500,21 @@ class Index:
     @contextmanager
     def _as_one_query(self) -> Iterator[None]:
         """Treat the searches of this thread in the body as one query of the audit log."""
-        outer = getattr(self._inside, "retrieving", False)
-        self._inside.retrieving = True
+        outer = getattr(self._thread_state, "retrieving", False)
+        self._thread_state.retrieving = True
         try:
             yield
         finally:
-            self._inside.retrieving = outer
+            self._thread_state.retrieving = outer
 
-    def _noted(self, query: Query, ranking: RowRanking) -> RowRanking:
-        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+    def _log_ranking(self, query: Query, ranking: RowRanking) -> RowRanking:
+        if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
             ids = [self.passage_at(row).id for row, _ in ranking]
-            self._note("query", query.text, ids)
+            self._log("query", query.text, ids)
         return ranking
 
-    def _note(self, kind: str, text: str, ids: Sequence[str]) -> None:
-        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+    def _log(self, kind: str, text: str, ids: Sequence[str]) -> None:
+        if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
             snapshot = self._state.opened.snapshot
             self._audit.note(kind, text, snapshot.number, snapshot.digest, ids)
 
@@ -532,18 +532,22 @@ class Index:
             )
             return plain, self
         view = Index(
-            self.folder, self.description, state.within(matches), self._query_vectors, self._audit
+            self.folder,
+            self.description,
+            state.restrict_rows(matches),
+            self._query_vectors,
+            self._audit,
         )
-        view._inside = self._inside
+        view._thread_state = self._thread_state
         return plain, view
 
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:
-            return self._keep_seen(method.retrieve(queries[0], depth, self))
+            return self._keep_matching(method.retrieve(queries[0], depth, self))
         lists, passages = [], {}
         for query in queries:
             ranked = []
-            for hit in self._keep_seen(method.retrieve(query, depth, self)):
+            for hit in self._keep_matching(method.retrieve(query, depth, self)):
                 row = self.row_of(hit.passage.id)
                 passages[row] = hit.passage
                 ranked.append((row, hit.score))
@@ -551,9 +555,9 @@ class Index:
         fused = fuse_reciprocal_ranks(lists)[:depth]
         return [Hit(passages[row], score, rank) for rank, (row, score) in enumerate(fused, start=1)]
 
-    def _keep_seen(self, hits: list[Hit]) -> list[Hit]:
+    def _keep_matching(self, hits: list[Hit]) -> list[Hit]:
         """Return the hits that match the clauses of the query."""
-        if self._state.standing is None:
+        if self._state.match_mask is None:
             return hits
-        matching = [hit for hit in hits if self._state.stands(self.row_of(hit.passage.id))]
+        matching = [hit for hit in hits if self._state.is_match(self.row_of(hit.passage.id))]
         return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(matching, start=1)]

@@ -112,7 +112,7 @@ class SearchView:
         else:
             self.rows = self._number(opened.load(self.condition, self.everyone.table))
         self.mask = self.rows.mask if filters else None
-        self.standing: NDArray[np.bool_] | None = None
+        self.match_mask: NDArray[np.bool_] | None = None
 
     def _share(self, table: DocumentTable | None) -> None:
         """Load the tables and engines that views of the same population share."""
@@ -159,7 +159,7 @@ class SearchView:
             vector, k, mask=self.mask, condition=self.condition, is_near=is_near
         )
 
-    def narrow(self, expression: str | FilterExpression) -> SearchView:
+    def filter_documents(self, expression: str | FilterExpression) -> SearchView:
         """Return the view restricted by a further filter.
 
         Raises:
@@ -168,19 +168,19 @@ class SearchView:
         parsed = parse_filter(expression) if isinstance(expression, str) else expression
         return SearchView(self.opened, self.population, (*self.filters, parsed), parent=self)
 
-    def within(self, standing: NDArray[np.bool_]) -> SearchView:
+    def restrict_rows(self, match_mask: NDArray[np.bool_]) -> SearchView:
         """Return this view restricted to passages by a mask over the segments' rows, (P,).
 
         Row numbers do not change.
         """
         narrower = copy(self)
-        narrower.standing = standing & self.rows.mask
-        narrower.mask = narrower.standing
+        narrower.match_mask = match_mask & self.rows.mask
+        narrower.mask = narrower.match_mask
         return narrower
 
-    def stands(self, row: int) -> bool:
+    def is_match(self, row: int) -> bool:
         """Return whether a row is in the mask of this view's query."""
-        return self.standing is None or bool(self.standing[self.rows.places[row]])
+        return self.match_mask is None or bool(self.match_mask[self.rows.places[row]])
 
     def follow(self) -> SearchView:
         """Return the newest snapshot's view with the same population and filters."""

@@ -97,7 +97,7 @@ class LateInteraction(PassageReranker):
     ) -> list[Hit]:
         head = list(hits[: self.depth])
         if index.has_tokens and head:
-            return self._by_kept(query, hits, head, index)
+            return self._rerank_by_stored(query, hits, head, index)
         embedder = index.embedder
         if not isinstance(embedder, TokenEmbedder):
             raise DataError(
@@ -122,7 +122,7 @@ class LateInteraction(PassageReranker):
             hits, head, [_max_sim(query_states, states) for states in passage_states]
         )
 
-    def _by_kept(
+    def _rerank_by_stored(
         self, query: Query, hits: Sequence[Hit], head: Sequence[Hit], index: Index
     ) -> list[Hit]:
         """Order by the token vectors of the index, without encoding passages again."""

@@ -276,10 +276,14 @@ def rerank_hits(
     """Return the hits in a reranker's order, as a stage of its own."""
     with stage("rerank") as span:
         reranked = reranker.rerank(query, hits, index, model)
-        if span.is_heard:
-            span.tell(reranker__model_name=reranker.method_name(), reranker__top_k=len(reranked))
+        if span.is_recording:
+            span.set_attributes(
+                reranker__model_name=reranker.method_name(), reranker__top_k=len(reranked)
+            )
             for side, listed in (("input", hits), ("output", reranked)):
-                span.tell_all(describe_hits(listed, prefix=f"reranker.{side}_documents"))
+                span.set_named_attributes(
+                    describe_hits(listed, prefix=f"reranker.{side}_documents")
+                )
             if span.wants_content:
-                span.tell(reranker__query=query.text)
+                span.set_attributes(reranker__query=query.text)
         return reranked

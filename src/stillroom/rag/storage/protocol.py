@@ -185,8 +185,8 @@ class SnapshotReader(Protocol):
     def list_deleted(self, newer: Self) -> list[int] | None:
         """Return the documents deleted since, or None if there were other changes."""
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> KeywordEngine:
         """Return a keyword search engine over a population."""
@@ -273,11 +273,11 @@ class IndexWriter(Protocol):
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge the searched structures, and remove older snapshots without readers."""
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
 
-    def remember(self, name: str, value: Any) -> None:
-        """Store a measurement as JSON; it is not part of the index's content."""
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON; it is not part of the index's content."""
 
     def list_files(self, root: Path) -> list[FileEntry]:
         """Return the entries of the files below ``root`` that belong to the store."""

@@ -484,7 +484,7 @@ def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any
         ResourceError: If another process writes the index.
     """
     with open_store(find_output(index, "index")).write() as writer:
-        writer.remember(_SETTING_NAME, {"way": pipeline, "settings": dict(settings)})
+        writer.set_setting(_SETTING_NAME, {"way": pipeline, "settings": dict(settings)})
         update_manifest(writer, details={"retriever": pipeline})
 
 
@@ -494,7 +494,7 @@ def read_tuned_retriever(opened: SnapshotReader) -> Retriever:
     Raises:
         RecipeError: If it names an unknown method or setting.
     """
-    stored = opened.recall(_SETTING_NAME)
+    stored = opened.get_setting(_SETTING_NAME)
     return RETRIEVERS.build(stored["settings"] if stored else DEFAULT_RETRIEVER)
 
 

@@ -308,8 +308,8 @@ class Catalog:
                 self.path, f"content {content} cannot be read: {error}"
             ) from error
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self.query("SELECT value FROM settings WHERE name = ?", (f"measured {name}",))
         return json.loads(rows[0][0]) if rows else None
 

@@ -75,7 +75,7 @@ class SnapshotCommit:
         """Prepare a change over a connection that is open for writing."""
         self.connection, self.change, self.number = connection, change, number
 
-    def list_gone(self) -> set[int]:
+    def list_expired(self) -> set[int]:
         """Return the keys of documents whose rows are not needed after the change."""
         return (self._list_replaced() | set(self.change.removes)) - {
             key for *_, key in self.change.moves
@@ -390,22 +390,24 @@ _SMALL_FACTOR = 2
 
 
 def choose_merged_segments(
-    folder: Path, ledger: Catalog, deleted: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
+    folder: Path, catalog: Catalog, deleted: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
 ) -> list[MergedSegment]:
     """Return the segments to merge into a new one, with masks of the rows that are still needed.
 
     Args:
         folder: Folder of the index.
-        ledger: Catalog of the index.
+        catalog: Catalog of the index.
         deleted: Keys of documents that are not in the new snapshot.
         rows: Number of new rows in the new segment.
         most: Maximum number of segments afterwards.
     """
-    if not ledger.snapshots():
+    if not catalog.snapshots():
         return []
-    masks = {number: rows for number, rows in mask_kept_rows(ledger, deleted).items() if rows.any()}
-    latest = ledger.find_snapshot().number
-    entries = {entry.number: entry for entry in ledger.segments(latest) if entry.number in masks}
+    masks = {
+        number: rows for number, rows in mask_kept_rows(catalog, deleted).items() if rows.any()
+    }
+    latest = catalog.find_snapshot().number
+    entries = {entry.number: entry for entry in catalog.segments(latest) if entry.number in masks}
     order = sorted(entries, key=lambda number: (int(masks[number].sum()), number))
     spare = len(order) + 1 - most
     if spare <= 0:
@@ -424,21 +426,21 @@ def choose_merged_segments(
     ]
 
 
-def mask_kept_rows(ledger: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
+def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
     """Return masks of the rows of each segment that the newest snapshot needs.
 
     Args:
-        ledger: Catalog of the index.
+        catalog: Catalog of the index.
         deleted: Keys of documents to leave out.
     """
     sizes = {
         int(number): int(rows)
-        for number, rows in ledger.query(
+        for number, rows in catalog.query(
             "SELECT number, rows FROM segments WHERE died = ?", (FOREVER,)
         )
     }
     masks = {number: np.zeros(rows, dtype=bool) for number, rows in sizes.items()}
-    for key, segment, start, count in ledger.query(
+    for key, segment, start, count in catalog.query(
         "SELECT d.key, p.segment, p.start, d.passages FROM documents d JOIN placements p "
         "ON p.document = d.key WHERE d.died = ? AND p.died = ?",
         (FOREVER, FOREVER),

@@ -63,20 +63,20 @@ class FolderSnapshot:
     """An open snapshot, kept from removal, with its segments."""
 
     folder: Path
-    ledger: Catalog
+    catalog: Catalog
     snapshot: Snapshot
-    pin: SnapshotLease
+    lease: SnapshotLease
     segments: tuple[Segment, ...]
 
     @property
     def where(self) -> Path:
         """Path of the catalog, for errors."""
-        return self.ledger.path
+        return self.catalog.path
 
     @property
     def description(self) -> Mapping[str, Any]:
         """Description of the index."""
-        return self.ledger.description
+        return self.catalog.description
 
     @property
     def dialect(self) -> SqlDialect:
@@ -103,7 +103,7 @@ class FolderSnapshot:
         Raises:
             IntegrityError: If the segment of a document is missing.
         """
-        columns = self.ledger.load(self.snapshot.number, condition.sql, dict(condition.values))
+        columns = self.catalog.load(self.snapshot.number, condition.sql, dict(condition.values))
         keys, contents, counts, segments, starts = (
             np.ascontiguousarray(column) for column in columns
         )
@@ -111,11 +111,11 @@ class FolderSnapshot:
 
     def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
         """Return name and type of every field of documents that match a condition."""
-        return self.ledger.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
+        return self.catalog.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
 
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
         """Return the values of a field among documents, each with its document's key."""
-        return self.ledger.list_values(name, keys)
+        return self.catalog.list_values(name, keys)
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> KeywordEngine:
         """Return a keyword search engine over a population."""
@@ -126,7 +126,7 @@ class FolderSnapshot:
         parts = [segment.vectors for segment in self.segments]
         codes = [segment.codes for segment in self.segments]
         exact = DenseEngine(parts, everyone.mask, codes=codes)
-        measured = self.recall(MEASURED_RECALL)
+        measured = self.get_setting(MEASURED_RECALL)
         approximate = ApproximateEngine(
             exact,
             sketches=[segment.sketches for segment in self.segments],
@@ -150,9 +150,9 @@ class FolderSnapshot:
             TokenEngine(present, everyone.mask) if present and len(present) == len(parts) else None
         )
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
-        return self.ledger.recall(name)
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
+        return self.catalog.get_setting(name)
 
     def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors by their rows in the concatenation of segments, (N, D) float32."""
@@ -169,11 +169,11 @@ class FolderSnapshot:
             segment.number for segment in newer.segments
         ]:
             return None
-        return self.ledger.list_deleted(self.snapshot.number, newer.snapshot.number)
+        return self.catalog.list_deleted(self.snapshot.number, newer.snapshot.number)
 
     def is_newest(self) -> bool:
         """Return whether no newer snapshot was committed."""
-        return self.ledger.find_snapshot().number == self.snapshot.number
+        return self.catalog.find_snapshot().number == self.snapshot.number
 
     def follow(self) -> FolderSnapshot:
         """Return the newest snapshot, opened beside this one; open segments are shared.
@@ -181,38 +181,38 @@ class FolderSnapshot:
         Raises:
             IntegrityError: If a new file is missing or incomplete.
         """
-        pin, snapshot = _pin_snapshot(self.folder, self.ledger, None)
+        lease, snapshot = _lease_snapshot(self.folder, self.catalog, None)
         try:
             known = {segment.number: segment for segment in self.segments}
             segments = tuple(
                 known.get(entry.number) or open_segment(self.folder, entry, verify=False)
-                for entry in self.ledger.segments(snapshot.number)
+                for entry in self.catalog.segments(snapshot.number)
             )
         except BaseException:
-            pin.release()
+            lease.release()
             raise
-        return FolderSnapshot(self.folder, self.ledger, snapshot, pin, segments)
+        return FolderSnapshot(self.folder, self.catalog, snapshot, lease, segments)
 
     def passage(self, content: int, position: int) -> bytes:
         """Return a passage as JSON, by its content's key and its position from 0."""
-        return self.ledger.passage(content, position)
+        return self.catalog.passage(content, position)
 
     def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
         """Return the content's key and the position of a passage, or None."""
-        return self.ledger.locate_passage(passage_id)
+        return self.catalog.locate_passage(passage_id)
 
     def document(self, content: int) -> bytes:
         """Return a parsed document as JSON."""
-        return self.ledger.document(content)
+        return self.catalog.document(content)
 
     def locate_document(self, document_id: str) -> int | None:
         """Return the key of a document's content, or None."""
-        return self.ledger.locate_document(document_id)
+        return self.catalog.locate_document(document_id)
 
     def close(self) -> None:
         """Close the catalog and release the snapshot."""
-        self.ledger.close()
-        self.pin.release()
+        self.catalog.close()
+        self.lease.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,35 +254,36 @@ def open_folder_snapshot(
         DataError: If there is no such snapshot, or it was removed.
         IntegrityError: If a file is missing, incomplete or changed.
     """
-    ledger = Catalog(folder)
-    pin: SnapshotLease | None = None
+    catalog = Catalog(folder)
+    lease: SnapshotLease | None = None
     try:
-        pin, snapshot = _pin_snapshot(folder, ledger, selector)
+        lease, snapshot = _lease_snapshot(folder, catalog, selector)
         if verify:
-            _check_ledger(folder, ledger.find_snapshot())
+            _check_catalog(folder, catalog.find_snapshot())
         segments = tuple(
-            open_segment(folder, entry, verify=verify) for entry in ledger.segments(snapshot.number)
+            open_segment(folder, entry, verify=verify)
+            for entry in catalog.segments(snapshot.number)
         )
     except BaseException:
-        ledger.close()
-        if pin is not None:
-            pin.release()
+        catalog.close()
+        if lease is not None:
+            lease.release()
         raise
-    return FolderSnapshot(folder, ledger, snapshot, pin, segments)
+    return FolderSnapshot(folder, catalog, snapshot, lease, segments)
 
 
-def _pin_snapshot(
-    folder: Path, ledger: Catalog, selector: int | str | None
+def _lease_snapshot(
+    folder: Path, catalog: Catalog, selector: int | str | None
 ) -> tuple[SnapshotLease, Snapshot]:
     """Return a locked snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = ledger.find_snapshot(selector)
-        pin = SnapshotLease.take(folder, snapshot.number)
-        if pin is None:
+        snapshot = catalog.find_snapshot(selector)
+        lease = SnapshotLease.take(folder, snapshot.number)
+        if lease is None:
             continue
-        if any(known.number == snapshot.number for known in ledger.snapshots()):
-            return pin, snapshot
-        pin.release()
+        if any(known.number == snapshot.number for known in catalog.snapshots()):
+            return lease, snapshot
+        lease.release()
     raise make_damage_error(get_snapshot_file(folder, snapshot.number), "it is missing")
 
 
@@ -292,7 +293,7 @@ def _look_up_starts(segments: NDArray[np.int64], opened: FolderSnapshot) -> NDAr
     missing = set(segments.tolist()) - known.keys()
     if missing:
         raise make_damage_error(
-            opened.ledger.path, f"it names segments that are missing: {missing}"
+            opened.catalog.path, f"it names segments that are missing: {missing}"
         )
     numbers = sorted(known)
     if not numbers:
@@ -302,7 +303,7 @@ def _look_up_starts(segments: NDArray[np.int64], opened: FolderSnapshot) -> NDAr
     return starts
 
 
-def _check_ledger(folder: Path, snapshot: Snapshot) -> None:
+def _check_catalog(folder: Path, snapshot: Snapshot) -> None:
     """Check the catalog's bytes against artifact.json, if that describes the same snapshot.
 
     The check is skipped where a writer is active or was interrupted, and for a folder without
@@ -351,11 +352,11 @@ def _read_recorded_digest(folder: Path, snapshot: Snapshot) -> tuple[int, str] |
 
 def _is_staged(folder: Path) -> bool:
     """Return whether a writer was interrupted while it staged documents."""
-    ledger = Catalog(folder)
+    catalog = Catalog(folder)
     try:
-        return bool(ledger.query("SELECT 1 FROM settings WHERE name = 'staged'"))
+        return bool(catalog.query("SELECT 1 FROM settings WHERE name = 'staged'"))
     finally:
-        ledger.close()
+        catalog.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,27 +365,27 @@ class FolderDocument:
 
     entry: DocumentEntry
     content: int
-    held: FolderReusableContent
+    reusable: FolderReusableContent
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
-        return self.held.ledger.document(self.content)
+        return self.reusable.catalog.document(self.content)
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        return read_passages(self.held.ledger, self.content)
+        return read_passages(self.reusable.catalog, self.content)
 
     def marks(self) -> Sequence[EmbeddingDigest]:
         """Return the digest of each passage's embedded text."""
-        return read_embedding_digests(self.held.ledger, self.content)
+        return read_embedding_digests(self.reusable.catalog, self.content)
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
-        return self.held.vectors_of(self.content, self.entry.passages)
+        return self.reusable.vectors_of(self.content, self.entry.passages)
 
     def extras(self) -> AuxiliaryVectors:
         """Return the auxiliary vectors of the passages."""
-        return self.held.extras_of(self.content, self.entry.passages)
+        return self.reusable.extras_of(self.content, self.entry.passages)
 
 
 class FolderReusableContent:
@@ -393,17 +394,17 @@ class FolderReusableContent:
     def __init__(self, opened: FolderSnapshot) -> None:
         """Reuse the content of an open snapshot, the newest."""
         self.opened = opened
-        self.ledger = opened.ledger
+        self.catalog = opened.catalog
         self.segments: dict[int, Segment] = {segment.number: segment for segment in opened.segments}
 
     @property
     def description(self) -> Mapping[str, Any]:
         """Description of the index."""
-        return self.ledger.description
+        return self.catalog.description
 
     def list_parts(self) -> list[tuple[FolderDocument, DocumentMetadata]]:
         """Return every document of the newest snapshot with its metadata, in order of path."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT d.path, c.digest, c.key, c.passages, c.truncated, d.tenant, d.labels, d.fields "
             "FROM documents d JOIN contents c ON c.key = d.content WHERE d.died = ? "
             "ORDER BY d.path",
@@ -419,7 +420,7 @@ class FolderReusableContent:
 
     def take(self, path: str, digest: str) -> FolderDocument | None:
         """Return the newest snapshot's document of a path and digest, or None."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT c.key, c.passages, c.truncated FROM documents d JOIN contents c "
             "ON c.key = d.content WHERE d.path = ? AND d.died = ? AND c.digest = ?",
             (path, FOREVER, digest),
@@ -428,7 +429,7 @@ class FolderReusableContent:
 
     def find_same(self, digest: str) -> list[FolderDocument]:
         """Return the newest snapshot's documents with the same bytes, in order of path."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT d.path, c.digest, c.key, c.passages, c.truncated FROM contents c "
             "JOIN documents d ON d.content = c.key "
             "WHERE c.digest = ? AND d.died = ? ORDER BY d.path",
@@ -454,7 +455,7 @@ class FolderReusableContent:
 
     def _places_of(self, embedded: bytes) -> Iterator[tuple[Segment, int, bool]]:
         """Yield segment and row of passages with a text, and whether it was truncated."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT a.key, a.truncated, p.segment, p.start FROM passages a "  # noqa: S608
             f"JOIN documents d ON d.content = a.key >> {PASSAGE_BITS} "
             "JOIN placements p ON p.document = d.key WHERE a.embedded = ?",
@@ -477,7 +478,7 @@ class FolderReusableContent:
         return segment.extras.span(start, start + count)
 
     def _find(self, content: int) -> tuple[Segment, int]:
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT p.segment, p.start FROM documents d JOIN placements p "
             "ON p.document = d.key WHERE d.content = ? ORDER BY p.died DESC",
             (content,),
@@ -500,14 +501,14 @@ class FolderReusableContent:
 _PASSAGES = "SELECT {} FROM passages WHERE key >= ? AND key < ? ORDER BY key"
 
 
-def read_passages(ledger: Catalog, content: int) -> list[bytes]:
+def read_passages(catalog: Catalog, content: int) -> list[bytes]:
     """Return the passages of a content as lines of JSON, in order."""
-    return [bytes(body) for (body,) in ledger.query(_PASSAGES.format("body"), _key_range(content))]
+    return [bytes(body) for (body,) in catalog.query(_PASSAGES.format("body"), _key_range(content))]
 
 
-def read_embedding_digests(ledger: Catalog, content: int) -> list[EmbeddingDigest]:
+def read_embedding_digests(catalog: Catalog, content: int) -> list[EmbeddingDigest]:
     """Return the digests of the embedded texts of a content's passages, in order."""
-    rows = ledger.query(_PASSAGES.format("embedded, truncated"), _key_range(content))
+    rows = catalog.query(_PASSAGES.format("embedded, truncated"), _key_range(content))
     return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
 
 

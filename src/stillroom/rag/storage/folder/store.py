@@ -120,11 +120,11 @@ class FolderStore:
 
     def snapshots(self) -> list[Snapshot]:
         """Return the existing snapshots, oldest first."""
-        ledger = Catalog(self.folder)
+        catalog = Catalog(self.folder)
         try:
-            return ledger.snapshots()
+            return catalog.snapshots()
         finally:
-            ledger.close()
+            catalog.close()
 
     def check(self) -> list[IntegrityIssue]:
         """Return all integrity issues; an empty list means that the index is intact."""
@@ -141,11 +141,11 @@ class FolderStore:
     def measure(self) -> StoreSize:
         """Return the size of the folder."""
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        ledger = Catalog(self.folder)
+        catalog = Catalog(self.folder)
         try:
-            pieces = int(ledger.query("SELECT count(*) FROM segments")[0][0])
+            pieces = int(catalog.query("SELECT count(*) FROM segments")[0][0])
         finally:
-            ledger.close()
+            catalog.close()
         return StoreSize(size, pieces)
 
     def discard(self) -> None:
@@ -161,45 +161,45 @@ def check_folder(folder: Path) -> list[IntegrityIssue]:
     Raises:
         IntegrityError: If it is unfinished, or its catalog cannot be read at all.
     """
-    ledger = Catalog(folder)
+    catalog = Catalog(folder)
     try:
-        issues = [*_check_pages(ledger)]
+        issues = [*_check_pages(catalog)]
         if issues:  # nothing in such a catalog is reliable
             return issues
-        issues += [*_check_contents(ledger), *_check_documents(ledger)]
-        issues += [*_check_facts(ledger), *_check_digest(ledger)]
-        issues += [*_check_segments(folder, ledger), *_check_orphans(folder, ledger)]
-        return [*issues, *check_manifest(folder, ledger.find_snapshot())]
+        issues += [*_check_contents(catalog), *_check_documents(catalog)]
+        issues += [*_check_facts(catalog), *_check_digest(catalog)]
+        issues += [*_check_segments(folder, catalog), *_check_orphans(folder, catalog)]
+        return [*issues, *check_manifest(folder, catalog.find_snapshot())]
     finally:
-        ledger.close()
+        catalog.close()
 
 
-def _make_catalog_issue(ledger: Catalog, problem: str) -> IntegrityIssue:
-    return IntegrityIssue(ledger.path.name, problem, is_derived=False)
+def _make_catalog_issue(catalog: Catalog, problem: str) -> IntegrityIssue:
+    return IntegrityIssue(catalog.path.name, problem, is_derived=False)
 
 
-def _check_pages(ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Run SQLite's check of pages and indexes."""
     try:
-        with closing(connect_ledger(ledger.path)) as connection:
+        with closing(connect_ledger(catalog.path)) as connection:
             rows = connection.execute("PRAGMA integrity_check(5)").fetchall()
     except sqlite3.Error as error:
         rows = [(str(error),)]
     for (message,) in rows:
         if message != "ok":
-            yield _make_catalog_issue(ledger, str(message))
+            yield _make_catalog_issue(catalog, str(message))
 
 
-def _check_contents(ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_contents(catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Recompute the spans, ids and digests of each document's content."""
-    keys = ledger.query("SELECT key, path, mark, passages, fields FROM contents ORDER BY key")
+    keys = catalog.query("SELECT key, path, mark, passages, fields FROM contents ORDER BY key")
     for key, path, mark, count, fields in keys:
-        rows = ledger.query(
+        rows = catalog.query(
             "SELECT id, body FROM passages WHERE key >= ? AND key < ? ORDER BY key",
             (key << PASSAGE_BITS, (key + 1) << PASSAGE_BITS),
         )
         try:
-            line = ledger.document(key)
+            line = catalog.document(key)
             document = json.loads(line)
             text = document["text"]
             has_same_fields = derive_fields(document) == json.loads(fields)
@@ -208,86 +208,86 @@ def _check_contents(ledger: Catalog) -> Iterator[IntegrityIssue]:
                 text[passage["start"] : passage["end"]] == passage["text"] for passage in passages
             )
         except (StillroomError, zlib.error, ValueError, KeyError, TypeError) as error:
-            yield _make_catalog_issue(ledger, f"{path}: cannot be read: {error}".split("\n", 1)[0])
+            yield _make_catalog_issue(catalog, f"{path}: cannot be read: {error}".split("\n", 1)[0])
             continue
         if not has_same_fields:
-            yield _make_catalog_issue(ledger, f"{path}: has other fields than its document")
+            yield _make_catalog_issue(catalog, f"{path}: has other fields than its document")
         if not has_same_text:
-            yield _make_catalog_issue(ledger, f"{path}: a passage is not the document's own text")
+            yield _make_catalog_issue(catalog, f"{path}: a passage is not the document's own text")
         if len(rows) != count or [passage["id"] for passage in passages] != [
             name for name, _ in rows
         ]:
-            yield _make_catalog_issue(ledger, f"{path}: has other passages than recorded")
+            yield _make_catalog_issue(catalog, f"{path}: has other passages than recorded")
         if digest_content(line, [bytes(body) for _, body in rows]) != mark:
-            yield _make_catalog_issue(ledger, f"{path}: its bytes have changed")
+            yield _make_catalog_issue(catalog, f"{path}: its bytes have changed")
 
 
-def _check_documents(ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_documents(catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Compare versions of documents with their contents and placements."""
-    rows = ledger.query(
+    rows = catalog.query(
         "SELECT d.path, d.bucket, d.mark, d.tenant, d.labels, d.fields, c.path, c.mark, "
         "(SELECT count(*) FROM placements p WHERE p.document = d.key AND p.died >= d.died) "
         "FROM documents d LEFT JOIN contents c ON c.key = d.content ORDER BY d.key"
     )
     for path, bucket, mark, tenant, labels, fields, content_path, content, placements in rows:
         if content is None or content_path != path:
-            yield _make_catalog_issue(ledger, f"{path}: has no content of its own")
+            yield _make_catalog_issue(catalog, f"{path}: has no content of its own")
             continue
         facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))
         if digest_document(path, content, facts) != mark or get_bucket(path) != bucket:
-            yield _make_catalog_issue(ledger, f"{path}: its fields, tenant or labels were changed")
+            yield _make_catalog_issue(catalog, f"{path}: its fields, tenant or labels were changed")
         if placements != 1:
-            yield _make_catalog_issue(ledger, f"{path}: has {placements} placements")
+            yield _make_catalog_issue(catalog, f"{path}: has {placements} placements")
 
 
-def _check_facts(ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_facts(catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Compare the rows that filters and access conditions read with the recorded metadata."""
-    rows = ledger.query(
+    rows = catalog.query(
         "SELECT d.key, d.path, d.labels, d.fields, c.fields FROM documents d "
         "JOIN contents c ON c.key = d.content ORDER BY d.key"
     )
     labels: dict[int, set[str]] = {}
-    for key, label in ledger.query("SELECT document, label FROM labels"):
+    for key, label in catalog.query("SELECT document, label FROM labels"):
         labels.setdefault(key, set()).add(label)
     values: dict[int, list[Any]] = {}
-    for key, *value in ledger.query("SELECT document, name, kind, value FROM fields"):
+    for key, *value in catalog.query("SELECT document, name, kind, value FROM fields"):
         values.setdefault(key, []).append(tuple(value))
     for key, path, recorded_labels, fields, derived in rows:
         merged = {**json.loads(derived), **json.loads(fields)}
         is_same = Counter(values.pop(key, [])) == Counter(list_values(merged))
         if labels.pop(key, set()) != set(json.loads(recorded_labels)) or not is_same:
-            yield _make_catalog_issue(ledger, f"{path}: its rows of labels or fields were changed")
+            yield _make_catalog_issue(catalog, f"{path}: its rows of labels or fields were changed")
     if labels or values:
-        yield _make_catalog_issue(ledger, "there are labels or fields without a document")
+        yield _make_catalog_issue(catalog, "there are labels or fields without a document")
 
 
-def _check_digest(ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_digest(catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Recompute digest and counts of the newest snapshot."""
-    latest = ledger.find_snapshot()
+    latest = catalog.find_snapshot()
     marks: dict[int, list[str]] = {}
     passages = 0
-    rows = ledger.query(
+    rows = catalog.query(
         "SELECT bucket, mark, passages FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
     )
     for bucket, mark, count in rows:
         marks.setdefault(bucket, []).append(mark)
         passages += count
     buckets = {number: digest_bucket(bucket_marks) for number, bucket_marks in marks.items()}
-    if digest_snapshot(ledger.description, buckets) != latest.digest:
-        yield _make_catalog_issue(ledger, f"snapshot {latest.number} has another digest")
+    if digest_snapshot(catalog.description, buckets) != latest.digest:
+        yield _make_catalog_issue(catalog, f"snapshot {latest.number} has another digest")
     if (latest.documents, latest.passages) != (len(rows), passages):
         yield _make_catalog_issue(
-            ledger,
+            catalog,
             f"snapshot {latest.number} counts {latest.documents} documents and "
             f"{latest.passages} passages, there are {len(rows)} and {passages}",
         )
 
 
-def _check_segments(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_segments(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Verify the files of every segment of a snapshot."""
     checked: set[int] = set()
-    for snapshot in ledger.snapshots():
-        for entry in ledger.segments(snapshot.number):
+    for snapshot in catalog.snapshots():
+        for entry in catalog.segments(snapshot.number):
             if entry.number in checked:
                 continue
             checked.add(entry.number)
@@ -299,25 +299,25 @@ def _check_segments(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
                     get_segment_folder(folder, entry.number).relative_to(folder).as_posix()
                 )
                 yield IntegrityIssue(segment_path, problem, is_derived=True, segment=entry.number)
-    rows = ledger.query(
+    rows = catalog.query(
         "SELECT p.segment, max(p.start + d.passages), s.rows FROM placements p "
         "JOIN documents d ON d.key = p.document LEFT JOIN segments s ON s.number = p.segment "
         "WHERE p.died > (SELECT min(number) FROM snapshots) GROUP BY p.segment"
     )
     for number, end, size in rows:
         if size is None or end > size:
-            yield _make_catalog_issue(ledger, f"documents lie beyond segment {number}")
+            yield _make_catalog_issue(catalog, f"documents lie beyond segment {number}")
 
 
-def _check_orphans(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
+def _check_orphans(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
     """Report files without a snapshot, and snapshots without their file."""
     known_folders = {
-        get_segment_folder(folder, n) for (n,) in ledger.query("SELECT number FROM segments")
+        get_segment_folder(folder, n) for (n,) in catalog.query("SELECT number FROM segments")
     }
     for path in list_segment_folders(folder):
         if path not in known_folders:
             yield IntegrityIssue(path.relative_to(folder).as_posix(), "no snapshot names it", True)
-    files = {get_snapshot_file(folder, snapshot.number) for snapshot in ledger.snapshots()}
+    files = {get_snapshot_file(folder, snapshot.number) for snapshot in catalog.snapshots()}
     snapshot_folder = folder / SNAPSHOTS
     existing = set(snapshot_folder.iterdir()) if snapshot_folder.is_dir() else set()
     for path in sorted(files - existing):
@@ -326,8 +326,10 @@ def _check_orphans(folder: Path, ledger: Catalog) -> Iterator[IntegrityIssue]:
         yield IntegrityIssue(
             path.relative_to(folder).as_posix(), "no snapshot has this number", True
         )
-    if ledger.query("SELECT 1 FROM settings WHERE name = 'staged'"):
-        yield IntegrityIssue(ledger.path.name, "a writer was killed and left passages unseen", True)
+    if catalog.query("SELECT 1 FROM settings WHERE name = 'staged'"):
+        yield IntegrityIssue(
+            catalog.path.name, "a writer was killed and left passages unseen", True
+        )
 
 
 def repair_folder(
@@ -345,7 +347,7 @@ def repair_folder(
         IntegrityError: If the catalog cannot be read, or the embedder is another one.
     """
     with FolderIndexWriter.open(folder) as writer:  # removes what an interrupted writer left
-        for snapshot in writer.ledger.snapshots():
+        for snapshot in writer.catalog.snapshots():
             write_snapshot_file(folder, snapshot.number, snapshot.digest)
         damaged = sorted({issue.segment for issue in issues if issue.segment})
         if damaged:
@@ -356,7 +358,7 @@ def repair_folder(
 def _rewrite(writer: FolderIndexWriter, damaged: Sequence[int], embedder: Embedder | None) -> None:
     """Rewrite the documents of damaged segments, and remove older snapshots."""
     placeholders = ",".join("?" * len(damaged))
-    rows = writer.ledger.query(
+    rows = writer.catalog.query(
         "SELECT d.path, c.digest, d.passages, d.truncated, d.content, d.tenant, "  # noqa: S608
         "d.labels, "
         "d.fields, p.segment, p.start FROM documents d JOIN contents c ON c.key = d.content "
@@ -385,25 +387,25 @@ class _RepairedDocument:
     content: int
     segment: int
     start: int
-    maker: _VectorRepairer
+    repairer: _VectorRepairer
 
     def document_line(self) -> bytes:
-        return self.maker.ledger.document(self.content)
+        return self.repairer.catalog.document(self.content)
 
     def passage_lines(self) -> list[bytes]:
-        return read_passages(self.maker.ledger, self.content)
+        return read_passages(self.repairer.catalog, self.content)
 
     def marks(self) -> Sequence[EmbeddingDigest]:
-        return read_embedding_digests(self.maker.ledger, self.content)
+        return read_embedding_digests(self.repairer.catalog, self.content)
 
     def vectors(self) -> NDArray[Any]:
-        matrix = self.maker.open_vectors(self.segment)
+        matrix = self.repairer.open_vectors(self.segment)
         if matrix is not None:
             return np.asarray(matrix[self.start : self.start + self.entry.passages])
-        return self.maker.embed(self)
+        return self.repairer.embed(self)
 
     def extras(self) -> AuxiliaryVectors:
-        return self.maker.extras.of(self.segment, self.start, self.passage_lines())
+        return self.repairer.extras.of(self.segment, self.start, self.passage_lines())
 
 
 class _VectorRepairer:
@@ -411,17 +413,17 @@ class _VectorRepairer:
 
     def __init__(self, writer: FolderIndexWriter, embedder: Embedder | None) -> None:
         self.folder, self.description = writer.folder, writer.description
-        self.ledger: Catalog = writer.ledger
+        self.catalog: Catalog = writer.catalog
         self._embedder = embedder
         self._files: dict[int, NDArray[Any] | None] = {}
         self.extras = RepairedAuxiliaryVectors(
-            self.folder, self.ledger, self.description["settings"], self._open
+            self.folder, self.catalog, self.description["settings"], self._open
         )
 
     def open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors if the file is intact, or None."""
         if number not in self._files:
-            files = self.ledger.query("SELECT files FROM segments WHERE number = ?", (number,))
+            files = self.catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
             size, digest = json.loads(files[0][0])[VECTORS]
             path = get_segment_folder(self.folder, number) / VECTORS
             try:
@@ -485,7 +487,7 @@ class RepairedAuxiliaryVectors:
     def __init__(
         self,
         folder: Path,
-        ledger: Catalog,
+        catalog: Catalog,
         settings: Mapping[str, Any],
         open_embedder: Callable[[], Embedder],
     ) -> None:
@@ -493,13 +495,13 @@ class RepairedAuxiliaryVectors:
 
         Args:
             folder: Folder of the index.
-            ledger: Catalog of the index.
+            catalog: Catalog of the index.
             settings: Settings of the index.
             open_embedder: Returns the embedder that made its vectors.
         """
-        self._folder, self._ledger, self._settings = folder, ledger, settings
+        self._folder, self._catalog, self._settings = folder, catalog, settings
         self._open_embedder = open_embedder
-        self._whole: dict[int, AuxiliaryVectors | None] = {}
+        self._intact: dict[int, AuxiliaryVectors | None] = {}
         self._encoders: AuxiliaryEncoders | None = None
 
     def of(self, segment: int, start: int, lines: Sequence[bytes]) -> AuxiliaryVectors:
@@ -513,7 +515,7 @@ class RepairedAuxiliaryVectors:
         Raises:
             IntegrityError: If the models differ from those of the index.
         """
-        intact = self._open_whole(segment)
+        intact = self._open_intact(segment)
         if intact is not None:
             return intact.span(start, start + len(lines))
         settings = self._settings
@@ -522,10 +524,10 @@ class RepairedAuxiliaryVectors:
         texts = build_embedding_texts(passages, self._open_embedder(), with_headings=with_headings)
         return self._open_encoders().encode(texts, lambda: None)
 
-    def _open_whole(self, number: int) -> AuxiliaryVectors | None:
+    def _open_intact(self, number: int) -> AuxiliaryVectors | None:
         """Return a segment's auxiliary vectors if all of their files are intact, or None."""
-        if number not in self._whole:
-            files = self._ledger.query("SELECT files FROM segments WHERE number = ?", (number,))
+        if number not in self._intact:
+            files = self._catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
             segment_folder = get_segment_folder(self._folder, number)
             recorded = {
                 name: entry
@@ -535,10 +537,10 @@ class RepairedAuxiliaryVectors:
             try:
                 for name, (size, digest) in recorded.items():
                     check_file(segment_folder / name, (int(size), str(digest)), verify=True)
-                self._whole[number] = open_auxiliary_vectors(segment_folder, recorded)
+                self._intact[number] = open_auxiliary_vectors(segment_folder, recorded)
             except IntegrityError:
-                self._whole[number] = None
-        return self._whole[number]
+                self._intact[number] = None
+        return self._intact[number]
 
     def _open_encoders(self) -> AuxiliaryEncoders:
         if self._encoders is None:

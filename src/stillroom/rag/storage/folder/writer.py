@@ -89,8 +89,8 @@ class FolderIndexWriter:
         self.folder = folder
         self.connection = connection
         self._lock = lock
-        self.ledger = Catalog(folder)
-        self.description = self.ledger.description
+        self.catalog = Catalog(folder)
+        self.description = self.catalog.description
 
     @classmethod
     def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
@@ -147,7 +147,7 @@ class FolderIndexWriter:
 
     def list_documents(self) -> dict[str, StoredDocument]:
         """Return every document of the newest snapshot, by path, in order."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
             "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
             (FOREVER,),
@@ -163,20 +163,20 @@ class FolderIndexWriter:
 
     def list_keys(self) -> dict[str, int]:
         """Return the key of every document of the newest snapshot, by path, in order."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
         )
         return {path: int(key) for path, key in rows}
 
     def list_failures(self) -> list[tuple[str, str, str]]:
         """Return path, code and reason of every file that failed, in order."""
-        return self.ledger.query(
+        return self.catalog.query(
             "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
         )
 
     def snapshots(self) -> list[Snapshot]:
         """Return the existing snapshots, oldest first."""
-        return self.ledger.snapshots()
+        return self.catalog.snapshots()
 
     def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
@@ -184,14 +184,14 @@ class FolderIndexWriter:
         Raises:
             DataError: If there is none, or it was removed.
         """
-        return self.ledger.find_snapshot(selector)
+        return self.catalog.find_snapshot(selector)
 
     def list_files(self, root: Path) -> list[FileEntry]:
         """Return entries of all files in the catalog; digests of segments are taken from it."""
-        ledger = self.folder / LEDGER
-        name, size = ledger.relative_to(root).as_posix(), ledger.stat().st_size
-        entries = [FileEntry(name, size, digest_large_file(ledger))]
-        for number, files in self.ledger.query("SELECT number, files FROM segments"):
+        catalog = self.folder / LEDGER
+        name, size = catalog.relative_to(root).as_posix(), catalog.stat().st_size
+        entries = [FileEntry(name, size, digest_large_file(catalog))]
+        for number, files in self.catalog.query("SELECT number, files FROM segments"):
             segment_path = get_segment_folder(self.folder, number).relative_to(root).as_posix()
             entries += [
                 FileEntry(f"{segment_path}/{name}", int(size), str(digest))
@@ -244,7 +244,7 @@ class FolderIndexWriter:
             if new_parts:
                 rows = sum(part.entry.passages for part in new_parts)
                 merged = choose_merged_segments(
-                    self.folder, self.ledger, publication.list_gone(), rows
+                    self.folder, self.catalog, publication.list_expired(), rows
                 )
                 entry = self._write_rows(number, merged, new_parts, check)
             check()
@@ -253,7 +253,7 @@ class FolderIndexWriter:
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
             remove_unneeded(self.folder, self.connection, number, keep)
-        return self.ledger.find_snapshot(number)
+        return self.catalog.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge all segments into one, and remove older snapshots without readers.
@@ -267,7 +267,7 @@ class FolderIndexWriter:
         number = self._latest() + 1
         publication = SnapshotCommit(self.connection, IndexUpdate(), number)
         with full_disk_as_error(self.folder):
-            merged = choose_merged_segments(self.folder, self.ledger, set(), 0, most=1)
+            merged = choose_merged_segments(self.folder, self.catalog, set(), 0, most=1)
             entry = self._write_rows(number, merged, [], check) if merged else None
             check()
             with open_transaction(self.connection):
@@ -277,11 +277,11 @@ class FolderIndexWriter:
             oldest = remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:
                 self.connection.execute("VACUUM")
-        return self.ledger.find_snapshot(number)
+        return self.catalog.find_snapshot(number)
 
     def close(self) -> None:
         """Close the catalog and release the lock."""
-        self.ledger.close()
+        self.catalog.close()
         self.connection.close()
         if self._lock is not None:
             self._lock.release()
@@ -290,12 +290,12 @@ class FolderIndexWriter:
         number = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
         return int(number or 0)
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
-        return self.ledger.recall(name)
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
+        return self.catalog.get_setting(name)
 
-    def remember(self, name: str, value: Any) -> None:
-        """Store a measurement of the newest snapshot as JSON; see ``Catalog.recall``.
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting beside the snapshots as JSON; see ``Catalog.get_setting``.
 
         It is not part of the index's content or of any digest.
         """
@@ -307,13 +307,13 @@ class FolderIndexWriter:
 
     def _count_rows(self, parts: Sequence[StagedDocument]) -> int:
         """Return an estimate of the number of passages after the change."""
-        known = self.ledger.snapshots()
+        known = self.catalog.snapshots()
         count = known[-1].passages if known else 0
         return count + sum(part.entry.passages for part in parts)
 
     def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
         """Stage documents; return their contents' keys, in order."""
-        return stage_documents(self.connection, parts, check, self.ledger.path)
+        return stage_documents(self.connection, parts, check, self.catalog.path)
 
     @property
     def _dimensions(self) -> int:
@@ -402,22 +402,22 @@ def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, k
         keep: Number of snapshots to keep, 1 or more.
     """
     known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
-    pins: list[SnapshotLease] = []
+    leases: list[SnapshotLease] = []
     oldest = newest
     try:
         for number in known:
             oldest = number
             if number > newest - keep:
                 break
-            pin = SnapshotLease.take(folder, number, exclusive=True)
-            if pin is None and get_snapshot_file(folder, number).exists():
+            lease = SnapshotLease.take(folder, number, exclusive=True)
+            if lease is None and get_snapshot_file(folder, number).exists():
                 break
-            pins.extend([pin] if pin is not None else [])
+            leases.extend([lease] if lease is not None else [])
         if oldest != known[0]:
             _purge(folder, connection, oldest)
     finally:
-        for pin in pins:
-            pin.release()
+        for lease in leases:
+            lease.release()
     return oldest
 
 

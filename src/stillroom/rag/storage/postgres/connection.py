@@ -181,7 +181,7 @@ class PostgresSchema:
         path = f'"{self.schema}", "{extension_schema or "public"}"'
         connection.execute("SELECT set_config('search_path', %s, false)", (path,))
 
-    def need_vectors(self, connection: psycopg.Connection[Any]) -> None:
+    def create_extension(self, connection: psycopg.Connection[Any]) -> None:
         """Create the extension pgvector in the database if necessary.
 
         Raises:

@@ -91,7 +91,7 @@ class PostgresVectors:
     ) -> None:
         """Create a view; nothing is fetched yet."""
         self._reading, self._everyone, self._population = reading, everyone, population
-        measured = reading.recall(MEASURED_RECALL)
+        measured = reading.get_setting(MEASURED_RECALL)
         self._oversampling: int | None = (
             measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
         )
@@ -146,7 +146,7 @@ class PostgresVectors:
         width = len(query)
         max_error = self._longest * float(np.linalg.norm(query)) * width * 2.0**-22
         while True:
-            rows = self._ask(_EXACT, query, limit, condition)
+            rows = self._fetch(_EXACT, query, limit, condition)
             positions, scores = self._score(query, rows, mask)
             is_all = len(rows) < limit
             least = -float(rows[-1][1]) + max_error if rows else 0.0
@@ -175,11 +175,11 @@ class PostgresVectors:
         with self._reading.session.server.errors(), connection.transaction():
             connection.execute(f"SET LOCAL hnsw.ef_search = {max(40, limit)}".encode())
             connection.execute(b"SET LOCAL enable_seqscan = off")
-            rows = self._ask(_NEAREST, query, limit, condition)
+            rows = self._fetch(_NEAREST, query, limit, condition)
         positions, scores = self._score(query, rows, mask)
         return (positions[:k], scores[:k]) if len(positions) >= min(k, allowed) else None
 
-    def _ask(
+    def _fetch(
         self, sql: str, query: NDArray[np.float32], limit: int, condition: SqlCondition
     ) -> list[Any]:
         text = "[" + ",".join(repr(float(value)) for value in query) + "]"
@@ -193,7 +193,7 @@ class PostgresVectors:
         self, query: NDArray[np.float32], rows: Sequence[Any], mask: NDArray[Any] | None
     ) -> Matches:
         """Return the positions of rows and their exact scores, best first."""
-        positions = self._reading.places_of(np.array([key for key, *_ in rows], dtype=np.int64))
+        positions = self._reading.positions_of(np.array([key for key, *_ in rows], dtype=np.int64))
         matrix = decode_vectors([data for *_, data in rows], len(query))
         scores = DenseEngine([matrix]).score(query, np.arange(len(rows)))
         if mask is not None:
@@ -265,12 +265,12 @@ class PostgresKeywords(KeywordEngine):
     def phrase(
         self, words: Sequence[PhraseWord | str], *, field: Field = "body"
     ) -> NDArray[np.int64]:
-        return find_phrase_rows(words, lambda term: self._spots(term, field))
+        return find_phrase_rows(words, lambda term: self._list_occurrences(term, field))
 
     @override
     def _gather(self, term: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        occurrences = self._ask(_OCCURRENCES, {"term": build_term_key(term)})
-        rows = self._reading.places_of(occurrences["key"].astype(np.int64))
+        occurrences = self._fetch(_OCCURRENCES, {"term": build_term_key(term)})
+        rows = self._reading.positions_of(occurrences["key"].astype(np.int64))
         order = np.argsort(rows)
         headings, words = (
             occurrences[name].astype(np.int64)[order] for name in ("headings", "words")
@@ -279,23 +279,25 @@ class PostgresKeywords(KeywordEngine):
 
     @override
     def _count_terms(self) -> NDArray[np.int64]:
-        counts = self._ask(_LENGTHS, {})
+        counts = self._fetch(_LENGTHS, {})
         lengths = np.zeros((self._count, 2), dtype=np.int64)
-        rows = self._reading.places_of(counts["key"].astype(np.int64))
+        rows = self._reading.positions_of(counts["key"].astype(np.int64))
         lengths[rows, 0], lengths[rows, 1] = counts["headings"], counts["words"]
         return lengths
 
-    def _ask(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
+    def _fetch(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
         rows = self._reading.query(sql.format(self._condition.sql), self._condition, values)
         return np.frombuffer(rows[0][0] or b"", dtype=_ROW)
 
-    def _spots(self, term: str, field: Field) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _list_occurrences(
+        self, term: str, field: Field
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and positions of every occurrence of a term in a field, both ascending."""
         rows = self._reading.query(
             _POSITIONS.format(self._condition.sql), self._condition, {"term": build_term_key(term)}
         )
         row_parts, position_parts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        keys = self._reading.places_of(np.array([key for key, *_ in rows], dtype=np.int64))
+        keys = self._reading.positions_of(np.array([key for key, *_ in rows], dtype=np.int64))
         for number in np.argsort(keys):
             _, headings, data = rows[number]
             positions = np.frombuffer(data, dtype="<i4")

@@ -103,10 +103,10 @@ class PostgresSession:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections: list[psycopg.Connection[Any]] = []
-        self.unneeded: deque[int] = deque()
+        self.released: deque[int] = deque()
         """Snapshots to release: held, but not read any more."""
         try:
-            self._pinning = self.connection
+            self._lease_connection = self.connection
             self.description = read_settings(server, self.connection)
         except BaseException:
             self.close()
@@ -139,10 +139,10 @@ class PostgresSession:
         """Hold a snapshot, and release those that are not read any more."""
         lock = compute_lock_id(self.server.schema)
         with self.server.errors():
-            self._pinning.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
-            while self.unneeded:
-                values = (lock, self.unneeded.popleft())
-                self._pinning.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
+            self._lease_connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
+            while self.released:
+                values = (lock, self.released.popleft())
+                self._lease_connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
 
     def snapshots(self) -> list[Snapshot]:
         """Return the existing snapshots, oldest first."""
@@ -167,15 +167,15 @@ class _SnapshotLease:
 
     def __del__(self) -> None:
         """Queue the release, since another statement may be running on the connection."""
-        self._session.unneeded.append(self._number)
+        self._session.released.append(self._number)
 
 
 class PostgresSnapshot:
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
-    def __init__(self, session: PostgresSession, snapshot: Snapshot, pin: _SnapshotLease) -> None:
+    def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
         """Wrap a held snapshot; callers use ``open``."""
-        self.session, self.snapshot, self._pin = session, snapshot, pin
+        self.session, self.snapshot, self._lease = session, snapshot, lease
         self._size = 0
 
     @classmethod
@@ -189,7 +189,7 @@ class PostgresSnapshot:
         """
         session = PostgresSession(server)
         try:
-            return cls(session, *_pin_snapshot(session, selector))
+            return cls(session, *_lease_snapshot(session, selector))
         except BaseException:
             session.close()
             raise
@@ -221,7 +221,7 @@ class PostgresSnapshot:
 
     def follow(self) -> PostgresSnapshot:
         """Return the newest snapshot, opened beside this one."""
-        return PostgresSnapshot(self.session, *_pin_snapshot(self.session, None))
+        return PostgresSnapshot(self.session, *_lease_snapshot(self.session, None))
 
     def load(self, condition: SqlCondition, within: DocumentTable | None = None) -> DocumentTable:
         """Return the documents that match a condition, in order of path.
@@ -265,8 +265,8 @@ class PostgresSnapshot:
         """Return None: positions depend on the population, so a newer snapshot is reloaded."""
         return None
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self.session.query(
             "SELECT value FROM settings WHERE name = :name", {"name": f"measured {name}"}
         )
@@ -304,18 +304,18 @@ class PostgresSnapshot:
         self._order = np.argsort(table.contents, kind="stable")
         self._contents = table.contents[self._order]
         self._starts = table.starts[self._order]
-        self._in_place = table
+        self._table = table
 
-    def places_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def positions_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of passages of the population by their keys."""
         contents, positions = keys >> PASSAGE_BITS, keys & ((1 << PASSAGE_BITS) - 1)
         return self._starts[np.searchsorted(self._contents, contents)] + positions
 
     def keys_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the keys of passages by their positions."""
-        starts = self._in_place.starts
+        starts = self._table.starts
         documents = np.searchsorted(starts, positions, side="right") - 1
-        keys: NDArray[np.int64] = (self._in_place.contents[documents] << PASSAGE_BITS) + (
+        keys: NDArray[np.int64] = (self._table.contents[documents] << PASSAGE_BITS) + (
             positions - starts[documents]
         )
         return keys
@@ -358,15 +358,15 @@ class PostgresSnapshot:
         self.session.close()
 
 
-def _pin_snapshot(
+def _lease_snapshot(
     session: PostgresSession, selector: int | str | None
 ) -> tuple[Snapshot, _SnapshotLease]:
     """Return a held snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
         snapshot = pick_snapshot(session.snapshots(), selector, session.server.where)
-        pin = _SnapshotLease(session, snapshot.number)
+        lease = _SnapshotLease(session, snapshot.number)
         if any(known.number == snapshot.number for known in session.snapshots()):
-            return snapshot, pin
+            return snapshot, lease
     raise session.server.damaged(f"snapshot {snapshot.number} is missing")
 
 
@@ -379,32 +379,32 @@ class PostgresDocument:
 
     entry: DocumentEntry
     content: int
-    held: PostgresReusableContent
+    reusable: PostgresReusableContent
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
-        return self.held.reading.document(self.content)
+        return self.reusable.reading.document(self.content)
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        return [bytes(body) for (body,) in self._ask("body", "passages")]
+        return [bytes(body) for (body,) in self._fetch("body", "passages")]
 
     def marks(self) -> Sequence[EmbeddingDigest]:
         """Return the digest of each passage's embedded text."""
-        rows = self._ask("embedded, truncated", "passages")
+        rows = self._fetch("embedded, truncated", "passages")
         return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
 
     def vectors(self) -> NDArray[np.float32]:
         """Return the passages' vectors, (N, D) float32."""
-        rows = self._ask("vector_send(vector::vector)", "vectors")
-        return decode_vectors([data for (data,) in rows], self.held.reading.dimensions)
+        rows = self._fetch("vector_send(vector::vector)", "vectors")
+        return decode_vectors([data for (data,) in rows], self.reusable.reading.dimensions)
 
-    def _ask(self, columns: str, table: str) -> list[Any]:
+    def _fetch(self, columns: str, table: str) -> list[Any]:
         span = {
             "first": self.content << PASSAGE_BITS,
             "last": (self.content + 1) << PASSAGE_BITS,
         }
-        return self.held.reading.session.query(_CONTENT.format(columns, table), span)
+        return self.reusable.reading.session.query(_CONTENT.format(columns, table), span)
 
 
 class PostgresReusableContent:

@@ -105,7 +105,7 @@ class PostgresIndexWriter:
         """
         connection = server.connect("writer")
         try:
-            server.need_vectors(connection)
+            server.create_extension(connection)
             kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
             with server.errors():
                 connection.execute("BEGIN")
@@ -201,15 +201,15 @@ class PostgresIndexWriter:
         """
         return pick_snapshot(self.snapshots(), selector, self.server.where)
 
-    def recall(self, name: str) -> Any:
-        """Return the measurement stored under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self._query(
             "SELECT value FROM settings WHERE name = :name", _build_measurement_key(name)
         )
         return json.loads(rows[0][0]) if rows else None
 
-    def remember(self, name: str, value: Any) -> None:
-        """Store a measurement as JSON; it is not part of the index's content."""
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON; it is not part of the index's content."""
         with self.server.errors():
             self.connection.execute(
                 "INSERT INTO settings VALUES (%s, %s) "

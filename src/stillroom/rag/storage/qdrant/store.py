@@ -81,15 +81,15 @@ class QdrantSnapshot(FolderSnapshot):
     _views: list[QdrantVectors] = field(default_factory=list)
 
     @classmethod
-    def over(cls, opened: FolderSnapshot, points: QdrantCollection) -> Self:
+    def from_folder(cls, opened: FolderSnapshot, points: QdrantCollection) -> Self:
         """Return a snapshot of the folder with the vectors of a collection."""
         return cls(
-            opened.folder, opened.ledger, opened.snapshot, opened.pin, opened.segments, points
+            opened.folder, opened.catalog, opened.snapshot, opened.lease, opened.segments, points
         )
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> QdrantVectors:  # type: ignore[override]  # another engine behind the same protocol
         """Return a vector search engine over a population."""
-        measured = self.recall(MEASURED_RECALL)
+        measured = self.get_setting(MEASURED_RECALL)
         oversampling = measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
         self._views[:] = [QdrantVectors(self.points, everyone, oversampling)]
         return self._views[0]
@@ -100,7 +100,7 @@ class QdrantSnapshot(FolderSnapshot):
 
     def follow(self) -> QdrantSnapshot:
         """Return the newest snapshot, opened beside this one."""
-        return QdrantSnapshot.over(FolderSnapshot.follow(self), self.points)
+        return QdrantSnapshot.from_folder(FolderSnapshot.follow(self), self.points)
 
 
 class QdrantReusableContent(FolderReusableContent):
@@ -113,7 +113,7 @@ class QdrantReusableContent(FolderReusableContent):
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
         """Return the vector of a text, by its digest, and whether the text was truncated."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT key, truncated FROM passages WHERE embedded = ? ORDER BY key LIMIT 1",
             (embedded,),
         )
@@ -163,7 +163,7 @@ class QdrantIndexWriter(FolderIndexWriter):
         self.points.remove(sorted({content for _, content, *_ in self.points.scroll()} - known))
         return snapshot
 
-    def clear_up(self) -> None:
+    def remove_uncommitted(self) -> None:
         """Remove the points of an uncommitted change."""
         self.points.remove_after(max(self._list_contents(), default=0))
 
@@ -205,7 +205,7 @@ class QdrantStore:
     def read(self, selector: int | str | None = None, *, verify: bool) -> QdrantSnapshot:
         """Open a snapshot, by default the newest; ``verify`` covers only the folder's files."""
         opened = open_folder_snapshot(self.folder, selector, verify=verify)
-        return QdrantSnapshot.over(opened, self.points)
+        return QdrantSnapshot.from_folder(opened, self.points)
 
     def hold(self) -> QdrantReusableContent:
         """Open the newest snapshot to reuse its content."""
@@ -216,7 +216,7 @@ class QdrantStore:
         writer = QdrantIndexWriter.open(self.folder)
         writer.points = self.points
         try:
-            writer.clear_up()
+            writer.remove_uncommitted()
         except BaseException:
             writer.close()
             raise
@@ -231,7 +231,7 @@ class QdrantStore:
         issues = check_folder(self.folder)
         opened = open_folder_snapshot(self.folder, verify=False)
         try:
-            expected = {int(key) for (key,) in opened.ledger.query("SELECT key FROM passages")}
+            expected = {int(key) for (key,) in opened.catalog.query("SELECT key FROM passages")}
         finally:
             opened.close()
         present: set[int] = set()
