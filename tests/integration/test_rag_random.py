@@ -29,11 +29,11 @@ BOTH = """
 import json, os, random, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-from stillroom.rag.index.view import Access
+from stillroom.rag.index.view import AccessContext
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
-from stillroom.rag.types import Facts
-from stillroom.rag.storage.folder.commit import Change
+from stillroom.rag.types import DocumentMetadata
+from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store
 from stillroom.testing.store import WordDocument, WordEmbedder
 
@@ -51,7 +51,7 @@ def draw():
     return ["\\n".join(lines), rng.randint(2000, 2009), rng.choice(TENANTS), labels]
 
 def facts_of(one):
-    return Facts({"year": one[1]}, one[2], tuple(sorted(one[3])))
+    return DocumentMetadata({"year": one[1]}, one[2], tuple(sorted(one[3])))
 """
 
 WRITE = (
@@ -63,22 +63,22 @@ while not stop.exists():
         model, keys = read(latest), writer.list_keys()
         assert list(keys) == sorted(model), "the writer sees another index than its last commit"
         kind = rng.choice(["add", "add", "change", "delete", "rename", "tell", "compact"])
-        name, change = rng.choice(sorted(model)), Change()
+        name, change = rng.choice(sorted(model)), IndexUpdate()
         if kind == "delete" and len(model) > 30:
             del model[name]
-            change = Change(removes=[keys[name]])
+            change = IndexUpdate(removes=[keys[name]])
         elif kind == "rename":
             new = f"r/{latest}.txt"
             model[new] = model.pop(name)
             moved = WordDocument(new, model[new][0]), facts_of(model[new]), keys[name]
-            change = Change(moves=[moved])
+            change = IndexUpdate(moves=[moved])
         elif kind == "tell":
             model[name] = [model[name][0], *draw()[1:]]
-            change = Change(facts={keys[name]: facts_of(model[name])})
+            change = IndexUpdate(facts={keys[name]: facts_of(model[name])})
         elif kind in {"add", "change"}:
             name = f"n/{latest}.txt" if kind == "add" and len(model) < 60 else name
             model[name] = draw()
-            change = Change(puts=[(WordDocument(name, model[name][0]), facts_of(model[name]))])
+            change = IndexUpdate(puts=[(WordDocument(name, model[name][0]), facts_of(model[name]))])
         draft = models / f".{os.getpid()}"
         draft.write_text(json.dumps(model))
         draft.replace(models / f"{latest + 1}.json")
@@ -95,7 +95,7 @@ READ = (
     + """
 asked = 0
 while not stop.exists():
-    access = Access(rng.choice(TENANTS[:2]), rng.sample(LABELS, rng.randint(0, 2)))
+    access = AccessContext(rng.choice(TENANTS[:2]), rng.sample(LABELS, rng.randint(0, 2)))
     with Index.open(
         folder, embedder=WordEmbedder(), access=access, verify=False, audit=False
     ) as index:

@@ -22,20 +22,23 @@ KILLS = 8
 WRITE = """
 import sys
 from pathlib import Path
-from stillroom.rag.types import Facts
-from stillroom.rag.storage.folder.commit import Change
-from stillroom.rag.storage.folder.writer import Writer
+from stillroom.rag.types import DocumentMetadata
+from stillroom.rag.storage.protocol import IndexUpdate
+from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from tests.property.rag_words import Words
 
 folder, turn = Path(sys.argv[1]), int(sys.argv[2])
 while True:
     turn += 1
-    with Writer.open(folder) as writer:
+    with FolderIndexWriter.open(folder) as writer:
         puts = [
-            (Words(f"d{n}.txt", f"turn{turn} word{n}\\nsecond turn{turn} word{n + 1}"), Facts())
+            (
+                Words(f"d{n}.txt", f"turn{turn} word{n}\\nsecond turn{turn} word{n + 1}"),
+                DocumentMetadata(),
+            )
             for n in range(12)
         ]
-        writer.commit(Change(puts=puts), reason=f"turn {turn}", keep=2)
+        writer.commit(IndexUpdate(puts=puts), reason=f"turn {turn}", keep=2)
         if turn % 7 == 0:
             writer.compact()
     print(turn, flush=True)

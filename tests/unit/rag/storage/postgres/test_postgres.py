@@ -107,16 +107,16 @@ def test_an_index_that_is_built_anew_leaves_no_schema_behind(folder, tmp_path, a
 COMMIT = """
 import sys
 from pathlib import Path
-from stillroom.rag.types import Facts
-from stillroom.rag.storage.folder.commit import Change
+from stillroom.rag.types import DocumentMetadata
+from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store
 from stillroom.testing.store import WordDocument
 with open_store(Path(sys.argv[1])).write() as writer:
     def stop():
         print("at work", flush=True)
         sys.stdin.readline()
-    puts = [(WordDocument(f"n{n}.txt", f"killed word{n}"), Facts()) for n in range(50)]
-    writer.commit(Change(puts=puts), reason="killed", keep=2, check=stop)
+    puts = [(WordDocument(f"n{n}.txt", f"killed word{n}"), DocumentMetadata()) for n in range(50)]
+    writer.commit(IndexUpdate(puts=puts), reason="killed", keep=2, check=stop)
 """
 
 
