@@ -68,11 +68,7 @@ __all__ = [
 
 
 MAX_QUERY_CHARACTERS = 32_768
-
-
 DEFAULT_RETRIEVER = "convex"
-
-
 """Default retriever: on every judged set that was measured it finds at least as much as
 ``keyword``, ``dense`` and ``hybrid`` (docs/explanation/lab-notebook.md)."""
 
@@ -269,20 +265,10 @@ class AnswerStrategy(TimeDependent, ABC):
 
 
 RETRIEVERS = Registry("stillroom.rag.retrievers", Retriever)
-
-
 RERANKERS = Registry("stillroom.rag.rerankers", PassageReranker)
-
-
 QUERY_TRANSFORMS = Registry("stillroom.rag.query_transforms", QueryTransform)
-
-
 GRADERS = Registry("stillroom.rag.graders", RelevanceGrader)
-
-
 CHECKERS = Registry("stillroom.rag.checkers", GroundednessChecker)
-
-
 ANSWER_STRATEGIES = Registry("stillroom.rag.answer_strategies", AnswerStrategy)
 
 
@@ -445,10 +431,7 @@ class EntityExtractor(Method, ABC):
 
 
 EXTRACTORS = Registry("stillroom.rag.extractors", EntityExtractor)
-
-
 UnsupportedPolicy = Literal["mark", "drop", "refuse"]
-
 
 _AUXILIARY_NAMES = {
     "sparse": "term weights of learned sparse search (sparse)",

@@ -91,12 +91,8 @@ StageName = Literal[
     "check",
 ]
 
-
 CONTENT_VARIABLE = "STILLROOM_TRACE_CONTENT"
-
-
 _TRACER_NAME = "stillroom.rag"
-
 
 _KINDS: Mapping[StageName, tuple[str, str]] = {
     "ask": ("CHAIN", "invoke_workflow"),
@@ -114,7 +110,6 @@ _KINDS: Mapping[StageName, tuple[str, str]] = {
     "generate": ("LLM", "chat"),
     "check": ("GUARDRAIL", ""),
 }
-
 
 _MAX_DOCUMENTS = 50
 
@@ -193,11 +188,7 @@ class Span:
 
 
 _NULL_SPAN = Span()
-
-
 _NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared: it has no state
-
-
 _TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", default=None)
 
 
@@ -335,10 +326,7 @@ def _get_tracer() -> Any:
 
 
 _METER_NAME = "stillroom.rag"
-
-
 _GENERATION_ATTRIBUTES = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "stillroom"}
-
 
 _HISTOGRAM_BOUNDS_S = (
     0.0005,
@@ -459,8 +447,6 @@ def collect_warnings() -> Iterator[list[str]]:
 
 
 TRACE_VARIABLE = "STILLROOM_TRACE"
-
-
 METRICS_VARIABLE = "STILLROOM_METRICS"
 
 

@@ -58,35 +58,18 @@ __all__ = [
 
 
 Chain = tuple[tuple[str, ...], ...]
-
-
 """Consecutive slots or words, each as its alternative spellings."""
 
-
 PhraseWord = tuple[Chain, ...]
-
-
 """Word of a phrase, as alternative chains."""
 
-
 PositionedTerms = list[tuple[str, int]]
-
-
 """Terms of a field with their positions, ascending."""
 
-
 Occurrences = Callable[[str], "tuple[NDArray[np.int64], NDArray[np.int64]]"]
-
-
 _SLOT_BITS = 4
-
-
 _LAST = 1
-
-
 _WORD = 1 << (_SLOT_BITS + 1)
-
-
 _MAX_PARTS = (1 << _SLOT_BITS) - 1
 
 
@@ -163,7 +146,6 @@ def _contains(ascending: NDArray[np.int64], values: NDArray[np.int64]) -> NDArra
 
 _MAX_CLAUSES = 16
 
-
 _FIELDS: dict[str, Field] = {
     "headings": "headings",
     "heading": "headings",
@@ -171,10 +153,7 @@ _FIELDS: dict[str, Field] = {
     "body": "body",
 }
 
-
 _QUOTED = '"([^"]*)"|“([^“”]*)”'
-
-
 _CLAUSE = re.compile(rf"(?:(?<!\S)(\w+):)?(?:{_QUOTED})|(?<!\S)(\w+):(\S+)")
 
 
@@ -257,7 +236,6 @@ _FUNCTION = (
     "best different various certain"
 )
 
-
 _VERBS = (
     "add added adding allow allowed allows appear appears apply applies ask asked asks begin "
     "begins began bring brings call called calls came choose come comes consider contain contains "
@@ -272,43 +250,21 @@ _VERBS = (
     "using visit want wanted wants went work worked works write writes written wrote"
 )
 
-
 _DETERMINER_WORDS = (
     "a an the this that these those its their his her our your my each every no some any of in "
     "on at by for with from into via per between within without about against"
 )
 
-
 _DETERMINERS = frozenset(_DETERMINER_WORDS.split())
-
-
 _STOPS = frozenset((*_FUNCTION.split(), *_VERBS.split()))
-
-
 _CONNECTORS = frozenset("of de von van der del la le du di".split())  # noqa: SIM905
-
-
 _WORD_PATTERN = re.compile(r"[^\W_]+(?:[_.\-'’@:/+#&]+[^\W_]+)*(?:\+\+|#)?")
-
-
 _GAP = re.compile(r"[ \t]*\n?[ \t]*\Z")
-
-
 _CJK = re.compile("[㐀-䶿一-鿿豈-﫿]{2,6}|[゠-ヿ]{2,20}")
-
-
 _CJK_CHARACTER = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯]")
-
-
 _ACRONYM = re.compile(r"\(([A-Z][A-Za-z0-9&\-]{1,9})\)")
-
-
 _MAX_WORDS = 4
-
-
 _MAX_PHRASE_LENGTH = 80
-
-
 _Kind = Literal["stop", "name", "word", "number"]
 
 
@@ -460,8 +416,7 @@ def _is_boundary(before: _Token, after: _Token) -> bool:
     if before.kind != "word":
         return False
     is_plural = before.text.endswith("s") and not before.text.endswith(("ss", "us", "is"))
-    is_participle = after.kind == "word" and len(after.text) > 4 and after.text.endswith("ed")
-    return (is_plural and len(before.text) > 3) or is_participle
+    return (is_plural and len(before.text) > 3) or _is_participle(after)
 
 
 def _iter_run_phrases(

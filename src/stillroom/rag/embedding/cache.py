@@ -36,11 +36,7 @@ __all__ = [
 
 
 _CACHED_QUERIES = 1024
-
-
 _CACHED_STATES = 128
-
-
 T = TypeVar("T")
 
 

@@ -248,15 +248,8 @@ def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
     )
 
 
-_ENCODER_BATCH = 32
-
-
 _TERMS_PER_PASSAGE = 160  # about the number that SPLADE gives a passage of 200 tokens
-
-
 _PASSAGES_PER_SECOND = 15
-
-
 _TOKEN_DIMENSIONS = {True: 384, False: 128}  # of an embedder's token states, and of ColBERT's
 
 
@@ -302,9 +295,9 @@ class AuxiliaryEncoders:
         """
         weights: list[dict[str, float]] = []
         vectors: list[Any] = []
-        for start in range(0, len(texts), _ENCODER_BATCH):
+        for start in range(0, len(texts), _BATCH):
             check()
-            batch = texts[start : start + _ENCODER_BATCH]
+            batch = texts[start : start + _BATCH]
             if self._sparse is not None:
                 weights += self._sparse[1].encode(batch)
             if self._tokens is not None:

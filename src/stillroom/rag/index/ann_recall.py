@@ -39,14 +39,8 @@ __all__ = [
 
 
 _QUERIES = 64
-
-
 _DEPTH = 10
-
-
 _MARGIN = 0.01
-
-
 _REMEASURE_SHARE = 0.1
 
 
@@ -176,8 +170,6 @@ def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssu
 
 
 _MIN_WORDS, _MAX_WORDS = 4, 12
-
-
 _MAX_QUERY_CHARACTERS = 300
 
 

@@ -58,8 +58,6 @@ __all__ = [
 
 
 RowRanking = list[tuple[int, float]]
-
-
 _SLACK = 16
 
 
@@ -222,11 +220,7 @@ def find_top_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 
 AUDIT_FILE = "audit.jsonl"
-
-
 _PUBLIC_LABEL = "public"
-
-
 _MAX_PRINCIPALS = 1_000
 
 

@@ -174,8 +174,6 @@ def _translate_errors(method: type[Method], error: ValidationError, text: str) -
 
 
 _PROBES = 8
-
-
 _PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
 
 

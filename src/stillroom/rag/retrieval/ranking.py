@@ -55,11 +55,7 @@ __all__ = [
 
 
 Normalization = Literal["minmax", "zscore", "theoretical", "dbsf"]
-
-
 RankedRows = Sequence[tuple[int, float]]
-
-
 """Rows with scores, best first, without repeats."""
 
 

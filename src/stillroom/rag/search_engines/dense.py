@@ -60,20 +60,10 @@ __all__ = [
 
 
 CODES = "codes.safetensors"
-
-
 _LEVELS = 127
-
-
 _BLOCK_ROWS = 4096
-
-
 _SLACK = 1e-6
-
-
 _GATHERED_SHARE = 24
-
-
 _MIN_ROWS_FOR_TORCH = 100_000
 
 
@@ -329,17 +319,8 @@ def _is_consistent(arrays: Arrays) -> bool:
 
 
 BINARY_CODES = "sketches.safetensors"
-
-
 DEFAULT_OVERSAMPLING = 16
-
-
-_BINARY_BLOCK_ROWS = 4096
-
-
 OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
-
-
 _FARTHEST = np.uint16(2**16 - 1)
 
 
@@ -354,8 +335,8 @@ class BinaryCodes:
         """Return the binary codes of float vectors, (N, D)."""
         words = compute_rotated_dimensions(vectors.shape[1]) // HADAMARD_BLOCK
         bits = np.empty((words, len(vectors)), dtype=np.uint64)
-        for start in range(0, len(vectors), _BINARY_BLOCK_ROWS):
-            rows = slice(start, start + _BINARY_BLOCK_ROWS)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
             bits[:, rows] = _binarize(np.asarray(vectors[rows], dtype=np.float32)).T
         return cls(bits)
 

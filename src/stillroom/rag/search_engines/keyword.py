@@ -65,8 +65,6 @@ __all__ = [
 
 
 _CACHED_LENGTHS = 4
-
-
 _CACHED_FREQUENCIES = 1 << 16
 
 
@@ -232,25 +230,14 @@ class KeywordEngine:
 
 
 POSTINGS = "postings.safetensors"
-
-
 Field = Literal["headings", "body"]
-
-
 FIELDS: tuple[Field, Field] = ("headings", "body")
-
-
 Terms = Sequence[str | tuple[str, int]]
-
-
 PostingsRow = tuple[str, Terms, Terms, int, int]
-
-
 """Passage id, terms of its headings, terms of its text, and both counts without stop words.
 
 Terms are pairs of term and position, or consecutive words.
 """
-
 
 _ARRAYS = frozenset(
     {"terms", "term_starts", "starts", "rows", "lengths"}

@@ -158,17 +158,9 @@ def _iter_scores(
 
 
 TOKENS = "token_vectors.safetensors"
-
-
 TokenBits = Literal[4, 8, 16, 32]
-
-
 _ENCODED_BLOCK_TOKENS = 8192
-
-
 _ROTATION_GAIN = np.float32(8.0)  # norm that rotate_rows gives a vector of norm 1
-
-
 _CODE_ZERO = 7.5
 
 

@@ -47,20 +47,10 @@ __all__ = [
 
 
 FieldKind = Literal["text", "number", "bool", "date"]
-
-
 BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
-
-
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-
-
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-
-
 _MAX_TEXT = 1_000
-
-
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
@@ -174,7 +164,6 @@ def _make_metadata_error(path: Path, number: int, problem: str) -> DataError:
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~", "in", "exists", "and", "or", "not"]
 
-
 _TOKEN = re.compile(
     r"\s*(?:(?P<mark><=|>=|!=|[=<>~(),])"
     r'|"(?P<double>(?:[^"\\]|\\.)*)"'
@@ -182,18 +171,10 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\s()=<>!~,\"']+))"
 )
 
-
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-
-
 _MAX_CHARACTERS = 8_192
-
-
 _MAX_TERMS = 256
-
-
 _MAX_DEPTH = 32
-
 
 _COMPARABLE_KINDS: Mapping[FieldKind, tuple[FieldKind, ...]] = {
     "text": ("text", "date"),

@@ -50,8 +50,6 @@ __all__ = [
 
 
 MEASURED_RECALL = "approximate"
-
-
 """Name under which a store keeps the recall of approximate search."""
 
 

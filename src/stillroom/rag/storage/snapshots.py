@@ -499,9 +499,6 @@ def read_tuned_retriever(opened: SnapshotReader) -> Retriever:
 
 
 INDEX_FORMAT = 3
-
-
 FOREVER = 2**62
-
-
 PASSAGE_BITS = 24
+"""A passage's key is its content's key shifted by this many bits, plus its position."""

@@ -65,10 +65,6 @@ __all__ = [
     "write_snapshot_file",
 ]
 
-
-"""A passage's key is its content's key shifted by this many bits, plus its position."""
-
-
 _SCHEMA = f"""
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE snapshots(
@@ -149,8 +145,6 @@ def open_catalog(path: Path) -> sqlite3.Connection:
 
 
 _ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
-
-
 _SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
 
 
@@ -370,14 +364,8 @@ def _make_missing_error(folder: Path) -> IntegrityError:
 
 
 SNAPSHOTS = "snapshots"
-
-
 _LOCK_FILE = ".writer"
-
-
 _ATTEMPTS = 5
-
-
 _PAUSE_S = 0.02
 
 

@@ -277,11 +277,7 @@ class SnapshotCommit:
 
 
 _STAGED_BYTES = 8_000_000
-
-
 _BYTES_PER_PASSAGE = 2048
-
-
 _COMPRESSION_LEVEL = 1
 
 
@@ -384,8 +380,6 @@ def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where:
 
 
 MAX_SEGMENTS = 8
-
-
 _SMALL_FACTOR = 2
 
 

@@ -54,8 +54,6 @@ __all__ = [
 
 
 SEGMENTS = "segments"
-
-
 VECTORS = "vectors.npy"
 
 

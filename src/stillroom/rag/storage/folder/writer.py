@@ -74,8 +74,6 @@ __all__ = [
 
 
 DEFAULT_KEPT_SNAPSHOTS = 16
-
-
 """Number of snapshots that are kept, the newest included."""
 
 

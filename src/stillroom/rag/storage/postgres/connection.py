@@ -50,17 +50,9 @@ if TYPE_CHECKING:
 
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]\w*)")
-
-
 _UNSAFE = re.compile("[\x00\ud800-\udfff]")
-
-
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-
-
 _MIN_SERVER_VERSION = 150_000
-
-
 _MAX_TERM = 400
 
 
@@ -282,11 +274,7 @@ def encode_copy_row(values: Sequence[bytes]) -> bytes:
 
 
 FORMAT = 1
-
-
 _MAX_PLAIN_DIMENSIONS = 1_900
-
-
 """Number of float32 values that fit in a page; larger vectors are stored out of line."""
 
 

@@ -55,8 +55,6 @@ __all__ = [
 
 
 _ATTEMPTS = 5
-
-
 _ALIVE = "d.born <= :snapshot AND d.died > :snapshot"
 
 

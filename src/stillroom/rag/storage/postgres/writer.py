@@ -61,10 +61,7 @@ __all__ = [
 
 
 _WRITER_LOCK = -1
-
-
 """Number of the writer's advisory lock; snapshots are numbered from 1."""
-
 
 _PURGE = (
     "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
@@ -422,10 +419,7 @@ def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> N
 
 
 _MAX_BATCHES = 24
-
-
 _REMAINING_BATCHES = 8
-
 
 _MERGE = (
     "INSERT INTO postings SELECT p.term, :batch, array_agg(u.key ORDER BY u.key), "  # noqa: S608
@@ -435,7 +429,6 @@ _MERGE = (
     f"JOIN contents c ON c.key = (u.key >> {PASSAGE_BITS}) "
     "WHERE p.batch = ANY(:old) GROUP BY p.term"
 )
-
 
 _STEPS = (
     "DELETE FROM postings WHERE batch = ANY(:old)",

@@ -41,14 +41,8 @@ __all__ = [
 
 
 _UPSERT_BATCH = 512
-
-
 _SCROLL_BATCH = 1_024
-
-
 _clients: dict[str, Any] = {}
-
-
 _clients_lock = threading.Lock()
 
 
@@ -280,13 +274,8 @@ class QdrantCollection:
 
 
 _SLACK = 16
-
-
 _SELECTIVE_FACTOR = 4
-
-
 """A payload filter is used if the view has less than this fraction (1/n) of all points."""
-
 
 Matches = tuple["NDArray[np.int64]", "NDArray[np.float32]"]
 
