@@ -123,7 +123,7 @@ class HybridRetriever(Retriever, ABC):
 
     depth: int
     words: Literal["keyword", "sparse"] = Field(
-        "keyword", description="what searches by words: BM25, or term weights that a model learned"
+        "keyword", description="word search: BM25 (keyword), or learned term weights (sparse)"
     )
 
     @abstractmethod

@@ -349,7 +349,7 @@ class RagRecipe(Recipe):
     metadata: Reference | None = Field(
         None,
         description="JSON lines of path, fields, tenant and labels: metadata of documents "
-        "beside their bytes",
+        "that is not in their bytes",
     )
     access: Literal["open", "tenants"] = Field(
         "open",

@@ -27,7 +27,7 @@ class AnswerSettings:
     k: int = 3
     """Number of passages in the prompt, without repeats."""
     retriever: str | Retriever | None = None
-    """None takes what ``rag tune`` wrote into the index, else ``convex``."""
+    """None uses the retriever that ``rag tune`` stored in the index, or ``convex``."""
     reranker: str | PassageReranker | None = None
     transform: str | QueryTransform | None = None
     """``last_turn`` rewrites the question to be independent of the conversation first."""

@@ -1,6 +1,6 @@
 """Index: one snapshot of an index, open for searching from several threads.
 
-An open index shows one snapshot until ``refresh``, whatever writers commit meanwhile. A passage is
+An open index shows one snapshot until ``refresh``, also if writers commit newer ones. A passage is
 identified by its row: documents by path, passages by position, from 0. Equal scores are ordered by
 row, so that results do not depend on how rows are spread over segments. Vectors and postings are
 memory-mapped, texts are read from the catalog. Searches are exact unless approximate search is set.

@@ -1,4 +1,4 @@
-"""Store protocol: what an index needs from a folder or a database server.
+"""Store protocol: the interface of an index to a folder or a database server.
 
 A store keeps documents and passages snapshot by snapshot. A change becomes visible at one commit
 point: readers of a snapshot see exactly its content until they open a newer one, and its data are

@@ -21,7 +21,7 @@ give equal bytes.
 An index is always a folder with an artifact.json. Its content is in the folder itself, or in
 another store that ``store.json`` refers to, without any secret.
 
-A tuned retriever is a setting beside the content and not part of the digest. A retriever that a
+A tuned retriever is a setting, not part of the content and its digest. A retriever that a
 query names always takes precedence.
 """
 
@@ -240,7 +240,7 @@ class PassageRows:
 
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """Structures of a segment beside postings and vectors.
+    """Structures of a segment in addition to postings and vectors.
 
     ``sketches`` are binary codes for approximate search, ``sparse`` are term weights, ``tokens``
     are token vectors.
@@ -380,7 +380,7 @@ def update_manifest(
         writer: Writer of the index; without an artifact.json above its folder, only index.json
             is written.
         parents: New parents of the index by role; others are unchanged.
-        details: Details beside counts, digest and number of the snapshot.
+        details: Further details, in addition to counts, digest and number of the snapshot.
     """
     folder, snapshot = writer.folder, writer.find_snapshot()
     write_index_file(folder, IndexConfig.from_json(writer.description), snapshot)
@@ -463,7 +463,7 @@ def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]
     Args:
         folder: Folder of the artifact.
         method: Store; its secrets are written as names of variables.
-        config: Identifiers that the store needs beside its settings, as the name of a schema.
+        config: Identifiers of the stored data, as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
         json.dump({"store": method.model_dump(mode="json"), **config}, file, indent=1)

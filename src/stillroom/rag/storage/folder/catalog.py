@@ -356,7 +356,7 @@ def _make_missing_error(folder: Path) -> IntegrityError:
         f"{folder} has no {LEDGER}: it is {label}",
         code="rag.index-unfinished",
         where=str(folder),
-        expected=f"{LEDGER} beside its segments",
+        expected=f"{LEDGER} next to its segments",
         next="build the index again with --overwrite"
         if is_old
         else "finish the job with --resume, or give the folder of a finished one",

@@ -113,7 +113,7 @@ def write_segment(
         analyzer: Analyzer of the documents' texts; None if there are no documents.
         dimensions: Dimensions of a vector.
         dtype: ``float32`` or ``float16``.
-        structures: Structures to write beside postings and vectors.
+        structures: Structures to write in addition to postings and vectors.
         check: Called regularly; raises to stop.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Index writer of a folder, and removal of what no snapshot needs.
+"""Index writer of a folder, and removal of unneeded data.
 
 Order of a commit: parsed documents and passages are staged in the catalog, where no snapshot shows
 them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
@@ -293,7 +293,7 @@ class FolderIndexWriter:
         return self.catalog.get_setting(name)
 
     def set_setting(self, name: str, value: Any) -> None:
-        """Store a setting beside the snapshots as JSON; see ``Catalog.get_setting``.
+        """Store a setting as JSON, outside the snapshots; see ``Catalog.get_setting``.
 
         It is not part of the index's content or of any digest.
         """

@@ -230,7 +230,7 @@ class PostgresSchema:
             f"the index is damaged: {reason}",
             code="rag.index-damaged",
             where=str(self.where),
-            expected="what was written",
+            expected="the data that were written",
             next="stillroom rag verify INDEX, restore a backup, or build the index again",
         )
 

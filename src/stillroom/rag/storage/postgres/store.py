@@ -313,4 +313,4 @@ def _check_searched(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
     ):
         count = int(reading.session.query(sql)[0][0])
         if count:
-            yield _make_issue(table, f"{count} rows belong to nothing")
+            yield _make_issue(table, f"{count} rows have no owner")

@@ -246,7 +246,7 @@ class QdrantStore:
                 IntegrityIssue("points", f"{len(expected - present)} vectors are missing", False)
             )
         if present - expected:
-            problem = f"{len(present - expected)} points belong to no passage"
+            problem = f"{len(present - expected)} points have no passage"
             issues.append(IntegrityIssue("points", problem, is_derived=True))
         return issues
 
