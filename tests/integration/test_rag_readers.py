@@ -108,6 +108,6 @@ def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
         assert looked >= KILLS
         assert moved >= 2
     with FolderIndexWriter.open(folder) as writer:
-        assert writer.ledger.find_snapshot().documents == DOCUMENTS
+        assert writer.catalog.find_snapshot().documents == DOCUMENTS
     left = [one for one in check_index(folder) if one.path != "index.json"]
     assert left == []

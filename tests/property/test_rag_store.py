@@ -19,7 +19,7 @@ from stillroom.rag.types import DocumentMetadata
 
 
 def keys_of(writer):
-    rows = writer.ledger.query("SELECT path, key FROM documents WHERE died = ?", (FOREVER,))
+    rows = writer.catalog.query("SELECT path, key FROM documents WHERE died = ?", (FOREVER,))
     return {path: int(key) for path, key in rows}
 
 

@@ -1,9 +1,9 @@
 """Retrieval: an index over documents, and answers whose citations open to the source.
 
-The idea: documents are parsed and cut into passages that know their bytes; every passage is found
-by its words (BM25) and by its vector (an exact scan), the two lists fused by rank; a model answers
-from numbered passages that are fenced off as data, and each sentence of the answer is held against
-the passages. What no passage supports is said to be unsupported.
+Documents are parsed and cut into passages with byte spans. Passages are found by words (BM25) and
+by vectors (an exact scan), and the two lists are fused. A model answers from numbered passages that
+are fenced off as data, and each sentence of the answer is checked against the passages; a sentence
+without support is marked as unsupported.
 
 Papers: BM25 (Robertson and Zaragoza 2009, doi:10.1561/1500000019), dense retrieval (Karpukhin et
 al. 2020, arXiv:2004.04906), reciprocal rank fusion (Cormack et al. 2009,
@@ -11,8 +11,8 @@ doi:10.1145/1571941.1572114), RM3 (Abdul-Jaleel et al. 2004), HyDE (Gao et al. 2
 arXiv:2212.10496), late interaction (Khattab and Zaharia 2020, arXiv:2004.12832), spotlighting of
 untrusted text (Hines et al. 2024, arXiv:2403.14720).
 
-In: a folder of documents. Out: an ``index`` artifact, whose output holds ``ledger.sqlite`` (what it
-holds, snapshot by snapshot), ``segments/`` (postings and vectors to search it) and ``index.json``.
+Input: a folder of documents. Output: an ``index`` artifact with ``ledger.sqlite`` (the catalog of
+documents, snapshot by snapshot), ``segments/`` (postings and vectors) and ``index.json``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Base classes of the room's methods, seam by seam, and the query they work on.
+"""Base classes and registries of the room's methods, and the query they work on.
 
-Retriever, Reranker, Transform, Grader and Checker are pure: they read an open ``Index`` and a
-``Query``, keep nothing, and may be used from several threads at once. An Answering directs them for
-one question, through an ``AnswerSession`` that bounds it and notes each step.
+Retrievers, rerankers, query transforms, graders and checkers are pure: they read an open ``Index``
+and a ``Query``, keep no state, and may be used from several threads at once. An answer strategy
+calls them for one question, through an ``AnswerSession`` that limits it and records each step.
 
-An Extraction follows from the passage's text, the extractor and its model alone, so that it can be
-kept and used again wherever the same text stands. Offsets are into that text.
+A ``PassageExtraction`` depends only on the passage's text, the extractor and its model, so that it
+can be cached and reused for equal texts. Offsets are offsets into that text.
 """
 
 from __future__ import annotations
@@ -68,23 +68,19 @@ __all__ = [
 
 
 MAX_QUERY_CHARACTERS = 32_768
-
-
 DEFAULT_RETRIEVER = "convex"
-
-
-"""What searches where nothing is said: on every judged set that was measured it finds more than
-``keyword``, ``dense`` and ``hybrid``, or as much (docs/explanation/lab-notebook.md)."""
+"""Default retriever: on every judged set that was measured it finds at least as much as
+``keyword``, ``dense`` and ``hybrid`` (docs/explanation/lab-notebook.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of an index.
+    """Query of an index.
 
-    ``terms`` (analyzed, with weights) stand in for the text where keywords are searched; ``drafts``
-    are passages that a model imagines as the answer, averaged with the text where vectors are;
-    ``history`` is the conversation before it, oldest turn first; ``keywords`` and ``themes`` are
-    what a model names in it, for graphs.
+    ``terms`` (analyzed, with weights) replace the text in keyword search; ``drafts`` are
+    hypothetical answers, averaged with the text in vector search; ``history`` is the conversation
+    before the query, oldest turn first; ``keywords`` and ``themes`` are named by a model for graph
+    search.
     """
 
     text: str
@@ -96,91 +92,94 @@ class Query:
 
 
 class TimeDependent(Method):
-    """A method whose outcome may depend on more than its settings, the query and the index."""
+    """A method whose result may depend on more than its settings, the query and the index."""
 
     @property
     def moment(self) -> str:
-        """What else the outcome depends on, as the day or the digest of a graph; mostly nothing.
+        """Further state the result depends on, as the day or a graph's digest; empty by default.
 
-        An answer that is kept is given again only while this is the same.
+        A cached answer is reused only while this value is the same.
         """
         return ""
 
 
 class Retriever(TimeDependent, ABC):
-    """Finds the passages of an index that fit a query."""
+    """Finds the passages of an index that match a query."""
 
     @abstractmethod
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         """Return at most ``k`` hits, best first, ranks from 1; equal scores in order of rows.
 
-        An index row is a passage, by document path and then position. A query that holds nothing
-        to search for gives an empty list.
+        An index row is a passage, ordered by document path and position. A query without
+        anything to search for returns an empty list.
         """
 
 
 class HybridRetriever(Retriever, ABC):
-    """Finds passages by words and by vectors, and fuses the two lists.
+    """Searches by words and by vectors, and fuses the two lists.
 
-    Subclasses have a setting ``depth``: how many of each list are fused, if not more are asked for.
+    Subclasses have a setting ``depth``: how many hits of each list are fused, at least ``k``.
     """
 
     depth: int
     words: Literal["keyword", "sparse"] = Field(
-        "keyword", description="what searches by words: BM25, or term weights that a model learned"
+        "keyword", description="word search: BM25 (keyword), or learned term weights (sparse)"
     )
 
     @abstractmethod
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
-        """Return the rows of the keyword and the dense list with fused scores, best first."""
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
+        """Return the rows of the two lists with fused scores, best first."""
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         depth = max(self.depth, k)
         search = search_sparse if self.words == "sparse" else search_keyword
-        legs = [search(index, query, depth), search_dense(index, query, depth)]
+        rankings = [search(index, query, depth), search_dense(index, query, depth)]
         with stage("fuse"):
-            return index.hits(self.fuse(legs)[:k])
+            return index.hits(self.fuse(rankings)[:k])
 
 
 def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> RankedRows:
-    """Return the best ``k`` rows by words, as a stage of its own; settings as the index takes."""
+    """Return the best ``k`` rows by words, as a stage of its own.
+
+    ``settings`` are those of ``Index.search_keyword``.
+    """
     with stage("keyword") as span:
-        found = index.search_keyword(query, k, **settings)
-        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
-        return found
+        rows = index.search_keyword(query, k, **settings)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        return rows
 
 
 def search_dense(index: Index, query: Query, k: int, **settings: Any) -> RankedRows:
-    """Return the best ``k`` rows by vectors; embedding the query is a stage before it."""
+    """Return the best ``k`` rows by vectors; embedding the query is a separate stage before it."""
     with stage("embed") as span:
-        index.embed_query(query)  # the index remembers it
-        if span.is_heard:
-            span.tell(embedding__model_name=index.embedder.fingerprint)
+        index.embed_query(query)  # cached by the index
+        if span.is_recording:
+            span.set_attributes(embedding__model_name=index.embedder.fingerprint)
     with stage("dense") as span:
-        found = index.search_dense(query, k, **settings)
-        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
-        return found
+        rows = index.search_dense(query, k, **settings)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        return rows
 
 
 def search_sparse(index: Index, query: Query, k: int) -> RankedRows:
     """Return the best ``k`` rows by learned term weights, as a stage of its own."""
     with stage("sparse") as span:
-        found = index.search_sparse(query, k)
-        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
-        return found
+        rows = index.search_sparse(query, k)
+        span.set_attributes(stillroom__rows=len(rows), gen_ai__data_source__id=index.digest)
+        return rows
 
 
 def search_tokens(index: Index, query: Query, k: int, rows: Iterable[int] | None) -> RankedRows:
     """Return the best ``k`` of some rows by late interaction, as a stage of its own."""
     with stage("tokens") as span:
-        found = index.search_tokens(query, k, rows)
-        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
-        return found
+        ranked = index.search_tokens(query, k, rows)
+        span.set_attributes(stillroom__rows=len(ranked), gen_ai__data_source__id=index.digest)
+        return ranked
 
 
 class PassageReranker(TimeDependent, ABC):
-    """Orders hits anew, reading query and passage together."""
+    """Reorders hits by reading query and passage together."""
 
     @abstractmethod
     def rerank(
@@ -193,28 +192,27 @@ class PassageReranker(TimeDependent, ABC):
         """Return the same hits, best first, with new scores and ranks from 1.
 
         Raises:
-            DataError: If the method needs a text model and none is given.
+            DataError: If the method needs a text model and ``model`` is None.
         """
 
 
 class QueryTransform(Method, ABC):
-    """Makes of one query the queries that are really searched."""
+    """Turns a query into the queries that are searched."""
 
     @abstractmethod
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
         """Return one or more queries; the hits of several are fused.
 
         Raises:
-            DataError: If the method needs a model and none is given.
+            DataError: If the method needs a model and ``model`` is None.
         """
 
 
 class RelevanceGrader(Method, ABC):
-    """Says how likely a passage is to hold what a question asks for.
+    """Estimates how likely a passage is to answer a question.
 
-    Subclasses have settings ``upper`` and ``lower``: the grade from which a passage is taken to
-    hold the answer, and the one below which it is taken to miss it. They are the method's own,
-    since no two graders share a scale.
+    Subclasses have settings ``upper`` and ``lower``: from ``upper`` a passage counts as relevant,
+    below ``lower`` as irrelevant. Each method has its own, since graders share no scale.
     """
 
     upper: float
@@ -228,66 +226,54 @@ class RelevanceGrader(Method, ABC):
         index: Index,
         model: TextModel | None = None,
     ) -> list[float]:
-        """Return one grade for each text, from 0 to 1.
+        """Return one grade per text, from 0 to 1.
 
         Raises:
-            DataError: If the method needs a text model and none is given.
+            DataError: If the method needs a text model and ``model`` is None.
         """
 
 
 class GroundednessChecker(Method, ABC):
-    """Says how well passages support a sentence."""
+    """Scores how well passages support a sentence."""
 
     @abstractmethod
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
-        """Return the passages, numbered from 1, ready to be held against sentences."""
+        """Return the passages, numbered from 1, prepared for scoring sentences."""
 
 
 class AnswerStrategy(TimeDependent, ABC):
-    """Directs what is searched, judged and read for one question.
+    """Controls what is searched, graded and read for one question.
 
-    The bounds hold for every method: a loop that reaches one stops, says so in its trace, and goes
-    on with what it has.
+    The limits apply to every method: a loop that reaches one stops, records it in its trace, and
+    continues with what it has.
     """
 
-    max_rounds: int = Field(
-        2, ge=0, le=16, description="how often is searched again after the first time"
-    )
+    max_rounds: int = Field(2, ge=0, le=16, description="maximum repeated searches after the first")
     max_calls: int = Field(
-        64, ge=1, le=10_000, description="how often the model may be asked, the answer included"
+        64, ge=1, le=10_000, description="maximum model calls, the answer included"
     )
     max_seconds: float = Field(
-        120.0, gt=0, description="after how many seconds nothing but the answer is begun"
+        120.0, gt=0, description="seconds after which only the answer is still generated"
     )
 
     @abstractmethod
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
-        """Yield the model's text as it comes, after ``inquiry.read`` has said what is shown.
+        """Yield the model's text as it comes, after ``inquiry.read`` has fixed the shown passages.
 
-        A method that finds no support calls ``inquiry.abstain`` and yields nothing.
+        A method without support calls ``inquiry.abstain`` and yields nothing.
         """
 
 
 RETRIEVERS = Registry("stillroom.rag.retrievers", Retriever)
-
-
 RERANKERS = Registry("stillroom.rag.rerankers", PassageReranker)
-
-
 QUERY_TRANSFORMS = Registry("stillroom.rag.query_transforms", QueryTransform)
-
-
 GRADERS = Registry("stillroom.rag.graders", RelevanceGrader)
-
-
 CHECKERS = Registry("stillroom.rag.checkers", GroundednessChecker)
-
-
 ANSWER_STRATEGIES = Registry("stillroom.rag.answer_strategies", AnswerStrategy)
 
 
 def make_query(text: str | Query) -> Query:
-    """Return a query that every method can take: half surrogates are replaced, length is bounded.
+    """Return a valid query: half surrogates are replaced, length is limited.
 
     Raises:
         DataError: If the text is longer than ``MAX_QUERY_CHARACTERS``.
@@ -306,7 +292,7 @@ def make_query(text: str | Query) -> Query:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """An entity as one place of a text names it: ``text[start:end]``, in which sentence."""
+    """Mention of an entity at ``text[start:end]``, in a numbered sentence."""
 
     name: str
     start: int
@@ -318,7 +304,7 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """What a text says of two entities, by their names; ``text[start:end]`` names both."""
+    """Relation between two named entities; ``text[start:end]`` contains both."""
 
     source: str
     target: str
@@ -331,10 +317,10 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class PassageExtraction:
-    """Mentions, relations and acronyms of one text, and what was found and could not be used.
+    """Mentions, relations and acronyms of one text, and counts of what was dropped.
 
-    ``aliases`` are (acronym, what it stands for). ``dropped`` counts by reason: ``ungrounded`` (no
-    place of the text says it), ``unreadable`` (an answer that is no JSON).
+    ``aliases`` are pairs of acronym and expansion. ``dropped`` counts by reason: ``ungrounded``
+    (not in the text), ``unreadable`` (an answer that is not JSON).
     """
 
     mentions: tuple[Mention, ...] = ()
@@ -346,20 +332,27 @@ class PassageExtraction:
         """Return plain JSON values."""
         return {
             "mentions": [
-                [one.name, one.start, one.end, one.sentence, one.type, one.description]
-                for one in self.mentions
+                [
+                    mention.name,
+                    mention.start,
+                    mention.end,
+                    mention.sentence,
+                    mention.type,
+                    mention.description,
+                ]
+                for mention in self.mentions
             ],
             "relations": [
                 [
-                    one.source,
-                    one.target,
-                    one.start,
-                    one.end,
-                    list(one.keywords),
-                    one.description,
-                    one.strength,
+                    relation.source,
+                    relation.target,
+                    relation.start,
+                    relation.end,
+                    list(relation.keywords),
+                    relation.description,
+                    relation.strength,
                 ]
-                for one in self.relations
+                for relation in self.relations
             ],
             "aliases": [list(pair) for pair in self.aliases],
             "dropped": dict(sorted(self.dropped.items())),
@@ -367,7 +360,7 @@ class PassageExtraction:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PassageExtraction:
-        """Read what ``to_json`` wrote."""
+        """Read the value of ``to_json``."""
         return cls(
             tuple(Mention(*row) for row in data["mentions"]),
             tuple(
@@ -380,13 +373,13 @@ class PassageExtraction:
 
 
 class EntityExtractor(Method, ABC):
-    """Finds what passages speak of."""
+    """Extracts entities and relations from passages."""
 
     needs_model: ClassVar[bool] = False
     calls_per_passage: ClassVar[int] = 0
 
     min_count: int = Field(
-        1, ge=1, le=1000, description="in how many passages an entity must be mentioned to stay"
+        1, ge=1, le=1000, description="minimum number of passages that mention an entity"
     )
 
     @abstractmethod
@@ -397,51 +390,48 @@ class EntityExtractor(Method, ABC):
         *,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[PassageExtraction]:
-        """Return what each passage speaks of, in order; fewer where it was cancelled.
+        """Return one extraction per passage, in order; fewer if cancelled.
 
-        What is given for a passage does not depend on the passages beside it.
+        An extraction does not depend on the other passages.
 
         Raises:
-            DataError: If the method needs a model and none is given.
+            DataError: If the method needs a model and ``model`` is None.
         """
 
     def weigh(self, together: float, source: int, target: int, passages: int) -> float:
         """Return the weight of a relation; 0 or less leaves it out.
 
         Args:
-            together: In how many passages both ends are mentioned as related.
-            source: In how many the one end is mentioned.
-            target: In how many the other is.
-            passages: How many there are.
+            together: Number of passages that mention both ends as related.
+            source: Number of passages that mention the first end.
+            target: Number of passages that mention the second end.
+            passages: Number of all passages.
         """
         return float(together)
 
     @property
     def reach(self) -> int:
-        """Within how many sentences two mentions are related; 0 where the extractor relates."""
+        """Maximum distance of related mentions, in sentences; 0 if the extractor relates them."""
         return 0
 
     @property
     def pruned(self) -> float:
-        """Which share of the edges is left out, the lightest ones."""
+        """Share of the edges that is left out, the lightest first."""
         return 0.0
 
     def fingerprint(self, model: TextModel | None) -> str:
-        """Return what an extraction depends on beside the text."""
+        """Return the digest of everything but the text that an extraction depends on."""
         settings = self.model_dump(mode="json", exclude=set(self.assembly_settings))
         return digest_json([settings, model.fingerprint if model and self.needs_model else ""])
 
     @property
     def assembly_settings(self) -> tuple[str, ...]:
-        """The settings that shape the graph alone, not the extractions."""
+        """Settings that only affect how the graph is assembled, not the extractions."""
         return ("min_count",)
 
 
 EXTRACTORS = Registry("stillroom.rag.extractors", EntityExtractor)
-
-
 UnsupportedPolicy = Literal["mark", "drop", "refuse"]
-
 
 _AUXILIARY_NAMES = {
     "sparse": "term weights of learned sparse search (sparse)",
@@ -450,29 +440,29 @@ _AUXILIARY_NAMES = {
 
 
 class IndexStore(Method, ABC):
-    """A kind of store, with its settings.
+    """Storage backend of an index, with its settings.
 
-    ``keeps_extras`` where it holds what else a recipe may ask for: term weights, token vectors.
+    ``keeps_extras`` is True where it can store auxiliary vectors (term weights, token vectors).
     """
 
     keeps_extras: ClassVar[bool] = False
 
     def list_lacking(self, settings: Mapping[str, Any]) -> list[str]:
-        """Return what an index of some settings is searched by and this store cannot hold.
+        """Return the auxiliary vectors that settings ask for and this store cannot keep.
 
         Args:
-            settings: A recipe's, or those of an index's description.
+            settings: Settings of a recipe or of an index's description.
         """
         if self.keeps_extras:
             return []
-        return [what for name, what in _AUXILIARY_NAMES.items() if settings.get(name)]
+        return [label for name, label in _AUXILIARY_NAMES.items() if settings.get(name)]
 
     @abstractmethod
     def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
-        """Make an empty index for a folder that nobody else knows of yet.
+        """Create an empty index in a folder that no reader uses yet.
 
         Args:
-            folder: Of the artifact's own files; what an earlier try left is replaced.
+            folder: Folder of the artifact; files of an earlier attempt are replaced.
             description: Settings, embedder and analyzer; part of the digest of every snapshot.
 
         Raises:
@@ -481,12 +471,12 @@ class IndexStore(Method, ABC):
         """
 
     @abstractmethod
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         """Return the index of a folder.
 
         Args:
-            folder: Of the artifact's own files.
-            told: What ``store.json`` says beside the method; empty where there is no such file.
+            folder: Folder of the artifact.
+            config: Contents of ``store.json`` without the method; empty without such a file.
 
         Raises:
             MissingExtraError: If a package is not installed.

@@ -1,16 +1,13 @@
 """Stage timings, OpenTelemetry spans and metrics, and warnings of methods.
 
-``stage`` times its body. Collectors receive the times (an answer keeps them in its details,
-``stillroom rag search --timings`` prints them). If the program has set up OpenTelemetry, each stage
-also becomes a span, with the attributes of both the GenAI conventions and OpenInference, and its
-time is recorded in a histogram. Otherwise a stage costs a microsecond, and OpenTelemetry is never
-imported.
+``stage`` times its body. ``collect_stages`` collects the times (an answer keeps them in its
+details, ``stillroom rag search --timings`` shows them). A program that has set up OpenTelemetry
+also gets a span, with the attribute names of the GenAI conventions and of OpenInference, and a
+metric. Without either, a stage costs a microsecond, and OpenTelemetry is never imported.
 
-Spans have ids, scores, counts and digests, but no text of documents, questions or answers, unless
-STILLROOM_TRACE_CONTENT=1 is set in the environment.
-
-Metrics are recorded if the program has set up a meter provider. They have times, counts and names
-of stages, but no text, id or path:
+Spans carry ids, scores, counts and digests, but no text of documents, questions or answers, unless
+STILLROOM_TRACE_CONTENT=1 is set. Metrics carry times, counts and names of stages only; they need a
+meter provider that the program has set up.
 
 | instrument | kind | attributes |
 |---|---|---|
@@ -18,10 +15,10 @@ of stages, but no text, id or path:
 | ``stillroom.rag.answers`` | counter | ``stillroom.outcome``: answered, abstained or cached |
 | ``gen_ai.client.token.usage`` | histogram, tokens | ``gen_ai.token.type``: input or output |
 
-Methods report fallbacks with ``add_warning``. Collectors receive the text (an answer keeps it in
-its details, an evaluation counts it); without a collector it is a Python warning.
+Methods call ``add_warning``. ``collect_warnings`` collects the texts (an answer keeps them in its
+details, an evaluation counts them); without a collector they are Python warnings.
 
-``configure_from_environment`` sets up providers for programs without their own.
+``start_tracing`` and ``start_metrics`` set up providers for programs that have none of their own.
 """
 
 from __future__ import annotations
@@ -94,12 +91,8 @@ StageName = Literal[
     "check",
 ]
 
-
 CONTENT_VARIABLE = "STILLROOM_TRACE_CONTENT"
-
-
 _TRACER_NAME = "stillroom.rag"
-
 
 _KINDS: Mapping[StageName, tuple[str, str]] = {
     "ask": ("CHAIN", "invoke_workflow"),
@@ -118,18 +111,17 @@ _KINDS: Mapping[StageName, tuple[str, str]] = {
     "check": ("GUARDRAIL", ""),
 }
 
-
 _MAX_DOCUMENTS = 50
 
 
 class StageTimes:
     """Milliseconds and runs by stage, in the order in which stages first ended.
 
-    A nested stage counts in both: ``retrieve`` includes ``keyword``.
+    A stage within another counts in both: ``retrieve`` includes ``keyword``.
     """
 
     def __init__(self) -> None:
-        """Initialize empty times."""
+        """Start without stages."""
         self.milliseconds: dict[str, float] = {}
         self.runs: dict[str, int] = {}
 
@@ -139,7 +131,7 @@ class StageTimes:
         self.runs[name] = self.runs.get(name, 0) + 1
 
     def include(self, times: StageTimes) -> None:
-        """Add the times of another collector."""
+        """Add the times and runs of another collection."""
         for name, value in times.milliseconds.items():
             self.milliseconds[name] = self.milliseconds.get(name, 0.0) + value
             self.runs[name] = self.runs.get(name, 0) + times.runs[name]
@@ -150,7 +142,7 @@ class StageTimes:
 
 
 class Span:
-    """Attributes of a stage's span; see ``is_recording``."""
+    """Span of a stage, or a null span; check ``is_recording`` before costly attributes."""
 
     __slots__ = ("_span",)
 
@@ -159,14 +151,14 @@ class Span:
         self._span = span
 
     @property
-    def is_heard(self) -> bool:
-        """Whether the span is being recorded."""
+    def is_recording(self) -> bool:
+        """Whether the span is recorded."""
         return self._span is not None and bool(self._span.is_recording())
 
     @property
     def wants_content(self) -> bool:
-        """Whether texts may be recorded, too."""
-        return self.is_heard and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
+        """Whether the span is recorded and texts are allowed in it."""
+        return self.is_recording and os.environ.get(CONTENT_VARIABLE, "") not in {"", "0"}
 
     @contextmanager
     def current(self) -> Iterator[Span]:
@@ -178,35 +170,31 @@ class Span:
             yield self
 
     def end(self) -> None:
-        """End a span opened by ``open_span``."""
+        """End a span of ``open_span``."""
         if self._span is not None:
             self._span.end()
 
-    def tell(self, **attributes: Any) -> None:
-        """Set attributes; two underscores in a name are replaced by a dot."""
-        if self.is_heard:
+    def set_attributes(self, **attributes: Any) -> None:
+        """Set attributes; two underscores in a name become a dot."""
+        if self.is_recording:
             for name, value in attributes.items():
                 self._span.set_attribute(name.replace("__", "."), value)
 
-    def tell_all(self, attributes: Mapping[str, Any]) -> None:
+    def set_named_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes by their full names."""
-        if self.is_heard:
+        if self.is_recording:
             for name, value in attributes.items():
                 self._span.set_attribute(name, value)
 
 
 _NULL_SPAN = Span()
-
-
-_NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared, since it has no state
-
-
+_NULL_CONTEXT = nullcontext(_NULL_SPAN)  # shared: it has no state
 _TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", default=None)
 
 
 @contextmanager
 def collect_stages() -> Iterator[StageTimes]:
-    """Yield the times of the body's stages in this thread; outer collectors receive them, too."""
+    """Yield the times of the body's stages in this thread; outer collectors get them, too."""
     outer, times = _TIMES.get(), StageTimes()
     token = _TIMES.set(times)
     try:
@@ -218,13 +206,13 @@ def collect_stages() -> Iterator[StageTimes]:
 
 
 def stage(name: StageName) -> AbstractContextManager[Span]:
-    """Time the body as a stage, and create a span if OpenTelemetry is set up.
+    """Time the body as a stage, and record it as a span where OpenTelemetry is set up.
 
     Args:
         name: Name of the stage.
 
     Returns:
-        A context manager that yields the span, for attributes.
+        A context manager that yields the stage's span.
     """
     times, tracer = _TIMES.get(), _get_tracer()
     is_unused = times is None and tracer is None and not is_metered()
@@ -241,23 +229,23 @@ def _run_stage(name: StageName, times: StageTimes | None, tracer: Any) -> Iterat
             with tracer.start_as_current_span(f"rag.{name}") as span:
                 yield _tag_span(Span(span), name)
     finally:
-        elapsed_s = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         if times is not None:
-            times.add(name, elapsed_s)
-        count_stage(name, elapsed_s)
+            times.add(name, seconds)
+        count_stage(name, seconds)
 
 
 def add_stage_time(name: StageName, seconds: float) -> None:
-    """Add time to a stage outside a ``stage`` body, for the current collector."""
+    """Add time to a stage that has no body of its own."""
     times = _TIMES.get()
     if times is not None:
         times.add(name, seconds)
 
 
 def open_span(name: StageName) -> Span:
-    """Open a span that the caller ends, for work that is interrupted, such as a stream.
+    """Start a span that the caller ends, for streams that pause and continue.
 
-    Its parent is the current span; it does not become current itself: see ``Span.current``.
+    It is a child of the current span, and not current itself; see ``Span.current``.
     """
     tracer = _get_tracer()
     return _NULL_SPAN if tracer is None else _tag_span(Span(tracer.start_span(f"rag.{name}")), name)
@@ -266,19 +254,19 @@ def open_span(name: StageName) -> Span:
 def describe_hits(
     hits: Sequence[Hit], *, prefix: str = "retrieval.documents", with_text: bool = False
 ) -> dict[str, Any]:
-    """Return span attributes with ids and scores of the first fifty hits, optionally with texts.
+    """Return attributes with ids and scores of the first fifty hits, optionally with texts.
 
     Args:
         hits: Best first.
-        prefix: Attribute prefix of OpenInference, such as ``reranker.output_documents``.
+        prefix: Prefix of OpenInference, as ``reranker.output_documents``.
         with_text: Include the passages' texts.
     """
     attributes: dict[str, Any] = {"stillroom.hits": len(hits)}
-    for i, hit in enumerate(hits[:_MAX_DOCUMENTS]):
-        attributes[f"{prefix}.{i}.document.id"] = hit.passage.id
-        attributes[f"{prefix}.{i}.document.score"] = hit.score
+    for number, hit in enumerate(hits[:_MAX_DOCUMENTS]):
+        attributes[f"{prefix}.{number}.document.id"] = hit.passage.id
+        attributes[f"{prefix}.{number}.document.score"] = hit.score
         if with_text:
-            attributes[f"{prefix}.{i}.document.content"] = hit.passage.text
+            attributes[f"{prefix}.{number}.document.content"] = hit.passage.text
     if prefix == "retrieval.documents":
         rows = [{"id": hit.passage.id, "score": hit.score} for hit in hits[:_MAX_DOCUMENTS]]
         attributes["gen_ai.retrieval.documents"] = json.dumps(rows)
@@ -286,49 +274,51 @@ def describe_hits(
 
 
 def record_retrieval(span: Span, query: str, hits: Sequence[Hit], index_digest: str) -> None:
-    """Record the hits of a query in a span; texts only if enabled."""
-    if not span.is_heard:
+    """Record the hits of a query in a span; texts only where they are allowed."""
+    if not span.is_recording:
         return
-    span.tell(gen_ai__data_source__id=index_digest)
-    span.tell_all(describe_hits(hits, with_text=span.wants_content))
+    span.set_attributes(gen_ai__data_source__id=index_digest)
+    span.set_named_attributes(describe_hits(hits, with_text=span.wants_content))
     if span.wants_content:
-        span.tell(input__value=query, gen_ai__retrieval__query__text=query)
+        span.set_attributes(input__value=query, gen_ai__retrieval__query__text=query)
 
 
 def record_generation(span: Span, model: TextModel, prompt: Prompt, completion: Completion) -> None:
-    """Record token counts of a completion in a span; texts only if enabled."""
-    if not span.is_heard:
+    """Record model and tokens of a completion in a span; texts only where they are allowed."""
+    if not span.is_recording:
         return
-    spent = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
-    span.tell(
+    tokens = {"prompt": completion.prompt_tokens, "completion": completion.completion_tokens}
+    span.set_attributes(
         gen_ai__request__model=model.name,
-        gen_ai__usage__input_tokens=spent["prompt"],
-        gen_ai__usage__output_tokens=spent["completion"],
+        gen_ai__usage__input_tokens=tokens["prompt"],
+        gen_ai__usage__output_tokens=tokens["completion"],
         gen_ai__response__finish_reasons=[completion.finish_reason],
         llm__model_name=model.name,
-        llm__token_count__prompt=spent["prompt"],
-        llm__token_count__completion=spent["completion"],
+        llm__token_count__prompt=tokens["prompt"],
+        llm__token_count__completion=tokens["completion"],
     )
     if span.wants_content:
-        span.tell(input__value=json.dumps(prompt.to_json()), output__value=completion.text)
+        span.set_attributes(
+            input__value=json.dumps(prompt.to_json()), output__value=completion.text
+        )
 
 
 def record_answer(span: Span, question: str, answer: str) -> None:
-    """Record question and answer in the span of an answer, if enabled."""
+    """Record question and answer in the span of a whole answer, where texts are allowed."""
     if span.wants_content:
-        span.tell(input__value=question, output__value=answer)
+        span.set_attributes(input__value=question, output__value=answer)
 
 
 def _tag_span(span: Span, name: StageName) -> Span:
     kind, operation = _KINDS[name]
-    span.tell(openinference__span__kind=kind, gen_ai__provider__name="stillroom")
+    span.set_attributes(openinference__span__kind=kind, gen_ai__provider__name="stillroom")
     if operation:
-        span.tell(gen_ai__operation__name=operation)
+        span.set_attributes(gen_ai__operation__name=operation)
     return span
 
 
 def _get_tracer() -> Any:
-    """Return a tracer if the program has imported and set up OpenTelemetry, else None."""
+    """Return a tracer if the program has set up OpenTelemetry; it is never imported here."""
     module = sys.modules.get("opentelemetry.trace")
     if module is None or "opentelemetry.sdk.trace" not in sys.modules:
         return None
@@ -336,10 +326,7 @@ def _get_tracer() -> Any:
 
 
 _METER_NAME = "stillroom.rag"
-
-
 _GENERATION_ATTRIBUTES = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "stillroom"}
-
 
 _HISTOGRAM_BOUNDS_S = (
     0.0005,
@@ -369,7 +356,7 @@ class _Instruments:
 
 
 def is_metered() -> bool:
-    """Return whether the program has set up OpenTelemetry metrics."""
+    """Return whether the program has set up OpenTelemetry's metrics."""
     return _get_meter_provider() is not None
 
 
@@ -381,11 +368,11 @@ def count_stage(name: str, seconds: float) -> None:
 
 
 def count_answer(answer: Answer, seconds: float) -> None:
-    """Record an answer: its outcome, tokens, and total time.
+    """Record an answer: its outcome, tokens and duration.
 
     Args:
         answer: Finished answer.
-        seconds: From the question to the last piece, including the time of the caller.
+        seconds: Seconds from the question to its last piece, the consumer's time included.
     """
     provider = _get_meter_provider()
     if provider is None:
@@ -396,7 +383,7 @@ def count_answer(answer: Answer, seconds: float) -> None:
     instruments.answers.add(1, {"stillroom.outcome": outcome})
     instruments.stages.record(seconds, {"stillroom.stage": "ask"})
     if details["cached"]:
-        return  # stages and tokens were recorded with the original answer
+        return  # its stages and tokens belong to the cached answer
     if "check" in details["stage_ms"]:
         check_s = details["stage_ms"]["check"] / 1000
         instruments.stages.record(check_s, {"stillroom.stage": "check"})
@@ -410,7 +397,7 @@ def count_answer(answer: Answer, seconds: float) -> None:
 
 
 def _get_meter_provider() -> Any:
-    """Return the meter provider if the program has imported and set up one, else None."""
+    """Return the program's meter provider, or None; OpenTelemetry is never imported here."""
     module = sys.modules.get("opentelemetry.metrics")
     sdk = sys.modules.get("opentelemetry.sdk.metrics")
     if module is None or sdk is None:
@@ -440,7 +427,7 @@ _WARNINGS: ContextVar[list[str] | None] = ContextVar("stillroom_rag_notices", de
 
 
 def add_warning(text: str) -> None:
-    """Report a fallback; one sentence, without text of the documents."""
+    """Add a warning: one sentence, without any text of the documents."""
     collected = _WARNINGS.get()
     if collected is None:
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -450,7 +437,7 @@ def add_warning(text: str) -> None:
 
 @contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Yield the list that receives all warnings of the body in this thread."""
+    """Yield the list that collects the warnings of the body in this thread."""
     collected: list[str] = []
     token = _WARNINGS.set(collected)
     try:
@@ -460,35 +447,33 @@ def collect_warnings() -> Iterator[list[str]]:
 
 
 TRACE_VARIABLE = "STILLROOM_TRACE"
-
-
 METRICS_VARIABLE = "STILLROOM_METRICS"
 
 
 def configure_from_environment() -> None:
-    """Set up tracing and metrics as given by STILLROOM_TRACE and STILLROOM_METRICS.
+    """Set up tracing and metrics as STILLROOM_TRACE and STILLROOM_METRICS name them.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If a destination is unknown.
+        RecipeError: If a variable has an unknown value.
     """
     for variable, start in ((TRACE_VARIABLE, start_tracing), (METRICS_VARIABLE, start_metrics)):
-        destination = os.environ.get(variable, "")
-        if destination:
-            start(destination)
+        target = os.environ.get(variable, "")
+        if target:
+            start(target)
 
 
 def start_tracing(where: str) -> Any:
-    """Export the spans of this process, and return the provider.
+    """Export the spans of this process, and return the tracer provider.
 
     Args:
         where: ``console`` (standard error), ``otlp`` (the address in OTEL_EXPORTER_OTLP_ENDPOINT,
-            requires the package opentelemetry-exporter-otlp-proto-http), or a path ending in
+            by the package opentelemetry-exporter-otlp-proto-http), or a path that ends in
             ``.jsonl``, to which one line per span is appended.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If the destination is unknown.
+        RecipeError: If ``where`` is none of these.
     """
     try:
         from opentelemetry import trace
@@ -510,16 +495,16 @@ def start_tracing(where: str) -> Any:
 
 
 def start_metrics(where: str) -> Any:
-    """Export the counters and latencies of this process, and return the provider.
+    """Export the metrics of this process, and return the meter provider.
 
     They are exported once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at exit.
 
     Args:
-        where: As for ``start_tracing``.
+        where: As in ``start_tracing``.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If the destination is unknown.
+        RecipeError: If ``where`` is none of these.
     """
     try:
         from opentelemetry import metrics
@@ -553,16 +538,15 @@ def _open_exporter(
     if where == "otlp":
         return to_otlp()
     if where.endswith(".jsonl"):
-        file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # open until the process exits
+        file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # closed at exit
         atexit.register(file.close)
         return to_file(file)
-    signal = "spans" if variable == TRACE_VARIABLE else "metrics"
     raise RecipeError(
-        f"{where!r} is not a destination for {signal}",
+        f"{'spans' if variable == TRACE_VARIABLE else 'metrics'} cannot be exported to {where!r}",
         code="rag.trace",
         where=variable,
         expected="console, otlp, or a path that ends in .jsonl",
-        next=f"export {variable}={signal}.jsonl",
+        next=f"export {variable}={'spans' if variable == TRACE_VARIABLE else 'metrics'}.jsonl",
     )
 
 

@@ -42,44 +42,44 @@ def _resolve_path(value: Any) -> str:
 
 
 class SweepSettings(Settings):
-    """Variations of an index and of ways to search it, measured on judged questions."""
+    """Variations of an index and of its pipelines, measured on judged questions."""
 
     vary: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="settings of this recipe by dotted name, each with the values that are tried, "
-        "as {chunker: [heading, {name: recursive, size: 200}]}; the first ones are compared with",
+        description="settings of this recipe by dotted name, each with its values, as "
+        "{chunker: [heading, {name: recursive, size: 200}]}; the first values are the baseline",
     )
     variants: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="single configurations beside those combinations: settings by dotted name, and "
-        "way; what one leaves out is as in the first combination",
+        description="further configurations: settings by dotted name, and way; missing ones are as "
+        "in the baseline",
     )
     ways: list[str] = Field(
         [DEFAULT_RETRIEVER, "keyword", "dense", "hybrid"],
         min_length=1,
-        description="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with",
+        description="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is the baseline",
     )
     questions: Reference | None = Field(
         None, description="questions that name their evidence: JSON lines, SQuAD, records"
     )
     queries: Reference | None = Field(
-        None, description="in place of questions: queries of a collection"
+        None, description="queries of a collection, instead of questions"
     )
-    qrels: Reference | None = Field(None, description="the judgements of those queries")
-    model: str = Field("", description="what transforms and rerankers may ask")
-    measure: str = Field("ndcg@10", description="what is made high")
-    depth: int = Field(50, ge=1, le=1000, description="ranks that are judged")
+    qrels: Reference | None = Field(None, description="relevance judgments of those queries")
+    model: str = Field("", description="text model for query transforms and rerankers")
+    measure: str = Field("ndcg@10", description="measure to maximize")
+    depth: int = Field(50, ge=1, le=1000, description="number of ranks that are evaluated")
     held_out: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="share of the questions that have no part in choosing the best, and measure it",
+        description="share of the questions held out of the choice, on which the best is measured",
     )
 
     @field_validator("vary")
     @classmethod
     def _resolve(cls, vary: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Let paths of embedders start where the recipe's other paths do."""
+        """Resolve paths of embedders like the recipe's other paths."""
         if not all(vary.values()):
             raise ValueError("give at least one value of each setting")
         return {
@@ -100,66 +100,70 @@ class SweepSettings(Settings):
 
 
 class Configuration(Settings):
-    """One index recipe and one way, with what of each axis it has."""
+    """One index recipe and one pipeline, with its value on each axis."""
 
-    choices: dict[str, str] = Field(description="the value of each axis, as it is written")
-    changes: dict[str, Any] = Field(description="settings of the recipe that are set, by name")
-    way: str = Field(description="how the index is searched")
+    choices: dict[str, str] = Field(description="value on each axis, as text")
+    changes: dict[str, Any] = Field(description="changed settings of the recipe, by name")
+    way: str = Field(description="pipeline that searches the index")
 
     @property
     def name(self) -> str:
-        """What the configuration is called: its choices on every axis that varies."""
+        """The values on every axis that varies, as one text."""
         return ", ".join(self.choices.values())
 
 
 def list_configurations(sweep: SweepSettings) -> list[Configuration]:
-    """Return every combination and every variant once, the one that all are compared with first."""
+    """Return every combination and every variant once, the baseline first."""
     axes: dict[str, Sequence[Any]] = {**sweep.vary, "way": sweep.ways}
     grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    chosen = grid + [{**grid[0], **variant} for variant in sweep.variants]
-    touched = {name for variant in sweep.variants for name in variant}
-    shown = list(dict.fromkeys([*axes, *(name for one in chosen for name in one)]))
-    shown = [
-        name for name in shown if name == "way" or name in touched or len(axes.get(name, ())) > 1
+    points = grid + [{**grid[0], **variant} for variant in sweep.variants]
+    variant_names = {name for variant in sweep.variants for name in variant}
+    axis_names = list(dict.fromkeys([*axes, *(name for point in points for name in point)]))
+    axis_names = [
+        name
+        for name in axis_names
+        if name == "way" or name in variant_names or len(axes.get(name, ())) > 1
     ]
-    found: dict[str, Configuration] = {}
-    for one in chosen:
-        choices = {name: format_value(one[name]) if name in one else _UNCHANGED for name in shown}
-        changes = {name: value for name, value in one.items() if name != "way"}
-        configuration = Configuration(choices=choices, changes=changes, way=str(one["way"]))
-        found.setdefault(configuration.name, configuration)
-    return list(found.values())
+    configurations: dict[str, Configuration] = {}
+    for point in points:
+        choices = {
+            name: format_value(point[name]) if name in point else _UNCHANGED for name in axis_names
+        }
+        changes = {name: value for name, value in point.items() if name != "way"}
+        configuration = Configuration(choices=choices, changes=changes, way=str(point["way"]))
+        configurations.setdefault(configuration.name, configuration)
+    return list(configurations.values())
 
 
 def build_variant(recipe: RagRecipe, changes: dict[str, Any]) -> RagRecipe:
     """Return the recipe of an index with some settings changed, without its sweep.
 
     Raises:
-        RecipeError: If a name is none of the recipe's, or a value does not fit it.
+        RecipeError: If a name is not a setting of the recipe, or a value does not fit it.
     """
     data: dict[str, Any] = recipe.model_dump(mode="json", exclude={"sweep"})
     for name, value in changes.items():
-        place, path = data, name.split(".")
+        section, path = data, name.split(".")
         for part in path[:-1]:
-            inner = place.get(part)
-            place = inner if isinstance(inner, dict) else {}
-        if path[-1] not in place or path[0] in {"version", "kind", "documents", "sweep"}:
+            inner = section.get(part)
+            section = inner if isinstance(inner, dict) else {}
+        if path[-1] not in section or path[0] in {"version", "kind", "documents", "sweep"}:
             raise _make_setting_error(
                 f"'{name}' is not a setting that can vary", name, "a setting of kind rag"
             )
-        place[path[-1]] = value
+        section[path[-1]] = value
     try:
         return type(recipe).model_validate(data)
     except (ValidationError, RecipeError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        said = ", ".join(f"{name}: {format_value(value)}" for name, value in changes.items())
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        changed = ", ".join(f"{name}: {format_value(value)}" for name, value in changes.items())
         raise _make_setting_error(
-            f"no index can be made with {said}: {what}", said, "values that fit"
+            f"no index can be made with {changed}: {reason}", changed, "values that fit"
         ) from error
 
 
 def reject_sweep(recipe: RagRecipe) -> None:
-    """Refuse to build one index of a recipe that asks for many.
+    """Raise an error if a recipe describes many indexes.
 
     Raises:
         RecipeError: If the recipe has a sweep.
@@ -175,17 +179,17 @@ def reject_sweep(recipe: RagRecipe) -> None:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a person writes it on one line."""
+    """Return a value as one line of recipe text."""
     if isinstance(value, dict):
-        rest = [f"{key}={format_value(part)}" for key, part in value.items() if key != "name"]
+        settings = [f"{key}={format_value(part)}" for key, part in value.items() if key != "name"]
         name = str(value.get("name", ""))
-        return f"{name}:{','.join(rest)}" if name and rest else name or ",".join(rest)
+        return f"{name}:{','.join(settings)}" if name and settings else name or ",".join(settings)
     return str(value)
 
 
-def _make_setting_error(what: str, where: str, expected: str) -> RecipeError:
+def _make_setting_error(problem: str, where: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
+        problem,
         code="rag.sweep-setting",
         where=f"sweep.vary: {where}",
         expected=expected,
@@ -197,14 +201,12 @@ DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 
 
 class OriginSettings(Settings):
-    """Who made the documents."""
+    """Origin of the documents."""
 
     kind: Literal["human", "synthetic", "unknown"] = Field(
-        default="unknown", description="who made the documents"
+        default="unknown", description="who wrote the documents"
     )
-    license: str = Field(
-        default="", description="their license as an SPDX id, empty when nobody said"
-    )
+    license: str = Field(default="", description="their license as an SPDX id, empty if unknown")
 
 
 class KeywordSettings(Settings):
@@ -212,157 +214,154 @@ class KeywordSettings(Settings):
 
     variant: BM25Variant = Field(
         default="lucene",
-        description="which BM25: Lucene's, Robertson's, ATIRE's, BM25L or BM25+",
+        description="BM25 variant: Lucene's, Robertson's, ATIRE's, BM25L or BM25+",
     )
-    k1: float = Field(
-        default=1.2, ge=0, le=10, description="how soon more occurrences stop counting"
-    )
-    b: float = Field(default=0.75, ge=0, le=1, description="how much a passage's length counts")
+    k1: float = Field(default=1.2, ge=0, le=10, description="saturation of term frequency")
+    b: float = Field(default=0.75, ge=0, le=1, description="strength of length normalization")
     delta: float | None = Field(
         default=None,
         ge=0,
         le=10,
-        description="what BM25L and BM25+ put under an occurrence; null takes their papers' 0.5 "
+        description="lower bound per occurrence of BM25L and BM25+; null uses their papers' 0.5 "
         "and 1.0",
     )
     heading_weight: float = Field(
         default=1.0,
         ge=0,
         le=100,
-        description="how many words of the text one in a heading is worth",
+        description="weight of a word in a heading, relative to one in the text",
     )
     stemming: Stemming = Field(
         default="english",
-        description="language of the Snowball stemmer; auto stems each document as its own "
-        "language asks; or none",
+        description="language of the Snowball stemmer; auto uses each document's language; or none",
     )
 
 
 class DenseSettings(Settings):
-    """How vectors are searched; every score is that of the full vectors, either way."""
+    """Vector search; scores are those of the full vectors in every mode."""
 
     search: Literal["exact", "approximate", "auto"] = Field(
         default="auto",
         description="exact compares 8-bit codes and loses nothing; approximate compares codes of "
-        "one bit a dimension and scores the nearest in full; auto changes to approximate at "
-        "from_passages",
+        "one bit a dimension and rescores the nearest with full vectors; auto switches to "
+        "approximate at from_passages",
     )
     from_passages: int = Field(
-        default=200_000, ge=1, description="from how many passages on auto is approximate"
+        default=200_000, ge=1, description="number of passages from which auto is approximate"
     )
     least_recall: float = Field(
         default=0.95,
         gt=0,
         le=1,
-        description="share of the exact best ten that approximate search must find, measured when "
-        "an index is built and by 'rag verify'; where none reaches it, search is exact",
+        description="recall@10 against exact search that approximate search must reach, measured "
+        "when an index is built and by 'rag verify'; search stays exact where it is not reached",
     )
 
 
 class SparseSettings(Settings):
-    """Learned sparse search: a masked language model weighs the terms of passages and questions."""
+    """Learned sparse search: a masked language model weights terms of passages and queries."""
 
     model: Reference = Field(
-        description="a masked language model: a SPLADE checkpoint's folder, or another's"
+        description="masked language model: a SPLADE checkpoint's folder, or another's"
     )
     max_terms: int = Field(
-        256, ge=1, le=100_000, description="the heaviest terms that are kept of a passage"
+        256, ge=1, le=100_000, description="maximum terms per passage, the heaviest first"
     )
 
 
 class LateInteractionSettings(Settings):
-    """Late interaction: a vector for every token of passages and questions."""
+    """Late interaction: one vector for every token of passages and questions."""
 
     model: Reference = Field(
         "builtin:embedder",
-        description="a ColBERT checkpoint's folder; builtin:embedder takes the token states of the "
+        description="a ColBERT checkpoint's folder; builtin:embedder uses the token states of the "
         "index's embedder",
     )
     bits: Literal[4, 8, 16, 32] = Field(
-        8, description="how many a number is kept in; below 16 they are codes after a rotation"
+        8, description="bits per stored number; below 16 they are codes after a rotation"
     )
 
 
 class ContextualRetrievalSettings(Settings):
-    """A model writes where each passage stands in its document; for finding, never shown."""
+    """Contextual retrieval: a model describes each passage's context, for search only."""
 
-    model: Reference = Field(description="what writes: a checkpoint, a .gguf file or an endpoint")
-    backend: str = Field("auto", description="engine that runs it; auto chooses by what it is")
-    max_tokens: int = Field(96, ge=8, le=512, description="most tokens of a context")
+    model: Reference = Field(description="text model: a checkpoint, a .gguf file or an endpoint")
+    backend: str = Field("auto", description="engine that runs it; auto chooses by its format")
+    max_tokens: int = Field(96, ge=8, le=512, description="maximum tokens of a context")
     document_tokens: int = Field(
-        4000, ge=64, description="most tokens of the document that the model is shown"
+        4000, ge=64, description="maximum tokens of the document in the prompt"
     )
     cache: str | None = Field(
-        None, description="file that keeps what was written between jobs; null keeps it in the job"
+        None, description="file that keeps contexts between jobs; null keeps them in the job"
     )
 
 
 class RagRecipe(Recipe):
-    """Builds an index over a folder of documents."""
+    """Recipe that builds an index over a folder of documents."""
 
-    kind: Literal["rag"] = Field("rag", description="builds an index")
+    kind: Literal["rag"] = Field("rag", description="build an index")
     documents: Reference = Field(description="folder of documents, or one file")
-    origin: OriginSettings = Field(default=OriginSettings(), description="who made the documents")
+    origin: OriginSettings = Field(default=OriginSettings(), description="origin of the documents")
     limits: ParseLimits = Field(
-        default_factory=ParseLimits, description="how much one file may cost before it is refused"
+        default_factory=ParseLimits, description="limits per file; a file above them is refused"
     )
     chunker: Annotated[Chunker, CHUNKERS.choice("heading")] = Field(
-        "heading", validate_default=True, description="how documents are cut into passages"
+        "heading", validate_default=True, description="method that cuts documents into passages"
     )
     engine: EngineChoice = ENGINE
     embedder: Reference = Field(
-        DEFAULT_EMBEDDER, description="model that turns passages and queries into vectors"
+        DEFAULT_EMBEDDER, description="embedding model of passages and queries"
     )
     with_headings: bool = Field(
-        True, description="embed a passage with its title and headings before it; never shown"
+        True, description="embed a passage with its title and headings before it; not shown"
     )
     context: ContextualRetrievalSettings | None = Field(
         None,
-        description="have a model write where each passage stands; embedded and matched by words, "
-        "never shown; not with pooling late",
+        description="generate a context for each passage with a model; embedded and matched by "
+        "words, not shown; not with pooling late",
     )
     pooling: Literal["passage", "late"] = Field(
         "passage",
-        description="passage embeds each by itself; late pools it from token states of the whole "
+        description="passage embeds each passage separately; late pools token states of the whole "
         "document, without headings before it",
     )
     vectors: Literal["float32", "float16"] = Field(
         "float32", description="precision of stored vectors; float16 halves the file"
     )
     keyword: KeywordSettings = Field(
-        default=KeywordSettings(), description="how words are matched and weighted"
+        default=KeywordSettings(), description="keyword search: BM25 and its analyzer"
     )
     dense: DenseSettings = Field(
-        default=DenseSettings(), description="how vectors are searched: exactly or approximately"
+        default=DenseSettings(), description="vector search: exact or approximate"
     )
     store: Annotated[IndexStore, STORES.choice("folder")] = Field(
-        "folder", validate_default=True, description="where the index lies"
+        "folder", validate_default=True, description="storage backend of the index"
     )
     sparse: SparseSettings | None = Field(
-        None, description="keep term weights that a model learned, for the retriever sparse"
+        None, description="store learned term weights, for the retriever sparse"
     )
     tokens: LateInteractionSettings | None = Field(
-        None, description="keep vectors of tokens, for the retriever multi_vector"
+        None, description="store token vectors, for the retriever multi_vector"
     )
     sweep: SweepSettings | None = Field(
-        None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"
+        None, description="variations and measure of 'stillroom rag sweep'; 'run' refuses it"
     )
     metadata: Reference | None = Field(
         None,
-        description="JSON lines of path, fields, tenant and labels: what is said of documents "
-        "beside their bytes",
+        description="JSON lines of path, fields, tenant and labels: metadata of documents "
+        "that is not in their bytes",
     )
     access: Literal["open", "tenants"] = Field(
         "open",
-        description="open shows all to whoever opens the index; tenants shows a document only to "
-        "its tenant's principals that its labels name, and to nobody where none is named",
+        description="open shows all documents to everyone who opens the index; tenants shows a "
+        "document only to its tenant's principals that its labels name; without labels, to nobody",
     )
     max_failed: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="share of documents that may be left out; above it the job fails, and says why "
-        "each could not be used",
+        description="maximum share of documents that may be left out; above it the job fails and "
+        "lists the reasons",
     )
 
     @model_validator(mode="after")
@@ -371,7 +370,7 @@ class RagRecipe(Recipe):
         if lacking:
             raise ValueError(
                 f"the store {self.store.method_name()} cannot hold {' and '.join(lacking)}: "
-                "leave that out, or take the store folder"
+                "remove that setting, or use the store folder"
             )
         return self
 
@@ -379,7 +378,7 @@ class RagRecipe(Recipe):
     def _check_context(self) -> Self:
         if self.context is not None and self.pooling == "late":
             raise ValueError(
-                "context is embedded before a passage, and pooling late embeds no passage by "
-                "itself: choose one of them"
+                "context is embedded before a passage, and pooling late embeds no passage "
+                "separately: choose one of them"
             )
         return self

@@ -56,17 +56,17 @@ _BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
 def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Artifact:
     """Build the index that a recipe describes.
 
-    Documents of the previous index at the same place are taken over where neither they nor the
-    settings changed, and its vectors where the embedder did not; what the index holds is that of a
-    build from scratch.
+    Documents of the previous index at the same place are reused where neither they nor the settings
+    changed, and its vectors where the embedder did not change; the result equals a build from
+    scratch.
 
     Args:
-        recipe: What to build from and how.
-        job: The run; its ``previous`` is the index to take over from.
-        embedder: What makes the vectors; by default the one that the recipe names.
+        recipe: Recipe of the index.
+        job: Job of the run; ``job.previous`` is the index whose content is reused.
+        embedder: Embedding model, by default the recipe's.
 
     Raises:
-        DataError: If the folder holds no document, or too many of them fail.
+        DataError: If the folder contains no document, or too many documents fail.
     """
     reject_sweep(recipe)
     root, scan = discover_documents(recipe.documents)
@@ -81,20 +81,20 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         open_encoders(recipe.sparse, recipe.tokens, embedder),
     )
     description = build_index_config(recipe, embedder, contexts, encoders)
-    found, unread = digest_files(root, scan, job)
-    held = _open_previous(job, description)
+    files, unread = digest_files(root, scan, job)
+    reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
-        ingester = IngestPipeline(recipe, root, embedder, worker, job, held, contexts, encoders)
-        parts, failures, reused = _ingest(found, ingester, held, description, job)
+        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
+        parts, failures, reused = _ingest(files, ingester, reusable, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
-    facts = read_document_metadata(recipe, [one.path for one in found], job)
+    metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
         recipe,
         job,
         description,
         embedder,
-        [(part, facts.get(part.entry.path, DocumentMetadata())) for part in parts],
+        [(part, metadata.get(part.entry.path, DocumentMetadata())) for part in parts],
         failures,
     )
     details: dict[str, Any] = {
@@ -110,13 +110,13 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
-    if held is not None:
-        held.close()
+    if reusable is not None:
+        reusable.close()
     replaced = _find_replaced_store(job)
     artifact = job.finish(
         "index",
         parents=[
-            build_documents_parent(root, found),
+            build_documents_parent(root, files),
             build_embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),
@@ -131,10 +131,10 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
 
 
 def estimate(recipe: RagRecipe) -> Estimate:
-    """Return what building the index will need, from the size of the folder alone.
+    """Return the estimated cost of building the index, from the size of the folder alone.
 
     Raises:
-        DataError: If the folder holds no document.
+        DataError: If the folder contains no document.
     """
     _, scan = discover_documents(recipe.documents)
     files = scan.files
@@ -162,36 +162,36 @@ def estimate(recipe: RagRecipe) -> Estimate:
 
 
 def _open_previous(job: Job, description: IndexConfig) -> ReusableContent | None:
-    """Return the job's previous index, or None, saying why, where it cannot be used."""
+    """Return the job's previous index, or None if it cannot be used; the reason is logged."""
     if job.previous is None:
         return None
-    held = None
+    reusable = None
     try:
         store = open_store(find_output(job.previous, "index"))
         store.read(verify=True).close()
-        held = store.hold()
-        if _describe_vectors(IndexConfig.from_json(held.description)) != _describe_vectors(
+        reusable = store.hold()
+        if _describe_vectors(IndexConfig.from_json(reusable.description)) != _describe_vectors(
             description
         ):
             job.say("the previous index is not used: its vectors are of another kind")
-            held.close()
+            reusable.close()
             return None
     except StillroomError as error:
-        if held is not None:
-            held.close()
+        if reusable is not None:
+            reusable.close()
         job.say(f"the previous index is not used: {error.problems[0].what}")
         return None
-    return held
+    return reusable
 
 
 def _find_replaced_store(job: Job) -> IndexStorage | None:
-    """Return the store of the index in whose place the new one comes; its data elsewhere go."""
+    """Return the store of the index that the new one replaces; its external data are dropped."""
     if job.previous is None or job.previous != job.out:
         return None
     try:
         return open_store(find_output(job.previous, "index"))
     except StillroomError as error:
-        job.say(f"what the previous index keeps elsewhere stays: {error.problems[0].what}")
+        job.say(f"the external data of the previous index stay: {error.problems[0].what}")
         return None
 
 
@@ -200,30 +200,30 @@ def _describe_vectors(description: IndexConfig) -> tuple[str, str]:
 
 
 def _ingest(
-    found: Sequence[DocumentFile],
+    files: Sequence[DocumentFile],
     ingester: IngestPipeline,
-    held: ReusableContent | None,
+    reusable: ReusableContent | None,
     description: IndexConfig,
     job: Job,
 ) -> tuple[list[StagedDocument], list[FailedDocument], int]:
     parts: list[StagedDocument] = []
     failures: list[FailedDocument] = []
     reused = 0
-    same = held is not None and held.description["preparation"] == description.preparation
+    same = reusable is not None and reusable.description["preparation"] == description.preparation
     known: dict[str, StagedDocument | FailedDocument] = {}
-    for item in found:
+    for item in files:
         job.check_cancelled()
         part: StagedDocument | FailedDocument | None = None
-        if held is not None and same:
-            part = held.take(item.path, item.digest)
+        if reusable is not None and same:
+            part = reusable.take(item.path, item.digest)
             reused += part is not None
         part = part or ingester.recall(item.path, item.digest)
         if part is not None:
             known[item.path] = part
-    made = ingester.ingest_all([item for item in found if item.path not in known])
-    with job.phase("index", len(found), "documents") as progress:
-        for item in found:
-            part = known.pop(item.path, None) or next(made)
+    ingested = ingester.ingest_all([item for item in files if item.path not in known])
+    with job.phase("index", len(files), "documents") as progress:
+        for item in files:
+            part = known.pop(item.path, None) or next(ingested)
             if isinstance(part, FailedDocument):
                 failures.append(part)
                 job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
@@ -260,11 +260,11 @@ def _write(
 
 
 def _count_duplicates(parts: Sequence[StagedDocument]) -> int:
-    """Return how many passages repeat the text of an earlier one, white space aside."""
-    seen, count = set(), 0
+    """Return how many passages repeat the text of an earlier one, ignoring white space."""
+    digests, count = set(), 0
     for part in parts:
         for line in part.passage_lines():
-            mark = digest_text(" ".join(json.loads(line)["text"].split()))
-            count += mark in seen
-            seen.add(mark)
+            digest = digest_text(" ".join(json.loads(line)["text"].split()))
+            count += digest in digests
+            digests.add(digest)
     return count

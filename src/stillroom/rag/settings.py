@@ -22,47 +22,46 @@ __all__ = ["AnswerOptionTexts", "AnswerOptions", "AnswerSettings", "parse_answer
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How passages are found, judged and shown, and what becomes of what they do not support."""
+    """Settings of retrieval, prompt and support checks for one answer."""
 
     k: int = 3
-    """How many passages are shown, repeats left out."""
+    """Number of passages in the prompt, without repeats."""
     retriever: str | Retriever | None = None
-    """None takes what ``rag tune`` wrote into the index, else ``convex``."""
+    """None uses the retriever that ``rag tune`` stored in the index, or ``convex``."""
     reranker: str | PassageReranker | None = None
     transform: str | QueryTransform | None = None
-    """``last_turn`` makes the question stand alone before anything else is done with it."""
+    """``last_turn`` rewrites the question to be independent of the conversation first."""
     answering: str | AnswerStrategy = "direct"
-    """A method of ``stillroom.rag.answer_strategies``: what is searched and judged before reading.
-    """
+    """A method of ``stillroom.rag.answer_strategies``."""
     checker: str | GroundednessChecker = "overlap"
-    """A method of ``stillroom.rag.checkers``: when a passage supports a sentence."""
+    """A method of ``stillroom.rag.checkers``: decides when a passage supports a sentence."""
     unsupported: UnsupportedPolicy = "mark"
-    """``mark`` says of each sentence whether it is supported; ``drop`` leaves out those that are
-    not; ``refuse`` gives no answer if there is one."""
+    """``mark`` marks sentences without support, ``drop`` leaves them out, ``refuse`` gives no
+    answer if there is one."""
     budget: int = 0
-    """Most tokens of the prompt; 0 takes what the model's context leaves."""
+    """Maximum tokens of the prompt; 0 uses what the model's context leaves."""
     cite: bool = True
     """Add citations that the model left out, where a passage supports the sentence."""
     neighbours: int = 0
-    """How many passages before and after each hit are shown with it; what overlaps is one hit."""
+    """Number of passages before and after each hit; overlapping ones are merged into one hit."""
     per_document: int = 0
-    """Most hits of one document; 0 for no cap."""
+    """Maximum hits of one document; 0 for no limit."""
     shorten: bool = False
-    """Show of the last passage that does not fit the sentences that do."""
+    """Shorten the last passage that does not fit to the sentences that do."""
     best_at_ends: bool = False
-    """Show the best passages first and last, the worst in the middle."""
+    """Put the best passages first and last, the worst in the middle."""
     parent_share: float = 0.0
-    """Show the parent of passages (cut by ``parent_child`` or ``sentence_window``) where
-    more than this share of them was found; 0 shows it always."""
+    """Show the parent of passages (cut by ``parent_child`` or ``sentence_window``) where more than
+    this share of them was found; 0 always shows it."""
     cache: SemanticCache | None = None
-    """Where answers are kept and looked for; none by default."""
+    """Semantic cache of answers, none by default."""
     access: str = ""
-    """What else an answer depends on, where a caller knows more than the index of who asks; part of
-    a cache's key beside the index's own scope (tenant, principals and filters)."""
+    """Scope of access that only the caller knows; part of a cache's key, with the index's scope
+    (tenant, principals and filters)."""
 
 
 class AnswerOptions(TypedDict, total=False):
-    """The fields of ``AnswerSettings``, each of which may be left out."""
+    """The fields of ``AnswerSettings``, all optional."""
 
     k: int
     retriever: str | Retriever | None
@@ -83,7 +82,7 @@ class AnswerOptions(TypedDict, total=False):
 
 
 class AnswerOptionTexts(TypedDict, total=False):
-    """Settings as a command line or a request gives them: methods as lines of text."""
+    """Settings of a command line or a request, with methods as text."""
 
     k: int
     way: str
@@ -100,7 +99,7 @@ class AnswerOptionTexts(TypedDict, total=False):
 
 
 def parse_answer_settings(texts: AnswerOptionTexts) -> AnswerOptions:
-    """Return settings whose methods are built; what is left out or empty keeps its default.
+    """Return settings with methods built from their texts; what is empty keeps its default.
 
     Args:
         texts: ``way`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering`` and ``checker`` are
@@ -111,22 +110,25 @@ def parse_answer_settings(texts: AnswerOptionTexts) -> AnswerOptions:
     """
     from stillroom.rag.retrieval.pipeline import parse_method, parse_rag_pipeline
 
-    given: dict[str, Any] = {name: value for name, value in texts.items() if value is not None}
-    if way := given.pop("way", ""):
-        chosen = parse_rag_pipeline(way)
-        given["retriever"], given["reranker"] = chosen.retriever, chosen.reranker
-        given["transform"] = chosen.transform
-        if chosen.answering is not None:
-            given["answering"], given["unsupported"] = chosen.answering, chosen.unsupported
-            return cast("AnswerOptions", _with_checker(given))
-    if text := given.pop("answering", ""):
-        given["answering"] = parse_method(ANSWER_STRATEGIES, text)
-    return cast("AnswerOptions", _with_checker(given))
+    settings: dict[str, Any] = {name: value for name, value in texts.items() if value is not None}
+    if pipeline_text := settings.pop("way", ""):
+        pipeline = parse_rag_pipeline(pipeline_text)
+        settings["retriever"], settings["reranker"] = pipeline.retriever, pipeline.reranker
+        settings["transform"] = pipeline.transform
+        if pipeline.answering is not None:
+            settings["answering"], settings["unsupported"] = (
+                pipeline.answering,
+                pipeline.unsupported,
+            )
+            return cast("AnswerOptions", _with_checker(settings))
+    if text := settings.pop("answering", ""):
+        settings["answering"] = parse_method(ANSWER_STRATEGIES, text)
+    return cast("AnswerOptions", _with_checker(settings))
 
 
-def _with_checker(given: dict[str, Any]) -> dict[str, Any]:
+def _with_checker(settings: dict[str, Any]) -> dict[str, Any]:
     from stillroom.rag.retrieval.pipeline import parse_method
 
-    if text := given.pop("checker", ""):
-        given["checker"] = parse_method(CHECKERS, text)
-    return given
+    if text := settings.pop("checker", ""):
+        settings["checker"] = parse_method(CHECKERS, text)
+    return settings

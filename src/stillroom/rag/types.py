@@ -1,14 +1,14 @@
 """Documents staged for an index: passage texts, digests, metadata and auxiliary vectors.
 
-A part is a document parsed just now, one that an index holds already, or one that is held under
-another path. What users say of a document beside its bytes (fields, tenant, labels) are its facts.
+A staged document was parsed in this run, is taken over from an existing index, or is taken over
+under another path. Its metadata (fields, tenant, labels) does not come from its bytes.
 
-Term weights that a model learned, and vectors of its tokens. Documents carry theirs from where they
-are made to the segment that keeps them; parts that know of none have none.
+Auxiliary vectors are learned term weights and token vectors; a document carries them from the
+encoder to the segment that stores them.
 
-All of it goes before the text that is embedded, as far as the embedder has room, and is matched by
-keywords. None of it is ever cited as the passage's words; of the four a model that answers is shown
-title and headings, as a heading, and the table's header, which the document does say.
+Title, headings, table header and context are embedded before the text as far as the embedder has
+room, and are matched by keywords. None of them is cited as the passage's words; a model that
+answers is shown title, headings and table header, but not the context.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DocumentEntry:
-    """One document of an index: its path and digest, its passages, how many were too long."""
+    """Entry of a document in an index; ``truncated`` counts its truncated passages."""
 
     path: str
     digest: str
@@ -70,7 +70,7 @@ class DocumentEntry:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingDigest:
-    """Of a passage: the digest of what was embedded, and whether the embedder cut it."""
+    """Digest of a passage's embedded text, and whether the embedder truncated it."""
 
     embedded: bytes
     is_truncated: bool
@@ -78,9 +78,9 @@ class EmbeddingDigest:
 
 @dataclass(frozen=True, slots=True)
 class DocumentMetadata:
-    """What is said of a document beside its bytes.
+    """Metadata of a document that does not come from its bytes.
 
-    ``labels`` name who may read it where an index has tenants; none is nobody.
+    ``labels`` name who may read it where an index has tenants; without labels nobody may.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -89,11 +89,11 @@ class DocumentMetadata:
 
 
 class StagedDocument(Protocol):
-    """One document's share of an index."""
+    """A document ready for an index: text, passages and vectors."""
 
     @property
     def entry(self) -> DocumentEntry:
-        """What the index says of the document."""
+        """The document's entry in the index."""
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
@@ -102,7 +102,7 @@ class StagedDocument(Protocol):
         """Return the passages as lines of JSON, without the line ends."""
 
     def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
+        """Return the digest of each passage's embedded text."""
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
@@ -110,14 +110,14 @@ class StagedDocument(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenamedDocument:
-    """A part under another path: the same bytes, text and vectors, other ids."""
+    """A staged document under another path: same bytes, text and vectors, other ids."""
 
     part: StagedDocument
     path: str
 
     @property
     def entry(self) -> DocumentEntry:
-        """What the index says of the document."""
+        """The document's entry in the index."""
         return replace(self.part.entry, path=self.path)
 
     def document_line(self) -> bytes:
@@ -130,17 +130,17 @@ class RenamedDocument:
         lines = []
         for line in self.part.passage_lines():
             passage = Passage.from_json(json.loads(line))
-            moved = replace(
+            renamed = replace(
                 passage,
                 document_id=document_id,
                 location=replace(passage.location, path=self.path),
                 origin=_rename_origin(passage.origin, passage.document_id, document_id),
             )
-            lines.append(encode_json_line(moved.to_json()))
+            lines.append(encode_json_line(renamed.to_json()))
         return lines
 
     def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
+        """Return the digest of each passage's embedded text."""
         return self.part.marks()
 
     def vectors(self) -> NDArray[Any]:
@@ -148,7 +148,7 @@ class RenamedDocument:
         return self.part.vectors()
 
     def extras(self) -> AuxiliaryVectors:
-        """Return what the passages are found by beside words and vectors."""
+        """Return the auxiliary vectors of the passages."""
         return get_auxiliary_vectors(self.part)
 
     def _document(self) -> Document:
@@ -157,28 +157,30 @@ class RenamedDocument:
 
 
 def can_rename(part: StagedDocument, path: str) -> bool:
-    """Return whether a file of another path and the same bytes would be parsed to the same text.
+    """Return whether the same bytes under another path would be parsed to the same text.
 
-    It would not where the suffix says another format, or where the name stands in for a title.
+    They would not where the suffix names another format, or where the file name serves as title.
     """
-    old = part.entry.path
-    if PurePosixPath(old).suffix.lower() != PurePosixPath(path).suffix.lower():
+    old_path = part.entry.path
+    if PurePosixPath(old_path).suffix.lower() != PurePosixPath(path).suffix.lower():
         return False
-    before, after = SourceFile(old, "").stem, SourceFile(path, "").stem
+    before, after = SourceFile(old_path, "").stem, SourceFile(path, "").stem
     return before == after or json.loads(part.document_line())["title"] != before
 
 
-def _rename_origin(origin: Origin, old: str, new: str) -> Origin:
-    """Return an origin whose chain names a document by another id."""
+def _rename_origin(origin: Origin, old_id: str, new_id: str) -> Origin:
+    """Return an origin whose chain names the document by its new id."""
     chain = tuple(
-        replace(link, parents=tuple(new if parent == old else parent for parent in link.parents))
+        replace(
+            link, parents=tuple(new_id if parent == old_id else parent for parent in link.parents)
+        )
         for link in origin.chain
     )
     return replace(origin, chain=chain)
 
 
 def digest_content(document: bytes, passages: Sequence[bytes]) -> str:
-    """Return the digest of all that a document became."""
+    """Return the digest of a document and its passages."""
     return digest_bytes(b"\n".join([document, *passages]))
 
 
@@ -189,13 +191,13 @@ def encode_json_line(value: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryVectors:
-    """Term weights and token vectors of the same passages; None where there are none."""
+    """Term weights and token vectors of the same passages, or None."""
 
     weights: TermWeights | None = None
     tokens: TokenVectors | None = None
 
     def span(self, first: int, last: int) -> AuxiliaryVectors:
-        """Return those of the passages from ``first`` up to ``last``."""
+        """Return the vectors of the passages from ``first`` up to ``last``."""
         return AuxiliaryVectors(
             self.weights.span(first, last) if self.weights is not None else None,
             self.tokens.span(first, last) if self.tokens is not None else None,
@@ -204,78 +206,81 @@ class AuxiliaryVectors:
 
 @runtime_checkable
 class AuxiliaryDocument(Protocol):
-    """A document's share of an index that brings extras."""
+    """A staged document with auxiliary vectors."""
 
     def extras(self) -> AuxiliaryVectors:
-        """Return the extras of its passages, in order."""
+        """Return the auxiliary vectors of its passages, in order."""
 
 
 @runtime_checkable
 class AuxiliaryContent(Protocol):
-    """What a snapshot holds, with extras to be taken over."""
+    """Content of a snapshot with reusable auxiliary vectors."""
 
     def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
-        """Return the extras of a passage by the digest of its text, or None."""
+        """Return the auxiliary vectors of a passage by the digest of its text, or None."""
 
 
 @runtime_checkable
 class AuxiliarySnapshot(Protocol):
-    """A snapshot whose store keeps extras."""
+    """A snapshot whose store keeps auxiliary vectors."""
 
     def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
-        """Return what searches the term weights of a population, None where there are none."""
+        """Return a search engine over the term weights, or None where there are none."""
 
     def open_tokens(self, everyone: PassageRows) -> TokenEngine | None:
-        """Return what searches the token vectors of a population, None where there are none."""
+        """Return a search engine over the token vectors, or None where there are none."""
 
 
 def get_auxiliary_vectors(part: StagedDocument) -> AuxiliaryVectors:
-    """Return the extras that a part brings."""
+    """Return the auxiliary vectors of a document, empty if it has none."""
     return part.extras() if isinstance(part, AuxiliaryDocument) else AuxiliaryVectors()
 
 
-def open_auxiliary_vectors(place: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:
-    """Open the extras of a segment's or a document's folder, as far as their files are named.
+def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:
+    """Open the auxiliary vectors in the folder of a segment or a document.
+
+    Args:
+        folder: Folder of the files.
+        files: Listed files; those that are not listed are not opened.
 
     Raises:
         IntegrityError: If a file is missing or damaged.
     """
     return AuxiliaryVectors(
-        TermWeights.open(place) if WEIGHTS in files else None,
-        TokenVectors.open(place) if TOKENS in files else None,
+        TermWeights.open(folder) if WEIGHTS in files else None,
+        TokenVectors.open(folder) if TOKENS in files else None,
     )
 
 
 def get_readable_text(passage: Passage, end: int | None = None) -> str:
-    """Return what is read of a passage: its text, after the header row of a table it goes on with.
+    """Return the text of a passage, after the header row of a table that it continues.
 
     Args:
-        passage: What is shown.
-        end: Where its text is cut; by default nowhere.
+        passage: Passage that is shown.
+        end: Offset where its text is cut, by default its end.
     """
     text = passage.text[:end]
     return f"{passage.table_header}\n{text}" if passage.table_header else text
 
 
 def format_heading_path(passage: Passage) -> str:
-    """Return title and headings of a passage as lines: what it stands under, as the document says.
-
-    What a model wrote of its place is not among them.
-    """
-    return "\n".join(dict.fromkeys(one for one in (passage.title, *passage.headings) if one))
+    """Return title and headings of a passage, one per line, without the generated context."""
+    return "\n".join(dict.fromkeys(name for name in (passage.title, *passage.headings) if name))
 
 
 def get_text_with_headings(passage: Passage) -> str:
-    """Return what is judged of a passage: title and headings on a line, then what is read of it."""
+    """Return title and headings on one line, then the readable text of a passage."""
     path = " > ".join(" ".join(name.split()) for name in format_heading_path(passage).split("\n"))
     return f"{path}\n{get_readable_text(passage)}" if path else get_readable_text(passage)
 
 
 def list_keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:
-    """Return the texts beside its own that a passage's keywords are taken from, each once.
+    """Return title, headings, table header and context of a passage, without repeats.
+
+    Keywords are taken from them as from the text.
 
     Args:
-        passage: As ``Passage.to_json`` gives it.
+        passage: JSON object of ``Passage.to_json``.
     """
     names = [passage["title"], *passage["headings"]]
     names += [passage.get("table_header", ""), passage.get("context", "")]
@@ -285,15 +290,15 @@ def list_keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:
 def build_embedding_texts(
     passages: Sequence[Passage], embedder: Embedder, *, with_headings: bool
 ) -> list[str]:
-    """Return what is embedded of each passage: its prefixes as far as there is room, and its text.
+    """Return each passage's text to embed: its prefixes as far as there is room, and its text.
 
-    The text is always whole. Of what goes before it the outermost headings are left out first, the
-    header of its table last.
+    The text is always complete. The outermost headings are left out first, the header of the table
+    last.
 
     Args:
-        passages: What is embedded.
-        embedder: Whose tokens are counted.
-        with_headings: Put the title and the headings before the text.
+        passages: Passages to embed.
+        embedder: Embedder whose tokens are counted.
+        with_headings: Put title and headings before the text.
     """
     room = get_max_text_tokens(embedder)
     return [_add_prefixes(passage, embedder, room, with_headings) for passage in passages]
@@ -304,15 +309,15 @@ def _add_prefixes(passage: Passage, embedder: Embedder, room: int, with_headings
     if with_headings:
         names = [name for name in (passage.title, *passage.headings) if name.strip()]
         path = list(dict.fromkeys(" ".join(name.split()) for name in names))
-    rest = [part for part in (passage.context, passage.table_header) if part]
+    prefixes = [part for part in (passage.context, passage.table_header) if part]
     for first in range(len(path) + 1):
         heading = [" > ".join(path[first:])] if path[first:] else []
-        if not heading and not rest:
+        if not heading and not prefixes:
             break
-        text = "\n".join([*heading, *rest, passage.text])
+        text = "\n".join([*heading, *prefixes, passage.text])
         if embedder.count_tokens(text) <= room:
             return text
-    if len(rest) > 1:
+    if len(prefixes) > 1:
         text = f"{passage.table_header}\n{passage.text}"
         if embedder.count_tokens(text) <= room:
             return text
@@ -322,12 +327,14 @@ def _add_prefixes(passage: Passage, embedder: Embedder, room: int, with_headings
 def iter_postings_rows(
     lines: Iterable[bytes], analyzer: Analyzer, check: Callable[[], None] = lambda: None
 ) -> Iterator[PostingsRow]:
-    """Yield what postings are made of for passages given as JSON, in order."""
+    """Yield the postings of passages given as lines of JSON, in order."""
     for number, line in enumerate(lines):
         if number % 256 == 0:
             check()
         passage: Mapping[str, Any] = json.loads(line)
-        tongue = passage["language"]
-        headings, heading_count = analyzer.place_terms(list_keyword_prefixes(passage), tongue)
-        body, body_count = analyzer.place_terms([passage["text"]], tongue)
+        language = passage["language"]
+        headings, heading_count = analyzer.get_positioned_terms(
+            list_keyword_prefixes(passage), language
+        )
+        body, body_count = analyzer.get_positioned_terms([passage["text"]], language)
         yield passage["id"], headings, body, heading_count, body_count

@@ -106,7 +106,7 @@ def test_times_are_each_threads_own_and_reach_outer_collectors():
     assert inner.runs == {"dense": 1, "embed": 1}
     assert outer.runs == {"dense": 1, "embed": 1, "keyword": 1}
     with stage("fuse") as span:  # nobody listens
-        assert not span.is_heard
+        assert not span.is_recording
     open_span("ask").end()
 
 

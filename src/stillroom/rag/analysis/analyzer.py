@@ -1,29 +1,28 @@
-"""Text analyzer: text to terms, the same way for an index and for a query.
+"""Text analyzer: text to terms, in the same way for an index and for a query.
 
-Text is normalized (NFKC), case-folded and cut into words. A compound (``foo_bar``, ``camelCase``,
-``e-mail``, ``3.11.7``, ``C++``) gives itself whole and its parts; the whole is written without the
-marks that join letters, so that it meets its other spellings (``foobar``, ``email``). A word with
-accents gives itself with and without them (``stillroom.rag.analysis.analyzer``). Chinese, Japanese
-and Korean runs give bigrams, and in an index single characters too, for those who ask for one; what
-holds letters alone is stemmed by Snowball. Stop words stay in the index but count neither for a
-passage's length nor for a query that has any other term.
+Text is normalized (NFKC), case-folded and split into words. A compound (``foo_bar``, ``camelCase``,
+``e-mail``, ``3.11.7``, ``C++``) gives itself and its parts; joining marks are removed from the
+whole compound, so that it matches its other spellings (``foobar``, ``email``). A word with accents
+gives itself with and without them. Chinese, Japanese and Korean runs give bigrams, and in an index
+single characters, too, for queries of one character. Words of letters alone are stemmed by
+Snowball. Stop words are indexed, but count neither in a passage's length nor in a query with any
+other term.
 
-With ``auto`` each document is stemmed as its language asks, and its terms are marked with it
-(``de:haus``); a query's words are looked up in every language. So a word meets its inflections in
-documents of any language, and what is a stop word in one (``die``) counts in another.
+With ``auto`` each document is stemmed by its language, and its terms are prefixed with it
+(``de:haus``); a query's words are looked up in every language. So a word matches its inflections in
+documents of any language, and a stop word of one language (``die``) is a term in another.
 
-Does not know: Thai, Lao and Khmer word borders (a run is one term), synonyms, misspellings.
+Spellings are unified: ``1,234`` is ``1234``, ``e-mail`` is ``email``, ``getUserName`` is
+``getusername``, ``café`` also gives ``cafe``, ``Müller`` ``Mueller``; variants of hyphens,
+apostrophes and digits are mapped to ASCII, and invisible characters are removed.
 
-``1,234`` is ``1234``, ``e-mail`` is ``email``, ``getUserName`` is ``getusername``, ``café`` may be
-written ``cafe``, ``Müller`` ``Mueller``. Hyphens, apostrophes and digits have many code points, and
-some characters are never seen.
+Not supported: word boundaries of Thai, Lao and Khmer (a run is one term), synonyms, misspellings,
+words written separately in one place and together in another (``data base``) without a hyphen or a
+capital letter, British and American spelling, abbreviations.
 
-Does not know: words that are written apart in one place and together in another (``data base``),
-unless a hyphen or a capital letter shows the joint; British and American spelling; abbreviations.
-
-English has Lucene's 33. The others are articles, pronouns, prepositions, conjunctions and the forms
-of to be and to have, as short: a word that names anything is in none of them. Languages without a
-list have no stop words.
+The English stop words are Lucene's 33. The other lists are articles, pronouns, prepositions,
+conjunctions and the forms of to be and to have, and as short: none contains a content word.
+Languages without a list have no stop words.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ __all__ = [
 
 ANALYZER_VERSION = 3
 
-
 Stemming = Literal[
     "none",
     "auto",
@@ -83,171 +81,163 @@ Stemming = Literal[
     "turkish",
 ]
 
-
 _MAX_TERM = 64
-
-
-_DEFAULT_LANGUAGE = "english"  # of a text whose language nobody knows
-
+_DEFAULT_LANGUAGE = "english"  # of a text of unknown language
 
 _FINGERPRINT_TEXT = (
     "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar Müller "
     "1,234 1.234 3,5 O’Reilly ёлка"
 )
 
-
 _CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-
-
 _JOINERS = re.compile(r"[_.\-@:/+#&]")
-
-
 _NOT_A_LETTER = re.compile(r"[\d_.\-@:/+#&]")
-
-
-_SEPARATING_JOINERS = re.compile(r"[@:/+#&]")  # joins what is not one word, or names something else
-
+_SEPARATING_JOINERS = re.compile(r"[@:/+#&]")  # join words that are not one word
 
 _WITHOUT_UMLAUT_SPELLING = frozenset(
     {"finnish", "hungarian", "turkish"}
-)  # where nobody writes ae for ä
+)  # languages without the spelling ae for ä
 
-
-_ELISION_LANGUAGES = frozenset({"french", "irish", "italian"})  # whose stemmers take l' off
-
+_ELISION_LANGUAGES = frozenset({"french", "irish", "italian"})  # stemmers that remove l'
 
 _DOT_GROUPED_LANGUAGES = frozenset(
     "danish dutch german greek indonesian italian norwegian portuguese romanian spanish"  # noqa: SIM905
     " turkish".split()
 )
 
-
 _MAX_CACHED_WORDS = 200_000
-
-
 _CJK = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿\U00020000-\U0003ffff]+")
 
 
 class Analyzer:
-    """Cuts text into terms; equal settings give equal terms."""
+    """Splits text into terms; equal settings give equal terms."""
 
     def __init__(self, stemming: Stemming = "english") -> None:
-        """Analyze with the Snowball stemmer of a language, with each text's own, or with none."""
+        """Analyze with a Snowball stemmer, with one per text's language, or without stemming."""
         self.stemming = stemming
-        self._tongues = (
+        self._rules_by_language = (
             {name: _LanguageRules(name, f"{code}:") for code, name in LANGUAGES.items()}
             if stemming == "auto"
             else {}
         )
-        self._tongue = self._tongues.get(_DEFAULT_LANGUAGE) or _LanguageRules(stemming)
-        every = self._tongues.values() or [self._tongue]
-        self.stop_words = frozenset(word for tongue in every for word in tongue.marked_stop_words)
+        self._default_rules = self._rules_by_language.get(_DEFAULT_LANGUAGE) or _LanguageRules(
+            stemming
+        )
+        all_rules = self._rules_by_language.values() or [self._default_rules]
+        self.stop_words = frozenset(word for rules in all_rules for word in rules.marked_stop_words)
 
     @property
     def _codes(self) -> list[str]:
-        return list(LANGUAGES) if self._tongues else []
+        return list(LANGUAGES) if self._rules_by_language else []
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the version, the settings and what they make of a fixed text."""
+        """Digest of the version, the settings and the terms of a fixed text."""
         probed = [self.index_terms(_FINGERPRINT_TEXT, code) for code in ("", *self._codes)]
         return digest_json([ANALYZER_VERSION, self.stemming, probed])
 
     def terms(self, text: str, language: str = "") -> list[str]:
-        """Return the terms of a text in order, stop words and every spelling included.
+        """Return the terms of a text in order, stop words and all spellings included.
 
         Args:
             text: Any text.
-            language: Its ISO 639-1 code, which only ``auto`` looks at.
+            language: Its ISO 639-1 code, used only by ``auto``.
         """
-        return self._terms(text, self._tongue_of(language))
+        return self._terms(text, self._get_rules(language))
 
     def index_terms(self, text: str, language: str = "") -> list[str]:
-        """Return the terms that an index keeps: also single Chinese, Japanese, Korean letters."""
-        return [term for term, _ in self.place_terms([text], language)[0]]
+        """Return the terms to index: those of ``terms``, and single CJK characters."""
+        return [term for term, _ in self.get_positioned_terms([text], language)[0]]
 
-    def place_terms(self, texts: Sequence[str], language: str = "") -> tuple[PositionedTerms, int]:
-        """Return what an index keeps of a field: its terms with their positions, and its length.
+    def get_positioned_terms(
+        self, texts: Sequence[str], language: str = ""
+    ) -> tuple[PositionedTerms, int]:
+        """Return the terms of a field with their positions, and the field's length.
 
-        Its length is how many terms there are, stop words and other spellings aside.
+        The length is the number of terms without stop words and alternative spellings.
 
         Args:
-            texts: One after another, as the headings of a path.
-            language: Their ISO 639-1 code, which only ``auto`` looks at.
+            texts: Consecutive texts, as the headings of a path.
+            language: Their ISO 639-1 code, used only by ``auto``.
         """
-        tongue, stop = self._tongue_of(language), self.stop_words
-        placed: PositionedTerms = []
+        rules, stop = self._get_rules(language), self.stop_words
+        positioned: PositionedTerms = []
         length = number = 0
         for text in texts:
-            for word in self._words(text, tongue):
+            for word in self._words(text, rules):
                 for slot, spellings in enumerate((word.spellings, *word.parts)):
                     is_last = slot in (0, len(word.parts))
-                    spot = encode_position(number, slot, is_last=is_last)
-                    placed += [(term, spot) for term in spellings]
+                    position = encode_position(number, slot, is_last=is_last)
+                    positioned += [(term, position) for term in spellings]
                     length += spellings[0] not in stop
                 number += 1
-        single = [
-            one
+        characters = [
+            character
             for text in texts
             for run in _CJK.findall(normalize_spelling(text))
             if len(run) > 1
-            for one in run
+            for character in run
         ]
-        # Of no phrase: a letter stands in none of these places.
-        placed += [(one, encode_position(number + 1 + 2 * at)) for at, one in enumerate(single)]
-        return placed, length + len(single)
+        # Positions that match no phrase: single characters are not consecutive words.
+        positioned += [
+            (character, encode_position(number + 1 + 2 * index))
+            for index, character in enumerate(characters)
+        ]
+        return positioned, length + len(characters)
 
     def query_terms(self, text: str) -> dict[str, float]:
-        """Return what is looked up for a query, each word in every language that there may be.
+        """Return the weighted terms of a query, each word in all languages of the analyzer.
 
-        A word counts 1, and each of its spellings an equal share. Stop words are left out where
-        there is anything else.
+        The spellings of a word share a weight of 1. Stop words are left out if there are other
+        terms.
         """
         weights: dict[str, float] = {}
-        for tongue in self._tongues.values() or [self._tongue]:
-            own: dict[str, float] = {}
-            for spellings in self._spellings(text, tongue):
+        for rules in self._rules_by_language.values() or [self._default_rules]:
+            shares: dict[str, float] = {}
+            for spellings in self._spellings(text, rules):
                 for term in spellings:
-                    own[term] = own.get(term, 0.0) + 1 / len(spellings)
-            weights |= {term: max(weight, weights.get(term, 0.0)) for term, weight in own.items()}
+                    shares[term] = shares.get(term, 0.0) + 1 / len(spellings)
+            weights |= {
+                term: max(weight, weights.get(term, 0.0)) for term, weight in shares.items()
+            }
         return {
             term: weight for term, weight in weights.items() if term not in self.stop_words
         } or weights
 
     def phrases(self, text: str) -> list[list[PhraseWord]]:
-        """Return the words of a phrase in order, once for each language that they differ in."""
-        found: dict[tuple[PhraseWord, ...], None] = {}
-        for tongue in self._tongues.values() or [self._tongue]:
-            found[tuple(word.as_phrase() for word in self._words(text, tongue))] = None
-        return [list(words) for words in found if words]
+        """Return the words of a phrase in order, once for each language in which they differ."""
+        phrases: dict[tuple[PhraseWord, ...], None] = {}
+        for rules in self._rules_by_language.values() or [self._default_rules]:
+            phrases[tuple(word.as_phrase() for word in self._words(text, rules))] = None
+        return [list(words) for words in phrases if words]
 
     def content_terms(self, text: str) -> list[str]:
-        """Return the terms without stop words; all of them where there are only stop words."""
+        """Return the terms without stop words, or all terms if there are only stop words."""
         terms = self.terms(text)
         return [term for term in terms if term not in self.stop_words] or terms
 
-    def _tongue_of(self, language: str) -> _LanguageRules:
-        return self._tongues.get(LANGUAGES.get(language, ""), self._tongue)
+    def _get_rules(self, language: str) -> _LanguageRules:
+        return self._rules_by_language.get(LANGUAGES.get(language, ""), self._default_rules)
 
-    def _terms(self, text: str, tongue: _LanguageRules) -> list[str]:
-        return [term for spellings in self._spellings(text, tongue) for term in spellings]
+    def _terms(self, text: str, rules: _LanguageRules) -> list[str]:
+        return [term for spellings in self._spellings(text, rules) for term in spellings]
 
-    def _spellings(self, text: str, tongue: _LanguageRules) -> Iterator[tuple[str, ...]]:
-        for word in self._words(text, tongue):
+    def _spellings(self, text: str, rules: _LanguageRules) -> Iterator[tuple[str, ...]]:
+        for word in self._words(text, rules):
             yield word.spellings
             yield from word.parts
 
-    def _words(self, text: str, tongue: _LanguageRules) -> Iterator[_Word]:
-        text = normalize_numbers(normalize_spelling(text), has_dots=tongue.has_dots)
+    def _words(self, text: str, rules: _LanguageRules) -> Iterator[_Word]:
+        text = normalize_numbers(normalize_spelling(text), has_dots=rules.has_dots)
         for match in _word_pattern().finditer(text):
-            yield from tongue.analyze(match.group())
+            yield from rules.analyze(match.group())
 
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """A word: the spellings of all of it, and of each of its parts where it is a compound.
+    """A word with its spellings, and the spellings of its parts if it is a compound.
 
-    ``is_joined`` says that its parts in a row are the same word.
+    ``is_joined`` is True if its consecutive parts are the same word.
     """
 
     spellings: tuple[str, ...]
@@ -255,13 +245,13 @@ class _Word:
     is_joined: bool = False
 
     def as_phrase(self) -> PhraseWord:
-        """Return what stands for the word in a phrase."""
-        whole: Chain = (self.spellings,)
-        return (whole, self.parts) if self.is_joined and self.parts else (whole,)
+        """Return the word's alternatives in a phrase."""
+        chain: Chain = (self.spellings,)
+        return (chain, self.parts) if self.is_joined and self.parts else (chain,)
 
 
 class _LanguageRules:
-    """One language's stemmer and stop words, and the mark that its terms carry."""
+    """Stemmer and stop words of one language, and the prefix of its terms."""
 
     def __init__(self, stemming: str, mark: str = "") -> None:
         self._stem = _get_stemmer(stemming)
@@ -274,7 +264,7 @@ class _LanguageRules:
         self._known: dict[str, tuple[_Word, ...]] = {}
 
     def analyze(self, match: str) -> tuple[_Word, ...]:
-        """Return the words of what the pattern found: one, or several where there are CJK runs."""
+        """Return the words of a match: one, or several if it contains CJK runs."""
         known = self._known.get(match)
         if known is None:
             known = tuple(self._cut_cjk(match) if _CJK.search(match) else [self._cut(match)])
@@ -286,36 +276,38 @@ class _LanguageRules:
     def _cut(self, word: str) -> _Word:
         pieces = list(_split_compound(word))
         folded = _fold_case(word)
-        has_lasting = bool(_SEPARATING_JOINERS.search(folded))
-        whole = folded if has_lasting or len(pieces) < 2 else remove_joiners(folded)
+        has_separator = bool(_SEPARATING_JOINERS.search(folded))
+        compound = folded if has_separator or len(pieces) < 2 else remove_joiners(folded)
         parts = [_fold_case(piece) for piece in pieces]
-        if parts == [whole]:
-            return _Word(self._spell(whole))
-        is_joined = not has_lasting and not _JOINERS.search(whole)
-        return _Word(self._spell(whole), tuple(map(self._spell, parts)), is_joined)
+        if parts == [compound]:
+            return _Word(self._spell(compound))
+        is_joined = not has_separator and not _JOINERS.search(compound)
+        return _Word(self._spell(compound), tuple(map(self._spell, parts)), is_joined)
 
     def _spell(self, word: str) -> tuple[str, ...]:
-        """Return the terms of a case-folded word: as it is written, then other spellings."""
+        """Return the terms of a case-folded word: as written, then alternative spellings."""
         if word in self._stop:
             return (self._mark + word,)
-        ways = [word, fold_diacritics(word)]
+        spellings = [word, fold_diacritics(word)]
         if not word.isascii() and self._has_umlauts:
-            ways.append(fold_diacritics(transliterate_umlauts(word)))
-        return tuple(dict.fromkeys(term for way in ways for term in self._terms(way)))
+            spellings.append(fold_diacritics(transliterate_umlauts(word)))
+        return tuple(
+            dict.fromkeys(term for spelling in spellings for term in self._terms(spelling))
+        )
 
     def _terms(self, word: str) -> Iterator[str]:
-        if _NOT_A_LETTER.search(word):  # no plain word of letters: an identifier, a number
+        if _NOT_A_LETTER.search(word):  # not a plain word: an identifier, a number
             yield word.replace("'", "")[:_MAX_TERM]
             return
         if self._stem is str and word.endswith("'s"):
-            yield self._mark + word[:_MAX_TERM]  # an inflection, which "none" leaves as it is
+            yield self._mark + word[:_MAX_TERM]  # an inflection, unchanged by "none"
             return
         stem = self._stem(word)
         if "'" not in stem:
             yield self._mark + stem[:_MAX_TERM]
         if "'" in stem or ("'" in word and not self._has_elisions):
-            whole = self._stem(word.removesuffix("'s").replace("'", ""))
-            yield self._mark + whole[:_MAX_TERM]
+            stem_without_apostrophe = self._stem(word.removesuffix("'s").replace("'", ""))
+            yield self._mark + stem_without_apostrophe[:_MAX_TERM]
 
     def _cut_cjk(self, word: str) -> Iterator[_Word]:
         last = 0
@@ -344,7 +336,7 @@ def _split_compound(word: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _word_pattern() -> re.Pattern[str]:
-    r"""Return words with their joiners; marks go with their letters, unlike in ``\w``."""
+    r"""Return a pattern of words with their joiners; unlike in ``\w``, marks belong to letters."""
     marks, start = [], -1
     for point in range(0x300, 0x11000):
         is_mark = unicodedata.category(chr(point)) in {"Mn", "Mc"}
@@ -365,7 +357,7 @@ def _make_stemmer(language: str) -> object:
 
 
 class _Stemmer:
-    """A Snowball stemmer that remembers the words it has seen."""
+    """A Snowball stemmer with a cache of words."""
 
     def __init__(self, language: str) -> None:
         import threading
@@ -398,98 +390,80 @@ _LOOKALIKES = str.maketrans(
     | dict.fromkeys("\u00ad\u200c\u200d\u2060\ufeff")
 )
 
-
 _SPACED_GROUPS = re.compile(
     r"(?<![\d.,'])[0-9]{1,3}(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+(?![0-9])"
 )
 
-
 _NUMBER = re.compile(r"(?<![\w.,'])[0-9][0-9.,'_]*[0-9]")
-
-
 _COMMA_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?:\.[0-9]+)?")
-
-
 _MARK_GROUPED = re.compile(r"[0-9]{1,3}(?:'[0-9]{3})+(?:[.,][0-9]+)?|[0-9]{1,3}(?:_[0-9]{3})+")
-
-
 _DOT_GROUPED = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+")
-
-
 _ONE_DOT_GROUP = re.compile(r"[0-9]{1,3}\.[0-9]{3}")
-
-
 _DECIMAL = re.compile(r"[0-9]+,[0-9]+")
-
-
 _JOINER = re.compile(r"(?<![0-9])[_\-.']|[_\-.'](?![0-9])")
-
 
 _NO_MARKS = str.maketrans(
     dict(zip("øłđðħıŧþ", ("o", "l", "d", "d", "h", "i", "t", "th"), strict=True))
     | {"æ": "ae", "œ": "oe", "ё": "е", "ـ": ""}
 )
 
-
 _UMLAUT_SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
-
-
 _DIACRITIC_SCRIPTS = ("LATIN", "GREEK", "ARABIC", "HEBREW")
-
-
 _STRESS = "\u0301"
 
 
 def normalize_spelling(text: str) -> str:
-    """Return text in NFKC, with one hyphen, one apostrophe, ASCII digits and nothing unseen."""
+    """Return text in NFKC, with ASCII punctuation and digits, without invisible characters."""
     if text.isascii():
         return text
-    text = _SPACED_GROUPS.sub(lambda found: re.sub(r"\D", "", found.group()), text)
+    text = _SPACED_GROUPS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
     text = unicodedata.normalize("NFKC", text.translate(_LOOKALIKES)).translate(_LOOKALIKES)
     return re.sub(r"[^\x00-\x7f]", _ascii_digit, text) if re.search(r"(?![0-9])\d", text) else text
 
 
 def normalize_numbers(text: str, *, has_dots: bool = False) -> str:
-    """Return text with its numbers written without marks between thousands, and a decimal point.
+    """Return text with numbers written without thousands separators, and with a decimal point.
 
     Args:
-        text: After ``normalize_spelling``.
-        has_dots: Whether its language puts a point between thousands, so that ``1.234`` is 1234.
+        text: Text after ``normalize_spelling``.
+        has_dots: Whether its language separates thousands by points, so that ``1.234`` is 1234.
     """
-    return _NUMBER.sub(lambda found: _normalize_number(found.group(), has_dots), text)
+    return _NUMBER.sub(lambda match: _normalize_number(match.group(), has_dots), text)
 
 
 def remove_joiners(word: str) -> str:
-    """Return a case-folded compound without the marks that join it, but for those of digits."""
+    """Return a case-folded compound without joining marks, except those between digits."""
     return word if word.startswith("_") or word.endswith("_") else _JOINER.sub("", word)
 
 
 def fold_diacritics(word: str) -> str:
-    """Return a case-folded word as it is written without accents; scripts keep what they need.
+    """Return a case-folded word without diacritics that its script can do without.
 
-    Vowel signs of Indian scripts stay, and so does the breve of the Cyrillic short i.
+    Vowel signs of Indian scripts and the breve of the Cyrillic short i are kept.
     """
     if word.isascii():
         return word
-    kept: list[str] = []
+    characters: list[str] = []
     base = ""
-    for one in unicodedata.normalize("NFD", word.translate(_NO_MARKS)):
-        if unicodedata.category(one) != "Mn":
-            base = one
-        elif one == _STRESS or unicodedata.name(base or one, "").startswith(_DIACRITIC_SCRIPTS):
+    for character in unicodedata.normalize("NFD", word.translate(_NO_MARKS)):
+        if unicodedata.category(character) != "Mn":
+            base = character
+        elif character == _STRESS or unicodedata.name(base or character, "").startswith(
+            _DIACRITIC_SCRIPTS
+        ):
             continue
-        kept.append(one)
-    return unicodedata.normalize("NFC", "".join(kept))
+        characters.append(character)
+    return unicodedata.normalize("NFC", "".join(characters))
 
 
 def transliterate_umlauts(word: str) -> str:
-    """Return a case-folded word as it is written where a keyboard has no umlauts."""
+    """Return a case-folded word in the spelling of keyboards without umlauts."""
     return word.translate(_UMLAUT_SPELLINGS)
 
 
-def _ascii_digit(found: re.Match[str]) -> str:
-    value = unicodedata.decimal(found.group(), None)
-    return found.group() if value is None else str(value)
+def _ascii_digit(match: re.Match[str]) -> str:
+    value = unicodedata.decimal(match.group(), None)
+    return match.group() if value is None else str(value)
 
 
 def _normalize_number(number: str, has_dots: bool) -> str:
@@ -526,10 +500,7 @@ LANGUAGES = {
     "ta": "tamil",
     "tr": "turkish",
 }
-
-
-"""ISO 639-1 codes and the names of their Snowball stemmers."""
-
+"""Names of Snowball stemmers by ISO 639-1 code."""
 
 _LISTS = {
     "english": "a an and are as at be but by for if in into is it no not of on or such that "
@@ -572,8 +543,5 @@ _LISTS = {
     "это я",
 }
 
-
 STOP_WORDS = {language: frozenset(words.split()) for language, words in _LISTS.items()}
-
-
-"""Stop words by the name of the stemmer; ``porter`` shares those of English."""
+"""Stop words by the name of the stemmer; ``porter`` uses the English ones."""

@@ -1,31 +1,28 @@
 """Phrases: word positions, phrase queries, and rule-based noun phrases and acronyms.
 
-A word has a number in its field. What stands for all of it (each of its spellings) is at slot 0,
-the parts of a compound at the slots after, so that ``e-mail address`` is found where ``email
-address`` stands, and ``user name`` within ``userName``. A position is one integer of the three.
+A word has a number in its field. All spellings of the whole word are at slot 0, the parts of a
+compound at the next slots, so that ``e-mail address`` matches ``email address``, and ``user name``
+matches ``userName``. A position is one integer of word number, slot and end flag.
 
-Does not know: how texts are cut, or where occurrences lie.
+In a query, ``"exact words"`` must be consecutive, as split by the analyzer (stemmed if the index
+is); ``headings:word`` and ``body:word`` must occur in that field (``title:`` and ``heading:`` are
+``headings:``), and ``headings:"exact words"`` combines both. Everything else is plain words, and
+every text is a valid query: an unpaired quotation mark, an unknown field and an empty pair are
+plain words, too. There are no AND, OR, NOT and wildcards, which people write without meaning them;
+fields of documents are for filters (``stillroom.rag.storage.filters``).
 
-``"exact words"`` must stand one after another, as the analyzer cuts them (stemmed where the index
-is); ``headings:word`` and ``body:word`` must stand in that field (``title:`` and ``heading:`` are
-``headings:``), and ``headings:"exact words"`` both. Everything else is words. There is no text that
-cannot be read: a quotation mark without its pair, an unknown field, an empty pair are words, too.
+A noun phrase is a run of words without a function word, an adverb, a verb of the list or a
+punctuation mark; a run of capitalized words within it is a phrase, too (``physicist Marie Curie``
+gives both). A single word counts after a determiner or preposition (``the compiler``), or at the
+start of a sentence. In languages other than English, whose function words are not listed, only
+names count: capitalized words, identifiers, acronyms, and runs of Chinese or Japanese characters.
 
-Does not know: AND, OR, NOT and wildcards, which people write without meaning them; the fields of
-documents, which a filter names (``stillroom.rag.filters``).
+Source: the noun-phrase graph of FastGraphRAG (Edge et al. 2024, arXiv:2404.16130, and its code).
+Acronyms: Schwartz and Hearst 2003, "A simple algorithm for identifying abbreviation definitions in
+biomedical text".
 
-A phrase is a run of words that no function word, adverb, verb of the list or mark interrupts; a run
-of capitalized words within it is a phrase of its own (``physicist Marie Curie`` gives both). One
-word alone counts where the word before it announces a noun (``the compiler``), or where it begins
-the sentence. Where a language's function words are not known (all but English), only names count:
-capitalized words, identifiers, acronyms, and runs of Chinese or Japanese characters.
-
-Source of the idea: the noun-phrase graph of FastGraphRAG (Edge et al. 2024, arXiv:2404.16130, and
-its code). Acronyms: Schwartz and Hearst 2003, "A simple algorithm for identifying abbreviation
-definitions in biomedical text".
-
-Does not know: parts of speech. Verbs that are on no list stay in; what is found once only is pruned
-later, and that removes most of them.
+There is no part-of-speech tagging: verbs that are not listed stay in; most of them are removed by
+later pruning of phrases that occur only once.
 """
 
 from __future__ import annotations
@@ -61,58 +58,41 @@ __all__ = [
 
 
 Chain = tuple[tuple[str, ...], ...]
-
-
-"""What must stand in slots or words one after another; each any one of several spellings."""
-
+"""Consecutive slots or words, each as its alternative spellings."""
 
 PhraseWord = tuple[Chain, ...]
-
-
-"""A word of a phrase: any one of these chains stands for it."""
-
+"""Word of a phrase, as alternative chains."""
 
 PositionedTerms = list[tuple[str, int]]
-
-
-"""The terms of a field with their positions, ascending."""
-
+"""Terms of a field with their positions, ascending."""
 
 Occurrences = Callable[[str], "tuple[NDArray[np.int64], NDArray[np.int64]]"]
-
-
 _SLOT_BITS = 4
-
-
 _LAST = 1
-
-
 _WORD = 1 << (_SLOT_BITS + 1)
-
-
 _MAX_PARTS = (1 << _SLOT_BITS) - 1
 
 
 def encode_position(word: int, slot: int = 0, *, is_last: bool = True) -> int:
-    """Return the position of a slot of a word; parts beyond the fifteenth share its slot."""
+    """Return the position of a slot of a word; parts after the fifteenth share its slot."""
     return word * _WORD + (min(slot, _MAX_PARTS) << 1) + is_last
 
 
 def find_phrase_rows(
     words: Sequence[PhraseWord | str], occurrences: Occurrences
 ) -> NDArray[np.int64]:
-    """Return the rows that hold words one after another, ascending.
+    """Return the rows that contain consecutive words, ascending.
 
     Args:
-        words: As the analyzer cuts the phrase, stop words included; a string is a word with one
-            spelling. None find nothing.
-        occurrences: Gives the rows and positions of a term, both ascending.
+        words: Words of the phrase, split by the analyzer, stop words included; a string is a word
+            with one spelling. No words match nothing.
+        occurrences: Returns the rows and positions of a term, both ascending.
     """
     ends: NDArray[np.int64] | None = None
     for word in words:
         chains = (((word,),),) if isinstance(word, str) else word
-        found = [_follow_chain(chain, ends, occurrences) for chain in chains]
-        ends = _merge_sorted(found)
+        chain_ends = [_follow_chain(chain, ends, occurrences) for chain in chains]
+        ends = _merge_sorted(chain_ends)
         if not len(ends):
             break
     return np.zeros(0, dtype=np.int64) if ends is None else np.unique(ends >> 32)
@@ -121,10 +101,10 @@ def find_phrase_rows(
 def _follow_chain(
     chain: Chain, ends: NDArray[np.int64] | None, occurrences: Occurrences
 ) -> NDArray[np.int64]:
-    """Return where a chain ends that goes on from one of ``ends``: row << 32 | position."""
+    """Return the end positions of a chain that starts after ``ends``, as row << 32 | position."""
     for spellings in chain:
-        held = [(rows << 32) + places for rows, places in map(occurrences, spellings)]
-        keys = _merge_sorted(held)
+        key_arrays = [(rows << 32) + positions for rows, positions in map(occurrences, spellings)]
+        keys = _merge_sorted(key_arrays)
         ends = keys if ends is None else keys[_is_adjacent(keys, ends)]
         if not len(ends):
             break
@@ -132,39 +112,39 @@ def _follow_chain(
 
 
 def _merge_sorted(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return ascending numbers as one array of them, ascending; one alone is not sorted again."""
+    """Return the sorted union of sorted arrays."""
     if len(parts) == 1:
         return parts[0]
     return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
 
 
 def _is_adjacent(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which places stand right after an end, in a compound or at the next word's beginning.
+    """Return which keys directly follow an end, within a compound or at the start of the next word.
 
-    Looks back from each place, by bisection: what follows a common word is never spelled out.
+    Ends are searched for by bisection from each key, so that occurrences of frequent words are not
+    expanded.
     """
     is_last = ends % 2 == _LAST
     words = ends[is_last] // _WORD
     parts = ends[~is_last & ((ends % _WORD) >> 1 > 0)]
-    begins = (keys % _WORD) >> 1 <= 1
-    found = np.empty(len(keys), dtype=np.bool_)
-    found[begins] = _contains(words, keys[begins] // _WORD - 1)
-    found[~begins] = _contains(parts, keys[~begins] - keys[~begins] % 2 - 2)
-    return found
+    is_start = (keys % _WORD) >> 1 <= 1
+    is_adjacent = np.empty(len(keys), dtype=np.bool_)
+    is_adjacent[is_start] = _contains(words, keys[is_start] // _WORD - 1)
+    is_adjacent[~is_start] = _contains(parts, keys[~is_start] - keys[~is_start] % 2 - 2)
+    return is_adjacent
 
 
-def _contains(ascending: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the wanted numbers are among ascending ones."""
+def _contains(ascending: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which values are in a sorted array."""
     if not len(ascending):
-        return np.zeros(len(wanted), dtype=np.bool_)
-    at = np.searchsorted(ascending, wanted)
-    at[at == len(ascending)] = 0
-    held: NDArray[np.bool_] = ascending[at] == wanted
-    return held
+        return np.zeros(len(values), dtype=np.bool_)
+    indices = np.searchsorted(ascending, values)
+    indices[indices == len(ascending)] = 0
+    is_member: NDArray[np.bool_] = ascending[indices] == values
+    return is_member
 
 
 _MAX_CLAUSES = 16
-
 
 _FIELDS: dict[str, Field] = {
     "headings": "headings",
@@ -173,26 +153,23 @@ _FIELDS: dict[str, Field] = {
     "body": "body",
 }
 
-
 _QUOTED = '"([^"]*)"|“([^“”]*)”'
-
-
 _CLAUSE = re.compile(rf"(?:(?<!\S)(\w+):)?(?:{_QUOTED})|(?<!\S)(\w+):(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
 class PhraseClause:
-    """Words that must stand one after another, in one field or in either."""
+    """Consecutive words that a query requires, in one field or in any."""
 
     text: str
     field: Field | None = None
 
 
 def parse_query(text: str) -> tuple[str, tuple[PhraseClause, ...]]:
-    """Return the words of a query without its syntax, and what must stand so; never raises.
+    """Return the plain words of a query and its clauses; never raises.
 
     Args:
-        text: Any text. Beyond 16 clauses the rest are words.
+        text: Any text. After 16 clauses, the rest is plain words.
     """
     clauses: list[PhraseClause] = []
 
@@ -216,21 +193,21 @@ def parse_query(text: str) -> tuple[str, tuple[PhraseClause, ...]]:
 def match_clauses(
     clauses: tuple[PhraseClause, ...], engine: KeywordEngine, analyzer: Analyzer
 ) -> NDArray[np.bool_]:
-    """Return which of an engine's rows meet all clauses, (P,) bool.
+    """Return a mask of an engine's rows that match all clauses, (P,) bool.
 
-    A clause that the analyzer finds no term in (``"!!!"``) asks for nothing.
+    A clause without terms (``"!!!"``) matches all rows.
     """
-    found = np.ones(len(engine), dtype=bool)
+    mask = np.ones(len(engine), dtype=bool)
     for clause in clauses:
         phrases = analyzer.phrases(clause.text)
         if not phrases:
             continue
-        met = np.zeros(len(engine), dtype=bool)
+        matched = np.zeros(len(engine), dtype=bool)
         for field in _get_fields(clause):
             for words in phrases:
-                met[engine.phrase(words, field=field)] = True
-        found &= met
-    return found
+                matched[engine.phrase(words, field=field)] = True
+        mask &= matched
+    return mask
 
 
 def _get_fields(clause: PhraseClause) -> Iterator[Field]:
@@ -259,7 +236,6 @@ _FUNCTION = (
     "best different various certain"
 )
 
-
 _VERBS = (
     "add added adding allow allowed allows appear appears apply applies ask asked asks begin "
     "begins began bring brings call called calls came choose come comes consider contain contains "
@@ -274,49 +250,27 @@ _VERBS = (
     "using visit want wanted wants went work worked works write writes written wrote"
 )
 
-
 _DETERMINER_WORDS = (
     "a an the this that these those its their his her our your my each every no some any of in "
     "on at by for with from into via per between within without about against"
 )
 
-
 _DETERMINERS = frozenset(_DETERMINER_WORDS.split())
-
-
 _STOPS = frozenset((*_FUNCTION.split(), *_VERBS.split()))
-
-
 _CONNECTORS = frozenset("of de von van der del la le du di".split())  # noqa: SIM905
-
-
 _WORD_PATTERN = re.compile(r"[^\W_]+(?:[_.\-'’@:/+#&]+[^\W_]+)*(?:\+\+|#)?")
-
-
 _GAP = re.compile(r"[ \t]*\n?[ \t]*\Z")
-
-
 _CJK = re.compile("[㐀-䶿一-鿿豈-﫿]{2,6}|[゠-ヿ]{2,20}")
-
-
 _CJK_CHARACTER = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯]")
-
-
 _ACRONYM = re.compile(r"\(([A-Z][A-Za-z0-9&\-]{1,9})\)")
-
-
 _MAX_WORDS = 4
-
-
 _MAX_PHRASE_LENGTH = 80
-
-
 _Kind = Literal["stop", "name", "word", "number"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A noun phrase: its place, ``text[start:end]``, and the number of its sentence, from 0."""
+    """Noun phrase ``text[start:end]``, with the number of its sentence, from 0."""
 
     start: int
     end: int
@@ -330,15 +284,15 @@ class _Token:
     text: str
     kind: _Kind
     is_joined: bool
-    """Whether only white space lies between the word before and this one."""
+    """Whether only white space separates this word from the previous one."""
 
 
 def find_phrases(text: str, language: str = "") -> list[Phrase]:
-    """Return the noun phrases of a text by place, longer ones first where places agree.
+    """Return the noun phrases of a text by start, longer ones first at equal starts.
 
     Args:
         text: Any text; code and tables give their identifiers.
-        language: ISO 639-1; empty is taken as English.
+        language: ISO 639-1 code; empty is treated as English.
     """
     is_known = language in {"", "en"}
     spans: dict[tuple[int, int], int] = {}
@@ -350,13 +304,13 @@ def find_phrases(text: str, language: str = "") -> list[Phrase]:
                     spans.setdefault((first, last), number)
         for match in _CJK.finditer(text, start, end):
             spans.setdefault(match.span(), number)
-    found = sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1]))
-    return [Phrase(start, end, number) for (start, end), number in found]
+    ordered = sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1]))
+    return [Phrase(start, end, number) for (start, end), number in ordered]
 
 
 def find_acronyms(text: str) -> list[tuple[str, str]]:
-    """Return (acronym, what it stands for) where a text defines it: ``World Bank Group (WBG)``."""
-    found = []
+    """Return pairs of acronym and expansion that a text defines: ``World Bank Group (WBG)``."""
+    acronyms = []
     for match in _ACRONYM.finditer(text):
         short = match.group(1)
         before = text[max(match.start() - 20 * len(short), 0) : match.start()].rstrip()
@@ -364,28 +318,29 @@ def find_acronyms(text: str) -> list[tuple[str, str]]:
         words = sentence.split()[-min(len(short) + 5, 2 * len(short)) :]
         long = _match_letters(short, " ".join(words))
         if long and long.casefold() != short.casefold():
-            found.append((short, long))
-    return found
+            acronyms.append((short, long))
+    return acronyms
 
 
 def _match_letters(short: str, long: str) -> str:
-    """Return the end of ``long`` that holds the letters of ``short`` in order, or nothing.
+    """Return the end of ``long`` that contains the letters of ``short`` in order, or nothing.
 
-    The first letter must begin a word, and every capital a word or a capital of its own.
+    The first letter must start a word.
     """
-    at = len(long) - 1
-    for place in range(len(short) - 1, -1, -1):
-        letter = short[place].casefold()
+    position = len(long) - 1
+    for index in range(len(short) - 1, -1, -1):
+        letter = short[index].casefold()
         if not letter.isalnum():
             continue
-        while at >= 0 and not (
-            long[at].casefold() == letter and (place > 0 or at == 0 or not long[at - 1].isalnum())
+        while position >= 0 and not (
+            long[position].casefold() == letter
+            and (index > 0 or position == 0 or not long[position - 1].isalnum())
         ):
-            at -= 1
-        if at < 0:
+            position -= 1
+        if position < 0:
             return ""
-        at -= 1
-    return long[at + 1 :]
+        position -= 1
+    return long[position + 1 :]
 
 
 def _tokenize(text: str, start: int, end: int, is_known: bool) -> list[_Token]:
@@ -409,7 +364,7 @@ def _classify_word(word: str, *, is_first: bool, is_known: bool) -> _Kind:
     if folded in _STOPS and not (word.isupper() and len(word) > 2):
         return "stop"
     if _CJK_CHARACTER.search(word):
-        return "stop"  # such runs are found by their characters
+        return "stop"  # such runs are matched by their characters
     if not any(character.isalpha() for character in word):
         return "number"
     if "'" in folded and folded.rsplit("'", 1)[1] in {"t", "re", "ve", "ll", "d", "m"}:
@@ -420,16 +375,16 @@ def _classify_word(word: str, *, is_first: bool, is_known: bool) -> _Kind:
 
 
 def _is_name(word: str) -> bool:
-    """Return whether a word looks like a name: a capital, or an identifier's marks."""
+    """Return whether a word looks like a name: with a capital, an underscore or a digit."""
     return any(map(str.isupper, word)) or "_" in word or any(map(str.isdigit, word))
 
 
 def _iter_runs(tokens: Sequence[_Token]) -> Iterator[tuple[list[_Token], bool]]:
-    """Yield runs of words that nothing interrupts, and whether a word announces a noun there."""
+    """Yield uninterrupted runs of words, and whether a determiner precedes them."""
     run: list[_Token] = []
     is_announced = bool(tokens) and tokens[0].text[0].isupper()
-    for at, token in enumerate(tokens):
-        if token.kind == "stop" and not _is_connector(tokens, at):
+    for number, token in enumerate(tokens):
+        if token.kind == "stop" and not _is_connector(tokens, number):
             if run:
                 yield run, is_announced
             run, is_announced = [], token.text.casefold() in _DETERMINERS
@@ -437,39 +392,38 @@ def _iter_runs(tokens: Sequence[_Token]) -> Iterator[tuple[list[_Token], bool]]:
         if run and (not token.is_joined or _is_boundary(run[-1], token)):
             yield run, is_announced
             run, is_announced = [], False
-        elif not run and at and not token.is_joined:
+        elif not run and number and not token.is_joined:
             is_announced = False
         run.append(token)
     if run:
         yield run, is_announced
 
 
-def _is_connector(tokens: Sequence[_Token], at: int) -> bool:
-    """Return whether a small word stands within a name: ``University of Oxford``."""
-    token = tokens[at]
-    if token.text not in _CONNECTORS or not 0 < at < len(tokens) - 1:
+def _is_connector(tokens: Sequence[_Token], number: int) -> bool:
+    """Return whether a connector is within a name: ``University of Oxford``."""
+    token = tokens[number]
+    if token.text not in _CONNECTORS or not 0 < number < len(tokens) - 1:
         return False
-    before, after = tokens[at - 1], tokens[at + 1]
+    before, after = tokens[number - 1], tokens[number + 1]
     is_tight = token.is_joined and after.is_joined
     return is_tight and before.kind == after.kind == "name"
 
 
 def _is_boundary(before: _Token, after: _Token) -> bool:
-    """Return whether a phrase ends between two words: a repeat, a plural, a participle."""
+    """Return whether a phrase ends between two words: at a repeat, a plural or a participle."""
     if before.text.casefold() == after.text.casefold():
         return True
     if before.kind != "word":
         return False
     is_plural = before.text.endswith("s") and not before.text.endswith(("ss", "us", "is"))
-    is_participle = after.kind == "word" and len(after.text) > 4 and after.text.endswith("ed")
-    return (is_plural and len(before.text) > 3) or is_participle
+    return (is_plural and len(before.text) > 3) or _is_participle(after)
 
 
 def _iter_run_phrases(
-    found: tuple[list[_Token], bool], is_known: bool
+    announced_run: tuple[list[_Token], bool], is_known: bool
 ) -> Iterator[tuple[int, int]]:
-    """Yield the places of the phrases of one run: its names, and the whole of it."""
-    run, is_announced = found
+    """Yield the spans of the phrases of one run: its names, and the whole run."""
+    run, is_announced = announced_run
     for names in _iter_names(run):
         if len(names) <= _MAX_WORDS + 2 and not all(token.kind == "number" for token in names):
             yield names[0].start, names[-1].end
@@ -487,7 +441,7 @@ def _is_participle(token: _Token) -> bool:
 
 
 def _iter_names(run: Sequence[_Token]) -> Iterator[list[_Token]]:
-    """Yield the maximal runs of names; numbers and small words belong to a name before them."""
+    """Yield the maximal runs of names; numbers and connectors belong to the name before them."""
     names: list[_Token] = []
     for token in run:
         if token.kind == "name" or (names and token.kind in {"number", "stop"}):

@@ -1,8 +1,9 @@
 """Query embeddings of an open index, and an embedder cached in SQLite.
 
-Keyed by the embedder's fingerprint, the kind of text and the text itself, so that other chunkers'
-equal passages, other keyword settings and killed runs cost no embedding twice. Every row is whole
-or absent: a kill loses at most the batch at work. Vectors come back bit for bit.
+The cache is keyed by the embedder's fingerprint, the kind of text and the text itself, so that
+texts repeated by other chunkers, other keyword settings or interrupted runs are embedded only once.
+Rows are written in transactions: an interrupted run loses at most one batch. Vectors are restored
+bit for bit.
 """
 
 from __future__ import annotations
@@ -35,30 +36,26 @@ __all__ = [
 
 
 _CACHED_QUERIES = 1024
-
-
 _CACHED_STATES = 128
-
-
 T = TypeVar("T")
 
 
 class QueryEmbedder:
-    """Embeds queries with the embedder that made an index's vectors, and with no other."""
+    """Embeds queries with the embedder that made an index's vectors."""
 
     def __init__(self, description: IndexConfig, where: Path, embedder: Embedder | None) -> None:
-        """Embed for the index that ``description`` is of.
+        """Create an embedder for the index of a description.
 
         Raises:
-            IntegrityError: If the embedder given is not the one that made the vectors.
+            IntegrityError: If ``embedder`` is not the one that made the vectors.
         """
-        self._told = description.embedder
+        self._recorded = description.embedder
         self._where = where
         self._lock = threading.RLock()
         self._embedder = None if embedder is None else self._accept(embedder)
         self._settings = description.settings
-        self._weigher: SparseEncoder | None = None
-        self._reader: MultiVectorEncoder | None = None
+        self._sparse_encoder: SparseEncoder | None = None
+        self._token_encoder: MultiVectorEncoder | None = None
         self._terms: OrderedDict[str, Mapping[str, float]] = OrderedDict()
         self._states: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._known: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
@@ -68,118 +65,118 @@ class QueryEmbedder:
         """The embedder, opened when first needed.
 
         Raises:
-            IntegrityError: If what its reference now names is another embedder.
+            IntegrityError: If its reference now leads to another embedder.
         """
         with self._lock:
             if self._embedder is None:
                 from stillroom.models import open_embedder
 
-                self._embedder = self._accept(open_embedder(str(self._told["reference"])))
+                self._embedder = self._accept(open_embedder(str(self._recorded["reference"])))
             return self._embedder
 
     def embed(self, query: Query) -> NDArray[np.float32]:
-        """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
-        mark = (query.text, query.drafts)
+        """Return the query's vector, (D,), averaged with those of its drafts; cached by text."""
+        key = (query.text, query.drafts)
         with self._lock:
-            if mark in self._known:
-                self._known.move_to_end(mark)
-                return self._known[mark]
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
             vectors = self.embedder.embed([query.text], kind="query")
             if query.drafts:
                 drafts = self.embedder.embed(list(query.drafts), kind="passage")
                 vectors = np.concatenate([vectors, drafts])
             vector: NDArray[np.float32] = np.asarray(vectors, dtype=np.float32).mean(axis=0)
             vector /= max(float(np.linalg.norm(vector)), 1e-12)
-            self._known[mark] = vector
+            self._known[key] = vector
             if len(self._known) > _CACHED_QUERIES:
                 self._known.popitem(last=False)
             return vector
 
     def terms(self, query: Query) -> Mapping[str, float]:
-        """Return the query's terms with the weights of the index's masked language model.
+        """Return the query's terms with weights of the index's masked language model.
 
         Raises:
-            DataError: If the index keeps no term weights.
-            IntegrityError: If what its reference now names is another model.
+            DataError: If the index stores no term weights.
+            IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            weigher = self._weigher
+            weigher = self._sparse_encoder
             if weigher is None:
-                told = self._need("sparse")
+                settings = self._get_settings("sparse")
                 from stillroom.rag.embedding.passages import open_term_weighter
 
-                opened = open_term_weighter(str(told["model"]), int(told["max_terms"]))
-                self._hold("sparse", told, opened.fingerprint)
-                self._weigher = weigher = opened
+                opened = open_term_weighter(str(settings["model"]), int(settings["max_terms"]))
+                self._check_fingerprint("sparse", settings, opened.fingerprint)
+                self._sparse_encoder = weigher = opened
             return _get_or_compute(self._terms, query.text, lambda: weigher.encode([query.text])[0])
 
     def tokens(self, query: Query) -> NDArray[np.float32]:
-        """Return the vectors of the query's tokens, (Q, D).
+        """Return the query's token vectors, (Q, D).
 
         Raises:
-            DataError: If the index keeps no token vectors.
-            IntegrityError: If what its reference now names is another model.
+            DataError: If the index stores no token vectors.
+            IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            reader = self._reader
+            reader = self._token_encoder
             if reader is None:
-                told = self._need("tokens")
+                settings = self._get_settings("tokens")
                 from stillroom.models.encoders.retrieval import open_multi_vector_encoder
 
-                opened = open_multi_vector_encoder(str(told["model"]), self.embedder)
-                self._hold("tokens", told, opened.fingerprint)
-                self._reader = reader = opened
+                opened = open_multi_vector_encoder(str(settings["model"]), self.embedder)
+                self._check_fingerprint("tokens", settings, opened.fingerprint)
+                self._token_encoder = reader = opened
             return _get_or_compute(
                 self._states, query.text, lambda: reader.encode([query.text], kind="query")[0]
             )
 
-    def _need(self, name: str) -> Mapping[str, Any]:
-        """Return what the index says of one of its extras."""
-        told = self._settings.get(name)
-        if not told:
-            what = "term weights" if name == "sparse" else "token vectors"
+    def _get_settings(self, name: str) -> Mapping[str, Any]:
+        """Return the index's settings of term weights or token vectors."""
+        settings = self._settings.get(name)
+        if not settings:
+            label = "term weights" if name == "sparse" else "token vectors"
             raise DataError(
-                f"the index keeps no {what}",
+                f"the index stores no {label}",
                 code="rag.no-extras",
                 where=str(self._where),
-                expected=f"an index made with {name}",
+                expected=f"an index built with {name}",
                 next=f"build it with {name}.model=..., or use another retriever",
             )
-        return dict(told)
+        return dict(settings)
 
-    def _hold(self, name: str, told: Mapping[str, Any], fingerprint: str) -> None:
-        if fingerprint != told["fingerprint"]:
+    def _check_fingerprint(self, name: str, settings: Mapping[str, Any], fingerprint: str) -> None:
+        if fingerprint != settings["fingerprint"]:
             raise IntegrityError(
-                f"the index's {name} were made by {told['fingerprint']} ({told['model']}), "
+                f"the index's {name} were made by {settings['fingerprint']} ({settings['model']}), "
                 f"which is now {fingerprint}",
                 code="rag.embedder-mismatch",
                 where=str(self._where),
-                expected="the model that made them: others do not compare",
+                expected="the model that made them: vectors of others are not comparable",
                 next="restore that model, or build the index again with the new one",
             )
 
     def _accept(self, embedder: Embedder) -> Embedder:
-        if embedder.fingerprint != self._told["fingerprint"]:
+        if embedder.fingerprint != self._recorded["fingerprint"]:
             raise IntegrityError(
-                f"the index was made by embedder {self._told['fingerprint']} "
-                f"({self._told['reference']}), but {embedder.fingerprint} is given",
+                f"the index was made by embedder {self._recorded['fingerprint']} "
+                f"({self._recorded['reference']}), but {embedder.fingerprint} is given",
                 code="rag.embedder-mismatch",
                 where=str(self._where),
-                expected="the embedder that made the vectors: others do not compare",
+                expected="the embedder that made the vectors: those of others are not comparable",
                 next="restore that embedder, or build the index again with the new one",
             )
         return embedder
 
 
-def _get_or_compute(known: OrderedDict[str, T], text: str, make: Callable[[], T]) -> T:
-    """Return what is kept for a text, made where it is new; the oldest goes."""
-    if text in known:
-        known.move_to_end(text)
-        return known[text]
-    found = known[text] = make()
-    if len(known) > _CACHED_STATES:
-        known.popitem(last=False)
-    return found
+def _get_or_compute(cache: OrderedDict[str, T], text: str, compute: Callable[[], T]) -> T:
+    """Return a cached value, computed if missing; the least recently used value is dropped."""
+    if text in cache:
+        cache.move_to_end(text)
+        return cache[text]
+    value = cache[text] = compute()
+    if len(cache) > _CACHED_STATES:
+        cache.popitem(last=False)
+    return value
 
 
 _CREATE_TABLE = (
@@ -188,22 +185,22 @@ _CREATE_TABLE = (
 
 
 class CachedEmbedder:
-    """Stands before an embedder; all but ``embed`` and ``truncated`` is the embedder's own.
+    """Embedder with a cache in SQLite; other attributes are those of the wrapped embedder.
 
-    ``truncated`` counts recalled texts, too.
+    ``truncated`` counts texts from the cache, too.
     """
 
     def __init__(self, inner: Embedder, path: Path) -> None:
-        """Remember what ``inner`` embeds in the file at ``path``."""
+        """Cache the embeddings of ``inner`` in the file at ``path``."""
         self._inner = inner
         self._recalled = 0
         self.truncated = inner.truncated
         self.computed = 0
-        """How many texts were really embedded."""
+        """Number of texts that were embedded and not read from the cache."""
         self._store = open_shared_database(path, _CREATE_TABLE)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the embedder has beside."""
+        """Return an attribute of the wrapped embedder."""
         return getattr(self._inner, name)
 
     @property
@@ -213,31 +210,33 @@ class CachedEmbedder:
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text are read."""
+        """Maximum number of tokens that are read of a text."""
         return self._inner.max_tokens
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights."""
+        """Identifier of the weights."""
         return self._inner.fingerprint
 
     @property
     def count_tokens(self) -> Any:
-        """The embedder's own counter, with whatever else it can do."""
+        """Token counter of the wrapped embedder."""
         return self._inner.count_tokens
 
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
-        """Return one row per text, (N, D) float32; only texts that are new are embedded.
+        """Return one row per text, (N, D) float32; only new texts are embedded.
 
         Raises:
             DataError: If a text is empty.
         """
         keys = [digest_text(f"{self.fingerprint}\n{kind}\n{text}") for text in texts]
         known = {key: row for key in keys if (row := self._look_up(key)) is not None}
-        fresh = dict((key, text) for key, text in zip(keys, texts, strict=True) if key not in known)
-        if fresh:
-            known.update(self._compute(fresh, kind))
-        self._recalled += sum(known[key][0] for key in keys if key not in fresh)
+        new_texts = dict(
+            (key, text) for key, text in zip(keys, texts, strict=True) if key not in known
+        )
+        if new_texts:
+            known.update(self._compute(new_texts, kind))
+        self._recalled += sum(known[key][0] for key in keys if key not in new_texts)
         self.truncated = self._inner.truncated + self._recalled
         return np.stack([known[key][1] for key in keys])
 
@@ -251,20 +250,25 @@ class CachedEmbedder:
         ).fetchone()
         return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
 
-    def _compute(self, fresh: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
+    def _compute(self, new_texts: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
         before = self._inner.truncated
-        vectors = np.asarray(self._inner.embed(list(fresh.values()), kind=kind), dtype=np.float32)
-        is_cut = self._inner.truncated > before
+        vectors = np.asarray(
+            self._inner.embed(list(new_texts.values()), kind=kind), dtype=np.float32
+        )
+        has_truncated = self._inner.truncated > before
         rows = {
-            key: (int(is_cut and self._is_too_long(text)), vector)
-            for (key, text), vector in zip(fresh.items(), vectors, strict=True)
+            key: (int(has_truncated and self._is_too_long(text)), vector)
+            for (key, text), vector in zip(new_texts.items(), vectors, strict=True)
         }
         self.computed += len(rows)
         with self._store:
             self._store.execute("BEGIN")
             self._store.executemany(
                 "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
-                [(key, cut, vector.tobytes()) for key, (cut, vector) in rows.items()],
+                [
+                    (key, is_truncated, vector.tobytes())
+                    for key, (is_truncated, vector) in rows.items()
+                ],
             )
         return rows
 

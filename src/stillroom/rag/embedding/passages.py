@@ -1,12 +1,12 @@
 """Embeddings of passages: dense vectors, late chunking, and auxiliary sparse and token vectors.
 
-A vector is known by the digest of its text, prefixes included, within one embedder and precision.
+Vectors are cached by the digest of their text, prefixes included, within one embedder and dtype.
 
-Source: Günther et al. 2024, arXiv:2409.04701. Such a vector depends on the whole document: a change
-anywhere in it changes all of its passages' vectors.
+Source of late chunking: Günther et al. 2024, arXiv:2409.04701. Such vectors depend on the whole
+document: any change of it changes the vectors of all its passages.
 
-Both read what the embedder reads of a passage, prefixes included, so that a text that was embedded
-before has its extras, too, and neither is made again.
+Sparse and token encoders read the same text as the embedder, prefixes included, so that reused
+texts have reusable auxiliary vectors, too.
 """
 
 from __future__ import annotations
@@ -59,121 +59,124 @@ _BATCH = 32
 
 
 class PassageEmbedder:
-    """Embeds texts that neither this job nor the index before it has embedded."""
+    """Embeds texts that neither this job nor the previous index has embedded."""
 
     def __init__(
         self,
         embedder: Embedder,
         dtype: str,
         check: Callable[[], None],
-        held: ReusableContent | None = None,
+        reusable: ReusableContent | None = None,
     ) -> None:
-        """Embed for one index.
+        """Create an embedder of passages for one index.
 
         Args:
-            embedder: What makes vectors.
-            dtype: The precision in which they are kept.
+            embedder: Embedding model.
+            dtype: Data type of the stored vectors.
             check: Called before each batch; raises to stop.
-            held: An index of the same embedder and precision.
+            reusable: Reusable content of an index with the same embedder and dtype.
         """
-        self.embedder, self.dtype, self.check, self.held = embedder, dtype, check, held
+        self.embedder, self.dtype, self.check, self.held = embedder, dtype, check, reusable
         self.embedded = 0
         self._places: dict[bytes, tuple[Path, int, bool]] = {}
 
-    def remember(self, marks: Sequence[EmbeddingDigest], matrix: Path) -> None:
-        """Take note of the vectors in a file, one for each mark."""
-        for row, mark in enumerate(marks):
-            self._places.setdefault(mark.embedded, (matrix, row, mark.is_truncated))
+    def remember(self, digests: Sequence[EmbeddingDigest], matrix: Path) -> None:
+        """Register the vectors in a file for reuse, one for each digest."""
+        for row, digest in enumerate(digests):
+            self._places.setdefault(digest.embedded, (matrix, row, digest.is_truncated))
 
     def embed(
         self, path: str, passages: Sequence[Passage], texts: Sequence[str]
     ) -> tuple[list[EmbeddingDigest], NDArray[np.floating[Any]]]:
-        """Return what is known of each passage's vector, and the vectors, (N, D).
+        """Return each passage's embedding digest, and the vectors, (N, D).
 
         Args:
-            path: The document, for errors.
-            passages: What the texts are of.
-            texts: What is embedded of each, prefixes included.
+            path: Path of the document, for errors.
+            passages: Passages of the texts.
+            texts: Texts to embed, prefixes included.
 
         Raises:
-            DataError: If a vector cannot be compared.
+            DataError: If a vector is not comparable.
             BackendError: If the embedder fails.
         """
         digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         matrix = np.empty((len(texts), self.embedder.dimensions), dtype=self.dtype)
-        cut = [False] * len(texts)
+        truncated = [False] * len(texts)
         first: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
             known = self._find(digest) if digest not in first else None
             if known is not None:
-                matrix[row], cut[row] = known
+                matrix[row], truncated[row] = known
             else:
                 first.setdefault(digest, row)
-        wanted = list(first.values())
-        for start in range(0, len(wanted), _BATCH):
+        new_rows = list(first.values())
+        for start in range(0, len(new_rows), _BATCH):
             self.check()
-            rows = wanted[start : start + _BATCH]
+            rows = new_rows[start : start + _BATCH]
             block, flags = self._embed_batch([texts[row] for row in rows])
             _check_vectors(path, [passages[row] for row in rows], block, self.embedder.dimensions)
             matrix[rows] = np.asarray(block, dtype=self.dtype)
             for row, flag in zip(rows, flags, strict=True):
-                cut[row] = flag
+                truncated[row] = flag
             self.embedded += len(rows)
         for row, digest in enumerate(digests):
             if digest in first and first[digest] != row:
-                matrix[row], cut[row] = matrix[first[digest]], cut[first[digest]]
-        return [EmbeddingDigest(*each) for each in zip(digests, cut, strict=True)], matrix
+                matrix[row], truncated[row] = matrix[first[digest]], truncated[first[digest]]
+        return [EmbeddingDigest(*pair) for pair in zip(digests, truncated, strict=True)], matrix
 
     def embed_late(
         self, document: Document, passages: Sequence[Passage], reference: str
     ) -> tuple[list[EmbeddingDigest], NDArray[np.floating[Any]]]:
-        """Return what is known of each passage's vector, and the vectors, (N, D), pooled late.
+        """Return each passage's embedding digest, and the vectors, (N, D), by late chunking.
 
-        Such a vector follows from all of the document's text: one that differs embeds all anew.
+        A change of the document's text changes all vectors.
 
         Args:
-            document: The document.
-            passages: All of its passages.
-            reference: The embedder's, for errors.
+            document: Document.
+            passages: All passages of the document.
+            reference: Reference of the embedder, for errors.
 
         Raises:
-            DataError: If a vector cannot be compared.
+            DataError: If a vector is not comparable.
             BackendError: If the embedder fails.
         """
         text = digest_text(document.text)
         names = [f"late {text} {passage.start} {passage.end}" for passage in passages]
         digests = [hashlib.sha256(name.encode()).digest() for name in names]
         known = [self._find(digest) for digest in digests]
-        held = [one for one in known if one is not None]
-        if len(held) == len(known):
+        reused = [entry for entry in known if entry is not None]
+        if len(reused) == len(known):
             return [
-                EmbeddingDigest(digest, cut) for digest, (_, cut) in zip(digests, held, strict=True)
-            ], np.array([vector for vector, _ in held], dtype=self.dtype)
+                EmbeddingDigest(digest, is_truncated)
+                for digest, (_, is_truncated) in zip(digests, reused, strict=True)
+            ], np.array([vector for vector, _ in reused], dtype=self.dtype)
         self.check()
         before = self.embedder.truncated
         rows = embed_late(document, passages, self.embedder, reference)
-        whole = len(rows) - (self.embedder.truncated - before)
+        untruncated = len(rows) - (self.embedder.truncated - before)
         _check_vectors(document.path, passages, rows, self.embedder.dimensions)
         self.embedded += len(rows)
-        marks = [EmbeddingDigest(digest, row >= whole) for row, digest in enumerate(digests)]
-        return marks, np.asarray(rows, dtype=self.dtype)
+        embedding_digests = [
+            EmbeddingDigest(digest, row >= untruncated) for row, digest in enumerate(digests)
+        ]
+        return embedding_digests, np.asarray(rows, dtype=self.dtype)
 
     def _find(self, digest: bytes) -> tuple[NDArray[Any], bool] | None:
-        place = self._places.get(digest)
-        if place is not None:
-            matrix, row, is_truncated = place
+        position = self._places.get(digest)
+        if position is not None:
+            matrix, row, is_truncated = position
             return np.load(matrix, mmap_mode="r")[row], is_truncated
         return self.held.vector_of(digest) if self.held is not None else None
 
     def _embed_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], list[bool]]:
-        """Return vectors, and which texts were cut: the longest, as many as were counted."""
+        """Return vectors, and which texts were truncated: the longest, as many as were counted."""
         before = self.embedder.truncated
         block = self.embedder.embed(list(texts), kind="passage")
-        cut = self.embedder.truncated - before
+        truncated = self.embedder.truncated - before
         flags = [False] * len(texts)
-        if cut:
+        if truncated:
             sizes = [self.embedder.count_tokens(text) for text in texts]
-            for row in sorted(range(len(texts)), key=lambda row: -sizes[row])[:cut]:
+            for row in sorted(range(len(texts)), key=lambda row: -sizes[row])[:truncated]:
                 flags[row] = True
         return block, flags
 
@@ -181,10 +184,10 @@ class PassageEmbedder:
 def _check_vectors(
     path: str, passages: Sequence[Passage], block: NDArray[np.float32], dimensions: int
 ) -> None:
-    """Refuse what cannot be compared: another width, zeros, infinities, no numbers."""
+    """Raise an error for vectors that are not comparable: wrong shape, zero, infinite or NaN."""
     if block.shape != (len(passages), dimensions):
         raise DataError(
-            f"the embedder gave an array of shape {block.shape}",
+            f"the embedder returned an array of shape {block.shape}",
             code="rag.bad-vector",
             where=path,
             expected=f"({len(passages)}, {dimensions})",
@@ -205,11 +208,11 @@ def _check_vectors(
 
 
 def check_pooling(recipe: RagRecipe, embedder: Embedder) -> None:
-    """Refuse late pooling by an embedder that cannot do it, before any document is read.
+    """Check that the embedder supports late pooling, before any document is read.
 
     Raises:
-        DataError: If the embedder gives no token states.
-        CheckpointError: If it does not pool by the mean.
+        DataError: If the embedder has no token states.
+        CheckpointError: If the embedder does not pool by the mean.
     """
     if recipe.pooling == "late":
         _spans_of(embedder, recipe.embedder).embed_spans("a", [(0, 1)], kind="passage")
@@ -218,16 +221,16 @@ def check_pooling(recipe: RagRecipe, embedder: Embedder) -> None:
 def embed_late(
     document: Document, passages: Sequence[Passage], embedder: Embedder, reference: str
 ) -> Vectors:
-    """Return a row for each passage, (N, D) float32, pooled from the states of the document.
+    """Return a row for each passage, (N, D) float32, pooled from token states of the document.
 
     Args:
-        document: What is read as a whole.
-        passages: Pieces of it, in order.
-        embedder: What reads.
-        reference: Its name, for the error.
+        document: Document, encoded as a whole.
+        passages: Passages of the document, in order.
+        embedder: Embedder with token states.
+        reference: Reference of the embedder, for errors.
 
     Raises:
-        DataError: If the embedder gives no token states.
+        DataError: If the embedder has no token states.
     """
     spans = [(passage.start, passage.end) for passage in passages]
     return _spans_of(embedder, reference).embed_spans(document.text, spans, kind="passage")
@@ -237,7 +240,7 @@ def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
     if isinstance(embedder, SpanEmbedder):
         return embedder
     raise DataError(
-        "the embedder gives no token states, which late pooling needs",
+        "the embedder has no token states, which late pooling needs",
         code="rag.no-late-pooling",
         where=reference,
         expected="a sentence-transformers folder that pools by the mean",
@@ -245,60 +248,56 @@ def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
     )
 
 
-_ENCODER_BATCH = 32
-
-
-_TERMS_PER_PASSAGE = 160  # that SPLADE gives a passage of 200 tokens, or so
-
-
+_TERMS_PER_PASSAGE = 160  # about the number that SPLADE gives a passage of 200 tokens
 _PASSAGES_PER_SECOND = 15
-
-
 _TOKEN_DIMENSIONS = {True: 384, False: 128}  # of an embedder's token states, and of ColBERT's
 
 
 class AuxiliaryEncoders:
-    """Opened models for what a recipe asks to be kept beside words and vectors."""
+    """Encoders of the auxiliary vectors that a recipe asks for."""
 
     def __init__(
         self,
         sparse: tuple[SparseSettings, SparseEncoder] | None,
         tokens: tuple[LateInteractionSettings, MultiVectorEncoder] | None,
     ) -> None:
-        """Hold settings and models; callers use ``open_encoders``."""
+        """Store settings and models; callers use ``open_encoders``."""
         self._sparse, self._tokens = sparse, tokens
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What shapes the index, with the models' fingerprints; nothing for what is not asked."""
-        told = {}
+        """Settings of the used encoders, with the models' fingerprints, by name."""
+        settings = {}
         for name, pair in (("sparse", self._sparse), ("tokens", self._tokens)):
             if pair is not None:
-                own, model = pair
-                told[name] = {**own.model_dump(mode="json"), "fingerprint": model.fingerprint}
-        return told
+                encoder_settings, model = pair
+                settings[name] = {
+                    **encoder_settings.model_dump(mode="json"),
+                    "fingerprint": model.fingerprint,
+                }
+        return settings
 
     @property
     def parents(self) -> list[Parent]:
-        """The entries of artifact.json for models that are files of their own."""
+        """Parents in artifact.json: models with files of their own."""
         return [
-            Parent(role, told["model"], told["fingerprint"], "checkpoint")
-            for role, told in self.settings.items()
-            if told["model"] != EMBEDDER_REFERENCE
+            Parent(role, settings["model"], settings["fingerprint"], "checkpoint")
+            for role, settings in self.settings.items()
+            if settings["model"] != EMBEDDER_REFERENCE
         ]
 
     def encode(self, texts: Sequence[str], check: Callable[[], None]) -> AuxiliaryVectors:
-        """Return the extras of texts.
+        """Return the auxiliary vectors of texts.
 
         Args:
-            texts: What the embedder reads of passages.
+            texts: Texts of passages, as the embedder reads them.
             check: Called before each batch; raises to stop.
         """
         weights: list[dict[str, float]] = []
         vectors: list[Any] = []
-        for start in range(0, len(texts), _ENCODER_BATCH):
+        for start in range(0, len(texts), _BATCH):
             check()
-            batch = texts[start : start + _ENCODER_BATCH]
+            batch = texts[start : start + _BATCH]
             if self._sparse is not None:
                 weights += self._sparse[1].encode(batch)
             if self._tokens is not None:
@@ -311,79 +310,84 @@ class AuxiliaryEncoders:
     def _join(self, vectors: Sequence[Any]) -> TokenVectors | None:
         if self._tokens is None:
             return None
-        own, model = self._tokens
-        return TokenVectors.join(vectors, model.width, bits=own.bits)
+        settings, model = self._tokens
+        return TokenVectors.join(vectors, model.width, bits=settings.bits)
 
 
 class AuxiliaryVectorCache:
-    """Makes the extras of texts that neither this job nor the index before it has read."""
+    """Encodes texts that neither this job nor the previous index has encoded."""
 
     def __init__(
-        self, encoders: AuxiliaryEncoders, check: Callable[[], None], held: ReusableContent | None
+        self,
+        encoders: AuxiliaryEncoders,
+        check: Callable[[], None],
+        reusable: ReusableContent | None,
     ) -> None:
-        """Make extras for one index.
+        """Create a cache of auxiliary vectors for one index.
 
         Args:
-            encoders: What makes them.
+            encoders: Encoders of new texts.
             check: Called before each batch; raises to stop.
-            held: An index of the same embedder; its extras are taken over where the same encoders
-                made them.
+            reusable: Reusable content of an index with the same embedder; its auxiliary vectors are
+                reused if the same encoders made them.
         """
         self.encoders, self.check = encoders, check
-        is_same = held is not None and all(
-            held.description["settings"].get(name) == encoders.settings.get(name)
+        is_same = reusable is not None and all(
+            reusable.description["settings"].get(name) == encoders.settings.get(name)
             for name in ("sparse", "tokens")
         )
-        self._held = held if is_same and isinstance(held, AuxiliaryContent) else None
+        self._held = reusable if is_same and isinstance(reusable, AuxiliaryContent) else None
         self._places: dict[bytes, tuple[Path, int]] = {}
         self.encoded = 0
 
-    def remember(self, marks: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Take note of the extras in a folder, one for each mark."""
-        for row, mark in enumerate(marks):
-            self._places.setdefault(mark.embedded, (folder, row))
+    def remember(self, digests: Sequence[EmbeddingDigest], folder: Path) -> None:
+        """Register the auxiliary vectors in a folder for reuse, one for each digest."""
+        for row, digest in enumerate(digests):
+            self._places.setdefault(digest.embedded, (folder, row))
 
-    def write(self, texts: Sequence[str], marks: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Write the extras of a document's passages into a folder.
+    def write(self, texts: Sequence[str], digests: Sequence[EmbeddingDigest], folder: Path) -> None:
+        """Write the auxiliary vectors of a document's passages into a folder.
 
         Args:
-            texts: What the embedder reads of them.
-            marks: The digests of the texts.
-            folder: Empty, and there.
+            texts: Texts of the passages, as the embedder reads them.
+            digests: Digests of the texts.
+            folder: An existing empty folder.
         """
         known: dict[int, AuxiliaryVectors] = {}
-        fresh: dict[bytes, int] = {}
-        for row, mark in enumerate(marks):
-            found = self._find(mark.embedded) if mark.embedded not in fresh else None
-            if found is not None:
-                known[row] = found
+        new_numbers: dict[bytes, int] = {}
+        for row, digest in enumerate(digests):
+            vectors = self._find(digest.embedded) if digest.embedded not in new_numbers else None
+            if vectors is not None:
+                known[row] = vectors
             else:
-                fresh.setdefault(mark.embedded, len(fresh))
-        wanted: list[str] = [""] * len(fresh)
-        for row, mark in enumerate(marks):
+                new_numbers.setdefault(digest.embedded, len(new_numbers))
+        new_texts: list[str] = [""] * len(new_numbers)
+        for row, digest in enumerate(digests):
             if row not in known:
-                wanted[fresh[mark.embedded]] = texts[row]
-        made = self.encoders.encode(wanted, self.check)
-        self.encoded += len(wanted)
+                new_texts[new_numbers[digest.embedded]] = texts[row]
+        encoded = self.encoders.encode(new_texts, self.check)
+        self.encoded += len(new_texts)
         pieces = [
-            known[row] if row in known else made.span(at := fresh[mark.embedded], at + 1)
-            for row, mark in enumerate(marks)
+            known[row]
+            if row in known
+            else encoded.span(number := new_numbers[digest.embedded], number + 1)
+            for row, digest in enumerate(digests)
         ]
-        if made.weights is not None:
-            merge_term_weights(folder, ((one.weights, None) for one in pieces if one.weights))
-        if made.tokens is not None:
-            merge_token_vectors(folder, ((one.tokens, None) for one in pieces if one.tokens))
+        if encoded.weights is not None:
+            merge_term_weights(folder, ((piece.weights, None) for piece in pieces if piece.weights))
+        if encoded.tokens is not None:
+            merge_token_vectors(folder, ((piece.tokens, None) for piece in pieces if piece.tokens))
 
     def _find(self, embedded: bytes) -> AuxiliaryVectors | None:
-        place = self._places.get(embedded)
-        if place is not None:
-            folder, row = place
+        position = self._places.get(embedded)
+        if position is not None:
+            folder, row = position
             return open_document_auxiliary_vectors(folder).span(row, row + 1)
         return self._held.extras_of_text(embedded) if self._held is not None else None
 
 
 def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
-    """Open what ``AuxiliaryVectorCache.write`` left in a folder.
+    """Open the files of ``AuxiliaryVectorCache.write`` in a folder.
 
     Raises:
         IntegrityError: If a file is damaged.
@@ -394,11 +398,11 @@ def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
 def open_encoders(
     sparse: SparseSettings | None, tokens: LateInteractionSettings | None, embedder: Embedder
 ) -> AuxiliaryEncoders | None:
-    """Open what a recipe asks for; None where it asks for nothing.
+    """Return the encoders that a recipe asks for, or None.
 
     Raises:
-        CheckpointError: If a model cannot be used so.
-        DataError: If the embedder gives no token states.
+        CheckpointError: If a model cannot be used.
+        DataError: If the embedder has no token states.
     """
     if sparse is None and tokens is None:
         return None
@@ -413,10 +417,10 @@ def open_encoders(
 
 
 def open_term_weighter(reference: str, max_terms: int) -> SparseEncoder:
-    """Open a masked language model by its reference.
+    """Open a masked language model as an encoder of term weights.
 
     Raises:
-        CheckpointError: If it leads to none.
+        CheckpointError: If the reference leads to none.
     """
     from stillroom.models.encoders.retrieval import SparseEncoder
     from stillroom.models.hub import resolve_checkpoint
@@ -425,7 +429,7 @@ def open_term_weighter(reference: str, max_terms: int) -> SparseEncoder:
 
 
 def estimate_encoders(recipe: RagRecipe, passages: float, tokens: float) -> Estimate:
-    """Return what extras will need beside an index of so many passages and tokens."""
+    """Return the estimated cost of auxiliary vectors for an index of a given size."""
     total = Estimate()
     if recipe.sparse is not None:
         size = int(passages * min(recipe.sparse.max_terms, _TERMS_PER_PASSAGE) * 8)

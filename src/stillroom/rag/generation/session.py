@@ -197,7 +197,7 @@ class AnswerSession:
                 best_at_ends=self.asking.best_at_ends,
             )
             shown, dropped = len(self.shown.hits), self.shown.dropped
-            span.tell(stillroom__passages_shown=shown, stillroom__dropped=dropped)
+            span.set_attributes(stillroom__passages_shown=shown, stillroom__dropped=dropped)
         self.note("read", passages=len(self.shown.hits), prompt_tokens=self.shown.prompt_tokens)
         return self.shown.prompt
 

@@ -1,10 +1,10 @@
 """Recall of approximate search, measured on an index against exact search.
 
-When an index is built or changed by more than a tenth, some words of some of its passages are
-embedded as questions and put to both searches; the smallest oversampling that finds enough is kept
-in the ledger, and readers use it. Where none does, approximate search is exact. ``rag verify``
-measures again, with other questions. (Vectors of passages with noise, which need no embedder, are
-far easier than questions: where those found 0.99, questions found 0.83.)
+When an index is built, or changed by more than a tenth, words of sampled passages are embedded as
+queries and searched both ways; the smallest oversampling with enough recall is stored in the
+catalog and used by readers. If none is enough, search stays exact. ``rag verify`` measures again
+with other queries. (Noisy passage vectors, which need no embedder, are far easier than queries:
+with recall 0.99 on those, queries had 0.83.)
 """
 
 from __future__ import annotations
@@ -39,26 +39,20 @@ __all__ = [
 
 
 _QUERIES = 64
-
-
 _DEPTH = 10
-
-
 _MARGIN = 0.01
-
-
 _REMEASURE_SHARE = 0.1
 
 
 def measure_recall(
     index: Path, embedder: Embedder | None = None, *, seed: int = 0
 ) -> MeasuredRecall | None:
-    """Measure approximate search of the newest snapshot; None where it searches exactly.
+    """Measure recall of approximate search of the newest snapshot; None where search is exact.
 
     Args:
-        index: The artifact's folder or its output.
-        embedder: What made the vectors; by default the one that the index names.
-        seed: Which passages the questions are drawn from.
+        index: Folder of the artifact or its output.
+        embedder: Embedding model of the index, by default opened by its reference.
+        seed: Seed of the sampled queries.
 
     Raises:
         IntegrityError: If the index is damaged.
@@ -73,8 +67,8 @@ def measure_recall(
         description = IndexConfig.from_json(opened.description)
         vectors = QueryEmbedder(description, folder, embedder)
         rng = np.random.default_rng(seed)
-        asked = sample_queries(opened, view, rng, min(_QUERIES, len(view.rows)))
-        queries = np.stack([vectors.embed(Query(text)) for text in asked])
+        texts = sample_queries(opened, view, rng, min(_QUERIES, len(view.rows)))
+        queries = np.stack([vectors.embed(Query(text)) for text in texts])
         least = min(1.0, float(settings["dense"]["least_recall"]) + _MARGIN)
         return view.dense.calibrate(queries, k=_DEPTH, least=least)
     finally:
@@ -84,12 +78,12 @@ def measure_recall(
 def measure_recall_if_due(
     writer: IndexWriter, embedder: Embedder | None, *, again: bool = False
 ) -> dict[str, Any] | None:
-    """Measure where it is due, and let readers use what was found; return it as plain JSON.
+    """Measure recall if it is due, store it for readers, and return it as JSON values.
 
     Args:
-        writer: Of the index, after its commit.
-        embedder: What made the vectors; without one it is measured another time.
-        again: Measure even if little has changed since.
+        writer: Writer of the index, after its commit.
+        embedder: Embedding model of the index; without one, nothing is measured.
+        again: Measure even if little has changed since the last measurement.
 
     Raises:
         IntegrityError: If the index is damaged.
@@ -97,108 +91,106 @@ def measure_recall_if_due(
     passages = writer.find_snapshot().passages
     if not is_approximate(writer.description["settings"], passages):
         return None
-    before = writer.recall(MEASURED_RECALL)
+    stored = writer.get_setting(MEASURED_RECALL)
     if embedder is None:
-        return dict(before) if before else None
-    if before and not again and abs(passages - before["passages"]) <= _REMEASURE_SHARE * passages:
-        return dict(before)
-    found = measure_recall(writer.folder, embedder)
-    if found is None:
+        return dict(stored) if stored else None
+    if stored and not again and abs(passages - stored["passages"]) <= _REMEASURE_SHARE * passages:
+        return dict(stored)
+    measured = measure_recall(writer.folder, embedder)
+    if measured is None:
         return None
-    told = {**found.to_json(), "passages": passages}
-    writer.remember(MEASURED_RECALL, told)
-    return told
+    recall = {**measured.to_json(), "passages": passages}
+    writer.set_setting(MEASURED_RECALL, recall)
+    return recall
 
 
 def refresh_recall(index: Path) -> None:
-    """Measure anew and let readers use what was found.
+    """Measure recall again and store it for readers.
 
     Args:
-        index: The artifact's folder or its output.
+        index: Folder of the artifact or its output.
 
     Raises:
         ResourceError: If another process writes the index.
-        IntegrityError: If it is damaged.
+        IntegrityError: If the index is damaged.
     """
     output = find_output(index, "index")
     with open_store(output).write() as writer:
-        told = IndexConfig.from_json(writer.description)
-        measure_recall_if_due(writer, QueryEmbedder(told, output, None).embedder, again=True)
+        config = IndexConfig.from_json(writer.description)
+        measure_recall_if_due(writer, QueryEmbedder(config, output, None).embedder, again=True)
         update_manifest(writer)
 
 
-def describe_recall(told: dict[str, Any]) -> str:
-    """Return a line for a person of what ``measure_recall_if_due`` or ``check_recall`` returned."""
-    how = (
-        f"by scoring {told['oversampling']} rows for each that is wanted"
-        if told["oversampling"]
+def describe_recall(recall: dict[str, Any]) -> str:
+    """Return the result of ``measure_recall_if_due`` or ``check_recall`` as one line of text."""
+    effort = (
+        f"by scoring {recall['oversampling']} rows for each that is wanted"
+        if recall["oversampling"]
         else "at most, so that search is exact"
     )
     return (
-        f"approximate search finds {told['recall']:.3f} of the exact best {told['k']} {how} "
-        f"({told['queries']} questions of passages' words)"
+        f"approximate search finds {recall['recall']:.3f} of the exact best {recall['k']} {effort} "
+        f"({recall['queries']} questions of passages' words)"
     )
 
 
 def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssue]]:
-    """Measure approximate search anew, and hold it against what readers use.
+    """Measure recall again, and compare it with the stored measurement.
 
     Args:
-        index: The artifact's folder or its output.
+        index: Folder of the artifact or its output.
 
     Returns:
-        What was measured, None where search is exact, and what is wrong with what is kept.
+        The measurement, None where search is exact, and issues with the stored one.
 
     Raises:
         IntegrityError: If the index is damaged.
     """
     folder = find_output(index, "index")
-    found = measure_recall(folder, seed=1)  # other questions than those that chose the oversampling
-    if found is None:
+    measured = measure_recall(folder, seed=1)  # queries unlike those that chose the oversampling
+    if measured is None:
         return None, []
     opened = open_store(folder).read(verify=False)
     try:
-        kept = opened.recall(MEASURED_RECALL)
+        stored = opened.get_setting(MEASURED_RECALL)
     finally:
         opened.close()
-    told = {**found.to_json(), "used": kept["oversampling"] if kept else None}
-    if kept is None:
-        what = "the recall of approximate search was never measured"
-        return told, [IntegrityIssue("recall", what, is_derived=True)]
-    needs = found.oversampling
-    if kept["oversampling"] is not None and (needs is None or needs > 2 * kept["oversampling"]):
-        what = (
-            f"approximate search scores {kept['oversampling']} rows for each that is wanted, and "
+    recall = {**measured.to_json(), "used": stored["oversampling"] if stored else None}
+    if stored is None:
+        problem = "the recall of approximate search was never measured"
+        return recall, [IntegrityIssue("recall", problem, is_derived=True)]
+    needs = measured.oversampling
+    if stored["oversampling"] is not None and (needs is None or needs > 2 * stored["oversampling"]):
+        problem = (
+            f"approximate search scores {stored['oversampling']} rows for each that is wanted, and "
             f"now needs {needs or 'all'}"
         )
-        return told, [IntegrityIssue("recall", what, is_derived=True)]
-    return told, []
+        return recall, [IntegrityIssue("recall", problem, is_derived=True)]
+    return recall, []
 
 
 _MIN_WORDS, _MAX_WORDS = 4, 12
-
-
 _MAX_QUERY_CHARACTERS = 300
 
 
 def sample_queries(
     reading: SnapshotReader, view: SearchView, rng: np.random.Generator, count: int
 ) -> list[str]:
-    """Return some words of some passages each, in order of the passages.
+    """Return a few consecutive words from each of some passages, in order of the passages.
 
     Args:
-        reading: The snapshot.
-        view: What of it is drawn from.
-        rng: Draws.
-        count: How many; at most as many as there are passages.
+        reading: Snapshot of the index.
+        view: View whose passages are sampled.
+        rng: Random generator.
+        count: Number of queries, at most the number of passages.
     """
     if not count:
         return []
     rows = np.sort(rng.choice(len(view.rows), count, replace=False))
-    asked = []
+    queries = []
     for row in rows:
         words = json.loads(reading.passage(*view.rows.locate(int(row))))["text"].split()
         size = int(rng.integers(_MIN_WORDS, _MAX_WORDS + 1))
         start = int(rng.integers(0, max(1, len(words) - size)))
-        asked.append(" ".join(words[start : start + size])[:_MAX_QUERY_CHARACTERS])
-    return asked
+        queries.append(" ".join(words[start : start + size])[:_MAX_QUERY_CHARACTERS])
+    return queries

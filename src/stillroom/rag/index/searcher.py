@@ -1,10 +1,9 @@
-"""Index: a snapshot of an index, open for searching from several threads.
+"""Index: one snapshot of an index, open for searching from several threads.
 
-An index is opened as one of its snapshots and shows nothing else until ``refresh``: whatever a
-writer does meanwhile, no half of it is seen. A passage is known by its row: documents by path,
-passages by position, from 0; equal scores are ordered by row, so that what is found does not depend
-on how rows are spread over segments. Vectors and postings are memory-mapped, texts are read from
-the ledger where they stand. Searches are exact, but for approximate ones that are asked for.
+An open index shows one snapshot until ``refresh``, also if writers commit newer ones. A passage is
+identified by its row: documents by path, passages by position, from 0. Equal scores are ordered by
+row, so that results do not depend on how rows are spread over segments. Vectors and postings are
+memory-mapped, texts are read from the catalog. Searches are exact unless approximate search is set.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class Index:
         vectors: QueryEmbedder,
         audit: AuditLog | None,
     ) -> None:
-        """Show a view; callers use ``open``."""
+        """Wrap a view; callers use ``open``."""
         self.folder = folder
         self.description = description
         self.analyzer = open_analyzer(description, folder)
@@ -86,7 +85,7 @@ class Index:
         self._state = view
         self._audit = audit
         self._lock = threading.Lock()
-        self._inside = threading.local()
+        self._thread_state = threading.local()
 
     @classmethod
     def open(
@@ -99,23 +98,23 @@ class Index:
         access: AccessContext | None = None,
         audit: bool | None = None,
     ) -> Self:
-        """Open the index of a finished job, or a folder that holds a ledger.
+        """Open the index of a finished job, or a folder with a catalog.
 
         Args:
-            path: The artifact's folder or its output.
-            embedder: What embeds queries; by default the one the index names, opened when first
+            path: Folder of the artifact or its output.
+            embedder: Embedding model for queries; by default the index's own, opened when first
                 needed.
-            verify: Recompute every file's digest (about a second for a gigabyte).
-            snapshot: An older state, by its number or the beginning of its digest (an answer keeps
+            verify: Recompute every file's digest (about a second per gigabyte).
+            snapshot: An older snapshot, by its number or the start of its digest (an answer records
                 it); by default the newest.
-            access: Who asks; must be given for an index with tenants, and for no other.
-            audit: Note every query in ``audit.jsonl``; by default where there are tenants.
+            access: Access context; required for an index with tenants, and only there.
+            audit: Log every query in ``audit.jsonl``; by default where there are tenants.
 
         Raises:
-            DataError: If the path is missing or another kind of artifact, the snapshot is not kept
-                any more, or nobody is named who asks an index with tenants.
-            IntegrityError: If a file is missing, half-written or changed, or the embedder is not
-                the one that made the vectors.
+            DataError: If the path is missing or another kind of artifact, the snapshot was removed,
+                or an index with tenants is opened without an access context.
+            IntegrityError: If a file is missing, incomplete or changed, or the embedder is not the
+                one that made the vectors.
         """
         folder = find_output(Path(path), "index")
         opened = open_store(folder).read(snapshot, verify=verify)
@@ -131,7 +130,7 @@ class Index:
             raise
 
     def __len__(self) -> int:
-        """Return how many passages there are."""
+        """Return the number of passages."""
         return len(self._state.rows)
 
     def __enter__(self) -> Self:
@@ -149,27 +148,27 @@ class Index:
 
     @property
     def digest(self) -> str:
-        """The digest of this state of the index; answers keep it."""
+        """Digest of the snapshot; answers record it."""
         return self._state.opened.snapshot.digest
 
     @property
     def scope(self) -> str:
-        """A digest of who asks and by which filters: views that share it show the same."""
+        """Digest of access context and filters: views with equal scope show the same documents."""
         return digest_json([repr(self._state.population), repr(self._state.filters)])
 
     @property
     def snapshot(self) -> int:
-        """The number of the snapshot that is shown."""
+        """Number of the snapshot."""
         return self._state.opened.snapshot.number
 
     @cached_property
     def default_retriever(self) -> Retriever:
-        """What searches where nobody names a retriever."""
+        """The tuned retriever of the index, or the default one."""
         return read_tuned_retriever(self._state.opened)
 
     @property
     def lexicon(self) -> KeywordEngine:
-        """Terms and how rare they are among the passages that may be seen."""
+        """Terms of the visible passages and their document frequencies."""
         return self._state.keywords
 
     @property
@@ -177,71 +176,73 @@ class Index:
         """The embedder that made the vectors, opened when first needed.
 
         Raises:
-            IntegrityError: If what its reference now names is another embedder.
+            IntegrityError: If its reference now leads to another embedder.
         """
         return self._query_vectors.embedder
 
     def refresh(self) -> bool:
-        """Show the newest snapshot from now on; return whether that is another one.
+        """Switch to the newest snapshot; return whether it is another one.
 
-        Not while another thread asks, whose rows would be of two snapshots: see ``newest``.
+        Not safe while another thread searches, since rows of two snapshots would mix: see
+        ``newest``.
         """
         with self._lock:
             before, self._state = self._state, self.newest()._state
             return self._state is not before
 
     def newest(self) -> Index:
-        """Return an index of the newest snapshot, which is this one where it shows that.
+        """Return an index of the newest snapshot, which may be this one.
 
-        For servers: one for each question, so that none changes beneath one. Closed with this one.
+        For servers: use one index per question, so that it does not change meanwhile. It is closed
+        with this one.
         """
-        old = self._state.opened
-        if old.is_newest():
+        reader = self._state.opened
+        if reader.is_newest():
             return self
         view = self._state.follow()
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
-    def restrict(self, wanted: str | FilterExpression) -> Index:
-        """Return an index that shows of this one only the documents that a filter leaves.
+    def restrict(self, expression: str | FilterExpression) -> Index:
+        """Return an index of only those documents of this one that match a filter.
 
-        It can be restricted further and never widened, and is closed with the one it came from.
+        It can be restricted further but not widened, and is closed with this one.
 
         Args:
-            wanted: A filter, or its text: ``year >= 2020 and language = en``.
+            expression: A filter, or its text: ``year >= 2020 and language = en``.
 
         Raises:
-            DataError: If the filter cannot be read, or names a field that no document has.
+            DataError: If the filter cannot be parsed, or names a field that no document has.
         """
-        view = self._state.narrow(wanted)
+        view = self._state.filter_documents(expression)
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
     @property
     def fields(self) -> dict[str, list[str]]:
-        """The fields that documents have, with the kinds of their values."""
+        """Fields of the documents, with the types of their values."""
         return {name: sorted(kinds) for name, kinds in sorted(self._state.fields.items())}
 
     def passage(self, passage_id: str) -> Passage:
         """Return a passage by its id.
 
         Raises:
-            DataError: If the index holds no such passage.
+            DataError: If the index has no such passage.
         """
         passage = self.passage_at(self.row_of(passage_id))
-        self._note("read", passage_id, [passage_id])
+        self._log("read", passage_id, [passage_id])
         return passage
 
     def row_of(self, passage_id: str) -> int:
         """Return the row of a passage by its id.
 
         Raises:
-            DataError: If the index holds no such passage.
+            DataError: If the index has no such passage.
         """
         state = self._state
-        place = state.opened.locate_passage(passage_id)
-        row = state.rows.find(*place) if place is not None else None
+        position = state.opened.locate_passage(passage_id)
+        row = state.rows.find(*position) if position is not None else None
         if row is None:
             raise DataError(
-                f"the index holds no passage {passage_id!r:.80}",
+                f"the index has no passage {passage_id!r:.80}",
                 code="rag.no-such-passage",
                 where=str(self.folder),
                 expected="the id of a hit or a citation of this index",
@@ -250,29 +251,29 @@ class Index:
         return row
 
     def document(self, document_id: str) -> Document:
-        """Return a parsed document by its id, as the index read it.
+        """Return a parsed document by its id.
 
         Raises:
-            DataError: If the index holds no such document.
+            DataError: If the index has no such document.
         """
         state = self._state
         content = state.opened.locate_document(document_id)
         if content is None or state.rows.find(content) is None:
             raise DataError(
-                f"the index holds no document {document_id!r:.80}",
+                f"the index has no document {document_id!r:.80}",
                 code="rag.no-such-document",
                 where=str(self.folder),
                 expected="the document_id of a passage of this index",
                 next="ids change when a document changes: retrieve again",
             )
-        self._note("read", document_id, [document_id])
+        self._log("read", document_id, [document_id])
         return Document.from_json(json.loads(state.opened.document(content)))
 
     def passage_at(self, row: int) -> Passage:
         """Return the passage of a row, from 0.
 
         Raises:
-            IntegrityError: If its text is not what was written.
+            IntegrityError: If its text has changed.
         """
         state = self._state
         content, position = state.rows.locate(row)
@@ -292,7 +293,7 @@ class Index:
         return state.opened.vectors_at(state.rows.places[np.asarray(rows, dtype=np.int64)])
 
     def values_of(self, rows: Sequence[int], name: str) -> list[list[str | float]]:
-        """Return for each row the values that its document has of a field, in no order.
+        """Return the values of a metadata field for each row's document, unordered.
 
         Raises:
             DataError: If no document has the field.
@@ -301,10 +302,10 @@ class Index:
         if name not in state.fields:
             raise make_unknown_field_error(name, state.fields)
         keys = [state.rows.document_of(row) for row in rows]
-        found: dict[int, list[str | float]] = {key: [] for key in keys}
-        for key, value in state.opened.list_values(name, sorted(found)):
-            found[key].append(value)
-        return [found[key] for key in keys]
+        values: dict[int, list[str | float]] = {key: [] for key in keys}
+        for key, value in state.opened.list_values(name, sorted(values)):
+            values[key].append(value)
+        return [values[key] for key in keys]
 
     def retrieve(
         self,
@@ -319,15 +320,15 @@ class Index:
         """Return at most ``k`` hits, best first.
 
         Args:
-            query: What to look for; any text. What stands in quotation marks, or after
-                ``headings:`` or ``body:``, must stand so in a hit (``rag.query_syntax``).
-            k: How many hits; 1 or more.
-            retriever: A method of ``stillroom.rag.retrievers``; by default what ``rag tune`` wrote
-                into the index, else ``convex``.
-            reranker: A method of ``stillroom.rag.rerankers``; reads the first 50 hits or k, and of
-                a transform's queries the first.
+            query: Query, or its text. Text in quotation marks, or after ``headings:`` or ``body:``,
+                must occur so in a hit (``rag.analysis.phrases``).
+            k: Maximum number of hits, 1 or more.
+            retriever: A method of ``stillroom.rag.retrievers``; by default the index's tuned one
+                (``rag tune``), or ``convex``.
+            reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
+                and the first query of a transform.
             transform: A method of ``stillroom.rag.query_transforms``.
-            model: What a transform or a reranker may ask.
+            model: Text model for the transform and the reranker.
 
         Raises:
             DataError: If k is below 1, or the query too long.
@@ -339,14 +340,14 @@ class Index:
                 expected="1 or more hits",
                 next="leave k out for 10",
             )
-        asked = make_query(query)
-        if not asked.text.strip() or not len(self):
-            self._note("query", asked.text, [])
+        original = make_query(query)
+        if not original.text.strip() or not len(self):
+            self._log("query", original.text, [])
             return []
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
         method = self.default_retriever if retriever is None else RETRIEVERS.build(retriever)
         with stage("retrieve") as span, self._as_one_query():
-            plain, view = self._apply_syntax(asked)
+            plain, view = self._apply_syntax(original)
             queries = [plain]
             if transform is not None:
                 with stage("transform"):
@@ -354,8 +355,8 @@ class Index:
             hits = view._retrieve_all(method, queries, depth)
             if reranker is not None:
                 hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, view, model)
-            record_retrieval(span, asked.text, hits[:k], self.digest)
-        self._note("query", asked.text, [hit.passage.id for hit in hits[:k]])
+            record_retrieval(span, original.text, hits[:k], self.digest)
+        self._log("query", original.text, [hit.passage.id for hit in hits[:k]])
         return hits[:k]
 
     def search_keyword(
@@ -368,12 +369,12 @@ class Index:
         variant: BM25Variant | None = None,
         delta: float | None = None,
     ) -> RowRanking:
-        """Return the best ``k`` rows by BM25 with their scores; rows without any term never."""
+        """Return the best ``k`` rows by BM25 with their scores, without rows that match no term."""
         state = self._state
         terms = query.terms or self.analyzer.query_terms(query.text)
         keyword = self.description.settings["keyword"]
-        own = variant or keyword.get("variant", "lucene")
-        lower = keyword.get("delta") if delta is None and variant is None else delta
+        used_variant = variant or keyword.get("variant", "lucene")
+        used_delta = keyword.get("delta") if delta is None and variant is None else delta
 
         def search(depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             return state.keywords.search(
@@ -382,39 +383,39 @@ class Index:
                 k1=float(keyword["k1"] if k1 is None else k1),
                 b=float(keyword["b"] if b is None else b),
                 heading_weight=float(keyword["heading_weight"]),
-                variant=own,
-                delta=lower,
+                variant=used_variant,
+                delta=used_delta,
                 mask=state.mask,
             )
 
-        return self._noted(query, state.rank(search, k))
+        return self._log_ranking(query, state.rank(search, k))
 
     def search_dense(self, query: Query, k: int, *, search: str | None = None) -> RowRanking:
-        """Return the best ``k`` rows by cosine with their scores; those not above 0 never.
+        """Return the best ``k`` rows by cosine with their scores, without scores of 0 or less.
 
         Args:
-            query: What to look for.
-            k: How many.
-            search: ``exact`` or ``approximate``; None for what the index's recipe says.
+            query: Query.
+            k: Maximum number of rows.
+            search: ``exact`` or ``approximate``; None for the setting of the index's recipe.
         """
         state = self._state
         vector = self.embed_query(query)
-        found = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
-        return self._noted(query, [(row, score) for row, score in found if score > 0])
+        ranking = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
+        return self._log_ranking(query, [(row, score) for row, score in ranking if score > 0])
 
     def search_sparse(self, query: Query, k: int) -> RowRanking:
         """Return the best ``k`` rows by learned term weights with their scores.
 
         Raises:
-            DataError: If the index keeps no term weights.
+            DataError: If the index stores no term weights.
         """
         state = self._state
         terms = self._query_vectors.terms(query)
         engine = state.sparse
         if engine is None:
-            return self._find_none("sparse")
-        found = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
-        return self._noted(query, found)
+            return self._reject_missing("sparse")
+        ranking = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
+        return self._log_ranking(query, ranking)
 
     def search_tokens(
         self,
@@ -426,39 +427,42 @@ class Index:
     ) -> RowRanking:
         """Return the best ``k`` rows by late interaction (MaxSim) with their scores.
 
-        A score is the mean over the query's vectors of the largest cosine with one of the
+        A score is the mean over the query's token vectors of the largest cosine with one of the
         passage's.
 
         Args:
-            query: What to look for.
-            k: How many.
-            rows: Which rows are compared; None for all.
-            weigh: Gives the weights of so many query's vectors, (Q,), 0 or more; None for 1 each.
+            query: Query.
+            k: Maximum number of rows.
+            rows: Rows to compare; None for all.
+            weigh: Function from the number of query vectors Q to their weights, (Q,), 0 or more;
+                None for 1 each.
 
         Raises:
-            DataError: If the index keeps no token vectors.
+            DataError: If the index stores no token vectors.
         """
         state = self._state
-        asked = self._query_vectors.tokens(query)
+        vectors = self._query_vectors.tokens(query)
         engine = state.tokens
         if engine is None:
-            return self._find_none("tokens")
-        if not len(asked):
+            return self._reject_missing("tokens")
+        if not len(vectors):
             return []
-        if weigh is not None:  # the largest product with a vector grows as the vector does
-            asked = asked * weigh(len(asked))[:, None]
-        places = None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
-        found = state.rank(
-            lambda depth: engine.search(asked, depth, mask=state.mask, rows=places), k
+        if weigh is not None:  # the largest product scales with the vector
+            vectors = vectors * weigh(len(vectors))[:, None]
+        segment_rows = (
+            None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
         )
-        return self._noted(query, [(row, score / len(asked)) for row, score in found])
+        ranking = state.rank(
+            lambda depth: engine.search(vectors, depth, mask=state.mask, rows=segment_rows), k
+        )
+        return self._log_ranking(query, [(row, score / len(vectors)) for row, score in ranking])
 
-    def _find_none(self, name: str) -> RowRanking:
-        """Return nothing of an index without passages; refuse one whose store dropped them."""
+    def _reject_missing(self, name: str) -> RowRanking:
+        """Return an empty ranking of an empty index; raise an error if the store has no vectors."""
         if not len(self._state.everyone):
             return []
         raise DataError(
-            f"the store of the index keeps none of what its recipe asks for as {name}",
+            f"the store of the index does not keep {name}, which its recipe asks for",
             code="rag.no-extras",
             where=str(self.folder),
             expected="an index in the store folder",
@@ -467,11 +471,11 @@ class Index:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the index keeps token vectors."""
+        """Whether the index stores token vectors."""
         return self._state.tokens is not None
 
     def embed_query(self, query: Query) -> NDArray[np.float32]:
-        """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
+        """Return the query's vector, (D,), averaged with those of its drafts; cached by text."""
         return self._query_vectors.embed(query)
 
     def hits(self, ranking: Iterable[tuple[int, float]]) -> list[Hit]:
@@ -482,12 +486,12 @@ class Index:
         ]
 
     def note_cached(self, question: str, hits: Sequence[Hit]) -> None:
-        """Note in the audit that a kept answer was given, with what it was written from.
+        """Log in the audit file that a cached answer was returned, with its passages.
 
         Raises:
-            ResourceError: If it cannot be noted: the answer must then not be given.
+            ResourceError: If it cannot be logged: the answer must then not be returned.
         """
-        self._note("cached", question, [hit.passage.id for hit in hits])
+        self._log("cached", question, [hit.passage.id for hit in hits])
 
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
@@ -495,61 +499,65 @@ class Index:
 
     @contextmanager
     def _as_one_query(self) -> Iterator[None]:
-        """Within the body searches of this thread are one query, noted when it is done."""
-        outer = getattr(self._inside, "retrieving", False)
-        self._inside.retrieving = True
+        """Treat the searches of this thread in the body as one query of the audit log."""
+        outer = getattr(self._thread_state, "retrieving", False)
+        self._thread_state.retrieving = True
         try:
             yield
         finally:
-            self._inside.retrieving = outer
+            self._thread_state.retrieving = outer
 
-    def _noted(self, query: Query, ranking: RowRanking) -> RowRanking:
-        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+    def _log_ranking(self, query: Query, ranking: RowRanking) -> RowRanking:
+        if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
             ids = [self.passage_at(row).id for row, _ in ranking]
-            self._note("query", query.text, ids)
+            self._log("query", query.text, ids)
         return ranking
 
-    def _note(self, kind: str, text: str, ids: Sequence[str]) -> None:
-        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+    def _log(self, kind: str, text: str, ids: Sequence[str]) -> None:
+        if self._audit is not None and not getattr(self._thread_state, "retrieving", False):
             snapshot = self._state.opened.snapshot
             self._audit.note(kind, text, snapshot.number, snapshot.digest, ids)
 
-    def _apply_syntax(self, asked: Query) -> tuple[Query, Index]:
-        """Return a query's words, and an index that shows the passages that stand as it says."""
-        text, clauses = parse_query(asked.text)
+    def _apply_syntax(self, query: Query) -> tuple[Query, Index]:
+        """Return a query without its clauses, and an index of the passages that match them."""
+        text, clauses = parse_query(query.text)
         if not clauses:
-            return asked, self
+            return query, self
         state = self._state
-        found = match_clauses(clauses, state.keywords, self.analyzer)
-        plain = replace(asked, text=text)
-        if not (found & state.rows.mask).any():
+        matches = match_clauses(clauses, state.keywords, self.analyzer)
+        plain = replace(query, text=text)
+        if not (matches & state.rows.mask).any():
             add_warning(
                 "no passage holds what the query has in quotes or names fields for: words alone"
             )
             return plain, self
         view = Index(
-            self.folder, self.description, state.within(found), self._query_vectors, self._audit
+            self.folder,
+            self.description,
+            state.restrict_rows(matches),
+            self._query_vectors,
+            self._audit,
         )
-        view._inside = self._inside
+        view._thread_state = self._thread_state
         return plain, view
 
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:
-            return self._keep_seen(method.retrieve(queries[0], depth, self))
+            return self._keep_matching(method.retrieve(queries[0], depth, self))
         lists, passages = [], {}
         for query in queries:
             ranked = []
-            for hit in self._keep_seen(method.retrieve(query, depth, self)):
+            for hit in self._keep_matching(method.retrieve(query, depth, self)):
                 row = self.row_of(hit.passage.id)
                 passages[row] = hit.passage
                 ranked.append((row, hit.score))
             lists.append(ranked)
         fused = fuse_reciprocal_ranks(lists)[:depth]
-        return [Hit(passages[row], score, at) for at, (row, score) in enumerate(fused, start=1)]
+        return [Hit(passages[row], score, rank) for rank, (row, score) in enumerate(fused, start=1)]
 
-    def _keep_seen(self, hits: list[Hit]) -> list[Hit]:
-        """Return the hits that stand as a query says, whatever way they were found."""
-        if self._state.standing is None:
+    def _keep_matching(self, hits: list[Hit]) -> list[Hit]:
+        """Return the hits that match the clauses of the query."""
+        if self._state.match_mask is None:
             return hits
-        kept = [hit for hit in hits if self._state.stands(self.row_of(hit.passage.id))]
-        return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(kept, start=1)]
+        matching = [hit for hit in hits if self._state.is_match(self.row_of(hit.passage.id))]
+        return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(matching, start=1)]

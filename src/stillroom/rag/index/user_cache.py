@@ -1,8 +1,8 @@
 """Cache of one open index per user, with access control.
 
-For servers. Who asks becomes a condition of the store's own query (``rag.access``), once for each
-asker, and never a filter of what was found. What an asker is not allowed to see is not loaded for
-them, counts in no statistic of theirs and has no row.
+For servers. The access context becomes a condition of the store's own query
+(``rag.index.view.build_access_condition``), and never a filter of results: documents that a user
+may not see are not loaded, counted in statistics or given a row.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _MAX_OPEN_INDEXES = 64
 
 
 class PerUserIndexCache:
-    """An index's readers; use ``seen_by`` for each question, and ``close``."""
+    """Open indexes by user; call ``seen_by`` for each question, and ``close``."""
 
     def __init__(self, path: Path | str, *, default: AccessContext | None = None) -> None:
         """Open an index.
 
         Args:
-            path: The artifact's folder or its output.
-            default: Who asks where nobody is named.
+            path: Folder of the artifact or its output.
+            default: Access context of requests without one.
 
         Raises:
-            DataError: If the path is no index, or the default does not fit the index's rule.
-            IntegrityError: If a file is missing, half-written or changed.
+            DataError: If the path is no index, or the default does not fit the index's access rule.
+            IntegrityError: If a file is missing, incomplete or changed.
         """
         self.folder = find_output(Path(path), "index")
         opened = open_store(self.folder).read(None, verify=True)
@@ -56,7 +56,7 @@ class PerUserIndexCache:
         self._indexes: OrderedDict[AccessContext | None, Index] = OrderedDict()
 
     def __enter__(self) -> Self:
-        """Return the audience itself."""
+        """Return the cache itself."""
         return self
 
     def __exit__(
@@ -65,37 +65,38 @@ class PerUserIndexCache:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close all that is open."""
+        """Close all open indexes."""
         self.close()
 
     @property
     def embedder(self) -> Embedder:
-        """The embedder that made the vectors, opened when first needed, one for all."""
+        """The embedder that made the vectors, opened when first needed, shared by all users."""
         return self._vectors.embedder
 
     def seen_by(self, access: AccessContext | None) -> Index:
-        """Return the index as it is now and as one asker sees it; not to be closed.
+        """Return the newest index that a user may see; the caller must not close it.
 
         Args:
-            access: Who asks; None for the default.
+            access: Access context of the user; None for the default.
 
         Raises:
-            DataError: If the index has tenants and nobody is named, or has none and somebody is.
+            DataError: If an index with tenants has no access context, or one without tenants has
+                one.
         """
-        asker = access or self.default
+        context = access or self.default
         with self._lock:
-            index = self._indexes.pop(asker, None)
+            index = self._indexes.pop(context, None)
             if index is None:
                 index = Index.open(
-                    self.folder, access=asker, embedder=self._vectors.embedder, verify=False
+                    self.folder, access=context, embedder=self._vectors.embedder, verify=False
                 )
-            self._indexes[asker] = index = index.newest()
+            self._indexes[context] = index = index.newest()
             if len(self._indexes) > _MAX_OPEN_INDEXES:
-                self._indexes.popitem(last=False)  # closed once the last answer from it is given
+                self._indexes.popitem(last=False)  # closed by the last reference to it
             return index
 
     def close(self) -> None:
-        """Close all that is open."""
+        """Close all open indexes."""
         with self._lock:
             for index in self._indexes.values():
                 index.close()

@@ -1,14 +1,14 @@
 """Search view: the passages that an access context may see, and their search engines.
 
-Two sets of documents: the *population*, which whoever asks may know of, and of these the ones that
-a filter leaves. Both searches look at the filter's rows alone, at any selectivity; statistics of
-words are counted over the population, so that a filter changes no score, and nothing that may not
-be seen shows in one.
+There are two sets of documents: the *population*, which the access context allows, and the subset
+that matches the filters. Searches look only at the filtered rows, at any selectivity; term
+statistics are counted over the population, so that filters do not change scores, and documents
+that may not be seen do not affect them.
 
-An index made with ``access: tenants`` denies: a document is seen only by an Access of its tenant
-that holds one of its labels. A document without tenant or without labels is seen by nobody; the
-label ``public`` is held by everybody of the tenant. The rule is part of the statement that loads
-what an opened index shows, so that there is no second way to its passages, counts and statistics.
+An index with ``access: tenants`` denies by default: a document is visible only to access contexts
+of its tenant with one of its labels. A document without tenant or labels is visible to nobody; the
+label ``public`` stands for everybody of the tenant. The rule is part of the SQL statement that
+loads the documents, so that passages, counts and statistics cannot bypass it.
 """
 
 from __future__ import annotations
@@ -58,13 +58,11 @@ __all__ = [
 
 
 RowRanking = list[tuple[int, float]]
-
-
 _SLACK = 16
 
 
 class SearchView:
-    """Rows of an open snapshot, in order of path and position, and what searches them."""
+    """Rows of an open snapshot, in order of path and position, with their search engines."""
 
     everyone: PassageRows
     keywords: KeywordEngine
@@ -79,41 +77,43 @@ class SearchView:
         population: SqlCondition,
         filters: tuple[FilterExpression, ...] = (),
         *,
-        wider: SearchView | None = None,
+        parent: SearchView | None = None,
         older: SearchView | None = None,
     ) -> None:
-        """Load what a condition and filters leave of a snapshot.
+        """Load the documents of a snapshot that match a condition and filters.
 
         Args:
-            opened: The snapshot.
-            population: What a document must meet to be known of.
-            filters: What it must meet to be found.
-            wider: A view of the same snapshot and population, whose engines are shared.
-            older: A view of the same population and filters: where since then documents have gone
-                and nothing else has happened, its tables are taken over without them.
+            opened: Reader of the snapshot.
+            population: Access condition of the documents.
+            filters: Filters of the documents that can be found.
+            parent: A view of the same snapshot and population, whose engines are shared.
+            older: A view of the same population and filters: if only deletions happened since then,
+                its tables are reused without the deleted documents.
 
         Raises:
-            DataError: If a filter names an unknown field, or another kind of value.
+            DataError: If a filter names an unknown field, or a value of the wrong type.
         """
         self.opened, self.population, self.filters = opened, population, filters
-        gone = older.opened.list_deleted(opened) if older is not None else None
-        if wider is None:
-            self._share(older.everyone.table.without(gone) if older and gone is not None else None)
+        deleted = older.opened.list_deleted(opened) if older is not None else None
+        if parent is None:
+            self._share(
+                older.everyone.table.without(deleted) if older and deleted is not None else None
+            )
         else:
-            self.everyone, self._fields = wider.everyone, wider._fields
-            self.keywords, self.dense = wider.keywords, wider.dense
-            self.sparse, self.tokens = wider.sparse, wider.tokens
+            self.everyone, self._fields = parent.everyone, parent._fields
+            self.keywords, self.dense = parent.keywords, parent.dense
+            self.sparse, self.tokens = parent.sparse, parent.tokens
         if not filters:
             self.rows = self.everyone
-        elif older is not None and gone is not None:
-            self.rows = self._number(older.rows.table.without(gone))
+        elif older is not None and deleted is not None:
+            self.rows = self._number(older.rows.table.without(deleted))
         else:
             self.rows = self._number(opened.load(self.condition, self.everyone.table))
         self.mask = self.rows.mask if filters else None
-        self.standing: NDArray[np.bool_] | None = None
+        self.match_mask: NDArray[np.bool_] | None = None
 
     def _share(self, table: DocumentTable | None) -> None:
-        """Make what views of this population have in common."""
+        """Load the tables and engines that views of the same population share."""
         self.everyone = self._number(table or self.opened.load(self.population))
         self.keywords = self.opened.open_keywords(self.everyone, self.population)
         self.dense = self.opened.open_dense(self.everyone, self.population)
@@ -125,63 +125,63 @@ class SearchView:
 
     @cached_property
     def condition(self) -> SqlCondition:
-        """What a document must meet to be found: population and filters."""
+        """SQL condition of the documents that can be found: population and filters."""
         condition = self.population
-        for number, one in enumerate(self.filters):
-            own = compile_filter(one, self.fields, f"f{number}_", self.opened.dialect)
-            condition = condition.join(own)
+        for number, expression in enumerate(self.filters):
+            compiled = compile_filter(expression, self.fields, f"f{number}_", self.opened.dialect)
+            condition = condition.join(compiled)
         return condition
 
     @property
     def fields(self) -> Mapping[str, frozenset[FieldKind]]:
-        """The fields that documents of the population have, with the kinds of their values."""
+        """Fields of the population's documents, with the types of their values."""
         if self._fields is None:
-            found: dict[str, set[FieldKind]] = {}
+            kinds_by_name: dict[str, set[FieldKind]] = {}
             for name, kind in self.opened.list_fields(self.population):
-                found.setdefault(name, set()).add(cast("FieldKind", kind))
-            self._fields = {name: frozenset(kinds) for name, kinds in found.items()}
+                kinds_by_name.setdefault(name, set()).add(cast("FieldKind", kind))
+            self._fields = {name: frozenset(kinds) for name, kinds in kinds_by_name.items()}
         return self._fields
 
     def search_dense(
         self, vector: NDArray[np.float32], k: int, search: str | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best ``k`` places and their scores, best first.
+        """Return the positions of the best ``k`` rows and their scores, best first.
 
         Args:
-            vector: The query's, (D,).
-            k: How many.
-            search: ``exact`` or ``approximate``; None for what the index's settings say.
+            vector: Query vector, (D,).
+            k: Maximum number of rows.
+            search: ``exact`` or ``approximate``; None for the index's setting.
         """
         is_near = is_approximate(self.opened.description["settings"], len(self.everyone), search)
         return self.dense.search(
             vector, k, mask=self.mask, condition=self.condition, is_near=is_near
         )
 
-    def narrow(self, wanted: str | FilterExpression) -> SearchView:
-        """Return the view that a further filter leaves of this one.
+    def filter_documents(self, expression: str | FilterExpression) -> SearchView:
+        """Return the view restricted by a further filter.
 
         Raises:
-            DataError: If the filter cannot be read, or names an unknown field.
+            DataError: If the filter cannot be parsed, or names an unknown field.
         """
-        one = parse_filter(wanted) if isinstance(wanted, str) else wanted
-        return SearchView(self.opened, self.population, (*self.filters, one), wider=self)
+        parsed = parse_filter(expression) if isinstance(expression, str) else expression
+        return SearchView(self.opened, self.population, (*self.filters, parsed), parent=self)
 
-    def within(self, standing: NDArray[np.bool_]) -> SearchView:
-        """Return this view with fewer passages to be found: of the places those set, (P,).
+    def restrict_rows(self, match_mask: NDArray[np.bool_]) -> SearchView:
+        """Return this view restricted to passages by a mask over the segments' rows, (P,).
 
-        Rows keep their numbers.
+        Row numbers do not change.
         """
         narrower = copy(self)
-        narrower.standing = standing & self.rows.mask
-        narrower.mask = narrower.standing
+        narrower.match_mask = match_mask & self.rows.mask
+        narrower.mask = narrower.match_mask
         return narrower
 
-    def stands(self, row: int) -> bool:
-        """Return whether a row may be found by the query that this view is for."""
-        return self.standing is None or bool(self.standing[self.rows.places[row]])
+    def is_match(self, row: int) -> bool:
+        """Return whether a row is in the mask of this view's query."""
+        return self.match_mask is None or bool(self.match_mask[self.rows.places[row]])
 
     def follow(self) -> SearchView:
-        """Return the newest snapshot's view of the same population and filters."""
+        """Return the newest snapshot's view with the same population and filters."""
         return SearchView(self.opened.follow(), self.population, self.filters, older=self)
 
     def rank(
@@ -191,18 +191,18 @@ class SearchView:
     ) -> RowRanking:
         """Return the best ``k`` rows of a search over the segments' rows, ties by row.
 
-        The search breaks ties by the segments' order, so it is asked for more until the last score
-        is below that of place ``k``: all that tie are then known.
+        The search breaks ties by the segments' order, so its depth is increased until the last
+        score is below that of rank ``k``: all ties are then known.
         """
         depth = k + _SLACK
         while True:
-            found, scores = search(depth)
-            if len(found) < depth or scores[-1] < scores[k - 1]:
+            positions, scores = search(depth)
+            if len(positions) < depth or scores[-1] < scores[k - 1]:
                 break
             depth *= 4
-        seen = self.rows.rows[found]
-        order = np.lexsort((seen, -scores))[:k]
-        return [(int(seen[at]), float(scores[at])) for at in order]
+        rows = self.rows.rows[positions]
+        order = np.lexsort((rows, -scores))[:k]
+        return [(int(rows[index]), float(scores[index])) for index in order]
 
     def _number(self, table: DocumentTable) -> PassageRows:
         return PassageRows(table, self.opened.size, self.opened.where)
@@ -212,43 +212,39 @@ def find_top_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
     """Return the positions of the ``k`` highest scores, best first, ties by position."""
     if k < len(scores):
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-        found = np.flatnonzero(scores >= limit)
+        candidates = np.flatnonzero(scores >= limit)
     else:
-        found = np.arange(len(scores))
-    order = np.lexsort((found, -scores[found]))
-    return found[order][:k]
+        candidates = np.arange(len(scores))
+    order = np.lexsort((candidates, -scores[candidates]))
+    return candidates[order][:k]
 
 
 AUDIT_FILE = "audit.jsonl"
-
-
 _PUBLIC_LABEL = "public"
-
-
 _MAX_PRINCIPALS = 1_000
 
 
 @dataclass(frozen=True)
 class AccessContext:
-    """Who asks: a tenant, and the principals (users, groups) that labels may name."""
+    """Identity of a user: a tenant, and principals (user and groups) that labels may name."""
 
     tenant: str
     principals: frozenset[str] = frozenset()
 
     def __init__(self, tenant: str, principals: Iterable[str] = ()) -> None:
-        """Ask as one of a tenant.
+        """Create an access context.
 
         Args:
-            tenant: Its name; not empty.
-            principals: What the asker is or belongs to, as labels have it.
+            tenant: Name of the tenant; not empty.
+            principals: Names of the user and its groups, as used in labels.
 
         Raises:
-            DataError: If the tenant has no name, or the principals are too many.
+            DataError: If the tenant has no name, or there are too many principals.
         """
         names = frozenset(principals)
         if not tenant or len(names) > _MAX_PRINCIPALS:
             raise DataError(
-                f"nobody asks as tenant {tenant!r:.40} with {len(names)} principals",
+                f"tenant {tenant!r:.40} with {len(names)} principals is not an access context",
                 code="rag.bad-access",
                 expected=f"a tenant's name, and at most {_MAX_PRINCIPALS} principals",
                 next="give --tenant, and --principal for each user or group",
@@ -257,70 +253,70 @@ class AccessContext:
         object.__setattr__(self, "principals", names)
 
     def condition(self) -> SqlCondition:
-        """Return what a document must meet to be seen."""
-        names = [(f"label{at}", label) for at, label in enumerate(sorted(self.principals))]
+        """Return the SQL condition of visible documents."""
+        names = [(f"label{number}", label) for number, label in enumerate(sorted(self.principals))]
         names.append(("label_public", _PUBLIC_LABEL))
-        marks = ", ".join(f":{name}" for name, _ in names)
+        placeholders = ", ".join(f":{name}" for name, _ in names)
         return SqlCondition(
             "d.tenant = :tenant AND d.key IN "  # noqa: S608
-            f"(SELECT document FROM labels WHERE label IN ({marks}))",
+            f"(SELECT document FROM labels WHERE label IN ({placeholders}))",
             (("tenant", self.tenant), *names),
         )
 
 
 def build_access_condition(rule: str, access: AccessContext | None, where: Path) -> SqlCondition:
-    """Return what documents must meet for an asker, by an index's rule; deny where it is unclear.
+    """Return the SQL condition of visible documents by an index's access rule.
 
     Args:
-        rule: ``open`` or ``tenants``, as the index was made.
-        access: Who asks.
-        where: The index, for errors.
+        rule: ``open`` or ``tenants``, the access setting of the index.
+        access: Access context, or None.
+        where: Path of the index, for errors.
 
     Raises:
-        DataError: If the index has tenants and nobody is named, or has none and somebody is.
+        DataError: If an index with tenants has no access context, or one without tenants has one.
     """
     if rule == "open" and access is None:
         return SqlCondition()
     if access is None:
         raise DataError(
-            "the index has tenants, and nobody is named who asks",
+            "the index has tenants, and no access context is given",
             code="rag.access-needed",
             where=str(where),
-            expected="an Access: a tenant and its principals",
-            next="Index.open(path, access=Access(tenant, principals)), or --tenant NAME",
+            expected="an AccessContext: a tenant and its principals",
+            next="Index.open(path, access=AccessContext(tenant, principals)), or --tenant NAME",
         )
     if rule == "open":
         raise DataError(
-            "the index has no tenants: everybody who may open it sees all of it",
+            "the index has no tenants: everybody who can open it sees all of it",
             code="rag.no-tenants",
             where=str(where),
-            expected="an index made with access: tenants",
+            expected="an index built with access: tenants",
             next="leave the tenant out, or build the index with access=tenants metadata=FILE",
         )
     return access.condition()
 
 
 class AuditLog:
-    """A line for every query, appended to a file beside the index; no text of it unless asked."""
+    """Log of queries, one JSON line each, in a file beside the index; without texts by default."""
 
     def __init__(
-        self, home: Path, access: AccessContext | None, *, with_text: bool = False
+        self, folder: Path, access: AccessContext | None, *, with_text: bool = False
     ) -> None:
         """Write to ``audit.jsonl`` in ``home``."""
-        self.path, self.access, self.with_text = home / AUDIT_FILE, access, with_text
+        self.path, self.access, self.with_text = folder / AUDIT_FILE, access, with_text
 
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:
         """Append one line.
 
         Args:
-            kind: ``query``, ``read``, or ``cached`` for an answer that was kept.
-            text: What was asked; its digest is kept.
-            snapshot: The number of the snapshot that was asked.
-            digest: And its digest.
-            ids: Of the passages that were given, or of the document.
+            kind: ``query``, ``read``, or ``cached`` for a cached answer.
+            text: Text of the query or id; only its digest is logged by default.
+            snapshot: Number of the snapshot.
+            digest: Digest of the snapshot.
+            ids: Ids of the returned passages, or of the document.
 
         Raises:
-            ResourceError: If it cannot be written: what cannot be noted is not given.
+            ResourceError: If the line cannot be written; the query must then not be answered.
         """
         line: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -343,7 +339,7 @@ class AuditLog:
                 os.close(descriptor)
         except OSError as error:
             raise ResourceError(
-                f"the query cannot be noted, so it is not answered: {error.strerror or error}",
+                f"the query cannot be logged, so it is not answered: {error.strerror or error}",
                 code="rag.audit",
                 where=str(self.path),
                 expected="a file that can be appended to",

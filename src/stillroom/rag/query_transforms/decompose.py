@@ -1,8 +1,8 @@
 """Search also for the simpler questions that make up a query.
 
 Source: Press et al. 2022, "Measuring and Narrowing the Compositionality Gap in Language Models"
-(self-ask), arXiv:2210.03350. Differs from the paper: all parts are asked for at once, before any is
-answered, so a part cannot name what another one finds; hits are fused by reciprocal rank.
+(self-ask), arXiv:2210.03350. Differs from the paper: all parts are generated at once, before any is
+answered, so a part cannot use the answer of another; hits are fused by reciprocal rank.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _REQUEST = (
 
 
 class Decompose(QueryTransform):
-    """The query beside its parts."""
+    """The query and its simpler parts."""
 
     paper: ClassVar[str] = "arXiv:2210.03350"
 
-    parts: int = Field(4, ge=2, le=16, description="how many parts at most")
+    parts: int = Field(4, ge=2, le=16, description="maximum number of parts")
     max_new_tokens: int = Field(
-        256, ge=16, le=2048, description="longest answer of the model, in tokens"
+        256, ge=16, le=2048, description="maximum length of the model's answer, in tokens"
     )
 
     @override

@@ -24,38 +24,38 @@ __all__ = ["Expand"]
 
 
 class Expand(QueryTransform):
-    """Expands the keyword side of a query; its text, and so its vector, stay."""
+    """Expands the terms of a query; its text, and so its vector, stay the same."""
 
     paper: ClassVar[str] = "Abdul-Jaleel et al. 2004, TREC"
 
-    passages: int = Field(10, ge=1, le=100, description="how many first passages feed back")
-    terms: int = Field(10, ge=1, le=200, description="how many terms are added")
-    original: float = Field(0.5, ge=0, le=1, description="share of the query's own terms")
+    passages: int = Field(10, ge=1, le=100, description="number of feedback passages")
+    terms: int = Field(10, ge=1, le=200, description="number of added terms")
+    original: float = Field(0.5, ge=0, le=1, description="weight of the query's own terms")
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        own = index.analyzer.query_terms(query.text)
+        query_terms = index.analyzer.query_terms(query.text)
         first = index.search_keyword(query, self.passages)
         total = sum(score for _, score in first)
-        if not own or total <= 0:
+        if not query_terms or total <= 0:
             return [query]
         relevance: defaultdict[str, float] = defaultdict(float)
         for row, score in first:
             passage = index.passage_at(row)
-            held = Counter(
+            counts = Counter(
                 term
                 for term in index.analyzer.terms(passage.text, passage.language)
                 if term not in index.analyzer.stop_words
             )
-            length = sum(held.values())
-            for term, count in held.items():
+            length = sum(counts.values())
+            for term, count in counts.items():
                 relevance[term] += count / length * score / total
         strongest = sorted(relevance, key=lambda term: (-relevance[term], term))[: self.terms]
         mass = sum(relevance[term] for term in strongest) or 1.0
-        size = sum(own.values())
-        weights = {term: self.original * count / size for term, count in own.items()}
+        size = sum(query_terms.values())
+        weights = {term: self.original * count / size for term, count in query_terms.items()}
         for term in strongest:
             share = (1 - self.original) * relevance[term] / mass
             weights[term] = weights.get(term, 0.0) + share
-        kept = {term: weight for term, weight in weights.items() if weight > 0}
-        return [Query(query.text, kept or own, query.drafts)]
+        positive = {term: weight for term, weight in weights.items() if weight > 0}
+        return [Query(query.text, positive or query_terms, query.drafts)]

@@ -2,7 +2,7 @@
 
 Source: Gao et al. 2022, "Precise Zero-Shot Dense Retrieval without Relevance Labels",
 arXiv:2212.10496: the query's vector is averaged with those of the drafts. Drafts may be false: they
-only search, and are never shown or cited.
+are used for search only, and are never shown or cited.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ __all__ = ["Hyde"]
 
 
 class Hyde(QueryTransform):
-    """Adds drafts to the dense side of a query; its words stay."""
+    """Adds drafts to the dense side of a query; its terms stay the same."""
 
     paper: ClassVar[str] = "arXiv:2212.10496"
 
-    drafts: int = Field(1, ge=1, le=16, description="how many passages are imagined")
-    max_new_tokens: int = Field(80, ge=8, le=1024, description="longest draft, in tokens")
+    drafts: int = Field(1, ge=1, le=16, description="number of generated passages")
+    max_new_tokens: int = Field(
+        80, ge=8, le=1024, description="maximum length of a draft, in tokens"
+    )
     temperature: float = Field(
-        0.7, ge=0, le=2, description="how freely drafts after the first are drawn"
+        0.7, ge=0, le=2, description="sampling temperature of drafts after the first"
     )
 
     @override
@@ -58,5 +60,7 @@ class Hyde(QueryTransform):
             for number in range(self.drafts)
         ]
         completions = model.generate([prompt] * self.drafts, samplings)
-        drafts = tuple(one.text.strip() for one in completions if one.text.strip())
+        drafts = tuple(
+            completion.text.strip() for completion in completions if completion.text.strip()
+        )
         return [replace(query, drafts=drafts)]

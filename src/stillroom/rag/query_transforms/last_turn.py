@@ -1,8 +1,8 @@
 """Rewrite the last turn of a conversation as a standalone question.
 
 Source: Vakulenko et al. 2020, "Question Rewriting for Conversational Question Answering",
-arXiv:2004.14652. Differs from the paper: any model rewrites, untrained. A query without history is
-left as it is, and no model asked.
+arXiv:2004.14652. Differs from the paper: any model rewrites, without training. A query without
+history is unchanged, without a call to the model.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ _MAX_TURN_LENGTH = 1000
 
 
 class LastTurn(QueryTransform):
-    """The standalone question, in place of the query."""
+    """The standalone question instead of the query."""
 
     paper: ClassVar[str] = "arXiv:2004.14652"
 
-    turns: int = Field(6, ge=1, le=100, description="how many last turns the model is shown")
+    turns: int = Field(6, ge=1, le=100, description="number of last turns in the prompt")
     max_new_tokens: int = Field(
-        128, ge=16, le=2048, description="longest answer of the model, in tokens"
+        128, ge=16, le=2048, description="maximum length of the model's answer, in tokens"
     )
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
         if not query.history:
             return [query]
-        model = require_model(model, "the transform last_turn", "a question that stands alone")
-        shown = "\n".join(
+        model = require_model(model, "the transform last_turn", "a standalone question")
+        turns = "\n".join(
             f"{message.role}: {' '.join(message.content.split())[:_MAX_TURN_LENGTH]}"
             for message in query.history[-self.turns :]
         )
-        written = generate_texts(
+        rewritten = generate_texts(
             model,
-            _REQUEST.format(turns=shown, query=query.text),
+            _REQUEST.format(turns=turns, query=query.text),
             most=1,
             max_new_tokens=self.max_new_tokens,
             method="last_turn",
         )
-        return [replace(query, text=written[0], history=())] if written else [query]
+        return [replace(query, text=rewritten[0], history=())] if rewritten else [query]

@@ -2,7 +2,7 @@
 
 Source: Rackauckas 2024, "RAG-Fusion: a New Take on Retrieval-Augmented Generation",
 arXiv:2402.03367: the hits of all queries are fused by reciprocal rank. The query itself is searched
-first, and stays what rerankers read.
+first, and is the one that rerankers read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _REQUEST = (
 
 
 class MultiQuery(QueryTransform):
-    """The query beside a model's rewordings of it."""
+    """The query and a model's rewordings of it."""
 
     paper: ClassVar[str] = "arXiv:2402.03367"
 
-    rewrites: int = Field(4, ge=1, le=16, description="how many rewordings are asked for")
+    rewrites: int = Field(4, ge=1, le=16, description="number of rewordings")
     max_new_tokens: int = Field(
-        256, ge=16, le=2048, description="longest answer of the model, in tokens"
+        256, ge=16, le=2048, description="maximum length of the model's answer, in tokens"
     )
 
     @override

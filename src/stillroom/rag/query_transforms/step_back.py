@@ -28,12 +28,12 @@ _REQUEST = (
 
 
 class StepBack(QueryTransform):
-    """The query beside the general question behind it."""
+    """The query and a more general question behind it."""
 
     paper: ClassVar[str] = "arXiv:2310.06117"
 
     max_new_tokens: int = Field(
-        128, ge=16, le=2048, description="longest answer of the model, in tokens"
+        128, ge=16, le=2048, description="maximum length of the model's answer, in tokens"
     )
 
     @override

@@ -1,3 +1,3 @@
 """Rerankers: methods that reorder retrieved passages, one to a file."""
 
-SEAM = "how found passages are ordered anew, query and passage read together"
+SEAM = "reordering of retrieved passages by query and passage together"

@@ -1,8 +1,8 @@
 """Score query and passage together with a cross-encoder.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
-paper: any sequence-classification checkpoint with one label, or two, is taken; a passage is read
-under its title and headings.
+paper: any sequence-classification checkpoint with one or two labels can be used; a passage is read
+with its title and headings.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["CrossEncoder"]
 
 
 class CrossEncoder(PassageReranker):
-    """Pointwise scores of a model that reads both texts."""
+    """Pointwise scores of a cross-encoder."""
 
     paper: ClassVar[str] = "arXiv:1901.04085"
 
     checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the cross-encoder")
     max_tokens: int | None = Field(
-        None, ge=32, description="tokens of query and passage together; by default the model's"
+        None, ge=32, description="maximum tokens of query and passage; by default the model's"
     )
-    depth: int = Field(50, ge=1, le=1000, description="how many first hits are read")
+    depth: int = Field(50, ge=1, le=1000, description="number of first hits that are scored")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
 
     @override

@@ -1,6 +1,6 @@
 """Score passages with a reranking server: Cohere, Jina, vLLM, Infinity (POST /v1/rerank).
 
-Passages leave this machine if the address is another's. What the server does is up to the server.
+Passages leave this machine if the address is on another one. The scores depend on the server.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ class Endpoint(PassageReranker):
     paper: ClassVar[str] = ""
 
     address: str = Field(
-        pattern=r"^https?://", description="with the model's name: http://host:8000/v1#name"
+        pattern=r"^https?://", description="address with the model's name: http://host:8000/v1#name"
     )
     api_key_env: str = Field(
         "OPENAI_API_KEY",
         description="environment variable with the key; never sent over plain http to another "
         "machine",
     )
-    depth: int = Field(50, ge=1, le=1000, description="how many first hits are sent")
-    tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
-    read_timeout_s: float = Field(60, gt=0, description="seconds until an answer comes")
+    depth: int = Field(50, ge=1, le=1000, description="number of first hits that are sent")
+    tries: int = Field(
+        6, ge=1, le=20, description="maximum attempts per request, the first included"
+    )
+    read_timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
 
     @override
     def rerank(

@@ -3,16 +3,15 @@
 Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Search via
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
 the highest cosine with a token of the passage (MaxSim). Differs from the paper: the token states
-are those of an embedder that was trained for one vector a text, no mask tokens are added to the
-query, its tokens count by how rare their words are, and the first retriever's order is kept by
-adding its scores, put between 0 and 1. A passage is read as it was embedded, under its title and
-headings. An index that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
+are those of an embedder that was trained for one vector per text, no mask tokens are added to the
+query, its tokens are weighted by the rarity of their words, and the first retriever's min-max
+scores are added to keep its order. A passage is read as it was embedded, with its title and
+headings. An index with token vectors (``tokens``) uses those, for example a ColBERT's.
 
-An embedder gives a vector for every token, the ones of ``the`` and of the question mark too. Here
-each takes the idf of the word that it is a piece of; stop words and marks take 0. Which token is a
-piece of which word follows from counting the tokens of each word alone, which holds for tokenizers
-that cut at spaces and marks first (WordPiece); where the counts do not add up to the tokens there
-are, nothing is known, and all count alike.
+An embedder has a vector for every token, stop words and punctuation included. Each token is
+weighted by the idf of its word; stop words and punctuation have weight 0. The word of a token is
+found by counting the tokens of each word alone, which is exact for tokenizers that split at spaces
+and punctuation first (WordPiece); where the counts do not add up, all weights are equal.
 """
 
 from __future__ import annotations
@@ -54,19 +53,19 @@ def weigh_tokens(text: str, count: int, index: Index) -> NDArray[np.float32]:
     """Return the weight of each token of a query, (Q,), 0 or more, with a mean of 1.
 
     Args:
-        text: The query.
-        count: How many tokens its embedder gave vectors for.
-        index: Whose words tell what is rare, and whose embedder's tokens are counted.
+        text: Query text.
+        count: Number of token vectors of the query, Q.
+        index: Index whose lexicon gives the idf, and whose embedder counts the tokens.
     """
-    alike = np.ones(count, dtype=np.float32)
+    equal = np.ones(count, dtype=np.float32)
     weights: list[float] = []
     for piece in _WORD_PIECES.findall(text):
         weights += [_compute_rarity(piece, index)] * index.embedder.count_tokens(piece)
         if len(weights) > count:
-            return alike
+            return equal
     total = sum(weights)
     if len(weights) != count or total <= 0:
-        return alike
+        return equal
     return np.asarray(weights, dtype=np.float32) * np.float32(count / total)
 
 
@@ -76,18 +75,16 @@ def _compute_rarity(piece: str, index: Index) -> float:
 
 
 class LateInteraction(PassageReranker):
-    """MaxSim over token states, beside the first order."""
+    """MaxSim over token states, combined with the first scores."""
 
     paper: ClassVar[str] = "arXiv:2004.12832"
 
-    weight: float = Field(
-        0.5, ge=0, le=1, description="share of MaxSim; the rest is the first order's scores"
-    )
-    depth: int = Field(20, ge=1, le=1000, description="how many first hits are read")
+    weight: float = Field(0.5, ge=0, le=1, description="weight of MaxSim against the first scores")
+    depth: int = Field(20, ge=1, le=1000, description="number of first hits that are scored")
     by_rarity: bool = Field(
         True,
-        description="let each of the query's tokens count by how rare its word is in the index; "
-        "false lets all count alike, as ColBERT does and as its checkpoints always do here",
+        description="weight each query token by the idf of its word in the index; false weights "
+        "all equally, as ColBERT does and as its checkpoints always do here",
     )
 
     @override
@@ -100,31 +97,35 @@ class LateInteraction(PassageReranker):
     ) -> list[Hit]:
         head = list(hits[: self.depth])
         if index.has_tokens and head:
-            return self._by_kept(query, hits, head, index)
+            return self._rerank_by_stored(query, hits, head, index)
         embedder = index.embedder
         if not isinstance(embedder, TokenEmbedder):
             raise DataError(
                 "the index's embedder gives no token states",
                 code="rag.no-token-states",
                 where=str(index.description.embedder["reference"]),
-                expected="an index made with a sentence-transformers folder",
-                next="use another reranker, as proximity or mmr",
+                expected="an index built with a sentence-transformers folder",
+                next="use another reranker, such as proximity or mmr",
             )
         if not head:
             return []
-        (asked,) = embedder.embed_tokens([query.text], kind="query")
+        (query_states,) = embedder.embed_tokens([query.text], kind="query")
         passages = [hit.passage for hit in head]
-        headed = bool(index.description.settings.get("with_headings", True))
-        texts = build_embedding_texts(passages, index.embedder, with_headings=headed)
-        read = embedder.embed_tokens(texts, kind="passage")
+        with_headings = bool(index.description.settings.get("with_headings", True))
+        texts = build_embedding_texts(passages, index.embedder, with_headings=with_headings)
+        passage_states = embedder.embed_tokens(texts, kind="passage")
         if self.by_rarity:
-            asked = asked * weigh_tokens(query.text, len(asked), index)[:, None]
-        return self._order(hits, head, [_max_sim(asked, states) for states in read])
+            query_states = (
+                query_states * weigh_tokens(query.text, len(query_states), index)[:, None]
+            )
+        return self._order(
+            hits, head, [_max_sim(query_states, states) for states in passage_states]
+        )
 
-    def _by_kept(
+    def _rerank_by_stored(
         self, query: Query, hits: Sequence[Hit], head: Sequence[Hit], index: Index
     ) -> list[Hit]:
-        """Order by the token vectors that the index keeps; nothing is read again."""
+        """Order by the token vectors of the index, without encoding passages again."""
         rows = [index.row_of(hit.passage.id) for hit in head]
         weigh = None
         if self.by_rarity and index.description.settings["tokens"]["model"] == EMBEDDER_REFERENCE:
@@ -132,18 +133,20 @@ class LateInteraction(PassageReranker):
         known = dict(index.search_tokens(query, len(rows), rows, weigh=weigh))
         return self._order(hits, head, [known.get(row, 0.0) for row in rows])
 
-    def _order(self, hits: Sequence[Hit], head: Sequence[Hit], close: Sequence[float]) -> list[Hit]:
-        close = normalize_scores(close, "minmax")
+    def _order(
+        self, hits: Sequence[Hit], head: Sequence[Hit], similarities: Sequence[float]
+    ) -> list[Hit]:
+        similarities = normalize_scores(similarities, "minmax")
         first = normalize_scores([hit.score for hit in head], "minmax")
         scores = [
-            self.weight * own + (1 - self.weight) * old
-            for own, old in zip(close, first, strict=True)
+            self.weight * similarity + (1 - self.weight) * score
+            for similarity, score in zip(similarities, first, strict=True)
         ]
         return sort_hits(hits, scores)
 
 
 def _max_sim(query: Vectors, passage: Vectors) -> float:
-    """Return the mean over the query's tokens of the nearest of the passage's; 0 of none."""
+    """Return the mean over the query's tokens of the largest product with a passage token, or 0."""
     if not len(query) or not len(passage):
         return 0.0
     return float((query @ passage.T).max(axis=1).mean())

@@ -2,9 +2,9 @@
 
 Source: Carbonell and Goldstein 1998, "The Use of MMR, Diversity-Based Reranking for Reordering
 Documents and Producing Summaries", SIGIR: argmax of lambda * sim1(d, q) - (1 - lambda) * max over
-chosen s of sim2(d, s). Sim2 is the cosine of the index's own vectors; sim1 is the cosine with the
-query, or the first order's scores put between 0 and 1. The score of a hit is the value it was
-chosen with, or that of the hit before it where that is lower (cosines below 0 can raise a value).
+selected s of sim2(d, s). Sim2 is the cosine of the index's vectors; sim1 is the cosine with the
+query, or the first retriever's min-max scores. The score of a hit is the value it was selected
+with, or that of the hit before it if that is lower (cosines below 0 can raise a value).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Mmr(PassageReranker):
     paper: ClassVar[str] = "doi:10.1145/290941.291025"
 
     balance: float = Field(
-        0.7, ge=0, le=1, description="lambda: 1 is relevance alone, 0 is difference alone"
+        0.7, ge=0, le=1, description="lambda: 1 is relevance only, 0 is diversity only"
     )
     relevance: Literal["retrieved", "vectors"] = Field(
-        "retrieved", description="what relevance is: the first order's scores, or the cosine"
+        "retrieved", description="sim1: the first retriever's scores, or the cosine"
     )
 
     @override
@@ -53,30 +53,33 @@ class Mmr(PassageReranker):
             return []
         vectors = index.vectors_of([index.row_of(hit.passage.id) for hit in hits])
         if self.relevance == "vectors":
-            wanted = vectors @ index.embed_query(query)
+            relevance = vectors @ index.embed_query(query)
         else:
-            wanted = np.asarray(normalize_scores([hit.score for hit in hits], "minmax"))
-        order = _select_positions(wanted.astype(np.float64), vectors @ vectors.T, self.balance)
-        return [Hit(hits[at].passage, score, rank) for rank, (at, score) in enumerate(order, 1)]
+            relevance = np.asarray(normalize_scores([hit.score for hit in hits], "minmax"))
+        order = _select_positions(relevance.astype(np.float64), vectors @ vectors.T, self.balance)
+        return [
+            Hit(hits[position].passage, score, rank)
+            for rank, (position, score) in enumerate(order, 1)
+        ]
 
 
 def _select_positions(
-    wanted: NDArray[np.float64], likeness: NDArray[np.float32], balance: float
+    relevance: NDArray[np.float64], similarity: NDArray[np.float32], balance: float
 ) -> list[tuple[int, float]]:
-    """Return positions in the order they are chosen, each with its marginal relevance.
+    """Return positions in the order of their selection, each with its marginal relevance.
 
     Args:
-        wanted: Relevance of each, (N,).
-        likeness: Of each to each, (N, N).
-        balance: Lambda.
+        relevance: Relevance of each passage, (N,).
+        similarity: Similarity of passages, (N, N).
+        balance: Lambda of the formula.
     """
-    left = np.ones(len(wanted), dtype=bool)
-    nearest = np.zeros(len(wanted))
+    remaining = np.ones(len(relevance), dtype=bool)
+    nearest = np.zeros(len(relevance))
     order: list[tuple[int, float]] = []
-    for step in range(len(wanted)):
-        value = balance * wanted - (1 - balance) * nearest
-        at = int(np.argmax(np.where(left, value, -np.inf)))
-        order.append((at, min(float(value[at]), order[-1][1] if order else np.inf)))
-        left[at] = False
-        nearest = likeness[at] if step == 0 else np.maximum(nearest, likeness[at])
+    for step in range(len(relevance)):
+        value = balance * relevance - (1 - balance) * nearest
+        position = int(np.argmax(np.where(remaining, value, -np.inf)))
+        order.append((position, min(float(value[position]), order[-1][1] if order else np.inf)))
+        remaining[position] = False
+        nearest = similarity[position] if step == 0 else np.maximum(nearest, similarity[position])
     return order

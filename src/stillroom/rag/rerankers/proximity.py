@@ -27,12 +27,12 @@ __all__ = ["Proximity"]
 
 
 class Proximity(PassageReranker):
-    """Idf-weighted closeness of query terms, fused with the first order."""
+    """Idf-weighted proximity of query terms, fused with the first order."""
 
     paper: ClassVar[str] = "doi:10.1145/1277741.1277794"
 
-    weight: float = Field(0.5, ge=0, description="weight of closeness against the first order")
-    reach: int = Field(8, ge=1, description="distance in words at which closeness has halved")
+    weight: float = Field(0.5, ge=0, description="weight of proximity against the first order")
+    reach: int = Field(8, ge=1, description="distance in words at which proximity is halved")
 
     @override
     def rerank(
@@ -42,26 +42,29 @@ class Proximity(PassageReranker):
         index: Index,
         model: TextModel | None = None,
     ) -> list[Hit]:
-        wanted = set(index.analyzer.content_terms(query.text))
-        idf = {term: index.lexicon.idf(term) for term in wanted}
+        query_terms = set(index.analyzer.content_terms(query.text))
+        idf = {term: index.lexicon.idf(term) for term in query_terms}
         scores = [self._score(index.analyzer.terms(hit.passage.text), idf) for hit in hits]
-        order = sorted(range(len(hits)), key=lambda at: (-scores[at], at))
-        close = [(at, scores[at]) for at in order if scores[at] > 0]
-        first = [(at, hit.score) for at, hit in enumerate(hits)]
+        order = sorted(range(len(hits)), key=lambda position: (-scores[position], position))
+        close = [(position, scores[position]) for position in order if scores[position] > 0]
+        first = [(position, hit.score) for position, hit in enumerate(hits)]
         fused = fuse_reciprocal_ranks([first, close], weights=[1.0, self.weight])
         return [
-            Hit(hits[at].passage, score, rank) for rank, (at, score) in enumerate(fused, start=1)
+            Hit(hits[position].passage, score, rank)
+            for rank, (position, score) in enumerate(fused, start=1)
         ]
 
     def _score(self, terms: Sequence[str], idf: dict[str, float]) -> float:
-        """Return coverage (idf of the terms held) plus closeness of neighbours that differ."""
-        places = [(at, term) for at, term in enumerate(terms) if term in idf]
-        score = sum(idf[term] for term in sorted({term for _, term in places}))
+        """Return coverage (idf of the contained terms) plus proximity of neighboring terms."""
+        occurrences = [(position, term) for position, term in enumerate(terms) if term in idf]
+        score = sum(idf[term] for term in sorted({term for _, term in occurrences}))
         nearest: dict[tuple[str, str], int] = {}
-        for (at, term), (after, other) in pairwise(places):
-            if term != other:
-                pair = (min(term, other), max(term, other))
-                nearest[pair] = min(nearest.get(pair, after - at), after - at)
+        for (position, term), (next_position, next_term) in pairwise(occurrences):
+            if term != next_term:
+                pair = (min(term, next_term), max(term, next_term))
+                nearest[pair] = min(
+                    nearest.get(pair, next_position - position), next_position - position
+                )
         decay = math.log(2) / self.reach
         return score + sum(
             min(idf[pair[0]], idf[pair[1]]) * math.exp(-decay * (nearest[pair] - 1))

@@ -1,15 +1,15 @@
-"""Discount passages by their document's age, halved every so many days.
+"""Discount passages by their document's age, with a half-life in days.
 
 Source: Li and Croft 2003, "Time-Based Language Models", CIKM, doi:10.1145/956863.956951 (an
 exponential prior on a document's age). Differs from the paper: the first order's scores, as shares
-of the highest, are multiplied by ``floor + (1 - floor) * 0.5 ** (age / half_life)``, so that what
-is old and right keeps a share however old it is. A document's day is a field of it: a date, a text
-that begins with one (``2024-05-31 10:00``), or a year, which counts as its last day; of several the
-newest. What lies in the future has age 0. After ``hybrid``, whose scores lie close together, age
-counts for more than after ``convex``: raise the floor there.
+of the highest, are multiplied by ``floor + (1 - floor) * 0.5 ** (age / half_life)``, so that old
+passages keep a share of their score. A document's day is one of its fields: a date, a text that
+starts with one (``2024-05-31 10:00``), or a year, which counts as its last day; of several values
+the newest counts. A day in the future has age 0. After ``hybrid``, whose scores lie close together,
+age counts more than after ``convex``: raise the floor there.
 
-Does not know: whether a question asks for what is new. A filter (``date >= 2024-01-01``) is for
-those that do.
+The method does not detect whether a question asks for recent documents. Use a filter
+(``date >= 2024-01-01``) for those that do.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _LAST_YEAR = 9999
 
 
 class Recency(PassageReranker):
-    """Decay by a document's age."""
+    """Exponential decay by a document's age."""
 
     paper: ClassVar[str] = "doi:10.1145/956863.956951"
 
     field: str = Field(
-        "date", min_length=1, description="field that holds a document's date or year"
+        "date", min_length=1, description="metadata field with a document's date or year"
     )
-    half_life_days: float = Field(365.0, gt=0, description="age at which the decay is half done")
+    half_life_days: float = Field(365.0, gt=0, description="half-life of the decay, in days")
     floor: float = Field(
-        0.5, ge=0, le=1, description="share of its score that a passage keeps however old it is"
+        0.5, ge=0, le=1, description="minimum share of its score that an old passage keeps"
     )
     undated_days: float | None = Field(
         None, ge=0, description="age of documents without a date; by default half_life_days"
     )
     today: datetime.date | None = Field(
-        None, description="the day that ages are counted to; by default the day of asking, in UTC"
+        None, description="reference day of ages; by default the current day in UTC"
     )
 
     @override
@@ -74,8 +74,8 @@ class Recency(PassageReranker):
         return sort_hits(
             hits,
             [
-                score * self._share(_find_newest_day(held), today)
-                for score, held in zip(first, values, strict=True)
+                score * self._share(_find_newest_day(dates), today)
+                for score, dates in zip(first, values, strict=True)
             ],
         )
 
@@ -95,7 +95,7 @@ class Recency(PassageReranker):
 
 
 def _find_newest_day(values: Sequence[str | float]) -> datetime.date | None:
-    """Return the newest of the days that values name; None where none does."""
+    """Return the newest day among the values, or None."""
     days = [day for value in values if (day := _read_day(value)) is not None]
     return max(days, default=None)
 
@@ -106,8 +106,8 @@ def _read_day(value: str | float) -> datetime.date | None:
         return datetime.date(int(value), 12, 31) if is_year else None
     if _YEAR.fullmatch(value):
         return _read_day(int(value))
-    found = _DAY.match(value)
+    match = _DAY.match(value)
     try:
-        return datetime.date.fromisoformat(found.group()) if found else None
+        return datetime.date.fromisoformat(match.group()) if match else None
     except ValueError:
         return None

@@ -1,1 +1,1 @@
-"""Retrieval steps outside the index: fusion, ordering, window expansion, parent documents."""
+"""Retrieval steps outside the index: fusion, ordering, window expansion, parent passages."""

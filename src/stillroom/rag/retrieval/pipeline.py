@@ -1,11 +1,11 @@
 """Retrieval pipeline: its one-line syntax, and retrieval with parent expansion.
 
-``[TRANSFORM>]RETRIEVER[+RERANKER]``, each a method's name, perhaps with settings after a colon:
-``convex:alpha=0.3+proximity``. Where questions are answered, ``=>ANSWERING[!UNSUPPORTED]`` may
-follow: ``convex=>corrective:max_rounds=1!drop``.
+``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with optional settings after a colon,
+as ``convex:alpha=0.3+proximity``. For answers, ``=>ANSWERING[!UNSUPPORTED]`` may follow, as
+``convex=>corrective:max_rounds=1!drop``.
 
-Source of ``share``: auto-merging, as Haystack and LlamaIndex have it (a parent replaces its
-passages once more than a share of them was found). Here one level, and the best score is kept.
+Source of ``share``: auto-merging, as in Haystack and LlamaIndex (a parent replaces its passages
+once more than a share of them was found). Here one level, with the best score.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ MethodT = TypeVar("MethodT", bound=Method)
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPipeline:
-    """A retriever, with the transform before it and the reranker after it, if any.
+    """A retriever, with an optional query transform and reranker.
 
-    ``answering`` and ``unsupported`` say how a question is answered from what is found.
+    ``answering`` and ``unsupported`` define how a question is answered from the hits.
     """
 
     name: str
@@ -69,39 +69,39 @@ class RetrievalPipeline:
 
 
 def parse_rag_pipeline(text: str) -> RetrievalPipeline:
-    """Return the way that a line describes, with how questions are answered if it says so.
+    """Return the pipeline that a text describes, optionally with its answer strategy.
 
     Raises:
-        RecipeError: If a method or setting is unknown; the nearest is suggested.
+        RecipeError: If a method or setting is unknown; the nearest name is suggested.
     """
-    found, arrow, answering = text.partition("=>")
-    way = replace(parse_pipeline(found), name=text.strip())
+    retrieval_text, arrow, answering = text.partition("=>")
+    pipeline = replace(parse_pipeline(retrieval_text), name=text.strip())
     if not arrow:
-        return way
+        return pipeline
     method, mark, unsupported = answering.partition("!")
     if mark and unsupported.strip() not in get_args(UnsupportedPolicy):
         raise RecipeError(
-            f"{unsupported.strip()!r} is not what is done with unsupported sentences",
+            f"{unsupported.strip()!r} is not a policy for unsupported sentences",
             code="recipe.value",
             where=text,
             expected=f"one of: {', '.join(get_args(UnsupportedPolicy))}",
-            next=f"write {found}=>{method}!drop",
+            next=f"write {retrieval_text}=>{method}!drop",
         )
     return replace(
-        way,
+        pipeline,
         answering=parse_method(ANSWER_STRATEGIES, method),
         unsupported=cast("UnsupportedPolicy", unsupported.strip() or "mark"),
     )
 
 
 def parse_pipeline(text: str) -> RetrievalPipeline:
-    """Return the way that a line describes.
+    """Return the retrieval pipeline that a text describes.
 
     Raises:
-        RecipeError: If a method or setting is unknown; the nearest is suggested.
+        RecipeError: If a method or setting is unknown; the nearest name is suggested.
     """
-    head, arrow, rest = text.rpartition(">")
-    body, plus, last = (rest if arrow else text).partition("+")
+    head, arrow, tail = text.rpartition(">")
+    body, plus, last = (tail if arrow else text).partition("+")
     return RetrievalPipeline(
         text.strip(),
         parse_method(RETRIEVERS, body),
@@ -111,68 +111,70 @@ def parse_pipeline(text: str) -> RetrievalPipeline:
 
 
 def parse_method(seam: Registry[MethodT], text: str) -> MethodT:
-    """Return the method of a seam that ``NAME[:KEY=VALUE,...]`` describes.
+    """Return the method that ``NAME[:KEY=VALUE,...]`` describes.
 
-    A setting that is itself a method takes its settings after another colon, with semicolons
-    between them: ``corrective:grader=yes_no:words=80;upper=0.7``.
+    A setting that is itself a method takes its own settings after another colon, separated by
+    semicolons: ``corrective:grader=yes_no:words=80;upper=0.7``.
 
     Raises:
         RecipeError: If the method or a setting is unknown, or a value is out of bounds.
     """
     name, _, settings = text.strip().partition(":")
-    chosen: dict[str, Any] = {"name": name.strip()}
+    values: dict[str, Any] = {"name": name.strip()}
     for part in filter(None, (part.strip() for part in settings.split(","))):
         key, equals, value = part.partition("=")
         if not equals:
             raise RecipeError(
-                f"{part!r} is no setting",
+                f"{part!r} is not a setting",
                 code="recipe.override",
                 where=text,
                 expected="KEY=VALUE",
                 next=f"write {name}:{key}=VALUE",
             )
-        chosen[key.strip()] = value.strip()
+        values[key.strip()] = value.strip()
     try:
-        return seam.build(_build_nested(seam, chosen))
+        return seam.build(_build_nested(seam, values))
     except ValidationError as error:
-        raise _translate_errors(seam.get(chosen["name"]), error, text) from error
+        raise _translate_errors(seam.get(values["name"]), error, text) from error
 
 
-def _build_nested(seam: Registry[MethodT], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with those that are themselves methods built from their lines."""
-    built = dict(chosen)
-    for key, field in seam.get(chosen["name"]).model_fields.items():
-        choice = next((one for one in field.metadata if isinstance(one, MethodField)), None)
-        if choice is not None and ":" in str(chosen.get(key, "")):
-            built[key] = parse_method(choice.seam, chosen[key].replace(";", ","))
+def _build_nested(seam: Registry[MethodT], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, with nested methods built from their texts."""
+    built = dict(values)
+    for key, field in seam.get(values["name"]).model_fields.items():
+        choice = next((item for item in field.metadata if isinstance(item, MethodField)), None)
+        if choice is not None and ":" in str(values.get(key, "")):
+            built[key] = parse_method(choice.seam, values[key].replace(";", ","))
     return built
 
 
 def _translate_errors(method: type[Method], error: ValidationError, text: str) -> RecipeError:
-    """Return what is wrong with a line's settings, as errors of a recipe are said."""
+    """Return validation errors of a method's settings as errors of a recipe."""
     name, known = method.method_name(), sorted(method.model_fields)
     problems = []
-    for found in error.errors(include_url=False):
-        key = ".".join(map(str, found["loc"]))
-        told = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        code, what, expected = "recipe.value", f"{key}: {found['input']!r:.60} is refused", told
+    for detail in error.errors(include_url=False):
+        key = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        code, problem, expected = (
+            "recipe.value",
+            f"{key}: {detail['input']!r:.60} is refused",
+            message,
+        )
         step = f"stillroom show {name}"
-        if found["type"] == "missing":
-            code, what = "recipe.missing", f"{name} needs {key}"
-            own = method.model_fields.get(key)
-            expected = own.description or "" if own else ""
+        if detail["type"] == "missing":
+            code, problem = "recipe.missing", f"{name} needs {key}"
+            field = method.model_fields.get(key)
+            expected = field.description or "" if field else ""
             step = f"write {name}:{key.replace('.', '=NAME:')}=VALUE"
-        elif found["type"] == "extra_forbidden":
-            code, what = "recipe.unknown-key", f"{key!r} is no setting of {name}"
+        elif detail["type"] == "extra_forbidden":
+            code, problem = "recipe.unknown-key", f"{key!r} is not a setting of {name}"
             expected, step = f"one of: {', '.join(known)}", suggest(key, known)
-        problems.append(Problem(what, code=code, where=text, expected=expected, next=step))
+        problems.append(Problem(problem, code=code, where=text, expected=expected, next=step))
     return RecipeError(problems)
 
 
 _PROBES = 8
-
-
-_PASSAGES_IN_PARENT = 4  # how many times as deep is looked, so that enough parents are found
+_PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
 
 
 def retrieve_with_parents(
@@ -186,17 +188,17 @@ def retrieve_with_parents(
     transform: str | QueryTransform | None = None,
     model: TextModel | None = None,
 ) -> list[Hit]:
-    """Return at most ``k`` hits as they are read: where passages have parents, these.
+    """Return at most ``k`` hits, with passages replaced by their parents.
 
     Args:
-        index: What is searched.
-        query: What to look for.
-        k: How many hits.
+        index: Index to search.
+        query: Query, or its text.
+        k: Maximum number of hits.
         share: See ``merge_into_parents``.
         retriever: A method of ``stillroom.rag.retrievers``; by default the index's own.
         reranker: A method of ``stillroom.rag.rerankers``.
         transform: A method of ``stillroom.rag.query_transforms``.
-        model: What a transform or a reranker may ask.
+        model: Text model for the transform and the reranker.
 
     Raises:
         DataError: If k is below 1, or the query too long.
@@ -211,34 +213,34 @@ def retrieve_with_parents(
     hits = find(deep)
     if not any(hit.passage.parent for hit in hits):
         return hits[:k]
-    if deep == k:  # few passages have parents, and the probe met none
+    if deep == k:  # few passages have parents, and none of the probed ones
         hits = find(k * _PASSAGES_IN_PARENT)
     return merge_into_parents(hits, index, share)[:k]
 
 
 def _has_parents(index: Index) -> bool:
-    """Say whether any of a few passages has a parent, so that no search is made in vain."""
+    """Return whether any of a few probed passages has a parent, to avoid a second search."""
     step = max(len(index) // _PROBES, 1)
     return any(index.passage_at(row).parent for row in range(0, len(index), step))
 
 
 def merge_into_parents(hits: Sequence[Hit], index: Index, share: float = 0.0) -> list[Hit]:
-    """Return the hits, those that have a parent widened to it; hits of one parent are one.
+    """Return the hits, with those that have a parent expanded to it and merged.
 
-    It stands where its best one stood. Parents that overlap, as windows around sentences do, are
-    shown as one; those that touch are not.
+    A parent takes the rank of its best hit. Parents that overlap, such as windows around sentences,
+    are merged; those that only touch are not.
 
     Args:
-        hits: Best first, as the index gave them.
-        index: Where they were found.
-        share: A parent is shown where more than this share of its passages is among the hits; 0
-            shows every parent, 1 none.
+        hits: Hits, best first.
+        index: Index of the hits.
+        share: A parent is used where more than this share of its passages is among the hits; 0
+            uses every parent, 1 none.
     """
-    found: dict[tuple[str, tuple[int, int]], int] = {}
+    counts: dict[tuple[str, tuple[int, int]], int] = {}
     for hit in hits:
         if hit.passage.parent:
             key = hit.passage.document_id, hit.passage.parent
-            found[key] = found.get(key, 0) + 1
+            counts[key] = counts.get(key, 0) + 1
     totals: dict[tuple[str, tuple[int, int]], int] = {}
     spans: dict[str, list[tuple[int, int]]] = {}
     for hit in hits:
@@ -248,19 +250,19 @@ def merge_into_parents(hits: Sequence[Hit], index: Index, share: float = 0.0) ->
             key = passage.document_id, parent
             if key not in totals:
                 totals[key] = _count_children(passage, index) if share > 0 else 1
-            span = parent if found[key] > share * totals[key] else span
+            span = parent if counts[key] > share * totals[key] else span
         spans.setdefault(passage.document_id, []).append(span)
     return merge_hit_spans(hits, spans, index, touching=False)
 
 
 def _count_children(passage: Passage, index: Index) -> int:
-    """Return how many passages of the index have the same parent."""
+    """Return the number of passages with the same parent."""
     row, total = index.row_of(passage.id), 1
     for step in (1, -1):
-        for at in count(row + step, step):
-            other = index.passage_at(at) if 0 <= at < len(index) else None
-            same = other is not None and other.document_id == passage.document_id
-            if other is None or not same or other.parent != passage.parent:
+        for neighbor_row in count(row + step, step):
+            neighbor = index.passage_at(neighbor_row) if 0 <= neighbor_row < len(index) else None
+            same = neighbor is not None and neighbor.document_id == passage.document_id
+            if neighbor is None or not same or neighbor.parent != passage.parent:
                 break
             total += 1
     return total

@@ -1,27 +1,24 @@
 """Ranked lists: fusion, reordering, per-document limits, and window expansion.
 
-``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1, a list
-that does not hold d gives 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
-where n is the list's normalization and a list that does not hold d gives 0. Equal scores are
-ordered by the best single rank, then by row.
+``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
+missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
+where n is the list's normalization; d missing from a list adds 0. Equal scores are ordered by the
+best single rank, then by row.
 
-Normalizations, of a list with scores s, their mean m and their deviation t (of the list as a
-whole, divided by n): where all scores are equal, each is 1 in the first three, and 1/2 in ``dbsf``.
+Normalizations of a list with scores s, mean m and population standard deviation t; if all scores
+are equal, each is 1 in the first three, and 1/2 in ``dbsf``.
 
-- ``minmax``: (s - min) / (max - min). The last of a list counts as much as one that is absent.
-- ``zscore``: (s - min) / t, which is the z-score with absent ones given the lowest of the list: the
-  shift is the same for all, so the order is that of z-scores.
-- ``theoretical``: (s - floor) / (max - floor), the floor being the least that the score can be.
-- ``dbsf``: (s - (m - 3t)) / 6t, not below 0, so that none found counts less than an absent one.
+- ``minmax``: (s - min) / (max - min). The last row of a list scores as much as a missing one.
+- ``zscore``: (s - min) / t: the z-score, shifted so that a missing row scores as the lowest one.
+- ``theoretical``: (s - floor) / (max - floor), where floor is the lowest possible score.
+- ``dbsf``: (s - (m - 3t)) / 6t, at least 0, so that no row scores below a missing one.
 
 Sources: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and
 individual Rank Learning Methods", SIGIR; Bruch, Gai and Ingber 2022, "An Analysis of Fusion
 Functions for Hybrid Retrieval", arXiv:2210.11934 (convex combination, theoretical minima).
 
-Nothing here reads a query or a model.
-
-Source of ``order_ends``: Liu et al. 2023, "Lost in the Middle: How Language Models Use Long
-Contexts", arXiv:2307.03172.
+Source of ``reorder_lost_in_the_middle``: Liu et al. 2023, "Lost in the Middle: How Language Models
+Use Long Contexts", arXiv:2307.03172.
 """
 
 from __future__ import annotations
@@ -58,12 +55,8 @@ __all__ = [
 
 
 Normalization = Literal["minmax", "zscore", "theoretical", "dbsf"]
-
-
 RankedRows = Sequence[tuple[int, float]]
-
-
-"""Rows with scores, best first; a row appears once."""
+"""Rows with scores, best first, without repeats."""
 
 
 def fuse_reciprocal_ranks(
@@ -72,9 +65,9 @@ def fuse_reciprocal_ranks(
     """Return the rows of all lists by fused score, best first.
 
     Args:
-        lists: Ranked lists; only their order counts, their scores do not.
-        k: Flattens the difference between the first ranks; 0 or more.
-        weights: One for each list; default 1 for all.
+        lists: Ranked lists; only their order is used.
+        k: Rank constant, 0 or more: flattens the difference between the first ranks.
+        weights: Weight of each list; default 1 for all.
     """
     fused: dict[int, float] = {}
     best: dict[int, int] = {}
@@ -96,9 +89,9 @@ def fuse_scores(
 
     Args:
         lists: Ranked lists with scores.
-        weights: One for each list.
-        normalization: What makes scores of several lists comparable.
-        floors: The least that a score of each list can be; used by ``theoretical``.
+        weights: Weight of each list.
+        normalization: Normalization that makes the scores comparable.
+        floors: Lowest possible score of each list; used by ``theoretical``.
     """
     fused: dict[int, float] = {}
     best: dict[int, int] = {}
@@ -113,7 +106,7 @@ def fuse_scores(
 def normalize_scores(
     scores: Sequence[float], normalization: Normalization, *, floor: float = 0.0
 ) -> list[float]:
-    """Return a list's scores on a scale where 0 is what an absent row has."""
+    """Return normalized scores, where 0 is the score of a missing row."""
     if not scores:
         return []
     values = np.asarray(scores, dtype=np.float64)
@@ -137,15 +130,15 @@ def _sort_rows(fused: dict[int, float], best: dict[int, int]) -> list[tuple[int,
 
 
 def sort_hits(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
-    """Return the hits by new scores, ranks from 1; equal ones keep their order.
+    """Return the hits by new scores, ranks from 1; equal scores keep their order.
 
     Args:
-        hits: In their first order.
-        scores: Of the first of them; hits beyond follow in their order, with falling scores below
-            all others.
+        hits: Hits in their first order.
+        scores: New scores of the first hits; the remaining hits follow in their order, with
+            decreasing scores below all others.
     """
-    order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
-    ranked = [(hits[at], scores[at]) for at in order]
+    order = sorted(range(len(scores)), key=lambda position: (-scores[position], position))
+    ranked = [(hits[position], scores[position]) for position in order]
     least = min(scores, default=0.0)
     ranked += [(hit, least - step) for step, hit in enumerate(hits[len(scores) :], 1)]
     return [Hit(hit.passage, score, rank) for rank, (hit, score) in enumerate(ranked, 1)]
@@ -154,37 +147,36 @@ def sort_hits(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
 def reorder_lost_in_the_middle(hits: Sequence[Hit]) -> list[Hit]:
     """Return the hits with the best at both ends and the worst in the middle: 1, 3, 5, 6, 4, 2.
 
-    Models read what stands at the ends of a long context better than its middle. Scores and ranks
-    stay those of the search.
+    Models use the ends of a long context better than its middle. Scores and ranks are unchanged.
     """
     return [*hits[::2], *hits[1::2][::-1]]
 
 
 def limit_per_document(hits: Sequence[Hit], most: int) -> list[Hit]:
-    """Return the hits without those that come after ``most`` of the same document; 0 for no cap."""
+    """Return at most ``most`` hits of each document; 0 for no limit."""
     if most < 1:
         return list(hits)
-    seen: Counter[str] = Counter()
-    kept = []
+    counts: Counter[str] = Counter()
+    limited = []
     for hit in hits:
-        seen[hit.passage.document_id] += 1
-        if seen[hit.passage.document_id] <= most:
-            kept.append(hit)
-    return kept
+        counts[hit.passage.document_id] += 1
+        if counts[hit.passage.document_id] <= most:
+            limited.append(hit)
+    return limited
 
 
 def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
-    """Return the hits, each widened by the passages before and after it in its document.
+    """Return the hits, each expanded by the passages before and after it in its document.
 
-    What overlaps or touches becomes one hit, which stands where its best one stood: no text is
-    given twice. The text is the document's own, whatever lay between the passages included, so
-    that ``document.text[start:end] == text`` and citations open to the exact place.
+    Hits that overlap or touch are merged into one with the rank of the best, so that no text is
+    repeated. The text is taken from the document, so that ``document.text[start:end] == text`` and
+    citations open to the exact position.
 
     Args:
-        hits: Best first.
-        index: Where they were found.
-        window: How many passages on each side; 0 changes nothing, nor does any to a passage that
-            is shown as its parent.
+        hits: Hits, best first.
+        index: Index of the hits.
+        window: Number of passages on each side; 0 changes nothing. Hits expanded to their parent
+            are not expanded further.
     """
     if window < 1 or not hits:
         return list(hits)
@@ -192,12 +184,17 @@ def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
     for hit in hits:
         passage = hit.passage
         span = passage.start, passage.end
-        if passage.parent != span:  # what was widened to its parent is no row of the index
+        if passage.parent != span:  # a hit expanded to its parent is not a row of the index
             row = index.row_of(passage.id)
             rows = range(max(row - window, 0), min(row + window + 1, len(index)))
-            near = [index.passage_at(at) for at in rows]
-            own = [one for one in near if one.document_id == passage.document_id]
-            span = (min(one.start for one in own), max(one.end for one in own))
+            neighbors = [index.passage_at(number) for number in rows]
+            siblings = [
+                sibling for sibling in neighbors if sibling.document_id == passage.document_id
+            ]
+            span = (
+                min(sibling.start for sibling in siblings),
+                max(sibling.end for sibling in siblings),
+            )
         spans.setdefault(passage.document_id, []).append(span)
     return merge_hit_spans(hits, spans, index)
 
@@ -209,29 +206,34 @@ def merge_hit_spans(
     *,
     touching: bool = True,
 ) -> list[Hit]:
-    """Return the hits widened to spans of their documents; those of one span are one hit.
+    """Return the hits expanded to spans of their documents, one hit per span.
 
-    It stands where its best one stood. ``document.text[start:end] == text`` holds for all, and a
-    widened passage is its own parent.
+    A merged hit has the rank of its best one. ``document.text[start:end] == text`` holds for all,
+    and an expanded passage is its own parent.
 
     Args:
-        hits: Best first.
-        spans: By document id; each hit lies within one of them. Those that overlap are made one.
-        index: Where the hits were found.
-        touching: Make one also those that touch.
+        hits: Hits, best first.
+        spans: Spans by document id; each hit lies within one. Overlapping spans are merged.
+        index: Index of the hits.
+        touching: Also merge spans that touch.
     """
-    merged = {document: _merge_overlapping(own, touching) for document, own in spans.items()}
-    shown: dict[tuple[str, int], Hit] = {}
+    merged = {
+        document: _merge_overlapping(document_spans, touching)
+        for document, document_spans in spans.items()
+    }
+    hits_by_span: dict[tuple[str, int], Hit] = {}
     for hit in hits:
         passage = hit.passage
         start, end = next(
             span for span in merged[passage.document_id] if span[0] <= passage.start < span[1]
         )
-        if (passage.document_id, start) not in shown:
+        if (passage.document_id, start) not in hits_by_span:
             if (start, end) != (passage.start, passage.end):
                 passage = _widen(passage, start, end, index)
-            shown[passage.document_id, start] = Hit(passage, hit.score, len(shown) + 1)
-    return list(shown.values())
+            hits_by_span[passage.document_id, start] = Hit(
+                passage, hit.score, len(hits_by_span) + 1
+            )
+    return list(hits_by_span.values())
 
 
 def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
@@ -250,7 +252,7 @@ def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
 
 
 def _merge_overlapping(spans: Sequence[tuple[int, int]], touching: bool) -> list[tuple[int, int]]:
-    """Return the spans in order, those that overlap (or touch) made one."""
+    """Return the spans in order, with overlapping (or touching) ones merged."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if merged and start < merged[-1][1] + touching:
@@ -269,11 +271,15 @@ def rerank_hits(
 ) -> list[Hit]:
     """Return the hits in a reranker's order, as a stage of its own."""
     with stage("rerank") as span:
-        found = reranker.rerank(query, hits, index, model)
-        if span.is_heard:
-            span.tell(reranker__model_name=reranker.method_name(), reranker__top_k=len(found))
-            for side, listed in (("input", hits), ("output", found)):
-                span.tell_all(describe_hits(listed, prefix=f"reranker.{side}_documents"))
+        reranked = reranker.rerank(query, hits, index, model)
+        if span.is_recording:
+            span.set_attributes(
+                reranker__model_name=reranker.method_name(), reranker__top_k=len(reranked)
+            )
+            for side, listed in (("input", hits), ("output", reranked)):
+                span.set_named_attributes(
+                    describe_hits(listed, prefix=f"reranker.{side}_documents")
+                )
             if span.wants_content:
-                span.tell(reranker__query=query.text)
-        return found
+                span.set_attributes(reranker__query=query.text)
+        return reranked

@@ -1,3 +1,3 @@
-"""Retrievers: methods that find the passages that fit a query, one to a file."""
+"""Retrievers: methods that find the passages that match a query, one to a file."""
 
-SEAM = "how passages are found: by words, by vectors, or by both"
+SEAM = "search for passages by words, by vectors, or by both"

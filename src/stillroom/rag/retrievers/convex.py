@@ -2,8 +2,8 @@
 
 Source: Bruch, Gai and Ingber 2022, "An Analysis of Fusion Functions for Hybrid Retrieval",
 arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword). ``stillroom.rag.retrieval.ranking``
-states each normalization; a list that does not hold a passage gives 0. Differs from the paper: the
-lists are cut at a depth, and a score that one of them lacks is not computed.
+defines each normalization; a passage missing from a list scores 0 there. Differs from the paper:
+the lists are cut at a depth, and scores that one of them lacks are not computed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _SCORE_FLOORS = (0.0, -1.0)
 
 
 class Convex(HybridRetriever):
-    """Weighted sum of a keyword and a dense list's normalized scores."""
+    """Weighted sum of the normalized scores of a keyword and a dense list."""
 
     paper: ClassVar[str] = "arXiv:2210.11934"
 
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense list; keyword the rest")
     normalization: Normalization = Field(
-        "minmax", description="what makes the scores of both lists comparable"
+        "minmax", description="normalization that makes both lists' scores comparable"
     )
-    depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
+    depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
         return fuse_scores(
-            legs,
+            rankings,
             [1 - self.alpha, self.alpha],
             normalization=self.normalization,
             floors=_SCORE_FLOORS,

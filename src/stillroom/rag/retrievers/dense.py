@@ -1,8 +1,8 @@
 """Retrieve the nearest vectors by cosine similarity; finds paraphrases.
 
 Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906. Differs from the paper:
-the encoder is any embedder; and what is approximate scans codes of one bit a dimension and scores
-the nearest in full, so that a filter costs it nothing.
+the encoder is any embedder; approximate search scans codes of one bit per dimension and rescores
+the nearest with full vectors, so that a filter adds no cost.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Dense"]
 
 
 class Dense(Retriever):
-    """Cosine between the query's vector and every passage's."""
+    """Cosine similarity of the query's vector with every passage's."""
 
     paper: ClassVar[str] = "arXiv:2004.04906"
 
     search: Literal["exact", "approximate", "auto"] | None = Field(
-        None, description="exact, approximate or auto; left out, what the index's recipe says"
+        None, description="exact, approximate or auto; by default as in the index's recipe"
     )
 
     @override

@@ -1,10 +1,10 @@
-"""Retrieve the passages behind the community reports that fit a query.
+"""Retrieve the source passages of the community reports that match a query.
 
-Source: the global search of Edge et al. 2024, arXiv:2404.16130. Differs: reports are chosen by
-their vectors instead of by a model that reads all of them, and what comes back are the passages
-that their statements stand on, by turns from report to report. ``stillroom rag ask --graph`` lets a
-model weigh the statements before it answers. A report is used only where every passage under it may
-be seen.
+Source: the global search of Edge et al. 2024, arXiv:2404.16130. Differs from the paper: reports are
+selected by their vectors instead of by a model that reads all of them, and the result is the source
+passages of their statements, interleaved from report to report. ``stillroom rag ask --graph`` lets
+a model rate the statements before it answers. A report is used only where all its passages are
+visible to the user.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["GraphGlobal"]
 
 
 class GraphGlobal(Retriever):
-    """By turns from community to community."""
+    """Source passages of community reports, interleaved."""
 
     paper: ClassVar[str] = "arXiv:2404.16130"
 
-    graph: str = Field(description="folder of the graph that 'stillroom rag graph' made")
+    graph: str = Field(description="folder of the graph built by 'stillroom rag graph'")
     level: int = Field(
-        0, ge=0, le=20, description="of the communities; 0 are the largest, smaller ones are below"
+        0, ge=0, le=20, description="level of the communities; 0 has the largest ones"
     )
-    reports: int = Field(20, ge=1, le=10_000, description="how many reports are taken")
+    reports: int = Field(20, ge=1, le=10_000, description="number of reports")
 
     @property
     @override
@@ -44,15 +44,15 @@ class GraphGlobal(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
-        sight = graph.meet(index)
-        likeness = graph.report_likeness(index.embed_query(query))
-        best = rank_reports(graph, sight, likeness, level=self.level, count=self.reports)
-        lists = [sight.rows(_list_source_rows(graph, at)) for at in best]
+        visibility = graph.meet(index)
+        similarities = graph.report_likeness(index.embed_query(query))
+        best = rank_reports(graph, visibility, similarities, level=self.level, count=self.reports)
+        lists = [visibility.rows(_list_source_rows(graph, community)) for community in best]
         rows = interleave_rows(lists)[:k]
         return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
 
 
 def _list_source_rows(graph: KnowledgeGraph, community: int) -> list[int]:
-    """Return the sources under a report, in order of its statements."""
+    """Return the source passages of a report, in order of its statements."""
     findings = graph.communities[community].report.findings
-    return list(dict.fromkeys(row for one in findings for row, _, _ in one.spans))
+    return list(dict.fromkeys(row for finding in findings for row, _, _ in finding.spans))

@@ -3,8 +3,8 @@
 Source: Guo et al. 2024, "LightRAG: Simple and Fast Retrieval-Augmented Generation",
 arXiv:2410.05779. ``local`` finds entities by the low-level keywords, ``global`` relations by the
 high-level ones, ``hybrid`` both, and ``mix`` (the default) adds passages by their own vectors; the
-lists are merged by turns. Keywords come from the transform ``graph_keywords`` where a model writes
-them; without it the query stands for both. Differs: what comes back are passages alone, since only
+lists are interleaved. The transform ``graph_keywords`` generates the keywords with a model; without
+it the query itself is used for both. Differs from the paper: only passages are returned, since only
 they can be cited.
 """
 
@@ -33,17 +33,15 @@ __all__ = ["GraphHybrid"]
 
 
 class GraphHybrid(Retriever):
-    """Low-level and high-level keywords, merged by turns."""
+    """Low-level entities and high-level relations, interleaved."""
 
     paper: ClassVar[str] = "arXiv:2410.05779"
 
-    graph: str = Field(description="folder of the graph that 'stillroom rag graph' made")
+    graph: str = Field(description="folder of the graph built by 'stillroom rag graph'")
     mode: Literal["local", "global", "hybrid", "mix"] = Field(
-        "mix", description="by entities, by relations, by both, or by both and passages' vectors"
+        "mix", description="by entities, by relations, by both, or by both and passage vectors"
     )
-    depth: int = Field(
-        40, ge=1, le=1000, description="how many entities, and how many relations, are taken"
-    )
+    depth: int = Field(40, ge=1, le=1000, description="number of entities and of relations")
 
     @property
     @override
@@ -53,15 +51,17 @@ class GraphHybrid(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
-        sight = graph.meet(index)
+        visibility = graph.meet(index)
         lists: list[Sequence[int]] = []
         if self.mode in {"local", "hybrid", "mix"}:
             lists.append(
-                self._by_entities(graph, sight, _get_search_texts(query, query.keywords), index)
+                self._by_entities(
+                    graph, visibility, _get_search_texts(query, query.keywords), index
+                )
             )
         if self.mode in {"global", "hybrid", "mix"}:
             lists.append(
-                self._by_edges(graph, sight, _get_search_texts(query, query.themes), index)
+                self._by_edges(graph, visibility, _get_search_texts(query, query.themes), index)
             )
         if self.mode == "mix":
             lists.append([row for row, _ in index.search_dense(query, k)])
@@ -69,20 +69,20 @@ class GraphHybrid(Retriever):
         return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
 
     def _by_entities(
-        self, graph: KnowledgeGraph, sight: GraphVisibility, query: Query, index: Index
+        self, graph: KnowledgeGraph, visibility: GraphVisibility, query: Query, index: Index
     ) -> list[int]:
         scores = graph.likeness(index.embed_query(query))
-        best = sight.best(scores, graph.entities, self.depth)
-        return list_passages(sight, [graph.entities[at].mentions for at, _ in best])
+        best = visibility.best(scores, graph.entities, self.depth)
+        return list_passages(visibility, [graph.entities[number].mentions for number, _ in best])
 
     def _by_edges(
-        self, graph: KnowledgeGraph, sight: GraphVisibility, query: Query, index: Index
+        self, graph: KnowledgeGraph, visibility: GraphVisibility, query: Query, index: Index
     ) -> list[int]:
         scores = graph.edge_likeness(index.embed_query(query))
-        best = sight.best(scores, graph.edges, self.depth)
-        return list_passages(sight, [graph.edges[at].mentions for at, _ in best])
+        best = visibility.best(scores, graph.edges, self.depth)
+        return list_passages(visibility, [graph.edges[number].mentions for number, _ in best])
 
 
 def _get_search_texts(query: Query, words: Sequence[str]) -> Query:
-    """Return what is searched: keywords where there are any, else the query itself."""
+    """Return a query of the keywords where there are any, or the query itself."""
     return Query(", ".join(words)) if words else query

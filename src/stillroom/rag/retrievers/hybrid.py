@@ -1,8 +1,8 @@
 """Fuse keyword and dense rankings by reciprocal rank fusion.
 
 Source: Cormack et al. 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
-Learning Methods": weight / (k + rank), rank from 1, absent gives 0, k = 60. Equal scores are
-ordered by the best single rank, then by row.
+Learning Methods": weight / (k + rank), rank from 1, a missing passage scores 0, k = 60. Equal
+scores are ordered by the best single rank, then by row.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Hybrid(HybridRetriever):
 
     paper: ClassVar[str] = "doi:10.1145/1571941.1572114"
 
-    rank_constant: float = Field(60.0, ge=0, description="k of the formula: flattens first ranks")
+    rank_constant: float = Field(60.0, ge=0, description="k of the formula: flattens top ranks")
     keyword_weight: float = Field(1.0, ge=0, description="weight of the keyword list")
     dense_weight: float = Field(1.0, ge=0, description="weight of the dense list")
-    depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
+    depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
 
     @override
-    def fuse(self, legs: Sequence[RankedRows]) -> list[tuple[int, float]]:
+    def fuse(self, rankings: Sequence[RankedRows]) -> list[tuple[int, float]]:
         weights = [self.keyword_weight, self.dense_weight]
-        return fuse_reciprocal_ranks(legs, k=self.rank_constant, weights=weights)
+        return fuse_reciprocal_ranks(rankings, k=self.rank_constant, weights=weights)

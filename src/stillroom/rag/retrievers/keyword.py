@@ -1,8 +1,8 @@
 """Retrieve by BM25 over analyzed words and identifiers; finds names, numbers and rare terms.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
-Differs from the paper: no idf is negative, of no variant; headings count as weighted words. The
-five variants are stated in ``stillroom.text.bm25``.
+Differs from the paper: idf is never negative, in any variant; headings count as weighted words. The
+five variants are defined in ``stillroom.text.bm25``.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ __all__ = ["Keyword"]
 
 
 class Keyword(Retriever):
-    """BM25; where a setting is left out, the index's own applies."""
+    """BM25; settings that are None are those of the index."""
 
     paper: ClassVar[str] = "doi:10.1561/1500000019"
 
-    k1: float | None = Field(
-        None, ge=0, le=10, description="how soon more occurrences stop counting"
-    )
-    b: float | None = Field(None, ge=0, le=1, description="how much a passage's length counts")
+    k1: float | None = Field(None, ge=0, le=10, description="saturation of term frequency")
+    b: float | None = Field(None, ge=0, le=1, description="strength of length normalization")
     variant: BM25Variant | None = Field(
-        None, description="which BM25: lucene, robertson, atire, bm25l or bm25+"
+        None, description="BM25 variant: lucene, robertson, atire, bm25l or bm25+"
     )
     delta: float | None = Field(
-        None, ge=0, le=10, description="what bm25l and bm25+ put under an occurrence"
+        None, ge=0, le=10, description="lower bound per occurrence of bm25l and bm25+"
     )
 
     @override

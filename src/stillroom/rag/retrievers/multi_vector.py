@@ -1,10 +1,10 @@
 """Retrieve by late interaction of query tokens and passage tokens (ColBERT).
 
 Source: Khattab and Zaharia 2020, "ColBERT", arXiv:2004.12832: the sum over the query's tokens of
-the largest dot product with a token of the passage (MaxSim), here their mean. The index keeps the
-tokens' vectors where its recipe asks for them (``tokens``). Differs from PLAID (Santhanam et al.
-2022, arXiv:2205.09707): what is compared is found by words and vectors and not by centroids, and
-every one of these is scored exactly.
+the largest dot product with a token of the passage (MaxSim), here their mean. The index stores the
+token vectors if its recipe has ``tokens``. Differs from PLAID (Santhanam et al. 2022,
+arXiv:2205.09707): candidates are found by words and vectors and not by centroids, and all of them
+are scored exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["MultiVector"]
 
 
 class MultiVector(Retriever):
-    """MaxSim over the token vectors that an index keeps."""
+    """MaxSim over the token vectors of an index."""
 
     paper: ClassVar[str] = "arXiv:2004.12832"
 
@@ -32,8 +32,8 @@ class MultiVector(Retriever):
         200,
         ge=0,
         le=100_000,
-        description="how many that words find, and how many that vectors find, are compared; 0 "
-        "compares all passages",
+        description="number of candidates by words, and by vectors, that are scored; 0 scores all "
+        "passages",
     )
 
     @override
@@ -41,6 +41,6 @@ class MultiVector(Retriever):
         if not self.depth:
             return index.hits(search_tokens(index, query, k, None))
         depth = max(self.depth, k)
-        legs = [search_keyword(index, query, depth), search_dense(index, query, depth)]
-        rows = sorted({row for leg in legs for row, _ in leg})
+        rankings = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        rows = sorted({row for ranking in rankings for row, _ in ranking})
         return index.hits(search_tokens(index, query, k, rows))

@@ -1,10 +1,10 @@
-"""Retrieve from passages and tree summaries together; a summary leads to its passages (RAPTOR).
+"""Retrieve from passages and tree summaries together; a summary is replaced by its passages.
 
-Source: Sarthi et al. 2024, arXiv:2401.18059, the collapsed tree: nodes of all layers compared with
-the query at once. Differs: a summary that is found gives in its place the passages beneath it that
-are nearest to the query, since only documents can be cited; and clusters come from the graph of
-nearest neighbours instead of Gaussian mixtures (see ``stillroom rag tree``). A summary is used only
-where every passage beneath it may be seen.
+Source: Sarthi et al. 2024, RAPTOR, arXiv:2401.18059, the collapsed tree: nodes of all layers are
+compared with the query at once. Differs from the paper: a summary is replaced by its passages that
+are nearest to the query, since only documents can be cited; and clusters come from a
+nearest-neighbor graph instead of Gaussian mixtures (see ``stillroom rag tree``). A summary is used
+only where all its passages are visible to the user.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["Raptor"]
 
 
 class Raptor(Retriever):
-    """The collapsed tree, unfolded to passages."""
+    """Collapsed tree search, expanded to passages."""
 
     paper: ClassVar[str] = "arXiv:2401.18059"
 
-    tree: str = Field(description="folder of the tree that 'stillroom rag tree' made")
-    leaves: int = Field(3, ge=1, le=100, description="how many passages a found summary gives")
+    tree: str = Field(description="folder of the tree built by 'stillroom rag tree'")
+    leaves: int = Field(3, ge=1, le=100, description="number of passages per summary")
 
     @property
     @override
@@ -46,34 +46,38 @@ class Raptor(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         tree = open_tree(self.tree)
-        sight = check_index_match(tree, index)
+        visibility = check_index_match(tree, index)
         vector = index.embed_query(query)
-        found = [(score, 0, row) for row, score in index.search_dense(query, k)]
-        found += [
-            (float(score), 1, at) for at, score in enumerate(tree.likeness(vector)) if score > 0
+        scored = [(score, 0, row) for row, score in index.search_dense(query, k)]
+        scored += [
+            (float(score), 1, number)
+            for number, score in enumerate(tree.likeness(vector))
+            if score > 0
         ]
-        found.sort(key=lambda one: (-one[0], one[1], one[2]))
+        scored.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
         rows: dict[int, float] = {}
-        for score, is_summary, at in found:
+        for score, is_summary, number in scored:
             if len(rows) >= k:
                 break
-            for row in self._unfold(tree, at, sight, vector, index) if is_summary else [at]:
+            for row in (
+                self._unfold(tree, number, visibility, vector, index) if is_summary else [number]
+            ):
                 rows.setdefault(row, score)
         return index.hits(list(rows.items())[:k])
 
     def _unfold(
         self,
         tree: SummaryTree,
-        at: int,
-        sight: GraphVisibility,
+        number: int,
+        visibility: GraphVisibility,
         vector: NDArray[np.float32],
         index: Index,
     ) -> list[int]:
-        """Return the passages beneath a summary that are nearest; none where one cannot be seen."""
-        node = tree.nodes[at]
-        if not sight.sees_all(node.rows):
+        """Return the nearest passages of a summary; empty if one of its passages is not visible."""
+        node = tree.nodes[number]
+        if not visibility.sees_all(node.rows):
             return []
-        rows = sight.rows(node.rows)
+        rows = visibility.rows(node.rows)
         scores = np.round(index.vectors_of(rows) @ vector, 6)
-        order = sorted(range(len(rows)), key=lambda place: (-scores[place], rows[place]))
-        return [rows[place] for place in order[: self.leaves]]
+        order = sorted(range(len(rows)), key=lambda position: (-scores[position], rows[position]))
+        return [rows[position] for position in order[: self.leaves]]

@@ -1,8 +1,8 @@
 """Retrieve by learned term weights of passages and query (SPLADE).
 
 Source: Formal et al. 2021, "SPLADE", arXiv:2107.05720: the dot product of both weights over the
-vocabulary of a masked language model. The index keeps a passage's weights where its recipe names
-the model (``sparse.model``). Exact: the weights of every passage count.
+vocabulary of a masked language model. The index stores the weights of passages if its recipe names
+the model (``sparse.model``). Search is exact over all passages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """Search engines over arrays: postings, dense, sparse and token vectors.
 
-No documents, no catalog.
+They know neither documents nor the catalog.
 """

@@ -1,14 +1,12 @@
 """Memory-mapped array files in the safetensors format, term tables, and random rotation.
 
-Equal arrays give equal bytes. Opening reads the header alone; pages come from the disk when they
-are first touched. Does not know what the arrays mean.
+Equal arrays give equal bytes. Opening reads only the header; pages are read when first accessed.
 
-Nothing is read at opening, and of a search only what it compares with.
+The rotation applies signs and a permutation that depend on the number of dimensions alone, then
+Hadamard blocks of 64. It keeps dot products, and evens out the magnitude of coordinates, so that
+codes of few bits lose little.
 
-Signs and a permutation that follow from the width alone, then Hadamard blocks of 64: dot products
-stay as they are, no number carries much more than another, and codes of few bits lose little.
-
-Source: Ailon and Chazelle 2006, doi:10.1145/1132516.1132597.
+Source of the rotation: Ailon and Chazelle 2006, doi:10.1145/1132516.1132597.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ __all__ = [
 
 Arrays = Mapping[str, "NDArray[Any]"]
 
-
 _TYPES: Mapping[str, str] = {
     "U8": "<u1",
     "U16": "<u2",
@@ -61,17 +58,16 @@ _TYPES: Mapping[str, str] = {
     "F32": "<f4",
 }
 
-
 _NAMES = {np.dtype(code): name for name, code in _TYPES.items()}
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays under their names into one file, atomically.
+    """Write named arrays into one file, atomically.
 
     Raises:
         ResourceError: If the disk is full.
     """
-    # Wide types first, so that every array starts at a multiple of its item's size.
+    # Wide types first, so that every array is aligned to its item size.
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
     entries, start = [], 0
     for name, values in ordered:
@@ -87,20 +83,20 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 def map_arrays(
     path: Path, names: Iterable[str], check: Callable[[Arrays], bool]
 ) -> dict[str, NDArray[Any]]:
-    """Map the arrays of a file into memory; changes of them stay in memory.
+    """Map the arrays of a file into memory; writes to them stay in memory.
 
     Args:
-        path: What ``write_arrays`` wrote.
-        names: Which arrays it must hold.
-        check: Whether the arrays fit each other.
+        path: File of ``write_arrays``.
+        names: Names of the required arrays.
+        check: Returns whether the arrays are consistent.
 
     Raises:
-        IntegrityError: If the file is missing, cut off, or its arrays are others.
+        IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
     """
     try:
         entries = read_header(path)
         with path.open("rb") as file:
-            # A private mapping may be written to, which torch asks of what it shares.
+            # A private mapping is writable, as torch requires of shared memory.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         arrays: dict[str, NDArray[Any]] = {}
         for name in names:
@@ -109,7 +105,7 @@ def map_arrays(
             flat = np.frombuffer(mapped, dtype=_TYPES[entry.dtype], count=count, offset=entry.start)
             arrays[name] = flat.reshape(entry.shape)
         if not check(arrays):
-            raise ValueError("its arrays do not fit each other")
+            raise ValueError("its arrays are inconsistent")
     except (CheckpointError, OSError, KeyError, ValueError, IndexError) as error:
         raise IntegrityError(
             f"{path.name} cannot be read: {error}",
@@ -122,7 +118,7 @@ def map_arrays(
 
 
 def shrink_dtype(values: NDArray[np.integer[Any]]) -> NDArray[Any]:
-    """Return values, none below 0, in the smallest unsigned type that holds them."""
+    """Return non-negative values in the smallest unsigned type that can hold them."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
@@ -130,19 +126,19 @@ class TermTable:
     """Terms of a file, numbered from 0 in the order of their bytes."""
 
     def __init__(self, blob: NDArray[Any], starts: NDArray[Any]) -> None:
-        """Stand over bytes (B,) and where each term starts in them (T + 1,)."""
+        """Wrap the bytes of all terms, (B,), and their start offsets, (T + 1,)."""
         self._blob = blob.data
         self._starts = starts
 
     def __len__(self) -> int:
-        """Return how many terms there are."""
+        """Return the number of terms."""
         return len(self._starts) - 1
 
     def find(self, term: str) -> int | None:
-        """Return the number of a term, or None where it is not among them."""
-        wanted = encode_term(term)
-        at = bisect_left(range(len(self)), wanted, key=self.word)
-        return at if at < len(self) and self.word(at) == wanted else None
+        """Return the number of a term, or None."""
+        encoded = encode_term(term)
+        number = bisect_left(range(len(self)), encoded, key=self.word)
+        return number if number < len(self) and self.word(number) == encoded else None
 
     def word(self, number: int) -> bytes:
         """Return the bytes of a term by its number."""
@@ -163,31 +159,32 @@ class TermTable:
 
 
 def encode_term(term: str) -> bytes:
-    """Return a term's bytes; any text has some, lone surrogates included."""
+    """Return the UTF-8 bytes of a term, lone surrogates included."""
     return term.encode("utf-8", "surrogatepass")
 
 
 def sort_terms(terms: Sequence[str]) -> tuple[list[bytes], NDArray[np.int64]]:
-    """Return the bytes of different terms in order, and the number that each of them gets, (N,)."""
+    """Return the sorted bytes of distinct terms, and each term's number in that order, (N,)."""
     words = [encode_term(term) for term in terms]
     order = sorted(range(len(words)), key=words.__getitem__)
     ranks = np.zeros(len(words), dtype=np.int64)
     ranks[order] = np.arange(len(words))
-    return [words[at] for at in order], ranks
+    return [words[position] for position in order], ranks
 
 
 HADAMARD_BLOCK = 64
 
 
 def compute_rotated_dimensions(width: int) -> int:
-    """Return how many numbers a vector of ``width`` has once it is mixed: whole blocks."""
+    """Return the dimensions of a rotated vector: ``width`` rounded up to whole blocks."""
     return -(-width // HADAMARD_BLOCK) * HADAMARD_BLOCK
 
 
 def rotate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors (N, D) rotated, (N, ``compute_rotated_dimensions(D)``).
+    """Return rotated vectors, (N, ``compute_rotated_dimensions(D)``), with 8 times their norm.
 
-    With 8 times their length.
+    Args:
+        vectors: Vectors, (N, D).
     """
     count, width = vectors.shape
     order, signs = build_rotation(width)
@@ -198,10 +195,10 @@ def rotate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _hadamard(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the Hadamard transform of every column of (64, N); overwrites what it is given.
+    """Return the Hadamard transform of every column of (64, N); overwrites its input.
 
-    By sums and differences alone: a product of matrices rounds a row otherwise when it stands among
-    others, and a vector's code must depend on nothing but the vector.
+    It uses only sums and differences: a matrix product may round a row differently depending on the
+    other rows, but the code of a vector must depend only on the vector.
     """
     spare = np.empty_like(blocks)
     half = 1
@@ -217,9 +214,9 @@ def _hadamard(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def build_rotation(width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return a permutation and signs that depend on the width alone, on any machine."""
+    """Return a permutation and signs that depend only on the number of dimensions."""
     padded = compute_rotated_dimensions(width)
-    drawn = hashlib.shake_128(f"stillroom sketch {width}".encode()).digest(8 * padded)
-    numbers = np.frombuffer(drawn, dtype="<u8")
+    random_bytes = hashlib.shake_128(f"stillroom sketch {width}".encode()).digest(8 * padded)
+    numbers = np.frombuffer(random_bytes, dtype="<u8")
     signs = np.where(numbers & 1, 1.0, -1.0).astype(np.float32)
     return np.argsort(numbers, kind="stable"), signs

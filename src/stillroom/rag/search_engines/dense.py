@@ -1,24 +1,22 @@
 """Dense search: exact top-k of dot products, and approximate search by binary quantization.
 
-Two passes. The first multiplies 8-bit codes, a quarter of the bytes, as integers and so without any
-rounding; how far a code is from its vector is known, so every row has a lower and an upper bound.
-The second scores in float64 the rows whose upper bound reaches the k-th lower bound, usually some
-dozens. No row that is left out could have been found: the bound is Cauchy and Schwarz's, for
-x = x' + r and q = q' + t, |x.q - x'.q'| <= |r||q| + |x'||t|, plus what float32 may round.
+Exact search has two passes. The first multiplies 8-bit codes, a quarter of the bytes, as integers
+without rounding; the distance of a code to its vector is known, so that every row has a lower and
+an upper bound. The second scores in float64 the rows whose upper bound reaches the k-th lower
+bound, usually some dozens. No row of the top k is missed: the bound is Cauchy-Schwarz, for x = x' +
+r and q = q' + t, |x.q - x'.q'| <= |r||q| + |x'||t|, plus the rounding error of float32.
 
-A score is a float64 sum rounded once to float32: it depends on the row and the query alone, not on
-how rows are spread over arrays, on masks or on the first pass.
+A score is a float64 sum rounded once to float32: it depends only on the row and the query, not on
+the distribution of rows over arrays, on masks or on the first pass. Vectors need not be normalized
+(a cosine is the dot product of normalized ones).
 
-Does not know: what vectors stand for, whether they are normalized (a cosine is the dot product of
-vectors that are), embedders.
+Approximate search rotates a vector by a fixed orthogonal transform, which evens out its
+coordinates, and stores the sign of each: 48 bytes for 384 dimensions, 1/32 of the vector. The
+allowed rows with the fewest sign differences to the query are scored in full. A binary code
+depends only on its row; filters are applied before the comparison, so they cost no recall as they
+do in a graph.
 
-A vector is mixed by a fixed orthogonal transform, so that no dimension carries more than another,
-and each coordinate's sign is kept: 48 bytes for 384 dimensions, a thirty-second of the vector. Of
-all allowed rows those whose signs differ least from the query's are scored in full. A sketch
-depends on its row alone; a filter narrows what is compared and not what was found, so it costs no
-recall as it does in a graph.
-
-Source: signs of random projections, Charikar 2002, doi:10.1145/509907.509965; mixing by signs, a
+Source: signs of random projections, Charikar 2002, doi:10.1145/509907.509965; rotation by signs, a
 permutation and Hadamard blocks after Ailon and Chazelle 2006, doi:10.1145/1132516.1132597.
 """
 
@@ -62,26 +60,16 @@ __all__ = [
 
 
 CODES = "codes.safetensors"
-
-
 _LEVELS = 127
-
-
 _BLOCK_ROWS = 4096
-
-
 _SLACK = 1e-6
-
-
 _GATHERED_SHARE = 24
-
-
 _MIN_ROWS_FOR_TORCH = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class VectorCodes:
-    """8-bit codes of vectors: x' = scale * code, and what is needed to bound the rest.
+    """8-bit codes of vectors: x' = scale * code, with the norms that bound their error.
 
     ``codes`` (N, D) int8; ``scales``, ``norms`` (of x') and ``errors`` (the norm of x - x'), (N,).
     """
@@ -93,23 +81,23 @@ class VectorCodes:
 
     @classmethod
     def encode(cls, vectors: NDArray[Any]) -> Self:
-        """Return the codes of vectors, (N, D) float; finite."""
+        """Return the codes of finite float vectors, (N, D)."""
         count, width = vectors.shape
-        made = cls(
+        encoded = cls(
             np.empty((count, width), dtype=np.int8),
             *(np.empty(count, dtype=np.float32) for _ in range(3)),
         )
         for start in range(0, count, _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            made._fill(rows, np.asarray(vectors[rows], dtype=np.float32))
-        return made
+            encoded._fill(rows, np.asarray(vectors[rows], dtype=np.float32))
+        return encoded
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map the codes that ``write`` left in a folder.
+        """Map the codes in a folder into memory.
 
         Raises:
-            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+            IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
         """
         arrays = map_arrays(folder / CODES, ("codes", "scales", "norms", "errors"), _is_consistent)
         return cls(**arrays)
@@ -131,31 +119,31 @@ class VectorCodes:
         )
 
     def __len__(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return len(self.codes)
 
     def bound(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return about what every row scores, (N,), and how far off that may be, (N,)."""
+        """Return the approximate score of every row, (N,), and its maximum error, (N,)."""
         scale, code = _encode_rows(query[None])
-        rest = query - scale[0] * code[0]
-        size, missing = float(np.linalg.norm(query)), float(np.linalg.norm(rest))
-        about = _multiply_codes(self.codes, code[0]).astype(np.float32)
-        about *= self.scales * scale[0]
+        residual = query - scale[0] * code[0]
+        size, missing = float(np.linalg.norm(query)), float(np.linalg.norm(residual))
+        scores = _multiply_codes(self.codes, code[0]).astype(np.float32)
+        scores *= self.scales * scale[0]
         radius = self.errors * np.float32(size * (1 + _SLACK))
         radius += self.norms * np.float32(missing * (1 + _SLACK) + size * _SLACK)
-        return about, radius
+        return scores, radius
 
     def _fill(self, rows: slice, vectors: NDArray[np.float32]) -> None:
         scales, codes = _encode_rows(vectors)
-        near = scales[:, None].astype(np.float64) * codes
+        decoded = scales[:, None].astype(np.float64) * codes
         self.codes[rows] = codes
         self.scales[rows] = scales
-        self.norms[rows] = np.linalg.norm(near, axis=1)
-        self.errors[rows] = np.linalg.norm(vectors - near, axis=1)
+        self.norms[rows] = np.linalg.norm(decoded, axis=1)
+        self.errors[rows] = np.linalg.norm(vectors - decoded, axis=1)
 
 
 class DenseEngine:
-    """Searches a view: arrays of vectors one after another, and which of their rows are allowed."""
+    """Exact search over consecutive arrays of vectors, with a mask of allowed rows."""
 
     def __init__(
         self,
@@ -164,14 +152,14 @@ class DenseEngine:
         *,
         codes: Sequence[VectorCodes] | None = None,
     ) -> None:
-        """Make a view; cheap until it is asked.
+        """Create an engine; nothing is computed before the first search.
 
         Args:
             parts: Finite float arrays (N, D) of one width, memory-mapped or not; the rows of the
                 second follow those of the first.
-            alive: Which rows may be found, (N,) bool over all parts; None for all.
-            codes: Each part's codes; by default made when first needed (0.1 s for 50,000 rows of
-                384) and kept, a quarter of the vectors' bytes.
+            alive: Mask of the allowed rows, (N,) bool over all parts; None for all.
+            codes: Codes of each part; by default computed when first needed (0.1 s for 50,000 rows
+                of 384) and cached, a quarter of the vectors' bytes.
         """
         self._parts = tuple(np.asarray(part) for part in parts)
         self._offsets = np.cumsum([0, *map(len, self._parts)])
@@ -180,7 +168,7 @@ class DenseEngine:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Return how many rows the view spans, those that are not allowed included."""
+        """Return the number of rows, including those that are not allowed."""
         return int(self._offsets[-1])
 
     def search(
@@ -191,38 +179,38 @@ class DenseEngine:
         mask: NDArray[np.bool_] | None = None,
         rows: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best ``k`` rows and their scores, best first, ties by row; exact.
+        """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
         Args:
-            vector: The query's, (D,); finite.
-            k: How many rows; 1 or more.
-            mask: Which rows may be found, (N,) bool; few of them are gathered, not scanned for.
-            rows: Or these alone, different and in any order.
+            vector: Finite query vector, (D,).
+            k: Number of rows, 1 or more.
+            mask: Mask of the rows to search, (N,) bool; few rows are gathered instead of scanned.
+            rows: Distinct rows to search instead, in any order.
         """
         query = np.asarray(vector, dtype=np.float32)
         if rows is not None:
-            near = np.sort(rows)
-            near = near if self._alive is None else near[self._alive[near]]
-            near = near if mask is None else near[mask[near]]
+            candidates = np.sort(rows)
+            candidates = candidates if self._alive is None else candidates[self._alive[candidates]]
+            candidates = candidates if mask is None else candidates[mask[candidates]]
         else:
-            near = self._near(query, k, self.allow(mask))
-        scores = self.score(query, near)
-        order = np.lexsort((near, -scores))[:k]
-        return near[order], scores[order]
+            candidates = self._near(query, k, self.allow(mask))
+        scores = self.score(query, candidates)
+        order = np.lexsort((candidates, -scores))[:k]
+        return candidates[order], scores[order]
 
     def score(self, vector: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the scores of rows, given in ascending order, (N,) float32."""
+        """Return the scores of rows given in ascending order, (N,) float32."""
         query = np.asarray(vector, dtype=np.float64)
         scores = np.empty(len(rows), dtype=np.float32)
         cuts = np.searchsorted(rows, self._offsets)
         for part, offset, start, stop in zip(
             self._parts, self._offsets, cuts, cuts[1:], strict=False
         ):
-            for begin in range(int(start), int(stop), _BLOCK_ROWS):
-                span = slice(begin, min(begin + _BLOCK_ROWS, int(stop)))
+            for first in range(int(start), int(stop), _BLOCK_ROWS):
+                span = slice(first, min(first + _BLOCK_ROWS, int(stop)))
                 block = part[rows[span] - offset].astype(np.float64)
-                # A sum along each row by itself, unlike a matrix product, is the same sum whatever
-                # rows stand beside it.
+                # Unlike a matrix product, a separate sum along each row does not depend on the
+                # other rows.
                 scores[span] = (block * query).sum(axis=1)
         return scores
 
@@ -232,20 +220,20 @@ class DenseEngine:
         return self._parts
 
     def allow(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        """Return which rows may be found within a mask, (N,) bool; None is all."""
+        """Return the mask of allowed rows within another mask, (N,) bool; None is all."""
         if mask is None or self._alive is None:
             return self._alive if mask is None else mask
-        both: NDArray[np.bool_] = mask & self._alive
-        return both
+        combined: NDArray[np.bool_] = mask & self._alive
+        return combined
 
     def _near(
         self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
     ) -> NDArray[np.int64]:
-        """Return ascending rows among which the best ``k`` are."""
+        """Return ascending rows that contain the top ``k``."""
         count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if is_selective(count, len(self), k):
             return np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
-        # Loading torch takes a second: a lone question to a small index goes without.
+        # Loading torch takes a second: a single query of a small index does without.
         is_integer = (
             "torch" in sys.modules or len(self) >= _MIN_ROWS_FOR_TORCH
         ) and _has_exact_integers()
@@ -253,13 +241,13 @@ class DenseEngine:
             codes.bound(query) if is_integer else _bound_floats(part, codes, query)
             for part, codes in zip(self._parts, self._all_codes(), strict=True)
         ]
-        about, radius = (np.concatenate(each) for each in zip(*bounds, strict=True))
-        lowest = about - radius
+        upper, radius = (np.concatenate(arrays) for arrays in zip(*bounds, strict=True))
+        lowest = upper - radius
         if allowed is not None:
             lowest[~allowed] = -np.inf
         limit = np.partition(lowest, len(lowest) - k)[len(lowest) - k]
-        about += radius
-        reach = about >= limit
+        upper += radius
+        reach = upper >= limit
         if allowed is not None:
             reach &= allowed
         return np.flatnonzero(reach)
@@ -271,15 +259,15 @@ class DenseEngine:
             return self._codes
 
 
-def is_selective(count: int, total: int, wanted: int) -> bool:
-    """Return whether so few of all rows may be found that scoring each of them is least work."""
-    return count <= max(wanted, total // _GATHERED_SHARE)
+def is_selective(count: int, total: int, k: int) -> bool:
+    """Return whether so few rows are allowed that scoring each of them is cheapest."""
+    return count <= max(k, total // _GATHERED_SHARE)
 
 
 def _encode_rows(
     vectors: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Return scales (N,) and codes (N, D) of vectors (N, D); a row of zeros has codes of 0."""
+    """Return scales (N,) and codes (N, D) of vectors (N, D); a zero vector has codes of 0."""
     scales = np.abs(vectors).max(axis=1, initial=0) / np.float32(_LEVELS)
     scales[scales == 0] = 1
     codes = np.rint(vectors / scales[:, None])
@@ -287,41 +275,41 @@ def _encode_rows(
 
 
 def _multiply_codes(codes: NDArray[np.int8], code: NDArray[np.int8]) -> NDArray[np.int32]:
-    """Return the integer products of codes (N, D) with one (D,); torch has it in vector units."""
+    """Return the integer products of codes (N, D) with one code (D,), vectorized by torch."""
     import torch
 
-    found = torch._int_mm(torch.from_numpy(codes), torch.from_numpy(code)[:, None])
-    return np.asarray(found.numpy()[:, 0])
+    products = torch._int_mm(torch.from_numpy(codes), torch.from_numpy(code)[:, None])
+    return np.asarray(products.numpy()[:, 0])
 
 
 @lru_cache(maxsize=1)
 def _has_exact_integers() -> bool:
-    """Return whether integer products are exact here.
+    """Return whether integer products are exact on this processor.
 
-    Processors without VNNI make one side unsigned and add pairs of products in 16 bits, which the
-    largest codes overflow.
+    Processors without VNNI use unsigned bytes on one side and add pairs of products in 16 bits,
+    which overflows for the largest codes.
     """
     rng = np.random.default_rng(0)
     codes = rng.choice(np.array([-_LEVELS, _LEVELS], dtype=np.int8), (64, 512))
     codes[0], codes[1] = _LEVELS, -_LEVELS
     try:
-        found = [_multiply_codes(codes, code) for code in codes[:8]]
+        products = [_multiply_codes(codes, code) for code in codes[:8]]
     except (ImportError, AttributeError, RuntimeError):
         return False
-    return np.array_equal(np.array(found), codes[:8].astype(np.int32) @ codes.T.astype(np.int32))
+    return np.array_equal(np.array(products), codes[:8].astype(np.int32) @ codes.T.astype(np.int32))
 
 
 def _bound_floats(
     part: NDArray[Any], codes: VectorCodes, query: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what ``VectorCodes.bound`` does, from the vectors themselves."""
-    about = np.empty(len(part), dtype=np.float32)
+    """Return the bounds of ``VectorCodes.bound``, computed from the vectors."""
+    scores = np.empty(len(part), dtype=np.float32)
     for start in range(0, len(part), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        about[rows] = np.asarray(part[rows], dtype=np.float32) @ query
-    # Higham 2002, section 3.1: a sum of D products in any order is off by D u at most.
+        scores[rows] = np.asarray(part[rows], dtype=np.float32) @ query
+    # Higham 2002, section 3.1: the error of a sum of D products in any order is at most D u.
     share = np.float32(float(np.linalg.norm(query)) * (len(query) * 2.0**-23 + _SLACK))
-    return about, (codes.norms + codes.errors) * share
+    return scores, (codes.norms + codes.errors) * share
 
 
 def _is_consistent(arrays: Arrays) -> bool:
@@ -331,49 +319,40 @@ def _is_consistent(arrays: Arrays) -> bool:
 
 
 BINARY_CODES = "sketches.safetensors"
-
-
 DEFAULT_OVERSAMPLING = 16
-
-
-_BINARY_BLOCK_ROWS = 4096
-
-
 OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
-
-
 _FARTHEST = np.uint16(2**16 - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class BinaryCodes:
-    """Sketches of vectors, laid out by words: ``bits`` (W, N) uint64, 64 coordinates a word."""
+    """Binary codes of vectors, by words: ``bits`` (W, N) uint64, 64 coordinates per word."""
 
     bits: NDArray[np.uint64]
 
     @classmethod
     def make(cls, vectors: NDArray[Any]) -> Self:
-        """Return the sketches of vectors, (N, D) float."""
+        """Return the binary codes of float vectors, (N, D)."""
         words = compute_rotated_dimensions(vectors.shape[1]) // HADAMARD_BLOCK
         bits = np.empty((words, len(vectors)), dtype=np.uint64)
-        for start in range(0, len(vectors), _BINARY_BLOCK_ROWS):
-            rows = slice(start, start + _BINARY_BLOCK_ROWS)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
             bits[:, rows] = _binarize(np.asarray(vectors[rows], dtype=np.float32)).T
         return cls(bits)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map the sketches that ``write`` left in a folder.
+        """Map the binary codes in a folder into memory.
 
         Raises:
-            IntegrityError: If the file is missing, cut off or not made of the array it must have.
+            IntegrityError: If the file is missing, truncated, or its array is inconsistent.
         """
         path = folder / BINARY_CODES
-        found = map_arrays(path, ("bits",), lambda arrays: arrays["bits"].ndim == 2)
-        return cls(found["bits"])
+        mapped = map_arrays(path, ("bits",), lambda arrays: arrays["bits"].ndim == 2)
+        return cls(mapped["bits"])
 
     def write(self, folder: Path) -> None:
-        """Write the sketches into a folder, atomically.
+        """Write the binary codes into a folder, atomically.
 
         Raises:
             ResourceError: If the disk is full.
@@ -381,23 +360,23 @@ class BinaryCodes:
         write_arrays(folder / BINARY_CODES, {"bits": self.bits})
 
     def __len__(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return int(self.bits.shape[1])
 
     def compare(self, query: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return in how many signs every row differs from a query, (N,)."""
-        apart = np.zeros(len(self), dtype=np.uint16)
-        for word, own in zip(self.bits, _binarize(query[None])[0], strict=True):
-            apart += _count_bits(word ^ own)
-        return apart
+        """Return the Hamming distance of every row to a query, (N,)."""
+        distances = np.zeros(len(self), dtype=np.uint16)
+        for words, query_word in zip(self.bits, _binarize(query[None])[0], strict=True):
+            distances += _count_bits(words ^ query_word)
+        return distances
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRecall:
-    """What share of the exact best ``k`` was found, over how many queries, at which oversampling.
+    """Recall@k of approximate search against exact search, and the oversampling that was used.
 
-    ``oversampling`` is None where none that was tried reaches the recall asked for; ``recall`` is
-    then that of the largest.
+    ``oversampling`` is None where none reaches the required recall; ``recall`` is then that of the
+    largest.
     """
 
     recall: float
@@ -411,10 +390,10 @@ class MeasuredRecall:
 
 
 class ApproximateEngine:
-    """Searches sketches and scores what they find, or all rows exactly where that is surer.
+    """Approximate search by binary codes, with exact scores; exact where that is cheaper.
 
-    A filter that keeps few rows is searched exactly, and so is everything once ``calibrate`` finds
-    that sketches miss too much.
+    Few allowed rows are searched exactly, and so is everything if ``calibrate`` finds that no
+    oversampling reaches the required recall.
     """
 
     def __init__(
@@ -424,13 +403,13 @@ class ApproximateEngine:
         sketches: Sequence[BinaryCodes | None] | None = None,
         oversampling: int | None = DEFAULT_OVERSAMPLING,
     ) -> None:
-        """Stand beside an exact engine.
+        """Create an engine over an exact one.
 
         Args:
-            exact: What scores, and answers where sketches do not.
-            sketches: One for each of the engine's parts; by default, and where one is None, made
-                when first needed (half a second for 50,000 rows of 384).
-            oversampling: How many rows are scored for each that is wanted; None searches exactly.
+            exact: Exact engine, which computes the scores.
+            sketches: Binary codes of each of the engine's parts; by default, and where one is None,
+                computed when first needed (half a second for 50,000 rows of 384).
+            oversampling: Number of rows that are scored per requested row; None searches exactly.
         """
         self.oversampling = oversampling
         self.measured: MeasuredRecall | None = None
@@ -441,12 +420,12 @@ class ApproximateEngine:
     def search(
         self, vector: NDArray[np.float32], k: int, *, mask: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return about the best ``k`` rows and their exact scores, best first, ties by row.
+        """Return the approximate top ``k`` rows and their exact scores, best first, ties by row.
 
         Args:
-            vector: The query's, (D,); finite.
-            k: How many rows; 1 or more.
-            mask: Which rows may be found, (N,) bool.
+            vector: Finite query vector, (D,).
+            k: Number of rows, 1 or more.
+            mask: Mask of the rows to search, (N,) bool.
         """
         if self.oversampling is None:
             return self._exact.search(vector, k, mask=mask)
@@ -455,15 +434,15 @@ class ApproximateEngine:
     def calibrate(
         self, queries: NDArray[np.float32], *, k: int = 10, least: float = 0.97
     ) -> MeasuredRecall:
-        """Measure recall against exact search, and use the smallest oversampling that reaches it.
+        """Measure recall against exact search, and use the smallest sufficient oversampling.
 
-        A row that scores as high as the last of the exact best is as good as that one.
+        A row counts as found if its score is at least the lowest of the exact top ``k``.
 
         Args:
-            queries: Vectors of questions such as will be asked, (Q, D); passages' own are easier.
-            k: At which depth.
-            least: The mean recall to reach, 0 to 1, a little above what other queries must have;
-                where none does, all search is exact from here.
+            queries: Vectors of realistic queries, (Q, D); passage vectors are easier.
+            k: Depth of the comparison.
+            least: Required mean recall, 0 to 1, slightly above the recall that other queries must
+                have; if no oversampling reaches it, all further searches are exact.
         """
         self.measured = calibrate_oversampling(
             queries,
@@ -484,47 +463,47 @@ class ApproximateEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         query = np.asarray(vector, dtype=np.float32)
         allowed = self._exact.allow(mask)
-        wanted, total = k * oversampling, len(self._exact)
+        depth, total = k * oversampling, len(self._exact)
         count = total if allowed is None else int(np.count_nonzero(allowed))
-        if is_selective(count, total, wanted):
+        if is_selective(count, total, depth):
             return self._exact.search(query, k, mask=mask)
-        apart = np.concatenate([part.compare(query) for part in self._all_sketches()])
+        distances = np.concatenate([part.compare(query) for part in self._all_sketches()])
         if allowed is not None:
-            apart[~allowed] = _FARTHEST
-        limit = np.partition(apart, wanted - 1)[wanted - 1]
-        near = apart <= limit
-        return self._exact.search(query, k, rows=np.flatnonzero(near))
+            distances[~allowed] = _FARTHEST
+        limit = np.partition(distances, depth - 1)[depth - 1]
+        is_candidate = distances <= limit
+        return self._exact.search(query, k, rows=np.flatnonzero(is_candidate))
 
     def _all_sketches(self) -> list[BinaryCodes]:
         with self._lock:
-            found = [
-                own if own is not None else BinaryCodes.make(part)
-                for own, part in zip(self._sketches, self._exact.parts, strict=True)
+            codes = [
+                binary if binary is not None else BinaryCodes.make(part)
+                for binary, part in zip(self._sketches, self._exact.parts, strict=True)
             ]
-            self._sketches[:] = found
-            return found
+            self._sketches[:] = codes
+            return codes
 
 
 def calibrate_oversampling(
     queries: NDArray[np.float32],
     exact: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    near: Callable[
+    approximate: Callable[
         [NDArray[np.float32], int], tuple[NDArray[np.int64], NDArray[np.float32]] | None
     ],
     *,
     k: int,
     least: float,
 ) -> MeasuredRecall:
-    """Return the smallest oversampling with which a search finds enough, and its recall.
+    """Return the smallest oversampling with sufficient recall, and its recall.
 
-    A row that scores as high as the last of the exact best is as good as that one.
+    A row counts as found if its score is at least the lowest of the exact top ``k``.
 
     Args:
-        queries: Vectors of questions, (Q, D).
-        exact: Gives the scores of the exact best ``k``.
-        near: Gives rows and scores at an oversampling, or None where it is exact itself.
-        k: At which depth.
-        least: The mean recall to reach, 0 to 1.
+        queries: Query vectors, (Q, D).
+        exact: Returns the scores of the exact top ``k``.
+        approximate: Returns rows and scores at an oversampling, or None if its search is exact.
+        k: Depth of the comparison.
+        least: Required mean recall, 0 to 1.
     """
     best = [exact(query) for query in queries]
     recall = 1.0
@@ -532,9 +511,11 @@ def calibrate_oversampling(
         shares = []
         for query, scores in zip(queries, best, strict=True):
             if len(scores):
-                found = near(query, oversampling)
-                own = scores if found is None else found[1]
-                shares.append(float(np.count_nonzero(own >= scores[-1])) / len(scores))
+                result = approximate(query, oversampling)
+                approximate_scores = scores if result is None else result[1]
+                shares.append(
+                    float(np.count_nonzero(approximate_scores >= scores[-1])) / len(scores)
+                )
         recall = float(np.mean(shares)) if shares else 1.0
         if recall >= least:
             return MeasuredRecall(recall, k, len(queries), oversampling)
@@ -542,13 +523,13 @@ def calibrate_oversampling(
 
 
 def _binarize(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return the signs of mixed vectors (N, D) as words (N, W)."""
+    """Return the signs of rotated vectors (N, D) as words (N, W)."""
     packed = np.packbits(rotate_rows(vectors) > 0, axis=1)
     return np.asarray(packed.view(np.uint64))
 
 
 def _count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Return how many bits of each word are set; NumPy counts them itself from 2.0 on."""
+    """Return the number of set bits of each word; NumPy has a function for it from 2.0 on."""
     if hasattr(np, "bitwise_count"):
         return np.asarray(np.bitwise_count(words))
     quarters = _build_bit_counts()[words.view(np.uint16)].reshape(-1, 4)

@@ -1,24 +1,20 @@
 """Keyword search: exact BM25 top-k over several files of postings.
 
-The idf of a term and the average length come from the allowed rows alone, so that no statistic of
-a row that must not be seen shows in a score. What a term adds to every row is computed when it is
-first asked for, and kept while memory allows. Scores do not depend on how rows are spread over
-files, on the mask or on what was asked before: a row's score is one sum in one order.
+The idf of a term and the average length are computed from the allowed rows alone, so that rows that
+must not be seen do not affect scores. The impact of a term on every row is computed when first
+needed, and cached while memory allows. Scores do not depend on the distribution of rows over files,
+on the mask or on earlier searches: a row's score is one sum in one order.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as Kamphuis et al. 2020
-("Which BM25 Do You Mean?", ECIR) and the library bm25s state them (``stillroom.text.bm25``).
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as in Kamphuis et al. 2020
+("Which BM25 Do You Mean?", ECIR) and in the library bm25s (``stillroom.text.bm25``).
 
-Does not know: passages, documents, queries' syntax, who asks.
+A postings file has the safetensors format and is memory-mapped, so that opening costs the same for
+a hundred passages and for a million. Terms are sorted by their UTF-8 bytes in one blob and found by
+binary search. Headings and text have separate counts, positions and lengths.
 
-The file is in the safetensors format, read by memory-mapping it, so that opening costs the same for
-a hundred passages and for a million. Terms lie sorted by their UTF-8 bytes in one blob and are
-found by binary search. Headings and text are kept apart in counts, positions and lengths.
-
-A position tells a term's word in its field and its part of it (``stillroom.rag.engines.phrases``),
-stop words included: a phrase is found as the analyzer cuts it, and a phrase of headings may run
-from one level of the path into the next.
-
-Does not know: passages, documents, who may read what, or how terms are scored.
+A position encodes a term's word in its field and its part of the word
+(``stillroom.rag.analysis.phrases``), stop words included: a phrase is matched as the analyzer
+splits it, and a phrase in headings may continue from one level into the next.
 """
 
 from __future__ import annotations
@@ -69,13 +65,11 @@ __all__ = [
 
 
 _CACHED_LENGTHS = 4
-
-
 _CACHED_FREQUENCIES = 1 << 16
 
 
 class KeywordEngine:
-    """Searches a view: files of postings one after another, and which of their rows are allowed."""
+    """BM25 search over consecutive files of postings, with a mask of allowed rows."""
 
     def __init__(
         self,
@@ -84,13 +78,13 @@ class KeywordEngine:
         *,
         cache: TermImpactCache | None = None,
     ) -> None:
-        """Make a view; cheap until it is asked.
+        """Create an engine; nothing is computed before the first search.
 
         Args:
             postings: Files of postings; the rows of the second follow those of the first.
-            alive: Which rows there are as far as anybody who uses this view may know, (N,) bool;
-                None for all. Document frequencies and lengths are counted over these.
-            cache: Where to keep what terms add; by default one of its own.
+            alive: Mask of the rows that the user may know of, (N,) bool; None for all. Document
+                frequencies and lengths are counted over these.
+            cache: Cache of term impacts; by default a new one.
         """
         self._postings = tuple(postings)
         self._offsets = np.cumsum([0, *map(len, self._postings)]).tolist()
@@ -99,19 +93,19 @@ class KeywordEngine:
         self._frequencies: dict[str, int] = {}
         self._lengths: dict[tuple[float, float], tuple[NDArray[np.float64], float]] = {}
         self._lock = threading.Lock()
-        self._mark = object()  # unlike id(), never another view's
+        self._mark = object()  # unlike id(), never equal to another engine's
 
     def __len__(self) -> int:
-        """Return how many rows the view spans, those that are not allowed included."""
+        """Return the number of rows, including those that are not allowed."""
         return int(self._offsets[-1])
 
     @property
     def population(self) -> int:
-        """How many rows are allowed."""
+        """Number of allowed rows."""
         return len(self) if self._alive is None else int(np.count_nonzero(self._alive))
 
     def document_frequency(self, term: str) -> int:
-        """Return how many allowed rows hold the term in any field."""
+        """Return the number of allowed rows that contain the term in any field."""
         known = self._frequencies.get(term)
         if known is None:
             known = len(self._gather(term)[0])
@@ -122,7 +116,7 @@ class KeywordEngine:
         return known
 
     def idf(self, term: str) -> float:
-        """Return the term's inverse document frequency as Lucene has it, in nats; above 0."""
+        """Return the term's inverse document frequency by Lucene's formula, in nats; above 0."""
         return compute_idf("lucene", self.document_frequency(term), self.population)
 
     def search(
@@ -140,90 +134,90 @@ class KeywordEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the best ``k`` rows and their scores, best first, ties by row.
 
-        Exact: the same as scoring every row and sorting. Rows that hold none of the terms, or only
-        terms whose idf is 0 (Robertson's, of terms in more than half of the rows), are never found.
+        The result equals scoring every row and sorting. Rows without any of the terms, or only with
+        terms whose idf is 0 (Robertson's, of terms in more than half of the rows), never match.
 
         Args:
-            terms: Each term's weight, above 0; a plain query gives each term its count.
-            k: How many rows; 1 or more.
-            k1: How soon more occurrences stop counting; 0 or more.
-            b: How much a row's length counts; 0 to 1.
-            heading_weight: How many occurrences in the text one in a heading is worth.
-            variant: Which BM25.
-            delta: The lower bound that BM25L and BM25+ put under an occurrence; None for what their
-                papers have, 0.5 and 1.
+            terms: Weight of each term, above 0; in a plain query, its count.
+            k: Number of rows, 1 or more.
+            k1: Saturation of term frequency, 0 or more.
+            b: Strength of length normalization, 0 to 1.
+            heading_weight: Weight of an occurrence in a heading, relative to one in the text.
+            variant: BM25 variant.
+            delta: Lower bound per occurrence of BM25L and BM25+; None for their papers' 0.5 and 1.
             field: Search one field alone, by its own lengths and frequencies; None for both.
-            mask: Which rows may be found, (N,) bool; unlike ``alive`` it changes no score.
+            mask: Mask of the rows to search, (N,) bool; unlike ``alive`` it changes no score.
         """
         headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
         body = 0.0 if field == "headings" else 1.0
-        lower = default_delta(variant) if delta is None else delta
-        weighing = BM25Parameters(k1, b, headings, body, variant, lower)
+        used_delta = default_delta(variant) if delta is None else delta
+        parameters = BM25Parameters(k1, b, headings, body, variant, used_delta)
         weighted = [
-            (term, weight, one)
+            (term, weight, impacts)
             for term, weight in terms.items()
-            if len((one := self._impacts(term, weighing)).rows)
+            if len((impacts := self._impacts(term, parameters)).rows)
         ]
         rows, scores = rank_rows(weighted, len(self), k, mask)
-        return rows, scores + sum(weight * one.absent for _, weight, one in weighted)
+        return rows, scores + sum(weight * impacts.absent for _, weight, impacts in weighted)
 
     def phrase(
         self, words: Sequence[PhraseWord | str], *, field: Field = "body"
     ) -> NDArray[np.int64]:
-        """Return the allowed rows that hold words one after another in a field, ascending.
+        """Return the allowed rows that contain consecutive words in a field, ascending.
 
         Args:
-            words: As the analyzer cuts the phrase, stop words included; none find nothing.
-            field: Where to look.
+            words: Words of the phrase, split by the analyzer, stop words included; no words match
+                nothing.
+            field: Field to search.
         """
-        kept: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        matches: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         for part, offset in zip(self._postings, self._offsets, strict=False):
-            kept.append(part.phrase(words, field) + offset)
-        rows = np.concatenate(kept)
+            matches.append(part.phrase(words, field) + offset)
+        rows = np.concatenate(matches)
         return rows if self._alive is None else rows[self._alive[rows]]
 
     def _gather(self, term: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the allowed rows that hold a term, and its counts in headings and in text."""
-        found = []
+        """Return the allowed rows that contain a term, and its counts in headings and in text."""
+        postings = []
         for part, offset in zip(self._postings, self._offsets, strict=False):
             number = part.find(term)
             if number is not None:
-                held, *counts = part.look_up(number)
-                found.append((held.astype(np.int64) + offset, *counts))
-        if not found:
-            nothing = np.zeros(0, dtype=np.int64)
-            return nothing, nothing, nothing
+                part_rows, *counts = part.look_up(number)
+                postings.append((part_rows.astype(np.int64) + offset, *counts))
+        if not postings:
+            empty = np.zeros(0, dtype=np.int64)
+            return empty, empty, empty
         rows, headings, body = (
-            np.concatenate(each, dtype=np.int64) for each in zip(*found, strict=True)
+            np.concatenate(arrays, dtype=np.int64) for arrays in zip(*postings, strict=True)
         )
         if self._alive is not None:
             keep = self._alive[rows]
             rows, headings, body = rows[keep], headings[keep], body[keep]
         return rows, headings, body
 
-    def _impacts(self, term: str, weighing: BM25Parameters) -> TermImpacts:
-        key = (self._mark, term, weighing)
+    def _impacts(self, term: str, parameters: BM25Parameters) -> TermImpacts:
+        key = (self._mark, term, parameters)
         known = self._cache.get(key)
         if known is None:
-            known = self._weigh(term, weighing)
+            known = self._weigh(term, parameters)
             self._cache.put(key, known)
         return known
 
-    def _weigh(self, term: str, how: BM25Parameters) -> TermImpacts:
+    def _weigh(self, term: str, parameters: BM25Parameters) -> TermImpacts:
         rows, headings, body = self._gather(term)
-        frequency = headings * how.headings + body * how.body
-        if not (how.headings > 0 and how.body > 0):
+        frequency = headings * parameters.headings + body * parameters.body
+        if not (parameters.headings > 0 and parameters.body > 0):
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
-        lengths, mean = self._relative_lengths(how)
-        return weigh_term(how, rows, frequency, lengths[rows] / mean, self.population)
+        lengths, mean = self._relative_lengths(parameters)
+        return weigh_term(parameters, rows, frequency, lengths[rows] / mean, self.population)
 
     def _count_terms(self) -> NDArray[np.int64]:
-        """Return how many terms each row has in headings and in text, (N, 2)."""
-        none = np.zeros((0, 2), dtype=np.int64)
-        return np.concatenate([none, *(part.lengths for part in self._postings)])
+        """Return the number of terms of each row in headings and in text, (N, 2)."""
+        empty = np.zeros((0, 2), dtype=np.int64)
+        return np.concatenate([empty, *(part.lengths for part in self._postings)])
 
-    def _relative_lengths(self, how: BM25Parameters) -> tuple[NDArray[np.float64], float]:
-        key = (how.headings, how.body)
+    def _relative_lengths(self, parameters: BM25Parameters) -> tuple[NDArray[np.float64], float]:
+        key = (parameters.headings, parameters.body)
         with self._lock:
             if key not in self._lengths:
                 if len(self._lengths) >= _CACHED_LENGTHS:
@@ -236,25 +230,14 @@ class KeywordEngine:
 
 
 POSTINGS = "postings.safetensors"
-
-
 Field = Literal["headings", "body"]
-
-
 FIELDS: tuple[Field, Field] = ("headings", "body")
-
-
 Terms = Sequence[str | tuple[str, int]]
-
-
 PostingsRow = tuple[str, Terms, Terms, int, int]
-
-
 """Passage id, terms of its headings, terms of its text, and both counts without stop words.
 
-Terms have their positions, or are words one after another.
+Terms are pairs of term and position, or consecutive words.
 """
-
 
 _ARRAYS = frozenset(
     {"terms", "term_starts", "starts", "rows", "lengths"}
@@ -264,9 +247,9 @@ _ARRAYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Occurrences:
-    """One field's occurrences of terms: which term in which row at which position, (N,) each.
+    """Occurrences of terms in one field: term, row and position, (N,) each.
 
-    Of one term in one row, positions ascend.
+    Positions of one term in one row ascend.
     """
 
     terms: NDArray[np.int32]
@@ -275,13 +258,13 @@ class _Occurrences:
 
 
 def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
-    """Write the postings of passages in their order; return how many rows there are.
+    """Write the postings of passages in their order; return the number of rows.
 
-    Equal rows give equal bytes. Meanwhile it holds about 100 bytes an occurrence in memory.
+    Equal rows give equal bytes. Memory use is about 100 bytes per occurrence.
 
     Args:
-        folder: Where ``postings.safetensors`` is written, atomically.
-        rows: One for each passage, in order; row numbers count from 0.
+        folder: Folder where ``postings.safetensors`` is written, atomically.
+        rows: Terms of each passage, in order; row numbers start at 0.
 
     Raises:
         ResourceError: If the disk is full.
@@ -289,18 +272,18 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     ids = {field: array("i") for field in FIELDS}
-    spots = {field: array("i") for field in FIELDS}
+    positions = {field: array("i") for field in FIELDS}
     sizes = {field: array("i") for field in FIELDS}
     lengths = array("i")
     for _, headings, body, heading_count, body_count in rows:
         for field, terms in zip(FIELDS, (headings, body), strict=True):
-            for at, one in enumerate(terms):
-                if isinstance(one, str):
-                    term, spot = one, encode_position(at)
+            for number, item in enumerate(terms):
+                if isinstance(item, str):
+                    term, position = item, encode_position(number)
                 else:
-                    term, spot = one
+                    term, position = item
                 ids[field].append(vocabulary[term])
-                spots[field].append(spot)
+                positions[field].append(position)
             sizes[field].append(len(terms))
         lengths.extend((heading_count, body_count))
     words, order = sort_terms(list(vocabulary))
@@ -309,7 +292,7 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
         field: _Occurrences(
             ranks[_to_integers(ids[field])],
             np.repeat(np.arange(len(sizes[field]), dtype=np.int32), _to_integers(sizes[field])),
-            _to_integers(spots[field]),
+            _to_integers(positions[field]),
         )
         for field in FIELDS
     }
@@ -318,52 +301,54 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
 
 
 def merge_postings(
-    folder: Path, parts: Sequence[Postings], kept: Sequence[NDArray[np.bool_] | None]
+    folder: Path, parts: Sequence[Postings], masks: Sequence[NDArray[np.bool_] | None]
 ) -> int:
-    """Write the postings of several files' kept rows, one after another, as one file.
+    """Write the selected rows of several postings files, in order, as one file.
 
-    The bytes are those that ``write_postings`` gives for the same rows.
+    The bytes equal those of ``write_postings`` for the same rows.
 
     Args:
-        folder: Where ``postings.safetensors`` is written; none of the parts' own folders.
-        parts: What to join, in order.
-        kept: For each part which rows to keep, (N,) bool, or None for all.
+        folder: Folder where ``postings.safetensors`` is written; none of the parts' folders.
+        parts: Postings to join, in order.
+        masks: Mask of the rows to keep of each part, (N,) bool, or None for all.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
         ResourceError: If the disk is full.
     """
-    masks = [
+    row_masks = [
         np.ones(len(part), dtype=bool) if mask is None else mask
-        for part, mask in zip(parts, kept, strict=True)
+        for part, mask in zip(parts, masks, strict=True)
     ]
-    offset, moved = 0, {field: list[_Occurrences]() for field in FIELDS}
+    offset, renumbered = 0, {field: list[_Occurrences]() for field in FIELDS}
     vocabulary: defaultdict[bytes, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
-    for part, mask in zip(parts, masks, strict=True):
+    for part, mask in zip(parts, row_masks, strict=True):
         names = np.array([vocabulary[word] for word in part._table.words()], dtype=np.int32)
         numbers = (offset + np.cumsum(mask) - 1).astype(np.int32)
         for field in FIELDS:
-            one = part._occurrences(field)
-            stays = mask[one.rows]
-            moved[field].append(
+            occurrences = part._occurrences(field)
+            is_kept = mask[occurrences.rows]
+            renumbered[field].append(
                 _Occurrences(
-                    names[one.terms[stays]], numbers[one.rows[stays]], one.positions[stays]
+                    names[occurrences.terms[is_kept]],
+                    numbers[occurrences.rows[is_kept]],
+                    occurrences.positions[is_kept],
                 )
             )
         offset += int(mask.sum())
     used = np.zeros(len(vocabulary), dtype=bool)
-    for several in moved.values():
-        for one in several:
-            used[one.terms] = True
+    for field_occurrences in renumbered.values():
+        for occurrences in field_occurrences:
+            used[occurrences.terms] = True
     words = [word for word, number in vocabulary.items() if used[number]]
     ordered = sorted(words)
     ranks = np.zeros(len(vocabulary), dtype=np.int32)
     ranks[[vocabulary[word] for word in ordered]] = np.arange(len(ordered))
-    joined = {field: _concatenate(moved[field], ranks) for field in FIELDS}
-    lengths = [part.lengths[mask] for part, mask in zip(parts, masks, strict=True)]
+    joined = {field: _concatenate(renumbered[field], ranks) for field in FIELDS}
+    lengths = [part.lengths[mask] for part, mask in zip(parts, row_masks, strict=True)]
     _write_file(folder, ordered, joined, np.concatenate([np.zeros((0, 2), np.int64), *lengths]))
     return offset
 
@@ -372,7 +357,7 @@ class Postings:
     """One file of postings, memory-mapped; reads from any thread."""
 
     def __init__(self, path: Path, arrays: Arrays) -> None:
-        """Hold the arrays of the file at ``path``; callers use ``open``."""
+        """Wrap the arrays of the file at ``path``; callers use ``open``."""
         self.path = path
         self._arrays = arrays
         self._table = TermTable(arrays["terms"], arrays["term_starts"])
@@ -381,26 +366,26 @@ class Postings:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the postings of a folder; nothing but the header is read.
+        """Open the postings of a folder; only the header is read.
 
         Raises:
-            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+            IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
         """
         path = folder / POSTINGS
         return cls(path, map_arrays(path, _ARRAYS, _is_consistent))
 
     def __len__(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return len(self.lengths)
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Terms of headings and of text without stop words, (N, 2)."""
+        """Number of terms in headings and in text without stop words, (N, 2)."""
         return self._arrays["lengths"]
 
     @property
     def term_count(self) -> int:
-        """How many different terms there are."""
+        """Number of distinct terms."""
         return len(self._starts) - 1
 
     def terms(self) -> Sequence[bytes]:
@@ -408,11 +393,11 @@ class Postings:
         return list(self._table.words())
 
     def find(self, term: str) -> int | None:
-        """Return the number of a term, or None where no row holds it."""
+        """Return the number of a term, or None if no row contains it."""
         return self._table.find(term)
 
     def look_up(self, number: int) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]:
-        """Return the rows that hold a term, ascending, and its counts in headings and in text."""
+        """Return the rows that contain a term, ascending, and its counts in headings and text."""
         span = slice(int(self._starts[number]), int(self._starts[number + 1]))
         arrays = self._arrays
         return self._rows[span], arrays["headings_counts"][span], arrays["body_counts"][span]
@@ -422,21 +407,24 @@ class Postings:
         span = slice(int(self._starts[number]), int(self._starts[number + 1]))
         starts = self._arrays[f"{field}_starts"]
         rows = np.repeat(self._rows[span], self._arrays[f"{field}_counts"][span])
-        places = self._arrays[f"{field}_positions"][int(starts[number]) : int(starts[number + 1])]
-        return rows.astype(np.int64), places.astype(np.int64)
+        positions = self._arrays[f"{field}_positions"][
+            int(starts[number]) : int(starts[number + 1])
+        ]
+        return rows.astype(np.int64), positions.astype(np.int64)
 
     def phrase(self, words: Sequence[PhraseWord | str], field: Field) -> NDArray[np.int64]:
-        """Return the rows that hold words one after another in a field, ascending.
+        """Return the rows that contain consecutive words in a field, ascending.
 
         Args:
-            words: As the analyzer cuts the phrase, stop words included; none find nothing.
-            field: Where to look.
+            words: Words of the phrase, split by the analyzer, stop words included; no words match
+                nothing.
+            field: Field to search.
         """
-        nothing = np.zeros(0, dtype=np.int64)
+        empty = np.zeros(0, dtype=np.int64)
 
         def occurrences(term: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             number = self.find(term)
-            return (nothing, nothing) if number is None else self.occurrences(number, field)
+            return (empty, empty) if number is None else self.occurrences(number, field)
 
         return find_phrase_rows(words, occurrences)
 
@@ -475,19 +463,19 @@ def _write_file(
         **TermTable.pack(words),
         "lengths": lengths.astype(np.int32),
     }
-    held: dict[Field, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-    for field, one in occurrences.items():
-        keys = one.terms.astype(np.int64) * count + one.rows
+    counted: dict[Field, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    for field, field_occurrences in occurrences.items():
+        keys = field_occurrences.terms.astype(np.int64) * count + field_occurrences.rows
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        arrays[f"{field}_positions"] = shrink_dtype(one.positions[order])
+        arrays[f"{field}_positions"] = shrink_dtype(field_occurrences.positions[order])
         arrays[f"{field}_starts"] = np.searchsorted(keys, borders).astype(np.int64)
         firsts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
-        held[field] = keys[firsts], np.diff(firsts, append=len(keys))
-    pairs = np.union1d(*(keys for keys, _ in held.values()))
+        counted[field] = keys[firsts], np.diff(firsts, append=len(keys))
+    pairs = np.union1d(*(keys for keys, _ in counted.values()))
     arrays["starts"] = np.searchsorted(pairs, borders).astype(np.int64)
     arrays["rows"] = (pairs % count).astype(np.int32)
-    for field, (keys, times) in held.items():
+    for field, (keys, times) in counted.items():
         counts = np.zeros(len(pairs), dtype=np.int64)
         counts[np.searchsorted(pairs, keys)] = times
         arrays[f"{field}_counts"] = shrink_dtype(counts)
@@ -495,7 +483,7 @@ def _write_file(
 
 
 def _is_consistent(arrays: Arrays) -> bool:
-    """Return whether the arrays fit each other where they are joined."""
+    """Return whether the sizes of the arrays are consistent."""
     pairs = len(arrays["rows"])
     ends = {"term_starts": len(arrays["terms"]), "starts": pairs}
     ends |= {f"{field}_starts": len(arrays[f"{field}_positions"]) for field in FIELDS}

@@ -1,25 +1,22 @@
 """Late interaction search: exact MaxSim top-k over quantized token vectors.
 
-A passage's score is the sum, over the query's vectors, of the largest dot product with any of the
-passage's. All passages' tokens lie in one array with where each passage begins, so that one matrix
-product and one grouped maximum score a block of them. Work grows with tokens times the query's
-vectors: over a large index give the rows that a cheaper search found, or a mask.
+A passage's score is the sum, over the query's vectors, of the largest dot product with any vector
+of the passage. The tokens of all passages are stored in one array with the start of each passage,
+so that one matrix product and one grouped maximum score a block of them. The cost is proportional
+to tokens times query vectors: for a large index pass the rows of a cheaper search, or a mask.
 
-As in the dense engine a float32 pass with a bound on its rounding leaves few rows for float64, so
-that what is found, and its scores, do not depend on how rows are spread over files.
+As in the dense engine, a float32 pass with a bound on its rounding leaves few rows for float64, so
+that results do not depend on the distribution of rows over files. The search is exact over the
+decoded vectors where tokens are stored as codes. There are no centroids (PLAID): a cheaper first
+search replaces them.
 
-Of tokens that are kept as codes the search is exact over what they read back as.
-
-Source: ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832. Does not know: centroids (PLAID), which
-a cheaper first search replaces here.
-
-All passages' tokens lie in one array with where each passage begins. With 8 or 4 bits a token is a
-scale and a code a number, after the fixed rotation that ``mixing`` does: a code depends on its own
-token alone, so there is nothing to learn first and nothing to learn again when passages come and
-go. Read back, the cosine of a token with what it was is 0.9999 at 8 bits and 0.993 at 4.
+With 8 or 4 bits, a token is stored as a scale and one code per coordinate, after the fixed rotation
+of ``rotate_rows``: a code depends only on its own token, so that nothing is trained, and nothing
+retrained when passages change. The cosine of decoded and original vectors is 0.9999 at 8 bits and
+0.993 at 4.
 
 Source: ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832; residual codes, Santhanam et al. 2022,
-arXiv:2112.01488 (ColBERTv2). Differs from the latter: a rotation in place of learned centroids.
+arXiv:2112.01488 (ColBERTv2). Differs from the latter: a rotation instead of learned centroids.
 """
 
 from __future__ import annotations
@@ -50,24 +47,24 @@ _BLOCK_TOKENS = 8192
 
 
 class TokenEngine:
-    """Searches a view: files of token vectors one after another, and which rows are allowed."""
+    """MaxSim search over consecutive files of token vectors, with a mask of allowed rows."""
 
     def __init__(
         self, parts: Sequence[TokenVectors], alive: NDArray[np.bool_] | None = None
     ) -> None:
-        """Make a view; cheap until it is asked.
+        """Create an engine; nothing is computed before the first search.
 
         Args:
-            parts: Token vectors of one width and kind; the rows of the second follow those of the
-                first.
-            alive: Which rows may be found, (N,) bool; None for all.
+            parts: Token vectors with equal dimensions and type; the rows of the second follow those
+                of the first.
+            alive: Mask of the allowed rows, (N,) bool; None for all.
         """
         self._parts = tuple(parts)
         self._offsets = np.cumsum([0, *map(len, self._parts)])
         self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
 
     def __len__(self) -> int:
-        """Return how many rows the view spans, those that are not allowed included."""
+        """Return the number of rows, including those that are not allowed."""
         return int(self._offsets[-1])
 
     def search(
@@ -78,31 +75,31 @@ class TokenEngine:
         mask: NDArray[np.bool_] | None = None,
         rows: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best ``k`` rows and their scores, best first, ties by row; exact.
+        """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
         Args:
-            query: The query's vectors, (Q, D); finite.
-            k: How many rows; 1 or more. Passages without any token are never found.
-            mask: Which rows may be found, (N,) bool.
-            rows: Or these alone, different and in any order.
+            query: Finite vectors of the query, (Q, D).
+            k: Number of rows, 1 or more. Passages without tokens are never returned.
+            mask: Mask of the rows to search, (N,) bool.
+            rows: Distinct rows to search instead, in any order.
         """
-        asked = np.asarray(query, dtype=np.float32)
+        prepared = np.asarray(query, dtype=np.float32)
         if self._parts:
-            asked = self._parts[0].prepare(asked)
-        near = self._nearest(asked, k, self._list_rows(mask, rows))
-        scores = np.array([self._score(asked, int(row)) for row in near], dtype=np.float32)
-        order = np.lexsort((near, -scores))[:k]
-        return near[order], scores[order]
+            prepared = self._parts[0].prepare(prepared)
+        candidates = self._nearest(prepared, k, self._list_rows(mask, rows))
+        scores = np.array([self._score(prepared, int(row)) for row in candidates], dtype=np.float32)
+        order = np.lexsort((candidates, -scores))[:k]
+        return candidates[order], scores[order]
 
     def vectors_of(self, row: int) -> NDArray[np.float32]:
-        """Return a row's token vectors, (T, D), as they are kept."""
-        at = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        return self._parts[at].of(row - int(self._offsets[at]))
+        """Return a row's token vectors, (T, D'), decoded."""
+        number = int(np.searchsorted(self._offsets, row, side="right")) - 1
+        return self._parts[number].of(row - int(self._offsets[number]))
 
     def _list_rows(
         self, mask: NDArray[np.bool_] | None, rows: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
-        """Return the rows that may be found, ascending."""
+        """Return the rows to search, ascending."""
         listed = np.arange(len(self)) if rows is None else np.sort(rows)
         for flags in (mask, self._alive):
             if flags is not None:
@@ -112,75 +109,67 @@ class TokenEngine:
     def _nearest(
         self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return ascending rows among which the best ``k`` are."""
+        """Return ascending rows that contain the top ``k``."""
         sizes = float(np.linalg.norm(query, axis=1).sum())
-        kept, scores = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+        row_parts, scores = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
         cuts = np.searchsorted(rows, self._offsets)
-        most = 0.0
-        for at, part in enumerate(self._parts):
-            own = rows[cuts[at] : cuts[at + 1]] - self._offsets[at]
-            own = own[part.starts[own + 1] > part.starts[own]]
-            if len(own):
-                most = max(most, part.largest)
-                kept.append(own + self._offsets[at])
+        largest = 0.0
+        for number, part in enumerate(self._parts):
+            part_rows = rows[cuts[number] : cuts[number + 1]] - self._offsets[number]
+            part_rows = part_rows[part.starts[part_rows + 1] > part.starts[part_rows]]
+            if len(part_rows):
+                largest = max(largest, part.largest)
+                row_parts.append(part_rows + self._offsets[number])
                 scores.append(
-                    np.concatenate(list(_iter_scores(part, own, query))).astype(np.float64)
+                    np.concatenate(list(_iter_scores(part, part_rows, query))).astype(np.float64)
                 )
-        near, about = np.concatenate(kept), np.concatenate(scores)
-        if len(near) <= k:
-            return near
-        # Higham 2002, section 3.1: a sum of n products in any order is off by n u at most.
-        radius = sizes * most * (sum(query.shape) + 8) * 2.0**-23
-        limit = np.partition(about, len(about) - k)[len(about) - k]
-        found: NDArray[np.int64] = near[about >= limit - 2 * radius]
-        return found
+        candidates, approximate = np.concatenate(row_parts), np.concatenate(scores)
+        if len(candidates) <= k:
+            return candidates
+        # Higham 2002, section 3.1: the error of a sum of n products in any order is at most n u.
+        radius = sizes * largest * (sum(query.shape) + 8) * 2.0**-23
+        limit = np.partition(approximate, len(approximate) - k)[len(approximate) - k]
+        nearest: NDArray[np.int64] = candidates[approximate >= limit - 2 * radius]
+        return nearest
 
     def _score(self, query: NDArray[np.float32], row: int) -> float:
-        own = self.vectors_of(row).astype(np.float64)
-        return float((own @ query.T.astype(np.float64)).max(axis=0).sum())
+        vectors = self.vectors_of(row).astype(np.float64)
+        return float((vectors @ query.T.astype(np.float64)).max(axis=0).sum())
 
 
 def _iter_scores(
     part: TokenVectors, rows: NDArray[np.int64], query: NDArray[np.float32]
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield about what ascending rows, none empty, score: some rows at a time."""
+    """Yield approximate scores of ascending non-empty rows, in blocks."""
     sizes = part.starts[rows + 1] - part.starts[rows]
     ends = np.cumsum(sizes)
     first = 0
     while first < len(rows):
         done = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, done + _BLOCK_TOKENS, side="right")))
-        begins = ends[first:last] - sizes[first:last] - done
-        shifts = np.repeat(part.starts[rows[first:last]] - begins, sizes[first:last])
-        places = shifts + np.arange(int(ends[last - 1]) - done)
-        is_run = int(places[-1]) - int(places[0]) + 1 == len(places)
-        chosen = slice(int(places[0]), int(places[-1]) + 1) if is_run else places
-        near = part.read(chosen) @ query.T  # (tokens, Q)
-        yield np.maximum.reduceat(near, begins, axis=0).sum(axis=1)
+        starts = ends[first:last] - sizes[first:last] - done
+        shifts = np.repeat(part.starts[rows[first:last]] - starts, sizes[first:last])
+        tokens = shifts + np.arange(int(ends[last - 1]) - done)
+        is_run = int(tokens[-1]) - int(tokens[0]) + 1 == len(tokens)
+        selection = slice(int(tokens[0]), int(tokens[-1]) + 1) if is_run else tokens
+        products = part.read(selection) @ query.T  # (tokens, Q)
+        yield np.maximum.reduceat(products, starts, axis=0).sum(axis=1)
         first = last
 
 
 TOKENS = "token_vectors.safetensors"
-
-
 TokenBits = Literal[4, 8, 16, 32]
-
-
 _ENCODED_BLOCK_TOKENS = 8192
-
-
-_ROTATION_GAIN = np.float32(8.0)  # what mix_rows makes of a vector of length 1
-
-
+_ROTATION_GAIN = np.float32(8.0)  # norm that rotate_rows gives a vector of norm 1
 _CODE_ZERO = 7.5
 
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """The vectors of passages' tokens: ``tokens`` (T, D), ``starts`` (N + 1,) int64.
+    """Token vectors of passages: ``tokens`` (T, D), ``starts`` (N + 1,) int64.
 
-    ``tokens`` are floats; or int8 codes, or two 4-bit codes a byte, with ``scales`` (T,).
-    ``largest`` is the largest norm of any, or a little more.
+    ``tokens`` are floats; or int8 codes, or two 4-bit codes per byte, with ``scales`` (T,).
+    ``largest`` is an upper bound of the norms.
     """
 
     tokens: NDArray[Any]
@@ -190,26 +179,29 @@ class TokenVectors:
 
     @classmethod
     def join(cls, passages: Iterable[NDArray[Any]], width: int, *, bits: TokenBits = 32) -> Self:
-        """Return the vectors of passages, (n, width) float each, one after another.
+        """Return the token vectors of consecutive passages, (n, width) float each.
 
         Args:
-            passages: Each one's tokens; finite.
-            width: Numbers a token.
-            bits: How many a number is kept in.
+            passages: Finite token vectors of each passage.
+            width: Dimensions of a vector.
+            bits: Bits per stored number.
         """
-        several = [np.asarray(one, dtype=np.float32).reshape(-1, width) for one in passages]
-        starts = np.cumsum([0, *map(len, several)], dtype=np.int64)
-        rows = np.concatenate([np.zeros((0, width), dtype=np.float32), *several])
+        matrices = [
+            np.asarray(vectors_of_passage, dtype=np.float32).reshape(-1, width)
+            for vectors_of_passage in passages
+        ]
+        starts = np.cumsum([0, *map(len, matrices)], dtype=np.int64)
+        rows = np.concatenate([np.zeros((0, width), dtype=np.float32), *matrices])
         tokens, scales = _encode_tokens(rows, bits)
-        made = cls(tokens, starts, scales, 0.0)
-        return cls(tokens, starts, scales, _find_largest(made))
+        vectors = cls(tokens, starts, scales, 0.0)
+        return cls(tokens, starts, scales, _find_largest(vectors))
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map what ``write`` left in a folder.
+        """Map the token vectors in a folder into memory.
 
         Raises:
-            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+            IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
         """
         arrays = map_arrays(
             folder / TOKENS, ("tokens", "starts", "scales", "largest"), _is_consistent
@@ -232,39 +224,39 @@ class TokenVectors:
         write_arrays(folder / TOKENS, arrays)
 
     def __len__(self) -> int:
-        """Return how many passages there are."""
+        """Return the number of passages."""
         return len(self.starts) - 1
 
     def span(self, first: int, last: int) -> TokenVectors:
         """Return the passages from ``first`` up to ``last``, sharing the arrays."""
-        begin, end = int(self.starts[first]), int(self.starts[last])
-        scales = self.scales[begin:end] if len(self.scales) else self.scales
-        starts = self.starts[first : last + 1] - begin
-        return TokenVectors(self.tokens[begin:end], starts, scales, self.largest)
+        start, end = int(self.starts[first]), int(self.starts[last])
+        scales = self.scales[start:end] if len(self.scales) else self.scales
+        starts = self.starts[first : last + 1] - start
+        return TokenVectors(self.tokens[start:end], starts, scales, self.largest)
 
-    def read(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return chosen tokens as they are compared, (n, D') float32; see ``prepare``."""
-        tokens = self.tokens[chosen]
+    def read(self, selection: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the selected tokens decoded, (n, D') float32; see ``prepare``."""
+        tokens = self.tokens[selection]
         if tokens.dtype == np.uint8:
             codes = np.empty((len(tokens), 2 * tokens.shape[1]), dtype=np.float32)
             codes[:, ::2], codes[:, 1::2] = tokens >> 4, tokens & 15
             codes -= np.float32(_CODE_ZERO)
-            return codes * self.scales[chosen][:, None]
+            return codes * self.scales[selection][:, None]
         if tokens.dtype == np.int8:
-            return tokens.astype(np.float32) * self.scales[chosen][:, None]
+            return tokens.astype(np.float32) * self.scales[selection][:, None]
         return np.asarray(tokens, dtype=np.float32)
 
     def of(self, row: int) -> NDArray[np.float32]:
-        """Return the vectors of one passage as they are compared, (n, D')."""
+        """Return the token vectors of one passage decoded, (n, D')."""
         return self.read(slice(int(self.starts[row]), int(self.starts[row + 1])))
 
     def prepare(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a query's vectors (Q, D) as they are compared with what ``read`` returns."""
+        """Return a query's vectors (Q, D) rotated as the vectors that ``read`` returns."""
         return query if self.tokens.dtype.kind == "f" else rotate_rows(query) / _ROTATION_GAIN
 
-    def take(self, kept: NDArray[np.bool_] | None) -> Iterable[TokenVectors]:
-        """Yield the kept passages' vectors, some at a time."""
-        rows = np.arange(len(self)) if kept is None else np.flatnonzero(kept)
+    def take(self, mask: NDArray[np.bool_] | None) -> Iterable[TokenVectors]:
+        """Yield the vectors of the selected passages, in blocks."""
+        rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
         sizes = self.starts[rows + 1] - self.starts[rows]
         ends = np.cumsum(sizes)
         first = 0
@@ -273,28 +265,28 @@ class TokenVectors:
             last = max(
                 first + 1, int(np.searchsorted(ends, done + _ENCODED_BLOCK_TOKENS, side="right"))
             )
-            own = np.repeat(
+            shifts = np.repeat(
                 self.starts[rows[first:last]] - (ends[first:last] - sizes[first:last] - done),
                 sizes[first:last],
             )
-            places = own + np.arange(int(ends[last - 1]) - done)
-            scales = self.scales[places] if len(self.scales) else self.scales
+            positions = shifts + np.arange(int(ends[last - 1]) - done)
+            scales = self.scales[positions] if len(self.scales) else self.scales
             starts = np.concatenate([[0], ends[first:last] - done]).astype(np.int64)
-            yield TokenVectors(self.tokens[places], starts, scales, self.largest)
+            yield TokenVectors(self.tokens[positions], starts, scales, self.largest)
             first = last
 
 
 def merge_token_vectors(
     folder: Path, pieces: Iterable[tuple[TokenVectors, NDArray[np.bool_] | None]]
 ) -> int:
-    """Write several files' kept passages, one after another, as one file; return how many.
+    """Write the selected passages of several files, in order, as one file; return their number.
 
-    They pass through a temporary file, so that all of them never lie in memory.
+    They pass through a temporary file, so that they are never all in memory.
 
     Args:
-        folder: Where ``token_vectors.safetensors`` is written; none of the parts' own folders.
-        pieces: Of one width and kind, at least one; and of each which passages to keep, (N,) bool,
-            or None for all.
+        folder: Folder where ``token_vectors.safetensors`` is written; none of the parts' folders.
+        pieces: Token vectors of equal dimensions and type, at least one, each with a mask of the
+            passages to keep, (N,) bool, or None for all.
 
     Raises:
         ResourceError: If the disk is full.
@@ -329,25 +321,25 @@ def _map_raw(file: IO[bytes], like: NDArray[Any], count: int) -> NDArray[Any]:
 def _encode_tokens(
     rows: NDArray[np.float32], bits: TokenBits
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return tokens as they are kept, and their scales, none where they are floats."""
+    """Return the stored tokens, and their scales, empty for floats."""
     if bits >= 16:
         return rows.astype(np.float16 if bits == 16 else np.float32), np.zeros(0, np.float32)
-    mixed = rotate_rows(rows) / _ROTATION_GAIN
-    most = np.abs(mixed).max(axis=1, initial=0)
-    scales = (most / (127 if bits == 8 else _CODE_ZERO)).astype(np.float32)
+    rotated = rotate_rows(rows) / _ROTATION_GAIN
+    largest = np.abs(rotated).max(axis=1, initial=0)
+    scales = (largest / (127 if bits == 8 else _CODE_ZERO)).astype(np.float32)
     scales[scales == 0] = 1
     if bits == 8:
-        return np.rint(mixed / scales[:, None]).astype(np.int8), scales
-    codes = np.clip(np.rint(mixed / scales[:, None] + _CODE_ZERO), 0, 15).astype(np.uint8)
+        return np.rint(rotated / scales[:, None]).astype(np.int8), scales
+    codes = np.clip(np.rint(rotated / scales[:, None] + _CODE_ZERO), 0, 15).astype(np.uint8)
     return codes[:, ::2] << 4 | codes[:, 1::2], scales
 
 
-def _find_largest(made: TokenVectors) -> float:
-    most = 0.0
-    for start in range(0, len(made.tokens), _ENCODED_BLOCK_TOKENS):
-        block = made.read(slice(start, start + _ENCODED_BLOCK_TOKENS))
-        most = max(most, float(np.linalg.norm(block, axis=1).max(initial=0)))
-    return most * (1 + 2.0**-20)
+def _find_largest(vectors: TokenVectors) -> float:
+    largest = 0.0
+    for start in range(0, len(vectors.tokens), _ENCODED_BLOCK_TOKENS):
+        block = vectors.read(slice(start, start + _ENCODED_BLOCK_TOKENS))
+        largest = max(largest, float(np.linalg.norm(block, axis=1).max(initial=0)))
+    return largest * (1 + 2.0**-20)
 
 
 def _is_consistent(arrays: Arrays) -> bool:

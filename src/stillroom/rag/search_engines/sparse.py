@@ -1,8 +1,8 @@
 """Sparse search: exact top-k over learned term weights.
 
-A passage is a few hundred terms with weights, a query too; the score is their dot product. The
-terms may be a model's vocabulary (SPLADE) or anything else; weights are kept as float32. There is
-no statistic over passages, so none can tell of one that must not be seen.
+The score is the dot product of the term weights of passage and query, a few hundred terms each. The
+terms may be a model's vocabulary (SPLADE) or any other; weights are stored as float32. Without
+statistics over passages, rows that must not be seen cannot affect scores.
 
 Source: SPLADE, Formal et al. 2021, arXiv:2107.05720.
 """
@@ -37,13 +37,13 @@ _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
 
 
 def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) -> int:
-    """Write the weights of passages' terms in their order; return how many rows there are.
+    """Write the term weights of passages in their order; return the number of rows.
 
     Equal passages give equal bytes, whatever the order of a passage's terms.
 
     Args:
-        folder: Where ``term_weights.safetensors`` is written, atomically.
-        passages: Each one's terms with finite weights; those not above 0 are left out.
+        folder: Folder where ``term_weights.safetensors`` is written, atomically.
+        passages: Finite weights of each passage's terms; weights of 0 or less are left out.
 
     Raises:
         ResourceError: If the disk is full.
@@ -54,7 +54,7 @@ def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) ->
 
 
 def _collect_arrays(passages: Iterable[Mapping[str, float]]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file of passages' terms."""
+    """Return the arrays of a file of term weights."""
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     ids, rows, weights = array("q"), array("q"), array("f")
@@ -68,24 +68,25 @@ def _collect_arrays(passages: Iterable[Mapping[str, float]]) -> dict[str, NDArra
                 weights.append(weight)
     words, ranks = sort_terms(list(vocabulary))
     numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
-    at = np.frombuffer(rows, dtype=np.int64)
-    told = np.frombuffer(weights, dtype=np.float32)
-    return _arrange_arrays(words, numbers, at, told, count)
+    row_numbers = np.frombuffer(rows, dtype=np.int64)
+    values = np.frombuffer(weights, dtype=np.float32)
+    return _arrange_arrays(words, numbers, row_numbers, values, count)
 
 
 def merge_term_weights(
     folder: Path, pieces: Iterable[tuple[TermWeights, NDArray[np.bool_] | None]]
 ) -> int:
-    """Write the weights of several files' kept rows, one after another, as one file.
+    """Write the selected rows of several files, in order, as one file.
 
-    The bytes are those that ``write_term_weights`` gives for the same rows.
+    The bytes equal those of ``write_term_weights`` for the same rows.
 
     Args:
-        folder: Where ``term_weights.safetensors`` is written; none of the parts' own folders.
-        pieces: What to join, in order, and of each which rows to keep, (N,) bool, or None for all.
+        folder: Folder where ``term_weights.safetensors`` is written; none of the parts' folders.
+        pieces: Term weights in order, each with a mask of the rows to keep, (N,) bool, or None
+            for all.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
         ResourceError: If the disk is full.
@@ -96,24 +97,24 @@ def merge_term_weights(
     weights = [np.zeros(0, dtype=np.float32)]
     count = 0
     for part, mask in pieces:
-        stays = np.ones(len(part), dtype=bool) if mask is None else mask
+        kept_mask = np.ones(len(part), dtype=bool) if mask is None else mask
         names = np.array([vocabulary[word] for word in part.words()], dtype=np.int64)
-        numbers, own, values = part.postings()
-        keep = stays[own]
+        numbers, part_rows, values = part.postings()
+        keep = kept_mask[part_rows]
         ids.append(names[numbers[keep]])
-        rows.append((count + np.cumsum(stays) - 1)[own[keep]])
+        rows.append((count + np.cumsum(kept_mask) - 1)[part_rows[keep]])
         weights.append(values[keep])
-        count += int(stays.sum())
+        count += int(kept_mask.sum())
     joined = np.concatenate(ids)
     used = np.zeros(len(vocabulary), dtype=bool)
     used[joined] = True
     words = sorted(word for word, number in vocabulary.items() if used[number])
     ranks = np.zeros(len(vocabulary), dtype=np.int64)
     ranks[[vocabulary[word] for word in words]] = np.arange(len(words))
-    told = _arrange_arrays(
+    arrays = _arrange_arrays(
         words, ranks[joined], np.concatenate(rows), np.concatenate(weights), count
     )
-    write_arrays(folder / WEIGHTS, told)
+    write_arrays(folder / WEIGHTS, arrays)
     return count
 
 
@@ -139,16 +140,16 @@ class TermWeights:
     """One file of term weights, memory-mapped; reads from any thread."""
 
     def __init__(self, arrays: Arrays) -> None:
-        """Hold the arrays of a file; callers use ``open``."""
+        """Wrap the arrays of a file; callers use ``open``."""
         self._table = TermTable(arrays["terms"], arrays["term_starts"])
         self._arrays = arrays
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the term weights of a folder; nothing but the header is read.
+        """Open the term weights of a folder; only the header is read.
 
         Raises:
-            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+            IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
         """
         return cls(map_arrays(folder / WEIGHTS, _ARRAYS, _is_consistent))
 
@@ -158,7 +159,7 @@ class TermWeights:
         return cls(_collect_arrays(passages))
 
     def __len__(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return int(self._arrays["size"][0])
 
     def words(self) -> list[bytes]:
@@ -166,30 +167,32 @@ class TermWeights:
         return self._table.words()
 
     def postings(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Return of every weight its term's number, its row and itself, by term, then row."""
+        """Return term number, row and value of every weight, sorted by term, then row."""
         sizes = np.diff(self._arrays["starts"])
         numbers = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
         return numbers, self._arrays["rows"].astype(np.int64), self._arrays["weights"]
 
     def span(self, first: int, last: int) -> TermWeights:
-        """Return the rows from ``first`` up to ``last`` as a file's worth of their own."""
+        """Return the rows from ``first`` up to ``last`` as independent term weights."""
         order, borders = self._by_row
-        chosen = order[borders[first] : borders[last]]
+        selection = order[borders[first] : borders[last]]
         numbers, rows, weights = self.postings()
-        used, own = np.unique(numbers[chosen], return_inverse=True)
+        used, term_numbers = np.unique(numbers[selection], return_inverse=True)
         words = [self._table.word(int(number)) for number in used]
-        told = _arrange_arrays(words, own, rows[chosen] - first, weights[chosen], last - first)
-        return TermWeights(told)
+        arrays = _arrange_arrays(
+            words, term_numbers, rows[selection] - first, weights[selection], last - first
+        )
+        return TermWeights(arrays)
 
     @cached_property
     def _by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The places of weights in order of rows, and where each row's begin."""
+        """Positions of the weights in order of rows, and the start of each row among them."""
         rows = self._arrays["rows"]
         order = np.argsort(rows, kind="stable")
         return order, np.searchsorted(rows[order], np.arange(len(self) + 1))
 
     def look_up(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the rows that a term has a weight in, ascending, and the weights."""
+        """Return the rows in which a term has a weight, ascending, and the weights."""
         number = self._table.find(term)
         span = slice(0, 0)
         if number is not None:
@@ -199,7 +202,7 @@ class TermWeights:
 
 
 class SparseEngine:
-    """Searches a view: files of term weights one after another, and which rows are allowed."""
+    """Search over consecutive files of term weights, with a mask of allowed rows."""
 
     def __init__(
         self,
@@ -208,12 +211,12 @@ class SparseEngine:
         *,
         cache: TermImpactCache | None = None,
     ) -> None:
-        """Make a view; cheap until it is asked.
+        """Create an engine; nothing is computed before the first search.
 
         Args:
             parts: Files of term weights; the rows of the second follow those of the first.
-            alive: Which rows may be found, (N,) bool; None for all.
-            cache: Where to keep what was looked up; by default one of its own.
+            alive: Mask of the allowed rows, (N,) bool; None for all.
+            cache: Cache of term impacts; by default a new one.
         """
         self._parts = tuple(parts)
         self._offsets = np.cumsum([0, *map(len, self._parts)]).tolist()
@@ -222,45 +225,45 @@ class SparseEngine:
         self._mark = object()
 
     def __len__(self) -> int:
-        """Return how many rows the view spans, those that are not allowed included."""
+        """Return the number of rows, including those that are not allowed."""
         return int(self._offsets[-1])
 
     def search(
         self, terms: Mapping[str, float], k: int, *, mask: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the best ``k`` rows and their scores, best first, ties by row; exact.
+        """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
         Args:
-            terms: The query's terms with their weights; those not above 0 are left out.
-            k: How many rows; 1 or more. Rows that share no term with the query are never found.
-            mask: Which rows may be found, (N,) bool.
+            terms: Weights of the query's terms; weights of 0 or less are left out.
+            k: Number of rows, 1 or more. Rows without a common term are never returned.
+            mask: Mask of the rows to search, (N,) bool.
         """
         weighted = [
-            (term, weight, one)
+            (term, weight, impacts)
             for term, weight in terms.items()
-            if weight > 0 and len((one := self._impacts(term)).rows)
+            if weight > 0 and len((impacts := self._impacts(term)).rows)
         ]
         return rank_rows(weighted, len(self), k, mask)
 
     def terms_of(self, row: int) -> dict[str, float]:
         """Return a row's terms with their weights, in order of the terms."""
-        at = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        first = row - self._offsets[at]
-        own = self._parts[at].span(first, first + 1)
-        weights = own.postings()[2].tolist()
-        return dict(zip((word.decode() for word in own.words()), weights, strict=True))
+        number = int(np.searchsorted(self._offsets, row, side="right")) - 1
+        first = row - self._offsets[number]
+        row_weights = self._parts[number].span(first, first + 1)
+        weights = row_weights.postings()[2].tolist()
+        return dict(zip((word.decode() for word in row_weights.words()), weights, strict=True))
 
     def _impacts(self, term: str) -> TermImpacts:
         key = (self._mark, term)
         known = self._cache.get(key)
         if known is None:
-            found = [
+            postings = [
                 (rows.astype(np.int64) + offset, weights)
                 for part, offset in zip(self._parts, self._offsets, strict=False)
                 for rows, weights in (part.look_up(term),)
             ]
-            rows = np.concatenate([np.zeros(0, dtype=np.int64), *(each for each, _ in found)])
-            values = np.concatenate([np.zeros(0), *(each for _, each in found)])
+            rows = np.concatenate([np.zeros(0, dtype=np.int64), *(array for array, _ in postings)])
+            values = np.concatenate([np.zeros(0), *(array for _, array in postings)])
             if self._alive is not None:
                 keep = self._alive[rows]
                 rows, values = rows[keep], values[keep]

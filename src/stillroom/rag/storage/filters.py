@@ -1,21 +1,19 @@
 """Filters: typed metadata fields, the filter language, and its compilation to SQL.
 
-Written as text for people: ``year >= 2020 and language = en and not path ~ "drafts/*"``. Text never
-becomes part of a statement: it is read into a tree here, names are held against the fields that the
-index has, kinds against theirs, and values are bound.
+A filter is text, such as ``year >= 2020 and language = en and not path ~ "drafts/*"``. The text is
+parsed into a tree, names and types are checked against the fields of the index, and values are
+bound as parameters: no part of the text is inserted into an SQL statement.
 
-``=`` holds where any value of the field equals, ``!=`` where none does (so also where the field is
-missing); ``<``, ``<=``, ``>``, ``>=`` compare numbers, dates or texts; ``~`` matches a pattern of
+``=`` matches if any value of the field is equal, ``!=`` if none is (also where the field is
+missing); ``<``, ``<=``, ``>``, ``>=`` compare numbers, dates or texts; ``~`` matches a pattern with
 ``*`` and ``?``; ``in (a, b)``; ``exists(author)``; ``and``, ``or``, ``not`` and parentheses.
 
-Built in are ``path``, ``title``, ``format`` (the media type), ``language`` and ``origin``. Further
-ones come from a Markdown file's front matter (``date`` from a mail, too) and from the recipe's
-``metadata`` file. A value is
-text, a number, true or false, a date (text written ``2024-05-31``), or a list of these, which
-counts as each of them.
+Built-in fields are ``path``, ``title``, ``format`` (the media type), ``language`` and ``origin``.
+Others come from a Markdown file's front matter, from a mail (``date``), and from the recipe's
+``metadata`` file. A value is text, a number, true or false, a date (text such as ``2024-05-31``),
+or a list of these, which counts as each of its items.
 
-Front matter is part of a document, so whoever writes the document writes it: it never says who may
-read the document.
+Front matter is written by the author of a document, so it never grants access to the document.
 """
 
 from __future__ import annotations
@@ -49,27 +47,19 @@ __all__ = [
 
 
 FieldKind = Literal["text", "number", "bool", "date"]
-
-
 BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
-
-
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-
-
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-
-
 _MAX_TEXT = 1_000
-
-
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
 def derive_fields(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that follow from a parsed document, given as plain JSON values."""
-    told = document.get("metadata", {})
-    front = {name: told[name] for name in ("date",) if name in told} | told.get("front_matter", {})
+    """Return the fields of a parsed document, given as JSON values."""
+    metadata = document.get("metadata", {})
+    front = {name: metadata[name] for name in ("date",) if name in metadata} | metadata.get(
+        "front_matter", {}
+    )
     origin = document.get("origin", {})
     return {
         **{name: value for name, value in front.items() if _is_field(name, value)},
@@ -82,15 +72,15 @@ def derive_fields(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_values(fields: Mapping[str, Any]) -> Iterator[tuple[str, FieldKind, str | float]]:
-    """Yield name, kind and value of every value; a list gives several."""
+    """Yield name, type and value of every value; a list yields several."""
     for name, value in sorted(fields.items()):
-        for one in value if isinstance(value, list) else [value]:
-            kind = infer_kind(one)
-            yield name, kind, float(one) if kind in {"number", "bool"} else str(one)
+        for item in value if isinstance(value, list) else [value]:
+            kind = infer_kind(item)
+            yield name, kind, float(item) if kind in {"number", "bool"} else str(item)
 
 
 def infer_kind(value: Any) -> FieldKind:
-    """Return the kind of a value."""
+    """Return the type of a value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
@@ -99,15 +89,15 @@ def infer_kind(value: Any) -> FieldKind:
 
 
 def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
-    """Read what a file of JSON lines says of documents, by path.
+    """Read the metadata of documents from a file of JSON lines, by path.
 
-    A line is an object with ``path``, and any of ``fields`` (names to values), ``tenant`` and
-    ``labels`` (who may read it).
+    A line is an object with ``path``, and optionally ``fields`` (names to values), ``tenant`` and
+    ``labels`` (of principals that may read it).
 
     Raises:
-        DataError: If a line is no such object, or a path comes twice; with its number.
+        DataError: If a line is not such an object, or a path is repeated; with the line number.
     """
-    facts: dict[str, DocumentMetadata] = {}
+    metadata_by_path: dict[str, DocumentMetadata] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -118,37 +108,39 @@ def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _make_metadata_error(path, number, f"it is no JSON: {error}") from error
-        name, own = _read_row(row, path, number)
-        if name in facts:
-            raise _make_metadata_error(path, number, f"{name!r} comes twice")
-        facts[name] = own
-    return facts
+            raise _make_metadata_error(path, number, f"it is not JSON: {error}") from error
+        name, metadata = _read_row(row, path, number)
+        if name in metadata_by_path:
+            raise _make_metadata_error(path, number, f"{name!r} is repeated")
+        metadata_by_path[name] = metadata
+    return metadata_by_path
 
 
 def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]:
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or row.keys() - _ROW_KEYS:
         raise _make_metadata_error(
-            path, number, "it is no object of path, fields, tenant and labels"
+            path, number, "it is not an object of path, fields, tenant and labels"
         )
     fields, labels, tenant = row.get("fields", {}), row.get("labels", []), row.get("tenant", "")
     if not isinstance(fields, dict) or not isinstance(tenant, str):
         raise _make_metadata_error(path, number, "fields must be an object, and tenant text")
-    if not isinstance(labels, list) or not all(isinstance(one, str) and one for one in labels):
+    if not isinstance(labels, list) or not all(
+        isinstance(label, str) and label for label in labels
+    ):
         raise _make_metadata_error(path, number, "labels must be a list of texts")
     for name, value in fields.items():
         if not _FIELD_NAME.fullmatch(name) or name in BUILT_IN_FIELDS:
-            raise _make_metadata_error(path, number, f"{name!r:.80} cannot be the name of a field")
+            raise _make_metadata_error(path, number, f"{name!r:.80} is not a valid field name")
         if not _is_value(value):
             raise _make_metadata_error(
-                path, number, f"{name} is no text, number, true, false or list of these"
+                path, number, f"{name} is not text, a number, true, false or a list of these"
             )
     return row["path"], DocumentMetadata(fields, tenant, tuple(sorted(set(labels))))
 
 
 def _is_value(value: Any) -> bool:
     if isinstance(value, list):
-        return all(not isinstance(one, list) and _is_value(one) for one in value)
+        return all(not isinstance(item, list) and _is_value(item) for item in value)
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _MAX_TEXT)
@@ -160,9 +152,9 @@ def _is_field(name: str, value: Any) -> bool:
     )
 
 
-def _make_metadata_error(path: Path, number: int, what: str) -> DataError:
+def _make_metadata_error(path: Path, number: int, problem: str) -> DataError:
     return DataError(
-        f"the file of metadata cannot be used: {what}",
+        f"the metadata file cannot be used: {problem}",
         code="rag.metadata",
         where=f"{path}:{number}" if number else str(path),
         expected='{"path": "a.md", "fields": {"year": 2024}, "tenant": "t", "labels": ["staff"]}',
@@ -172,7 +164,6 @@ def _make_metadata_error(path: Path, number: int, what: str) -> DataError:
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~", "in", "exists", "and", "or", "not"]
 
-
 _TOKEN = re.compile(
     r"\s*(?:(?P<mark><=|>=|!=|[=<>~(),])"
     r'|"(?P<double>(?:[^"\\]|\\.)*)"'
@@ -180,18 +171,10 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\s()=<>!~,\"']+))"
 )
 
-
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-
-
 _MAX_CHARACTERS = 8_192
-
-
 _MAX_TERMS = 256
-
-
 _MAX_DEPTH = 32
-
 
 _COMPARABLE_KINDS: Mapping[FieldKind, tuple[FieldKind, ...]] = {
     "text": ("text", "date"),
@@ -203,7 +186,7 @@ _COMPARABLE_KINDS: Mapping[FieldKind, tuple[FieldKind, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class FilterExpression:
-    """One node: a comparison of a field with values, or an operator over other nodes."""
+    """Node of a filter: a comparison of a field with values, or an operator over other nodes."""
 
     operator: Operator
     field: str = ""
@@ -211,34 +194,34 @@ class FilterExpression:
     parts: tuple[FilterExpression, ...] = ()
 
     def __and__(self, other: FilterExpression) -> FilterExpression:
-        """Return the filter that both meet."""
+        """Return the conjunction of two filters."""
         return FilterExpression("and", parts=(self, other))
 
 
 @dataclass(frozen=True, slots=True)
 class SqlCondition:
-    """A condition on ``d``, a row of documents, and what its names stand for."""
+    """SQL condition on ``d``, a row of documents, with the values of its parameters."""
 
     sql: str = "1 = 1"
     values: tuple[tuple[str, Any], ...] = ()
 
     def join(self, other: SqlCondition) -> SqlCondition:
-        """Return the condition that both meet."""
+        """Return the conjunction of two conditions."""
         return SqlCondition(f"({self.sql}) AND ({other.sql})", (*self.values, *other.values))
 
 
 def _translate_glob(pattern: str) -> str:
-    """Return a pattern in which only * and ? mean something."""
+    """Return a GLOB pattern in which only * and ? are special."""
     return pattern.replace("[", "[[]")
 
 
 @dataclass(frozen=True, slots=True)
 class SqlDialect:
-    """How a store's statements compare the value of a field, a row of ``fields``.
+    """SQL dialect of a store for comparisons with the value of a field, a row of ``fields``.
 
-    ``words`` and ``number`` are the columns that hold texts and numbers; ``match`` is the operator
-    of patterns and ``pattern`` what makes its pattern of ours; ``clean`` makes of a text what the
-    column holds of it.
+    ``words`` and ``number`` are the columns of texts and numbers; ``match`` is the pattern
+    operator, and ``pattern`` translates patterns for it; ``clean`` converts a text to the form
+    stored in the column.
     """
 
     words: str = "value"
@@ -252,36 +235,36 @@ SQLITE_DIALECT = SqlDialect()
 
 
 def parse_filter(text: str) -> FilterExpression:
-    """Read a filter from text.
+    """Parse a filter.
 
     Raises:
-        DataError: If it is no filter; the place is named.
+        DataError: If the text is not a filter; with the position of the error.
     """
     if len(text) > _MAX_CHARACTERS:
         raise _make_filter_error(text, len(text), f"it has {len(text)} characters")
-    reader = _FilterParser(text, list(_tokenize_filter(text)))
-    found = reader.read_or(0)
-    if reader.at < len(reader.tokens):
-        raise reader.refuse("something follows where it should end")
-    return found
+    parser = _FilterParser(text, list(_tokenize_filter(text)))
+    expression = parser.read_or(0)
+    if parser.at < len(parser.tokens):
+        raise parser.refuse("something follows where it should end")
+    return expression
 
 
 def compile_filter(
-    wanted: FilterExpression,
+    expression: FilterExpression,
     known: Mapping[str, frozenset[FieldKind]],
     prefix: str,
     dialect: SqlDialect = SQLITE_DIALECT,
 ) -> SqlCondition:
-    """Return the condition that a filter is, with its values bound.
+    """Return the SQL condition of a filter, with its values bound.
 
     Args:
-        wanted: The filter.
-        known: The fields there are, with the kinds of their values.
-        prefix: What the names of values begin with; different for filters that are joined.
-        dialect: How the store compares.
+        expression: Filter.
+        known: Fields of the index, with the types of their values.
+        prefix: Prefix of the parameters' names; different for filters that are joined.
+        dialect: SQL dialect of the store.
 
     Raises:
-        DataError: If a field is unknown, or compared with another kind of value.
+        DataError: If a field is unknown, or compared with a value of another type.
     """
     values: list[tuple[str, Any]] = []
 
@@ -303,12 +286,12 @@ def compile_filter(
         test = f"name = {bind(node.field)}{_compile_comparison(node, bind, dialect)}"
         return f"d.key IN (SELECT document FROM fields WHERE {test})"  # noqa: S608
 
-    sql = compile_node(wanted)
+    sql = compile_node(expression)
     return SqlCondition(sql, tuple(values))
 
 
 def _compile_comparison(node: FilterExpression, bind: Any, dialect: SqlDialect) -> str:
-    """Return the rest of a comparison's condition; the operator is one of ours."""
+    """Return the rest of a comparison's condition; the operator is one of a fixed set."""
     if node.operator == "exists":
         return ""
     if node.operator == "~":
@@ -317,15 +300,15 @@ def _compile_comparison(node: FilterExpression, bind: Any, dialect: SqlDialect) 
     tests = []
     operator = "=" if node.operator == "in" else node.operator
     for value in node.values:
-        alike = _COMPARABLE_KINDS[infer_kind(value)]
-        column = dialect.words if "text" in alike else dialect.number
-        kinds = ", ".join(f"'{kind}'" for kind in alike)
+        comparable = _COMPARABLE_KINDS[infer_kind(value)]
+        column = dialect.words if "text" in comparable else dialect.number
+        kinds = ", ".join(f"'{kind}'" for kind in comparable)
         tests.append(f"(kind IN ({kinds}) AND {column} {operator} {bind(value)})")
     return f" AND ({' OR '.join(tests) or '1 = 0'})"
 
 
 def make_unknown_field_error(name: str, known: Iterable[str]) -> DataError:
-    """Return the error of a field that no document has."""
+    """Return an error for a field that no document has."""
     return DataError(
         f"no document has a field {name!r:.80}",
         code="rag.unknown-field",
@@ -339,34 +322,36 @@ def _check_field(node: FilterExpression, known: Mapping[str, frozenset[FieldKind
         raise make_unknown_field_error(node.field, known)
     kinds = known[node.field]
     for value in node.values:
-        wanted = ("text", "date") if node.operator == "~" else _COMPARABLE_KINDS[infer_kind(value)]
-        if not kinds & set(wanted):
+        comparable = (
+            ("text", "date") if node.operator == "~" else _COMPARABLE_KINDS[infer_kind(value)]
+        )
+        if not kinds & set(comparable):
             raise DataError(
                 f"{node.field} holds {' or '.join(sorted(kinds))}, and is compared with "
                 f"{value!r:.80}, which is {infer_kind(value)}",
                 code="rag.filter-kind",
-                expected=f"a value as the field has them: {', '.join(sorted(kinds))}",
+                expected=f"a value of the field's type: {', '.join(sorted(kinds))}",
                 next='write texts in quotes ("2024"), numbers without, dates as 2024-05-31',
             )
 
 
 def _tokenize_filter(text: str) -> Iterator[tuple[str, str, int]]:
-    """Yield kind (mark, text or word), value and place of every token."""
-    at = 0
-    while text[at:].strip():
-        found = _TOKEN.match(text, at)
-        if found is None:
-            raise _make_filter_error(text, at, "it cannot be read")
-        start = found.start(found.lastgroup or 0)
-        if found.lastgroup in {"double", "single"}:
-            yield "text", re.sub(r"\\(.)", r"\1", found.group(found.lastgroup)), start
+    """Yield kind (mark, text or word), value and position of every token."""
+    position = 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise _make_filter_error(text, position, "it cannot be read")
+        start = match.start(match.lastgroup or 0)
+        if match.lastgroup in {"double", "single"}:
+            yield "text", re.sub(r"\\(.)", r"\1", match.group(match.lastgroup)), start
         else:
-            yield str(found.lastgroup), found.group(found.lastgroup or 0), start
-        at = found.end()
+            yield str(match.lastgroup), match.group(match.lastgroup or 0), start
+        position = match.end()
 
 
 class _FilterParser:
-    """Reads tokens by recursive descent, depth and number of comparisons bounded."""
+    """Recursive descent parser with limits on depth and number of comparisons."""
 
     def __init__(self, text: str, tokens: Sequence[tuple[str, str, int]]) -> None:
         self.text, self.tokens, self.at, self.count = text, tokens, 0, 0
@@ -376,14 +361,16 @@ class _FilterParser:
             raise self.refuse(f"it is nested more than {_MAX_DEPTH} times")
         return self._read_many("or", self._read_and, depth)
 
-    def refuse(self, what: str) -> DataError:
-        place = self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.text)
-        return _make_filter_error(self.text, place, what)
+    def refuse(self, problem: str) -> DataError:
+        position = self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.text)
+        return _make_filter_error(self.text, position, problem)
 
-    def _read_many(self, word: Literal["and", "or"], read: Any, depth: int) -> FilterExpression:
-        parts = [read(depth)]
+    def _read_many(
+        self, word: Literal["and", "or"], read_part: Any, depth: int
+    ) -> FilterExpression:
+        parts = [read_part(depth)]
         while self._take_word(word):
-            parts.append(read(depth))
+            parts.append(read_part(depth))
         return parts[0] if len(parts) == 1 else FilterExpression(word, parts=tuple(parts))
 
     def _read_and(self, depth: int) -> FilterExpression:
@@ -434,9 +421,9 @@ class _FilterParser:
             return value.lower() == "true"
         return float(value) if _NUMBER.fullmatch(value) else value
 
-    def _next(self, kind: str, what: str) -> str:
+    def _next(self, kind: str, label: str) -> str:
         if self.at >= len(self.tokens) or self.tokens[self.at][0] != kind:
-            raise self.refuse(f"{what} is missing")
+            raise self.refuse(f"{label} is missing")
         self.at += 1
         return self.tokens[self.at - 1][1]
 
@@ -458,11 +445,11 @@ class _FilterParser:
             raise self.refuse(f"{mark} is missing")
 
 
-def _make_filter_error(text: str, at: int, what: str) -> DataError:
+def _make_filter_error(text: str, position: int, problem: str) -> DataError:
     return DataError(
-        f"the filter cannot be read: {what}",
+        f"the filter cannot be parsed: {problem}",
         code="rag.bad-filter",
-        where=f"character {at + 1}: {text[:at][-30:]}⟨{text[at:][:30]}⟩",
+        where=f"character {position + 1}: {text[:position][-30:]}⟨{text[position:][:30]}⟩",
         expected='comparisons as year >= 2020, language = en, path ~ "docs/*", tag in (a, b)',
         next="join them by and, or, not; write texts with spaces in quotes",
     )

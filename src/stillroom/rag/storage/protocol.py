@@ -1,14 +1,15 @@
-"""Store protocol: what an index needs from a folder or a database server.
+"""Store protocol: the interface of an index to a folder or a database server.
 
-A store holds documents and passages snapshot by snapshot. A change becomes visible at one commit
-point: whoever reads a snapshot sees all of it and nothing else until they ask for a newer one, and
-what a snapshot needs stays while anybody reads it. There is one writer at a time. Who may see what
-and what a filter leaves is a condition that the store itself applies, in the query that reads.
+A store keeps documents and passages snapshot by snapshot. A change becomes visible at one commit
+point: readers of a snapshot see exactly its content until they open a newer one, and its data are
+kept while anybody reads it. There is one writer at a time. Access rules and filters are conditions
+that the store itself applies, in the query that reads.
 
-Equal contents have equal digests in every store, and equal scores: ``SnapshotReader`` gives rows in
-order of path and position, occurrences of terms and vectors, and the formulas stand above it.
+Equal contents have equal digests and equal scores in every store: ``SnapshotReader`` returns rows
+in order of path and position, occurrences of terms, and vectors; scores are computed by common
+code.
 
-``stillroom.testing.check_store`` holds a store to all of this.
+``stillroom.testing.check_store`` checks that a store follows this protocol.
 """
 
 from __future__ import annotations
@@ -49,13 +50,11 @@ __all__ = [
 
 
 MEASURED_RECALL = "approximate"
-
-
-"""The name under which a store keeps the recall of approximate search."""
+"""Name under which a store keeps the recall of approximate search."""
 
 
 class StoredDocument(NamedTuple):
-    """What a store's newest snapshot says of a document: its key, its bytes' digest, its facts."""
+    """Document of the newest snapshot: its key, the digest of its bytes, and its metadata."""
 
     key: int
     digest: str
@@ -64,9 +63,9 @@ class StoredDocument(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """How much a store takes: bytes, and pieces (segments or batches) that a search looks through.
+    """Size of a store: bytes, and pieces (segments or batches) that each search reads.
 
-    ``is_remote`` where the bytes are a server's.
+    ``is_remote`` is True if the bytes are on a server.
     """
 
     bytes: int
@@ -75,7 +74,7 @@ class StoreSize:
 
 
 class DenseSearch(Protocol):
-    """Finds places by the dot product of their vectors with a query's."""
+    """Search by the dot product of vectors with a query vector."""
 
     def search(
         self,
@@ -86,75 +85,75 @@ class DenseSearch(Protocol):
         condition: SqlCondition,
         is_near: bool = False,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the best ``k`` places and their scores, best first.
+        """Return the best ``k`` positions and their scores, best first.
 
         Args:
-            vector: The query's, (D,) float32.
-            k: How many; 1 or more.
-            mask: Which places may be found, (P,) bool; None for all of the population.
-            condition: What the documents of these places meet, for a store that searches by it.
-            is_near: Whether about the best are enough, of which many are found; scores are exact.
+            vector: Query vector, (D,) float32.
+            k: Number of results, 1 or more.
+            mask: Mask of the positions to search, (P,) bool; None for all of the population.
+            condition: SQL condition of the same documents, for stores that search by it.
+            is_near: Use approximate search; scores are exact.
         """
 
     def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
-        """Measure what search that ``is_near`` finds of the best ``k``, and search so from here.
+        """Measure recall of approximate search, and use the smallest sufficient oversampling.
 
         Args:
-            queries: Vectors of questions, (Q, D).
-            k: At which depth.
-            least: The mean recall to reach; where nothing does, all search is exact.
+            queries: Query vectors, (Q, D).
+            k: Depth of the comparison.
+            least: Required mean recall; if no oversampling reaches it, all search is exact.
         """
 
 
 class ReusableContent(Protocol):
-    """What the newest snapshot holds already, to be taken over."""
+    """Content of the newest snapshot that a new index or an update can reuse."""
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
+        """Description of the index."""
 
     def take(self, path: str, digest: str) -> StagedDocument | None:
-        """Return the document of that path and digest, if there is one."""
+        """Return the document of a path and digest, or None."""
 
     def find_same(self, digest: str) -> Sequence[StagedDocument]:
-        """Return the documents of the same bytes, in order of path."""
+        """Return the documents with the same bytes, in order of path."""
 
     def list_parts(self) -> Sequence[tuple[StagedDocument, DocumentMetadata]]:
-        """Return every document with its facts, in order of path."""
+        """Return every document with its metadata, in order of path."""
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
-        """Return the vector made of a text, by its digest, and whether the text was cut."""
+        """Return the vector of a text, by its digest, and whether the text was truncated."""
 
     def close(self) -> None:
-        """Let the snapshot go."""
+        """Release the snapshot."""
 
 
 class SnapshotReader(Protocol):
-    """A snapshot that stays while it is open; read by any number of threads.
+    """Reader of a snapshot, which is kept while it is open; for any number of threads.
 
-    A *place* is where a passage lies as the store counts, from 0 up to ``size``; a *row* is its
-    number in a view. ``where`` names the store in errors, and never holds a secret.
+    A *position* is the number of a passage in the store, from 0 up to ``size``; a *row* is its
+    number in a view. ``where`` names the store in errors, and never contains a secret.
     """
 
     @property
     def snapshot(self) -> Snapshot:
-        """Which one it is."""
+        """The open snapshot."""
 
     @property
     def where(self) -> Path:
-        """What errors name."""
+        """Path that identifies the store in errors."""
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
+        """Description of the index."""
 
     @property
     def dialect(self) -> SqlDialect:
-        """How the store's conditions are written."""
+        """SQL dialect of the store's conditions."""
 
     @property
     def size(self) -> int:
-        """How many places there are, those that no document needs included."""
+        """Number of positions, including those without a document."""
 
     def is_newest(self) -> bool:
         """Return whether no newer snapshot was committed."""
@@ -163,41 +162,41 @@ class SnapshotReader(Protocol):
         """Return the newest snapshot, opened beside this one."""
 
     def load(self, condition: SqlCondition, within: DocumentTable | None = None) -> DocumentTable:
-        """Return the documents that meet a condition, in order of path.
+        """Return the documents that match a condition, in order of path.
 
         Args:
-            condition: On ``d``, a document.
-            within: The population's table, whose places the others' are.
+            condition: Condition on ``d``, a document.
+            within: Table of the population, which defines the positions.
         """
 
     def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
-        """Return name and kind of every field of documents that meet a condition."""
+        """Return name and type of every field of documents that match a condition."""
 
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
-        """Return the values that documents have of a field, each with its document's key.
+        """Return the values of a field among documents, each with its document's key.
 
         Args:
-            name: The field; one that no document has gives nothing.
-            keys: Of documents of this snapshot.
+            name: Name of the field; an unknown field has no values.
+            keys: Keys of documents of this snapshot.
         """
 
     def list_deleted(self, newer: Self) -> list[int] | None:
-        """Return the documents that ended since, if that is all that happened; else None."""
+        """Return the documents deleted since, or None if there were other changes."""
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> KeywordEngine:
-        """Return what searches the words of a population."""
+        """Return a keyword search engine over a population."""
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> DenseSearch:
-        """Return what searches the vectors of a population."""
+        """Return a vector search engine over a population."""
 
-    def vectors_at(self, places: NDArray[Any]) -> NDArray[Any]:
-        """Return vectors, (N, D) float32."""
+    def vectors_at(self, positions: NDArray[Any]) -> NDArray[Any]:
+        """Return vectors by positions, (N, D) float32."""
 
     def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its place from 0."""
+        """Return a passage as JSON, by its content's key and its position in it, from 0."""
 
     def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
         """Return the content's key and the position of a passage, or None."""
@@ -209,19 +208,19 @@ class SnapshotReader(Protocol):
         """Return the key of a document's content, or None."""
 
     def close(self) -> None:
-        """Let the snapshot go."""
+        """Release the snapshot."""
 
 
 class IndexWriter(Protocol):
-    """Changes an index from one snapshot to the next; the only one that does meanwhile."""
+    """Exclusive writer of an index, which commits snapshots."""
 
     @property
     def folder(self) -> Path:
-        """Where the artifact's own files lie."""
+        """Folder of the artifact."""
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
+        """Description of the index."""
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -235,18 +234,18 @@ class IndexWriter(Protocol):
         """Close the writer."""
 
     def list_documents(self) -> dict[str, StoredDocument]:
-        """Return what the newest snapshot says of every document, by path, in order."""
+        """Return every document of the newest snapshot, by path, in order."""
 
     def list_keys(self) -> dict[str, int]:
         """Return the key of every document of the newest snapshot, by path, in order."""
 
     def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that could not be used, in order."""
+        """Return path, code and reason of every file that failed, in order."""
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest."""
 
     def commit(
@@ -260,84 +259,84 @@ class IndexWriter(Protocol):
         """Publish a change as the next snapshot.
 
         Args:
-            change: What to do; an empty one still makes a snapshot.
-            reason: What the snapshot's line in the log says.
-            keep: How many snapshots stay, the new one included; 1 or more.
-            check: Called where the change can still be given up; raises to stop.
+            change: Change; an empty one still makes a snapshot.
+            reason: Reason recorded in the snapshot.
+            keep: Number of snapshots to keep, the new one included; 1 or more.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If there is no room, or the store cannot be reached.
+            ResourceError: If the disk is full, or the store cannot be reached.
         """
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Lay out anew what is searched, and let go of all that no reader needs but the newest."""
+        """Merge the searched structures, and remove older snapshots without readers."""
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
 
-    def remember(self, name: str, value: Any) -> None:
-        """Keep something that was measured, as JSON; no part of what the index holds."""
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON; it is not part of the index's content."""
 
-    def list_files(self, home: Path) -> list[FileEntry]:
-        """Return the entries of the files below ``home`` that belong to the store."""
+    def list_files(self, root: Path) -> list[FileEntry]:
+        """Return the entries of the files below ``root`` that belong to the store."""
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
 
 
 class IndexStorage(Protocol):
-    """One index, where it lies."""
+    """Store of one index."""
 
-    def read(self, wanted: int | str | None = None, *, verify: bool) -> SnapshotReader:
+    def read(self, selector: int | str | None = None, *, verify: bool) -> SnapshotReader:
         """Open a snapshot, by default the newest.
 
         Args:
-            wanted: Its number, or the beginning of its digest.
-            verify: Hold what is opened against its digests.
+            selector: Number of a snapshot, or the start of its digest.
+            verify: Verify the digests of the opened data.
 
         Raises:
-            DataError: If there is no such snapshot, or none any more.
-            IntegrityError: If something is missing or is not what was written.
+            DataError: If there is no such snapshot, or it was removed.
+            IntegrityError: If data are missing or have changed.
             ResourceError: If the store cannot be reached.
         """
 
     def hold(self) -> ReusableContent:
-        """Open the newest snapshot for taking over what it holds."""
+        """Open the newest snapshot to reuse its content."""
 
     def write(self) -> IndexWriter:
-        """Open for writing, and clear up after a writer that was killed.
+        """Open the index for writing, and remove what an interrupted writer left.
 
         Raises:
-            ResourceError: If another writer is at work, or the store cannot be reached.
+            ResourceError: If another process writes it, or the store cannot be reached.
         """
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
 
     def check(self) -> list[IntegrityIssue]:
-        """Return everything that does not agree; none means sound."""
+        """Return all integrity issues; an empty list means that the index is intact."""
 
-    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
-        """Make again what is derived and damaged.
+    def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+        """Rebuild damaged derived data.
 
         Args:
-            found: What ``check`` found.
-            embedder: What makes vectors; by default the one that the index names.
+            issues: Issues that ``check`` reported.
+            embedder: Embedding model for damaged vectors, by default opened by its reference.
 
         Raises:
-            ResourceError: If another writer is at work, or the store cannot be reached.
+            ResourceError: If another process writes it, or the store cannot be reached.
         """
 
     def measure(self) -> StoreSize:
-        """Return how much the store takes."""
+        """Return the size of the store."""
 
     def discard(self) -> None:
-        """Remove what the store keeps outside its folder; nothing, where it keeps nothing there."""
+        """Remove the store's data outside its folder, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntegrityIssue:
-    """One thing that is not as it should be; ``segment`` is the number of the one concerned."""
+    """An integrity issue; ``segment`` is the number of the damaged segment, or 0."""
 
     path: str
     what: str
@@ -345,7 +344,7 @@ class IntegrityIssue:
     segment: int = 0
 
     def __str__(self) -> str:
-        """Return one line for a person."""
+        """Return the issue as one line of text."""
         return f"{self.path}: {self.what}"
 
     def to_json(self) -> dict[str, Any]:
@@ -354,29 +353,29 @@ class IntegrityIssue:
 
 
 def check_manifest(folder: Path, latest: Snapshot) -> Iterator[IntegrityIssue]:
-    """Yield where index.json and artifact.json do not agree with the newest snapshot."""
+    """Yield issues where index.json or artifact.json does not match the newest snapshot."""
     try:
-        told = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        if told["digest"] != latest.digest:
-            yield IntegrityIssue(INDEX_FILE, "speaks of another snapshot than the newest", True)
+        index_data = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        if index_data["digest"] != latest.digest:
+            yield IntegrityIssue(INDEX_FILE, "describes another snapshot than the newest", True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield IntegrityIssue(INDEX_FILE, f"cannot be read: {error}", True)
     if (folder.parent / ARTIFACT_FILE).is_file():
-        found = read_artifact(folder.parent).details.get("snapshot")
-        if found != latest.number:
+        number = read_artifact(folder.parent).details.get("snapshot")
+        if number != latest.number:
             yield IntegrityIssue(
-                ARTIFACT_FILE, f"speaks of snapshot {found}, not {latest.number}", True
+                ARTIFACT_FILE, f"describes snapshot {number}, not {latest.number}", True
             )
 
 
 @dataclass(frozen=True, slots=True)
 class IndexUpdate:
-    """What one commit does.
+    """Change of one commit.
 
-    ``puts`` are new or changed documents; ``moves`` are documents whose bytes another document
-    (by its key) had, whose rows they take over; ``facts`` changes by key what is said of documents;
+    ``puts`` are new or changed documents; ``moves`` are documents with the bytes of another
+    document (by its key), whose rows they take over; ``facts`` are changes of metadata by key;
     ``removes`` are keys. A put or a move replaces the document of the same path. ``failures`` are
-    all files that could not be used; None leaves them as they were.
+    all files that failed; None leaves the recorded ones unchanged.
     """
 
     puts: Sequence[tuple[StagedDocument, DocumentMetadata]] = ()
@@ -387,5 +386,5 @@ class IndexUpdate:
 
     @property
     def parts(self) -> list[StagedDocument]:
-        """The documents of the puts, then those of the moves."""
+        """The documents of the puts, then of the moves."""
         return [part for part, _ in self.puts] + [part for part, _, _ in self.moves]

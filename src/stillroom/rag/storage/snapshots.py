@@ -1,28 +1,28 @@
 """Snapshots of an index: rows, digests, configuration, and the files that describe them.
 
-The ledger is the truth; index.json and artifact.json follow from it and are written after the
-commit. A kill in between leaves those of the snapshot before, which the next writer renews. The
-artifact's digest covers index.json alone, and so what the index holds, not how it came about;
-ledger, segments and snapshots are listed as timed files: verified like the others.
+The catalog is the source of truth; index.json and artifact.json are derived from it and written
+after the commit. If the writer is killed in between, they describe the previous snapshot until the
+next writer renews them. The artifact's digest covers index.json alone, and so the content of the
+index but not its history; catalog, segments and snapshots are listed as timed files, and verified
+like the others.
 
-Follows from the settings alone, so that every segment of an index holds the same, and a structure
-is read where its file is listed.
+The layout of segments depends on the settings alone, so that all segments of an index have the same
+structures; a structure is read if its file is listed.
 
-Every document has a mark: the digest of its path, of what its bytes became and of its facts. Marks
-fall into buckets by their path's digest; a snapshot's digest covers the settings and the digests of
-the buckets. A change therefore recomputes the buckets that it touches, not all of the index, and
-the same documents and settings have the same digest whether they came at once or one by one.
+Every document has a mark: the digest of its path, its content and its metadata. Documents are
+assigned to buckets by their path's digest; a snapshot's digest covers the settings and the digests
+of the buckets. A change therefore recomputes only the buckets that it touches, and equal documents
+and settings have equal digests however they were added. The digest covers neither times nor the
+number of the snapshot nor the layout of segments.
 
-Neither the clock, nor the number of the snapshot, nor the layout of segments is part of it.
+``index.json`` describes the newest snapshot without times or history: equal documents and settings
+give equal bytes.
 
-``index.json`` follows from the newest snapshot and holds nothing that depends on the clock or on
-how the index came about: of the same documents and settings it has the same bytes.
+An index is always a folder with an artifact.json. Its content is in the folder itself, or in
+another store that ``store.json`` refers to, without any secret.
 
-An index is always a folder with an artifact.json. What it holds lies in the folder itself, or, for
-other stores, elsewhere; ``store.json`` then says where, without any secret.
-
-It is no part of what the index holds: two indexes that hold the same have one digest, whoever was
-asked how to search them. A retriever that a question names is always the one that is used.
+A tuned retriever is a setting, not part of the content and its digest. A retriever that a
+query names always takes precedence.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _MIN_DIGEST_LENGTH = 6
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One state of an index: its number, the digest of what it holds, and how it came about."""
+    """One snapshot of an index: its number, content digest, parent, reason, counts and time."""
 
     number: int
     digest: str
@@ -107,7 +107,7 @@ class Snapshot:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many documents and passages there are, and passages cut by the embedder."""
+        """Numbers of documents, passages, and passages truncated by the embedder."""
         return {
             "documents": self.documents,
             "passages": self.passages,
@@ -115,39 +115,39 @@ class Snapshot:
         }
 
 
-def pick_snapshot(known: Sequence[Snapshot], wanted: int | str | None, where: Path) -> Snapshot:
-    """Return a snapshot by its number or by its digest's beginning; by default the newest.
+def pick_snapshot(known: Sequence[Snapshot], selector: int | str | None, where: Path) -> Snapshot:
+    """Return a snapshot by its number or the start of its digest; by default the newest.
 
-    Of several with one digest the newest is taken: they hold the same.
+    Of several with one digest the newest is returned: their contents are equal.
 
     Args:
-        known: What there is, oldest first.
-        wanted: Number, beginning of a digest, or None.
-        where: The ledger, for errors.
+        known: Existing snapshots, oldest first.
+        selector: Number of a snapshot, start of its digest, or None.
+        where: Path of the catalog, for errors.
 
     Raises:
-        DataError: If there is none, or none any more.
-        IntegrityError: If there is none at all.
+        DataError: If there is no such snapshot, or it was removed.
+        IntegrityError: If there are no snapshots.
     """
-    text = str(wanted)
+    text = str(selector)
     for snapshot in reversed(known):
         is_digest = len(text) >= _MIN_DIGEST_LENGTH and snapshot.digest.startswith(text)
-        if wanted is None or text == str(snapshot.number) or is_digest:
+        if selector is None or text == str(snapshot.number) or is_digest:
             return snapshot
-    if wanted is None:
-        raise make_damage_error(where, "it holds no snapshot")
+    if selector is None:
+        raise make_damage_error(where, "it has no snapshot")
     numbers = f"{known[0].number} to {known[-1].number}" if known else "none"
     raise DataError(
-        f"the index holds no snapshot {text!r:.80}",
+        f"the index has no snapshot {text!r:.80}",
         code="rag.no-such-snapshot",
         where=str(where.parent),
-        expected=f"one that is kept: {numbers}, or the beginning of its digest",
-        next="list them: stillroom rag log INDEX; older ones go when newer ones come",
+        expected=f"an existing one: {numbers}, or the start of its digest",
+        next="list them: stillroom rag log INDEX; older ones are removed after newer commits",
     )
 
 
 def make_damage_error(path: Path, reason: str) -> IntegrityError:
-    """Return the error that says which file of an index is not what was written."""
+    """Return an error for a damaged file of an index."""
     return IntegrityError(
         f"the index is damaged: {path.name}: {reason}",
         code="rag.index-damaged",
@@ -159,7 +159,7 @@ def make_damage_error(path: Path, reason: str) -> IntegrityError:
 
 @dataclass(frozen=True, slots=True)
 class DocumentTable:
-    """Documents in order of path: keys, contents, numbers of passages, first places; (N,) each."""
+    """Documents in order of path: keys, contents, passage counts, first positions; (N,) each."""
 
     keys: NDArray[np.int64]
     contents: NDArray[np.int64]
@@ -167,30 +167,30 @@ class DocumentTable:
     starts: NDArray[np.int64]
 
     def without(self, keys: Sequence[int]) -> DocumentTable:
-        """Return the table without the documents of some keys."""
-        stays = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
+        """Return the table without some documents, by their keys."""
+        is_kept = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
         columns = (self.keys, self.contents, self.counts, self.starts)
-        return DocumentTable(*(column[stays] for column in columns))
+        return DocumentTable(*(column[is_kept] for column in columns))
 
 
 class PassageRows:
     """The passages of a view in order: documents by path, passages by position.
 
-    A row is a number from 0 in that order. A store counts places, as things were written there:
-    ``places`` (N,) gives the place of each row, ``rows`` (P,) the reverse, -1 where the view sees
-    no passage.
+    A row is a number from 0 in that order. A position is the number of a passage in the store:
+    ``places`` (N,) maps rows to positions, ``rows`` (P,) maps positions to rows, or -1 outside the
+    view.
     """
 
     def __init__(self, table: DocumentTable, size: int, where: Path) -> None:
-        """Order the passages of a table's documents.
+        """Number the passages of a table's documents.
 
         Args:
-            table: The documents.
-            size: How many places there are.
-            where: What the table is from, for errors.
+            table: Documents of the view.
+            size: Number of positions, P.
+            where: Path of the store, for errors.
 
         Raises:
-            IntegrityError: If a document lies beyond the places, or two in one.
+            IntegrityError: If positions are out of range, or two documents overlap.
         """
         self.table = table
         self.firsts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(table.counts)])
@@ -199,40 +199,40 @@ class PassageRows:
         self.places: NDArray[np.int64] = np.repeat(table.starts, table.counts) + steps
         self.rows: NDArray[np.int64] = np.full(size, -1, dtype=np.int64)
         if count and int(self.places.max()) >= size:
-            raise make_damage_error(where, "a document lies beyond what is there")
+            raise make_damage_error(where, "a document is out of range")
         self.rows[self.places] = np.arange(count)
         if int((self.rows >= 0).sum()) != count:
-            raise make_damage_error(where, "two documents lie in one place")
+            raise make_damage_error(where, "two documents overlap")
         self._order = np.argsort(table.contents, kind="stable")
 
     def __len__(self) -> int:
-        """Return how many passages the view sees."""
+        """Return the number of passages in the view."""
         return int(self.firsts[-1])
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Which places the view sees, (P,)."""
+        """Mask of the positions in the view, (P,)."""
         return self.rows >= 0
 
     def locate(self, row: int) -> tuple[int, int]:
         """Return the key of a row's content, and the passage's position in it."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        at = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        return int(self.table.contents[at]), row - int(self.firsts[at])
+        document = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        return int(self.table.contents[document]), row - int(self.firsts[document])
 
     def document_of(self, row: int) -> int:
-        """Return the key of the document that a row is of."""
+        """Return the key of a row's document."""
         return int(self.table.keys[int(np.searchsorted(self.firsts, row, side="right")) - 1])
 
     def find(self, content: int, position: int = 0) -> int | None:
-        """Return the row of a content's passage, or None where the view does not see it."""
+        """Return the row of a content's passage, or None if it is not in the view."""
         if not len(self._order):
             return None
-        at = int(np.searchsorted(self.table.contents, content, sorter=self._order))
-        if at == len(self._order):
+        index = int(np.searchsorted(self.table.contents, content, sorter=self._order))
+        if index == len(self._order):
             return None
-        document = int(self._order[at])
+        document = int(self._order[index])
         if int(self.table.contents[document]) != content:
             return None
         return int(self.firsts[document]) + position
@@ -240,10 +240,10 @@ class PassageRows:
 
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """What a segment is written with.
+    """Structures of a segment in addition to postings and vectors.
 
-    ``sketches`` of its vectors, for approximate search; ``sparse``: term weights; ``tokens``:
-    vectors of tokens.
+    ``sketches`` are binary codes for approximate search, ``sparse`` are term weights, ``tokens``
+    are token vectors.
     """
 
     sketches: bool = False
@@ -252,7 +252,7 @@ class SegmentLayout:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], passages: int) -> Self:
-        """Return what an index of so many passages keeps by its settings."""
+        """Return the structures of an index by its settings and size."""
         return cls(
             sketches=is_approximate(settings, passages),
             sparse=bool(settings.get("sparse")),
@@ -261,19 +261,19 @@ class SegmentLayout:
 
 
 def is_approximate(settings: Mapping[str, Any], passages: int, search: str | None = None) -> bool:
-    """Return whether vectors are searched by their sketches first.
+    """Return whether vectors are searched by their binary codes first.
 
     Args:
-        settings: Those of an index; one that was made before there was a choice is exact.
-        passages: How many there are to be searched.
-        search: What one question asks for: ``exact``, ``approximate`` or ``auto``; None for what
-            the settings say.
+        settings: Settings of the index; without ``dense``, as in older indexes, search is exact.
+        passages: Number of passages to search.
+        search: Mode of one query: ``exact``, ``approximate`` or ``auto``; None for the mode of the
+            settings.
     """
     dense = settings.get("dense") or {"search": "exact", "from_passages": 0}
-    chosen = search or str(dense["search"])
-    if chosen == "auto":
+    mode = search or str(dense["search"])
+    if mode == "auto":
         return passages >= (int(dense["from_passages"]) or 1 << 62)
-    return chosen == "approximate"
+    return mode == "approximate"
 
 
 _BUCKET_DIGITS = 3
@@ -286,12 +286,12 @@ def get_bucket(path: str) -> int:
 
 
 def digest_document(path: str, content: str, facts: DocumentMetadata) -> str:
-    """Return the mark of a document at a path: of its content's mark and its facts."""
+    """Return the mark of a document at a path, from its content's mark and its metadata."""
     return digest_json([path, content, facts.tenant, sorted(facts.labels), dict(facts.fields)])
 
 
 def digest_bucket(marks: Sequence[str]) -> str:
-    """Return the digest of a bucket's marks, given in order of path; empty where there are none."""
+    """Return the digest of a bucket's marks in order of path; empty without marks."""
     return digest_json(list(marks)) if marks else ""
 
 
@@ -305,10 +305,10 @@ INDEX_FILE = "index.json"
 
 @dataclass(frozen=True, slots=True)
 class IndexConfig:
-    """What shaped an index; ``settings`` are the recipe's, ``preparation`` a digest.
+    """Description of an index: settings, embedder, analyzer, and a digest of its preparation.
 
-    ``preparation`` covers all that shapes passages and vectors, so that two indexes with the same
-    one may share them.
+    ``preparation`` covers everything that affects passages and vectors, so that indexes with equal
+    values can share them.
     """
 
     preparation: str
@@ -327,44 +327,44 @@ class IndexConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` wrote."""
+        """Read the value of ``to_json``."""
         return cls(data["preparation"], data["settings"], data["embedder"], data["analyzer"])
 
 
 def write_index_file(folder: Path, description: IndexConfig, snapshot: Snapshot) -> None:
-    """Write index.json of a snapshot."""
-    told = {
+    """Write the index.json of a snapshot."""
+    index_data = {
         "format": INDEX_FORMAT,
         "digest": snapshot.digest,
         "counts": snapshot.counts,
         **description.to_json(),
     }
     with atomic_write(folder / INDEX_FILE) as file:
-        json.dump(told, file, ensure_ascii=False, indent=1)
+        json.dump(index_data, file, ensure_ascii=False, indent=1)
 
 
 def open_analyzer(description: IndexConfig, where: Path | str) -> Analyzer:
-    """Return the text analysis that made an index.
+    """Return the analyzer of an index.
 
     Raises:
-        IntegrityError: If the installed one gives other terms.
+        IntegrityError: If the installed version gives other terms.
     """
-    told = description.analyzer
-    analyzer = Analyzer(told["stemming"])
-    if analyzer.fingerprint != told["fingerprint"]:
+    config = description.analyzer
+    analyzer = Analyzer(config["stemming"])
+    if analyzer.fingerprint != config["fingerprint"]:
         raise IntegrityError(
-            "the installed text analysis differs from the one that made the index",
+            "the installed text analyzer differs from the one that built the index",
             code="rag.analyzer-mismatch",
             where=str(where),
-            expected=f"analyzer {told['fingerprint'][:16]}",
-            next="build the index again with --overwrite (it keeps its vectors), or install "
+            expected=f"analyzer {config['fingerprint'][:16]}",
+            next="build the index again with --overwrite (vectors are reused), or install "
             "the versions named in its artifact.json",
         )
     return analyzer
 
 
 def is_timed_file(path: str) -> bool:
-    """Return whether a file of an index, by its path in the artifact, is no part of its digest."""
+    """Return whether a file, by its path in the artifact, is excluded from the index's digest."""
     return Path(path).name != INDEX_FILE
 
 
@@ -377,22 +377,22 @@ def update_manifest(
     """Write index.json and artifact.json of the newest snapshot.
 
     Args:
-        writer: Open over the index; without an artifact.json above its folder, only index.json is
-            written.
-        parents: What the index is now made from in these roles; others stay as they were.
-        details: What to say beside counts, digest and number of the snapshot.
+        writer: Writer of the index; without an artifact.json above its folder, only index.json
+            is written.
+        parents: New parents of the index by role; others are unchanged.
+        details: Further details, in addition to counts, digest and number of the snapshot.
     """
     folder, snapshot = writer.folder, writer.find_snapshot()
     write_index_file(folder, IndexConfig.from_json(writer.description), snapshot)
-    home = folder.parent
-    if not (home / ARTIFACT_FILE).is_file():
+    root = folder.parent
+    if not (root / ARTIFACT_FILE).is_file():
         return
-    before = read_artifact(home)
+    before = read_artifact(root)
     roles = {parent.role: parent for parent in parents}
     artifact = replace(
         before,
-        files=(build_file_entry(home, folder / INDEX_FILE),),
-        timed_files=tuple(sorted(writer.list_files(home), key=lambda entry: entry.path)),
+        files=(build_file_entry(root, folder / INDEX_FILE),),
+        timed_files=tuple(sorted(writer.list_files(root), key=lambda entry: entry.path)),
         parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
         details={
             **before.details,
@@ -409,99 +409,96 @@ def update_manifest(
         host=describe_host(),
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    with atomic_write(home / ARTIFACT_FILE) as file:
+    with atomic_write(root / ARTIFACT_FILE) as file:
         json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
 
 
-def build_file_entry(home: Path, path: Path) -> FileEntry:
-    """Return the entry of a file below ``home``, with its digest."""
-    return FileEntry(path.relative_to(home).as_posix(), path.stat().st_size, digest_file(path))
+def build_file_entry(root: Path, path: Path) -> FileEntry:
+    """Return the entry of a file below ``root``, with its digest."""
+    return FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
 
 
 STORE_FILE = "store.json"
 
 
 def open_store(folder: Path) -> IndexStorage:
-    """Return the store of the index whose own files lie in ``folder``.
+    """Return the store of an index's folder.
 
     Raises:
         DataError: If store.json cannot be read.
-        RecipeError: If it names a store that is not known.
+        RecipeError: If it names an unknown store.
     """
-    told = read_store_file(folder)
-    method = STORES.build(told.pop("store", "folder"))
-    return method.open(folder, told)
+    config = read_store_file(folder)
+    method = STORES.build(config.pop("store", "folder"))
+    return method.open(folder, config)
 
 
 def read_store_file(folder: Path) -> dict[str, Any]:
-    """Return what store.json says, the method under ``store``; nothing where there is no such file.
+    """Return the content of store.json, with the method under ``store``; empty without a file.
 
     Raises:
-        DataError: If it is no JSON object of that kind.
+        DataError: If it is not a JSON object of that kind.
     """
     path = folder / STORE_FILE
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(told, dict) or "store" not in told:
-            raise ValueError("it names no store")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "store" not in config:
+            raise ValueError("it has no store")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}",
             code="data.damaged",
             where=str(path),
-            expected="the file that the index was made with",
+            expected="the file that the index was built with",
             next=f"stillroom verify {folder.parent}",
         ) from error
-    return told
+    return config
 
 
-def write_store_file(folder: Path, method: IndexStore, told: Mapping[str, Any]) -> None:
-    """Say which store holds the index of a folder.
+def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]) -> None:
+    """Write which store has the content of an index.
 
     Args:
-        folder: Of the artifact's own files.
-        method: The store; its secrets are written as the names of variables.
-        told: What it needs beside its settings to find the index again.
+        folder: Folder of the artifact.
+        method: Store; its secrets are written as names of variables.
+        config: Identifiers of the stored data, as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
-        json.dump({"store": method.model_dump(mode="json"), **told}, file, indent=1)
+        json.dump({"store": method.model_dump(mode="json"), **config}, file, indent=1)
 
 
 _SETTING_NAME = "retriever"
 
 
-def write_tuned_retriever(index: Path, way: str, settings: Mapping[str, Any]) -> None:
-    """Let an index be searched by a retriever where nobody names one; readers that open it next.
+def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
+    """Set the default retriever of an index, for readers that open it from now on.
 
     Args:
-        index: The artifact's folder or its output.
-        way: The retriever as a line, for people.
-        settings: Its name and settings.
+        index: Folder of the artifact or its output.
+        pipeline: The retriever as text.
+        settings: Name and settings of the retriever.
 
     Raises:
         ResourceError: If another process writes the index.
     """
     with open_store(find_output(index, "index")).write() as writer:
-        writer.remember(_SETTING_NAME, {"way": way, "settings": dict(settings)})
-        update_manifest(writer, details={"retriever": way})
+        writer.set_setting(_SETTING_NAME, {"way": pipeline, "settings": dict(settings)})
+        update_manifest(writer, details={"retriever": pipeline})
 
 
 def read_tuned_retriever(opened: SnapshotReader) -> Retriever:
-    """Return the retriever that an index is searched by where nobody names one.
+    """Return the default retriever of an index.
 
     Raises:
-        RecipeError: If it names a method or setting that is not known any more.
+        RecipeError: If it names an unknown method or setting.
     """
-    told = opened.recall(_SETTING_NAME)
-    return RETRIEVERS.build(told["settings"] if told else DEFAULT_RETRIEVER)
+    stored = opened.get_setting(_SETTING_NAME)
+    return RETRIEVERS.build(stored["settings"] if stored else DEFAULT_RETRIEVER)
 
 
 INDEX_FORMAT = 3
-
-
 FOREVER = 2**62
-
-
 PASSAGE_BITS = 24
+"""A passage's key is its content's key shifted by this many bits, plus its position."""

@@ -1,3 +1,3 @@
-"""Store backends of an index, one to a file."""
+"""Storage backends of an index, one to a file."""
 
-SEAM = "where an index lies: a folder, or a database server"
+SEAM = "storage of an index: a folder, or a database server"

@@ -1,7 +1,7 @@
 """Store the index in a folder: an SQLite catalog and immutable segments; no server, one machine.
 
-Fits up to some millions of passages and any number of readers that see the same disk. How it lives
-is told in docs/explanation/store.md.
+Suitable for some millions of passages and any number of readers on the same disk. The life cycle is
+described in docs/explanation/store.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Folder"]
 
 
 class Folder(IndexStore):
-    """The index's own folder."""
+    """Storage in the index's own folder."""
 
     paper: ClassVar[str] = ""
     keeps_extras: ClassVar[bool] = True
@@ -33,7 +33,7 @@ class Folder(IndexStore):
         return FolderIndexWriter.create(folder, description)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.folder.store import FolderStore
 
         return FolderStore(folder)

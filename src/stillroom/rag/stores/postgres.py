@@ -1,8 +1,8 @@
 """Store the index in a PostgreSQL schema with pgvector: one server, many machines.
 
 Source: pgvector (HNSW by Malkov and Yashunin 2016, arXiv:1603.09320). Differs from a plain table of
-vectors: keyword search, snapshots, tenants and digests are those of the folder's store, number by
-number, and a search is exact unless the recipe's ``dense.search`` says otherwise.
+vectors: keyword search, snapshots, tenants and digests equal those of the folder store, and search
+is exact unless the recipe's ``dense.search`` sets another mode.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = ["Postgres"]
 
 
 class Postgres(IndexStore):
-    """PostgreSQL; the address stands in an environment variable and is written nowhere."""
+    """PostgreSQL with pgvector; its address is read from the environment and never stored."""
 
     paper: ClassVar[str] = "arXiv:1603.09320"
 
     address: Secret = Field(
         Secret("${env:STILLROOM_POSTGRES}"),
-        description="the connection string, as ${env:NAME}; what psql takes",
+        description="connection string as for psql, as ${env:NAME}",
     )
     prefix: str = Field(
         "stillroom",
         pattern=r"^[a-z_][a-z0-9_]{0,39}$",
-        description="what the name of an index's schema begins with; the rest is drawn",
+        description="prefix of the name of an index's schema; the rest is random",
     )
     m: int = Field(
-        16, ge=2, le=100, description="links of a vector in the HNSW index of approximate search"
+        16, ge=2, le=100, description="links per vector in the HNSW index of approximate search"
     )
     ef_construction: int = Field(
-        128, ge=4, le=1000, description="how widely that index looks while it is made"
+        128, ge=4, le=1000, description="candidates per insertion while the HNSW index is built"
     )
 
     @override
@@ -52,21 +52,21 @@ class Postgres(IndexStore):
         from stillroom.rag.storage.postgres.writer import PostgresIndexWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        before = read_store_file(folder)
-        if before:  # of an earlier try that was killed
-            self.open(folder, before).discard()
+        previous = read_store_file(folder)
+        if previous:  # left by an attempt that was killed
+            self.open(folder, previous).discard()
         schema = f"{self.prefix}_{secrets.token_hex(8)}"
         write_store_file(folder, self, {"schema": schema})
         server = PostgresSchema(self.address, schema, folder)
         return PostgresIndexWriter.create(server, description, self._graph)
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.postgres.connection import PostgresSchema
         from stillroom.rag.storage.postgres.store import PostgresStore
 
         return PostgresStore(
-            PostgresSchema(self.address, str(told.get("schema", "")), folder), self._graph
+            PostgresSchema(self.address, str(config.get("schema", "")), folder), self._graph
         )
 
     @property

@@ -1,9 +1,9 @@
 """Store the vectors in a Qdrant collection; documents, words and snapshots stay in the folder.
 
-Term weights and token vectors stay there, too, so that every retriever works.
+Term weights and token vectors also stay there, so that every retriever works.
 
-Source: HNSW by Malkov and Yashunin 2016, arXiv:1603.09320, as Qdrant builds it. Differs: a search
-is exact unless the recipe's ``dense.search`` says otherwise; scores are those of the folder.
+Source: HNSW by Malkov and Yashunin 2016, arXiv:1603.09320, in Qdrant's implementation. Search is
+exact unless the recipe's ``dense.search`` sets another mode; scores equal the folder store's.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["Qdrant"]
 
 
 class Qdrant(IndexStore):
-    """Qdrant; its address stands in an environment variable and is written nowhere."""
+    """Qdrant; its address is read from an environment variable and never stored."""
 
     paper: ClassVar[str] = "arXiv:1603.09320"
     keeps_extras: ClassVar[bool] = True
 
     address: Secret = Field(
         Secret("${env:STILLROOM_QDRANT}"),
-        description="a server's URL, as ${env:NAME}; a path is the client's own local mode",
+        description="URL of a server, as ${env:NAME}; a path uses the client's local mode",
     )
-    key: Secret | None = Field(None, description="the server's key, as ${env:NAME}")
+    key: Secret | None = Field(None, description="API key of the server, as ${env:NAME}")
     prefix: str = Field(
         "stillroom",
         pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,39}$",
-        description="what the name of an index's collection begins with; the rest is drawn",
+        description="prefix of the name of an index's collection; the rest is random",
     )
-    m: int = Field(16, ge=2, le=100, description="links of a vector in the HNSW index")
+    m: int = Field(16, ge=2, le=100, description="links per vector in the HNSW index")
     ef_construction: int = Field(
-        128, ge=4, le=1000, description="how widely that index looks while it is made"
+        128, ge=4, le=1000, description="candidates per insertion while the HNSW index is built"
     )
 
     @override
@@ -53,12 +53,12 @@ class Qdrant(IndexStore):
         from stillroom.rag.storage.qdrant.store import QdrantIndexWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        before = read_store_file(folder)
-        if before:  # of an earlier try that was killed
-            self._points(folder, before).drop()
-        told = {"collection": f"{self.prefix}_{secrets.token_hex(8)}"}
-        write_store_file(folder, self, told)
-        points = self._points(folder, told)
+        previous = read_store_file(folder)
+        if previous:  # left by an attempt that was killed
+            self._points(folder, previous).drop()
+        config = {"collection": f"{self.prefix}_{secrets.token_hex(8)}"}
+        write_store_file(folder, self, config)
+        points = self._points(folder, config)
         width = int(description["embedder"]["dimensions"])
         points.create(width, m=self.m, ef_construction=self.ef_construction)
         writer = QdrantIndexWriter.create(folder, description)
@@ -66,12 +66,12 @@ class Qdrant(IndexStore):
         return writer
 
     @override
-    def open(self, folder: Path, told: Mapping[str, Any]) -> IndexStorage:
+    def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
         from stillroom.rag.storage.qdrant.store import QdrantStore
 
-        return QdrantStore(folder, self._points(folder, told))
+        return QdrantStore(folder, self._points(folder, config))
 
-    def _points(self, folder: Path, told: Mapping[str, Any]) -> QdrantCollection:
+    def _points(self, folder: Path, config: Mapping[str, Any]) -> QdrantCollection:
         from stillroom.rag.storage.qdrant.collection import QdrantCollection
 
-        return QdrantCollection(self.address, self.key, str(told.get("collection", "")), folder)
+        return QdrantCollection(self.address, self.key, str(config.get("collection", "")), folder)

@@ -110,8 +110,10 @@ def test_marks_that_a_script_needs_stay():
 def test_a_word_with_accents_counts_once():
     analyzer = Analyzer("none")
     assert sum(analyzer.query_terms("café noir").values()) == pytest.approx(2)
-    assert analyzer.place_terms(["café noir"])[1] == 2
-    assert analyzer.place_terms(["getUserName"])[1] == len(analyzer.terms("getUserName")) == 4
+    assert analyzer.get_positioned_terms(["café noir"])[1] == 2
+    assert (
+        analyzer.get_positioned_terms(["getUserName"])[1] == len(analyzer.terms("getUserName")) == 4
+    )
 
 
 TEXTS = {

@@ -1,6 +1,6 @@
 """The folder store: an SQLite catalog and segments of immutable files.
 
-``ledger`` reads and ``writer`` changes the truth, an SQLite file; ``segments`` are what is searched
-and can be made again from it; ``opening`` pins a snapshot for a reader. Why it is so is told in
-docs/explanation/store.md.
+The catalog, an SQLite file, is the source of truth: ``catalog`` reads it and ``writer`` changes it.
+``segments`` are search structures that can be rebuilt from it; ``reader`` leases a snapshot while
+it is open. The design is explained in docs/explanation/store.md.
 """

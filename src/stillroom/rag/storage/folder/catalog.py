@@ -1,18 +1,18 @@
 """SQLite catalog of an index folder: schema, read access, and writer and snapshot locks.
 
-A row of ``documents`` is one version of one document: seen by the snapshots from ``born`` up to but
-not including ``died``. What a parser and a chunker made of its bytes lies in ``contents`` and
-``passages`` and is shared by versions that differ in fields, tenant or labels alone. A row of
-``placements`` says in which rows of which segment a version's passages are found, so that merging
-segments moves rows and changes no document.
+A row of ``documents`` is one version of one document, visible in the snapshots from ``born`` up to
+but not including ``died``. The parsed text and its passages are in ``contents`` and ``passages``,
+shared by versions that differ only in fields, tenant or labels. A row of ``placements`` gives the
+segment and rows of a version's passages, so that merging segments moves rows without changing
+documents.
 
 The journal is a rollback journal, not a write-ahead log: readers then never create or change a
-file, a ledger can be read on a disk that cannot be written, and its bytes between two commits stay
-what artifact.json says. Long writes are staged in short transactions that no snapshot shows yet, so
+file, a catalog on a read-only disk can be read, and its bytes between two commits stay those
+recorded in artifact.json. Long writes are staged in short transactions that no snapshot shows, so
 readers wait for milliseconds at most.
 
-Every statement is short and on its own, so that a reader never makes a writer wait; what a snapshot
-sees is said by its number in each. Does not know who asks: a view says which documents count.
+Statements are short and independent, so that a reader never makes a writer wait; each is limited
+to a snapshot by its number. Access control is not part of the catalog: a view passes a condition.
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ __all__ = [
     "sync_snapshot_file",
     "write_snapshot_file",
 ]
-
-
-"""A passage's key is its content's key shifted by this many bits, plus its position."""
-
 
 _SCHEMA = f"""
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -131,7 +127,7 @@ PRAGMA user_version = {INDEX_FORMAT};
 
 
 def create_catalog(path: Path) -> sqlite3.Connection:
-    """Make an empty ledger, replacing what lies there, and open it for writing."""
+    """Create an empty catalog, replacing an existing file, and open it for writing."""
     path.unlink(missing_ok=True)
     path.touch()
     connection = open_catalog(path)
@@ -141,7 +137,7 @@ def create_catalog(path: Path) -> sqlite3.Connection:
 
 
 def open_catalog(path: Path) -> sqlite3.Connection:
-    """Open a ledger for writing: every commit is on the disk before it returns."""
+    """Open a catalog for writing, with commits that are on disk before they return."""
     connection = connect_ledger(path, write=True)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA cache_size=-65536")
@@ -149,14 +145,12 @@ def open_catalog(path: Path) -> sqlite3.Connection:
 
 
 _ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
-
-
 _SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
-    """A segment: how many rows, and each file's size and digest by its name."""
+    """A segment: number of rows, and each file's size and digest by its name."""
 
     number: int
     rows: int
@@ -164,13 +158,13 @@ class SegmentEntry:
 
 
 class Catalog:
-    """Reads a ledger; every thread has its own connection."""
+    """Read access to a catalog, with one connection per thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the ledger in ``folder``.
+        """Open the catalog in ``folder``.
 
         Raises:
-            IntegrityError: If there is none, or it is damaged or of another format.
+            IntegrityError: If it is missing, damaged or of another format.
         """
         self.path = folder / LEDGER
         self._local = threading.local()
@@ -180,13 +174,13 @@ class Catalog:
             raise _make_missing_error(folder)
         self._identity = _identify_file(self.path)
         try:
-            found = int(self.query("PRAGMA user_version")[0][0])
-            if found != INDEX_FORMAT:
+            version = int(self.query("PRAGMA user_version")[0][0])
+            if version != INDEX_FORMAT:
                 raise make_damage_error(
-                    self.path, f"it has format {found}, expected {INDEX_FORMAT}"
+                    self.path, f"it has format {version}, expected {INDEX_FORMAT}"
                 )
-            told = dict(self.query("SELECT name, value FROM settings"))
-            self.description: dict[str, Any] = json.loads(told["description"])
+            settings = dict(self.query("SELECT name, value FROM settings"))
+            self.description: dict[str, Any] = json.loads(settings["description"])
         except IntegrityError:
             self.close()
             raise
@@ -198,7 +192,7 @@ class Catalog:
         """Return all rows of one statement.
 
         Raises:
-            IntegrityError: If the ledger is damaged.
+            IntegrityError: If the catalog is damaged.
         """
         try:
             return self._connect().execute(sql, values).fetchall()
@@ -206,20 +200,20 @@ class Catalog:
             raise make_damage_error(self.path, str(error)) from error
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         rows = self.query(f"{_SNAPSHOT} FROM snapshots ORDER BY number")
         return [Snapshot(*row) for row in rows]
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
-        """Return a snapshot by its number or by its digest's beginning; by default the newest.
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
+        """Return a snapshot by its number or the start of its digest; by default the newest.
 
         Raises:
-            DataError: If there is none, or none any more.
+            DataError: If there is none, or it was removed.
         """
-        return pick_snapshot(self.snapshots(), wanted, self.path)
+        return pick_snapshot(self.snapshots(), selector, self.path)
 
     def segments(self, snapshot: int) -> list[SegmentEntry]:
-        """Return the segments that a snapshot reads, in order."""
+        """Return the segments of a snapshot, in order."""
         rows = self.query(
             "SELECT number, rows, files FROM segments s "  # noqa: S608
             f"WHERE {_ALIVE.format('s')} ORDER BY number",
@@ -230,14 +224,14 @@ class Catalog:
     def load(
         self, snapshot: int, where: str = "1 = 1", values: Mapping[str, Any] | None = None
     ) -> NDArray[np.int64]:
-        """Return the documents that a snapshot sees and that meet a condition, (5, N).
+        """Return the documents of a snapshot that match a condition, (5, N).
 
-        Key, content, number of passages, segment and first row there; in order of path.
+        The rows are key, content, number of passages, segment and first row there; ordered by path.
 
         Args:
-            snapshot: Its number.
-            where: A condition on ``d``, a row of documents, that this package has compiled.
-            values: What the condition's names stand for.
+            snapshot: Number of the snapshot.
+            where: Compiled condition on ``d``, a row of documents.
+            values: Values of the condition's parameters.
         """
         rows = self.query(
             "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
@@ -249,9 +243,9 @@ class Catalog:
         return np.array(rows, dtype=np.int64).reshape(-1, 5).T
 
     def list_deleted(self, before: int, after: int) -> list[int] | None:
-        """Return the keys of documents that ended between two snapshots.
+        """Return the keys of documents that were deleted between two snapshots.
 
-        None where that is not all that happened: where documents came, or their rows were moved.
+        None if there were other changes: new documents, or moved rows.
         """
         span = {"before": before, "after": after}
         for table in ("documents", "placements"):
@@ -262,7 +256,7 @@ class Catalog:
         return [int(key) for (key,) in rows]
 
     def list_fields(self, snapshot: int, where: str, values: Mapping[str, Any]) -> list[Any]:
-        """Return names and kinds of the fields of documents that meet a condition; see ``load``."""
+        """Return name and type of the fields of documents that match a condition; see ``load``."""
         return self.query(
             "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
             "JOIN documents d ON d.key = f.document "
@@ -271,7 +265,7 @@ class Catalog:
         )
 
     def list_values(self, name: str, keys: Sequence[int]) -> list[Any]:
-        """Return document and value of every value that some documents have of a field."""
+        """Return document and value of every value of a field among some documents."""
         return self.query(
             "SELECT document, value FROM fields "
             "WHERE name = :name AND document IN (SELECT value FROM json_each(:keys))",
@@ -279,7 +273,7 @@ class Catalog:
         )
 
     def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its place from 0."""
+        """Return a passage as JSON, by its content's key and its position from 0."""
         key = (content << PASSAGE_BITS) + position
         rows = self.query("SELECT body FROM passages WHERE key = ?", (key,))
         if not rows:
@@ -289,12 +283,12 @@ class Catalog:
         return bytes(rows[0][0])
 
     def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
-        """Return the content's key and the place of a passage, or None where there is none."""
+        """Return the content's key and the position of a passage, or None."""
         rows = self.query("SELECT key FROM passages WHERE id = ?", (passage_id,))
         return divmod(int(rows[0][0]), 1 << PASSAGE_BITS) if rows else None
 
     def locate_document(self, document_id: str) -> int | None:
-        """Return the key of a document's content, or None where there is none."""
+        """Return the key of a document's content, or None."""
         rows = self.query("SELECT key FROM contents WHERE id = ?", (document_id,))
         return int(rows[0][0]) if rows else None
 
@@ -308,8 +302,8 @@ class Catalog:
                 self.path, f"content {content} cannot be read: {error}"
             ) from error
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self.query("SELECT value FROM settings WHERE name = ?", (f"measured {name}",))
         return json.loads(rows[0][0]) if rows else None
 
@@ -327,7 +321,7 @@ class Catalog:
             connection = connect_ledger(self.path)
             if (
                 _identify_file(self.path) != self._identity
-            ):  # another index, whose keys mean other rows
+            ):  # another index, whose keys have other rows
                 connection.close()
                 raise _replaced(self.path)
             self._local.connection = connection
@@ -337,8 +331,8 @@ class Catalog:
 
 
 def _identify_file(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _replaced(path: Path) -> IntegrityError:
@@ -357,12 +351,12 @@ def _files(text: str) -> dict[str, tuple[int, str]]:
 
 def _make_missing_error(folder: Path) -> IntegrityError:
     is_old = (folder / "passages.jsonl").is_file() and (folder / "vectors.npy").is_file()
-    what = "an index of an older format" if is_old else "no index, or a half-written one"
+    label = "an index of an older format" if is_old else "no index, or a half-written one"
     return IntegrityError(
-        f"{folder} holds no {LEDGER}: it is {what}",
+        f"{folder} has no {LEDGER}: it is {label}",
         code="rag.index-unfinished",
         where=str(folder),
-        expected=f"{LEDGER} beside its segments",
+        expected=f"{LEDGER} next to its segments",
         next="build the index again with --overwrite"
         if is_old
         else "finish the job with --resume, or give the folder of a finished one",
@@ -370,25 +364,19 @@ def _make_missing_error(folder: Path) -> IntegrityError:
 
 
 SNAPSHOTS = "snapshots"
-
-
 _LOCK_FILE = ".writer"
-
-
 _ATTEMPTS = 5
-
-
 _PAUSE_S = 0.02
 
 
 class WriterLock:
-    """Held by whoever changes an index; says who that is to whoever else would."""
+    """Exclusive lock of an index for writing, with information on its holder."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the lock of the index in ``folder``.
+        """Acquire the lock of the index in ``folder``.
 
         Raises:
-            ResourceError: If another process holds it, or the disk cannot be written.
+            ResourceError: If another process holds it, or the folder cannot be written.
         """
         path = _get_lock_path(folder)
         try:
@@ -410,7 +398,7 @@ class WriterLock:
                 if holder or attempt == _ATTEMPTS - 1:
                     self._file.close()
                     raise _make_busy_error(folder, holder) from error
-                time.sleep(_PAUSE_S)  # a reader that looks whether anybody writes holds it briefly
+                time.sleep(_PAUSE_S)  # readers that check for a writer hold it briefly
         self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": _get_time()})
 
     def __enter__(self) -> WriterLock:
@@ -423,11 +411,11 @@ class WriterLock:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self.release()
 
     def release(self) -> None:
-        """Give the lock back; the file stays, so that nobody locks one that is gone."""
+        """Release the lock; the file stays, so that nobody locks a deleted file."""
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
@@ -439,51 +427,51 @@ class WriterLock:
 
 
 class SnapshotLease:
-    """A reader's hold on a snapshot: what it needs is kept until the pin is released."""
+    """Shared lock of a reader on a snapshot, whose data are kept until it is released."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Hold an open file that is locked; callers use ``take``."""
+        """Wrap an open locked file; callers use ``take``."""
         self._file = file
 
     @classmethod
-    def take(cls, folder: Path, number: int, *, alone: bool = False) -> SnapshotLease | None:
-        """Pin a snapshot, or return None where it is gone or about to go.
+    def take(cls, folder: Path, number: int, *, exclusive: bool = False) -> SnapshotLease | None:
+        """Lock a snapshot, or return None if it is removed or being removed.
 
         Args:
-            folder: The index's.
-            number: The snapshot's.
-            alone: For whoever removes it: only if no reader pins it, and none may until the end.
+            folder: Folder of the index.
+            number: Number of the snapshot.
+            exclusive: Lock exclusively, to remove the snapshot; fails while a reader holds it.
         """
         try:
             file = get_snapshot_file(folder, number).open("rb")
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             file.close()
             return None
         return cls(file)
 
     def release(self) -> None:
-        """Let the snapshot go."""
+        """Release the snapshot."""
         self._file.close()
 
     def __del__(self) -> None:
-        """Let the snapshot go with the last view of it: one that was refreshed is still read."""
+        """Release the snapshot with its last view: a refreshed index may still read it."""
         self._file.close()
 
 
 def get_snapshot_file(folder: Path, number: int) -> Path:
-    """Return the file that says what a snapshot is, and that its readers lock."""
+    """Return the file that describes a snapshot and that its readers lock."""
     return folder / SNAPSHOTS / f"{number:06d}.json"
 
 
 def stage_snapshot_file(folder: Path, number: int, digest: str) -> None:
-    """Write the file of a snapshot that is about to be published; ``sync_snapshot_file`` follows.
+    """Write the file of a snapshot before it is published; ``sync_snapshot_file`` follows.
 
-    Two waits for the disk less before readers see the snapshot. Only where the power fails between
-    commit and sync is the file missing; the next writer or a repair makes it from the ledger again.
+    This saves two disk syncs before readers see the snapshot. If the power fails between commit and
+    sync the file may be missing; the next writer or a repair restores it from the catalog.
     """
     path = get_snapshot_file(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -493,10 +481,10 @@ def stage_snapshot_file(folder: Path, number: int, digest: str) -> None:
 
 
 def sync_snapshot_file(folder: Path, number: int) -> None:
-    """Force a snapshot's file and its name to disk."""
+    """Sync a snapshot's file and its folder to disk."""
     path = get_snapshot_file(folder, number)
-    for place in (path, path.parent):
-        descriptor = os.open(place, os.O_RDONLY)
+    for synced in (path, path.parent):
+        descriptor = os.open(synced, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -504,7 +492,7 @@ def sync_snapshot_file(folder: Path, number: int) -> None:
 
 
 def write_snapshot_file(folder: Path, number: int, digest: str) -> None:
-    """Write the file of a snapshot anew, to the disk."""
+    """Rewrite the file of a snapshot, synced to disk."""
     with atomic_write(get_snapshot_file(folder, number)) as file:
         file.write(_tell(number, digest))
 
@@ -514,7 +502,7 @@ def _tell(number: int, digest: str) -> str:
 
 
 def is_being_written(folder: Path) -> bool:
-    """Return whether a writer is at work on the index."""
+    """Return whether a writer holds the lock of the index."""
     try:
         with _get_lock_path(folder).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -526,7 +514,7 @@ def is_being_written(folder: Path) -> bool:
 
 
 def _get_lock_path(folder: Path) -> Path:
-    """Return the lock's file: outside the artifact's output, whose files are all listed."""
+    """Return the lock file, outside the artifact's output, in which all files are listed."""
     is_output = folder.name == "output" or (folder.parent / ARTIFACT_FILE).is_file()
     return (folder.parent if is_output else folder) / _LOCK_FILE
 
@@ -534,20 +522,20 @@ def _get_lock_path(folder: Path) -> Path:
 def _read_holder(file: IO[str]) -> str:
     try:
         file.seek(0)
-        told = json.loads(file.read())
-        command = " ".join(str(part) for part in told["command"])
-        return f"process {told['process']} since {told['since']} ({command})"
+        holder = json.loads(file.read())
+        command = " ".join(str(part) for part in holder["command"])
+        return f"process {holder['process']} since {holder['since']} ({command})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
 def _make_busy_error(folder: Path, holder: str) -> ResourceError:
     return ResourceError(
-        f"another process is writing the index: {holder or 'it has not said which'}",
+        f"another process is writing the index: {holder or 'its id is unknown'}",
         code="rag.busy",
         where=str(folder),
         expected="one writer at a time",
-        next="wait for it to end; readers need not",
+        next="wait for it to end; readers can go on",
     )
 
 

@@ -1,14 +1,14 @@
 """Commit of a change: staged documents, the publishing transaction, and segment merges.
 
-All of it runs within a transaction that the writer has begun: what it does is seen at once, by
-readers that open or refresh after the commit, or not at all.
+A commit runs in a transaction of the writer: readers that open or refresh after it see all of its
+changes, others none.
 
-In short transactions, so that readers of the snapshots before never wait long. What a killed writer
-staged is known by the ``staged`` row of the settings, and goes when the next writer comes.
+Documents are staged in short transactions before, so that readers never wait long. A ``staged`` row
+in the settings marks documents staged by an interrupted writer; the next writer removes them.
 
-A search costs a little for every segment, and rewriting rows costs more: the smallest segments go
-first, and only as many as keep the number of segments bounded, with those that are small beside
-what is gathered already. Every row is thus rewritten about as often as the index grows by a factor.
+A search costs a little per segment, and rewriting rows costs more: the smallest segments are merged
+first, and only as many as needed to limit their number, with those that are small compared to the
+rows gathered so far. Every row is rewritten a logarithmic number of times as the index grows.
 
 Source: the log-structured merge tree, O'Neil et al. 1996, doi:10.1007/s002360050048; as Lucene
 merges segments by tiers.
@@ -59,7 +59,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class _PlacedDocument:
-    """A new version of a document: its content's key, its part's path, its facts and its rows."""
+    """A new version of a document: content, path of the staged document, metadata and rows."""
 
     content: int
     path: str
@@ -69,14 +69,14 @@ class _PlacedDocument:
 
 
 class SnapshotCommit:
-    """One change on its way to be seen, as the snapshot of a number."""
+    """A change of the index that becomes the snapshot of a number."""
 
     def __init__(self, connection: sqlite3.Connection, change: IndexUpdate, number: int) -> None:
-        """Publish through a connection that is open for writing."""
+        """Prepare a change over a connection that is open for writing."""
         self.connection, self.change, self.number = connection, change, number
 
-    def list_gone(self) -> set[int]:
-        """Return the keys of documents whose rows nobody needs after the change."""
+    def list_expired(self) -> set[int]:
+        """Return the keys of documents whose rows are not needed after the change."""
         return (self._list_replaced() | set(self.change.removes)) - {
             key for *_, key in self.change.moves
         }
@@ -89,19 +89,19 @@ class SnapshotCommit:
         description: Mapping[str, Any],
         reason: str,
     ) -> str:
-        """Do the change, within a transaction; return the new snapshot's digest.
+        """Apply the change within a transaction; return the new snapshot's digest.
 
         Args:
-            contents: Keys of what the puts and the moves became, in order.
-            entry: The new segment, if rows were written.
-            merged: The older segments that it takes in.
-            description: What shaped the index.
-            reason: What the log says.
+            contents: Content keys of the added and the moved documents, in order.
+            entry: New segment, if rows were written.
+            merged: Older segments that it replaces.
+            description: Description of the index.
+            reason: Reason recorded in the snapshot.
         """
         self._replace()
-        start = sum(int(one.kept.sum()) for one in merged)
-        for placed in list(self._place(contents, start)):
-            self._insert(placed)
+        start = sum(int(segment.kept.sum()) for segment in merged)
+        for document in list(self._place(contents, start)):
+            self._insert(document)
         if entry is not None:
             self._register(entry, merged)
         self._retire_empty()
@@ -120,8 +120,8 @@ class SnapshotCommit:
 
     def _replace(self) -> None:
         """End the versions that the change replaces or removes."""
-        moved = {key for *_, key in self.change.moves}
-        keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved
+        moved_keys = {key for *_, key in self.change.moves}
+        keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved_keys
         self.connection.executemany(
             "UPDATE documents SET died = ? WHERE key = ? AND died = ?",
             [(self.number, key, FOREVER) for key in sorted(keys)],
@@ -129,13 +129,13 @@ class SnapshotCommit:
 
     def _place(self, contents: Sequence[int], start: int) -> Iterator[_PlacedDocument]:
         """Yield the new versions of documents with their rows."""
-        places = iter(contents)
+        content_keys = iter(contents)
         for part, facts in self.change.puts:
-            yield _PlacedDocument(next(places), part.entry.path, facts, self.number, start)
+            yield _PlacedDocument(next(content_keys), part.entry.path, facts, self.number, start)
             start += part.entry.passages
         for part, facts, key in self.change.moves:
             segment, row = self._placement(key)
-            yield _PlacedDocument(next(places), part.entry.path, facts, segment, row)
+            yield _PlacedDocument(next(content_keys), part.entry.path, facts, segment, row)
         for key, facts in sorted(self.change.facts.items()):
             content, path = self.connection.execute(
                 "SELECT content, path FROM documents WHERE key = ?", (key,)
@@ -149,70 +149,71 @@ class SnapshotCommit:
         ).fetchone()
         return int(segment), int(start)
 
-    def _insert(self, one: _PlacedDocument) -> None:
+    def _insert(self, document: _PlacedDocument) -> None:
         count, truncated, mark, derived = self.connection.execute(
-            "SELECT passages, truncated, mark, fields FROM contents WHERE key = ?", (one.content,)
+            "SELECT passages, truncated, mark, fields FROM contents WHERE key = ?",
+            (document.content,),
         ).fetchone()
         cursor = self.connection.execute(
             "INSERT INTO documents(content, path, passages, truncated, bucket, mark, tenant, "
             "labels, fields, born) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                one.content,
-                one.path,
+                document.content,
+                document.path,
                 count,
                 truncated,
-                get_bucket(one.path),
-                digest_document(one.path, mark, one.facts),
-                one.facts.tenant,
-                json.dumps(sorted(one.facts.labels)),
-                json.dumps(dict(one.facts.fields), ensure_ascii=False, sort_keys=True),
+                get_bucket(document.path),
+                digest_document(document.path, mark, document.facts),
+                document.facts.tenant,
+                json.dumps(sorted(document.facts.labels)),
+                json.dumps(dict(document.facts.fields), ensure_ascii=False, sort_keys=True),
                 self.number,
             ),
         )
         key = cursor.lastrowid
         self.connection.execute(
             "INSERT INTO placements(document, segment, start, born) VALUES (?, ?, ?, ?)",
-            (key, one.segment, one.start, self.number),
+            (key, document.segment, document.start, self.number),
         )
-        fields = {**json.loads(derived), **one.facts.fields}
+        fields = {**json.loads(derived), **document.facts.fields}
         self.connection.executemany(
             "INSERT INTO fields VALUES (?, ?, ?, ?)",
             [(key, name, kind, value) for name, kind, value in list_values(fields)],
         )
         self.connection.executemany(
             "INSERT INTO labels VALUES (?, ?)",
-            [(key, label) for label in sorted(set(one.facts.labels))],
+            [(key, label) for label in sorted(set(document.facts.labels))],
         )
 
     def _register(self, entry: SegmentEntry, merged: Sequence[MergedSegment]) -> None:
-        """Name a new segment, and move the rows of merged ones into it."""
-        files = json.dumps({name: list(told) for name, told in entry.files.items()})
+        """Insert a new segment, and move the rows of merged ones into it."""
+        files = json.dumps({name: list(entry_data) for name, entry_data in entry.files.items()})
         self.connection.execute(
             "INSERT INTO segments(number, rows, files, born) VALUES (?, ?, ?, ?)",
             (entry.number, entry.rows, files, self.number),
         )
-        for old, starts in map_merged_rows(merged):
+        for old_segment, starts in map_merged_rows(merged):
             rows = self.connection.execute(
                 "SELECT p.document, p.start FROM placements p JOIN documents d "
                 "ON d.key = p.document WHERE p.segment = ? AND p.died = ? AND d.died = ?",
-                (old, FOREVER, FOREVER),
+                (old_segment, FOREVER, FOREVER),
             ).fetchall()
-            moved = [row for row in rows if starts[row[1]] >= 0]
+            moved_rows = [row for row in rows if starts[row[1]] >= 0]
             self.connection.executemany(
                 "UPDATE placements SET died = ? WHERE document = ? AND died = ?",
-                [(self.number, document, FOREVER) for document, _ in moved],
+                [(self.number, document, FOREVER) for document, _ in moved_rows],
             )
             self.connection.executemany(
                 "INSERT OR REPLACE INTO placements(document, segment, start, born) "
                 "VALUES (?, ?, ?, ?)",
                 [
                     (document, entry.number, int(starts[row]), self.number)
-                    for document, row in moved
+                    for document, row in moved_rows
                 ],
             )
 
     def _retire_empty(self) -> None:
-        """End the segments in which no document of the new snapshot has rows."""
+        """End the segments without rows of a document of the new snapshot."""
         self.connection.execute(
             "UPDATE segments SET died = ? WHERE died = ? AND NOT EXISTS ("
             "SELECT 1 FROM placements p JOIN documents d ON d.key = p.document "
@@ -226,16 +227,19 @@ class SnapshotCommit:
         )
         self.connection.executemany(
             "INSERT INTO failures(path, code, reason, born) VALUES (?, ?, ?, ?)",
-            [(one["path"], one["code"], one["reason"], self.number) for one in failures],
+            [
+                (failure["path"], failure["code"], failure["reason"], self.number)
+                for failure in failures
+            ],
         )
 
     def _finish(self, description: Mapping[str, Any], reason: str) -> str:
-        """Renew the digests of the buckets that changed, and name the snapshot."""
-        touched = self.connection.execute(
+        """Update the digests of the changed buckets, and insert the snapshot."""
+        changed = self.connection.execute(
             "SELECT DISTINCT bucket FROM documents WHERE born = ? OR died = ?",
             (self.number, self.number),
         ).fetchall()
-        for (bucket,) in touched:
+        for (bucket,) in changed:
             marks = self.connection.execute(
                 "SELECT mark FROM documents WHERE bucket = ? AND died = ? ORDER BY path",
                 (bucket, FOREVER),
@@ -246,16 +250,16 @@ class SnapshotCommit:
             )
         buckets = dict(self.connection.execute("SELECT number, digest FROM buckets"))
         digest = digest_snapshot(description, buckets)
-        made = datetime.now(UTC).isoformat(timespec="milliseconds")
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.connection.execute(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.number, digest, self.number - 1, reason, *self._count(), made),
+            (self.number, digest, self.number - 1, reason, *self._count(), created),
         )
         self.connection.execute("DELETE FROM settings WHERE name = 'staged'")
         return digest
 
     def _count(self) -> list[int]:
-        """Return how many documents, passages and cut ones there are: as before, and the change."""
+        """Return the numbers of documents, passages and truncated passages after the change."""
         before = self.connection.execute(
             "SELECT documents, passages, truncated FROM snapshots WHERE number = ?",
             (self.number - 1,),
@@ -273,11 +277,7 @@ class SnapshotCommit:
 
 
 _STAGED_BYTES = 8_000_000
-
-
 _BYTES_PER_PASSAGE = 2048
-
-
 _COMPRESSION_LEVEL = 1
 
 
@@ -287,16 +287,16 @@ def stage_documents(
     check: Callable[[], None],
     where: Path,
 ) -> list[int]:
-    """Write what documents became, unseen; return their contents' keys, in order.
+    """Write documents without showing them; return their contents' keys, in order.
 
     Args:
-        connection: Open for writing, in no transaction.
-        parts: The documents.
+        connection: Connection for writing, without a transaction.
+        parts: Staged documents.
         check: Called between transactions; raises to stop.
-        where: The ledger's file, for errors.
+        where: File of the catalog, for errors.
 
     Raises:
-        IntegrityError: If the ledger holds other passages under a document's id.
+        IntegrityError: If the catalog has other passages under a document's id.
     """
     if not parts:
         return []
@@ -317,7 +317,7 @@ def stage_documents(
 
 @contextmanager
 def open_transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Commit at the end of the body; on any exception, as a full disk, nothing has happened."""
+    """Commit at the end of the body, or roll back on any exception."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -346,7 +346,7 @@ def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where:
     if known is not None and known[1] == mark:
         return int(known[0])
     if known is not None:
-        raise make_damage_error(where, f"{entry.path} gives other passages than before")
+        raise make_damage_error(where, f"{entry.path} has other passages than before")
     cursor = connection.execute(
         "INSERT INTO contents(id, path, digest, mark, passages, truncated, fields, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -362,88 +362,93 @@ def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where:
         ),
     )
     key = int(cursor.lastrowid or 0)
-    told = enumerate(zip(passages, part.marks(), strict=True))
+    numbered = enumerate(zip(passages, part.marks(), strict=True))
     connection.executemany(
         "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
         (
             (
                 (key << PASSAGE_BITS) + position,
                 json.loads(body)["id"],
-                one.embedded,
-                int(one.is_truncated),
+                embedding.embedded,
+                int(embedding.is_truncated),
                 body,
             )
-            for position, (body, one) in told
+            for position, (body, embedding) in numbered
         ),
     )
     return key
 
 
 MAX_SEGMENTS = 8
-
-
 _SMALL_FACTOR = 2
 
 
 def choose_merged_segments(
-    folder: Path, ledger: Catalog, gone: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
+    folder: Path, catalog: Catalog, deleted: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
 ) -> list[MergedSegment]:
-    """Return the segments that a new one should take in, with the rows that are still needed.
+    """Return the segments to merge into a new one, with masks of the rows that are still needed.
 
     Args:
-        folder: The index's.
-        ledger: What it holds.
-        gone: Keys of documents that the new snapshot will not see.
-        rows: How many rows the new segment has of its own.
-        most: How many segments there may be afterwards.
+        folder: Folder of the index.
+        catalog: Catalog of the index.
+        deleted: Keys of documents that are not in the new snapshot.
+        rows: Number of new rows in the new segment.
+        most: Maximum number of segments afterwards.
     """
-    if not ledger.snapshots():
+    if not catalog.snapshots():
         return []
-    kept = {number: rows for number, rows in mask_kept_rows(ledger, gone).items() if rows.any()}
-    latest = ledger.find_snapshot().number
-    entries = {entry.number: entry for entry in ledger.segments(latest) if entry.number in kept}
-    order = sorted(entries, key=lambda number: (int(kept[number].sum()), number))
+    masks = {
+        number: rows for number, rows in mask_kept_rows(catalog, deleted).items() if rows.any()
+    }
+    latest = catalog.find_snapshot().number
+    entries = {entry.number: entry for entry in catalog.segments(latest) if entry.number in masks}
+    order = sorted(entries, key=lambda number: (int(masks[number].sum()), number))
     spare = len(order) + 1 - most
     if spare <= 0:
         return []
-    chosen: list[int] = []
+    selected: list[int] = []
     gathered = rows
     for number in order:
-        size = int(kept[number].sum())
-        if len(chosen) >= spare and size > _SMALL_FACTOR * gathered:
+        size = int(masks[number].sum())
+        if len(selected) >= spare and size > _SMALL_FACTOR * gathered:
             break
-        chosen.append(number)
+        selected.append(number)
         gathered += size
     return [
-        MergedSegment(open_segment(folder, entries[number], verify=False), kept[number])
-        for number in sorted(chosen)
+        MergedSegment(open_segment(folder, entries[number], verify=False), masks[number])
+        for number in sorted(selected)
     ]
 
 
-def mask_kept_rows(ledger: Catalog, gone: Collection[int]) -> dict[int, NDArray[np.bool_]]:
-    """Return which rows of each segment the newest snapshot needs, without documents that go."""
+def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
+    """Return masks of the rows of each segment that the newest snapshot needs.
+
+    Args:
+        catalog: Catalog of the index.
+        deleted: Keys of documents to leave out.
+    """
     sizes = {
         int(number): int(rows)
-        for number, rows in ledger.query(
+        for number, rows in catalog.query(
             "SELECT number, rows FROM segments WHERE died = ?", (FOREVER,)
         )
     }
-    kept = {number: np.zeros(rows, dtype=bool) for number, rows in sizes.items()}
-    for key, segment, start, count in ledger.query(
+    masks = {number: np.zeros(rows, dtype=bool) for number, rows in sizes.items()}
+    for key, segment, start, count in catalog.query(
         "SELECT d.key, p.segment, p.start, d.passages FROM documents d JOIN placements p "
         "ON p.document = d.key WHERE d.died = ? AND p.died = ?",
         (FOREVER, FOREVER),
     ):
-        if key not in gone:
-            kept[segment][start : start + count] = True
-    return kept
+        if key not in deleted:
+            masks[segment][start : start + count] = True
+    return masks
 
 
 def map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield for each merged segment its number, and where each of its kept rows goes, else -1."""
+    """Yield the number of each merged segment, and the new row of each old one, or -1."""
     offset = 0
-    for one in merged:
-        starts = offset + np.cumsum(one.kept) - 1
-        starts[~one.kept] = -1
-        yield one.segment.number, starts.astype(np.int64)
-        offset += int(one.kept.sum())
+    for segment in merged:
+        starts = offset + np.cumsum(segment.kept) - 1
+        starts[~segment.kept] = -1
+        yield segment.segment.number, starts.astype(np.int64)
+        offset += int(segment.kept.sum())

@@ -60,32 +60,32 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class FolderSnapshot:
-    """A snapshot that stays while it is open, and the segments that it reads."""
+    """An open snapshot, kept from removal, with its segments."""
 
     folder: Path
-    ledger: Catalog
+    catalog: Catalog
     snapshot: Snapshot
-    pin: SnapshotLease
+    lease: SnapshotLease
     segments: tuple[Segment, ...]
 
     @property
     def where(self) -> Path:
-        """What errors name: the ledger."""
-        return self.ledger.path
+        """Path of the catalog, for errors."""
+        return self.catalog.path
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
-        return self.ledger.description
+        """Description of the index."""
+        return self.catalog.description
 
     @property
     def dialect(self) -> SqlDialect:
-        """How conditions are written."""
+        """SQL dialect of conditions."""
         return SQLITE_DIALECT
 
     @property
     def offsets(self) -> dict[int, int]:
-        """The first row of each segment, by its number, when they lie one after another."""
+        """First row of each segment, by its number, in the concatenation of segments."""
         offsets, first = {}, 0
         for segment in self.segments:
             offsets[segment.number] = first
@@ -94,122 +94,130 @@ class FolderSnapshot:
 
     @property
     def size(self) -> int:
-        """How many rows the segments have, those that no document needs included."""
+        """Number of rows in the segments, including rows without a document."""
         return sum(len(segment.vectors) for segment in self.segments)
 
     def load(self, condition: SqlCondition, within: DocumentTable | None = None) -> DocumentTable:
-        """Return the documents that meet a condition, in order of path.
+        """Return the documents that match a condition, in order of path.
 
         Raises:
-            IntegrityError: If a document lies in no segment.
+            IntegrityError: If the segment of a document is missing.
         """
-        found = self.ledger.load(self.snapshot.number, condition.sql, dict(condition.values))
-        keys, contents, counts, segments, starts = (np.ascontiguousarray(one) for one in found)
+        columns = self.catalog.load(self.snapshot.number, condition.sql, dict(condition.values))
+        keys, contents, counts, segments, starts = (
+            np.ascontiguousarray(column) for column in columns
+        )
         return DocumentTable(keys, contents, counts, starts + _look_up_starts(segments, self))
 
     def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
-        """Return name and kind of every field of documents that meet a condition."""
-        return self.ledger.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
+        """Return name and type of every field of documents that match a condition."""
+        return self.catalog.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
 
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
-        """Return the values that documents have of a field, each with its document's key."""
-        return self.ledger.list_values(name, keys)
+        """Return the values of a field among documents, each with its document's key."""
+        return self.catalog.list_values(name, keys)
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> KeywordEngine:
-        """Return what searches the words of a population."""
-        return KeywordEngine([one.postings for one in self.segments], everyone.mask)
+        """Return a keyword search engine over a population."""
+        return KeywordEngine([segment.postings for segment in self.segments], everyone.mask)
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> SegmentDenseSearch:
-        """Return what searches the vectors of a population."""
-        parts = [one.vectors for one in self.segments]
-        codes = [one.codes for one in self.segments]
+        """Return a vector search engine over a population."""
+        parts = [segment.vectors for segment in self.segments]
+        codes = [segment.codes for segment in self.segments]
         exact = DenseEngine(parts, everyone.mask, codes=codes)
-        measured = self.recall(MEASURED_RECALL)
-        near = ApproximateEngine(
+        measured = self.get_setting(MEASURED_RECALL)
+        approximate = ApproximateEngine(
             exact,
-            sketches=[one.sketches for one in self.segments],
+            sketches=[segment.sketches for segment in self.segments],
             oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
         )
-        return SegmentDenseSearch(exact, near)
+        return SegmentDenseSearch(exact, approximate)
 
     def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
-        """Return what searches the term weights of a population, None where there are none."""
-        parts = [one.extras.weights for one in self.segments]
-        held = [part for part in parts if part is not None]
-        return SparseEngine(held, everyone.mask) if held and len(held) == len(parts) else None
+        """Return a search engine over the term weights, or None where there are none."""
+        parts = [segment.extras.weights for segment in self.segments]
+        present = [part for part in parts if part is not None]
+        return (
+            SparseEngine(present, everyone.mask) if present and len(present) == len(parts) else None
+        )
 
     def open_tokens(self, everyone: PassageRows) -> TokenEngine | None:
-        """Return what searches the token vectors of a population, None where there are none."""
-        parts = [one.extras.tokens for one in self.segments]
-        held = [part for part in parts if part is not None]
-        return TokenEngine(held, everyone.mask) if held and len(held) == len(parts) else None
+        """Return a search engine over the token vectors, or None where there are none."""
+        parts = [segment.extras.tokens for segment in self.segments]
+        present = [part for part in parts if part is not None]
+        return (
+            TokenEngine(present, everyone.mask) if present and len(present) == len(parts) else None
+        )
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
-        return self.ledger.recall(name)
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
+        return self.catalog.get_setting(name)
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of the segments' rows, put one after another, (N, D) float32."""
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return vectors by their rows in the concatenation of segments, (N, D) float32."""
         width = self.segments[0].vectors.shape[1] if self.segments else 0
-        found = np.empty((len(places), width), dtype=np.float32)
+        vectors = np.empty((len(positions), width), dtype=np.float32)
         for segment, first in zip(self.segments, self.offsets.values(), strict=True):
-            own = (places >= first) & (places < first + len(segment.vectors))
-            found[own] = segment.vectors[places[own] - first]
-        return found
+            is_inside = (positions >= first) & (positions < first + len(segment.vectors))
+            vectors[is_inside] = segment.vectors[positions[is_inside] - first]
+        return vectors
 
     def list_deleted(self, newer: FolderSnapshot) -> list[int] | None:
-        """Return the documents that ended since this snapshot, if that is all that happened."""
-        if [one.number for one in self.segments] != [one.number for one in newer.segments]:
+        """Return the documents deleted since this snapshot, or None if there were other changes."""
+        if [segment.number for segment in self.segments] != [
+            segment.number for segment in newer.segments
+        ]:
             return None
-        return self.ledger.list_deleted(self.snapshot.number, newer.snapshot.number)
+        return self.catalog.list_deleted(self.snapshot.number, newer.snapshot.number)
 
     def is_newest(self) -> bool:
         """Return whether no newer snapshot was committed."""
-        return self.ledger.find_snapshot().number == self.snapshot.number
+        return self.catalog.find_snapshot().number == self.snapshot.number
 
     def follow(self) -> FolderSnapshot:
         """Return the newest snapshot, opened beside this one; open segments are shared.
 
         Raises:
-            IntegrityError: If a new file is missing or half-written.
+            IntegrityError: If a new file is missing or incomplete.
         """
-        pin, snapshot = _pin_snapshot(self.folder, self.ledger, None)
+        lease, snapshot = _lease_snapshot(self.folder, self.catalog, None)
         try:
             known = {segment.number: segment for segment in self.segments}
             segments = tuple(
                 known.get(entry.number) or open_segment(self.folder, entry, verify=False)
-                for entry in self.ledger.segments(snapshot.number)
+                for entry in self.catalog.segments(snapshot.number)
             )
         except BaseException:
-            pin.release()
+            lease.release()
             raise
-        return FolderSnapshot(self.folder, self.ledger, snapshot, pin, segments)
+        return FolderSnapshot(self.folder, self.catalog, snapshot, lease, segments)
 
     def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its place from 0."""
-        return self.ledger.passage(content, position)
+        """Return a passage as JSON, by its content's key and its position from 0."""
+        return self.catalog.passage(content, position)
 
     def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
         """Return the content's key and the position of a passage, or None."""
-        return self.ledger.locate_passage(passage_id)
+        return self.catalog.locate_passage(passage_id)
 
     def document(self, content: int) -> bytes:
         """Return a parsed document as JSON."""
-        return self.ledger.document(content)
+        return self.catalog.document(content)
 
     def locate_document(self, document_id: str) -> int | None:
         """Return the key of a document's content, or None."""
-        return self.ledger.locate_document(document_id)
+        return self.catalog.locate_document(document_id)
 
     def close(self) -> None:
-        """Let the snapshot go."""
-        self.ledger.close()
-        self.pin.release()
+        """Close the catalog and release the snapshot."""
+        self.catalog.close()
+        self.lease.release()
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentDenseSearch:
-    """Searches the vectors of segments; by masks, which conditions have become."""
+    """Vector search over segments; filters by masks and ignores conditions."""
 
     exact: DenseEngine
     near: ApproximateEngine
@@ -223,97 +231,98 @@ class SegmentDenseSearch:
         condition: SqlCondition,
         is_near: bool = False,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the best ``k`` places and their scores, best first."""
+        """Return the best ``k`` positions and their scores, best first."""
         engine = self.near if is_near else self.exact
         return engine.search(vector, k, mask=mask)
 
     def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
-        """Measure what sketches find of the best ``k``, and search so from here."""
+        """Measure recall of approximate search, and use the smallest sufficient oversampling."""
         return self.near.calibrate(queries, k=k, least=least)
 
 
 def open_folder_snapshot(
-    folder: Path, wanted: int | str | None = None, *, verify: bool
+    folder: Path, selector: int | str | None = None, *, verify: bool
 ) -> FolderSnapshot:
-    """Open the index in ``folder`` as a snapshot of it, by default the newest.
+    """Open a snapshot of the index in ``folder``, by default the newest.
 
     Args:
-        folder: The index's.
-        wanted: A snapshot's number, or the beginning of its digest.
-        verify: Recompute the files' digests; otherwise only sizes are compared.
+        folder: Folder of the index.
+        selector: Number of a snapshot, or the start of its digest.
+        verify: Recompute the files' digests; if False, only sizes are compared.
 
     Raises:
-        DataError: If there is no such snapshot, or none any more.
-        IntegrityError: If a file is missing, half-written or changed.
+        DataError: If there is no such snapshot, or it was removed.
+        IntegrityError: If a file is missing, incomplete or changed.
     """
-    ledger = Catalog(folder)
-    pin: SnapshotLease | None = None
+    catalog = Catalog(folder)
+    lease: SnapshotLease | None = None
     try:
-        pin, snapshot = _pin_snapshot(folder, ledger, wanted)
+        lease, snapshot = _lease_snapshot(folder, catalog, selector)
         if verify:
-            _check_ledger(folder, ledger.find_snapshot())
+            _check_catalog(folder, catalog.find_snapshot())
         segments = tuple(
-            open_segment(folder, entry, verify=verify) for entry in ledger.segments(snapshot.number)
+            open_segment(folder, entry, verify=verify)
+            for entry in catalog.segments(snapshot.number)
         )
     except BaseException:
-        ledger.close()
-        if pin is not None:
-            pin.release()
+        catalog.close()
+        if lease is not None:
+            lease.release()
         raise
-    return FolderSnapshot(folder, ledger, snapshot, pin, segments)
+    return FolderSnapshot(folder, catalog, snapshot, lease, segments)
 
 
-def _pin_snapshot(
-    folder: Path, ledger: Catalog, wanted: int | str | None
+def _lease_snapshot(
+    folder: Path, catalog: Catalog, selector: int | str | None
 ) -> tuple[SnapshotLease, Snapshot]:
-    """Return a pinned snapshot; one that goes meanwhile is looked for again."""
+    """Return a locked snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = ledger.find_snapshot(wanted)
-        pin = SnapshotLease.take(folder, snapshot.number)
-        if pin is None:
+        snapshot = catalog.find_snapshot(selector)
+        lease = SnapshotLease.take(folder, snapshot.number)
+        if lease is None:
             continue
-        if any(known.number == snapshot.number for known in ledger.snapshots()):
-            return pin, snapshot
-        pin.release()
+        if any(known.number == snapshot.number for known in catalog.snapshots()):
+            return lease, snapshot
+        lease.release()
     raise make_damage_error(get_snapshot_file(folder, snapshot.number), "it is missing")
 
 
 def _look_up_starts(segments: NDArray[np.int64], opened: FolderSnapshot) -> NDArray[np.int64]:
-    """Return each document's segment's first row."""
+    """Return the first row of each document's segment."""
     known = opened.offsets
     missing = set(segments.tolist()) - known.keys()
     if missing:
         raise make_damage_error(
-            opened.ledger.path, f"it names segments that are not there: {missing}"
+            opened.catalog.path, f"it names segments that are missing: {missing}"
         )
     numbers = sorted(known)
     if not numbers:
         return np.zeros(0, dtype=np.int64)
     firsts = np.array([known[number] for number in numbers], dtype=np.int64)
-    found: NDArray[np.int64] = firsts[np.searchsorted(np.array(numbers), segments)]
-    return found
+    starts: NDArray[np.int64] = firsts[np.searchsorted(np.array(numbers), segments)]
+    return starts
 
 
-def _check_ledger(folder: Path, snapshot: Snapshot) -> None:
-    """Hold the ledger's bytes against artifact.json, where that speaks of this very state.
+def _check_catalog(folder: Path, snapshot: Snapshot) -> None:
+    """Check the catalog's bytes against artifact.json, if that describes the same snapshot.
 
-    It does not where a writer is at work or was killed, nor for a folder without artifact.json:
-    then SQLite's own checks have to do.
+    The check is skipped where a writer is active or was interrupted, and for a folder without
+    artifact.json: then only SQLite's own checks apply.
     """
     path = folder / LEDGER
     for _ in range(_ATTEMPTS):
-        told = _read_recorded_digest(folder, snapshot)
-        if told is None:
+        recorded = _read_recorded_digest(folder, snapshot)
+        if recorded is None:
             return
         before = path.stat()
-        size, digest = before.st_size, digest_like(path, told[1])
-        if (size, digest) == told:
+        size, digest = before.st_size, digest_like(path, recorded[1])
+        if (size, digest) == recorded:
             return
         after = path.stat()
         is_still = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
         if (
             is_still
-            and _read_recorded_digest(folder, snapshot) == told
+            and _read_recorded_digest(folder, snapshot) == recorded
             and not is_being_written(folder)
         ):
             break
@@ -321,13 +330,13 @@ def _check_ledger(folder: Path, snapshot: Snapshot) -> None:
         return
     if path.with_name(f"{LEDGER}-journal").exists() or _is_staged(folder):
         return
-    if size != told[0]:
-        raise make_damage_error(path, f"it has {size} bytes instead of {told[0]}")
-    raise make_damage_error(path, "its bytes are not those that were written")
+    if size != recorded[0]:
+        raise make_damage_error(path, f"it has {size} bytes instead of {recorded[0]}")
+    raise make_damage_error(path, "its bytes have changed")
 
 
 def _read_recorded_digest(folder: Path, snapshot: Snapshot) -> tuple[int, str] | None:
-    """Return what artifact.json says of the ledger at this snapshot, the newest there is."""
+    """Return size and digest of the catalog in artifact.json at this snapshot, or None."""
     if not (folder.parent / ARTIFACT_FILE).is_file():
         return None
     try:
@@ -335,67 +344,67 @@ def _read_recorded_digest(folder: Path, snapshot: Snapshot) -> tuple[int, str] |
         if artifact.details.get("snapshot") != snapshot.number:
             return None
         entries = (*artifact.files, *artifact.timed_files)
-        found = [entry for entry in entries if entry.path == f"{folder.name}/{LEDGER}"]
-        return (found[0].size_bytes, found[0].digest) if found else None
+        matching = [entry for entry in entries if entry.path == f"{folder.name}/{LEDGER}"]
+        return (matching[0].size_bytes, matching[0].digest) if matching else None
     except DataError:
         return None
 
 
 def _is_staged(folder: Path) -> bool:
-    """Return whether a writer was killed while it staged passages."""
-    ledger = Catalog(folder)
+    """Return whether a writer was interrupted while it staged documents."""
+    catalog = Catalog(folder)
     try:
-        return bool(ledger.query("SELECT 1 FROM settings WHERE name = 'staged'"))
+        return bool(catalog.query("SELECT 1 FROM settings WHERE name = 'staged'"))
     finally:
-        ledger.close()
+        catalog.close()
 
 
 @dataclass(frozen=True, slots=True)
 class FolderDocument:
-    """A document that an index holds, read where it stands."""
+    """A document of an index, read from its catalog and segments."""
 
     entry: DocumentEntry
     content: int
-    held: FolderReusableContent
+    reusable: FolderReusableContent
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
-        return self.held.ledger.document(self.content)
+        return self.reusable.catalog.document(self.content)
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        return read_passages(self.held.ledger, self.content)
+        return read_passages(self.reusable.catalog, self.content)
 
     def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
-        return read_embedding_digests(self.held.ledger, self.content)
+        """Return the digest of each passage's embedded text."""
+        return read_embedding_digests(self.reusable.catalog, self.content)
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
-        return self.held.vectors_of(self.content, self.entry.passages)
+        return self.reusable.vectors_of(self.content, self.entry.passages)
 
     def extras(self) -> AuxiliaryVectors:
-        """Return what the passages are found by beside words and vectors."""
-        return self.held.extras_of(self.content, self.entry.passages)
+        """Return the auxiliary vectors of the passages."""
+        return self.reusable.extras_of(self.content, self.entry.passages)
 
 
 class FolderReusableContent:
-    """The documents and vectors of an index, the newest snapshot's and those still on the disk."""
+    """Documents and vectors of an index: the newest snapshot's, and others still on disk."""
 
     def __init__(self, opened: FolderSnapshot) -> None:
-        """Read an open snapshot, the newest."""
+        """Reuse the content of an open snapshot, the newest."""
         self.opened = opened
-        self.ledger = opened.ledger
-        self.segments: dict[int, Segment] = {one.number: one for one in opened.segments}
+        self.catalog = opened.catalog
+        self.segments: dict[int, Segment] = {segment.number: segment for segment in opened.segments}
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
-        return self.ledger.description
+        """Description of the index."""
+        return self.catalog.description
 
     def list_parts(self) -> list[tuple[FolderDocument, DocumentMetadata]]:
-        """Return every document of the newest snapshot with its facts, in order of path."""
-        rows = self.ledger.query(
+        """Return every document of the newest snapshot with its metadata, in order of path."""
+        rows = self.catalog.query(
             "SELECT d.path, c.digest, c.key, c.passages, c.truncated, d.tenant, d.labels, d.fields "
             "FROM documents d JOIN contents c ON c.key = d.content WHERE d.died = ? "
             "ORDER BY d.path",
@@ -410,8 +419,8 @@ class FolderReusableContent:
         ]
 
     def take(self, path: str, digest: str) -> FolderDocument | None:
-        """Return the newest snapshot's document of that path and digest, if it holds it."""
-        rows = self.ledger.query(
+        """Return the newest snapshot's document of a path and digest, or None."""
+        rows = self.catalog.query(
             "SELECT c.key, c.passages, c.truncated FROM documents d JOIN contents c "
             "ON c.key = d.content WHERE d.path = ? AND d.died = ? AND c.digest = ?",
             (path, FOREVER, digest),
@@ -419,8 +428,8 @@ class FolderReusableContent:
         return self._recall(path, digest, *rows[0]) if rows else None
 
     def find_same(self, digest: str) -> list[FolderDocument]:
-        """Return the newest snapshot's documents of the same bytes, in order of path."""
-        rows = self.ledger.query(
+        """Return the newest snapshot's documents with the same bytes, in order of path."""
+        rows = self.catalog.query(
             "SELECT d.path, c.digest, c.key, c.passages, c.truncated FROM contents c "
             "JOIN documents d ON d.content = c.key "
             "WHERE c.digest = ? AND d.died = ? ORDER BY d.path",
@@ -429,24 +438,24 @@ class FolderReusableContent:
         return [self._recall(*row) for row in rows]
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
-        """Return the vector that was made of a text, and whether the text was cut, if there is one.
+        """Return the vector of a text, and whether the text was truncated, or None.
 
         Args:
-            embedded: The digest of the text, prefixes included.
+            embedded: Digest of the text, prefixes included.
         """
         for segment, row, is_truncated in self._places_of(embedded):
             return segment.vectors[row], is_truncated
         return None
 
     def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
-        """Return the extras of a passage by the digest of its text, or None where there is none."""
+        """Return the auxiliary vectors of a passage by the digest of its text, or None."""
         for segment, row, _ in self._places_of(embedded):
             return segment.extras.span(row, row + 1)
         return None
 
     def _places_of(self, embedded: bytes) -> Iterator[tuple[Segment, int, bool]]:
-        """Yield where passages of a text lie, and whether it was cut."""
-        rows = self.ledger.query(
+        """Yield segment and row of passages with a text, and whether it was truncated."""
+        rows = self.catalog.query(
             "SELECT a.key, a.truncated, p.segment, p.start FROM passages a "  # noqa: S608
             f"JOIN documents d ON d.content = a.key >> {PASSAGE_BITS} "
             "JOIN placements p ON p.document = d.key WHERE a.embedded = ?",
@@ -464,12 +473,12 @@ class FolderReusableContent:
         return matrix
 
     def extras_of(self, content: int, count: int) -> AuxiliaryVectors:
-        """Return the extras of a content's passages."""
+        """Return the auxiliary vectors of a content's passages."""
         segment, start = self._find(content)
         return segment.extras.span(start, start + count)
 
     def _find(self, content: int) -> tuple[Segment, int]:
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT p.segment, p.start FROM documents d JOIN placements p "
             "ON p.document = d.key WHERE d.content = ? ORDER BY p.died DESC",
             (content,),
@@ -492,14 +501,14 @@ class FolderReusableContent:
 _PASSAGES = "SELECT {} FROM passages WHERE key >= ? AND key < ? ORDER BY key"
 
 
-def read_passages(ledger: Catalog, content: int) -> list[bytes]:
+def read_passages(catalog: Catalog, content: int) -> list[bytes]:
     """Return the passages of a content as lines of JSON, in order."""
-    return [bytes(body) for (body,) in ledger.query(_PASSAGES.format("body"), _key_range(content))]
+    return [bytes(body) for (body,) in catalog.query(_PASSAGES.format("body"), _key_range(content))]
 
 
-def read_embedding_digests(ledger: Catalog, content: int) -> list[EmbeddingDigest]:
-    """Return what is known of the vectors of a content's passages, in order."""
-    rows = ledger.query(_PASSAGES.format("embedded, truncated"), _key_range(content))
+def read_embedding_digests(catalog: Catalog, content: int) -> list[EmbeddingDigest]:
+    """Return the digests of the embedded texts of a content's passages, in order."""
+    rows = catalog.query(_PASSAGES.format("embedded, truncated"), _key_range(content))
     return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
 
 

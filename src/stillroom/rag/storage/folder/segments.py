@@ -1,8 +1,8 @@
 """Segments: folders of immutable files that hold the rows of passages.
 
-All of a segment can be made again from the ledger: the postings from its passages, the vectors with
-the embedder. A segment is written under another name, synced and renamed before any snapshot names
-it; what no snapshot names is an orphan, and goes when the next writer comes.
+All files of a segment can be rebuilt from the catalog: the postings from its passages, the vectors
+with the embedder. A segment is written under a temporary name, synced and renamed before a snapshot
+refers to it; the next writer removes segments without a snapshot.
 """
 
 from __future__ import annotations
@@ -54,16 +54,14 @@ __all__ = [
 
 
 SEGMENTS = "segments"
-
-
 VECTORS = "vectors.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An open segment: its number, its vectors (N, D) mapped into memory, their codes, postings.
+    """An open segment: vectors (N, D) mapped into memory, with their codes and postings.
 
-    Beside them what the index's settings ask for, None where it is not there.
+    ``sketches`` and ``extras`` are optional, as set in the index's settings.
     """
 
     number: int
@@ -76,21 +74,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class MergedSegment:
-    """An older segment whose kept rows go into a new one."""
+    """An older segment with a mask of the rows that go into a new one."""
 
     segment: Segment
     kept: NDArray[np.bool_]
 
 
 def get_segment_folder(folder: Path, number: int) -> Path:
-    """Return where a segment lies."""
+    """Return the folder of a segment."""
     return folder / SEGMENTS / f"{number:06d}"
 
 
 def list_segment_folders(folder: Path) -> list[Path]:
-    """Return every folder below ``segments``, whether a snapshot names it or not."""
-    place = folder / SEGMENTS
-    return sorted(place.iterdir()) if place.is_dir() else []
+    """Return all folders below ``segments``, with or without a snapshot."""
+    parent = folder / SEGMENTS
+    return sorted(parent.iterdir()) if parent.is_dir() else []
 
 
 def write_segment(
@@ -108,15 +106,15 @@ def write_segment(
     """Write a segment: the kept rows of older ones, then the passages of documents, in order.
 
     Args:
-        folder: The index's.
-        number: The segment's; nothing may lie there.
+        folder: Folder of the index.
+        number: Number of the segment; its folder must not exist.
         merged: Older segments.
-        parts: Documents.
-        analyzer: What cuts the documents' texts into terms; None where there are no documents.
-        dimensions: Numbers a vector.
+        parts: Staged documents.
+        analyzer: Analyzer of the documents' texts; None if there are no documents.
+        dimensions: Dimensions of a vector.
         dtype: ``float32`` or ``float16``.
-        structures: What is kept beside postings and vectors.
-        check: Called now and then; raises to stop.
+        structures: Structures to write in addition to postings and vectors.
+        check: Called regularly; raises to stop.
 
     Raises:
         ResourceError: If the disk is full.
@@ -132,15 +130,20 @@ def write_segment(
         if structures.sketches:
             BinaryCodes.make(vectors).write(draft)
         lines = (line for part in parts for line in part.passage_lines())
-        fresh = draft if not merged else draft / "fresh"
-        fresh.mkdir(exist_ok=True)
-        write_postings(fresh, iter_postings_rows(lines, analyzer, check) if analyzer else ())
+        new_postings_folder = draft if not merged else draft / "fresh"
+        new_postings_folder.mkdir(exist_ok=True)
+        write_postings(
+            new_postings_folder, iter_postings_rows(lines, analyzer, check) if analyzer else ()
+        )
         if merged:
-            opened = [*(one.segment.postings for one in merged), Postings.open(fresh)]
-            merge_postings(draft, opened, [*(one.kept for one in merged), None])
-            shutil.rmtree(fresh)
+            opened = [
+                *(older.segment.postings for older in merged),
+                Postings.open(new_postings_folder),
+            ]
+            merge_postings(draft, opened, [*(older.kept for older in merged), None])
+            shutil.rmtree(new_postings_folder)
         write_auxiliary_vectors(
-            draft, [(one.segment.extras, one.kept) for one in merged], parts, structures
+            draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
         )
         check()
         sync_folder(draft)
@@ -150,11 +153,11 @@ def write_segment(
     return SegmentEntry(number, rows, describe_files(final))
 
 
-def describe_files(place: Path) -> dict[str, tuple[int, str]]:
+def describe_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and digest of every file of a segment, by name."""
     return {
         path.name: (path.stat().st_size, digest_file(path))
-        for path in sorted(place.iterdir())
+        for path in sorted(folder.iterdir())
         if path.is_file()
     }
 
@@ -163,46 +166,46 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     """Open a segment's files.
 
     Args:
-        folder: The index's.
-        entry: What the ledger says of it.
-        verify: Recompute the files' digests; otherwise only their sizes are compared.
+        folder: Folder of the index.
+        entry: Entry of the segment in the catalog.
+        verify: Recompute the files' digests; if False, only their sizes are compared.
 
     Raises:
-        IntegrityError: If a file is missing or is not what was written.
+        IntegrityError: If a file is missing or has changed.
     """
-    place = get_segment_folder(folder, entry.number)
-    for name, told in entry.files.items():
-        check_file(place / name, told, verify=verify)
+    segment_folder = get_segment_folder(folder, entry.number)
+    for name, recorded in entry.files.items():
+        check_file(segment_folder / name, recorded, verify=verify)
     try:
-        vectors: NDArray[Any] = np.load(place / VECTORS, mmap_mode="r")
+        vectors: NDArray[Any] = np.load(segment_folder / VECTORS, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise make_damage_error(place / VECTORS, str(error)) from error
-    postings, codes = Postings.open(place), VectorCodes.open(place)
-    sketches = BinaryCodes.open(place) if BINARY_CODES in entry.files else None
-    extras = open_auxiliary_vectors(place, entry.files)
+        raise make_damage_error(segment_folder / VECTORS, str(error)) from error
+    postings, codes = Postings.open(segment_folder), VectorCodes.open(segment_folder)
+    sketches = BinaryCodes.open(segment_folder) if BINARY_CODES in entry.files else None
+    extras = open_auxiliary_vectors(segment_folder, entry.files)
     optional: list[Sized | None] = [sketches, extras.weights, extras.tokens]
     parts: list[Sized] = [vectors, codes, postings]
     parts += [part for part in optional if part is not None]
     if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
         raise make_damage_error(
-            place, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
+            segment_folder, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
         )
     return Segment(entry.number, vectors, codes, postings, sketches, extras)
 
 
-def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:
-    """Hold a file against what the ledger says of it.
+def check_file(path: Path, recorded: tuple[int, str], *, verify: bool) -> None:
+    """Compare a file with its recorded size and digest.
 
     Raises:
-        IntegrityError: If it is missing or is not what was written.
+        IntegrityError: If it is missing or has changed.
     """
-    size, digest = told
+    size, digest = recorded
     if not path.is_file():
         raise make_damage_error(path, "it is missing")
     if path.stat().st_size != size:
         raise make_damage_error(path, f"it has {path.stat().st_size} bytes instead of {size}")
     if verify and digest_file(path) != digest:
-        raise make_damage_error(path, "its bytes are not those that were written")
+        raise make_damage_error(path, "its bytes have changed")
 
 
 def _write_vectors(
@@ -212,8 +215,10 @@ def _write_vectors(
     dimensions: int,
     dtype: str,
 ) -> int:
-    """Write one .npy file piece by piece, so that the whole matrix never lies in memory."""
-    rows = sum(int(one.kept.sum()) for one in merged) + sum(part.entry.passages for part in parts)
+    """Write one .npy file in pieces, so that the whole matrix is never in memory."""
+    rows = sum(int(older.kept.sum()) for older in merged) + sum(
+        part.entry.passages for part in parts
+    )
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
@@ -221,8 +226,10 @@ def _write_vectors(
     }
     with atomic_write(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for one in merged:
-            file.write(np.ascontiguousarray(one.segment.vectors[one.kept], dtype=dtype).tobytes())
+        for older in merged:
+            file.write(
+                np.ascontiguousarray(older.segment.vectors[older.kept], dtype=dtype).tobytes()
+            )
         for part in parts:
             file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
     return rows
@@ -245,16 +252,16 @@ def write_auxiliary_vectors(
     parts: Sequence[StagedDocument],
     structures: SegmentLayout,
 ) -> None:
-    """Write the extras of older segments' kept rows, then those of documents, in order.
+    """Write the auxiliary vectors of older segments' kept rows, then of documents, in order.
 
     Args:
-        folder: Of the new segment.
-        older: Each older segment's extras, and which of its rows are kept.
-        parts: Documents.
-        structures: What is kept; what they ask for each part must bring.
+        folder: Folder of the new segment.
+        older: Auxiliary vectors of each older segment, with a mask of the rows to keep.
+        parts: Staged documents.
+        structures: Structures to write, which each part must have.
 
     Raises:
-        IntegrityError: If a document has no extras that are asked for.
+        IntegrityError: If a document lacks auxiliary vectors.
         ResourceError: If the disk is full.
     """
     if structures.sparse:
@@ -269,14 +276,14 @@ def _iter_pieces(
     parts: Sequence[StagedDocument],
     name: str,
 ) -> Iterator[tuple[Any, NDArray[np.bool_] | None]]:
-    """Yield what is merged one by one, so that few files are open at once."""
-    for extras, kept in older:
-        yield _require(getattr(extras, name), folder, name), kept
+    """Yield the pieces to merge one by one, so that few files are open at once."""
+    for extras, mask in older:
+        yield _require(getattr(extras, name), folder, name), mask
     for part in parts:
         yield _require(getattr(get_auxiliary_vectors(part), name), folder, part.entry.path), None
 
 
-def _require(found: T | None, folder: Path, what: str) -> T:
-    if found is None:
-        raise make_damage_error(folder, f"{what} brings nothing that the index's settings ask for")
-    return found
+def _require(value: T | None, folder: Path, label: str) -> T:
+    if value is None:
+        raise make_damage_error(folder, f"{label} lacks vectors that the index's settings ask for")
+    return value

@@ -1,14 +1,14 @@
-"""Index writer of a folder, and removal of what no snapshot needs.
+"""Index writer of a folder, and removal of unneeded data.
 
-Order of a change: passages and parsed documents are staged in the ledger, where no snapshot shows
+Order of a commit: parsed documents and passages are staged in the catalog, where no snapshot shows
 them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
-written; one transaction publishes all of it; then that file is forced to disk. A kill before the
-commit leaves what the next writer removes; a kill after it leaves derived files (index.json,
-artifact.json, after a power failure the snapshot's) that the next writer renews. What is needed by
-snapshots alone that are no longer kept goes when no reader pins one of them.
+written; one transaction publishes all of it; then that file is synced. If the writer is killed
+before the commit, the next writer removes its leftovers; if after it, the next writer renews
+derived files (index.json, artifact.json, after a power failure the snapshot's file). Data of
+snapshots that are not kept are removed once no reader holds one of them.
 
-Removed rows are overwritten in the file (SQLite's ``secure_delete``): a deleted document's text is
-not on the disk once no snapshot that is kept shows it.
+Deleted rows are overwritten in the file (SQLite's ``secure_delete``): a deleted document's text is
+no longer on disk once no kept snapshot shows it.
 """
 
 from __future__ import annotations
@@ -74,30 +74,28 @@ __all__ = [
 
 
 DEFAULT_KEPT_SNAPSHOTS = 16
-
-
-"""How many snapshots stay open to questions, the newest included."""
+"""Number of snapshots that are kept, the newest included."""
 
 
 class FolderIndexWriter:
-    """Changes an index; use ``create`` or ``open``, ``commit`` and ``close``."""
+    """Writer of an index; use ``create`` or ``open``, ``commit`` and ``close``."""
 
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
     ) -> None:
-        """Stand over an open ledger; callers use ``create`` or ``open``."""
+        """Wrap an open catalog; callers use ``create`` or ``open``."""
         self.folder = folder
         self.connection = connection
         self._lock = lock
-        self.ledger = Catalog(folder)
-        self.description = self.ledger.description
+        self.catalog = Catalog(folder)
+        self.description = self.catalog.description
 
     @classmethod
     def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
-        """Make an empty index in a folder that nobody else knows of yet.
+        """Create an empty index in a folder that no reader uses yet.
 
         Args:
-            folder: Where; what an earlier try left there is replaced.
+            folder: Folder of the index; files of an earlier attempt are replaced.
             description: Settings, embedder and analyzer; part of the digest of every snapshot.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +108,10 @@ class FolderIndexWriter:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open an index for writing, and clear up after a writer that was killed.
+        """Open an index for writing, and remove what an interrupted writer left.
 
         Raises:
-            ResourceError: If another process writes it, or the disk cannot be written.
+            ResourceError: If another process writes it, or the disk is read-only.
             IntegrityError: If it is damaged.
         """
         Catalog(folder).close()
@@ -146,8 +144,8 @@ class FolderIndexWriter:
         self.close()
 
     def list_documents(self) -> dict[str, StoredDocument]:
-        """Return what the newest snapshot says of every document, by path, in order."""
-        rows = self.ledger.query(
+        """Return every document of the newest snapshot, by path, in order."""
+        rows = self.catalog.query(
             "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
             "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
             (FOREVER,),
@@ -163,43 +161,43 @@ class FolderIndexWriter:
 
     def list_keys(self) -> dict[str, int]:
         """Return the key of every document of the newest snapshot, by path, in order."""
-        rows = self.ledger.query(
+        rows = self.catalog.query(
             "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
         )
         return {path: int(key) for path, key in rows}
 
     def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that could not be used, in order."""
-        return self.ledger.query(
+        """Return path, code and reason of every file that failed, in order."""
+        return self.catalog.query(
             "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
         )
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
-        return self.ledger.snapshots()
+        """Return the existing snapshots, oldest first."""
+        return self.catalog.snapshots()
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
 
         Raises:
-            DataError: If there is none, or none any more.
+            DataError: If there is none, or it was removed.
         """
-        return self.ledger.find_snapshot(wanted)
+        return self.catalog.find_snapshot(selector)
 
-    def list_files(self, home: Path) -> list[FileEntry]:
-        """Return the entries of all that the ledger names; a segment's digests it knows itself."""
-        ledger = self.folder / LEDGER
-        name, size = ledger.relative_to(home).as_posix(), ledger.stat().st_size
-        entries = [FileEntry(name, size, digest_large_file(ledger))]
-        for number, files in self.ledger.query("SELECT number, files FROM segments"):
-            place = get_segment_folder(self.folder, number).relative_to(home).as_posix()
+    def list_files(self, root: Path) -> list[FileEntry]:
+        """Return entries of all files in the catalog; digests of segments are taken from it."""
+        catalog = self.folder / LEDGER
+        name, size = catalog.relative_to(root).as_posix(), catalog.stat().st_size
+        entries = [FileEntry(name, size, digest_large_file(catalog))]
+        for number, files in self.catalog.query("SELECT number, files FROM segments"):
+            segment_path = get_segment_folder(self.folder, number).relative_to(root).as_posix()
             entries += [
-                FileEntry(f"{place}/{name}", int(size), str(digest))
+                FileEntry(f"{segment_path}/{name}", int(size), str(digest))
                 for name, (size, digest) in json.loads(files).items()
             ]
         newest = self.find_snapshot().number
         entries += [
-            build_file_entry(home, get_snapshot_file(self.folder, known.number))
+            build_file_entry(root, get_snapshot_file(self.folder, known.number))
             for known in self.snapshots()
             if known.number <= newest
         ]
@@ -207,10 +205,10 @@ class FolderIndexWriter:
 
     @property
     def analyzer(self) -> Analyzer:
-        """What cuts texts into terms.
+        """Analyzer of the index.
 
         Raises:
-            IntegrityError: If the installed one gives other terms than the index has.
+            IntegrityError: If the installed version gives other terms than the index has.
         """
         return open_analyzer(IndexConfig.from_json(self.description), self.folder)
 
@@ -225,49 +223,49 @@ class FolderIndexWriter:
         """Publish a change as the next snapshot.
 
         Args:
-            change: What to do; an empty one still makes a snapshot.
-            reason: What the snapshot's line in the log says.
-            keep: How many snapshots stay, the new one included; 1 or more.
-            check: Called where the change can still be given up; raises to stop.
+            change: Change; an empty one still makes a snapshot.
+            reason: Reason recorded in the snapshot.
+            keep: Number of snapshots to keep, the new one included; 1 or more.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the disk is full; the index is then as it was.
+            ResourceError: If the disk is full; the index is then unchanged.
         """
         before = self._latest()
         number = before + 1
         publication = SnapshotCommit(self.connection, change, number)
         with full_disk_as_error(self.folder):
             contents = self._stage(change.parts, check)
-            fresh = [part for part, _ in change.puts]
+            new_parts = [part for part, _ in change.puts]
             merged: list[MergedSegment] = []
             entry: SegmentEntry | None = None
-            if fresh:
-                rows = sum(part.entry.passages for part in fresh)
+            if new_parts:
+                rows = sum(part.entry.passages for part in new_parts)
                 merged = choose_merged_segments(
-                    self.folder, self.ledger, publication.list_gone(), rows
+                    self.folder, self.catalog, publication.list_expired(), rows
                 )
-                entry = self._write_rows(number, merged, fresh, check)
+                entry = self._write_rows(number, merged, new_parts, check)
             check()
             with open_transaction(self.connection):
                 digest = publication.publish(contents, entry, merged, self.description, reason)
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
             remove_unneeded(self.folder, self.connection, number, keep)
-        return self.ledger.find_snapshot(number)
+        return self.catalog.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Merge all segments into one, and let go of all that no reader pins but the newest.
+        """Merge all segments into one, and remove older snapshots without readers.
 
         Args:
-            check: Called where nothing is lost by stopping; raises to stop.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the disk is full; the index is then as it was.
+            ResourceError: If the disk is full; the index is then unchanged.
         """
         number = self._latest() + 1
         publication = SnapshotCommit(self.connection, IndexUpdate(), number)
         with full_disk_as_error(self.folder):
-            merged = choose_merged_segments(self.folder, self.ledger, set(), 0, most=1)
+            merged = choose_merged_segments(self.folder, self.catalog, set(), 0, most=1)
             entry = self._write_rows(number, merged, [], check) if merged else None
             check()
             with open_transaction(self.connection):
@@ -277,27 +275,27 @@ class FolderIndexWriter:
             oldest = remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:
                 self.connection.execute("VACUUM")
-        return self.ledger.find_snapshot(number)
+        return self.catalog.find_snapshot(number)
 
     def close(self) -> None:
-        """Close the ledger and give the lock back."""
-        self.ledger.close()
+        """Close the catalog and release the lock."""
+        self.catalog.close()
         self.connection.close()
         if self._lock is not None:
             self._lock.release()
 
     def _latest(self) -> int:
-        found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
-        return int(found or 0)
+        number = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
+        return int(number or 0)
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
-        return self.ledger.recall(name)
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
+        return self.catalog.get_setting(name)
 
-    def remember(self, name: str, value: Any) -> None:
-        """Keep something that was measured of the newest snapshot, as JSON; see ``Catalog.recall``.
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON, outside the snapshots; see ``Catalog.get_setting``.
 
-        It is no part of what the index holds, nor of any digest.
+        It is not part of the index's content or of any digest.
         """
         with open_transaction(self.connection):
             self.connection.execute(
@@ -306,18 +304,18 @@ class FolderIndexWriter:
             )
 
     def _count_rows(self, parts: Sequence[StagedDocument]) -> int:
-        """Return about how many passages there will be."""
-        known = self.ledger.snapshots()
-        held = known[-1].passages if known else 0
-        return held + sum(part.entry.passages for part in parts)
+        """Return an estimate of the number of passages after the change."""
+        known = self.catalog.snapshots()
+        count = known[-1].passages if known else 0
+        return count + sum(part.entry.passages for part in parts)
 
     def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
-        """Write what documents became, unseen; return their contents' keys, in order."""
-        return stage_documents(self.connection, parts, check, self.ledger.path)
+        """Stage documents; return their contents' keys, in order."""
+        return stage_documents(self.connection, parts, check, self.catalog.path)
 
     @property
     def _dimensions(self) -> int:
-        """Numbers of a vector as segments keep it."""
+        """Dimensions of a stored vector."""
         return int(self.description["embedder"]["dimensions"])
 
     def _write_rows(
@@ -327,7 +325,7 @@ class FolderIndexWriter:
         parts: Sequence[StagedDocument],
         check: Callable[[], None] = lambda: None,
     ) -> SegmentEntry:
-        """Write a segment that no snapshot names yet."""
+        """Write a segment that no snapshot refers to yet."""
         return write_segment(
             self.folder,
             number,
@@ -354,36 +352,36 @@ _PURGE = (
 
 
 def remove_staged(connection: sqlite3.Connection) -> None:
-    """Remove the passages and parsed documents that a killed writer staged; in a transaction."""
-    found = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
-    if found is None:
+    """Remove documents and passages that an interrupted writer staged; in a transaction."""
+    staged = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
+    if staged is None:
         return
-    top = int(found[0])
+    top = int(staged[0])
     connection.execute("DELETE FROM passages WHERE key >= ?", ((top + 1) << PASSAGE_BITS,))
     connection.execute("DELETE FROM contents WHERE key > ?", (top,))
     connection.execute("DELETE FROM settings WHERE name = 'staged'")
 
 
 def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
-    """Remove and return segments and snapshots' files that the ledger does not name."""
-    named = {
+    """Remove and return segments and snapshot files that are not in the catalog."""
+    known_paths = {
         get_segment_folder(folder, number)
         for (number,) in connection.execute("SELECT number FROM segments")
     }
-    named |= {
+    known_paths |= {
         get_snapshot_file(folder, number)
         for (number,) in connection.execute("SELECT number FROM snapshots")
     }
-    place = folder / SNAPSHOTS
-    files = sorted(place.iterdir()) if place.is_dir() else []
-    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in named]
+    snapshot_folder = folder / SNAPSHOTS
+    files = sorted(snapshot_folder.iterdir()) if snapshot_folder.is_dir() else []
+    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in known_paths]
     for path in orphans:
         _remove(path)
     return orphans
 
 
 def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
-    """Make the files of snapshots again that a power failure after their commit took."""
+    """Rewrite snapshot files that were lost by a power failure after their commit."""
     for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
         path = get_snapshot_file(folder, number)
         if not path.is_file() or not path.stat().st_size:
@@ -391,42 +389,46 @@ def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None
 
 
 def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
-    """Remove what only snapshots need that are not kept; return the oldest that stays.
+    """Remove the data of snapshots that are not kept; return the oldest remaining number.
 
-    A snapshot that a reader pins stays, and all that are newer.
+    A snapshot with a reader is kept, and all newer ones.
 
     Args:
-        folder: The index's.
-        connection: Open for writing, in no transaction.
-        newest: The newest snapshot.
-        keep: How many stay; 1 or more.
+        folder: Folder of the index.
+        connection: Connection for writing, without a transaction.
+        newest: Number of the newest snapshot.
+        keep: Number of snapshots to keep, 1 or more.
     """
     known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
-    pins: list[SnapshotLease] = []
+    leases: list[SnapshotLease] = []
     oldest = newest
     try:
         for number in known:
             oldest = number
             if number > newest - keep:
                 break
-            pin = SnapshotLease.take(folder, number, alone=True)
-            if pin is None and get_snapshot_file(folder, number).exists():
+            lease = SnapshotLease.take(folder, number, exclusive=True)
+            if lease is None and get_snapshot_file(folder, number).exists():
                 break
-            pins.extend([pin] if pin is not None else [])
+            leases.extend([lease] if lease is not None else [])
         if oldest != known[0]:
             _purge(folder, connection, oldest)
     finally:
-        for pin in pins:
-            pin.release()
+        for lease in leases:
+            lease.release()
     return oldest
 
 
 def _purge(folder: Path, connection: sqlite3.Connection, oldest: int) -> None:
     values = {"oldest": oldest}
-    gone = connection.execute("SELECT number FROM segments WHERE died <= :oldest", values)
-    folders = [get_segment_folder(folder, number) for (number,) in gone]
-    old = connection.execute("SELECT number FROM snapshots WHERE number < :oldest", values)
-    files = [get_snapshot_file(folder, number) for (number,) in old]
+    expired_segments = connection.execute(
+        "SELECT number FROM segments WHERE died <= :oldest", values
+    )
+    folders = [get_segment_folder(folder, number) for (number,) in expired_segments]
+    expired_snapshots = connection.execute(
+        "SELECT number FROM snapshots WHERE number < :oldest", values
+    )
+    files = [get_snapshot_file(folder, number) for (number,) in expired_snapshots]
     connection.execute("PRAGMA secure_delete=ON")
     connection.execute("BEGIN IMMEDIATE")
     try:

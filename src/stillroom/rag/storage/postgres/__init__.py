@@ -1,8 +1,7 @@
 """The PostgreSQL store: catalog tables, postings, and vectors with pgvector.
 
-One schema holds one index. Everything that the folder's store keeps in its ledger lies in tables of
-the same names; passages' vectors and the postings of their words are tables, too, so that whatever
-is searched is searched by one statement that holds who asks. The formulas of BM25 and the exact
-scores of vectors are computed here, by the code that computes them for the folder, over what such a
-statement gives: equal documents have equal scores to the last digit in both.
+One schema contains one index. Its tables have the names of the folder store's catalog; vectors and
+postings are tables, too, so that each search is one statement with its access condition. BM25 and
+exact vector scores are computed here, by the code of the folder store, over the rows of such a
+statement: equal documents have bitwise equal scores in both.
 """

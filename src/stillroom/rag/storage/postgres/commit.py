@@ -1,6 +1,6 @@
 """Commit of a change to PostgreSQL: staging by COPY, and publishing of document versions.
 
-All of it within the writer's one transaction, so that no reader ever sees a part.
+All changes run in the writer's one transaction, so that readers never see a part of them.
 """
 
 from __future__ import annotations
@@ -53,13 +53,8 @@ __all__ = [
 
 
 _COMPRESSION_LEVEL = 1
-
-
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-
-
 _INT4, _INT8, _BYTEA = 23, 20, 17
-
 
 _BATCH_DIGEST = (
     "SELECT count(*), encode(sha256(coalesce(string_agg(sha256(convert_to(term, 'UTF8') "
@@ -70,7 +65,7 @@ _BATCH_DIGEST = (
 
 @dataclass(frozen=True, slots=True)
 class _NewDocument:
-    """A part that the server does not hold yet, and the key of its content."""
+    """A staged document that the server does not have yet, with the key of its content."""
 
     key: int
     part: StagedDocument
@@ -86,34 +81,34 @@ def stage_documents(
     batch: int,
     check: Callable[[], None],
 ) -> list[int]:
-    """Write what documents became; return their contents' keys, in order.
+    """Write documents; return their contents' keys, in order.
 
     Args:
-        server: The index's.
-        connection: In the writer's transaction.
-        parts: The documents.
-        description: What shaped the index.
-        batch: The number of the batch that they are.
-        check: Called now and then; raises to stop.
+        server: Schema of the index.
+        connection: Connection in the writer's transaction.
+        parts: Staged documents.
+        description: Description of the index.
+        batch: Number of the batch.
+        check: Called regularly; raises to stop.
 
     Raises:
-        IntegrityError: If the server holds other passages under a document's id.
+        IntegrityError: If the server has other passages under a document's id.
     """
     if not parts:
         return []
-    keys, fresh = _find_new(server, connection, parts, check)
-    if fresh:
+    keys, new_documents = _find_new(server, connection, parts, check)
+    if new_documents:
         analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
-        with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
-            lines = (line for one in fresh for line in one.part.passage_lines())
-            write_postings(Path(place), iter_postings_rows(lines, analyzer, check))
-            postings = Postings.open(Path(place))
-            _copy_passages(connection, fresh, postings, check)
+        with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
+            lines = (line for document in new_documents for line in document.part.passage_lines())
+            write_postings(Path(folder), iter_postings_rows(lines, analyzer, check))
+            postings = Postings.open(Path(folder))
+            _copy_passages(connection, new_documents, postings, check)
             check()
-            _copy_postings(connection, fresh, postings, batch)
+            _copy_postings(connection, new_documents, postings, batch)
         kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
-        matrices = _copy_vectors(connection, fresh, kind, check)
-        _copy_contents(connection, fresh, matrices, batch)
+        matrices = _copy_vectors(connection, new_documents, kind, check)
+        _copy_contents(connection, new_documents, matrices, batch)
         count, digest = digest_batch(connection, batch)
         connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
     return keys
@@ -125,31 +120,31 @@ def rebuild_postings(
     description: Mapping[str, Any],
     batch: int,
 ) -> None:
-    """Make all postings anew, as one batch, within the writer's transaction.
+    """Rebuild all postings as one batch, within the writer's transaction.
 
     Args:
-        connection: The writer's.
-        parts: Every content with its key, by which they are ordered.
-        description: What shaped the index.
-        batch: The number of the batch.
+        connection: Connection of the writer.
+        parts: Every content with its key, ordered by key.
+        description: Description of the index.
+        batch: Number of the batch.
     """
-    fresh = [_NewDocument(key, part, "", "") for key, part in parts]
+    documents = [_NewDocument(key, part, "", "") for key, part in parts]
     for sql in ("DELETE FROM postings", "DELETE FROM batches"):
         connection.execute(sql.encode())
     connection.execute("UPDATE contents SET batch = %s", (batch,))
     analyzer = open_analyzer(IndexConfig.from_json(description), "the index in PostgreSQL")
-    with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
-        lines = (line for one in fresh for line in one.part.passage_lines())
-        write_postings(Path(place), iter_postings_rows(lines, analyzer))
-        _copy_postings(connection, fresh, Postings.open(Path(place)), batch)
+    with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
+        lines = (line for document in documents for line in document.part.passage_lines())
+        write_postings(Path(folder), iter_postings_rows(lines, analyzer))
+        _copy_postings(connection, documents, Postings.open(Path(folder)), batch)
     count, digest = digest_batch(connection, batch)
     connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
 
 
 def digest_batch(connection: psycopg.Connection[Any], batch: int) -> tuple[int, str]:
-    """Return how many rows of postings a batch has, and their digest."""
-    found = fetch_rows(connection, _BATCH_DIGEST, {"batch": batch})
-    return int(found[0][0]), str(found[0][1])
+    """Return the number of postings rows of a batch, and their digest."""
+    rows = fetch_rows(connection, _BATCH_DIGEST, {"batch": batch})
+    return int(rows[0][0]), str(rows[0][1])
 
 
 def _find_new(
@@ -158,37 +153,37 @@ def _find_new(
     parts: Sequence[StagedDocument],
     check: Callable[[], None],
 ) -> tuple[list[int], list[_NewDocument]]:
-    """Return every part's content's key, and the parts that are new."""
-    told = []
+    """Return the content key of every staged document, and the new documents."""
+    identified = []
     for number, part in enumerate(parts):
         if number % 64 == 0:
             check()
         line = part.document_line()
-        told.append((json.loads(line)["id"], digest_content(line, part.passage_lines())))
-    held = {
+        identified.append((json.loads(line)["id"], digest_content(line, part.passage_lines())))
+    existing = {
         name: (int(key), str(mark))
         for name, key, mark in fetch_rows(
             connection,
             "SELECT id, key, mark FROM contents WHERE id = ANY(:ids)",
-            {"ids": [name for name, _ in told]},
+            {"ids": [name for name, _ in identified]},
         )
     }
     top = int(fetch_rows(connection, "SELECT coalesce(max(key), 0) FROM contents")[0][0])
-    keys, fresh = [], []
-    for (name, mark), part in zip(told, parts, strict=True):
-        if name in held and held[name][1] != mark:
-            raise server.damaged(f"{part.entry.path} gives other passages than before")
-        if name not in held:
+    keys, new_documents = [], []
+    for (name, mark), part in zip(identified, parts, strict=True):
+        if name in existing and existing[name][1] != mark:
+            raise server.damaged(f"{part.entry.path} has other passages than before")
+        if name not in existing:
             top += 1
-            held[name] = (top, mark)
-            fresh.append(_NewDocument(top, part, name, mark))
-        keys.append(held[name][0])
-    return keys, fresh
+            existing[name] = (top, mark)
+            new_documents.append(_NewDocument(top, part, name, mark))
+        keys.append(existing[name][0])
+    return keys, new_documents
 
 
 def _copy_passages(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     postings: Postings,
     check: Callable[[], None],
 ) -> None:
@@ -199,12 +194,12 @@ def _copy_passages(
             "COPY passages(key, id, embedded, truncated, body, headings, words) FROM STDIN"
         ) as copy,
     ):
-        for one in fresh:
+        for document in documents:
             check()
-            marks, lines = one.part.marks(), one.part.passage_lines()
+            marks, lines = document.part.marks(), document.part.passage_lines()
             for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
                 headings, words = postings.lengths[row]
-                key = (one.key << PASSAGE_BITS) + position
+                key = (document.key << PASSAGE_BITS) + position
                 name = json.loads(body)["id"]
                 copy.write_row(
                     (
@@ -222,7 +217,7 @@ def _copy_passages(
 
 def _copy_contents(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     matrices: Sequence[str],
     batch: int,
 ) -> None:
@@ -233,16 +228,16 @@ def _copy_contents(
             "matrix, batch) FROM STDIN"
         ) as copy,
     ):
-        for one, matrix in zip(fresh, matrices, strict=True):
-            line, entry = one.part.document_line(), one.part.entry
+        for document, matrix in zip(documents, matrices, strict=True):
+            line, entry = document.part.document_line(), document.part.entry
             fields = json.dumps(derive_fields(json.loads(line)))
             copy.write_row(
                 (
-                    one.key,
-                    one.id,
+                    document.key,
+                    document.id,
                     sanitize_column_text(entry.path),
                     entry.digest,
-                    one.mark,
+                    document.mark,
                     entry.passages,
                     entry.truncated,
                     fields,
@@ -255,11 +250,11 @@ def _copy_contents(
 
 def _copy_vectors(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     kind: str,
     check: Callable[[], None],
 ) -> list[str]:
-    """Write vectors in pgvector's wire form; return the digest of each content's."""
+    """Write vectors in pgvector's binary format; return the digest of each content's vectors."""
     digests = []
     longest = 0.0
     with (
@@ -267,15 +262,15 @@ def _copy_vectors(
         cursor.copy("COPY vectors(key, content, vector) FROM STDIN (FORMAT binary)") as copy,
     ):
         copy.write(_HEADER)
-        for one in fresh:
+        for document in documents:
             check()
-            matrix = np.asarray(one.part.vectors())
+            matrix = np.asarray(document.part.vectors())
             stored = matrix.astype(">f2" if kind == "halfvec" else ">f4")
             full = stored.astype(">f4")
             head = matrix.shape[1].to_bytes(2, "big") + bytes(2)
-            content = one.key.to_bytes(8, "big")
+            content = document.key.to_bytes(8, "big")
             for position, row in enumerate(stored):
-                key = ((one.key << PASSAGE_BITS) + position).to_bytes(8, "big")
+                key = ((document.key << PASSAGE_BITS) + position).to_bytes(8, "big")
                 copy.write(encode_copy_row([key, content, head + row.tobytes()]))
             digests.append(
                 hashlib.sha256(b"".join(head + row.tobytes() for row in full)).hexdigest()
@@ -293,12 +288,12 @@ def _copy_vectors(
 
 def _copy_postings(
     connection: psycopg.Connection[Any],
-    fresh: Sequence[_NewDocument],
+    documents: Sequence[_NewDocument],
     postings: Postings,
     batch: int,
 ) -> None:
-    counts = [one.part.entry.passages for one in fresh]
-    starts = np.repeat(np.array([one.key << PASSAGE_BITS for one in fresh]), counts)
+    counts = [document.part.entry.passages for document in documents]
+    starts = np.repeat(np.array([document.key << PASSAGE_BITS for document in documents]), counts)
     steps = np.concatenate([np.arange(count) for count in counts])
     keys = (starts + steps).astype(np.int64)
     number = batch.to_bytes(8, "big", signed=True)
@@ -317,37 +312,37 @@ def _copy_postings(
 def _pack_postings(
     postings: Postings, keys: NDArray[np.int64]
 ) -> Iterator[tuple[bytes, bytes, bytes, bytes, bytes]]:
-    """Yield each term with its arrays in the wire's form."""
-    for number, word in enumerate(postings.terms()):
+    """Yield each term with its arrays in the binary format."""
+    for number, term in enumerate(postings.terms()):
         rows, headings, words = postings.look_up(number)
-        spots = _encode_positions(postings, number, headings, words)
+        positions = _encode_positions(postings, number, headings, words)
         yield (
-            build_term_key(word.decode("utf-8", "surrogatepass")).encode(),
+            build_term_key(term.decode("utf-8", "surrogatepass")).encode(),
             _encode_array(keys[rows], ">i8", _INT8),
             _encode_array(headings, ">i4", _INT4),
             _encode_array(words, ">i4", _INT4),
-            _encode_bytes_array(spots),
+            _encode_bytes_array(positions),
         )
 
 
 def _encode_positions(
     postings: Postings, number: int, headings: NDArray[Any], words: NDArray[Any]
 ) -> list[bytes]:
-    """Return for each row of a term its positions, those in headings first."""
+    """Return the positions of each row of a term, those in headings first."""
     parts = []
     for field, counts in zip(FIELDS, (headings, words), strict=True):
-        _, places = postings.occurrences(number, field)
+        _, positions = postings.occurrences(number, field)
         ends = np.cumsum(counts, dtype=np.int64)
-        data = places.astype("<i4").tobytes()
-        begins = ends - counts
+        data = positions.astype("<i4").tobytes()
+        starts = ends - counts
         parts.append(
-            [data[4 * a : 4 * b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+            [data[4 * a : 4 * b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
         )
     return [a + b for a, b in zip(*parts, strict=True)]
 
 
 def _encode_array(values: NDArray[Any], dtype: str, kind: int) -> bytes:
-    """Return a one-dimensional array of numbers in the wire's form."""
+    """Return a one-dimensional array of numbers in the binary format."""
     size = np.dtype(dtype).itemsize
     packed = np.empty(len(values), dtype=[("size", ">i4"), ("value", dtype)])
     packed["size"], packed["value"] = size, values
@@ -355,7 +350,7 @@ def _encode_array(values: NDArray[Any], dtype: str, kind: int) -> bytes:
 
 
 def _encode_bytes_array(values: Sequence[bytes]) -> bytes:
-    body = b"".join(part for one in values for part in (len(one).to_bytes(4, "big"), one))
+    body = b"".join(part for value in values for part in (len(value).to_bytes(4, "big"), value))
     return _encode_array_header(len(values), _BYTEA) + body
 
 
@@ -366,7 +361,7 @@ def _encode_array_header(count: int, kind: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _DocumentVersion:
-    """A new version of a document: its key, its content's, its path and facts."""
+    """A new version of a document: its key, its content's key, path and metadata."""
 
     key: int
     content: int
@@ -382,15 +377,15 @@ def publish_update(
     description: Mapping[str, Any],
     reason: str,
 ) -> str:
-    """Do a change, within the writer's transaction; return the new snapshot's digest.
+    """Apply a change within the writer's transaction; return the new snapshot's digest.
 
     Args:
-        connection: The writer's.
-        change: What to do.
-        contents: Keys of what its puts and moves became, in order.
-        number: The new snapshot's.
-        description: What shaped the index.
-        reason: What the log says.
+        connection: Connection of the writer.
+        change: Change to apply.
+        contents: Content keys of the added and the moved documents, in order.
+        number: Number of the new snapshot.
+        description: Description of the index.
+        reason: Reason recorded in the snapshot.
     """
     versions = _list_versions(connection, change, contents)
     _end_versions(connection, change, number)
@@ -398,7 +393,7 @@ def publish_update(
     if change.failures is not None:
         _record_failures(connection, change.failures, number)
     digest = _renew_digest(connection, number, description)
-    made = datetime.now(UTC).isoformat(timespec="milliseconds")
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
     connection.execute(
         "INSERT INTO snapshots VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
         (
@@ -407,7 +402,7 @@ def publish_update(
             number - 1,
             sanitize_column_text(reason),
             *_count_documents(connection, number),
-            made,
+            created,
         ),
     )
     return digest
@@ -418,17 +413,22 @@ def _list_versions(
 ) -> list[_DocumentVersion]:
     top = int(fetch_rows(connection, "SELECT coalesce(max(key), 0) FROM documents")[0][0])
     facts = [facts for _, facts in change.puts] + [facts for _, facts, _ in change.moves]
-    told = [
-        (content, part.entry.path, own)
-        for content, part, own in zip(contents, change.parts, facts, strict=True)
+    rows_of_versions = [
+        (content, part.entry.path, metadata)
+        for content, part, metadata in zip(contents, change.parts, facts, strict=True)
     ]
     rows = fetch_rows(
         connection,
         "SELECT key, content, path FROM documents WHERE key = ANY(:keys) ORDER BY key",
         {"keys": sorted(change.facts)},
     )
-    told += [(int(content), str(path), change.facts[int(key)]) for key, content, path in rows]
-    return [_DocumentVersion(top + at, *one) for at, one in enumerate(told, 1)]
+    rows_of_versions += [
+        (int(content), str(path), change.facts[int(key)]) for key, content, path in rows
+    ]
+    return [
+        _DocumentVersion(top + offset, *version)
+        for offset, version in enumerate(rows_of_versions, 1)
+    ]
 
 
 def _end_versions(connection: psycopg.Connection[Any], change: IndexUpdate, number: int) -> None:
@@ -449,12 +449,12 @@ def _insert_versions(
 ) -> None:
     if not versions:
         return
-    held = {
+    contents = {
         int(key): row
         for key, *row in fetch_rows(
             connection,
             "SELECT key, passages, truncated, mark, fields FROM contents WHERE key = ANY(:keys)",
-            {"keys": sorted({one.content for one in versions})},
+            {"keys": sorted({version.content for version in versions})},
         )
     }
     with connection.cursor() as cursor:
@@ -462,34 +462,36 @@ def _insert_versions(
             "COPY documents(key, content, path, passages, truncated, bucket, mark, tenant, "
             "labels, fields, born) FROM STDIN"
         ) as copy:
-            for one in versions:
-                passages, truncated, mark, _ = held[one.content]
+            for version in versions:
+                passages, truncated, mark, _ = contents[version.content]
                 copy.write_row(
                     (
-                        one.key,
-                        one.content,
-                        sanitize_column_text(one.path),
+                        version.key,
+                        version.content,
+                        sanitize_column_text(version.path),
                         passages,
                         truncated,
-                        get_bucket(one.path),
-                        digest_document(one.path, mark, one.facts),
-                        sanitize_column_text(one.facts.tenant),
-                        json.dumps(sorted(one.facts.labels)),
-                        json.dumps(dict(one.facts.fields), sort_keys=True),
+                        get_bucket(version.path),
+                        digest_document(version.path, mark, version.facts),
+                        sanitize_column_text(version.facts.tenant),
+                        json.dumps(sorted(version.facts.labels)),
+                        json.dumps(dict(version.facts.fields), sort_keys=True),
                         number,
                     )
                 )
         with cursor.copy("COPY labels(document, label) FROM STDIN") as copy:
-            for one in versions:
-                for label in sorted({sanitize_column_text(label) for label in one.facts.labels}):
-                    copy.write_row((one.key, label))
+            for version in versions:
+                for label in sorted(
+                    {sanitize_column_text(label) for label in version.facts.labels}
+                ):
+                    copy.write_row((version.key, label))
         with cursor.copy("COPY fields(document, name, kind, words, number) FROM STDIN") as copy:
-            for one in versions:
-                fields = {**json.loads(held[one.content][3]), **one.facts.fields}
+            for version in versions:
+                fields = {**json.loads(contents[version.content][3]), **version.facts.fields}
                 for name, kind, value in list_values(fields):
                     is_text = isinstance(value, str)
                     words = sanitize_column_text(str(value)) if is_text else None
-                    copy.write_row((one.key, name, kind, words, None if is_text else value))
+                    copy.write_row((version.key, name, kind, words, None if is_text else value))
 
 
 def _record_failures(
@@ -501,12 +503,12 @@ def _record_failures(
             "INSERT INTO failures(path, code, reason, born) VALUES (%s, %s, %s, %s)",
             [
                 (
-                    sanitize_column_text(one["path"]),
-                    one["code"],
-                    sanitize_column_text(one["reason"]),
+                    sanitize_column_text(failure["path"]),
+                    failure["code"],
+                    sanitize_column_text(failure["reason"]),
                     number,
                 )
-                for one in failures
+                for failure in failures
             ],
         )
 
@@ -514,8 +516,8 @@ def _record_failures(
 def _renew_digest(
     connection: psycopg.Connection[Any], number: int, description: Mapping[str, Any]
 ) -> str:
-    """Renew the digests of the buckets that changed; return the snapshot's."""
-    touched = [
+    """Update the digests of the changed buckets; return the snapshot's digest."""
+    changed = [
         int(bucket)
         for (bucket,) in fetch_rows(
             connection,
@@ -527,36 +529,38 @@ def _renew_digest(
         connection,
         "SELECT bucket, mark FROM documents WHERE bucket = ANY(:buckets) AND died = :now "
         "ORDER BY bucket, path",
-        {"buckets": touched, "now": FOREVER},
+        {"buckets": changed, "now": FOREVER},
     )
     marks = {
-        int(bucket): [str(mark) for _, mark in own]
-        for bucket, own in groupby(rows, key=lambda row: row[0])
+        int(bucket): [str(mark) for _, mark in bucket_rows]
+        for bucket, bucket_rows in groupby(rows, key=lambda row: row[0])
     }
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO buckets VALUES (%s, %s) "
             "ON CONFLICT (number) DO UPDATE SET digest = excluded.digest",
-            [(bucket, digest_bucket(marks.get(bucket, []))) for bucket in touched],
+            [(bucket, digest_bucket(marks.get(bucket, []))) for bucket in changed],
         )
     buckets = dict(fetch_rows(connection, "SELECT number, digest FROM buckets"))
     return digest_snapshot(description, buckets)
 
 
 def _count_documents(connection: psycopg.Connection[Any], number: int) -> list[int]:
-    """Return how many documents, passages and cut ones there are: as before, and the change."""
+    """Return the numbers of documents, passages and truncated passages after the change."""
     before = fetch_rows(
         connection,
         "SELECT documents, passages, truncated FROM snapshots WHERE number = :before",
         {"before": number - 1},
     )
-    counts = [int(one) for one in (before[0] if before else (0, 0, 0))]
+    counts = [int(count) for count in (before[0] if before else (0, 0, 0))]
     for column, sign in (("born", 1), ("died", -1)):
-        found = fetch_rows(
+        difference = fetch_rows(
             connection,
             "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(truncated), 0) "  # noqa: S608
             f"FROM documents WHERE {column} = :number",
             {"number": number},
         )
-        counts = [own + sign * int(more) for own, more in zip(counts, found[0], strict=True)]
+        counts = [
+            count + sign * int(more) for count, more in zip(counts, difference[0], strict=True)
+        ]
     return counts

@@ -1,12 +1,13 @@
 """PostgreSQL connections, error translation, and table definitions.
 
-Text that a column cannot hold (NUL, halves of surrogate pairs) is replaced where it is stored and
-where it is compared alike; bodies are bytes and stay as they are.
+Text that a column cannot store (NUL, half surrogates) is replaced both when stored and when
+compared; bodies are stored as bytes, unchanged.
 
-As in the folder's ledger a row of ``documents`` is seen by the snapshots from ``born`` up to but
-not including ``died``. A row of ``postings`` says for one term which passages of one batch hold it,
-how often in headings and in text, and at which places (``spots``, int32 each, headings first); a
-batch is what one change brought. ``matrix`` is the digest of a content's vectors.
+As in the folder's catalog, a row of ``documents`` is visible in the snapshots from ``born`` up to
+but not including ``died``. A row of ``postings`` lists, for one term, the passages of one batch
+that contain it, its counts in headings and in text, and its positions (``spots``, int32 each,
+headings first); a batch is the postings of one change. ``matrix`` is the digest of a content's
+vectors.
 """
 
 from __future__ import annotations
@@ -49,52 +50,44 @@ if TYPE_CHECKING:
 
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]\w*)")
-
-
 _UNSAFE = re.compile("[\x00\ud800-\udfff]")
-
-
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-
-
 _MIN_SERVER_VERSION = 150_000
-
-
 _MAX_TERM = 400
 
 
 def sanitize_column_text(text: str) -> str:
-    """Return a text as a column can hold it."""
+    """Return a text in the form that a column can store."""
     return _UNSAFE.sub("\ufffd", text)
 
 
 def _translate_like(pattern: str) -> str:
-    """Return a pattern of * and ? as LIKE has it."""
-    told = re.sub(r"([\\%_])", r"\\\1", sanitize_column_text(pattern))
-    return told.replace("*", "%").replace("?", "_")
+    """Return a pattern with * and ? in the syntax of LIKE."""
+    escaped = re.sub(r"([\\%_])", r"\\\1", sanitize_column_text(pattern))
+    return escaped.replace("*", "%").replace("?", "_")
 
 
 POSTGRES_DIALECT = SqlDialect("words", "number", "LIKE", _translate_like, sanitize_column_text)
 
 
 def translate_parameters(sql: str) -> bytes:
-    """Return one of our statements with its names (``:name``) as psycopg binds them."""
+    """Return a statement with its parameters (``:name``) in psycopg's syntax."""
     return _PARAMETER.sub(r"%(\1)s", sql).encode()
 
 
 def fetch_rows(connection: Any, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-    """Return all rows of a statement whose values have names."""
-    found: list[Any] = connection.execute(translate_parameters(sql), values or {}).fetchall()
-    return found
+    """Return all rows of a statement with named parameters."""
+    rows: list[Any] = connection.execute(translate_parameters(sql), values or {}).fetchall()
+    return rows
 
 
 def compute_lock_id(schema: str) -> int:
-    """Return the number, of 32 bits, by which the index of a schema is locked."""
+    """Return the 32-bit id of the advisory locks of a schema's index."""
     return int.from_bytes(hashlib.sha256(schema.encode()).digest()[:4], "big", signed=True)
 
 
 def build_term_key(term: str) -> str:
-    """Return what a term is kept under: itself, or of a very long one its digest."""
+    """Return the key of a term in the postings: the term, or the digest of a very long one."""
     data = sanitize_column_text(term)
     if len(data.encode()) <= _MAX_TERM:
         return data
@@ -102,44 +95,44 @@ def build_term_key(term: str) -> str:
 
 
 class PostgresSchema:
-    """A server, and the schema in it that holds one index."""
+    """A server and the schema of one index."""
 
     def __init__(self, address: Secret, schema: str, folder: Path) -> None:
-        """Stand for an index; nothing is opened yet.
+        """Refer to an index; no connection is opened yet.
 
         Args:
-            address: The connection string, as the environment has it.
-            schema: The index's.
-            folder: Of the artifact's own files, for errors.
+            address: Connection string.
+            schema: Name of the schema.
+            folder: Folder of the artifact, for errors.
 
         Raises:
-            IntegrityError: If the schema cannot be a name.
+            IntegrityError: If the schema's name is not valid.
         """
         if not _SCHEMA.fullmatch(schema):
             raise IntegrityError(
-                f"{schema!r:.80} is no name of a schema",
+                f"{schema!r:.80} is not a valid schema name",
                 code="rag.index-damaged",
                 where=str(folder),
-                expected="small letters, digits and underscores",
+                expected="lower-case letters, digits and underscores",
                 next=f"stillroom verify {folder.parent}",
             )
         self.address, self.schema, self.folder = address, schema, folder
 
     @property
     def where(self) -> Path:
-        """What errors name."""
+        """Path of the schema, for errors."""
         return self.folder / f"postgres:{self.schema}"
 
     def connect(self, purpose: str) -> Connection:
-        """Open a connection in which every statement stands alone, and the schema is in the path.
+        """Open a connection in autocommit mode, with the schema in the search path.
 
         Args:
-            purpose: What the server's list of sessions shows.
+            purpose: Name of the session in the server's list.
 
         Raises:
             MissingExtraError: If psycopg is not installed.
             ResourceError: If the server cannot be reached.
-            RecipeError: If the variable of the address is not set.
+            RecipeError: If the environment variable of the address is not set.
         """
         psycopg = import_psycopg()
         with self.errors():
@@ -154,12 +147,12 @@ class PostgresSchema:
                 )
             except psycopg.ProgrammingError:
                 raise RecipeError(
-                    f"{self.address.reference} holds no connection string",
+                    f"{self.address.reference} is not a connection string",
                     code="rag.store-address",
                     where=str(self.folder),
                     expected="postgresql://USER:PASSWORD@HOST/DATABASE, or key=value pairs",
-                    next="export it again; psql must take the same text",
-                ) from None  # the text of the error may hold a password
+                    next="set it again; psql must accept the same text",
+                ) from None  # the error's text may contain a password
             try:
                 self._prepare(connection)
             except BaseException:
@@ -174,17 +167,17 @@ class PostgresSchema:
             "LEFT JOIN pg_extension e ON e.extname = 'vector' "
             "LEFT JOIN pg_namespace n ON n.oid = e.extnamespace"
         ).fetchone()
-        home, encoding, version = row or (None, "", 0)
+        extension_schema, encoding, version = row or (None, "", 0)
         if encoding != "UTF8" or version < _MIN_SERVER_VERSION:
             raise self._unfit(f"it has encoding {encoding} and version {version // 10_000}")
-        path = f'"{self.schema}", "{home or "public"}"'
+        path = f'"{self.schema}", "{extension_schema or "public"}"'
         connection.execute("SELECT set_config('search_path', %s, false)", (path,))
 
-    def need_vectors(self, connection: psycopg.Connection[Any]) -> None:
-        """Have the extension pgvector in the database.
+    def create_extension(self, connection: psycopg.Connection[Any]) -> None:
+        """Create the extension pgvector in the database if necessary.
 
         Raises:
-            ResourceError: If it is not there and cannot be made.
+            ResourceError: If it is missing and cannot be created.
         """
         psycopg = import_psycopg()
         try:
@@ -197,32 +190,32 @@ class PostgresSchema:
             self._prepare(connection)
 
     def has_schema(self, connection: psycopg.Connection[Any]) -> bool:
-        """Return whether the index's schema is there."""
-        found = connection.execute(
+        """Return whether the index's schema exists."""
+        row = connection.execute(
             "SELECT 1 FROM pg_namespace WHERE nspname = %s", (self.schema,)
         ).fetchone()
-        return found is not None
+        return row is not None
 
     def drop(self, connection: psycopg.Connection[Any]) -> None:
-        """Remove the schema with all that it holds."""
+        """Remove the schema with all its tables."""
         connection.execute(f'DROP SCHEMA IF EXISTS "{self.schema}" CASCADE'.encode())
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise the server's errors within the body as ours.
+        """Translate errors of the server in the body.
 
         Raises:
-            ResourceError: If the server cannot be reached, or has no room.
-            IntegrityError: If it holds something else than was written.
+            ResourceError: If the server cannot be reached, or its disk is full.
+            IntegrityError: If its data have changed.
         """
         psycopg = import_psycopg()
         try:
             yield
         except psycopg.errors.UndefinedTable as error:
-            raise self.damaged(f"the server holds no such table: {_first_line(error)}") from error
+            raise self.damaged(f"the server has no such table: {_first_line(error)}") from error
         except psycopg.OperationalError as error:
             raise ResourceError(
-                f"the database does not answer, or gives up: {_first_line(error)}",
+                f"the database does not answer: {_first_line(error)}",
                 code="rag.store-unreachable",
                 where=str(self.where),
                 expected=f"a server at {self.address.reference} with room on its disk",
@@ -232,18 +225,18 @@ class PostgresSchema:
             raise self.damaged(_first_line(error)) from error
 
     def damaged(self, reason: str) -> IntegrityError:
-        """Return the error that says what of the index is not what was written."""
+        """Return an error for a damaged index."""
         return IntegrityError(
             f"the index is damaged: {reason}",
             code="rag.index-damaged",
             where=str(self.where),
-            expected="what was written",
+            expected="the data that were written",
             next="stillroom rag verify INDEX, restore a backup, or build the index again",
         )
 
     def _unfit(self, reason: str) -> ResourceError:
         return ResourceError(
-            f"the database cannot hold an index: {reason}",
+            f"the database cannot store an index: {reason}",
             code="rag.store-unfit",
             where=str(self.where),
             expected="PostgreSQL 15 or newer in UTF-8, with pgvector 0.7 or newer",
@@ -253,7 +246,7 @@ class PostgresSchema:
 
 
 def import_psycopg() -> Any:
-    """Return the package.
+    """Return the module psycopg.
 
     Raises:
         MissingExtraError: If it is not installed.
@@ -273,7 +266,7 @@ def _first_line(error: Exception) -> str:
 
 
 def encode_copy_row(values: Sequence[bytes]) -> bytes:
-    """Return a row of a binary COPY, its values in the wire's form already."""
+    """Return a row of a binary COPY from values in the binary format."""
     parts = [len(values).to_bytes(2, "big")]
     for value in values:
         parts += [len(value).to_bytes(4, "big"), value]
@@ -281,20 +274,16 @@ def encode_copy_row(values: Sequence[bytes]) -> bytes:
 
 
 FORMAT = 1
-
-
 _MAX_PLAIN_DIMENSIONS = 1_900
-
-
-"""How many numbers of four bytes a row of a page can hold; wider vectors go out of line."""
+"""Number of float32 values that fit in a page; larger vectors are stored out of line."""
 
 
 def list_create_statements(kind: str, dimensions: int) -> str:
-    """Return the statements that make the tables, within a schema that is first in the path.
+    """Return the statements that create the tables in the first schema of the search path.
 
     Args:
         kind: ``vector`` or ``halfvec``.
-        dimensions: Numbers a vector.
+        dimensions: Dimensions of a vector.
     """
     size = dimensions if kind == "vector" else dimensions // 2
     storage = " STORAGE PLAIN" if size <= _MAX_PLAIN_DIMENSIONS else ""

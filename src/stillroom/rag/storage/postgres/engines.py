@@ -1,16 +1,17 @@
 """Keyword and vector search in PostgreSQL, scored exactly.
 
-pgvector adds in float32, in an order of its own, so its products differ from the house's in the
-last digits. It is therefore asked for a few more than are wanted, and for more again until no row
-that it left out could belong among them: |x.q - fl(x.q)| <= D u |x||q|, with the greatest |x| that
-was ever written. The scores are then those of ``DenseEngine``, number by number.
+pgvector sums in float32 in its own order, so its products differ from exact ones in the last
+digits. More rows than requested are therefore fetched, until no row that is missing can be among
+the best:
+|x.q - fl(x.q)| <= D u |x||q|, with the largest |x| that was ever written. The scores are then
+recomputed and equal those of ``DenseEngine`` exactly.
 
-Search that ``is_near`` goes by the HNSW index that such an index keeps (Malkov and Yashunin 2016,
-arXiv:1603.09320). Where the condition leaves few rows, or too few are found, it is exact.
+Approximate search uses the HNSW index (Malkov and Yashunin 2016, arXiv:1603.09320). Where the
+condition matches few rows, or too few rows are found, search is exact.
 
-One statement a term gives which of the population's passages hold it and how often; it is kept for
-as long as the snapshot is shown, so that a term is asked for once. Weights, frequencies and lengths
-are then those of ``KeywordEngine``, number by number.
+One statement per term returns the passages of the population that contain it, and its counts; the
+result is cached while the snapshot is open. Weights, frequencies and lengths equal those of
+``KeywordEngine`` exactly.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ _EXACT = (
     "ORDER BY (v.vector::vector <#> :query::vector) + 0 LIMIT :many"
 )
 
-
 _NEAREST = (
     "WITH near AS MATERIALIZED ("
     "SELECT key, content, vector FROM vectors ORDER BY vector <#> :query::{kind} LIMIT :many) "
@@ -64,18 +64,13 @@ _NEAREST = (
     "WHERE d.born <= :snapshot AND d.died > :snapshot AND ({condition})"
 )
 
-
 _MAX_CANDIDATES = 1_000
-
-
 _SLACK = 16
-
-
 Matches = tuple["NDArray[np.int64]", "NDArray[np.float32]"]
 
 
 def decode_vectors(rows: Sequence[bytes], dimensions: int) -> NDArray[np.float32]:
-    """Return vectors, (N, D) float32, from what ``vector_send`` gives."""
+    """Return vectors, (N, D) float32, from the output of ``vector_send``."""
     data = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), -1)
     if not len(rows):
         return np.zeros((0, dimensions), dtype=np.float32)
@@ -83,14 +78,14 @@ def decode_vectors(rows: Sequence[bytes], dimensions: int) -> NDArray[np.float32
 
 
 class PostgresVectors:
-    """The vectors of one population; see ``stillroom.rag.storage.protocol.DenseSearch``."""
+    """Vectors of one population; see ``stillroom.rag.storage.protocol.DenseSearch``."""
 
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Make a view; nothing is asked yet."""
+        """Create a view; nothing is fetched yet."""
         self._reading, self._everyone, self._population = reading, everyone, population
-        measured = reading.recall(MEASURED_RECALL)
+        measured = reading.get_setting(MEASURED_RECALL)
         self._oversampling: int | None = (
             measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
         )
@@ -107,19 +102,19 @@ class PostgresVectors:
         condition: SqlCondition,
         is_near: bool = False,
     ) -> Matches:
-        """Return the best ``k`` places and their scores, best first."""
+        """Return the best ``k`` positions and their scores, best first."""
         query = np.asarray(vector, dtype=np.float32)
         allowed = len(self._everyone) if mask is None else int(np.count_nonzero(mask))
         if not allowed:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         if is_near and self._oversampling is not None:
-            found = self._search_near(query, k, allowed, self._oversampling, mask, condition)
-            if found is not None:
-                return found
+            matches = self._search_near(query, k, allowed, self._oversampling, mask, condition)
+            if matches is not None:
+                return matches
         return self._search_exact(query, k, allowed, mask, condition)
 
     def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
-        """Measure what HNSW finds of the best ``k``, and search so from here."""
+        """Measure recall of HNSW search, and use the smallest sufficient oversampling."""
         total, everyone = len(self._everyone), self._population
         measured = calibrate_oversampling(
             queries,
@@ -141,17 +136,19 @@ class PostgresVectors:
         mask: NDArray[Any] | None,
         condition: SqlCondition,
     ) -> Matches:
-        many = k + _SLACK
+        limit = k + _SLACK
         width = len(query)
-        off = self._longest * float(np.linalg.norm(query)) * width * 2.0**-22
+        max_error = self._longest * float(np.linalg.norm(query)) * width * 2.0**-22
         while True:
-            rows = self._ask(_EXACT, query, many, condition)
-            places, scores = self._score(query, rows, mask)
-            is_all = len(rows) < many
-            least = -float(rows[-1][1]) + off if rows else 0.0
-            if is_all or (len(places) >= min(k, allowed) and least < scores[min(k, allowed) - 1]):
-                return places[:k], scores[:k]
-            many *= 4
+            rows = self._fetch(_EXACT, query, limit, condition)
+            positions, scores = self._score(query, rows, mask)
+            is_all = len(rows) < limit
+            least = -float(rows[-1][1]) + max_error if rows else 0.0
+            if is_all or (
+                len(positions) >= min(k, allowed) and least < scores[min(k, allowed) - 1]
+            ):
+                return positions[:k], scores[:k]
+            limit *= 4
 
     def _search_near(
         self,
@@ -162,42 +159,42 @@ class PostgresVectors:
         mask: NDArray[Any] | None,
         condition: SqlCondition,
     ) -> Matches | None:
-        """Return about the best, or None where exact search is surer."""
+        """Return approximately the best rows, or None where exact search is preferable."""
         total = self._reading.snapshot.passages
-        wanted = k * oversampling
-        if is_selective(allowed, total, wanted):
+        depth = k * oversampling
+        if is_selective(allowed, total, depth):
             return None
-        many = min(_MAX_CANDIDATES, max(wanted, -(-wanted * total // max(1, allowed))))
+        limit = min(_MAX_CANDIDATES, max(depth, -(-depth * total // max(1, allowed))))
         connection = self._reading.session.connection
         with self._reading.session.server.errors(), connection.transaction():
-            connection.execute(f"SET LOCAL hnsw.ef_search = {max(40, many)}".encode())
+            connection.execute(f"SET LOCAL hnsw.ef_search = {max(40, limit)}".encode())
             connection.execute(b"SET LOCAL enable_seqscan = off")
-            rows = self._ask(_NEAREST, query, many, condition)
-        places, scores = self._score(query, rows, mask)
-        return (places[:k], scores[:k]) if len(places) >= min(k, allowed) else None
+            rows = self._fetch(_NEAREST, query, limit, condition)
+        positions, scores = self._score(query, rows, mask)
+        return (positions[:k], scores[:k]) if len(positions) >= min(k, allowed) else None
 
-    def _ask(
-        self, sql: str, query: NDArray[np.float32], many: int, condition: SqlCondition
+    def _fetch(
+        self, sql: str, query: NDArray[np.float32], limit: int, condition: SqlCondition
     ) -> list[Any]:
-        text = "[" + ",".join(repr(float(one)) for one in query) + "]"
+        text = "[" + ",".join(repr(float(value)) for value in query) + "]"
         return self._reading.query(
             sql.format(kind=self._kind, condition=condition.sql),
             condition,
-            {"query": text, "many": many},
+            {"query": text, "many": limit},
         )
 
     def _score(
         self, query: NDArray[np.float32], rows: Sequence[Any], mask: NDArray[Any] | None
     ) -> Matches:
-        """Return the places of rows and their exact scores, best first."""
-        places = self._reading.places_of(np.array([key for key, *_ in rows], dtype=np.int64))
+        """Return the positions of rows and their exact scores, best first."""
+        positions = self._reading.positions_of(np.array([key for key, *_ in rows], dtype=np.int64))
         matrix = decode_vectors([data for *_, data in rows], len(query))
         scores = DenseEngine([matrix]).score(query, np.arange(len(rows)))
         if mask is not None:
-            stays = np.asarray(mask, dtype=bool)[places]
-            places, scores = places[stays], scores[stays]
-        order = np.lexsort((places, -scores))
-        return places[order], scores[order]
+            is_allowed = np.asarray(mask, dtype=bool)[positions]
+            positions, scores = positions[is_allowed], scores[is_allowed]
+        order = np.lexsort((positions, -scores))
+        return positions[order], scores[order]
 
 
 def _is_half(reading: PostgresSnapshot) -> bool:
@@ -209,19 +206,16 @@ _VISIBLE = (
     "WHERE p.term = :term AND d.born <= :snapshot AND d.died > :snapshot AND ({})"
 )
 
-
 _OCCURRENCES = (
     "SELECT string_agg(int8send(u.key) || int4send(u.headings) || int4send(u.words), ''::bytea) "
     "FROM postings p CROSS JOIN LATERAL "
     "unnest(p.keys, p.headings, p.words) AS u(key, headings, words) " + _VISIBLE
 )
 
-
 _POSITIONS = (
     "SELECT u.key, u.headings, u.spots FROM postings p CROSS JOIN LATERAL "  # noqa: S608
     "unnest(p.keys, p.headings, p.spots) AS u(key, headings, spots) " + _VISIBLE
 )
-
 
 _LENGTHS = (
     "SELECT string_agg(int8send(a.key) || int4send(a.headings) || int4send(a.words), ''::bytea) "
@@ -229,22 +223,21 @@ _LENGTHS = (
     "WHERE d.born <= :snapshot AND d.died > :snapshot AND ({})"
 )
 
-
 _ROW = np.dtype([("key", ">i8"), ("headings", ">i4"), ("words", ">i4")])
 
 
 class PostgresKeywords(KeywordEngine):
-    """BM25 over the population of one snapshot."""
+    """BM25 search over the population of one snapshot."""
 
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Make a view; nothing is asked yet.
+        """Create a view; nothing is fetched yet.
 
         Args:
-            reading: The snapshot.
-            everyone: The passages of the population.
-            population: What its documents meet.
+            reading: Snapshot.
+            everyone: Passages of the population.
+            population: Condition of its documents.
         """
         super().__init__([])
         self._reading, self._condition, self._count = reading, population, len(everyone)
@@ -262,39 +255,43 @@ class PostgresKeywords(KeywordEngine):
     def phrase(
         self, words: Sequence[PhraseWord | str], *, field: Field = "body"
     ) -> NDArray[np.int64]:
-        return find_phrase_rows(words, lambda term: self._spots(term, field))
+        return find_phrase_rows(words, lambda term: self._list_occurrences(term, field))
 
     @override
     def _gather(self, term: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        found = self._ask(_OCCURRENCES, {"term": build_term_key(term)})
-        places = self._reading.places_of(found["key"].astype(np.int64))
-        order = np.argsort(places)
-        headings, words = (found[name].astype(np.int64)[order] for name in ("headings", "words"))
-        return places[order], headings, words
+        occurrences = self._fetch(_OCCURRENCES, {"term": build_term_key(term)})
+        rows = self._reading.positions_of(occurrences["key"].astype(np.int64))
+        order = np.argsort(rows)
+        headings, words = (
+            occurrences[name].astype(np.int64)[order] for name in ("headings", "words")
+        )
+        return rows[order], headings, words
 
     @override
     def _count_terms(self) -> NDArray[np.int64]:
-        found = self._ask(_LENGTHS, {})
+        counts = self._fetch(_LENGTHS, {})
         lengths = np.zeros((self._count, 2), dtype=np.int64)
-        places = self._reading.places_of(found["key"].astype(np.int64))
-        lengths[places, 0], lengths[places, 1] = found["headings"], found["words"]
+        rows = self._reading.positions_of(counts["key"].astype(np.int64))
+        lengths[rows, 0], lengths[rows, 1] = counts["headings"], counts["words"]
         return lengths
 
-    def _ask(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
+    def _fetch(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
         rows = self._reading.query(sql.format(self._condition.sql), self._condition, values)
         return np.frombuffer(rows[0][0] or b"", dtype=_ROW)
 
-    def _spots(self, term: str, field: Field) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return places and positions of every occurrence of a term in a field, both ascending."""
+    def _list_occurrences(
+        self, term: str, field: Field
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and positions of every occurrence of a term in a field, both ascending."""
         rows = self._reading.query(
             _POSITIONS.format(self._condition.sql), self._condition, {"term": build_term_key(term)}
         )
-        places, spots = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        keys = self._reading.places_of(np.array([key for key, *_ in rows], dtype=np.int64))
-        for at in np.argsort(keys):
-            _, headings, data = rows[at]
-            every = np.frombuffer(data, dtype="<i4")
-            own = every[:headings] if field == "headings" else every[headings:]
-            spots.append(own.astype(np.int64))
-            places.append(np.full(len(own), keys[at], dtype=np.int64))
-        return np.concatenate(places), np.concatenate(spots)
+        row_parts, position_parts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        keys = self._reading.positions_of(np.array([key for key, *_ in rows], dtype=np.int64))
+        for number in np.argsort(keys):
+            _, headings, data = rows[number]
+            positions = np.frombuffer(data, dtype="<i4")
+            field_positions = positions[:headings] if field == "headings" else positions[headings:]
+            position_parts.append(field_positions.astype(np.int64))
+            row_parts.append(np.full(len(field_positions), keys[number], dtype=np.int64))
+        return np.concatenate(row_parts), np.concatenate(position_parts)

@@ -1,11 +1,11 @@
 """Open snapshots in PostgreSQL, and the content that a new index can reuse.
 
-A snapshot is pinned by an advisory lock that ends with its session, as a file lock does with its
-process: what it needs is not removed while anybody reads it. Every thread has a connection of its
-own; none of them holds a transaction open between two statements.
+A snapshot is held by an advisory lock that ends with its session: its data are not removed while
+anybody reads it. Every thread has its own connection, none of which keeps a transaction open
+between two statements.
 
-Places are the rows of the population: a view's first statement numbers the documents that its
-asker may know of, and no other document ever has a place.
+Positions are the rows of the population: the first statement of a view numbers the documents that
+its user may see, and no other document has a position.
 """
 
 from __future__ import annotations
@@ -55,13 +55,11 @@ __all__ = [
 
 
 _ATTEMPTS = 5
-
-
 _ALIVE = "d.born <= :snapshot AND d.died > :snapshot"
 
 
 def read_snapshots(connection: psycopg.Connection[Any]) -> list[Snapshot]:
-    """Return the snapshots that can be opened, oldest first."""
+    """Return the existing snapshots, oldest first."""
     rows = fetch_rows(
         connection,
         "SELECT number, digest, parent, reason, documents, passages, truncated, made "
@@ -77,36 +75,36 @@ def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -
         IntegrityError: If there is none, or it has another format.
     """
     if not server.has_schema(connection):
-        raise server.damaged(f"the server holds no schema {server.schema}")
+        raise server.damaged(f"the server has no schema {server.schema}")
     with server.errors():
-        told = dict(fetch_rows(connection, "SELECT name, value FROM settings"))
+        settings = dict(fetch_rows(connection, "SELECT name, value FROM settings"))
     try:
-        if int(told["format"]) != FORMAT:
-            raise server.damaged(f"it has format {told['format']}, expected {FORMAT}")
-        description: dict[str, Any] = json.loads(told["description"])
+        if int(settings["format"]) != FORMAT:
+            raise server.damaged(f"it has format {settings['format']}, expected {FORMAT}")
+        description: dict[str, Any] = json.loads(settings["description"])
     except (KeyError, ValueError) as error:
         raise server.damaged(f"its settings cannot be read: {error}") from error
     return description
 
 
 class PostgresSession:
-    """The connections of one process to one index, one for each thread that reads."""
+    """Connections of one process to one index, one per reading thread."""
 
     def __init__(self, server: PostgresSchema) -> None:
         """Open the first connection.
 
         Raises:
             ResourceError: If the server cannot be reached.
-            IntegrityError: If it does not hold the index.
+            IntegrityError: If it does not have the index.
         """
         self.server = server
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections: list[psycopg.Connection[Any]] = []
-        self.unneeded: deque[int] = deque()
-        """Snapshots that were pinned and are not read any more."""
+        self.released: deque[int] = deque()
+        """Snapshots to release: held, but not read any more."""
         try:
-            self._pinning = self.connection
+            self._lease_connection = self.connection
             self.description = read_settings(server, self.connection)
         except BaseException:
             self.close()
@@ -114,38 +112,38 @@ class PostgresSession:
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """This thread's connection."""
-        found: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
-        if found is None or found.closed:
-            found = self.server.connect("reader")
-            found.execute("SET default_transaction_read_only = on")
-            self._local.connection = found
+        """Connection of the current thread."""
+        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self.server.connect("reader")
+            connection.execute("SET default_transaction_read_only = on")
+            self._local.connection = connection
             with self._lock:
-                self._connections.append(found)
-        return found
+                self._connections.append(connection)
+        return connection
 
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        """Return all rows of one statement, its names (``:name``) bound.
+        """Return all rows of one statement with named parameters (``:name``).
 
         Raises:
             ResourceError: If the server does not answer.
-            IntegrityError: If it holds something else than was written.
+            IntegrityError: If its data have changed.
         """
         connection = self.connection
         with self.server.errors():
             return fetch_rows(connection, sql, values)
 
     def lock(self, number: int) -> None:
-        """Pin a snapshot, and let go of those that are not read any more."""
+        """Hold a snapshot, and release those that are not read any more."""
         lock = compute_lock_id(self.server.schema)
         with self.server.errors():
-            self._pinning.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
-            while self.unneeded:
-                values = (lock, self.unneeded.popleft())
-                self._pinning.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
+            self._lease_connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
+            while self.released:
+                values = (lock, self.released.popleft())
+                self._lease_connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         with self.server.errors():
             return read_snapshots(self.connection)
 
@@ -159,59 +157,59 @@ class PostgresSession:
 
 
 class _SnapshotLease:
-    """A session's hold on a snapshot; given back with its last reading."""
+    """Advisory lock of a session on a snapshot; released with its last reader."""
 
     def __init__(self, session: PostgresSession, number: int) -> None:
         self._session, self._number = session, number
         session.lock(number)
 
     def __del__(self) -> None:
-        """Say that nobody needs it; no statement is run in the midst of another one's work."""
-        self._session.unneeded.append(self._number)
+        """Queue the release, since another statement may be running on the connection."""
+        self._session.released.append(self._number)
 
 
 class PostgresSnapshot:
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
-    def __init__(self, session: PostgresSession, snapshot: Snapshot, pin: _SnapshotLease) -> None:
-        """Show a pinned snapshot; callers use ``open``."""
-        self.session, self.snapshot, self._pin = session, snapshot, pin
+    def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
+        """Wrap a held snapshot; callers use ``open``."""
+        self.session, self.snapshot, self._lease = session, snapshot, lease
         self._size = 0
 
     @classmethod
-    def open(cls, server: PostgresSchema, wanted: int | str | None = None) -> PostgresSnapshot:
+    def open(cls, server: PostgresSchema, selector: int | str | None = None) -> PostgresSnapshot:
         """Open a snapshot, by default the newest.
 
         Raises:
-            DataError: If there is no such snapshot, or none any more.
+            DataError: If there is no such snapshot, or it was removed.
             ResourceError: If the server cannot be reached.
-            IntegrityError: If it does not hold the index.
+            IntegrityError: If it does not have the index.
         """
         session = PostgresSession(server)
         try:
-            return cls(session, *_pin_snapshot(session, wanted))
+            return cls(session, *_lease_snapshot(session, selector))
         except BaseException:
             session.close()
             raise
 
     @property
     def where(self) -> Path:
-        """What errors name."""
+        """Path of the schema, for errors."""
         return self.session.server.where
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
+        """Description of the index."""
         return self.session.description
 
     @property
     def dialect(self) -> SqlDialect:
-        """How conditions are written."""
+        """SQL dialect of conditions."""
         return POSTGRES_DIALECT
 
     @property
     def size(self) -> int:
-        """How many places there are: the passages of the population."""
+        """Number of positions: the passages of the population."""
         return self._size
 
     def is_newest(self) -> bool:
@@ -221,12 +219,12 @@ class PostgresSnapshot:
 
     def follow(self) -> PostgresSnapshot:
         """Return the newest snapshot, opened beside this one."""
-        return PostgresSnapshot(self.session, *_pin_snapshot(self.session, None))
+        return PostgresSnapshot(self.session, *_lease_snapshot(self.session, None))
 
     def load(self, condition: SqlCondition, within: DocumentTable | None = None) -> DocumentTable:
-        """Return the documents that meet a condition, in order of path.
+        """Return the documents that match a condition, in order of path.
 
-        The first call, without ``within``, says which documents have places.
+        The first call, without ``within``, assigns the positions.
         """
         rows = self.query(
             "SELECT d.key, d.content, d.passages FROM documents d "  # noqa: S608
@@ -234,18 +232,18 @@ class PostgresSnapshot:
             condition,
         )
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-        keys, contents, counts = (np.ascontiguousarray(one) for one in columns)
+        keys, contents, counts = (np.ascontiguousarray(column) for column in columns)
         if within is None:
             self._size = int(counts.sum())
             table = DocumentTable(keys, contents, counts, np.cumsum(counts) - counts)
             self._number_by(table)
             return table
         order = np.argsort(within.contents, kind="stable")
-        at = np.searchsorted(within.contents, contents, sorter=order)
-        return DocumentTable(keys, contents, counts, within.starts[order[at]])
+        matches = np.searchsorted(within.contents, contents, sorter=order)
+        return DocumentTable(keys, contents, counts, within.starts[order[matches]])
 
     def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
-        """Return name and kind of every field of documents that meet a condition."""
+        """Return name and type of every field of documents that match a condition."""
         return self.query(
             "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
             f"JOIN documents d ON d.key = f.document WHERE {_ALIVE} AND ({condition.sql})",
@@ -253,7 +251,7 @@ class PostgresSnapshot:
         )
 
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
-        """Return the values that documents have of a field, each with its document's key."""
+        """Return the values of a field among documents, each with its document's key."""
         rows = self.session.query(
             "SELECT document, words, number FROM fields "
             "WHERE name = :name AND document = ANY(:keys)",
@@ -262,27 +260,27 @@ class PostgresSnapshot:
         return [(key, number if words is None else words) for key, words, number in rows]
 
     def list_deleted(self, newer: PostgresSnapshot) -> list[int] | None:
-        """Return None: places follow from the population, so that a newer one is loaded anew."""
+        """Return None: positions depend on the population, so a newer snapshot is reloaded."""
         return None
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self.session.query(
             "SELECT value FROM settings WHERE name = :name", {"name": f"measured {name}"}
         )
         return json.loads(rows[0][0]) if rows else None
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> PostgresKeywords:
-        """Return what searches the words of a population."""
+        """Return a keyword search engine over a population."""
         return PostgresKeywords(self, everyone, population)
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> PostgresVectors:
-        """Return what searches the vectors of a population."""
+        """Return a vector search engine over a population."""
         return PostgresVectors(self, everyone, population)
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return vectors, (N, D) float32; of places that the population's table gave out."""
-        return self.vectors_of(self.keys_at(places))
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return vectors by positions in the population, (N, D) float32."""
+        return self.vectors_of(self.keys_at(positions))
 
     def vectors_of(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of passages by their keys, (N, D) float32."""
@@ -290,45 +288,45 @@ class PostgresSnapshot:
             "SELECT key, vector_send(vector::vector) FROM vectors WHERE key = ANY(:keys)",
             {"keys": [int(key) for key in keys]},
         )
-        found = {int(key): at for at, (key, _) in enumerate(rows)}
+        numbers = {int(key): number for number, (key, _) in enumerate(rows)}
         matrix = decode_vectors([data for _, data in rows], self.dimensions)
-        return matrix[[found[int(key)] for key in keys]]
+        return matrix[[numbers[int(key)] for key in keys]]
 
     @property
     def dimensions(self) -> int:
-        """Numbers a vector."""
+        """Dimensions of a vector."""
         return int(self.description["embedder"]["dimensions"])
 
     def _number_by(self, table: DocumentTable) -> None:
-        """Keep the population's table, by which places lead to passages and back."""
+        """Store the population's table, which maps positions to passages and back."""
         self._order = np.argsort(table.contents, kind="stable")
         self._contents = table.contents[self._order]
         self._starts = table.starts[self._order]
-        self._in_place = table
+        self._table = table
 
-    def places_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the places of passages of the population by their keys."""
+    def positions_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of passages of the population by their keys."""
         contents, positions = keys >> PASSAGE_BITS, keys & ((1 << PASSAGE_BITS) - 1)
         return self._starts[np.searchsorted(self._contents, contents)] + positions
 
-    def keys_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the keys of the passages at places."""
-        starts = self._in_place.starts
-        at = np.searchsorted(starts, places, side="right") - 1
-        found: NDArray[np.int64] = (self._in_place.contents[at] << PASSAGE_BITS) + (
-            places - starts[at]
+    def keys_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the keys of passages by their positions."""
+        starts = self._table.starts
+        documents = np.searchsorted(starts, positions, side="right") - 1
+        keys: NDArray[np.int64] = (self._table.contents[documents] << PASSAGE_BITS) + (
+            positions - starts[documents]
         )
-        return found
+        return keys
 
     def query(
         self, sql: str, condition: SqlCondition, values: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Return the rows of a statement that holds a condition on the snapshot's documents."""
+        """Return the rows of a statement with a condition on the snapshot's documents."""
         bound = {**dict(condition.values), **(values or {}), "snapshot": self.snapshot.number}
         return self.session.query(sql, bound)
 
     def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its place from 0."""
+        """Return a passage as JSON, by its content's key and its position from 0."""
         key = (content << PASSAGE_BITS) + position
         rows = self.session.query("SELECT body FROM passages WHERE key = :key", {"key": key})
         if not rows:
@@ -354,19 +352,19 @@ class PostgresSnapshot:
         return int(rows[0][0]) if rows else None
 
     def close(self) -> None:
-        """Let the snapshot go, and every other that was opened beside it."""
+        """Close the session with all its snapshots."""
         self.session.close()
 
 
-def _pin_snapshot(
-    session: PostgresSession, wanted: int | str | None
+def _lease_snapshot(
+    session: PostgresSession, selector: int | str | None
 ) -> tuple[Snapshot, _SnapshotLease]:
-    """Return a snapshot and the hold on it; one that goes meanwhile is looked for again."""
+    """Return a held snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = pick_snapshot(session.snapshots(), wanted, session.server.where)
-        pin = _SnapshotLease(session, snapshot.number)
+        snapshot = pick_snapshot(session.snapshots(), selector, session.server.where)
+        lease = _SnapshotLease(session, snapshot.number)
         if any(known.number == snapshot.number for known in session.snapshots()):
-            return snapshot, pin
+            return snapshot, lease
     raise session.server.damaged(f"snapshot {snapshot.number} is missing")
 
 
@@ -375,65 +373,65 @@ _CONTENT = "SELECT {} FROM {} WHERE key >= :first AND key < :last ORDER BY key"
 
 @dataclass(frozen=True, slots=True)
 class PostgresDocument:
-    """A document that the server holds, read when it is asked for."""
+    """A document of an index on the server, read when needed."""
 
     entry: DocumentEntry
     content: int
-    held: PostgresReusableContent
+    reusable: PostgresReusableContent
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
-        return self.held.reading.document(self.content)
+        return self.reusable.reading.document(self.content)
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        return [bytes(body) for (body,) in self._ask("body", "passages")]
+        return [bytes(body) for (body,) in self._fetch("body", "passages")]
 
     def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return what is known of each passage's vector."""
-        rows = self._ask("embedded, truncated", "passages")
+        """Return the digest of each passage's embedded text."""
+        rows = self._fetch("embedded, truncated", "passages")
         return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
 
     def vectors(self) -> NDArray[np.float32]:
         """Return the passages' vectors, (N, D) float32."""
-        rows = self._ask("vector_send(vector::vector)", "vectors")
-        return decode_vectors([data for (data,) in rows], self.held.reading.dimensions)
+        rows = self._fetch("vector_send(vector::vector)", "vectors")
+        return decode_vectors([data for (data,) in rows], self.reusable.reading.dimensions)
 
-    def _ask(self, columns: str, table: str) -> list[Any]:
+    def _fetch(self, columns: str, table: str) -> list[Any]:
         span = {
             "first": self.content << PASSAGE_BITS,
             "last": (self.content + 1) << PASSAGE_BITS,
         }
-        return self.held.reading.session.query(_CONTENT.format(columns, table), span)
+        return self.reusable.reading.session.query(_CONTENT.format(columns, table), span)
 
 
 class PostgresReusableContent:
-    """See ``stillroom.rag.storage.protocol.ReusableContent``."""
+    """Reusable content; see ``stillroom.rag.storage.protocol.ReusableContent``."""
 
     def __init__(self, reading: PostgresSnapshot) -> None:
-        """Read an open snapshot, the newest."""
+        """Reuse the content of an open snapshot, the newest."""
         self.reading = reading
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What shaped the index."""
+        """Description of the index."""
         return self.reading.description
 
     def take(self, path: str, digest: str) -> PostgresDocument | None:
-        """Return the document of that path and digest, if there is one."""
-        found = self._list("d.path = :path AND c.digest = :digest", path=path, digest=digest)
-        return found[0][0] if found else None
+        """Return the document of a path and digest, or None."""
+        parts = self._list("d.path = :path AND c.digest = :digest", path=path, digest=digest)
+        return parts[0][0] if parts else None
 
     def find_same(self, digest: str) -> list[PostgresDocument]:
-        """Return the documents of the same bytes, in order of path."""
+        """Return the documents with the same bytes, in order of path."""
         return [part for part, _ in self._list("c.digest = :digest", digest=digest)]
 
     def list_parts(self) -> list[tuple[PostgresDocument, DocumentMetadata]]:
-        """Return every document with its facts, in order of path."""
+        """Return every document with its metadata, in order of path."""
         return self._list("1 = 1")
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[np.float32], bool] | None:
-        """Return the vector made of a text, by its digest, and whether the text was cut."""
+        """Return the vector of a text, by its digest, and whether the text was truncated."""
         rows = self.reading.session.query(
             "SELECT vector_send(v.vector::vector), a.truncated FROM passages a "
             "JOIN vectors v ON v.key = a.key WHERE a.embedded = :embedded ORDER BY a.key LIMIT 1",
@@ -445,7 +443,7 @@ class PostgresReusableContent:
         return decode_vectors([data], self.reading.dimensions)[0], bool(truncated)
 
     def close(self) -> None:
-        """Let the snapshot go."""
+        """Close the session and release the snapshot."""
         self.reading.close()
 
     def _list(

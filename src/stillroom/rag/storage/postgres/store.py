@@ -1,8 +1,8 @@
 """PostgreSQL store: one index in a schema, with its integrity check.
 
-Every passage's text is cut from its document again and every digest recomputed: of documents and
-facts here, of vectors and postings by the server's SHA-256 over what its tables hold. Postings can
-be made again from the passages; what else is damaged is only named.
+The check cuts every passage's text from its document again and recomputes every digest: of
+documents and metadata here, of vectors and postings by the server's SHA-256 over its tables.
+Postings can be rebuilt from the passages; other damage is only reported.
 """
 
 from __future__ import annotations
@@ -55,50 +55,50 @@ _SIZE = (
 
 @dataclass(frozen=True, slots=True)
 class PostgresStore:
-    """See ``stillroom.rag.storage.protocol.IndexStorage``.
+    """Store of an index in PostgreSQL; see ``stillroom.rag.storage.protocol.IndexStorage``.
 
-    ``graph`` are settings of an HNSW index.
+    ``graph`` has the settings of an HNSW index.
     """
 
     server: PostgresSchema
     graph: Mapping[str, int]
 
-    def read(self, wanted: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
+    def read(self, selector: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
         """Open a snapshot, by default the newest.
 
-        With ``verify`` the newest digest is recomputed from the marks of documents, and these from
-        their fields, tenants and labels; texts, vectors and postings are held against their digests
-        by ``check`` alone.
+        With ``verify`` the newest digest is recomputed from the digests of documents, and these
+        from their fields, tenants and labels; texts, vectors and postings are only verified by
+        ``check``.
 
         Raises:
-            DataError: If there is no such snapshot, or none any more.
+            DataError: If there is no such snapshot, or it was removed.
             ResourceError: If the server cannot be reached.
-            IntegrityError: If it does not hold the index, or another one.
+            IntegrityError: If it does not have the index, or has another one.
         """
-        reading = PostgresSnapshot.open(self.server, wanted)
+        reading = PostgresSnapshot.open(self.server, selector)
         try:
             if verify:
-                for one in (*check_digest(reading), *check_documents(reading)):
-                    raise self.server.damaged(one.what)
+                for issue in (*check_digest(reading), *check_documents(reading)):
+                    raise self.server.damaged(issue.what)
         except BaseException:
             reading.close()
             raise
         return reading
 
     def hold(self) -> PostgresReusableContent:
-        """Open the newest snapshot for taking over what it holds."""
+        """Open the newest snapshot to reuse its content."""
         return PostgresReusableContent(PostgresSnapshot.open(self.server))
 
     def write(self) -> PostgresIndexWriter:
-        """Open for writing; a writer that was killed has left nothing.
+        """Open the index for writing; an interrupted writer leaves nothing to remove.
 
         Raises:
-            ResourceError: If another writer is at work, or the server cannot be reached.
+            ResourceError: If another process writes it, or the server cannot be reached.
         """
         return PostgresIndexWriter.open(self.server, self.graph)
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         session = PostgresSession(self.server)
         try:
             return session.snapshots()
@@ -106,36 +106,36 @@ class PostgresStore:
             session.close()
 
     def check(self) -> list[IntegrityIssue]:
-        """Return everything that does not agree; none means sound."""
+        """Return all integrity issues; an empty list means that the index is intact."""
         reading = PostgresSnapshot.open(self.server)
         try:
             return check_tables(reading)
         finally:
             reading.close()
 
-    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
-        """Make postings again from passages where they are damaged, and the files beside.
+    def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+        """Rebuild damaged postings from passages, and the derived files.
 
         Raises:
-            ResourceError: If another writer is at work, or the server cannot be reached.
+            ResourceError: If another process writes it, or the server cannot be reached.
         """
         with self.write() as writer:
-            if any(one.path == "postings" for one in found):
+            if any(issue.path == "postings" for issue in issues):
                 writer.renew_postings(PostgresReusableContent(PostgresSnapshot.open(self.server)))
             update_manifest(writer)
 
     def measure(self) -> StoreSize:
-        """Return how much the tables and their indexes take, and how many batches there are."""
+        """Return the size of the tables and their indexes, and the number of batches."""
         session = PostgresSession(self.server)
         try:
-            taken = session.query(_SIZE, {"schema": self.server.schema})
+            size = session.query(_SIZE, {"schema": self.server.schema})
             pieces = session.query("SELECT count(*) FROM batches")
-            return StoreSize(int(taken[0][0]), int(pieces[0][0]), is_remote=True)
+            return StoreSize(int(size[0][0]), int(pieces[0][0]), is_remote=True)
         finally:
             session.close()
 
     def discard(self) -> None:
-        """Remove the schema with all that it holds.
+        """Remove the schema with all its tables.
 
         Raises:
             ResourceError: If the server cannot be reached.
@@ -157,14 +157,14 @@ _MATRICES = (
 
 
 def check_tables(reading: PostgresSnapshot) -> list[IntegrityIssue]:
-    """Return everything in an index's tables that does not agree; none means sound."""
-    found = [*_check_contents(reading), *check_documents(reading), *_check_facts(reading)]
-    found += [*check_digest(reading), *_check_searched(reading)]
-    return [*found, *check_manifest(reading.session.server.folder, reading.snapshot)]
+    """Return all integrity issues of an index's tables; an empty list means that it is intact."""
+    issues = [*_check_contents(reading), *check_documents(reading), *_check_facts(reading)]
+    issues += [*check_digest(reading), *_check_searched(reading)]
+    return [*issues, *check_manifest(reading.session.server.folder, reading.snapshot)]
 
 
 def check_digest(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
-    """Recompute digest and counts of the newest snapshot from the marks of its documents."""
+    """Recompute digest and counts of the newest snapshot from its documents."""
     marks: dict[int, list[str]] = {}
     passages = 0
     rows = reading.session.query(
@@ -174,10 +174,10 @@ def check_digest(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
     for bucket, mark, count in rows:
         marks.setdefault(bucket, []).append(mark)
         passages += count
-    buckets = {number: digest_bucket(own) for number, own in marks.items()}
-    kept = dict(reading.session.query("SELECT number, digest FROM buckets WHERE digest <> ''"))
-    if kept != buckets:
-        yield _make_issue("buckets", "the digests of buckets are not those of their documents")
+    buckets = {number: digest_bucket(bucket_marks) for number, bucket_marks in marks.items()}
+    recorded = dict(reading.session.query("SELECT number, digest FROM buckets WHERE digest <> ''"))
+    if recorded != buckets:
+        yield _make_issue("buckets", "the digests of buckets do not match their documents")
     latest = reading.session.snapshots()[-1]
     if digest_snapshot(reading.description, buckets) != latest.digest:
         yield _make_issue("snapshots", f"snapshot {latest.number} has another digest")
@@ -189,12 +189,12 @@ def check_digest(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
         )
 
 
-def _make_issue(table: str, what: str, *, is_derived: bool = False) -> IntegrityIssue:
-    return IntegrityIssue(table, what, is_derived=is_derived)
+def _make_issue(table: str, problem: str, *, is_derived: bool = False) -> IntegrityIssue:
+    return IntegrityIssue(table, problem, is_derived=is_derived)
 
 
 def _check_contents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
-    """Recompute what each document became: spans, ids, digests."""
+    """Recompute the spans, ids and digests of each document's content."""
     rows = reading.session.query(
         "SELECT key, path, mark, passages, fields FROM contents ORDER BY key"
     )
@@ -211,32 +211,35 @@ def _check_contents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
             )
             document = json.loads(line)
             passages = [json.loads(body) for _, body in bodies]
-            is_told = derive_fields(document) == json.loads(fields)
-            is_cut = all(
-                document["text"][one["start"] : one["end"]] == one["text"] for one in passages
+            has_same_fields = derive_fields(document) == json.loads(fields)
+            has_same_text = all(
+                document["text"][passage["start"] : passage["end"]] == passage["text"]
+                for passage in passages
             )
         except (zlib.error, ValueError, KeyError, TypeError) as error:
             yield _make_issue("contents", f"{path}: cannot be read: {error}".split("\n", 1)[0])
             continue
-        if not is_told:
-            yield _make_issue("contents", f"{path}: has other fields than its document gives")
-        if not is_cut:
+        if not has_same_fields:
+            yield _make_issue("contents", f"{path}: has other fields than its document")
+        if not has_same_text:
             yield _make_issue("passages", f"{path}: a passage is not the document's own text")
-        if len(bodies) != count or [one["id"] for one in passages] != [name for name, _ in bodies]:
-            yield _make_issue("passages", f"{path}: has other passages than it says")
+        if len(bodies) != count or [passage["id"] for passage in passages] != [
+            name for name, _ in bodies
+        ]:
+            yield _make_issue("passages", f"{path}: has other passages than recorded")
         if digest_content(line, [bytes(body) for _, body in bodies]) != mark:
-            yield _make_issue("passages", f"{path}: is not what was written")
+            yield _make_issue("passages", f"{path}: its bytes have changed")
 
 
 def check_documents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
-    """Hold versions of documents, their tenants and labels, against their marks."""
+    """Compare versions of documents, tenants and labels with their digests."""
     rows = reading.session.query(
         "SELECT d.path, d.bucket, d.mark, d.tenant, d.labels, d.fields, d.passages, c.path, "
         "c.mark, c.passages FROM documents d LEFT JOIN contents c ON c.key = d.content "
         "ORDER BY d.key"
     )
-    for path, bucket, mark, tenant, labels, fields, count, named, content, passages in rows:
-        if content is None or named != path or count != passages:
+    for path, bucket, mark, tenant, labels, fields, count, content_path, content, passages in rows:
+        if content is None or content_path != path or count != passages:
             yield _make_issue("documents", f"{path}: has no content of its own")
             continue
         facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))
@@ -245,7 +248,7 @@ def check_documents(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
 
 
 def _check_facts(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
-    """Hold what filters and access read against what each document's mark covers."""
+    """Compare the rows that filters and access conditions read with the recorded metadata."""
     labels: dict[int, set[str]] = {}
     for key, label in reading.session.query("SELECT document, label FROM labels"):
         labels.setdefault(key, set()).add(label)
@@ -258,33 +261,33 @@ def _check_facts(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
         "SELECT d.key, d.path, d.labels, d.fields, c.fields FROM documents d "
         "JOIN contents c ON c.key = d.content ORDER BY d.key"
     )
-    for key, path, own, fields, derived in rows:
+    for key, path, recorded_labels, fields, derived in rows:
         merged = {**json.loads(derived), **json.loads(fields)}
-        wanted = Counter(
+        expected = Counter(
             (name, kind, sanitize_column_text(value), None)
             if isinstance(value, str)
             else (name, kind, None, value)
             for name, kind, value in list_values(merged)
         )
         is_labelled = labels.pop(key, set()) == {
-            sanitize_column_text(one) for one in json.loads(own)
+            sanitize_column_text(label) for label in json.loads(recorded_labels)
         }
-        if Counter(values.pop(key, [])) != wanted or not is_labelled:
+        if Counter(values.pop(key, [])) != expected or not is_labelled:
             yield _make_issue("fields", f"{path}: its rows of labels or fields were changed")
     if labels or values:
-        yield _make_issue("fields", "there are labels or fields of no document")
+        yield _make_issue("fields", "there are labels or fields without a document")
 
 
 def _check_searched(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
-    """Recompute the digests of vectors and postings, and name what belongs to nothing."""
+    """Recompute the digests of vectors and postings, and report rows without an owner."""
     for (path,) in reading.session.query(_MATRICES):
-        yield _make_issue("vectors", f"{path}: its vectors are not those that were written")
+        yield _make_issue("vectors", f"{path}: its vectors have changed")
     for number, count, digest in reading.session.query(
         "SELECT number, postings, digest FROM batches ORDER BY number"
     ):
         if digest_batch(reading.session.connection, number) != (count, digest):
             yield _make_issue(
-                "postings", f"batch {number} is not what was written", is_derived=True
+                "postings", f"the rows of batch {number} have changed", is_derived=True
             )
     for table, sql in (
         (
@@ -310,4 +313,4 @@ def _check_searched(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
     ):
         count = int(reading.session.query(sql)[0][0])
         if count:
-            yield _make_issue(table, f"{count} rows belong to nothing")
+            yield _make_issue(table, f"{count} rows have no owner")

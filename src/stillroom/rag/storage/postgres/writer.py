@@ -1,11 +1,10 @@
 """Index writer for PostgreSQL: one transaction a commit, and merges of posting batches.
 
-The commit of that transaction is the only moment at which anything becomes visible; a kill before
-it leaves nothing behind. One session at a time holds the index's advisory lock; a second writer is
-told who that is.
+Changes become visible only at the commit; an interrupted writer leaves nothing behind. One session
+at a time holds the index's advisory lock; the error of a second writer names it.
 
-As the folder's segments are merged: the smallest first, and only as many as keep their number
-bounded. The server does it by one statement; postings of passages that are gone are left behind.
+Batches are merged like the folder's segments: the smallest first, and only as many as needed to
+limit their number. The server merges in one statement, without postings of deleted passages.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ __all__ = [
 
 
 _WRITER_LOCK = -1
-
-
-"""What of an index's locks the writer holds; snapshots are numbered from 1."""
-
+"""Number of the writer's advisory lock; snapshots are numbered from 1."""
 
 _PURGE = (
     "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
@@ -77,7 +73,7 @@ _PURGE = (
 
 
 class PostgresIndexWriter:
-    """See ``stillroom.rag.storage.protocol.IndexWriter``."""
+    """Index writer; see ``stillroom.rag.storage.protocol.IndexWriter``."""
 
     def __init__(
         self,
@@ -86,7 +82,7 @@ class PostgresIndexWriter:
         description: Mapping[str, Any],
         graph: Mapping[str, int],
     ) -> None:
-        """Stand over an open connection; callers use ``create`` or ``open``."""
+        """Wrap an open connection; callers use ``create`` or ``open``."""
         self.server, self.connection = server, connection
         self.description, self._graph = description, graph
 
@@ -94,11 +90,11 @@ class PostgresIndexWriter:
     def create(
         cls, server: PostgresSchema, description: Mapping[str, Any], graph: Mapping[str, int]
     ) -> Self:
-        """Begin an index that is there once its first change is committed.
+        """Create an index that exists once its first change is committed.
 
         Args:
-            server: Where, under a name that nobody else has.
-            description: What shapes it.
+            server: Server, with an unused schema name.
+            description: Description of the index.
             graph: Settings of an HNSW index: ``m`` and ``ef_construction``.
 
         Raises:
@@ -106,7 +102,7 @@ class PostgresIndexWriter:
         """
         connection = server.connect("writer")
         try:
-            server.need_vectors(connection)
+            server.create_extension(connection)
             kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
             with server.errors():
                 connection.execute("BEGIN")
@@ -128,8 +124,8 @@ class PostgresIndexWriter:
         """Open an index for writing.
 
         Raises:
-            ResourceError: If another writer is at work, or the server cannot be reached.
-            IntegrityError: If the server does not hold the index.
+            ResourceError: If another process writes it, or the server cannot be reached.
+            IntegrityError: If the server does not have the index.
         """
         connection = server.connect("writer")
         try:
@@ -156,11 +152,11 @@ class PostgresIndexWriter:
 
     @property
     def folder(self) -> Path:
-        """Where the artifact's own files lie."""
+        """Folder of the artifact."""
         return self.server.folder
 
     def list_documents(self) -> dict[str, StoredDocument]:
-        """Return what the newest snapshot says of every document, by path, in order."""
+        """Return every document of the newest snapshot, by path, in order."""
         rows = self._query(
             "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
             "JOIN contents c ON c.key = d.content WHERE d.died = :now ORDER BY d.path",
@@ -183,34 +179,34 @@ class PostgresIndexWriter:
         return {path: int(key) for path, key in rows}
 
     def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that could not be used, in order."""
+        """Return path, code and reason of every file that failed, in order."""
         return self._query(
             "SELECT path, code, reason FROM failures WHERE died = :now ORDER BY path",
             {"now": FOREVER},
         )
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         with self.server.errors():
             return read_snapshots(self.connection)
 
-    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
         """Return a snapshot by number or digest, by default the newest.
 
         Raises:
-            DataError: If there is none, or none any more.
+            DataError: If there is none, or it was removed.
         """
-        return pick_snapshot(self.snapshots(), wanted, self.server.where)
+        return pick_snapshot(self.snapshots(), selector, self.server.where)
 
-    def recall(self, name: str) -> Any:
-        """Return what was measured under a name, or None."""
+    def get_setting(self, name: str) -> Any:
+        """Return the setting stored under a name, or None."""
         rows = self._query(
             "SELECT value FROM settings WHERE name = :name", _build_measurement_key(name)
         )
         return json.loads(rows[0][0]) if rows else None
 
-    def remember(self, name: str, value: Any) -> None:
-        """Keep something that was measured, as JSON; no part of what the index holds."""
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON; it is not part of the index's content."""
         with self.server.errors():
             self.connection.execute(
                 "INSERT INTO settings VALUES (%s, %s) "
@@ -218,9 +214,9 @@ class PostgresIndexWriter:
                 (_build_measurement_key(name)["name"], json.dumps(value)),
             )
 
-    def list_files(self, home: Path) -> list[FileEntry]:
-        """Return the entry of the file that says where the index lies."""
-        return [build_file_entry(home, self.folder / STORE_FILE)]
+    def list_files(self, root: Path) -> list[FileEntry]:
+        """Return the entry of the file that refers to the schema."""
+        return [build_file_entry(root, self.folder / STORE_FILE)]
 
     def commit(
         self,
@@ -233,13 +229,13 @@ class PostgresIndexWriter:
         """Publish a change as the next snapshot.
 
         Args:
-            change: What to do; an empty one still makes a snapshot.
-            reason: What the snapshot's line in the log says.
-            keep: How many snapshots stay, the new one included; 1 or more.
-            check: Called where the change can still be given up; raises to stop.
+            change: Change; an empty one still makes a snapshot.
+            reason: Reason recorded in the snapshot.
+            keep: Number of snapshots to keep, the new one included; 1 or more.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the server gives up; the index is then as it was.
+            ResourceError: If the server fails; the index is then unchanged.
         """
         with self._transaction():
             number = self._next_number()
@@ -255,13 +251,13 @@ class PostgresIndexWriter:
         return self.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Merge all postings into one batch, and let go of all that no reader needs but the newest.
+        """Merge all postings into one batch, and remove older snapshots without readers.
 
         Args:
-            check: Called where nothing is lost by stopping; raises to stop.
+            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
-            ResourceError: If the server gives up; the index is then as it was.
+            ResourceError: If the server fails; the index is then unchanged.
         """
         with self._transaction():
             number = self._next_number()
@@ -272,41 +268,44 @@ class PostgresIndexWriter:
         with self.server.errors():
             self._remove_unneeded(number, 1)
         with self._transaction():
-            every = self._query("SELECT number FROM batches ORDER BY number")
-            merge_batches(self.connection, [int(one) for (one,) in every], number)
+            batches = self._query("SELECT number FROM batches ORDER BY number")
+            merge_batches(self.connection, [int(batch) for (batch,) in batches], number)
         with self.server.errors():
             tables = ("passages", "contents", "vectors", "documents", "fields", "postings")
             for table in tables:
                 self.connection.execute(f"VACUUM ANALYZE {table}".encode())
         return self.find_snapshot(number)
 
-    def renew_postings(self, held: PostgresReusableContent) -> None:
-        """Make the postings of all batches anew from the passages, as one.
+    def renew_postings(self, reusable: PostgresReusableContent) -> None:
+        """Rebuild the postings of all batches from the passages, as one batch.
 
         Args:
-            held: What the newest snapshot holds; closed at the end.
+            reusable: Content of the newest snapshot; closed at the end.
         """
         rows = self._query("SELECT key, path, digest, passages, truncated FROM contents")
         parts = [
-            (int(key), PostgresDocument(DocumentEntry(path, digest, count, cut), int(key), held))
-            for key, path, digest, count, cut in sorted(rows)
+            (
+                int(key),
+                PostgresDocument(DocumentEntry(path, digest, count, truncated), int(key), reusable),
+            )
+            for key, path, digest, count, truncated in sorted(rows)
         ]
         try:
             with self._transaction():
                 number = self._next_number() - 1
                 rebuild_postings(self.connection, parts, self.description, -number)
         finally:
-            held.close()
+            reusable.close()
 
     def close(self) -> None:
-        """Close the session, and give the lock back with it."""
+        """Close the session, which releases the lock."""
         self.connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit at the end of the body; on any exception nothing has happened.
+        """Commit at the end of the body, or roll back on any exception.
 
-        One that ``create`` has begun is gone on with.
+        A transaction that ``create`` has opened is continued.
         """
         with self.server.errors():
             if not self.connection.info.transaction_status:
@@ -327,7 +326,7 @@ class PostgresIndexWriter:
         return int(self._query("SELECT coalesce(max(number), 0) + 1 FROM snapshots")[0][0])
 
     def _index_vectors(self, number: int) -> None:
-        """Make the HNSW index where the settings ask for it and it is not there."""
+        """Create the HNSW index if the settings ask for it and it is missing."""
         passages = self._query(
             "SELECT passages FROM snapshots WHERE number = :number", {"number": number}
         )
@@ -342,10 +341,10 @@ class PostgresIndexWriter:
         )
 
     def _remove_unneeded(self, newest: int, keep: int) -> None:
-        """Remove what only snapshots need that are not kept; one that is pinned stays."""
-        known = [one.number for one in self.snapshots()]
+        """Remove the data of snapshots that are not kept; snapshots with readers are kept."""
+        known = [snapshot.number for snapshot in self.snapshots()]
         lock = compute_lock_id(self.server.schema)
-        oldest, taken = newest, []
+        oldest, locked = newest, []
         try:
             for number in known:
                 oldest = number
@@ -354,21 +353,21 @@ class PostgresIndexWriter:
                 values = {"lock": lock, "number": number}
                 if not self._query("SELECT pg_try_advisory_lock(:lock, :number)", values)[0][0]:
                     break
-                taken.append(values)
+                locked.append(values)
             if oldest != known[0]:
                 self._purge(oldest)
         finally:
-            for values in taken:
+            for values in locked:
                 self._query("SELECT pg_advisory_unlock(:lock, :number)", values)
 
     def _purge(self, oldest: int) -> None:
         values = {"oldest": oldest, "bits": PASSAGE_BITS}
-        gone = (
+        expired = (
             "SELECT content FROM documents a WHERE died <= :oldest AND NOT EXISTS ("
             "SELECT 1 FROM documents b WHERE b.content = a.content AND b.died > :oldest)"
         )
         with self._transaction():
-            keys = sorted({int(key) for (key,) in self._query(gone, values)})
+            keys = sorted({int(key) for (key,) in self._query(expired, values)})
             for sql in (
                 "DELETE FROM passages p USING unnest(%s::bigint[]) g "  # noqa: S608
                 f"WHERE p.key >= g << {PASSAGE_BITS} AND p.key < (g + 1) << {PASSAGE_BITS}",
@@ -411,19 +410,16 @@ def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> N
         for pid, name, since, address in rows
     )
     raise ResourceError(
-        f"another process is writing the index: {holder or 'it has not said which'}",
+        f"another process is writing the index: {holder or 'its id is unknown'}",
         code="rag.busy",
         where=str(server.where),
         expected="one writer at a time",
-        next="wait for it to end; readers need not",
+        next="wait for it to end; readers can go on",
     )
 
 
 _MAX_BATCHES = 24
-
-
 _REMAINING_BATCHES = 8
-
 
 _MERGE = (
     "INSERT INTO postings SELECT p.term, :batch, array_agg(u.key ORDER BY u.key), "  # noqa: S608
@@ -434,7 +430,6 @@ _MERGE = (
     "WHERE p.batch = ANY(:old) GROUP BY p.term"
 )
 
-
 _STEPS = (
     "DELETE FROM postings WHERE batch = ANY(:old)",
     "DELETE FROM batches WHERE number = ANY(:old)",
@@ -443,7 +438,7 @@ _STEPS = (
 
 
 def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
-    """Return the batches to be merged now; none while there are few."""
+    """Return the batches to merge now; empty while there are few."""
     rows = fetch_rows(connection, "SELECT number FROM batches ORDER BY postings, number")
     return (
         [int(number) for (number,) in rows[: len(rows) - _REMAINING_BATCHES]]
@@ -452,20 +447,19 @@ def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
     )
 
 
-def merge_batches(connection: psycopg.Connection[Any], old: Sequence[int], number: int) -> None:
-    """Make one batch of several, within the writer's transaction.
+def merge_batches(connection: psycopg.Connection[Any], batches: Sequence[int], number: int) -> None:
+    """Merge several batches into one, within the writer's transaction.
 
     Args:
-        connection: The writer's.
-        old: Their numbers; fewer than two are left as they are unless ``number`` is another.
-        number: Of the snapshot at work; the new batch takes its place below zero, so that it is
-            nobody else's.
+        connection: Connection of the writer.
+        batches: Numbers of the batches.
+        number: Number of the new snapshot; the new batch has the negative number, which is unused.
     """
-    if not old:
+    if not batches:
         return
     batch = -number
-    connection.execute(translate_parameters(_MERGE), {"batch": batch, "old": list(old)})
+    connection.execute(translate_parameters(_MERGE), {"batch": batch, "old": list(batches)})
     for sql in _STEPS:
-        connection.execute(translate_parameters(sql), {"batch": batch, "old": list(old)})
+        connection.execute(translate_parameters(sql), {"batch": batch, "old": list(batches)})
     count, digest = digest_batch(connection, batch)
     connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))

@@ -1,8 +1,8 @@
 """The Qdrant store: vectors in a collection; catalog and postings in the folder.
 
-Qdrant keeps points: a vector and a payload. It has no transaction over several of them and no place
-for documents, snapshots and words, so that these stay where they are. A point is one passage of one
-content, named by the passage's key in the ledger, and never changes; which contents a snapshot
-sees, and who may see them, is what the ledger says. Points come before the commit that lets them be
-seen, and go after the last snapshot that needs them.
+Qdrant stores points: a vector and a payload. It has no transactions over several points, so
+documents, snapshots and postings are in the folder. A point is one passage of one content, with the
+passage's key in the catalog as its id, and never changes; the catalog decides which contents a
+snapshot has and who may see them. Points are written before the commit that makes them visible, and
+removed after the last snapshot that needs them.
 """

@@ -1,8 +1,8 @@
 """Qdrant collection of passage vectors, and its search with exact scores.
 
-A snapshot's contents are few of the collection's only where somebody may see few documents, or a
-filter leaves few: then their keys are the payload filter. Else points that the view does not see
-are dropped and more are asked for. Either way no point is found whose passage has no place.
+If access rules or filters leave few contents of the collection, their keys become a payload filter.
+Otherwise points outside the view are dropped and the limit is increased. In both cases only points
+of passages in the view are returned.
 """
 
 from __future__ import annotations
@@ -41,46 +41,40 @@ __all__ = [
 
 
 _UPSERT_BATCH = 512
-
-
 _SCROLL_BATCH = 1_024
-
-
 _clients: dict[str, Any] = {}
-
-
 _clients_lock = threading.Lock()
 
 
 def _close_clients() -> None:
-    """Close what is open before the interpreter takes away what closing needs."""
+    """Close the clients before the interpreter unloads modules that closing needs."""
     for client in _clients.values():
         client.close()
     _clients.clear()
 
 
 def digest_vector(row: NDArray[Any]) -> str:
-    """Return what a point's payload says of its vector."""
+    """Return the digest of a vector for the payload of its point."""
     return hashlib.sha256(np.asarray(row, dtype="<f4").tobytes()).hexdigest()[:32]
 
 
 class QdrantCollection:
-    """One collection; ``where`` names it in errors."""
+    """A Qdrant collection; ``where`` names it in errors."""
 
     def __init__(self, address: Secret, key: Secret | None, collection: str, folder: Path) -> None:
-        """Stand for a collection; nothing is opened yet.
+        """Refer to a collection; no client is opened yet.
 
         Args:
-            address: A server's URL, a path for the client's own local mode, or ``:memory:``.
-            key: Of the server.
-            collection: Its name.
-            folder: Of the index, for errors.
+            address: URL of a server, a path for the client's local mode, or ``:memory:``.
+            key: API key of the server.
+            collection: Name of the collection.
+            folder: Folder of the index, for errors.
         """
         self.address, self.key, self.collection = address, key, collection
         self.where = folder / f"qdrant:{collection}"
 
     def create(self, dimensions: int, *, m: int, ef_construction: int) -> None:
-        """Make the collection.
+        """Create the collection.
 
         Raises:
             ResourceError: If the server cannot be reached.
@@ -110,11 +104,11 @@ class QdrantCollection:
                     self.collection,
                     [
                         models.PointStruct(
-                            id=(content << PASSAGE_BITS) + at,
-                            vector=rows[at].tolist(),
-                            payload={"content": content, "digest": digest_vector(rows[at])},
+                            id=(content << PASSAGE_BITS) + row,
+                            vector=rows[row].tolist(),
+                            payload={"content": content, "digest": digest_vector(rows[row])},
                         )
-                        for at in range(start, min(start + _UPSERT_BATCH, len(rows)))
+                        for row in range(start, min(start + _UPSERT_BATCH, len(rows)))
                     ],
                     wait=True,
                 )
@@ -123,17 +117,17 @@ class QdrantCollection:
         """Remove the points of some contents."""
         with self._errors() as (client, models):
             for start in range(0, len(contents), _UPSERT_BATCH):
-                some = models.MatchAny(any=list(contents[start : start + _UPSERT_BATCH]))
-                self._delete(client, models, models.FieldCondition(key="content", match=some))
+                match = models.MatchAny(any=list(contents[start : start + _UPSERT_BATCH]))
+                self._delete(client, models, models.FieldCondition(key="content", match=match))
 
     def remove_after(self, content: int) -> None:
-        """Remove the points of contents with greater keys: those of a change that never was."""
+        """Remove the points of contents with greater keys, left by an uncommitted change."""
         with self._errors() as (client, models):
             above = models.FieldCondition(key="content", range=models.Range(gt=content))
             self._delete(client, models, above)
 
     def count(self) -> int:
-        """Return how many points there are."""
+        """Return the number of points."""
         with self._errors() as (client, _):
             return int(client.count(self.collection, exact=True).count)
 
@@ -147,14 +141,14 @@ class QdrantCollection:
             rows = client.retrieve(
                 self.collection, list(keys), with_vectors=True, with_payload=False
             )
-        found = {int(row.id): row.vector for row in rows}
-        missing = [key for key in keys if key not in found]
+        vectors = {int(row.id): row.vector for row in rows}
+        missing = [key for key in keys if key not in vectors]
         if missing:
             raise self.damaged(f"{len(missing)} vectors are missing")
-        return np.array([found[key] for key in keys], dtype=np.float32)
+        return np.array([vectors[key] for key in keys], dtype=np.float32)
 
     def scroll(self) -> Iterator[tuple[int, int, str, NDArray[np.float32]]]:
-        """Yield every point: its id, content, digest and vector."""
+        """Yield id, content, digest and vector of every point."""
         offset = None
         while True:
             with self._errors() as (client, _):
@@ -162,16 +156,16 @@ class QdrantCollection:
                     self.collection, limit=_SCROLL_BATCH, offset=offset, with_vectors=True
                 )
             for row in rows:
-                told = row.payload or {}
+                payload = row.payload or {}
                 vector = np.array(row.vector, dtype=np.float32)
-                yield int(row.id), int(told["content"]), str(told["digest"]), vector
+                yield int(row.id), int(payload["content"]), str(payload["digest"]), vector
             if offset is None:
                 return
 
     def search(
         self,
         query: NDArray[np.float32],
-        many: int,
+        limit: int,
         *,
         contents: Sequence[int] | None,
         ef: int | None,
@@ -179,50 +173,52 @@ class QdrantCollection:
         """Return keys, vectors and products of the nearest points, best first.
 
         Args:
-            query: The vector, (D,).
-            many: How many.
-            contents: Only points of these; None for all.
-            ef: How widely HNSW looks; None compares every point.
+            query: Query vector, (D,).
+            limit: Number of points.
+            contents: Contents to search; None for all.
+            ef: Candidates that HNSW keeps during search; None compares every point.
         """
         with self._errors() as (client, models):
-            wanted = None
+            query_filter = None
             if contents is not None:
-                some = models.MatchAny(any=list(contents))
-                wanted = models.Filter(must=[models.FieldCondition(key="content", match=some)])
-            how = models.SearchParams(exact=ef is None, hnsw_ef=ef)
+                match = models.MatchAny(any=list(contents))
+                query_filter = models.Filter(
+                    must=[models.FieldCondition(key="content", match=match)]
+                )
+            parameters = models.SearchParams(exact=ef is None, hnsw_ef=ef)
             rows = client.query_points(
                 self.collection,
                 query=query.tolist(),
-                query_filter=wanted,
-                limit=many,
+                query_filter=query_filter,
+                limit=limit,
                 with_vectors=True,
                 with_payload=False,
-                search_params=how if self._is_server() else None,  # local mode is exact
+                search_params=parameters if self._is_server() else None,  # local mode is exact
             ).points
         matrix = np.array([row.vector for row in rows], dtype=np.float32)
         matrix = matrix.reshape(len(rows), -1) if rows else np.zeros((0, len(query)), np.float32)
         return [int(row.id) for row in rows], matrix, [float(row.score) for row in rows]
 
     def damaged(self, reason: str) -> IntegrityError:
-        """Return the error that says what is not what was written."""
+        """Return an error for a damaged index."""
         return IntegrityError(
             f"the index is damaged: {reason}",
             code="rag.index-damaged",
             where=str(self.where),
-            expected="what was written",
+            expected="the data that were written",
             next="stillroom rag verify INDEX, restore a backup, or build the index again",
         )
 
     def _delete(self, client: Any, models: Any, condition: Any) -> None:
-        chosen = models.FilterSelector(filter=models.Filter(must=[condition]))
-        client.delete(self.collection, points_selector=chosen, wait=True)
+        selector = models.FilterSelector(filter=models.Filter(must=[condition]))
+        client.delete(self.collection, points_selector=selector, wait=True)
 
     def _is_server(self) -> bool:
         return self.address.reveal().startswith(("http://", "https://"))
 
     @contextmanager
     def _errors(self) -> Iterator[tuple[Any, Any]]:
-        """Yield client and models; the client's errors within the body are raised as ours.
+        """Yield client and models; translate errors of the client in the body.
 
         Raises:
             MissingExtraError: If the client is not installed.
@@ -242,15 +238,15 @@ class QdrantCollection:
             yield self._client(), models
         except UnexpectedResponse as error:
             if error.status_code == 404:
-                raise self.damaged(f"the server holds no collection {self.collection}") from error
+                raise self.damaged(f"the server has no collection {self.collection}") from error
             raise self._unreachable(f"it answers {error.status_code}") from error
         except (ResponseHandlingException, OSError, RuntimeError) as error:
             raise self._unreachable(str(error).split("\n", 1)[0]) from error
-        except ValueError as error:  # how the local mode says that a collection is not there
+        except ValueError as error:  # the local mode's error for a missing collection
             raise self.damaged(str(error).split("\n", 1)[0]) from error
 
     def _client(self) -> Any:
-        """Return the client of the address; one in a process, since local mode takes no second."""
+        """Return the process's client of the address, since local mode allows only one."""
         from qdrant_client import QdrantClient
 
         address = self.address.reveal()
@@ -269,7 +265,7 @@ class QdrantCollection:
 
     def _unreachable(self, reason: str) -> ResourceError:
         return ResourceError(
-            f"Qdrant does not answer, or gives up: {reason}",
+            f"Qdrant does not answer: {reason}",
             code="rag.store-unreachable",
             where=str(self.where),
             expected=f"a server at {self.address.reference}",
@@ -278,29 +274,24 @@ class QdrantCollection:
 
 
 _SLACK = 16
-
-
 _SELECTIVE_FACTOR = 4
-
-
-"""Contents are named one by one where they are fewer than one in so many."""
-
+"""A payload filter is used if the view has less than this fraction (1/n) of all points."""
 
 Matches = tuple["NDArray[np.int64]", "NDArray[np.float32]"]
 
 
 class QdrantVectors:
-    """The vectors of one population; see ``stillroom.rag.storage.protocol.DenseSearch``."""
+    """Vectors of one population; see ``stillroom.rag.storage.protocol.DenseSearch``."""
 
     def __init__(
         self, points: QdrantCollection, everyone: PassageRows, oversampling: int | None
     ) -> None:
-        """Make a view; nothing is asked yet.
+        """Create a view; nothing is fetched yet.
 
         Args:
-            points: The collection.
-            everyone: The passages of the population.
-            oversampling: What was measured to suffice for search that ``is_near``.
+            points: Collection of the vectors.
+            everyone: Passages of the population.
+            oversampling: Oversampling of approximate search; None for exact search.
         """
         self._points, self._everyone = points, everyone
         self._oversampling = oversampling
@@ -319,74 +310,74 @@ class QdrantVectors:
         condition: SqlCondition,
         is_near: bool = False,
     ) -> Matches:
-        """Return the best ``k`` places and their scores, best first."""
+        """Return the best ``k`` positions and their scores, best first."""
         query = np.asarray(vector, dtype=np.float32)
-        seen = self._everyone.mask if mask is None else np.asarray(mask, dtype=bool)
-        allowed = int(np.count_nonzero(seen))
+        visible = self._everyone.mask if mask is None else np.asarray(mask, dtype=bool)
+        allowed = int(np.count_nonzero(visible))
         if not allowed:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         if is_near and self._oversampling is not None:
-            found = self._search_near(query, k, seen, allowed, self._oversampling)
-            if found is not None:
-                return found
-        return self._search_exact(query, k, seen, allowed)
+            matches = self._search_near(query, k, visible, allowed, self._oversampling)
+            if matches is not None:
+                return matches
+        return self._search_exact(query, k, visible, allowed)
 
     def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
-        """Measure what HNSW finds of the best ``k``, and search so from here."""
-        seen = self._everyone.mask
+        """Measure recall of HNSW search, and use the smallest sufficient oversampling."""
+        visible = self._everyone.mask
         allowed = len(self._everyone)
         measured = calibrate_oversampling(
             queries,
-            lambda query: self._search_exact(query, k, seen, allowed)[1],
-            lambda query, oversampling: self._search_near(query, k, seen, allowed, oversampling),
+            lambda query: self._search_exact(query, k, visible, allowed)[1],
+            lambda query, oversampling: self._search_near(query, k, visible, allowed, oversampling),
             k=k,
             least=least,
         )
         self._oversampling = measured.oversampling
         return measured
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of places of the population, (N, D)."""
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return vectors by positions in the population, (N, D)."""
         order = np.argsort(self._starts, kind="stable")
-        at = order[np.searchsorted(self._starts[order], places, side="right") - 1]
-        keys = (self._contents[at] << PASSAGE_BITS) + places - self._starts[at]
+        documents = order[np.searchsorted(self._starts[order], positions, side="right") - 1]
+        keys = (self._contents[documents] << PASSAGE_BITS) + positions - self._starts[documents]
         return self._points.fetch([int(key) for key in keys])
 
     def _search_exact(
-        self, query: NDArray[np.float32], k: int, seen: NDArray[np.bool_], allowed: int
+        self, query: NDArray[np.float32], k: int, visible: NDArray[np.bool_], allowed: int
     ) -> Matches:
-        wanted, many = min(k, allowed), k + _SLACK
-        named = self._name_contents(seen, allowed)
+        depth, limit = min(k, allowed), k + _SLACK
+        contents = self._name_contents(visible, allowed)
         while True:
-            keys, matrix, products = self._points.search(query, many, contents=named, ef=None)
-            places, scores = self._score(query, keys, matrix, seen)
-            if len(keys) < many:
-                return places[:k], scores[:k]
+            keys, matrix, products = self._points.search(query, limit, contents=contents, ef=None)
+            positions, scores = self._score(query, keys, matrix, visible)
+            if len(keys) < limit:
+                return positions[:k], scores[:k]
             norms = float(np.linalg.norm(query)) * self._longest(matrix)
             least = products[-1] + norms * len(query) * 2.0**-22
-            if len(places) >= wanted and least < scores[wanted - 1]:
-                return places[:k], scores[:k]
-            many *= 4
+            if len(positions) >= depth and least < scores[depth - 1]:
+                return positions[:k], scores[:k]
+            limit *= 4
 
     def _search_near(
         self,
         query: NDArray[np.float32],
         k: int,
-        seen: NDArray[np.bool_],
+        visible: NDArray[np.bool_],
         allowed: int,
         oversampling: int,
     ) -> Matches | None:
-        """Return about the best, or None where exact search is surer."""
-        wanted = k * oversampling
-        if is_selective(allowed, self._count(), wanted):
+        """Return approximately the best rows, or None where exact search is preferable."""
+        depth = k * oversampling
+        if is_selective(allowed, self._count(), depth):
             return None
-        named = self._name_contents(seen, allowed)
-        keys, matrix, _ = self._points.search(query, wanted, contents=named, ef=wanted)
-        places, scores = self._score(query, keys, matrix, seen)
-        return (places[:k], scores[:k]) if len(places) >= min(k, allowed) else None
+        contents = self._name_contents(visible, allowed)
+        keys, matrix, _ = self._points.search(query, depth, contents=contents, ef=depth)
+        positions, scores = self._score(query, keys, matrix, visible)
+        return (positions[:k], scores[:k]) if len(positions) >= min(k, allowed) else None
 
     def _longest(self, matrix: NDArray[np.float32]) -> float:
-        """Return a bound of the norms: embedders give vectors of length one, or about that."""
+        """Return a bound of the norms, which are about 1 for embedding models."""
         return 2.0 * max(1.0, float(np.linalg.norm(matrix, axis=1).max(initial=0.0)))
 
     def _count(self) -> int:
@@ -394,28 +385,28 @@ class QdrantVectors:
             self._total = self._points.count()
         return self._total
 
-    def _name_contents(self, seen: NDArray[np.bool_], allowed: int) -> list[int] | None:
+    def _name_contents(self, visible: NDArray[np.bool_], allowed: int) -> list[int] | None:
         if allowed * _SELECTIVE_FACTOR > self._count():
             return None
-        shown = seen[self._starts]
-        return [int(key) for key in self._contents[shown]]
+        is_visible = visible[self._starts]
+        return [int(key) for key in self._contents[is_visible]]
 
     def _score(
         self,
         query: NDArray[np.float32],
         keys: list[int],
         matrix: NDArray[np.float32],
-        seen: NDArray[np.bool_],
+        visible: NDArray[np.bool_],
     ) -> Matches:
-        """Return the places of keys that are seen, and their exact scores, best first."""
+        """Return the positions of visible keys and their exact scores, best first."""
         passages = np.array(keys, dtype=np.int64)
-        contents, positions = passages >> PASSAGE_BITS, passages & ((1 << PASSAGE_BITS) - 1)
-        at = np.searchsorted(self._contents, contents)
-        at[at == len(self._contents)] = 0
-        known = (self._contents[at] == contents) & (positions < self._counts[at])
-        places = np.where(known, self._starts[at] + positions, 0)
-        known &= seen[places]
+        contents, offsets = passages >> PASSAGE_BITS, passages & ((1 << PASSAGE_BITS) - 1)
+        documents = np.searchsorted(self._contents, contents)
+        documents[documents == len(self._contents)] = 0
+        known = (self._contents[documents] == contents) & (offsets < self._counts[documents])
+        positions = np.where(known, self._starts[documents] + offsets, 0)
+        known &= visible[positions]
         scores = DenseEngine([matrix]).score(query, np.arange(len(keys)))[known]
-        places = places[known]
-        order = np.lexsort((places, -scores))
-        return places[order], scores[order]
+        positions = positions[known]
+        order = np.lexsort((positions, -scores))
+        return positions[order], scores[order]

@@ -49,7 +49,7 @@ __all__ = ["QdrantIndexWriter", "QdrantReusableContent", "QdrantSnapshot", "Qdra
 
 @dataclass(frozen=True, slots=True)
 class _DocumentWithoutVectors:
-    """A part without its vectors: what the folder's segments keep of it."""
+    """A staged document without vectors, for the folder's segments."""
 
     part: StagedDocument
 
@@ -75,45 +75,45 @@ class _DocumentWithoutVectors:
 
 @dataclass(frozen=True)
 class QdrantSnapshot(FolderSnapshot):
-    """A snapshot whose vectors lie in a collection."""
+    """A snapshot with vectors in a collection."""
 
     points: QdrantCollection
     _views: list[QdrantVectors] = field(default_factory=list)
 
     @classmethod
-    def over(cls, opened: FolderSnapshot, points: QdrantCollection) -> Self:
-        """Show a snapshot of the folder with the vectors of a collection."""
+    def from_folder(cls, opened: FolderSnapshot, points: QdrantCollection) -> Self:
+        """Return a snapshot of the folder with the vectors of a collection."""
         return cls(
-            opened.folder, opened.ledger, opened.snapshot, opened.pin, opened.segments, points
+            opened.folder, opened.catalog, opened.snapshot, opened.lease, opened.segments, points
         )
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> QdrantVectors:  # type: ignore[override]  # another engine behind the same protocol
-        """Return what searches the vectors of a population."""
-        measured = self.recall(MEASURED_RECALL)
-        chosen = measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
-        self._views[:] = [QdrantVectors(self.points, everyone, chosen)]
+        """Return a vector search engine over a population."""
+        measured = self.get_setting(MEASURED_RECALL)
+        oversampling = measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
+        self._views[:] = [QdrantVectors(self.points, everyone, oversampling)]
         return self._views[0]
 
-    def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return vectors, (N, D) float32; of the population that was opened last."""
-        return self._views[0].vectors_at(np.asarray(places))
+    def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return vectors by positions in the population that was opened last, (N, D) float32."""
+        return self._views[0].vectors_at(np.asarray(positions))
 
     def follow(self) -> QdrantSnapshot:
         """Return the newest snapshot, opened beside this one."""
-        return QdrantSnapshot.over(FolderSnapshot.follow(self), self.points)
+        return QdrantSnapshot.from_folder(FolderSnapshot.follow(self), self.points)
 
 
 class QdrantReusableContent(FolderReusableContent):
-    """What the newest snapshot holds, its vectors read from the collection."""
+    """Reusable content with vectors from the collection."""
 
     def __init__(self, opened: FolderSnapshot, points: QdrantCollection) -> None:
-        """Read an open snapshot, the newest."""
+        """Reuse the content of an open snapshot, the newest."""
         super().__init__(opened)
         self.points = points
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
-        """Return the vector made of a text, by its digest, and whether the text was cut."""
-        rows = self.ledger.query(
+        """Return the vector of a text, by its digest, and whether the text was truncated."""
+        rows = self.catalog.query(
             "SELECT key, truncated FROM passages WHERE embedded = ? ORDER BY key LIMIT 1",
             (embedded,),
         )
@@ -123,17 +123,19 @@ class QdrantReusableContent(FolderReusableContent):
 
     def vectors_of(self, content: int, count: int) -> NDArray[Any]:
         """Return the vectors of a content's passages, (N, D)."""
-        return self.points.fetch([(content << PASSAGE_BITS) + at for at in range(count)])
+        return self.points.fetch(
+            [(content << PASSAGE_BITS) + position for position in range(count)]
+        )
 
 
 class QdrantIndexWriter(FolderIndexWriter):
-    """The folder's writer, which writes vectors as points before it commits."""
+    """Writer of the folder that writes vectors as points before each commit."""
 
     points: QdrantCollection
 
-    def list_files(self, home: Path) -> list[FileEntry]:
-        """Return the entries of all that the ledger names, and of store.json."""
-        return [*super().list_files(home), build_file_entry(home, self.folder / STORE_FILE)]
+    def list_files(self, root: Path) -> list[FileEntry]:
+        """Return entries of all files in the catalog, and of store.json."""
+        return [*super().list_files(root), build_file_entry(root, self.folder / STORE_FILE)]
 
     def commit(
         self,
@@ -146,8 +148,8 @@ class QdrantIndexWriter(FolderIndexWriter):
         """Publish a change as the next snapshot; see ``FolderIndexWriter.commit``.
 
         Raises:
-            ResourceError: If the disk is full or the server does not answer; the index is then as
-                it was.
+            ResourceError: If the disk is full or the server does not answer; the index is then
+                unchanged.
         """
         before = self._list_contents()
         snapshot = super().commit(change, reason=reason, keep=keep, check=check)
@@ -155,14 +157,14 @@ class QdrantIndexWriter(FolderIndexWriter):
         return snapshot
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Merge all segments, and remove every point that no snapshot needs."""
+        """Merge all segments, and remove points that no snapshot needs."""
         snapshot = super().compact(check=check)
         known = self._list_contents()
         self.points.remove(sorted({content for _, content, *_ in self.points.scroll()} - known))
         return snapshot
 
-    def clear_up(self) -> None:
-        """Remove the points of a change that was never committed."""
+    def remove_uncommitted(self) -> None:
+        """Remove the points of an uncommitted change."""
         self.points.remove_after(max(self._list_contents(), default=0))
 
     def _list_contents(self) -> set[int]:
@@ -195,68 +197,68 @@ class QdrantIndexWriter(FolderIndexWriter):
 
 @dataclass(frozen=True, slots=True)
 class QdrantStore:
-    """See ``stillroom.rag.storage.protocol.IndexStorage``."""
+    """Store of an index in Qdrant; see ``stillroom.rag.storage.protocol.IndexStorage``."""
 
     folder: Path
     points: QdrantCollection
 
-    def read(self, wanted: int | str | None = None, *, verify: bool) -> QdrantSnapshot:
-        """Open a snapshot, by default the newest; ``verify`` holds the folder's files."""
-        opened = open_folder_snapshot(self.folder, wanted, verify=verify)
-        return QdrantSnapshot.over(opened, self.points)
+    def read(self, selector: int | str | None = None, *, verify: bool) -> QdrantSnapshot:
+        """Open a snapshot, by default the newest; ``verify`` covers only the folder's files."""
+        opened = open_folder_snapshot(self.folder, selector, verify=verify)
+        return QdrantSnapshot.from_folder(opened, self.points)
 
     def hold(self) -> QdrantReusableContent:
-        """Open the newest snapshot for taking over what it holds."""
+        """Open the newest snapshot to reuse its content."""
         return QdrantReusableContent(open_folder_snapshot(self.folder, verify=False), self.points)
 
     def write(self) -> QdrantIndexWriter:
-        """Open for writing, and clear up after a writer that was killed."""
+        """Open the index for writing, and remove what an interrupted writer left."""
         writer = QdrantIndexWriter.open(self.folder)
         writer.points = self.points
         try:
-            writer.clear_up()
+            writer.remove_uncommitted()
         except BaseException:
             writer.close()
             raise
         return writer
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that can be opened, oldest first."""
+        """Return the existing snapshots, oldest first."""
         return FolderStore(self.folder).snapshots()
 
     def check(self) -> list[IntegrityIssue]:
-        """Return everything that does not agree; every vector is held against its digest."""
-        found = check_folder(self.folder)
+        """Return all integrity issues, with every vector compared with its digest."""
+        issues = check_folder(self.folder)
         opened = open_folder_snapshot(self.folder, verify=False)
         try:
-            wanted = {int(key) for (key,) in opened.ledger.query("SELECT key FROM passages")}
+            expected = {int(key) for (key,) in opened.catalog.query("SELECT key FROM passages")}
         finally:
             opened.close()
-        seen: set[int] = set()
+        present: set[int] = set()
         for key, _, digest, vector in self.points.scroll():
-            seen.add(key)
-            if key in wanted and digest_vector(vector) != digest:
-                found.append(
+            present.add(key)
+            if key in expected and digest_vector(vector) != digest:
+                issues.append(
                     IntegrityIssue("points", f"the vector of passage {key} was changed", False)
                 )
-        if wanted - seen:
-            found.append(
-                IntegrityIssue("points", f"{len(wanted - seen)} vectors are missing", False)
+        if expected - present:
+            issues.append(
+                IntegrityIssue("points", f"{len(expected - present)} vectors are missing", False)
             )
-        if seen - wanted:
-            what = f"{len(seen - wanted)} points belong to no passage"
-            found.append(IntegrityIssue("points", what, is_derived=True))
-        return found
+        if present - expected:
+            problem = f"{len(present - expected)} points have no passage"
+            issues.append(IntegrityIssue("points", problem, is_derived=True))
+        return issues
 
-    def repair(self, found: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
-        """Remove points of no passage, and make the files beside again."""
+    def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+        """Remove points without a passage, and rebuild derived files."""
         with self.write() as writer:
-            if any(one.path == "points" for one in found):
+            if any(issue.path == "points" for issue in issues):
                 writer.compact()
             update_manifest(writer)
 
     def measure(self) -> StoreSize:
-        """Return how much the folder takes; what a server takes it does not say."""
+        """Return the size of the folder; the size of the collection is unknown."""
         return FolderStore(self.folder).measure()
 
     def discard(self) -> None:

@@ -25,9 +25,9 @@ from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.folder.reader import FolderReusableContent
 
 folder = Path(sys.argv[1])
-held = FolderReusableContent(open_folder_snapshot(folder, verify=False))
-digest = held.ledger.query("SELECT digest FROM contents")[0][0]
-part = RenamedDocument(held.find_same(digest)[0], "x.md")
+reusable = FolderReusableContent(open_folder_snapshot(folder, verify=False))
+digest = reusable.catalog.query("SELECT digest FROM contents")[0][0]
+part = RenamedDocument(reusable.find_same(digest)[0], "x.md")
 writer.stage_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
 change = IndexUpdate(puts=[(part, DocumentMetadata())])
 writer.FolderIndexWriter.open(folder).commit(change, reason="killed", keep=1)
@@ -42,7 +42,7 @@ def place(build, tmp_path):
 
 def remove(place, *paths, keep=16):
     with FolderIndexWriter.open(place / "output") as writer:
-        rows = writer.ledger.query("SELECT key, path FROM documents WHERE died > 1000000")
+        rows = writer.catalog.query("SELECT key, path FROM documents WHERE died > 1000000")
         keys = [key for key, path in rows if path in paths]
         return writer.commit(IndexUpdate(removes=keys), reason="removed", keep=keep)
 
@@ -118,7 +118,7 @@ def test_an_older_snapshot_is_asked_by_number_or_by_digest(place):
 def test_a_snapshot_that_is_not_kept_is_refused_and_its_text_is_off_the_disk(place):
     assert b"sixteen hours" in (place / "output/ledger.sqlite").read_bytes()
     remove(place, "animals/cats.md", keep=1)
-    with pytest.raises(DataError, match="holds no snapshot '1'") as caught:
+    with pytest.raises(DataError, match="has no snapshot '1'") as caught:
         Index.open(place, snapshot=1)
     assert caught.value.code == "rag.no-such-snapshot"
     assert b"sixteen hours" not in (place / "output/ledger.sqlite").read_bytes()
@@ -176,8 +176,8 @@ def test_what_a_killed_writer_left_is_never_seen_and_goes_with_the_next(place):
     with Index.open(place) as index:
         assert (index.digest, len(index)) == (digest, count)
     with FolderIndexWriter.open(place / "output") as writer:
-        assert writer.ledger.query("SELECT count(*) FROM contents") == [(6,)]
-        assert writer.ledger.find_snapshot().digest == digest
+        assert writer.catalog.query("SELECT count(*) FROM contents") == [(6,)]
+        assert writer.catalog.find_snapshot().digest == digest
     assert not get_segment_folder(place / "output", 2).exists()
 
 

@@ -279,4 +279,4 @@ def test_an_index_whose_schema_is_gone_says_so(tmp_path):
     open_store(folder).discard()
     with pytest.raises(IntegrityError) as caught:
         Index.open(folder)
-    assert "holds no schema" in caught.value.problems[0].what
+    assert "has no schema" in caught.value.problems[0].what
