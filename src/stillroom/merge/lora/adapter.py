@@ -141,8 +141,8 @@ class Adapter:
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a base's tensor of that shape can be changed."""
         change = self._changes[name]
-        whole = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
-        if any(found != shape for found in whole):
+        shapes = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
+        if any(full_shape != shape for full_shape in shapes):
             return False
         if not change.left:
             return True
@@ -154,8 +154,8 @@ class Adapter:
     def matrices(self, name: str) -> tuple[Array, Array]:
         """Return B with the scale in it and A, float64, as peft holds them: (out, r), (r, in)."""
         change = self._changes[name]
-        left, right = self._file.array(change.left), self._file.array(change.right)
-        return left * change.scale, right
+        b, a = self._file.array(change.left), self._file.array(change.right)
+        return b * change.scale, a
 
     def is_embedding(self, name: str) -> bool:
         """Return whether the tensor is that of an embedding, whose A holds a column a token."""
@@ -197,12 +197,12 @@ class Adapter:
         right = self._file.array(change.right, dtype)
         if self._runs_down(change, width):
             left, right = right.T, left.T
-        made = (np.ascontiguousarray(left) * left.dtype.type(change.scale), right)
+        factors = (np.ascontiguousarray(left) * left.dtype.type(change.scale), right)
         with self._lock:
-            self._factors[key] = made
+            self._factors[key] = factors
             while len(self._factors) > _CACHED_FACTORS:
                 self._factors.popitem(last=False)
-        return made
+        return factors
 
     def bias(self, name: str, *, dtype: Any = np.float64) -> Array:
         """Return what is added to a bias, scale included."""
@@ -299,7 +299,7 @@ class Adapter:
             )
         step = count_block_rows((len(left), width))
         first = start // step * step
-        tiles = [left[at : at + step] @ right for at in range(first, stop, step)]
+        tiles = [left[row : row + step] @ right for row in range(first, stop, step)]
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return joined[start - first : stop - first]
 
@@ -341,12 +341,12 @@ class AdaptedCheckpoint:
         for name in adapter.names():
             if self._is_tied_copy(name):
                 continue
-            found = base.shape(name) if name in base else None
-            if found is None or not adapter.fits(name, found):
-                what = "there is none in the base" if found is None else f"the base's is {found}"
+            shape = base.shape(name) if name in base else None
+            if shape is None or not adapter.fits(name, shape):
+                problem = "there is none in the base" if shape is None else f"the base's is {shape}"
                 problems.append(
                     Problem(
-                        f"the adapter changes tensor '{name:.120}', and {what}",
+                        f"the adapter changes tensor '{name:.120}', and {problem}",
                         "merge.adapter-fit",
                         str(adapter.folder),
                         f"the base that it was trained on: {adapter.base_name or 'not named'}",
@@ -366,9 +366,9 @@ class AdaptedCheckpoint:
             return False
         digest = self.adapter.digest_replaced(name)
         return any(
-            self.adapter.digest_replaced(other) == digest
-            for other in self.adapter.names()
-            if other in self.base
+            self.adapter.digest_replaced(tensor) == digest
+            for tensor in self.adapter.names()
+            if tensor in self.base
         )
 
     @cached_property
@@ -405,9 +405,9 @@ def _digest(data: bytearray | memoryview) -> str:
     return digest_bytes(memoryview(data))
 
 
-def _mismatch_error(name: str, what: str, expected: str) -> ShapeError:
+def _mismatch_error(name: str, problem: str, expected: str) -> ShapeError:
     return ShapeError(
-        f"the adapter does not fit tensor '{name:.120}', which {what}",
+        f"the adapter does not fit tensor '{name:.120}', which {problem}",
         code="merge.adapter-fit",
         where=name,
         expected=expected,

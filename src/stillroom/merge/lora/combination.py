@@ -74,8 +74,8 @@ class AdapterMergeReport:
     def relative(self) -> float:
         """The norm of all that was cut; over all layers, relative to the whole."""
         cut = math.fsum(layer.error**2 for layer in self.layers)
-        whole = math.fsum(layer.norm**2 for layer in self.layers)
-        return math.sqrt(cut / whole) if whole > 0 else 0.0
+        total = math.fsum(layer.norm**2 for layer in self.layers)
+        return math.sqrt(cut / total) if total > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -134,13 +134,13 @@ def compress_product(
 
 def choose_rank(values: Array, *, rank: int | None = None, energy: float | None = None) -> int:
     """Return how many singular values are kept: at least one, and no more than asked for."""
-    kept = len(values) if rank is None else min(rank, len(values))
+    rank_kept = len(values) if rank is None else min(rank, len(values))
     if energy is not None:
         shares = np.cumsum(values**2)
         total = shares[-1] if len(shares) else 0.0
         needed = int(np.searchsorted(shares, energy * total * (1 - 1e-15))) + 1
-        kept = min(kept, needed if total > 0 else 1)
-    return max(1, kept)
+        rank_kept = min(rank_kept, needed if total > 0 else 1)
+    return max(1, rank_kept)
 
 
 def merge_adapters(
@@ -185,12 +185,12 @@ def merge_adapters(
         layers += _merge_tensor(name, having, parts, rank, energy, base)
     notes = _find_notes(adapters)
     result = AdapterMergeReport(folder, tuple(layers), tuple(sorted(parts.whole)), notes)
-    listed = [
+    rows = [
         f"| {adapter.folder.name} | {weight:g} | `{adapter.fingerprint}` |"
         for adapter, weight in zip(adapters, weights, strict=True)
     ]
     body = ["The weighted sum of adapters, merged by Stillroom in their own space.", ""]
-    body += ["| adapter | weight | fingerprint |", "|---|---|---|", *listed, ""]
+    body += ["| adapter | weight | fingerprint |", "|---|---|---|", *rows, ""]
     body += [f"Relative error of the sum after compression: {result.relative:.3g}.", *notes]
     save_adapter(
         folder,
@@ -227,12 +227,12 @@ def _merge_tensor(
     if all(adapter.is_replaced(name) for adapter, _ in having):
         parts.whole[name] = _sum_whole(name, having, base)
         return
-    brought = {adapter.digest_replaced(name) for adapter, _ in having}
-    if len(brought) > 1 or any(
+    replacements = {adapter.digest_replaced(name) for adapter, _ in having}
+    if len(replacements) > 1 or any(
         not adapter.rank(name) or adapter.has_lengths(name) for adapter, _ in having
     ):
         raise _not_a_sum_error(name, having)
-    if brought != {""}:
+    if replacements != {""}:
         parts.carried[name] = having[0][0].replacement(name)
     pairs = [(adapter.matrices(name), weight) for adapter, weight in having]
     left = np.concatenate([b * weight for (b, _), weight in pairs], axis=1)
