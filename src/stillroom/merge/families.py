@@ -55,11 +55,11 @@ class PruningMethod(MergeMethod):
     )
 
     @abstractmethod
-    def prune(self, vectors: Sequence[Array], measured: Any, at: BlockContext) -> list[Array]:
+    def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
         """Return the vectors of one block with dropped elements set to zero."""
 
     @abstractmethod
-    def prune_whole(self, vectors: Sequence[torch.Tensor], at: BlockContext) -> list[torch.Tensor]:
+    def prune_whole(self, vectors: Sequence[torch.Tensor], context: BlockContext) -> list[torch.Tensor]:
         """Return whole vectors, pruned as in mergekit 0.1.5."""
 
     @override

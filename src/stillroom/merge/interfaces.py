@@ -194,7 +194,7 @@ class MergeMethod(Method):
 
     @abstractmethod
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         """Merge one block.
 
@@ -211,7 +211,7 @@ class MergeMethod(Method):
     def replicate(
         self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
-        """Merge one whole tensor exactly as mergekit 0.1.5 does, operation by operation, in its type.
+        """Merge one whole tensor exactly as mergekit 0.1.5 does, in the tensors' type.
 
         Random numbers come from torch's global generator, which is seeded once per merge.
         """

@@ -147,7 +147,7 @@ def gather_merged_gram_matrices(
     overwrite: bool = False,
     on_layer: Callable[[], None] | None = None,
 ) -> list[ModelStatistics]:
-    """Write the Gram matrices of RegMean++: layer inputs are computed by the merged layers before it.
+    """Write the Gram matrices of RegMean++, whose layer inputs come from merged layers.
 
     Layer by layer, the records of every model run through the layers merged so far and then through
     that model's layer. This yields the layer's statistics, with which the layer is merged. All
@@ -207,7 +207,7 @@ def gather_merged_gram_matrices(
 
 
 class _AllInputsSeenError(Exception):
-    """All watched layers have received their input; the forward pass ends here."""
+    """All watched layers have received their input; end the forward pass."""
 
 
 class _GramMatrices:
@@ -298,7 +298,7 @@ def _merge_group(
 
 
 def _in_layers(parameters: Mapping[str, Any]) -> list[list[str]]:
-    """Group parameter names in forward order: before, in and after the layers."""
+    """Group parameter names in forward order."""
     groups: dict[str, list[str]] = {}
     before: list[str] = []
     after: list[str] = []

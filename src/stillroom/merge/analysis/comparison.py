@@ -479,9 +479,7 @@ def _measure_tensor(
 
 
 def _count_pairs(block: RowBlock, cuts: Sequence[TrimThreshold | None]) -> Array:
-    """Count per pair: changed by both, opposed; after trimming: kept of both, of either, "
-    "opposed.
-    """
+    """Count per pair: both changed, opposed; trimmed: kept of both, of either, opposed."""
     trimmed = [trim(v, cut, block.at) for v, cut in zip(block.parents, cuts, strict=True)]
     rows = []
     for i, j in combinations(range(len(trimmed)), 2):

@@ -194,10 +194,10 @@ class MergekitExecutor(MergeExecutor):
                     lambda member: self._read(member, member.base or member.parents[0], dtype)
                 )
             parents = [
-                group.join(lambda member, at=at: self._read(member, member.parents[at], dtype))  # type: ignore[misc]
-                for at in range(len(first.parents))
+                group.join(lambda member, number=number: self._read(member, member.parents[number], dtype))  # type: ignore[misc]
+                for number in range(len(first.parents))
             ]
-            at = BlockContext(
+            context = BlockContext(
                 group.name,
                 tuple(parents[0].shape),
                 tuple(self.merge.sources[home.source].name for home in first.parents),
@@ -208,7 +208,7 @@ class MergekitExecutor(MergeExecutor):
                 first.layer,
             )
             with limit_threads(1):
-                merged = first.tuned.method.replicate(base, parents, at)
+                merged = first.tuned.method.replicate(base, parents, context)
             group.merged = merged.to("cpu", torch_dtype(tensor.stored))
         bits = _as_bits(group.part(tensor.name), tensor.stored).reshape(tensor.shape)
         if tensor.name == group.last:

@@ -278,7 +278,7 @@ def _save_lora(
     save_adapter(
         result.folder,
         parts.factors,
-        whole=read,
+        replaced_tensors=read,
         carried=carried,
         base_name=str(base.folder),
         config={"fan_in_fan_out": is_across, "bias": "lora_only" if carried else "none"},

@@ -139,7 +139,7 @@ class _DocumentConverter:
 
     def check_top(self) -> None:
         """Refuse keys of the document that nobody reads; parameters may have lost their place."""
-        kept = {}
+        known = {}
         for key, value in self.data.items():
             here = self.at(key)
             if key == "int8_mask":
@@ -147,8 +147,8 @@ class _DocumentConverter:
             elif key in _OVERLOOKED:
                 self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
             else:
-                kept[key] = value
-        self.report.check_keys(self.path, kept, _KEYS)
+                known[key] = value
+        self.report.check_keys(self.path, known, _KEYS)
 
     # What stands in the file.
 
@@ -162,9 +162,9 @@ class _DocumentConverter:
     def read_parts(self) -> list[MergedPart]:
         models, slices = self.data.get("models"), self.data.get("slices")
         modules = self.data.get("modules")
-        if sum(each is not None for each in (models, slices, modules)) != 1:
-            what = "needs either models, slices or modules"
-            self.report.refuse(self.path, what, "one of the three")
+        if sum(section is not None for section in (models, slices, modules)) != 1:
+            problem = "needs either models, slices or modules"
+            self.report.refuse(self.path, problem, "one of the three")
             return []
         if modules is not None:
             return self.read_modules(modules)
@@ -187,14 +187,14 @@ class _DocumentConverter:
                 "modules by name, each with models",
             )
             return []
-        found = [
+        parts = [
             part
             for name, data in modules.items()
             for part in self.read_module(self.at("modules", name), name, data)
         ]
-        if len({part.module for part in found if part.is_sliced}) > 1:
+        if len({part.module for part in parts if part.is_sliced}) > 1:
             self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
-        return found
+        return parts
 
     def read_module(self, path: KeyPath, name: str, data: Any) -> list[MergedPart]:
         if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
@@ -213,7 +213,7 @@ class _DocumentConverter:
         if not has_main_layers(name):
             self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
             return []
-        read = [self.read_slice((*path, key, at), part) for at, part in enumerate(listed)]
+        read = [self.read_slice((*path, key, number), part) for number, part in enumerate(listed)]
         return [
             replace(part, module=name, parameters=join_parameters(part.parameters, shared))
             for part in read
@@ -234,24 +234,24 @@ class _DocumentConverter:
         return MergedPart(entries, parameters, path)
 
     def read_entries(
-        self, path: KeyPath, listed: Sequence[Any], what: str
+        self, path: KeyPath, listed: Sequence[Any], kind: str
     ) -> tuple[MergedModel, ...]:
-        found = []
+        entries = []
         for number, data in enumerate(listed):
             here = (*path, number)
             if not isinstance(data, dict) or "model" not in data:
-                self.report.refuse(here, f"is no {what}", "{model: NAME, parameters: {...}}")
+                self.report.refuse(here, f"is no {kind}", "{model: NAME, parameters: {...}}")
                 continue
-            known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
+            known = ("model", "parameters", *(["layer_range"] if kind == "source" else []))
             self.report.check_entry(here, data, known, _OVERLOOKED)
             model = self.reader.read((*here, "model"), data["model"])
             parameters = self.read_parameters(
                 (*here, "parameters"), data.get("parameters"), is_own=True
             )
-            layers = self.read_layers(here, data) if what == "source" else None
+            layers = self.read_layers(here, data) if kind == "source" else None
             if model is not None:
-                found.append(MergedModel(model, parameters, here, layers))
-        return tuple(found)
+                entries.append(MergedModel(model, parameters, here, layers))
+        return tuple(entries)
 
     def read_layers(self, path: KeyPath, data: Mapping[str, Any]) -> tuple[int, int] | None:
         value = data.get("layer_range")
@@ -273,7 +273,7 @@ class _DocumentConverter:
         if not isinstance(data, dict):
             self.report.refuse(path, f"cannot be {data!r:.40}", "parameters by name")
             return {}
-        found = {}
+        parameters = {}
         for key, value in data.items():
             here = (*path, key)
             parameter = self.theirs.parameters.get(key)
@@ -288,14 +288,14 @@ class _DocumentConverter:
             elif is_own and not parameter.is_own and self.method != "passthrough":
                 self.report.note(here, "is read for all models together only")
             else:
-                found[key] = read_parameter(
+                parameters[key] = read_parameter(
                     self.report.tree,
                     here,
                     value,
                     self.report.problems,
                     wants_bool=isinstance(parameter.default, bool),
                 )
-        return found
+        return parameters
 
     # What it means.
 
@@ -388,8 +388,8 @@ class _DocumentConverter:
             return None
         if self.method == "karcher":  # its base is averaged in, and counts but once
             if has_tokenizer and len(models) > 2:
-                what = "cannot fill in for tokens and be averaged in at once"
-                self.report.refuse(self.at("base_model"), what, "no base_model: models suffice")
+                problem = "cannot fill in for tokens and be averaged in at once"
+                self.report.refuse(self.at("base_model"), problem, "no base_model: models suffice")
             if models[:1] != [self.base]:
                 self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
             return None
@@ -412,17 +412,19 @@ class _DocumentConverter:
         for number, entry in enumerate(part.entries):
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None or values.scalar != default:
-                    vary += [each.to_variation(setting, number) for each in values.conditions]
+                    vary += [
+                        condition.to_variation(setting, number) for condition in values.conditions
+                    ]
         for key, parameter in self.shared():
             conditions = part.parameters.get(key, ParameterValues()).conditions
-            vary += [each.to_variation(parameter.ours) for each in conditions]
+            vary += [condition.to_variation(parameter.ours) for condition in conditions]
         return {"models": sources, **({"vary": vary} if vary else {})}
 
     def group(
         self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
     ) -> list[dict[str, Any]]:
         """Return our parts of a recipe, what takes the rest last."""
-        found = []
+        groups = []
         for part in parts:
             if part.is_sliced:
                 continue
@@ -433,14 +435,17 @@ class _DocumentConverter:
             for entry in part.entries:
                 for setting, values, default in self.find_own(entry, part):
                     if values.scalar is None or values.scalar != default:
-                        at = models.index(entry.model)
-                        vary += [each.to_variation(setting, at) for each in values.conditions]
+                        number = models.index(entry.model)
+                        vary += [
+                            condition.to_variation(setting, number)
+                            for condition in values.conditions
+                        ]
             for key, parameter in self.shared():
                 conditions = part.parameters.get(key, ParameterValues()).conditions
-                vary += [each.to_variation(parameter.ours) for each in conditions]
-            made = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
-            found.append(made | ({"vary": vary} if vary else {}))
-        return sorted(found, key=lambda made: made["tensors"] == list(ALL_TENSORS))
+                vary += [condition.to_variation(parameter.ours) for condition in conditions]
+            group = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
+            groups.append(group | ({"vary": vary} if vary else {}))
+        return sorted(groups, key=lambda group: group["tensors"] == list(ALL_TENSORS))
 
     def leave_out(self, parts: Sequence[MergedPart]) -> dict[str, Any]:
         """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
@@ -460,17 +465,19 @@ class _DocumentConverter:
     ) -> list[dict[str, Any]]:
         """Set what models have of their own; return what differs from tensor to tensor."""
         vary: list[dict[str, Any]] = []
-        seen: set[ModelReference] = set()
+        listed: set[ModelReference] = set()
         for entry in part.entries:
-            if entry.model in seen:
+            if entry.model in listed:
                 self.report.refuse(entry.path, "is listed twice", "every model once")
-            seen.add(entry.model)
+            listed.add(entry.model)
             if entry.model not in models:
                 continue
             number = models.index(entry.model)
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None:
-                    vary += [each.to_variation(setting, number) for each in values.conditions]
+                    vary += [
+                        condition.to_variation(setting, number) for condition in values.conditions
+                    ]
                 elif values.scalar != default:
                     entries[number][setting] = values.scalar
         return vary
@@ -481,7 +488,7 @@ class _DocumentConverter:
         """Return a model's own settings, each with its values and what it is unless said."""
         if self.has_own_base and entry.model == self.base:
             return []
-        found = []
+        settings = []
         for key, parameter in self.theirs.parameters.items():
             if not parameter.is_own:
                 continue
@@ -491,7 +498,7 @@ class _DocumentConverter:
             values = values.before(find_default(parameter))
             if values.is_complete:
                 default = 1.0 if key == "weight" else float(parameter.default or 0)
-                found.append((parameter.ours, values, default))
+                settings.append((parameter.ours, values, default))
                 continue
             some = " for some tensors" if values.conditions else ""
             self.report.refuse(
@@ -499,7 +506,7 @@ class _DocumentConverter:
                 f"{key} of this model is missing{some}",
                 f"parameters: {{{key}: NUMBER}} here, or for all",
             )
-        return found
+        return settings
 
     def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
         """Set the method's settings; return what differs from tensor to tensor."""
@@ -520,7 +527,7 @@ class _DocumentConverter:
             if top.scalar is not None:
                 self.settings[parameter.ours] = top.scalar
             else:
-                vary += [each.to_variation(parameter.ours) for each in top.conditions]
+                vary += [condition.to_variation(parameter.ours) for condition in top.conditions]
         if self.method == "nuslerp":
             self.set_unit(parts)
         return vary
@@ -553,7 +560,7 @@ class _DocumentConverter:
         ]
 
     def read_types(self) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        dtypes: dict[str, Any] = {}
         for key in ("dtype", "out_dtype"):
             value = self.data.get(key)
             if value is not None and value not in _TYPES:
@@ -564,10 +571,10 @@ class _DocumentConverter:
                     suggest(str(value), _TYPES),
                 )
         if self.data.get("dtype") is not None:
-            made["compute"] = self.data["dtype"]
+            dtypes["compute"] = self.data["dtype"]
         if self.data.get("out_dtype") is not None:
-            made["out"] = {"dtype": self.data["out_dtype"]}
-        return made
+            dtypes["out"] = {"dtype": self.data["out_dtype"]}
+        return dtypes
 
     def read_template(self) -> dict[str, Any]:
         value = self.data.get("chat_template")
@@ -578,10 +585,10 @@ class _DocumentConverter:
                 self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
             )
         if value in _OTHER_TEMPLATES:
-            what = (
+            problem = (
                 f"{value} is the form its makers published; mergekit's differs in blanks and lines"
             )
-            self.report.warn(self.at("chat_template"), what)
+            self.report.warn(self.at("chat_template"), problem)
         return {"chat_template": value}
 
     # What is wrong with it.
