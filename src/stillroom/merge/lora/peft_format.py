@@ -304,7 +304,7 @@ def save_adapter(
         folder: Output folder.
         factors: Low-rank changes, by tensor name of the base (``….weight``).
         biases: Additions to biases of the same modules, by name (``….bias``).
-        whole: Tensors of modules that are replaced whole (``modules_to_save``).
+        replaced_tensors: Tensors of modules that are replaced whole (``modules_to_save``).
         carried: Tensors of the wrapped layers that replace the base's.
         base_name: The base, for ``base_model_name_or_path``.
         config: Additional entries of adapter_config.json.

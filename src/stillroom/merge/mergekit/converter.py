@@ -57,7 +57,7 @@ _OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale
 
 @dataclass
 class ConvertedRecipe:
-    """A finished recipe: its name, settings, place in the file, and what was overlooked."""
+    """A converted recipe: name, settings, position in the file, and notes on ignored keys."""
 
     name: str
     recipe: dict[str, Any]
@@ -66,19 +66,19 @@ class ConvertedRecipe:
 
 
 class ConfigConverter:
-    """Converts one document, and configurations that stand in it in a model's place."""
+    """Converts one document, and configurations nested in place of a model."""
 
     def __init__(
         self, tree: YamlTree, name: str, names: frozenset[str], folder: FilePath | None
     ) -> None:
-        """Stand over a document; ``names`` are those of the others."""
+        """Create a converter; ``names`` are those of the other documents."""
         self.tree, self.name = tree, name
         self.names, self.folder = names, folder
         self.problems: list[Problem] = []
         self._made: list[ConvertedRecipe] = []
 
     def convert(self) -> list[ConvertedRecipe]:
-        """Return the recipes, nested ones first; see ``problems`` before using them."""
+        """Return the recipes, nested ones first; check ``problems`` before using them."""
         self._convert((), self.name)
         return self._made
 
@@ -99,7 +99,7 @@ class ConfigConverter:
         )
 
     def nest(self, path: KeyPath) -> str:
-        """Convert the configuration at a path, and return the name it gets."""
+        """Convert the configuration at a path, and return its generated name."""
         name = f"{self.name}-{len(self._made) + 1}"
         while name in self.names:
             name += "-"
@@ -118,9 +118,9 @@ class _DocumentConverter:
         )
 
     def convert(self) -> dict[str, Any]:
-        """Return our recipe; empty where the document is too wrong to be read on."""
+        """Return the recipe; without models if the document cannot be read."""
         if not isinstance(self.data, dict):
-            self.report.refuse(self.path, "is no configuration", "a mapping with merge_method")
+            self.report.refuse(self.path, "is not a configuration", "a mapping with merge_method")
             return {"models": []}
         self.check_top()
         name = str(self.data.get("merge_method") or "")
@@ -138,19 +138,19 @@ class _DocumentConverter:
         return self.assemble([self.arrange(part) for part in parts])
 
     def check_top(self) -> None:
-        """Refuse keys of the document that nobody reads; parameters may have lost their place."""
+        """Report unknown top-level keys, and parameters outside of 'parameters'."""
         known = {}
         for key, value in self.data.items():
             here = self.at(key)
             if key == "int8_mask":
-                self.report.note(here, "changes no number")
+                self.report.note(here, "does not change the result")
             elif key in _OVERLOOKED:
                 self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
             else:
                 known[key] = value
         self.report.check_keys(self.path, known, _KEYS)
 
-    # What stands in the file.
+    # Reading the document.
 
     def at(self, *keys: str | int) -> KeyPath:
         return (*self.path, *keys)
@@ -163,23 +163,21 @@ class _DocumentConverter:
         models, slices = self.data.get("models"), self.data.get("slices")
         modules = self.data.get("modules")
         if sum(section is not None for section in (models, slices, modules)) != 1:
-            problem = "needs either models, slices or modules"
-            self.report.refuse(self.path, problem, "one of the three")
+            problem = "needs exactly one of models, slices and modules"
+            self.report.refuse(self.path, problem, "one of the three keys")
             return []
         if modules is not None:
             return self.read_modules(modules)
         key, listed = ("models", models) if models is not None else ("slices", slices)
         if not isinstance(listed, list) or not listed:
-            self.report.refuse(
-                self.at(key), f"cannot be {listed!r:.40}", "a list that is not empty"
-            )
+            self.report.refuse(self.at(key), f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
             return [MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
         return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
 
     def read_modules(self, modules: Any) -> list[MergedPart]:
-        """Return the parts of all modules; one of them may have slices."""
+        """Return the parts of all modules; only one of them may have slices."""
         if not isinstance(modules, dict) or not modules:
             self.report.refuse(
                 self.at("modules"),
@@ -193,19 +191,21 @@ class _DocumentConverter:
             for part in self.read_module(self.at("modules", name), name, data)
         ]
         if len({part.module for part in parts if part.is_sliced}) > 1:
-            self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
+            self.report.refuse(
+                self.at("modules"), "has slices of several modules", "slices of one module"
+            )
         return parts
 
     def read_module(self, path: KeyPath, name: str, data: Any) -> list[MergedPart]:
         if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
-            self.report.refuse(path, "needs either models or slices", "one of the two")
+            self.report.refuse(path, "needs either models or slices", "one of the two keys")
             return []
         self.report.check_keys(path, data, ("models", "slices", "parameters"))
         shared = self.read_parameters((*path, "parameters"), data.get("parameters"))
         key = "models" if "models" in data else "slices"
         listed = data[key]
         if not isinstance(listed, list) or not listed:
-            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a list with something")
+            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
             entries = self.read_entries((*path, key), listed, "model")
@@ -240,7 +240,7 @@ class _DocumentConverter:
         for number, data in enumerate(listed):
             here = (*path, number)
             if not isinstance(data, dict) or "model" not in data:
-                self.report.refuse(here, f"is no {kind}", "{model: NAME, parameters: {...}}")
+                self.report.refuse(here, f"is not a {kind}", "{model: NAME, parameters: {...}}")
                 continue
             known = ("model", "parameters", *(["layer_range"] if kind == "source" else []))
             self.report.check_entry(here, data, known, _OVERLOOKED)
@@ -267,7 +267,7 @@ class _DocumentConverter:
     def read_parameters(
         self, path: KeyPath, data: Any, *, is_own: bool = False
     ) -> dict[str, ParameterValues]:
-        """Return the parameters of one level that the method reads there."""
+        """Return the parameters at one level that the method reads there."""
         if data is None:
             return {}
         if not isinstance(data, dict):
@@ -278,15 +278,15 @@ class _DocumentConverter:
             here = (*path, key)
             parameter = self.theirs.parameters.get(key)
             if key == "int8_mask":
-                self.report.note(here, "changes no number")
+                self.report.note(here, "does not change the result")
             elif parameter is None and key in _OVERLOOKED:
-                self.report.note(here, f"is nothing that {self.method} reads")
+                self.report.note(here, f"is not read by {self.method}")
             elif key in _KEYS and parameter is None:
-                self.report.overlook(here, "it counts at the top of the file")
+                self.report.overlook(here, "it is only read at the top level of the file")
             elif parameter is None:
                 self.report.weigh_key(here, key, sorted(self.theirs.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":
-                self.report.note(here, "is read for all models together only")
+                self.report.note(here, "is only read for all models together")
             else:
                 parameters[key] = read_parameter(
                     self.report.tree,
@@ -297,18 +297,18 @@ class _DocumentConverter:
                 )
         return parameters
 
-    # What it means.
+    # Building the recipe.
 
     @property
     def has_own_base(self) -> bool:
-        """Whether the base stands apart from the models in our recipe."""
+        """Whether the recipe names the base separately from the models."""
         role = self.theirs.base
         return self.base is not None and (
             role in {"delta", "optional"} or (role == "pair" and self.ours.needs_base)
         )
 
     def arrange(self, part: MergedPart) -> MergedPart:
-        """Return a part with its base first, and there where mergekit adds it itself."""
+        """Return a part with its base first, added if mergekit adds it implicitly."""
         role = self.theirs.base
         part = self.lift_scale(part)
         if self.base is None:
@@ -325,7 +325,7 @@ class _DocumentConverter:
         if role != "input":
             if not mine and role != "optional":
                 self.report.refuse(
-                    part.path, "does not list the base_model", "it among the sources"
+                    part.path, "does not list the base_model", "base_model as one of the sources"
                 )
             for path in [(*entry.path, "parameters") for entry in mine if entry.parameters]:
                 self.report.note(path, "are not read for the base_model")
@@ -337,7 +337,7 @@ class _DocumentConverter:
         return replace(part, entries=tuple(entries))
 
     def lift_scale(self, part: MergedPart) -> MergedPart:
-        """Return a part whose only model's parameters are its own, for passthrough."""
+        """Move the parameters of passthrough's single model to the part."""
         if self.method != "passthrough" or len(part.entries) != 1:
             return part
         joined = dict(part.entries[0].parameters)
@@ -377,26 +377,26 @@ class _DocumentConverter:
         return recipe | tokenizer.read() | self.read_template()
 
     def find_donor(self, models: Sequence[ModelReference]) -> ModelReference | None:
-        """Return the base as our recipe names it: apart, or as who gives the config.
+        """Return the base of the recipe: separate, or the model that gives the config.
 
-        Where the vocabularies differ, its rows also fill in for those that others lack.
+        If the vocabularies differ, its rows also fill in for tokens that other models lack.
         """
         has_tokenizer = {"tokenizer", "tokenizer_source"} & self.data.keys()
         if self.base is None or self.has_own_base:
             return self.base
         if self.theirs.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
             return None
-        if self.method == "karcher":  # its base is averaged in, and counts but once
+        if self.method == "karcher":  # its base is averaged in once
             if has_tokenizer and len(models) > 2:
-                problem = "cannot fill in for tokens and be averaged in at once"
-                self.report.refuse(self.at("base_model"), problem, "no base_model: models suffice")
+                problem = "cannot both fill in for tokens and be averaged in"
+                self.report.refuse(self.at("base_model"), problem, "no base_model")
             if models[:1] != [self.base]:
                 self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
             return None
         return self.base
 
     def stack(self, part: MergedPart, models: Sequence[ModelReference]) -> dict[str, Any]:
-        """Return a slice of our recipe."""
+        """Return one entry of the recipe's ``slices``."""
         sources = [
             {
                 "model": -1
@@ -407,7 +407,9 @@ class _DocumentConverter:
             for entry in part.entries
         ]
         if len({entry.layers[1] - entry.layers[0] for entry in part.entries if entry.layers}) > 1:
-            self.report.refuse(part.path, "has sources of different lengths", "equally many layers")
+            self.report.refuse(
+                part.path, "has sources of different lengths", "the same number of layers"
+            )
         vary = []
         for number, entry in enumerate(part.entries):
             for setting, values, default in self.find_own(entry, part):
@@ -423,7 +425,7 @@ class _DocumentConverter:
     def group(
         self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
     ) -> list[dict[str, Any]]:
-        """Return our parts of a recipe, what takes the rest last."""
+        """Return the recipe's ``parts``, with the one for all other tensors last."""
         groups = []
         for part in parts:
             if part.is_sliced:
@@ -448,7 +450,7 @@ class _DocumentConverter:
         return sorted(groups, key=lambda group: group["tensors"] == list(ALL_TENSORS))
 
     def leave_out(self, parts: Sequence[MergedPart]) -> dict[str, Any]:
-        """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
+        """Exclude unnamed modules from the merge; mergekit would not write them."""
         named = [
             pattern
             for part in parts
@@ -457,13 +459,13 @@ class _DocumentConverter:
         ]
         if not named or set(ALL_TENSORS) <= set(named) or any(part.is_sliced for part in parts):
             return {}
-        self.report.note(self.at("modules"), "leaves modules out: their tensors are copied")
+        self.report.note(self.at("modules"), "omits modules: their tensors are copied")
         return {"include": list(dict.fromkeys(named))}
 
     def set_own(
         self, part: MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Set what models have of their own; return what differs from tensor to tensor."""
+        """Set per-model settings; return those that vary by tensor."""
         vary: list[dict[str, Any]] = []
         listed: set[ModelReference] = set()
         for entry in part.entries:
@@ -485,7 +487,7 @@ class _DocumentConverter:
     def find_own(
         self, entry: MergedModel, part: MergedPart
     ) -> list[tuple[str, ParameterValues, float]]:
-        """Return a model's own settings, each with its values and what it is unless said."""
+        """Return a model's settings with their values and defaults."""
         if self.has_own_base and entry.model == self.base:
             return []
         settings = []
@@ -509,14 +511,14 @@ class _DocumentConverter:
         return settings
 
     def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
-        """Set the method's settings; return what differs from tensor to tensor."""
+        """Set the method's settings; return those that vary by tensor."""
         vary: list[dict[str, Any]] = []
         for key, parameter in self.theirs.parameters.items():
             if parameter.is_own and key != "weight":
                 self.settings[parameter.ours] = parameter.default
         for key, parameter in self.shared():
             top = self.top.get(key, ParameterValues())
-            if self.data.get("models"):  # a passthrough's only model may set it
+            if self.data.get("models"):  # the single model of passthrough may set it
                 top = parts[0].parameters.get(key, ParameterValues()).before(top)
             top = top.before(find_default(parameter))
             for part in parts:
@@ -533,7 +535,7 @@ class _DocumentConverter:
         return vary
 
     def set_unit(self, parts: Sequence[MergedPart]) -> None:
-        """Set what nuslerp turns as one vector: two switches there, one setting here."""
+        """Set the vector unit of nuslerp from mergekit's two switches."""
         switches = []
         for key in ("nuslerp_flatten", "nuslerp_row_wise"):
             for part in parts:
@@ -585,19 +587,17 @@ class _DocumentConverter:
                 self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
             )
         if value in _OTHER_TEMPLATES:
-            problem = (
-                f"{value} is the form its makers published; mergekit's differs in blanks and lines"
-            )
+            problem = f"{value} is the publisher's template; mergekit's differs in whitespace"
             self.report.warn(self.at("chat_template"), problem)
         return {"chat_template": value}
 
-    # What is wrong with it.
+    # Reporting errors.
 
     def refuse_method(self, name: str) -> None:
         here = self.at("merge_method")
         self.report.problems.append(
             Problem(
-                "merge_method is missing" if not name else f"there is no method {name!r:.60}",
+                "merge_method is missing" if not name else f"unknown merge_method {name!r:.60}",
                 "merge.mergekit-method",
                 self.report.tree.place_of_value(here),
                 f"one of: {', '.join(MERGEKIT_METHODS)}",

@@ -316,10 +316,10 @@ def divide_bfloat16(before: np.float32, after: np.float32) -> float:
 
 
 def select_largest(keys: Array, count: int, pairs: Array | None = None) -> Array | None:
-    """Return the mask (size,) of the ``count`` elements that ``std::sort`` puts first, descending.
+    """Return the mask (size,) of the ``count`` elements that ``std::sort`` puts first.
 
     Args:
-        keys: Sort keys, (size,), unsigned and below 2**31.
+        keys: Sort keys in descending order, (size,), unsigned and below 2**31.
         count: Number of elements, 1 to size.
         pairs: Scratch array of (size,) uint64.
 
@@ -352,7 +352,7 @@ def select_largest(keys: Array, count: int, pairs: Array | None = None) -> Array
 
 
 def _partition(pairs: Array, low: int, high: int) -> int:
-    """Partition a range by the median of three as libstdc++ does; return the start of the second part.
+    """Partition a range by the median of three as libstdc++ does; return the split index.
 
     It scans from both ends for elements on the wrong side, including equal ones, and swaps them
     until the scans meet.

@@ -1,4 +1,4 @@
-"""Passthrough: one model as it is, or scaled.
+"""Passthrough: one model unchanged, or scaled.
 
 Source: no paper; the identity, for copying, converting the storage type and resharding.
 """
@@ -31,12 +31,12 @@ class Passthrough(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         return parents[0] if self.scale == 1 else parents[0] * self.scale
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         return parents[0] if self.scale == 1 else parents[0] * self.scale
