@@ -175,7 +175,7 @@ def add_task_vectors(
     normalize: bool,
     scale: float,
 ) -> Array:
-    """Return the base plus the weighted task vectors: ``torch_arithmetic.add_task_vectors`` per block.
+    """Return a block of ``torch_arithmetic.add_task_vectors``: the base plus weighted task vectors.
 
     Args:
         block: Base and weights.

@@ -1,8 +1,8 @@
-"""TIES: trim small changes, elect a sign, average what agrees.
+"""TIES: trim small changes, elect a sign, average the agreeing elements.
 
-Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a vote that ends
-in a draw elects +, models may have weights, and of equal magnitudes at the threshold the first ones
-(by tensor name and element) are kept, so that the share kept is exact.
+Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a tied vote elects
++, models may have weights, and of equal magnitudes at the threshold the first ones (by tensor name
+and element) are kept, so that the share kept is exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Ties"]
 
 
 class Ties(PruningMethod):
-    """Trims over the whole model, as the paper does, or within each tensor."""
+    """Trims over the whole model, as in the paper, or within each tensor."""
 
     paper: ClassVar[str] = "arXiv:2306.01708"
     votes: ClassVar[bool] = True
@@ -40,51 +40,55 @@ class Ties(PruningMethod):
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
     )
     trim: Literal["model", "tensor"] = Field(
-        "model", description="rank magnitudes over the whole model, or tensor by tensor"
+        "model", description="rank magnitudes over the whole model, or by tensor"
     )
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")
     rescale: bool = Field(
-        False, description="multiply what is kept so that each tensor keeps its L1 norm"
+        False, description="rescale kept elements so that each tensor keeps its L1 norm"
     )
 
     @override
     def survey(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None] | None:
-        """Return one cut a model over all tensors, as plain values."""
+        """Return one threshold per model over all tensors, as JSON values."""
         return self._cuts(tensors) if self.trim == "model" and tensors else None
 
     @override
     def measure(
         self, blocks: TensorBlocks
     ) -> tuple[list[tuple[int, str, int] | None], list[float]]:
-        """Return one cut a model, the surveyed or this tensor's, and what to rescale with."""
+        """Return one threshold per model, of the model or of this tensor, and rescale factors."""
         cuts = blocks.at.overall if self.trim == "model" else self._cuts([blocks])
         if not self.rescale:
             return cuts, [1.0] * len(cuts)
         from stillroom.merge.tensors.trimming import TrimThreshold, l1_rescale_factors, trim
 
-        def keep(number: int, vector: Array, at: BlockContext) -> Array:
+        def keep(number: int, vector: Array, context: BlockContext) -> Array:
             cut = cuts[number]
-            return trim(vector, TrimThreshold(*cut) if cut else None, at)
+            return trim(vector, TrimThreshold(*cut) if cut else None, context)
 
         return cuts, l1_rescale_factors(blocks, "ties", keep)
 
     @override
-    def prune(self, vectors: Sequence[Array], measured: Any, at: BlockContext) -> list[Array]:
+    def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
         from stillroom.merge.tensors.task_vectors import rescale
         from stillroom.merge.tensors.trimming import TrimThreshold, trim
 
         return [
-            rescale(trim(vector, TrimThreshold(*cut) if cut else None, at), factor)
+            rescale(trim(vector, TrimThreshold(*cut) if cut else None, context), factor)
             for vector, cut, factor in zip(vectors, *measured, strict=True)
         ]
 
     @override
-    def prune_whole(self, vectors: Sequence[torch.Tensor], at: BlockContext) -> list[torch.Tensor]:
+    def prune_whole(
+        self, vectors: Sequence[torch.Tensor], context: BlockContext
+    ) -> list[torch.Tensor]:
         from stillroom.merge.mergekit.torch_arithmetic import keep_largest
 
         return [
             keep_largest(vector, density, rescale=self.rescale)
-            for vector, density in zip(vectors, at.values("density", self.density), strict=True)
+            for vector, density in zip(
+                vectors, context.values("density", self.density), strict=True
+            )
         ]
 
     @override
