@@ -184,14 +184,14 @@ def learn_coefficients(
         losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm, "cross_entropy")
     losses["start"] = mixer.losses(mixer.start(), confirm, "cross_entropy")
     losses["learned"] = mixer.losses(best, confirm, "cross_entropy")
-    metrics = {name: _mean(name, found) for name, found in losses.items()}
+    metrics = {name: _mean(name, record_losses) for name, record_losses in losses.items()}
     winner = min(list(metrics)[:count], key=lambda name: metrics[name].value)
     return LearnedCoefficients(
         tuple(names),
         mixer.patterns(),
         {
-            group: tuple(float(best[number, at]) for number in range(count))
-            for at, group in enumerate(mixer.groups)
+            group: tuple(float(best[number, index]) for number in range(count))
+            for index, group in enumerate(mixer.groups)
         },
         metrics,
         _compare(losses[winner], losses["learned"]),
@@ -234,14 +234,17 @@ class _Mixer:
         self._base = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._vectors = []
         for parent in parents:
-            other = dict(load_model(parent.weights, device)[0].named_parameters())
+            parent_parameters = dict(load_model(parent.weights, device)[0].named_parameters())
             with torch.no_grad():
                 self._vectors.append(
-                    {name: other[name].detach() - start for name, start in self._base.items()}
+                    {
+                        name: parent_parameters[name].detach() - start
+                        for name, start in self._base.items()
+                    }
                 )
-        found = {name: _find_group(name, learning.group) for name in self._base}
-        self.groups = list(dict.fromkeys(found.values()))
-        self._at = {name: self.groups.index(group) for name, group in found.items()}
+        group_of = {name: _find_group(name, learning.group) for name in self._base}
+        self.groups = list(dict.fromkeys(group_of.values()))
+        self._at = {name: self.groups.index(group) for name, group in group_of.items()}
 
     def start(self) -> torch.Tensor:
         """Return the coefficients to begin with, (parents, groups)."""
@@ -258,7 +261,7 @@ class _Mixer:
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the tensors that share each coefficient."""
         return {
-            group: tuple(name for name, at in self._at.items() if at == number)
+            group: tuple(name for name, index in self._at.items() if index == number)
             for number, group in enumerate(self.groups)
         }
 
@@ -267,7 +270,7 @@ class _Mixer:
         from stillroom.evaluate.lm.loss import encode_records
 
         encoded = encode_records(self.tokenizer, records, max_tokens=self.learning.max_tokens)
-        return [each for each in encoded if each.targets]
+        return [record for record in encoded if record.targets]
 
     def losses(
         self,
@@ -349,7 +352,7 @@ def _search(
         optimizer.step()
         if step % learning.every == 0 or step == learning.steps:
             loss = _total(mixer.losses(coefficients, choose))
-            if loss < min(seen for _, seen in history):
+            if loss < min(previous_loss for _, previous_loss in history):
                 best, best_step = coefficients.detach().clone(), step
             history.append((step, loss))
         if on_step:

@@ -86,10 +86,10 @@ class _Finalist:
     parent: MergeCandidate | None = None
     failed: str = ""
 
-    def cost(self, at: Sequence[int], sign: int) -> float:
+    def cost(self, indices: Sequence[int], sign: int) -> float:
         if self.failed:
             return math.inf
-        return sign * mean_over_records([self.scores[i] for i in at], range(len(at)))
+        return sign * mean_over_records([self.scores[i] for i in indices], range(len(indices)))
 
 
 def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
@@ -137,26 +137,34 @@ class _Search:
 
     def run(self) -> SearchResult:
         parents = self._score_parents()
-        hands = [
+        baselines = [
             self._entry(name, changes, (*self.parts.search, *self.parts.choose, *self.parts.final))
             for name, changes in list_baselines(self.recipe).items()
         ]
         trials, stopped = self._try(create_optimizer(self.settings, self.space.begin(), self._seed))
         finalists = self._pick_finalists(trials)
         self.job.check_cancelled()
-        entries = [*parents, *hands, *finalists]
+        entries = [*parents, *baselines, *finalists]
         # Parents stand first and min takes the first of equals: a merge has to be better.
-        kept = min(entries, key=lambda one: one.cost(self.parts.choose, self.sign))
-        best = min(parents, key=lambda one: one.cost(self.parts.choose, self.sign))
-        hand = min(hands, key=lambda one: one.cost(self.parts.choose, self.sign), default=None)
-        if kept.parent is None and self._final(kept) >= self._final(best):
-            kept = best
-        details = self._describe(entries, kept, best, hand) | self._count(trials, stopped)
+        selected = min(entries, key=lambda entry: entry.cost(self.parts.choose, self.sign))
+        best = min(parents, key=lambda entry: entry.cost(self.parts.choose, self.sign))
+        best_baseline = min(
+            baselines, key=lambda entry: entry.cost(self.parts.choose, self.sign), default=None
+        )
+        if selected.parent is None and self._final(selected) >= self._final(best):
+            selected = best
+        details = self._describe(entries, selected, best, best_baseline) | self._count(
+            trials, stopped
+        )
         self.bench.scorer.close()
         self.job.say(format_search(details))
-        recipe = apply_changes(self.recipe, kept.changes) if kept.changes is not None else None
-        if kept.parent is not None:
-            return SearchResult(_copy_parent(self.recipe, kept), kept.parent.merge, details, trials)
+        recipe = (
+            apply_changes(self.recipe, selected.changes) if selected.changes is not None else None
+        )
+        if selected.parent is not None:
+            return SearchResult(
+                _copy_parent(self.recipe, selected), selected.parent.merge, details, trials
+            )
         if recipe is None:
             raise AssertionError("a merge has changes")
         return SearchResult(recipe, reconfigure_merge(self.merge, recipe), details, trials)
@@ -177,18 +185,20 @@ class _Search:
     def _score_parents(self) -> list[_Finalist]:
         """Score parents on all records, and part those that all of them can be judged by."""
         candidates = list_parent_candidates(self.recipe, self.merge)
-        found: list[list[Score]] = []
-        done = sum(f"parent {each.name}" in self.journal for each in candidates)
+        scores: list[list[Score]] = []
+        done = sum(f"parent {candidate.name}" in self.journal for candidate in candidates)
         with self.job.phase("parents", len(candidates), "models", done=done) as progress:
-            for each in candidates:
-                key = f"parent {each.name}"
+            for candidate in candidates:
+                key = f"parent {candidate.name}"
                 if key not in self.journal:
-                    self.journal.put(key, self.bench.scorer.score(each.merge, self.records))
+                    self.journal.put(key, self.bench.scorer.score(candidate.merge, self.records))
                     self._say_cut()
-                    progress.advance(note=each.name)
+                    progress.advance(note=candidate.name)
                     self.job.check_cancelled()
-                found.append([(value, count) for value, count in self.journal[key]])
-        counted = [at for at in range(len(self.records)) if all(row[at][1] for row in found)]
+                scores.append([(value, count) for value, count in self.journal[key]])
+        counted = [
+            index for index in range(len(self.records)) if all(row[index][1] for row in scores)
+        ]
         if len(counted) < _MIN_RECORDS:
             raise DataError(
                 f"{len(counted)} of {len(self.records)} records have something to judge by",
@@ -199,8 +209,8 @@ class _Search:
             )
         self.parts = _RecordSplit.of(counted)
         return [
-            _Finalist(each.name, None, {at: row[at] for at in counted}, each)
-            for each, row in zip(candidates, found, strict=True)
+            _Finalist(candidate.name, None, {index: row[index] for index in counted}, candidate)
+            for candidate, row in zip(candidates, scores, strict=True)
         ]
 
     def _try(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
@@ -215,18 +225,18 @@ class _Search:
                 if reason:
                     return trials, reason
                 points = optimizer.ask()
-                kept = points[: total - len(trials)]
-                changes = [self.space.read(point) for point in kept]
+                used_points = points[: total - len(trials)]
+                changes = [self.space.read(point) for point in used_points]
                 costs = []
-                outcomes = self._outcomes(team, kept, changes, trials, started)
-                for point, change, outcome in zip(kept, changes, outcomes, strict=True):
+                outcomes = self._outcomes(team, used_points, changes, trials, started)
+                for point, change, outcome in zip(used_points, changes, outcomes, strict=True):
                     row = self._row(len(trials), point, change, outcome)
                     costs.append(
                         _MAX_FAILURES if row["value"] is None else self.sign * row["value"]
                     )
                     trials.append(row)
                     progress.advance(note=f"best {self._best(trials)}")
-                if len(kept) < len(points):
+                if len(used_points) < len(points):
                     return trials, "evaluations"
                 optimizer.tell(costs)
 
@@ -239,23 +249,25 @@ class _Search:
         started: float,
     ) -> list[TrialResult]:
         """Return the outcomes of one round: journaled, known from the same changes, or new."""
-        keys = [f"trial {len(trials) + at}" for at in range(len(points))]
+        keys = [f"trial {len(trials) + index}" for index in range(len(points))]
         known = {digest_json(row["changes"]): row["number"] for row in trials}
         fresh = []
-        for at, key in enumerate(keys):
+        for index, key in enumerate(keys):
             if key in self.journal:
-                self._check_same(key, points[at])
+                self._check_same(key, points[index])
                 continue
-            same = known.get(digest_json(changes[at]))
+            same = known.get(digest_json(changes[index]))
             if same is None:
-                fresh.append(at)
+                fresh.append(index)
             else:
-                entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[at])}
+                entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[index])}
                 self.journal.put(key, entry)
-        for at, outcome in zip(fresh, team.try_all([changes[at] for at in fresh]), strict=True):
+        for index, outcome in zip(
+            fresh, team.try_all([changes[index] for index in fresh]), strict=True
+        ):
             spent = time.monotonic() - started
-            entry = {"point": list(points[at]), "spent": spent, **outcome.to_json()}
-            self.journal.put(keys[at], entry)
+            entry = {"point": list(points[index]), "spent": spent, **outcome.to_json()}
+            self.journal.put(keys[index], entry)
             self.job.check_cancelled()
         return [TrialResult.from_json(self.journal[key]) for key in keys]
 
@@ -321,27 +333,27 @@ class _Search:
             )
         good.sort(key=lambda row: (self.sign * row["value"], row["number"]))
         picked = good[: self.settings.finalists]
-        rest = (*self.parts.choose, *self.parts.final)
-        return [self._entry(f"trial {row['number']}", row["changes"], rest) for row in picked]
+        remaining = (*self.parts.choose, *self.parts.final)
+        return [self._entry(f"trial {row['number']}", row["changes"], remaining) for row in picked]
 
-    def _entry(self, name: str, changes: dict[str, Any], at: Sequence[int]) -> _Finalist:
+    def _entry(self, name: str, changes: dict[str, Any], indices: Sequence[int]) -> _Finalist:
         """Return a candidate scored on records, from the journal where it is there."""
         key = f"finalist {name}"
         if key not in self.journal:
-            outcome = self.bench.try_changes(changes, self._pick(at))
+            outcome = self.bench.try_changes(changes, self._pick(indices))
             self.journal.put(key, outcome.to_json())
             self.job.check_cancelled()
         outcome = TrialResult.from_json(self.journal[key])
         if outcome.failed:
             self.job.say(f"{name} cannot be merged: {outcome.failed}")
-        scores = dict(zip(at, outcome.scores, strict=not outcome.failed))
+        scores = dict(zip(indices, outcome.scores, strict=not outcome.failed))
         return _Finalist(name, changes, scores, failed=outcome.failed)
 
     def _final(self, entry: _Finalist) -> float:
         return entry.cost(self.parts.final, self.sign)
 
-    def _pick(self, at: Sequence[int]) -> list[Record]:
-        return [self.records[i] for i in at]
+    def _pick(self, indices: Sequence[int]) -> list[Record]:
+        return [self.records[i] for i in indices]
 
     def _say_cut(self) -> None:
         scorer = self.bench.scorer
@@ -350,22 +362,28 @@ class _Search:
             self.job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
 
     def _describe(
-        self, entries: Sequence[_Finalist], kept: _Finalist, best: _Finalist, hand: _Finalist | None
+        self,
+        entries: Sequence[_Finalist],
+        selected: _Finalist,
+        best: _Finalist,
+        best_baseline: _Finalist | None,
     ) -> dict[str, Any]:
         return {
             "objective": self.settings.objective,
-            "candidates": [self._tell(one, self.parts.choose) for one in entries],
-            "kept": kept.name,
-            "helped": kept.parent is None,
+            "candidates": [self._tell(entry, self.parts.choose) for entry in entries],
+            "kept": selected.name,
+            "helped": selected.parent is None,
             "best_parent": best.name,
-            "best_hand": hand.name if hand else None,
-            "changes": kept.changes,
+            "best_hand": best_baseline.name if best_baseline else None,
+            "changes": selected.changes,
             "final": {
-                "kept": self._tell(kept, self.parts.final),
+                "kept": self._tell(selected, self.parts.final),
                 "best_parent": self._tell(best, self.parts.final),
-                "best_hand": self._tell(hand, self.parts.final) if hand else None,
-                "difference": self._compare(kept, best),
-                "difference_to_hand": self._compare(kept, hand) if hand else None,
+                "best_hand": self._tell(best_baseline, self.parts.final) if best_baseline else None,
+                "difference": self._compare(selected, best),
+                "difference_to_hand": self._compare(selected, best_baseline)
+                if best_baseline
+                else None,
                 "records": len(self.parts.final),
             },
             "records": {
@@ -386,39 +404,42 @@ class _Search:
             * min(self.sign * row["value"] for row in trials if row["value"] is not None),
         }
 
-    def _tell(self, entry: _Finalist, at: Sequence[int]) -> dict[str, Any]:
+    def _tell(self, entry: _Finalist, indices: Sequence[int]) -> dict[str, Any]:
         """Return a candidate's row for a table."""
         kind = {"is_merge": entry.parent is None}
         if entry.failed:
             return {"name": entry.name, "value": None, "failed": entry.failed} | kind
-        scores = [entry.scores[i] for i in at]
-        return build_score_row(entry.name, scores, range(len(at)), self.recipe.seed, "value") | kind
+        scores = [entry.scores[i] for i in indices]
+        return (
+            build_score_row(entry.name, scores, range(len(indices)), self.recipe.seed, "value")
+            | kind
+        )
 
-    def _compare(self, kept: _Finalist, other: _Finalist) -> dict[str, Any] | None:
-        if kept is other or other.failed:
+    def _compare(self, selected: _Finalist, baseline: _Finalist) -> dict[str, Any] | None:
+        if selected is baseline or baseline.failed:
             return None
         return paired_difference(
-            [mean_per_token(kept.scores[i]) for i in self.parts.final],
-            [mean_per_token(other.scores[i]) for i in self.parts.final],
+            [mean_per_token(selected.scores[i]) for i in self.parts.final],
+            [mean_per_token(baseline.scores[i]) for i in self.parts.final],
             seed=self.recipe.seed,
-            name=f"{self.settings.objective} less that of {other.name}",
+            name=f"{self.settings.objective} less that of {baseline.name}",
         ).to_json()
 
 
 def _find_last_improvement(trials: Sequence[dict[str, Any]], sign: int) -> int:
     """Return how many trials there had been when the best so far was found, that one counted."""
-    best, at = math.inf, 0
+    best, position = math.inf, 0
     for number, row in enumerate(trials):
         if row["value"] is not None and sign * row["value"] < best:
-            best, at = sign * row["value"], number + 1
-    return at
+            best, position = sign * row["value"], number + 1
+    return position
 
 
-def _copy_parent(recipe: MergeRecipe, kept: _Finalist) -> MergeRecipe:
+def _copy_parent(recipe: MergeRecipe, selected: _Finalist) -> MergeRecipe:
     """Return the recipe that copies a parent."""
     data = recipe.model_dump(mode="json")
-    place = kept.parent.place if kept.parent else 0
-    reference = {"checkpoint": recipe.base} if place < 0 else data["models"][place]
+    index = selected.parent.place if selected.parent else 0
+    reference = {"checkpoint": recipe.base} if index < 0 else data["models"][index]
     keep = ("checkpoint", "adapter")
     model = {key: value for key, value in reference.items() if key in keep}
     return MergeRecipe.model_validate(
@@ -445,12 +466,12 @@ class SearchResult:
     trials: list[dict[str, Any]] = field(repr=False)
 
 
-def write_search_result(found: SearchResult, job: Job) -> None:
+def write_search_result(result: SearchResult, job: Job) -> None:
     """Write output/search.json with all trials, and found.yaml, the recipe without the search."""
     with atomic_write(job.output / SEARCH_FILE) as file:
-        json.dump(found.details | {"trials": found.trials}, file, ensure_ascii=False, indent=1)
+        json.dump(result.details | {"trials": result.trials}, file, ensure_ascii=False, indent=1)
     with atomic_write(job.work / RESULT_RECIPE_FILE) as file:
-        file.write(dump_recipe(found.recipe))
+        file.write(dump_recipe(result.recipe))
 
 
 def read_search_result(folder: Path) -> dict[str, Any]:
@@ -461,8 +482,8 @@ def read_search_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / "output" / SEARCH_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "trials" not in found:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "trials" not in result:
             raise ValueError("no trials")
     except (OSError, ValueError) as error:
         raise DataError(
@@ -472,13 +493,13 @@ def read_search_result(folder: Path) -> dict[str, Any]:
             expected="the folder of a merge whose recipe has 'search'",
             next=f"stillroom show {folder} says what it is",
         ) from error
-    return found
+    return result
 
 
 def format_search(details: Mapping[str, Any]) -> str:
     """Return the outcome in one or two sentences, for people and for the card."""
     final, objective = details["final"], details["objective"]
-    ours, parent = final["kept"], final["best_parent"]
+    selected, parent = final["kept"], final["best_parent"]
     records = f"on {final['records']} records that the search never saw"
     if not details["helped"]:
         return (
@@ -489,7 +510,7 @@ def format_search(details: Mapping[str, Any]) -> str:
     few = warn_small_sample(final["records"], "records")
     tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
     return (
-        f"Kept of {details['tried']} trials: {ours['name']}. {records.capitalize()}, its "
-        f"{objective} is {ours['value']:.4f}, that of the best parent, {parent['name']}, "
+        f"Kept of {details['tried']} trials: {selected['name']}. {records.capitalize()}, its "
+        f"{objective} is {selected['value']:.4f}, that of the best parent, {parent['name']}, "
         f"{parent['value']:.4f}" + (f". {few}" if few else tail)
     )

@@ -104,7 +104,7 @@ class MergeScorer:
         bounds: dict[str, Any] = {
             "max_tokens": self.measure.max_tokens,
             "batch_tokens": self.measure.batch_tokens,
-            "on_truncated": lambda at, tokens: cut.append(at),
+            "on_truncated": lambda index, tokens: cut.append(index),
         }
         objective = self.measure.objective
         if objective == "loss":
@@ -114,8 +114,13 @@ class MergeScorer:
         elif objective in ("kl", "agreement"):
             from stillroom.evaluate.lm.divergence import measure_agreement
 
-            found = measure_agreement(model, self._load_teacher(), tokenizer, records, **bounds)
-            scores = [(getattr(one, objective) * one.tokens, one.tokens) for one in found]
+            agreements = measure_agreement(
+                model, self._load_teacher(), tokenizer, records, **bounds
+            )
+            scores = [
+                (getattr(agreement, objective) * agreement.tokens, agreement.tokens)
+                for agreement in agreements
+            ]
         else:
             scores = _answer(model, tokenizer, records, self.measure)
         self.cut = len(cut)
@@ -141,14 +146,14 @@ class MergeScorer:
         """Return a model for the plan's config: loaded where that is its donor's, else made."""
         from stillroom.checkpoints import Checkpoint
 
-        ours = Checkpoint.open(folder).config
-        if self._kind is not None and not _is_config(plan, ours, self._kind[1]):
+        donor_config = Checkpoint.open(folder).config
+        if self._kind is not None and not _is_config(plan, donor_config, self._kind[1]):
             return self._make(plan)
         from stillroom.models import load_causal_lm
 
         model, _ = load_causal_lm(folder, dtype="float32")
         self._kind = (type(model), model.config, model.device)
-        return model if _is_config(plan, ours, model.config) else self._make(plan)
+        return model if _is_config(plan, donor_config, model.config) else self._make(plan)
 
     def _make(self, plan: MergePlan) -> Any:
         """Return a model of a config that no source has, as after slices; its weights are drawn."""
@@ -156,8 +161,8 @@ class MergeScorer:
             raise AssertionError("a model was loaded first")
         kind, config, device = self._kind
         self._model = None
-        made: Any = kind(type(config).from_dict(dict(plan.config)))
-        return made.float().to(device).eval()
+        model: Any = kind(type(config).from_dict(dict(plan.config)))
+        return model.float().to(device).eval()
 
     def _tokenizer(self, merge: Merge, plan: MergePlan) -> Any:
         """Return the result's tokenizer: its donor's, or one that the merge makes."""
@@ -243,8 +248,8 @@ def draw_records(
             if split
             else "give a file that holds some",
         )
-    drawn = sorted(fitting, key=lambda each: digest_json([seed, each]))[:limit]
-    return [fitting[each] for each in drawn]
+    record_ids = sorted(fitting, key=lambda record_id: digest_json([seed, record_id]))[:limit]
+    return [fitting[record_id] for record_id in record_ids]
 
 
 def mean_per_token(score: Score) -> float:
@@ -252,17 +257,19 @@ def mean_per_token(score: Score) -> float:
     return score[0] / score[1]
 
 
-def mean_over_records(scores: Sequence[Score], at: Sequence[int]) -> float:
+def mean_over_records(scores: Sequence[Score], indices: Sequence[int]) -> float:
     """Return the mean over all tokens of the records ``at`` together."""
-    return math.fsum(scores[i][0] for i in at) / sum(scores[i][1] for i in at)
+    return math.fsum(scores[i][0] for i in indices) / sum(scores[i][1] for i in indices)
 
 
 def build_score_row(
-    name: str, scores: Sequence[Score], at: Sequence[int], seed: int, key: str = "loss"
+    name: str, scores: Sequence[Score], indices: Sequence[int], seed: int, key: str = "loss"
 ) -> dict[str, Any]:
     """Return a candidate's name, and its mean (under ``key``) with its interval over records."""
     metric = bootstrap(
-        [mean_per_token(scores[i]) for i in at], weights=[scores[i][1] for i in at], seed=seed
+        [mean_per_token(scores[i]) for i in indices],
+        weights=[scores[i][1] for i in indices],
+        seed=seed,
     )
     low, high = metric.low, metric.high
     return {
@@ -270,18 +277,18 @@ def build_score_row(
         key: metric.value,
         "low": metric.value if math.isnan(low) else low,
         "high": metric.value if math.isnan(high) else high,
-        "n": len(at),
+        "n": len(indices),
     }
 
 
-def _is_config(plan: MergePlan, ours: Mapping[str, Any], loaded: Any) -> bool:
+def _is_config(plan: MergePlan, donor_config: Mapping[str, Any], loaded: Any) -> bool:
     """Return whether a donor's config is the plan's, whether embeddings are tied included."""
     tied = "tie_word_embeddings"
-    left = {key: value for key, value in plan.config.items() if key != tied}
-    right = {key: value for key, value in ours.items() if key != tied}
-    return left == right and plan.config.get(tied, loaded.tie_word_embeddings) == getattr(
-        loaded, tied
-    )
+    plan_config = {key: value for key, value in plan.config.items() if key != tied}
+    other_config = {key: value for key, value in donor_config.items() if key != tied}
+    return plan_config == other_config and plan.config.get(
+        tied, loaded.tie_word_embeddings
+    ) == getattr(loaded, tied)
 
 
 def _fits(model: Any, plan: MergePlan) -> bool:
@@ -325,23 +332,23 @@ def _answer(
     compare = token_f1 if measure.objective == "f1" else exact_match
     scores: list[Score] = []
     for record in records:
-        asked, expected = _split_answer(record.messages)
-        if not expected or not asked:
+        prompt_messages, expected = _split_answer(record.messages)
+        if not expected or not prompt_messages:
             scores.append((0.0, 0))
             continue
-        text = render_prompt(tokenizer, Prompt(asked))
+        text = render_prompt(tokenizer, Prompt(prompt_messages))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         ids = ids[:, -measure.max_tokens :].to(model.device)
         with torch.inference_mode():
-            drawn = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=measure.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        said = tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
-        scores.append((float(compare(said, expected)), 1))
+        answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        scores.append((float(compare(answer, expected)), 1))
     return scores
 
 

@@ -72,25 +72,25 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
         raise ValueError("the recipe selects nothing")
     select = recipe.select
     candidates = list_candidates(recipe, merge)
-    left = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
-    skipped = [count for count in select.averages if count > left]
+    available = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
+    skipped = [count for count in select.averages if count > available]
     if skipped:
-        job.say(f"the run left {left} checkpoints: no average of the last {skipped} is tried")
+        job.say(f"the run left {available} checkpoints: no average of the last {skipped} is tried")
     try:
         scores, counted = _score_records(candidates, select, recipe.seed, job)
     except DataError as error:
         if recipe.when_too_few == "refuse" or error.code != "merge.no-records":
             raise
         return _keep_first(candidates, error.problems[0].what, job)
-    kept, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
+    selected, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
     job.say(
-        f"kept {candidates[kept].name}: "
+        f"kept {candidates[selected].name}: "
         + ("merging lowered" if details["helped"] else "merging did not lower")
         + " the held-out loss"
     )
     if "final" in details:
         job.say(_format_final(details["final"]))
-    return candidates[kept].merge, details | {"skipped_averages": skipped}
+    return candidates[selected].merge, details | {"skipped_averages": skipped}
 
 
 def _score_records(
@@ -108,7 +108,7 @@ def _score_records(
     scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
     scores = _score_all(candidates, records, scorer, job) if len(records) > 1 else []
     scorer.close()
-    counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
+    counted = [index for index in range(len(records)) if all(loss[index][1] for loss in scores)]
     if len(counted) < 2:
         raise DataError(
             f"{len(counted)} of {len(records)} records have an assistant's token to judge by"
@@ -126,7 +126,11 @@ def _keep_first(
     candidates: Sequence[MergeCandidate], why: str, job: Job
 ) -> tuple[Merge, dict[str, Any]]:
     """Return the first model as it is, and that nothing was judged."""
-    first = next(each for each in candidates if each.parent is not None and each.place == 0)
+    first = next(
+        candidate
+        for candidate in candidates
+        if candidate.parent is not None and candidate.place == 0
+    )
     job.say(f"warning: {why}; no merge can be judged, and {first.name} is kept as it is")
     return first.merge, {
         "candidates": [],
@@ -139,23 +143,23 @@ def _keep_first(
 def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
     """Return all candidates of a recipe: parents first, then averages, mixes and the merge."""
     finals = _list_final_checkpoints(recipe, merge.parents)
-    found = _open_parents(recipe, merge)
+    candidates = _open_parents(recipe, merge)
     name = recipe.method.method_name()
     run = list_run_checkpoints(finals[0])
     for count in recipe.select.averages if recipe.select else ():
         average = Merge(METHODS.build("run_average"), None, run[-count:], merge.rules, merge.seed)
         if count <= len(run) and not _is_same(average, merge):
-            found.append(
+            candidates.append(
                 MergeCandidate(f"average of the last {count} of {finals[0].name}", average)
             )
     if merge.base is not None:
-        found += [
+        candidates += [
             MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
             for share in _list_mixes(recipe)
         ]
     if _differs_from_parent(recipe, merge):
-        found.append(MergeCandidate(name, merge))
-    return _number_names(found)
+        candidates.append(MergeCandidate(name, merge))
+    return _number_names(candidates)
 
 
 def list_parent_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
@@ -176,17 +180,20 @@ def _open_parents(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
     finals = _list_final_checkpoints(recipe, merge.parents)
     return [
         *base,
-        *(replace(_copy_candidate(each, merge.rules), place=at) for at, each in enumerate(finals)),
+        *(
+            replace(_copy_candidate(source, merge.rules), place=index)
+            for index, source in enumerate(finals)
+        ),
     ]
 
 
-def _number_names(found: Sequence[MergeCandidate]) -> list[MergeCandidate]:
+def _number_names(candidates: Sequence[MergeCandidate]) -> list[MergeCandidate]:
     """Return the candidates with a number after names that come twice."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     named = []
-    for candidate in found:
-        seen[candidate.name] += 1
-        count = seen[candidate.name]
+    for candidate in candidates:
+        counts[candidate.name] += 1
+        count = counts[candidate.name]
         name = f"{candidate.name} ({count})" if count > 1 else candidate.name
         named.append(replace(candidate, name=name))
     return named
@@ -206,11 +213,15 @@ def _list_final_checkpoints(
     return [parents[stop - 1] for stop in accumulate(counts)]
 
 
-def _is_same(one: Merge, other: Merge) -> bool:
+def _is_same(first: Merge, second: Merge) -> bool:
     """Whether two merges are sure to give the same bytes."""
-    ours = [(each.checkpoint.folder, each.weight, each.own) for each in one.parents]
-    theirs = [(each.checkpoint.folder, each.weight, each.own) for each in other.parents]
-    return one.method == other.method and ours == theirs
+    first_sources = [
+        (source.checkpoint.folder, source.weight, source.own) for source in first.parents
+    ]
+    second_sources = [
+        (source.checkpoint.folder, source.weight, source.own) for source in second.parents
+    ]
+    return first.method == second.method and first_sources == second_sources
 
 
 def _differs_from_parent(recipe: MergeRecipe, merge: Merge) -> bool:
@@ -233,11 +244,11 @@ def _score_all(
     with job.phase("score", len(candidates), "candidates", done=done) as progress:
         for candidate in candidates:
             if candidate.name not in journal:
-                found = _score(candidate, records, scorer)
+                record_scores = _score(candidate, records, scorer)
                 if scorer.cut:
                     longest = scorer.measure.max_tokens
                     job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
-                journal.put(candidate.name, found)
+                journal.put(candidate.name, record_scores)
                 progress.advance(note=candidate.name)
                 job.check_cancelled()
             scores.append([(nats, tokens) for nats, tokens in journal[candidate.name]])
@@ -271,11 +282,13 @@ class _SelectionSplit:
         """Part the records; every record of the final part is seen by no choice."""
         if share is None:
             share = _FINAL if len(counted) >= _MIN_SPLIT else 0.0
-        kept_back = round(len(counted) * share)
-        rest = counted[: len(counted) - kept_back]
-        final = counted[len(counted) - kept_back :]
-        halves = len(rest) >= _MIN_HALVED
-        choosing, confirming = (rest[::2], rest[1::2]) if halves else (rest, rest)
+        final_count = round(len(counted) * share)
+        remaining = counted[: len(counted) - final_count]
+        final = counted[len(counted) - final_count :]
+        halves = len(remaining) >= _MIN_HALVED
+        choosing, confirming = (
+            (remaining[::2], remaining[1::2]) if halves else (remaining, remaining)
+        )
         return cls(choosing, confirming, final, halves)
 
 
@@ -289,17 +302,17 @@ def _choose_candidate(
     """Return the number of the candidate to keep, and the details of the choice."""
     parts = _SelectionSplit.of(counted, select.final)
     on_choosing = [mean_over_records(losses, parts.choosing) for losses in scores]
-    parents = [at for at, candidate in enumerate(candidates) if candidate.parent is not None]
+    parents = [index for index, candidate in enumerate(candidates) if candidate.parent is not None]
     # Parents stand first, and min takes the first of equals: a merge has to be better, not as good.
-    best = min(range(len(candidates)), key=lambda at: on_choosing[at])
-    best_parent = min(parents, key=lambda at: on_choosing[at])
-    kept, difference = best, None
+    best = min(range(len(candidates)), key=lambda index: on_choosing[index])
+    best_parent = min(parents, key=lambda index: on_choosing[index])
+    selected, difference = best, None
     if best not in parents:
         difference = _compare(scores[best], scores[best_parent], parts.confirming, seed)
         if mean_over_records(scores[best], parts.confirming) >= mean_over_records(
             scores[best_parent], parts.confirming
         ):
-            kept = best_parent
+            selected = best_parent
     judged = [*parts.choosing, *parts.confirming] if parts.halves else parts.choosing
     rows = [
         build_score_row(candidate.name, losses, sorted(judged), seed)
@@ -310,15 +323,15 @@ def _choose_candidate(
         }
         for candidate, losses in zip(candidates, scores, strict=True)
     ]
-    return kept, {
+    return selected, {
         "candidates": rows,
-        "kept": candidates[kept].name,
-        "helped": kept not in parents,
+        "kept": candidates[selected].name,
+        "helped": selected not in parents,
         "best_parent": candidates[best_parent].name,
         "difference": difference,
         "confirmed_on_other_records": parts.halves,
         "records": {"choosing": len(parts.choosing), "confirming": len(parts.confirming)},
-        **_score_final(candidates, scores, parts, (kept, best_parent), seed),
+        **_score_final(candidates, scores, parts, (selected, best_parent), seed),
     }
 
 
@@ -326,17 +339,20 @@ def _score_final(
     candidates: Sequence[MergeCandidate],
     scores: Sequence[Sequence[Score]],
     parts: _SelectionSplit,
-    places: tuple[int, int],
+    selection: tuple[int, int],
     seed: int,
 ) -> dict[str, Any]:
     """Return how the kept one and the best parent do on records that no choice saw."""
     if not parts.final:
         return {}
-    kept, best_parent = places
-    rows = [build_score_row(candidates[at].name, scores[at], parts.final, seed) for at in places]
+    selected, best_parent = selection
+    rows = [
+        build_score_row(candidates[index].name, scores[index], parts.final, seed)
+        for index in selection
+    ]
     difference = None
-    if kept != best_parent:
-        difference = _compare(scores[kept], scores[best_parent], parts.final, seed)
+    if selected != best_parent:
+        difference = _compare(scores[selected], scores[best_parent], parts.final, seed)
     return {
         "final": {
             "kept": rows[0],
@@ -349,22 +365,22 @@ def _score_final(
 
 def _format_final(final: Mapping[str, Any]) -> str:
     """Return how the kept one did on the records that no choice saw, in words."""
-    said = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
+    text = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
     gap = final["difference"]
     if gap is None:
-        return said
+        return text
     return (
-        f"{said}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
+        f"{text}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
         f"[{gap['low']:+.4f}, {gap['high']:+.4f}]"
     )
 
 
 def _compare(
-    ours: Sequence[Score], theirs: Sequence[Score], at: Sequence[int], seed: int
+    scores: Sequence[Score], parent_scores: Sequence[Score], indices: Sequence[int], seed: int
 ) -> dict[str, Any]:
     return paired_difference(
-        [mean_per_token(ours[i]) for i in at],
-        [mean_per_token(theirs[i]) for i in at],
+        [mean_per_token(scores[i]) for i in indices],
+        [mean_per_token(parent_scores[i]) for i in indices],
         seed=seed,
         name="loss against the best parent",
     ).to_json()
