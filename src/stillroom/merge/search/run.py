@@ -1,11 +1,11 @@
-"""The search of a merge: trials, choice on held-out records, final score and its result.
+"""The search of a merge: trials, choice on held-out records, final score and result.
 
-Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a Parzen estimator over any number of
-a recipe. Other than there, records are parted in three: one half scores the trials; a quarter
-chooses among the best trials, the recipes one would try by hand, and the parents; the last quarter
-says how good the chosen one is. A search always finds something that looks better on what it
-searched, so only the last number counts; if it is not better than the best parent's, that parent is
-kept as it is.
+Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a tree-structured Parzen estimator over
+any numeric setting of a recipe. Differs: records are split in three. One half scores the trials; a
+quarter chooses among the best trials, hand-made baselines and the parents; the last quarter
+measures the selected one. A search always finds candidates that look better on the records it
+optimized, so only the last score counts; if it is not better than the best parent's, that parent is
+kept unchanged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _MIN_RECORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class _RecordSplit:
-    """Which records the trials are scored on, which choose, and which only report."""
+    """Record indices for scoring trials, for choosing, and for the final report."""
 
     search: tuple[int, ...]
     choose: tuple[int, ...]
@@ -78,7 +78,7 @@ class _RecordSplit:
 
 @dataclass(frozen=True)
 class _Finalist:
-    """One that may be kept: changes of the recipe, or a parent as it is."""
+    """A candidate for the result: changes of the recipe, or an unchanged parent."""
 
     name: str
     changes: dict[str, Any] | None
@@ -93,16 +93,16 @@ class _Finalist:
 
 
 def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
-    """Search, choose and measure; a killed search goes on with the trials that are journaled.
+    """Search, choose and measure; an interrupted search resumes with the journaled trials.
 
     Raises:
-        RecipeError: If what is searched is not in the recipe, or no candidate can be merged.
-        DataError: If too few records have something to judge by, or the journal is another's.
+        RecipeError: If a searched setting is not in the recipe, or no candidate can be merged.
+        DataError: If too few records have tokens to score, or the journal does not match.
         MissingExtraError: If the optimizer's library is not installed.
         Cancelled: If the user stopped it.
     """
     if recipe.search is None:
-        raise ValueError("the recipe searches nothing")
+        raise ValueError("the recipe has no search")
     return _Search(recipe, recipe.search, merge, job).run()
 
 
@@ -145,7 +145,7 @@ class _Search:
         finalists = self._pick_finalists(trials)
         self.job.check_cancelled()
         entries = [*parents, *baselines, *finalists]
-        # Parents stand first and min takes the first of equals: a merge has to be better.
+        # Parents come first and min returns the first of equals: a merge must be strictly better.
         selected = min(entries, key=lambda entry: entry.cost(self.parts.choose, self.sign))
         best = min(parents, key=lambda entry: entry.cost(self.parts.choose, self.sign))
         best_baseline = min(
@@ -183,7 +183,7 @@ class _Search:
         return [stack.count if stack else 0 for stack in stacks]
 
     def _score_parents(self) -> list[_Finalist]:
-        """Score parents on all records, and part those that all of them can be judged by."""
+        """Score parents on all records, and split the records that all of them can score."""
         candidates = list_parent_candidates(self.recipe, self.merge)
         scores: list[list[Score]] = []
         done = sum(f"parent {candidate.name}" in self.journal for candidate in candidates)
@@ -201,7 +201,7 @@ class _Search:
         ]
         if len(counted) < _MIN_RECORDS:
             raise DataError(
-                f"{len(counted)} of {len(self.records)} records have something to judge by",
+                f"{len(counted)} of {len(self.records)} records have tokens to score",
                 code="merge.no-records",
                 where=self.settings.records,
                 expected=f"at least {_MIN_RECORDS} conversations with an answer",
@@ -214,7 +214,7 @@ class _Search:
         ]
 
     def _try(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
-        """Try what the optimizer asks for until there is a reason to stop."""
+        """Evaluate the optimizer's points until a stopping criterion holds."""
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
         total = settings.evaluations
@@ -248,7 +248,7 @@ class _Search:
         trials: Sequence[dict[str, Any]],
         started: float,
     ) -> list[TrialResult]:
-        """Return the outcomes of one round: journaled, known from the same changes, or new."""
+        """Return the outcomes of one round: journaled, known from equal changes, or new."""
         keys = [f"trial {len(trials) + index}" for index in range(len(points))]
         known = {digest_json(row["changes"]): row["number"] for row in trials}
         fresh = []
@@ -274,11 +274,11 @@ class _Search:
     def _check_same(self, key: str, point: Sequence[float]) -> None:
         if self.journal[key]["point"] != list(point):
             raise DataError(
-                f"the journal's {key} was another point than the search asks for now",
+                f"the journal's {key} is a different point than the optimizer now proposes",
                 code="merge.search-resume",
                 where=str(self.journal.path),
-                expected="the same optimizer library as when the search began",
-                next="start over with --overwrite, or install the version that it began with",
+                expected="the same version of the optimizer library as at the start of the search",
+                next="start over with --overwrite, or install that version",
             )
 
     def _spent(self) -> float:
@@ -320,7 +320,7 @@ class _Search:
         return "none yet" if best is None else f"{best:.4f}"
 
     def _pick_finalists(self, trials: Sequence[dict[str, Any]]) -> list[_Finalist]:
-        """Score the best trials, each with changes of its own, on the records that choose."""
+        """Score the best trials with distinct changes on the records for choosing."""
         distinct = {digest_json(row["changes"]): row for row in reversed(trials)}.values()
         good = [row for row in distinct if row["value"] is not None]
         if not good:
@@ -337,7 +337,7 @@ class _Search:
         return [self._entry(f"trial {row['number']}", row["changes"], remaining) for row in picked]
 
     def _entry(self, name: str, changes: dict[str, Any], indices: Sequence[int]) -> _Finalist:
-        """Return a candidate scored on records, from the journal where it is there."""
+        """Return a candidate scored on records, from the journal if possible."""
         key = f"finalist {name}"
         if key not in self.journal:
             outcome = self.bench.try_changes(changes, self._pick(indices))
@@ -405,7 +405,7 @@ class _Search:
         }
 
     def _tell(self, entry: _Finalist, indices: Sequence[int]) -> dict[str, Any]:
-        """Return a candidate's row for a table."""
+        """Return a candidate's row of the table."""
         kind = {"is_merge": entry.parent is None}
         if entry.failed:
             return {"name": entry.name, "value": None, "failed": entry.failed} | kind
@@ -427,7 +427,7 @@ class _Search:
 
 
 def _find_last_improvement(trials: Sequence[dict[str, Any]], sign: int) -> int:
-    """Return how many trials there had been when the best so far was found, that one counted."""
+    """Return the number of trials up to and including the best so far."""
     best, position = math.inf, 0
     for number, row in enumerate(trials):
         if row["value"] is not None and sign * row["value"] < best:
@@ -458,7 +458,7 @@ SEARCH_FILE, RESULT_RECIPE_FILE = "search.json", "found.yaml"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the recipe as changed, its merge, what to tell, and every trial."""
+    """Result of a search: the changed recipe, its merge, details, and every trial."""
 
     recipe: MergeRecipe
     merge: Merge
@@ -467,7 +467,7 @@ class SearchResult:
 
 
 def write_search_result(result: SearchResult, job: Job) -> None:
-    """Write output/search.json with all trials, and found.yaml, the recipe without the search."""
+    """Write output/search.json with all trials, and found.yaml, the recipe without search."""
     with atomic_write(job.output / SEARCH_FILE) as file:
         json.dump(result.details | {"trials": result.trials}, file, ensure_ascii=False, indent=1)
     with atomic_write(job.work / RESULT_RECIPE_FILE) as file:
@@ -475,10 +475,10 @@ def write_search_result(result: SearchResult, job: Job) -> None:
 
 
 def read_search_result(folder: Path) -> dict[str, Any]:
-    """Return what ``write_search_result`` wrote into a job's folder.
+    """Read the file written by ``write_search_result`` from a job's folder.
 
     Raises:
-        DataError: If there is none, or it is not one of ours.
+        DataError: If it is missing or invalid.
     """
     path = folder / "output" / SEARCH_FILE
     try:
@@ -487,17 +487,17 @@ def read_search_result(folder: Path) -> dict[str, Any]:
             raise ValueError("no trials")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} holds no search that can be read",
+            f"{folder} contains no readable search result",
             code="merge.no-search",
             where=str(path),
             expected="the folder of a merge whose recipe has 'search'",
-            next=f"stillroom show {folder} says what it is",
+            next=f"stillroom show {folder} describes it",
         ) from error
     return result
 
 
 def format_search(details: Mapping[str, Any]) -> str:
-    """Return the outcome in one or two sentences, for people and for the card."""
+    """Return the outcome in one or two sentences, for the log and the card."""
     final, objective = details["final"], details["objective"]
     selected, parent = final["kept"], final["best_parent"]
     records = f"on {final['records']} records that the search never saw"

@@ -1,10 +1,10 @@
 """Selection of the best candidate on held-out records.
 
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
-the records and confirmed on the other, so that choosing the luckiest of many does not pass for
-progress. Where no merge is confirmed, the best parent is kept as it is, and the artifact says so.
-A share of the records (``select.final``) takes no part in either, and says how good the kept one
-is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
+the records and confirmed on the other, so that selection bias does not pass for progress. If no
+merge is confirmed, the best parent is kept unchanged, as the artifact records. A share of the
+records (``select.final``) is used for neither and measures the selected one. Candidates are merged
+in memory. Only the loss is compared: a lower loss need not mean better answers.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _MIN_SPLIT, _FINAL = 16, 0.25
 
 @dataclass(frozen=True)
 class MergeCandidate:
-    """One checkpoint that may be kept: a parent as it is, or a merge.
+    """A candidate checkpoint: an unchanged parent, or a merge.
 
-    ``place`` is a parent's number in the recipe's ``models``, -1 the base's.
+    ``place`` is the index of a parent in the recipe's ``models``, -1 for the base.
     """
 
     name: str
@@ -61,21 +61,20 @@ class MergeCandidate:
 
 
 def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
-    """Score all candidates and return the merge to make, with what to tell about the choice.
+    """Score all candidates; return the selected merge and the details of the choice.
 
     Raises:
-        DataError: If fewer than two records have a token to be judged by, and the recipe does not
-            go on without.
-        Cancelled: If the user stopped it; scores that are done stay done.
+        DataError: If fewer than two records have an assistant token, and the recipe requires it.
+        Cancelled: If the user stopped it; finished scores are kept.
     """
     if recipe.select is None:
-        raise ValueError("the recipe selects nothing")
+        raise ValueError("the recipe has no selection")
     select = recipe.select
     candidates = list_candidates(recipe, merge)
     available = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
     skipped = [count for count in select.averages if count > available]
     if skipped:
-        job.say(f"the run left {available} checkpoints: no average of the last {skipped} is tried")
+        job.say(f"the run has {available} checkpoints: averages of the last {skipped} are skipped")
     try:
         scores, counted = _score_records(candidates, select, recipe.seed, job)
     except DataError as error:
@@ -96,10 +95,10 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
 def _score_records(
     candidates: Sequence[MergeCandidate], select: SelectionSettings, seed: int, job: Job
 ) -> tuple[list[list[Score]], list[int]]:
-    """Return every candidate's score of each record, and which records all of them can be told by.
+    """Return the scores of all candidates by record, and the records that all can score.
 
     Raises:
-        DataError: If those are fewer than two.
+        DataError: If there are fewer than two.
     """
     records = draw_records(
         select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
@@ -125,13 +124,13 @@ def _score_records(
 def _keep_first(
     candidates: Sequence[MergeCandidate], why: str, job: Job
 ) -> tuple[Merge, dict[str, Any]]:
-    """Return the first model as it is, and that nothing was judged."""
+    """Return the first model unchanged, with details that nothing was scored."""
     first = next(
         candidate
         for candidate in candidates
         if candidate.parent is not None and candidate.place == 0
     )
-    job.say(f"warning: {why}; no merge can be judged, and {first.name} is kept as it is")
+    job.say(f"warning: {why}; no merge can be scored, so {first.name} is kept unchanged")
     return first.merge, {
         "candidates": [],
         "kept": first.name,
@@ -141,7 +140,7 @@ def _keep_first(
 
 
 def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
-    """Return all candidates of a recipe: parents first, then averages, mixes and the merge."""
+    """Return all candidates of a recipe: parents, averages, interpolations and the merge."""
     finals = _list_final_checkpoints(recipe, merge.parents)
     candidates = _open_parents(recipe, merge)
     name = recipe.method.method_name()
@@ -163,12 +162,12 @@ def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
 
 
 def list_parent_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
-    """Return the base, if any, and every model of a recipe, each as it is."""
+    """Return the base, if any, and every model of a recipe as unchanged candidates."""
     return _number_names(_open_parents(recipe, merge))
 
 
 def count_candidates(recipe: MergeRecipe) -> int:
-    """Return how many candidates a recipe will score, without opening any; at most one too many."""
+    """Return an upper bound on the number of candidates, without opening any."""
     if recipe.select is None:
         return 0
     parents = len(recipe.models) + (recipe.base is not None)
@@ -188,7 +187,7 @@ def _open_parents(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
 
 
 def _number_names(candidates: Sequence[MergeCandidate]) -> list[MergeCandidate]:
-    """Return the candidates with a number after names that come twice."""
+    """Number repeated names of candidates."""
     counts: Counter[str] = Counter()
     named = []
     for candidate in candidates:
@@ -208,13 +207,13 @@ def _list_mixes(recipe: MergeRecipe) -> tuple[float, ...]:
 def _list_final_checkpoints(
     recipe: MergeRecipe, parents: Sequence[MergeSource]
 ) -> list[MergeSource]:
-    """Return the final checkpoint of each model, leaving out those along its run."""
+    """Return the final checkpoint of each model, without its earlier run checkpoints."""
     counts = (max(entry.along_run, 1) for entry in recipe.models)
     return [parents[stop - 1] for stop in accumulate(counts)]
 
 
 def _is_same(first: Merge, second: Merge) -> bool:
-    """Whether two merges are sure to give the same bytes."""
+    """Whether two merges are certain to give the same bytes."""
     first_sources = [
         (source.checkpoint.folder, source.weight, source.own) for source in first.parents
     ]
@@ -225,7 +224,7 @@ def _is_same(first: Merge, second: Merge) -> bool:
 
 
 def _differs_from_parent(recipe: MergeRecipe, merge: Merge) -> bool:
-    """Whether the merge itself differs from its one parent."""
+    """Whether the merge differs from its only parent."""
     alone = {"linear", "passthrough", "run_average"}
     return len(merge.parents) > 1 or recipe.method.method_name() not in alone
 
@@ -270,7 +269,7 @@ def _score(
 
 @dataclass(frozen=True, slots=True)
 class _SelectionSplit:
-    """Which records choose, which confirm, and which only say how good the kept one is."""
+    """Record indices for choosing, confirming, and the final report."""
 
     choosing: Sequence[int]
     confirming: Sequence[int]
@@ -279,7 +278,7 @@ class _SelectionSplit:
 
     @classmethod
     def of(cls, counted: Sequence[int], share: float | None) -> _SelectionSplit:
-        """Part the records; every record of the final part is seen by no choice."""
+        """Split the records; the final part is not used for any choice."""
         if share is None:
             share = _FINAL if len(counted) >= _MIN_SPLIT else 0.0
         final_count = round(len(counted) * share)
@@ -299,11 +298,11 @@ def _choose_candidate(
     select: SelectionSettings,
     seed: int,
 ) -> tuple[int, dict[str, Any]]:
-    """Return the number of the candidate to keep, and the details of the choice."""
+    """Return the index of the selected candidate, and the details of the choice."""
     parts = _SelectionSplit.of(counted, select.final)
     on_choosing = [mean_over_records(losses, parts.choosing) for losses in scores]
     parents = [index for index, candidate in enumerate(candidates) if candidate.parent is not None]
-    # Parents stand first, and min takes the first of equals: a merge has to be better, not as good.
+    # Parents come first and min returns the first of equals: a merge must be strictly better.
     best = min(range(len(candidates)), key=lambda index: on_choosing[index])
     best_parent = min(parents, key=lambda index: on_choosing[index])
     selected, difference = best, None
@@ -342,7 +341,7 @@ def _score_final(
     selection: tuple[int, int],
     seed: int,
 ) -> dict[str, Any]:
-    """Return how the kept one and the best parent do on records that no choice saw."""
+    """Return the scores of the selected candidate and the best parent on the final records."""
     if not parts.final:
         return {}
     selected, best_parent = selection
@@ -364,8 +363,10 @@ def _score_final(
 
 
 def _format_final(final: Mapping[str, Any]) -> str:
-    """Return how the kept one did on the records that no choice saw, in words."""
-    text = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
+    """Return the scores on the final records as a sentence."""
+    text = (
+        f"on {final['records']} records not used for the choice: loss {final['kept']['loss']:.4f}"
+    )
     gap = final["difference"]
     if gap is None:
         return text
