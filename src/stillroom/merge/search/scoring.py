@@ -84,7 +84,7 @@ class MergeScorer:
         self._said = False
 
     def score(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
-        """Return the score of a merge on every record, (0.0, 0) for records without tokens to score.
+        """Return the score of a merge on every record, (0.0, 0) for records without scored tokens.
 
         Raises:
             CheckpointError: If the sources do not match, or a value is not finite.

@@ -92,7 +92,7 @@ class TrialPool:
         """Create a pool.
 
         Args:
-            bench: Builds and scores candidates inline.
+            runner: Builds and scores candidates inline.
             records: Records to score on.
             pool: Starts processes, each with its own runner.
             engine: Remote engine whose workers each have their own runner.

@@ -192,7 +192,7 @@ def exact_sum(
 
 
 def cosine(gram: Array, i: int, j: int) -> float:
-    """Return the cosine of two vectors of a Gram matrix, clipped to -1 and 1; 0 for zero vectors."""
+    """Return the clipped cosine of two vectors of a Gram matrix; 0 for zero vectors."""
     norm = math.sqrt(gram[i, i] * gram[j, j])
     return min(1.0, max(-1.0, float(gram[i, j]) / norm)) if norm > 0 else 0.0
 
