@@ -57,22 +57,22 @@ _LONGEST_LABEL = 80
 class Quantization:
     """Quantization of a folder's weights.
 
-    ``method`` is its name in the libraries, ``said`` its declared settings.
+    ``method`` is its name in the libraries, ``settings`` its declared settings.
     """
 
     method: str
-    said: Mapping[str, Any]
+    settings: Mapping[str, Any]
     folder: Path
 
     @property
     def label(self) -> str:
         """Display name: the method with its distinguishing setting."""
-        bits = self.said.get("bits") or self.said.get("w_bit")
+        bits = self.settings.get("bits") or self.settings.get("w_bit")
         if self.method == "bitsandbytes":
-            four = self.said.get("load_in_4bit") or self.said.get("_load_in_4bit")
-            kind = str(self.said.get("bnb_4bit_quant_type") or "fp4") if four else "int8"
+            four = self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")
+            kind = str(self.settings.get("bnb_4bit_quant_type") or "fp4") if four else "int8"
             return f"bitsandbytes {kind}"[:_LONGEST_LABEL]
-        detail = self.said.get("format") or self.said.get("quant_algo")
+        detail = self.settings.get("format") or self.settings.get("quant_algo")
         detail = detail or (f"{bits} bits" if bits else "")
         return f"{self.method} {detail}".strip()[:_LONGEST_LABEL]
 
@@ -246,7 +246,7 @@ def _fp8(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     """Yield tensors of 8-bit floats with a multiplier per tensor, row, or block."""
-    stated = quantization.said.get("weight_block_size")
+    stated = quantization.settings.get("weight_block_size")
     for name, entry in entries.items():
         if entry.dtype not in {"F8_E4M3", "F8_E5M2"}:
             continue
@@ -291,7 +291,7 @@ def _gptq(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     form = str(
-        quantization.said.get("checkpoint_format") or quantization.said.get("format") or "gptq"
+        quantization.settings.get("checkpoint_format") or quantization.settings.get("format") or "gptq"
     )
     if form not in {"gptq", "gptq_v2"}:
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
@@ -304,7 +304,7 @@ def _gptq(
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
-        size = int(quantization.said.get("group_size", -1))
+        size = int(quantization.settings.get("group_size", -1))
         group = inputs if size <= 0 else size
         if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
             raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
@@ -334,9 +334,9 @@ def _awq(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     version = str(
-        quantization.said.get("version") or quantization.said.get("format") or "gemm"
+        quantization.settings.get("version") or quantization.settings.get("format") or "gemm"
     ).lower()
-    bits = int(quantization.said.get("bits") or quantization.said.get("w_bit") or 4)
+    bits = int(quantization.settings.get("bits") or quantization.settings.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
         raise quantization.refuse(
             f"version '{version:.40}' of {bits} bits is not supported; gemm of 4 bits is"
@@ -409,14 +409,14 @@ def _blockwise(
 def _compressed(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    sparse = quantization.said.get("sparsity_config")
+    sparse = quantization.settings.get("sparsity_config")
     if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
         raise quantization.refuse(f"its sparse format '{sparse['format']!s:.40}' is not supported")
-    if quantization.said.get("transform_config"):
+    if quantization.settings.get("transform_config"):
         raise quantization.refuse("its weights were rotated (transform_config)")
     schemes = [
-        dict(group["weights"], format=group.get("format") or quantization.said.get("format"))
-        for group in (quantization.said.get("config_groups") or {}).values()
+        dict(group["weights"], format=group.get("format") or quantization.settings.get("format"))
+        for group in (quantization.settings.get("config_groups") or {}).values()
         if isinstance(group, Mapping) and group.get("weights")
     ]
     for stem in _stems(entries, "weight_packed"):
@@ -492,7 +492,7 @@ def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntr
 def _modelopt(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    named = str(quantization.said.get("quant_algo") or quantization.said.get("quant_algorithm"))
+    named = str(quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm"))
     if named not in {"FP8", "NVFP4"}:
         raise quantization.refuse("only FP8 and NVFP4 of this method are supported")
     yield from _fp8(quantization, entries, parts)

@@ -59,7 +59,9 @@ class PruningMethod(MergeMethod):
         """Return the vectors of one block with dropped elements set to zero."""
 
     @abstractmethod
-    def prune_whole(self, vectors: Sequence[torch.Tensor], context: BlockContext) -> list[torch.Tensor]:
+    def prune_whole(
+        self, vectors: Sequence[torch.Tensor], context: BlockContext
+    ) -> list[torch.Tensor]:
         """Return whole vectors, pruned as in mergekit 0.1.5."""
 
     @override

@@ -135,7 +135,7 @@ def measure_loss_path(
             model.named_parameters(), other_model.named_parameters(), strict=True
         )
     ]
-    shares = tuple(at / (points - 1) for at in range(points))
+    shares = tuple(point / (points - 1) for point in range(points))
     losses = []
     for share in shares:
         with torch.no_grad():

@@ -194,7 +194,9 @@ class MergekitExecutor(MergeExecutor):
                     lambda member: self._read(member, member.base or member.parents[0], dtype)
                 )
             parents = [
-                group.join(lambda member, number=number: self._read(member, member.parents[number], dtype))  # type: ignore[misc]
+                group.join(
+                    lambda member, number=number: self._read(member, member.parents[number], dtype)
+                )  # type: ignore[misc]
                 for number in range(len(first.parents))
             ]
             context = BlockContext(

@@ -196,7 +196,9 @@ def merge_adapters(
         folder,
         parts.factors,
         biases=parts.biases,
-        replaced_tensors={name: PendingTensor.of("F32", values) for name, values in parts.whole.items()},
+        replaced_tensors={
+            name: PendingTensor.of("F32", values) for name, values in parts.whole.items()
+        },
         carried={name: PendingTensor.of("F32", values) for name, values in parts.carried.items()},
         base_name=next((a.base_name for a in adapters if a.base_name), ""),
         config={

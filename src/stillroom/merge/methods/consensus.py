@@ -60,9 +60,9 @@ class Consensus(MergeMethod):
         for vector, weight, limit in zip(vectors, context.weights, thresholds, strict=True):
             if weight != 1:
                 vector *= vector.dtype.type(weight)
-            rest = np.abs(total - vector)
-            rest *= rest.dtype.type(limit)
-            votes += np.abs(vector) >= rest
+            remainder = np.abs(total - vector)
+            remainder *= remainder.dtype.type(limit)
+            votes += np.abs(vector) >= remainder
         total *= votes >= self.agree
         total *= total.dtype.type(self.scale)
         return base + total

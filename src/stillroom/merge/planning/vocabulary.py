@@ -160,7 +160,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(folder, data, config, ids, tokens, _config_rows(config) or len(tokens))
 
 
-def join_vocabularies(first: Vocabulary, rest: Sequence[Vocabulary]) -> Vocabulary:
+def join_vocabularies(first: Vocabulary, more: Sequence[Vocabulary]) -> Vocabulary:
     """Return the union: the first vocabulary's tokens and rules, then new tokens of the others.
 
     New tokens are appended in the order of the others and of their rows; BPE merges of the others
@@ -170,13 +170,13 @@ def join_vocabularies(first: Vocabulary, rest: Sequence[Vocabulary]) -> Vocabula
     Raises:
         CheckpointError: If the tokenizers are of different kinds.
     """
-    for vocabulary in rest:
+    for vocabulary in more:
         _check_alike(first, vocabulary)
     joined = copy.deepcopy(dict(first.data))
     added = {str(token["content"]): dict(token) for token in first.added}
     ids = dict(first.ids)
     following = itertools.count(len(first.tokens))
-    for vocabulary in rest:
+    for vocabulary in more:
         for new_token in vocabulary.tokens:
             if new_token is not None and new_token not in ids:
                 ids[new_token] = next(following)
@@ -188,12 +188,12 @@ def join_vocabularies(first: Vocabulary, rest: Sequence[Vocabulary]) -> Vocabula
     joined["added_tokens"] = sorted(added.values(), key=lambda token: int(token["id"]))
     model = joined["model"]
     if first.kind == "Unigram":
-        model["vocab"] = _join_pieces(first, rest, ids)
+        model["vocab"] = _join_pieces(first, more, ids)
     else:
         # Added tokens are listed here, too, so that ids have no gaps.
         model["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
     if first.kind == "BPE":
-        model["merges"] = _join_merges([first, *rest])
+        model["merges"] = _join_merges([first, *more])
     tokens = _by_row(ids)
     rows = max(first.rows, len(tokens))
     return Vocabulary(first.folder, joined, first.config, ids, tokens, rows)
@@ -258,11 +258,11 @@ def _check_alike(first: Vocabulary, second: Vocabulary) -> None:
 
 
 def _join_pieces(
-    first: Vocabulary, rest: Sequence[Vocabulary], ids: Mapping[str, int]
+    first: Vocabulary, more: Sequence[Vocabulary], ids: Mapping[str, int]
 ) -> list[list[Any]]:
     """Return pieces by row: the ids of a Unigram model are list positions."""
     scores: dict[str, float] = {}
-    for vocabulary in (first, *rest):
+    for vocabulary in (first, *more):
         for piece, score in vocabulary.data["model"]["vocab"]:
             scores.setdefault(piece, score)
     size = max(ids.values(), default=-1) + 1

@@ -242,10 +242,10 @@ def combine_parents(
     Computed as the first model plus differences from it, so that equal models are reproduced bit
     for bit if the coefficients add up to exactly 1.
     """
-    first, *rest = parents
+    first, *tail = parents
     coefficients, extra = coefficients_and_extra
     total = first.copy()
-    for parent, coefficient in zip(rest, coefficients[1:], strict=True):
+    for parent, coefficient in zip(tail, coefficients[1:], strict=True):
         step = parent - first
         step *= step.dtype.type(coefficient)
         total += step
