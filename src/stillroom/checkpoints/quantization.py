@@ -291,7 +291,9 @@ def _gptq(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     form = str(
-        quantization.settings.get("checkpoint_format") or quantization.settings.get("format") or "gptq"
+        quantization.settings.get("checkpoint_format")
+        or quantization.settings.get("format")
+        or "gptq"
     )
     if form not in {"gptq", "gptq_v2"}:
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
@@ -492,7 +494,9 @@ def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntr
 def _modelopt(
     quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    named = str(quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm"))
+    named = str(
+        quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm")
+    )
     if named not in {"FP8", "NVFP4"}:
         raise quantization.refuse("only FP8 and NVFP4 of this method are supported")
     yield from _fp8(quantization, entries, parts)
