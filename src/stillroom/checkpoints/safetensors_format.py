@@ -313,7 +313,7 @@ class ShardLayout:
 
     headers: Mapping[str, bytes]
     sizes: Mapping[str, int]
-    places: Mapping[str, TensorLocation]
+    locations: Mapping[str, TensorLocation]
     index: str
 
     @property

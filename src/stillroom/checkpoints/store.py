@@ -363,7 +363,7 @@ class DequantizedStore:
         store: TensorStore,
         tensors: Mapping[str, QuantizedTensor],
         used: frozenset[str],
-        kind: str,
+        dtype: str,
     ) -> None:
         """Wrap a store.
 
@@ -371,13 +371,13 @@ class DequantizedStore:
             store: The stored tensors.
             tensors: Quantized tensors by name.
             used: Names of stored codes, scales and other parts.
-            kind: Storage type of dequantized tensors.
+            dtype: Storage type of dequantized tensors.
         """
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
         dequantized = {
             name: TensorEntry(
-                name, kind, tensor.shape, 0, math.prod(tensor.shape) * DTYPE_SIZES[kind]
+                name, dtype, tensor.shape, 0, math.prod(tensor.shape) * DTYPE_SIZES[dtype]
             )
             for name, tensor in tensors.items()
         }

@@ -92,7 +92,7 @@ class CheckpointWriter:
         self._planned = plan is not None
         self._layout: ShardLayout | None = None
         self._files: dict[str, int] = {}
-        self._spots: dict[str, int] = {}
+        self._scratch_offsets: dict[str, int] = {}
         self._end = 0
         self._work = folder if in_place else folder.with_name(f".{folder.name}.writing")
         if plan is not None:
@@ -148,7 +148,7 @@ class CheckpointWriter:
             CheckpointError: If the name was written before, or contradicts the plan.
         """
         shape = (self._stored(shape[0]), shape[1])
-        if name in self.digests or name in self._spots:
+        if name in self.digests or name in self._scratch_offsets:
             raise _unplanned(name, "was written before", "each tensor once")
         if self._planned and self._plan.get(name) != shape:
             raise _unplanned(name, f"is {shape}", f"{self._plan.get(name, 'no such name')}")
@@ -156,11 +156,11 @@ class CheckpointWriter:
         self._hash = Hasher()
         if self._layout is None:
             location = TensorLocation(_SCRATCH, self._end, *shape)
-            self._spots[name] = self._end
+            self._scratch_offsets[name] = self._end
             self._end += location.size_bytes
         else:
-            location = self._layout.places[name]
-        self._place = location
+            location = self._layout.locations[name]
+        self._location = location
 
     def write_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
         """Write the next rows of the current tensor, (rows, ...), at row ``start``.
@@ -182,9 +182,9 @@ class CheckpointWriter:
         """
         with full_disk_as_error(self._work):
             _write_at(
-                self._descriptor(self._place.file),
+                self._descriptor(self._location.file),
                 data,
-                self._place.start + start * self._place.row_bytes,
+                self._location.start + start * self._location.row_bytes,
             )
 
     def note_rows(self, data: memoryview) -> None:
@@ -206,9 +206,9 @@ class CheckpointWriter:
         Returns:
             Whether it was kept; if not, it must be written again.
         """
-        if self._layout is None or name not in self._layout.places:
+        if self._layout is None or name not in self._layout.locations:
             return False
-        location = self._layout.places[name]
+        location = self._layout.locations[name]
         hasher, offset = Hasher(), location.start
         stop = location.start + location.size_bytes
         while offset < stop:
@@ -302,11 +302,13 @@ class CheckpointWriter:
 
     def _move_scratch(self, layout: ShardLayout) -> None:
         scratch = self._descriptor(_SCRATCH)
-        for name, location in layout.places.items():
+        for name, location in layout.locations.items():
             done = 0
             while done < location.size_bytes:
                 data = os.pread(
-                    scratch, min(1 << 22, location.size_bytes - done), self._spots[name] + done
+                    scratch,
+                    min(1 << 22, location.size_bytes - done),
+                    self._scratch_offsets[name] + done,
                 )
                 _write_at(self._descriptor(location.file), memoryview(data), location.start + done)
                 done += len(data)
@@ -318,7 +320,7 @@ class CheckpointWriter:
         counts: dict[str, int] = {}
         for name, (dtype, _) in sorted(self._plan.items()):
             if dtype in FLOATS and self._layout is not None:
-                counts[dtype] = counts.get(dtype, 0) + self._layout.places[name].size_bytes
+                counts[dtype] = counts.get(dtype, 0) + self._layout.locations[name].size_bytes
         config = dict(self.config)
         if counts:
             key = "torch_dtype" if "torch_dtype" in config else "dtype"

@@ -139,7 +139,7 @@ class DareMethod(PruningMethod):
     def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
         from stillroom.merge.mergekit.numpy_arithmetic import drop_at_random
 
-        densities = blocks.at.values("density", self.density)
+        densities = blocks.context.values("density", self.density)
         return drop_at_random(blocks, densities, draws, rescale=self.rescale)
 
     @override
@@ -183,7 +183,7 @@ class DellaMethod(PruningMethod):
         """Return the rescale factors of a tensor with a single row."""
         from stillroom.merge.tensors.task_vectors import measure_single_row
 
-        windows = self._windows(blocks.at)
+        windows = self._windows(blocks.context)
         return measure_single_row(blocks, self.method_name(), windows, rescale=self.rescale)
 
     @override
@@ -216,7 +216,7 @@ class DellaMethod(PruningMethod):
     def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
         from stillroom.merge.mergekit.numpy_arithmetic import drop_by_rank
 
-        return drop_by_rank(blocks, self._windows(blocks.at), draws, rescale=self.rescale)
+        return drop_by_rank(blocks, self._windows(blocks.context), draws, rescale=self.rescale)
 
     def _windows(self, context: BlockContext) -> list[tuple[float, float]]:
         """Return density and epsilon of each model; raise if a probability is out of range."""
@@ -247,8 +247,8 @@ class BreadcrumbsMethod(PruningMethod):
         from stillroom.merge.tensors.trimming import find_bands, l1_rescale_factors, trim_to_band
 
         name = self.method_name()
-        densities = blocks.at.values("density", self.density)
-        gammas = blocks.at.values("gamma", self.gamma)
+        densities = blocks.context.values("density", self.density)
+        gammas = blocks.context.values("gamma", self.gamma)
         bands = find_bands(blocks, name, densities, gammas)
         if not self.rescale:
             return bands, [1.0] * len(bands)

@@ -57,26 +57,28 @@ class BlockContext:
         shape: Shape of the whole tensor.
         keys: Content keys of the parents, for randomness independent of their order.
         weights: Weights of the parents.
-        own: Other settings of each parent in the recipe (``density``, ...).
+        per_model: Other settings of each parent in the recipe (``density``, ...).
         seed: Random seed of the merge.
         offset: Index of the block's first element within the flattened tensor.
         layer: Relative depth: 0 in the first layer, 1 in the last, None outside the layers.
-        overall: Result of the method's ``survey``.
+        global_statistics: Result of the method's ``survey``.
     """
 
     name: str
     shape: tuple[int, ...]
     keys: tuple[str, ...]
     weights: tuple[float, ...]
-    own: tuple[Mapping[str, float], ...] = ()
+    per_model: tuple[Mapping[str, float], ...] = ()
     seed: int = 0
     offset: int = 0
     layer: float | None = None
-    overall: Any = field(default=None, compare=False)
+    global_statistics: Any = field(default=None, compare=False)
 
     def values(self, setting: str, default: float) -> list[float]:
         """Return a setting of every parent, or the default if it has none."""
-        return [settings.get(setting, default) for settings in self.own or ({},) * len(self.keys)]
+        return [
+            settings.get(setting, default) for settings in self.per_model or ({},) * len(self.keys)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,14 @@ class RowBlock:
 
     base: Array | None
     parents: tuple[Array, ...]
-    at: BlockContext
+    context: BlockContext
 
 
 class TensorBlocks(Protocol):
     """One tensor as row blocks, in order; may be read repeatedly."""
 
     @property
-    def at(self) -> BlockContext:
+    def context(self) -> BlockContext:
         """Context of the whole tensor, offset 0."""
 
     @property
@@ -124,8 +126,8 @@ class MergeMethod(Method):
         decomposes: Whether matrices are decomposed, which the recipe's ``device`` accelerates.
         survey_ignores: Settings that, like the models' weights, do not affect ``survey``, so that
             trials of a search share it (None: any setting may affect it).
-        least_parents: Minimum number of models.
-        most_parents: Maximum number of models.
+        min_models: Minimum number of models.
+        max_models: Maximum number of models.
     """
 
     needs_base: ClassVar[bool] = False
@@ -135,14 +137,14 @@ class MergeMethod(Method):
     replicates: ClassVar[bool] = False
     decomposes: ClassVar[bool] = False
     survey_ignores: ClassVar[tuple[str, ...] | None] = None
-    least_parents: ClassVar[int] = 1
-    most_parents: ClassVar[int] = 1000
+    min_models: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1000
 
     @classmethod
     @override
     def recipe_needs(cls) -> dict[str, int]:
         """Return the recipe entries required: enough models, and a base if needed."""
-        return {"models": cls.least_parents, **({"base": 1} if cls.needs_base else {})}
+        return {"models": cls.min_models, **({"base": 1} if cls.needs_base else {})}
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise an error for parents that the method cannot merge.
@@ -150,12 +152,12 @@ class MergeMethod(Method):
         Raises:
             RecipeError: If there are too few or too many, or their weights are invalid.
         """
-        if not self.least_parents <= len(weights) <= self.most_parents:
-            expected = f"at least {self.least_parents}"
-            if self.most_parents < 1000:
-                expected = f"{self.least_parents} to {self.most_parents}"
-            if self.least_parents == self.most_parents:
-                expected = f"exactly {self.least_parents}"
+        if not self.min_models <= len(weights) <= self.max_models:
+            expected = f"at least {self.min_models}"
+            if self.max_models < 1000:
+                expected = f"{self.min_models} to {self.max_models}"
+            if self.min_models == self.max_models:
+                expected = f"exactly {self.min_models}"
             raise RecipeError(
                 f"{self.method_name()} cannot merge {len(weights)} models",
                 code="merge.parents",
@@ -164,7 +166,7 @@ class MergeMethod(Method):
                 next="change the list 'models', or choose another method",
             )
 
-    def check_replica(self, weights: Sequence[float]) -> str:
+    def check_mergekit(self, weights: Sequence[float]) -> str:
         """Raise an error for parents that mergekit cannot merge; defaults to ``check``.
 
         Returns:
@@ -179,8 +181,8 @@ class MergeMethod(Method):
     def survey(self, tensors: Sequence[TensorBlocks]) -> Any:
         """Reduce the whole model to JSON values before all other passes; default None.
 
-        The result is available as ``overall`` of the block context. Only methods whose rule spans
-        several tensors override this.
+        The result is available as ``global_statistics`` of the block context. Only methods whose
+        rule spans several tensors override this.
         """
         return None
 
@@ -286,9 +288,6 @@ def mergekit_unsupported_error(name: str) -> RecipeError:
 METHODS = Registry("stillroom.merge.methods", MergeMethod)
 
 
-Reduced = TypeVar("Reduced")
-
-
 class InMemoryBlocks:
     """One tensor of base and parents in memory, in blocks of whole rows."""
 
@@ -300,7 +299,7 @@ class InMemoryBlocks:
         rows: int | None = None,
     ) -> None:
         """Create blocks of ``rows`` rows (default all) over arrays of one shape and type."""
-        self.at = context
+        self.context = context
         self._base, self._parents = base, tuple(parents)
         shape = self._parents[0].shape
         self.size = math.prod(shape)
@@ -324,7 +323,7 @@ class InMemoryBlocks:
         return RowBlock(
             None if self._base is None else cut(self._base),
             tuple(cut(parent) for parent in self._parents),
-            replace(self.at, offset=start * width),
+            replace(self.context, offset=start * width),
         )
 
     def __iter__(self) -> Iterator[RowBlock]:
@@ -332,7 +331,7 @@ class InMemoryBlocks:
         for number in range(len(self)):
             yield self[number]
 
-    def each(self, reduce: Callable[[RowBlock], Reduced]) -> list[Reduced]:
+    def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
         """Apply ``reduce`` to every block; return the results in order."""
         return [reduce(block) for block in self]
 
@@ -366,9 +365,11 @@ def merge_arrays(
     if method.needs_whole(context.name, shape):
         rows = None
     blocks = InMemoryBlocks(base, parents, context, rows)
-    blocks.at = replace(context, overall=method.survey([blocks]))
+    blocks.context = replace(context, global_statistics=method.survey([blocks]))
     measured = method.measure(blocks)
-    merged = [method.combine(block.base, block.parents, measured, block.at) for block in blocks]
+    merged = [
+        method.combine(block.base, block.parents, measured, block.context) for block in blocks
+    ]
     if not merged:
         return np.zeros_like(parents[0])
     return np.concatenate(merged) if shape else merged[0]

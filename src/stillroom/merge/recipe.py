@@ -76,7 +76,7 @@ class ModelEntry(Settings):
     )
 
     @property
-    def own(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float]:
         """Method settings of this model."""
         listed = {name: getattr(self, name) for name in PER_MODEL_SETTINGS}
         return {name: value for name, value in listed.items() if value is not None}
@@ -110,7 +110,7 @@ class ParameterOverride(Settings):
         """Return whether the override applies to a tensor."""
         return any(fnmatchcase(name, pattern) for pattern in self.tensors)
 
-    def at(self, layer: float | None) -> float | bool:
+    def value_at(self, layer: float | None) -> float | bool:
         """Return the value at a relative depth, 0 to 1; outside the layers (None) the first."""
         if self.value is not None:
             return self.value
@@ -315,14 +315,14 @@ class MergeRecipe(Recipe):
         if not (
             self.slices or has_parts or has_path or any(model.along_run for model in self.models)
         ):
-            check = self.method.check_replica if self.compat == "mergekit" else self.method.check
+            check = self.method.check_mergekit if self.compat == "mergekit" else self.method.check
             check([model.weight for model in self.models])
         return self
 
     def _find_unused(self) -> list[Problem]:
         problems = []
         for number, model in enumerate(self.models):
-            settings = [*(["weight"] if model.weight != 1 else []), *model.own]
+            settings = [*(["weight"] if model.weight != 1 else []), *model.settings]
             settings += [name for name in ("positive", "negative") if getattr(model, name)]
             problems += [
                 self._unused(setting, f"models.{number}.{setting}")

@@ -358,7 +358,7 @@ def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
             warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
     licenses = [(source.name, source.license) for source in sources]
     warnings += find_license_warnings(licenses, "the models", "this merge")
-    kinds = {tensor.stored for tensor in plan.tensors if tensor.is_merged}
+    kinds = {tensor.dtype for tensor in plan.tensors if tensor.is_merged}
     if len(kinds) > 1:
         warnings.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")
     return warnings
@@ -394,19 +394,19 @@ def explain_tensor(plan: MergePlan, sources: Sequence[MergeSource], name: str) -
     inputs: list[dict[str, Any]] = [
         {"source": sources[home.source].name, "tensor": home.name} for home in tensor.parents
     ]
-    if tensor.tuned is not None:
+    if tensor.settings is not None:
         for row, weight, settings in zip(
-            inputs, tensor.tuned.weights, tensor.tuned.own, strict=True
+            inputs, tensor.settings.weights, tensor.settings.per_model, strict=True
         ):
             row |= {"weight": weight, **dict(settings)}
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
-        "stored": tensor.stored,
+        "stored": tensor.dtype,
         "layer": tensor.layer,
-        "is_token_table": tensor.is_table,
-        "method": tensor.tuned.method.model_dump(mode="json")
-        if tensor.tuned
+        "is_token_table": tensor.is_token_table,
+        "method": tensor.settings.method.model_dump(mode="json")
+        if tensor.settings
         else _describe_copy(tensor),
         "base": tensor.base.name if tensor.base else None,
         "parents": inputs,

@@ -26,7 +26,7 @@ import numpy as np
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
-from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, as_bytes
+from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.planning.inputs import limit_run_checkpoints
 from stillroom.merge.recipe import MergeRecipe
@@ -193,7 +193,7 @@ class _Replay:
         for bits in self.engine.make(tensor):
             stop = start + (len(bits) if tensor.shape else 1)
             stored = np.frombuffer(self.output.read(tensor.name, start, stop), np.uint8)
-            replayed = np.frombuffer(as_bytes(bits), np.uint8)
+            replayed = np.frombuffer(array_to_bytes(bits), np.uint8)
             if not np.array_equal(replayed, stored):
                 size = max(bits.dtype.itemsize, 1)
                 differs = (replayed.reshape(-1, size) != stored.reshape(-1, size)).any(axis=1)
@@ -340,10 +340,10 @@ def _compare_layout(plan: MergePlan, output: Checkpoint) -> Iterator[TensorMisma
             yield TensorMismatch(name, what="is missing")
         else:
             entry, planned_tensor = output.entry(name), planned[name]
-            if (entry.dtype, entry.shape) != (planned_tensor.stored, planned_tensor.shape):
+            if (entry.dtype, entry.shape) != (planned_tensor.dtype, planned_tensor.shape):
                 yield TensorMismatch(
                     name,
-                    what=f"is {entry.dtype} {entry.shape}, not {planned_tensor.stored} "
+                    what=f"is {entry.dtype} {entry.shape}, not {planned_tensor.dtype} "
                     f"{planned_tensor.shape}",
                 )
 

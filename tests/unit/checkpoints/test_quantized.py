@@ -305,8 +305,8 @@ def refusal(stored):
             "marlin-24",
         ),
         ({"quant_method": "compressed-tensors", "transform_config": {"r1": 1}}, "rotated"),
-        ({"quant_method": "fp8"}, "'m.weight' (I8) has no scales"),
-        ({"quant_method": "gptq"}, "'m.weight' (I8) has no scales"),
+        ({"quant_method": "fp8"}, "'m.weight' (I8) has no known scales"),
+        ({"quant_method": "gptq"}, "'m.weight' (I8) has no known scales"),
     ],
     ids=str,
 )

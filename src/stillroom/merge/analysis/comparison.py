@@ -224,9 +224,9 @@ class TensorStats:
         cancelled: Part of ``magnitude`` that vanishes when the task vectors are added.
         both: Per pair of parents, the number of elements that both changed.
         opposed: Those of ``both`` with opposite signs.
-        kept_both: As ``both``, after trimming.
-        kept_either: Per pair, the elements that trimming keeps of at least one parent.
-        kept_opposed: As ``opposed``, after trimming.
+        trimmed_both: As ``both``, after trimming.
+        trimmed_either: Per pair, the elements that trimming keeps of at least one parent.
+        trimmed_opposed: As ``opposed``, after trimming.
     """
 
     size: int = 0
@@ -236,9 +236,9 @@ class TensorStats:
     cancelled: float = 0.0
     both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_either: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_either: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def sum_of(cls, facts: Iterable[TensorStats]) -> TensorStats:
@@ -280,8 +280,12 @@ class TensorStats:
                     "parents": [i, j],
                     "cosine": _or_null(self.cosine(i, j)),
                     "sign_conflict": _divide_or_null(self.opposed[pair], self.both[pair]),
-                    "kept_overlap": _divide_or_null(self.kept_both[pair], self.kept_either[pair]),
-                    "kept_conflict": _divide_or_null(self.kept_opposed[pair], self.kept_both[pair]),
+                    "kept_overlap": _divide_or_null(
+                        self.trimmed_both[pair], self.trimmed_either[pair]
+                    ),
+                    "kept_conflict": _divide_or_null(
+                        self.trimmed_opposed[pair], self.trimmed_both[pair]
+                    ),
                 }
                 for pair, (i, j) in enumerate(combinations(range(count), 2))
             ],
@@ -427,7 +431,7 @@ class _TaskVectorBlocks:
         self._dtype = np.float64 if entry.dtype == "F64" else np.float32
         self._rows, self._step = entry.rows, count_block_rows(entry.shape)
         self.size = math.prod(entry.shape)
-        self.at = BlockContext(name, entry.shape, (), ())
+        self.context = BlockContext(name, entry.shape, (), ())
 
     def __len__(self) -> int:
         return -(-self._rows // self._step)
@@ -435,7 +439,7 @@ class _TaskVectorBlocks:
     def __getitem__(self, number: int) -> RowBlock:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        name, start = self.at.name, number * self._step
+        name, start = self.context.name, number * self._step
         stop = min(start + self._step, self._rows)
         rows = np.atleast_1d(read_rows(self._base, name, start, stop, dtype=self._dtype))
         vectors = tuple(
@@ -443,7 +447,7 @@ class _TaskVectorBlocks:
             for parent in self._parents
         )
         width = self.size // max(self._rows, 1)
-        return RowBlock(rows, vectors, replace(self.at, offset=start * width))
+        return RowBlock(rows, vectors, replace(self.context, offset=start * width))
 
     def __iter__(self) -> Iterator[RowBlock]:
         for number in range(len(self)):
@@ -460,10 +464,10 @@ def _measure_tensor(
     if blocks.size <= _SMALL:
         arrays = [(block.base, *block.parents) for block in blocks]
         start, *vectors = (np.concatenate(parts) for parts in zip(*arrays, strict=True))
-        blocks = InMemoryBlocks(start, vectors, blocks.at, rows=count_block_rows(start.shape))
+        blocks = InMemoryBlocks(start, vectors, blocks.context, rows=count_block_rows(start.shape))
     count = len(parents)
-    cuts = find_thresholds([blocks], lambda block: block.parents, [density] * count)
-    counted = np.sum(blocks.each(lambda block: _count_pairs(block, cuts)), axis=0)
+    thresholds = find_thresholds([blocks], lambda block: block.parents, [density] * count)
+    counted = np.sum(blocks.each(lambda block: _count_pairs(block, thresholds)), axis=0)
     magnitude, cancelled = exact_sum(blocks, _sum_magnitudes)
     gram = gram_matrix(
         blocks, lambda block: [*block.parents, *([] if block.base is None else [block.base])]
@@ -478,14 +482,17 @@ def _measure_tensor(
     )
 
 
-def _count_pairs(block: RowBlock, cuts: Sequence[TrimThreshold | None]) -> Array:
+def _count_pairs(block: RowBlock, thresholds: Sequence[TrimThreshold | None]) -> Array:
     """Count per pair: both changed, opposed; trimmed: kept of both, of either, opposed."""
-    trimmed = [trim(v, cut, block.at) for v, cut in zip(block.parents, cuts, strict=True)]
+    trimmed = [
+        trim(v, threshold, block.context)
+        for v, threshold in zip(block.parents, thresholds, strict=True)
+    ]
     rows = []
     for i, j in combinations(range(len(trimmed)), 2):
         both, opposed, _ = _count_overlap(block.parents[i], block.parents[j])
         rows.append([both, opposed, *_count_overlap(trimmed[i], trimmed[j])])
-    # In the field order of TensorStats: kept_both, kept_either, kept_opposed.
+    # In the field order of TensorStats: trimmed_both, trimmed_either, trimmed_opposed.
     return np.array([[both, opposed, k, e, o] for both, opposed, k, o, e in rows])
 
 

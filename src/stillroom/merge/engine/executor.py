@@ -50,7 +50,7 @@ __all__ = [
     "OrderedThreadPool",
     "SquaredErrors",
     "StreamedBlocks",
-    "as_bytes",
+    "array_to_bytes",
     "choose_threads",
     "is_sampled",
     "measure_error",
@@ -74,7 +74,7 @@ class MergeExecutor:
     def __init__(self, merge: Merge, plan: MergePlan, workers: OrderedThreadPool) -> None:
         """Create an executor for a planned merge."""
         self.merge, self.plan, self.workers = merge, plan, workers
-        self.overall: Any = None
+        self.global_statistics: Any = None
         self.errors: dict[str, SquaredErrors] = {}
 
     def survey(self, journal: Journal | None) -> None:
@@ -82,16 +82,16 @@ class MergeExecutor:
         if type(self.merge.method).survey is MergeMethod.survey:
             return
         if journal is not None and _SURVEY in journal:
-            self.overall = journal[_SURVEY]
+            self.global_statistics = journal[_SURVEY]
             return
         tensors = [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
         key = self._name_survey(tensors)
         known = self.merge.surveys  # shared with merges that differ in settings only
-        self.overall = known[key] if key in known else self.merge.method.survey(tensors)
+        self.global_statistics = known[key] if key in known else self.merge.method.survey(tensors)
         if key:
-            known[key] = self.overall
-        if journal is not None and self.overall is not None:
-            journal.put(_SURVEY, self.overall)
+            known[key] = self.global_statistics
+        if journal is not None and self.global_statistics is not None:
+            journal.put(_SURVEY, self.global_statistics)
 
     def _name_survey(self, tensors: Sequence[StreamedBlocks]) -> str:
         """Return a digest of all inputs of a survey; empty if it must not be shared."""
@@ -106,9 +106,9 @@ class MergeExecutor:
                 tokens.digest if tokens else "",
                 [
                     [
-                        blocks.at.name,
-                        blocks.at.keys,
-                        [dict(settings_of_model) for settings_of_model in blocks.at.own],
+                        blocks.context.name,
+                        blocks.context.keys,
+                        [dict(settings_of_model) for settings_of_model in blocks.context.per_model],
                         blocks.homes,
                     ]
                     for blocks in tensors
@@ -118,7 +118,7 @@ class MergeExecutor:
 
     def blocks(self, tensor: PlannedTensor) -> StreamedBlocks:
         """Return the inputs of a merged tensor as blocks."""
-        return StreamedBlocks(self, tensor, self.overall)
+        return StreamedBlocks(self, tensor, self.global_statistics)
 
     def read(
         self,
@@ -136,7 +136,7 @@ class MergeExecutor:
             CheckpointError: If ``check`` is set and a value is not finite.
         """
         source, tokens = self.merge.sources[home.source], self.plan.tokens
-        if tensor.is_table and tokens is not None and not tokens.is_identity(home.source):
+        if tensor.is_token_table and tokens is not None and not tokens.is_identity(home.source):
             bits, kind = self._find(tokens, tensor, home, start, stop, dtype), _FLOATS[dtype]
         elif source.adapted is not None:
             bits, kind = source.read(home.name, start, stop, dtype), _FLOATS[dtype]
@@ -167,9 +167,9 @@ class MergeExecutor:
 
     def write(self, writer: CheckpointWriter, tensor: PlannedTensor) -> str:
         """Compute and write one tensor; return the digest of its bytes."""
-        writer.begin(tensor.name, (tensor.stored, tensor.shape))
+        writer.begin(tensor.name, (tensor.dtype, tensor.shape))
         for bits in self.make(tensor, writer.place_rows):
-            writer.note_rows(as_bytes(bits))
+            writer.note_rows(array_to_bytes(bits))
         return writer.end(tensor.name)
 
     def make(
@@ -186,25 +186,25 @@ class MergeExecutor:
         if tensor.made is not None:
             yield from self._place(tensor, tensor.made(self.merge), write_rows)
             return
-        if tensor.tuned is None:
+        if tensor.settings is None:
             yield from self._copy(tensor, write_rows)
             return
         blocks = self.blocks(tensor)
-        method = tensor.tuned.method
+        method = tensor.settings.method
         measured = method.measure(blocks)
 
         def work(number: int) -> Array:
             block = blocks[number]
             merged = self._combine(method, block, measured)
-            bits = narrow(merged, tensor.stored)
+            bits = narrow(merged, tensor.dtype)
             if number == 0 and self._is_checked(tensor, block):
                 wide = blocks.read(number, np.float64)
                 exact = self._combine(method, wide, measured)
-                self.errors[tensor.name] = measure_error(bits, tensor.stored, exact, wide)
-            if has_not_finite(bits, tensor.stored):
+                self.errors[tensor.name] = measure_error(bits, tensor.dtype, exact, wide)
+            if has_not_finite(bits, tensor.dtype):
                 raise non_finite_error(tensor.name)
             if write_rows is not None:
-                write_rows(tensor.name, blocks.first_row(number), as_bytes(bits))
+                write_rows(tensor.name, blocks.first_row(number), array_to_bytes(bits))
             return bits
 
         yield from self.workers.map(work, len(blocks))
@@ -231,14 +231,14 @@ class MergeExecutor:
             self.merge.notes[name] = note
 
     def _combine(self, method: MergeMethod, block: RowBlock, measured: Any) -> Array:
-        merged = method.combine(block.base, block.parents, measured, block.at)
+        merged = method.combine(block.base, block.parents, measured, block.context)
         if self.merge.share != 1 and block.base is not None:
             merged = block.base + self.merge.share * (merged - block.base)
         return merged
 
     def _is_checked(self, tensor: PlannedTensor, block: RowBlock) -> bool:
         """Return whether a first block is recomputed in float64; False if that is costly."""
-        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+        is_whole = tensor.settings is not None and tensor.settings.method.needs_whole(
             tensor.name, tensor.shape
         )
         is_narrow = block.parents[0].dtype != np.float64
@@ -252,10 +252,10 @@ class MergeExecutor:
     ) -> Iterator[Array]:
         row = 0
         for bits in blocks:
-            if has_not_finite(bits, tensor.stored):
+            if has_not_finite(bits, tensor.dtype):
                 raise non_finite_error(tensor.name)
             if write_rows is not None:
-                write_rows(tensor.name, row, as_bytes(bits))
+                write_rows(tensor.name, row, array_to_bytes(bits))
             row += len(bits)
             yield bits
 
@@ -265,17 +265,19 @@ class MergeExecutor:
         home = tensor.parents[0]
         source = self.merge.sources[home.source]
         entry = source.checkpoint.entry(home.name)
-        is_same = tensor.stored == entry.dtype and source.adapted is None and not tensor.is_table
+        is_unchanged = (
+            tensor.dtype == entry.dtype and source.adapted is None and not tensor.is_token_table
+        )
         rows = tensor.shape[0] if tensor.shape else 1
         step = max(1, 4 * self.merge.block_elements // max(math.prod(entry.shape[1:]), 1))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            if is_same:
+            if is_unchanged:
                 bits = source.stored(home.name, start, stop)
             else:
-                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.stored)
+                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
             if write_rows is not None:
-                write_rows(tensor.name, start, as_bytes(bits))
+                write_rows(tensor.name, start, array_to_bytes(bits))
             yield bits
 
 
@@ -286,41 +288,41 @@ class StreamedBlocks:
         self,
         executor: MergeExecutor,
         tensor: PlannedTensor,
-        overall: Any = None,
+        global_statistics: Any = None,
         *,
         in_order: bool = False,
     ) -> None:
         """Create the blocks of a merged tensor; ``in_order`` keeps the recipe's order of models."""
-        if tensor.tuned is None:
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         merge = executor.merge
         self._engine, self._tensor = executor, tensor
         self._rows = tensor.shape[0] if tensor.shape else 1
         self._width = math.prod(tensor.shape[1:])
         self._step = max(1, merge.block_elements // max(self._width, 1))
-        if tensor.tuned.method.needs_whole(tensor.name, tensor.shape):
+        if tensor.settings.method.needs_whole(tensor.name, tensor.shape):
             self._step = max(1, self._rows)
         kinds = [merge.sources[home.source].checkpoint.entry(home.name) for home in tensor.inputs]
-        widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.stored]])
+        widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.dtype]])
         self._dtype = np.float32 if widest <= 2 else np.float64
         order = list(range(len(tensor.parents)))
         if not in_order:
             order.sort(key=lambda parent: merge._ranks[tensor.parents[parent].source][0])
         self._parents = [tensor.parents[parent] for parent in order]
         self.size = math.prod(tensor.shape)
-        self.at = BlockContext(
+        self.context = BlockContext(
             tensor.name,
             tensor.shape,
             tuple(
                 merge.sources[home.source].name if in_order else merge._ranks[home.source][1]
                 for home in self._parents
             ),
-            tuple(tensor.tuned.weights[parent] for parent in order),
-            tuple(tensor.tuned.own[parent] for parent in order),
+            tuple(tensor.settings.weights[parent] for parent in order),
+            tuple(tensor.settings.per_model[parent] for parent in order),
             merge.seed,
             0,
             tensor.layer,
-            overall,
+            global_statistics,
         )
 
     @property
@@ -350,7 +352,7 @@ class StreamedBlocks:
         if self._tensor.base:
             base = self._read(self._tensor.base, start, stop, dtype, check)
         parents = tuple(self._read(home, start, stop, dtype, check) for home in self._parents)
-        return RowBlock(base, parents, replace(self.at, offset=start * self._width))
+        return RowBlock(base, parents, replace(self.context, offset=start * self._width))
 
     def __iter__(self) -> Iterator[RowBlock]:
         """Yield the blocks from first row to last."""
@@ -372,7 +374,7 @@ class StreamedBlocks:
         return self._engine.read(self._tensor, home, start, stop, dtype, check=check)
 
 
-def as_bytes(bits: Array) -> memoryview:
+def array_to_bytes(bits: Array) -> memoryview:
     """Return an array's memory as bytes."""
     return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
@@ -433,9 +435,6 @@ def _square(values: Array) -> float:
     return float(np.square(values).sum())
 
 
-Item = TypeVar("Item")
-
-
 _AHEAD = 2
 
 
@@ -485,7 +484,7 @@ class OrderedThreadPool:
         if self._limits is not None:
             self._limits.restore_original_limits()
 
-    def map(self, work: Callable[[int], Item], count: int) -> Iterator[Item]:
+    def map(self, work: Callable[[int], T], count: int) -> Iterator[T]:
         """Yield ``work(0)`` to ``work(count - 1)`` in order, computing a few ahead."""
         submitted = 0
         while submitted < count and (self._pool is None or count < 2):
@@ -493,14 +492,14 @@ class OrderedThreadPool:
             submitted += 1
         if self._pool is None:
             return
-        window: deque[Future[Item]] = deque()
+        window: deque[Future[T]] = deque()
         while submitted < count or window:
             while submitted < count and len(window) < self.count + _AHEAD:
                 window.append(self._pool.submit(work, submitted))
                 submitted += 1
             yield window.popleft().result()
 
-    def _try(self, work: Callable[[int], Item], number: int) -> Item:
+    def _try(self, work: Callable[[int], T], number: int) -> T:
         """Compute a block inline, and choose the thread count once the timing suffices."""
         wall, busy = time.perf_counter(), time.thread_time()
         result = work(number)

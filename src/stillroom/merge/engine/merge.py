@@ -72,7 +72,7 @@ def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
     """Return a merge of the same opened sources with the settings of another recipe."""
     sources = iter(merge.parents)
     parents = [
-        replace(next(sources), weight=entry.weight, own=entry.own)
+        replace(next(sources), weight=entry.weight, settings=entry.settings)
         for entry in recipe.models
         for _ in range(max(entry.along_run, 1))
     ]
@@ -255,7 +255,7 @@ class Merge:
         """
         plan = self.plan()
         donor = self.sources[0].checkpoint
-        shapes = {tensor.name: (tensor.stored, tensor.shape) for tensor in plan.tensors}
+        shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
         with (
             device_context(self.device),
             OrderedThreadPool(self.threads) as workers,
@@ -308,7 +308,7 @@ class Merge:
             for tensor in plan.tensors:
                 blocks = list(engine.make(tensor))
                 array = np.concatenate(blocks) if tensor.shape else blocks[0]
-                yield tensor.name, tensor.stored, array.reshape(tensor.shape)
+                yield tensor.name, tensor.dtype, array.reshape(tensor.shape)
 
     def engine(
         self, plan: MergePlan, workers: OrderedThreadPool, journal: Journal | None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from stillroom.merge.engine.executor import (
     MergeExecutor,
     OrderedThreadPool,
     StreamedBlocks,
-    as_bytes,
+    array_to_bytes,
     non_finite_error,
 )
 from stillroom.merge.interfaces import Array, BlockContext, RowBlock
@@ -69,7 +70,7 @@ class MergekitExecutor(MergeExecutor):
         write_rows: Callable[[str, int, memoryview], None] | None = None,
     ) -> Iterator[Array]:
         """Yield a tensor in blocks, or whole if torch computes it."""
-        if tensor.tuned is None:
+        if tensor.settings is None:
             yield from super().make(tensor, write_rows)
         elif self.draws is not None:
             yield from self._retrace(tensor, self.draws, write_rows)
@@ -77,7 +78,7 @@ class MergekitExecutor(MergeExecutor):
             yield from self._replicate(tensor, write_rows)
 
     def _retraces(self, tensor: PlannedTensor) -> bool:
-        if tensor.tuned is None:
+        if tensor.settings is None:
             return True
         kinds = {
             self.merge.sources[home.source].checkpoint.entry(home.name).dtype
@@ -86,8 +87,8 @@ class MergekitExecutor(MergeExecutor):
         return {
             *kinds,
             self._kind(tensor),
-            tensor.stored,
-        } <= SUPPORTED_DTYPES and tensor.tuned.method.retraces(
+            tensor.dtype,
+        } <= SUPPORTED_DTYPES and tensor.settings.method.retraces(
             self._kind(tensor), tensor.shape, len(tensor.parents)
         )
 
@@ -107,23 +108,23 @@ class MergekitExecutor(MergeExecutor):
         draws: TorchGenerator,
         write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
-        if tensor.tuned is None:
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         blocks = _CastBlocks(self, tensor, self._kind(tensor))
-        combine = tensor.tuned.method.retrace(blocks, draws)
+        combine = tensor.settings.method.retrace(blocks, draws)
 
         def work(number: int) -> Array:
             values = combine(number)
-            is_exact = tensor.stored == blocks.kind == "BF16"
+            is_exact = tensor.dtype == blocks.kind == "BF16"
             if is_exact:
                 bits = to_stored_bits(values, "BF16").reshape(values.shape)
             else:
-                bits = narrow(values, tensor.stored)
-            if has_not_finite(bits, tensor.stored):
+                bits = narrow(values, tensor.dtype)
+            if has_not_finite(bits, tensor.dtype):
                 parents = blocks[number].parents
                 self._refuse(tensor, [bool(np.isfinite(parent).all()) for parent in parents])
             if write_rows is not None:
-                write_rows(tensor.name, blocks.first_row(number), as_bytes(bits))
+                write_rows(tensor.name, blocks.first_row(number), array_to_bytes(bits))
             return bits if tensor.shape else bits.reshape(())
 
         yield from self.workers.map(work, len(blocks))
@@ -143,7 +144,7 @@ class MergekitExecutor(MergeExecutor):
 
         from stillroom.train.precision import limit_threads
 
-        if tensor.tuned is None:
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         if tensor.name in self._experts:
             yield from self._make_expert(tensor, self._experts[tensor.name], write_rows)
@@ -155,21 +156,21 @@ class MergekitExecutor(MergeExecutor):
             tensor.name,
             tensor.shape,
             tuple(self.merge.sources[home.source].name for home in tensor.parents),
-            tensor.tuned.weights,
-            tensor.tuned.own,
+            tensor.settings.weights,
+            tensor.settings.per_model,
             self.merge.seed,
             0,
             tensor.layer,
         )
         with limit_threads(1):  # sums split over several threads round differently
-            merged = tensor.tuned.method.replicate(base, parents, context)
-        merged = merged.to("cpu", torch_dtype(tensor.stored))
-        bits = _as_bits(merged, tensor.stored)
-        if has_not_finite(bits, tensor.stored):
+            merged = tensor.settings.method.replicate(base, parents, context)
+        merged = merged.to("cpu", torch_dtype(tensor.dtype))
+        bits = _as_bits(merged, tensor.dtype)
+        if has_not_finite(bits, tensor.dtype):
             self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
         bits = bits.reshape(tensor.shape)
         if write_rows is not None:
-            write_rows(tensor.name, 0, as_bytes(bits))
+            write_rows(tensor.name, 0, array_to_bytes(bits))
         yield bits
 
     def _make_expert(
@@ -182,7 +183,7 @@ class MergekitExecutor(MergeExecutor):
         from stillroom.train.precision import limit_threads
 
         first = group.first
-        if group.merged is None and first.tuned is not None:
+        if group.merged is None and first.settings is not None:
             # A group's members are consecutive in the plan; a replay may not request the last one.
             if self._begun is not None:
                 self._begun.merged = None
@@ -193,32 +194,34 @@ class MergekitExecutor(MergeExecutor):
                 base = group.join(
                     lambda member: self._read(member, member.base or member.parents[0], dtype)
                 )
+
+            def read_input(member: PlannedTensor, number: int) -> torch.Tensor:
+                return self._read(member, member.parents[number], dtype)
+
             parents = [
-                group.join(
-                    lambda member, number=number: self._read(member, member.parents[number], dtype)
-                )  # type: ignore[misc]
+                group.join(partial(read_input, number=number))
                 for number in range(len(first.parents))
             ]
             context = BlockContext(
                 group.name,
                 tuple(parents[0].shape),
                 tuple(self.merge.sources[home.source].name for home in first.parents),
-                first.tuned.weights,
-                first.tuned.own,
+                first.settings.weights,
+                first.settings.per_model,
                 self.merge.seed,
                 0,
                 first.layer,
             )
             with limit_threads(1):
-                merged = first.tuned.method.replicate(base, parents, context)
-            group.merged = merged.to("cpu", torch_dtype(tensor.stored))
-        bits = _as_bits(group.part(tensor.name), tensor.stored).reshape(tensor.shape)
+                merged = first.settings.method.replicate(base, parents, context)
+            group.merged = merged.to("cpu", torch_dtype(tensor.dtype))
+        bits = _as_bits(group.part(tensor.name), tensor.dtype).reshape(tensor.shape)
         if tensor.name == group.last:
             group.merged = None
-        if has_not_finite(bits, tensor.stored):
+        if has_not_finite(bits, tensor.dtype):
             raise non_finite_error(tensor.name)
         if write_rows is not None:
-            write_rows(tensor.name, 0, as_bytes(bits))
+            write_rows(tensor.name, 0, array_to_bytes(bits))
         yield bits
 
     def state(self) -> bytes:
@@ -271,7 +274,7 @@ class MergekitExecutor(MergeExecutor):
         import torch
 
         source = self.merge.sources[home.source]
-        if source.adapted is None and not tensor.is_table:
+        if source.adapted is None and not tensor.is_token_table:
             stored = source.checkpoint.tensor(home.name)
             kind = source.checkpoint.entry(home.name).dtype
             if has_not_finite(_as_bits(stored, kind), kind):  # a mask or a cast may hide it
@@ -309,7 +312,7 @@ class _CastBlocks(StreamedBlocks):
         if self._tensor.base is None:
             raise ValueError("there is no base")
         base = self._read(self._tensor.base, start, stop, np.float32, check=True)
-        return RowBlock(base, (), replace(self.at, offset=start * self._width))
+        return RowBlock(base, (), replace(self.context, offset=start * self._width))
 
     def read(self, number: int, dtype: object, *, check: bool = True) -> RowBlock:
         """Read one block, cast to ``kind``.
@@ -325,5 +328,5 @@ class _CastBlocks(StreamedBlocks):
 
     def _stored_as(self, home: SourceTensor) -> str:
         source = self._engine.merge.sources[home.source]
-        is_plain = source.adapted is None and not self._tensor.is_table
+        is_plain = source.adapted is None and not self._tensor.is_token_table
         return source.checkpoint.entry(home.name).dtype if is_plain else ""

@@ -40,9 +40,6 @@ _TAGS = frozenset(
 )
 
 
-DocumentPath = tuple[str | int, ...]
-
-
 def read_documents(text: str, where: str) -> list[YamlTree]:
     """Return every non-empty document.
 
@@ -98,7 +95,7 @@ class _Reader:
         tree.data = self.value(tree, node, ())
         return tree
 
-    def value(self, tree: YamlTree, node: Any, path: DocumentPath) -> Any:
+    def value(self, tree: YamlTree, node: Any, path: KeyPath) -> Any:
         position = f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
         tree.values[path] = position
         self.left -= 1
@@ -127,7 +124,7 @@ class _Reader:
             ]
         return resolve_scalar(node.value) if node.style is None else node.value
 
-    def mapping(self, tree: YamlTree, node: Any, path: DocumentPath) -> dict[str, Any]:
+    def mapping(self, tree: YamlTree, node: Any, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         merged: list[Any] = []
         for key_node, value_node in node.value:

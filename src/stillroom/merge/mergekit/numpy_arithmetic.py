@@ -185,7 +185,7 @@ def add_task_vectors(
         normalize: Divide by the summed weights of the added elements.
         scale: Multiplier of the sum.
     """
-    shares = [round_scalar(weight, kind) for weight in block.at.weights]
+    shares = [round_scalar(weight, kind) for weight in block.context.weights]
     weighted = []
     for values, share in zip(vectors, shares, strict=True):
         values *= share
@@ -212,7 +212,7 @@ def add_task_vectors(
 def scale_block(pruned: PrunedTaskVector, block: RowBlock, kind: str) -> Array:
     """Return a block of a pruned vector, scaled."""
     shape = block.base.shape if block.base is not None else ()
-    bits = pruned.bits[block.at.offset : block.at.offset + int(np.prod(shape))]
+    bits = pruned.bits[block.context.offset : block.context.offset + int(np.prod(shape))]
     values = bits.copy() if kind == "F32" else widen(bits, kind)
     if pruned.factor != 1:
         values *= np.float32(pruned.factor)
@@ -277,8 +277,8 @@ class TorchGenerator:
             stop = min(start + (1 << 16), size)
             numbers = self._numbers.integers(0, 1 << 32, stop - start, dtype=np.uint32)
             numbers &= np.uint32((1 << _DRAWN_BITS) - 1)
-            cut = levels[start:stop] if isinstance(levels, np.ndarray) else np.uint32(levels)
-            np.less(numbers, cut, out=mask[start:stop])
+            level = levels[start:stop] if isinstance(levels, np.ndarray) else np.uint32(levels)
+            np.less(numbers, level, out=mask[start:stop])
         return mask
 
 
@@ -409,13 +409,13 @@ def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
     """Return every parent's task vector in the storage type, (size,)."""
     vectors: list[Array] = [
         np.empty(blocks.size, to_stored_bits(np.zeros(1, np.float32), blocks.kind).dtype)
-        for _ in blocks.at.weights
+        for _ in blocks.context.weights
     ]
 
     def reduce(block: RowBlock) -> None:
         for number, vector in enumerate(vectors):
             flat = to_stored_bits(compute_task_vector(block, number, blocks.kind), blocks.kind)
-            vector[block.at.offset : block.at.offset + len(flat)] = flat
+            vector[block.context.offset : block.context.offset + len(flat)] = flat
 
     blocks.each(reduce)
     return vectors
@@ -488,7 +488,7 @@ def drop_by_rank(
         if density >= 1:
             pruned.append(PrunedTaskVector(bits))
             continue
-        levels = _rank_levels(bits, _levels_by_rank(blocks.at.shape[-1], density, epsilon))
+        levels = _rank_levels(bits, _levels_by_rank(blocks.context.shape[-1], density, epsilon))
         pruned.append(_drop_and_rescale(bits, draws.keep(len(bits), levels), rescale=rescale))
     return pruned
 

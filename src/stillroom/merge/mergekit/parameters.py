@@ -22,6 +22,7 @@ from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 
 __all__ = [
     "ALL_TENSORS",
+    "DTYPES",
     "MERGEKIT_METHODS",
     "PARAMETERS",
     "ConditionalParameter",
@@ -314,6 +315,7 @@ PARAMETERS: frozenset[str] = frozenset(
 
 
 ALL_TENSORS = ("*",)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 _MODULE_NAMES = {

@@ -19,7 +19,7 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.mergekit.documents import ImportDiagnostics
-from stillroom.merge.mergekit.parameters import ParameterValues
+from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
 
@@ -279,9 +279,6 @@ _GATES = {
 _RANDOM_GATES = ("random", "uniform")
 
 
-_TYPES = ("float32", "bfloat16", "float16")
-
-
 _ARCHITECTURES = ("mixtral", "qwen", "qwen moe", "qwen3", "qwen3 moe")
 
 
@@ -316,7 +313,7 @@ class MoeReader:
         base = self._read_base()
         recipe |= {"base": base.checkpoint} if base else {}
         recipe |= {"models": [*experts, *shared[:1]], "compat": "mergekit"}
-        dtype = self._one_of("dtype", _TYPES, None)
+        dtype = self._one_of("dtype", DTYPES, None)
         return recipe | ({"out": {"dtype": dtype}} if dtype else {})
 
     def _read_base(self) -> ModelReference | None:

@@ -31,7 +31,7 @@ class ArceeFusion(MergeMethod):
     paper: ClassVar[str] = ""
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
     fence: float = Field(
@@ -99,7 +99,7 @@ def _divergences(blocks: TensorBlocks) -> Array:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
         return base.astype(np.float64), block.parents[0].astype(np.float64)
 
-    if len(blocks.at.shape) < 2:
+    if len(blocks.context.shape) < 2:
         # A single vector, small enough for memory.
         pairs = blocks.each(pair)
         base, model = (
@@ -145,11 +145,16 @@ def _quartiles(blocks: TensorBlocks, divergence: Array) -> list[float]:
 
     def importance(block: RowBlock) -> list[Array]:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
-        return [_importance(base, block.parents[0], divergence, block.at)] * 3
+        return [_importance(base, block.parents[0], divergence, block.context)] * 3
 
     ranks = [int(part * (blocks.size - 1)) for part in _QUARTILES]
-    cuts = find_thresholds_by_count([blocks], importance, [blocks.size - rank for rank in ranks])
-    quartiles = [float(np.int32(cut.bits).view(np.float32)) if cut else -1.0 for cut in cuts]
+    thresholds = find_thresholds_by_count(
+        [blocks], importance, [blocks.size - rank for rank in ranks]
+    )
+    quartiles = [
+        float(np.int32(threshold.bits).view(np.float32)) if threshold else -1.0
+        for threshold in thresholds
+    ]
     if -1.0 in quartiles:  # so few elements that the smallest is a quartile
         least = min(float(importance(block)[0].min()) for block in blocks)
         quartiles = [least if value < 0 else value for value in quartiles]

@@ -25,7 +25,7 @@ class Consensus(MergeMethod):
     paper: ClassVar[str] = "arXiv:2405.07813"
     needs_base: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ("threshold",)
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     threshold: float = Field(
         0.4, ge=0, description="minimum ratio of a model's change to the others' (lambda)"

@@ -62,9 +62,9 @@ class Emr(MergeMethod):
         """Return the chosen model's scale: from ``survey``, if computed for this model."""
         if self.task is None or self.rescale == "off":
             return 1.0
-        overall = blocks.at.overall
-        if self.rescale == "model" and overall and overall["task"] == self.task:
-            return float(overall["ratio"])
+        global_statistics = blocks.context.global_statistics
+        if self.rescale == "model" and global_statistics and global_statistics["task"] == self.task:
+            return float(global_statistics["ratio"])
         return _ratio([self._masses(blocks)])
 
     @override

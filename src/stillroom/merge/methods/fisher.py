@@ -24,7 +24,7 @@ class Fisher(MergeMethod):
     """theta = sum of w F theta / sum of w F, element by element."""
 
     paper: ClassVar[str] = "arXiv:2111.09832"
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     statistics: tuple[str, ...] = Field(
         description="folders of Fisher statistics, one per model, in any order", min_length=1

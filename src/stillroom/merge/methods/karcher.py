@@ -46,7 +46,7 @@ class Karcher(MergeMethod):
         from stillroom.merge.tensors.task_vectors import gram_matrix
 
         gram = gram_matrix(blocks, lambda block: block.parents)
-        shares = normalize_weights(blocks.at.weights, "karcher")
+        shares = normalize_weights(blocks.context.weights, "karcher")
         return karcher_coefficients(gram, shares, self.max_iter, self.tol)
 
     @override

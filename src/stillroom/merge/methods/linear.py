@@ -78,7 +78,7 @@ class Linear(MergeMethod):
 
         from stillroom.merge.mergekit.numpy_arithmetic import fused_multiply_add, round_to
 
-        weights = [np.float32(weight) for weight in blocks.at.weights]
+        weights = [np.float32(weight) for weight in blocks.context.weights]
         mass = np.float32(0)
         for weight in (
             *weights[:1],
@@ -90,7 +90,7 @@ class Linear(MergeMethod):
         def combine(number: int) -> Array:
             block = blocks[number]
             total: Array = block.parents[0] * weights[0]
-            for parent, weight in zip(block.parents[1:], block.at.weights[1:], strict=True):
+            for parent, weight in zip(block.parents[1:], block.context.weights[1:], strict=True):
                 fused_multiply_add(total, parent, weight)
             if self.normalize:
                 total /= mass

@@ -27,7 +27,7 @@ class ModelStock(MergeMethod):
     paper: ClassVar[str] = "arXiv:2403.19522"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
     by_row: bool = Field(False, description="one ratio per row instead of per tensor")
@@ -37,7 +37,7 @@ class ModelStock(MergeMethod):
         """Return the ratio of the tensor; None by row, since blocks contain whole rows."""
         from stillroom.merge.tensors.task_vectors import cosine, gram_matrix, task_vectors
 
-        if self.by_row and len(blocks.at.shape) > 1:
+        if self.by_row and len(blocks.context.shape) > 1:
             return None
         gram = gram_matrix(
             blocks, lambda block: task_vectors(block.base, block.parents, "model_stock")[1]

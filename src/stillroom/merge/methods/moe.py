@@ -31,7 +31,7 @@ class Moe(ArchitectureMerge):
     paper: ClassVar[str] = "arXiv:2212.05055"
     per_model: ClassVar[tuple[str, ...]] = ("positive", "negative", "residual_scale")
     replicates: ClassVar[bool] = True
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     gate: GateMode = Field(
         "hidden",
@@ -71,4 +71,4 @@ class Moe(ArchitectureMerge):
         if not alike:
             return ()
         listed = ", ".join(str(layer) for layer in alike)
-        return (f"the gates of layers {listed} cannot distinguish two experts: vary the prompts",)
+        return (f"the gates of layers {listed} cannot tell two experts apart: vary the prompts",)

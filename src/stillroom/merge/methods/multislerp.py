@@ -54,7 +54,7 @@ class Multislerp(MergeMethod):
             parent_gram_matrix,
         )
 
-        shares = self._shares(blocks.at.weights)
+        shares = self._shares(blocks.context.weights)
         return multislerp_coefficients(
             parent_gram_matrix(blocks), shares, 1.0 if self.normalize else math.fsum(shares)
         )

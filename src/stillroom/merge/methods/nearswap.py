@@ -27,7 +27,7 @@ class Nearswap(MergeMethod):
     paper: ClassVar[str] = ""
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
     t: float = Field(0.0001, ge=0, description="maximum change of an element from the base")

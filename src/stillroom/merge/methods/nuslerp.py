@@ -29,8 +29,8 @@ class Nuslerp(MergeMethod):
     """
 
     paper: ClassVar[str] = "doi:10.1145/325165.325242"
-    least_parents: ClassVar[int] = 2
-    most_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
+    max_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
     per: Literal["tensor", "row", "column"] = Field(
@@ -47,7 +47,7 @@ class Nuslerp(MergeMethod):
         slerp_weight(weights, "nuslerp")
 
     @override
-    def check_replica(self, weights: Sequence[float]) -> str:
+    def check_mergekit(self, weights: Sequence[float]) -> str:
         """Accept weights that add up to zero, which mergekit treats as equal."""
         super().check(weights)
         if not _cancels(weights):
@@ -63,13 +63,13 @@ class Nuslerp(MergeMethod):
             slerp_weight,
         )
 
-        per = _unit(self.per, blocks.at)
+        per = _unit(self.per, blocks.context)
         if per == "column":
             return _column_products(blocks)
         if per == "row":
             return None
         return slerp_coefficients(
-            parent_gram_matrix(blocks), slerp_weight(blocks.at.weights, "nuslerp")
+            parent_gram_matrix(blocks), slerp_weight(blocks.context.weights, "nuslerp")
         )
 
     @override
@@ -142,7 +142,7 @@ def _column_products(blocks: TensorBlocks) -> list[Array]:
     """Return the sums of squares and products of every column, added row by row."""
     import numpy as np
 
-    sums = [np.zeros(blocks.at.shape[1:], np.float64) for _ in range(3)]
+    sums = [np.zeros(blocks.context.shape[1:], np.float64) for _ in range(3)]
     for block in blocks:
         first, second = (
             (parent if block.base is None else parent - block.base).astype(np.float64)

@@ -24,7 +24,7 @@ class Passthrough(MergeMethod):
 
     paper: ClassVar[str] = ""
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of every merged tensor")

@@ -48,8 +48,8 @@ class RamplusTl(MergeMethod):
     @override
     def measure(self, blocks: TensorBlocks) -> list[float]:
         """Return one factor per model for its unique changes."""
-        overall = blocks.at.overall if self.count == "model" else None
-        return [self._factor(*pair) for pair in overall or self._tally(blocks)]
+        global_statistics = blocks.context.global_statistics if self.count == "model" else None
+        return [self._factor(*pair) for pair in global_statistics or self._tally(blocks)]
 
     @override
     def combine(
@@ -116,7 +116,7 @@ class RamplusTl(MergeMethod):
             return tallies
 
         parts = blocks.each(reduce)
-        return _add(parts) if parts else [[0, 0] for _ in blocks.at.keys]
+        return _add(parts) if parts else [[0, 0] for _ in blocks.context.keys]
 
     def _factor(self, shared: int, unique: int) -> float:
         ratio = shared / unique if unique else 0.0

@@ -25,7 +25,7 @@ class Regmean(MergeMethod):
     """W = (sum of w W G) (sum of w G)^-1 for linear layers, G from each model's inputs."""
 
     paper: ClassVar[str] = "arXiv:2212.09849"
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     statistics: tuple[str, ...] = Field(
         description="folders of Gram statistics, one per model, in any order", min_length=1

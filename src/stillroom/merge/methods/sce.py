@@ -46,15 +46,15 @@ class Sce(MergeMethod):
 
         from stillroom.merge.tensors.task_vectors import exact_sum
 
-        cut = self._find_cut(blocks)
+        threshold = self._find_threshold(blocks)
 
         def squares(block: RowBlock) -> list[Array]:
-            return [vector * vector for vector in _keep(_vectors(block), cut, block.at)]
+            return [vector * vector for vector in _keep(_vectors(block), threshold, block.context)]
 
-        energies = exact_sum(blocks, squares) if len(blocks) else [0.0] * len(blocks.at.keys)
+        energies = exact_sum(blocks, squares) if len(blocks) else [0.0] * len(blocks.context.keys)
         total = math.fsum(energies)
         shares = [energy / total if total > 0 else 1 / len(energies) for energy in energies]
-        return {"cut": cut, "shares": shares}
+        return {"cut": threshold, "shares": shares}
 
     @override
     def combine(
@@ -101,11 +101,13 @@ class Sce(MergeMethod):
         weights = shares.view(-1, *[1] * base.dim()) * (vectors.sign() == sign)
         return base + (vectors * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
 
-    def _find_cut(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
+    def _find_threshold(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
         from stillroom.merge.tensors.trimming import find_thresholds
 
-        (cut,) = find_thresholds([blocks], lambda block: [_spread(_vectors(block))], [self.density])
-        return (cut.bits, cut.name, cut.index) if cut else None
+        (threshold,) = find_thresholds(
+            [blocks], lambda block: [_spread(_vectors(block))], [self.density]
+        )
+        return (threshold.bits, threshold.name, threshold.index) if threshold else None
 
 
 def _vectors(block: RowBlock) -> list[Array]:
@@ -132,11 +134,11 @@ def _spread(vectors: Sequence[Array]) -> Array:
 
 
 def _keep(
-    vectors: list[Array], cut: tuple[int, str, int] | None, context: BlockContext
+    vectors: list[Array], threshold: tuple[int, str, int] | None, context: BlockContext
 ) -> list[Array]:
     from stillroom.merge.tensors.trimming import TrimThreshold, mask_above
 
-    if cut is None:
+    if threshold is None:
         return vectors
-    mask = mask_above(_spread(vectors), TrimThreshold(*cut), context)
+    mask = mask_above(_spread(vectors), TrimThreshold(*threshold), context)
     return [vector * mask for vector in vectors]

@@ -30,8 +30,8 @@ class Slerp(MergeMethod):
     paper: ClassVar[str] = "doi:10.1145/325165.325242"
     is_ordered: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    least_parents: ClassVar[int] = 2
-    most_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
+    max_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
     t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")

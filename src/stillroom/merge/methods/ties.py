@@ -50,23 +50,25 @@ class Ties(PruningMethod):
     @override
     def survey(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None] | None:
         """Return one threshold per model over all tensors, as JSON values."""
-        return self._cuts(tensors) if self.trim == "model" and tensors else None
+        return self._thresholds(tensors) if self.trim == "model" and tensors else None
 
     @override
     def measure(
         self, blocks: TensorBlocks
     ) -> tuple[list[tuple[int, str, int] | None], list[float]]:
         """Return one threshold per model, of the model or of this tensor, and rescale factors."""
-        cuts = blocks.at.overall if self.trim == "model" else self._cuts([blocks])
+        thresholds = (
+            blocks.context.global_statistics if self.trim == "model" else self._thresholds([blocks])
+        )
         if not self.rescale:
-            return cuts, [1.0] * len(cuts)
+            return thresholds, [1.0] * len(thresholds)
         from stillroom.merge.tensors.trimming import TrimThreshold, l1_rescale_factors, trim
 
         def keep(number: int, vector: Array, context: BlockContext) -> Array:
-            cut = cuts[number]
-            return trim(vector, TrimThreshold(*cut) if cut else None, context)
+            threshold = thresholds[number]
+            return trim(vector, TrimThreshold(*threshold) if threshold else None, context)
 
-        return cuts, l1_rescale_factors(blocks, "ties", keep)
+        return thresholds, l1_rescale_factors(blocks, "ties", keep)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
@@ -74,8 +76,8 @@ class Ties(PruningMethod):
         from stillroom.merge.tensors.trimming import TrimThreshold, trim
 
         return [
-            rescale(trim(vector, TrimThreshold(*cut) if cut else None, context), factor)
-            for vector, cut, factor in zip(vectors, *measured, strict=True)
+            rescale(trim(vector, TrimThreshold(*threshold) if threshold else None, context), factor)
+            for vector, threshold, factor in zip(vectors, *measured, strict=True)
         ]
 
     @override
@@ -101,15 +103,18 @@ class Ties(PruningMethod):
     def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
         from stillroom.merge.mergekit.numpy_arithmetic import keep_largest
 
-        return keep_largest(blocks, blocks.at.values("density", self.density))
+        return keep_largest(blocks, blocks.context.values("density", self.density))
 
-    def _cuts(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
+    def _thresholds(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.tensors.task_vectors import task_vectors
         from stillroom.merge.tensors.trimming import find_thresholds
 
         def vectors_of(block: RowBlock) -> list[Array]:
             return task_vectors(block.base, block.parents, "ties")[1]
 
-        densities = tensors[0].at.values("density", self.density)
-        cuts = find_thresholds(tensors, vectors_of, densities)
-        return [(cut.bits, cut.name, cut.index) if cut else None for cut in cuts]
+        densities = tensors[0].context.values("density", self.density)
+        thresholds = find_thresholds(tensors, vectors_of, densities)
+        return [
+            (threshold.bits, threshold.name, threshold.index) if threshold else None
+            for threshold in thresholds
+        ]

@@ -26,7 +26,7 @@ class Transplant(ArchitectureMerge):
     """The base keeps its layers and gets new token rows, so that the models can be merged."""
 
     paper: ClassVar[str] = "arXiv:2506.06607"
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
 
     k: int = Field(64, ge=1, description="maximum number of shared tokens per new token")
 

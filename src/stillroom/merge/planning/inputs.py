@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from stillroom.merge.settings import TokenizerSettings
 
 __all__ = [
-    "EMBEDDING",
-    "HEAD",
     "GatePrompts",
     "MergeSource",
     "ResolvedSettings",
@@ -69,7 +67,7 @@ class MergeSource:
         name: Display name.
         checkpoint: The opened checkpoint.
         weight: Weight in the recipe.
-        own: Other settings of the model in the recipe (``density``, ...).
+        settings: Other settings of the model in the recipe (``density``, ...).
         adapted: The checkpoint with its adapter, if any.
         key: Fingerprint with a count for repeated weights; empty until ``order_sources``.
         prompts: Prompts of an expert.
@@ -78,7 +76,7 @@ class MergeSource:
     name: str
     checkpoint: Checkpoint
     weight: float = 1.0
-    own: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
     adapted: AdaptedCheckpoint | None = None
     key: str = ""
     prompts: GatePrompts = field(default_factory=GatePrompts)
@@ -156,7 +154,7 @@ def open_sources(
             ]
         prompts = GatePrompts(entry.positive, entry.negative)
         parents += [
-            replace(source, weight=entry.weight, own=entry.own, prompts=prompts)
+            replace(source, weight=entry.weight, settings=entry.settings, prompts=prompts)
             for source in run_checkpoints
         ]
     return base, parents
@@ -235,7 +233,7 @@ def order_sources(sources: Iterable[MergeSource], *, in_order: bool) -> list[Mer
     listed = list(sources)
     if not in_order:
         listed.sort(
-            key=lambda source: (source.fingerprint, source.weight, sorted(source.own.items()))
+            key=lambda source: (source.fingerprint, source.weight, sorted(source.settings.items()))
         )
     named = []
     for source in listed:
@@ -261,7 +259,7 @@ class ResolvedSettings:
 
     method: MergeMethod
     weights: tuple[float, ...]
-    own: tuple[Mapping[str, float], ...]
+    per_model: tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +277,7 @@ class TensorRules:
     tokenizer: TokenizerSettings | None = None
     parts: tuple[TensorGroup, ...] = ()
 
-    def part_of(self, name: str) -> TensorGroup | None:
+    def group_of(self, name: str) -> TensorGroup | None:
         """Return the first entry of ``parts`` that matches a tensor."""
         return next((part for part in self.parts if part.fits(name)), None)
 
@@ -289,7 +287,7 @@ class TensorRules:
             fnmatchcase(name, pattern) for pattern in self.exclude
         )
 
-    def tune(
+    def resolve(
         self,
         method: MergeMethod,
         weights: tuple[float, ...],
@@ -317,8 +315,8 @@ class TensorRules:
         for variation in listed:
             key = (variation.model, variation.setting)
             if key not in changes and variation.fits(name):
-                changes[key] = variation.at(layer)
-        tuned = override_settings(
+                changes[key] = variation.value_at(layer)
+        changed_method = override_settings(
             method, {setting: value for (model, setting), value in changes.items() if model is None}
         )
         weights_here, own_here = list(weights), [dict(settings) for settings in own_settings]
@@ -330,9 +328,9 @@ class TensorRules:
                 weights_here[index] = float(value)
             else:
                 own_here[index][setting] = float(value)
-        return ResolvedSettings(tuned, tuple(weights_here), tuple(own_here))
+        return ResolvedSettings(changed_method, tuple(weights_here), tuple(own_here))
 
-    def find_idle(
+    def find_unused(
         self, names: Sequence[str], called: Callable[[str], str] = lambda name: name
     ) -> list[str]:
         """Return a note for each variation and pattern that matches no tensor of the result.
@@ -381,7 +379,7 @@ class TensorRules:
         """Raise an error if patterns treat members of a fused tensor differently."""
         for where, answers in (
             ("include, exclude", [self.merges(name) for name in members]),
-            ("parts", [self.part_of(name) for name in members]),
+            ("parts", [self.group_of(name) for name in members]),
         ):
             differing = next(
                 (index for index, answer in enumerate(answers) if answer != answers[0]), 0
@@ -435,9 +433,6 @@ def read_rules(recipe: MergeRecipe) -> TensorRules:
         recipe.tokenizer,
         recipe.parts,
     )
-
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 _MAX_PROBLEMS = 8

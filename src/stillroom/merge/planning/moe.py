@@ -363,18 +363,18 @@ class _MoePlanner:
     def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
         """Return a copied tensor at its new name, scaled if the model's settings say so."""
         checkpoint = self.parents[source - 1].checkpoint if source else self.base.checkpoint
-        scale = self.parents[source - 1].own.get("residual_scale", 1.0) if source else 1.0
-        tuned = None
+        scale = self.parents[source - 1].settings.get("residual_scale", 1.0) if source else 1.0
+        settings = None
         if part == "down_proj" and scale != 1:
             passthrough = METHODS.build({"name": "passthrough", "scale": scale})
-            tuned = ResolvedSettings(passthrough, (1.0,), ({},))
+            settings = ResolvedSettings(passthrough, (1.0,), ({},))
         return PlannedTensor(
             target,
             self._stored(name) if part else self._asked() or checkpoint.entry(name).dtype,
             checkpoint.shape(name),
             None,
             (SourceTensor(source, name),),
-            tuned=tuned,
+            settings=settings,
             is_placed=True,
         )
 

@@ -15,8 +15,6 @@ from stillroom.checkpoints.safetensors_format import DTYPE_SIZES, FLOATS
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.interfaces import ArchitectureMerge, Array, MergeMethod, missing_base_error
 from stillroom.merge.planning.inputs import (
-    EMBEDDING,
-    HEAD,
     ResolvedSettings,
     TensorRules,
     check_configs,
@@ -25,6 +23,8 @@ from stillroom.merge.planning.inputs import (
 )
 from stillroom.merge.recipe import MergeRecipe, Slice, TensorGroup
 from stillroom.merge.tensors.structure import (
+    EMBEDDING,
+    HEAD,
     LayerStack,
     describe_expert_differences,
     find_main_stack,
@@ -69,37 +69,37 @@ class PlannedTensor:
 
     Attributes:
         name: Name in the result.
-        stored: Storage type in the result.
+        dtype: Storage type in the result.
         shape: Shape in the result.
         base: Input from the base, if any.
         parents: Inputs from the models; a copied tensor has one.
         layer: Relative depth, 0 to 1, or None outside the layers.
-        tuned: Resolved settings; None if it is not merged.
-        is_table: Whether rows are mapped through the plan's tokens.
+        settings: Resolved settings; None if it is not merged.
+        is_token_table: Whether rows are mapped through the plan's tokens.
         is_placed: Whether an architecture merge assigned the tensor to its place.
         made: Returns computed rows in the storage type, in blocks.
     """
 
     name: str
-    stored: str
+    dtype: str
     shape: tuple[int, ...]
     base: SourceTensor | None
     parents: tuple[SourceTensor, ...]
     layer: float | None = None
-    tuned: ResolvedSettings | None = None
-    is_table: bool = False
+    settings: ResolvedSettings | None = None
+    is_token_table: bool = False
     is_placed: bool = False
     made: Callable[[Merge], Iterator[Array]] | None = None
 
     @property
     def is_merged(self) -> bool:
         """Whether it is merged; else it is copied, placed or computed."""
-        return self.tuned is not None
+        return self.settings is not None
 
     @property
     def is_copied(self) -> bool:
         """Whether it is copied from one source although the method merges."""
-        return self.tuned is None and not self.is_placed
+        return self.settings is None and not self.is_placed
 
     @property
     def inputs(self) -> tuple[SourceTensor, ...]:
@@ -109,7 +109,7 @@ class PlannedTensor:
     @property
     def size_bytes(self) -> int:
         """Size in the result, in bytes."""
-        return math.prod(self.shape) * DTYPE_SIZES[self.stored]
+        return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class MergePlan:
 
     @staticmethod
     def _widest(tensor: PlannedTensor) -> int:
-        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+        is_whole = tensor.settings is not None and tensor.settings.method.needs_whole(
             tensor.name, tensor.shape
         )
         return max(BLOCK_ELEMENTS, math.prod(tensor.shape if is_whole else tensor.shape[1:]))
@@ -222,7 +222,7 @@ def plan_sources(
         return replace(plan, notes=(*notes, *plan.notes))
     planner = _Planner(method, base, parents, rules)
     plan = planner.plan()
-    idle = rules.find_idle([tensor.name for tensor in plan.tensors], planner.called)
+    idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.called)
     return replace(plan, notes=(*notes, *plan.notes, *idle))
 
 
@@ -312,7 +312,7 @@ class _Planner:
 
     def _gather(self, name: str, layer: float | None) -> _TensorRequest:
         """Return a tensor with the sources that take part in it, those of its part if any."""
-        group = self.rules.part_of(name)
+        group = self.rules.group_of(name)
         homes = tuple(
             SourceTensor(number, home)
             for number in self._members(group)
@@ -350,7 +350,7 @@ class _Planner:
             name for name in names if not name.startswith(prefix) or not split_layer_name(name)
         ]
         for name in outer_names:
-            if self.rules.part_of(name) is not None:
+            if self.rules.group_of(name) is not None:
                 requests.append(self._gather(name, self._depth(name, stack_of)))
                 continue
             part = self.rules.slices[0 if is_embedding(name) else -1]
@@ -414,7 +414,7 @@ class _Planner:
 
     def _merged(self, request: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
         dtype = self.rules.dtype or self.rules.compute
-        stored = (
+        stored_dtype = (
             SAFETENSORS_DTYPES[dtype]
             if dtype
             else _widest_dtype([entry.dtype for entry in entries])
@@ -434,19 +434,19 @@ class _Planner:
             if not is_base_home
         )
         sources = [self.sources[home.source] for home in parents]
-        tuned = self.rules.tune(
+        settings = self.rules.resolve(
             self.method,
             tuple(source.weight for source in sources),
-            tuple(source.own for source in sources),
+            tuple(source.settings for source in sources),
             self._numbers(request, parents),
             self.called(request.name),
             request.layer,
             request.part or request.group,
         )
         if self.rules.compat == "mergekit":
-            self.notes[tuned.method.check_replica(tuned.weights)] = None
+            self.notes[settings.method.check_mergekit(settings.weights)] = None
         else:
-            tuned.method.check(tuned.weights)
+            settings.method.check(settings.weights)
         if self.method.needs_base and base is None and request.part is not None:
             raise _slice_error(
                 "slices",
@@ -455,12 +455,12 @@ class _Planner:
             )
         return PlannedTensor(
             request.name,
-            stored,
+            stored_dtype,
             entries[0].shape,
             base,
             parents,
             request.layer,
-            tuned,
+            settings,
             self._is_table(request.homes, [self._entry(home) for home in request.homes]),
         )
 
@@ -498,12 +498,12 @@ class _Planner:
         if not request.homes:
             return None
         entry = self._entry(request.homes[0])
-        stored = entry.dtype
+        stored_dtype = entry.dtype
         dtype = self.rules.dtype or self.rules.compute
-        if dtype and stored in FLOATS:
-            stored = SAFETENSORS_DTYPES[dtype]
+        if dtype and stored_dtype in FLOATS:
+            stored_dtype = SAFETENSORS_DTYPES[dtype]
         return PlannedTensor(
-            request.name, stored, entry.shape, None, request.homes[:1], request.layer
+            request.name, stored_dtype, entry.shape, None, request.homes[:1], request.layer
         )
 
     def _lacking(self, request: _TensorRequest) -> list[str]:

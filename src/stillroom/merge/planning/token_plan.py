@@ -75,7 +75,7 @@ class TokenPlan:
         sources: Vocabularies of the sources.
         has_base: Whether the first source is the base.
         definer: Index of the source whose tokenizer files are used.
-        own: Each source's own row of every result row, or -1, (sources, rows).
+        own_rows: Each source's own row of every result row, or -1, (sources, rows).
         fill: The source that fills in if there is none, or zero, mean, padding, (rows,).
         fill_row: Its row, (rows,).
         forced: Where set, the fill is used for every source, (rows,).
@@ -85,7 +85,7 @@ class TokenPlan:
     sources: tuple[Vocabulary, ...]
     has_base: bool
     definer: int
-    own: Array
+    own_rows: Array
     fill: Array
     fill_row: Array
     forced: Array
@@ -93,7 +93,7 @@ class TokenPlan:
     @property
     def size(self) -> int:
         """Number of rows of a token table of the result, including padding."""
-        return int(self.own.shape[1])
+        return int(self.own_rows.shape[1])
 
     @property
     def is_new(self) -> bool:
@@ -105,7 +105,7 @@ class TokenPlan:
         """SHA-256 of the tokens and the origin of every row."""
         text = "\0".join(token or "" for token in self.vocabulary.tokens)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-        for part in (self.own, self.fill, self.fill_row, self.forced):
+        for part in (self.own_rows, self.fill, self.fill_row, self.forced):
             digest.update(part.tobytes())
         return digest.hexdigest()
 
@@ -113,7 +113,7 @@ class TokenPlan:
         """Return whether a source's token tables are used unchanged."""
         import numpy as np
 
-        own_rows = self.own[source]
+        own_rows = self.own_rows[source]
         return (
             self.size == self.sources[source].rows
             and not bool(self.forced.any())
@@ -220,7 +220,7 @@ class TokenPlan:
         """Return source and row index (int64) of each of some rows."""
         import numpy as np
 
-        own_rows = self.own[source, index]
+        own_rows = self.own_rows[source, index]
         is_own = (own_rows >= 0) & ~self.forced[index]
         home = np.where(is_own, np.int16(source), self.fill[index])
         return home, np.where(is_own, own_rows, self.fill_row[index]).astype(np.int64)
@@ -249,7 +249,7 @@ class TokenPlan:
         import numpy as np
 
         total: Any = None
-        own_rows = self.own[:, index].astype(np.int64)
+        own_rows = self.own_rows[:, index].astype(np.int64)
         for owner, rows in enumerate(own_rows):
             having = np.flatnonzero(rows >= 0)
             if having.size:

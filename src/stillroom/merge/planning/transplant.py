@@ -204,9 +204,9 @@ def _match_tokens(plan: TokenPlan, donor: Checkpoint, target: Checkpoint) -> _To
     tokens = plan.vocabulary.tokens
     named = np.zeros(plan.size, bool)
     named[: len(tokens)] = [token is not None for token in tokens]
-    rows = np.where(named, plan.own[1], -1).astype(np.int64)
+    rows = np.where(named, plan.own_rows[1], -1).astype(np.int64)
     # Tokens without a row in the donor's embeddings cannot be used.
-    dictionary = np.flatnonzero((rows >= 0) & (plan.own[0] >= 0))
+    dictionary = np.flatnonzero((rows >= 0) & (plan.own_rows[0] >= 0))
     by_role = []
     for role in _ROLES:
         donor_row, target_row = _first(donor.config.get(role)), _first(target.config.get(role))

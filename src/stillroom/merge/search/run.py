@@ -114,16 +114,16 @@ class _Search:
     ) -> None:
         self.recipe, self.settings, self.merge, self.job = recipe, settings, merge, job
         self.space = SearchSpace.of(recipe, self._count_layers())
-        measure = ScoringSettings(
+        scoring = ScoringSettings(
             settings.objective,
             settings.max_tokens,
             settings.batch_tokens,
             settings.max_new_tokens,
             settings.teacher,
         )
-        self.sign = measure.sign
-        scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
-        self.bench = TrialRunner(recipe, merge, scorer)
+        self.sign = scoring.sign
+        scorer = MergeScorer(scoring, job.scratch / "candidate", job.say)
+        self.runner = TrialRunner(recipe, merge, scorer)
         self.records = draw_records(
             settings.records,
             split=settings.split,
@@ -156,7 +156,7 @@ class _Search:
         details = self._describe(entries, selected, best, best_baseline) | self._count(
             trials, stopped
         )
-        self.bench.scorer.close()
+        self.runner.scorer.close()
         self.job.say(format_search(details))
         recipe = (
             apply_changes(self.recipe, selected.changes) if selected.changes is not None else None
@@ -191,7 +191,7 @@ class _Search:
             for candidate in candidates:
                 key = f"parent {candidate.name}"
                 if key not in self.journal:
-                    self.journal.put(key, self.bench.scorer.score(candidate.merge, self.records))
+                    self.journal.put(key, self.runner.scorer.score(candidate.merge, self.records))
                     self._say_cut()
                     progress.advance(note=candidate.name)
                     self.job.check_cancelled()
@@ -218,8 +218,8 @@ class _Search:
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
         total = settings.evaluations
-        team = open_trial_pool(self.bench, self._pick(self.parts.search), self.job.engine)
-        with self.job.phase("trials", total, "candidates", done=0) as progress, team:
+        pool = open_trial_pool(self.runner, self._pick(self.parts.search), self.job.engine)
+        with self.job.phase("trials", total, "candidates", done=0) as progress, pool:
             while True:
                 reason = self._reason_to_stop(trials, optimizer, time.monotonic() - started)
                 if reason:
@@ -228,7 +228,7 @@ class _Search:
                 used_points = points[: total - len(trials)]
                 changes = [self.space.read(point) for point in used_points]
                 costs = []
-                outcomes = self._outcomes(team, used_points, changes, trials, started)
+                outcomes = self._outcomes(pool, used_points, changes, trials, started)
                 for point, change, outcome in zip(used_points, changes, outcomes, strict=True):
                     row = self._row(len(trials), point, change, outcome)
                     costs.append(
@@ -242,7 +242,7 @@ class _Search:
 
     def _outcomes(
         self,
-        team: Any,
+        pool: Any,
         points: Sequence[Sequence[float]],
         changes: Sequence[dict[str, Any]],
         trials: Sequence[dict[str, Any]],
@@ -263,7 +263,7 @@ class _Search:
                 entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[index])}
                 self.journal.put(key, entry)
         for index, outcome in zip(
-            fresh, team.try_all([changes[index] for index in fresh]), strict=True
+            fresh, pool.try_all([changes[index] for index in fresh]), strict=True
         ):
             spent = time.monotonic() - started
             entry = {"point": list(points[index]), "spent": spent, **outcome.to_json()}
@@ -340,7 +340,7 @@ class _Search:
         """Return a candidate scored on records, from the journal if possible."""
         key = f"finalist {name}"
         if key not in self.journal:
-            outcome = self.bench.try_changes(changes, self._pick(indices))
+            outcome = self.runner.try_changes(changes, self._pick(indices))
             self.journal.put(key, outcome.to_json())
             self.job.check_cancelled()
         outcome = TrialResult.from_json(self.journal[key])
@@ -356,10 +356,10 @@ class _Search:
         return [self.records[i] for i in indices]
 
     def _say_cut(self) -> None:
-        scorer = self.bench.scorer
-        if scorer.cut:
-            longest = scorer.measure.max_tokens
-            self.job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+        scorer = self.runner.scorer
+        if scorer.truncated:
+            longest = scorer.settings.max_tokens
+            self.job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
 
     def _describe(
         self,

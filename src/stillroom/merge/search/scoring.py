@@ -63,19 +63,21 @@ class ScoringSettings:
 class MergeScorer:
     """A model in memory that receives the weights of one candidate after another.
 
-    ``cut`` is the number of records longer than ``max_tokens`` in the last measurement.
+    ``truncated`` is the number of records longer than ``max_tokens`` in the last measurement.
     """
 
-    def __init__(self, measure: ScoringSettings, scratch: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: ScoringSettings, scratch: Path, say: Callable[[str], None]
+    ) -> None:
         """Create a scorer; models are loaded on first use.
 
         Args:
-            measure: The measure.
+            settings: The measure and its limits.
             scratch: Temporary folder for models that cannot be filled in memory.
             say: Called with log messages.
         """
-        self.measure, self.scratch, self.say = measure, scratch, say
-        self.cut = 0
+        self.settings, self.scratch, self.say = settings, scratch, say
+        self.truncated = 0
         self._model: Any = None
         self._config_key = ""
         self._kind: tuple[Any, Any, Any] | None = None
@@ -100,13 +102,13 @@ class MergeScorer:
 
     def measure_model(self, model: Any, tokenizer: Any, records: Sequence[Record]) -> list[Score]:
         """Return the score of a loaded model on every record."""
-        cut: list[int] = []
+        truncated: list[int] = []
         bounds: dict[str, Any] = {
-            "max_tokens": self.measure.max_tokens,
-            "batch_tokens": self.measure.batch_tokens,
-            "on_truncated": lambda index, tokens: cut.append(index),
+            "max_tokens": self.settings.max_tokens,
+            "batch_tokens": self.settings.batch_tokens,
+            "on_truncated": lambda index, tokens: truncated.append(index),
         }
-        objective = self.measure.objective
+        objective = self.settings.objective
         if objective == "loss":
             from stillroom.evaluate.lm.loss import held_out_loss
 
@@ -122,8 +124,8 @@ class MergeScorer:
                 for agreement in agreements
             ]
         else:
-            scores = _answer(model, tokenizer, records, self.measure)
-        self.cut = len(cut)
+            scores = _answer(model, tokenizer, records, self.settings)
+        self.truncated = len(truncated)
         return scores
 
     def close(self) -> None:
@@ -200,7 +202,7 @@ class MergeScorer:
         from stillroom.models import load_causal_lm, resolve_checkpoint
 
         if self._teacher is None:
-            reference = Path(self.measure.teacher or "")
+            reference = Path(self.settings.teacher or "")
             path = reference if reference.exists() else resolve_checkpoint(str(reference))
             self._teacher, _ = load_causal_lm(_find_folder(path), dtype="float32")
         return self._teacher
@@ -323,7 +325,7 @@ def _fill(model: Any, merge: Merge) -> None:
 
 
 def _answer(
-    model: Any, tokenizer: Any, records: Sequence[Record], measure: ScoringSettings
+    model: Any, tokenizer: Any, records: Sequence[Record], settings: ScoringSettings
 ) -> list[Score]:
     """Generate greedily; score F1 or exact match with the record's last turn."""
     import torch
@@ -331,7 +333,7 @@ def _answer(
     from stillroom.models.tokenization.chat_template import render_prompt
     from stillroom.text.unicode import exact_match, token_f1
 
-    compare = token_f1 if measure.objective == "f1" else exact_match
+    compare = token_f1 if settings.objective == "f1" else exact_match
     scores: list[Score] = []
     for record in records:
         prompt_messages, expected = _split_answer(record.messages)
@@ -340,12 +342,12 @@ def _answer(
             continue
         text = render_prompt(tokenizer, Prompt(prompt_messages))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        ids = ids[:, -measure.max_tokens :].to(model.device)
+        ids = ids[:, -settings.max_tokens :].to(model.device)
         with torch.inference_mode():
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=measure.max_new_tokens,
+                max_new_tokens=settings.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )

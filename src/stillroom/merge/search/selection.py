@@ -103,8 +103,8 @@ def _score_records(
     records = draw_records(
         select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
     )
-    measure = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
-    scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
+    settings = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
+    scorer = MergeScorer(settings, job.scratch / "candidate", job.say)
     scores = _score_all(candidates, records, scorer, job) if len(records) > 1 else []
     scorer.close()
     counted = [index for index in range(len(records)) if all(loss[index][1] for loss in scores)]
@@ -215,10 +215,10 @@ def _list_final_checkpoints(
 def _is_same(first: Merge, second: Merge) -> bool:
     """Whether two merges are certain to give the same bytes."""
     first_sources = [
-        (source.checkpoint.folder, source.weight, source.own) for source in first.parents
+        (source.checkpoint.folder, source.weight, source.settings) for source in first.parents
     ]
     second_sources = [
-        (source.checkpoint.folder, source.weight, source.own) for source in second.parents
+        (source.checkpoint.folder, source.weight, source.settings) for source in second.parents
     ]
     return first.method == second.method and first_sources == second_sources
 
@@ -244,9 +244,9 @@ def _score_all(
         for candidate in candidates:
             if candidate.name not in journal:
                 record_scores = _score(candidate, records, scorer)
-                if scorer.cut:
-                    longest = scorer.measure.max_tokens
-                    job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+                if scorer.truncated:
+                    longest = scorer.settings.max_tokens
+                    job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
                 journal.put(candidate.name, record_scores)
                 progress.advance(note=candidate.name)
                 job.check_cancelled()

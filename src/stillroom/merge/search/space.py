@@ -205,11 +205,13 @@ def _read_written_value(recipe: MergeRecipe, item: SearchParameter) -> float | N
     value: Any = getattr(recipe.method, item.setting, None)
     if item.model is not None:
         model = recipe.models[item.model]
-        value = model.weight if item.setting == "weight" else model.own.get(item.setting, value)
+        value = (
+            model.weight if item.setting == "weight" else model.settings.get(item.setting, value)
+        )
     for variation in recipe.vary:
         same = (variation.setting, variation.model) == (item.setting, item.model)
         if same and variation.tensors == item.tensors:
-            value = variation.at(0.0)
+            value = variation.value_at(0.0)
             break
     return float(value) if isinstance(value, int | float) else None
 
@@ -298,7 +300,7 @@ def _check_path(recipe: MergeRecipe, path: LayerPathSettings) -> list[Problem]:
                 "remove them",
             )
         )
-    if recipe.method.least_parents > 1:
+    if recipe.method.min_models > 1:
         problems.append(
             _problem(
                 f"{recipe.method.method_name()} merges several models in every layer",

@@ -97,7 +97,7 @@ class TrialPool:
             pool: Starts processes, each with its own runner.
             engine: Remote engine whose workers each have their own runner.
         """
-        self.bench, self.records = runner, records
+        self.runner, self.records = runner, records
         self._start, self._engine = pool, engine
         self._pool: Any = None
 
@@ -128,11 +128,11 @@ class TrialPool:
             yield from self._pool.imap(_run_trial, candidates)
             return
         for changes in candidates:
-            yield self.bench.try_changes(changes, self.records)
+            yield self.runner.try_changes(changes, self.records)
 
     def _trying(self) -> _TrialWork:
-        recipe = json.dumps(self.bench.recipe.model_dump(mode="json"))
-        return _TrialWork(recipe, tuple(self.records), self.bench.scorer.measure)
+        recipe = json.dumps(self.runner.recipe.model_dump(mode="json"))
+        return _TrialWork(recipe, tuple(self.records), self.runner.scorer.settings)
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ class _TrialWork:
 
     recipe: str
     records: tuple[Record, ...] = field(hash=False)
-    measure: ScoringSettings
+    settings: ScoringSettings
     concurrency: int = 1
 
     def open(self) -> WorkerResources[Mapping[str, Any], TrialResult]:
         recipe = MergeRecipe.model_validate_json(self.recipe)
         # The scorer creates and removes the folder when needed.
         scratch = Path(tempfile.gettempdir()) / f"stillroom-candidate-{uuid4().hex}"
-        scorer = MergeScorer(self.measure, scratch, lambda line: None)
+        scorer = MergeScorer(self.settings, scratch, lambda line: None)
         runner = TrialRunner(recipe, open_merge(recipe), scorer)
 
         def try_all(candidates: Sequence[Mapping[str, Any]]) -> list[TrialResult]:
@@ -172,7 +172,7 @@ def open_trial_pool(runner: TrialRunner, records: Sequence[Record], engine: Engi
     arguments = (
         runner.recipe.model_dump(mode="json"),
         list(records),
-        scorer.measure,
+        scorer.settings,
         str(scorer.scratch),
         # Same number of threads: the last bits of a score depend on it.
         torch.get_num_threads(),
@@ -187,7 +187,7 @@ _STATE: dict[str, Any] = {}
 def _start_worker(
     recipe: dict[str, Any],
     records: list[Record],
-    measure: ScoringSettings,
+    settings: ScoringSettings,
     scratch: str,
     threads: int,
 ) -> None:
@@ -198,7 +198,7 @@ def _start_worker(
 
     torch.set_num_threads(threads)
     loaded = MergeRecipe.model_validate(recipe)
-    scorer = MergeScorer(measure, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
+    scorer = MergeScorer(settings, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
     _STATE["bench"] = TrialRunner(loaded, open_merge(loaded), scorer)
     _STATE["records"] = records
 

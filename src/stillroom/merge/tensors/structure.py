@@ -328,7 +328,7 @@ class FusedExperts:
         alike = {
             (
                 member.shape,
-                member.stored,
+                member.dtype,
                 member.base is None,
                 tuple(home.source for home in member.parents),
             )

@@ -339,7 +339,7 @@ def measure_single_row(
     """
     for density, epsilon in windows:
         check_probability_window(density, epsilon)
-    if len(blocks.at.shape) > 1:
+    if len(blocks.context.shape) > 1:
         return None
 
     def vectors_of(block: RowBlock) -> list[Array]:
@@ -347,8 +347,8 @@ def measure_single_row(
 
     rows = [np.concatenate(parts) for parts in zip(*blocks.each(vectors_of), strict=True)]
     return [
-        _draw_factors(row[None], window, key, blocks.at, rescale=rescale)[0].tolist()
-        for row, window, key in zip(rows, windows, blocks.at.keys, strict=False)
+        _draw_factors(row[None], window, key, blocks.context, rescale=rescale)[0].tolist()
+        for row, window, key in zip(rows, windows, blocks.context.keys, strict=False)
     ]
 
 

@@ -139,8 +139,8 @@ def find_bands(
         outliers = int(gamma * blocks.size)
         counts += [min(blocks.size, outliers + int(density * blocks.size)), outliers]
     thresholds = [
-        (cut.bits, cut.name, cut.index) if cut else None
-        for cut in find_thresholds_by_count([blocks], vectors_of, counts)
+        (threshold.bits, threshold.name, threshold.index) if threshold else None
+        for threshold in find_thresholds_by_count([blocks], vectors_of, counts)
     ]
     return [thresholds[index : index + 2] for index in range(0, len(thresholds), 2)]
 
@@ -169,7 +169,7 @@ def l1_rescale_factors(
 
     def lengths_of(block: RowBlock) -> list[Array]:
         vectors = task_vectors(block.base, block.parents, method)[1]
-        pruned = [keep(number, vector, block.at) for number, vector in enumerate(vectors)]
+        pruned = [keep(number, vector, block.context) for number, vector in enumerate(vectors)]
         return [np.abs(vector) for vector in (*vectors, *pruned)]
 
     lengths = exact_sum(blocks, lengths_of)
@@ -341,7 +341,7 @@ def _walk(
         counted = [s.sift(magnitude_bits(vector)) for s, vector in vectors if not s.is_done]
         with lock:  # integer counts do not depend on the order of threads
             for search, (above, inside) in zip(active, counted, strict=True):
-                search.take(number, block.at.offset, above, inside)
+                search.take(number, block.context.offset, above, inside)
 
     for number, tensor in enumerate(tensors):
         tensor.each(partial(reduce, number=number))
@@ -389,7 +389,7 @@ def _place(
     row_block = tensor[block]
     ties = np.flatnonzero(magnitude_bits(vectors_of(row_block)[number]) == search.low)
     search.cut = TrimThreshold(
-        search.low, tensor.at.name, row_block.at.offset + int(ties[search.ties - 1])
+        search.low, tensor.context.name, row_block.context.offset + int(ties[search.ties - 1])
     )
 
 
