@@ -194,7 +194,7 @@ def test_consensus_takes_a_threshold_and_a_weight_of_each_model():
 
 
 def test_consensus_of_more_models_than_there_are_is_refused():
-    with pytest.raises(RecipeError, match="3 models are to agree") as error:
+    with pytest.raises(RecipeError, match="agree is 3") as error:
         named("consensus", agree=3).check([1.0, 1.0])
     assert error.value.code == "merge.agree"
 

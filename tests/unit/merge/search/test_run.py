@@ -490,7 +490,7 @@ def test_a_path_does_not_go_with_slices_or_a_model_that_is_not_there(pair, recor
     assert {problem.where for problem in caught.value.problems} == {"slices", "search.path.models"}
     space = [{"setting": "weight", "model": 0, "low": 0, "high": 1}]
     recipe = recipe_for(pair[:2], records, search={"space": space}, slices=parts)
-    with pytest.raises(RecipeError, match="beside slices"):
+    with pytest.raises(RecipeError, match="cannot be searched with slices"):
         SearchSpace.of(recipe, [])
 
 
