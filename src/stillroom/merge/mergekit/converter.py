@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -131,7 +131,7 @@ class _DocumentConverter:
         self.method = name
         self.settings: dict[str, Any] = dict(self.theirs.extra)
         self.base = self.read_model("base_model")
-        self.top = self.read_parameters(self.path_to("parameters"), self.data.get("parameters"))
+        self.top = self.read_parameters(self.at("parameters"), self.data.get("parameters"))
         parts = self.read_parts()
         if not parts:
             return {"models": []}
@@ -141,7 +141,7 @@ class _DocumentConverter:
         """Report unknown top-level keys, and parameters outside of 'parameters'."""
         known = {}
         for key, value in self.data.items():
-            here = self.path_to(key)
+            here = self.at(key)
             if key == "int8_mask":
                 self.report.note(here, "does not change the result")
             elif key in _OVERLOOKED:
@@ -152,12 +152,12 @@ class _DocumentConverter:
 
     # Reading the document.
 
-    def path_to(self, *keys: str | int) -> KeyPath:
+    def at(self, *keys: str | int) -> KeyPath:
         return (*self.path, *keys)
 
     def read_model(self, key: str) -> ModelReference | None:
         value = self.data.get(key)
-        return None if value is None else self.reader.read(self.path_to(key), value)
+        return None if value is None else self.reader.read(self.at(key), value)
 
     def read_parts(self) -> list[MergedPart]:
         models, slices = self.data.get("models"), self.data.get("slices")
@@ -170,23 +170,17 @@ class _DocumentConverter:
             return self.read_modules(modules)
         key, listed = ("models", models) if models is not None else ("slices", slices)
         if not isinstance(listed, list) or not listed:
-            self.report.refuse(self.path_to(key), f"cannot be {listed!r:.40}", "a non-empty list")
+            self.report.refuse(self.at(key), f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
-            return [
-                MergedPart(
-                    self.read_entries(self.path_to(key), listed, "model"), {}, self.path_to(key)
-                )
-            ]
-        return [
-            self.read_slice(self.path_to(key, number), part) for number, part in enumerate(listed)
-        ]
+            return [MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
+        return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
 
     def read_modules(self, modules: Any) -> list[MergedPart]:
         """Return the parts of all modules; only one of them may have slices."""
         if not isinstance(modules, dict) or not modules:
             self.report.refuse(
-                self.path_to("modules"),
+                self.at("modules"),
                 f"cannot be {modules!r:.40}",
                 "modules by name, each with models",
             )
@@ -194,11 +188,11 @@ class _DocumentConverter:
         parts = [
             part
             for name, data in modules.items()
-            for part in self.read_module(self.path_to("modules", name), name, data)
+            for part in self.read_module(self.at("modules", name), name, data)
         ]
         if len({part.module for part in parts if part.is_sliced}) > 1:
             self.report.refuse(
-                self.path_to("modules"), "has slices of several modules", "slices of one module"
+                self.at("modules"), "has slices of several modules", "slices of one module"
             )
         return parts
 
@@ -326,7 +320,7 @@ class _DocumentConverter:
         entries = list(part.entries)
         mine = [entry for entry in entries if entry.model == self.base]
         if not mine and not any(entry.layers for entry in entries):
-            mine = [MergedModel(self.base, {}, self.path_to("base_model"))]
+            mine = [MergedModel(self.base, {}, self.at("base_model"))]
             entries += mine
         if role != "input":
             if not mine and role != "optional":
@@ -369,7 +363,7 @@ class _DocumentConverter:
             recipe["base"] = base.checkpoint
             if base.adapter:
                 self.report.refuse(
-                    self.path_to("base_model"),
+                    self.at("base_model"),
                     "has an adapter",
                     "a base without one: merge it first",
                 )
@@ -397,11 +391,9 @@ class _DocumentConverter:
         if self.method == "karcher":  # its base is averaged in once
             if has_tokenizer and len(models) > 2:
                 problem = "cannot both fill in for tokens and be averaged in"
-                self.report.refuse(self.path_to("base_model"), problem, "no base_model")
+                self.report.refuse(self.at("base_model"), problem, "no base_model")
             if models[:1] != [self.base]:
-                self.report.note(
-                    self.path_to("base_model"), "gives the config in mergekit, not here"
-                )
+                self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
             return None
         return self.base
 
@@ -417,20 +409,24 @@ class _DocumentConverter:
             for entry in part.entries
         ]
         if len({entry.layers[1] - entry.layers[0] for entry in part.entries if entry.layers}) > 1:
-            self.report.refuse(
-                part.path, "has sources of different lengths", "the same number of layers"
-            )
+            self.report.refuse(part.path, "has sources of different lengths", "equal layer counts")
+        vary = self.vary_part(part, lambda position, entry: position)
+        return {"models": sources, **({"vary": vary} if vary else {})}
+
+    def vary_part(
+        self, part: MergedPart, number_of: Callable[[int, MergedModel], int]
+    ) -> list[dict[str, Any]]:
+        """Return a part's settings as variations; ``number_of`` maps its entries to indices."""
         vary = []
-        for number, entry in enumerate(part.entries):
+        for position, entry in enumerate(part.entries):
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None or values.scalar != default:
-                    vary += [
-                        condition.to_variation(setting, number) for condition in values.conditions
-                    ]
+                    number = number_of(position, entry)
+                    vary += [case.to_variation(setting, number) for case in values.conditions]
         for key, parameter in self.shared():
             conditions = part.parameters.get(key, ParameterValues()).conditions
             vary += [condition.to_variation(parameter.ours) for condition in conditions]
-        return {"models": sources, **({"vary": vary} if vary else {})}
+        return vary
 
     def group(
         self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
@@ -443,18 +439,7 @@ class _DocumentConverter:
             numbers = [models.index(entry.model) for entry in part.entries if entry.model in models]
             if len(set(numbers)) < len(numbers):
                 self.report.refuse(part.path, "lists a model twice", "every model once")
-            vary = []
-            for entry in part.entries:
-                for setting, values, default in self.find_own(entry, part):
-                    if values.scalar is None or values.scalar != default:
-                        number = models.index(entry.model)
-                        vary += [
-                            condition.to_variation(setting, number)
-                            for condition in values.conditions
-                        ]
-            for key, parameter in self.shared():
-                conditions = part.parameters.get(key, ParameterValues()).conditions
-                vary += [condition.to_variation(parameter.ours) for condition in conditions]
+            vary = self.vary_part(part, lambda position, entry: models.index(entry.model))
             group = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
             groups.append(group | ({"vary": vary} if vary else {}))
         return sorted(groups, key=lambda group: group["tensors"] == list(ALL_TENSORS))
@@ -469,7 +454,7 @@ class _DocumentConverter:
         ]
         if not named or set(ALL_TENSORS) <= set(named) or any(part.is_sliced for part in parts):
             return {}
-        self.report.note(self.path_to("modules"), "omits modules: their tensors are copied")
+        self.report.note(self.at("modules"), "omits modules: their tensors are copied")
         return {"include": list(dict.fromkeys(named))}
 
     def set_own(
@@ -487,9 +472,7 @@ class _DocumentConverter:
             number = models.index(entry.model)
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None:
-                    vary += [
-                        condition.to_variation(setting, number) for condition in values.conditions
-                    ]
+                    vary += [case.to_variation(setting, number) for case in values.conditions]
                 elif values.scalar != default:
                     entries[number][setting] = values.scalar
         return vary
@@ -558,7 +541,7 @@ class _DocumentConverter:
             )
             if values.scalar is None:
                 self.report.refuse(
-                    self.path_to("parameters", key), "differs between tensors", "one value"
+                    self.at("parameters", key), "differs between tensors", "one value"
                 )
             switches.append(bool(values.scalar))
         is_flat, is_column = switches
@@ -577,7 +560,7 @@ class _DocumentConverter:
             value = self.data.get(key)
             if value is not None and value not in DTYPES:
                 self.report.refuse(
-                    self.path_to(key),
+                    self.at(key),
                     f"cannot be {value!r:.40}",
                     f"one of: {', '.join(DTYPES)}",
                     suggest(str(value), DTYPES),
@@ -594,17 +577,17 @@ class _DocumentConverter:
             return {}
         if not isinstance(value, str):
             self.report.refuse(
-                self.path_to("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
+                self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
             )
         if value in _OTHER_TEMPLATES:
             problem = f"{value} is the publisher's template; mergekit's differs in whitespace"
-            self.report.warn(self.path_to("chat_template"), problem)
+            self.report.warn(self.at("chat_template"), problem)
         return {"chat_template": value}
 
     # Reporting errors.
 
     def refuse_method(self, name: str) -> None:
-        here = self.path_to("merge_method")
+        here = self.at("merge_method")
         self.report.problems.append(
             Problem(
                 "merge_method is missing" if not name else f"unknown merge_method {name!r:.60}",
