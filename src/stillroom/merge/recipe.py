@@ -186,8 +186,7 @@ class SelectionSettings(Settings):
     mixes: tuple[Fraction, ...] | None = Field(
         None,
         description="candidates interpolated between the base (0) and the merge (1); default 0.5 "
-        "and "
-        "0.75 if there is a base",
+        "and 0.75 if there is a base",
     )
     averages: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = Field(
         (), description="candidates that average the latest n checkpoints of the first model's run"
@@ -200,8 +199,7 @@ class SelectionSettings(Settings):
     final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="share of the records used for neither choice nor confirmation, but to report "
-        "the "
-        "quality of the selected one; default a quarter if 16 or more have an answer; 0: none",
+        "the quality of the selected one; default a quarter if 16 or more have an answer; 0: none",
     )
 
 
@@ -276,8 +274,7 @@ class MergeRecipe(Recipe):
     chat_template: str | None = Field(
         None,
         description="auto (the most common of the models), alpaca, chatml, exaone, llama3, "
-        "mistral, or a "
-        "Jinja text; defaults to that of the base or first model",
+        "mistral, or a Jinja text; defaults to that of the base or first model",
     )
     tokenizer: TokenizerSettings | None = Field(
         None, description="merge the vocabularies; by default, the models must share one"

@@ -96,9 +96,8 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         details = {**details, "smoke": _run_smoke_test(recipe, started, job)}
     if merged.error:
         job.say(
-            f"relative error against float64 {merged.error['stored']:.2e}; rounding to the "
-            f"storage type "
-            f"alone {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
+            f"relative error against float64 {merged.error['stored']:.2e}; rounding to the storage "
+            f"type alone {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")

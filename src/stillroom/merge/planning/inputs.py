@@ -389,9 +389,8 @@ class TensorRules:
                     f"'{members[0]}' and '{members[differing]}' cannot be treated differently",
                     code="merge.compat",
                     where=where,
-                    expected=f"patterns that match all of '{fused_name}', which mergekit merges "
-                    f"as one "
-                    "tensor, or nothing of it",
+                    expected=f"patterns that match all of '{fused_name}', which mergekit merges as "
+                    f"one tensor, or nothing of it",
                     next="widen the patterns, or set 'compat: paper'",
                 )
 
@@ -409,8 +408,7 @@ def _describe_reach(
         if named and not is_held:
             return (
                 f"warning: {description} does not hold for '{named[0]}', which is merged as (a "
-                f"part of) "
-                f"'{fused_name}'"
+                f"part of) '{fused_name}'"
             )
         if is_held and 0 < len(named) < len(members):
             return (
