@@ -51,7 +51,7 @@ class StoredParts:
     def __init__(self, store: TensorStore) -> None:
         """Create a reader for a store."""
         self._store = store
-        self._kept: OrderedDict[str, Array] = OrderedDict()
+        self._mapped: OrderedDict[str, Array] = OrderedDict()
         self._lock = Lock()
 
     def entry(self, name: str) -> TensorEntry:
@@ -69,14 +69,14 @@ class StoredParts:
         import torch
 
         with self._lock:
-            if name not in self._kept:
+            if name not in self._mapped:
                 entry = self.entry(name)
                 flat = self._store.map(name).reshape(-1).view(torch.uint8).numpy()
-                self._kept[name] = flat.view(BIT_TYPES[entry.dtype]).reshape(entry.shape)
-            self._kept.move_to_end(name)
-            while len(self._kept) > _CACHED_PARTS:
-                self._kept.popitem(last=False)
-            return self._kept[name]
+                self._mapped[name] = flat.view(BIT_TYPES[entry.dtype]).reshape(entry.shape)
+            self._mapped.move_to_end(name)
+            while len(self._mapped) > _CACHED_PARTS:
+                self._mapped.popitem(last=False)
+            return self._mapped[name]
 
     def floats(self, name: str) -> Array:
         """Return a whole tensor as float32."""

@@ -53,7 +53,7 @@ class MergekitExecutor(MergeExecutor):
         """Create an executor for a planned merge, and seed the generator."""
         super().__init__(merge, plan, workers)
         self._experts = group_experts(plan.tensors) if has_fused_experts(plan.config) else {}
-        self._begun: FusedExperts | None = None
+        self._current_group: FusedExperts | None = None
         self.draws: TorchGenerator | None = None
         # All tensors draw from one generator, so all use the same implementation.
         is_plain = merge.device == "cpu" and not self._experts
@@ -185,9 +185,9 @@ class MergekitExecutor(MergeExecutor):
         first = group.first
         if group.merged is None and first.settings is not None:
             # A group's members are consecutive in the plan; a replay may not request the last one.
-            if self._begun is not None:
-                self._begun.merged = None
-            self._begun = group
+            if self._current_group is not None:
+                self._current_group.merged = None
+            self._current_group = group
             dtype = self._dtype(first)
             base = None
             if first.base is not None:

@@ -75,12 +75,12 @@ class ConfigConverter:
         self.tree, self.name = tree, name
         self.names, self.folder = names, folder
         self.problems: list[Problem] = []
-        self._made: list[ConvertedRecipe] = []
+        self._recipes: list[ConvertedRecipe] = []
 
     def convert(self) -> list[ConvertedRecipe]:
         """Return the recipes, nested ones first; check ``problems`` before using them."""
         self._convert((), self.name)
-        return self._made
+        return self._recipes
 
     def _convert(self, path: KeyPath, name: str) -> None:
         data: Any = self.tree.data
@@ -94,13 +94,13 @@ class ConfigConverter:
             recipe = MoeReader(report, reader, path, data).convert()
         else:
             recipe = _DocumentConverter(self, path, data, report).convert()
-        self._made.append(
+        self._recipes.append(
             ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.notes)
         )
 
     def nest(self, path: KeyPath) -> str:
         """Convert the configuration at a path, and return its generated name."""
-        name = f"{self.name}-{len(self._made) + 1}"
+        name = f"{self.name}-{len(self._recipes) + 1}"
         while name in self.names:
             name += "-"
         self._convert(path, name)
@@ -127,9 +127,9 @@ class _DocumentConverter:
         if name not in MERGEKIT_METHODS:
             self.refuse_method(name)
             return {"models": []}
-        self.theirs, self.ours = MERGEKIT_METHODS[name], METHODS.get(name)
+        self.spec, self.target = MERGEKIT_METHODS[name], METHODS.get(name)
         self.method = name
-        self.settings: dict[str, Any] = dict(self.theirs.extra)
+        self.settings: dict[str, Any] = dict(self.spec.extra)
         self.base = self.read_model("base_model")
         self.top = self.read_parameters(self.at("parameters"), self.data.get("parameters"))
         parts = self.read_parts()
@@ -276,7 +276,7 @@ class _DocumentConverter:
         parameters = {}
         for key, value in data.items():
             here = (*path, key)
-            parameter = self.theirs.parameters.get(key)
+            parameter = self.spec.parameters.get(key)
             if key == "int8_mask":
                 self.report.note(here, "does not change the result")
             elif parameter is None and key in _OVERLOOKED:
@@ -284,7 +284,7 @@ class _DocumentConverter:
             elif key in _KEYS and parameter is None:
                 self.report.overlook(here, "it is only read at the top level of the file")
             elif parameter is None:
-                self.report.weigh_key(here, key, sorted(self.theirs.parameters))
+                self.report.weigh_key(here, key, sorted(self.spec.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":
                 self.report.note(here, "is only read for all models together")
             else:
@@ -302,14 +302,14 @@ class _DocumentConverter:
     @property
     def has_own_base(self) -> bool:
         """Whether the recipe names the base separately from the models."""
-        role = self.theirs.base
+        role = self.spec.base
         return self.base is not None and (
-            role in {"delta", "optional"} or (role == "pair" and self.ours.needs_base)
+            role in {"delta", "optional"} or (role == "pair" and self.target.needs_base)
         )
 
     def arrange(self, part: MergedPart) -> MergedPart:
         """Return a part with its base first, added if mergekit adds it implicitly."""
-        role = self.theirs.base
+        role = self.spec.base
         part = self.lift_scale(part)
         if self.base is None:
             if role in {"delta", "pair"}:
@@ -386,7 +386,7 @@ class _DocumentConverter:
         has_tokenizer = {"tokenizer", "tokenizer_source"} & self.data.keys()
         if self.base is None or self.has_own_base:
             return self.base
-        if self.theirs.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
+        if self.spec.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
             return None
         if self.method == "karcher":  # its base is averaged in once
             if has_tokenizer and len(models) > 2:
@@ -425,7 +425,7 @@ class _DocumentConverter:
                     vary += [case.to_variation(setting, number) for case in values.conditions]
         for key, parameter in self.shared():
             conditions = part.parameters.get(key, ParameterValues()).conditions
-            vary += [condition.to_variation(parameter.ours) for condition in conditions]
+            vary += [condition.to_variation(parameter.name) for condition in conditions]
         return vary
 
     def group(
@@ -484,7 +484,7 @@ class _DocumentConverter:
         if self.has_own_base and entry.model == self.base:
             return []
         settings = []
-        for key, parameter in self.theirs.parameters.items():
+        for key, parameter in self.spec.parameters.items():
             if not parameter.is_own:
                 continue
             values = ParameterValues()
@@ -493,7 +493,7 @@ class _DocumentConverter:
             values = values.before(find_default(parameter))
             if values.is_complete:
                 default = 1.0 if key == "weight" else float(parameter.default or 0)
-                settings.append((parameter.ours, values, default))
+                settings.append((parameter.name, values, default))
                 continue
             some = " for some tensors" if values.conditions else ""
             self.report.refuse(
@@ -506,9 +506,9 @@ class _DocumentConverter:
     def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
         """Set the method's settings; return those that vary by tensor."""
         vary: list[dict[str, Any]] = []
-        for key, parameter in self.theirs.parameters.items():
+        for key, parameter in self.spec.parameters.items():
             if parameter.is_own and key != "weight":
-                self.settings[parameter.ours] = parameter.default
+                self.settings[parameter.name] = parameter.default
         for key, parameter in self.shared():
             top = self.top.get(key, ParameterValues())
             if self.data.get("models"):  # the single model of passthrough may set it
@@ -520,9 +520,9 @@ class _DocumentConverter:
                         part.path, f"{key} is missing", f"parameters: {{{key}: NUMBER}}"
                     )
             if top.scalar is not None:
-                self.settings[parameter.ours] = top.scalar
+                self.settings[parameter.name] = top.scalar
             else:
-                vary += [condition.to_variation(parameter.ours) for condition in top.conditions]
+                vary += [condition.to_variation(parameter.name) for condition in top.conditions]
         if self.method == "nuslerp":
             self.set_unit(parts)
         return vary
@@ -537,7 +537,7 @@ class _DocumentConverter:
                         (*part.path, "parameters", key), "differs between slices", "one value"
                     )
             values = self.top.get(key, ParameterValues()).before(
-                find_default(self.theirs.parameters[key])
+                find_default(self.spec.parameters[key])
             )
             if values.scalar is None:
                 self.report.refuse(
@@ -550,8 +550,8 @@ class _DocumentConverter:
     def shared(self) -> list[tuple[str, MergekitParameter]]:
         return [
             (key, parameter)
-            for key, parameter in self.theirs.parameters.items()
-            if not parameter.is_own and parameter.ours
+            for key, parameter in self.spec.parameters.items()
+            if not parameter.is_own and parameter.name
         ]
 
     def read_types(self) -> dict[str, Any]:

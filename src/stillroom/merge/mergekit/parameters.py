@@ -192,7 +192,7 @@ class MergekitParameter:
     Without a name it is converted specially; without a default it is required.
     """
 
-    ours: str
+    name: str
     default: float | bool | None = None
     is_own: bool = False
 

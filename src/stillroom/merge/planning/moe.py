@@ -191,7 +191,7 @@ class _MoePlanner:
     name: str
     gate: GateMode
     shared: int | None
-    _made: dict[int, Array] = field(default_factory=dict, compare=False)
+    _cached_gates: dict[int, Array] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> _Layout:
@@ -350,15 +350,15 @@ class _MoePlanner:
 
     def _gates(self, merge: Merge) -> Array:
         """Return all gates, (layers, experts and the shared one, width), cached by seed."""
-        if merge.seed not in self._made:
+        if merge.seed not in self._cached_gates:
             order = [index - 1 for index in self.experts]
             order += [self.shared] if self.shared is not None else []
             prompts = [self.parents[index].prompts for index in order]
             make = compute_mergekit_gates if self.rules.compat == "mergekit" else compute_gates
-            self._made[merge.seed] = make(
+            self._cached_gates[merge.seed] = make(
                 self.base.checkpoint, prompts, self.layers, self.gate, merge.seed
             )
-        return self._made[merge.seed]
+        return self._cached_gates[merge.seed]
 
     def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
         """Return a copied tensor at its new name, scaled if the model's settings say so."""
@@ -370,7 +370,7 @@ class _MoePlanner:
             settings = ResolvedSettings(passthrough, (1.0,), ({},))
         return PlannedTensor(
             target,
-            self._stored(name) if part else self._asked() or checkpoint.entry(name).dtype,
+            self._stored(name) if part else self._requested_dtype() or checkpoint.entry(name).dtype,
             checkpoint.shape(name),
             None,
             (SourceTensor(source, name),),
@@ -389,8 +389,8 @@ class _MoePlanner:
 
     def _stored(self, name: str) -> str:
         """Return the common storage type of an expert tensor, which is fused in memory."""
-        if self._asked():
-            return self._asked()
+        if self._requested_dtype():
+            return self._requested_dtype()
         if self.rules.compat == "mergekit":
             return self.base.checkpoint.entry(name).dtype
         sources = [self.base, *self.parents]
@@ -401,7 +401,7 @@ class _MoePlanner:
             return kinds.pop()
         return "F64" if "F64" in kinds else "F32"
 
-    def _asked(self) -> str:
+    def _requested_dtype(self) -> str:
         return SAFETENSORS_DTYPES.get(self.rules.dtype or self.rules.compute or "", "")
 
 

@@ -466,8 +466,8 @@ class _Planner:
 
     def called(self, name: str) -> str:
         """Return the name of a tensor, in mergekit's arithmetic that of its fused tensor."""
-        is_theirs = self.rules.compat == "mergekit"
-        if is_theirs and has_fused_experts(self.sources[0].checkpoint.config):
+        is_mergekit = self.rules.compat == "mergekit"
+        if is_mergekit and has_fused_experts(self.sources[0].checkpoint.config):
             return to_mergekit_name(name)
         return name
 

@@ -183,10 +183,10 @@ class TransplantPlanner:
         kind = self.target.checkpoint.entry(name).dtype
         for bits in table.blocks():
             yield bits if kind == stored else narrow(widen(bits, kind, np.float64), stored)
-        if table.left:
+        if table.residuals:
             merge.notes[name] = {
-                "median": float(np.median(table.left)),
-                "largest": float(max(table.left)),
+                "median": float(np.median(table.residuals)),
+                "largest": float(max(table.residuals)),
             }
 
 
@@ -260,12 +260,12 @@ class _TokenTable:
         self.match, self.k, self.size = match, k, plan.size
         self.kind = target.entry(name).dtype
         self.stored = _read_all(target, name)
-        self.left: list[float] = []
-        self.theirs: Array | None = None
+        self.residuals: list[float] = []
+        self.donor_table: Array | None = None
         if donor_name:
-            self.theirs_kind = donor.entry(donor_name).dtype
-            self.theirs = _read_all(donor, donor_name)
-            self.atoms = widen(self.theirs[match.dictionary], self.theirs_kind)
+            self.donor_kind = donor.entry(donor_name).dtype
+            self.donor_table = _read_all(donor, donor_name)
+            self.atoms = widen(self.donor_table[match.dictionary], self.donor_kind)
         shared = widen(self.stored[match.rows[match.dictionary]], self.kind, np.float64)
         self.mean = shared.mean(0)
 
@@ -284,13 +284,13 @@ class _TokenTable:
 
     def _compose(self, index: Array) -> Array:
         """Approximate the donor's rows by shared tokens; return the target's rows of the sums."""
-        if self.theirs is None:
+        if self.donor_table is None:
             return np.broadcast_to(self.mean, (index.size, *self.mean.shape))
         signals = np.zeros((index.size, self.atoms.shape[1]), np.float32)
-        known = index < len(self.theirs)
-        signals[known] = widen(self.theirs[index[known]], self.theirs_kind)
+        known = index < len(self.donor_table)
+        signals[known] = widen(self.donor_table[index[known]], self.donor_kind)
         atom_indices, shares, residuals = orthogonal_matching_pursuit(self.atoms, signals, self.k)
-        self.left += residuals.tolist()
+        self.residuals += residuals.tolist()
         rows = self.match.rows[self.match.dictionary[atom_indices]]
         values = [
             share @ widen(self.stored[row], self.kind, np.float64)

@@ -254,7 +254,7 @@ class _Mixer:
                 )
         group_of = {name: _find_group(name, learning.group) for name in self._base}
         self.groups = list(dict.fromkeys(group_of.values()))
-        self._at = {name: self.groups.index(group) for name, group in group_of.items()}
+        self._group_index = {name: self.groups.index(group) for name, group in group_of.items()}
 
     def start(self) -> torch.Tensor:
         """Return the initial coefficients, (parents, groups)."""
@@ -271,7 +271,7 @@ class _Mixer:
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the tensors of each group."""
         return {
-            group: tuple(name for name, index in self._at.items() if index == number)
+            group: tuple(name for name, index in self._group_index.items() if index == number)
             for number, group in enumerate(self.groups)
         }
 
@@ -312,7 +312,9 @@ class _Mixer:
         for name, value in self._parameters.items():
             if value.grad is not None:
                 for number, vector in enumerate(self._vectors):
-                    slopes[number, self._at[name]] += (value.grad * vector[name]).sum().cpu()
+                    slopes[number, self._group_index[name]] += (
+                        (value.grad * vector[name]).sum().cpu()
+                    )
         return slopes
 
     def _put(self, coefficients: torch.Tensor) -> None:
@@ -322,7 +324,9 @@ class _Mixer:
             for name, value in self._parameters.items():
                 value.copy_(self._base[name])
                 for number, vector in enumerate(self._vectors):
-                    value.add_(vector[name], alpha=float(coefficients[number, self._at[name]]))
+                    value.add_(
+                        vector[name], alpha=float(coefficients[number, self._group_index[name]])
+                    )
 
     def _sum(self, record: EncodedConversation, objective: Objective | None = None) -> torch.Tensor:
         """Return the sum of cross-entropy or entropy over the record's tokens."""

@@ -141,7 +141,9 @@ class _Search:
             self._entry(name, changes, (*self.parts.search, *self.parts.choose, *self.parts.final))
             for name, changes in list_baselines(self.recipe).items()
         ]
-        trials, stopped = self._try(create_optimizer(self.settings, self.space.begin(), self._seed))
+        trials, stopped = self._run_trials(
+            create_optimizer(self.settings, self.space.begin(), self._seed)
+        )
         finalists = self._pick_finalists(trials)
         self.job.check_cancelled()
         entries = [*parents, *baselines, *finalists]
@@ -192,7 +194,7 @@ class _Search:
                 key = f"parent {candidate.name}"
                 if key not in self.journal:
                     self.journal.put(key, self.runner.scorer.score(candidate.merge, self.records))
-                    self._say_cut()
+                    self._log_truncated()
                     progress.advance(note=candidate.name)
                     self.job.check_cancelled()
                 scores.append([(value, count) for value, count in self.journal[key]])
@@ -213,7 +215,7 @@ class _Search:
             for candidate, row in zip(candidates, scores, strict=True)
         ]
 
-    def _try(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
+    def _run_trials(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
         """Evaluate the optimizer's points until a stopping criterion holds."""
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
@@ -355,7 +357,7 @@ class _Search:
     def _pick(self, indices: Sequence[int]) -> list[Record]:
         return [self.records[i] for i in indices]
 
-    def _say_cut(self) -> None:
+    def _log_truncated(self) -> None:
         scorer = self.runner.scorer
         if scorer.truncated:
             longest = scorer.settings.max_tokens
@@ -370,16 +372,18 @@ class _Search:
     ) -> dict[str, Any]:
         return {
             "objective": self.settings.objective,
-            "candidates": [self._tell(entry, self.parts.choose) for entry in entries],
+            "candidates": [self._build_row(entry, self.parts.choose) for entry in entries],
             "kept": selected.name,
             "helped": selected.parent is None,
             "best_parent": best.name,
             "best_hand": best_baseline.name if best_baseline else None,
             "changes": selected.changes,
             "final": {
-                "kept": self._tell(selected, self.parts.final),
-                "best_parent": self._tell(best, self.parts.final),
-                "best_hand": self._tell(best_baseline, self.parts.final) if best_baseline else None,
+                "kept": self._build_row(selected, self.parts.final),
+                "best_parent": self._build_row(best, self.parts.final),
+                "best_hand": self._build_row(best_baseline, self.parts.final)
+                if best_baseline
+                else None,
                 "difference": self._compare(selected, best),
                 "difference_to_hand": self._compare(selected, best_baseline)
                 if best_baseline
@@ -404,7 +408,7 @@ class _Search:
             * min(self.sign * row["value"] for row in trials if row["value"] is not None),
         }
 
-    def _tell(self, entry: _Finalist, indices: Sequence[int]) -> dict[str, Any]:
+    def _build_row(self, entry: _Finalist, indices: Sequence[int]) -> dict[str, Any]:
         """Return a candidate's row of the table."""
         kind = {"is_merge": entry.parent is None}
         if entry.failed:

@@ -83,7 +83,7 @@ class MergeScorer:
         self._kind: tuple[Any, Any, Any] | None = None
         self._tokenizers: dict[str, Any] = {}
         self._teacher: Any = None
-        self._said = False
+        self._has_warned = False
 
     def score(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
         """Return the score of a merge on every record, (0.0, 0) for records without scored tokens.
@@ -186,11 +186,11 @@ class MergeScorer:
     def _score_written(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
         from stillroom.models import load_causal_lm
 
-        if not self._said:
+        if not self._has_warned:
             self.say(
                 "candidates are written to scratch: this architecture cannot be filled in memory"
             )
-            self._said = True
+            self._has_warned = True
         try:
             merge.write(self.scratch)
             model, tokenizer = load_causal_lm(self.scratch, dtype="float32")
