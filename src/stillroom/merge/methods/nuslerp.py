@@ -1,7 +1,7 @@
 """NuSLERP: along the great circle between two models, or between their task vectors.
 
 Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), with weights
-instead of t and an optional base, as in mergekit. Differs: vectors with the same or opposite
+instead of t, and with an optional base, as in mergekit. Differs: vectors with the same or opposite
 direction, and those of length zero, are interpolated linearly.
 """
 
