@@ -190,7 +190,7 @@ def test_consensus_takes_a_threshold_and_a_weight_of_each_model():
     votes = (np.abs(one) >= 9 * np.abs(two)).astype(int) + (np.abs(two) >= 0.1 * np.abs(one))
     own = ({"threshold": 9.0}, {})
     method = named("consensus", threshold=0.1, agree=1)
-    check(method, base, parents, base + (one + two) * (votes >= 1), [0.5, 2.0], own=own)
+    check(method, base, parents, base + (one + two) * (votes >= 1), [0.5, 2.0], per_model=own)
 
 
 def test_consensus_of_more_models_than_there_are_is_refused():
@@ -246,7 +246,7 @@ def test_emr_of_one_model_is_that_model():
 
 
 def test_emr_for_a_model_that_is_not_there_is_refused():
-    with pytest.raises(RecipeError, match="no model 2") as error:
+    with pytest.raises(RecipeError, match="model 2 does not exist") as error:
         named("emr", task=2).check([1.0, 1.0])
     assert error.value.code == "merge.task"
 
