@@ -403,7 +403,7 @@ def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_pat
     job = start(tmp_path / "there", recipe)
     job.engine = PicklingEngine()
     assert run(recipe, job).digest == here.digest
-    assert job.engine.count() == {"_Trying": 6}
+    assert job.engine.count() == {"_TrialWork": 6}
     left = [path.name for path in (tmp_path / "temporary").iterdir()]
     assert not [name for name in left if not name.startswith("torchinductor")]  # torch's own
 
