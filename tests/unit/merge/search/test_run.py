@@ -519,5 +519,5 @@ def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, pair, records):
-    with pytest.raises(ValueError, match=r"low must|give 'space'|need a teacher"):
+    with pytest.raises(ValueError, match=r"low must|set 'space'|need a teacher"):
         recipe_for(pair[1:], records, search=settings)
