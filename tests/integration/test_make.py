@@ -150,7 +150,7 @@ def test_of_one_document_a_model_is_made_and_the_report_says_what_could_not_be_m
     shutil.copy(job.documents / "alder.md", alone.documents)
     code, said = alone.make(tmp_path / "run", "steps.records.held_out=0.0001")
     assert code == 0, said
-    assert "no merge can be judged" in said
+    assert "no merge can be scored" in said
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert "No held-out question could be asked" in report["summary"]
     sections = {section["title"]: section for section in report["sections"]}

@@ -67,7 +67,7 @@ def bits(array):
 def test_blocks_never_change_a_bit_and_inputs_are_left_alone(name, dtype, data, rows):
     base, *parents = data.draw(families(dtype=dtype))
     method = named(name)
-    parents = parents[: min(method.most_parents, 3)]
+    parents = parents[: min(method.max_models, 3)]
     before = [array.copy() for array in (base, *parents)]
     whole = merge(method, base, parents)
     assert bits(whole) == bits(merge(method, base, parents, rows=rows))
@@ -80,8 +80,8 @@ def test_blocks_never_change_a_bit_and_inputs_are_left_alone(name, dtype, data, 
 @FEW
 def test_models_that_equal_the_base_change_nothing(name, family):
     (base,) = family
-    count = max(2, METHODS.get(name).least_parents)
-    parents = [base] * min(count, METHODS.get(name).most_parents)
+    count = max(2, METHODS.get(name).min_models)
+    parents = [base] * min(count, METHODS.get(name).max_models)
     merged = merge(named(name), base, parents)
     assert np.array_equal(merged, base)  # though a zero may lose its sign
     assert merged.dtype == base.dtype
@@ -173,7 +173,7 @@ def test_a_cut_keeps_the_exact_share_largest_first_then_first_ones(vector, densi
     blocks = InMemoryBlocks(None, [vector], at, rows)
     cuts = find_thresholds([blocks], lambda block: [block.parents[0]] * len(densities), densities)
     for density, cut in zip(densities, cuts, strict=True):
-        got = np.concatenate([trim(block.parents[0], cut, block.at) for block in blocks])
+        got = np.concatenate([trim(block.parents[0], cut, block.context) for block in blocks])
         kept = largest(vector, count_kept(density, vector.size))
         assert got.tolist() == (vector * kept).tolist()
 
@@ -214,7 +214,7 @@ def test_the_cut_of_a_big_tensor_is_that_of_a_full_sort(kind):
     for density, cut in zip(densities, cuts, strict=True):
         kept = np.zeros(vector.size, bool)
         kept[order[: count_kept(density, vector.size)]] = True
-        got = np.concatenate([trim(block.parents[0], cut, block.at) for block in blocks])
+        got = np.concatenate([trim(block.parents[0], cut, block.context) for block in blocks])
         assert np.array_equal(got, vector * kept.reshape(vector.shape)), density
         assert cut is not None
 
@@ -266,7 +266,7 @@ class _Made:
 
     def __init__(self, make, rows=16, width=8192, blocks=128):
         self.make, self.rows, self.width, self.count = make, rows, width, blocks
-        self.at = BlockContext("w", (rows * blocks, width), ("a",), (1.0,))
+        self.context = BlockContext("w", (rows * blocks, width), ("a",), (1.0,))
         self.size = rows * blocks * width
 
     def __len__(self):
@@ -275,7 +275,7 @@ class _Made:
     def __getitem__(self, number):
         if number >= self.count:
             raise IndexError(number)
-        at = replace(self.at, offset=number * self.rows * self.width)
+        at = replace(self.context, offset=number * self.rows * self.width)
         return RowBlock(None, (self.make(number, (self.rows, self.width)),), at)
 
     def each(self, reduce):
@@ -300,7 +300,7 @@ def test_a_sample_that_misleads_holds_no_tensor_in_memory(kind):
     (cut,) = find_thresholds([tensor], lambda block: [block.parents[0]], [0.3])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    kept = sum(mask_above(block.parents[0], cut, block.at).sum() for block in tensor)
+    kept = sum(mask_above(block.parents[0], cut, block.context).sum() for block in tensor)
     assert kept == int(0.3 * tensor.size)
     assert peak < 40e6  # the tensor's magnitudes alone would be 67 MB
 

@@ -42,7 +42,7 @@ def merge(method, base, parents, weights=None, rows=None):
 def test_blocks_never_change_a_bit_and_inputs_are_left_alone(name, family, rows):
     base, *parents = family
     method = named(name)
-    parents = parents[: min(method.most_parents, 3)]
+    parents = parents[: min(method.max_models, 3)]
     before = [tensor.copy() for tensor in family]
     whole = merge(method, base, parents)
     assert np.isfinite(whole).all()
@@ -56,7 +56,7 @@ def test_blocks_never_change_a_bit_and_inputs_are_left_alone(name, family, rows)
 def test_models_that_equal_the_base_change_nothing(name, family):
     (base,) = family
     method = named(name)
-    copies = [base.copy() for _ in range(min(method.most_parents, 3))]
+    copies = [base.copy() for _ in range(min(method.max_models, 3))]
     assert (merge(method, base, copies) == base).all()
 
 

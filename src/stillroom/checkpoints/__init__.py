@@ -1,11 +1,11 @@
 """Checkpoints: folders of weights, config and tokenizer, read and written tensor by tensor.
 
-``Checkpoint`` opens a Hugging Face folder (one file or shards) or a GGUF file and gives tensors or
-blocks of their rows, without ever loading the whole; ``CheckpointWriter`` writes one, shard by
-shard and deterministically; ``dequantize_gguf`` turns a quantized file into a folder once and keeps
-it.
-What is read is taken as hostile: headers are checked before any byte of a tensor is believed, and
-nothing is unpickled unless that is allowed. Knows no architecture: names, shapes and bytes only.
+``Checkpoint`` opens a Hugging Face folder (one file or shards) or a GGUF file and reads tensors or
+blocks of rows without loading the whole; ``CheckpointWriter`` writes one deterministically, shard
+by shard; ``dequantize_gguf`` converts a quantized file to a cached folder.
+
+Inputs are untrusted: headers are validated before tensors are read, and nothing is unpickled unless
+allowed. Independent of architectures: only names, shapes and bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a class (and with it torch) on first use."""
+    """Import a class (and with it torch) on first access."""
     if name in _HOMES:
         import importlib
 

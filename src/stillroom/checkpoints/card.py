@@ -1,4 +1,4 @@
-"""Model cards: README.md with YAML front matter as the Hugging Face hub reads it."""
+"""Model cards: README.md with YAML front matter as read by the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _FENCE = "---"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Return the front matter of ``folder/README.md``; empty where there is none to be read.
+    """Return the front matter of ``folder/README.md``; empty if it is missing or unreadable.
 
-    A card is a courtesy of its maker: one that is no YAML tells nothing, and is no error.
+    Cards are optional: invalid YAML is ignored instead of raising an error.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -53,16 +53,16 @@ def compose_card(
     tags: Sequence[str] = (),
     fields: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a card: front matter as the Hugging Face hub reads it, a heading, and the body.
+    """Return a model card: front matter for the Hugging Face hub, a heading, and the body.
 
     Args:
         title: First heading.
-        body: Markdown below the heading: the lineage in words.
+        body: Markdown below the heading, describing the lineage.
         license: SPDX id; several joined with AND become ``other`` with the name kept.
-        base_models: What it was made from: names or paths.
+        base_models: Names or paths of the parents.
         relation: ``finetune``, ``merge``, ``quantized`` or empty.
-        tags: Words to be found by.
-        fields: More front matter.
+        tags: Search tags.
+        fields: Additional front matter.
     """
     from ruamel.yaml import YAML
 
@@ -97,7 +97,7 @@ def write_card(
     tags: Sequence[str] = (),
     fields: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``folder/README.md``; the arguments are ``compose_card``'s."""
+    """Write ``folder/README.md``; arguments as in ``compose_card``."""
     text = compose_card(
         title,
         body,

@@ -1,8 +1,8 @@
 """A checkpoint on disk: weights, config and tokenizer, opened without loading them.
 
-Tensors come one at a time or in blocks of rows; quantized ones as the plain tensors they stand
-for. The fingerprint names the tensors, not the files: the same weights in one file or seven have
-the same one. It is that of what is stored, so that it is known of a layout that none reads here.
+Tensors are read one at a time or in blocks of rows; quantized ones are dequantized. The fingerprint
+covers tensors, not files: the same weights in one file or seven have the same one. It is computed
+from the stored tensors, so that it is also defined for unsupported quantization layouts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BLOCK_BYTES = 4 << 20
 _MAX_CONFIG = 10_000_000
 
 
-"""What the tag of a card begins with that says from what the weights were dequantized."""
+"""Maximum size of config.json in bytes."""
 
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -49,24 +49,25 @@ _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 class Checkpoint:
     """Weights, config and tokenizer of one model on disk.
 
-    Use ``Checkpoint.open``. Tensors belong to the caller: changing one changes no file.
+    Use ``Checkpoint.open``. Returned tensors are copies or copy-on-write: modifying them does not
+    change a file.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], store: TensorStore) -> None:
-        """Stand over an opened store; callers use ``open``."""
+        """Create a checkpoint from an opened store; use ``open``."""
         self.folder = folder
         self.config = drop_quantization(config)
-        """What config.json says; of quantization it says nothing, since tensors come plain."""
+        """Contents of config.json without quantization, since tensors are dequantized."""
         self.quantization = find_quantization(folder, config)
-        """What is said of quantization; the weights may be plain all the same."""
+        """Declared quantization; the weights may be plain nevertheless."""
         self._stored = store
 
     @cached_property
     def _store(self) -> TensorStore:
-        """The plain tensors; made when one is asked for first.
+        """Dequantized tensors, created on first use.
 
         Raises:
-            CheckpointError: If they are quantized in a way that is not known here.
+            CheckpointError: If the quantization is not supported.
         """
         from stillroom.checkpoints.store import dequantize_store
 
@@ -80,14 +81,13 @@ class Checkpoint:
 
         Args:
             path: The folder or file. A GGUF file is dequantized once, into the cache.
-            allow_pickle: Read ``pytorch_model.bin`` where there is no safetensors file. It goes
-                through torch's weights-only unpickler; still, allow it for trusted makers only.
-            cache: Where dequantized files are kept; default the user's cache folder.
+            allow_pickle: Read ``pytorch_model.bin`` if there is no safetensors file. It is loaded
+                by torch's weights-only unpickler; nevertheless, allow it for trusted sources only.
+            cache: Folder of dequantized files; default the user's cache folder.
 
         Raises:
-            CheckpointError: If it is missing, broken or refused; every file that is read is
-                checked first. A layout of quantization that is not known is refused when names or
-                tensors are asked for.
+            CheckpointError: If it is missing, broken or not allowed; all files are validated first.
+                An unsupported quantization layout raises when names or tensors are accessed.
         """
         if not path.exists():
             raise CheckpointError(
@@ -102,7 +102,7 @@ class Checkpoint:
         return cls(folder, _read_config(folder), open_store(folder, allow_pickle=allow_pickle))
 
     def names(self) -> list[str]:
-        """Return the names of all tensors, sorted."""
+        """Return the sorted names of all tensors."""
         return sorted(self._store.entries)
 
     def __contains__(self, name: str) -> bool:
@@ -110,14 +110,14 @@ class Checkpoint:
         return name in self._store.entries
 
     def entry(self, name: str) -> TensorEntry:
-        """Return a tensor's type, shape and place.
+        """Return a tensor's type, shape and position.
 
         Raises:
             CheckpointError: If there is no such tensor.
         """
         if name not in self._store.entries:
             raise CheckpointError(
-                f"there is no tensor '{name:.120}'",
+                f"the checkpoint has no tensor '{name:.120}'",
                 code="checkpoint.no-tensor",
                 where=str(self.folder),
                 expected=f"one of the {len(self._store.entries)} names of Checkpoint.names()",
@@ -134,14 +134,14 @@ class Checkpoint:
         return torch_dtype(self.entry(name).dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a whole tensor, mapped from its file; writing to it changes no file."""
+        """Return a whole tensor, mapped copy-on-write from its file."""
         self.entry(name)
         return self._store.map(name)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows ``start`` to ``stop`` of a tensor, read into memory of their own.
+        """Return rows ``start`` to ``stop`` of a tensor, read into new memory.
 
-        A scalar is one row of shape (). Nothing but the rows becomes resident.
+        A scalar is one row of shape (). Only these rows become resident.
         """
         import torch
 
@@ -154,7 +154,7 @@ class Checkpoint:
         return torch.frombuffer(data, dtype=dtype).view(shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return the bytes of rows ``start`` to ``stop`` as they are stored, (rows * row_bytes)."""
+        """Return the stored bytes of rows ``start`` to ``stop``, (rows * row_bytes)."""
         entry = self.entry(name)
         if not 0 <= start <= stop <= entry.rows:
             raise IndexError(f"rows {start}:{stop} of {entry.rows}")
@@ -169,10 +169,10 @@ class Checkpoint:
 
     @cached_property
     def dequantized_from(self) -> str:
-        """From what the weights are dequantized, here or by who made the folder; else empty.
+        """Original format of dequantized weights, converted here or by the publisher; else empty.
 
         Raises:
-            CheckpointError: If they are quantized in a way that is not known here.
+            CheckpointError: If the quantization is not supported.
         """
         if self.quantization is not None and self._store is not self._stored:
             return self.quantization.label
@@ -186,20 +186,20 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the tensors lie in."""
+        """Files of the tensors."""
         return self._stored.files
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of all tensors as they are stored."""
+        """Total stored bytes of all tensors."""
         return sum(entry.size_bytes for entry in self._stored.entries.values())
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest over every tensor's name, type, shape and bytes; reads them all once.
+        """Digest over every tensor's name, type, shape and bytes; reads them all once.
 
-        It does not depend on shards, file order or file names. The tensors' digests are kept in the
-        user's cache as long as the files' places, sizes and times stay what they were.
+        Independent of shards, file order and file names. Digests of tensors are cached in the
+        user's cache as long as the files' paths, sizes and times are unchanged.
         """
         files = self._stored.files
         digests = load_digests(files)
@@ -209,7 +209,7 @@ class Checkpoint:
         return self._fingerprint(digests)
 
     def rehash(self) -> str:
-        """Return the fingerprint with every byte read anew, none taken from the user's cache."""
+        """Return the fingerprint, reading every byte instead of the user's cache."""
         return self._fingerprint(self._digest_all())
 
     def _digest_all(self) -> dict[str, str]:
@@ -224,7 +224,7 @@ class Checkpoint:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the model learns; a tied output embedding counts once."""
+        """Number of parameters; a tied output embedding counts once."""
         skipped = {_HEAD} if self.is_tied and _EMBEDDING in self else set()
         return sum(
             math.prod(entry.shape)
@@ -239,26 +239,28 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """The sha256 of what the tokenizer does; empty where the folder has none.
+        """SHA-256 of the tokenizer; empty if the folder has none.
 
-        tokenizer.json counts by its values, without the truncation and padding that a library may
-        have left in it, so that a rewritten file of the same tokenizer keeps its digest.
+        tokenizer.json counts by its values, without truncation and padding, so that a rewritten
+        file of the same tokenizer keeps its digest.
         """
         values = self._tokenizer
         if values:
             return digest_json(
                 {key: values[key] for key in values if key not in {"truncation", "padding"}}
             )
-        found = [self.folder / name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
-        return digest_json([digest_file(file) for file in found]) if found else ""
+        files = [self.folder / name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
+        return digest_json([digest_file(file) for file in files]) if files else ""
 
     @cached_property
     def vocabulary_digest(self) -> str:
-        """The sha256 of which token has which number; empty where tokenizer.json does not say."""
+        """SHA-256 of the mapping from tokens to ids; empty if tokenizer.json has none."""
         model = self._tokenizer.get("model")
         listed = model.get("vocab") if isinstance(model, dict) else None
         if isinstance(listed, list):  # unigram models list [token, score] in order
-            numbers: dict[str, Any] = {str(item[0]): at for at, item in enumerate(listed) if item}
+            numbers: dict[str, Any] = {
+                str(item[0]): token_id for token_id, item in enumerate(listed) if item
+            }
         elif isinstance(listed, dict):
             numbers = dict(listed)
         else:
@@ -270,7 +272,7 @@ class Checkpoint:
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
-        """What tokenizer.json says; empty where there is none."""
+        """Contents of tokenizer.json; empty if it is missing."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             return {}
@@ -283,14 +285,14 @@ class Checkpoint:
                 f"tokenizer.json cannot be read: {error!s:.80}",
                 code="checkpoint.tokenizer",
                 where=str(path),
-                expected="a tokenizer as the tokenizers library writes it",
+                expected="a tokenizer as written by the tokenizers library",
                 next="download the file again",
             ) from error
         return values
 
     @cached_property
     def license(self) -> str:
-        """The license its card names, or its config; empty where nobody says."""
+        """License named by the model card or the config; empty if there is none."""
         named = read_card(self.folder).get("license") or self.config.get("license") or ""
         return named if isinstance(named, str) else ""
 
@@ -311,7 +313,7 @@ def _open_file(path: Path, cache: Path | None) -> Path:
             code="checkpoint.missing",
             where=str(path),
             expected="a folder with config.json and model.safetensors, or a .gguf file",
-            next="give the folder that the file lies in",
+            next="pass the folder that contains the file",
         )
     from stillroom.checkpoints.gguf import dequantize_gguf
 
@@ -332,6 +334,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             code="checkpoint.config",
             where=str(folder),
             expected="a folder with the config.json of a Hugging Face model",
-            next="give the folder that holds config.json next to the weights",
+            next="pass the folder that contains config.json and the weights",
         ) from error
     return config

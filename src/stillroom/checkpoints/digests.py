@@ -1,8 +1,8 @@
 """BLAKE3 digests and fingerprints of tensors, cached while the files are unchanged.
 
-A checkpoint is read whole to be named, and BLAKE3 (aumasson et al. 2020) does that at several times
-the speed of sha256. What is kept is keyed by every file's place, size, times and inode; whoever
-must be sure, as ``stillroom verify``, reads the bytes.
+A fingerprint reads the whole checkpoint, which BLAKE3 (Aumasson et al. 2020) hashes at several
+times the speed of SHA-256. Cached digests are keyed by every file's path, size, times and inode;
+callers that need certainty, such as ``stillroom verify``, read the bytes.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _cache: dict[str, dict[str, str]] = {}
 
 
 def cache_folder() -> Path:
-    """Return where to keep what can be made again: STILLROOM_CACHE, else the user's cache."""
-    own = os.environ.get("STILLROOM_CACHE")
-    if own:
-        return Path(own)
+    """Return the cache folder: STILLROOM_CACHE, else the user's cache."""
+    override = os.environ.get("STILLROOM_CACHE")
+    if override:
+        return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom"
 
 
 def load_digests(files: Sequence[Path]) -> dict[str, str] | None:
-    """Return the kept digests by tensor, if the files are what they were; else None."""
+    """Return the cached digests by tensor if the files are unchanged; else None."""
     key = _key(files)
     if key in _cache:
         return _cache[key]
@@ -58,13 +58,15 @@ def load_digests(files: Sequence[Path]) -> dict[str, str] | None:
         values = json.loads((_folder() / f"{key}.json").read_bytes())
     except (OSError, ValueError):
         return None
-    if not isinstance(values, dict) or not all(isinstance(each, str) for each in values.values()):
+    if not isinstance(values, dict) or not all(
+        isinstance(digest, str) for digest in values.values()
+    ):
         return None
     return values
 
 
 def save_digests(files: Sequence[Path], digests: Mapping[str, str]) -> None:
-    """Keep digests; on disk too, unless a file is so new that its time may not tell a change."""
+    """Cache digests; on disk only if the files are old enough for times to reveal changes."""
     key = _key(files)
     _cache[key] = dict(digests)
     newest = max(max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in files)
@@ -75,7 +77,7 @@ def save_digests(files: Sequence[Path], digests: Mapping[str, str]) -> None:
         with atomic_write(_folder() / f"{key}.json") as file:
             file.write(json.dumps(digests))
     except OSError:
-        return  # nothing is lost but time
+        return  # the cache is optional
 
 
 def _key(files: Sequence[Path]) -> str:
@@ -103,7 +105,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def fingerprint_of(entries: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """Return the fingerprint of tensors given as name, type, shape and digest of bytes."""
+    """Return the fingerprint of tensors given as name, type, shape and digest of the bytes."""
     return digest_json(
         [[name, dtype, list(shape), digest] for name, dtype, shape, digest in sorted(entries)]
     )

@@ -1,7 +1,7 @@
 """Conversion between storage types and numpy floats.
 
 numpy has no bfloat16 and no 8-bit floats. bfloat16 is the upper half of a float32, so widening is a
-shift and narrowing rounds to nearest, ties to even; the 8-bit types are looked up in tables.
+shift and narrowing rounds to nearest, ties to even; the 8-bit types use lookup tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BIT_TYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "C64": np.dtype(np.complex64),
 }
-"""How each storage type's bytes lie in numpy; those it lacks as unsigned integers."""
+"""The numpy type of each storage type; unsigned integers for those that numpy lacks."""
 _INFINITY: Mapping[str, int] = {
     "F16": 0x7C00,
     "BF16": 0x7F80,
@@ -44,13 +44,12 @@ _INFINITY: Mapping[str, int] = {
 
 
 def widen(bits: Array, kind: str, dtype: Any = np.float32) -> Array:
-    """Return stored numbers as floats, in memory of their own or the given one.
+    """Convert stored values to floats, possibly sharing memory with the input.
 
     Args:
-        bits: As stored, (any shape), of ``BIT_TYPES[kind]``.
-        kind: The storage type.
-        dtype: float32 or float64; a float64 stored is not narrowed to float32 silently: ask for
-            float64.
+        bits: Stored values, (any shape), of ``BIT_TYPES[kind]``.
+        kind: Storage type.
+        dtype: float32 or float64; use float64 for stored float64, which float32 would narrow.
     """
     if kind == "BF16":
         wide = bits.astype(np.uint32)
@@ -64,23 +63,23 @@ def widen(bits: Array, kind: str, dtype: Any = np.float32) -> Array:
 
 
 def narrow(values: Array, kind: str) -> Array:
-    """Return floats as they are stored, rounded to nearest, ties to even; NaN stays NaN.
+    """Convert floats to a storage type, rounding to nearest, ties to even; NaN stays NaN.
 
     Args:
         values: float32 or float64, (any shape).
-        kind: The storage type.
+        kind: Storage type.
     """
     if kind == "BF16":
         values = values.astype(np.float32, copy=False)
-        whole = np.ascontiguousarray(values)
-        bits = whole.view(np.uint32)
+        contiguous = np.ascontiguousarray(values)
+        bits = contiguous.view(np.uint32)
         rounded = bits >> np.uint32(16)
         rounded &= np.uint32(1)
         rounded += np.uint32(0x7FFF)
         rounded += bits
         rounded >>= np.uint32(16)
-        if np.isnan(whole.max(initial=0)):  # rounding up runs over the end of some NaNs
-            nan = np.isnan(whole)
+        if np.isnan(contiguous.max(initial=0)):  # rounding overflows for some NaNs
+            nan = np.isnan(contiguous)
             rounded[nan] = bits[nan] >> np.uint32(16) | np.uint32(0x40)
         return rounded.astype(np.uint16).reshape(values.shape)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -90,17 +89,17 @@ def narrow(values: Array, kind: str) -> Array:
 
 
 def has_not_finite(bits: Array, kind: str) -> bool:
-    """Return whether stored numbers hold an infinity or what is not a number."""
+    """Return whether stored values include an infinity or NaN."""
     if not bits.size:
         return False
     if kind in _INFINITY:
-        # What is not finite has the largest patterns of its sign; two maxima cost far less than a
-        # look at each number.
+        # Values that are not finite have the largest bit patterns of their sign; two maxima are
+        # much cheaper than an elementwise test.
         width = bits.itemsize
         signed, unsigned = bits.view(f"i{width}"), bits.view(f"u{width}")
         sign = 1 << (8 * width - 1)
         return bool(signed.max() >= _INFINITY[kind] or unsigned.max() >= sign | _INFINITY[kind])
-    if kind == "F8_E4M3":  # it has no infinity
+    if kind == "F8_E4M3":  # E4M3 has no infinity
         return bool(((bits & 0x7F) == 0x7F).any())
     if kind == "F8_E5M2":
         return bool(((bits & 0x7F) >= 0x7C).any())
@@ -129,7 +128,7 @@ def _table(kind: str) -> Array:
 
 
 def _narrow_8bit(values: Array, kind: str) -> Array:
-    """Round to the nearest 8-bit value, ties to the even pattern; too large is not a number."""
+    """Round to the nearest 8-bit value, ties to the even pattern; overflow becomes NaN."""
     table = _table(kind)[:128].astype(np.float64)
     count = 127 if kind == "F8_E4M3" else 124
     finite = table[:count]

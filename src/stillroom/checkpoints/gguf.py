@@ -1,15 +1,16 @@
 """GGUF files converted to Hugging Face folders: header checks, dequantization, pre-tokenizers.
 
 Tensors and architecture go through transformers' GGUF loader (which undoes the row permutation of q
-and k); tied embeddings stay tied. What that loader loses is mended here: the pre-tokenizer that the
-file names, and the license. A dequantized weight is still a quantized one: the card says which.
+and k); tied embeddings stay tied. Two things that the loader loses are restored: the pre-tokenizer
+named by the file, and the license. A dequantized weight keeps its quantization error: the card
+names the original type.
 
-The reader of the package gguf takes 65 microseconds and 5 kB for each tensor, key and element of an
-array, however small: a file of 100 MB could keep it for minutes and fill the memory. The header is
-therefore walked first, by lengths alone.
+The reader of the package gguf takes 65 microseconds and 5 kB for each tensor, key and array
+element, however small: a file of 100 MB could block it for minutes and fill the memory. The header
+is therefore walked first, by lengths only.
 
-A GGUF file names its rule (``tokenizer.ggml.pre``); tokenizer.json spells it out. This knows both,
-for those rules whose spelling is settled. Knows no vocabulary.
+A GGUF file names its pre-tokenizer (``tokenizer.ggml.pre``); tokenizer.json defines it in full.
+This module maps between both, for rules with an established definition.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 
-_FORMAT = 1  # raise it when the conversion changes, so that old conversions are made anew
+_FORMAT = 1  # increment when the conversion changes, to invalidate cached ones
 
 
 _TRANSIENT = ("transformers_version", "_from_model_config")
@@ -55,19 +56,19 @@ _TRANSIENT = ("transformers_version", "_from_model_config")
 def dequantize_gguf(path: Path, cache: Path | None = None) -> Path:
     """Return a folder with the float32 weights, tokenizer and config of a GGUF file.
 
-    The folder is named by the file's digest and made once; a kill while it is made leaves nothing
-    that could be taken for it.
+    The folder is named by the file's digest and created once; an interrupted conversion leaves no
+    partial folder of that name.
 
     Args:
         path: The GGUF file.
-        cache: Where to keep the folder; default the user's cache folder.
+        cache: Parent of the folder; default the user's cache folder.
 
     Raises:
-        CheckpointError: If the file is broken, or its architecture or tokenizer is not known.
+        CheckpointError: If the file is broken, or its architecture or tokenizer is not supported.
         MissingExtraError: If the package gguf or accelerate is not installed.
         ResourceError: If the disk is full.
     """
-    for package in ("gguf", "accelerate"):  # transformers' loader wants both
+    for package in ("gguf", "accelerate"):  # required by transformers' loader
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError.of(package, "gguf", "reading a GGUF file")
     cache = cache or cache_folder()
@@ -89,23 +90,23 @@ def dequantize_gguf(path: Path, cache: Path | None = None) -> Path:
 
 
 def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
-    """Return the file's plain fields, and how many tensors have which type."""
+    """Return the file's plain fields, and the number of tensors by type."""
     from gguf import GGUFReader
 
     check_gguf(path)
     try:
         reader = GGUFReader(path)
-        wanted = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model")
+        prefixes = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model")
         fields = {
             name: field.contents()
             for name, field in reader.fields.items()
-            if name.startswith(wanted)
+            if name.startswith(prefixes)
         }
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
-    except Exception as error:  # the reader raises whatever a broken file makes it
+    except Exception as error:  # the reader raises arbitrary exceptions for a broken file
         raise broken_gguf_error(path, f"cannot be read as GGUF: {error!s:.160}") from error
     if not types:
-        raise broken_gguf_error(path, "holds no tensors")
+        raise broken_gguf_error(path, "contains no tensors")
     return fields, types
 
 
@@ -121,7 +122,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
-        except Exception as error:  # the loader raises many kinds for a bad file
+        except Exception as error:  # the loader raises many kinds of exceptions for a broken file
             raise broken_gguf_error(path, f"cannot be converted: {error!s:.160}") from error
         _repair_tokenizer(path, tokenizer, fields)
         tokenizer.save_pretrained(work)
@@ -138,7 +139,7 @@ def _save(model: Any, work: Path) -> None:
     config["architectures"] = [type(model).__name__]
     config["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:  # where transformers 4 looks for it
+    if isinstance(rope, dict) and "rope_theta" in rope:  # for transformers 4
         config["rope_theta"] = rope["rope_theta"]
     generation = model.generation_config.to_diff_dict()
     for key in _TRANSIENT:
@@ -156,7 +157,7 @@ def _save(model: Any, work: Path) -> None:
 
 
 def _repair_tokenizer(path: Path, tokenizer: Any, fields: dict[str, Any]) -> None:
-    """Set the pre-tokenizer the file names; transformers gives every such file a plain one."""
+    """Set the pre-tokenizer named by the file, which transformers ignores."""
     if fields.get("tokenizer.ggml.model") != "gpt2":
         return
     named = str(fields.get("tokenizer.ggml.pre", ""))
@@ -164,7 +165,7 @@ def _repair_tokenizer(path: Path, tokenizer: Any, fields: dict[str, Any]) -> Non
         return
     if named not in KNOWN_PRETOKENIZERS:
         raise CheckpointError(
-            f"{path.name} splits words by the rule '{named:.40}', which is not known here",
+            f"{path.name} has the pre-tokenizer '{named:.40}', which is not supported",
             code="checkpoint.gguf-tokenizer",
             where=str(path),
             expected=f"one of: {', '.join(sorted(KNOWN_PRETOKENIZERS))}",
@@ -174,7 +175,7 @@ def _repair_tokenizer(path: Path, tokenizer: Any, fields: dict[str, Any]) -> Non
 
 
 def _repair_tokenizer_config(work: Path, context_length: int) -> None:
-    """Name a class that every supported transformers knows, and the real context length."""
+    """Set a class that every supported transformers has, and the real context length."""
     path = work / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):
@@ -196,7 +197,7 @@ def _write_card(path: Path, work: Path, fields: dict[str, Any], types: Counter[s
         "not the original weights.\n\n"
         f"The file calls the model '{named}'{f' by {maker}' if maker else ''}."
     )
-    # Which weights most of the numbers come from: the type of most tensors that is quantized.
+    # The most common quantized type of the tensors.
     quantized = Counter({kind: n for kind, n in types.items() if kind not in {"F32", "F16"}})
     tags = [f"{DEQUANTIZED}{quantized.most_common(1)[0][0].lower()}"] if quantized else []
     write_card(
@@ -206,14 +207,14 @@ def _write_card(path: Path, work: Path, fields: dict[str, Any], types: Counter[s
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and notices of the loader off the terminal."""
+    """Suppress progress bars and log messages of the loader."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers' own
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     try:
-        # Its loader draws a bar of its own that no setting turns off.
+        # The loader has a progress bar that no setting turns off.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
@@ -223,7 +224,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
 
 
-_MAX_TENSORS = 1 << 14  # a layer's experts are one tensor here: large models have 2,000
+_MAX_TENSORS = 1 << 14  # a layer's experts are one tensor in GGUF: large models have 2,000
 
 
 _MAX_KEYS = 1 << 12
@@ -239,10 +240,10 @@ _STRING, _ARRAY = 8, 9
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse a GGUF file whose header is cut off or claims more than any model has.
+    """Raise an error if a GGUF header is truncated or claims implausible sizes.
 
     Raises:
-        CheckpointError: If it does.
+        CheckpointError: If the header is invalid.
     """
     with path.open("rb") as file:
         if path.stat().st_size < 24:
@@ -257,50 +258,50 @@ def check_gguf(path: Path) -> None:
 def _walk(path: Path, view: mmap.mmap) -> None:
     magic, version, tensors, keys = struct.unpack_from("<4sIQQ", view)
     if magic != b"GGUF":
-        raise broken_gguf_error(path, "does not begin as a GGUF file")
-    if version not in {2, 3}:  # the first counted in 32 bits; later ones are not known
-        raise broken_gguf_error(path, f"is of version {version}; versions 2 and 3 are read")
-    for count, most, what in ((tensors, _MAX_TENSORS, "tensors"), (keys, _MAX_KEYS, "keys")):
-        if count > most:
-            raise broken_gguf_error(path, f"claims {count} {what}, over {most}")
-    at, elements = 24, 0
+        raise broken_gguf_error(path, "does not start like a GGUF file")
+    if version not in {2, 3}:  # version 1 used 32-bit counts
+        raise broken_gguf_error(path, f"has version {version}; versions 2 and 3 are supported")
+    for count, limit, label in ((tensors, _MAX_TENSORS, "tensors"), (keys, _MAX_KEYS, "keys")):
+        if count > limit:
+            raise broken_gguf_error(path, f"claims {count} {label}, over {limit}")
+    offset, elements = 24, 0
     for _ in range(keys):
-        at = _skip_string(view, at)
-        (kind,) = struct.unpack_from("<I", view, at)
-        at, count = _skip_value(path, view, at + 4, kind)
+        offset = _skip_string(view, offset)
+        (kind,) = struct.unpack_from("<I", view, offset)
+        offset, count = _skip_value(path, view, offset + 4, kind)
         elements += count
         if elements > _MAX_ELEMENTS:
             raise broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
 
 
-def _skip_value(path: Path, view: mmap.mmap, at: int, kind: int) -> tuple[int, int]:
-    """Return where the value at a place ends, and how many elements it has."""
+def _skip_value(path: Path, view: mmap.mmap, offset: int, kind: int) -> tuple[int, int]:
+    """Return the end of the value at an offset, and its number of elements."""
     if kind == _STRING:
-        return _skip_string(view, at), 1
+        return _skip_string(view, offset), 1
     if kind in _SIZES:
-        return at + _SIZES[kind], 1
+        return offset + _SIZES[kind], 1
     if kind != _ARRAY:
-        raise broken_gguf_error(path, f"holds a value of type {kind}, which is not known")
-    inner, count = struct.unpack_from("<IQ", view, at)
-    at += 12
+        raise broken_gguf_error(path, f"contains a value of unknown type {kind}")
+    inner, count = struct.unpack_from("<IQ", view, offset)
+    offset += 12
     if inner in _SIZES:
-        return at + count * _SIZES[inner], count
+        return offset + count * _SIZES[inner], count
     if inner != _STRING or count > _MAX_ELEMENTS:
-        raise broken_gguf_error(path, f"holds an array of {count} values of type {inner}")
+        raise broken_gguf_error(path, f"contains an array of {count} values of type {inner}")
     for _ in range(count):
-        at = _skip_string(view, at)
-    return at, count
+        offset = _skip_string(view, offset)
+    return offset, count
 
 
-def _skip_string(view: mmap.mmap, at: int) -> int:
-    (length,) = struct.unpack_from("<Q", view, at)
-    return at + 8 + int(length)
+def _skip_string(view: mmap.mmap, offset: int) -> int:
+    (length,) = struct.unpack_from("<Q", view, offset)
+    return offset + 8 + int(length)
 
 
-def broken_gguf_error(path: Path, what: str) -> CheckpointError:
-    """Return the error of a GGUF file that cannot be read."""
+def broken_gguf_error(path: Path, problem: str) -> CheckpointError:
+    """Return the error for a GGUF file that cannot be read."""
     return CheckpointError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="checkpoint.gguf",
         where=str(path),
         expected="a complete GGUF file of an architecture that transformers can load",
@@ -334,10 +335,7 @@ KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (PLAIN_PRETOKENIZERS - {""}) | set(_RE
 
 
 def build_pretokenizer(name: str) -> Any:
-    """Return the pre-tokenizer that a rule of ``KNOWN_PRETOKENIZERS`` means.
-
-    Or None for a plain one.
-    """
+    """Return the pre-tokenizer of a rule in ``KNOWN_PRETOKENIZERS``; None for a plain one."""
     from tokenizers import Regex, pre_tokenizers
 
     if name in PLAIN_PRETOKENIZERS:
@@ -352,10 +350,10 @@ def build_pretokenizer(name: str) -> Any:
 
 
 def detect_pretokenizer(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """Return GGUF's name of the rule that tokenizer.json spells out; empty where it has none.
+    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none.
 
     Args:
-        pre_tokenizer: What tokenizer.json holds under that key.
+        pre_tokenizer: The entry ``pre_tokenizer`` of tokenizer.json.
     """
     steps = [_shorten(step) for step in _flatten(pre_tokenizer)]
     named = {
@@ -371,7 +369,7 @@ def _flatten(step: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     if not step:
         return []
     if step.get("type") == "Sequence":
-        return [inner for one in step.get("pretokenizers", ()) for inner in _flatten(one)]
+        return [inner for child in step.get("pretokenizers", ()) for inner in _flatten(child)]
     return [step]
 
 

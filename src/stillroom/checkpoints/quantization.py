@@ -1,9 +1,9 @@
 """Quantization schemes of checkpoints, and the tensors that quantized weights represent.
 
-A layout that is known becomes plain tensors under the names that the architecture gives them; any
-other is refused by its name, and so is a folder whose tensors are codes while nothing says of what:
-codes that are read as weights, apart from their scales, are numbers without a meaning. Plain
-weights stay what they are where something of quantization was left beside them.
+A supported layout is exposed as plain tensors under the architecture's names; any other is rejected
+by name, and so is a folder with codes but without a declared quantization: codes read as weights,
+without their scales, are meaningless. Plain weights are used unchanged even if quantization
+metadata was left in the folder.
 """
 
 from __future__ import annotations
@@ -55,44 +55,43 @@ _LONGEST_LABEL = 80
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the weights of a folder are quantized.
+    """Quantization of a folder's weights.
 
-    ``method`` is the name that the libraries give it, ``said`` all that is said of it; ``label``
-    what a reader is told.
+    ``method`` is its name in the libraries, ``settings`` its declared settings.
     """
 
     method: str
-    said: Mapping[str, Any]
+    settings: Mapping[str, Any]
     folder: Path
 
     @property
     def label(self) -> str:
-        """Its name with what tells it from others of that name."""
-        bits = self.said.get("bits") or self.said.get("w_bit")
+        """Display name: the method with its distinguishing setting."""
+        bits = self.settings.get("bits") or self.settings.get("w_bit")
         if self.method == "bitsandbytes":
-            four = self.said.get("load_in_4bit") or self.said.get("_load_in_4bit")
-            kind = str(self.said.get("bnb_4bit_quant_type") or "fp4") if four else "int8"
+            four = self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")
+            kind = str(self.settings.get("bnb_4bit_quant_type") or "fp4") if four else "int8"
             return f"bitsandbytes {kind}"[:_LONGEST_LABEL]
-        detail = self.said.get("format") or self.said.get("quant_algo")
+        detail = self.settings.get("format") or self.settings.get("quant_algo")
         detail = detail or (f"{bits} bits" if bits else "")
         return f"{self.method} {detail}".strip()[:_LONGEST_LABEL]
 
-    def refuse(self, what: str) -> CheckpointError:
-        """Return the error that says what of it is not known here."""
+    def refuse(self, problem: str) -> CheckpointError:
+        """Return the error for an unsupported detail."""
         return CheckpointError(
-            f"the weights are quantized ({self.label}): {what:.200}",
+            f"the weights are quantized ({self.label}): {problem:.200}",
             code="checkpoint.quantized",
             where=str(self.folder),
             expected=f"plain weights, or one of: {', '.join(sorted(_LAYOUTS))}",
-            next="give the original model, or dequantize it with the library that made it",
+            next="use the original model, or dequantize it with the library that created it",
         )
 
 
 def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
-    """Return what config.json, or a file of quantization beside it, says; None for plain weights.
+    """Return the quantization declared by config.json or a separate file; None for plain weights.
 
     Raises:
-        CheckpointError: If what is said is no mapping.
+        CheckpointError: If the declaration is not a mapping.
     """
     inner = config.get("text_config")
     for holder in (config, inner) if isinstance(inner, Mapping) else (config,):
@@ -106,7 +105,7 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
 
 
 def drop_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without what it says of quantization."""
+    """Return a config without its quantization settings."""
     plain = {key: value for key, value in config.items() if key not in _KEYS}
     inner = plain.get("text_config")
     if isinstance(inner, Mapping):
@@ -115,57 +114,67 @@ def drop_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_quantized_tensors(
-    found: Quantization | None, folder: Path, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization | None,
+    folder: Path,
+    entries: Mapping[str, TensorEntry],
+    parts: StoredParts,
 ) -> tuple[dict[str, QuantizedTensor], frozenset[str]]:
-    """Return the tensors that stored ones stand for, and the names of those that make them up.
+    """Map stored tensors to the dequantized tensors that they represent.
 
     Args:
-        found: What is said of them; None where nothing is.
-        folder: Named in errors.
-        entries: What is stored.
-        parts: Reads what says shapes.
+        quantization: The declared quantization, or None.
+        folder: Folder named in errors.
+        entries: Stored tensors.
+        parts: Reads stored tensors that hold shapes.
+
+    Returns:
+        The quantized tensors by name, and the names of the stored tensors they consist of.
 
     Raises:
-        CheckpointError: If the layout is not known, or the tensors are not as it says.
+        CheckpointError: If the layout is not supported, or the tensors contradict it.
     """
-    if found is None:
+    if quantization is None:
         _refuse_undeclared(folder, entries)
         return {}, frozenset()
-    if found.method not in _LAYOUTS:
-        _refuse_unknown(found, entries)
+    if quantization.method not in _LAYOUTS:
+        _refuse_unknown(quantization, entries)
         return {}, frozenset()
     try:
-        tensors = dict(_LAYOUTS[found.method](found, entries, parts))
+        tensors = dict(_LAYOUTS[quantization.method](quantization, entries, parts))
     except CheckpointError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise found.refuse(f"its tensors are not as it says ({error!s:.120})") from error
+        raise quantization.refuse(
+            f"its tensors contradict its settings ({error!s:.120})"
+        ) from error
     used = {name for name in entries if name.endswith(_OF_ACTIVATIONS)} if tensors else set()
     used |= {name for name in entries if name.endswith(_OF_CACHE)} if tensors else set()
-    for name, each in tensors.items():
-        used |= _belonging(name, each, entries)
-    left = [name for name in entries if name not in used and _is_code(name, entries)]
-    if left:
-        raise found.refuse(f"'{left[0]}' ({entries[left[0]].dtype}) has no scales that are known")
+    for name, tensor in tensors.items():
+        used |= _belonging(name, tensor, entries)
+    unmapped = [name for name in entries if name not in used and _is_code(name, entries)]
+    if unmapped:
+        raise quantization.refuse(
+            f"'{unmapped[0]}' ({entries[unmapped[0]].dtype}) has no known scales"
+        )
     return tensors, frozenset(used)
 
 
-def _read(folder: Path, said: Any, method: str) -> Quantization:
-    if not isinstance(said, Mapping):
+def _read(folder: Path, settings: Any, method: str) -> Quantization:
+    if not isinstance(settings, Mapping):
         raise CheckpointError(
-            f"what it says of quantization is no mapping: {said!r:.60}",
+            f"its quantization settings are not a mapping: {settings!r:.60}",
             code="checkpoint.config",
             where=str(folder),
-            expected="quantization_config as the library that quantized wrote it",
+            expected="quantization_config as written by the quantization library",
             next="download config.json again",
         )
-    inner = said.get("quantization")
+    inner = settings.get("quantization")
     if method == "modelopt" and isinstance(inner, Mapping):
-        said = inner
-    named = said.get("quant_method") or method
-    if not named and (said.get("load_in_8bit") or said.get("load_in_4bit")):
+        settings = inner
+    named = settings.get("quant_method") or method
+    if not named and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
         named = "bitsandbytes"
-    return Quantization(str(named or "an unnamed method").lower(), said, folder)
+    return Quantization(str(named or "an unnamed method").lower(), settings, folder)
 
 
 def _read_json(path: Path) -> Any:
@@ -178,33 +187,35 @@ def _read_json(path: Path) -> Any:
             f"{path.name} cannot be read: {error!s:.120}",
             code="checkpoint.config",
             where=str(path),
-            expected="JSON as the library that quantized wrote it",
+            expected="JSON as written by the quantization library",
             next="download the file again",
         ) from error
 
 
 def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
-    """Return whether a tensor holds codes of weights, or scales that only codes need."""
+    """Return whether a tensor holds codes of weights, or scales used for codes only."""
     entry = entries[name]
     last = name.rpartition(".")[2]
     is_narrow = entry.dtype in _EIGHT or entry.dtype == "I32"
     return name.endswith(_SUFFIXES) or (last in _CODES and len(entry.shape) > 1 and is_narrow)
 
 
-def _refuse_unknown(found: Quantization, entries: Mapping[str, TensorEntry]) -> None:
-    """Refuse a layout that is not known, unless all that is stored is plain.
+def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntry]) -> None:
+    """Raise an error for an unknown layout, unless all stored tensors are plain.
 
-    How it names its codes is not known either, so anything but floats of 16 bits and more counts as
-    codes, and so does whatever is called a scale.
+    Since its names are unknown, any type but floats of at least 16 bits counts as codes, and so
+    does any tensor named as a scale.
     """
     for name, entry in entries.items():
         is_scale = "scale" in name.rpartition(".")[2]
         if entry.dtype not in _PLAIN or is_scale or _is_code(name, entries):
-            raise found.refuse(f"this layout is not known here ('{name:.120}', {entry.dtype})")
+            raise quantization.refuse(
+                f"this layout is not supported ('{name:.120}', {entry.dtype})"
+            )
 
 
 def _refuse_undeclared(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
-    """Refuse codes of which config.json does not say that they are; 8-bit floats may be weights."""
+    """Raise an error for undeclared codes; 8-bit floats may be plain weights."""
     for name, entry in entries.items():
         is_float = entry.dtype.startswith("F8") and not {f"{name}_scale", f"{name}_scale_inv"} & (
             entries.keys()
@@ -215,88 +226,94 @@ def _refuse_undeclared(folder: Path, entries: Mapping[str, TensorEntry]) -> None
                 code="checkpoint.quantized",
                 where=str(folder),
                 expected="plain weights, or a config.json with quantization_config",
-                next="restore the config.json that the quantized model came with",
+                next="restore the original config.json of the quantized model",
             )
 
 
-def _belonging(name: str, each: QuantizedTensor, entries: Mapping[str, TensorEntry]) -> set[str]:
-    """Return the stored tensors that make up a quantized one, and that nothing else needs."""
-    whole = {f"{name}{end}" for end in _ENDS} | {name}
-    if isinstance(each, AwqTensor | GptqTensor):
-        whole |= {f"{each.stem}{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
-    if isinstance(each, Int8Tensor):
-        whole.add(each.largest)
-    if isinstance(each, BlockwiseTensor):
-        whole |= {listed for listed in entries if listed.startswith(f"{name}.")}
-    return whole & entries.keys()
+def _belonging(name: str, tensor: QuantizedTensor, entries: Mapping[str, TensorEntry]) -> set[str]:
+    """Return the stored tensors that a quantized tensor consists of."""
+    names = {f"{name}{end}" for end in _ENDS} | {name}
+    if isinstance(tensor, AwqTensor | GptqTensor):
+        names |= {f"{tensor.stem}{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
+    if isinstance(tensor, Int8Tensor):
+        names.add(tensor.largest)
+    if isinstance(tensor, BlockwiseTensor):
+        names |= {listed for listed in entries if listed.startswith(f"{name}.")}
+    return names & entries.keys()
 
 
 def _fp8(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    """8-bit floats with one scale, one a row, or one a block, which is multiplied."""
-    stated = found.said.get("weight_block_size")
+    """Yield tensors of 8-bit floats with a multiplier per tensor, row, or block."""
+    stated = quantization.settings.get("weight_block_size")
     for name, entry in entries.items():
         if entry.dtype not in {"F8_E4M3", "F8_E5M2"}:
             continue
         scale = next((s for s in (f"{name}_scale_inv", f"{name}_scale") if s in entries), "")
         if scale:
-            yield name, _scaled(found, name, entry, entries[scale], None, stated)
+            yield name, _scaled(quantization, name, entry, entries[scale], None, stated)
 
 
 def _scaled(
-    found: Quantization,
+    quantization: Quantization,
     name: str,
     codes: TensorEntry,
     scale: TensorEntry,
     zero: TensorEntry | None,
     stated: Any,
 ) -> ScaledTensor:
-    """Return codes with their scales, the block that shares one found from shapes and settings."""
-    shape, given = codes.shape, scale.shape
+    """Return scaled codes; the block size is inferred from shapes and settings."""
+    shape, scale_shape = codes.shape, scale.shape
     tall, wide = shape[-2:] if len(shape) > 1 else (1, shape[0])
-    count = math.prod(given)
-    if count == 1 or given == (*shape[:-2], 1, 1):
+    count = math.prod(scale_shape)
+    if count == 1 or scale_shape == (*shape[:-2], 1, 1):
         block = (tall, wide)
-    elif given in {(tall,), (*shape[:-1], 1)} and len(shape) > 1:
+    elif scale_shape in {(tall,), (*shape[:-1], 1)} and len(shape) > 1:
         block = (1, wide)
     elif stated:
         block = (int(stated[0]), int(stated[1]))
-    elif len(given) == len(shape) and given[-2] == tall and wide % given[-1] == 0:
-        block = (1, wide // given[-1])
+    elif len(scale_shape) == len(shape) and scale_shape[-2] == tall and wide % scale_shape[-1] == 0:
+        block = (1, wide // scale_shape[-1])
     else:
-        raise found.refuse(f"'{scale.name}' {given} does not say which of {shape} share a scale")
+        raise quantization.refuse(
+            f"'{scale.name}' {scale_shape} does not determine the scale of each element of {shape}"
+        )
     expected = (*shape[:-2], -(-tall // block[0]), -(-wide // block[1]))
     if count not in {1, math.prod(expected)} or len(shape) not in {2, 3}:
-        raise found.refuse(f"'{scale.name}' has the shape {given}, not {expected}")
+        raise quantization.refuse(f"'{scale.name}' has the shape {scale_shape}, not {expected}")
     if zero is not None and math.prod(zero.shape) != count:
-        raise found.refuse(f"'{zero.name}' has the shape {zero.shape}, not {given}")
+        raise quantization.refuse(f"'{zero.name}' has the shape {zero.shape}, not {scale_shape}")
     return ScaledTensor(shape, name, scale.name, block, zero.name if zero else "")
 
 
 def _gptq(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    form = str(found.said.get("checkpoint_format") or found.said.get("format") or "gptq")
+    form = str(
+        quantization.settings.get("checkpoint_format")
+        or quantization.settings.get("format")
+        or "gptq"
+    )
     if form not in {"gptq", "gptq_v2"}:
-        raise found.refuse(f"its format '{form:.40}' is not known here")
+        raise quantization.refuse(f"its format '{form:.40}' is not supported")
     for stem in _stems(entries, "qweight"):
         words, outputs = entries[f"{stem}qweight"].shape
         bits = 32 * entries[f"{stem}qzeros"].shape[1] // outputs
         if bits not in {2, 3, 4, 8} or bits * outputs != 32 * entries[f"{stem}qzeros"].shape[1]:
-            raise found.refuse(
+            raise quantization.refuse(
                 f"'{stem}qzeros' does not fit {outputs} outputs of 2, 3, 4 or 8 bits"
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
-        size = int(found.said.get("group_size", -1))
+        size = int(quantization.settings.get("group_size", -1))
         group = inputs if size <= 0 else size
         if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
-            raise found.refuse(f"'{stem}scales' does not fit {outputs} outputs")
+            raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
         if order is None and -(-inputs // group) != groups:
-            raise found.refuse(f"'{stem}scales' has {groups} groups, not of {group} inputs")
+            raise quantization.refuse(f"'{stem}scales' has {groups} groups, not of {group} inputs")
         if order is not None:
-            _check_order(found, f"{stem}g_idx", inputs, groups, parts)
+            _check_order(quantization, f"{stem}g_idx", inputs, groups, parts)
         yield (
             f"{stem}weight",
             GptqTensor(
@@ -306,41 +323,47 @@ def _gptq(
 
 
 def _check_order(
-    found: Quantization, name: str, inputs: int, groups: int, parts: StoredParts
+    quantization: Quantization, name: str, inputs: int, groups: int, parts: StoredParts
 ) -> None:
     order = np.asarray(parts.whole(name))
     if order.shape != (inputs,) or not 0 <= int(order.min()) <= int(order.max()) < groups:
-        raise found.refuse(f"'{name}' does not name a group that is there for each of {inputs}")
+        raise quantization.refuse(
+            f"'{name}' does not assign an existing group to each of {inputs} inputs"
+        )
 
 
 def _awq(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    version = str(found.said.get("version") or found.said.get("format") or "gemm").lower()
-    bits = int(found.said.get("bits") or found.said.get("w_bit") or 4)
+    version = str(
+        quantization.settings.get("version") or quantization.settings.get("format") or "gemm"
+    ).lower()
+    bits = int(quantization.settings.get("bits") or quantization.settings.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
-        raise found.refuse(
-            f"version '{version:.40}' of {bits} bits is not known here; gemm of 4 is"
+        raise quantization.refuse(
+            f"version '{version:.40}' of {bits} bits is not supported; gemm of 4 bits is"
         )
     for stem in _stems(entries, "qweight"):
         inputs, words = entries[f"{stem}qweight"].shape
         groups, outputs = entries[f"{stem}scales"].shape
         if outputs != 8 * words or entries[f"{stem}qzeros"].shape != (groups, words):
-            raise found.refuse(f"'{stem}scales' and qzeros do not fit {8 * words} outputs")
+            raise quantization.refuse(f"'{stem}scales' and qzeros do not fit {8 * words} outputs")
         if inputs % groups:
-            raise found.refuse(f"'{stem}scales' has {groups} groups of {inputs} inputs")
+            raise quantization.refuse(f"'{stem}scales' has {groups} groups of {inputs} inputs")
         yield f"{stem}weight", AwqTensor((outputs, inputs), stem, inputs // groups)
 
 
 def _bitsandbytes(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     for stem in _stems(entries, "SCB"):
         codes = entries[f"{stem}weight"]
         if len(codes.shape) != 2 or entries[f"{stem}SCB"].shape != codes.shape[:1]:
-            raise found.refuse(f"'{stem}SCB' does not hold one number a row of {codes.shape}")
+            raise quantization.refuse(
+                f"'{stem}SCB' does not have one value per row of {codes.shape}"
+            )
         if any(_few(parts, f"{stem}weight_format", entries)):
-            raise found.refuse(f"'{stem}weight' lies in the order of a GPU's tiles")
+            raise quantization.refuse(f"'{stem}weight' is stored in a GPU tile layout")
         yield f"{stem}weight", Int8Tensor(codes.shape, f"{stem}weight", f"{stem}SCB")
     marker = "weight.quant_state.bitsandbytes__"
     for name in entries:
@@ -348,13 +371,13 @@ def _bitsandbytes(
             continue
         stem = name.partition("quant_state.")[0]
         if entries[name].size_bytes > _LARGEST_NOTE:
-            raise found.refuse(f"'{name}' is larger than a note of its state")
-        said = json.loads(bytes(parts.whole(name).tobytes()))
-        yield stem[:-1], _blockwise(found, stem, said, entries)
+            raise quantization.refuse(f"'{name}' is too large for a quantization state")
+        state = json.loads(bytes(parts.whole(name).tobytes()))
+        yield stem[:-1], _blockwise(quantization, stem, state, entries)
 
 
 def _few(parts: StoredParts, name: str, entries: Mapping[str, TensorEntry]) -> list[int]:
-    """Return the numbers of a tensor that may be there and holds a few."""
+    """Return the values of a small optional tensor."""
     entry = entries.get(name)
     if entry is None or entry.size_bytes > _LARGEST_NOTE:
         return []
@@ -362,41 +385,44 @@ def _few(parts: StoredParts, name: str, entries: Mapping[str, TensorEntry]) -> l
 
 
 def _blockwise(
-    found: Quantization, stem: str, said: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+    quantization: Quantization,
+    stem: str,
+    state: Mapping[str, Any],
+    entries: Mapping[str, TensorEntry],
 ) -> BlockwiseTensor:
-    shape, block = tuple(int(n) for n in said["shape"]), int(said["blocksize"])
+    shape, block = tuple(int(n) for n in state["shape"]), int(state["blocksize"])
     codes, nested = entries[stem[:-1]], None
     count = math.prod(shape)
     blocks = -(-count // block)
     sizes = {"absmax": blocks, "quant_map": 16}
     if f"{stem}nested_absmax" in entries:
-        run = int(said["nested_blocksize"])
+        run = int(state["nested_blocksize"])
         sizes |= {"nested_absmax": -(-blocks // run), "nested_quant_map": 256}
-        offset = float(said["nested_offset"])
+        offset = float(state["nested_offset"])
         nested = NestedQuantization(run, offset, f"{stem}nested_absmax", f"{stem}nested_quant_map")
     if codes.dtype != "U8" or codes.size_bytes != -(-count // 2) or min(shape) < 1 or block < 1:
-        raise found.refuse(f"'{stem[:-1]}' does not hold {count} codes of 4 bits")
+        raise quantization.refuse(f"'{stem[:-1]}' does not have {count} codes of 4 bits")
     for part, size in sizes.items():
         if math.prod(entries[f"{stem}{part}"].shape) != size:
-            raise found.refuse(f"'{stem}{part}' does not hold {size} numbers")
+            raise quantization.refuse(f"'{stem}{part}' does not have {size} elements")
     return BlockwiseTensor(shape, stem[:-1], block, f"{stem}absmax", f"{stem}quant_map", nested)
 
 
 def _compressed(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    sparse = found.said.get("sparsity_config")
+    sparse = quantization.settings.get("sparsity_config")
     if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
-        raise found.refuse(f"its sparse format '{sparse['format']!s:.40}' is not known here")
-    if found.said.get("transform_config"):
-        raise found.refuse("its weights were rotated (transform_config)")
+        raise quantization.refuse(f"its sparse format '{sparse['format']!s:.40}' is not supported")
+    if quantization.settings.get("transform_config"):
+        raise quantization.refuse("its weights were rotated (transform_config)")
     schemes = [
-        dict(group["weights"], format=group.get("format") or found.said.get("format"))
-        for group in (found.said.get("config_groups") or {}).values()
+        dict(group["weights"], format=group.get("format") or quantization.settings.get("format"))
+        for group in (quantization.settings.get("config_groups") or {}).values()
         if isinstance(group, Mapping) and group.get("weights")
     ]
     for stem in _stems(entries, "weight_packed"):
-        yield f"{stem}weight", _packed(found, stem, schemes, entries, parts)
+        yield f"{stem}weight", _packed(quantization, stem, schemes, entries, parts)
     for stem in _stems(entries, "weight_scale"):
         codes = entries.get(f"{stem}weight")
         if codes is None or codes.dtype not in _EIGHT:
@@ -404,11 +430,11 @@ def _compressed(
         stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
         scale = entries[f"{stem}weight_scale"]
         zero = entries.get(f"{stem}weight_zero_point")
-        yield f"{stem}weight", _scaled(found, codes.name, codes, scale, zero, stated)
+        yield f"{stem}weight", _scaled(quantization, codes.name, codes, scale, zero, stated)
 
 
 def _packed(
-    found: Quantization,
+    quantization: Quantization,
     stem: str,
     schemes: list[dict[str, Any]],
     entries: Mapping[str, TensorEntry],
@@ -422,70 +448,70 @@ def _packed(
         known = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "mixed-precision"}
         is_whole = f"{stem}weight_zero_point" not in entries
         if not form <= known or (over in entries) == (scale.dtype == "U8") or not is_whole:
-            raise found.refuse(f"'{codes.name}' is in a format that is not known here")
+            raise quantization.refuse(f"'{codes.name}' is in a format that is not supported")
         return PackedTensor(
-            wide, codes.name, scale.name, 4, _group(found, wide, scale), is_float=True,
+            wide, codes.name, scale.name, 4, _group(quantization, wide, scale), is_float=True,
             over=over if over in entries else "", is_divided=True,
         )  # fmt: skip
     shape = tuple(_few(parts, f"{stem}weight_shape", entries))
     if len(shape) != 2 or codes.dtype != "I32" or codes.shape[0] != shape[0]:
-        raise found.refuse(f"'{codes.name}' {codes.shape} does not hold {shape}")
+        raise quantization.refuse(f"'{codes.name}' {codes.shape} does not fit the shape {shape}")
     bits = {
         int(scheme["num_bits"])
         for scheme in schemes
         if -(-shape[1] * int(scheme["num_bits"]) // 32) == codes.shape[1]
     }
     if len(bits) != 1:
-        raise found.refuse(
-            f"'{codes.name}' {codes.shape} is packed in a way that is not known here"
-        )
+        raise quantization.refuse(f"'{codes.name}' {codes.shape} has an unsupported packing")
     zero, order = f"{stem}weight_zero_point", f"{stem}weight_g_idx"
     ordered = order in entries and bool((np.asarray(parts.whole(order)) >= 0).all())
     groups = scale.shape[-1] if len(scale.shape) > 1 else 1
     if ordered:
-        _check_order(found, order, shape[1], groups, parts)
+        _check_order(quantization, order, shape[1], groups, parts)
     width = bits.pop()
     if ordered and math.prod(scale.shape) != shape[0] * groups:
-        raise found.refuse(f"'{scale.name}' {scale.shape} does not fit {shape}")
+        raise quantization.refuse(f"'{scale.name}' {scale.shape} does not fit {shape}")
     if zero in entries and entries[zero].shape not in {
         (-(-shape[0] * width // 32), groups),
         (shape[0], groups),
     }:
-        raise found.refuse(f"'{zero}' {entries[zero].shape} does not fit {shape}")
+        raise quantization.refuse(f"'{zero}' {entries[zero].shape} does not fit {shape}")
     return PackedTensor(
-        shape, codes.name, scale.name, width, 1 if ordered else _group(found, shape, scale),
+        shape, codes.name, scale.name, width, 1 if ordered else _group(quantization, shape, scale),
         zero=zero if zero in entries else "", order=order if ordered else "",
     )  # fmt: skip
 
 
-def _group(found: Quantization, shape: tuple[int, ...], scale: TensorEntry) -> int:
-    """Return how many columns share a scale."""
+def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntry) -> int:
+    """Return the number of columns that share a scale."""
     count = math.prod(scale.shape)
     groups = 1 if count == 1 else count // shape[0]
     if count not in {1, groups * shape[0]} or not groups or shape[1] % groups:
-        raise found.refuse(f"'{scale.name}' {scale.shape} does not fit {shape}")
+        raise quantization.refuse(f"'{scale.name}' {scale.shape} does not fit {shape}")
     return shape[1] // groups
 
 
 def _modelopt(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
-    named = str(found.said.get("quant_algo") or found.said.get("quant_algorithm"))
+    named = str(
+        quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm")
+    )
     if named not in {"FP8", "NVFP4"}:
-        raise found.refuse("FP8 and NVFP4 are known of this method")
-    yield from _fp8(found, entries, parts)
+        raise quantization.refuse("only FP8 and NVFP4 of this method are supported")
+    yield from _fp8(quantization, entries, parts)
     for stem in _stems(entries, "weight_scale_2"):
         codes, scale = entries[f"{stem}weight"], entries[f"{stem}weight_scale"]
         if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
             shape = (codes.shape[0], 2 * codes.shape[1])
             yield codes.name, PackedTensor(
-                shape, codes.name, scale.name, 4, _group(found, shape, scale), is_float=True,
+                shape, codes.name, scale.name, 4, _group(quantization, shape, scale), is_float=True,
                 over=f"{stem}weight_scale_2",
             )  # fmt: skip
 
 
 def _mxfp4(
-    found: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
+    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     for name, codes in entries.items():
         stem = name.removesuffix("_blocks")
@@ -497,13 +523,13 @@ def _mxfp4(
             or scales.shape != codes.shape[:3]
             or codes.shape[3] != 16
         ):
-            raise found.refuse(f"'{name}' {codes.shape} is not (experts, outputs, runs, 16)")
+            raise quantization.refuse(f"'{name}' {codes.shape} is not (experts, outputs, runs, 16)")
         experts, outputs, runs, half = codes.shape
         yield stem, Mxfp4Experts((experts, 2 * half * runs, outputs), name, f"{stem}_scales")
 
 
 def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
-    """Yield what stands before a last part in every name that ends with it."""
+    """Yield the prefix of every name with the given last part."""
     for name in entries:
         head, _, tail = name.rpartition(".")
         if tail == last:

@@ -1,7 +1,7 @@
 """Dequantization of quantized tensors by rows: GPTQ, AWQ, bitsandbytes, FP8, MXFP4.
 
-Each class is one layout of codes, scales and zero points; its ``rows`` gives what the library that
-wrote it computes: in float32, to be rounded once to the type of the model.
+Each class is one layout of codes, scales and zero points; its ``rows`` computes the same as the
+library that wrote it, in float32, to be rounded once to the model's type.
 
 Source: Frantar et al. 2023, arXiv:2210.17323 (GPTQ); Lin et al. 2024, arXiv:2306.00978 (AWQ);
 Dettmers et al. 2022, arXiv:2208.07339 (int8); 2023, arXiv:2305.14314 (NF4, double quantization);
@@ -46,12 +46,12 @@ _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 
 class StoredParts:
-    """The stored tensors that quantized ones are made of; those asked for last are kept mapped."""
+    """Stored tensors that quantized ones consist of; recently used ones stay mapped."""
 
     def __init__(self, store: TensorStore) -> None:
-        """Stand over a store."""
+        """Create a reader for a store."""
         self._store = store
-        self._kept: OrderedDict[str, Array] = OrderedDict()
+        self._mapped: OrderedDict[str, Array] = OrderedDict()
         self._lock = Lock()
 
     def entry(self, name: str) -> TensorEntry:
@@ -59,53 +59,53 @@ class StoredParts:
         return self._store.entries[name]
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Return rows of a tensor as they are stored."""
+        """Return rows of a tensor in the storage type."""
         entry = self.entry(name)
         data = self._store.read(name, start, stop)
         return np.frombuffer(data, BIT_TYPES[entry.dtype]).reshape(stop - start, *entry.shape[1:])
 
     def whole(self, name: str) -> Array:
-        """Return a tensor as it is stored, mapped: columns are read as they are looked at."""
+        """Return a mapped tensor in the storage type; pages are read on access."""
         import torch
 
         with self._lock:
-            if name not in self._kept:
+            if name not in self._mapped:
                 entry = self.entry(name)
                 flat = self._store.map(name).reshape(-1).view(torch.uint8).numpy()
-                self._kept[name] = flat.view(BIT_TYPES[entry.dtype]).reshape(entry.shape)
-            self._kept.move_to_end(name)
-            while len(self._kept) > _CACHED_PARTS:
-                self._kept.popitem(last=False)
-            return self._kept[name]
+                self._mapped[name] = flat.view(BIT_TYPES[entry.dtype]).reshape(entry.shape)
+            self._mapped.move_to_end(name)
+            while len(self._mapped) > _CACHED_PARTS:
+                self._mapped.popitem(last=False)
+            return self._mapped[name]
 
     def floats(self, name: str) -> Array:
         """Return a whole tensor as float32."""
         return widen(self.whole(name), self.entry(name).dtype)
 
     def scales(self, name: str) -> Array:
-        """Return a whole tensor of scales as float32; bytes are powers of two, plus 127."""
+        """Return a tensor of scales as float32; bytes are exponents of two with bias 127."""
         if self.entry(name).dtype == "U8":
             return np.ldexp(np.float32(1), self.whole(name).astype(np.int32) - 127)
         return self.floats(name)
 
 
 class QuantizedTensor(Protocol):
-    """One quantized tensor."""
+    """A quantized tensor."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, dequantized."""
+        """Shape of the dequantized tensor."""
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows, (stop - start, ...), float32."""
+        """Return a range of rows, (stop - start, ...), float32."""
 
 
 @dataclass(frozen=True)
 class ScaledTensor:
-    """Codes of 8 bits as they are, with a scale for the tensor, a row, a group or a block.
+    """8-bit codes with a scale per tensor, row, group or block.
 
-    ``block`` is how many rows and columns share a scale. ``zero`` names the zero points, of the
-    scales' shape; nothing where they are 0.
+    ``block`` is the number of rows and columns that share a scale. ``zero`` names the zero points,
+    with the shape of the scales; empty if they are 0.
     """
 
     shape: tuple[int, ...]
@@ -115,36 +115,37 @@ class ScaledTensor:
     zero: str = ""
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         values = widen(parts.rows(self.codes, start, stop), parts.entry(self.codes).dtype)
         if self.zero:
             zero = widen(parts.whole(self.zero), parts.entry(self.zero).dtype)
             values = values - self._spread(zero, start, stop)
         return values * self._spread(parts.scales(self.scale), start, stop)
 
-    def _spread(self, given: Array, start: int, stop: int) -> Array:
-        """Return what belongs to each number of some rows."""
-        if given.size == 1:
-            return given.reshape((1,) * len(self.shape))
-        if len(self.shape) == 3:  # a row is an expert, whole
-            given = given.reshape(self.shape[0], *given.shape[1:])[start:stop]
+    def _spread(self, values: Array, start: int, stop: int) -> Array:
+        """Expand scales to the elements of a range of rows."""
+        if values.size == 1:
+            return values.reshape((1,) * len(self.shape))
+        if len(self.shape) == 3:  # a row is a whole expert
+            values = values.reshape(self.shape[0], *values.shape[1:])[start:stop]
             start, stop = 0, self.shape[1]
         tall, wide = self.block
-        if given.ndim == 1:
-            given = given[:, None]
-        chosen = np.take(given, np.arange(start, stop) // tall, axis=-2)
-        if chosen.shape[-1] == 1:
-            return chosen
-        return np.repeat(chosen, wide, axis=-1)[..., : self.shape[-1]]
+        if values.ndim == 1:
+            values = values[:, None]
+        expanded = np.take(values, np.arange(start, stop) // tall, axis=-2)
+        if expanded.shape[-1] == 1:
+            return expanded
+        return np.repeat(expanded, wide, axis=-1)[..., : self.shape[-1]]
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """Codes packed along a row in words of 32 bits, with groups of columns that share a scale.
+    """Codes packed along rows in 32-bit words, with groups of columns that share a scale.
 
-    As compressed-tensors stores integers (``pack-quantized``), and 4-bit floats by the byte. A code
-    is stored plus half its range. ``order`` names which group each column is of. ``over`` names the
-    scale of the scales: multiplied, or, ``is_divided``, divided by.
+    The format of compressed-tensors for integers (``pack-quantized``), and for 4-bit floats in
+    bytes. Integer codes are stored with an offset of half their range. ``order`` names the group
+    index of each column. ``over`` names the global scale, a multiplier, or, with ``is_divided``, a
+    divisor.
     """
 
     shape: tuple[int, ...]
@@ -159,7 +160,7 @@ class PackedTensor:
     is_divided: bool = False
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         width, packed = self.shape[1], parts.rows(self.codes, start, stop)
         half = 1 << (self.bits - 1)
         if self.is_float:
@@ -186,7 +187,7 @@ class PackedTensor:
         return wide.reshape(self.shape[0], -1)[start:stop]
 
     def _zeros(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return the zero points of some rows; where they are packed, then along the column."""
+        """Return the zero points of a range of rows; packed ones are packed along columns."""
         if parts.entry(self.zero).dtype == "I8":
             return parts.rows(self.zero, start, stop).astype(np.float32)
         first = start // 32
@@ -198,10 +199,10 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class GptqTensor:
-    """Codes packed along a column, zero points along a row, a scale for a group of inputs.
+    """Codes packed along columns, zero points along rows, a scale per group of inputs.
 
-    The first version of the format stores zero points less one. The dequantized tensor is the
-    transpose of what is stored: (outputs, inputs).
+    The first version of the format stores zero points minus one. The dequantized tensor is the
+    transpose of the stored one: (outputs, inputs).
     """
 
     shape: tuple[int, ...]
@@ -212,7 +213,7 @@ class GptqTensor:
     has_order: bool
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         packed = parts.whole(f"{self.stem}qweight")[:, start:stop]
         codes = unpack_bits(np.ascontiguousarray(packed.T), self.bits)
         first = start // 32
@@ -237,14 +238,14 @@ class GptqTensor:
 
 @dataclass(frozen=True)
 class AwqTensor:
-    """Codes of 4 bits, eight outputs in a word in the order of AWQ's ``gemm`` kernel."""
+    """4-bit codes, eight outputs per word in the order of AWQ's ``gemm`` kernel."""
 
     shape: tuple[int, ...]
     stem: str
     group: int
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         groups = np.arange(self.shape[1]) // self.group
         codes = self._unpack(parts, "qweight", start, stop)
         zeros = self._unpack(parts, "qzeros", start, stop)
@@ -256,21 +257,21 @@ class AwqTensor:
         first = start // 8
         words = parts.whole(f"{self.stem}{name}")[:, first : -(-stop // 8)].view(np.uint32)
         codes = np.empty((*words.shape, 8), np.int16)
-        for at, column in enumerate(_AWQ_ORDER):
-            codes[..., column] = (words >> np.uint32(4 * at)) & np.uint32(15)
+        for position, column in enumerate(_AWQ_ORDER):
+            codes[..., column] = (words >> np.uint32(4 * position)) & np.uint32(15)
         return codes.reshape(len(words), -1)[:, start - first * 8 : stop - first * 8]
 
 
 @dataclass(frozen=True)
 class Int8Tensor:
-    """Codes of bitsandbytes' int8: 127 stands for the largest of a row, which SCB holds."""
+    """Codes of bitsandbytes' int8: 127 represents the absolute maximum of a row (SCB)."""
 
     shape: tuple[int, ...]
     codes: str
     largest: str
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         largest = parts.floats(self.largest).reshape(-1)[start:stop, None]
         codes = parts.rows(self.codes, start, stop).astype(np.float32)
         return codes * largest * np.float32(1 / 127)
@@ -278,7 +279,7 @@ class Int8Tensor:
 
 @dataclass(frozen=True)
 class NestedQuantization:
-    """How the scales of a tensor are quantized themselves."""
+    """Quantization of the scales of a tensor."""
 
     block: int
     offset: float
@@ -288,7 +289,7 @@ class NestedQuantization:
 
 @dataclass(frozen=True)
 class BlockwiseTensor:
-    """Codes of bitsandbytes' 4 bits: places in a table, times the largest of a run of numbers."""
+    """4-bit codes of bitsandbytes: indices of a table, times the maximum of a block."""
 
     shape: tuple[int, ...]
     codes: str
@@ -298,7 +299,7 @@ class BlockwiseTensor:
     nested: NestedQuantization | None = None
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its rows."""
+        """Return a range of dequantized rows."""
         width = math.prod(self.shape[1:])
         first, last = start * width, stop * width
         packed = parts.whole(self.codes).reshape(-1)[first // 2 : -(-last // 2)]
@@ -320,9 +321,9 @@ class BlockwiseTensor:
 
 @dataclass(frozen=True)
 class Mxfp4Experts:
-    """Experts of 4-bit floats in runs of 32 that share a power of two, as gpt-oss stores them.
+    """Experts of 4-bit floats in blocks of 32 that share a power of two, as in gpt-oss.
 
-    Stored are (experts, outputs, runs, 16); the tensor is (experts, inputs, outputs).
+    Stored are (experts, outputs, blocks, 16); the tensor is (experts, inputs, outputs).
     """
 
     shape: tuple[int, ...]
@@ -330,7 +331,7 @@ class Mxfp4Experts:
     scale: str
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return some of its experts."""
+        """Return a range of dequantized experts."""
         values = _FP4[_nibbles(parts.rows(self.codes, start, stop), low_first=True)]
         powers = parts.rows(self.scale, start, stop).astype(np.int32) - 127
         values = np.ldexp(values, powers[..., None])
@@ -338,31 +339,31 @@ class Mxfp4Experts:
 
 
 def unpack_bits(words: Array, bits: int) -> Array:
-    """Return the codes that lie end to end in each row's words of 32 bits, lowest bits first.
+    """Unpack codes packed contiguously in each row's 32-bit words, lowest bits first.
 
     Args:
         words: (rows, words), 32-bit.
-        bits: Of one code, 1 to 8; a code may lie across two words.
+        bits: Bits per code, 1 to 8; a code may span two words.
 
     Returns:
-        (rows, codes), int32; as many as fit the words, filled up to whole runs of 32.
+        (rows, codes), int32; padded to a multiple of 32 codes.
     """
     count = -(-words.shape[1] // bits)
     filled = np.zeros((len(words), count * bits), np.uint32)
     filled[:, : words.shape[1]] = words.view(np.uint32)
     runs = filled.reshape(len(words), count, bits)
     codes = np.empty((len(words), count, 32), np.int32)
-    for at in range(32):
-        word, shift = divmod(at * bits, 32)
-        code = runs[..., word] >> np.uint32(shift)
+    for position in range(32):
+        word_index, shift = divmod(position * bits, 32)
+        code = runs[..., word_index] >> np.uint32(shift)
         if shift + bits > 32:
-            code = code | (runs[..., word + 1] << np.uint32(32 - shift))
-        codes[..., at] = code & np.uint32((1 << bits) - 1)
+            code = code | (runs[..., word_index + 1] << np.uint32(32 - shift))
+        codes[..., position] = code & np.uint32((1 << bits) - 1)
     return codes.reshape(len(words), -1)
 
 
 def _nibbles(packed: Array, *, low_first: bool) -> Array:
-    """Return two codes for each byte, along the last axis."""
+    """Return two codes per byte, along the last axis."""
     low, high = packed & 15, packed >> 4
     pair = (low, high) if low_first else (high, low)
     return np.stack(pair, axis=-1).reshape(*packed.shape[:-1], -1)

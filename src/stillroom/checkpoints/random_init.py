@@ -1,8 +1,8 @@
-"""Randomly initialized Llama checkpoints with a tokenizer of their own.
+"""Randomly initialized Llama checkpoints with a trained tokenizer.
 
-The tokenizer is byte-level BPE, made from texts that are given, with ChatML's turns as its chat
-template, so that what is read in plain text or in conversations can be learned by it. Same
-arguments, same bytes. Knows no training.
+The tokenizer is byte-level BPE, trained on the given texts, with ChatML as its chat template, so
+that plain texts and conversations can be used for training. Deterministic: the same arguments give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def write_random_checkpoint(
     context_length: int = 512,
     spread: float = 0.02,
 ) -> Path:
-    """Write a small Llama checkpoint that ``AutoModelForCausalLM`` loads, and return its folder.
+    """Write a small Llama checkpoint for ``AutoModelForCausalLM``; return its folder.
 
     Args:
-        folder: Where to write; made if missing.
-        texts: What the tokenizer's merges are learned from.
-        seed: Draws the weights; two seeds give two models of the same shape and tokenizer.
+        folder: Output folder, created if missing.
+        texts: Texts on which the tokenizer's merges are learned.
+        seed: Random seed of the weights; shape and tokenizer do not depend on it.
         layers: Number of transformer layers.
-        hidden: Width; a multiple of 16. Four heads, two of them for keys and values.
-        intermediate: Width within a layer's two matrices; 0 is twice ``hidden``.
-        vocabulary: Tokens wanted, at least 260 (256 bytes and the special ones); little text gives
-            fewer, and config.json says how many there are.
+        hidden: Hidden size; a multiple of 16. Four heads, two of them for keys and values.
+        intermediate: Intermediate size of the MLPs; 0: twice ``hidden``.
+        vocabulary: Requested number of tokens, at least 260 (256 bytes and the special ones);
+            little text gives fewer, as recorded in config.json.
         tie: Whether the output embedding is the input embedding.
         dtype: Storage type of the weights.
-        context_length: Positions the model knows.
+        context_length: Maximum number of positions.
         spread: Standard deviation of the matrices.
 
     Returns:
@@ -108,24 +108,24 @@ def _draw_tensors(
     queries, keys = _HEADS * head, _HEADS // 2 * head
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
-        at = f"model.layers.{layer}"
-        shapes[f"{at}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{at}.self_attn.q_proj.weight"] = (queries, hidden)
-        shapes[f"{at}.self_attn.k_proj.weight"] = (keys, hidden)
-        shapes[f"{at}.self_attn.v_proj.weight"] = (keys, hidden)
-        shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, queries)
-        shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{at}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.self_attn.q_proj.weight"] = (queries, hidden)
+        shapes[f"{prefix}.self_attn.k_proj.weight"] = (keys, hidden)
+        shapes[f"{prefix}.self_attn.v_proj.weight"] = (keys, hidden)
+        shapes[f"{prefix}.self_attn.o_proj.weight"] = (hidden, queries)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{prefix}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inner)
     shapes["model.norm.weight"] = (hidden,)
     if not tie:
         shapes["lm_head.weight"] = (vocabulary, hidden)
-    drawn = {}
+    tensors = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=rng)
-        drawn[name] = 1 + 0.02 * noise if len(shape) == 1 else spread * noise
-    return drawn
+        tensors[name] = 1 + 0.02 * noise if len(shape) == 1 else spread * noise
+    return tensors
 
 
 def _write_tokenizer(

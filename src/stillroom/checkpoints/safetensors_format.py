@@ -1,10 +1,8 @@
-"""Safetensors headers, checked before use, and the shard layout of files to be written.
+"""Safetensors headers, validated before use, and the shard layout of files to be written.
 
 A file is 8 bytes of length (little-endian), that many bytes of JSON, then the tensors' bytes. This
-module reads and writes the first two, imports no tensor library, and knows nothing of shards.
-
-The layout follows from names, types, shapes and the shard size alone, so that the same tensors give
-the same bytes in whatever order they come.
+module reads and writes the first two, and imports no tensor library. The layout depends on names,
+types, shapes and the shard size only, so that the same tensors give the same bytes in any order.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ LONG_NAMES: Mapping[str, str] = {
 }
 
 
-"""The name that torch and config.json give each storage type."""
+"""The name of each storage type in torch and config.json."""
 
 
 FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
@@ -86,7 +84,7 @@ FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
 MAX_TENSORS = 1 << 17
 
 
-"""The most tensors of one file: half as many again as all 91,000 of DeepSeek-V3 together."""
+"""Maximum tensors of one file: 1.4 times the 91,000 of all files of DeepSeek-V3."""
 
 
 _MAX_HEADER = 40_000_000
@@ -100,7 +98,7 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file: its type and shape, and its bytes counted from the file's start."""
+    """One tensor of a file: type, shape, and byte range from the start of the file."""
 
     name: str
     dtype: str
@@ -110,27 +108,26 @@ class TensorEntry:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes the tensor takes."""
+        """Size of the tensor in bytes."""
         return self.stop - self.start
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one row (one index of the first axis) takes; a scalar is one row."""
+        """Size of a row (an index of the first axis) in bytes; a scalar is one row."""
         return math.prod(self.shape[1:]) * DTYPE_SIZES[self.dtype]
 
     @property
     def rows(self) -> int:
-        """The length of the first axis; 1 for a scalar."""
+        """Length of the first axis; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read and check the header of one safetensors file.
+    """Read and validate the header of one safetensors file.
 
     Raises:
-        CheckpointError: If the file is truncated, or its header is too large, no JSON, names more
-            tensors than any model has or one twice, or claims a type, shape or place that cannot
-            be.
+        CheckpointError: If the file is truncated, or its header is too large, not JSON, has too
+            many or duplicate tensors, or an invalid type, shape or offset.
     """
     with path.open("rb") as file:
 
@@ -144,15 +141,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def parse_header(
     path: Path, size: int, read: Callable[[int, int], bytes]
 ) -> dict[str, TensorEntry]:
-    """Check the header of a safetensors file of ``size`` bytes, wherever it lies.
+    """Validate the header of a local or remote safetensors file.
 
     Args:
-        path: What errors call it.
-        size: Of the whole file.
-        read: Gives the bytes from the first to before the second place.
+        path: Path named in errors.
+        size: Size of the whole file in bytes.
+        read: Returns the bytes from the first offset to before the second.
 
     Raises:
-        CheckpointError: As ``read_header`` does.
+        CheckpointError: As for ``read_header``.
     """
     head = read(0, 8) if size >= 8 else b""
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -165,28 +162,28 @@ def parse_header(
         raise _broken(path, f"its header names more than {MAX_TENSORS} tensors")
     fields = _parse(path, text)
     fields.pop("__metadata__", None)
-    begin = 8 + length
-    entries = {name: _read_entry(path, name, value, begin) for name, value in fields.items()}
-    _check_cover(path, entries.values(), begin, size)
+    data_start = 8 + length
+    entries = {name: _read_entry(path, name, value, data_start) for name, value in fields.items()}
+    _check_cover(path, entries.values(), data_start, size)
     return entries
 
 
 def is_crowded(text: bytes, entries: int, *, lists: int, commas: int) -> bool:
-    """Return whether JSON holds more values than a number of entries may, before it is parsed.
+    """Return whether JSON has more values than a number of entries needs, before parsing it.
 
-    A parser makes objects of a hundred bytes from each two bytes of ``[]`` or ``0,``: what a
-    hostile header costs is bounded by counting the marks that make values, which takes no memory.
+    A parser creates objects of a hundred bytes from every two bytes of ``[]`` or ``0,``: counting
+    the delimiters bounds the cost of a hostile header without allocating memory.
 
     Args:
         text: The JSON.
-        entries: How many entries there may be, each with one mapping at most.
-        lists: How many lists each may hold.
-        commas: How many commas each may hold, those of text among them.
+        entries: Maximum number of entries, each with at most one mapping.
+        lists: Maximum number of lists per entry.
+        commas: Maximum number of commas per entry, including those in strings.
     """
     spare = 64  # the mapping around, metadata, a few long shapes
     return any(
-        text.count(mark) > entries * each + spare
-        for mark, each in ((b"{", 1), (b"[", lists), (b",", commas))
+        text.count(mark) > entries * limit + spare
+        for mark, limit in ((b"{", 1), (b"[", lists), (b",", commas))
     )
 
 
@@ -194,7 +191,7 @@ def build_header(entries: Iterable[tuple[str, str, tuple[int, ...], int, int]]) 
     """Return the length and JSON of a header, padded so that the data starts 8-byte aligned.
 
     Args:
-        entries: Name, type, shape, start and stop of each tensor, counted from the data's start.
+        entries: Name, type, shape, start and stop of each tensor, relative to the data's start.
     """
     fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, dtype, shape, start, stop in entries:
@@ -209,12 +206,12 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise _broken(path, f"its header holds the key {twice!r:.80} twice")
+            raise _broken(path, f"its header has the key {twice!r:.80} twice")
         return fields
 
     try:
         if not text.startswith(b"{"):
-            raise ValueError("it does not begin with a brace")
+            raise ValueError("it does not start with a brace")
         fields = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except CheckpointError:
         raise
@@ -223,13 +220,13 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return dict(fields)
 
 
-def _read_entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
+def _read_entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != _KEYS:
         raise _bad_entry(path, name, "is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_SIZES:
         raise CheckpointError(
-            f"tensor {name!r:.80} has the type {dtype!r:.40}, which is not known here",
+            f"tensor {name!r:.80} has the unsupported type {dtype!r:.40}",
             code="checkpoint.dtype",
             where=str(path),
             expected=f"one of: {', '.join(DTYPE_SIZES)}",
@@ -243,25 +240,25 @@ def _read_entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
     if math.prod(shape) * DTYPE_SIZES[dtype] != stop - start:
         claim = f"claims {stop - start} bytes for {dtype} of shape {tuple(shape)}"
         raise _bad_entry(path, name, claim)
-    return TensorEntry(name, dtype, tuple(shape), begin + start, begin + stop)
+    return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + stop)
 
 
 def _are_counts(value: Any) -> bool:
     if not isinstance(value, list):
         return False
-    for item in value:  # noqa: SIM110 -- a generator takes twice as long, for every tensor
+    for item in value:  # noqa: SIM110 -- a generator takes twice as long per tensor
         if type(item) is not int or not 0 <= item < 2**63:
             return False
     return True
 
 
-def _bad_entry(path: Path, name: str, what: str) -> CheckpointError:
-    return _broken(path, f"the entry of {name!r:.80} {what}")
+def _bad_entry(path: Path, name: str, problem: str) -> CheckpointError:
+    return _broken(path, f"the entry of {name!r:.80} {problem}")
 
 
-def _check_cover(path: Path, entries: Iterable[TensorEntry], begin: int, size: int) -> None:
-    """Hold the format's rule: the tensors lie end to end and fill the file."""
-    end, before = begin, "the header"
+def _check_cover(path: Path, entries: Iterable[TensorEntry], data_start: int, size: int) -> None:
+    """Check that the tensors are contiguous and fill the file, as the format requires."""
+    end, before = data_start, "the header"
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
         if entry.stop > size:
             raise _broken(path, f"tensor {entry.name!r:.80} ends at byte {entry.stop} of {size}")
@@ -274,12 +271,12 @@ def _check_cover(path: Path, entries: Iterable[TensorEntry], begin: int, size: i
         raise _broken(path, f"{size - end} bytes at its end belong to no tensor")
 
 
-def _broken(path: Path, what: str) -> CheckpointError:
+def _broken(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} is not a sound safetensors file: {what}",
+        f"{path.name} is not a valid safetensors file: {problem}",
         code="checkpoint.broken",
         where=str(path),
-        expected="a complete file as its maker wrote it",
+        expected="a complete, unmodified file",
         next="download or copy the file again",
     )
 
@@ -292,7 +289,7 @@ TensorShape = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class TensorLocation:
-    """Where one tensor goes: the file, the first byte in it, the bytes a row takes."""
+    """Position of a tensor to be written: file and first byte."""
 
     file: str
     start: int
@@ -301,39 +298,39 @@ class TensorLocation:
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one index of the first axis takes."""
+        """Size of an index of the first axis in bytes."""
         return math.prod(self.shape[1:]) * DTYPE_SIZES[self.dtype]
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes the tensor takes."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """Every shard with its header and size, every tensor with its place, and the index file."""
+    """Headers and sizes of all shards, positions of all tensors, and the index file."""
 
     headers: Mapping[str, bytes]
     sizes: Mapping[str, int]
-    places: Mapping[str, TensorLocation]
+    locations: Mapping[str, TensorLocation]
     index: str
 
     @property
     def total_bytes(self) -> int:
-        """The bytes of all files."""
+        """Total bytes of all files."""
         return sum(self.sizes.values())
 
 
 def plan_shards(shapes: Mapping[str, TensorShape], shard_size: int) -> ShardLayout:
-    """Place tensors in order of name, filling each shard up to ``shard_size`` bytes.
+    """Assign tensors to shards in order of name, up to ``shard_size`` bytes each.
 
-    A tensor larger than that gets a shard of its own. One shard is ``model.safetensors`` without an
-    index, as transformers writes it.
+    A larger tensor gets its own shard. A single shard is ``model.safetensors`` without an index, as
+    in transformers.
 
     Args:
         shapes: Type and shape of every tensor by name.
-        shard_size: Most bytes of tensors in one file.
+        shard_size: Maximum bytes of tensors per file.
     """
     groups: list[list[str]] = [[]]
     filled = 0
@@ -345,11 +342,11 @@ def plan_shards(shapes: Mapping[str, TensorShape], shard_size: int) -> ShardLayo
             filled = 0
         groups[-1].append(name)
         filled += size
-    headers, sizes, places = {}, {}, {}
+    headers, sizes, locations = {}, {}, {}
     for number, names in enumerate(groups, 1):
         file = _name_shard(number, len(groups))
         rows, end = [], 0
-        # Wider types first: each then starts at a multiple of its own size.
+        # Wider types first: each then starts at a multiple of its size.
         for name in sorted(names, key=lambda name: (-DTYPE_SIZES[shapes[name][0]], name)):
             dtype, shape = shapes[name]
             stop = end + math.prod(shape) * DTYPE_SIZES[dtype]
@@ -358,15 +355,15 @@ def plan_shards(shapes: Mapping[str, TensorShape], shard_size: int) -> ShardLayo
         headers[file] = build_header(rows)
         sizes[file] = len(headers[file]) + end
         for name, dtype, shape, start, _ in rows:
-            places[name] = TensorLocation(file, len(headers[file]) + start, dtype, shape)
-    return ShardLayout(headers, sizes, places, _index(places) if len(groups) > 1 else "")
+            locations[name] = TensorLocation(file, len(headers[file]) + start, dtype, shape)
+    return ShardLayout(headers, sizes, locations, _index(locations) if len(groups) > 1 else "")
 
 
 def _name_shard(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def _index(places: Mapping[str, TensorLocation]) -> str:
-    total = sum(place.size_bytes for place in places.values())
-    homes = {name: places[name].file for name in sorted(places)}
+def _index(locations: Mapping[str, TensorLocation]) -> str:
+    total = sum(location.size_bytes for location in locations.values())
+    homes = {name: locations[name].file for name in sorted(locations)}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": homes}, indent=2) + "\n"

@@ -1,6 +1,6 @@
 """Tensor stores: safetensors files, object storage, permitted pickles and dequantized weights.
 
-A store gives entries by name and reads rows of one tensor. It knows nothing of config or tokenizer.
+A store maps names to entries and reads rows of one tensor; it knows neither config nor tokenizer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _MAX_INDEX = 100_000_000
 _MAX_LISTED = 1 << 19
 
 
-"""The most tensors of a checkpoint: GPTQ of a trillion parameters in 384 experts has 280,000."""
+"""Maximum tensors of a checkpoint: GPTQ with a trillion parameters, 384 experts has 280,000."""
 
 
 class TensorStore(Protocol):
@@ -69,24 +69,24 @@ class TensorStore(Protocol):
 
     @property
     def entries(self) -> Mapping[str, TensorEntry]:
-        """Every tensor by name."""
+        """Entries of all tensors by name."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files the tensors lie in."""
+        """Files of the tensors."""
 
     def map(self, name: str) -> torch.Tensor:
-        """Return a whole tensor, backed by its file; writing to it changes no file."""
+        """Return a whole tensor backed by its file, copy-on-write."""
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return the bytes of rows ``start`` to ``stop``, in memory of their own."""
+        """Return the bytes of rows ``start`` to ``stop`` in new memory."""
 
 
 class SafetensorsStore:
     """Tensors of one or more safetensors files."""
 
     def __init__(self, homes: Mapping[str, Path], entries: Mapping[str, TensorEntry]) -> None:
-        """Stand over checked entries; ``homes`` says which file holds which tensor."""
+        """Create a store of validated entries; ``homes`` maps tensors to files."""
         self.entries = entries
         self.files = tuple(sorted(set(homes.values())))
         self._homes = homes
@@ -108,24 +108,24 @@ class SafetensorsStore:
             offset=entry.start - skip,
         )
         flat = torch.frombuffer(view, dtype=torch.uint8, offset=skip)
-        if entry.start % dtype.itemsize:  # old writers aligned nothing; a view needs it
+        if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return rows' bytes, read (not mapped), so that resident memory stays small."""
+        """Return the bytes of rows, read instead of mapped, to keep resident memory small."""
         entry = self.entries[name]
-        wanted = (stop - start) * entry.row_bytes
-        view = memoryview(np.empty(wanted, np.uint8).data)  # not zeroed first, as a bytearray is
+        size = (stop - start) * entry.row_bytes
+        view = memoryview(np.empty(size, np.uint8).data)  # not zeroed first, unlike a bytearray
         offset, got = entry.start + start * entry.row_bytes, 0
-        while got < wanted:
+        while got < size:
             count = os.preadv(self._descriptor(name), [view[got:]], offset + got)
             if count == 0:
                 raise CheckpointError(
                     f"{self._homes[name].name} ended while tensor '{name}' was read",
                     code="checkpoint.broken",
                     where=str(self._homes[name]),
-                    expected="a file that nobody shortens meanwhile",
+                    expected="a file that does not change while it is read",
                     next="restore the file and run again",
                 )
             got += count
@@ -149,13 +149,13 @@ class RemoteStore:
     def __init__(
         self, note: Path, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]
     ) -> None:
-        """Stand over checked entries; ``homes`` says at which address each tensor lies."""
+        """Create a store of validated entries; ``homes`` maps tensors to addresses."""
         self.entries, self._homes = entries, homes
         self.files: tuple[Path, ...] = (note,)
-        """What changes when an object does: the note of the mirror."""
+        """The mirror's metadata file, which changes with the objects."""
 
     def map(self, name: str) -> torch.Tensor:
-        """Return a whole tensor in memory of its own."""
+        """Return a whole tensor in new memory."""
         import torch
 
         entry = self.entries[name]
@@ -165,7 +165,7 @@ class RemoteStore:
         return torch.frombuffer(self.read(name, 0, entry.rows), dtype=dtype).view(entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return rows' bytes in memory of their own."""
+        """Return the bytes of rows in new memory."""
         entry = self.entries[name]
         first = entry.start + start * entry.row_bytes
         last = entry.start + stop * entry.row_bytes
@@ -174,16 +174,16 @@ class RemoteStore:
 
 @dataclass(frozen=True)
 class _WeightsFolder:
-    """The safetensors files of a checkpoint, here or in an object store: which, and their headers.
+    """The safetensors files of a checkpoint, local or in an object store, and their headers.
 
-    Both are followed alike: an index names its shards, else it is the one file of that name.
+    An index lists the shards; otherwise there is a single file.
     """
 
     folder: Path
     remote: RemoteFolder | None
 
     def has(self, file: str) -> bool:
-        """Return whether there is such a file of weights."""
+        """Return whether a weights file exists."""
         if self.remote is not None:
             return file in self.remote.left
         return (self.folder / file).is_file()
@@ -197,14 +197,14 @@ class _WeightsFolder:
         return parse_header(path, self.remote.left[file], read)
 
     def open(self, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> TensorStore:
-        """Return the store of tensors, given the file that each lies in."""
+        """Return the store of tensors, given the file of each."""
         if self.remote is None:
-            places = {name: self.folder / file for name, file in homes.items()}
-            return SafetensorsStore(places, entries)
+            paths = {name: self.folder / file for name, file in homes.items()}
+            return SafetensorsStore(paths, entries)
         address = self.remote.address
-        there = {name: join_address(address, file) for name, file in homes.items()}
+        addresses = {name: join_address(address, file) for name, file in homes.items()}
         return RemoteStore(
-            self.folder.with_name(f"{self.folder.name}.objects.json"), there, entries
+            self.folder.with_name(f"{self.folder.name}.objects.json"), addresses, entries
         )
 
 
@@ -218,12 +218,12 @@ class PickleStore:
         names = {torch_dtype(kind): kind for kind in LONG_NAMES}
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # whatever a hostile pickle makes torch raise
+        except Exception as error:  # a hostile pickle may raise anything
             raise _refuse(path, f"cannot be unpickled safely: {error!s:.200}") from error
         if not isinstance(loaded, dict) or not all(
             isinstance(value, torch.Tensor) and value.dtype in names for value in loaded.values()
         ):
-            raise _refuse(path, "holds something that is not a plain tensor")
+            raise _refuse(path, "contains something other than plain tensors")
         self._tensors: dict[str, torch.Tensor] = {
             str(name): tensor.contiguous() for name, tensor in loaded.items()
         }
@@ -234,11 +234,11 @@ class PickleStore:
         }
 
     def map(self, name: str) -> torch.Tensor:
-        """Return a whole tensor of its own."""
+        """Return a copy of a whole tensor."""
         return self._tensors[name].clone()
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return rows' bytes in memory of their own."""
+        """Return the bytes of rows in new memory."""
         import torch
 
         tensor = self._tensors[name]
@@ -247,7 +247,7 @@ class PickleStore:
 
 
 def torch_dtype(kind: str) -> torch.dtype:
-    """Return the torch type of a storage type's safetensors name."""
+    """Return the torch type of a safetensors type name."""
     import torch
 
     dtype: torch.dtype = getattr(torch, LONG_NAMES[kind])
@@ -258,7 +258,7 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> TensorStore:
     """Open the weights of a folder.
 
     Raises:
-        CheckpointError: If there are none, they are broken, or only a pickle that is not allowed.
+        CheckpointError: If they are missing or broken, or only a pickle exists that is not allowed.
     """
     remote = find_remote(folder)
     weights = _WeightsFolder(folder, remote if remote is not None and remote.left else None)
@@ -280,7 +280,7 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> TensorStore:
             next="convert it to safetensors, or allow pickles if you trust its maker",
         )
     raise CheckpointError(
-        f"{folder} holds no weights",
+        f"{folder} contains no weights",
         code="checkpoint.no-weights",
         where=str(folder),
         expected=f"{_SINGLE}, or {INDEX_FILE} with its shards",
@@ -294,11 +294,11 @@ def _open_shards(weights: _WeightsFolder, index: Path) -> TensorStore:
     for file in sorted(set(homes.values())):
         for name, entry in weights.read_header(file).items():
             if homes.get(name) != file:
-                raise _bad_index(index, f"{file} holds '{name:.80}', which it does not list")
+                raise _bad_index(index, f"{file} contains '{name:.80}', which it does not list")
             entries[name] = entry
     for name, file in homes.items():
         if name not in entries:
-            raise _bad_index(index, f"it lists '{name:.80}' in {file}, which has it not")
+            raise _bad_index(index, f"it lists '{name:.80}' in {file}, which does not contain it")
     return weights.open(homes, entries)
 
 
@@ -332,9 +332,9 @@ def _shard_name(weights: _WeightsFolder, index: Path, name: str, file: str) -> s
     return file
 
 
-def _bad_index(index: Path, what: str) -> CheckpointError:
+def _bad_index(index: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{index.name} cannot be followed: {what}",
+        f"{index.name} is invalid: {problem}",
         code="checkpoint.index",
         where=str(index),
         expected="a weight_map from every tensor to a .safetensors file of the same folder",
@@ -342,13 +342,13 @@ def _bad_index(index: Path, what: str) -> CheckpointError:
     )
 
 
-def _refuse(path: Path, what: str) -> CheckpointError:
+def _refuse(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code="checkpoint.pickle",
         where=str(path),
         expected="a state dict of plain tensors",
-        next="convert it to safetensors where it was made",
+        next="convert it to safetensors at its source",
     )
 
 
@@ -356,34 +356,36 @@ _SHORT = {LONG_NAMES[kind]: kind for kind in ("BF16", "F16", "F32")}
 
 
 class DequantizedStore:
-    """Plain tensors, those that are stored so and those that codes stand for."""
+    """Plain tensors: those stored as such, and dequantized ones."""
 
     def __init__(
         self,
         store: TensorStore,
         tensors: Mapping[str, QuantizedTensor],
         used: frozenset[str],
-        kind: str,
+        dtype: str,
     ) -> None:
-        """Stand over a store.
+        """Wrap a store.
 
         Args:
-            store: What is on disk.
-            tensors: What its codes stand for.
-            used: The stored tensors that are codes, scales and the like.
-            kind: The storage type that codes are dequantized to.
+            store: The stored tensors.
+            tensors: Quantized tensors by name.
+            used: Names of stored codes, scales and other parts.
+            dtype: Storage type of dequantized tensors.
         """
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
-        made = {
-            name: TensorEntry(name, kind, each.shape, 0, math.prod(each.shape) * DTYPE_SIZES[kind])
-            for name, each in tensors.items()
+        dequantized = {
+            name: TensorEntry(
+                name, dtype, tensor.shape, 0, math.prod(tensor.shape) * DTYPE_SIZES[dtype]
+            )
+            for name, tensor in tensors.items()
         }
         plain = {name: entry for name, entry in store.entries.items() if name not in used}
-        self.entries: Mapping[str, TensorEntry] = plain | made
+        self.entries: Mapping[str, TensorEntry] = plain | dequantized
 
     def map(self, name: str) -> torch.Tensor:
-        """Return a whole tensor; one that codes stand for is in memory of its own."""
+        """Return a whole tensor; a dequantized one is in new memory."""
         import torch
 
         if name not in self._tensors:
@@ -395,32 +397,32 @@ class DequantizedStore:
         return torch.frombuffer(data, dtype=dtype).view(entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return rows' bytes in memory of their own."""
-        each = self._tensors.get(name)
-        if each is None:
+        """Return the bytes of rows in new memory."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
             return self._store.read(name, start, stop)
         if start == stop:
             return bytearray()
-        bits = narrow(each.rows(self._parts, start, stop), self.entries[name].dtype)
+        bits = narrow(tensor.rows(self._parts, start, stop), self.entries[name].dtype)
         return bytearray(bits.tobytes())
 
 
 def dequantize_store(
-    store: TensorStore, found: Quantization | None, folder: Path, config: Mapping[str, Any]
+    store: TensorStore, quantization: Quantization | None, folder: Path, config: Mapping[str, Any]
 ) -> TensorStore:
-    """Return a store of plain tensors over what is stored: itself, where nothing is quantized.
+    """Return a store of plain tensors; the store itself if nothing is quantized.
 
     Raises:
-        CheckpointError: If weights are quantized in a way that is not known here.
+        CheckpointError: If the quantization is not supported.
     """
-    tensors, used = map_quantized_tensors(found, folder, store.entries, StoredParts(store))
+    tensors, used = map_quantized_tensors(quantization, folder, store.entries, StoredParts(store))
     if not tensors:
         return store
     return DequantizedStore(store, tensors, used, _choose_dtype(config))
 
 
 def _choose_dtype(config: Mapping[str, Any]) -> str:
-    """Return the storage type that a config names for its weights; bfloat16 where none is."""
+    """Return the storage type of the weights in a config; bfloat16 by default."""
     inner = config.get("text_config")
     for holder in (config, inner if isinstance(inner, Mapping) else {}):
         for key in ("dtype", "torch_dtype"):

@@ -1,8 +1,9 @@
 """Checkpoint writer: tensor by tensor, in bounded memory, with reproducible bytes.
 
-With a plan (names, types and shapes known beforehand) every block of rows goes straight to its
-place in its shard. Without one, tensors go to one scratch file first and are moved to their shards
-at the end. Both give the same bytes. The folder appears under its name only when it is whole.
+With a plan (names, types and shapes known beforehand), every block of rows is written directly to
+its position in its shard. Without one, tensors are first written to a scratch file and moved to
+their shards at the end. Both give the same bytes. The folder appears under its name only when
+complete.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class CheckpointWriter:
     """Writes config, weights, tokenizer and card of one checkpoint.
 
     Use as a context manager; ``add`` each tensor once, in any order. An exception in the body
-    leaves nothing behind, except with ``in_place``, where the caller owns the folder.
+    removes the output, except with ``in_place``, where the caller owns the folder.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class CheckpointWriter:
         """Prepare to write ``folder``.
 
         Args:
-            folder: Where the checkpoint will stand; an old one there is replaced at the end.
-            config: What config.json will say; its dtype follows from the weights.
-            shard_size: Most bytes of tensors in one file.
-            dtype: Floating-point tensors are stored as this; default each as it comes.
-            plan: Types and shapes of all tensors by name, where they are known; see
-                ``plan_tensors``. With it nothing is written twice.
+            folder: Output folder; an existing one is replaced at the end.
+            config: Contents of config.json; its dtype is derived from the weights.
+            shard_size: Maximum bytes of tensors per file.
+            dtype: Storage type of floating-point tensors; default unchanged.
+            plan: Types and shapes of all tensors by name, if known; see ``plan_tensors``. With it,
+                nothing is written twice.
             in_place: Write into ``folder`` itself and keep it on failure, for jobs that resume.
                 Needs a plan.
         """
@@ -91,7 +92,7 @@ class CheckpointWriter:
         self._planned = plan is not None
         self._layout: ShardLayout | None = None
         self._files: dict[str, int] = {}
-        self._spots: dict[str, int] = {}
+        self._scratch_offsets: dict[str, int] = {}
         self._end = 0
         self._work = folder if in_place else folder.with_name(f".{folder.name}.writing")
         if plan is not None:
@@ -99,7 +100,7 @@ class CheckpointWriter:
             self._layout = plan_shards(self._plan, shard_size)
 
     def __enter__(self) -> CheckpointWriter:
-        """Make the working folder and, with a plan, the shards at their final size."""
+        """Create the working folder and, with a plan, the shards at their final size."""
         with full_disk_as_error(self.folder):
             if not self._in_place and self._work.exists():
                 shutil.rmtree(self._work)
@@ -127,10 +128,10 @@ class CheckpointWriter:
                 shutil.rmtree(self._work)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor, (any shape), cast to the stored type.
+        """Write one tensor, (any shape), cast to the storage type.
 
         Raises:
-            CheckpointError: If the name came before, or the plan says otherwise.
+            CheckpointError: If the name was written before, or contradicts the plan.
             ResourceError: If the disk is full.
         """
         self.begin(name, (_name_dtype(tensor.dtype), tuple(tensor.shape)))
@@ -141,28 +142,28 @@ class CheckpointWriter:
         self.end(name)
 
     def begin(self, name: str, shape: TensorShape) -> None:
-        """Begin a tensor that comes in blocks of rows, from the first to the last.
+        """Start a tensor that is written in blocks of rows, in order.
 
         Raises:
-            CheckpointError: If the name came before, or the plan says otherwise.
+            CheckpointError: If the name was written before, or contradicts the plan.
         """
         shape = (self._stored(shape[0]), shape[1])
-        if name in self.digests or name in self._spots:
+        if name in self.digests or name in self._scratch_offsets:
             raise _unplanned(name, "was written before", "each tensor once")
         if self._planned and self._plan.get(name) != shape:
-            raise _unplanned(name, f"comes as {shape}", f"{self._plan.get(name, 'no such name')}")
+            raise _unplanned(name, f"is {shape}", f"{self._plan.get(name, 'no such name')}")
         self._plan[name] = shape
         self._hash = Hasher()
         if self._layout is None:
-            place = TensorLocation(_SCRATCH, self._end, *shape)
-            self._spots[name] = self._end
-            self._end += place.size_bytes
+            location = TensorLocation(_SCRATCH, self._end, *shape)
+            self._scratch_offsets[name] = self._end
+            self._end += location.size_bytes
         else:
-            place = self._layout.places[name]
-        self._place = place
+            location = self._layout.locations[name]
+        self._location = location
 
     def write_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
-        """Write the next rows of the begun tensor, (rows, ...), at row ``start``.
+        """Write the next rows of the current tensor, (rows, ...), at row ``start``.
 
         Raises:
             ResourceError: If the disk is full.
@@ -172,51 +173,51 @@ class CheckpointWriter:
         self.note_rows(data)
 
     def place_rows(self, name: str, start: int, data: memoryview) -> None:
-        """Write rows of the begun tensor, as bytes, at row ``start``; any thread, any order.
+        """Write rows of the current tensor, as bytes, at row ``start``; any thread, any order.
 
-        ``note_rows`` must get the same bytes too.
+        The same bytes must be passed to ``note_rows``, too.
 
         Raises:
             ResourceError: If the disk is full.
         """
         with full_disk_as_error(self._work):
             _write_at(
-                self._descriptor(self._place.file),
+                self._descriptor(self._location.file),
                 data,
-                self._place.start + start * self._place.row_bytes,
+                self._location.start + start * self._location.row_bytes,
             )
 
     def note_rows(self, data: memoryview) -> None:
-        """Take the begun tensor's next bytes into its digest, from the first row to the last."""
+        """Add the current tensor's next bytes to its digest, in order of rows."""
         self._hash.update(data)
 
     def end(self, name: str) -> str:
-        """End the begun tensor and return the digest of its bytes."""
+        """Finish the current tensor and return the digest of its bytes."""
         self.digests[name] = self._hash.hexdigest()
         return self.digests[name]
 
     def keep(self, name: str, digest: str) -> bool:
-        """Take over a tensor that a killed run wrote in place, if its bytes are what they were.
+        """Keep a tensor that an interrupted run wrote in place, if its bytes are unchanged.
 
         Args:
-            name: The tensor.
-            digest: What ``end`` returned then.
+            name: Name of the tensor.
+            digest: Result of ``end`` at that time.
 
         Returns:
-            Whether it stands; if not, it has to be written again.
+            Whether it was kept; if not, it must be written again.
         """
-        if self._layout is None or name not in self._layout.places:
+        if self._layout is None or name not in self._layout.locations:
             return False
-        place = self._layout.places[name]
-        found, offset = Hasher(), place.start
-        stop = place.start + place.size_bytes
+        location = self._layout.locations[name]
+        hasher, offset = Hasher(), location.start
+        stop = location.start + location.size_bytes
         while offset < stop:
-            data = os.pread(self._descriptor(place.file), min(1 << 22, stop - offset), offset)
+            data = os.pread(self._descriptor(location.file), min(1 << 22, stop - offset), offset)
             if not data:
                 return False
-            found.update(data)
+            hasher.update(data)
             offset += len(data)
-        if found.hexdigest() != digest:
+        if hasher.hexdigest() != digest:
             return False
         self.digests[name] = digest
         return True
@@ -241,7 +242,7 @@ class CheckpointWriter:
         relation: str = "",
         tags: Sequence[str] = (),
     ) -> None:
-        """Write README.md: front matter for hubs, and the lineage in words."""
+        """Write README.md: front matter for the hub, and the lineage in words."""
         write_card(
             self._work,
             title,
@@ -254,12 +255,12 @@ class CheckpointWriter:
 
     @property
     def work(self) -> Path:
-        """The folder that is written to until all is whole; files put there come along."""
+        """Working folder until publication; files added to it are published, too."""
         return self._work
 
     @property
     def fingerprint(self) -> str:
-        """The checkpoint's fingerprint, once every tensor is written."""
+        """Fingerprint of the checkpoint, after every tensor was written."""
         return fingerprint_of(
             (name, dtype, shape, self.digests[name]) for name, (dtype, shape) in self._plan.items()
         )
@@ -301,23 +302,25 @@ class CheckpointWriter:
 
     def _move_scratch(self, layout: ShardLayout) -> None:
         scratch = self._descriptor(_SCRATCH)
-        for name, place in layout.places.items():
+        for name, location in layout.locations.items():
             done = 0
-            while done < place.size_bytes:
+            while done < location.size_bytes:
                 data = os.pread(
-                    scratch, min(1 << 22, place.size_bytes - done), self._spots[name] + done
+                    scratch,
+                    min(1 << 22, location.size_bytes - done),
+                    self._scratch_offsets[name] + done,
                 )
-                _write_at(self._descriptor(place.file), memoryview(data), place.start + done)
+                _write_at(self._descriptor(location.file), memoryview(data), location.start + done)
                 done += len(data)
         os.close(self._files.pop(_SCRATCH))
         (self._work / _SCRATCH).unlink()
 
     def _final_config(self) -> dict[str, Any]:
-        """Return the config with the dtype that most of the weights have."""
+        """Return the config with the most common dtype of the weights."""
         counts: dict[str, int] = {}
         for name, (dtype, _) in sorted(self._plan.items()):
             if dtype in FLOATS and self._layout is not None:
-                counts[dtype] = counts.get(dtype, 0) + self._layout.places[name].size_bytes
+                counts[dtype] = counts.get(dtype, 0) + self._layout.locations[name].size_bytes
         config = dict(self.config)
         if counts:
             key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -333,14 +336,14 @@ class CheckpointWriter:
 
 
 def plan_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorShape]:
-    """Return the plan of tensors that are in memory, for ``CheckpointWriter(plan=...)``."""
+    """Return the plan of tensors in memory, for ``CheckpointWriter(plan=...)``."""
     return {
         name: (_name_dtype(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()
     }
 
 
 def _split(tensor: torch.Tensor, block_bytes: int = 16 << 20) -> Sequence[torch.Tensor]:
-    """Split a tensor into blocks of rows, so that a cast never copies the whole."""
+    """Split a tensor into blocks of rows, so that casting never copies the whole."""
     tensor = tensor.detach().cpu()
     if tensor.dim() == 0 or tensor.numel() == 0:
         return [tensor]
@@ -355,13 +358,13 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, data[done:], offset + done)
 
 
-def _unplanned(name: str, what: str, expected: str) -> CheckpointError:
+def _unplanned(name: str, problem: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"tensor '{name:.120}' {what}",
+        f"tensor '{name:.120}' {problem}",
         code="checkpoint.plan",
         where=name,
         expected=expected,
-        next="give the writer the tensors that its plan names",
+        next="write the tensors of the plan",
     )
 
 

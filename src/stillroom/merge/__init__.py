@@ -1,15 +1,17 @@
 """Model merging: one checkpoint from several of the same architecture, without training.
 
-A merge reads row blocks of every parent, combines them in arithmetic one step wider than their
-storage, and writes the result to its place: memory is a few blocks whatever the size of the models.
-A method is at most two passes: ``measure`` reduces a tensor to a few numbers, ``combine`` turns row
-blocks into one. Neither block size, nor order of parents, nor a kill in between changes a bit.
+A merge streams row blocks of every parent, combines them in arithmetic one step wider than the
+storage type, and writes the result in place: memory is bounded by a few blocks, independent of
+model size. A method has at most two passes: ``measure`` reduces a tensor to a few numbers,
+``combine`` merges row blocks. Block size, order of parents and interruptions do not change a bit of
+the result.
 
-With ``select`` the merge is a question: several candidates are scored on held-out records beside
-their parents, and where none is better, the best parent is kept and the artifact says so.
+With ``select``, several candidates are scored on held-out records together with their parents. If
+none is better, the best parent is kept and the artifact records that.
 
 Papers: model soups (2203.05482), task arithmetic (2212.04089), TIES (2306.01708), DARE
 (2311.03099), Model Stock (2403.19522), LAWA (2209.14981), WiSE-FT (2109.01903).
+
 In: checkpoints. Out: an artifact of kind checkpoint, a Hugging Face folder.
 """
 
@@ -36,7 +38,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name (and what it needs) on first use."""
+    """Import a public name on first access."""
     if name in _HOMES:
         import importlib
 

@@ -1,8 +1,8 @@
 """Base classes of merge methods, and the row blocks of a tensor that they read.
 
-A method sees row blocks of one tensor at a time, as numpy arrays of float32 or float64. It knows
-neither files nor storage types, and must not depend on where a block begins: what needs the whole
-tensor is measured beforehand.
+A method receives row blocks of one tensor at a time, as numpy arrays of float32 or float64. It
+knows neither files nor storage types, and must not depend on block boundaries: statistics that need
+the whole tensor are measured beforehand.
 """
 
 from __future__ import annotations
@@ -50,51 +50,59 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BlockContext:
-    """Where a block lies, and what holds for each parent.
+    """Position of a block in its tensor, and the settings of each parent.
 
-    ``offset`` is the index, within the flattened tensor, of the block's first element. ``keys``
-    name the parents by content, for randomness that does not depend on their order. ``weights``
-    are the parents', ``own`` what else the recipe says of each (``density``, ...). ``layer`` is the
-    tensor's depth: 0 in the first layer, 1 in the last, None outside the layers.
+    Attributes:
+        name: Name of the tensor.
+        shape: Shape of the whole tensor.
+        keys: Content keys of the parents, for randomness independent of their order.
+        weights: Weights of the parents.
+        per_model: Other settings of each parent in the recipe (``density``, ...).
+        seed: Random seed of the merge.
+        offset: Index of the block's first element within the flattened tensor.
+        layer: Relative depth: 0 in the first layer, 1 in the last, None outside the layers.
+        global_statistics: Result of the method's ``survey``.
     """
 
     name: str
     shape: tuple[int, ...]
     keys: tuple[str, ...]
     weights: tuple[float, ...]
-    own: tuple[Mapping[str, float], ...] = ()
+    per_model: tuple[Mapping[str, float], ...] = ()
     seed: int = 0
     offset: int = 0
     layer: float | None = None
-    overall: Any = field(default=None, compare=False)
+    global_statistics: Any = field(default=None, compare=False)
 
     def values(self, setting: str, default: float) -> list[float]:
-        """Return a setting of every parent: its own, or the default."""
-        return [own.get(setting, default) for own in self.own or ({},) * len(self.keys)]
+        """Return a setting of every parent, or the default if it has none."""
+        return [
+            settings.get(setting, default) for settings in self.per_model or ({},) * len(self.keys)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Some rows of one tensor: of the base (absent where the merge has none) and every parent."""
+    """Rows of one tensor: of the base (None if the merge has none) and of every parent."""
 
     base: Array | None
     parents: tuple[Array, ...]
-    at: BlockContext
+    context: BlockContext
 
 
 class TensorBlocks(Protocol):
-    """One tensor as row blocks, in order; may be read as often as a method needs."""
+    """One tensor as row blocks, in order; may be read repeatedly."""
 
     @property
-    def at(self) -> BlockContext:
-        """The place of the whole tensor, offset 0."""
+    def context(self) -> BlockContext:
+        """Context of the whole tensor, offset 0."""
 
     @property
     def size(self) -> int:
-        """How many elements the tensor has."""
+        """Number of elements of the tensor."""
 
     def __len__(self) -> int:
-        """Return how many blocks there are."""
+        """Return the number of blocks."""
 
     def __getitem__(self, number: int) -> RowBlock:
         """Read one block."""
@@ -103,17 +111,23 @@ class TensorBlocks(Protocol):
         """Yield the blocks from first row to last."""
 
     def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
-        """Return ``reduce`` of every block, in order; several blocks may be reduced at once."""
+        """Apply ``reduce`` to every block, possibly in parallel; return results in order."""
 
 
 class MergeMethod(Method):
-    """Makes one tensor of several; subclasses hold one ``combine``, and ``measure`` if needed.
+    """Base class of merge methods; subclasses implement ``combine``, and ``measure`` if needed.
 
-    Class variables: ``needs_base``; ``is_ordered``, the parents' order means something;
-    ``uses_weights``; ``per_model``, settings that a model may have of its own; ``replicates``,
-    there is a ``replicate`` for ``compat: mergekit``; ``decomposes``, matrices are decomposed,
-    which a recipe's ``device`` may do; ``survey_ignores``, settings that, as the models' weights,
-    do not change what ``survey`` finds, so that trials of a search share it (None: any may).
+    Attributes:
+        needs_base: Whether a base is required.
+        is_ordered: Whether the order of parents has a meaning.
+        uses_weights: Whether the parents' weights are used.
+        per_model: Settings that can be set per model.
+        replicates: Whether ``replicate`` is implemented, for ``compat: mergekit``.
+        decomposes: Whether matrices are decomposed, which the recipe's ``device`` accelerates.
+        survey_ignores: Settings that, like the models' weights, do not affect ``survey``, so that
+            trials of a search share it (None: any setting may affect it).
+        min_models: Minimum number of models.
+        max_models: Maximum number of models.
     """
 
     needs_base: ClassVar[bool] = False
@@ -123,113 +137,113 @@ class MergeMethod(Method):
     replicates: ClassVar[bool] = False
     decomposes: ClassVar[bool] = False
     survey_ignores: ClassVar[tuple[str, ...] | None] = None
-    least_parents: ClassVar[int] = 1
-    most_parents: ClassVar[int] = 1000
+    min_models: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1000
 
     @classmethod
     @override
     def recipe_needs(cls) -> dict[str, int]:
-        """Return that the recipe must name a base, where one is needed, and enough models."""
-        return {"models": cls.least_parents, **({"base": 1} if cls.needs_base else {})}
+        """Return the recipe entries required: enough models, and a base if needed."""
+        return {"models": cls.min_models, **({"base": 1} if cls.needs_base else {})}
 
     def check(self, weights: Sequence[float]) -> None:
-        """Refuse parents that the method cannot merge.
+        """Raise an error for parents that the method cannot merge.
 
         Raises:
-            RecipeError: If there are too few or too many, or their weights make no sense.
+            RecipeError: If there are too few or too many, or their weights are invalid.
         """
-        if not self.least_parents <= len(weights) <= self.most_parents:
-            wanted = f"at least {self.least_parents}"
-            if self.most_parents < 1000:
-                wanted = f"{self.least_parents} to {self.most_parents}"
-            if self.least_parents == self.most_parents:
-                wanted = f"exactly {self.least_parents}"
+        if not self.min_models <= len(weights) <= self.max_models:
+            expected = f"at least {self.min_models}"
+            if self.max_models < 1000:
+                expected = f"{self.min_models} to {self.max_models}"
+            if self.min_models == self.max_models:
+                expected = f"exactly {self.min_models}"
             raise RecipeError(
                 f"{self.method_name()} cannot merge {len(weights)} models",
                 code="merge.parents",
                 where="models",
-                expected=wanted,
+                expected=expected,
                 next="change the list 'models', or choose another method",
             )
 
-    def check_replica(self, weights: Sequence[float]) -> str:
-        """Refuse parents that mergekit cannot merge either; default as ``check`` does.
+    def check_mergekit(self, weights: Sequence[float]) -> str:
+        """Raise an error for parents that mergekit cannot merge; defaults to ``check``.
 
         Returns:
-            What its arithmetic makes of weights that the paper's cannot take; else nothing.
+            A note on the result for weights that only mergekit's arithmetic accepts; else empty.
 
         Raises:
-            RecipeError: As ``check`` raises it.
+            RecipeError: As for ``check``.
         """
         self.check(weights)
         return ""
 
     def survey(self, tensors: Sequence[TensorBlocks]) -> Any:
-        """Reduce the whole model to JSON values, before anything else; default nothing.
+        """Reduce the whole model to JSON values before all other passes; default None.
 
-        What is returned comes back as ``at.overall``. Only methods whose rule spans tensors
-        override this.
+        The result is available as ``global_statistics`` of the block context. Only methods whose
+        rule spans several tensors override this.
         """
         return None
 
     def measure(self, blocks: TensorBlocks) -> Any:
-        """Reduce one tensor to a few numbers, before its blocks are combined; default nothing."""
+        """Reduce one tensor to a few numbers before its blocks are combined; default None."""
         return None
 
     def needs_whole(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Return whether a tensor must come as one block; default never."""
+        """Return whether a tensor must be read as one block; default False."""
         return False
 
     @abstractmethod
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
-        """Make one block of several.
+        """Merge one block.
 
         Args:
-            base: The base's rows, (rows, ...), or None where the merge has none.
-            parents: Every parent's rows, same shape and type; none may be changed.
-            measured: What ``measure`` returned for this tensor.
-            at: Where the block lies.
+            base: Rows of the base, (rows, ...), or None if the merge has none.
+            parents: Rows of every parent, same shape and type; must not be modified.
+            measured: Result of ``measure`` for this tensor.
+            context: Position of the block, weights and settings.
 
         Returns:
-            The merged rows, same shape and type; freshly made or one of the inputs.
+            The merged rows, same shape and type; a new array or one of the inputs.
         """
 
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
-        """Make one whole tensor as mergekit 0.1.5 would, operation by operation, in their type.
+        """Merge one whole tensor exactly as mergekit 0.1.5 does, in the tensors' type.
 
-        Random draws come from torch's global generator, which is seeded once a merge.
+        Random numbers come from torch's global generator, which is seeded once per merge.
         """
         raise mergekit_unsupported_error(self.method_name())
 
     def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-        """Return whether ``retrace`` gives ``replicate``'s bits for a tensor of a shape.
+        """Return whether ``retrace`` is bit-exact with ``replicate`` for a tensor.
 
         Args:
-            kind: The storage type that is computed in: BF16, F16 or F32.
-            shape: The tensor's.
-            parents: How many are merged.
+            kind: Compute type: BF16, F16 or F32.
+            shape: Shape of the tensor.
+            parents: Number of parents.
         """
         return False
 
     def retrace(self, blocks: CastBlocks, draws: TorchGenerator) -> Callable[[int], Array]:
-        """Return what makes a numbered block of a tensor as ``replicate`` does, in numpy.
+        """Return a function that merges block ``number`` with the bits of ``replicate``, in numpy.
 
         Args:
             blocks: The tensor.
-            draws: torch's generator, where the tensors before left it.
+            draws: The emulated torch generator, in the state left by the previous tensors.
         """
         raise mergekit_unsupported_error(self.method_name())
 
 
 class ArchitectureMerge(MergeMethod):
-    """A method that puts whole tensors of its parents in new places, and makes others.
+    """A method that rearranges whole tensors of its parents and computes others.
 
-    Its verb is ``arrange``, not ``combine``: the result has another architecture or vocabulary, so
-    that no tensor is a function of the same tensor of every parent.
+    It implements ``arrange`` instead of ``combine``: the result has another architecture or
+    vocabulary, so no tensor is a function of the same tensor of every parent.
     """
 
     needs_base: ClassVar[bool] = True
@@ -240,33 +254,33 @@ class ArchitectureMerge(MergeMethod):
     def arrange(
         self, base: MergeSource | None, parents: Sequence[MergeSource], rules: TensorRules
     ) -> MergePlan:
-        """Return what becomes of every tensor, having read headers only.
+        """Plan every tensor of the result, reading headers only.
 
         Raises:
             RecipeError: If the settings cannot be met.
-            CheckpointError: If these models cannot be put together so.
-            ShapeError: If a tensor does not fit.
+            CheckpointError: If these models cannot be combined.
+            ShapeError: If a tensor's shape does not fit.
         """
 
     def review(self, written: Checkpoint) -> tuple[str, ...]:
-        """Return what a user should know of the written result; default nothing."""
+        """Return notes on the written result for the user; default none."""
         return ()
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
-        """Refuse: an assembly combines no blocks, and no engine asks it to."""
+        """Raise an error: architecture merges do not combine blocks."""
         raise TypeError(f"{self.method_name()} combines no blocks; see arrange")
 
 
 def mergekit_unsupported_error(name: str) -> RecipeError:
-    """Return the error for a method that mergekit lacks, asked to be compatible with it."""
+    """Return the error for a method that mergekit does not have."""
     return RecipeError(
         f"mergekit 0.1.5 has no {name}",
         code="merge.compat",
         where="compat",
-        expected="a method that both have",
+        expected="a method that mergekit has, too",
         next="leave compat out",
     )
 
@@ -274,21 +288,18 @@ def mergekit_unsupported_error(name: str) -> RecipeError:
 METHODS = Registry("stillroom.merge.methods", MergeMethod)
 
 
-Reduced = TypeVar("Reduced")
-
-
 class InMemoryBlocks:
-    """One tensor of a base and parents in memory, cut into blocks of whole rows."""
+    """One tensor of base and parents in memory, in blocks of whole rows."""
 
     def __init__(
         self,
         base: Array | None,
         parents: Sequence[Array],
-        at: BlockContext,
+        context: BlockContext,
         rows: int | None = None,
     ) -> None:
-        """Stand over arrays of one shape and type; ``rows`` a block, default all."""
-        self.at = at
+        """Create blocks of ``rows`` rows (default all) over arrays of one shape and type."""
+        self.context = context
         self._base, self._parents = base, tuple(parents)
         shape = self._parents[0].shape
         self.size = math.prod(shape)
@@ -296,11 +307,11 @@ class InMemoryBlocks:
         self._step = max(1, rows or self._rows)
 
     def __len__(self) -> int:
-        """Return how many blocks there are."""
+        """Return the number of blocks."""
         return -(-self._rows // self._step)
 
     def __getitem__(self, number: int) -> RowBlock:
-        """Return one block; its arrays are views."""
+        """Return one block of views."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         start = number * self._step
@@ -312,7 +323,7 @@ class InMemoryBlocks:
         return RowBlock(
             None if self._base is None else cut(self._base),
             tuple(cut(parent) for parent in self._parents),
-            replace(self.at, offset=start * width),
+            replace(self.context, offset=start * width),
         )
 
     def __iter__(self) -> Iterator[RowBlock]:
@@ -320,8 +331,8 @@ class InMemoryBlocks:
         for number in range(len(self)):
             yield self[number]
 
-    def each(self, reduce: Callable[[RowBlock], Reduced]) -> list[Reduced]:
-        """Return ``reduce`` of every block, in order."""
+    def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
+        """Apply ``reduce`` to every block; return the results in order."""
         return [reduce(block) for block in self]
 
 
@@ -329,18 +340,18 @@ def merge_arrays(
     method: MergeMethod,
     base: Array | None,
     parents: Sequence[Array],
-    at: BlockContext | None = None,
+    context: BlockContext | None = None,
     *,
     rows: int | None = None,
 ) -> Array:
-    """Merge one tensor that is in memory; the plain function behind the engine.
+    """Merge one tensor in memory; the function behind the executor.
 
     Args:
         method: The method.
-        base: The base's tensor, where the method needs one.
+        base: The base's tensor, if the method needs one.
         parents: The parents' tensors, same shape and type.
-        at: Name, weights and seed; default weights of 1 and seed 0.
-        rows: Rows of a block; default all at once. It changes no bit.
+        context: Name, weights and seed; default weights of 1 and seed 0.
+        rows: Rows per block, default all; does not change the result.
 
     Returns:
         The merged tensor, same shape and type.
@@ -348,24 +359,26 @@ def merge_arrays(
     import numpy as np
 
     shape = parents[0].shape
-    if at is None:
+    if context is None:
         keys = tuple(f"parent{number}" for number in range(len(parents)))
-        at = BlockContext("tensor", shape, keys, (1.0,) * len(parents))
-    if method.needs_whole(at.name, shape):
+        context = BlockContext("tensor", shape, keys, (1.0,) * len(parents))
+    if method.needs_whole(context.name, shape):
         rows = None
-    blocks = InMemoryBlocks(base, parents, at, rows)
-    blocks.at = replace(at, overall=method.survey([blocks]))
+    blocks = InMemoryBlocks(base, parents, context, rows)
+    blocks.context = replace(context, global_statistics=method.survey([blocks]))
     measured = method.measure(blocks)
-    merged = [method.combine(block.base, block.parents, measured, block.at) for block in blocks]
+    merged = [
+        method.combine(block.base, block.parents, measured, block.context) for block in blocks
+    ]
     if not merged:
         return np.zeros_like(parents[0])
     return np.concatenate(merged) if shape else merged[0]
 
 
 def missing_base_error(method: str) -> RecipeError:
-    """Return the error of a merge that lacks the base that its method needs."""
+    """Return the error for a merge without the base that its method needs."""
     return RecipeError(
-        f"{method} merges differences from a base, and there is none",
+        f"{method} merges differences from a base, but the recipe has no base",
         code="merge.base",
         where="base",
         expected="the checkpoint that the models were fine-tuned from",

@@ -46,56 +46,58 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ModelEntry(Settings):
-    """One model that is merged."""
+    """One model of a merge."""
 
     checkpoint: Reference = Field(description="a checkpoint: folder, artifact, GGUF file or hub:")
-    weight: float = Field(1.0, description="its weight; what that means is the method's")
+    weight: float = Field(1.0, description="weight of the model; its meaning depends on the method")
     adapter: Reference | None = Field(
-        None, description="a LoRA adapter's folder, taken as part of the model"
+        None, description="folder of a LoRA adapter to apply to the model"
     )
     density: float | None = Field(
-        None, ge=0, le=1, description="its own density, where the method has one"
+        None, ge=0, le=1, description="density of this model, if the method has one"
     )
-    epsilon: float | None = Field(None, description="its own epsilon, where the method has one")
-    gamma: float | None = Field(None, description="its own gamma, where the method has one")
+    epsilon: float | None = Field(None, description="epsilon of this model, if the method has one")
+    gamma: float | None = Field(None, description="gamma of this model, if the method has one")
     positive: tuple[str, ...] = Field(
-        (), description="prompts that it should answer, where it is an expert"
+        (), description="for an expert: prompts that it should answer"
     )
     negative: tuple[str, ...] = Field(
-        (), description="prompts that it should not answer, where it is an expert"
+        (), description="for an expert: prompts that it should not answer"
     )
     residual_scale: float | None = Field(
-        None, description="what its MLPs' outputs are multiplied by, where it is an expert"
+        None, description="for an expert: multiplier of its MLPs' outputs"
     )
     along_run: int = Field(
         0,
         ge=0,
         le=1000,
-        description="take the latest n checkpoints that its training left, as models of their "
-        "own; 0 takes the final one only",
+        description="use the latest n checkpoints of its training run as separate models; "
+        "0: only the final one",
     )
 
     @property
-    def own(self) -> dict[str, float]:
-        """The settings of the method that this model has of its own."""
+    def settings(self) -> dict[str, float]:
+        """Method settings of this model."""
         listed = {name: getattr(self, name) for name in PER_MODEL_SETTINGS}
         return {name: value for name, value in listed.items() if value is not None}
 
 
 class ParameterOverride(Settings):
-    """One setting, other than elsewhere for some tensors or along the layers."""
+    """A setting for some tensors, or a gradient along the layers."""
 
-    setting: str = Field(description="the method's setting, or a model's: weight, density, ...")
+    setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
     model: int | None = Field(
-        None, ge=0, description="whose it is, as a number in 'models' from 0; none: the method's"
+        None,
+        ge=0,
+        description="index of the model in 'models', from 0; null: a setting of the method",
     )
     tensors: tuple[str, ...] = Field(
-        ("*",), min_length=1, description="which tensors, as name patterns with * and ?"
+        ("*",), min_length=1, description="tensors, as name patterns with * and ?"
     )
-    value: float | bool | None = Field(None, description="what it is there")
+    value: float | bool | None = Field(None, description="value for these tensors")
     layers: tuple[float, ...] = Field(
         (),
-        description="or a gradient: what it is from the first layer to the last, in a line between",
+        description="or a gradient: values from the first layer to the last, interpolated linearly",
     )
 
     @model_validator(mode="after")
@@ -105,25 +107,25 @@ class ParameterOverride(Settings):
         return self
 
     def fits(self, name: str) -> bool:
-        """Return whether it holds for a tensor."""
+        """Return whether the override applies to a tensor."""
         return any(fnmatchcase(name, pattern) for pattern in self.tensors)
 
-    def at(self, layer: float | None) -> float | bool:
-        """Return the value at a depth from 0 to 1; outside the layers (None) the first."""
+    def value_at(self, layer: float | None) -> float | bool:
+        """Return the value at a relative depth, 0 to 1; outside the layers (None) the first."""
         if self.value is not None:
             return self.value
-        place = (layer or 0.0) * (len(self.layers) - 1)
-        left = min(int(place), len(self.layers) - 1)
-        right = min(left + 1, len(self.layers) - 1)
-        part = place - left
-        return self.layers[left] * (1 - part) + self.layers[right] * part
+        position = (layer or 0.0) * (len(self.layers) - 1)
+        lower = min(int(position), len(self.layers) - 1)
+        upper = min(lower + 1, len(self.layers) - 1)
+        fraction = position - lower
+        return self.layers[lower] * (1 - fraction) + self.layers[upper] * fraction
 
 
 class SliceModel(Settings):
-    """Some layers of one model."""
+    """A range of layers of one model."""
 
-    model: int = Field(ge=-1, description="a number in 'models' from 0; -1 is the base")
-    layers: tuple[int, int] = Field(description="the first layer, and the one after the last")
+    model: int = Field(ge=-1, description="index in 'models', from 0; -1: the base")
+    layers: tuple[int, int] = Field(description="first layer, and the one after the last")
 
     @model_validator(mode="after")
     def _check_layers(self) -> SliceModel:
@@ -135,161 +137,166 @@ class SliceModel(Settings):
 class Slice(Settings):
     """Layers of the result: one model's, or several models' merged."""
 
-    models: tuple[SliceModel, ...] = Field(min_length=1, description="whose layers")
+    models: tuple[SliceModel, ...] = Field(min_length=1, description="layers of each model")
     vary: tuple[ParameterOverride, ...] = Field(
-        (), description="settings of this slice; 'model' counts this slice's models"
+        (), description="settings of this slice; 'model' is an index in the slice's models"
     )
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Slice:
         if len({entry.layers[1] - entry.layers[0] for entry in self.models}) > 1:
-            raise ValueError("the models of a slice must give equally many layers")
+            raise ValueError("the models of a slice must have the same number of layers")
         return self
 
     @property
     def count(self) -> int:
-        """How many layers it gives."""
+        """Number of layers."""
         start, stop = self.models[0].layers
         return stop - start
 
 
 class TensorGroup(Settings):
-    """Which models take part in some tensors, as those of a vision tower."""
+    """Models and settings of some tensors, such as those of a vision tower."""
 
     tensors: tuple[str, ...] = Field(
-        min_length=1, description="which tensors, as name patterns with * and ?"
+        min_length=1, description="tensors, as name patterns with * and ?"
     )
     models: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
         min_length=1,
-        description="whose are merged there, as numbers in 'models' from 0, and the base's; "
+        description="models merged there, as indices in 'models', from 0, besides the base; "
         "default all",
     )
     vary: tuple[ParameterOverride, ...] = Field(
-        (), description="settings there; 'model' is a number in 'models'"
+        (), description="settings of these tensors; 'model' is an index in 'models'"
     )
 
     def fits(self, name: str) -> bool:
-        """Return whether a tensor belongs to it."""
+        """Return whether a tensor belongs to the group."""
         return any(fnmatchcase(name, pattern) for pattern in self.tensors)
 
 
 class SelectionSettings(Settings):
-    """Score candidates on records beside their parents, and keep the best."""
+    """Score candidates and their parents on records, and keep the best."""
 
-    records: Reference = Field(description="a records artifact or file that judges")
-    split: str = Field("held_out", description="only records with this fields.split; empty is all")
+    records: Reference = Field(description="records artifact or file to score on")
+    split: str = Field(
+        "held_out", description="use only records with this fields.split; empty: all"
+    )
     mixes: tuple[Fraction, ...] | None = Field(
         None,
-        description="candidates on the line from the base (0) to the merge (1); default 0.5 and "
-        "0.75 where there is a base",
+        description="candidates interpolated between the base (0) and the merge (1); default 0.5 "
+        "and 0.75 if there is a base",
     )
     averages: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = Field(
-        (), description="candidates that average the first model's latest n checkpoints of its run"
+        (), description="candidates that average the latest n checkpoints of the first model's run"
     )
-    max_records: int = Field(200, ge=2, description="most records scored; drawn by the seed")
-    max_tokens: int = Field(1024, ge=16, description="tokens of a record that are read")
-    batch_tokens: int = Field(2048, ge=16, description="tokens scored at once; bounds memory")
+    max_records: int = Field(
+        200, ge=2, description="maximum number of scored records, sampled by the seed"
+    )
+    max_tokens: int = Field(1024, ge=16, description="maximum tokens read per record")
+    batch_tokens: int = Field(2048, ge=16, description="tokens scored per batch; bounds memory")
     final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
-        description="share of the records that neither chooses nor confirms, and only says how "
-        "good the kept one is; default a quarter where 16 or more have an answer; 0 is none",
+        description="share of the records used for neither choice nor confirmation, but to report "
+        "the quality of the selected one; default a quarter if 16 or more have an answer; 0: none",
     )
 
 
 class MergeOutputSettings(Settings):
-    """How the merged checkpoint is stored."""
+    """Storage of the merged checkpoint."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="storage type; default that of the models, the wider where they differ"
+        None,
+        description="storage type; defaults to that of the models, or the wider if they differ",
     )
-    shard_size: Size = Field(5_000_000_000, gt=0, description="most bytes of weights in one file")
+    shard_size: Size = Field(5_000_000_000, gt=0, description="maximum bytes of weights per file")
 
 
 class MergeRecipe(Recipe):
-    """Make one checkpoint of several."""
+    """Merge several checkpoints into one."""
 
-    kind: Literal["merge"] = Field("merge", description="make one checkpoint of several")
-    method: Annotated[MergeMethod, METHODS.choice()] = Field(description="how they are merged")
+    kind: Literal["merge"] = Field("merge", description="merge several checkpoints into one")
+    method: Annotated[MergeMethod, METHODS.choice()] = Field(description="merge method")
     base: Reference | None = Field(
         None,
         description="the checkpoint that the models were fine-tuned from; also gives config, "
-        "tokenizer and what is not merged, else the first model does",
+        "tokenizer and unmerged tensors; without it, the first model does",
     )
-    models: tuple[ModelEntry, ...] = Field(min_length=1, description="what is merged")
+    models: tuple[ModelEntry, ...] = Field(min_length=1, description="models to merge")
     engine: EngineChoice = ENGINE
     select: SelectionSettings | None = Field(
         None, description="score candidates on held-out records and keep the best"
     )
     search: SearchSettings | None = Field(
-        None, description="search settings or a path through layers that score best on records"
+        None, description="search settings or a layer path with the best score on records"
     )
     when_too_few: Literal["refuse", "go_on"] = Field(
         "refuse",
-        description="where a run left fewer checkpoints than along_run asks for, or fewer than 2 "
-        "records can judge in select: refuse; or go_on with those that are there, or with the "
-        "first model as it is, and say so",
+        description="if a run has fewer checkpoints than along_run, or fewer than 2 records can be "
+        "scored in select: refuse; or go_on with the available checkpoints, or with the "
+        "first model unchanged, with a warning",
     )
     smoke: SmokeSettings | None = Field(
-        None, description="check the result: finite, loads, gives a token, beside its parents"
+        None, description="check the result: finite, loads, generates; compared with its parents"
     )
     compat: Literal["paper", "mergekit"] = Field(
         "paper",
-        description="compute as the papers say, in float32; or as mergekit 0.1.5 does, operation "
+        description="compute as in the papers, in float32; or as mergekit 0.1.5, operation "
         "by operation",
     )
     compute: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="with compat mergekit: what is computed in; default the models' own"
+        None, description="with compat mergekit: compute type; defaults to that of the models"
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
-        description="where matrices are decomposed, and mergekit's arithmetic is done; the rest "
-        "stays on the processor, and the plan says so",
+        description="device of matrix decompositions and of mergekit's arithmetic; everything else "
+        "runs on the CPU, as noted in the plan",
     )
     threads: int = Field(
         0,
         ge=0,
         le=256,
-        description="blocks that are worked on at once; 0 chooses by cores and disk. It changes "
-        "no bit",
+        description="blocks computed in parallel; 0 chooses by cores and disk; does not change "
+        "the result",
     )
     vary: tuple[ParameterOverride, ...] = Field(
-        (), description="settings for some tensors or along the layers; the first that fits counts"
+        (), description="settings for some tensors or along the layers; the first match counts"
     )
     slices: tuple[Slice, ...] = Field(
-        (), description="stack the result of layers; default every layer in its place"
+        (), description="build the result from ranges of layers; default: all layers in order"
     )
     parts: tuple[TensorGroup, ...] = Field(
         (),
-        description="tensors that not all models take part in, or with settings of their own; the "
-        "first part that a tensor fits counts",
+        description="tensors merged from some of the models, or with different settings; the "
+        "first matching part counts",
     )
     chat_template: str | None = Field(
         None,
-        description="auto (what most models have), alpaca, chatml, exaone, llama3, mistral, or a "
-        "Jinja text; default that of the base or first model",
+        description="auto (the most common of the models), alpaca, chatml, exaone, llama3, "
+        "mistral, or a Jinja text; defaults to that of the base or first model",
     )
     tokenizer: TokenizerSettings | None = Field(
-        None, description="make one vocabulary of the models'; default they must share theirs"
+        None, description="merge the vocabularies; by default, the models must share one"
     )
     include: tuple[str, ...] = Field(
-        ("*",), description="tensors that are merged, as name patterns with * and ?"
+        ("*",), description="tensors to merge, as name patterns with * and ?"
     )
     exclude: tuple[str, ...] = Field(
-        (), description="tensors that are copied instead, as name patterns with * and ?"
+        (), description="tensors to copy instead, as name patterns with * and ?"
     )
     rest: Literal["refuse", "copy"] = Field(
-        "refuse", description="what is done with a tensor that not all models have"
+        "refuse", description="handling of tensors missing in some models"
     )
     out: MergeOutputSettings = Field(
         default_factory=lambda: MergeOutputSettings.model_validate({}),
-        description="how the result is stored",
+        description="storage of the result",
     )
 
     @model_validator(mode="after")
     def _check_method(self) -> MergeRecipe:
         if self.engine.ray is not None and self.search is None:
-            raise engine_error("a merge without a search streams through one machine")
+            raise engine_error("a merge without a search runs on one machine")
         problems = [
             *self._find_unused(),
             *self._find_missing(),
@@ -305,34 +312,34 @@ class MergeRecipe(Recipe):
         if not (
             self.slices or has_parts or has_path or any(model.along_run for model in self.models)
         ):
-            check = self.method.check_replica if self.compat == "mergekit" else self.method.check
+            check = self.method.check_mergekit if self.compat == "mergekit" else self.method.check
             check([model.weight for model in self.models])
         return self
 
     def _find_unused(self) -> list[Problem]:
-        found = []
+        problems = []
         for number, model in enumerate(self.models):
-            given = [*(["weight"] if model.weight != 1 else []), *model.own]
-            given += [name for name in ("positive", "negative") if getattr(model, name)]
-            found += [
+            settings = [*(["weight"] if model.weight != 1 else []), *model.settings]
+            settings += [name for name in ("positive", "negative") if getattr(model, name)]
+            problems += [
                 self._unused(setting, f"models.{number}.{setting}")
-                for setting in given
+                for setting in settings
                 if setting not in self._per_model
             ]
-        return found
+        return problems
 
     def _find_bad_assembly(self) -> list[Problem]:
-        """Refuse what only a merge of blocks heeds."""
+        """Report settings that only apply to merges of blocks."""
         if not isinstance(self.method, ArchitectureMerge):
             return []
         name = self.method.method_name()
         return [
             Problem(
-                f"{name} places tensors whole, and '{key}' is about merging them",
+                f"{name} does not merge tensors, so '{key}' has no effect",
                 "merge.unused-setting",
                 key,
-                "a setting that changes something",
-                f"leave {key} out; merge the models with another method first",
+                "a setting with an effect",
+                f"omit {key}; merge the models with another method first",
             )
             for key in _BLOCK_SETTINGS
             if getattr(self, key) != type(self).model_fields[key].get_default()
@@ -348,13 +355,13 @@ class MergeRecipe(Recipe):
             f"{self.method.method_name()} does not use the {setting} of a model",
             "merge.unused-setting",
             where,
-            "a setting that changes something"
+            "a setting with an effect"
             + (f": {', '.join(self._per_model)}" if self._per_model else ""),
-            f"leave {setting} out, or choose another method",
+            f"omit {setting}, or choose another method",
         )
 
     def _find_bad_variations(self) -> list[Problem]:
-        found = []
+        problems = []
         lists = [("vary", self.vary, len(self.models))]
         lists += [
             (f"slices.{number}.vary", part.vary, len(part.models))
@@ -366,8 +373,8 @@ class MergeRecipe(Recipe):
         ]
         for where, listed, count in lists:
             for number, variation in enumerate(listed):
-                found += self._check_variation(variation, f"{where}.{number}", count)
-        return found
+                problems += self._check_variation(variation, f"{where}.{number}", count)
+        return problems
 
     def _check_variation(
         self, variation: ParameterOverride, where: str, count: int
@@ -377,7 +384,7 @@ class MergeRecipe(Recipe):
             if variation.model >= count:
                 return [
                     Problem(
-                        f"there is no model {variation.model}",
+                        f"model {variation.model} does not exist",
                         "merge.vary",
                         f"{where}.model",
                         f"a number from 0 to {count - 1}",
@@ -394,8 +401,8 @@ class MergeRecipe(Recipe):
                     f"{setting} is not a setting of {self.method.method_name()}",
                     "merge.vary",
                     f"{where}.setting",
-                    f"one of: {', '.join(known)}" if known else "(it has none)",
-                    "a model's own setting needs 'model', its number in 'models'",
+                    f"one of: {', '.join(known)}" if known else "no setting",
+                    "a setting of a model needs 'model', its index in 'models'",
                 )
             ]
         try:
@@ -405,19 +412,19 @@ class MergeRecipe(Recipe):
             text = str(error).splitlines()
             return [
                 Problem(
-                    f"{setting} cannot be that: {text[2].strip() if len(text) > 2 else text[0]}",
+                    f"invalid {setting}: {text[2].strip() if len(text) > 2 else text[0]}",
                     "merge.vary",
                     where,
-                    "what the method's setting may be",
+                    "a valid value of the method's setting",
                     "change 'value' or 'layers'",
                 )
             ]
         return []
 
     def _find_bad_slices(self) -> list[Problem]:
-        found = [
+        problems = [
             Problem(
-                f"a part names model {max(part.models)}, and there is none",
+                f"a part names model {max(part.models)}, which does not exist",
                 "merge.part",
                 f"parts.{number}.models",
                 f"numbers from 0 to {len(self.models) - 1}",
@@ -427,25 +434,25 @@ class MergeRecipe(Recipe):
             if part.models and max(part.models) >= len(self.models)
         ]
         for number, part in enumerate(self.slices):
-            for place, entry in enumerate(part.models):
+            for position, entry in enumerate(part.models):
                 if entry.model >= len(self.models) or (entry.model < 0 and self.base is None):
-                    found.append(
+                    problems.append(
                         Problem(
-                            f"a slice names model {entry.model}, and there is none",
+                            f"a slice names model {entry.model}, which does not exist",
                             "merge.slice",
-                            f"slices.{number}.models.{place}.model",
+                            f"slices.{number}.models.{position}.model",
                             f"a number from 0 to {len(self.models) - 1}, or -1 for the base",
                             "count the models from 0, or add a base",
                         )
                     )
-        return found
+        return problems
 
     def _find_missing(self) -> list[Problem]:
         if self.base is None and self.method.needs_base:
             return [
                 Problem(
                     f"{self.method.method_name()} merges differences from a base, "
-                    "and there is none",
+                    "but the recipe has no base",
                     "merge.base",
                     "base",
                     "the checkpoint that the models were fine-tuned from",
@@ -455,11 +462,12 @@ class MergeRecipe(Recipe):
         if self.base is None and self.select and self.select.mixes:
             return [
                 Problem(
-                    "select.mixes lie between a base and the merge, and there is no base",
+                    "select.mixes interpolate between a base and the merge, but the recipe has no "
+                    "base",
                     "merge.base",
                     "base",
                     "the checkpoint that the models were fine-tuned from",
-                    "add it as 'base', or leave select.mixes out",
+                    "add it as 'base', or omit select.mixes",
                 )
             ]
         return []
@@ -470,21 +478,21 @@ class MergeRecipe(Recipe):
         if self.compute is not None and self.compat != "mergekit":
             return [
                 Problem(
-                    "compute is set, and only compat mergekit heeds it",
+                    "compute is set, but only used with compat mergekit",
                     "merge.compat",
                     "compute",
                     "arithmetic in float32, or float64 for wider weights",
-                    "leave it out, or set compat to mergekit",
+                    "omit it, or set compat to mergekit",
                 )
             ]
         return []
 
 
 def override_settings(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
-    """Return a method with some settings changed, checked as a recipe's are.
+    """Return a validated copy of a method with some settings changed.
 
     Raises:
-        ValueError: If the method does not allow a value.
+        ValueError: If a value is invalid for the method.
     """
     if not changes:
         return method

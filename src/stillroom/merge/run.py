@@ -1,6 +1,6 @@
 """The merge job: its estimate, its plan explained, and the run that publishes a checkpoint.
 
-Reads headers, configs and a sample of the bytes to time the disk; never a whole model.
+Estimates read headers, configs and a sample of the bytes to time the disk, never a whole model.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ _GGUF_GROWTH = 7
 
 
 def run(recipe: MergeRecipe, job: Job) -> Artifact:
-    """Merge, or choose among candidate merges, and publish the checkpoint.
+    """Merge, or select among candidate merges, and publish the checkpoint.
 
     Raises:
-        CheckpointError: If a source is missing or broken, or sources do not belong together.
+        CheckpointError: If a source is missing or broken, or sources do not match.
         ShapeError: If a tensor's shapes differ.
-        DataError: If the records that should judge have nothing to judge by.
-        Cancelled: If the user stopped it; ``--resume`` goes on.
+        DataError: If the records for scoring have no tokens to score.
+        Cancelled: If the user stopped it; ``--resume`` continues.
     """
     recipe = limit_run_checkpoints(recipe, job.say)
     started = open_merge(recipe, job.say)
     base, parents, sources = started.base, list(started.parents), list(started.sources)
-    merge, details, found = _select_or_search(recipe, started, job)
-    made = found.recipe if found else recipe
-    if found is not None and found.details["helped"]:
+    merge, details, search_result = _select_or_search(recipe, started, job)
+    result_recipe = search_result.recipe if search_result else recipe
+    if search_result is not None and search_result.details["helped"]:
         sources = list(merge.sources)
     unused = warn_unused_device(recipe.device, recipe.method, recipe.compat)
     for line in (*unused, *merge.plan().notes):
@@ -86,18 +86,18 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
             shard_size=recipe.out.shard_size,
             journal=journal,
             on_tensor=on_tensor,
-            finish=lambda writer: _write_card(writer, made, sources, details),
+            finish=lambda writer: _write_card(writer, result_recipe, sources, details),
         )
-    if found is not None:
+    if search_result is not None:
         from stillroom.merge.search.run import write_search_result
 
-        write_search_result(found, job)
+        write_search_result(search_result, job)
     if recipe.smoke:
         details = {**details, "smoke": _run_smoke_test(recipe, started, job)}
     if merged.error:
         job.say(
-            f"relative error against float64 {merged.error['stored']:.2e}; the storage type alone "
-            f"makes {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
+            f"relative error against float64 {merged.error['stored']:.2e}; rounding to the storage "
+            f"type alone {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")
@@ -110,16 +110,16 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         "checkpoint",
         parents=_list_parents(recipe, base, parents, job.out),
         origin=_combine_origin(recipe, sources).to_json(),
-        details=_build_details(made, merged, sources) | details,
+        details=_build_details(result_recipe, merged, sources) | details,
     )
 
 
 def _select_or_search(
     recipe: MergeRecipe, merge: Merge, job: Job
 ) -> tuple[Merge, dict[str, Any], SearchResult | None]:
-    """Return the merge to write, what is to be said of the choice, and what a search found.
+    """Return the merge to write, the details of the choice, and the result of a search.
 
-    What judges merges is loaded where it is asked for: that takes longer than a small merge does.
+    Scoring modules are imported only if needed: importing takes longer than a small merge.
     """
     details: dict[str, Any] = {}
     if recipe.select:
@@ -129,22 +129,24 @@ def _select_or_search(
     if recipe.search:
         from stillroom.merge.search.run import search_merge
 
-        found = search_merge(recipe, merge, job)
-        return found.merge, {"search": found.details}, found
+        search_result = search_merge(recipe, merge, job)
+        return search_result.merge, {"search": search_result.details}, search_result
     return merge, details, None
 
 
 def _run_smoke_test(recipe: MergeRecipe, merge: Merge, job: Job) -> dict[str, Any]:
-    """Check what was written, beside the parents of the merge that the recipe began with."""
+    """Check the written checkpoint against the parents of the recipe's initial merge."""
     from stillroom.merge.search.selection import list_parent_candidates
     from stillroom.merge.verification import run_smoke_test
 
-    copies = {each.name: each.merge for each in list_parent_candidates(recipe, merge)}
+    copies = {
+        candidate.name: candidate.merge for candidate in list_parent_candidates(recipe, merge)
+    }
     return run_smoke_test(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
 
 
 def estimate(recipe: MergeRecipe) -> Estimate:
-    """Say what a merge will need, from headers alone; sources that do not exist yet count zero."""
+    """Estimate the cost of a merge from headers; missing sources count as zero."""
     try:
         if any(_is_unavailable(reference) for reference in _list_references(recipe)):
             raise FileNotFoundError
@@ -154,22 +156,22 @@ def estimate(recipe: MergeRecipe) -> Estimate:
     except FileNotFoundError:
         sizes = [_measure_size(reference) for reference in _list_references(recipe)]
         read, written = sum(sizes), max(sizes)
-        memory, basis = 100_000_000, "sizes of those models that are there"
+        memory, basis = 100_000_000, "sizes of the available models"
     seconds = (read + written) / _BYTES_PER_SECOND
     memory += 300_000_000
-    judge = recipe.search or recipe.select
-    if judge:
+    scoring = recipe.search or recipe.select
+    if scoring:
         from stillroom.merge.search.selection import count_candidates
 
         count = count_candidates(recipe) + (recipe.search.count_scored() if recipe.search else 0)
-        tokens = judge.max_records * min(judge.max_tokens, _TOKENS_PER_RECORD)
+        tokens = scoring.max_records * min(scoring.max_tokens, _TOKENS_PER_RECORD)
         seconds += count * (seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND)
         memory += 2 * written + 500_000_000
     return Estimate(
         memory_bytes=memory,
-        disk_bytes=written * (2 if judge else 1),
+        disk_bytes=written * (2 if scoring else 1),
         seconds=seconds,
-        memory_knob="lower batch_tokens of select or search" if judge else "",
+        memory_knob="lower batch_tokens of select or search" if scoring else "",
         disk_knob="store as out.dtype=bfloat16",
         basis=basis,
     )
@@ -180,7 +182,7 @@ def _list_references(recipe: MergeRecipe) -> list[str]:
 
 
 def _is_unavailable(reference: str) -> bool:
-    """Whether a reference cannot be read cheaply now: not there yet, remote, or quantized."""
+    """Whether a reference is expensive to read: missing, remote, or quantized."""
     path = Path(reference)
     return not path.is_dir() or not any(
         (folder / "config.json").is_file() for folder in (path, path / "output")
@@ -204,9 +206,9 @@ def _list_parents(
         _describe_parent("model", entry.checkpoint, parents[stop - 1], near)
         for entry, stop in zip(recipe.models, stops, strict=True)
     ]
-    for judged in (recipe.select, recipe.search, recipe.smoke):
-        if judged and judged.records:
-            listed.append(make_parent("records", resolve_local(judged.records), near))
+    for scoring in (recipe.select, recipe.search, recipe.smoke):
+        if scoring and scoring.records:
+            listed.append(make_parent("records", resolve_local(scoring.records), near))
     return listed
 
 
@@ -214,7 +216,7 @@ def _describe_parent(role: str, reference: str, source: MergeSource, near: Path)
     path = Path(reference)
     if not is_address(reference) and (path / ARTIFACT_FILE).is_file():
         return make_parent(role, path, near)
-    artifact = find_artifact(reference)  # of a job that was published
+    artifact = find_artifact(reference)  # from a published job
     if artifact is not None:
         return Parent(role, reference, artifact.digest, artifact.kind)
     shown = str(path.absolute()) if path.exists() else reference
@@ -222,11 +224,11 @@ def _describe_parent(role: str, reference: str, source: MergeSource, near: Path)
 
 
 def _combine_origin(recipe: MergeRecipe, sources: list[MergeSource]) -> Origin:
-    """Return the origin of the result: that of all parents together, and this step."""
-    made = [find_artifact(reference) for reference in _list_references(recipe)]
+    """Return the origin of the result: those of all parents combined, and this step."""
+    artifacts = [find_artifact(reference) for reference in _list_references(recipe)]
     origins = [
         Origin.from_json(artifact.origin) if artifact.origin else Origin()
-        for artifact in made
+        for artifact in artifacts
         if artifact is not None
     ]
     licenses = [Origin(license=source.license) for source in sources]
@@ -239,7 +241,7 @@ def _combine_origin(recipe: MergeRecipe, sources: list[MergeSource]) -> Origin:
 
 
 def _list_dequantized(sources: list[MergeSource]) -> dict[str, str]:
-    """Return from what the weights of each source were dequantized, of those that were."""
+    """Return the original format of each dequantized source."""
     return {
         source.name: source.checkpoint.dequantized_from
         for source in sources
@@ -254,7 +256,7 @@ def _build_details(
         "method": recipe.method.model_dump(mode="json"),
         "fingerprint": merged.fingerprint,
         "sources": {source.name: source.fingerprint for source in sources},
-        **({"dequantized": made} if (made := _list_dequantized(sources)) else {}),
+        **({"dequantized": dequantized} if (dequantized := _list_dequantized(sources)) else {}),
         "merged": merged.merged,
         "copied": list(merged.copied),
         "tied": list(merged.tied),
@@ -279,9 +281,9 @@ def _write_card(
     lines += [
         f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
     ]
-    made = _list_dequantized(sources)
-    if made:
-        listed = ", ".join(f"{source} from {kind}" for source, kind in made.items())
+    dequantized = _list_dequantized(sources)
+    if dequantized:
+        listed = ", ".join(f"{source} from {kind}" for source, kind in dequantized.items())
         lines += ["", f"Dequantized before they were merged: {listed}."]
     if details:
         from stillroom.merge.search.run import format_search
@@ -322,7 +324,7 @@ _SHOWN = ("model_type", "hidden_size", "num_attention_heads", "vocab_size")
 
 
 def compare_sources(sources: Sequence[MergeSource]) -> list[dict[str, Any]]:
-    """Return one row a source: what its config, tokenizer and headers say."""
+    """Return one row per source, from its config, tokenizer and headers."""
     rows = []
     for source in sources:
         checkpoint = source.checkpoint
@@ -344,27 +346,28 @@ def compare_sources(sources: Sequence[MergeSource]) -> list[dict[str, Any]]:
 
 
 def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
-    """Return what a user should know before the merge: one-sided tensors, licenses, mixed types."""
-    found = []
+    """Return warnings about a plan: one-sided tensors, licenses, mixed storage types."""
+    warnings = []
     every = {name for source in sources for name in source.checkpoint.names()}
     for source in sources:
         lacking = sorted(every - set(source.checkpoint.names()) - set(plan.tied))
         if lacking:
             more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
             shown = ", ".join(lacking[:4]) + more
-            found.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
+            warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
     licenses = [(source.name, source.license) for source in sources]
-    found += find_license_warnings(licenses, "the models", "this merge")
-    kinds = {tensor.stored for tensor in plan.tensors if tensor.is_merged}
+    warnings += find_license_warnings(licenses, "the models", "this merge")
+    kinds = {tensor.dtype for tensor in plan.tensors if tensor.is_merged}
     if len(kinds) > 1:
-        found.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")
-    return found
+        warnings.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")
+    return warnings
 
 
 def estimate_seconds(plan: MergePlan, sources: Sequence[MergeSource]) -> tuple[float, float]:
-    """Return how long the merge will take, and the bytes a second that a sample was read with.
+    """Return the estimated seconds of the merge, and the measured read rate in bytes per second.
 
-    The sample is what lies on disk now; a file that was just read comes from memory, faster.
+    The sample is read from the sources' files; recently read files come from the page cache, which
+    is faster.
     """
     rate = _measure_read_rate(sources)
     moved = plan.read_bytes * plan.passes
@@ -372,14 +375,14 @@ def estimate_seconds(plan: MergePlan, sources: Sequence[MergeSource]) -> tuple[f
 
 
 def explain_tensor(plan: MergePlan, sources: Sequence[MergeSource], name: str) -> dict[str, Any]:
-    """Return what becomes of one tensor, with every setting as it holds there.
+    """Describe one tensor of the plan, with its resolved settings.
 
     Raises:
         RecipeError: If the result has no such tensor.
     """
-    tensor = next((each for each in plan.tensors if each.name == name), None)
+    tensor = next((candidate for candidate in plan.tensors if candidate.name == name), None)
     if tensor is None:
-        near = suggest(name, [each.name for each in plan.tensors])
+        near = suggest(name, [candidate.name for candidate in plan.tensors])
         raise RecipeError(
             f"the result has no tensor '{name}'",
             code="merge.no-tensor",
@@ -390,17 +393,19 @@ def explain_tensor(plan: MergePlan, sources: Sequence[MergeSource], name: str) -
     inputs: list[dict[str, Any]] = [
         {"source": sources[home.source].name, "tensor": home.name} for home in tensor.parents
     ]
-    if tensor.tuned is not None:
-        for row, weight, own in zip(inputs, tensor.tuned.weights, tensor.tuned.own, strict=True):
-            row |= {"weight": weight, **dict(own)}
+    if tensor.settings is not None:
+        for row, weight, settings in zip(
+            inputs, tensor.settings.weights, tensor.settings.per_model, strict=True
+        ):
+            row |= {"weight": weight, **dict(settings)}
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
-        "stored": tensor.stored,
+        "stored": tensor.dtype,
         "layer": tensor.layer,
-        "is_token_table": tensor.is_table,
-        "method": tensor.tuned.method.model_dump(mode="json")
-        if tensor.tuned
+        "is_token_table": tensor.is_token_table,
+        "method": tensor.settings.method.model_dump(mode="json")
+        if tensor.settings
         else _describe_copy(tensor),
         "base": tensor.base.name if tensor.base else None,
         "parents": inputs,
@@ -412,16 +417,16 @@ def _describe_copy(tensor: PlannedTensor) -> str:
 
 
 def _measure_read_rate(sources: Sequence[MergeSource]) -> float:
-    """Time reading up to 64 MB from the sources' files, bytes a second."""
+    """Measure the read rate on up to 64 MB of the sources' files, in bytes per second."""
     files = [path for source in sources for path in source.checkpoint.files]
     share = max(_READ_BYTES, _SAMPLE_BYTES // max(len(files), 1))
-    done, begun = 0, time.perf_counter()
+    done, started = 0, time.perf_counter()
     for path in files:
         with path.open("rb", buffering=0) as file:
             size = path.stat().st_size
             file.seek(max(0, (size - share) // 2), os.SEEK_SET)
-            left = share
-            while left > 0 and (data := file.read(min(left, _READ_BYTES))):
-                left -= len(data)
+            remaining = share
+            while remaining > 0 and (data := file.read(min(remaining, _READ_BYTES))):
+                remaining -= len(data)
                 done += len(data)
-    return max(done, 1) / max(time.perf_counter() - begun, 1e-6) if done else math.inf
+    return max(done, 1) / max(time.perf_counter() - started, 1e-6) if done else math.inf

@@ -28,170 +28,187 @@ HIGHER_IS_BETTER = frozenset({"agreement", "f1", "em"})
 
 
 class SearchParameter(Settings):
-    """One number that is searched, or a gradient of them along the layers."""
+    """A searched setting, or a searched gradient along the layers."""
 
-    setting: str = Field(description="the method's setting, or a model's: weight, density, ...")
+    setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
     model: int | None = Field(
-        None, ge=0, description="whose it is, as a number in 'models' from 0; none: the method's"
+        None,
+        ge=0,
+        description="index of the model in 'models', from 0; null: a setting of the method",
     )
     tensors: tuple[str, ...] = Field(
-        ("*",), min_length=1, description="for which tensors, as name patterns with * and ?"
+        ("*",), min_length=1, description="tensors, as name patterns with * and ?"
     )
-    low: float = Field(description="the least value")
-    high: float = Field(description="the largest value")
+    low: float = Field(description="minimum")
+    high: float = Field(description="maximum")
     layers: int | None = Field(
-        None, ge=2, le=64, description="search a gradient of so many knots from first layer to last"
+        None,
+        ge=2,
+        le=64,
+        description="search a gradient with this number of knots from first layer to last",
     )
 
     @model_validator(mode="after")
     def _check_range(self) -> SearchParameter:
         if not self.low < self.high:
-            raise ValueError("low must lie below high")
+            raise ValueError("low must be less than high")
         return self
 
     @property
     def label(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
         owner = "method" if self.model is None else f"models.{self.model}"
         where = "" if self.tensors == ("*",) else f"[{','.join(self.tensors)}]"
         return f"{owner}.{self.setting}{where}"
 
 
 class LayerPathSettings(Settings):
-    """Search which layer of which model comes next: paths through stacks of layers."""
+    """Settings of a search for paths through the layers of several models."""
 
     models: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="numbers in 'models' whose layers are used; default all"
+        (), description="indices in 'models' whose layers are used; default all"
     )
     length: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="most layers of the result; default twice the first model's",
+        description="maximum number of layers; default twice those of the first model",
     )
     repeats: int = Field(
-        1, ge=1, le=8, description="how often the list of all layers is gone through"
+        1, ge=1, le=8, description="number of repetitions of the list of all layers"
     )
     order: Literal["models", "layers"] = Field(
         "models",
-        description="the list goes through one model after the other, or through all models' "
+        description="order of the list: model by model, or layer by layer: all models' "
         "first layers, then their second, ...",
     )
 
 
 class SearchSettings(Settings):
-    """Search settings, or a path through layers, that score best on records."""
+    """Search settings, or a layer path, with the best score on records."""
 
-    records: Reference = Field(description="a records artifact or file that judges")
-    split: str = Field("held_out", description="only records with this fields.split; empty is all")
+    records: Reference = Field(description="records artifact or file to score on")
+    split: str = Field(
+        "held_out", description="use only records with this fields.split; empty: all"
+    )
     objective: Objective = Field(
         "loss",
-        description="what is bettered: loss (nats a token of the assistant), kl or agreement with "
+        description="objective: loss (nats per assistant token), kl or agreement with "
         "a teacher, f1 or em of greedy answers",
     )
     teacher: Reference | None = Field(
-        None, description="the checkpoint that kl and agreement compare with; same tokenizer"
+        None, description="reference checkpoint of kl and agreement, with the same tokenizer"
     )
-    space: tuple[SearchParameter, ...] = Field((), description="what is searched")
+    space: tuple[SearchParameter, ...] = Field((), description="searched settings")
     path: LayerPathSettings | None = Field(None, description="search a path through layers")
     method: Literal["cma", "bayes"] = Field(
-        "cma", description="evolution of a normal distribution, or tree-structured Parzen estimator"
+        "cma", description="CMA-ES, or tree-structured Parzen estimator"
     )
-    evaluations: int = Field(100, ge=1, le=100_000, description="most candidates that are tried")
+    evaluations: int = Field(100, ge=1, le=100_000, description="maximum number of trials")
     time_limit: Duration | None = Field(
         None,
         gt=0,
-        description="most time for the trials, as 30min; the result then depends on the clock",
+        description="time limit of the trials, such as 30min; the result then depends on the "
+        "speed of the machine",
     )
     patience: int = Field(
-        0, ge=0, description="stop when so many candidates in a row were no better; 0 never"
+        0, ge=0, description="stop after this number of trials without improvement; 0: never"
     )
     population: int | None = Field(
         None,
         ge=2,
         le=1024,
-        description="candidates tried before the next are chosen; default cma's own, bayes 1",
+        description="trials per generation; default: of cma by dimension, of bayes 1",
     )
-    sigma: float = Field(0.2, gt=0, le=1, description="first step of cma, as a share of the range")
+    sigma: float = Field(
+        0.2, gt=0, le=1, description="initial step of cma, as a share of the range"
+    )
     finalists: int = Field(
-        5, ge=1, le=100, description="best candidates that are compared again on other records"
+        5, ge=1, le=100, description="number of best candidates compared again on other records"
     )
     workers: int = Field(
         1,
         ge=1,
         le=256,
-        description="processes of this machine that score candidates; with engine: ray the "
+        description="local processes that score candidates; with engine: ray, the "
         "cluster's workers do",
     )
     max_records: int = Field(
-        200, ge=12, description="most records; half search, a quarter chooses, a quarter is final"
+        200,
+        ge=12,
+        description="maximum number of records: half for trials, a quarter for choice, a quarter "
+        "for the final score",
     )
-    max_tokens: int = Field(1024, ge=16, description="tokens of a record that are read")
-    batch_tokens: int = Field(2048, ge=16, description="tokens scored at once; bounds memory")
-    max_new_tokens: int = Field(64, ge=1, le=8192, description="longest answer, for f1 and em")
+    max_tokens: int = Field(1024, ge=16, description="maximum tokens read per record")
+    batch_tokens: int = Field(2048, ge=16, description="tokens scored per batch; bounds memory")
+    max_new_tokens: int = Field(
+        64, ge=1, le=8192, description="maximum tokens of an answer, for f1 and em"
+    )
 
     def count_scored(self) -> int:
-        """Return how many candidates are scored on about all records, parents not counted."""
+        """Return the approximate number of candidates scored on all records, without parents."""
         return self.evaluations // 2 + self.finalists
 
     @model_validator(mode="after")
     def _check_something_is_searched(self) -> SearchSettings:
         if not self.space and self.path is None:
-            raise ValueError("give 'space' or 'path': what is searched")
+            raise ValueError("set 'space' or 'path'")
         if (self.teacher is None) == (self.objective in ("kl", "agreement")):
-            raise ValueError("kl and agreement need a teacher, and nothing else heeds one")
+            raise ValueError("kl and agreement need a teacher; other objectives do not use one")
         return self
 
 
 class SmokeSettings(Settings):
-    """Check the result after it is written: finite, loads, gives a token, and how it compares."""
+    """Check the written result: finite, loads, generates a token, compared with its parents."""
 
     records: Reference | None = Field(
-        None, description="records to measure perplexity on, beside the parents'"
+        None, description="records to measure perplexity on, of the result and its parents"
     )
-    split: str = Field("held_out", description="only records with this fields.split; empty is all")
-    max_records: int = Field(32, ge=1, description="most records measured; drawn by the seed")
-    max_tokens: int = Field(512, ge=16, description="tokens of a record that are read")
-    batch_tokens: int = Field(2048, ge=16, description="tokens measured at once; bounds memory")
+    split: str = Field(
+        "held_out", description="use only records with this fields.split; empty: all"
+    )
+    max_records: int = Field(32, ge=1, description="maximum number of records, sampled by the seed")
+    max_tokens: int = Field(512, ge=16, description="maximum tokens read per record")
+    batch_tokens: int = Field(2048, ge=16, description="tokens per batch; bounds memory")
     margin: float = Field(
-        0.5, ge=0, description="warn when the loss is so many nats above every parent's"
+        0.5, ge=0, description="warn if the loss exceeds every parent's by this many nats"
     )
 
 
 class TokenRowReference(Settings):
-    """A row named by model and token, or by model and number."""
+    """An embedding row, by model and token, or by model and index."""
 
-    model: int | Literal["base"] = Field(description="index into 'models', or base")
-    token: str | None = Field(None, description="the token there whose row it is")
-    row: int | None = Field(None, ge=0, description="the row's number, instead of a token")
+    model: int | Literal["base"] = Field(description="index in 'models', or base")
+    token: str | None = Field(None, description="token of that model")
+    row: int | None = Field(None, ge=0, description="index of the row, instead of a token")
 
 
 class TokenEmbeddingSettings(Settings):
-    """Where the embedding row of one token comes from."""
+    """Source of one token's embedding row."""
 
     source: int | Literal["base", "zero"] | TokenRowReference | None = Field(
         None,
-        description="index into 'models', base, zero, or {model, token} or {model, row}; default "
-        "by the rule",
+        description="index in 'models', base, zero, or {model, token} or {model, row}; default: "
+        "the general rule",
     )
     force: bool = Field(
-        False, description="for every model, not only for those that lack the token"
+        False, description="use it for every model, not only for those without the token"
     )
-    add: bool = Field(False, description="add the token to the vocabulary where that lacks it")
+    add: bool = Field(False, description="add the token to the vocabulary if missing")
 
 
 class TokenizerSettings(Settings):
-    """Which tokens the merged model has, and where their embedding rows come from."""
+    """Vocabulary of the merged model, and the sources of its embedding rows."""
 
     source: Literal["base", "union"] | Annotated[int, Field(ge=0)] = Field(
         "base", description="the vocabulary: base, union, or the index of a model"
     )
     tokens: dict[str, TokenEmbeddingSettings] = Field(
-        default_factory=dict, description="tokens whose row is not chosen by the rule"
+        default_factory=dict, description="tokens with an explicit row"
     )
     pad_to_multiple_of: int | None = Field(
         None,
         ge=1,
-        description="rows of the embedding: the next multiple of it; 1 has no padding; default "
-        "as many as the vocabulary's model has",
+        description="round the embedding's rows up to a multiple; 1: no padding; default: "
+        "the rows of the vocabulary's model",
     )

@@ -1,13 +1,14 @@
 """Verification of a written merge: replay from its recipe, and a smoke test.
 
-What ``stillroom verify`` cannot know: it finds changed files, this finds a result that its recipe
-does not give. Inputs are read whole and their fingerprints taken anew, not from a cache. Tensors
-are drawn by a seed; where a method of ``compat: mergekit`` draws random numbers, all are made
-again, since there each depends on those before it.
+The replay complements ``stillroom verify``: that finds changed files, this a result that its recipe
+does not reproduce. Inputs are read completely and their fingerprints recomputed instead of cached.
+Tensors are sampled by a seed; if a method of ``compat: mergekit`` draws random numbers, all tensors
+are recomputed, because each depends on the previous ones.
 
-Every number finite; it loads in transformers; it gives a token; and, with records, its loss stands
-beside its parents'. A merge far above every parent is said, not refused: somebody may have wanted
-it. Says nothing of quality beyond that.
+The smoke test checks that all values are finite, and that the checkpoint loads in transformers and
+generates a token; with records, its loss is compared with its parents'. A merge far above every
+parent gives a warning instead of an error, since it may be intended. It does not measure quality
+beyond that.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
-from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, as_bytes
+from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.planning.inputs import limit_run_checkpoints
 from stillroom.merge.recipe import MergeRecipe
@@ -51,9 +52,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TensorMismatch:
-    """A tensor that is not what the recipe gives: how many numbers differ, and the first's index.
+    """A tensor that differs from the replay: number of differing elements, and index of the first.
 
-    ``elements`` is 0 where it is another tensor altogether, and ``what`` says how.
+    ``elements`` is 0 if the tensor does not match at all, as described by ``what``.
     """
 
     name: str
@@ -62,15 +63,15 @@ class TensorMismatch:
     what: str = ""
 
     def __str__(self) -> str:
-        """Return what continues a sentence that begins with the tensor's name."""
+        """Return a predicate for a sentence that starts with the tensor's name."""
         if self.what:
             return self.what
-        return f"differs in {self.elements} numbers, the first at {self.first}"
+        return f"differs in {self.elements} elements, the first at {self.first}"
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was compared: inputs by name, how many tensors of how many, and what differs."""
+    """Result of a replay: input fingerprints, number of tensors, replayed names, differences."""
 
     inputs: Mapping[str, str]
     tensors: int
@@ -79,35 +80,35 @@ class Verification:
     differences: tuple[TensorMismatch, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "inputs": dict(self.inputs),
             "tensors": self.tensors,
             "replayed": list(self.replayed),
             "whole": self.is_whole,
             "differences": [
-                {"name": each.name, "elements": each.elements, "what": str(each)}
-                for each in self.differences
+                {"name": mismatch.name, "elements": mismatch.elements, "what": str(mismatch)}
+                for mismatch in self.differences
             ],
         }
 
     def check(self, folder: Path) -> None:
-        """Refuse a result that its recipe does not give.
+        """Raise an error if the result differs from the replay.
 
         Raises:
-            IntegrityError: If a tensor differs; every one is named.
+            IntegrityError: If tensors differ; one problem per tensor.
         """
         if self.differences:
             raise IntegrityError(
                 [
                     Problem(
-                        f"tensor '{each.name}' {each}",
+                        f"tensor '{mismatch.name}' {mismatch}",
                         "merge.not-replayed",
                         str(folder),
-                        "the bytes that the recipe gives with these inputs",
-                        "merge again, or find who changed the weights",
+                        "the bytes that the recipe reproduces from these inputs",
+                        "merge again, or find out what changed the weights",
                     )
-                    for each in self.differences
+                    for mismatch in self.differences
                 ]
             )
 
@@ -120,51 +121,51 @@ def verify_merge(
     say: Callable[[str], None] | None = None,
     threads: int = 0,
 ) -> Verification:
-    """Replay a share of a merge's tensors and compare them with what lies there.
+    """Replay a share of a merge's tensors and compare them with the written ones.
 
     Args:
-        folder: What a job of kind merge left.
-        share: How many of the tensors, from 0 to 1; at least one.
-        seed: Which tensors.
-        say: Hears that all tensors are replayed, where that is needed.
-        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
+        folder: Output of a job of kind merge.
+        share: Share of the tensors, from 0 to 1; at least one tensor.
+        seed: Random seed of the sample.
+        say: Called with log messages.
+        threads: Blocks computed in parallel, 0 chooses; does not change the result.
 
     Raises:
         DataError: If the folder is not a merge's.
-        IntegrityError: If the recipe or an input is not what it was.
+        IntegrityError: If the recipe or an input has changed.
         CheckpointError: If an input or the result cannot be opened.
     """
     artifact = read_artifact(folder)
     recipe = _read_recipe(folder, artifact)
-    placed = limit_run_checkpoints(_find_inputs(recipe, artifact, folder), say)
-    merge = open_merge(placed, say)
-    recipe = recipe.model_copy(update={"models": placed.models})
+    located = limit_run_checkpoints(_find_inputs(recipe, artifact, folder), say)
+    merge = open_merge(located, say)
+    recipe = recipe.model_copy(update={"models": located.models})
     inputs = _check_inputs(merge, artifact, folder)
-    kept = _find_written_merge(recipe, merge, artifact)
+    written_merge = _find_written_merge(recipe, merge, artifact)
     output = Checkpoint.open(folder)
-    plan = kept.plan()
+    plan = written_merge.plan()
     wrong = list(_compare_layout(plan, output))
-    spoiled = {each.name for each in wrong}
-    listed = [tensor for tensor in plan.tensors if tensor.name not in spoiled]
+    mismatched_names = {mismatch.name for mismatch in wrong}
+    listed = [tensor for tensor in plan.tensors if tensor.name not in mismatched_names]
     count = min(len(listed), max(1, round(share * len(listed))))
     picked = set(random.Random(seed).sample([tensor.name for tensor in listed], count))
     with OrderedThreadPool(threads) as workers:
-        replay = _Replay(kept, plan, output, workers)
-        chosen = [tensor for tensor in listed if tensor.name in picked]
-        found = replay.compare(chosen)
-        if replay.is_random and len(chosen) < len(plan.tensors):
+        replay = _Replay(written_merge, plan, output, workers)
+        selected = [tensor for tensor in listed if tensor.name in picked]
+        mismatches = replay.compare(selected)
+        if replay.is_random and len(selected) < len(plan.tensors):
             if say:
-                say("random numbers of one tensor depend on those before: all are replayed")
-            replay = _Replay(kept, plan, output, workers)
-            found = replay.compare(plan.tensors, skip=spoiled)
-            chosen = listed
-    names = tuple(tensor.name for tensor in chosen)
-    whole = len(names) == len(plan.tensors)
-    return Verification(inputs, len(plan.tensors), names, whole, (*wrong, *found))
+                say("random numbers of a tensor depend on the previous ones: all are replayed")
+            replay = _Replay(written_merge, plan, output, workers)
+            mismatches = replay.compare(plan.tensors, skip=mismatched_names)
+            selected = listed
+    names = tuple(tensor.name for tensor in selected)
+    is_whole = len(names) == len(plan.tensors)
+    return Verification(inputs, len(plan.tensors), names, is_whole, (*wrong, *mismatches))
 
 
 class _Replay:
-    """Makes tensors again, in the plan's order."""
+    """Recomputes tensors in the plan's order."""
 
     def __init__(
         self, merge: Merge, plan: MergePlan, output: Checkpoint, workers: OrderedThreadPool
@@ -177,13 +178,13 @@ class _Replay:
         self, tensors: Sequence[PlannedTensor], skip: set[str] | None = None
     ) -> list[TensorMismatch]:
         before = self.engine.state()
-        found = []
+        mismatches = []
         for tensor in tensors:
             difference = self._compare(tensor)
             if difference is not None and tensor.name not in (skip or ()):
-                found.append(difference)
+                mismatches.append(difference)
         self.is_random = before != self.engine.state()
-        return found
+        return mismatches
 
     def _compare(self, tensor: PlannedTensor) -> TensorMismatch | None:
         width = int(np.prod(tensor.shape[1:], dtype=np.int64))
@@ -191,13 +192,13 @@ class _Replay:
         first = -1
         for bits in self.engine.make(tensor):
             stop = start + (len(bits) if tensor.shape else 1)
-            kept = np.frombuffer(self.output.read(tensor.name, start, stop), np.uint8)
-            ours = np.frombuffer(as_bytes(bits), np.uint8)
-            if not np.array_equal(ours, kept):
+            stored = np.frombuffer(self.output.read(tensor.name, start, stop), np.uint8)
+            replayed = np.frombuffer(array_to_bytes(bits), np.uint8)
+            if not np.array_equal(replayed, stored):
                 size = max(bits.dtype.itemsize, 1)
-                at = (ours.reshape(-1, size) != kept.reshape(-1, size)).any(axis=1)
-                different += int(at.sum())
-                first = start * width + int(at.argmax()) if first < 0 else first
+                differs = (replayed.reshape(-1, size) != stored.reshape(-1, size)).any(axis=1)
+                different += int(differs.sum())
+                first = start * width + int(differs.argmax()) if first < 0 else first
             start = stop
         return TensorMismatch(tensor.name, different, first) if different else None
 
@@ -208,15 +209,15 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:
     path = folder / "recipe.yaml"
     if artifact.kind != "checkpoint" or "merged" not in artifact.details or not path.is_file():
         raise DataError(
-            f"{folder} was not made by a merge",
+            f"{folder} is not the result of a merge",
             code="merge.not-a-merge",
             where=str(folder),
             expected="the folder of a job of kind merge",
-            next=f"stillroom show {folder} says what it is",
+            next=f"stillroom show {folder} describes it",
         )
     if digest_file(path) != artifact.recipe_digest:
         raise _changed_file_error(
-            path, "is not the recipe that artifact.json names", "integrity.changed"
+            path, "is not the recipe recorded in artifact.json", "integrity.changed"
         )
     recipe = load_recipe(path)
     if not isinstance(recipe, MergeRecipe):
@@ -225,7 +226,7 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:
 
 
 def _find_inputs(recipe: MergeRecipe, artifact: Artifact, folder: Path) -> MergeRecipe:
-    """Return the recipe with references to where the inputs lie now, if a run was moved."""
+    """Return the recipe with the current locations of the inputs, if a run was moved."""
     data = recipe.model_dump(mode="json")
     models = iter(data["models"])
     for parent in artifact.parents:
@@ -242,41 +243,45 @@ def _find_inputs(recipe: MergeRecipe, artifact: Artifact, folder: Path) -> Merge
 
 
 def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, str]:
-    """Return every input's fingerprint, taken anew, by its name.
+    """Recompute the fingerprint of every input; return them by name.
 
     Raises:
-        IntegrityError: If one is not what the artifact says.
+        IntegrityError: If a fingerprint differs from the artifact's.
     """
     recorded = _read_fingerprints(artifact)
     if len(recorded) != len(merge.sources):
         raise _changed_file_error(
             folder / "artifact.json",
-            f"names {len(recorded)} inputs and the recipe {len(merge.sources)}",
+            f"records {len(recorded)} inputs, but the recipe has {len(merge.sources)}",
             "integrity.changed",
         )
-    taken: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     problems = []
     for source, expected in zip(merge.sources, recorded, strict=True):
-        found = _compute_fingerprint(source)
-        name = source.name if source.name not in taken else f"{source.name} ({len(taken)})"
-        taken[name] = found
-        if found != expected:
+        fingerprint = _compute_fingerprint(source)
+        name = (
+            source.name
+            if source.name not in fingerprints
+            else f"{source.name} ({len(fingerprints)})"
+        )
+        fingerprints[name] = fingerprint
+        if fingerprint != expected:
             problems.append(
                 Problem(
-                    f"the weights of {source.name} are not what was merged",
+                    f"the weights of {source.name} differ from those that were merged",
                     "merge.input-changed",
                     str(source.checkpoint.folder),
-                    f"fingerprint {expected}, not {found}",
+                    f"fingerprint {expected}, not {fingerprint}",
                     "restore that checkpoint, or merge again",
                 )
             )
     if problems:
         raise IntegrityError(problems)
-    return taken
+    return fingerprints
 
 
 def _read_fingerprints(artifact: Artifact) -> list[Any]:
-    """Return the fingerprints that the artifact names, in the recipe's order; it may hold any."""
+    """Return the recorded fingerprints in the recipe's order; they may have any type."""
     chain = artifact.origin.get("chain")
     last = chain[-1] if isinstance(chain, list) and chain else None
     named = last.get("parents") if isinstance(last, Mapping) else None
@@ -284,7 +289,7 @@ def _read_fingerprints(artifact: Artifact) -> list[Any]:
 
 
 def _compute_fingerprint(source: MergeSource) -> str:
-    """Return a source's fingerprint with every byte read, none taken from a cache."""
+    """Return a source's fingerprint, reading every byte instead of the cache."""
     plain = source.checkpoint.rehash()
     if source.adapted is None:
         return plain
@@ -292,20 +297,20 @@ def _compute_fingerprint(source: MergeSource) -> str:
 
 
 def _find_written_merge(recipe: MergeRecipe, merge: Merge, artifact: Artifact) -> Merge:
-    """Return the merge that was written: the recipe's, or the one that was selected or found."""
+    """Return the merge that was written: the recipe's, the selected, or the found one."""
     details = artifact.details
     if recipe.search is not None:
-        found = details.get("search")
-        found = found if isinstance(found, Mapping) else {}
-        if found.get("changes") is None:
-            return _find_candidate(list_parent_candidates(recipe, merge), found)
+        search_details = details.get("search")
+        search_details = search_details if isinstance(search_details, Mapping) else {}
+        if search_details.get("changes") is None:
+            return _find_candidate(list_parent_candidates(recipe, merge), search_details)
         try:
-            return reconfigure_merge(merge, apply_changes(recipe, found["changes"]))
+            return reconfigure_merge(merge, apply_changes(recipe, search_details["changes"]))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise IntegrityError(
-                "the changes that the artifact names are not of this recipe",
+                "the changes recorded in the artifact do not fit this recipe",
                 code="merge.not-replayed",
-                expected="settings that the recipe's search could have found",
+                expected="settings within the recipe's search",
                 next="merge again",
             ) from error
     if recipe.select is not None:
@@ -318,36 +323,37 @@ def _find_candidate(candidates: Sequence[MergeCandidate], details: Mapping[str, 
         if candidate.name == details.get("kept"):
             return candidate.merge
     raise IntegrityError(
-        f"the artifact keeps '{details.get('kept')}', and the recipe has no such candidate",
+        f"the artifact records '{details.get('kept')}', but the recipe has no such candidate",
         code="merge.not-replayed",
-        expected=f"one of: {', '.join(each.name for each in candidates)}",
+        expected=f"one of: {', '.join(option.name for option in candidates)}",
         next="merge again",
     )
 
 
 def _compare_layout(plan: MergePlan, output: Checkpoint) -> Iterator[TensorMismatch]:
-    """Yield tensors that only one side has, or that have another shape or type."""
+    """Yield tensors that are missing on one side, or differ in shape or type."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     for name in sorted({*planned, *output.names()}):
         if name not in planned:
-            yield TensorMismatch(name, what="is not in the plan of the merge")
+            yield TensorMismatch(name, what="is not in the merge plan")
         elif name not in output:
             yield TensorMismatch(name, what="is missing")
         else:
-            entry, wanted = output.entry(name), planned[name]
-            if (entry.dtype, entry.shape) != (wanted.stored, wanted.shape):
+            entry, planned_tensor = output.entry(name), planned[name]
+            if (entry.dtype, entry.shape) != (planned_tensor.dtype, planned_tensor.shape):
                 yield TensorMismatch(
                     name,
-                    what=f"is {entry.dtype} {entry.shape}, not {wanted.stored} {wanted.shape}",
+                    what=f"is {entry.dtype} {entry.shape}, not {planned_tensor.dtype} "
+                    f"{planned_tensor.shape}",
                 )
 
 
-def _changed_file_error(path: Path, what: str, code: str) -> IntegrityError:
+def _changed_file_error(path: Path, problem: str, code: str) -> IntegrityError:
     return IntegrityError(
-        f"{path.name} {what}",
+        f"{path.name} {problem}",
         code=code,
         where=str(path),
-        expected="what the job wrote",
+        expected="the file written by the job",
         next="restore the file, or merge again",
     )
 
@@ -372,58 +378,60 @@ def run_smoke_test(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Check a written checkpoint, and return what was found as JSON values.
+    """Check a written checkpoint; return the results as JSON values.
 
     Args:
-        folder: The checkpoint.
-        parents: What it was made of, by name, each as a merge that copies it; looked at only where
-            records are given.
-        settings: Which records, and how many; default none.
-        seed: Which records are drawn.
-        say: Hears warnings, and what was not checked.
+        folder: Folder of the checkpoint.
+        parents: Its parents by name, each as a merge that copies it; used with records only.
+        settings: Records and limits; default no records.
+        seed: Random seed of the sampled records.
+        say: Called with warnings and skipped checks.
 
     Returns:
-        ``tensors`` that are finite, whether it ``loads``, the ``token`` it gave, and with records
-        the ``perplexity`` of the result and of every parent, and ``warning`` where it is far off.
+        Number of finite ``tensors``, whether it ``loads``, the generated ``token``, and with
+        records the ``perplexity`` of the result and of every parent, and a ``warning`` if it is far
+        above.
 
     Raises:
-        CheckpointError: If a number is not finite, or it does not load, or gives no finite logits.
-        DataError: If the records have nothing to measure.
+        CheckpointError: If a value is not finite, it does not load, or its logits are not finite.
+        DataError: If the records have no assistant tokens.
     """
-    chosen = settings or SmokeSettings.model_validate({})
+    smoke_settings = settings or SmokeSettings.model_validate({})
     checkpoint = Checkpoint.open(folder)
-    found: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
+    report: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
     named = checkpoint.config.get("stillroom_backend")
     if named:
-        found["not_loaded"] = f"it is read by backend '{named}'"
-        say(f"checked for finite numbers only: {found['not_loaded']}")
-        return found
+        report["not_loaded"] = f"it is read by backend '{named}'"
+        say(f"checked for finite numbers only: {report['not_loaded']}")
+        return report
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
     if not str(names[0]).endswith(_CAUSAL_SUFFIX):
-        found["not_loaded"] = f"{names[0]} is no causal language model"
-        say(f"checked for finite numbers only: {found['not_loaded']}")
-        return found
+        report["not_loaded"] = f"{names[0]} is no causal language model"
+        say(f"checked for finite numbers only: {report['not_loaded']}")
+        return report
     from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
     from stillroom.models import load_causal_lm
 
-    records = _draw_records(chosen, seed, say)
+    records = _draw_records(smoke_settings, seed, say)
     model, tokenizer = load_causal_lm(checkpoint.folder, dtype="float32")
-    found |= {"loads": True, "token": _generate_token(model, checkpoint.folder)}
+    report |= {"loads": True, "token": _generate_token(model, checkpoint.folder)}
     if records:
-        bounds = ScoringSettings(max_tokens=chosen.max_tokens, batch_tokens=chosen.batch_tokens)
+        bounds = ScoringSettings(
+            max_tokens=smoke_settings.max_tokens, batch_tokens=smoke_settings.batch_tokens
+        )
         with tempfile.TemporaryDirectory(prefix="stillroom-smoke-") as scratch:
             scorer = MergeScorer(bounds, Path(scratch) / "parent", say)
-            ours = scorer.measure_model(model, tokenizer, records)
+            result_scores = scorer.measure_model(model, tokenizer, records)
             del model
-            theirs = {name: scorer.score(merge, records) for name, merge in parents.items()}
-        found |= _compare_perplexity(ours, theirs, chosen, seed)
-        if found["warning"]:
-            say(f"warning: {found['warning']}")
-    return found
+            parent_scores = {name: scorer.score(merge, records) for name, merge in parents.items()}
+        report |= _compare_perplexity(result_scores, parent_scores, smoke_settings, seed)
+        if report["warning"]:
+            say(f"warning: {report['warning']}")
+    return report
 
 
 def _check_finite(checkpoint: Checkpoint) -> int:
-    """Return how many tensors there are, all of them finite."""
+    """Check that all tensors are finite; return their number."""
     import numpy as np
 
     from stillroom.checkpoints.dtypes import BIT_TYPES, has_not_finite
@@ -442,24 +450,24 @@ def _check_finite(checkpoint: Checkpoint) -> int:
     if guilty:
         more = f" and {len(guilty) - _SHOWN} more" if len(guilty) > _SHOWN else ""
         raise CheckpointError(
-            f"the result holds numbers that are not finite, in {', '.join(guilty[:_SHOWN])}{more}",
+            f"the result has values that are not finite, in {', '.join(guilty[:_SHOWN])}{more}",
             code="merge.smoke",
             where=str(checkpoint.folder),
-            expected="finite numbers in every tensor",
-            next="look for the model that has them: stillroom merge inspect MODEL...",
+            expected="finite values in every tensor",
+            next="find the model that has them: stillroom merge inspect MODEL...",
         )
     return len(checkpoint.names())
 
 
 def _generate_token(model: Any, folder: Path) -> int:
-    """Let it give one token."""
+    """Generate one token."""
     import torch
 
     rows = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.tensor([[at % rows for at in _PROMPT]], device=model.device)
+    ids = torch.tensor([[index % rows for index in _PROMPT]], device=model.device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        drawn = model.generate(
+        output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=1,
@@ -468,13 +476,13 @@ def _generate_token(model: Any, folder: Path) -> int:
         )
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError(
-            "the result loads, and its logits are not finite",
+            "the result loads, but its logits are not finite",
             code="merge.smoke",
             where=str(folder),
             expected="finite logits after eight tokens",
             next="store as bfloat16 or float32, or lower the weights",
         )
-    return int(drawn[0, ids.shape[1]])
+    return int(output[0, ids.shape[1]])
 
 
 def _draw_records(settings: SmokeSettings, seed: int, say: Callable[[str], None]) -> list[Record]:
@@ -493,25 +501,27 @@ def _draw_records(settings: SmokeSettings, seed: int, say: Callable[[str], None]
 
 
 def _compare_perplexity(
-    ours: Sequence[Score],
-    theirs: Mapping[str, Sequence[Score]],
+    result_scores: Sequence[Score],
+    parent_scores: Mapping[str, Sequence[Score]],
     settings: SmokeSettings,
     seed: int,
 ) -> dict[str, Any]:
-    """Return perplexities of the result and its parents, and a warning where it is far above."""
+    """Return perplexities of the result and its parents, and a warning if it is far above."""
     from stillroom.evaluate.lm.loss import perplexity
 
-    for name, losses in {"the result": ours, **theirs}.items():
+    for name, losses in {"the result": result_scores, **parent_scores}.items():
         if not any(tokens for _, tokens in losses):
             raise DataError(
-                f"none of {len(losses)} records has an assistant's token to measure {name} by",
+                f"none of {len(losses)} records has an assistant token to measure {name} on",
                 code="merge.no-records",
                 where=str(settings.records),
                 expected="conversations with an answer",
                 next="choose other records, or raise smoke.max_tokens",
             )
-    merge = perplexity(ours, name="merge", seed=seed)
-    parents = {name: perplexity(losses, name=name, seed=seed) for name, losses in theirs.items()}
+    merge = perplexity(result_scores, name="merge", seed=seed)
+    parents = {
+        name: perplexity(losses, name=name, seed=seed) for name, losses in parent_scores.items()
+    }
     warning = ""
     worst = max((metric.value for metric in parents.values()), default=math.inf)
     if math.log(merge.value) > math.log(worst) + settings.margin:

@@ -37,7 +37,7 @@ def check_merge_method(method: MergeMethod) -> None:
         AssertionError: Naming what does not hold.
     """
     name = method.method_name()
-    count = max(method.least_parents, min(2, method.most_parents))
+    count = max(method.min_models, min(2, method.max_models))
     rng = np.random.default_rng(0)
     for shape in ((6, 4), (5,), (3, 2, 4), (), (0, 4)):
         for dtype in (np.float32, np.float64):

@@ -19,7 +19,7 @@ NORM = "model.norm.weight"
 
 def parents_for(name, tunes):
     method = METHODS.get(name)
-    return tunes[: max(method.least_parents, min(2, method.most_parents))]
+    return tunes[: max(method.min_models, min(2, method.max_models))]
 
 
 def base_for(name, base):

@@ -125,7 +125,7 @@ def test_ramplus_counts_over_the_whole_model_where_asked():
         shared += (changed[0] & (votes > 1)).sum()
         unique += (changed[0] & (votes == 1)).sum()
     assert found[0] == [shared, unique]
-    blocks = InMemoryBlocks(*one, replace(at, overall=found))
+    blocks = InMemoryBlocks(*one, replace(at, global_statistics=found))
     assert method.measure(blocks)[0] == pytest.approx(1 + min(shared / unique, 5))
     # A tensor that alone counts over the model has nothing but itself to count.
     assert method.measure(InMemoryBlocks(*one, at)) == named("ramplus_tl", r=1, alpha=5).measure(
@@ -190,11 +190,11 @@ def test_consensus_takes_a_threshold_and_a_weight_of_each_model():
     votes = (np.abs(one) >= 9 * np.abs(two)).astype(int) + (np.abs(two) >= 0.1 * np.abs(one))
     own = ({"threshold": 9.0}, {})
     method = named("consensus", threshold=0.1, agree=1)
-    check(method, base, parents, base + (one + two) * (votes >= 1), [0.5, 2.0], own=own)
+    check(method, base, parents, base + (one + two) * (votes >= 1), [0.5, 2.0], per_model=own)
 
 
 def test_consensus_of_more_models_than_there_are_is_refused():
-    with pytest.raises(RecipeError, match="3 models are to agree") as error:
+    with pytest.raises(RecipeError, match="agree is 3") as error:
         named("consensus", agree=3).check([1.0, 1.0])
     assert error.value.code == "merge.agree"
 
@@ -233,7 +233,7 @@ def test_emr_scales_over_the_whole_model():
         wanted += np.abs(deltas[1]).sum()
         served += np.abs(elected * (elected * deltas[1] > 0)).sum()
     assert found["ratio"] == pytest.approx(wanted / served, rel=1e-12)
-    blocks = InMemoryBlocks(*one, replace(at, overall=found))
+    blocks = InMemoryBlocks(*one, replace(at, global_statistics=found))
     assert method.measure(blocks) == found["ratio"]
     assert named("emr", task=2).measure(blocks) == named("emr", task=2, rescale="tensor").measure(
         blocks
@@ -246,7 +246,7 @@ def test_emr_of_one_model_is_that_model():
 
 
 def test_emr_for_a_model_that_is_not_there_is_refused():
-    with pytest.raises(RecipeError, match="no model 2") as error:
+    with pytest.raises(RecipeError, match="model 2 does not exist") as error:
         named("emr", task=2).check([1.0, 1.0])
     assert error.value.code == "merge.task"
 
@@ -270,7 +270,7 @@ def test_odd_tensors_have_a_defined_result(name, shape):
 )
 def test_blocks_change_no_bit_in_single_precision(name):
     method = named(name)
-    base, parents = family((23, 9), min(3, method.most_parents))
+    base, parents = family((23, 9), min(3, method.max_models))
     tensors = [parent.astype(np.float32) for parent in parents]
     whole = merge(method, base.astype(np.float32), tensors)
     for rows in (1, 2, 7):
@@ -281,7 +281,7 @@ def test_blocks_change_no_bit_in_single_precision(name):
 @pytest.mark.parametrize("name", ["ram", "ramplus_tl", "sce", "nearswap", "arcee_fusion"])
 def test_without_a_base_they_say_so(name):
     method = named(name)
-    parents = [torch.ones(3)] * min(2, method.most_parents)
+    parents = [torch.ones(3)] * min(2, method.max_models)
     at = BlockContext("w", (3,), ("a", "b")[: len(parents)], (1.0,) * len(parents))
     with pytest.raises(RecipeError) as error:
         method.replicate(None, parents, at)

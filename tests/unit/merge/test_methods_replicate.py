@@ -155,7 +155,7 @@ def test_what_is_all_dropped_is_not_rescaled():
 @pytest.mark.parametrize("name", OURS)
 def test_a_method_that_replicates_keeps_type_and_shape(name):
     method = METHODS.get(name)
-    count = min(3, method.most_parents)
+    count = min(3, method.max_models)
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for shape in ((6, 4), (5,)):

@@ -30,7 +30,14 @@ def merge_models(method, base, parents, rows=None, own=()):
     overall = method.survey(blocks)
     merged = {}
     for each in blocks:
-        at = BlockContext(each.at.name, each.at.shape, each.at.keys, WEIGHTS, own, overall=overall)
+        at = BlockContext(
+            each.context.name,
+            each.context.shape,
+            each.context.keys,
+            WEIGHTS,
+            own,
+            global_statistics=overall,
+        )
         merged[at.name] = merge_arrays(
             Surveyed(method, overall), base[at.name], [p[at.name] for p in parents], at, rows=rows
         )

@@ -83,7 +83,7 @@ def test_a_changed_number_is_found_and_named(trio, tmp_path):
     assert [(each.name, each.elements, each.first) for each in found.differences] == [
         ("model.norm.weight", 1, 3)
     ]
-    with pytest.raises(IntegrityError, match=r"model.norm.weight.*differs in 1 numbers") as caught:
+    with pytest.raises(IntegrityError, match=r"model.norm.weight.*differs in 1 elements") as caught:
         found.check(out)
     assert caught.value.code == "merge.not-replayed"
 
@@ -128,7 +128,7 @@ def test_an_artifact_that_names_other_inputs_is_refused(trio, tmp_path):
     data = json.loads((out / ARTIFACT_FILE).read_text())
     data["origin"]["chain"][-1]["parents"].pop()
     (out / ARTIFACT_FILE).write_text(json.dumps(data))
-    with pytest.raises(IntegrityError, match="names 2 inputs"):
+    with pytest.raises(IntegrityError, match="records 2 inputs"):
         verify_merge(out)
 
 

@@ -1,10 +1,10 @@
 """Calibration statistics of a model on records: Fisher information and Gram matrices.
 
-Fisher information: squares of the gradient of each record's log-likelihood, with labels drawn from
-the model (then cross terms between tokens vanish in the mean, and the sum over tokens is unbiased)
-or the true ones (the empirical Fisher, where they do not). Gram matrices: x x^T over the inputs of
-every linear layer, in float64; layers that are given the very same input share one. Records stream
-by one at a time; what is held is one model, its gradients, and the sums.
+Fisher information: squares of the gradient of each record's log-likelihood. Labels are sampled from
+the model (cross terms between tokens then vanish in the mean, and the sum over tokens is unbiased)
+or are the true tokens (the empirical Fisher, where cross terms remain). Gram matrices: x x^T over
+the inputs of every linear layer, in float64; layers with the identical input tensor share one.
+Records are processed one at a time; memory holds one model, its gradients and the sums.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def gather_fisher(
     overwrite: bool = False,
     on_record: Callable[[], None] | None = None,
 ) -> ModelStatistics:
-    """Write the diagonal Fisher information of a model on records, a mean over tokens.
+    """Write a model's diagonal Fisher information on records, averaged over tokens.
 
     Args:
-        model: A causal language model's folder.
-        records: Of the task that the model was trained for; the assistant's tokens count.
-        folder: Where the statistics are written.
-        labels: ``sampled`` from the model's own distribution, or the ``true`` tokens.
-        max_tokens: Tokens of a record that are read.
-        seed: Of the sampled labels; drawn per record, whatever the order.
-        device: Where the model runs.
-        overwrite: Replace what lies at ``folder``.
+        model: Folder of a causal language model.
+        records: Records of the model's training task; assistant tokens count.
+        folder: Output folder of the statistics.
+        labels: ``sampled`` from the model's distribution, or the ``true`` tokens.
+        max_tokens: Maximum tokens read per record.
+        seed: Random seed of the sampled labels, independent per record.
+        device: Torch device of the model.
+        overwrite: Replace an existing ``folder``.
         on_record: Called after each record.
 
     Raises:
-        DataError: If no record has a token of an assistant, or ``folder`` exists.
+        DataError: If no record has an assistant token, or ``folder`` exists.
         CheckpointError: If the model cannot be loaded.
     """
     import torch
@@ -73,11 +73,11 @@ def gather_fisher(
         picked = torch.log_softmax(logits[targets - 1].float(), dim=-1)  # (n, V)
         if labels == "sampled":
             rng.manual_seed((seed * 1_000_003 + number) % 2**63)
-            drawn = torch.multinomial(picked.detach().exp().cpu(), 1, generator=rng)
+            labels_ids = torch.multinomial(picked.detach().exp().cpu(), 1, generator=rng)
         else:
-            drawn = ids[targets][:, None]
+            labels_ids = ids[targets][:, None]
         loaded.zero_grad(set_to_none=True)
-        picked.gather(1, drawn.to(picked.device)).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+        picked.gather(1, labels_ids.to(picked.device)).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
         for name, value in loaded.named_parameters():
             if value.grad is not None:
                 sums[name] += value.grad.square()
@@ -110,12 +110,12 @@ def gather_gram_matrices(
     """Write the mean of x x^T over the inputs of every linear layer, in float64.
 
     Args:
-        model: A causal language model's folder.
-        records: Of the task that the model was trained for; every token counts.
-        folder: Where the statistics are written.
-        max_tokens: Tokens of a record that are read.
-        device: Where the model runs.
-        overwrite: Replace what lies at ``folder``.
+        model: Folder of a causal language model.
+        records: Records of the model's training task; every token counts.
+        folder: Output folder of the statistics.
+        max_tokens: Maximum tokens read per record.
+        device: Torch device of the model.
+        overwrite: Replace an existing ``folder``.
         on_record: Called after each record.
 
     Raises:
@@ -147,22 +147,22 @@ def gather_merged_gram_matrices(
     overwrite: bool = False,
     on_layer: Callable[[], None] | None = None,
 ) -> list[ModelStatistics]:
-    """Write RegMean++'s statistics: inputs of each layer from the merged layers before it.
+    """Write the Gram matrices of RegMean++, whose layer inputs come from merged layers.
 
-    Layer by layer, every model's records run through what is merged so far and then through that
-    model's own layer; that gives the layer's statistics, and the layer is merged. All models are
-    held in memory, in float32; each record runs about half a model once a layer. Merge with
-    ``regmean``, ``plus_plus`` and the same weights and alpha.
+    Layer by layer, the records of every model run through the layers merged so far and then through
+    that model's layer. This yields the layer's statistics, with which the layer is merged. All
+    models are held in memory in float32; each record costs about half a forward pass per layer.
+    Merge with ``regmean``, ``plus_plus`` and the same weights and alpha.
 
     Args:
         models: Causal language models of one architecture and tokenizer.
-        records: Of each model's task.
-        folders: Where each model's statistics are written.
-        weights: One a model; default 1 each.
-        alpha: As regmean's.
-        max_tokens: Tokens of a record that are read.
-        device: Where the models run.
-        overwrite: Replace what lies at the folders.
+        records: Records of each model's task.
+        folders: Output folder of each model's statistics.
+        weights: One per model; default 1 each.
+        alpha: The setting ``alpha`` of ``regmean``.
+        max_tokens: Maximum tokens read per record.
+        device: Torch device of the models.
+        overwrite: Replace existing folders.
         on_layer: Called after each layer.
 
     Raises:
@@ -173,22 +173,24 @@ def gather_merged_gram_matrices(
 
     weights = [1.0] * len(models) if weights is None else list(weights)
     loaded, tokenizer = _load(models[0], device)
-    own = [
+    parameters = [
         _list_parameters(loaded),
         *(_list_parameters(_load(path, device)[0]) for path in models[1:]),
     ]
-    encoded = [[ids for ids, _ in _encode(tokenizer, each, max_tokens)] for each in records]
+    encoded = [
+        [ids for ids, _ in _encode(tokenizer, task_records, max_tokens)] for task_records in records
+    ]
     sums = [_GramMatrices() for _ in models]
     linears = _list_linear_layers(loaded)
-    for group in _in_layers(own[0]):
+    for group in _in_layers(parameters[0]):
         inside = {name: linears[name] for name in group if name in linears}
-        for parent, grams, ids_list in zip(own, sums, encoded, strict=True):
+        for parent, grams, ids_list in zip(parameters, sums, encoded, strict=True):
             _replace_parameters(loaded, {name: parent[name] for name in group})
             with grams.watching(inside, stop=True), torch.inference_mode():
                 for ids in ids_list if inside else ():
                     grams.forget()
                     grams.run(loaded, ids)
-        _replace_parameters(loaded, _merge_group(group, own, sums, weights, alpha))
+        _replace_parameters(loaded, _merge_group(group, parameters, sums, weights, alpha))
         if on_layer:
             on_layer()
     return [
@@ -196,16 +198,16 @@ def gather_merged_gram_matrices(
             folder,
             grams,
             _fingerprint(path),
-            each,
+            task_records,
             {"plus_plus": True, "alpha": alpha, "weights": weights},
             overwrite=overwrite,
         )
-        for path, each, folder, grams in zip(models, records, folders, sums, strict=True)
+        for path, task_records, folder, grams in zip(models, records, folders, sums, strict=True)
     ]
 
 
 class _AllInputsSeenError(Exception):
-    """Every layer that is watched has seen its input: the rest of the model need not run."""
+    """All watched layers have received their input; end the forward pass."""
 
 
 class _GramMatrices:
@@ -220,17 +222,17 @@ class _GramMatrices:
         self._waiting: set[str] = set()
 
     def forget(self) -> None:
-        """Begin a record: what is held of the last one's inputs is let go."""
+        """Start a record: drop the inputs of the previous one."""
         self._seen.clear()
         self._waiting = set(self._wanted)
 
     @contextmanager
     def watching(self, layers: Mapping[str, Any], *, stop: bool = False) -> Iterator[None]:
-        """Take in the inputs of some layers, by the names of their weights.
+        """Accumulate the inputs of layers, keyed by the names of their weights.
 
         Args:
-            layers: The layers.
-            stop: End a run as soon as all have seen their input; only within ``run``.
+            layers: Modules by weight name.
+            stop: End a forward pass once all layers have received their input; only within ``run``.
         """
         self._wanted = set(layers) if stop else set()
 
@@ -251,7 +253,7 @@ class _GramMatrices:
                 hook.remove()
 
     def run(self, model: Any, ids: torch.Tensor) -> None:
-        """Run a model until every layer that is watched has seen its input."""
+        """Run a model until every watched layer has received its input."""
         try:
             model(input_ids=ids.to(model.device)[None], use_cache=False)
         except _AllInputsSeenError:
@@ -263,7 +265,7 @@ class _GramMatrices:
         return (self.sums[home] / max(self.counts[home], 1)).cpu().numpy()
 
     def _take(self, name: str, inputs: torch.Tensor) -> None:
-        shared = next((home for home, seen in self._seen if seen is inputs), "")
+        shared = next((home for home, other_inputs in self._seen if other_inputs is inputs), "")
         if shared and name not in self.sums:
             self.same[name] = shared
             return
@@ -276,7 +278,7 @@ class _GramMatrices:
 
 def _merge_group(
     group: Iterable[str],
-    own: Sequence[Mapping[str, torch.Tensor]],
+    parents: Sequence[Mapping[str, torch.Tensor]],
     sums: Sequence[_GramMatrices],
     weights: Sequence[float],
     alpha: float,
@@ -285,18 +287,18 @@ def _merge_group(
 
     merged = {}
     for name in group:
-        arrays = [parent[name].cpu().numpy() for parent in own]
+        arrays = [parent[name].cpu().numpy() for parent in parents]
         if all(name in {*grams.sums, *grams.same} for grams in sums):
             means = [grams.mean(name) for grams in sums]
-            made = solve_regmean(arrays, means, weights, alpha).astype(np.float32)
+            merged_array = solve_regmean(arrays, means, weights, alpha).astype(np.float32)
         else:
-            made = weighted_mean(arrays, weights)
-        merged[name] = torch.from_numpy(np.ascontiguousarray(made))
+            merged_array = weighted_mean(arrays, weights)
+        merged[name] = torch.from_numpy(np.ascontiguousarray(merged_array))
     return merged
 
 
 def _in_layers(parameters: Mapping[str, Any]) -> list[list[str]]:
-    """Return the names of parameters in the order of running: before, in, after the layers."""
+    """Group parameter names in forward order."""
     groups: dict[str, list[str]] = {}
     before: list[str] = []
     after: list[str] = []
@@ -345,7 +347,7 @@ def _load(path: Path, device: str) -> tuple[Any, Any]:
 
 
 def unmask_padding(model: Any) -> None:
-    """Let gradients reach the embedding of the padding token, which often also ends turns."""
+    """Enable gradients for the padding token's embedding, which often also ends turns."""
     import torch
 
     for module in model.modules():
@@ -354,7 +356,7 @@ def unmask_padding(model: Any) -> None:
 
 
 def _list_linear_layers(model: Any) -> dict[str, Any]:
-    """Return the linear layers by the names of their weights; a tied one is left out."""
+    """Return the linear layers by weight name, without tied ones."""
     import torch
 
     parameters = dict(model.named_parameters())
@@ -381,7 +383,7 @@ def _replace_parameters(model: Any, values: Mapping[str, torch.Tensor]) -> None:
 def _encode(
     tokenizer: Any, records: Sequence[Record], max_tokens: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ids and the positions of the assistant's tokens; records without one are passed."""
+    """Yield token ids and the positions of assistant tokens; skip records without any."""
     import torch
 
     from stillroom.evaluate.lm.loss import encode_records

@@ -1,16 +1,17 @@
 """Comparison of fine-tuned models: task vector agreement, and loss along interpolations.
 
-Source: task vectors and their cosines (arXiv:2212.04089); sign conflict and the overlap of what
-trimming keeps (TIES, arXiv:2306.01708); the loss along the segment between two models (linear mode
-connectivity, arXiv:1912.05671). Every number of a tensor is a sum over its elements, so that those
-of a layer or of the whole model are sums of them. Streams block by block; only the path of losses
-loads models. A cosine near 0 and little overlap say that models changed different things; they do
-not say that the sum of both is good: only a loss on records does.
+Every statistic of a tensor is a sum over its elements, so those of a layer or of the model are sums
+of them. Tensors are streamed in blocks; only the loss path loads models. A cosine near 0 and little
+overlap mean that the models changed different parameters; whether their sum is good can only be
+measured as a loss on records.
 
-Source: Frankle et al. 2019, arXiv:1912.05671; 11 points, as there most often. A barrier is how far
-the worst point lies above the line between the losses of the ends: near zero, averages of the two
-models can be expected to work. The models are interpolated in memory, in float32; nothing is
-written.
+The loss path interpolates two models in memory, in float32, at 11 points by default; nothing is
+written. The barrier is the largest excess of the loss over the line between the end points. Near
+zero, averages of the two models can be expected to work.
+
+Source: task vectors and their cosines (arXiv:2212.04089); sign conflict and the overlap of trimmed
+vectors (TIES, arXiv:2306.01708); linear mode connectivity, loss barriers (Frankle et al. 2019,
+arXiv:1912.05671).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ POINTS = 11
 
 @dataclass(frozen=True, slots=True)
 class LossPath:
-    """Losses (nats a token) from the first model, share 0, to the second, share 1."""
+    """Losses (nats per token) from the first model (share 0) to the second (share 1)."""
 
     names: tuple[str, str]
     shares: tuple[float, ...]
@@ -63,7 +64,7 @@ class LossPath:
 
     @property
     def barrier(self) -> float:
-        """How far the worst point lies above the line between the ends; 0 if none does."""
+        """Largest excess of the loss over the line between the end points; at least 0."""
         first, last = self.losses[0].value, self.losses[-1].value
         return max(
             loss.value - (1 - share) * first - share * last
@@ -72,11 +73,11 @@ class LossPath:
 
     @property
     def best(self) -> int:
-        """The number of the point with the least loss."""
-        return min(range(len(self.losses)), key=lambda at: self.losses[at].value)
+        """Index of the point with the lowest loss."""
+        return min(range(len(self.losses)), key=lambda index: self.losses[index].value)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "parents": list(self.names),
             "barrier": self.barrier,
@@ -87,7 +88,7 @@ class LossPath:
         }
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
+        """Return the printed report."""
         lines = [f"loss from {self.names[0]} to {self.names[1]}, barrier {self.barrier:.4f} nats"]
         lines += [
             f"  {share:>5.2f} {loss.value:>9.4f}  [{loss.low:.4f}, {loss.high:.4f}]"
@@ -109,16 +110,16 @@ def measure_loss_path(
     """Measure the loss at evenly spaced points between two models.
 
     Args:
-        names: What the models are called.
-        ends: The models; of one architecture and tokenizer. Two are held in memory, in float32.
-        records: What the loss is measured on; neither model should have been trained on them.
-        max_tokens: Tokens of a record that are read.
-        points: How many, both ends counted.
-        device: Where the models run.
+        names: Display names of the models.
+        ends: Models of one architecture and tokenizer; both are held in memory, in float32.
+        records: Held-out records; neither model should have been trained on them.
+        max_tokens: Maximum tokens read per record.
+        points: Number of points, both ends included.
+        device: Torch device of the models.
         on_point: Called after each point.
 
     Raises:
-        DataError: If no record has a token of an assistant.
+        DataError: If no record has an assistant token.
         CheckpointError: If a model cannot be loaded.
     """
     import torch
@@ -127,24 +128,24 @@ def measure_loss_path(
     from stillroom.evaluate.metrics.bootstrap import bootstrap
 
     model, tokenizer = load_model(ends[0], device)
-    other, _ = load_model(ends[1], device)
+    other_model, _ = load_model(ends[1], device)
     pairs = [
         (parameter, parameter.detach().clone(), end.detach())
         for (_, parameter), (_, end) in zip(
-            model.named_parameters(), other.named_parameters(), strict=True
+            model.named_parameters(), other_model.named_parameters(), strict=True
         )
     ]
-    shares = tuple(at / (points - 1) for at in range(points))
+    shares = tuple(point / (points - 1) for point in range(points))
     losses = []
     for share in shares:
         with torch.no_grad():
             for parameter, start, end in pairs:
                 parameter.copy_(torch.lerp(start, end, share))
-        found = held_out_loss(model, tokenizer, records, max_tokens=max_tokens)
-        counted = [(nats, tokens) for nats, tokens in found if tokens]
+        record_losses = held_out_loss(model, tokenizer, records, max_tokens=max_tokens)
+        counted = [(nats, tokens) for nats, tokens in record_losses if tokens]
         if not counted:
             raise DataError(
-                "no record has a token to be judged by",
+                "no record has an assistant token",
                 code="merge.no-records",
                 expected="records with an assistant's turn",
                 next="give other records",
@@ -163,10 +164,10 @@ def measure_loss_path(
 
 
 def load_model(weights: Checkpoint | AdaptedCheckpoint, device: str = "auto") -> tuple[Any, Any]:
-    """Load a model and its tokenizer in float32; an adapter is put on its base first.
+    """Load a model and its tokenizer in float32; an adapter is merged into its base.
 
     Raises:
-        CheckpointError: If it cannot be loaded, or an adapted tensor is no parameter of the model.
+        CheckpointError: If it cannot be loaded, or an adapted tensor is not a parameter.
     """
     import torch
 
@@ -181,7 +182,7 @@ def load_model(weights: Checkpoint | AdaptedCheckpoint, device: str = "auto") ->
             continue
         if name not in parameters:
             raise CheckpointError(
-                f"the adapter changes '{name:.120}', which the loaded model has not",
+                f"the adapter changes '{name:.120}', which is not a parameter of the loaded model",
                 code="merge.adapter-fit",
                 where=str(weights.adapter.folder),
                 expected="a model whose parameters are named as in its files",
@@ -201,7 +202,7 @@ _SMALL = 1 << 22
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """One model that is looked at: a checkpoint, or an adapter over the base."""
+    """A model under comparison: a checkpoint, or an adapter over the base."""
 
     name: str
     weights: Checkpoint | AdaptedCheckpoint
@@ -217,10 +218,15 @@ class InspectedModel:
 class TensorStats:
     """Sums over the elements of one tensor, or of several.
 
-    ``gram`` holds the products of the parents' task vectors, (n, n). ``cancelled`` over
-    ``magnitude`` is the share of the vectors' magnitude that vanishes when they are added. Per
-    pair of parents: how many elements both changed, how many of those apart in sign, and the same
-    for those that trimming keeps; ``either`` counts what it keeps of one or both.
+    Attributes:
+        gram: Inner products of the parents' task vectors, (n, n).
+        magnitude: Sum of the task vectors' absolute values.
+        cancelled: Part of ``magnitude`` that vanishes when the task vectors are added.
+        both: Per pair of parents, the number of elements that both changed.
+        opposed: Those of ``both`` with opposite signs.
+        trimmed_both: As ``both``, after trimming.
+        trimmed_either: Per pair, the elements that trimming keeps of at least one parent.
+        trimmed_opposed: As ``opposed``, after trimming.
     """
 
     size: int = 0
@@ -230,9 +236,9 @@ class TensorStats:
     cancelled: float = 0.0
     both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_either: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept_opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_both: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_either: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    trimmed_opposed: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def sum_of(cls, facts: Iterable[TensorStats]) -> TensorStats:
@@ -241,28 +247,28 @@ class TensorStats:
         if not listed:
             return cls()
         names = cls.__dataclass_fields__
-        return cls(*(sum(getattr(each, name) for each in listed) for name in names))
+        return cls(*(sum(getattr(stats, name) for stats in listed) for name in names))
 
     def norm(self, parent: int) -> float:
-        """Return the length of a task vector."""
+        """Return the L2 norm of a task vector."""
         return math.sqrt(max(0.0, float(self.gram[parent, parent])))
 
     def relative(self, parent: int) -> float:
-        """Return the length of a task vector over that of the base."""
+        """Return the L2 norm of a task vector relative to the base's."""
         return self.norm(parent) / math.sqrt(self.base_square) if self.base_square > 0 else 0.0
 
     def cosine(self, i: int, j: int) -> float:
-        """Return the cosine of two task vectors; not-a-number where one is zero."""
+        """Return the cosine similarity of two task vectors; NaN if one is zero."""
         lengths = self.norm(i) * self.norm(j)
         return min(1.0, max(-1.0, float(self.gram[i, j]) / lengths)) if lengths > 0 else math.nan
 
     @property
     def cancelling(self) -> float:
-        """The share of all magnitude that vanishes in the sum of the task vectors."""
+        """Share of the magnitude that vanishes in the sum of the task vectors."""
         return self.cancelled / self.magnitude if self.magnitude > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         count = len(self.gram)
         return {
             "size": self.size,
@@ -273,18 +279,22 @@ class TensorStats:
                 {
                     "parents": [i, j],
                     "cosine": _or_null(self.cosine(i, j)),
-                    "sign_conflict": _divide_or_null(self.opposed[at], self.both[at]),
-                    "kept_overlap": _divide_or_null(self.kept_both[at], self.kept_either[at]),
-                    "kept_conflict": _divide_or_null(self.kept_opposed[at], self.kept_both[at]),
+                    "sign_conflict": _divide_or_null(self.opposed[pair], self.both[pair]),
+                    "kept_overlap": _divide_or_null(
+                        self.trimmed_both[pair], self.trimmed_either[pair]
+                    ),
+                    "kept_conflict": _divide_or_null(
+                        self.trimmed_opposed[pair], self.trimmed_both[pair]
+                    ),
                 }
-                for at, (i, j) in enumerate(combinations(range(count), 2))
+                for pair, (i, j) in enumerate(combinations(range(count), 2))
             ],
         }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: by tensor, and paths of losses between pairs of parents."""
+    """Result of a comparison: statistics by tensor, and loss paths between pairs of parents."""
 
     base: str
     parents: tuple[str, ...]
@@ -299,15 +309,15 @@ class Inspection:
         return TensorStats.sum_of(self.tensors.values())
 
     def by_layer(self) -> dict[str, TensorStats]:
-        """Return the sums by layer, in order; tensors outside the layers go by their own names."""
+        """Return the sums by layer, in order; tensors outside the layers keep their names."""
         return _group(self.tensors, lambda name: locate_tensor(name)[0])
 
     def by_module(self) -> dict[str, TensorStats]:
-        """Return the sums by kind of module, as ``q_proj``, over all layers."""
+        """Return the sums by module type (``q_proj``) over all layers."""
         return _group(self.tensors, lambda name: locate_tensor(name)[1])
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "base": self.base,
             "parents": list(self.parents),
@@ -321,14 +331,14 @@ class Inspection:
         }
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
-        whole = self.whole
-        lines = [f"task vectors over {self.base}, {whole.size / 1e6:.1f} M numbers"]
+        """Return the printed report."""
+        total = self.whole
+        lines = [f"task vectors over {self.base}, {total.size / 1e6:.1f} M numbers"]
         lines += [
-            f"  {name}: length {whole.norm(n):.4g}, {whole.relative(n):.2%} of the base"
+            f"  {name}: length {total.norm(n):.4g}, {total.relative(n):.2%} of the base"
             for n, name in enumerate(self.parents)
         ]
-        for pair in whole.to_json()["pairs"]:
+        for pair in total.to_json()["pairs"]:
             i, j = pair["parents"]
             lines.append(
                 f"  {self.parents[i]} and {self.parents[j]}: cosine "
@@ -337,7 +347,7 @@ class Inspection:
                 f"{self.density:.0%}: {_format_number(pair['kept_overlap'])} in common, "
                 f"{_format_number(pair['kept_conflict'])} of those apart"
             )
-        lines.append(f"  cancels in the sum: {whole.cancelling:.1%} of all magnitude")
+        lines.append(f"  cancels in the sum: {total.cancelling:.1%} of all magnitude")
         lines.append("layer                       cosine   cancels")
         for name, facts in self.by_layer().items():
             cosines = [facts.cosine(i, j) for i, j in combinations(range(len(self.parents)), 2)]
@@ -349,7 +359,7 @@ class Inspection:
 
 
 def open_model(reference: str, base: Checkpoint) -> InspectedModel:
-    """Open a model to look at: a checkpoint, or the folder of an adapter over ``base``."""
+    """Open a model for comparison: a checkpoint, or the folder of an adapter over ``base``."""
     path = Path(reference)
     if is_adapter(path):
         return InspectedModel(path.name, AdaptedCheckpoint(base, Adapter.open(path)))
@@ -366,14 +376,14 @@ def inspect_models(
     """Compare the task vectors of models, tensor by tensor.
 
     Args:
-        base: What all were fine-tuned from.
-        parents: Two models or more, of the base's shapes.
-        density: Share of each tensor's elements that trimming would keep, by magnitude.
+        base: Common base model.
+        parents: At least two models with the base's tensor shapes.
+        density: Share of each tensor's elements kept by trimming, by magnitude.
         on_tensor: Called after each tensor.
 
     Raises:
-        RecipeError: If there are fewer than two parents, or the density is no share.
-        CheckpointError: If they do not belong together.
+        RecipeError: If there are fewer than two parents, or the density is out of range.
+        CheckpointError: If the models do not match.
         ShapeError: If shapes differ.
     """
     if len(parents) < 2 or not 0 < density <= 1:
@@ -398,22 +408,22 @@ def inspect_models(
 def _iter_common_tensors(
     base: Checkpoint, parents: Sequence[InspectedModel]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield every tensor that all have, and whether all hold floats.
+    """Yield every common tensor, and whether it is a float tensor in all models.
 
-    A head that the base ties is left out: it is the embedding, or has nothing to be compared with.
+    An output head that is tied in the base is skipped.
     """
-    own = [p.weights for p in parents if not isinstance(p.weights, AdaptedCheckpoint)]
-    for checkpoint in own:
+    checkpoints = [p.weights for p in parents if not isinstance(p.weights, AdaptedCheckpoint)]
+    for checkpoint in checkpoints:
         pair_tensors(checkpoint, base)
     for name, home in pair_tensors(base, base):
-        if all(name in checkpoint for checkpoint in own):
-            floats = [check_floats(checkpoint, base, name, home) for checkpoint in own]
+        if all(name in checkpoint for checkpoint in checkpoints):
+            floats = [check_floats(checkpoint, base, name, home) for checkpoint in checkpoints]
             has_numbers = math.prod(base.shape(name)) > 0
             yield name, has_numbers and base.entry(name).dtype in FLOATS and all(floats)
 
 
 class _TaskVectorBlocks:
-    """One tensor's task vectors as row blocks, read as often as they are asked for."""
+    """Task vectors of one tensor as re-readable row blocks."""
 
     def __init__(self, base: Checkpoint, parents: Sequence[InspectedModel], name: str) -> None:
         self._base, self._parents = base, parents
@@ -421,7 +431,7 @@ class _TaskVectorBlocks:
         self._dtype = np.float64 if entry.dtype == "F64" else np.float32
         self._rows, self._step = entry.rows, count_block_rows(entry.shape)
         self.size = math.prod(entry.shape)
-        self.at = BlockContext(name, entry.shape, (), ())
+        self.context = BlockContext(name, entry.shape, (), ())
 
     def __len__(self) -> int:
         return -(-self._rows // self._step)
@@ -429,7 +439,7 @@ class _TaskVectorBlocks:
     def __getitem__(self, number: int) -> RowBlock:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        name, start = self.at.name, number * self._step
+        name, start = self.context.name, number * self._step
         stop = min(start + self._step, self._rows)
         rows = np.atleast_1d(read_rows(self._base, name, start, stop, dtype=self._dtype))
         vectors = tuple(
@@ -437,7 +447,7 @@ class _TaskVectorBlocks:
             for parent in self._parents
         )
         width = self.size // max(self._rows, 1)
-        return RowBlock(rows, vectors, replace(self.at, offset=start * width))
+        return RowBlock(rows, vectors, replace(self.context, offset=start * width))
 
     def __iter__(self) -> Iterator[RowBlock]:
         for number in range(len(self)):
@@ -452,12 +462,12 @@ def _measure_tensor(
 ) -> TensorStats:
     blocks: _TaskVectorBlocks | InMemoryBlocks = _TaskVectorBlocks(base, parents, name)
     if blocks.size <= _SMALL:
-        whole = [(block.base, *block.parents) for block in blocks]
-        start, *vectors = (np.concatenate(parts) for parts in zip(*whole, strict=True))
-        blocks = InMemoryBlocks(start, vectors, blocks.at, rows=count_block_rows(start.shape))
+        arrays = [(block.base, *block.parents) for block in blocks]
+        start, *vectors = (np.concatenate(parts) for parts in zip(*arrays, strict=True))
+        blocks = InMemoryBlocks(start, vectors, blocks.context, rows=count_block_rows(start.shape))
     count = len(parents)
-    cuts = find_thresholds([blocks], lambda block: block.parents, [density] * count)
-    counted = np.sum(blocks.each(lambda block: _count_pairs(block, cuts)), axis=0)
+    thresholds = find_thresholds([blocks], lambda block: block.parents, [density] * count)
+    counted = np.sum(blocks.each(lambda block: _count_pairs(block, thresholds)), axis=0)
     magnitude, cancelled = exact_sum(blocks, _sum_magnitudes)
     gram = gram_matrix(
         blocks, lambda block: [*block.parents, *([] if block.base is None else [block.base])]
@@ -472,61 +482,67 @@ def _measure_tensor(
     )
 
 
-def _count_pairs(block: RowBlock, cuts: Sequence[TrimThreshold | None]) -> Array:
-    """Count per pair: changed by both, of those apart; kept of both, of either, of those apart."""
-    kept = [trim(v, cut, block.at) for v, cut in zip(block.parents, cuts, strict=True)]
+def _count_pairs(block: RowBlock, thresholds: Sequence[TrimThreshold | None]) -> Array:
+    """Count per pair: both changed, opposed; trimmed: kept of both, of either, opposed."""
+    trimmed = [
+        trim(v, threshold, block.context)
+        for v, threshold in zip(block.parents, thresholds, strict=True)
+    ]
     rows = []
-    for i, j in combinations(range(len(kept)), 2):
+    for i, j in combinations(range(len(trimmed)), 2):
         both, opposed, _ = _count_overlap(block.parents[i], block.parents[j])
-        rows.append([both, opposed, *_count_overlap(kept[i], kept[j])])
-    # In the order of the fields of Facts: kept of both, of either, apart.
+        rows.append([both, opposed, *_count_overlap(trimmed[i], trimmed[j])])
+    # In the field order of TensorStats: trimmed_both, trimmed_either, trimmed_opposed.
     return np.array([[both, opposed, k, e, o] for both, opposed, k, o, e in rows])
 
 
-def _count_overlap(one: Array, two: Array) -> tuple[int, int, int]:
-    """Return how many elements are nonzero in both, of those of opposed sign, and in either."""
-    up, down, high, low = one > 0, one < 0, two > 0, two < 0
-    left, right = up | down, high | low
+def _count_overlap(first: Array, second: Array) -> tuple[int, int, int]:
+    """Count elements nonzero in both, those with opposite signs, and those nonzero in either."""
+    up, down, high, low = first > 0, first < 0, second > 0, second < 0
+    first_nonzero, second_nonzero = up | down, high | low
     up &= low
     down &= high
     up |= down
     return (
-        int(np.count_nonzero(left & right)),
+        int(np.count_nonzero(first_nonzero & second_nonzero)),
         int(np.count_nonzero(up)),
-        int(np.count_nonzero(left | right)),
+        int(np.count_nonzero(first_nonzero | second_nonzero)),
     )
 
 
 def _sum_magnitudes(block: RowBlock) -> Sequence[Array]:
-    """Return the magnitudes of all vectors together, and what of them cancels in their sum."""
-    total, whole = np.zeros_like(block.parents[0]), np.zeros_like(block.parents[0])
+    """Return the magnitude of all vectors, and the part that cancels in their sum."""
+    total, magnitude = np.zeros_like(block.parents[0]), np.zeros_like(block.parents[0])
     for vector in block.parents:
         total += vector
-        whole += np.abs(vector)
-    return whole, whole - np.abs(total)
+        magnitude += np.abs(vector)
+    return magnitude, magnitude - np.abs(total)
 
 
-def _group(tensors: dict[str, TensorStats], place: Callable[[str], str]) -> dict[str, TensorStats]:
+def _group(
+    tensors: dict[str, TensorStats], group_of: Callable[[str], str]
+) -> dict[str, TensorStats]:
     groups: dict[str, list[TensorStats]] = {}
     for name, facts in tensors.items():
-        groups.setdefault(place(name), []).append(facts)
+        groups.setdefault(group_of(name), []).append(facts)
     return {key: TensorStats.sum_of(groups[key]) for key in sorted(groups, key=_in_order)}
 
 
-def _in_order(place: str) -> tuple[bool, int, str]:
-    number = place.removeprefix("layer ")
-    return (not number.isdigit(), int(number) if number.isdigit() else 0, place)
+def _in_order(group: str) -> tuple[bool, int, str]:
+    number = group.removeprefix("layer ")
+    return (not number.isdigit(), int(number) if number.isdigit() else 0, group)
 
 
 def _make_unique(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names that tell the parents apart, also where folders are called alike."""
+    """Return unique display names; number those of equally named folders."""
     return tuple(
-        name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, 1)
+        name if names.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(names, 1)
     )
 
 
-def _divide_or_null(part: Any, whole: Any) -> float | None:
-    return float(part) / float(whole) if whole else None
+def _divide_or_null(part: Any, total: Any) -> float | None:
+    return float(part) / float(total) if total else None
 
 
 def _or_null(value: float) -> float | None:

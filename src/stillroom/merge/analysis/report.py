@@ -1,6 +1,6 @@
-"""Reports of a comparison: HTML with SVG figures, and JSON.
+"""Reports of a model comparison: HTML with SVG figures, and JSON.
 
-They take colors and fonts from the page of a report. Knows numbers and labels, not what they mean.
+Colors and fonts come from the report page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AGREE, _CANCEL, _SIZE, _PATH = (
 
 
 def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write the page, the report and every number; return the page's path.
+    """Write page, report and statistics; return the page's path.
 
     Raises:
         DataError: If ``folder`` exists.
@@ -59,7 +59,7 @@ def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = 
 
 
 def render_inspection(inspection: Inspection) -> str:
-    """Return the page: the report's, with the figures under their headings."""
+    """Return the report as HTML, with figures under their headings."""
     report = copy.deepcopy(build_report(inspection).to_json())
     figures = _draw_figures(inspection)
     for number, section in enumerate(report["sections"]):
@@ -73,8 +73,8 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def build_report(inspection: Inspection) -> Report:
-    """Return the report without its figures."""
-    whole, names = inspection.whole, inspection.parents
+    """Return the report without figures."""
+    total, names = inspection.whole, inspection.parents
     report = Report(
         f"What {', '.join(names[:-1])} and {names[-1]} changed",
         f"How {len(names)} models differ from {inspection.base}, and whether their changes get "
@@ -84,10 +84,10 @@ def build_report(inspection: Inspection) -> Report:
     for i, j in pairs:
         tail = "" if len(pairs) == 1 else f"/{names[i]}/{names[j]}"
         report.add(
-            Metric(f"cosine of task vectors{tail}", whole.cosine(i, j), n=whole.size),
+            Metric(f"cosine of task vectors{tail}", total.cosine(i, j), n=total.size),
             is_headline=True,
         )
-    report.add(Metric("cancels in the sum", whole.cancelling, n=whole.size), is_headline=True)
+    report.add(Metric("cancels in the sum", total.cancelling, n=total.size), is_headline=True)
     for path in inspection.paths:
         tail = "" if len(inspection.paths) == 1 else f"/{'/'.join(path.names)}"
         report.add(
@@ -132,8 +132,8 @@ def _draw_figures(inspection: Inspection) -> dict[str, str]:
     }
     positions = [float(name.removeprefix("layer ")) for name in layers]
     lines = [
-        PlotSeries(name, tuple(facts.relative(at) for facts in layers.values()))
-        for at, name in enumerate(names)
+        PlotSeries(name, tuple(facts.relative(parent) for facts in layers.values()))
+        for parent, name in enumerate(names)
     ]
     figures[_SIZE] = draw_lines(
         "Length of the task vector over that of the base.",
@@ -178,17 +178,17 @@ def _format_path(path: LossPath) -> str:
 
 
 def _grid(inspection: Inspection) -> tuple[list[str], list[str], list[list[TensorStats | None]]]:
-    """Return layers, modules, and the facts of each pair of them; None where there is no tensor."""
-    found: dict[tuple[str, str], list[TensorStats]] = {}
+    """Return layers, modules and their statistics; None for pairs without a tensor."""
+    groups: dict[tuple[str, str], list[TensorStats]] = {}
     columns: dict[str, None] = {}
     for name, facts in sorted(inspection.tensors.items()):
         layer, module = locate_tensor(name)
-        found.setdefault((layer, module), []).append(facts)
+        groups.setdefault((layer, module), []).append(facts)
         columns.setdefault(module)
     ordered = list(inspection.by_layer())
     rows = [name for name in ordered if name.startswith("layer ")]
-    inner = [name for name in columns if any((row, name) in found for row in rows)]
-    cells = [[_sum_or_none(found.get((row, name))) for name in inner] for row in rows]
+    inner = [name for name in columns if any((row, name) in groups for row in rows)]
+    cells = [[_sum_or_none(groups.get((row, name))) for name in inner] for row in rows]
     return rows, inner, cells
 
 
@@ -207,11 +207,11 @@ def _pair_table(inspection: Inspection) -> Table:
                 *("–" if value is None else f"{value:.3f}" for value in shown),
             )
         )
-    kept = f"{inspection.density:.0%}"
+    density = f"{inspection.density:.0%}"
     return Table(
-        f"Pairs of models, over all tensors; the last two columns look at the largest {kept} of "
+        f"Pairs of models, over all tensors; the last two columns look at the largest {density} of "
         "each task vector only, as trimming does",
-        ("pair", "cosine", "signs apart", f"largest {kept} in common", "of those apart"),
+        ("pair", "cosine", "signs apart", f"largest {density} in common", "of those apart"),
         tuple(rows),
     )
 
@@ -232,7 +232,7 @@ def _place_table(inspection: Inspection) -> Table:
                 f"{facts.size:,}",
                 f"{fmean(finite):.3f}" if finite else "–",
                 f"{facts.cancelling:.1%}",
-                *(f"{facts.relative(at):.2%}" for at in range(len(names))),
+                *(f"{facts.relative(parent):.2%}" for parent in range(len(names))),
             )
         )
     return Table(
@@ -265,7 +265,7 @@ _WIDEST_CELL = 76
 
 @dataclass(frozen=True, slots=True)
 class PlotSeries:
-    """A named line; ``lows`` and ``highs`` draw a band, where given."""
+    """A named line; ``lows`` and ``highs`` draw a band, if not empty."""
 
     name: str
     values: tuple[float, ...]
@@ -282,22 +282,22 @@ def draw_map(
     *,
     is_fight: bool = False,
 ) -> str:
-    """Return a map of numbers: green above zero, red below; the strongest shade is the largest.
+    """Return a heat map: green above zero, red below; shaded by magnitude.
 
     Args:
-        caption: What it shows.
+        caption: Caption and accessible label.
         rows: Labels from top to bottom.
         columns: Labels from left to right.
-        values: One a cell; not-a-number leaves it empty.
-        is_fight: Draw what is above zero in red.
+        values: One per cell; NaN leaves it empty.
+        is_fight: Draw positive values in red.
     """
     finite = [abs(value) for row in values for value in row if math.isfinite(value)]
     top = max(finite, default=0.0)
     cell = min(_WIDEST_CELL, (_WIDTH - _LEFT - _RIGHT) / max(len(columns), 1))
     height = _HEAD + _ROW * len(rows) + 8
     parts = []
-    for at, column in enumerate(columns):
-        x, y = _LEFT + cell * (at + 0.5), _HEAD - 8
+    for column_index, column in enumerate(columns):
+        x, y = _LEFT + cell * (column_index + 0.5), _HEAD - 8
         parts.append(
             f'<text x="{x:.1f}" y="{y}" transform="rotate(-32 {x:.1f} {y})">'
             f"{escape(_cut(column, 24))}</text>"
@@ -327,15 +327,15 @@ def draw_lines(
     is_share: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """Return lines over common positions, with a legend; empty where no value is finite.
+    """Return a line plot with a legend; empty if no value is finite.
 
     Args:
-        caption: What it shows.
-        positions: Of the values, rising.
-        lines: One value a position; not-a-number leaves a gap.
-        axis: What the positions are.
+        caption: Caption and accessible label.
+        positions: Increasing x values.
+        lines: Series with one value per position; NaN leaves a gap.
+        axis: Label of the x axis.
         is_share: Write the values as percent.
-        from_zero: Begin the vertical axis at zero.
+        from_zero: Start the y axis at zero.
     """
     ends = [
         value
@@ -397,17 +397,17 @@ def _draw_line(
             f'<path d="M{"L".join([*upper, *reversed(lower)])}Z" '
             f'style="fill:{color};fill-opacity:.16"/>'
         )
-    drawn = [f"{x:.1f} {y_of(value):.1f}" for x, value in points if math.isfinite(value)]
+    coordinates = [f"{x:.1f} {y_of(value):.1f}" for x, value in points if math.isfinite(value)]
     dash = ";stroke-dasharray:5 4" if line.is_dashed else ""
     width = 1.5 if line.is_dashed else 2.2
     parts.append(
-        f'<path d="M{"L".join(drawn)}" '
+        f'<path d="M{"L".join(coordinates)}" '
         f'style="fill:none;stroke:{color};stroke-width:{width}{dash}"/>'
     )
     if not line.is_dashed:
         parts += [
             f'<circle cx="{spot.split()[0]}" cy="{spot.split()[1]}" r="2.8" style="fill:{color}"/>'
-            for spot in drawn
+            for spot in coordinates
         ]
     return "".join(parts)
 
@@ -446,7 +446,7 @@ def _figure(height: float, caption: str, inside: str) -> str:
 
 
 def _choose_scale(low: float, high: float) -> tuple[float, float, float]:
-    """Return ends and step of an axis with round ticks."""
+    """Return limits and step of an axis with round ticks."""
     if high - low <= max(abs(high), abs(low)) * 1e-9:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / 5
@@ -455,5 +455,5 @@ def _choose_scale(low: float, high: float) -> tuple[float, float, float]:
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,16 +1,16 @@
 """Streaming executor of a merge plan: row blocks, threads and sampled precision checks.
 
-Arithmetic is one step wider than storage: float32 for 16-bit weights, float64 for wider ones. So a
-weighted mean of equal values rounds back to that value. Blocks are small enough for a core's own
-cache, and several threads work on blocks of one tensor; neither changes a bit of the result.
+Arithmetic is one step wider than storage: float32 for 16-bit weights, float64 for wider ones, so a
+weighted mean of equal values rounds back to that value. Blocks fit into a core's cache, and several
+threads work on blocks of one tensor; neither changes a bit of the result.
 
-The first block of some tensors, drawn by name. What is stored is compared with what float64 gives;
-beside it stands the least error that the storage type allows, so that what arithmetic added shows.
+Precision check: the first block of a sample of tensors (by a hash of the name) is recomputed in
+float64 and compared with the stored result. The rounding error of the storage type is reported with
+it, so that the part due to arithmetic is visible.
 
-numpy lets go of the interpreter while it computes, so threads are enough. How many is chosen by
-what the first blocks took: as many as there are cores, but no more than keep the disk busy, for
-beyond that they only wait for each other. BLAS is held to one thread of its own: its sums would
-depend on how many there are.
+Threads suffice because numpy releases the interpreter lock. Their number is chosen from the timing
+of the first blocks: at most the cores, and no more than keep the disk busy. BLAS is limited to one
+thread, because its summation order would depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
     "OrderedThreadPool",
     "SquaredErrors",
     "StreamedBlocks",
-    "as_bytes",
+    "array_to_bytes",
     "choose_threads",
     "is_sampled",
     "measure_error",
@@ -69,32 +69,32 @@ _FLOATS: Mapping[Any, str] = {np.float32: "F32", np.float64: "F64"}
 
 
 class MergeExecutor:
-    """Makes the tensors of a plan, one after the other."""
+    """Computes the tensors of a plan one after another."""
 
     def __init__(self, merge: Merge, plan: MergePlan, workers: OrderedThreadPool) -> None:
-        """Stand over a merge whose plan is made."""
+        """Create an executor for a planned merge."""
         self.merge, self.plan, self.workers = merge, plan, workers
-        self.overall: Any = None
+        self.global_statistics: Any = None
         self.errors: dict[str, SquaredErrors] = {}
 
     def survey(self, journal: Journal | None) -> None:
-        """Let the method look at the whole model first, or recall what it found before a kill."""
+        """Compute the method's whole-model statistics, or restore them from the journal."""
         if type(self.merge.method).survey is MergeMethod.survey:
             return
         if journal is not None and _SURVEY in journal:
-            self.overall = journal[_SURVEY]
+            self.global_statistics = journal[_SURVEY]
             return
         tensors = [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
         key = self._name_survey(tensors)
-        known = self.merge.surveys  # of this merge, and of those that differ in settings only
-        self.overall = known[key] if key in known else self.merge.method.survey(tensors)
+        known = self.merge.surveys  # shared with merges that differ in settings only
+        self.global_statistics = known[key] if key in known else self.merge.method.survey(tensors)
         if key:
-            known[key] = self.overall
-        if journal is not None and self.overall is not None:
-            journal.put(_SURVEY, self.overall)
+            known[key] = self.global_statistics
+        if journal is not None and self.global_statistics is not None:
+            journal.put(_SURVEY, self.global_statistics)
 
     def _name_survey(self, tensors: Sequence[StreamedBlocks]) -> str:
-        """Return a digest of all that a survey depends on; nothing where none may be shared."""
+        """Return a digest of all inputs of a survey; empty if it must not be shared."""
         method, base, tokens = self.merge.method, self.merge.base, self.plan.tokens
         if method.survey_ignores is None:
             return ""
@@ -105,15 +105,20 @@ class MergeExecutor:
                 base.fingerprint if base else "",
                 tokens.digest if tokens else "",
                 [
-                    [each.at.name, each.at.keys, [dict(own) for own in each.at.own], each.homes]
-                    for each in tensors
+                    [
+                        blocks.context.name,
+                        blocks.context.keys,
+                        [dict(settings_of_model) for settings_of_model in blocks.context.per_model],
+                        blocks.homes,
+                    ]
+                    for blocks in tensors
                 ],
             ]
         )
 
     def blocks(self, tensor: PlannedTensor) -> StreamedBlocks:
-        """Return a merged tensor's inputs as blocks."""
-        return StreamedBlocks(self, tensor, self.overall)
+        """Return the inputs of a merged tensor as blocks."""
+        return StreamedBlocks(self, tensor, self.global_statistics)
 
     def read(
         self,
@@ -125,20 +130,20 @@ class MergeExecutor:
         *,
         check: bool = True,
     ) -> Array:
-        """Return a source's rows of a tensor of the result, as floats.
+        """Return rows of a result tensor from one source, as floats.
 
         Raises:
-            CheckpointError: If ``check`` is set and one of them is not finite.
+            CheckpointError: If ``check`` is set and a value is not finite.
         """
         source, tokens = self.merge.sources[home.source], self.plan.tokens
-        if tensor.is_table and tokens is not None and not tokens.is_identity(home.source):
+        if tensor.is_token_table and tokens is not None and not tokens.is_identity(home.source):
             bits, kind = self._find(tokens, tensor, home, start, stop, dtype), _FLOATS[dtype]
         elif source.adapted is not None:
             bits, kind = source.read(home.name, start, stop, dtype), _FLOATS[dtype]
         else:
             bits = source.stored(home.name, start, stop)
             kind = source.checkpoint.entry(home.name).dtype
-        # Looked at as stored: 16 bits take half the time of 32.
+        # Check the stored bits: 16 bits take half the time of 32.
         if check and has_not_finite(bits, kind):
             raise non_finite_error(tensor.name, source.name)
         return widen(bits, kind, dtype)
@@ -153,7 +158,7 @@ class MergeExecutor:
         dtype: Any,
     ) -> Array:
         sources = self.merge.sources
-        names = {each.source: each.name for each in tensor.inputs}
+        names = {input_tensor.source: input_tensor.name for input_tensor in tensor.inputs}
 
         def take(source: int, rows: Array) -> Array:
             return sources[source].take(names.get(source, home.name), rows, dtype)
@@ -161,79 +166,79 @@ class MergeExecutor:
         return tokens.rows(home.source, start, stop, take)
 
     def write(self, writer: CheckpointWriter, tensor: PlannedTensor) -> str:
-        """Make one tensor and write it; return the digest of its bytes."""
-        writer.begin(tensor.name, (tensor.stored, tensor.shape))
+        """Compute and write one tensor; return the digest of its bytes."""
+        writer.begin(tensor.name, (tensor.dtype, tensor.shape))
         for bits in self.make(tensor, writer.place_rows):
-            writer.note_rows(as_bytes(bits))
+            writer.note_rows(array_to_bytes(bits))
         return writer.end(tensor.name)
 
     def make(
         self,
         tensor: PlannedTensor,
-        place: Callable[[str, int, memoryview], None] | None = None,
+        write_rows: Callable[[str, int, memoryview], None] | None = None,
     ) -> Iterator[Array]:
-        """Yield a tensor's rows as they are stored, from the first to the last.
+        """Yield a tensor's rows in the storage type, in order.
 
         Args:
-            tensor: What is made.
-            place: Called with name, first row and bytes of each block, from any thread.
+            tensor: The planned tensor.
+            write_rows: Called with name, first row and bytes of each block, from any thread.
         """
         if tensor.made is not None:
-            yield from self._place(tensor, tensor.made(self.merge), place)
+            yield from self._place(tensor, tensor.made(self.merge), write_rows)
             return
-        if tensor.tuned is None:
-            yield from self._copy(tensor, place)
+        if tensor.settings is None:
+            yield from self._copy(tensor, write_rows)
             return
         blocks = self.blocks(tensor)
-        method = tensor.tuned.method
+        method = tensor.settings.method
         measured = method.measure(blocks)
 
         def work(number: int) -> Array:
             block = blocks[number]
             merged = self._combine(method, block, measured)
-            bits = narrow(merged, tensor.stored)
+            bits = narrow(merged, tensor.dtype)
             if number == 0 and self._is_checked(tensor, block):
                 wide = blocks.read(number, np.float64)
                 exact = self._combine(method, wide, measured)
-                self.errors[tensor.name] = measure_error(bits, tensor.stored, exact, wide)
-            if has_not_finite(bits, tensor.stored):
+                self.errors[tensor.name] = measure_error(bits, tensor.dtype, exact, wide)
+            if has_not_finite(bits, tensor.dtype):
                 raise non_finite_error(tensor.name)
-            if place is not None:
-                place(tensor.name, blocks.first_row(number), as_bytes(bits))
+            if write_rows is not None:
+                write_rows(tensor.name, blocks.first_row(number), array_to_bytes(bits))
             return bits
 
         yield from self.workers.map(work, len(blocks))
 
     def state(self) -> bytes:
-        """Return what making a tensor changed for the next ones; nothing here."""
+        """Return executor state that later tensors depend on; empty here."""
         return b""
 
     def note_state(self, journal: Journal, name: str) -> None:
-        """Keep what the next tensors and the report depend on."""
+        """Write a tensor's error, note and state to the journal."""
         if name in self.errors:
             journal.put(f"{name}{_ERROR}", list(self.errors[name]))
         if name in self.merge.notes:
             journal.put(f"{name}{_NOTE}", self.merge.notes[name])
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
-        """Recall what ``note_state`` kept."""
-        kept = journal.get(f"{name}{_ERROR}") if journal is not None else None
-        if kept is not None:
-            stored, least, size = kept
+        """Restore the state written by ``note_state``."""
+        errors = journal.get(f"{name}{_ERROR}") if journal is not None else None
+        if errors is not None:
+            stored, least, size = errors
             self.errors[name] = (stored, least, size)
-        noted = journal.get(f"{name}{_NOTE}") if journal is not None else None
-        if noted is not None:
-            self.merge.notes[name] = noted
+        note = journal.get(f"{name}{_NOTE}") if journal is not None else None
+        if note is not None:
+            self.merge.notes[name] = note
 
     def _combine(self, method: MergeMethod, block: RowBlock, measured: Any) -> Array:
-        merged = method.combine(block.base, block.parents, measured, block.at)
+        merged = method.combine(block.base, block.parents, measured, block.context)
         if self.merge.share != 1 and block.base is not None:
             merged = block.base + self.merge.share * (merged - block.base)
         return merged
 
     def _is_checked(self, tensor: PlannedTensor, block: RowBlock) -> bool:
-        """Return whether a first block is made again in float64; not so where that is costly."""
-        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+        """Return whether a first block is recomputed in float64; False if that is costly."""
+        is_whole = tensor.settings is not None and tensor.settings.method.needs_whole(
             tensor.name, tensor.shape
         )
         is_narrow = block.parents[0].dtype != np.float64
@@ -242,89 +247,91 @@ class MergeExecutor:
     def _place(
         self,
         tensor: PlannedTensor,
-        made: Iterator[Array],
-        place: Callable[[str, int, memoryview], None] | None,
+        blocks: Iterator[Array],
+        write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
         row = 0
-        for bits in made:
-            if has_not_finite(bits, tensor.stored):
+        for bits in blocks:
+            if has_not_finite(bits, tensor.dtype):
                 raise non_finite_error(tensor.name)
-            if place is not None:
-                place(tensor.name, row, as_bytes(bits))
+            if write_rows is not None:
+                write_rows(tensor.name, row, array_to_bytes(bits))
             row += len(bits)
             yield bits
 
     def _copy(
-        self, tensor: PlannedTensor, place: Callable[[str, int, memoryview], None] | None
+        self, tensor: PlannedTensor, write_rows: Callable[[str, int, memoryview], None] | None
     ) -> Iterator[Array]:
         home = tensor.parents[0]
         source = self.merge.sources[home.source]
         entry = source.checkpoint.entry(home.name)
-        is_same = tensor.stored == entry.dtype and source.adapted is None and not tensor.is_table
+        is_unchanged = (
+            tensor.dtype == entry.dtype and source.adapted is None and not tensor.is_token_table
+        )
         rows = tensor.shape[0] if tensor.shape else 1
         step = max(1, 4 * self.merge.block_elements // max(math.prod(entry.shape[1:]), 1))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            if is_same:
+            if is_unchanged:
                 bits = source.stored(home.name, start, stop)
             else:
-                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.stored)
-            if place is not None:
-                place(tensor.name, start, as_bytes(bits))
+                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
+            if write_rows is not None:
+                write_rows(tensor.name, start, array_to_bytes(bits))
             yield bits
 
 
 class StreamedBlocks:
-    """One tensor of all its sources as row blocks, in the type that is computed in."""
+    """Row blocks of one tensor from all its sources, in the compute type."""
 
     def __init__(
         self,
-        engine: MergeExecutor,
+        executor: MergeExecutor,
         tensor: PlannedTensor,
-        overall: Any = None,
+        global_statistics: Any = None,
         *,
         in_order: bool = False,
     ) -> None:
-        """Stand over a planned tensor that is merged; ``in_order`` keeps the recipe's order."""
-        if tensor.tuned is None:
+        """Create the blocks of a merged tensor; ``in_order`` keeps the recipe's order of models."""
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
-        merge = engine.merge
-        self._engine, self._tensor = engine, tensor
+        merge = executor.merge
+        self._engine, self._tensor = executor, tensor
         self._rows = tensor.shape[0] if tensor.shape else 1
         self._width = math.prod(tensor.shape[1:])
         self._step = max(1, merge.block_elements // max(self._width, 1))
-        if tensor.tuned.method.needs_whole(tensor.name, tensor.shape):
+        if tensor.settings.method.needs_whole(tensor.name, tensor.shape):
             self._step = max(1, self._rows)
         kinds = [merge.sources[home.source].checkpoint.entry(home.name) for home in tensor.inputs]
-        widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.stored]])
+        widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.dtype]])
         self._dtype = np.float32 if widest <= 2 else np.float64
         order = list(range(len(tensor.parents)))
         if not in_order:
-            order.sort(key=lambda at: merge._ranks[tensor.parents[at].source][0])
-        self._parents = [tensor.parents[at] for at in order]
+            order.sort(key=lambda parent: merge._ranks[tensor.parents[parent].source][0])
+        self._parents = [tensor.parents[parent] for parent in order]
         self.size = math.prod(tensor.shape)
-        self.at = BlockContext(
+        self.context = BlockContext(
             tensor.name,
             tensor.shape,
             tuple(
                 merge.sources[home.source].name if in_order else merge._ranks[home.source][1]
                 for home in self._parents
             ),
-            tuple(tensor.tuned.weights[at] for at in order),
-            tuple(tensor.tuned.own[at] for at in order),
+            tuple(tensor.settings.weights[parent] for parent in order),
+            tuple(tensor.settings.per_model[parent] for parent in order),
             merge.seed,
             0,
             tensor.layer,
-            overall,
+            global_statistics,
         )
 
     @property
     def homes(self) -> list[str]:
-        """The names under which the sources hold the tensor, the base's first."""
+        """Names of the tensor in the sources, the base first."""
         return [home.name for home in self._tensor.inputs]
 
     def __len__(self) -> int:
-        """Return how many blocks there are."""
+        """Return the number of blocks."""
         return -(-self._rows // self._step)
 
     def first_row(self, number: int) -> int:
@@ -332,11 +339,11 @@ class StreamedBlocks:
         return number * self._step
 
     def __getitem__(self, number: int) -> RowBlock:
-        """Read one block; refuse numbers that are not finite."""
+        """Read one block; raise if a value is not finite."""
         return self.read(number, self._dtype)
 
     def read(self, number: int, dtype: Any, *, check: bool = True) -> RowBlock:
-        """Read one block as float32 or float64, with or without a look at whether all is finite."""
+        """Read one block as float32 or float64, optionally without the check for finite values."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         start = number * self._step
@@ -345,7 +352,7 @@ class StreamedBlocks:
         if self._tensor.base:
             base = self._read(self._tensor.base, start, stop, dtype, check)
         parents = tuple(self._read(home, start, stop, dtype, check) for home in self._parents)
-        return RowBlock(base, parents, replace(self.at, offset=start * self._width))
+        return RowBlock(base, parents, replace(self.context, offset=start * self._width))
 
     def __iter__(self) -> Iterator[RowBlock]:
         """Yield the blocks from first row to last."""
@@ -353,9 +360,9 @@ class StreamedBlocks:
             yield self[number]
 
     def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
-        """Return ``reduce`` of every block, in order; the workers take several at once.
+        """Apply ``reduce`` to every block in parallel; return the results in order.
 
-        Numbers that are not finite are met again when blocks are combined, and refused there.
+        Values that are not finite are detected later, when blocks are combined.
         """
 
         def work(number: int) -> T:
@@ -367,18 +374,18 @@ class StreamedBlocks:
         return self._engine.read(self._tensor, home, start, stop, dtype, check=check)
 
 
-def as_bytes(bits: Array) -> memoryview:
-    """Return an array's bytes."""
+def array_to_bytes(bits: Array) -> memoryview:
+    """Return an array's memory as bytes."""
     return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 def non_finite_error(name: str, guilty: str = "") -> CheckpointError:
-    """Return the error for a tensor that is not finite, in some models or in the result only."""
+    """Return the error for values that are not finite, in some models or only in the result."""
     return CheckpointError(
-        f"tensor '{name}' would hold numbers that are not finite",
+        f"tensor '{name}' would have values that are not finite",
         code="merge.not-finite",
         where=name,
-        expected=f"finite numbers; not so in: {guilty or 'the result only'}",
+        expected=f"finite values; not finite in: {guilty or 'the result only'}",
         next=f"leave {guilty} out, or exclude the tensor"
         if guilty
         else "lower the weights or the scale, or store as bfloat16 or float32",
@@ -388,26 +395,25 @@ def non_finite_error(name: str, guilty: str = "") -> CheckpointError:
 SquaredErrors = tuple[float, float, float]
 
 
-"""Squared sums over a block: error as stored, least error of the storage type, size."""
+"""Sums of squares over a block: stored error, rounding error of the storage type, reference."""
 
 
 _ONE_IN = 16
 
 
 def is_sampled(name: str) -> bool:
-    """Return whether a tensor's first block is made again."""
+    """Return whether a tensor's first block is checked."""
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) % _ONE_IN == 0
 
 
 def measure_error(bits: Array, kind: str, exact: Array, block: RowBlock) -> SquaredErrors:
-    """Return the squared errors of one block.
+    """Return the sums of squared errors of one block.
 
     Args:
-        bits: The block as it is stored.
+        bits: The stored block.
         kind: Its storage type.
-        exact: The block made in float64.
-        block: What it was made of; the size is that of the change from the base, where there is
-            one.
+        exact: The block computed in float64.
+        block: The inputs; the reference size is the change from the base, if there is one.
     """
     least = widen(narrow(exact, kind), kind, np.float64)
     size = exact if block.base is None else exact - block.base
@@ -416,26 +422,23 @@ def measure_error(bits: Array, kind: str, exact: Array, block: RowBlock) -> Squa
 
 
 def summarize_errors(parts: Iterable[SquaredErrors]) -> dict[str, Any] | None:
-    """Return the relative errors over all blocks that were made again; None where none was."""
-    listed = list(parts)
-    sums = [math.fsum(column) for column in zip(*listed, strict=True)]
-    if not listed or sums[2] == 0:
+    """Return the relative errors over all checked blocks; None if there are none."""
+    errors = list(parts)
+    sums = [math.fsum(column) for column in zip(*errors, strict=True)]
+    if not errors or sums[2] == 0:
         return None
     stored, least = math.sqrt(sums[0] / sums[2]), math.sqrt(sums[1] / sums[2])
-    return {"stored": stored, "least": least, "blocks": len(listed)}
+    return {"stored": stored, "least": least, "blocks": len(errors)}
 
 
 def _square(values: Array) -> float:
     return float(np.square(values).sum())
 
 
-Item = TypeVar("Item")
-
-
 _AHEAD = 2
 
 
-_MOST = 16  # beyond that the digests, which one thread makes, set the pace
+_MOST = 16  # beyond that the single thread of the digests is the bottleneck
 
 
 _SAMPLE_SECONDS = 0.02
@@ -444,17 +447,17 @@ _SAMPLE_SECONDS = 0.02
 _LEAST_WAIT = 1e-9
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as glibc's malloc.h numbers them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 
 
 _CACHED_BYTES = 64 << 20
 
 
 class OrderedThreadPool:
-    """A pool of threads; use as a context manager. One thread is no pool at all."""
+    """A thread pool with ordered results, as a context manager; one thread runs inline."""
 
     def __init__(self, count: int = 1) -> None:
-        """Prepare ``count`` threads; 0 chooses by the cores and by what the first blocks take."""
+        """Prepare ``count`` threads; 0 chooses by cores and the timing of the first blocks."""
         self.count = count
         self._cores = _count_cores() if count == 0 else count
         self._wall = self._busy = 0.0
@@ -474,37 +477,37 @@ class OrderedThreadPool:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the threads; what has not begun is dropped."""
+        """Shut down the threads and cancel pending work."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
         if self._limits is not None:
             self._limits.restore_original_limits()
 
-    def map(self, work: Callable[[int], Item], count: int) -> Iterator[Item]:
-        """Yield ``work(0)`` to ``work(count - 1)`` in order, a few of them ahead of the reader."""
-        begun = 0
-        while begun < count and (self._pool is None or count < 2):
-            yield self._try(work, begun) if self.count == 0 else work(begun)
-            begun += 1
+    def map(self, work: Callable[[int], T], count: int) -> Iterator[T]:
+        """Yield ``work(0)`` to ``work(count - 1)`` in order, computing a few ahead."""
+        submitted = 0
+        while submitted < count and (self._pool is None or count < 2):
+            yield self._try(work, submitted) if self.count == 0 else work(submitted)
+            submitted += 1
         if self._pool is None:
             return
-        window: deque[Future[Item]] = deque()
-        while begun < count or window:
-            while begun < count and len(window) < self.count + _AHEAD:
-                window.append(self._pool.submit(work, begun))
-                begun += 1
+        window: deque[Future[T]] = deque()
+        while submitted < count or window:
+            while submitted < count and len(window) < self.count + _AHEAD:
+                window.append(self._pool.submit(work, submitted))
+                submitted += 1
             yield window.popleft().result()
 
-    def _try(self, work: Callable[[int], Item], number: int) -> Item:
-        """Do a block here, and choose once the blocks so far say what one takes."""
+    def _try(self, work: Callable[[int], T], number: int) -> T:
+        """Compute a block inline, and choose the thread count once the timing suffices."""
         wall, busy = time.perf_counter(), time.thread_time()
-        done = work(number)
+        result = work(number)
         self._wall += time.perf_counter() - wall
         self._busy += time.thread_time() - busy
         if self._wall >= _SAMPLE_SECONDS:
             self._start(choose_threads(self._cores, self._wall, self._busy))
-        return done
+        return result
 
     def _start(self, count: int) -> None:
         self.count = count
@@ -513,12 +516,12 @@ class OrderedThreadPool:
 
 
 def choose_threads(cores: int, wall: float, busy: float) -> int:
-    """Return how many threads pay: those that keep busy what the blocks wait for.
+    """Return the number of threads that keep the disk busy.
 
     Args:
-        cores: That this process may use.
-        wall: Seconds that some blocks took on one thread.
-        busy: Processor seconds of them; the rest was waiting, for the disk or for a core.
+        cores: Cores available to this process.
+        wall: Wall-clock seconds of some blocks on one thread.
+        busy: Their processor seconds; the difference is time spent waiting.
     """
     waited = max(wall - busy, _LEAST_WAIT)
     return max(1, min(cores, _MOST, round(wall / waited)))
@@ -531,10 +534,10 @@ def _count_cores() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to reuse freed blocks, not to give each back and have the kernel zero it anew.
+    """Make glibc reuse freed blocks instead of returning them to the kernel.
 
-    Blocks come and go by the thousand, and their sizes lie just above where glibc begins to map
-    memory; that took up to half of the processor time.
+    Block sizes lie just above glibc's threshold for mapping memory; without this, zeroing new pages
+    took up to half of the processor time.
     """
     if platform.libc_ver()[0] != "glibc":
         return

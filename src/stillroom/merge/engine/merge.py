@@ -44,18 +44,18 @@ __all__ = [
 ]
 
 
-def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) -> Merge:
+def open_merge(recipe: MergeRecipe, warn: Callable[[str], None] | None = None) -> Merge:
     """Return the merge that a recipe describes.
 
     Raises:
-        CheckpointError: If a source is missing or broken, or has no checkpoints along its run.
-        RecipeError: If there is no such chat template.
+        CheckpointError: If a source is missing or broken, or has no run checkpoints.
+        RecipeError: If the chat template is unknown.
     """
-    base, parents = open_sources(recipe, say)
+    base, parents = open_sources(recipe, warn)
     if recipe.chat_template is not None:
-        folders = [each.checkpoint.folder for each in (*([base] if base else []), *parents)]
-        if not choose_chat_template(recipe.chat_template, folders) and say:
-            say("warning: no model has a chat template, and so the result has none")
+        folders = [source.checkpoint.folder for source in (*([base] if base else []), *parents)]
+        if not choose_chat_template(recipe.chat_template, folders) and warn:
+            warn("warning: no model has a chat template, and so the result has none")
     return Merge(
         recipe.method,
         base,
@@ -69,10 +69,10 @@ def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) ->
 
 
 def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
-    """Return a merge of the same opened sources with the settings of a changed recipe."""
-    left = iter(merge.parents)
+    """Return a merge of the same opened sources with the settings of another recipe."""
+    sources = iter(merge.parents)
     parents = [
-        replace(next(left), weight=entry.weight, own=entry.own)
+        replace(next(sources), weight=entry.weight, settings=entry.settings)
         for entry in recipe.models
         for _ in range(max(entry.along_run, 1))
     ]
@@ -81,7 +81,7 @@ def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """A dense model, and prompts that it should answer, or should not."""
+    """A dense model, with prompts that it should answer and prompts that it should not."""
 
     checkpoint: Checkpoint
     positive: Sequence[str] = ()
@@ -90,15 +90,14 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class MoeReport:
-    """What was built.
+    """Result of ``build_moe``.
 
     Attributes:
-        fingerprint: Of the written checkpoint.
+        fingerprint: Fingerprint of the written checkpoint.
         layout: ``mixtral``, ``qwen2_moe`` or ``qwen3_moe``.
-        experts: How many.
-        gate: How the gates were made.
-        alike: Layers in which two gate rows are nearly the same, so that the gate cannot tell
-            these experts apart.
+        experts: Number of experts.
+        gate: Gate mode.
+        alike: Layers with two nearly equal gate rows, whose experts the gate cannot distinguish.
     """
 
     fingerprint: str
@@ -118,21 +117,21 @@ def build_moe(
     seed: int = 0,
     shard_size: int = 5_000_000_000,
 ) -> MoeReport:
-    """Write a mixture of experts; the plain function behind the method ``moe``.
+    """Write a mixture of experts; the function behind the method ``moe``.
 
     Args:
-        base: Gives all but the MLPs, and is run on the prompts.
+        base: Gives all tensors except the MLPs, and is run on the prompts.
         experts: At least two, of the base's shape.
-        folder: Where the result is written, atomically.
+        folder: Output folder, written atomically.
         gate: From the mean (``hidden``) or last (``last``) token of prompts, from their embeddings
             without running the model (``cheap_embed``), or drawn (``random``, ``uniform``).
-        experts_per_token: How many experts a token is sent to.
-        seed: For drawn gates.
-        shard_size: Most bytes of weights in one file.
+        experts_per_token: Number of experts per token.
+        seed: Random seed of drawn gates.
+        shard_size: Maximum bytes of weights per file.
 
     Raises:
         CheckpointError: If the base's architecture has no such mixture.
-        ShapeError: If an expert's MLP is not the base's shape.
+        ShapeError: If an expert's MLP does not have the base's shape.
         RecipeError: If there are too few experts, or gates lack prompts.
         ResourceError: If the disk is full.
     """
@@ -147,17 +146,24 @@ def build_moe(
     ]
     merge = Merge(method, MergeSource(base.folder.name, base), parents, seed=seed)
     written = merge.write(folder, shard_size=shard_size)
-    made = Checkpoint.open(folder)
-    name = str(made.config["model_type"])
-    return MoeReport(written.fingerprint, name, len(experts), gate, tuple(find_similar_gates(made)))
+    checkpoint = Checkpoint.open(folder)
+    name = str(checkpoint.config["model_type"])
+    return MoeReport(
+        written.fingerprint, name, len(experts), gate, tuple(find_similar_gates(checkpoint))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge did: the result's fingerprint, and how many tensors were merged or copied.
+    """Result of a merge.
 
-    ``error`` is the relative error against float64 of some blocks, see ``precision.summarize``.
-    ``notes`` are what an assembly noted of tensors that it made, as JSON values by name.
+    Attributes:
+        fingerprint: Fingerprint of the written checkpoint.
+        merged: Number of merged tensors.
+        copied: Names of copied tensors.
+        tied: Names of tied tensors, which are not written.
+        error: Relative error against float64 of sampled blocks, see ``summarize_errors``.
+        notes: Notes of computed tensors, JSON values by name.
     """
 
     fingerprint: str
@@ -170,11 +176,12 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge, ready to run: method, sources in the recipe's order, rules.
+    """A configured merge: method, sources in the recipe's order, rules.
 
-    ``share`` places the result on the line from the base (0) to what the method gives (1).
-    ``threads`` is how many blocks are worked on at once, 0 what ``OrderedThreadPool`` chooses;
-    ``device`` where heavy arithmetic is done.
+    Attributes:
+        share: Interpolates the result between the base (0) and the method's result (1).
+        threads: Blocks computed in parallel; 0 lets ``OrderedThreadPool`` choose.
+        device: Device of heavy arithmetic.
     """
 
     method: MergeMethod
@@ -192,28 +199,30 @@ class Merge:
 
     @cached_property
     def sources(self) -> tuple[MergeSource, ...]:
-        """All that is read, the base first."""
+        """All sources, the base first."""
         return (*([self.base] if self.base else []), *self.parents)
 
     @cached_property
     def _ranks(self) -> dict[int, tuple[int, str]]:
-        """Every parent's place in the order of merging, and its key, by its number as a source.
+        """Rank in the canonical order and key of every parent, by its source index.
 
-        What is merged does not depend on the recipe's order, unless the method's meaning does.
+        The result does not depend on the recipe's order, except for methods where it has a meaning.
         """
-        named = order_sources(self.parents, in_order=self.method.is_ordered)
+        ordered = order_sources(self.parents, in_order=self.method.is_ordered)
         shift = len(self.sources) - len(self.parents)
-        left = {number + shift: source for number, source in enumerate(self.parents)}
+        remaining = {number + shift: source for number, source in enumerate(self.parents)}
         ranks: dict[int, tuple[int, str]] = {}
-        for rank, source in enumerate(named):
-            plain = replace(source, key="")
-            number = next(n for n, each in left.items() if replace(each, key="") == plain)
-            del left[number]
+        for rank, source in enumerate(ordered):
+            unkeyed = replace(source, key="")
+            number = next(
+                n for n, candidate in remaining.items() if replace(candidate, key="") == unkeyed
+            )
+            del remaining[number]
             ranks[number] = (rank, source.key)
         return ranks
 
     def plan(self) -> MergePlan:
-        """Return what becomes of every tensor; made once."""
+        """Return the cached merge plan."""
         return self._plan
 
     @cached_property
@@ -232,21 +241,21 @@ class Merge:
         """Merge into ``folder``.
 
         Args:
-            folder: Where the checkpoint is written: atomically, or in place with a journal.
-            shard_size: Most bytes of weights in one file.
-            journal: Keeps finished tensors, so that a killed merge goes on.
+            folder: Output folder, written atomically, or in place with a journal.
+            shard_size: Maximum bytes of weights per file.
+            journal: Records finished tensors, so that an interrupted merge resumes.
             on_tensor: Called after each tensor; may raise to stop.
-            finish: Called with the writer when all tensors stand, as for a card.
+            finish: Called with the writer after the last tensor, as for a card.
 
         Raises:
-            CheckpointError: If sources do not belong together, or a number is not finite.
+            CheckpointError: If sources do not match, or a value is not finite.
             ShapeError: If a tensor's shapes differ.
             RecipeError: If the method cannot merge these models.
             ResourceError: If the disk is full.
         """
         plan = self.plan()
         donor = self.sources[0].checkpoint
-        shapes = {tensor.name: (tensor.stored, tensor.shape) for tensor in plan.tensors}
+        shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
         with (
             device_context(self.device),
             OrderedThreadPool(self.threads) as workers,
@@ -288,22 +297,23 @@ class Merge:
         )
 
     def tensors(self) -> Iterator[tuple[str, str, Array]]:
-        """Yield every tensor of the result in memory: name, storage type, stored numbers.
+        """Yield every tensor of the result: name, storage type, stored values in memory.
 
-        The numbers are as ``checkpoints.numbers.BIT_TYPES`` says; ``widen`` makes floats of them.
+        Values are in the types of ``checkpoints.dtypes.BIT_TYPES``; ``widen`` converts them to
+        floats.
         """
         plan = self.plan()
         with device_context(self.device), OrderedThreadPool(self.threads) as workers:
             engine = self.engine(plan, workers, None)
             for tensor in plan.tensors:
                 blocks = list(engine.make(tensor))
-                whole = np.concatenate(blocks) if tensor.shape else blocks[0]
-                yield tensor.name, tensor.stored, whole.reshape(tensor.shape)
+                array = np.concatenate(blocks) if tensor.shape else blocks[0]
+                yield tensor.name, tensor.dtype, array.reshape(tensor.shape)
 
     def engine(
         self, plan: MergePlan, workers: OrderedThreadPool, journal: Journal | None
     ) -> MergeExecutor:
-        """Return what makes the tensors of a plan, one by one, as ``compat`` says."""
+        """Return the executor of a plan, as chosen by ``compat``."""
         if self.rules.compat == "mergekit":
             from stillroom.merge.engine.mergekit_executor import MergekitExecutor
 
@@ -326,22 +336,22 @@ def merge_checkpoints(
     exclude: Sequence[str] = (),
     threads: int = 1,
 ) -> MergeResult:
-    """Merge checkpoints on disk into a new one; the plain function behind the job.
+    """Merge checkpoints on disk into a new one; the function behind the job.
 
     Args:
         method: A method, its name, or ``{"name": ..., setting: ...}``.
-        base: The common base, where the method needs one; also gives config and tokenizer.
-        parents: The models.
-        folder: Where the result is written, atomically.
-        weights: One a model; default 1 each.
-        dtype: Storage type; default that of the models.
-        shard_size: Most bytes of weights in one file.
-        seed: For methods that draw.
+        base: Common base, if the method needs one; also gives config and tokenizer.
+        parents: Folders of the models.
+        folder: Output folder, written atomically.
+        weights: One per model; default 1 each.
+        dtype: Storage type; defaults to that of the models.
+        shard_size: Maximum bytes of weights per file.
+        seed: Random seed of methods that sample.
         exclude: Patterns of tensors that are copied from the base, or the first model.
-        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
+        threads: Blocks computed in parallel, 0 chooses; does not change the result.
 
     Raises:
-        CheckpointError: If sources do not belong together, or a number is not finite.
+        CheckpointError: If sources do not match, or a value is not finite.
         ShapeError: If a tensor's shapes differ.
         RecipeError: If the method is unknown or cannot merge these models.
     """
@@ -361,23 +371,22 @@ def merge_checkpoints(
 
 
 def _is_written(writer: CheckpointWriter, journal: Journal | None, name: str) -> bool:
-    """Return whether a killed run wrote the tensor, and its bytes still are what they were."""
+    """Return whether an interrupted run wrote the tensor, and its bytes are unchanged."""
     digest = journal.get(name) if journal is not None else None
     return digest is not None and writer.keep(name, digest)
 
 
 @dataclass(frozen=True, slots=True)
 class TransplantReport:
-    """What a transplant did.
+    """Result of ``transplant``.
 
     Attributes:
-        fingerprint: Of the written checkpoint.
-        tokens: How many tokens it has.
-        shared: How many of them the target had: these rows are copied.
+        fingerprint: Fingerprint of the written checkpoint.
+        tokens: Number of tokens of the new vocabulary.
+        shared: Number of tokens shared with the target, whose rows are copied.
         by_role: Special tokens that took the target's row of the same role (bos, eos, ...).
-        written: How many rows were written as sums of others.
-        left: By table, what these sums miss of the donor's rows, a share of their length: the
-            median and the largest.
+        written: Number of rows approximated as sums of shared rows.
+        left: By table, the relative residual of these sums on the donor's rows: median and largest.
         meant: Tables without a counterpart (biases), whose new rows are the mean of the others.
     """
 
@@ -398,17 +407,17 @@ def transplant(
     k: int = 64,
     shard_size: int = 5_000_000_000,
 ) -> TransplantReport:
-    """Write the target model with the donor's tokenizer; the plain function behind the method.
+    """Write the target model with the donor's tokenizer; the function behind the method.
 
-    The embeddings of both are held in memory as they are stored; all else is streamed. Costs about
-    ``tokens x shared x width x k`` multiplications.
+    The embeddings of both are held in memory in their storage type; all other tensors are streamed.
+    Costs about ``tokens x shared x width x k`` multiplications.
 
     Args:
-        donor: Gives the tokenizer, and what new tokens mean among its own.
+        donor: Gives the tokenizer, and embeddings in which new tokens are approximated.
         target: Gives everything else.
-        folder: Where the result is written, atomically.
-        k: Most shared tokens that a new one is written as.
-        shard_size: Most bytes of weights in one file.
+        folder: Output folder, written atomically.
+        k: Maximum number of shared tokens per new token.
+        shard_size: Maximum bytes of weights per file.
 
     Raises:
         CheckpointError: If a tokenizer is missing, or the two have too little in common.
@@ -418,13 +427,13 @@ def transplant(
     base, parents = MergeSource(target.folder.name, target), [MergeSource(donor.folder.name, donor)]
     merge = Merge(method, base, parents)
     written = merge.write(folder, shard_size=shard_size)
-    found = TransplantPlanner(base, parents[0], TensorRules(), k)
+    planner = TransplantPlanner(base, parents[0], TensorRules(), k)
     return TransplantReport(
         written.fingerprint,
-        found.tokens,
-        found.shared,
-        found.match.by_role,
-        found.new,
+        planner.tokens,
+        planner.shared,
+        planner.match.by_role,
+        planner.new,
         {name: (note["median"], note["largest"]) for name, note in written.notes.items()},
-        tuple(name for name, other in found.tables.items() if not other),
+        tuple(name for name, counterpart in planner.tables.items() if not counterpart),
     )

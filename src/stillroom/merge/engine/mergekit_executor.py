@@ -1,16 +1,17 @@
-"""Executor bit-exact with mergekit 0.1.5: its types and its order of operations and visits.
+"""Executor bit-exact with mergekit 0.1.5: its types, its order of operations and of tensors.
 
-For those who must get the weights that mergekit 0.1.5 gives. Every tensor is cast when it is read,
-the arithmetic is the method's ``retrace`` where that gives the bits of its ``replicate``, else the
-latter, and random numbers are those of torch's one generator, seeded once; so, other than in the
-paper's mode, the result depends on the order of models and on which tensors there are. Masks, and
-where torch computes all tensors, are whole in memory.
+Tensors are cast when they are read. The arithmetic is the method's ``retrace`` (numpy, in blocks)
+where it gives the bits of its ``replicate`` (torch, whole tensors), else the latter. Random numbers
+come from one torch generator, seeded once, so that, unlike in the default mode, the result depends
+on the order of models and on the set of tensors. Masks, and all tensors if torch computes them, are
+held whole in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from stillroom.merge.engine.executor import (
     MergeExecutor,
     OrderedThreadPool,
     StreamedBlocks,
-    as_bytes,
+    array_to_bytes,
     non_finite_error,
 )
 from stillroom.merge.interfaces import Array, BlockContext, RowBlock
@@ -46,15 +47,15 @@ _STATE = "#random"
 
 
 class MergekitExecutor(MergeExecutor):
-    """The engine of ``compat: mergekit``."""
+    """Executor for ``compat: mergekit``."""
 
     def __init__(self, merge: Merge, plan: MergePlan, workers: OrderedThreadPool) -> None:
-        """Stand over a merge whose plan is made, and seed the one generator."""
+        """Create an executor for a planned merge, and seed the generator."""
         super().__init__(merge, plan, workers)
         self._experts = group_experts(plan.tensors) if has_fused_experts(plan.config) else {}
-        self._begun: FusedExperts | None = None
+        self._current_group: FusedExperts | None = None
         self.draws: TorchGenerator | None = None
-        # One generator goes through all tensors, so all are made the same way.
+        # All tensors draw from one generator, so all use the same implementation.
         is_plain = merge.device == "cpu" and not self._experts
         if is_plain and all(self._retraces(tensor) for tensor in plan.tensors):
             self.draws = TorchGenerator(merge.seed)
@@ -66,18 +67,18 @@ class MergekitExecutor(MergeExecutor):
     def make(
         self,
         tensor: PlannedTensor,
-        place: Callable[[str, int, memoryview], None] | None = None,
+        write_rows: Callable[[str, int, memoryview], None] | None = None,
     ) -> Iterator[Array]:
-        """Yield a tensor: in blocks, or whole where torch computes it."""
-        if tensor.tuned is None:
-            yield from super().make(tensor, place)
+        """Yield a tensor in blocks, or whole if torch computes it."""
+        if tensor.settings is None:
+            yield from super().make(tensor, write_rows)
         elif self.draws is not None:
-            yield from self._retrace(tensor, self.draws, place)
+            yield from self._retrace(tensor, self.draws, write_rows)
         else:
-            yield from self._replicate(tensor, place)
+            yield from self._replicate(tensor, write_rows)
 
     def _retraces(self, tensor: PlannedTensor) -> bool:
-        if tensor.tuned is None:
+        if tensor.settings is None:
             return True
         kinds = {
             self.merge.sources[home.source].checkpoint.entry(home.name).dtype
@@ -86,13 +87,13 @@ class MergekitExecutor(MergeExecutor):
         return {
             *kinds,
             self._kind(tensor),
-            tensor.stored,
-        } <= SUPPORTED_DTYPES and tensor.tuned.method.retraces(
+            tensor.dtype,
+        } <= SUPPORTED_DTYPES and tensor.settings.method.retraces(
             self._kind(tensor), tensor.shape, len(tensor.parents)
         )
 
     def _kind(self, tensor: PlannedTensor) -> str:
-        """Return the storage type that is computed in: the recipe's, else what all inputs fit."""
+        """Return the compute type: the recipe's, else the smallest that fits all inputs."""
         if self.merge.rules.compute is not None:
             return SAFETENSORS_DTYPES[self.merge.rules.compute]
         kinds = {
@@ -105,25 +106,25 @@ class MergekitExecutor(MergeExecutor):
         self,
         tensor: PlannedTensor,
         draws: TorchGenerator,
-        place: Callable[[str, int, memoryview], None] | None,
+        write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
-        if tensor.tuned is None:
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         blocks = _CastBlocks(self, tensor, self._kind(tensor))
-        combine = tensor.tuned.method.retrace(blocks, draws)
+        combine = tensor.settings.method.retrace(blocks, draws)
 
         def work(number: int) -> Array:
             values = combine(number)
-            is_exact = tensor.stored == blocks.kind == "BF16"
+            is_exact = tensor.dtype == blocks.kind == "BF16"
             if is_exact:
                 bits = to_stored_bits(values, "BF16").reshape(values.shape)
             else:
-                bits = narrow(values, tensor.stored)
-            if has_not_finite(bits, tensor.stored):
+                bits = narrow(values, tensor.dtype)
+            if has_not_finite(bits, tensor.dtype):
                 parents = blocks[number].parents
-                self._refuse(tensor, [bool(np.isfinite(each).all()) for each in parents])
-            if place is not None:
-                place(tensor.name, blocks.first_row(number), as_bytes(bits))
+                self._refuse(tensor, [bool(np.isfinite(parent).all()) for parent in parents])
+            if write_rows is not None:
+                write_rows(tensor.name, blocks.first_row(number), array_to_bytes(bits))
             return bits if tensor.shape else bits.reshape(())
 
         yield from self.workers.map(work, len(blocks))
@@ -137,88 +138,94 @@ class MergekitExecutor(MergeExecutor):
         raise non_finite_error(tensor.name, ", ".join(guilty))
 
     def _replicate(
-        self, tensor: PlannedTensor, place: Callable[[str, int, memoryview], None] | None
+        self, tensor: PlannedTensor, write_rows: Callable[[str, int, memoryview], None] | None
     ) -> Iterator[Array]:
         import torch
 
         from stillroom.train.precision import limit_threads
 
-        if tensor.tuned is None:
+        if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         if tensor.name in self._experts:
-            yield from self._make_expert(tensor, self._experts[tensor.name], place)
+            yield from self._make_expert(tensor, self._experts[tensor.name], write_rows)
             return
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
-        at = BlockContext(
+        context = BlockContext(
             tensor.name,
             tensor.shape,
             tuple(self.merge.sources[home.source].name for home in tensor.parents),
-            tensor.tuned.weights,
-            tensor.tuned.own,
+            tensor.settings.weights,
+            tensor.settings.per_model,
             self.merge.seed,
             0,
             tensor.layer,
         )
-        with limit_threads(1):  # sums that are split over more threads round otherwise
-            merged = tensor.tuned.method.replicate(base, parents, at)
-        merged = merged.to("cpu", torch_dtype(tensor.stored))
-        bits = _as_bits(merged, tensor.stored)
-        if has_not_finite(bits, tensor.stored):
+        with limit_threads(1):  # sums split over several threads round differently
+            merged = tensor.settings.method.replicate(base, parents, context)
+        merged = merged.to("cpu", torch_dtype(tensor.dtype))
+        bits = _as_bits(merged, tensor.dtype)
+        if has_not_finite(bits, tensor.dtype):
             self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
         bits = bits.reshape(tensor.shape)
-        if place is not None:
-            place(tensor.name, 0, as_bytes(bits))
+        if write_rows is not None:
+            write_rows(tensor.name, 0, array_to_bytes(bits))
         yield bits
 
     def _make_expert(
         self,
         tensor: PlannedTensor,
         group: FusedExperts,
-        place: Callable[[str, int, memoryview], None] | None,
+        write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
-        """Yield an expert's matrix: its part of the tensor that all are merged as."""
+        """Yield an expert's matrix: its part of the fused tensor of all experts."""
         from stillroom.train.precision import limit_threads
 
         first = group.first
-        if group.merged is None and first.tuned is not None:
-            # The plan has a group's members in a row; a replay may not ask for the last one.
-            if self._begun is not None:
-                self._begun.merged = None
-            self._begun = group
+        if group.merged is None and first.settings is not None:
+            # A group's members are consecutive in the plan; a replay may not request the last one.
+            if self._current_group is not None:
+                self._current_group.merged = None
+            self._current_group = group
             dtype = self._dtype(first)
             base = None
             if first.base is not None:
-                base = group.join(lambda one: self._read(one, one.base or one.parents[0], dtype))
+                base = group.join(
+                    lambda member: self._read(member, member.base or member.parents[0], dtype)
+                )
+
+            def read_input(member: PlannedTensor, number: int) -> torch.Tensor:
+                return self._read(member, member.parents[number], dtype)
+
             parents = [
-                group.join(lambda one, at=at: self._read(one, one.parents[at], dtype))  # type: ignore[misc]
-                for at in range(len(first.parents))
+                group.join(partial(read_input, number=number))
+                for number in range(len(first.parents))
             ]
-            at = BlockContext(
+            context = BlockContext(
                 group.name,
                 tuple(parents[0].shape),
                 tuple(self.merge.sources[home.source].name for home in first.parents),
-                first.tuned.weights,
-                first.tuned.own,
+                first.settings.weights,
+                first.settings.per_model,
                 self.merge.seed,
                 0,
                 first.layer,
             )
             with limit_threads(1):
-                merged = first.tuned.method.replicate(base, parents, at)
-            group.merged = merged.to("cpu", torch_dtype(tensor.stored))
-        bits = _as_bits(group.part(tensor.name), tensor.stored).reshape(tensor.shape)
+                merged = first.settings.method.replicate(base, parents, context)
+            group.merged = merged.to("cpu", torch_dtype(tensor.dtype))
+        bits = _as_bits(group.part(tensor.name), tensor.dtype).reshape(tensor.shape)
         if tensor.name == group.last:
             group.merged = None
-        if has_not_finite(bits, tensor.stored):
+        if has_not_finite(bits, tensor.dtype):
             raise non_finite_error(tensor.name)
-        if place is not None:
-            place(tensor.name, 0, as_bytes(bits))
+        if write_rows is not None:
+            write_rows(tensor.name, 0, array_to_bytes(bits))
         yield bits
 
     def state(self) -> bytes:
-        """Return where the generator stands, on which the next tensors depend."""
+        """Return the generator's state, on which later tensors depend."""
         if self.draws is not None:
             return self.draws.state
         import torch
@@ -226,9 +233,9 @@ class MergekitExecutor(MergeExecutor):
         return bytes(torch.get_rng_state().numpy().tobytes())
 
     def note_state(self, journal: Journal, name: str) -> None:
-        """Keep the generator's state.
+        """Write the generator's state to the journal.
 
-        Of experts that are merged as one, the last keeps it: a run that goes on within them merges
+        Of experts merged as one tensor, only the last writes it: a run resumed within them merges
         them again, from the state before.
         """
         if name in self._experts and name != self._experts[name].last:
@@ -236,30 +243,30 @@ class MergekitExecutor(MergeExecutor):
         journal.put(f"{name}{_STATE}", self.state().hex())
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
-        """Put the generator where it was after a tensor that a killed run made."""
-        kept = journal.get(f"{name}{_STATE}") if journal is not None else None
-        if not isinstance(kept, str):
+        """Restore the generator's state after a tensor written by an interrupted run."""
+        state = journal.get(f"{name}{_STATE}") if journal is not None else None
+        if not isinstance(state, str):
             return
         if self.draws is not None:
-            self.draws.state = bytes.fromhex(kept)
+            self.draws.state = bytes.fromhex(state)
             return
         import torch
 
-        torch.set_rng_state(torch.frombuffer(bytearray.fromhex(kept), dtype=torch.uint8))
+        torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
     def _dtype(self, tensor: PlannedTensor) -> torch.dtype:
-        """Return the type that is computed in: the recipe's, else what the inputs promote to."""
+        """Return the compute type: the recipe's, else the promotion of the inputs' types."""
         import torch
 
         if self.merge.rules.compute is not None:
             dtype: torch.dtype = getattr(torch, self.merge.rules.compute)
             return dtype
-        found = [
+        dtypes = [
             torch_dtype(self.merge.sources[home.source].checkpoint.entry(home.name).dtype)
             for home in tensor.inputs
         ]
-        widest = found[0]
-        for dtype in found[1:]:
+        widest = dtypes[0]
+        for dtype in dtypes[1:]:
             widest = torch.promote_types(widest, dtype)
         return widest
 
@@ -267,23 +274,23 @@ class MergekitExecutor(MergeExecutor):
         import torch
 
         source = self.merge.sources[home.source]
-        if source.adapted is None and not tensor.is_table:
+        if source.adapted is None and not tensor.is_token_table:
             stored = source.checkpoint.tensor(home.name)
             kind = source.checkpoint.entry(home.name).dtype
             if has_not_finite(_as_bits(stored, kind), kind):  # a mask or a cast may hide it
                 raise non_finite_error(tensor.name, source.name)
             return stored.to(self.merge.device, dtype)
         rows = tensor.shape[0] if tensor.shape else 1
-        whole = self.read(tensor, home, 0, rows, np.float32)
+        values = self.read(tensor, home, 0, rows, np.float32)
         return (
-            torch.from_numpy(np.ascontiguousarray(whole))
+            torch.from_numpy(np.ascontiguousarray(values))
             .reshape(tensor.shape)
             .to(self.merge.device, dtype)
         )
 
 
 def _as_bits(tensor: torch.Tensor, kind: str) -> Array:
-    """Return a tensor's numbers as they are stored, flat."""
+    """Return a tensor's stored values, flat."""
     import torch
 
     flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -292,34 +299,34 @@ def _as_bits(tensor: torch.Tensor, kind: str) -> Array:
 
 
 class _CastBlocks(StreamedBlocks):
-    """A tensor's blocks as mergekit reads them: the recipe's order, cast before anything else."""
+    """Row blocks as mergekit reads them: in the recipe's order, cast first."""
 
     def __init__(self, engine: MergekitExecutor, tensor: PlannedTensor, kind: str) -> None:
         super().__init__(engine, tensor, in_order=True)
         self.kind = kind
 
     def base(self, number: int) -> RowBlock:
-        """Read a block of the base alone."""
+        """Read a block of the base only."""
         start = number * self._step
         stop = min(start + self._step, self._rows)
         if self._tensor.base is None:
             raise ValueError("there is no base")
         base = self._read(self._tensor.base, start, stop, np.float32, check=True)
-        return RowBlock(base, (), replace(self.at, offset=start * self._width))
+        return RowBlock(base, (), replace(self.context, offset=start * self._width))
 
     def read(self, number: int, dtype: object, *, check: bool = True) -> RowBlock:
         """Read one block, cast to ``kind``.
 
-        It is always checked: a mask or a cast may hide what is not finite.
+        Always checked for finite values, which a mask or a cast may hide.
         """
         return super().read(number, np.float32)
 
     def _read(self, home: SourceTensor, start: int, stop: int, dtype: object, check: bool) -> Array:
-        # numpy makes of a scalar's results immutable numbers, and copies where it should view.
+        # numpy turns results on 0-d arrays into immutable scalars, and copies instead of viewing.
         values = np.atleast_1d(super()._read(home, start, stop, dtype, check))
         return values if self._stored_as(home) == self.kind else round_to(values, self.kind)
 
     def _stored_as(self, home: SourceTensor) -> str:
         source = self._engine.merge.sources[home.source]
-        is_plain = source.adapted is None and not self._tensor.is_table
+        is_plain = source.adapted is None and not self._tensor.is_token_table
         return source.checkpoint.entry(home.name).dtype if is_plain else ""

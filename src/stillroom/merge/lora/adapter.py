@@ -1,12 +1,12 @@
 """LoRA adapters in PEFT's format, read as changes to the tensors of a base model.
 
 Source: LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353), and the folder
-that peft writes: adapter_config.json beside adapter_model.safetensors. Pickles are never read.
+layout of peft: adapter_config.json and adapter_model.safetensors. Pickles are never read.
 
-What an adapter does to one tensor of its base is one of three things: a low-rank product is added,
-rows and columns being those of the stored tensor; with DoRA the sum then gets a learned length; or
-the tensor is replaced. Settings that would mean something else are refused by name. Differs from
-peft: products are taken in float32 or wider, also for adapters stored in 16 bits.
+An adapter changes a tensor of its base in one of three ways: it adds a low-rank product in the
+stored orientation; with DoRA, it also normalizes the sum to learned magnitudes; or it replaces the
+tensor. Unsupported settings are rejected by name. Differs from peft: products are computed in
+float32 or wider, also for adapters stored in 16 bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CACHED_FACTORS = 4
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter, not a whole model."""
+    """Return whether a folder contains an adapter rather than a whole model."""
     return (folder / _CONFIG).is_file()
 
 
@@ -49,7 +49,7 @@ class Adapter:
     """One LoRA adapter on disk. Use ``Adapter.open``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], file: TensorFile) -> None:
-        """Stand over an opened file; callers use ``open``."""
+        """Create an adapter from an opened file; use ``open``."""
         self.folder = folder
         self.config = config
         self._file = file
@@ -59,11 +59,10 @@ class Adapter:
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
-        """Open a folder that peft wrote.
+        """Open a folder written by peft.
 
         Raises:
-            CheckpointError: If it is missing, broken, a pickle, or asks for mathematics that are
-                not known here.
+            CheckpointError: If it is missing, broken, a pickle, or uses unsupported settings.
         """
         config = read_adapter_config(folder / _CONFIG)
         check_adapter_config(config, folder)
@@ -71,10 +70,10 @@ class Adapter:
         if not path.is_file():
             is_pickle = (folder / _PICKLE).is_file()
             raise CheckpointError(
-                f"{folder} holds no {_WEIGHTS}" + (f", only {_PICKLE}" if is_pickle else ""),
+                f"{folder} contains no {_WEIGHTS}" + (f", only {_PICKLE}" if is_pickle else ""),
                 code="checkpoint.pickle" if is_pickle else "merge.adapter-broken",
                 where=str(folder),
-                expected=f"{_WEIGHTS} beside {_CONFIG}",
+                expected=f"{_WEIGHTS} next to {_CONFIG}",
                 next="convert it with peft: save_pretrained(..., safe_serialization=True)"
                 if is_pickle
                 else "check that the download is complete",
@@ -82,16 +81,16 @@ class Adapter:
         return cls(folder, config, TensorFile(path))
 
     def names(self) -> list[str]:
-        """Return the names of the base's tensors that it changes, sorted."""
+        """Return the sorted names of the base's tensors that the adapter changes."""
         return sorted(self._changes)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether it changes a tensor of the base."""
+        """Return whether the adapter changes a tensor of the base."""
         return name in self._changes
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest of its tensors and of the settings that say what they mean."""
+        """Digest of the tensors and of the settings that determine their meaning."""
         tensors = [
             [
                 name,
@@ -106,43 +105,43 @@ class Adapter:
 
     @cached_property
     def license(self) -> str:
-        """The license that its card names; empty where nobody says."""
+        """License named by the model card; empty if there is none."""
         named = read_card(self.folder).get("license") or ""
         return named if isinstance(named, str) else ""
 
     @property
     def base_name(self) -> str:
-        """The model that it was trained on, as its maker called it; may be empty."""
+        """Name of the model it was trained on, from its config; may be empty."""
         return str(self.config.get("base_model_name_or_path") or "")
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of its tensors."""
+        """Total bytes of the tensors."""
         return sum(entry.size_bytes for entry in self._file.entries.values())
 
     def is_low_rank(self, name: str) -> bool:
-        """Return whether it only adds a low-rank product, whatever the base holds."""
+        """Return whether the adapter only adds a low-rank product to a tensor."""
         change = self._changes[name]
         return bool(change.left) and not change.magnitude and not change.replaced
 
     def is_replaced(self, name: str) -> bool:
-        """Return whether it brings the whole tensor, so that the base's own does not matter."""
+        """Return whether the adapter replaces a whole tensor."""
         return not self._changes[name].left and bool(self._changes[name].replaced)
 
     def rank(self, name: str) -> int:
-        """Return the rank of the product that is added to a tensor; 0 where none is."""
+        """Return the rank of the product added to a tensor; 0 if there is none."""
         change = self._changes[name]
         return self._inner(change) if change.left else 0
 
     def scale(self, name: str) -> float:
-        """Return by what the product of the stored matrices is multiplied."""
+        """Return the multiplier of the stored matrices' product."""
         return self._changes[name].scale
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Return whether a base's tensor of that shape can be changed."""
+        """Return whether a base tensor of the shape can be changed by the adapter."""
         change = self._changes[name]
-        whole = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
-        if any(found != shape for found in whole):
+        shapes = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
+        if any(full_shape != shape for full_shape in shapes):
             return False
         if not change.left:
             return True
@@ -152,25 +151,25 @@ class Adapter:
         return sides == shape
 
     def matrices(self, name: str) -> tuple[Array, Array]:
-        """Return B with the scale in it and A, float64, as peft holds them: (out, r), (r, in)."""
+        """Return B, scaled, and A in float64 and peft's layout: (out, r), (r, in)."""
         change = self._changes[name]
-        left, right = self._file.array(change.left), self._file.array(change.right)
-        return left * change.scale, right
+        b, a = self._file.array(change.left), self._file.array(change.right)
+        return b * change.scale, a
 
     def is_embedding(self, name: str) -> bool:
-        """Return whether the tensor is that of an embedding, whose A holds a column a token."""
+        """Return whether the tensor is an embedding, whose A has one column per token."""
         return self._changes[name].is_embedding
 
     def has_lengths(self, name: str) -> bool:
-        """Return whether the adapter gives the tensor's rows or columns lengths, as DoRA does."""
+        """Return whether the adapter sets the norms of rows or columns, as DoRA does."""
         return bool(self._changes[name].magnitude)
 
     def adds_bias(self, name: str) -> bool:
-        """Return whether the tensor is a bias to which something is added."""
+        """Return whether the adapter adds to a bias."""
         return bool(self._changes[name].bias)
 
     def digest_replaced(self, name: str) -> str:
-        """Return the digest of the tensor that the adapter brings for the base's; empty if none."""
+        """Return the digest of the replacement tensor; empty if there is none."""
         key = self._changes[name].replaced
         if not key:
             return ""
@@ -179,12 +178,12 @@ class Adapter:
     def factors(
         self, name: str, width: int | None = None, *, dtype: Any = np.float64
     ) -> tuple[Array, Array]:
-        """Return the product that is added: (rows, rank) with the scale in it, (rank, columns).
+        """Return the factors of the added product: (rows, rank), scaled, and (rank, columns).
 
         Args:
             name: A tensor for which ``is_low_rank`` holds, or one with DoRA.
-            width: The columns of the base's tensor; settles how it lies where an adapter for
-                transposed layers (``fan_in_fan_out``) holds others too.
+            width: Columns of the base's tensor; determines the orientation in adapters that mix
+                transposed layers (``fan_in_fan_out``) and others.
             dtype: float32 or float64.
         """
         key = (name, width, np.dtype(dtype).name)
@@ -197,15 +196,15 @@ class Adapter:
         right = self._file.array(change.right, dtype)
         if self._runs_down(change, width):
             left, right = right.T, left.T
-        made = (np.ascontiguousarray(left) * left.dtype.type(change.scale), right)
+        factors = (np.ascontiguousarray(left) * left.dtype.type(change.scale), right)
         with self._lock:
-            self._factors[key] = made
+            self._factors[key] = factors
             while len(self._factors) > _CACHED_FACTORS:
                 self._factors.popitem(last=False)
-        return made
+        return factors
 
     def bias(self, name: str, *, dtype: Any = np.float64) -> Array:
-        """Return what is added to a bias, scale included."""
+        """Return the scaled addition to a bias."""
         change = self._changes[name]
         added = self._file.array(change.bias, dtype)
         added *= added.dtype.type(change.scale)
@@ -214,29 +213,29 @@ class Adapter:
     def replacement(
         self, name: str, start: int = 0, stop: int | None = None, *, dtype: Any = np.float64
     ) -> Array:
-        """Return rows of the tensor that the adapter brings instead of the base's."""
+        """Return rows of the tensor that replaces the base's."""
         return read_rows(self._file, self._changes[name].replaced, start, stop, dtype=dtype)
 
     def rows(
         self, name: str, start: int, stop: int, base_rows: Array, norms: Array | None = None
     ) -> Array:
-        """Return rows of the base's tensor as the adapter changes them, in the type they come in.
+        """Return rows of the base's tensor as changed by the adapter, in the input type.
 
-        The same numbers for the same rows, however the tensor is cut.
+        The result does not depend on how the tensor is split into blocks.
 
         Args:
-            name: The tensor.
+            name: Name of the tensor.
             start: First row.
-            stop: The row after the last.
-            base_rows: The base's own, (rows, ...), float32 or float64; unchanged.
-            norms: The lengths of columns, where ``needs_norms`` says so; see ``column_norms``.
+            stop: Row after the last.
+            base_rows: Rows of the base, (rows, ...), float32 or float64; not modified.
+            norms: Norms of the columns, if ``needs_norms``; see ``column_norms``.
 
         Returns:
-            Rows that the adapter does not change are given back as they are.
+            The changed rows; ``base_rows`` itself if the adapter does not change the tensor.
 
         Raises:
-            ShapeError: If they do not fit.
-            CheckpointError: If norms are needed and not given.
+            ShapeError: If shapes do not fit.
+            CheckpointError: If norms are needed and missing.
         """
         if name not in self._changes:
             return base_rows
@@ -255,7 +254,7 @@ class Adapter:
         if self._runs_down(change, base_rows.shape[1]):
             if norms is None:
                 raise CheckpointError(
-                    f"DoRA gives the columns of '{name:.120}' a length, and rows come alone",
+                    f"DoRA normalizes the columns of '{name:.120}', which needs their norms",
                     code="merge.adapter-unsupported",
                     where=str(self.folder),
                     expected="the norms of whole columns, as AdaptedCheckpoint measures them",
@@ -269,12 +268,12 @@ class Adapter:
         return changed
 
     def needs_norms(self, name: str, width: int) -> bool:
-        """Return whether rows need the norms of whole columns: DoRA on what lies transposed."""
+        """Return whether rows need norms of whole columns: DoRA on transposed layers."""
         change = self._changes[name]
         return bool(change.magnitude) and self._runs_down(change, width)
 
     def column_norms(self, name: str, blocks: Iterator[tuple[int, int, Array]]) -> Array:
-        """Return the columns' lengths of base and product together, from (start, stop, rows)."""
+        """Return column norms of base plus product, from (start, stop, rows) blocks."""
         total = np.zeros(())
         change = self._changes[name]
         for start, stop, rows in blocks:
@@ -286,7 +285,7 @@ class Adapter:
         return lengths
 
     def _product(self, name: str, start: int, stop: int, base_rows: Array) -> Array:
-        """Multiply in tiles that begin at fixed rows, so that no bit depends on the block."""
+        """Multiply in tiles with fixed boundaries, so that the bits do not depend on the block."""
         if base_rows.ndim != 2:
             raise _mismatch_error(name, f"has {base_rows.ndim} axes", "a matrix")
         width = base_rows.shape[1]
@@ -299,7 +298,7 @@ class Adapter:
             )
         step = count_block_rows((len(left), width))
         first = start // step * step
-        tiles = [left[at : at + step] @ right for at in range(first, stop, step)]
+        tiles = [left[row : row + step] @ right for row in range(first, stop, step)]
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return joined[start - first : stop - first]
 
@@ -313,7 +312,7 @@ class Adapter:
         return width is None or width == self._file.entry(change.left).shape[0]
 
     def _runs_down(self, change: LoraTensorChange, width: int | None) -> bool:
-        """Whether inputs run down the stored tensor and outputs across it."""
+        """Whether rows of the stored tensor are inputs and columns outputs."""
         return change.is_embedding or self._lies_across(change, width)
 
     def _sides(self, change: LoraTensorChange, width: int) -> tuple[int, int]:
@@ -324,16 +323,17 @@ class Adapter:
 
 
 class AdaptedCheckpoint:
-    """A base with an adapter put on: gives rows as if the two had been merged and written.
+    """A base with an adapter applied: gives rows as if the two had been merged and written.
 
-    Every tensor that the adapter changes must be in the base, with a shape that fits.
+    Every tensor that the adapter changes must be in the base, with a matching shape.
     """
 
     def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
-        """Stand over both.
+        """Combine a base with an adapter.
 
         Raises:
-            ShapeError: If the adapter changes what the base has not; one problem a tensor.
+            ShapeError: If the adapter changes a tensor that the base lacks or that does not fit;
+                one problem per tensor.
         """
         self.base, self.adapter = base, adapter
         self._norms: dict[str, Array] = {}
@@ -341,12 +341,12 @@ class AdaptedCheckpoint:
         for name in adapter.names():
             if self._is_tied_copy(name):
                 continue
-            found = base.shape(name) if name in base else None
-            if found is None or not adapter.fits(name, found):
-                what = "there is none in the base" if found is None else f"the base's is {found}"
+            shape = base.shape(name) if name in base else None
+            if shape is None or not adapter.fits(name, shape):
+                problem = "the base has none" if shape is None else f"the base's is {shape}"
                 problems.append(
                     Problem(
-                        f"the adapter changes tensor '{name:.120}', and {what}",
+                        f"the adapter changes tensor '{name:.120}', but {problem}",
                         "merge.adapter-fit",
                         str(adapter.folder),
                         f"the base that it was trained on: {adapter.base_name or 'not named'}",
@@ -357,33 +357,33 @@ class AdaptedCheckpoint:
             raise ShapeError(problems)
 
     def names(self) -> list[str]:
-        """Return the names of all tensors, sorted."""
+        """Return the sorted names of all tensors."""
         return self.base.names()
 
     def _is_tied_copy(self, name: str) -> bool:
-        """Whether it is the head of a base that ties it, brought as a copy of the embedding."""
+        """Whether a tensor is the output head of a tying base, saved as a copy of the embedding."""
         if name != HEAD or name in self.base or not self.adapter.is_replaced(name):
             return False
         digest = self.adapter.digest_replaced(name)
         return any(
-            self.adapter.digest_replaced(other) == digest
-            for other in self.adapter.names()
-            if other in self.base
+            self.adapter.digest_replaced(tensor) == digest
+            for tensor in self.adapter.names()
+            if tensor in self.base
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest of both fingerprints."""
+        """Digest of both fingerprints."""
         return digest_json([self.base.fingerprint, self.adapter.fingerprint])
 
     def rows(self, name: str, start: int, stop: int, *, dtype: Any = np.float32) -> Array:
-        """Return rows of a tensor, changed where the adapter changes them, (rows, ...).
+        """Return rows of a tensor with the adapter's change, (rows, ...).
 
         Args:
-            name: The tensor.
+            name: Name of the tensor.
             start: First row.
-            stop: The row after the last.
-            dtype: float32 or float64; what is computed in.
+            stop: Row after the last.
+            dtype: Compute type, float32 or float64.
         """
         base_rows = read_rows(self.base, name, start, stop, dtype=dtype)
         if name not in self.adapter:
@@ -405,9 +405,9 @@ def _digest(data: bytearray | memoryview) -> str:
     return digest_bytes(memoryview(data))
 
 
-def _mismatch_error(name: str, what: str, expected: str) -> ShapeError:
+def _mismatch_error(name: str, problem: str, expected: str) -> ShapeError:
     return ShapeError(
-        f"the adapter does not fit tensor '{name:.120}', which {what}",
+        f"the adapter does not fit tensor '{name:.120}', which {problem}",
         code="merge.adapter-fit",
         where=name,
         expected=expected,

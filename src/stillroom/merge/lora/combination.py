@@ -1,11 +1,11 @@
-"""Weighted sums of LoRA adapters in their low-rank space.
+"""Weighted sums of LoRA adapters in low-rank form.
 
-Source: concatenation of the factors; compressed by QR of both stacked factors and the SVD of the
-small matrix between them, which gives the best approximation of any rank (Eckart and Young 1936)
-at a cost of O(d r^2), not O(d^3). Never averages A and B apart from each other, which would add
-products of one adapter's A and another's B. Differs from peft's ``add_weighted_adapter``: weights
-and scales are applied once to the product, biases, patterns and whole tensors are carried along,
-and what cannot be expressed as an adapter is refused by name.
+The factors are concatenated, and compressed by QR of both stacked factors and the SVD of the small
+matrix between them. This is the best approximation of any rank (Eckart and Young 1936), at a cost
+of O(d r^2) instead of O(d^3). A and B are never averaged separately, which would add products of
+one adapter's A and another's B. Differs from peft's ``add_weighted_adapter``: weights and scales
+are applied once, to the product; biases, patterns and whole tensors are kept; and changes that
+cannot be expressed as an adapter are rejected by name.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = ["AdapterMergeReport", "LayerError", "choose_rank", "compress_product"
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """What compressing one tensor's product cost: ranks before and after, and the error's norm.
+    """Error of compressing one tensor's product: ranks before and after, and Frobenius norms.
 
-    ``error`` and ``norm`` are the Frobenius norms of what was cut and of the whole; ``norm`` is 0
-    where nothing was to be cut, and so nothing measured.
+    ``error`` is the norm of the truncated part, ``norm`` that of the full product; ``norm`` is 0 if
+    nothing was truncated and so nothing measured.
     """
 
     name: str
@@ -47,11 +47,11 @@ class LayerError:
 
     @property
     def relative(self) -> float:
-        """What was cut over the whole."""
+        """Truncated norm relative to the full norm."""
         return self.error / self.norm if self.norm > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "name": self.name,
             "full_rank": self.full_rank,
@@ -63,7 +63,7 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class AdapterMergeReport:
-    """What a merge of adapters left: the folder, the error by layer, and what else to know."""
+    """Result of merging adapters: folder, error by layer, replaced tensors, notes."""
 
     folder: Path
     layers: tuple[LayerError, ...]
@@ -72,13 +72,13 @@ class AdapterMergeReport:
 
     @property
     def relative(self) -> float:
-        """The norm of all that was cut; over all layers, relative to the whole."""
+        """Truncated norm over all layers, relative to the full norm."""
         cut = math.fsum(layer.error**2 for layer in self.layers)
-        whole = math.fsum(layer.norm**2 for layer in self.layers)
-        return math.sqrt(cut / whole) if whole > 0 else 0.0
+        total = math.fsum(layer.norm**2 for layer in self.layers)
+        return math.sqrt(cut / total) if total > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "layers": [layer.to_json() for layer in self.layers],
             "replaced": list(self.replaced),
@@ -88,7 +88,7 @@ class AdapterMergeReport:
         }
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
+        """Return the printed report."""
         lines = [f"{'tensor':<52} {'rank':>9} {'relative error':>15}"]
         lines += [
             f"{layer.name:<52} {f'{layer.rank}/{layer.full_rank}':>9} {layer.relative:>15.3g}"
@@ -100,7 +100,7 @@ class AdapterMergeReport:
 
 @dataclass
 class _MergedTensors:
-    """What the merged adapter holds, by the base's names of tensors."""
+    """Contents of the merged adapter, by tensor name of the base."""
 
     factors: dict[str, LoraFactors] = field(default_factory=dict)
     biases: dict[str, Array] = field(default_factory=dict)
@@ -111,18 +111,18 @@ class _MergedTensors:
 def compress_product(
     left: Array, right: Array, *, rank: int | None = None, energy: float | None = None
 ) -> tuple[Array, Array, Array]:
-    """Return the best product of lower rank, and all singular values of the given one.
+    """Return the best low-rank approximation of a product, and all of its singular values.
 
     Args:
         left: (rows, r).
         right: (r, columns).
-        rank: The most that is kept; default all.
-        energy: Keep as few singular values as hold this share of the sum of their squares.
+        rank: Maximum rank; default all.
+        energy: Keep the fewest singular values with this share of the sum of squares.
 
     Returns:
-        (rows, k), (k, columns) with the singular values shared evenly between both, and the
-        singular values, (at most r), largest first. The norm of what was cut is that of the
-        values from k on.
+        (rows, k), (k, columns) with the singular values split evenly between both, and the singular
+        values, (at most r), largest first. The norm of the truncated part is that of the values
+        from k on.
     """
     left_basis, left_core = np.linalg.qr(left)
     right_basis, right_core = np.linalg.qr(right.T)
@@ -133,14 +133,14 @@ def compress_product(
 
 
 def choose_rank(values: Array, *, rank: int | None = None, energy: float | None = None) -> int:
-    """Return how many singular values are kept: at least one, and no more than asked for."""
-    kept = len(values) if rank is None else min(rank, len(values))
+    """Return the number of singular values to keep: at least one, at most ``rank``."""
+    rank_kept = len(values) if rank is None else min(rank, len(values))
     if energy is not None:
         shares = np.cumsum(values**2)
         total = shares[-1] if len(shares) else 0.0
         needed = int(np.searchsorted(shares, energy * total * (1 - 1e-15))) + 1
-        kept = min(kept, needed if total > 0 else 1)
-    return max(1, kept)
+        rank_kept = min(rank_kept, needed if total > 0 else 1)
+    return max(1, rank_kept)
 
 
 def merge_adapters(
@@ -155,21 +155,21 @@ def merge_adapters(
 ) -> AdapterMergeReport:
     """Write the weighted sum of adapters as one adapter that peft loads.
 
-    Without ``rank`` and ``energy`` it is exact: ranks add up. All is computed in float64 and
-    stored in float32.
+    Without ``rank`` and ``energy`` it is exact: ranks add up. Computed in float64, stored in
+    float32.
 
     Args:
-        adapters: Of one base.
-        weights: One an adapter; they multiply what it adds.
-        folder: Where the result is written, whole or not at all.
-        rank: The most rank a tensor keeps.
-        energy: Share of the squared singular values that a tensor keeps, in (0, 1].
-        base: The base; needed only where adapters bring whole tensors (``modules_to_save``), whose
+        adapters: Adapters of one base.
+        weights: One per adapter; multiplies its change.
+        folder: Output folder, written atomically.
+        rank: Maximum rank per tensor.
+        energy: Share of the squared singular values to keep per tensor, in (0, 1].
+        base: The base; only needed if adapters contain whole tensors (``modules_to_save``), whose
             differences from it are summed.
-        overwrite: Replace what lies at ``folder``.
+        overwrite: Replace an existing ``folder``.
 
     Raises:
-        RecipeError: If weights or settings make no sense.
+        RecipeError: If weights or settings are invalid.
         CheckpointError: If an adapter's change cannot be expressed as a sum of products.
         DataError: If ``folder`` exists.
     """
@@ -185,18 +185,20 @@ def merge_adapters(
         layers += _merge_tensor(name, having, parts, rank, energy, base)
     notes = _find_notes(adapters)
     result = AdapterMergeReport(folder, tuple(layers), tuple(sorted(parts.whole)), notes)
-    listed = [
+    rows = [
         f"| {adapter.folder.name} | {weight:g} | `{adapter.fingerprint}` |"
         for adapter, weight in zip(adapters, weights, strict=True)
     ]
     body = ["The weighted sum of adapters, merged by Stillroom in their own space.", ""]
-    body += ["| adapter | weight | fingerprint |", "|---|---|---|", *listed, ""]
+    body += ["| adapter | weight | fingerprint |", "|---|---|---|", *rows, ""]
     body += [f"Relative error of the sum after compression: {result.relative:.3g}.", *notes]
     save_adapter(
         folder,
         parts.factors,
         biases=parts.biases,
-        whole={name: PendingTensor.of("F32", values) for name, values in parts.whole.items()},
+        replaced_tensors={
+            name: PendingTensor.of("F32", values) for name, values in parts.whole.items()
+        },
         carried={name: PendingTensor.of("F32", values) for name, values in parts.carried.items()},
         base_name=next((a.base_name for a in adapters if a.base_name), ""),
         config={
@@ -227,12 +229,12 @@ def _merge_tensor(
     if all(adapter.is_replaced(name) for adapter, _ in having):
         parts.whole[name] = _sum_whole(name, having, base)
         return
-    brought = {adapter.digest_replaced(name) for adapter, _ in having}
-    if len(brought) > 1 or any(
+    replacements = {adapter.digest_replaced(name) for adapter, _ in having}
+    if len(replacements) > 1 or any(
         not adapter.rank(name) or adapter.has_lengths(name) for adapter, _ in having
     ):
         raise _not_a_sum_error(name, having)
-    if brought != {""}:
+    if replacements != {""}:
         parts.carried[name] = having[0][0].replacement(name)
     pairs = [(adapter.matrices(name), weight) for adapter, weight in having]
     left = np.concatenate([b * weight for (b, _), weight in pairs], axis=1)
@@ -249,15 +251,15 @@ def _merge_tensor(
 def _sum_whole(
     name: str, having: Sequence[tuple[Adapter, float]], base: Checkpoint | None
 ) -> Array:
-    """Return the base's tensor plus the weighted differences of those that adapters bring."""
+    """Return the base's tensor plus the weighted differences of the adapters' whole tensors."""
     if base is None:
         raise RecipeError(
-            f"{having[0][0].folder.name} brings the whole tensor '{name:.120}', and differences "
-            "from a base are summed",
+            f"{having[0][0].folder.name} contains the whole tensor '{name:.120}', whose "
+            f"difference from a base is needed",
             code="merge.base",
             where=name,
             expected="the checkpoint that the adapters were trained on",
-            next="give the base too",
+            next="give the base, too",
         )
     start = read_rows(base, name, dtype=np.float64)
     total = start.copy()

@@ -3,8 +3,8 @@
 Source: truncated SVD of each difference, the best approximation of its rank (Eckart and Young
 1936); task vectors as in arXiv:2212.04089. The exact routine is LAPACK's gesdd through numpy, in
 float64; the randomized one is torch.svd_lowrank (Halko et al., arXiv:0909.4061), with two power
-iterations. Embeddings, the head, norms and everything else that is no linear layer's matrix is
-carried whole where it changed; nothing that changed is left out.
+iterations. Changed tensors that are not matrices of linear layers (embeddings, the head, norms) are
+saved whole; no change is lost.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _ACROSS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
 @dataclass(frozen=True, slots=True)
 class ExtractionReport:
-    """What was taken out: the error by layer, and what became of the other tensors.
+    """Result of an extraction: error by layer, and the remaining tensors.
 
-    ``whole`` tensors are carried as they are; ``unchanged`` ones equal the base's.
+    ``whole`` tensors are saved unreduced; ``unchanged`` ones equal the base's.
     """
 
     folder: Path
@@ -67,13 +67,13 @@ class ExtractionReport:
 
     @property
     def relative(self) -> float:
-        """The norm of what is missing over that of the whole task vector."""
+        """Norm of the missing part relative to that of the task vector."""
         total = math.fsum(norm**2 for norm in self.norms.values())
         missing = math.fsum(layer.error**2 for layer in self.layers)
         return math.sqrt(missing / total) if total > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "as": self.kind,
             "out": str(self.folder),
@@ -86,7 +86,7 @@ class ExtractionReport:
         }
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
+        """Return the printed report."""
         lines = [f"{self.kind} of {len(self.norms)} changed tensors in {self.folder}"]
         if self.layers:
             lines.append(f"{'tensor':<52} {'rank':>9} {'error':>10} {'relative':>9}")
@@ -117,19 +117,19 @@ def extract_lora(
     """Write the difference of two checkpoints as a LoRA adapter that peft loads.
 
     Args:
-        finetuned: The checkpoint that was trained.
-        base: What it was trained from.
-        folder: Where the adapter is written, whole or not at all.
-        rank: The most rank of a tensor; default 32, or as many as ``error`` needs.
-        error: The most relative error (Frobenius) of a tensor; the rank differs by tensor then.
+        finetuned: The fine-tuned checkpoint.
+        base: The checkpoint it was trained from.
+        folder: Output folder, written atomically.
+        rank: Maximum rank per tensor; default 32, or as needed for ``error``.
+        error: Maximum relative error (Frobenius) per tensor; the rank then differs by tensor.
         routine: ``exact`` or ``randomized``; the latter needs a rank.
-        seed: Of the randomized routine.
-        overwrite: Replace what lies at ``folder``.
+        seed: Random seed of the randomized routine.
+        overwrite: Replace an existing ``folder``.
         on_tensor: Called after each tensor.
 
     Raises:
-        RecipeError: If rank, error and routine do not go together.
-        CheckpointError: If the checkpoints do not belong together.
+        RecipeError: If rank, error and routine are incompatible.
+        CheckpointError: If the checkpoints do not match.
         ShapeError: If shapes differ.
         DataError: If nothing changed, or ``folder`` exists.
     """
@@ -179,20 +179,20 @@ def extract_task_vector(
     overwrite: bool = False,
     on_tensor: Callable[[], None] | None = None,
 ) -> ExtractionReport:
-    """Write the difference of two checkpoints, tensor by tensor, in float32 (float64 of float64).
+    """Write the difference of two checkpoints by tensor, in float32 (float64 for float64 tensors).
 
-    The folder is a checkpoint whose config has the model type ``task_vector``, so that nobody loads
-    it as a model. Tensors that did not change are left out and counted.
+    The folder is a checkpoint with the model type ``task_vector``, so that it cannot be loaded as a
+    model. Unchanged tensors are skipped and counted.
 
     Args:
-        finetuned: The checkpoint that was trained.
-        base: What it was trained from.
-        folder: Where it is written, whole or not at all.
-        overwrite: Replace what lies at ``folder``.
+        finetuned: The fine-tuned checkpoint.
+        base: The checkpoint it was trained from.
+        folder: Output folder, written atomically.
+        overwrite: Replace an existing ``folder``.
         on_tensor: Called after each tensor.
 
     Raises:
-        CheckpointError: If the checkpoints do not belong together.
+        CheckpointError: If the checkpoints do not match.
         ShapeError: If shapes differ.
         DataError: If nothing changed, or ``folder`` exists.
     """
@@ -240,7 +240,7 @@ def extract_task_vector(
 
 @dataclass
 class _ExtractedTensors:
-    """What is gathered tensor by tensor."""
+    """Tensors collected during an extraction."""
 
     factors: dict[str, LoraFactors] = field(default_factory=dict)
     layers: list[LayerError] = field(default_factory=list)
@@ -263,7 +263,7 @@ def _save_lora(
     carried = {name: read.pop(name) for name in parts.whole if name.rpartition(".")[0] in modules}
     embedding = next((name for name in read if name.endswith(_INPUT_EMBEDDINGS)), "")
     if embedding and HEAD not in base and HEAD not in read and _has_head(base):
-        read[HEAD] = read[embedding]  # it is tied, and peft unties what it replaces
+        read[HEAD] = read[embedding]  # the head is tied, and peft unties replaced embeddings
     table = ["| tensor | rank | relative error |", "|---|---|---|"]
     table += [f"| {layer.name} | {layer.rank} | {layer.relative:.4f} |" for layer in parts.layers]
     body = [
@@ -278,7 +278,7 @@ def _save_lora(
     save_adapter(
         result.folder,
         parts.factors,
-        whole=read,
+        replaced_tensors=read,
         carried=carried,
         base_name=str(base.folder),
         config={"fan_in_fan_out": is_across, "bias": "lora_only" if carried else "none"},
@@ -298,21 +298,21 @@ def _as_stored(finetuned: Checkpoint, name: str) -> PendingTensor:
 def _factor(
     name: str, delta: Array, rank: int | None, error: float | None, routine: SvdRoutine, seed: int
 ) -> tuple[LoraFactors, LayerError]:
-    """Return B and A of one difference, (out, in), and what they miss."""
+    """Return the factors of one difference, (out, in), and their error."""
     energy = None if error is None else 1 - error**2
     size = float(np.linalg.norm(delta))
     if routine == "exact":
         u, values, v = np.linalg.svd(delta, full_matrices=False)
-        kept = choose_rank(values, rank=rank, energy=energy)
-        missing = float(np.linalg.norm(values[kept:]))
+        rank_kept = choose_rank(values, rank=rank, energy=energy)
+        missing = float(np.linalg.norm(values[rank_kept:]))
     else:
         u, values, v = _sketch(delta, rank or DEFAULT_RANK, seed)
-        kept = min(rank or DEFAULT_RANK, len(values))
-    roots = np.sqrt(values[:kept])
-    left, right = u[:, :kept] * roots, roots[:, None] * v[:kept]
+        rank_kept = min(rank or DEFAULT_RANK, len(values))
+    roots = np.sqrt(values[:rank_kept])
+    left, right = u[:, :rank_kept] * roots, roots[:, None] * v[:rank_kept]
     if routine == "randomized":
         missing = float(np.linalg.norm(delta - left @ right))
-    layer = LayerError(name, min(delta.shape), kept, missing, size)
+    layer = LayerError(name, min(delta.shape), rank_kept, missing, size)
     return LoraFactors(left, right), layer
 
 
@@ -336,7 +336,7 @@ def _check_settings(rank: int | None, error: float | None, routine: SvdRoutine) 
     elif error is not None and not 0 <= error < 1:
         wrong = f"the error {error} is not in [0, 1)"
     elif routine == "randomized" and (rank is None or error is not None):
-        wrong = "the randomized routine finds a given rank, not a given error"
+        wrong = "the randomized routine needs a rank and does not support an error bound"
     if wrong:
         raise RecipeError(
             wrong,
@@ -349,7 +349,7 @@ def _check_settings(rank: int | None, error: float | None, routine: SvdRoutine) 
 def _refuse_nothing(norms: dict[str, float], finetuned: Checkpoint, base: Checkpoint) -> None:
     if not norms:
         raise DataError(
-            f"{finetuned.folder.name} and {base.folder.name} hold the same weights",
+            f"{finetuned.folder.name} and {base.folder.name} have the same weights",
             code="merge.nothing-changed",
             where=str(finetuned.folder),
             expected="a checkpoint that training changed",
@@ -358,7 +358,7 @@ def _refuse_nothing(norms: dict[str, float], finetuned: Checkpoint, base: Checkp
 
 
 def _has_head(base: Checkpoint) -> bool:
-    """Whether the architecture ends in a language model's head, by the names it goes by."""
+    """Whether the architecture has a language modeling head, by its name."""
     return any(
         str(name).endswith(("ForCausalLM", "LMHeadModel"))
         for name in base.config.get("architectures") or ()

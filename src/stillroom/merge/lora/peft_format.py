@@ -1,7 +1,6 @@
 """PEFT's adapter format: configuration, tensor names, and writing.
 
-Every setting of peft is either honored, without effect on what a trained adapter means, or refused
-by its name; so is every tensor.
+Every setting and tensor is either supported, irrelevant for a trained adapter, or rejected by name.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _SUPPORTED = {
 }
 
 
-_IGNORED = {  # how it was trained, or where it is put; the tensors say the rest
+_IGNORED = {  # training and placement; the tensors carry the information
     *("auto_mapping", "peft_version", "revision", "task_type", "inference_mode", "lora_dropout"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
@@ -73,10 +72,16 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True, slots=True)
 class LoraTensorChange:
-    """What becomes of one tensor: keys of the adapter's file, empty where it has no such part.
+    """Parts of one tensor's change: keys in the adapter's file, empty if absent.
 
-    ``left`` and ``right`` are B and A; their product, times ``scale``, is added. ``bias`` is added,
-    times ``scale``. ``magnitude`` holds DoRA's lengths. ``replaced`` stands in for the base's own.
+    Attributes:
+        left: B; its product with A, times ``scale``, is added.
+        right: A.
+        bias: Added to a bias, times ``scale``.
+        magnitude: Magnitudes of DoRA.
+        replaced: Replacement of the base's tensor.
+        scale: Multiplier of product and bias.
+        is_embedding: Whether the tensor is an embedding.
     """
 
     left: str = ""
@@ -106,35 +111,35 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
 
 
 def check_adapter_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse every setting that would make the tensors mean something else than is done here.
+    """Raise an error for every setting whose effect on the tensors is not supported.
 
     Raises:
-        CheckpointError: One problem a setting.
+        CheckpointError: One problem per setting.
     """
-    found = []
+    unsupported = []
     if config.get("peft_type") != "LORA":
-        found.append(("peft_type", config.get("peft_type"), "LORA"))
+        unsupported.append(("peft_type", config.get("peft_type"), "LORA"))
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
-        found.append(("init_lora_weights", start, "an adapter whose base was left as it was"))
+        unsupported.append(("init_lora_weights", start, "an adapter whose base was not modified"))
     if config.get("bias") not in (None, "none", "all", "lora_only"):
-        found.append(("bias", config["bias"], "none, all or lora_only"))
-    found += [
-        (key, value, "this setting left out, or null")
+        unsupported.append(("bias", config["bias"], "none, all or lora_only"))
+    unsupported += [
+        (key, value, "this setting omitted, or null")
         for key, value in sorted(config.items())
         if key not in _SUPPORTED | _IGNORED and value not in (None, False, [], {}, "")
     ]
-    if found:
+    if unsupported:
         raise CheckpointError(
             [
                 Problem(
-                    f"the adapter has {key} {value!r:.80}, which cannot be honored",
+                    f"the adapter has {key} {value!r:.80}, which is not supported",
                     "merge.adapter-unsupported",
                     str(folder / "adapter_config.json"),
                     expected,
                     "merge it into its base with peft (merge_and_unload), and use that checkpoint",
                 )
-                for key, value, expected in found
+                for key, value, expected in unsupported
             ]
         )
 
@@ -142,11 +147,11 @@ def check_adapter_config(config: Mapping[str, Any], folder: Path) -> None:
 def read_tensor_changes(
     config: Mapping[str, Any], entries: Mapping[str, TensorEntry], folder: Path
 ) -> dict[str, LoraTensorChange]:
-    """Return what becomes of each tensor of the base, by the base's names.
+    """Return the changes to the base's tensors by name.
 
     Raises:
-        CheckpointError: If a tensor is not known, has no partner, or has not the shape that the
-            config says.
+        CheckpointError: If a tensor is unknown, lacks its second matrix, or its shape contradicts
+            the config.
     """
     changes: dict[str, LoraTensorChange] = {}
     for key, entry in sorted(entries.items()):
@@ -166,7 +171,7 @@ def read_tensor_changes(
 
 
 def _place(key: str, folder: Path) -> tuple[str, str]:
-    """Return which tensor of the base a key belongs to, and as what part."""
+    """Return the base tensor that a key belongs to, and its part."""
     if not key.startswith(PEFT_PREFIX):
         raise _unknown(key, folder)
     name = key.removeprefix(PEFT_PREFIX)
@@ -189,9 +194,9 @@ def _finish(
     entries: Mapping[str, TensorEntry],
     folder: Path,
 ) -> LoraTensorChange:
-    """Check that the parts belong together, and add the scale."""
+    """Validate the parts of a change, and add the scale."""
     if bool(change.left) != bool(change.right) or (change.magnitude and not change.left):
-        raise _broken_config_error(folder, f"holds one matrix of two for '{name:.120}'")
+        raise _broken_config_error(folder, f"has only one of two matrices for '{name:.120}'")
     if not change.left and not change.bias:
         return change
     module = name.rpartition(".")[0]
@@ -206,11 +211,13 @@ def _finish(
         if left.shape[1] != right.shape[0] or right.shape[0] != rank:
             raise _broken_config_error(
                 folder,
-                f"has matrices of {left.shape} and {right.shape} for '{name:.120}', and its config "
-                f"says rank {rank:g}",
+                f"has matrices of {left.shape} and {right.shape} for '{name:.120}', but rank "
+                f"{rank:g} in its config",
             )
         if change.magnitude and math.prod(entries[change.magnitude].shape) != left.shape[0]:
-            raise _broken_config_error(folder, f"has not one length a row for '{name:.120}'")
+            raise _broken_config_error(
+                folder, f"does not have one magnitude per row for '{name:.120}'"
+            )
     if rank < 1:
         raise _broken_config_error(folder, f"has rank {rank:g} for '{name:.120}'")
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
@@ -218,9 +225,9 @@ def _finish(
 
 
 def _by_pattern(config: Mapping[str, Any], setting: str, module: str, default: Any) -> Any:
-    """Return a setting of one module: of the first pattern that its name ends with, or the default.
+    """Return a setting of one module: from the first pattern matching its name, or the default.
 
-    The patterns are regular expressions, as in peft.
+    Patterns are regular expressions, as in peft.
     """
     patterns = config.get(setting) or {}
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
@@ -236,28 +243,28 @@ def _by_pattern(config: Mapping[str, Any], setting: str, module: str, default: A
     return default
 
 
-def _number(value: Any, what: str, folder: Path) -> float:
+def _number(value: Any, setting: str, folder: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _broken_config_error(folder, f"has {what} {value!r:.80}")
+        raise _broken_config_error(folder, f"has {setting} {value!r:.80}")
     return float(value)
 
 
 def _unknown(key: str, folder: Path) -> CheckpointError:
     return CheckpointError(
-        f"the adapter holds '{key:.160}', which cannot be honored",
+        f"the adapter contains '{key:.160}', which is not supported",
         code="merge.adapter-unsupported",
         where=str(folder / "adapter_model.safetensors"),
-        expected="LoRA of linear layers and embeddings, and whole tensors, as peft names them",
+        expected="LoRA of linear layers and embeddings, and whole tensors, with peft's names",
         next="merge it into its base with peft (merge_and_unload), and use that checkpoint",
     )
 
 
-def _broken_config_error(where: Path, what: str) -> CheckpointError:
+def _broken_config_error(where: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"the adapter {what}",
+        f"the adapter {problem}",
         code="merge.adapter-broken",
         where=str(where),
-        expected="adapter_config.json and adapter_model.safetensors as peft wrote them",
+        expected="adapter_config.json and adapter_model.safetensors as written by peft",
         next="download or write the adapter again",
     )
 
@@ -270,7 +277,7 @@ _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """One tensor's change in an adapter to be written: B (out, r) and A (r, in), their scale 1."""
+    """A tensor's change in an adapter to be written: B (out, r) and A (r, in), scale 1."""
 
     left: Array
     right: Array
@@ -282,7 +289,7 @@ def save_adapter(
     factors: Mapping[str, LoraFactors],
     *,
     biases: Mapping[str, Array] | None = None,
-    whole: Mapping[str, PendingTensor] | None = None,
+    replaced_tensors: Mapping[str, PendingTensor] | None = None,
     carried: Mapping[str, PendingTensor] | None = None,
     base_name: str = "",
     config: Mapping[str, Any] | None = None,
@@ -291,20 +298,20 @@ def save_adapter(
     license: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Write a folder that peft loads, whole or not at all.
+    """Write an adapter folder for peft, atomically.
 
     Args:
-        folder: Where to write.
-        factors: What is added, by the base's names of tensors (``….weight``).
-        biases: What is added to biases of the same modules, by name (``….bias``).
-        whole: Tensors of modules that are replaced whole (``modules_to_save``).
-        carried: Tensors of the wrapped layers themselves that replace the base's.
+        folder: Output folder.
+        factors: Low-rank changes, by tensor name of the base (``….weight``).
+        biases: Additions to biases of the same modules, by name (``….bias``).
+        replaced_tensors: Tensors of modules that are replaced whole (``modules_to_save``).
+        carried: Tensors of the wrapped layers that replace the base's.
         base_name: The base, for ``base_model_name_or_path``.
-        config: More of adapter_config.json.
-        title: Of the card.
-        body: Of the card, Markdown.
-        license: Of the result.
-        overwrite: Replace what lies at ``folder``.
+        config: Additional entries of adapter_config.json.
+        title: Title of the model card.
+        body: Text of the model card, Markdown.
+        license: License of the result.
+        overwrite: Replace an existing ``folder``.
 
     Raises:
         DataError: If ``folder`` exists.
@@ -319,7 +326,7 @@ def save_adapter(
         if biases and not parts.is_embedding:
             added = biases.get(f"{name.removesuffix('.weight')}.bias", np.zeros(len(parts.left)))
             tensors[f"{module}.lora_B.bias"] = PendingTensor.of("F32", added)
-    for name, values in (whole or {}).items():
+    for name, values in (replaced_tensors or {}).items():
         tensors[f"{PEFT_PREFIX}{name}"] = values
     for name, values in (carried or {}).items():
         module, _, tensor = name.rpartition(".")
@@ -328,7 +335,7 @@ def save_adapter(
         write_tensors(work / "adapter_model.safetensors", tensors)
         write_json(
             work / "adapter_config.json",
-            _build_config(factors, bool(biases), sorted(whole or {}), base_name)
+            _build_config(factors, bool(biases), sorted(replaced_tensors or {}), base_name)
             | dict(config or {}),
         )
         write_card(
@@ -344,21 +351,24 @@ def save_adapter(
 
 
 def _build_config(
-    factors: Mapping[str, LoraFactors], has_biases: bool, whole: list[str], base_name: str
+    factors: Mapping[str, LoraFactors],
+    has_biases: bool,
+    replaced_tensors: list[str],
+    base_name: str,
 ) -> dict[str, Any]:
-    """Return adapter_config.json: alpha equals the rank everywhere, so that every scale is 1."""
+    """Return adapter_config.json; alpha equals the rank, so that every scale is 1."""
     ranks = {name.removesuffix(".weight"): len(parts.right) for name, parts in factors.items()}
-    most = max(ranks.values(), default=1)
-    others = {module: rank for module, rank in ranks.items() if rank != most}
+    max_rank = max(ranks.values(), default=1)
+    other_ranks = {module: rank for module, rank in ranks.items() if rank != max_rank}
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base_name or None,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "r": max_rank,
+        "lora_alpha": max_rank,
+        "rank_pattern": other_ranks,
+        "alpha_pattern": other_ranks,
         "target_modules": sorted(ranks),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in replaced_tensors}) or None,
         "lora_bias": has_biases,
         "bias": "none",
         "lora_dropout": 0.0,

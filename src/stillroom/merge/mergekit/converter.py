@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -12,6 +12,7 @@ from stillroom.merge.interfaces import METHODS
 from stillroom.merge.mergekit.documents import ImportDiagnostics
 from stillroom.merge.mergekit.parameters import (
     ALL_TENSORS,
+    DTYPES,
     MERGEKIT_METHODS,
     PARAMETERS,
     MergekitParameter,
@@ -51,13 +52,12 @@ _KEYS = (
     "name",
 )
 _OTHER_TEMPLATES = frozenset({"alpaca", "exaone", "llama3"})
-_TYPES = ("float32", "bfloat16", "float16")
 _OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale", "int8_mask"}
 
 
 @dataclass
 class ConvertedRecipe:
-    """A finished recipe: its name, settings, place in the file, and what was overlooked."""
+    """A converted recipe: name, settings, position in the file, and notes on ignored keys."""
 
     name: str
     recipe: dict[str, Any]
@@ -66,21 +66,21 @@ class ConvertedRecipe:
 
 
 class ConfigConverter:
-    """Converts one document, and configurations that stand in it in a model's place."""
+    """Converts one document, and configurations nested in place of a model."""
 
     def __init__(
         self, tree: YamlTree, name: str, names: frozenset[str], folder: FilePath | None
     ) -> None:
-        """Stand over a document; ``names`` are those of the others."""
+        """Create a converter; ``names`` are those of the other documents."""
         self.tree, self.name = tree, name
         self.names, self.folder = names, folder
         self.problems: list[Problem] = []
-        self._made: list[ConvertedRecipe] = []
+        self._recipes: list[ConvertedRecipe] = []
 
     def convert(self) -> list[ConvertedRecipe]:
-        """Return the recipes, nested ones first; see ``problems`` before using them."""
+        """Return the recipes, nested ones first; check ``problems`` before using them."""
         self._convert((), self.name)
-        return self._made
+        return self._recipes
 
     def _convert(self, path: KeyPath, name: str) -> None:
         data: Any = self.tree.data
@@ -94,13 +94,13 @@ class ConfigConverter:
             recipe = MoeReader(report, reader, path, data).convert()
         else:
             recipe = _DocumentConverter(self, path, data, report).convert()
-        self._made.append(
+        self._recipes.append(
             ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.notes)
         )
 
     def nest(self, path: KeyPath) -> str:
-        """Convert the configuration at a path, and return the name it gets."""
-        name = f"{self.name}-{len(self._made) + 1}"
+        """Convert the configuration at a path, and return its generated name."""
+        name = f"{self.name}-{len(self._recipes) + 1}"
         while name in self.names:
             name += "-"
         self._convert(path, name)
@@ -118,18 +118,18 @@ class _DocumentConverter:
         )
 
     def convert(self) -> dict[str, Any]:
-        """Return our recipe; empty where the document is too wrong to be read on."""
+        """Return the recipe; without models if the document cannot be read."""
         if not isinstance(self.data, dict):
-            self.report.refuse(self.path, "is no configuration", "a mapping with merge_method")
+            self.report.refuse(self.path, "is not a configuration", "a mapping with merge_method")
             return {"models": []}
         self.check_top()
         name = str(self.data.get("merge_method") or "")
         if name not in MERGEKIT_METHODS:
             self.refuse_method(name)
             return {"models": []}
-        self.theirs, self.ours = MERGEKIT_METHODS[name], METHODS.get(name)
+        self.spec, self.target = MERGEKIT_METHODS[name], METHODS.get(name)
         self.method = name
-        self.settings: dict[str, Any] = dict(self.theirs.extra)
+        self.settings: dict[str, Any] = dict(self.spec.extra)
         self.base = self.read_model("base_model")
         self.top = self.read_parameters(self.at("parameters"), self.data.get("parameters"))
         parts = self.read_parts()
@@ -138,19 +138,19 @@ class _DocumentConverter:
         return self.assemble([self.arrange(part) for part in parts])
 
     def check_top(self) -> None:
-        """Refuse keys of the document that nobody reads; parameters may have lost their place."""
-        kept = {}
+        """Report unknown top-level keys, and parameters outside of 'parameters'."""
+        known = {}
         for key, value in self.data.items():
             here = self.at(key)
             if key == "int8_mask":
-                self.report.note(here, "changes no number")
+                self.report.note(here, "does not change the result")
             elif key in _OVERLOOKED:
                 self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
             else:
-                kept[key] = value
-        self.report.check_keys(self.path, kept, _KEYS)
+                known[key] = value
+        self.report.check_keys(self.path, known, _KEYS)
 
-    # What stands in the file.
+    # Reading the document.
 
     def at(self, *keys: str | int) -> KeyPath:
         return (*self.path, *keys)
@@ -162,24 +162,22 @@ class _DocumentConverter:
     def read_parts(self) -> list[MergedPart]:
         models, slices = self.data.get("models"), self.data.get("slices")
         modules = self.data.get("modules")
-        if sum(each is not None for each in (models, slices, modules)) != 1:
-            what = "needs either models, slices or modules"
-            self.report.refuse(self.path, what, "one of the three")
+        if sum(section is not None for section in (models, slices, modules)) != 1:
+            problem = "needs exactly one of models, slices and modules"
+            self.report.refuse(self.path, problem, "one of the three keys")
             return []
         if modules is not None:
             return self.read_modules(modules)
         key, listed = ("models", models) if models is not None else ("slices", slices)
         if not isinstance(listed, list) or not listed:
-            self.report.refuse(
-                self.at(key), f"cannot be {listed!r:.40}", "a list that is not empty"
-            )
+            self.report.refuse(self.at(key), f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
             return [MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
         return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
 
     def read_modules(self, modules: Any) -> list[MergedPart]:
-        """Return the parts of all modules; one of them may have slices."""
+        """Return the parts of all modules; only one of them may have slices."""
         if not isinstance(modules, dict) or not modules:
             self.report.refuse(
                 self.at("modules"),
@@ -187,25 +185,27 @@ class _DocumentConverter:
                 "modules by name, each with models",
             )
             return []
-        found = [
+        parts = [
             part
             for name, data in modules.items()
             for part in self.read_module(self.at("modules", name), name, data)
         ]
-        if len({part.module for part in found if part.is_sliced}) > 1:
-            self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
-        return found
+        if len({part.module for part in parts if part.is_sliced}) > 1:
+            self.report.refuse(
+                self.at("modules"), "has slices of several modules", "slices of one module"
+            )
+        return parts
 
     def read_module(self, path: KeyPath, name: str, data: Any) -> list[MergedPart]:
         if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
-            self.report.refuse(path, "needs either models or slices", "one of the two")
+            self.report.refuse(path, "needs either models or slices", "one of the two keys")
             return []
         self.report.check_keys(path, data, ("models", "slices", "parameters"))
         shared = self.read_parameters((*path, "parameters"), data.get("parameters"))
         key = "models" if "models" in data else "slices"
         listed = data[key]
         if not isinstance(listed, list) or not listed:
-            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a list with something")
+            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
             entries = self.read_entries((*path, key), listed, "model")
@@ -213,7 +213,7 @@ class _DocumentConverter:
         if not has_main_layers(name):
             self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
             return []
-        read = [self.read_slice((*path, key, at), part) for at, part in enumerate(listed)]
+        read = [self.read_slice((*path, key, number), part) for number, part in enumerate(listed)]
         return [
             replace(part, module=name, parameters=join_parameters(part.parameters, shared))
             for part in read
@@ -234,24 +234,24 @@ class _DocumentConverter:
         return MergedPart(entries, parameters, path)
 
     def read_entries(
-        self, path: KeyPath, listed: Sequence[Any], what: str
+        self, path: KeyPath, listed: Sequence[Any], kind: str
     ) -> tuple[MergedModel, ...]:
-        found = []
+        entries = []
         for number, data in enumerate(listed):
             here = (*path, number)
             if not isinstance(data, dict) or "model" not in data:
-                self.report.refuse(here, f"is no {what}", "{model: NAME, parameters: {...}}")
+                self.report.refuse(here, f"is not a {kind}", "{model: NAME, parameters: {...}}")
                 continue
-            known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
+            known = ("model", "parameters", *(["layer_range"] if kind == "source" else []))
             self.report.check_entry(here, data, known, _OVERLOOKED)
             model = self.reader.read((*here, "model"), data["model"])
             parameters = self.read_parameters(
                 (*here, "parameters"), data.get("parameters"), is_own=True
             )
-            layers = self.read_layers(here, data) if what == "source" else None
+            layers = self.read_layers(here, data) if kind == "source" else None
             if model is not None:
-                found.append(MergedModel(model, parameters, here, layers))
-        return tuple(found)
+                entries.append(MergedModel(model, parameters, here, layers))
+        return tuple(entries)
 
     def read_layers(self, path: KeyPath, data: Mapping[str, Any]) -> tuple[int, int] | None:
         value = data.get("layer_range")
@@ -267,49 +267,49 @@ class _DocumentConverter:
     def read_parameters(
         self, path: KeyPath, data: Any, *, is_own: bool = False
     ) -> dict[str, ParameterValues]:
-        """Return the parameters of one level that the method reads there."""
+        """Return the parameters at one level that the method reads there."""
         if data is None:
             return {}
         if not isinstance(data, dict):
             self.report.refuse(path, f"cannot be {data!r:.40}", "parameters by name")
             return {}
-        found = {}
+        parameters = {}
         for key, value in data.items():
             here = (*path, key)
-            parameter = self.theirs.parameters.get(key)
+            parameter = self.spec.parameters.get(key)
             if key == "int8_mask":
-                self.report.note(here, "changes no number")
+                self.report.note(here, "does not change the result")
             elif parameter is None and key in _OVERLOOKED:
-                self.report.note(here, f"is nothing that {self.method} reads")
+                self.report.note(here, f"is not read by {self.method}")
             elif key in _KEYS and parameter is None:
-                self.report.overlook(here, "it counts at the top of the file")
+                self.report.overlook(here, "it is only read at the top level of the file")
             elif parameter is None:
-                self.report.weigh_key(here, key, sorted(self.theirs.parameters))
+                self.report.weigh_key(here, key, sorted(self.spec.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":
-                self.report.note(here, "is read for all models together only")
+                self.report.note(here, "is only read for all models together")
             else:
-                found[key] = read_parameter(
+                parameters[key] = read_parameter(
                     self.report.tree,
                     here,
                     value,
                     self.report.problems,
                     wants_bool=isinstance(parameter.default, bool),
                 )
-        return found
+        return parameters
 
-    # What it means.
+    # Building the recipe.
 
     @property
     def has_own_base(self) -> bool:
-        """Whether the base stands apart from the models in our recipe."""
-        role = self.theirs.base
+        """Whether the recipe names the base separately from the models."""
+        role = self.spec.base
         return self.base is not None and (
-            role in {"delta", "optional"} or (role == "pair" and self.ours.needs_base)
+            role in {"delta", "optional"} or (role == "pair" and self.target.needs_base)
         )
 
     def arrange(self, part: MergedPart) -> MergedPart:
-        """Return a part with its base first, and there where mergekit adds it itself."""
-        role = self.theirs.base
+        """Return a part with its base first, added if mergekit adds it implicitly."""
+        role = self.spec.base
         part = self.lift_scale(part)
         if self.base is None:
             if role in {"delta", "pair"}:
@@ -325,7 +325,7 @@ class _DocumentConverter:
         if role != "input":
             if not mine and role != "optional":
                 self.report.refuse(
-                    part.path, "does not list the base_model", "it among the sources"
+                    part.path, "does not list the base_model", "base_model as one of the sources"
                 )
             for path in [(*entry.path, "parameters") for entry in mine if entry.parameters]:
                 self.report.note(path, "are not read for the base_model")
@@ -337,7 +337,7 @@ class _DocumentConverter:
         return replace(part, entries=tuple(entries))
 
     def lift_scale(self, part: MergedPart) -> MergedPart:
-        """Return a part whose only model's parameters are its own, for passthrough."""
+        """Move the parameters of passthrough's single model to the part."""
         if self.method != "passthrough" or len(part.entries) != 1:
             return part
         joined = dict(part.entries[0].parameters)
@@ -363,7 +363,9 @@ class _DocumentConverter:
             recipe["base"] = base.checkpoint
             if base.adapter:
                 self.report.refuse(
-                    self.at("base_model"), "has an adapter", "a base without one: merge it first"
+                    self.at("base_model"),
+                    "has an adapter",
+                    "a base without one: merge it first",
                 )
         recipe |= {"models": entries, "compat": "mergekit"}
         recipe |= self.read_types()
@@ -377,26 +379,26 @@ class _DocumentConverter:
         return recipe | tokenizer.read() | self.read_template()
 
     def find_donor(self, models: Sequence[ModelReference]) -> ModelReference | None:
-        """Return the base as our recipe names it: apart, or as who gives the config.
+        """Return the base of the recipe: separate, or the model that gives the config.
 
-        Where the vocabularies differ, its rows also fill in for those that others lack.
+        If the vocabularies differ, its rows also fill in for tokens that other models lack.
         """
         has_tokenizer = {"tokenizer", "tokenizer_source"} & self.data.keys()
         if self.base is None or self.has_own_base:
             return self.base
-        if self.theirs.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
+        if self.spec.base == "pair" or (models[:1] == [self.base] and not has_tokenizer):
             return None
-        if self.method == "karcher":  # its base is averaged in, and counts but once
+        if self.method == "karcher":  # its base is averaged in once
             if has_tokenizer and len(models) > 2:
-                what = "cannot fill in for tokens and be averaged in at once"
-                self.report.refuse(self.at("base_model"), what, "no base_model: models suffice")
+                problem = "cannot both fill in for tokens and be averaged in"
+                self.report.refuse(self.at("base_model"), problem, "no base_model")
             if models[:1] != [self.base]:
                 self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
             return None
         return self.base
 
     def stack(self, part: MergedPart, models: Sequence[ModelReference]) -> dict[str, Any]:
-        """Return a slice of our recipe."""
+        """Return one entry of the recipe's ``slices``."""
         sources = [
             {
                 "model": -1
@@ -407,43 +409,43 @@ class _DocumentConverter:
             for entry in part.entries
         ]
         if len({entry.layers[1] - entry.layers[0] for entry in part.entries if entry.layers}) > 1:
-            self.report.refuse(part.path, "has sources of different lengths", "equally many layers")
+            self.report.refuse(part.path, "has sources of different lengths", "equal layer counts")
+        vary = self.vary_part(part, lambda position, entry: position)
+        return {"models": sources, **({"vary": vary} if vary else {})}
+
+    def vary_part(
+        self, part: MergedPart, number_of: Callable[[int, MergedModel], int]
+    ) -> list[dict[str, Any]]:
+        """Return a part's settings as variations; ``number_of`` maps its entries to indices."""
         vary = []
-        for number, entry in enumerate(part.entries):
+        for position, entry in enumerate(part.entries):
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None or values.scalar != default:
-                    vary += [each.to_variation(setting, number) for each in values.conditions]
+                    number = number_of(position, entry)
+                    vary += [case.to_variation(setting, number) for case in values.conditions]
         for key, parameter in self.shared():
             conditions = part.parameters.get(key, ParameterValues()).conditions
-            vary += [each.to_variation(parameter.ours) for each in conditions]
-        return {"models": sources, **({"vary": vary} if vary else {})}
+            vary += [condition.to_variation(parameter.name) for condition in conditions]
+        return vary
 
     def group(
         self, parts: Sequence[MergedPart], models: Sequence[ModelReference]
     ) -> list[dict[str, Any]]:
-        """Return our parts of a recipe, what takes the rest last."""
-        found = []
+        """Return the recipe's ``parts``, with the one for all other tensors last."""
+        groups = []
         for part in parts:
             if part.is_sliced:
                 continue
             numbers = [models.index(entry.model) for entry in part.entries if entry.model in models]
             if len(set(numbers)) < len(numbers):
                 self.report.refuse(part.path, "lists a model twice", "every model once")
-            vary = []
-            for entry in part.entries:
-                for setting, values, default in self.find_own(entry, part):
-                    if values.scalar is None or values.scalar != default:
-                        at = models.index(entry.model)
-                        vary += [each.to_variation(setting, at) for each in values.conditions]
-            for key, parameter in self.shared():
-                conditions = part.parameters.get(key, ParameterValues()).conditions
-                vary += [each.to_variation(parameter.ours) for each in conditions]
-            made = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
-            found.append(made | ({"vary": vary} if vary else {}))
-        return sorted(found, key=lambda made: made["tensors"] == list(ALL_TENSORS))
+            vary = self.vary_part(part, lambda position, entry: models.index(entry.model))
+            group = {"tensors": list(list_module_patterns(part.module)), "models": numbers}
+            groups.append(group | ({"vary": vary} if vary else {}))
+        return sorted(groups, key=lambda group: group["tensors"] == list(ALL_TENSORS))
 
     def leave_out(self, parts: Sequence[MergedPart]) -> dict[str, Any]:
-        """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
+        """Exclude unnamed modules from the merge; mergekit would not write them."""
         named = [
             pattern
             for part in parts
@@ -452,25 +454,25 @@ class _DocumentConverter:
         ]
         if not named or set(ALL_TENSORS) <= set(named) or any(part.is_sliced for part in parts):
             return {}
-        self.report.note(self.at("modules"), "leaves modules out: their tensors are copied")
+        self.report.note(self.at("modules"), "omits modules: their tensors are copied")
         return {"include": list(dict.fromkeys(named))}
 
     def set_own(
         self, part: MergedPart, models: Sequence[ModelReference], entries: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Set what models have of their own; return what differs from tensor to tensor."""
+        """Set per-model settings; return those that vary by tensor."""
         vary: list[dict[str, Any]] = []
-        seen: set[ModelReference] = set()
+        listed: set[ModelReference] = set()
         for entry in part.entries:
-            if entry.model in seen:
+            if entry.model in listed:
                 self.report.refuse(entry.path, "is listed twice", "every model once")
-            seen.add(entry.model)
+            listed.add(entry.model)
             if entry.model not in models:
                 continue
             number = models.index(entry.model)
             for setting, values, default in self.find_own(entry, part):
                 if values.scalar is None:
-                    vary += [each.to_variation(setting, number) for each in values.conditions]
+                    vary += [case.to_variation(setting, number) for case in values.conditions]
                 elif values.scalar != default:
                     entries[number][setting] = values.scalar
         return vary
@@ -478,11 +480,11 @@ class _DocumentConverter:
     def find_own(
         self, entry: MergedModel, part: MergedPart
     ) -> list[tuple[str, ParameterValues, float]]:
-        """Return a model's own settings, each with its values and what it is unless said."""
+        """Return a model's settings with their values and defaults."""
         if self.has_own_base and entry.model == self.base:
             return []
-        found = []
-        for key, parameter in self.theirs.parameters.items():
+        settings = []
+        for key, parameter in self.spec.parameters.items():
             if not parameter.is_own:
                 continue
             values = ParameterValues()
@@ -491,7 +493,7 @@ class _DocumentConverter:
             values = values.before(find_default(parameter))
             if values.is_complete:
                 default = 1.0 if key == "weight" else float(parameter.default or 0)
-                found.append((parameter.ours, values, default))
+                settings.append((parameter.name, values, default))
                 continue
             some = " for some tensors" if values.conditions else ""
             self.report.refuse(
@@ -499,17 +501,17 @@ class _DocumentConverter:
                 f"{key} of this model is missing{some}",
                 f"parameters: {{{key}: NUMBER}} here, or for all",
             )
-        return found
+        return settings
 
     def set_shared(self, parts: Sequence[MergedPart]) -> list[dict[str, Any]]:
-        """Set the method's settings; return what differs from tensor to tensor."""
+        """Set the method's settings; return those that vary by tensor."""
         vary: list[dict[str, Any]] = []
-        for key, parameter in self.theirs.parameters.items():
+        for key, parameter in self.spec.parameters.items():
             if parameter.is_own and key != "weight":
-                self.settings[parameter.ours] = parameter.default
+                self.settings[parameter.name] = parameter.default
         for key, parameter in self.shared():
             top = self.top.get(key, ParameterValues())
-            if self.data.get("models"):  # a passthrough's only model may set it
+            if self.data.get("models"):  # the single model of passthrough may set it
                 top = parts[0].parameters.get(key, ParameterValues()).before(top)
             top = top.before(find_default(parameter))
             for part in parts:
@@ -518,15 +520,15 @@ class _DocumentConverter:
                         part.path, f"{key} is missing", f"parameters: {{{key}: NUMBER}}"
                     )
             if top.scalar is not None:
-                self.settings[parameter.ours] = top.scalar
+                self.settings[parameter.name] = top.scalar
             else:
-                vary += [each.to_variation(parameter.ours) for each in top.conditions]
+                vary += [condition.to_variation(parameter.name) for condition in top.conditions]
         if self.method == "nuslerp":
             self.set_unit(parts)
         return vary
 
     def set_unit(self, parts: Sequence[MergedPart]) -> None:
-        """Set what nuslerp turns as one vector: two switches there, one setting here."""
+        """Set the vector unit of nuslerp from mergekit's two switches."""
         switches = []
         for key in ("nuslerp_flatten", "nuslerp_row_wise"):
             for part in parts:
@@ -535,7 +537,7 @@ class _DocumentConverter:
                         (*part.path, "parameters", key), "differs between slices", "one value"
                     )
             values = self.top.get(key, ParameterValues()).before(
-                find_default(self.theirs.parameters[key])
+                find_default(self.spec.parameters[key])
             )
             if values.scalar is None:
                 self.report.refuse(
@@ -548,26 +550,26 @@ class _DocumentConverter:
     def shared(self) -> list[tuple[str, MergekitParameter]]:
         return [
             (key, parameter)
-            for key, parameter in self.theirs.parameters.items()
-            if not parameter.is_own and parameter.ours
+            for key, parameter in self.spec.parameters.items()
+            if not parameter.is_own and parameter.name
         ]
 
     def read_types(self) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        dtypes: dict[str, Any] = {}
         for key in ("dtype", "out_dtype"):
             value = self.data.get(key)
-            if value is not None and value not in _TYPES:
+            if value is not None and value not in DTYPES:
                 self.report.refuse(
                     self.at(key),
                     f"cannot be {value!r:.40}",
-                    f"one of: {', '.join(_TYPES)}",
-                    suggest(str(value), _TYPES),
+                    f"one of: {', '.join(DTYPES)}",
+                    suggest(str(value), DTYPES),
                 )
         if self.data.get("dtype") is not None:
-            made["compute"] = self.data["dtype"]
+            dtypes["compute"] = self.data["dtype"]
         if self.data.get("out_dtype") is not None:
-            made["out"] = {"dtype": self.data["out_dtype"]}
-        return made
+            dtypes["out"] = {"dtype": self.data["out_dtype"]}
+        return dtypes
 
     def read_template(self) -> dict[str, Any]:
         value = self.data.get("chat_template")
@@ -578,19 +580,17 @@ class _DocumentConverter:
                 self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
             )
         if value in _OTHER_TEMPLATES:
-            what = (
-                f"{value} is the form its makers published; mergekit's differs in blanks and lines"
-            )
-            self.report.warn(self.at("chat_template"), what)
+            problem = f"{value} is the publisher's template; mergekit's differs in whitespace"
+            self.report.warn(self.at("chat_template"), problem)
         return {"chat_template": value}
 
-    # What is wrong with it.
+    # Reporting errors.
 
     def refuse_method(self, name: str) -> None:
         here = self.at("merge_method")
         self.report.problems.append(
             Problem(
-                "merge_method is missing" if not name else f"there is no method {name!r:.60}",
+                "merge_method is missing" if not name else f"unknown merge_method {name!r:.60}",
                 "merge.mergekit-method",
                 self.report.tree.place_of_value(here),
                 f"one of: {', '.join(MERGEKIT_METHODS)}",

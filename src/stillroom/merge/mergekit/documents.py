@@ -1,7 +1,7 @@
 """mergekit configuration files: YAML with source positions, and import diagnostics.
 
-Our own recipes allow none of these; files of others use them. An alias is the value it names, at
-the place where that stands. Bounded in size, depth and number of values.
+Unlike Stillroom's recipes, these files may use aliases, merge keys and tags. An alias is replaced
+by its value, with the position of the anchor. Size, depth and number of values are bounded.
 """
 
 from __future__ import annotations
@@ -40,18 +40,15 @@ _TAGS = frozenset(
 )
 
 
-DocumentPath = tuple[str | int, ...]
-
-
 def read_documents(text: str, where: str) -> list[YamlTree]:
-    """Return every document that is not empty.
+    """Return every non-empty document.
 
     Args:
         text: YAML.
-        where: What places begin with, as a file name.
+        where: Prefix of positions, such as the file name.
 
     Raises:
-        RecipeError: If it is no YAML, too large, too deep, or nothing at all.
+        RecipeError: If it is not YAML, too large, too deep, or empty.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
         raise _refuse("the file is too large", where, f"at most {MAX_TEXT_BYTES // 1024} KiB")
@@ -70,11 +67,11 @@ def _compose(text: str, where: str) -> Iterator[Any]:
         yield from YAML(typ="rt", pure=True).compose_all(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        position = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise RecipeError(
             f"the file is not YAML: {error.problem or error.context}",
             code="recipe.yaml",
-            where=place,
+            where=position,
             expected="YAML",
             next="correct the line, or the one before it",
         ) from error
@@ -98,14 +95,14 @@ class _Reader:
         tree.data = self.value(tree, node, ())
         return tree
 
-    def value(self, tree: YamlTree, node: Any, path: DocumentPath) -> Any:
-        place = f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        tree.values[path] = place
+    def value(self, tree: YamlTree, node: Any, path: KeyPath) -> Any:
+        position = f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        tree.values[path] = position
         self.left -= 1
         if self.left < 0 or len(path) > MAX_DEPTH:
             raise _refuse(
-                "the file holds too much, or is nested too deeply",
-                place,
+                "the file has too many values, or is nested too deeply",
+                position,
                 f"at most {_MAX_VALUES} values, {MAX_DEPTH} levels deep",
             )
         if node.tag is not None and str(node.tag) not in _TAGS:
@@ -113,7 +110,7 @@ class _Reader:
                 Problem(
                     f"the tag {node.tag} cannot be read",
                     "recipe.yaml-feature",
-                    place,
+                    position,
                     "plain YAML",
                     "write the value itself",
                 )
@@ -127,44 +124,48 @@ class _Reader:
             ]
         return resolve_scalar(node.value) if node.style is None else node.value
 
-    def mapping(self, tree: YamlTree, node: Any, path: DocumentPath) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def mapping(self, tree: YamlTree, node: Any, path: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         merged: list[Any] = []
         for key_node, value_node in node.value:
             key = str(key_node.value) if isinstance(key_node.value, str) else ""
             here = (*path, key)
-            place = f"{self.where}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+            position = (
+                f"{self.where}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+            )
             if key == _MERGE and key_node.style is None:
                 several = type(value_node).__name__ == "SequenceNode"
                 merged += value_node.value if several else [value_node]
                 continue
-            if key in found or not key:
-                what = f"{format_path(here)} is set twice" if key else "a key is not a word"
+            if key in values or not key:
+                problem = f"{format_path(here)} is set twice" if key else "a key is not a string"
                 code = "recipe.duplicate-key" if key else "recipe.yaml"
-                tree.problems.append(Problem(what, code, place, "each key once, as plain text"))
+                tree.problems.append(
+                    Problem(problem, code, position, "each key once, as plain text")
+                )
                 continue
-            tree.keys[here] = place
-            found[key] = self.value(tree, value_node, here)
+            tree.keys[here] = position
+            values[key] = self.value(tree, value_node, here)
         for part in merged:
             inner = self.value(YamlTree(), part, path)
             for key, value in inner.items() if isinstance(inner, dict) else ():
-                found.setdefault(key, value)
-        return found
+                values.setdefault(key, value)
+        return values
 
 
-def _refuse(what: str, where: str, expected: str) -> RecipeError:
+def _refuse(problem: str, where: str, expected: str) -> RecipeError:
     return RecipeError(
-        what,
-        code="recipe.too-large" if "too" in what else "recipe.kind",
+        problem,
+        code="recipe.too-large" if "too" in problem else "recipe.kind",
         where=where,
         expected=expected,
-        next="check that it is the file you mean",
+        next="check that it is the intended file",
     )
 
 
 @dataclass(frozen=True)
 class ImportDiagnostics:
-    """Gathers the problems of one file and the notes of one of its merges."""
+    """Collects the problems of a file and the notes of one of its merges."""
 
     tree: YamlTree
     problems: list[Problem]
@@ -178,11 +179,11 @@ class ImportDiagnostics:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
-        """Weigh the keys that are not known; note those known to do nothing."""
+        """Report unknown keys; note keys without effect."""
         for key in data:
             here = (*path, key)
             if key in overlooked:
-                self.note(here, "changes nothing in mergekit either")
+                self.note(here, "has no effect in mergekit either")
             elif refused and key in refused:
                 self.problems.append(
                     Problem(
@@ -190,7 +191,7 @@ class ImportDiagnostics:
                         "merge.mergekit-key",
                         self.tree.place_of_key(here),
                         refused[key],
-                        "merge what it names with a file of its own",
+                        "merge the models it names in a separate file",
                     )
                 )
             elif key not in known:
@@ -199,8 +200,8 @@ class ImportDiagnostics:
     def check_entry(
         self, path: KeyPath, data: Mapping[str, Any], known: Sequence[str], parameters: Set[str]
     ) -> None:
-        """Refuse keys of a model's entry that were meant to count; warn of the others."""
-        kept = {}
+        """Report misplaced keys of a model's entry as errors, others as warnings."""
+        remaining = {}
         for key in data:
             if key in parameters:
                 self.refuse_key((*path, key), key, known, "put it under 'parameters'")
@@ -208,14 +209,14 @@ class ImportDiagnostics:
                 remedy = "for that revision write model: NAME@REVISION"
                 self.overlook((*path, key), remedy)
             else:
-                kept[key] = data[key]
-        self.check_keys(path, kept, known, overlooked=("residual_weight",))
+                remaining[key] = data[key]
+        self.check_keys(path, remaining, known, overlooked=("residual_weight",))
 
     def weigh_key(self, path: KeyPath, key: str, known: Sequence[str]) -> None:
-        """Refuse a key that looks like a known one misspelled; overlook any other.
+        """Report an unknown key as an error if it resembles a known one, else as a warning.
 
-        mergekit overlooks both. The first was meant to count; without the second the merge is what
-        mergekit makes of the same file.
+        mergekit ignores both. The first is probably a typo; ignoring the second gives mergekit's
+        result for the same file.
         """
         if suggest(key, known):
             self.refuse_key(path, key, known)
@@ -223,10 +224,10 @@ class ImportDiagnostics:
             self.overlook(path)
 
     def refuse_key(self, path: KeyPath, key: str, known: Sequence[str], remedy: str = "") -> None:
-        """Refuse a key that nobody reads."""
+        """Report a key that is not read."""
         self.problems.append(
             Problem(
-                f"{format_path(path)} is unknown; mergekit would overlook it",
+                f"{format_path(path)} is unknown; mergekit would ignore it",
                 "merge.mergekit-key",
                 self.tree.place_of_key(path),
                 f"one of: {', '.join(known)}" if known else "nothing here",
@@ -234,12 +235,12 @@ class ImportDiagnostics:
             )
         )
 
-    def refuse(self, path: KeyPath, what: str, expected: str, remedy: str = "") -> None:
-        """Refuse the value at a path."""
+    def refuse(self, path: KeyPath, problem: str, expected: str, remedy: str = "") -> None:
+        """Report an invalid value at a path."""
         name = format_path(path)
         self.problems.append(
             Problem(
-                f"{name}: {what}" if name else what,
+                f"{name}: {problem}" if name else problem,
                 "merge.mergekit-value",
                 self.tree.place_of_value(path),
                 expected,
@@ -248,30 +249,30 @@ class ImportDiagnostics:
         )
 
     def overlook(self, path: KeyPath, remedy: str = "") -> None:
-        """Warn of a key that nobody reads; refuse one that is given on the command line.
+        """Warn of a key that is not read; report an error if it comes from the command line.
 
-        A file may have been written for mergekit as it is; an override is only ever written to
-        change the merge at hand.
+        A file may have been written for mergekit; an override is only given to change this merge.
         """
-        place = self.tree.place_of_key(path)
-        what = "is overlooked, as mergekit does" + (f": {remedy}" if remedy else "")
-        if not is_override(place):
-            self.warn(path, what)
+        position = self.tree.place_of_key(path)
+        problem = "is ignored, as in mergekit" + (f": {remedy}" if remedy else "")
+        if not is_override(position):
+            self.warn(path, problem)
             return
         self.problems.append(
             Problem(
-                f"{format_path(path)} {what}",
+                f"{format_path(path)} {problem}",
                 "merge.mergekit-key",
-                place,
-                "a key that changes the merge, in mergekit's words, or seed, threads or device",
+                position,
+                "a key of mergekit's configuration that changes the merge, or seed, threads or "
+                "device",
                 "remove it; --arithmetic chooses how the merge is computed",
             )
         )
 
-    def warn(self, path: KeyPath, what: str) -> None:
-        """Warn of what somebody may have thought to count."""
-        self.notes.append(f"warning: {format_path(path)} {what}")
+    def warn(self, path: KeyPath, problem: str) -> None:
+        """Add a warning about an entry that is not applied as written."""
+        self.notes.append(f"warning: {format_path(path)} {problem}")
 
-    def note(self, path: KeyPath, what: str) -> None:
-        """Note what is read and changes nothing."""
-        self.notes.append(f"{format_path(path)} {what}")
+    def note(self, path: KeyPath, text: str) -> None:
+        """Add a note about an entry without effect."""
+        self.notes.append(f"{format_path(path)} {text}")

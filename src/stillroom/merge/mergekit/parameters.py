@@ -1,14 +1,13 @@
 """mergekit's methods, parameters, gradients, filters and module names.
 
-What holds is looked up from the narrowest level to the widest; within a level the first entry whose
-filter is part of the tensor's name counts.
+A parameter is looked up from the narrowest level to the widest; within a level, the first entry
+counts whose filter is part of the tensor's name. Names and defaults are those reported by
+mergekit's registry at run time; the scope of each parameter (all models or one) and the role of the
+base were determined by running it.
 
-Names and defaults are those that its running registry reports; whose a parameter is (all models',
-or one model's) and what becomes of the base was found by running it.
-
-mergekit knows modules by role (text_decoder, vision_tower) for the architectures that it has a list
-for, and else by what stands before their layers' numbers. Files on disk name the same module in
-several ways; patterns cover those that transformers writes.
+mergekit addresses modules by role (text_decoder, vision_tower) for architectures it has definitions
+for, else by the name prefix before the layer numbers. Checkpoints name the same module in several
+ways; the patterns cover those that transformers writes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 
 __all__ = [
     "ALL_TENSORS",
+    "DTYPES",
     "MERGEKIT_METHODS",
     "PARAMETERS",
     "ConditionalParameter",
@@ -49,26 +49,26 @@ Scalar = float | bool
 
 @dataclass(frozen=True, slots=True)
 class ConditionalParameter:
-    """What a parameter is for tensors whose name holds ``word``; for all where that is empty."""
+    """A parameter's value for tensors whose name contains ``word``; for all if it is empty."""
 
     value: Scalar | tuple[float, ...]
     word: str = ""
 
     def to_variation(self, setting: str, model: int | None = None) -> dict[str, Any]:
-        """Return it as an entry of our ``vary``."""
-        made: dict[str, Any] = {"setting": setting}
+        """Return the value as an entry of the recipe's ``vary``."""
+        variation: dict[str, Any] = {"setting": setting}
         if model is not None:
-            made["model"] = model
+            variation["model"] = model
         if self.word:
-            made["tensors"] = [to_name_pattern(self.word)]
+            variation["tensors"] = [to_name_pattern(self.word)]
         if isinstance(self.value, tuple):
-            return made | {"layers": list(self.value)}
-        return made | {"value": self.value}
+            return variation | {"layers": list(self.value)}
+        return variation | {"value": self.value}
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterValues:
-    """What a parameter is, the first condition that fits counting."""
+    """Values of a parameter; the first matching condition counts."""
 
     conditions: tuple[ConditionalParameter, ...] = ()
 
@@ -79,31 +79,31 @@ class ParameterValues:
 
     @property
     def scalar(self) -> Scalar | None:
-        """The one value for all tensors, where that is all."""
+        """The single value for all tensors, or None."""
         if len(self.conditions) != 1 or self.conditions[0].word:
             return None
         value = self.conditions[0].value
         return None if isinstance(value, tuple) else value
 
     def before(self, wider: ParameterValues) -> ParameterValues:
-        """Return both, these first; what can never count is left out."""
-        found: list[ConditionalParameter] = []
+        """Return both, these first, without conditions that can never match."""
+        conditions: list[ConditionalParameter] = []
         for condition in (*self.conditions, *wider.conditions):
-            found.append(condition)
+            conditions.append(condition)
             if not condition.word:
                 break
-        return ParameterValues(tuple(found))
+        return ParameterValues(tuple(conditions))
 
 
 def to_name_pattern(word: str) -> str:
-    """Return the name pattern for names that hold a word."""
+    """Return the name pattern for names that contain a word."""
     return "*" + re.sub(r"([*?[])", r"[\1]", word) + "*"
 
 
 def read_parameter(
     tree: YamlTree, path: KeyPath, value: Any, problems: list[Problem], *, wants_bool: bool = False
 ) -> ParameterValues:
-    """Return what is written at a path; what cannot be meant joins the problems."""
+    """Read the value at a path; append invalid values to ``problems``."""
     return ParameterValues(tuple(_read(tree, path, value, problems, wants_bool=wants_bool)))
 
 
@@ -120,7 +120,7 @@ def _read(
     for here, part in listed:
         if not isinstance(part, dict) or "value" not in part or part.keys() - {"value", "filter"}:
             expected = "{filter: PART_OF_A_NAME, value: X}"
-            problems.append(_problem(tree, here, "is no condition", expected))
+            problems.append(_problem(tree, here, "is not a condition", expected))
             continue
         read = _read_value(tree, (*here, "value"), part["value"], problems, wants_bool=wants_bool)
         word = part.get("filter")
@@ -130,7 +130,7 @@ def _read(
 def _read_value(
     tree: YamlTree, path: KeyPath, value: Any, problems: list[Problem], *, wants_bool: bool
 ) -> Scalar | tuple[float, ...]:
-    """Return what is written; 0, with a problem, where that cannot be read."""
+    """Return the value; 0, with a problem, if it cannot be read."""
     if isinstance(value, list):
         return _read_gradient(tree, path, value, problems, wants_bool=wants_bool)
     read = _read_scalar(value, wants_bool=wants_bool)
@@ -151,13 +151,13 @@ def _read_gradient(
     read = [_read_scalar(part, wants_bool=False) for part in value]
     if wants_bool or not read or any(part is None or isinstance(part, bool) for part in read):
         expected = "one value for all layers" if wants_bool else "a list of numbers"
-        problems.append(_problem(tree, path, "is no gradient that can be honored", expected))
+        problems.append(_problem(tree, path, "is not a supported gradient", expected))
         return (0.0,)
     return tuple(float(part) for part in read if part is not None)
 
 
 def _read_scalar(value: Any, *, wants_bool: bool) -> Scalar | None:
-    """Return a number or truth value, also where YAML 1.1 writes it differently."""
+    """Return a number or truth value, including YAML 1.1 spellings."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in _BOOLEAN_WORDS:
@@ -172,9 +172,9 @@ def _read_scalar(value: Any, *, wants_bool: bool) -> Scalar | None:
     return float(value) if is_finite else None
 
 
-def _problem(tree: YamlTree, path: KeyPath, what: str, expected: str) -> Problem:
+def _problem(tree: YamlTree, path: KeyPath, problem: str, expected: str) -> Problem:
     return Problem(
-        f"{format_path(path)} {what}",
+        f"{format_path(path)} {problem}",
         "merge.mergekit-value",
         tree.place_of_value(path),
         expected,
@@ -187,22 +187,22 @@ BaseRole = Literal["input", "delta", "pair", "optional"]
 
 @dataclass(frozen=True, slots=True)
 class MergekitParameter:
-    """One parameter of mergekit's: our name for it, its default there, and whose it is.
+    """A parameter of mergekit: its name in Stillroom, default in mergekit, and scope.
 
-    Without a name it is read by hand; without a default it must be given.
+    Without a name it is converted specially; without a default it is required.
     """
 
-    ours: str
+    name: str
     default: float | bool | None = None
     is_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MergekitMethod:
-    """One method of mergekit's.
+    """A method of mergekit.
 
-    The base is an ``input`` like the models; what a ``delta`` is taken from; the first of a
-    ``pair``; or ``optional``, what a delta is taken from where it is given.
+    ``base`` is its role: an ``input`` like the models; the reference of a ``delta``; the first of a
+    ``pair``; or ``optional``, the reference of a delta if given.
     """
 
     base: BaseRole
@@ -210,8 +210,8 @@ class MergekitMethod:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _shared(ours: str = "", default: float | bool | None = None) -> MergekitParameter:
-    return MergekitParameter(ours, default)
+def _shared(name: str = "", default: float | bool | None = None) -> MergekitParameter:
+    return MergekitParameter(name, default)
 
 
 _WEIGHT = MergekitParameter("weight", is_own=True)
@@ -221,7 +221,11 @@ _DENSITY = MergekitParameter("density", 1.0, is_own=True)
 
 
 def _arithmetic(
-    *, normalize: bool, rescale: bool = False, own: Mapping[str, float] | None = None, **extra: Any
+    *,
+    normalize: bool,
+    rescale: bool = False,
+    per_model: Mapping[str, float] | None = None,
+    **extra: Any,
 ) -> MergekitMethod:
     """Return a method that sums task vectors."""
     parameters = {
@@ -230,10 +234,11 @@ def _arithmetic(
         "rescale": _shared("rescale", default=rescale),
         "lambda": _shared("scale", default=1.0),
     }
-    if own is None:
-        del parameters["rescale"]  # nothing is dropped that could be made up for
+    if per_model is None:
+        del parameters["rescale"]  # nothing is dropped
     parameters |= {
-        name: MergekitParameter(name, default, is_own=True) for name, default in (own or {}).items()
+        name: MergekitParameter(name, default, is_own=True)
+        for name, default in (per_model or {}).items()
     }
     return MergekitMethod("delta", parameters, extra)
 
@@ -267,15 +272,15 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
         },
     ),
     "task_arithmetic": _arithmetic(normalize=False),
-    "ties": _arithmetic(normalize=True, own={"density": 1.0}, trim="tensor"),
-    "dare_linear": _arithmetic(normalize=False, rescale=True, own={"density": 1.0}),
-    "dare_ties": _arithmetic(normalize=False, rescale=True, own={"density": 1.0}),
-    "della": _arithmetic(normalize=True, rescale=True, own={"density": 1.0, "epsilon": 0.15}),
+    "ties": _arithmetic(normalize=True, per_model={"density": 1.0}, trim="tensor"),
+    "dare_linear": _arithmetic(normalize=False, rescale=True, per_model={"density": 1.0}),
+    "dare_ties": _arithmetic(normalize=False, rescale=True, per_model={"density": 1.0}),
+    "della": _arithmetic(normalize=True, rescale=True, per_model={"density": 1.0, "epsilon": 0.15}),
     "della_linear": _arithmetic(
-        normalize=False, rescale=True, own={"density": 1.0, "epsilon": 0.15}
+        normalize=False, rescale=True, per_model={"density": 1.0, "epsilon": 0.15}
     ),
-    "breadcrumbs": _arithmetic(normalize=False, own={"density": 1.0, "gamma": 0.01}),
-    "breadcrumbs_ties": _arithmetic(normalize=False, own={"density": 1.0, "gamma": 0.01}),
+    "breadcrumbs": _arithmetic(normalize=False, per_model={"density": 1.0, "gamma": 0.01}),
+    "breadcrumbs_ties": _arithmetic(normalize=False, per_model={"density": 1.0, "gamma": 0.01}),
     "sce": MergekitMethod(
         "delta",
         {
@@ -298,7 +303,7 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
 }
 
 
-"""Every method of mergekit 0.1.5 by its name, which is ours too."""
+"""Every method of mergekit 0.1.5, by the name used here, too."""
 
 
 PARAMETERS: frozenset[str] = frozenset(
@@ -306,10 +311,11 @@ PARAMETERS: frozenset[str] = frozenset(
 )
 
 
-"""Every name that some method of mergekit reads; the others overlook it, and so do we."""
+"""Parameter names read by any method of mergekit; other methods ignore them."""
 
 
 ALL_TENSORS = ("*",)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 _MODULE_NAMES = {
@@ -333,26 +339,26 @@ _MAIN = ("text_decoder", "default", "decoder", "language_model")
 
 
 def list_module_patterns(module: str) -> tuple[str, ...]:
-    """Return the name patterns of a module's tensors; ``ALL_TENSORS`` for all that no other has."""
+    """Return the name patterns of a module; ``ALL_TENSORS`` for the main module."""
     if module in ("text_decoder", "default", "language_model"):
         return ALL_TENSORS
     words = _MODULE_NAMES.get(module)
-    if words is None:  # mergekit inferred it: the words before the layers' numbers
+    if words is None:  # inferred by mergekit: the prefix before the layer numbers
         path = module.removeprefix("model.").rstrip(".")
         words = (path, path.replace("language_model.", "language_model.model.", 1))
-    found = [pattern for word in words for pattern in (f"{word}.*", f"*.{word}.*")]
-    return tuple(dict.fromkeys(found))
+    patterns = [pattern for word in words for pattern in (f"{word}.*", f"*.{word}.*")]
+    return tuple(dict.fromkeys(patterns))
 
 
 def has_main_layers(module: str) -> bool:
-    """Return whether its layers are those that ``slices`` of a recipe stack."""
+    """Return whether a module's layers are those stacked by ``slices`` of a recipe."""
     return module in _MAIN or "language_model" in module
 
 
 def join_parameters(
     narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
 ) -> dict[str, ParameterValues]:
-    """Return the parameters of two levels, the narrower counting first."""
+    """Join the parameters of two levels; the narrower takes precedence."""
     return {
         key: narrow.get(key, ParameterValues()).before(wide.get(key, ParameterValues()))
         for key in dict.fromkeys([*narrow, *wide])
@@ -360,7 +366,7 @@ def join_parameters(
 
 
 def find_default(parameter: MergekitParameter) -> ParameterValues:
-    """Return the default of a parameter as values; no default is no value."""
+    """Return the default of a parameter as values; empty if it has none."""
     return (
         ParameterValues()
         if parameter.default is None

@@ -1,12 +1,11 @@
 """Model references, tokenizer settings and mixtures of experts in mergekit configurations.
 
-A name that stands for a folder, from here or from the file's place, is that folder; one that looks
-like a path is one; any other is a name on the hub.
+A reference that exists as a folder, relative to the working directory or the file, is that folder;
+one that looks like a path is a path; any other is a name on the hub. mergekit writes no padding
+rows unless configured to, and adds tokens that are named but missing.
 
-It writes no padding rows unless asked to, and adds tokens that are named and not there.
-
-Source: the behavior of mergekit-moe 0.1.5. Gates are made as it makes them (``compat: mergekit``);
-its ``hidden`` looks at the last token. ``noise_scale`` and DeepSeek's layout are refused.
+Source: the behavior of mergekit-moe 0.1.5. Gates are computed as it does (``compat: mergekit``);
+its ``hidden`` uses the last token. ``noise_scale`` and DeepSeek's layout are rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.mergekit.documents import ImportDiagnostics
-from stillroom.merge.mergekit.parameters import ParameterValues
+from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
 
@@ -46,23 +45,23 @@ _KEYS = ("model", "lora", "override_architecture")
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A checkpoint, and an adapter over it where there is one."""
+    """A checkpoint, and an optional adapter over it."""
 
     checkpoint: str
     adapter: str = ""
 
     def to_entry(self) -> dict[str, Any]:
-        """Return the start of an entry of our ``models``."""
-        made = {"checkpoint": self.checkpoint}
-        return made | {"adapter": self.adapter} if self.adapter else made
+        """Return the start of an entry of the recipe's ``models``."""
+        entry = {"checkpoint": self.checkpoint}
+        return entry | {"adapter": self.adapter} if self.adapter else entry
 
 
 @dataclass(frozen=True)
 class ModelReferenceReader:
-    """Reads references of one document.
+    """Reads model references of one document.
 
-    ``names`` are the other documents', which become ``step:NAME``; ``nest`` takes a configuration
-    that stands in a model's place and returns the name it gets.
+    ``names`` are those of the other documents, which become ``step:NAME``; ``nest`` converts a
+    configuration in place of a model and returns its generated name.
     """
 
     tree: YamlTree
@@ -72,13 +71,17 @@ class ModelReferenceReader:
     nest: Callable[[KeyPath], str]
 
     def read(self, path: KeyPath, value: Any) -> ModelReference | None:
-        """Return the model named at a path; None, with a problem, where none is."""
+        """Return the model at a path; None, with a problem, if it is invalid."""
         if isinstance(value, str):
             return self._read_text(path, value)
         if isinstance(value, dict) and "merge_method" in value:
             return ModelReference(f"step:{self.nest(path)}")
         if not isinstance(value, dict) or "model" not in value:
-            self._refuse(path, f"cannot be {value!r:.60}", "a model: a path or a name on the hub")
+            self._refuse(
+                path,
+                f"cannot be {value!r:.60}",
+                "a model: a path or a name on the Hugging Face hub",
+            )
             return None
         for key in value:
             if key == "override_architecture" and value[key] is not None:
@@ -99,15 +102,15 @@ class ModelReferenceReader:
         return None if model is None or adapter is None else ModelReference(model, adapter)
 
     def _read_part(self, path: KeyPath, value: Any) -> str | None:
-        """Return the reference that a name, or a mapping of path and revision, stands for."""
+        """Return the reference for a name, or for a mapping of path and revision."""
         revision: Any = None
         if isinstance(value, dict):
             for key in value.keys() - {"path", "revision"}:
                 self._refuse((*path, key), "is unknown", "path or revision", key)
             value, revision = value.get("path"), value.get("revision")
         if isinstance(value, str) and value and not self._is_folder(value) and revision is None:
-            value, at, revision = value.partition("@")
-            revision = revision if at else None
+            value, separator, revision = value.partition("@")
+            revision = revision if separator else None
         if not isinstance(value, str) or not value:
             self._refuse(path, f"cannot be {value!r:.60}", "a path or a name on the hub")
             return None
@@ -115,7 +118,7 @@ class ModelReferenceReader:
             return f"step:{value}"
         if self._is_folder(value) or not _HUB.fullmatch(value):
             if revision is not None:
-                self._refuse(path, "has a revision, and is a path", "a revision of a hub's name")
+                self._refuse(path, "is a path with a revision", "a revision of a name on the hub")
                 return None
             return self._resolve(value)
         if revision is None:
@@ -136,27 +139,27 @@ class ModelReferenceReader:
         return [here, *([self.folder.absolute()] if self.folder else [])]
 
     def _resolve(self, text: str) -> str:
-        """Return an absolute path: from here where it exists, as mergekit takes it."""
+        """Return an absolute path; existing paths relative to the working directory come first."""
         path = FilePath(text).expanduser()
-        found = [start / path for start in self._starts if (start / path).exists()]
-        return os.path.normpath(found[0] if found else self._starts[-1] / path)
+        existing = [start / path for start in self._starts if (start / path).exists()]
+        return os.path.normpath(existing[0] if existing else self._starts[-1] / path)
 
-    def _refuse(self, path: KeyPath, what: str, expected: str, word: str = "") -> None:
+    def _refuse(self, path: KeyPath, problem: str, expected: str, key: str = "") -> None:
         known = expected.removeprefix("one of: ").replace(" or ", ", ").split(", ")
         self.problems.append(
             Problem(
-                f"{format_path(path)} {what}",
-                "merge.mergekit-key" if word else "merge.mergekit-value",
-                self.tree.place_of_key(path) if word else self.tree.place_of_value(path),
+                f"{format_path(path)} {problem}",
+                "merge.mergekit-key" if key else "merge.mergekit-value",
+                self.tree.place_of_key(path) if key else self.tree.place_of_value(path),
                 expected,
-                (suggest(word, known) or "remove it") if word else "correct it",
+                (suggest(key, known) or "remove it") if key else "correct it",
             )
         )
 
 
 @dataclass(frozen=True)
 class TokenizerReader:
-    """Reads ``tokenizer`` and ``tokenizer_source`` of the configuration at a path."""
+    """Reads ``tokenizer`` and ``tokenizer_source`` of a configuration."""
 
     report: ImportDiagnostics
     reader: ModelReferenceReader
@@ -166,17 +169,17 @@ class TokenizerReader:
     base: ModelReference | None
 
     def read(self) -> dict[str, Any]:
-        """Return our setting ``tokenizer``; empty where nothing is said of one."""
+        """Return the recipe's setting ``tokenizer``; empty if there is none."""
         data, source = self.data.get("tokenizer"), self.data.get("tokenizer_source")
         if data is None and source is None:
             return {}
         if data is not None and source is not None:
             self.report.refuse(
-                self._at("tokenizer_source"), "and tokenizer are both set", "one of the two"
+                self._at("tokenizer_source"), "and tokenizer are both set", "only one of them"
             )
         if data is None:
-            found = self._read_token_source(self._at("tokenizer_source"), source)
-            return {"tokenizer": {"source": found, "pad_to_multiple_of": 1}}
+            token_source = self._read_token_source(self._at("tokenizer_source"), source)
+            return {"tokenizer": {"source": token_source, "pad_to_multiple_of": 1}}
         path = self._at("tokenizer")
         if not isinstance(data, dict):
             self.report.refuse(path, f"cannot be {data!r:.40}", "{source: union, tokens: {...}}")
@@ -187,7 +190,7 @@ class TokenizerReader:
             self.report.refuse(
                 (*path, "pad_to_multiple_of"), f"cannot be {multiple!r:.40}", "a number"
             )
-        made: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "source": self._read_token_source((*path, "source"), data.get("source", "union"))
         }
         tokens = data.get("tokens") or {}
@@ -199,8 +202,8 @@ class TokenizerReader:
             for token, value in tokens.items()
         }
         if listed:
-            made["tokens"] = listed
-        return {"tokenizer": made | {"pad_to_multiple_of": multiple or 1}}
+            settings["tokens"] = listed
+        return {"tokenizer": settings | {"pad_to_multiple_of": multiple or 1}}
 
     def _read_token_source(self, path: KeyPath, value: Any) -> Any:
         if value in ("union", "base"):
@@ -214,12 +217,12 @@ class TokenizerReader:
             self.report.refuse(path, f"cannot be {data!r:.40}", "{source: MODEL, force: false}")
             return {}
         self.report.check_keys(path, data, ("source", "force"))
-        made: dict[str, Any] = {"add": True}
+        settings: dict[str, Any] = {"add": True}
         if data.get("source") is not None:
-            made["source"] = self._read_row((*path, "source"), data["source"])
+            settings["source"] = self._read_row((*path, "source"), data["source"])
         if data.get("force"):
-            made["force"] = True
-        return made
+            settings["force"] = True
+        return settings
 
     def _read_row(self, path: KeyPath, value: Any) -> Any:
         kind = value.get("kind") if isinstance(value, dict) else None
@@ -230,19 +233,19 @@ class TokenizerReader:
         self.report.check_keys(path, value, ("kind", "model", "token", "token_id"))
         if kind not in (None, "model_token"):
             self.report.refuse((*path, "kind"), f"cannot be {kind!r:.40}", "zero or model_token")
-        made = {"model": self._find_model((*path, "model"), value.get("model"))}
+        row_source = {"model": self._find_model((*path, "model"), value.get("model"))}
         row, token = value.get("token_id"), value.get("token")
-        return made | ({"row": row} if row is not None else {"token": token})
+        return row_source | ({"row": row} if row is not None else {"token": token})
 
     def _find_model(self, path: KeyPath, value: Any) -> int | str:
-        """Return the number of a model that a tokenizer's setting names, or base."""
+        """Return the index of a model in a tokenizer setting, or base."""
         model = self.reader.read(path, value)
         if model is not None and model in self.models:
             return self.models.index(model)
         if model is not None and model == self.base:
             return "base"
         if model is not None:
-            self.report.refuse(path, f"{value!r:.60} is none of the models", "one that is merged")
+            self.report.refuse(path, f"{value!r:.60} is not one of the models", "a merged model")
         return "base"
 
     def _at(self, key: str) -> KeyPath:
@@ -276,20 +279,17 @@ _GATES = {
 _RANDOM_GATES = ("random", "uniform")
 
 
-_TYPES = ("float32", "bfloat16", "float16")
-
-
 _ARCHITECTURES = ("mixtral", "qwen", "qwen moe", "qwen3", "qwen3 moe")
 
 
 def is_moe_config(data: object) -> bool:
-    """Return whether a document is one of mergekit-moe's, not of mergekit's."""
+    """Return whether a document is a configuration of mergekit-moe."""
     return isinstance(data, Mapping) and "experts" in data and "merge_method" not in data
 
 
 @dataclass(frozen=True)
 class MoeReader:
-    """Reads the configuration of a mixture at a path."""
+    """Reads the configuration of a mixture of experts."""
 
     report: ImportDiagnostics
     reader: ModelReferenceReader
@@ -297,15 +297,15 @@ class MoeReader:
     data: Mapping[str, Any]
 
     def convert(self) -> dict[str, Any]:
-        """Return our recipe; what cannot be honored joins the problems."""
+        """Return the recipe; report unsupported settings."""
         self.report.check_keys(self.path, self.data, _MOE_KEYS)
         gate = self._one_of("gate_mode", tuple(_GATES), "hidden")
-        ours = _GATES.get(str(gate), "last")
-        experts = self._read_experts("experts", ours)
-        shared = self._read_experts("shared_experts", ours)
+        gate_mode = _GATES.get(str(gate), "last")
+        experts = self._read_experts("experts", gate_mode)
+        shared = self._read_experts("shared_experts", gate_mode)
         if len(shared) > 1:
-            self._refuse("shared_experts", "holds several", "at most one")
-        method = {"name": "moe", "gate": ours, "experts_per_token": self._read_count()}
+            self._refuse("shared_experts", "has several entries", "at most one")
+        method = {"name": "moe", "gate": gate_mode, "experts_per_token": self._read_count()}
         layout = self._read_layout(has_shared=bool(shared))
         method |= {"layout": layout} if layout else {}
         method |= {"shared": len(experts)} if shared else {}
@@ -313,63 +313,70 @@ class MoeReader:
         base = self._read_base()
         recipe |= {"base": base.checkpoint} if base else {}
         recipe |= {"models": [*experts, *shared[:1]], "compat": "mergekit"}
-        dtype = self._one_of("dtype", _TYPES, None)
+        dtype = self._one_of("dtype", DTYPES, None)
         return recipe | ({"out": {"dtype": dtype}} if dtype else {})
 
     def _read_base(self) -> ModelReference | None:
         value = self.data.get("base_model")
         if value is None:
-            self._refuse("base_model", "is missing", "the model that gives all but the MLPs")
+            self._refuse(
+                "base_model", "is missing", "the model that gives all tensors except the MLPs"
+            )
             return None
-        found = self.reader.read(self._at("base_model"), value)
-        if found is not None and found.adapter:
+        base = self.reader.read(self._at("base_model"), value)
+        if base is not None and base.adapter:
             self._refuse("base_model", "has an adapter", "a base without one: merge it first")
-        return found
+        return base
 
     def _read_experts(self, key: str, gate: str) -> list[dict[str, Any]]:
         listed = self.data.get(key)
         if listed is None and key != "experts":
             return []
         if not isinstance(listed, list) or not listed:
-            self._refuse(key, f"cannot be {listed!r:.40}", "a list that is not empty")
+            self._refuse(key, f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         return [
-            made
+            entry
             for number, expert in enumerate(listed)
-            if (made := self._read_expert(self._at(key, number), expert, gate))
+            if (entry := self._read_expert(self._at(key, number), expert, gate))
         ]
 
     def _read_expert(self, path: KeyPath, data: Any, gate: str) -> dict[str, Any]:
         if not isinstance(data, dict) or "source_model" not in data:
             self.report.refuse(
-                path, "is no expert", "{source_model: NAME, positive_prompts: [...]}"
+                path, "is not an expert", "{source_model: NAME, positive_prompts: [...]}"
             )
             return {}
         if data.get("noise_scale"):
             self.report.refuse(
-                (*path, "noise_scale"), "cannot be honored", "an expert without noise"
+                (*path, "noise_scale"), "is not supported", "an expert without noise"
             )
-        kept = {key: value for key, value in data.items() if key != "noise_scale"}
-        self.report.check_keys(path, kept, _EXPERT_KEYS)
+        known_data = {key: value for key, value in data.items() if key != "noise_scale"}
+        self.report.check_keys(path, known_data, _EXPERT_KEYS)
         model = self.reader.read((*path, "source_model"), data["source_model"])
-        made = model.to_entry() if model else {}
-        for theirs, ours in (("positive_prompts", "positive"), ("negative_prompts", "negative")):
-            prompts = self._read_prompts((*path, theirs), data.get(theirs))
-            made |= {ours: prompts} if prompts else {}
+        entry = model.to_entry() if model else {}
+        for source_key, target_key in (
+            ("positive_prompts", "positive"),
+            ("negative_prompts", "negative"),
+        ):
+            prompts = self._read_prompts((*path, source_key), data.get(source_key))
+            entry |= {target_key: prompts} if prompts else {}
         if gate not in _RANDOM_GATES and not data.get("positive_prompts"):
-            self.report.refuse(path, "has no positive_prompts", "a few, or gate_mode: random")
+            self.report.refuse(
+                path, "has no positive_prompts", "some prompts, or gate_mode: random"
+            )
         scale = data.get("residual_scale")
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
             self.report.refuse((*path, "residual_scale"), f"cannot be {scale!r:.40}", "a number")
         elif scale is not None:
-            made["residual_scale"] = float(scale)
-        return made
+            entry["residual_scale"] = float(scale)
+        return entry
 
     def _read_prompts(self, path: KeyPath, value: Any) -> list[str]:
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self.report.refuse(path, f"cannot be {value!r:.40}", "a list of texts")
+            self.report.refuse(path, f"cannot be {value!r:.40}", "a list of strings")
             return []
         return value
 
@@ -384,19 +391,19 @@ class MoeReader:
         value = self.data.get("architecture")
         if value is None:
             return ""
-        word = str(value).lower()
-        fitting = [name for name in _ARCHITECTURES if name.startswith(word)] if word else []
+        prefix = str(value).lower()
+        fitting = [name for name in _ARCHITECTURES if name.startswith(prefix)] if prefix else []
         if not fitting:
             self._refuse(
                 "architecture",
                 f"cannot be {value!r:.40}",
                 "mixtral, qwen or qwen3",
-                suggest(word, _ARCHITECTURES),
+                suggest(prefix, _ARCHITECTURES),
             )
             return ""
         if fitting[0] == "mixtral":
             if has_shared:
-                self._refuse("shared_experts", "is nothing that mixtral has", "none, or qwen")
+                self._refuse("shared_experts", "is not supported by mixtral", "none, or qwen")
             return "mixtral"
         return "qwen2_moe" if has_shared and not fitting[0].startswith("qwen3") else "qwen3_moe"
 
@@ -412,8 +419,8 @@ class MoeReader:
             return default
         return value
 
-    def _refuse(self, key: str, what: str, expected: str, remedy: str = "") -> None:
-        self.report.refuse(self._at(key), what, expected, remedy)
+    def _refuse(self, key: str, problem: str, expected: str, remedy: str = "") -> None:
+        self.report.refuse(self._at(key), problem, expected, remedy)
 
     def _at(self, *keys: str | int) -> KeyPath:
         return (*self.path, *keys)
@@ -421,7 +428,7 @@ class MoeReader:
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A model in its place: parameters of its own, layers where it is part of a slice."""
+    """A merged model: its parameters, and its layers if it is part of a slice."""
 
     model: ModelReference
     parameters: Mapping[str, ParameterValues]
@@ -431,7 +438,7 @@ class MergedModel:
 
 @dataclass(frozen=True)
 class MergedPart:
-    """Models that are merged: all there are, or those of one slice or module."""
+    """Models merged together: all, or those of one slice or module."""
 
     entries: tuple[MergedModel, ...]
     parameters: Mapping[str, ParameterValues]
@@ -440,5 +447,5 @@ class MergedPart:
 
     @property
     def is_sliced(self) -> bool:
-        """Whether it is some layers."""
+        """Whether the part is a range of layers."""
         return any(entry.layers for entry in self.entries)

@@ -1,8 +1,8 @@
 """mergekit 0.1.5's arithmetic in torch, operation by operation.
 
-Written from its described and observed behavior, to give the bits that it gives: every step keeps
-the type of the tensors, sorts are torch's own (which keep no order among equals), random numbers
-come from torch's global generator.
+Written from its documented and observed behavior, to reproduce its bits: every step keeps the
+tensors' type, sorts are torch's (not stable), and random numbers come from torch's global
+generator.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def compute_task_vectors(
 
 
 def keep_largest(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
-    """Return a vector of which the largest magnitudes are left, one at least."""
+    """Keep the elements with the largest magnitudes, at least one."""
     if density >= 1:
         return vector
     if density <= 0:
@@ -67,14 +67,14 @@ def keep_largest(vector: torch.Tensor, density: float, *, rescale: bool) -> torc
         flat = flat.float()
     mask = torch.zeros_like(flat)
     mask[torch.argsort(flat, descending=True)[:count]] = 1
-    kept = vector * mask.reshape(vector.shape).to(vector.dtype)
-    return match_l1_norm(kept, vector) if rescale else kept
+    pruned = vector * mask.reshape(vector.shape).to(vector.dtype)
+    return match_l1_norm(pruned, vector) if rescale else pruned
 
 
 def keep_middle(
     vector: torch.Tensor, density: float, gamma: float, *, rescale: bool
 ) -> torch.Tensor:
-    """Return a vector that lost its outliers and its small elements."""
+    """Drop the outliers and the small elements."""
     if density >= 1:
         return vector
     size = vector.numel()
@@ -85,44 +85,44 @@ def keep_middle(
         flat = flat.float()
     mask = torch.zeros_like(flat)
     mask[torch.argsort(flat, descending=False)[bottom : bottom + target]] = 1
-    kept = vector * mask.reshape(vector.shape).to(vector.dtype)
-    return match_l1_norm(kept, vector) if rescale else kept
+    pruned = vector * mask.reshape(vector.shape).to(vector.dtype)
+    return match_l1_norm(pruned, vector) if rescale else pruned
 
 
 def drop_at_random(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
-    """Return a vector of which each element is kept with one probability."""
+    """Keep each element with the same probability."""
     if density >= 1:
         return vector
     shares = torch.full_like(vector, density, dtype=_drawing_type(vector))
-    whole = _widen(vector)
-    kept = whole * torch.bernoulli(shares).to(whole.dtype)
-    return (match_l1_norm(kept, whole) if rescale else kept).to(vector.dtype)
+    original = _widen(vector)
+    pruned = original * torch.bernoulli(shares).to(original.dtype)
+    return (match_l1_norm(pruned, original) if rescale else pruned).to(vector.dtype)
 
 
 def drop_by_rank(
     vector: torch.Tensor, density: float, epsilon: float, *, rescale: bool
 ) -> torch.Tensor:
-    """Return a vector of which small elements of a row are dropped more often than large ones."""
+    """Drop small elements of a row more often than large ones."""
     if density >= 1:
         return vector
     rows = _widen(vector if vector.dim() > 1 else vector.reshape(1, -1))
     ranks = rows.abs().argsort(dim=1).argsort(dim=1).to(rows.dtype) + 1
     least, most = ranks.amin(1, keepdim=True), ranks.amax(1, keepdim=True)
     rising = ((ranks - least) / (most - least)).clamp(0, 1)
-    if rows.shape[1] == 1:  # 0 / 0, of which mergekit can draw nothing: the window's middle
+    if rows.shape[1] == 1:  # 0 / 0, for which mergekit fails: use the middle of the window
         rising = torch.full_like(rising, 0.5)
     shares = (density - epsilon) + rising * 2 * epsilon
-    kept = rows * torch.bernoulli(shares.to(_drawing_type(vector))).to(rows.dtype)
-    kept = match_l1_norm(kept, rows) if rescale else kept
-    return kept.reshape(vector.shape).to(vector.dtype)
+    pruned = rows * torch.bernoulli(shares.to(_drawing_type(vector))).to(rows.dtype)
+    pruned = match_l1_norm(pruned, rows) if rescale else pruned
+    return pruned.reshape(vector.shape).to(vector.dtype)
 
 
-def match_l1_norm(kept: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Return what was kept, as long by L1 norm as the whole was."""
-    before, after = whole.abs().sum(), kept.abs().sum()
+def match_l1_norm(pruned: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """Rescale a pruned vector to the L1 norm of the original."""
+    before, after = original.abs().sum(), pruned.abs().sum()
     if before < _NOTHING or after < _NOTHING:
-        return kept
-    return kept * (before / after)
+        return pruned
+    return pruned * (before / after)
 
 
 def add_task_vectors(
@@ -134,7 +134,7 @@ def add_task_vectors(
     normalize: bool,
     scale: float,
 ) -> torch.Tensor:
-    """Return the base with the weighted task vectors added: all, or those that a vote elects."""
+    """Return the base plus the weighted task vectors, optionally after sign election."""
     stack = torch.stack(list(vectors))
     shares = torch.tensor(list(weights), dtype=stack.dtype).view(-1, *[1] * base.dim())
     stack = stack * shares
@@ -158,30 +158,30 @@ def _drawing_type(vector: torch.Tensor) -> torch.dtype:
 
 
 def _widen(vector: torch.Tensor) -> torch.Tensor:
-    """Return a vector as random drops compute with it: float16 is widened, bfloat16 is not."""
+    """Convert to the type of random drops: float16 becomes float32, bfloat16 stays."""
     return vector.float() if vector.dtype == torch.float16 else vector
 
 
 def slerp(t: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return the point on the great circle between two tensors taken as vectors, in float32."""
-    way = torch.tensor(t, dtype=torch.float32)  # mergekit holds it so
-    one, two = first.reshape(-1), second.reshape(-1)
-    norms = [_find_norm(each) for each in (one, two)]
-    turned = torch.zeros((), dtype=torch.float32)
-    for left, right in _pair_chunks(one, two):
-        turned += ((left / norms[0]) * (right / norms[1])).sum()
-    if turned.abs() > _STRAIGHT:
-        shares = (float(1 - way), float(way))
+    """Interpolate spherically between two flattened tensors, in float32."""
+    weight = torch.tensor(t, dtype=torch.float32)  # as in mergekit
+    first_flat, second_flat = first.reshape(-1), second.reshape(-1)
+    norms = [_find_norm(vector) for vector in (first_flat, second_flat)]
+    cosine = torch.zeros((), dtype=torch.float32)
+    for first_part, second_part in _pair_chunks(first_flat, second_flat):
+        cosine += ((first_part / norms[0]) * (second_part / norms[1])).sum()
+    if cosine.abs() > _STRAIGHT:
+        shares = (float(1 - weight), float(weight))
     else:
-        angle = torch.arccos(turned)
-        under = torch.sin(angle)
+        angle = torch.arccos(cosine)
+        sine = torch.sin(angle)
         shares = (
-            float(torch.sin((1 - way) * angle) / under),
-            float(torch.sin(way * angle) / under),
+            float(torch.sin((1 - weight) * angle) / sine),
+            float(torch.sin(weight * angle) / sine),
         )
     parts = [
-        (shares[0] * left + shares[1] * right).to(first.dtype)
-        for left, right in _pair_chunks(one, two)
+        (shares[0] * first_part + shares[1] * second_part).to(first.dtype)
+        for first_part, second_part in _pair_chunks(first_flat, second_flat)
     ]
     return torch.cat(parts).reshape(first.shape) if parts else first.clone()
 
@@ -193,11 +193,11 @@ def _find_norm(vector: torch.Tensor) -> torch.Tensor:
 
 
 def _pair_chunks(
-    one: torch.Tensor, two: torch.Tensor
+    first: torch.Tensor, second: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for at in range(0, one.numel(), _CHUNK):
-        part = slice(at, at + _CHUNK)
-        yield one[part].float(), two[part].float()
+    for start in range(0, first.numel(), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield first[part].float(), second[part].float()
 
 
 def model_stock(
@@ -207,34 +207,36 @@ def model_stock(
     *,
     by_row: bool,
 ) -> torch.Tensor:
-    """Return the mean of the models, drawn to the base by how much their task vectors differ."""
+    """Interpolate between base and mean by the similarity of the task vectors."""
     dims = base.shape
     if by_row and base.dim() > 1:
         flat = [vector.reshape(-1, vector.shape[-1]) for vector in vectors]
     else:
         flat = [vector.reshape(1, -1) for vector in vectors]
     cosines = []
-    for i, one in enumerate(flat):
-        for two in flat[i + 1 :]:
-            norms = torch.norm(one, dim=-1) * torch.norm(two, dim=-1)
-            cosines.append((one * two).sum(dim=-1) / norms.clamp(min=_SMALL))
+    for i, first in enumerate(flat):
+        for second in flat[i + 1 :]:
+            norms = torch.norm(first, dim=-1) * torch.norm(second, dim=-1)
+            cosines.append((first * second).sum(dim=-1) / norms.clamp(min=_SMALL))
     cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
     count = len(vectors)
-    under = 1 + (count - 1) * cosine
-    t = torch.where(under.abs() < _SMALL, torch.zeros_like(cosine), count * cosine / under)
+    denominator = 1 + (count - 1) * cosine
+    t = torch.where(
+        denominator.abs() < _SMALL, torch.zeros_like(cosine), count * cosine / denominator
+    )
     total = parents[0]
     for parent in parents[1:]:
-        total = total + parent  # in the models' own type, rounded every time
+        total = total + parent  # in the models' type, rounded after every addition
     mean = total / count
     rows = (flat[0].shape[0], -1)
     return (t * mean.reshape(rows) + (1 - t) * base.reshape(rows)).reshape(dims)
 
 
 def require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
-    """Return the base.
+    """Return the base, which must not be None.
 
     Raises:
-        RecipeError: If the merge has none.
+        RecipeError: If the merge has no base.
     """
     if base is None:
         raise missing_base_error(method)
@@ -244,7 +246,7 @@ def require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
 def stack_task_vectors(
     base: torch.Tensor | None, parents: Sequence[torch.Tensor], method: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the base, and the differences from it in one tensor, (N, ...).
+    """Return the base, and the task vectors stacked, (N, ...).
 
     Raises:
         RecipeError: If the merge has no base.

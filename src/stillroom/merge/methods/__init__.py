@@ -1,3 +1,3 @@
-"""Ways to make one tensor of several."""
+"""Merge methods, one module each."""
 
-SEAM = "ways to make one checkpoint of several"
+SEAM = "methods that merge several checkpoints into one"

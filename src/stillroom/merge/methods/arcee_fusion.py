@@ -1,9 +1,9 @@
-"""Arcee Fusion: take from a second model what stands out in importance, and leave the rest.
+"""Arcee Fusion: take the most important changes of a second model, and keep the base elsewhere.
 
 Source: mergekit's arcee_fusion (Arcee AI; there is no paper): importance is the difference times
-the divergence KL(softmax(model) || softmax(base)) of its last dimension; taken is what reaches the
-median plus 1.5 times the interquartile range. Differs: quartiles are exact at every size, where
-mergekit draws a million elements, and the divergence is computed in float64.
+the divergence KL(softmax(model) || softmax(base)) of its last dimension; elements are taken from
+the median plus 1.5 times the interquartile range. Differs: quartiles are exact at every size, where
+mergekit samples a million elements, and the divergence is computed in float64.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _DRAWN = 1_000_000
 
 
 class ArceeFusion(MergeMethod):
-    """What is taken is taken bit for bit, and so is what is left."""
+    """Every element equals that of the model or of the base, bit for bit."""
 
     paper: ClassVar[str] = ""
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
     fence: float = Field(
-        1.5, ge=0, description="interquartile ranges above the median where importance begins"
+        1.5, ge=0, description="importance threshold in interquartile ranges above the median"
     )
 
     @override
     def measure(self, blocks: TensorBlocks) -> dict[str, Any]:
-        """Return the divergence of every row, and the importance from which elements are taken."""
+        """Return the divergence of every row, and the importance threshold."""
         if not blocks.size:
             return {"limit": 0.0, "divergence": None}
         divergence = _divergences(blocks)
@@ -53,42 +53,44 @@ class ArceeFusion(MergeMethod):
         base: Array | None,
         parents: Sequence[Array],
         measured: dict[str, Any],
-        at: BlockContext,
+        context: BlockContext,
     ) -> Array:
         import numpy as np
 
         from stillroom.merge.tensors.task_vectors import task_vectors
 
         base, _ = task_vectors(base, (), "arcee_fusion")
-        (other,) = parents
-        taken = _importance(base, other, measured["divergence"], at) >= measured["limit"]
-        merged: Array = np.where(taken, other, base)
+        (model,) = parents
+        is_important = (
+            _importance(base, model, measured["divergence"], context) >= measured["limit"]
+        )
+        merged: Array = np.where(is_important, model, base)
         return merged
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; the mask is float32, and so then is the result."""
+        """See ``MergeMethod.replicate``; the float32 mask makes the result float32."""
         import torch
 
         from stillroom.merge.mergekit.torch_arithmetic import require_base
 
-        base, (other,) = require_base(base, "arcee_fusion"), parents
-        new, old = torch.softmax(other, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
+        base, (model,) = require_base(base, "arcee_fusion"), parents
+        new, old = torch.softmax(model, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
         divergence = (new * torch.log(new / old)).sum(-1, keepdim=True)
-        importance = (other - base).abs() * divergence
-        drawn = importance.reshape(-1)
-        if drawn.numel() > _DRAWN:
-            drawn = drawn[torch.randint(0, drawn.numel(), (_DRAWN,))]
-        ordered = torch.sort(drawn).values
+        importance = (model - base).abs() * divergence
+        sampled = importance.reshape(-1)
+        if sampled.numel() > _DRAWN:
+            sampled = sampled[torch.randint(0, sampled.numel(), (_DRAWN,))]
+        ordered = torch.sort(sampled).values
         low, middle, high = (ordered[int(part * (len(ordered) - 1))] for part in _QUARTILES)
-        taken = (importance >= middle + self.fence * (high - low)).to(torch.float32)
-        return (base + (other - base) * taken).reshape(base.shape)
+        mask = (importance >= middle + self.fence * (high - low)).to(torch.float32)
+        return (base + (model - base) * mask).reshape(base.shape)
 
 
 def _divergences(blocks: TensorBlocks) -> Array:
-    """Return KL(softmax(model) || softmax(base)) of every last dimension, (..., 1), float64."""
+    """Return KL(softmax(model) || softmax(base)) over the last dimension, (..., 1), float64."""
     import numpy as np
 
     from stillroom.merge.tensors.task_vectors import task_vectors
@@ -97,42 +99,42 @@ def _divergences(blocks: TensorBlocks) -> Array:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
         return base.astype(np.float64), block.parents[0].astype(np.float64)
 
-    if len(blocks.at.shape) < 2:
-        # One vector, however many blocks: small enough to be held.
+    if len(blocks.context.shape) < 2:
+        # A single vector, small enough for memory.
         pairs = blocks.each(pair)
-        base, other = (
+        base, model = (
             np.concatenate([part.reshape(-1) for part in column])
             for column in zip(*pairs, strict=True)
         )
-        return _divergence(base, other)
+        return _divergence(base, model)
     return np.concatenate(blocks.each(lambda block: _divergence(*pair(block))))
 
 
-def _divergence(base: Array, other: Array) -> Array:
+def _divergence(base: Array, model: Array) -> Array:
     import numpy as np
 
-    old, new = (array - array.max(axis=-1, keepdims=True) for array in (base, other))
+    old, new = (array - array.max(axis=-1, keepdims=True) for array in (base, model))
     weights = np.exp(new)
     mass = weights.sum(axis=-1, keepdims=True)
     weights *= new - old
     gain = weights.sum(axis=-1, keepdims=True) / mass
-    found = gain - np.log(mass) + np.log(np.exp(old).sum(axis=-1, keepdims=True))
-    return np.asarray(np.maximum(found, 0))
+    divergence = gain - np.log(mass) + np.log(np.exp(old).sum(axis=-1, keepdims=True))
+    return np.asarray(np.maximum(divergence, 0))
 
 
-def _importance(base: Array, other: Array, divergence: Array, at: BlockContext) -> Array:
-    """Return |difference| times divergence, float32: the type that ranks."""
+def _importance(base: Array, model: Array, divergence: Array, context: BlockContext) -> Array:
+    """Return |difference| times divergence in float32, the type used for ranking."""
     import numpy as np
 
-    if len(at.shape) > 1:
-        first = at.offset // max(1, int(np.prod(at.shape[1:])))
+    if len(context.shape) > 1:
+        first = context.offset // max(1, int(np.prod(context.shape[1:])))
         divergence = divergence[first : first + len(base)]
-    gap = np.abs(other - base)
+    gap = np.abs(model - base)
     return np.asarray(gap * divergence.reshape(divergence.shape if gap.ndim else ()), np.float32)
 
 
 def _quartiles(blocks: TensorBlocks, divergence: Array) -> list[float]:
-    """Return the exact quartiles of importance; of two elements that one lies between, the lower.
+    """Return the exact quartiles of importance; between two elements, the lower one.
 
     Found by counting magnitudes, so that no more than a block is in memory.
     """
@@ -143,12 +145,17 @@ def _quartiles(blocks: TensorBlocks, divergence: Array) -> list[float]:
 
     def importance(block: RowBlock) -> list[Array]:
         base, _ = task_vectors(block.base, (), "arcee_fusion")
-        return [_importance(base, block.parents[0], divergence, block.at)] * 3
+        return [_importance(base, block.parents[0], divergence, block.context)] * 3
 
     ranks = [int(part * (blocks.size - 1)) for part in _QUARTILES]
-    cuts = find_thresholds_by_count([blocks], importance, [blocks.size - rank for rank in ranks])
-    found = [float(np.int32(cut.bits).view(np.float32)) if cut else -1.0 for cut in cuts]
-    if -1.0 in found:  # of so few elements that the smallest is a quartile
+    thresholds = find_thresholds_by_count(
+        [blocks], importance, [blocks.size - rank for rank in ranks]
+    )
+    quartiles = [
+        float(np.int32(threshold.bits).view(np.float32)) if threshold else -1.0
+        for threshold in thresholds
+    ]
+    if -1.0 in quartiles:  # so few elements that the smallest is a quartile
         least = min(float(importance(block)[0].min()) for block in blocks)
-        found = [least if value < 0 else value for value in found]
-    return found
+        quartiles = [least if value < 0 else value for value in quartiles]
+    return quartiles

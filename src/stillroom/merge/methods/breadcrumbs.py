@@ -1,8 +1,8 @@
-"""Breadcrumbs: leave out the largest and the smallest changes, add up the rest.
+"""Breadcrumbs: drop the largest and the smallest changes, and sum the rest.
 
-Source: Davari and Belilovsky 2023, arXiv:2312.06795: each tensor of a task vector loses its
-outliers and its small elements. Differs: ``density`` is the share kept and ``gamma`` the
-share of outliers dropped above it; of equal magnitudes the first element counts as the larger.
+Source: Davari and Belilovsky 2023, arXiv:2312.06795: outliers and small elements of each tensor of
+a task vector are dropped. Differs: ``density`` is the share kept and ``gamma`` the share of
+outliers dropped above it; of equal magnitudes the first element counts as the larger.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ __all__ = ["Breadcrumbs"]
 
 
 class Breadcrumbs(BreadcrumbsMethod):
-    """Task arithmetic on the middle of every task vector, tensor by tensor."""
+    """Task arithmetic on the middle magnitudes of every task vector, by tensor."""
 
     paper: ClassVar[str] = "arXiv:2312.06795"

@@ -1,7 +1,7 @@
-"""Breadcrumbs with TIES: leave out the largest and smallest changes, then vote.
+"""Breadcrumbs with TIES: drop the largest and smallest changes, then elect signs.
 
-Source: Davari and Belilovsky 2023, arXiv:2312.06795: each tensor of a task vector loses its
-outliers and its small elements. The vote is that of Yadav et al. 2023, arXiv:2306.01708. Differs:
+Source: Davari and Belilovsky 2023, arXiv:2312.06795: outliers and small elements of each tensor of
+a task vector are dropped. Sign election is that of Yadav et al. 2023, arXiv:2306.01708. Differs:
 ``density`` is the share kept and ``gamma`` the share of outliers dropped above it; of equal
 magnitudes the first element counts as the larger.
 """
@@ -18,9 +18,9 @@ __all__ = ["BreadcrumbsTies"]
 
 
 class BreadcrumbsTies(BreadcrumbsMethod):
-    """The vote of TIES on the middle of every task vector, tensor by tensor."""
+    """Sign election of TIES on the middle magnitudes of every task vector, by tensor."""
 
     paper: ClassVar[str] = "arXiv:2312.06795"
     votes: ClassVar[bool] = True
 
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")

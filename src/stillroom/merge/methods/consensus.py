@@ -1,8 +1,8 @@
-"""Consensus: the summed task vectors, only where enough models need them.
+"""Consensus: the summed task vectors, masked to elements that enough models need.
 
 Source: Wang et al. 2024, arXiv:2405.07813 (TALL masks and Consensus Merging): a model needs an
-element where |delta_i| >= |sum - delta_i| * threshold; what fewer than ``agree`` models need is
-dropped. Differs: models may have weights, which count in the sum and in the masks.
+element where |delta_i| >= |sum - delta_i| * threshold; elements that fewer than ``agree`` models
+need are dropped. Differs: models may have weights, which count in the sum and in the masks.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Consensus"]
 
 
 class Consensus(MergeMethod):
-    """With agree 1 or less it drops only what no model needs."""
+    """With ``agree`` at most 1, only elements that no model needs are dropped."""
 
     paper: ClassVar[str] = "arXiv:2405.07813"
     needs_base: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ("threshold",)
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     threshold: float = Field(
-        0.4, ge=0, description="how large a model's change must be beside the others' (lambda)"
+        0.4, ge=0, description="minimum ratio of a model's change to the others' (lambda)"
     )
-    agree: int = Field(2, ge=0, description="how many models must need an element")
+    agree: int = Field(2, ge=0, description="minimum number of models that need an element")
     scale: float = Field(1.0, description="multiplier of the merged task vector (alpha)")
 
     @override
@@ -38,7 +38,7 @@ class Consensus(MergeMethod):
         super().check(weights)
         if self.agree > len(weights):
             raise RecipeError(
-                f"{self.agree} models are to agree, and there are {len(weights)}",
+                f"agree is {self.agree}, but only {len(weights)} models are merged",
                 code="merge.agree",
                 where="method.agree",
                 expected=f"at most {len(weights)}",
@@ -47,22 +47,22 @@ class Consensus(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         import numpy as np
 
         from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "consensus")
-        total = weighted_sum(vectors, at.weights)
+        total = weighted_sum(vectors, context.weights)
         votes = np.zeros(total.shape, np.int32)
-        thresholds = at.values("threshold", self.threshold)
-        for vector, weight, limit in zip(vectors, at.weights, thresholds, strict=True):
+        thresholds = context.values("threshold", self.threshold)
+        for vector, weight, limit in zip(vectors, context.weights, thresholds, strict=True):
             if weight != 1:
                 vector *= vector.dtype.type(weight)
-            others = np.abs(total - vector)
-            others *= others.dtype.type(limit)
-            votes += np.abs(vector) >= others
+            remainder = np.abs(total - vector)
+            remainder *= remainder.dtype.type(limit)
+            votes += np.abs(vector) >= remainder
         total *= votes >= self.agree
         total *= total.dtype.type(self.scale)
         return base + total

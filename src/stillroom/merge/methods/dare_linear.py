@@ -1,7 +1,7 @@
-"""DARE: drop elements of task vectors at random, rescale the rest, add them up.
+"""DARE: drop elements of task vectors at random, rescale the rest, and sum.
 
 Source: Yu et al. 2023, arXiv:2311.03099, Algorithm 1 (drop with probability 1 - density, multiply
-by 1 / density). The paper's vectors are small; at large ones the rescaling does harm.
+by 1 / density). The paper's vectors are small; for large ones, rescaling is harmful.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ __all__ = ["DareLinear"]
 
 
 class DareLinear(DareMethod):
-    """Task arithmetic on thinned task vectors; the expectation is that of the full ones."""
+    """Task arithmetic on randomly sparsified task vectors, unbiased in expectation."""
 
     paper: ClassVar[str] = "arXiv:2311.03099"

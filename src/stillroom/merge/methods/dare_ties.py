@@ -1,6 +1,6 @@
-"""DARE with TIES: drop elements at random, rescale, elect a sign, average what agrees.
+"""DARE with TIES: drop elements at random, rescale, elect a sign, average the agreeing elements.
 
-Source: Yu et al. 2023, arXiv:2311.03099, with the vote of Yadav et al. 2023, arXiv:2306.01708.
+Source: Yu et al. 2023, arXiv:2311.03099, with sign election of Yadav et al. 2023, arXiv:2306.01708.
 Differs from both papers' code: nothing is trimmed by magnitude after the random drop.
 """
 
@@ -16,9 +16,9 @@ __all__ = ["DareTies"]
 
 
 class DareTies(DareMethod):
-    """The random drop of DARE before the vote of TIES."""
+    """Random drop of DARE before sign election of TIES."""
 
     paper: ClassVar[str] = "arXiv:2311.03099"
     votes: ClassVar[bool] = True
 
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")

@@ -1,9 +1,8 @@
-"""DELLA: drop elements at random, small ones more often, elect a sign, average what agrees.
+"""DELLA: drop elements at random by magnitude, elect a sign, average the agreeing elements.
 
 Source: Deep et al. 2024, arXiv:2406.11617 (MagPrune, elect, fuse). Differs: ``density`` and
-``epsilon`` speak of what is kept, with probabilities from density - epsilon for the smallest of a
-row to density + epsilon for the largest; a vote that ends in a draw elects +; models may have
-weights.
+``epsilon`` are keep probabilities, from density - epsilon for the smallest of a row to density +
+epsilon for the largest; a tied vote elects +; models may have weights.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ __all__ = ["Della"]
 
 
 class Della(DellaMethod):
-    """The vote of TIES on task vectors that were thinned by rank."""
+    """Sign election of TIES on task vectors pruned by rank."""
 
     paper: ClassVar[str] = "arXiv:2406.11617"
     votes: ClassVar[bool] = True
 
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")

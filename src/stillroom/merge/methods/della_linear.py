@@ -1,8 +1,8 @@
-"""DELLA without the vote: drop elements at random, small ones more often, add up the rest.
+"""DELLA without sign election: drop elements at random by magnitude, and sum the rest.
 
-Source: Deep et al. 2024, arXiv:2406.11617 (MagPrune only). Differs: ``density`` and ``epsilon``
-speak of what is kept, with probabilities from density - epsilon for the smallest of a row to
-density + epsilon for the largest.
+Source: Deep et al. 2024, arXiv:2406.11617 (MagPrune only). Differs: ``density`` and ``epsilon`` are
+keep probabilities, from density - epsilon for the smallest of a row to density + epsilon for the
+largest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ __all__ = ["DellaLinear"]
 
 
 class DellaLinear(DellaMethod):
-    """Task arithmetic on task vectors thinned by rank; the expectation is that of the full ones."""
+    """Task arithmetic on task vectors pruned by rank, unbiased in expectation."""
 
     paper: ClassVar[str] = "arXiv:2406.11617"

@@ -1,10 +1,10 @@
 """EMR: elect one task vector for all models; mask and rescale it for one of them.
 
-Source: Huang et al. 2024, arXiv:2405.17461 (EMR-Merging): per element the sign of the sum and the
-largest magnitude that has it; for a task, the elements of its own sign, times |delta| / |masked|
-over the whole model. The paper applies mask and scale when a task comes; here ``task`` chooses one
-model to be served, and without it the elected vector is merged as it is. Tensors for which a recipe
-chooses another model than for the rest are scaled on their own.
+Source: Huang et al. 2024, arXiv:2405.17461 (EMR-Merging): per element, the sign of the sum and the
+largest magnitude with that sign; for a task, the elements with the task vector's sign, times
+|delta| / |masked| over the whole model. The paper applies mask and scale at inference; here
+``task`` chooses one model, and without it the elected vector is merged unchanged. Tensors for which
+a recipe chooses a different model are scaled separately.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Emr(MergeMethod):
     uses_weights: ClassVar[bool] = False
 
     task: int | None = Field(
-        None, ge=0, description="number of the model, from 0, to mask and rescale for"
+        None, ge=0, description="index of the model, from 0, to mask and rescale for"
     )
     rescale: Literal["model", "tensor", "off"] = Field(
-        "model", description="match its magnitude over the whole model, tensor by tensor, or not"
+        "model", description="match its magnitude over the whole model, by tensor, or not"
     )
     scale: float = Field(1.0, description="multiplier of the merged task vector")
 
@@ -43,11 +43,11 @@ class Emr(MergeMethod):
         super().check(weights)
         if self.task is not None and self.task >= len(weights):
             raise RecipeError(
-                f"there is no model {self.task}: {len(weights)} are merged",
+                f"model {self.task} does not exist: {len(weights)} are merged",
                 code="merge.task",
                 where="method.task",
                 expected=f"0 to {len(weights) - 1}, in the order of models",
-                next="change it, or leave it out to merge the elected vector",
+                next="change it, or omit it to merge the elected vector",
             )
 
     @override
@@ -55,21 +55,21 @@ class Emr(MergeMethod):
         """Return the chosen model, and its scale over all tensors."""
         if self.task is None or self.rescale != "model" or not tensors:
             return None
-        return {"task": self.task, "ratio": _ratio([self._masses(each) for each in tensors])}
+        return {"task": self.task, "ratio": _ratio([self._masses(blocks) for blocks in tensors])}
 
     @override
     def measure(self, blocks: TensorBlocks) -> float:
-        """Return the chosen model's scale: the surveyed one, if it is of this model."""
+        """Return the chosen model's scale: from ``survey``, if computed for this model."""
         if self.task is None or self.rescale == "off":
             return 1.0
-        overall = blocks.at.overall
-        if self.rescale == "model" and overall and overall["task"] == self.task:
-            return float(overall["ratio"])
+        global_statistics = blocks.context.global_statistics
+        if self.rescale == "model" and global_statistics and global_statistics["task"] == self.task:
+            return float(global_statistics["ratio"])
         return _ratio([self._masses(blocks)])
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: float, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: float, context: BlockContext
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import task_vectors
 
@@ -79,14 +79,14 @@ class Emr(MergeMethod):
         return base + merged
 
     def _serve(self, vectors: Sequence[Array]) -> Array:
-        """Return the elected vector, masked where a task is chosen."""
+        """Return the elected vector, masked if a task is chosen."""
         elected = _elect(vectors)
         if self.task is not None:
             elected *= elected * vectors[self.task] > 0
         return elected
 
     def _masses(self, blocks: TensorBlocks) -> list[float]:
-        """Return the sums of magnitudes of the chosen vector, and of what serves it."""
+        """Return the L1 norms of the chosen vector, and of the masked elected one."""
         import numpy as np
 
         from stillroom.merge.tensors.task_vectors import exact_sum, task_vectors
@@ -101,13 +101,13 @@ class Emr(MergeMethod):
 
 
 def _elect(vectors: Sequence[Array]) -> Array:
-    """Return per element the largest magnitude among those of the sum's sign, with that sign."""
+    """Return per element the largest magnitude with the sum's sign, with that sign."""
     import numpy as np
 
     from stillroom.merge.tensors.task_vectors import weighted_sum
 
     sums = weighted_sum(vectors, [1.0] * len(vectors))
-    sums += 0.0  # a negative zero is a draw too
+    sums += 0.0  # a negative zero is a tie, too
     sign = np.copysign(sums.dtype.type(1), sums)
     elected = np.zeros_like(sums)
     for vector in vectors:
@@ -116,5 +116,5 @@ def _elect(vectors: Sequence[Array]) -> Array:
 
 
 def _ratio(masses: Sequence[Sequence[float]]) -> float:
-    wanted, served = (math.fsum(column) for column in zip(*masses, strict=True))
-    return wanted / served if served > 0 else 1.0
+    target, served = (math.fsum(column) for column in zip(*masses, strict=True))
+    return target / served if served > 0 else 1.0

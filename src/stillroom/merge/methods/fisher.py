@@ -1,9 +1,9 @@
-"""Fisher merging: each number averaged by how much each model's predictions depend on it.
+"""Fisher merging: average each parameter weighted by the models' Fisher information.
 
 Source: Matena and Raffel 2021, arXiv:2111.09832, equation 4, with the diagonal Fisher information
-floored at a small number and, by default, each model's divided by its norm, as their code does.
-Differs: computed as a change from the first parent, so that equal models stay what they are.
-Tensors without statistics (buffers) get the weighted mean.
+floored at a small value and, by default, divided by each model's norm, as in their code. Differs:
+computed as a change from the first parent, so that equal models stay unchanged. Tensors without
+statistics (buffers) get the weighted mean.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Fisher(MergeMethod):
     """theta = sum of w F theta / sum of w F, element by element."""
 
     paper: ClassVar[str] = "arXiv:2111.09832"
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     statistics: tuple[str, ...] = Field(
-        description="folders of Fisher statistics, one a model, in any order", min_length=1
+        description="folders of Fisher statistics, one per model, in any order", min_length=1
     )
-    floor: float = Field(1e-8, gt=0, description="least Fisher value, after normalizing")
+    floor: float = Field(1e-8, gt=0, description="minimum Fisher value, after normalizing")
     normalize: bool = Field(True, description="divide each model's Fisher values by their norm")
 
     @override
@@ -41,22 +41,22 @@ class Fisher(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         import numpy as np
 
         from stillroom.merge.tensors.linear_algebra import weighted_mean
         from stillroom.merge.tensors.storage import find_statistics
 
-        found = find_statistics(self.statistics, at.keys, "fisher", "fisher")
-        if not all(at.name in statistics for statistics in found):
-            return weighted_mean(parents, at.weights)
-        width = math.prod(at.shape[1:])
-        start = at.offset // max(width, 1)
+        statistics_by_parent = find_statistics(self.statistics, context.keys, "fisher", "fisher")
+        if not all(context.name in statistics for statistics in statistics_by_parent):
+            return weighted_mean(parents, context.weights)
+        width = math.prod(context.shape[1:])
+        start = context.offset // max(width, 1)
         stop = start + (parents[0].shape[0] if parents[0].ndim else 1)
         shares = []
-        for statistics, weight in zip(found, at.weights, strict=True):
-            share = statistics.rows(at.name, start, stop, dtype=parents[0].dtype)
+        for statistics, weight in zip(statistics_by_parent, context.weights, strict=True):
+            share = statistics.rows(context.name, start, stop, dtype=parents[0].dtype)
             norm = float(statistics.about["norm"])
             share *= share.dtype.type(1 / norm if self.normalize and norm > 0 else 1.0)
             np.maximum(share, share.dtype.type(self.floor), out=share)

@@ -1,8 +1,8 @@
-"""Iso-C: the summed task vectors, with all singular values made equal.
+"""Iso-C: the summed task vectors with all singular values made equal.
 
-Source: Marczak et al. 2025, arXiv:2502.04959, the common subspace: the sum's directions, each with
-the mean singular value. Embeddings, output heads and tensors that are not matrices are averaged.
-Differs: directions that the sum does not have stay zero.
+Source: Marczak et al. 2025, arXiv:2502.04959, the common subspace: the sum's singular vectors, each
+with the mean singular value. Embeddings, output heads and tensors that are not matrices are
+averaged. Differs: directions missing in the sum stay zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["IsoC"]
 
 
 class IsoC(MatrixMethod):
-    """Costs one singular value decomposition a matrix; a tensor is in memory whole."""
+    """One singular value decomposition per matrix, with the whole tensor in memory."""
 
     paper: ClassVar[str] = "arXiv:2502.04959"
     decomposes: ClassVar[bool] = True
@@ -31,6 +31,6 @@ class IsoC(MatrixMethod):
 
         total = weighted_sum(vectors, [1.0] * len(vectors))
         parts = decompose(total)
-        # The polar factor is made of the same triplets, so one decomposition serves both.
+        # The polar factor uses the same triplets, so one decomposition suffices.
         merged: Array = orthogonalize(total, parts) * parts[1].mean()
         return merged

@@ -1,8 +1,8 @@
-"""Karcher mean: the point on the sphere nearest to all models, as long as they are on average.
+"""Karcher mean: the point on the sphere nearest to all models, at their mean length.
 
-Source: Wang et al. 2026, arXiv:2603.04972, the fixed-point iteration on the sphere that stands in
-for the Fisher-Rao manifold. Differs: it runs on one coefficient a model instead of on tensors, so
-it may go on until it stands still; models of length zero count in the length only.
+Source: Wang et al. 2026, arXiv:2603.04972, the fixed-point iteration on the sphere that
+approximates the Fisher-Rao manifold. Differs: it iterates on one coefficient per model instead of
+on tensors, so it can run until convergence; models of length zero only count in the length.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["Karcher"]
 
 
 class Karcher(MergeMethod):
-    """Of two models of one length it is slerp at one half; a base is not used."""
+    """For two models of equal length it is slerp at 0.5; a base is not used."""
 
     paper: ClassVar[str] = "arXiv:2603.04972"
     replicates: ClassVar[bool] = True
 
-    max_iter: int = Field(100, ge=0, le=10_000, description="most steps of the iteration")
-    tol: float = Field(1e-10, ge=0, description="ends where a step is shorter than this")
+    max_iter: int = Field(100, ge=0, le=10_000, description="maximum number of iterations")
+    tol: float = Field(1e-10, ge=0, description="stop when a step is shorter than this")
 
     @override
     def check(self, weights: Sequence[float]) -> None:
@@ -46,7 +46,7 @@ class Karcher(MergeMethod):
         from stillroom.merge.tensors.task_vectors import gram_matrix
 
         gram = gram_matrix(blocks, lambda block: block.parents)
-        shares = normalize_weights(blocks.at.weights, "karcher")
+        shares = normalize_weights(blocks.context.weights, "karcher")
         return karcher_coefficients(gram, shares, self.max_iter, self.tol)
 
     @override
@@ -55,7 +55,7 @@ class Karcher(MergeMethod):
         base: Array | None,
         parents: Sequence[Array],
         measured: MixCoefficients,
-        at: BlockContext,
+        context: BlockContext,
     ) -> Array:
         from stillroom.merge.tensors.linear_algebra import combine_parents
 
@@ -63,12 +63,12 @@ class Karcher(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; weights are not used, and a base is averaged in, last.
 
-        So does mergekit with a base that is not among its models. One that is belongs into
-        ``parents`` at its place, with ``base`` None, or it would count twice.
+        mergekit does the same with a base that is not among its models. If it is among them, pass
+        it in ``parents`` and ``base`` as None, or it would count twice.
         """
         import torch
 
@@ -86,7 +86,7 @@ class Karcher(MergeMethod):
         return length * point
 
 
-def _fixed_point(units: Sequence[torch.Tensor], most: int, tolerance: float) -> torch.Tensor:
+def _fixed_point(units: Sequence[torch.Tensor], max_steps: int, tolerance: float) -> torch.Tensor:
     import torch
 
     share = 1 / len(units)
@@ -95,14 +95,14 @@ def _fixed_point(units: Sequence[torch.Tensor], most: int, tolerance: float) -> 
         point = point + share * unit
     size = torch.linalg.norm(point.float())
     point = point / size if float(size) > 1e-7 else units[0].clone()
-    for _ in range(most):
+    for _ in range(max_steps):
         tangent = torch.zeros_like(point)
         for unit in units:
-            turned = torch.clamp(torch.dot(point.reshape(-1), unit.reshape(-1)), -1, 1)
-            angle = torch.arccos(turned)
+            cosine = torch.clamp(torch.dot(point.reshape(-1), unit.reshape(-1)), -1, 1)
+            angle = torch.arccos(cosine)
             if float(angle) >= tolerance:
                 factor = share * (angle / torch.sin(angle))
-                tangent = tangent + factor * (unit - turned * point)
+                tangent = tangent + factor * (unit - cosine * point)
         size = torch.linalg.norm(tangent.float())
         if float(size) < tolerance:
             break

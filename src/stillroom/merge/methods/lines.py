@@ -1,8 +1,8 @@
-"""LiNeS: task vectors scaled up linearly with depth, so that the first layers stay near the base.
+"""LiNeS: task vectors scaled linearly with depth, so that the first layers stay near the base.
 
-Source: Wang et al. 2024, arXiv:2410.17146: layer l of L is scaled by alpha + beta (l-1)/(L-1),
-defaults as for one model; to merge N of them the paper takes alpha 1 / N and searches beta.
-Differs: tensors outside the layers (embeddings, last norm, head) get alpha, or ``outside``.
+Source: Wang et al. 2024, arXiv:2410.17146: layer l of L is scaled by alpha + beta (l-1)/(L-1), with
+defaults for a single model; to merge N, the paper sets alpha to 1 / N and searches beta. Differs:
+tensors outside the layers (embeddings, last norm, head) get alpha, or ``outside``.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ __all__ = ["Lines"]
 
 
 class Lines(MergeMethod):
-    """Task arithmetic with a scale of its own for each layer."""
+    """Task arithmetic with a layer-dependent scale."""
 
     paper: ClassVar[str] = "arXiv:2410.17146"
     needs_base: ClassVar[bool] = True
 
     alpha: float = Field(0.5, description="multiplier of task vectors in the first layer")
-    beta: float = Field(0.5, description="what the last layer's multiplier is larger by")
+    beta: float = Field(
+        0.5, description="increase of the multiplier from the first to the last layer"
+    )
     outside: float | None = Field(
         None, description="multiplier outside the layers; default that of the first layer"
     )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "lines")
-        merged = weighted_sum(vectors, at.weights)
-        merged *= merged.dtype.type(self._scale(at.layer))
+        merged = weighted_sum(vectors, context.weights)
+        merged *= merged.dtype.type(self._scale(context.layer))
         return base + merged
 
     def _scale(self, layer: float | None) -> float:

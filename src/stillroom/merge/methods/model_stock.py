@@ -1,8 +1,7 @@
-"""Model Stock: from the base toward the mean, as far as the angles between models allow.
+"""Model Stock: interpolate from the base toward the mean by the angles between models.
 
 Source: Jang et al. 2024, arXiv:2403.19522, the ratio for N models, with the mean of all pairs'
-cosines. Differs: the ratio is kept within 0 and 1, because vectors that point apart would fling it
-off.
+cosines. Differs: the ratio is clipped to 0 and 1, because opposed vectors would make it diverge.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ __all__ = ["ModelStock"]
 
 
 class ModelStock(MergeMethod):
-    """One ratio a tensor, t = N cos / (1 + (N - 1) cos); models count alike."""
+    """One ratio per tensor, t = N cos / (1 + (N - 1) cos); models are weighted equally."""
 
     paper: ClassVar[str] = "arXiv:2403.19522"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
-    by_row: bool = Field(False, description="one ratio a row; a tensor of one row has one anyway")
+    by_row: bool = Field(False, description="one ratio per row instead of per tensor")
 
     @override
     def measure(self, blocks: TensorBlocks) -> float | None:
-        """Return the ratio for this tensor; by rows none, as a block has its rows whole."""
+        """Return the ratio of the tensor; None by row, since blocks contain whole rows."""
         from stillroom.merge.tensors.task_vectors import cosine, gram_matrix, task_vectors
 
-        if self.by_row and len(blocks.at.shape) > 1:
+        if self.by_row and len(blocks.context.shape) > 1:
             return None
         gram = gram_matrix(
             blocks, lambda block: task_vectors(block.base, block.parents, "model_stock")[1]
@@ -50,7 +49,11 @@ class ModelStock(MergeMethod):
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: float | None, at: BlockContext
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: float | None,
+        context: BlockContext,
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import task_vectors, weighted_sum
 
@@ -65,7 +68,7 @@ class ModelStock(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         from stillroom.merge.mergekit.torch_arithmetic import compute_task_vectors, model_stock
 
@@ -74,7 +77,7 @@ class ModelStock(MergeMethod):
 
 
 def _find_row_ratios(vectors: Sequence[Array]) -> Array:
-    """Return every row's ratio, over the number of models, in the vectors' type."""
+    """Return every row's ratio divided by the number of models, in the vectors' type."""
     import numpy as np
 
     count, rows = len(vectors), [vector.reshape(len(vector), -1) for vector in vectors]

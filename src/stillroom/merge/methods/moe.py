@@ -1,7 +1,8 @@
-"""Mixture of experts: every model's MLP as an expert, the base for all else, gates from prompts.
+"""Mixture of experts: every model's MLP is an expert, the base gives the rest, gates from prompts.
 
-Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055. Differs: experts are fine-tunes
-of one base, not copies of it, and the gate is not trained but points where each one's prompts lie.
+Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055. Differs: experts are fine-tuned
+from one base instead of copied, and the gate is not trained but set to hidden states of each
+expert's prompts.
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ __all__ = ["Moe"]
 
 
 class Moe(ArchitectureMerge):
-    """Models keep their MLPs whole, side by side; a gate sends each token to a few of them."""
+    """Keeps the MLPs of all models; a gate routes each token to a few of them."""
 
     paper: ClassVar[str] = "arXiv:2212.05055"
     per_model: ClassVar[tuple[str, ...]] = ("positive", "negative", "residual_scale")
     replicates: ClassVar[bool] = True
-    least_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
 
     gate: GateMode = Field(
         "hidden",
-        description="what gate rows are made of: the mean state of prompts that a layer's MLP "
-        "sees (hidden), that of their last token (last), their embeddings (cheap_embed), or drawn "
-        "numbers, at length 1 (random) or as an untrained layer's (uniform)",
+        description="source of the gate rows: the prompts' mean hidden state at the layer's MLP "
+        "(hidden), that of their last token (last), their embeddings (cheap_embed), or random "
+        "values, with norm 1 (random) or as in an untrained layer (uniform)",
     )
-    experts_per_token: int = Field(2, ge=1, description="how many experts a token is sent to")
+    experts_per_token: int = Field(2, ge=1, description="number of experts per token")
     layout: MoeLayoutName = Field(
-        "auto", description="whose names and config the result has; auto goes by the base"
+        "auto",
+        description="architecture of the result, with its names and config; auto: by the base",
     )
     shared: int | None = Field(
         None,
         ge=0,
-        description="the model, a number in 'models' from 0, that every token goes to; only "
+        description="index in 'models', from 0, of the expert used for every token; only "
         "qwen2_moe has one",
     )
 

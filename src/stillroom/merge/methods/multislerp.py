@@ -2,8 +2,8 @@
 
 Source: mergekit's multislerp (its author's note goddard.blog/posts/multislerp-wow-what-a-cool-idea,
 there is no paper): log map at the normalized weighted mean, weighted sum, exp map, times the
-weighted length. Differs: the log map is, as there, the projection on the tangent plane, but where
-directions cancel out the weighted sum is taken for any number of models.
+weighted length. The log map is the projection on the tangent plane, as there. Differs: if
+directions cancel out, the weighted sum is used for any number of models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Multislerp(MergeMethod):
 
     normalize: bool = Field(True, description="divide the weights by their sum")
     eps: float = Field(
-        1e-8, gt=0, description="compat: mergekit only: added to lengths that divide"
+        1e-8, gt=0, description="with compat: mergekit, added to norms before division"
     )
 
     @override
@@ -54,7 +54,7 @@ class Multislerp(MergeMethod):
             parent_gram_matrix,
         )
 
-        shares = self._shares(blocks.at.weights)
+        shares = self._shares(blocks.context.weights)
         return multislerp_coefficients(
             parent_gram_matrix(blocks), shares, 1.0 if self.normalize else math.fsum(shares)
         )
@@ -65,7 +65,7 @@ class Multislerp(MergeMethod):
         base: Array | None,
         parents: Sequence[Array],
         measured: MixCoefficients,
-        at: BlockContext,
+        context: BlockContext,
     ) -> Array:
         from stillroom.merge.tensors.linear_algebra import combine_parents
 
@@ -73,18 +73,18 @@ class Multislerp(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; the base is optional and never an input.
 
         Raises:
-            RecipeError: Where three or more directions cancel out, as mergekit refuses too.
+            RecipeError: If three or more directions cancel out, as in mergekit.
         """
         import torch
 
         stacked = torch.stack(list(parents))
         vectors = (stacked if base is None else stacked - base).reshape(len(parents), -1)
-        weights = torch.tensor(at.weights, dtype=vectors.dtype)
+        weights = torch.tensor(context.weights, dtype=vectors.dtype)
         if self.normalize:
             weights = weights / weights.sum()
         column = weights.view(-1, 1)
@@ -93,7 +93,7 @@ class Multislerp(MergeMethod):
         mean = (units * column).sum(0)
         size = torch.norm(mean)
         if size < self.eps:
-            merged = self._cancelled(vectors, column, at)
+            merged = self._cancelled(vectors, column, context)
         else:
             mean = mean / size
             tangents = units - (units * mean).sum(1, keepdim=True) * mean
@@ -105,16 +105,17 @@ class Multislerp(MergeMethod):
         return merged if base is None else base + merged
 
     def _cancelled(
-        self, vectors: torch.Tensor, column: torch.Tensor, at: BlockContext
+        self, vectors: torch.Tensor, column: torch.Tensor, context: BlockContext
     ) -> torch.Tensor:
         from stillroom.errors import RecipeError
 
         if len(vectors) == 2:
             return (vectors * column).sum(0)
         raise RecipeError(
-            f"the weighted directions of '{at.name}' cancel out, which mergekit refuses",
+            f"the weighted directions of '{context.name}' cancel out, which mergekit does not "
+            f"support",
             code="merge.cancelled",
-            where=at.name,
-            expected="directions with a mean, as those of models that differ from the base have",
-            next="merge with compat: paper, which takes the weighted sum there",
+            where=context.name,
+            expected="directions with a nonzero mean, such as models that differ from the base",
+            next="merge with compat: paper, which then uses the weighted sum",
         )

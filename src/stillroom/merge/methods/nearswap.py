@@ -1,8 +1,8 @@
-"""Nearswap: move toward a second model, by at most ``t`` an element.
+"""Nearswap: move toward a second model, by at most ``t`` per element.
 
 Source: alchemonaut's model card QuartetAnemoi-70B-t0.0001 (huggingface.co; there is no paper): the
-second model's weight is t / |difference|, at most 1. Differs: computed as what it amounts to, the
-difference limited to -t and t.
+second model's weight is t / |difference|, at most 1. Differs: computed in the equivalent form of
+clipping the difference to -t and t.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ __all__ = ["Nearswap"]
 
 
 class Nearswap(MergeMethod):
-    """Where the base and the model differ by t or less, the model's element is taken."""
+    """Elements in which base and model differ by at most t are those of the model."""
 
     paper: ClassVar[str] = ""
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
-    t: float = Field(0.0001, ge=0, description="farthest that an element moves from the base")
+    t: float = Field(0.0001, ge=0, description="maximum change of an element from the base")
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         import numpy as np
 
@@ -46,11 +46,11 @@ class Nearswap(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``."""
         from stillroom.merge.mergekit.torch_arithmetic import require_base
 
-        base, other = require_base(base, "nearswap"), parents[0]
-        share = (self.t / (base - other).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
-        return (1 - share) * base + share * other
+        base, model = require_base(base, "nearswap"), parents[0]
+        share = (self.t / (base - model).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
+        return (1 - share) * base + share * model

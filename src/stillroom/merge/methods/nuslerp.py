@@ -1,8 +1,8 @@
 """NuSLERP: along the great circle between two models, or between their task vectors.
 
 Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), with weights
-instead of t and with a base, as mergekit has it. Differs: vectors that point the same or the
-opposite way, and such of length zero, are mixed on the straight line.
+instead of t, and with an optional base, as in mergekit. Differs: vectors with the same or opposite
+direction, and those of length zero, are interpolated linearly.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ __all__ = ["Nuslerp"]
 
 
 class Nuslerp(MergeMethod):
-    """The weights w say where: w2 / (w1 + w2) of the way from the first model to the second.
+    """Interpolate at w2 / (w1 + w2) of the arc from the first model to the second.
 
-    With a base, task vectors are turned and added to it. ``per`` row or column turns each of them
-    on its own; a tensor of fewer than two dimensions is always one vector.
+    With a base, task vectors are interpolated and added to it. ``per`` row or column interpolates
+    each of them separately; a tensor of fewer than two dimensions is always one vector.
     """
 
     paper: ClassVar[str] = "doi:10.1145/325165.325242"
-    least_parents: ClassVar[int] = 2
-    most_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
+    max_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
     per: Literal["tensor", "row", "column"] = Field(
-        "tensor", description="what is turned as one vector: last dimension is row, first is column"
+        "tensor",
+        description="unit of interpolation: rows run along the last dimension, columns along the "
+        "first",
     )
 
     @override
@@ -45,51 +47,57 @@ class Nuslerp(MergeMethod):
         slerp_weight(weights, "nuslerp")
 
     @override
-    def check_replica(self, weights: Sequence[float]) -> str:
-        """Let weights pass that add up to zero, which mergekit takes for equal ones."""
+    def check_mergekit(self, weights: Sequence[float]) -> str:
+        """Accept weights that add up to zero, which mergekit treats as equal."""
         super().check(weights)
         if not _cancels(weights):
             return ""
-        return "the weights of nuslerp add up to zero, which mergekit takes for equal ones"
+        return "the weights of nuslerp add up to zero, which mergekit treats as equal weights"
 
     @override
     def measure(self, blocks: TensorBlocks) -> Any:
-        """Return the mix of the tensor, or the products of every column."""
+        """Return the coefficients of the tensor, or the products of every column."""
         from stillroom.merge.tensors.linear_algebra import (
             parent_gram_matrix,
             slerp_coefficients,
             slerp_weight,
         )
 
-        per = _unit(self.per, blocks.at)
+        per = _unit(self.per, blocks.context)
         if per == "column":
             return _column_products(blocks)
         if per == "row":
             return None
         return slerp_coefficients(
-            parent_gram_matrix(blocks), slerp_weight(blocks.at.weights, "nuslerp")
+            parent_gram_matrix(blocks), slerp_weight(blocks.context.weights, "nuslerp")
         )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         import numpy as np
 
         from stillroom.merge.tensors.linear_algebra import combine_parents, slerp_weight
 
-        share = slerp_weight(at.weights, "nuslerp")
+        share = slerp_weight(context.weights, "nuslerp")
         first, second = parents
         if share in (0, 1):
             return second if share else first
-        per = _unit(self.per, at)
+        per = _unit(self.per, context)
         if per == "tensor":
             return combine_parents(base, parents, measured)
         if per == "row":
-            one, two = parents if base is None else (first - base, second - base)
+            first_vector, second_vector = parents if base is None else (first - base, second - base)
             sums = [
-                np.einsum("...i,...i->...", left, right).astype(np.float64)[..., np.newaxis]
-                for left, right in ((one, one), (one, two), (two, two))
+                np.einsum("...i,...i->...", first_factor, second_factor).astype(np.float64)[
+                    ..., np.newaxis
+                ]
+                for first_factor, second_factor in (
+                    (first_vector, first_vector),
+                    (first_vector, second_vector),
+                    (second_vector, second_vector),
+                )
             ]
         else:
             sums = measured
@@ -97,13 +105,13 @@ class Nuslerp(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``; the base is optional and never an input."""
         import torch
 
-        one, two = at.weights
-        share = 0.5 if _cancels(at.weights) else two / (one + two)
+        first_weight, second_weight = context.weights
+        share = 0.5 if _cancels(context.weights) else second_weight / (first_weight + second_weight)
         vectors = [parent if base is None else parent - base for parent in parents]
         dim = 0 if self.per == "column" else -1
         if self.per == "tensor":
@@ -112,36 +120,38 @@ class Nuslerp(MergeMethod):
         first, second = (
             vector / length.clamp(min=1e-7) for vector, length in zip(vectors, lengths, strict=True)
         )
-        turned = (first * second).sum(dim=dim, keepdim=True).clamp(-1, 1)
-        angle = torch.arccos(turned)
+        cosine = (first * second).sum(dim=dim, keepdim=True).clamp(-1, 1)
+        angle = torch.arccos(cosine)
         arc = torch.sin((1 - share) * angle) * vectors[0] + torch.sin(share * angle) * vectors[1]
         straight = (1 - share) * vectors[0] + share * vectors[1]
-        merged = torch.where(1 - turned**2 <= 1e-16, straight, arc / torch.sin(angle))
+        merged = torch.where(1 - cosine**2 <= 1e-16, straight, arc / torch.sin(angle))
         merged = merged.reshape(parents[0].shape)
         return merged if base is None else base + merged
 
 
 def _cancels(weights: Sequence[float]) -> bool:
-    """Return whether mergekit takes the middle, whatever the weights are."""
+    """Return whether the weights cancel, so that mergekit uses equal ones."""
     return abs(sum(weights)) < 1e-6
 
 
-def _unit(per: str, at: BlockContext) -> str:
-    return per if len(at.shape) > 1 else "tensor"
+def _unit(per: str, context: BlockContext) -> str:
+    return per if len(context.shape) > 1 else "tensor"
 
 
 def _column_products(blocks: TensorBlocks) -> list[Array]:
-    """Return the sums of squares and products down every column, added row after row."""
+    """Return the sums of squares and products of every column, added row by row."""
     import numpy as np
 
-    sums = [np.zeros(blocks.at.shape[1:], np.float64) for _ in range(3)]
+    sums = [np.zeros(blocks.context.shape[1:], np.float64) for _ in range(3)]
     for block in blocks:
-        one, two = (
+        first, second = (
             (parent if block.base is None else parent - block.base).astype(np.float64)
             for parent in block.parents
         )
-        for total, left, right in zip(sums, (one, one, two), (one, two, two), strict=True):
-            for row in left * right:
+        for total, first_factor, second_factor in zip(
+            sums, (first, first, second), (first, second, second), strict=True
+        ):
+            for row in first_factor * second_factor:
                 total += row
     return sums
 
@@ -149,16 +159,18 @@ def _column_products(blocks: TensorBlocks) -> list[Array]:
 def _turn_each(
     base: Array | None, first: Array, second: Array, sums: Sequence[Array], share: float
 ) -> Array:
-    """Mix with a coefficient for each row or column."""
+    """Interpolate with one coefficient per row or column."""
     import numpy as np
 
     norm = np.sqrt(sums[0]) * np.sqrt(sums[2])
     is_flat = norm == 0
-    turned = np.clip(sums[1] / np.where(is_flat, 1, norm), -1, 1)
-    is_flat |= 1 - turned**2 <= 1e-12
-    angle = np.arccos(np.where(is_flat, 0.5, turned))
-    one, two = (np.sin(part * angle) / np.sin(angle) for part in (1 - share, share))
-    extra = np.where(is_flat, 0, one + two - 1).astype(first.dtype)
-    moved = first + np.where(is_flat, share, two).astype(first.dtype) * (second - first)
+    cosine = np.clip(sums[1] / np.where(is_flat, 1, norm), -1, 1)
+    is_flat |= 1 - cosine**2 <= 1e-12
+    angle = np.arccos(np.where(is_flat, 0.5, cosine))
+    first_share, second_share = (
+        np.sin(part * angle) / np.sin(angle) for part in (1 - share, share)
+    )
+    extra = np.where(is_flat, 0, first_share + second_share - 1).astype(first.dtype)
+    moved = first + np.where(is_flat, share, second_share).astype(first.dtype) * (second - first)
     result: Array = moved + extra * (first if base is None else first - base)
     return result

@@ -1,4 +1,4 @@
-"""Passthrough: one model as it is, or scaled.
+"""Passthrough: one model unchanged, or scaled.
 
 Source: no paper; the identity, for copying, converting the storage type and resharding.
 """
@@ -24,19 +24,19 @@ class Passthrough(MergeMethod):
 
     paper: ClassVar[str] = ""
     uses_weights: ClassVar[bool] = False
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
     replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of every merged tensor")
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         return parents[0] if self.scale == 1 else parents[0] * self.scale
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         return parents[0] if self.scale == 1 else parents[0] * self.scale

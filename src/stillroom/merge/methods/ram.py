@@ -1,7 +1,7 @@
-"""RAM: average what several models changed, keep whole what only one did.
+"""RAM: average elements changed by several models, and keep those changed by one.
 
 Source: Yuan et al. 2026, arXiv:2601.13572 (Reinforced Agent Merging). An element counts as changed
-where it moved by more than ``epsilon``; smaller moves are dropped.
+if it moved by more than ``epsilon``; smaller changes are dropped.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ __all__ = ["Ram"]
 
 
 class Ram(MergeMethod):
-    """For models whose changes are sparse, as those of reinforcement learning are."""
+    """For models with sparse changes, such as those of reinforcement learning."""
 
     paper: ClassVar[str] = "arXiv:2601.13572"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     replicates: ClassVar[bool] = True
 
-    epsilon: float = Field(1e-5, ge=0, description="an element that moved by more has changed")
+    epsilon: float = Field(
+        1e-5, ge=0, description="minimum change for an element to count as changed"
+    )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import (
             count_changed,
@@ -50,14 +52,14 @@ class Ram(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; each model's share is divided before it is added."""
+        """See ``MergeMethod.replicate``; each model's change is divided before the sum."""
         import torch
 
         from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
 
         base, vectors = stack_task_vectors(base, parents, "ram")
         changed = vectors.abs() > self.epsilon
-        kept = torch.where(changed, vectors, torch.zeros_like(vectors))
-        return base + (kept / changed.sum(0).clamp(min=1)).sum(0)
+        changes = torch.where(changed, vectors, torch.zeros_like(vectors))
+        return base + (changes / changed.sum(0).clamp(min=1)).sum(0)

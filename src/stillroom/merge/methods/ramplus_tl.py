@@ -1,8 +1,8 @@
-"""RAM+: as RAM, and what only one model changed is enlarged by how much it shares.
+"""RAM+: as RAM, with elements changed by one model enlarged by its share of common changes.
 
-Source: Yuan et al. 2026, arXiv:2601.13572: 1 + r * clip(shared / unique, 0, alpha), with numbers of
-changed elements; per tensor, as mergekit's "tensor-local" variant. Differs: ``count`` model counts
-over the whole model instead.
+Source: Yuan et al. 2026, arXiv:2601.13572: 1 + r * clip(shared / unique, 0, alpha), where shared
+and unique are numbers of changed elements; per tensor, as mergekit's "tensor-local" variant.
+Differs: ``count: model`` counts over the whole model instead.
 """
 
 from __future__ import annotations
@@ -22,36 +22,42 @@ __all__ = ["RamplusTl"]
 
 
 class RamplusTl(MergeMethod):
-    """With r 0 it is RAM."""
+    """With ``r`` 0 it is RAM."""
 
     paper: ClassVar[str] = "arXiv:2601.13572"
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     replicates: ClassVar[bool] = True
 
-    epsilon: float = Field(1e-5, ge=0, description="an element that moved by more has changed")
-    r: float = Field(0.1, ge=0, description="how strongly sharing enlarges what is unique")
-    alpha: float = Field(0.2, ge=0, description="most of shared / unique that counts")
+    epsilon: float = Field(
+        1e-5, ge=0, description="minimum change for an element to count as changed"
+    )
+    r: float = Field(0.1, ge=0, description="strength of the enlargement of unique changes")
+    alpha: float = Field(0.2, ge=0, description="maximum of shared / unique")
     count: Literal["tensor", "model"] = Field(
-        "tensor", description="count changed elements tensor by tensor, or over the whole model"
+        "tensor", description="count changed elements by tensor, or over the whole model"
     )
 
     @override
     def survey(self, tensors: Sequence[TensorBlocks]) -> list[list[int]] | None:
-        """Return shared and unique changes of each model over all tensors."""
+        """Return the numbers of shared and unique changes of each model over all tensors."""
         if self.count == "tensor" or not tensors:
             return None
         return _add([self._tally(blocks) for blocks in tensors])
 
     @override
     def measure(self, blocks: TensorBlocks) -> list[float]:
-        """Return one factor a model for what it alone changed."""
-        overall = blocks.at.overall if self.count == "model" else None
-        return [self._factor(*pair) for pair in overall or self._tally(blocks)]
+        """Return one factor per model for its unique changes."""
+        global_statistics = blocks.context.global_statistics if self.count == "model" else None
+        return [self._factor(*pair) for pair in global_statistics or self._tally(blocks)]
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: list[float], at: BlockContext
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: list[float],
+        context: BlockContext,
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import (
             count_changed,
@@ -62,11 +68,11 @@ class RamplusTl(MergeMethod):
 
         base, vectors = task_vectors(base, parents, "ramplus_tl")
         count = count_changed(vectors, self.epsilon)
-        kept = drop_unchanged(vectors, self.epsilon)
-        total = plain_sum(kept)
+        changes = drop_unchanged(vectors, self.epsilon)
+        total = plain_sum(changes)
         total /= count + (count == 0)
         unique = count == 1
-        for vector, factor in zip(kept, measured, strict=True):
+        for vector, factor in zip(changes, measured, strict=True):
             if factor != 1:
                 vector *= unique
                 vector *= vector.dtype.type(factor - 1)
@@ -75,9 +81,9 @@ class RamplusTl(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
-        """See ``MergeMethod.replicate``; factors are float32, and so then is the result."""
+        """See ``MergeMethod.replicate``; float32 factors make the result float32."""
         import torch
 
         from stillroom.merge.mergekit.torch_arithmetic import stack_task_vectors
@@ -90,11 +96,11 @@ class RamplusTl(MergeMethod):
         shared = (changed & (count > 1)).reshape(len(parents), -1).sum(1)
         ratio = torch.where(alone > 0, shared / alone.clamp(min=1), torch.zeros(()))
         column = (1 + self.r * ratio.clamp(0, self.alpha)).view(-1, *[1] * base.dim())
-        kept = torch.where(changed, vectors, torch.zeros_like(vectors))
-        return base + torch.where(unique, kept * column, kept / count.clamp(min=1)).sum(0)
+        changes = torch.where(changed, vectors, torch.zeros_like(vectors))
+        return base + torch.where(unique, changes * column, changes / count.clamp(min=1)).sum(0)
 
     def _tally(self, blocks: TensorBlocks) -> list[list[int]]:
-        """Return shared and unique changes of each model over one tensor."""
+        """Return the numbers of shared and unique changes of each model in one tensor."""
         import numpy as np
 
         from stillroom.merge.tensors.task_vectors import count_changed, task_vectors
@@ -110,7 +116,7 @@ class RamplusTl(MergeMethod):
             return tallies
 
         parts = blocks.each(reduce)
-        return _add(parts) if parts else [[0, 0] for _ in blocks.at.keys]
+        return _add(parts) if parts else [[0, 0] for _ in blocks.context.keys]
 
     def _factor(self, shared: int, unique: int) -> float:
         ratio = shared / unique if unique else 0.0
@@ -118,7 +124,7 @@ class RamplusTl(MergeMethod):
 
 
 def _add(tallies: Sequence[list[list[int]]]) -> list[list[int]]:
-    """Add up tallies, model by model."""
+    """Sum tallies by model."""
     return [
         [sum(shared for shared, _ in column), sum(alone for _, alone in column)]
         for column in zip(*tallies, strict=True)

@@ -1,7 +1,7 @@
-"""Run average: the mean of checkpoints along one training run.
+"""Run average: the mean of checkpoints of one training run.
 
 Source: Kaddour 2022, LAWA, arXiv:2209.14981 (uniform over the latest checkpoints). Differs: with
-``ema`` later checkpoints count more, each ``decay`` times as much as the one after it.
+``ema``, each checkpoint counts ``decay`` times as much as the next later one.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ __all__ = ["RunAverage"]
 
 
 class RunAverage(MergeMethod):
-    """Takes the models from the earliest to the latest."""
+    """Expects the models from the earliest to the latest."""
 
     paper: ClassVar[str] = "arXiv:2209.14981"
     is_ordered: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
 
     average: Literal["uniform", "ema"] = Field(
-        "uniform", description="all alike, or later ones more"
+        "uniform", description="equal weights, or exponentially larger ones for later checkpoints"
     )
     decay: float = Field(
-        0.5, ge=0, lt=1, description="with ema: what is left of a checkpoint one later"
+        0.5,
+        ge=0,
+        lt=1,
+        description="with ema: weight of a checkpoint relative to the next later one",
     )
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import weighted_sum
 

@@ -1,8 +1,8 @@
-"""SCE: keep where models differ most, weigh models by their energy, erase minority signs.
+"""SCE: select elements with high variance, weight models by their energy, erase minority signs.
 
-Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat: select, calculate, erase). Differs: equal
-spreads at the threshold are kept in order of element, so that the share kept is exact; a vote that
-ends in a draw elects +; models that are all zero weigh alike.
+Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat: select, calculate, erase). Differs: elements
+with equal spread at the threshold are kept in order, so that the share kept is exact; a tied vote
+elects +; all-zero models get equal weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Measured(TypedDict):
 
 
 class Sce(MergeMethod):
-    """Where all models are equal there is no spread, and with density below 1 the base stays."""
+    """If all models are equal there is no spread, and with density below 1 the base is returned."""
 
     paper: ClassVar[str] = "arXiv:2408.07990"
     needs_base: ClassVar[bool] = True
@@ -37,44 +37,48 @@ class Sce(MergeMethod):
     density: float = Field(
         0.1, ge=0, le=1, description="share of a tensor's elements kept, by variance of the models"
     )
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")
 
     @override
     def measure(self, blocks: TensorBlocks) -> _Measured:
-        """Return the cut by spread, and every model's share of the energy of what is kept."""
+        """Return the spread threshold, and every model's share of the kept elements' energy."""
         import math
 
         from stillroom.merge.tensors.task_vectors import exact_sum
 
-        cut = self._find_cut(blocks)
+        threshold = self._find_threshold(blocks)
 
         def squares(block: RowBlock) -> list[Array]:
-            return [vector * vector for vector in _keep(_vectors(block), cut, block.at)]
+            return [vector * vector for vector in _keep(_vectors(block), threshold, block.context)]
 
-        energies = exact_sum(blocks, squares) if len(blocks) else [0.0] * len(blocks.at.keys)
+        energies = exact_sum(blocks, squares) if len(blocks) else [0.0] * len(blocks.context.keys)
         total = math.fsum(energies)
         shares = [energy / total if total > 0 else 1 / len(energies) for energy in energies]
-        return {"cut": cut, "shares": shares}
+        return {"cut": threshold, "shares": shares}
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: _Measured, at: BlockContext
+        self,
+        base: Array | None,
+        parents: Sequence[Array],
+        measured: _Measured,
+        context: BlockContext,
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import disjoint_mean, elect_sign, task_vectors
 
         base, vectors = task_vectors(base, parents, "sce")
-        kept = _keep(vectors, measured["cut"], at)
-        sign = elect_sign(kept, [1.0] * len(kept))
-        return base + disjoint_mean(kept, sign, measured["shares"], normalize=self.normalize)
+        selected = _keep(vectors, measured["cut"], context)
+        sign = elect_sign(selected, [1.0] * len(selected))
+        return base + disjoint_mean(selected, sign, measured["shares"], normalize=self.normalize)
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         """See ``MergeMethod.replicate``.
 
-        ``density`` is the share of the elements that differ at all. Energies of less than 1e-6
-        together, which small fine-tunes have, weigh all models alike.
+        ``density`` is the share of the elements with nonzero variance. If the total energy is below
+        1e-6, as for small fine-tunes, all models get equal weights.
         """
         import torch
 
@@ -83,10 +87,10 @@ class Sce(MergeMethod):
         base, vectors = stack_task_vectors(base, parents, "sce")
         if self.density < 1:
             spread = torch.var(vectors, dim=0, unbiased=False)
-            wanted = int(int(torch.count_nonzero(spread)) * self.density)
+            count = int(int(torch.count_nonzero(spread)) * self.density)
             mask = torch.zeros_like(spread)
-            if wanted > 0:
-                mask.view(-1)[torch.topk(spread.reshape(-1), wanted).indices] = 1
+            if count > 0:
+                mask.view(-1)[torch.topk(spread.reshape(-1), count).indices] = 1
             vectors = vectors * mask
         inner = list(range(1, vectors.dim()))
         energy = vectors.pow(2).mean(dim=inner) if inner else vectors.pow(2)
@@ -97,11 +101,13 @@ class Sce(MergeMethod):
         weights = shares.view(-1, *[1] * base.dim()) * (vectors.sign() == sign)
         return base + (vectors * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
 
-    def _find_cut(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
+    def _find_threshold(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
         from stillroom.merge.tensors.trimming import find_thresholds
 
-        (cut,) = find_thresholds([blocks], lambda block: [_spread(_vectors(block))], [self.density])
-        return (cut.bits, cut.name, cut.index) if cut else None
+        (threshold,) = find_thresholds(
+            [blocks], lambda block: [_spread(_vectors(block))], [self.density]
+        )
+        return (threshold.bits, threshold.name, threshold.index) if threshold else None
 
 
 def _vectors(block: RowBlock) -> list[Array]:
@@ -111,7 +117,7 @@ def _vectors(block: RowBlock) -> list[Array]:
 
 
 def _spread(vectors: Sequence[Array]) -> Array:
-    """Return the standard deviation over the models: it ranks as variance does, in less range."""
+    """Return the standard deviation over models, which ranks as variance with less range."""
     import numpy as np
 
     mean = vectors[0] + 0
@@ -127,10 +133,12 @@ def _spread(vectors: Sequence[Array]) -> Array:
     return np.sqrt(total)
 
 
-def _keep(vectors: list[Array], cut: tuple[int, str, int] | None, at: BlockContext) -> list[Array]:
+def _keep(
+    vectors: list[Array], threshold: tuple[int, str, int] | None, context: BlockContext
+) -> list[Array]:
     from stillroom.merge.tensors.trimming import TrimThreshold, mask_above
 
-    if cut is None:
+    if threshold is None:
         return vectors
-    mask = mask_above(_spread(vectors), TrimThreshold(*cut), at)
+    mask = mask_above(_spread(vectors), TrimThreshold(*threshold), context)
     return [vector * mask for vector in vectors]

@@ -1,8 +1,8 @@
 """Slerp: along the great circle from the first model to the second.
 
 Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), applied to each
-tensor as one vector. Differs: nearly parallel vectors (|cos| over 0.9995) are mixed on the straight
-line.
+tensor as one vector. Differs: nearly parallel vectors (|cos| over 0.9995) are interpolated
+linearly.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _STRAIGHT = 0.9995
 
 
 class Slerp(MergeMethod):
-    """``t`` 0 is the first model and 1 the second, both bit for bit."""
+    """``t`` 0 returns the first model and 1 the second, both bit for bit."""
 
     paper: ClassVar[str] = "doi:10.1145/325165.325242"
     is_ordered: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
-    least_parents: ClassVar[int] = 2
-    most_parents: ClassVar[int] = 2
+    min_models: ClassVar[int] = 2
+    max_models: ClassVar[int] = 2
     replicates: ClassVar[bool] = True
 
     t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")
 
     @override
     def measure(self, blocks: TensorBlocks) -> tuple[float, float]:
-        """Return what each model is multiplied with; their sum is 1 where the line is straight."""
+        """Return the coefficients of both models; they add up to 1 if interpolated linearly."""
         from stillroom.merge.tensors.task_vectors import cosine, gram_matrix
 
         if self.t in (0, 1):
@@ -46,10 +46,10 @@ class Slerp(MergeMethod):
         gram = gram_matrix(blocks, lambda block: block.parents)
         if not gram.size or not gram[0, 0] * gram[1, 1]:
             return 1 - self.t, self.t
-        turned = cosine(gram, 0, 1)
-        if abs(turned) > _STRAIGHT:
+        cosine_value = cosine(gram, 0, 1)
+        if abs(cosine_value) > _STRAIGHT:
             return 1 - self.t, self.t
-        angle = math.acos(turned)
+        angle = math.acos(cosine_value)
         return (
             math.sin((1 - self.t) * angle) / math.sin(angle),
             math.sin(self.t * angle) / math.sin(angle),
@@ -61,7 +61,7 @@ class Slerp(MergeMethod):
         base: Array | None,
         parents: Sequence[Array],
         measured: tuple[float, float],
-        at: BlockContext,
+        context: BlockContext,
     ) -> Array:
         first, second = parents
         if self.t in (0, 1):
@@ -70,7 +70,7 @@ class Slerp(MergeMethod):
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         from stillroom.merge.mergekit.torch_arithmetic import slerp
 

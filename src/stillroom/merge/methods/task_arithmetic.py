@@ -1,6 +1,6 @@
 """Task arithmetic: the base plus the weighted task vectors.
 
-Source: Ilharco et al. 2022, arXiv:2212.04089. A negative weight takes a task away.
+Source: Ilharco et al. 2022, arXiv:2212.04089. A negative weight removes a task.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ __all__ = ["TaskArithmetic"]
 
 
 class TaskArithmetic(MergeMethod):
-    """Sums differences from the base; models that equal the base change nothing."""
+    """Sums differences from the base; models equal to the base have no effect."""
 
     paper: ClassVar[str] = "arXiv:2212.04089"
     needs_base: ClassVar[bool] = True
     replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of the sum of task vectors (lambda)")
-    normalize: bool = Field(False, description="divide the sum by that of the weights")
+    normalize: bool = Field(False, description="divide by the sum of the weights")
 
     @override
     def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: BlockContext
+        self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
         from stillroom.merge.tensors.task_vectors import combine_weighted, task_vectors
 
         base, vectors = task_vectors(base, parents, "task_arithmetic")
-        return base + self.scale * combine_weighted(vectors, at.weights, normalize=self.normalize)
+        return base + self.scale * combine_weighted(
+            vectors, context.weights, normalize=self.normalize
+        )
 
     @override
     def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: BlockContext
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], context: BlockContext
     ) -> torch.Tensor:
         from stillroom.merge.mergekit.torch_arithmetic import add_task_vectors, compute_task_vectors
 
         base, vectors = compute_task_vectors(base, parents, "task_arithmetic")
         return add_task_vectors(
-            base, vectors, at.weights, votes=False, normalize=self.normalize, scale=self.scale
+            base, vectors, context.weights, votes=False, normalize=self.normalize, scale=self.scale
         )
 
     @override
@@ -64,7 +66,8 @@ class TaskArithmetic(MergeMethod):
         def combine(number: int) -> Array:
             block = blocks[number]
             vectors = [
-                compute_task_vector(block, at, blocks.kind) for at in range(len(block.parents))
+                compute_task_vector(block, parent, blocks.kind)
+                for parent in range(len(block.parents))
             ]
             return add_task_vectors(
                 block,

@@ -1,8 +1,8 @@
-"""TIES: trim small changes, elect a sign, average what agrees.
+"""TIES: trim small changes, elect a sign, average the agreeing elements.
 
-Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a vote that ends
-in a draw elects +, models may have weights, and of equal magnitudes at the threshold the first ones
-(by tensor name and element) are kept, so that the share kept is exact.
+Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a tied vote elects
++, models may have weights, and of equal magnitudes at the threshold the first ones (by tensor name
+and element) are kept, so that the share kept is exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Ties"]
 
 
 class Ties(PruningMethod):
-    """Trims over the whole model, as the paper does, or within each tensor."""
+    """Trims over the whole model, as in the paper, or within each tensor."""
 
     paper: ClassVar[str] = "arXiv:2306.01708"
     votes: ClassVar[bool] = True
@@ -40,51 +40,57 @@ class Ties(PruningMethod):
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
     )
     trim: Literal["model", "tensor"] = Field(
-        "model", description="rank magnitudes over the whole model, or tensor by tensor"
+        "model", description="rank magnitudes over the whole model, or by tensor"
     )
-    normalize: bool = Field(True, description="average what agrees; off sums it")
+    normalize: bool = Field(True, description="average the agreeing elements; off: sum them")
     rescale: bool = Field(
-        False, description="multiply what is kept so that each tensor keeps its L1 norm"
+        False, description="rescale kept elements so that each tensor keeps its L1 norm"
     )
 
     @override
     def survey(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None] | None:
-        """Return one cut a model over all tensors, as plain values."""
-        return self._cuts(tensors) if self.trim == "model" and tensors else None
+        """Return one threshold per model over all tensors, as JSON values."""
+        return self._thresholds(tensors) if self.trim == "model" and tensors else None
 
     @override
     def measure(
         self, blocks: TensorBlocks
     ) -> tuple[list[tuple[int, str, int] | None], list[float]]:
-        """Return one cut a model, the surveyed or this tensor's, and what to rescale with."""
-        cuts = blocks.at.overall if self.trim == "model" else self._cuts([blocks])
+        """Return one threshold per model, of the model or of this tensor, and rescale factors."""
+        thresholds = (
+            blocks.context.global_statistics if self.trim == "model" else self._thresholds([blocks])
+        )
         if not self.rescale:
-            return cuts, [1.0] * len(cuts)
+            return thresholds, [1.0] * len(thresholds)
         from stillroom.merge.tensors.trimming import TrimThreshold, l1_rescale_factors, trim
 
-        def keep(number: int, vector: Array, at: BlockContext) -> Array:
-            cut = cuts[number]
-            return trim(vector, TrimThreshold(*cut) if cut else None, at)
+        def keep(number: int, vector: Array, context: BlockContext) -> Array:
+            threshold = thresholds[number]
+            return trim(vector, TrimThreshold(*threshold) if threshold else None, context)
 
-        return cuts, l1_rescale_factors(blocks, "ties", keep)
+        return thresholds, l1_rescale_factors(blocks, "ties", keep)
 
     @override
-    def prune(self, vectors: Sequence[Array], measured: Any, at: BlockContext) -> list[Array]:
+    def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
         from stillroom.merge.tensors.task_vectors import rescale
         from stillroom.merge.tensors.trimming import TrimThreshold, trim
 
         return [
-            rescale(trim(vector, TrimThreshold(*cut) if cut else None, at), factor)
-            for vector, cut, factor in zip(vectors, *measured, strict=True)
+            rescale(trim(vector, TrimThreshold(*threshold) if threshold else None, context), factor)
+            for vector, threshold, factor in zip(vectors, *measured, strict=True)
         ]
 
     @override
-    def prune_whole(self, vectors: Sequence[torch.Tensor], at: BlockContext) -> list[torch.Tensor]:
+    def prune_whole(
+        self, vectors: Sequence[torch.Tensor], context: BlockContext
+    ) -> list[torch.Tensor]:
         from stillroom.merge.mergekit.torch_arithmetic import keep_largest
 
         return [
             keep_largest(vector, density, rescale=self.rescale)
-            for vector, density in zip(vectors, at.values("density", self.density), strict=True)
+            for vector, density in zip(
+                vectors, context.values("density", self.density), strict=True
+            )
         ]
 
     @override
@@ -97,15 +103,18 @@ class Ties(PruningMethod):
     def prune_bits(self, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
         from stillroom.merge.mergekit.numpy_arithmetic import keep_largest
 
-        return keep_largest(blocks, blocks.at.values("density", self.density))
+        return keep_largest(blocks, blocks.context.values("density", self.density))
 
-    def _cuts(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
+    def _thresholds(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.tensors.task_vectors import task_vectors
         from stillroom.merge.tensors.trimming import find_thresholds
 
         def vectors_of(block: RowBlock) -> list[Array]:
             return task_vectors(block.base, block.parents, "ties")[1]
 
-        densities = tensors[0].at.values("density", self.density)
-        cuts = find_thresholds(tensors, vectors_of, densities)
-        return [(cut.bits, cut.name, cut.index) if cut else None for cut in cuts]
+        densities = tensors[0].context.values("density", self.density)
+        thresholds = find_thresholds(tensors, vectors_of, densities)
+        return [
+            (threshold.bits, threshold.name, threshold.index) if threshold else None
+            for threshold in thresholds
+        ]

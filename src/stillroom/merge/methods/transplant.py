@@ -1,7 +1,7 @@
-"""Transplant: give the base the one model's tokenizer, without training.
+"""Transplant: give the base another model's tokenizer, without training.
 
-Source: Goddard and Fernandes Neto 2025, arXiv:2506.06607: rows of shared tokens are copied, a new
-token is the sum of shared ones that it is among the donor's embeddings.
+Source: Goddard and Fernandes Neto 2025, arXiv:2506.06607: rows of shared tokens are copied; a new
+token is approximated by a sum of shared ones in the donor's embeddings.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Transplant"]
 
 
 class Transplant(ArchitectureMerge):
-    """The base keeps its layers and gets other token rows, so that the two can be merged."""
+    """The base keeps its layers and gets new token rows, so that the models can be merged."""
 
     paper: ClassVar[str] = "arXiv:2506.06607"
-    most_parents: ClassVar[int] = 1
+    max_models: ClassVar[int] = 1
 
-    k: int = Field(64, ge=1, description="most shared tokens that a new one is written as")
+    k: int = Field(64, ge=1, description="maximum number of shared tokens per new token")
 
     @override
     def arrange(

@@ -1,9 +1,9 @@
-"""TSV-M: keep each model's strongest singular directions, and make them orthogonal to each other.
+"""TSV-M: keep each model's strongest singular directions, and orthogonalize them.
 
-Source: Gargiulo et al. 2024, arXiv:2412.00081 (Task Singular Vectors, merging): of N models each
+Source: Gargiulo et al. 2024, arXiv:2412.00081 (Task Singular Vectors, merging): each of N models
 keeps 1/N of its singular triplets; the stacked directions are replaced by their polar factor.
-Embeddings, output heads and tensors that are not matrices are averaged. Differs: directions that
-the stack does not have, as when models are equal, stay zero instead of being made up.
+Embeddings, output heads and tensors that are not matrices are averaged. Differs: directions missing
+in the stack, as for equal models, stay zero instead of being arbitrary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["TsvM"]
 
 
 class TsvM(MatrixMethod):
-    """Costs N + 2 singular value decompositions a matrix; a tensor is in memory whole."""
+    """N + 2 singular value decompositions per matrix, with the whole tensor in memory."""
 
     paper: ClassVar[str] = "arXiv:2412.00081"
     decomposes: ClassVar[bool] = True
@@ -31,14 +31,16 @@ class TsvM(MatrixMethod):
 
         from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize, reconstruct
 
-        kept = max(1, min(vectors[0].shape) // len(vectors))
-        left, values, right = [], [], []
+        rank = max(1, min(vectors[0].shape) // len(vectors))
+        left_vectors, values, right_vectors = [], [], []
         for vector in vectors:
-            one, middle, other = decompose(vector)
-            # Directions of no length are none: they must not push the others aside.
-            live = middle[:kept] > 0
-            left.append(one[:, :kept] * live)
-            values.append(middle[:kept])
-            right.append(other[:kept] * live[:, np.newaxis])
-        stacked = orthogonalize(np.concatenate(left, axis=1))
-        return reconstruct(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))
+            u, singular_values, v = decompose(vector)
+            # Directions with a singular value of zero must not displace others.
+            live = singular_values[:rank] > 0
+            left_vectors.append(u[:, :rank] * live)
+            values.append(singular_values[:rank])
+            right_vectors.append(v[:rank] * live[:, np.newaxis])
+        stacked = orthogonalize(np.concatenate(left_vectors, axis=1))
+        return reconstruct(
+            stacked, np.concatenate(values), orthogonalize(np.concatenate(right_vectors))
+        )

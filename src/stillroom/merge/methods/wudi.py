@@ -1,10 +1,10 @@
-"""WUDI: move the summed task vectors until they interfere least with each single one.
+"""WUDI: optimize the summed task vectors for minimal interference with each single one.
 
-Source: Cheng et al. 2025, arXiv:2503.08099: of each linear layer, Adam from the sum on
-sum_i |(tau - delta_i) delta_i^T|^2 / |delta_i|^2. Embeddings, output heads and tensors that are not
-matrices are averaged. Differs: the gradient is taken from two matrices made once, which is the same
-number for a fraction of the work; ``solver`` exact goes to the minimum at once, to the one that is
-nearest to the sum. Nothing is drawn at random.
+Source: Cheng et al. 2025, arXiv:2503.08099: for each linear layer, Adam from the sum on sum_i |(tau
+- delta_i) delta_i^T|^2 / |delta_i|^2. Embeddings, output heads and tensors that are not matrices
+are averaged. Differs: the gradient is computed from two matrices built once, which is equal and
+much cheaper; ``solver: exact`` computes the minimum nearest to the sum in closed form.
+Deterministic: nothing is sampled.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _MOMENTS, _TINY = (0.9, 0.999), 1e-8
 
 
 class Wudi(MatrixMethod):
-    """A layer of n inputs and m outputs costs 2 m n**2 operations a step; it is in memory whole.
+    """A layer of n inputs and m outputs costs 2 m n**2 operations per step, whole in memory.
 
-    On one core 300 steps of (1536, 576) take 5 s, of (8192, 2048) 8 minutes; ``solver`` exact costs
-    a decomposition of n by n instead.
+    On one core 300 steps of (1536, 576) take 5 s, of (8192, 2048) 8 minutes; ``solver: exact``
+    costs a decomposition of n by n instead.
     """
 
     paper: ClassVar[str] = "arXiv:2503.08099"
 
     solver: Literal["adam", "exact"] = Field(
-        "adam", description="the paper's steps, or where they lead to in the end"
+        "adam", description="Adam as in the paper, or the exact minimum"
     )
-    steps: int = Field(300, ge=0, le=100_000, description="steps of Adam")
-    lr: float = Field(1e-5, gt=0, description="size of a step of Adam")
+    steps: int = Field(300, ge=0, le=100_000, description="number of Adam steps")
+    lr: float = Field(1e-5, gt=0, description="learning rate of Adam")
 
     @override
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
@@ -54,26 +54,26 @@ class Wudi(MatrixMethod):
         return self._descend(start, inner, target)
 
     def _descend(self, point: Array, inner: Array, target: Array) -> Array:
-        """Return where Adam comes to from a point; gradient 2 (point inner - target)."""
+        """Run Adam from ``point`` with the gradient 2 (point inner - target)."""
         import numpy as np
 
         mean, square = np.zeros_like(point), np.zeros_like(point)
-        one, two = _MOMENTS
+        first_decay, second_decay = _MOMENTS
         for step in range(1, self.steps + 1):
             slope = point @ inner
             slope -= target
             slope *= 2
-            mean *= one
-            mean += (1 - one) * slope
+            mean *= first_decay
+            mean += (1 - first_decay) * slope
             slope *= slope
-            square *= two
-            slope *= 1 - two
+            square *= second_decay
+            slope *= 1 - second_decay
             square += slope
             root = np.sqrt(square, out=slope)
-            root /= (1 - two**step) ** 0.5
+            root /= (1 - second_decay**step) ** 0.5
             root += _TINY
             np.divide(mean, root, out=root)
-            root *= self.lr / (1 - one**step)
+            root *= self.lr / (1 - first_decay**step)
             point -= root
         return point
 
@@ -88,8 +88,8 @@ def _quadratic(vectors: Sequence[Array]) -> tuple[Array, Array]:
     for vector in vectors:
         size = float(np.einsum("ij,ij->", vector, vector, dtype=np.float64))
         if size > 0:
-            own = vector.T @ vector
-            own /= own.dtype.type(size)
-            inner += own
-            target += vector @ own
+            product = vector.T @ vector
+            product /= product.dtype.type(size)
+            inner += product
+            target += vector @ product
     return inner, target

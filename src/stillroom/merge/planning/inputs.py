@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from stillroom.merge.settings import TokenizerSettings
 
 __all__ = [
-    "EMBEDDING",
-    "HEAD",
     "GatePrompts",
     "MergeSource",
     "ResolvedSettings",
@@ -49,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class GatePrompts:
-    """What an expert should answer, and what it should not."""
+    """Prompts that an expert should answer, and prompts that it should not."""
 
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
@@ -63,39 +61,44 @@ _MAX_GAP_ROWS = 16
 
 @dataclass(frozen=True)
 class MergeSource:
-    """One model that takes part: a checkpoint, or one with an adapter over it.
+    """An input model: a checkpoint, or a checkpoint with an adapter.
 
-    ``weight``, ``own`` (density, ...) and ``prompts`` are what the recipe says of it. ``key`` is
-    the fingerprint, with a count where the same weights take part twice; empty until
-    ``order_sources`` has read them.
+    Attributes:
+        name: Display name.
+        checkpoint: The opened checkpoint.
+        weight: Weight in the recipe.
+        settings: Other settings of the model in the recipe (``density``, ...).
+        adapted: The checkpoint with its adapter, if any.
+        key: Fingerprint with a count for repeated weights; empty until ``order_sources``.
+        prompts: Prompts of an expert.
     """
 
     name: str
     checkpoint: Checkpoint
     weight: float = 1.0
-    own: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
     adapted: AdaptedCheckpoint | None = None
     key: str = ""
     prompts: GatePrompts = field(default_factory=GatePrompts)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of its weights, the adapter's among them."""
+        """Digest of the weights, including the adapter's."""
         return self.checkpoint.fingerprint if self.adapted is None else self.adapted.fingerprint
 
     @property
     def license(self) -> str:
-        """What its card says."""
-        own = self.adapted.adapter.license if self.adapted else ""
-        return own or self.checkpoint.license
+        """License named by the model card."""
+        adapter_license = self.adapted.adapter.license if self.adapted else ""
+        return adapter_license or self.checkpoint.license
 
     def read(self, name: str, start: int, stop: int, dtype: Any) -> Array:
         """Return rows of a tensor as floats, (rows, ...); a scalar is one row of shape ().
 
         Args:
-            name: The tensor.
-            start: The first row.
-            stop: The row after the last.
+            name: Name of the tensor.
+            start: First row.
+            stop: Row after the last.
             dtype: float32 or float64.
         """
         if self.adapted is not None:
@@ -103,30 +106,30 @@ class MergeSource:
         return read_rows(self.checkpoint, name, start, stop, dtype=dtype)
 
     def take(self, name: str, rows: Array, dtype: Any) -> Array:
-        """Return some rows of a tensor as floats, (rows, ...).
+        """Return selected rows of a tensor as floats, (rows, ...).
 
         Args:
-            name: The tensor.
-            rows: Which, int64; any order, also twice.
+            name: Name of the tensor.
+            rows: Row indices, int64, in any order and possibly repeated.
             dtype: float32 or float64.
         """
         import numpy as np
 
-        wanted, places = np.unique(rows, return_inverse=True)
+        unique_rows, inverse = np.unique(rows, return_inverse=True)
         entry = self.checkpoint.entry(name)
-        if not len(wanted):
+        if not len(unique_rows):
             return np.zeros((0, *entry.shape[1:]), dtype)
-        # Rows that lie close are read at once, with the few between them.
-        breaks = np.flatnonzero(np.diff(wanted) > _MAX_GAP_ROWS) + 1
+        # Nearby rows are read in one range, including the few between them.
+        breaks = np.flatnonzero(np.diff(unique_rows) > _MAX_GAP_ROWS) + 1
         parts = [
             self.read(name, int(run[0]), int(run[-1]) + 1, dtype)[run - run[0]]
-            for run in np.split(wanted, breaks)
+            for run in np.split(unique_rows, breaks)
         ]
-        taken: Array = np.concatenate(parts)[places]
-        return taken
+        values: Array = np.concatenate(parts)[inverse]
+        return values
 
     def stored(self, name: str, start: int, stop: int) -> Array:
-        """Return rows of the checkpoint's tensor as they are stored, without any adapter."""
+        """Return rows of the checkpoint's tensor in the storage type, without the adapter."""
         return read_stored_rows(self.checkpoint, name, start, stop)
 
 
@@ -136,18 +139,23 @@ def open_sources(
     """Open the base and every model of a recipe, in its order.
 
     Raises:
-        CheckpointError: If one is missing or broken, or has no checkpoints along its run.
+        CheckpointError: If one is missing or broken, or has too few run checkpoints.
     """
     base = _open(recipe.base, say) if recipe.base is not None else None
     parents: list[MergeSource] = []
     for entry in recipe.models:
         opened = _open(entry.checkpoint, say)
-        along = _take_run_checkpoints(opened, entry.along_run) if entry.along_run else [opened]
+        run_checkpoints = (
+            _take_run_checkpoints(opened, entry.along_run) if entry.along_run else [opened]
+        )
         if entry.adapter is not None:
-            along = [_apply_adapter(source, entry.adapter, say) for source in along]
+            run_checkpoints = [
+                _apply_adapter(source, entry.adapter, say) for source in run_checkpoints
+            ]
         prompts = GatePrompts(entry.positive, entry.negative)
         parents += [
-            replace(source, weight=entry.weight, own=entry.own, prompts=prompts) for source in along
+            replace(source, weight=entry.weight, settings=entry.settings, prompts=prompts)
+            for source in run_checkpoints
         ]
     return base, parents
 
@@ -162,9 +170,9 @@ def _apply_adapter(
 
 
 def list_run_checkpoints(final: MergeSource) -> list[MergeSource]:
-    """Return the checkpoints that the training of ``final`` left, oldest first, itself the last.
+    """Return the checkpoints of the training run of ``final``, oldest first, ``final`` last.
 
-    They lie in its folder, under candidates/STEP.
+    They are stored in its folder, under candidates/STEP.
     """
     folder = final.checkpoint.folder / CANDIDATES
     steps = sorted(
@@ -179,7 +187,7 @@ def list_run_checkpoints(final: MergeSource) -> list[MergeSource]:
 def limit_run_checkpoints(
     recipe: MergeRecipe, say: Callable[[str], None] | None = None
 ) -> MergeRecipe:
-    """Return the recipe with no ``along_run`` above what its run left, where it may go on.
+    """Limit every ``along_run`` to the available checkpoints, if the recipe allows it.
 
     Raises:
         CheckpointError: If a model is missing or broken.
@@ -188,47 +196,50 @@ def limit_run_checkpoints(
         return recipe
     models = []
     for entry in recipe.models:
-        left = len(list_run_checkpoints(_open(entry.checkpoint, say))) if entry.along_run else 0
-        if left < entry.along_run and say:
+        available = (
+            len(list_run_checkpoints(_open(entry.checkpoint, say))) if entry.along_run else 0
+        )
+        if available < entry.along_run and say:
             say(
-                f"warning: the run of '{_shorten_reference(entry.checkpoint)}' left {left} of "
-                f"{entry.along_run} checkpoints, and they are taken"
+                f"warning: the run of '{_shorten_reference(entry.checkpoint)}' left {available} of "
+                f"{entry.along_run} checkpoints, which are used"
             )
-        models.append(entry.model_copy(update={"along_run": min(left, entry.along_run)}))
+        models.append(entry.model_copy(update={"along_run": min(available, entry.along_run)}))
     return recipe.model_copy(update={"models": tuple(models)})
 
 
 def _take_run_checkpoints(final: MergeSource, count: int) -> list[MergeSource]:
-    found = list_run_checkpoints(final)
-    if len(found) < count:
+    checkpoints = list_run_checkpoints(final)
+    if len(checkpoints) < count:
         raise CheckpointError(
-            f"the run of '{final.name}' left {len(found)} checkpoints, and {count} are wanted",
+            f"the run of '{final.name}' left {len(checkpoints)} checkpoints, but {count} are "
+            f"requested",
             code="merge.run-too-short",
             where=str(final.checkpoint.folder / CANDIDATES),
-            expected=f"at least {count}, the final one counted",
-            next=f"ask for {len(found)}, or train with more candidates kept",
+            expected=f"at least {count}, including the final one",
+            next=f"request {len(checkpoints)}, or keep more candidates in training",
         )
-    return found[-count:]
+    return checkpoints[-count:]
 
 
 def order_sources(sources: Iterable[MergeSource], *, in_order: bool) -> list[MergeSource]:
-    """Give every source its key, and put them in an order that does not depend on the recipe's.
+    """Assign every source its key, and sort sources independently of the recipe's order.
 
     Args:
-        sources: The models of a merge.
-        in_order: Keep the recipe's order, because the method's meaning depends on it.
+        sources: Models of a merge.
+        in_order: Keep the recipe's order, because it has a meaning for the method.
     """
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     listed = list(sources)
     if not in_order:
         listed.sort(
-            key=lambda source: (source.fingerprint, source.weight, sorted(source.own.items()))
+            key=lambda source: (source.fingerprint, source.weight, sorted(source.settings.items()))
         )
     named = []
     for source in listed:
         fingerprint = source.fingerprint
-        named.append(replace(source, key=f"{fingerprint}#{seen[fingerprint]}"))
-        seen[fingerprint] += 1
+        named.append(replace(source, key=f"{fingerprint}#{counts[fingerprint]}"))
+        counts[fingerprint] += 1
     return named
 
 
@@ -244,16 +255,16 @@ def _shorten_reference(reference: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
-    """What holds for one tensor: the method as set there, each model's weight and own settings."""
+    """Settings of one tensor: the method, and each model's weight and settings."""
 
     method: MergeMethod
     weights: tuple[float, ...]
-    own: tuple[Mapping[str, float], ...]
+    per_model: tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRules:
-    """Which tensors are merged, with what settings, and how the result is stored."""
+    """Rules for which tensors are merged, with what settings, and how they are stored."""
 
     dtype: str | None = None
     include: tuple[str, ...] = ("*",)
@@ -266,91 +277,97 @@ class TensorRules:
     tokenizer: TokenizerSettings | None = None
     parts: tuple[TensorGroup, ...] = ()
 
-    def part_of(self, name: str) -> TensorGroup | None:
-        """Return the first part that a tensor belongs to."""
+    def group_of(self, name: str) -> TensorGroup | None:
+        """Return the first entry of ``parts`` that matches a tensor."""
         return next((part for part in self.parts if part.fits(name)), None)
 
     def merges(self, name: str) -> bool:
-        """Return whether the patterns say that a tensor is merged."""
+        """Return whether a tensor is merged according to the patterns."""
         return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
             fnmatchcase(name, pattern) for pattern in self.exclude
         )
 
-    def tune(
+    def resolve(
         self,
         method: MergeMethod,
         weights: tuple[float, ...],
-        own: tuple[Mapping[str, float], ...],
+        own_settings: tuple[Mapping[str, float], ...],
         numbers: tuple[int, ...],
         name: str,
         layer: float | None,
         part: Slice | TensorGroup | None = None,
     ) -> ResolvedSettings:
-        """Return what holds for a tensor.
+        """Resolve the settings of a tensor.
 
         Args:
-            method: The method as the recipe sets it.
-            weights: Of the models that take part.
-            own: Their own settings.
-            numbers: Theirs in the recipe's list of models, or in the slice's.
-            name: The tensor, by its name in the result.
-            layer: Its depth from 0 to 1, within its slice; None outside the layers.
-            part: The slice or part it lies in.
+            method: The method as configured in the recipe.
+            weights: Weights of the models that take part.
+            own_settings: Other settings of these models.
+            numbers: Indices of these models in the recipe's list, or in the slice's.
+            name: Name of the tensor in the result.
+            layer: Relative depth, 0 to 1, within its slice; None outside the layers.
+            part: The slice or part that contains it.
         """
         listed = (*(part.vary if part else ()), *self.vary)
         if not listed:
-            return ResolvedSettings(method, weights, own)
+            return ResolvedSettings(method, weights, own_settings)
         changes: dict[tuple[int | None, str], float | bool] = {}
         for variation in listed:
             key = (variation.model, variation.setting)
             if key not in changes and variation.fits(name):
-                changes[key] = variation.at(layer)
-        tuned = override_settings(
+                changes[key] = variation.value_at(layer)
+        changed_method = override_settings(
             method, {setting: value for (model, setting), value in changes.items() if model is None}
         )
-        weights_here, own_here = list(weights), [dict(each) for each in own]
+        weights_here, own_here = list(weights), [dict(settings) for settings in own_settings]
         for (model, setting), value in changes.items():
             if model is None or model not in numbers:
                 continue
-            at = numbers.index(model)
+            index = numbers.index(model)
             if setting == "weight":
-                weights_here[at] = float(value)
+                weights_here[index] = float(value)
             else:
-                own_here[at][setting] = float(value)
-        return ResolvedSettings(tuned, tuple(weights_here), tuple(own_here))
+                own_here[index][setting] = float(value)
+        return ResolvedSettings(changed_method, tuple(weights_here), tuple(own_here))
 
-    def find_idle(
+    def find_unused(
         self, names: Sequence[str], called: Callable[[str], str] = lambda name: name
     ) -> list[str]:
-        """Return a line for each variation and pattern that holds for no tensor of the result.
+        """Return a note for each variation and pattern that matches no tensor of the result.
 
         Args:
-            names: Of the result's tensors; parts, ``include`` and ``exclude`` hold by these.
-            called: Returns the name by which a tensor is tuned, one for all that are merged as one;
-                variations hold by that.
+            names: Names of the result's tensors, which parts, ``include`` and ``exclude`` match.
+            called: Returns the name matched by variations; common to all tensors merged as one.
 
         Raises:
-            RecipeError: If a part holds for none: its models would take no part in the merge. Or
-                if patterns pick out some of the tensors that are merged as one.
+            RecipeError: If a part matches no tensor, so that its models would not be merged, or if
+                patterns split the tensors that are merged as one.
         """
         groups: dict[str, list[str]] = {}
         for name in names:
             groups.setdefault(called(name), []).append(name)
-        for whole, members in groups.items():
-            self._check_undivided(whole, members)
+        for fused_name, members in groups.items():
+            self._check_undivided(fused_name, members)
         for number, part in enumerate(self.parts):
             if not any(part.fits(name) for name in names):
                 raise RecipeError(
-                    f"parts.{number} holds for no tensor",
+                    f"parts.{number} matches no tensor",
                     code="merge.idle-part",
                     where=f"parts.{number}.tensors: {', '.join(part.tensors)}",
                     expected=f"patterns of names such as {names[0] if names else 'none'}",
                     next="stillroom merge plan lists the tensors",
                 )
-        listed = [(f"vary.{at}", one) for at, one in enumerate(self.vary)]
+        listed = [(f"vary.{index}", variation) for index, variation in enumerate(self.vary)]
         for number, part in enumerate(self.parts):
-            listed += [(f"parts.{number}.vary.{at}", one) for at, one in enumerate(part.vary)]
-        idle = [line for where, one in listed if (line := _describe_reach(where, one, groups))]
+            listed += [
+                (f"parts.{number}.vary.{index}", variation)
+                for index, variation in enumerate(part.vary)
+            ]
+        idle = [
+            line
+            for where, variation in listed
+            if (line := _describe_reach(where, variation, groups))
+        ]
         return idle + [
             f"note: the pattern '{pattern}' of {where} fits no tensor"
             for where, patterns in (("include", self.include), ("exclude", self.exclude))
@@ -358,44 +375,50 @@ class TensorRules:
             if not any(fnmatchcase(name, pattern) for name in names)
         ]
 
-    def _check_undivided(self, whole: str, members: Sequence[str]) -> None:
-        """Refuse patterns that say one thing of some members of a tensor, another of the rest."""
+    def _check_undivided(self, fused_name: str, members: Sequence[str]) -> None:
+        """Raise an error if patterns treat members of a fused tensor differently."""
         for where, answers in (
             ("include, exclude", [self.merges(name) for name in members]),
-            ("parts", [self.part_of(name) for name in members]),
+            ("parts", [self.group_of(name) for name in members]),
         ):
-            other = next((at for at, each in enumerate(answers) if each != answers[0]), 0)
-            if other:
+            differing = next(
+                (index for index, answer in enumerate(answers) if answer != answers[0]), 0
+            )
+            if differing:
                 raise RecipeError(
-                    f"'{members[0]}' and '{members[other]}' cannot be treated apart",
+                    f"'{members[0]}' and '{members[differing]}' cannot be treated differently",
                     code="merge.compat",
                     where=where,
-                    expected=f"patterns that fit all of '{whole}', which mergekit merges as one "
-                    "tensor, or none of it",
+                    expected=f"patterns that match all of '{fused_name}', which mergekit merges as "
+                    f"one tensor, or nothing of it",
                     next="widen the patterns, or set 'compat: paper'",
                 )
 
 
-def _describe_reach(where: str, one: ParameterOverride, groups: Mapping[str, Sequence[str]]) -> str:
-    """Return in what a variation holds for other tensors than its patterns say; else nothing."""
-    said = f"{where} ({one.setting} of {', '.join(one.tensors)})"
+def _describe_reach(
+    where: str, variation: ParameterOverride, groups: Mapping[str, Sequence[str]]
+) -> str:
+    """Return a note if a variation applies differently than its patterns suggest, else ""."""
+    description = f"{where} ({variation.setting} of {', '.join(variation.tensors)})"
     is_idle = True
-    for whole, members in groups.items():
-        is_held = one.fits(whole)
+    for fused_name, members in groups.items():
+        is_held = variation.fits(fused_name)
         is_idle = is_idle and not is_held
-        named = [name for name in members if one.fits(name)]
+        named = [name for name in members if variation.fits(name)]
         if named and not is_held:
             return (
-                f"warning: {said} does not hold for '{named[0]}', which is merged as (a part of) "
-                f"'{whole}'"
+                f"warning: {description} does not hold for '{named[0]}', which is merged as (a "
+                f"part of) '{fused_name}'"
             )
         if is_held and 0 < len(named) < len(members):
-            return f"warning: {said} holds for all of '{whole}', of which it names a part"
-    return f"note: {said} holds for no tensor" if is_idle else ""
+            return (
+                f"warning: {description} holds for all of '{fused_name}', of which it names a part"
+            )
+    return f"note: {description} holds for no tensor" if is_idle else ""
 
 
 def read_rules(recipe: MergeRecipe) -> TensorRules:
-    """Return the rules that a recipe sets."""
+    """Return the tensor rules of a recipe."""
     return TensorRules(
         recipe.out.dtype,
         recipe.include,
@@ -408,9 +431,6 @@ def read_rules(recipe: MergeRecipe) -> TensorRules:
         recipe.tokenizer,
         recipe.parts,
     )
-
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 _MAX_PROBLEMS = 8
@@ -430,15 +450,15 @@ _MUST_AGREE = (
 def check_configs(
     sources: Sequence[MergeSource], *, stacked: bool = False, shared_vocabulary: bool = True
 ) -> None:
-    """Refuse sources whose numbers mean different things.
+    """Raise an error for sources with incompatible configs or vocabularies.
 
     Args:
-        sources: All that takes part.
-        stacked: Layers are taken from here and there, so their count may differ.
+        sources: All input models.
+        stacked: Layers are selected by slices, so their number may differ.
         shared_vocabulary: Row n of every embedding must be the same token.
 
     Raises:
-        CheckpointError: Naming each key that differs, and every source's value.
+        CheckpointError: One problem per key that differs, with every source's value.
     """
     problems = []
     for key in (*_MUST_AGREE, "rope"):
@@ -472,11 +492,11 @@ def check_configs(
 
 
 def limit_problems(problems: list[Problem]) -> list[Problem]:
-    """Return the first problems, and one that counts the others."""
-    left = len(problems) - _MAX_PROBLEMS
-    if left <= 0:
+    """Return the first problems, and one with the number of the others."""
+    remaining = len(problems) - _MAX_PROBLEMS
+    if remaining <= 0:
         return problems
-    return [*problems[:_MAX_PROBLEMS], Problem(f"and {left} tensors more", problems[0].code)]
+    return [*problems[:_MAX_PROBLEMS], Problem(f"and {remaining} more tensors", problems[0].code)]
 
 
 def _read_setting(config: Mapping[str, Any], key: str) -> Any:

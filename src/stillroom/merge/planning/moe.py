@@ -1,9 +1,9 @@
 """Plans of mixtures of experts from dense models that share a base.
 
 Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055, with several models' MLPs
-instead of copies of one, and a gate row for each that points where its prompts lie (``gates``).
-Attention, norms and embeddings are the base's. Routing weights add up to 1, so experts that are all
-alike give the dense model back. Every tensor is streamed; only gates are held.
+instead of copies of one, and gate rows from prompts (``moe_gates``). Attention, norms and
+embeddings are the base's. Routing weights add up to 1, so that equal experts reproduce the dense
+model. Every tensor is streamed; only gates are held in memory.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ _DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "auto_map")
 
 
 def find_similar_gates(mixture: Checkpoint) -> Iterator[int]:
-    """Yield the layers of a written mixture whose gate cannot tell two experts apart."""
+    """Yield the layers of a written mixture with two nearly equal gate rows."""
     from stillroom.merge.tensors.storage import read_rows
 
-    gates = [(int(found[1]), name) for name in mixture.names() if (found := _GATE.fullmatch(name))]
+    gates = [(int(match[1]), name) for name in mixture.names() if (match := _GATE.fullmatch(name))]
     for layer, name in sorted(gates):
         if max_cosine(read_rows(mixture, name, dtype=np.float64)) > _SIMILAR_COSINE:
             yield layer
@@ -138,20 +138,20 @@ def plan_moe(
     layout: MoeLayoutName,
     shared: int | None,
 ) -> MergePlan:
-    """Return the plan of a mixture: every tensor of the base, expert by expert, and the gates.
+    """Return the plan of a mixture: the tensors of the base, all experts, and the gates.
 
     Args:
-        base: Gives all but the MLPs.
-        parents: The experts, and the one that every token goes to, if any.
-        rules: Storage type, and whether gates are made as mergekit makes them.
-        gate: How gates are made.
-        experts_per_token: How many experts a token is sent to.
-        layout: Whose names and config; ``auto`` goes by the base.
-        shared: The number of the parent that every token goes to; None for none.
+        base: Gives all tensors except the MLPs.
+        parents: The experts, including the shared one, if any.
+        rules: Storage type, and whether gates are computed as in mergekit.
+        gate: Gate mode.
+        experts_per_token: Number of experts per token.
+        layout: Architecture of the result; ``auto`` chooses by the base.
+        shared: Index of the parent used for every token, or None.
 
     Raises:
         CheckpointError: If the base's architecture has no such mixture.
-        ShapeError: If an expert's MLP is not the base's shape.
+        ShapeError: If an expert's MLP does not have the base's shape.
         RecipeError: If there are too few experts, or gates lack prompts.
     """
     if base is None:
@@ -183,7 +183,7 @@ def plan_moe(
 
 @dataclass(frozen=True)
 class _MoePlanner:
-    """Which tensor of which parent stands where."""
+    """Maps the parents' tensors to those of the mixture."""
 
     base: MergeSource
     parents: Sequence[MergeSource]
@@ -191,7 +191,7 @@ class _MoePlanner:
     name: str
     gate: GateMode
     shared: int | None
-    _made: dict[int, Array] = field(default_factory=dict, compare=False)
+    _cached_gates: dict[int, Array] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> _Layout:
@@ -199,47 +199,47 @@ class _MoePlanner:
 
     @cached_property
     def experts(self) -> list[int]:
-        """The numbers of the parents that tokens are sent to by the gate, in ``sources``."""
-        return [at + 1 for at in range(len(self.parents)) if at != self.shared]
+        """Source indices of the parents that the gate routes to."""
+        return [index + 1 for index in range(len(self.parents)) if index != self.shared]
 
     @cached_property
     def layers(self) -> int:
-        found = [int(match[2]) for each in self.base.checkpoint.names() if (match := _mlp(each))]
-        return max(found, default=-1) + 1
+        layers = [int(match[2]) for name in self.base.checkpoint.names() if (match := _mlp(name))]
+        return max(layers, default=-1) + 1
 
     def check(self, per_token: int) -> None:
-        """Refuse what cannot be built."""
+        """Raise an error for invalid settings or shapes."""
         count = len(self.experts)
         problems = []
         if count < 2 or not 1 <= per_token <= count:
             problems.append(
                 Problem(
-                    f"{count} experts, {per_token} a token",
+                    f"{count} experts, {per_token} per token",
                     "merge.moe-experts",
                     "models",
-                    "at least two experts, and at most all of them a token",
+                    "at least two experts, and at most all of them per token",
                     "add models, or lower experts_per_token",
                 )
             )
         if self.shared is not None and self.shared >= len(self.parents):
             problems.append(
                 Problem(
-                    f"there is no model {self.shared}",
+                    f"model {self.shared} does not exist",
                     "merge.moe-experts",
                     "method.shared",
                     f"a number from 0 to {len(self.parents) - 1}",
                     "count the models from 0",
                 )
             )
-        for at, parent in enumerate(self.parents):
+        for index, parent in enumerate(self.parents):
             if self.gate in RANDOM_GATE_MODES or parent.prompts.positive:
                 continue
             problems.append(
                 Problem(
-                    f"the gate ({self.gate}) is made from prompts, and '{parent.name}' has none",
+                    f"the gate ({self.gate}) needs prompts, but '{parent.name}' has none",
                     "merge.moe-experts",
-                    f"models.{at}.positive",
-                    "a few prompts that this expert should answer",
+                    f"models.{index}.positive",
+                    "some prompts that this expert should answer",
                     "add them, or choose gate 'random'",
                 )
             )
@@ -269,11 +269,11 @@ class _MoePlanner:
         """Yield every tensor of the result."""
         base = self.base.checkpoint
         for name in base.names():
-            found = _mlp(name)
-            if found:
-                yield from self._place_experts(name, found[1], found[3])
-                if found[3] == "gate_proj":
-                    yield from self._place_gates(name, found[1], int(found[2]))
+            match = _mlp(name)
+            if match:
+                yield from self._place_experts(name, match[1], match[3])
+                if match[3] == "gate_proj":
+                    yield from self._place_gates(name, match[1], int(match[2]))
                 continue
             yield self._copy(name, 0, name)
             query = _QUERY.fullmatch(name)
@@ -283,21 +283,23 @@ class _MoePlanner:
     def config(self, per_token: int) -> dict[str, Any]:
         """Return config.json of the result."""
         config = self.base.checkpoint.config
-        made = {key: value for key, value in config.items() if key not in _DROPPED}
-        made |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
-        made |= {"model_type": self.name, self.layout.count: len(self.experts)}
-        made["num_experts_per_tok"] = per_token
+        mixture_config = {key: value for key, value in config.items() if key not in _DROPPED}
+        mixture_config |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
+        mixture_config |= {"model_type": self.name, self.layout.count: len(self.experts)}
+        mixture_config["num_experts_per_tok"] = per_token
         width = config.get("intermediate_size")
         if self.name != "mixtral":
-            made["moe_intermediate_size"] = width
+            mixture_config["moe_intermediate_size"] = width
         if self.name == "qwen2_moe":
             is_silent = self.shared is None
-            made["shared_expert_intermediate_size"] = _SILENT_WIDTH if is_silent else width
-        return made
+            mixture_config["shared_expert_intermediate_size"] = (
+                _SILENT_WIDTH if is_silent else width
+            )
+        return mixture_config
 
     def notes(self, per_token: int) -> Iterator[str]:
-        """Yield what the plan says of it."""
-        names = [self.parents[at - 1].name for at in self.experts]
+        """Yield the notes of the plan."""
+        names = [self.parents[source - 1].name for source in self.experts]
         yield f"{self.name}: {len(names)} experts, {per_token} a token: {', '.join(names)}"
         if self.shared is not None:
             yield f"every token also goes to {self.parents[self.shared].name}"
@@ -347,32 +349,32 @@ class _MoePlanner:
             )
 
     def _gates(self, merge: Merge) -> Array:
-        """Return all gates, (layers, experts and the shared one, width); made once."""
-        if merge.seed not in self._made:
-            order = [at - 1 for at in self.experts]
+        """Return all gates, (layers, experts and the shared one, width), cached by seed."""
+        if merge.seed not in self._cached_gates:
+            order = [index - 1 for index in self.experts]
             order += [self.shared] if self.shared is not None else []
-            prompts = [self.parents[at].prompts for at in order]
+            prompts = [self.parents[index].prompts for index in order]
             make = compute_mergekit_gates if self.rules.compat == "mergekit" else compute_gates
-            self._made[merge.seed] = make(
+            self._cached_gates[merge.seed] = make(
                 self.base.checkpoint, prompts, self.layers, self.gate, merge.seed
             )
-        return self._made[merge.seed]
+        return self._cached_gates[merge.seed]
 
     def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
-        """Return a tensor of a source in its new place, scaled where its own settings say so."""
+        """Return a copied tensor at its new name, scaled if the model's settings say so."""
         checkpoint = self.parents[source - 1].checkpoint if source else self.base.checkpoint
-        scale = self.parents[source - 1].own.get("residual_scale", 1.0) if source else 1.0
-        tuned = None
+        scale = self.parents[source - 1].settings.get("residual_scale", 1.0) if source else 1.0
+        settings = None
         if part == "down_proj" and scale != 1:
             passthrough = METHODS.build({"name": "passthrough", "scale": scale})
-            tuned = ResolvedSettings(passthrough, (1.0,), ({},))
+            settings = ResolvedSettings(passthrough, (1.0,), ({},))
         return PlannedTensor(
             target,
-            self._stored(name) if part else self._asked() or checkpoint.entry(name).dtype,
+            self._stored(name) if part else self._requested_dtype() or checkpoint.entry(name).dtype,
             checkpoint.shape(name),
             None,
             (SourceTensor(source, name),),
-            tuned=tuned,
+            settings=settings,
             is_placed=True,
         )
 
@@ -386,18 +388,20 @@ class _MoePlanner:
         )
 
     def _stored(self, name: str) -> str:
-        """Return the one storage type of all experts' parts: they are one tensor in memory."""
-        if self._asked():
-            return self._asked()
+        """Return the common storage type of an expert tensor, which is fused in memory."""
+        if self._requested_dtype():
+            return self._requested_dtype()
         if self.rules.compat == "mergekit":
             return self.base.checkpoint.entry(name).dtype
         sources = [self.base, *self.parents]
-        kinds = {each.checkpoint.entry(name).dtype for each in sources if name in each.checkpoint}
+        kinds = {
+            source.checkpoint.entry(name).dtype for source in sources if name in source.checkpoint
+        }
         if len(kinds) == 1:
             return kinds.pop()
         return "F64" if "F64" in kinds else "F32"
 
-    def _asked(self) -> str:
+    def _requested_dtype(self) -> str:
         return SAFETENSORS_DTYPES.get(self.rules.dtype or self.rules.compute or "", "")
 
 
@@ -410,7 +414,7 @@ def _mlp(name: str) -> re.Match[str] | None:
 
 
 def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) -> str:
-    """Return the layout's name; refuse a base that has none."""
+    """Return the layout's name; raise an error for an unsupported base."""
     kind = str(base.config.get("model_type"))
     has_bias = any(_BIAS.search(name) for name in base.names())
     name = _DEFAULT_LAYOUTS.get(kind, "") if layout == "auto" else layout
@@ -418,12 +422,14 @@ def _choose_layout(base: Checkpoint, layout: MoeLayoutName, shared: int | None) 
         name = "qwen2_moe"
     fits = name in _LAYOUTS and kind in _LAYOUTS[name].dense
     if not fits or (has_bias and name == "mixtral") or (shared is not None and name != "qwen2_moe"):
-        what = f"{kind} models{' with biases' if has_bias and fits else ''}"
-        wanted = "" if layout == "auto" else f" in the layout {layout}"
-        wanted += " with a shared expert" if shared is not None else ""
-        listed = "; ".join(f"{key} of {', '.join(each.dense)}" for key, each in _LAYOUTS.items())
+        description = f"{kind} models{' with biases' if has_bias and fits else ''}"
+        condition = "" if layout == "auto" else f" in the layout {layout}"
+        condition += " with a shared expert" if shared is not None else ""
+        listed = "; ".join(
+            f"{key} of {', '.join(candidate.dense)}" for key, candidate in _LAYOUTS.items()
+        )
         raise CheckpointError(
-            f"there is no mixture of experts for {what}{wanted}",
+            f"no mixture of experts is supported for {description}{condition}",
             code="merge.moe",
             where=str(base.folder),
             expected=f"{listed}; only qwen2_moe has a shared expert",

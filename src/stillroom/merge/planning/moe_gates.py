@@ -1,9 +1,8 @@
 """Router gates of a mixture of experts, computed from prompts.
 
-A row is the mean input of that layer's MLP over the tokens of the positive prompts, less that of
-the negative ones, at length 1: what the gate will see. ``compute_mergekit_gates`` makes them as
-mergekit
-0.1.5 does: from what enters the whole layer, in bfloat16, over padded batches, the padding counted.
+A gate row is the mean input of the layer's MLP over the tokens of the positive prompts, minus that
+of the negative ones, normalized. ``compute_mergekit_gates`` computes them as mergekit 0.1.5 does:
+from the layer's input, in bfloat16, over padded batches including the padding.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ def compute_gates(
     """Return the gates of every layer, (layers, experts, width) float32.
 
     Args:
-        base: Is run on the prompts, in float32 on the processor.
-        prompts: One an expert.
-        layers: How many there are.
-        gate: How rows are made; drawn ones need no prompts.
-        seed: Of drawn ones.
+        base: Model to run on the prompts, in float32 on the CPU.
+        prompts: One per expert.
+        layers: Number of layers.
+        gate: Gate mode; random ones need no prompts.
+        seed: Random seed of random gates.
 
     Raises:
         RecipeError: If a prompt has no tokens.
@@ -63,10 +62,11 @@ def compute_gates(
     from stillroom.models.local.causal_lm import load_causal_lm
 
     model, tokenizer = load_causal_lm(base.folder, dtype="float32", device="cpu")
-    seen = _LayerInputs(model, tokenizer, layers, gate)
+    layer_inputs = _LayerInputs(model, tokenizer, layers, gate)
     rows = [
-        seen.mean(each.positive) - (seen.mean(each.negative) if each.negative else 0)
-        for each in prompts
+        layer_inputs.mean(expert.positive)
+        - (layer_inputs.mean(expert.negative) if expert.negative else 0)
+        for expert in prompts
     ]
     return _normalize(np.stack(rows, axis=1))
 
@@ -80,36 +80,38 @@ def max_cosine(rows: Array) -> float:
 
 
 def _draw_gates(shape: tuple[int, int, int], gate: GateMode, seed: int) -> Array:
-    drawn = np.empty(shape, np.float32)
-    for layer in range(shape[0]):  # by layer, so that a gate does not depend on how many there are
+    gates = np.empty(shape, np.float32)
+    for layer in range(
+        shape[0]
+    ):  # seeded by layer, so that a gate does not depend on the number of layers
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, layer]))
         if gate == "random":
-            drawn[layer] = _normalize(rng.standard_normal(shape[1:]))
+            gates[layer] = _normalize(rng.standard_normal(shape[1:]))
         else:
-            drawn[layer] = rng.uniform(-1, 1, shape[1:]) / math.sqrt(shape[2])
-    return drawn
+            gates[layer] = rng.uniform(-1, 1, shape[1:]) / math.sqrt(shape[2])
+    return gates
 
 
 def _normalize(rows: Array) -> Array:
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    made: Array = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return made
+    normalized: Array = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return normalized
 
 
 class _LayerInputs:
-    """What the MLP of every layer sees of a prompt."""
+    """Inputs of every layer's MLP for a prompt."""
 
     def __init__(self, model: Any, tokenizer: Any, layers: int, gate: GateMode) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.layers, self.gate = layers, gate
 
     def mean(self, prompts: Sequence[str]) -> Array:
-        """Return the mean over prompts of what each layer sees, (layers, width) float64."""
+        """Return the mean input of each layer over prompts, (layers, width) float64."""
         total: Array = np.mean([self.see(prompt) for prompt in prompts], axis=0)
         return total
 
     def see(self, prompt: str) -> Array:
-        """Return what each layer sees of one prompt, (layers, width)."""
+        """Return the reduced input of each layer for one prompt, (layers, width)."""
         import torch
 
         from stillroom.train.precision import limit_threads
@@ -123,11 +125,11 @@ class _LayerInputs:
                 expected="prompts with text",
                 next="remove the empty prompt",
             )
-        # One thread: their number decides the last bits, and another process may resume the run.
+        # One thread: the last bits depend on their number, and another process may resume the run.
         with limit_threads(1), torch.inference_mode():
             if self.gate == "cheap_embed":
-                found = self._reduce(self.model.get_input_embeddings()(ids))
-                return np.repeat(found[None], self.layers, axis=0)
+                embedding = self._reduce(self.model.get_input_embeddings()(ids))
+                return np.repeat(embedding[None], self.layers, axis=0)
             caught: dict[int, Array] = {}
             hooks = [self._catch(layer, caught) for layer in range(self.layers)]
             try:
@@ -145,7 +147,7 @@ class _LayerInputs:
         return module.register_forward_pre_hook(keep)
 
     def _reduce(self, states: torch.Tensor) -> Array:
-        """Return one vector of a prompt's (1, T, D) states."""
+        """Reduce a prompt's (1, T, D) states to one vector."""
         states = states[0].double()
         reduced: Array = (states[-1] if self.gate == "last" else states.mean(0)).numpy()
         return reduced
@@ -154,9 +156,9 @@ class _LayerInputs:
 def compute_mergekit_gates(
     base: Checkpoint, prompts: Sequence[GatePrompts], layers: int, gate: GateMode, seed: int
 ) -> Array:
-    """Return the gates as mergekit 0.1.5 makes them, (layers, experts, width) float32.
+    """Return the gates of mergekit 0.1.5, (layers, experts, width) float32.
 
-    Its ``hidden`` and ``hidden_last`` are our ``last``, its ``hidden_avg`` our ``hidden``.
+    Its ``hidden`` and ``hidden_last`` correspond to ``last``, its ``hidden_avg`` to ``hidden``.
 
     Raises:
         CheckpointError: If the base cannot be loaded.
@@ -166,12 +168,12 @@ def compute_mergekit_gates(
     shape = (layers, len(prompts), int(base.config["hidden_size"]))
     rng = torch.Generator().manual_seed(seed)
     if gate == "random":
-        drawn: Array = torch.randn(shape, generator=rng).numpy()
-        return drawn
+        random_gates: Array = torch.randn(shape, generator=rng).numpy()
+        return random_gates
     if gate == "uniform":
         bound = math.sqrt(1.0 / shape[2])
-        drawn = (torch.rand(shape, generator=rng) * 2 * bound - bound).numpy()
-        return drawn
+        random_gates = (torch.rand(shape, generator=rng) * 2 * bound - bound).numpy()
+        return random_gates
     from stillroom.models.local.causal_lm import load_causal_lm
     from stillroom.train.precision import limit_threads
 
@@ -184,9 +186,9 @@ def compute_mergekit_gates(
             if gate == "cheap_embed"
             else _reduce_hidden_states(model, gate)
         )
-        rows = [_compute_mergekit_row(each, tokenizer, see) for each in prompts]
-        made: Array = torch.stack(rows, dim=1).float().numpy()
-    return made
+        rows = [_compute_mergekit_row(expert, tokenizer, see) for expert in prompts]
+        gates: Array = torch.stack(rows, dim=1).float().numpy()
+    return gates
 
 
 _BatchReducer = Callable[[Any], "torch.Tensor"]
@@ -197,8 +199,8 @@ def _compute_mergekit_row(prompts: GatePrompts, tokenizer: Any, see: _BatchReduc
 
     def encode(texts: Sequence[str]) -> Any:
         start = tokenizer.bos_token or ""
-        begun = [start + text for text in texts]
-        return tokenizer(begun, return_tensors="pt", padding=True, add_special_tokens=False)
+        prefixed = [start + text for text in texts]
+        return tokenizer(prefixed, return_tensors="pt", padding=True, add_special_tokens=False)
 
     row = see(encode(prompts.positive))
     if prompts.negative:
@@ -208,12 +210,12 @@ def _compute_mergekit_row(prompts: GatePrompts, tokenizer: Any, see: _BatchReduc
 
 
 def _reduce_hidden_states(model: Any, gate: GateMode) -> _BatchReducer:
-    """Return what gives the mean over a batch of what enters each layer, (layers, width)."""
+    """Return a function for the mean layer inputs of a batch, (layers, width)."""
     import torch
 
     def see(batch: Any) -> torch.Tensor:
-        found = model(**batch, output_hidden_states=True, return_dict=True).hidden_states
-        states = torch.stack(found[:-1])  # (L, B, T, D)
+        hidden_states = model(**batch, output_hidden_states=True, return_dict=True).hidden_states
+        states = torch.stack(hidden_states[:-1])  # (L, B, T, D)
         is_last = gate == "last"
         states = states[:, :, -1, :] if is_last else states.sum(dim=2) / states.shape[2]
         mean: torch.Tensor = states.sum(dim=1) / states.shape[1]
@@ -223,7 +225,7 @@ def _reduce_hidden_states(model: Any, gate: GateMode) -> _BatchReducer:
 
 
 def _reduce_embeddings(base: Checkpoint, layers: int) -> _BatchReducer:
-    """Return what gives the sum of a batch's embeddings at length 1, for every layer alike."""
+    """Return a function for the normalized sum of a batch's embeddings, repeated by layer."""
     table = base.tensor("model.embed_tokens.weight")
 
     def see(batch: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The merge plan: inputs, shape, type and settings of every tensor of the result.
 
-Works on names, shapes and configs alone; every tensor of every source is merged, copied, or a
-reason to refuse.
+Uses names, shapes and configs only. Every tensor of every source is merged, copied, or reported as
+a problem.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from stillroom.checkpoints.safetensors_format import DTYPE_SIZES, FLOATS
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.interfaces import ArchitectureMerge, Array, MergeMethod, missing_base_error
 from stillroom.merge.planning.inputs import (
-    EMBEDDING,
-    HEAD,
     ResolvedSettings,
     TensorRules,
     check_configs,
@@ -25,6 +23,8 @@ from stillroom.merge.planning.inputs import (
 )
 from stillroom.merge.recipe import MergeRecipe, Slice, TensorGroup
 from stillroom.merge.tensors.structure import (
+    EMBEDDING,
+    HEAD,
     LayerStack,
     describe_expert_differences,
     find_main_stack,
@@ -57,7 +57,7 @@ SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One source's part in a tensor: the source's number (the base first), and its own name."""
+    """A tensor of a source: the source's index (the base first), and its name there."""
 
     source: int
     name: str
@@ -65,49 +65,56 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """What becomes of one tensor.
+    """One tensor of the result.
 
-    ``stored`` is its storage type in the result. ``base`` and ``parents`` say where its inputs are;
-    a copied tensor has no ``tuned`` and one parent. ``layer`` is its depth from 0 to 1. A token
-    table's rows are found through the plan's tokens. What an assembly has put in its place
-    ``is_placed``; where ``made`` is set, that gives its rows as they are stored, in blocks.
+    Attributes:
+        name: Name in the result.
+        dtype: Storage type in the result.
+        shape: Shape in the result.
+        base: Input from the base, if any.
+        parents: Inputs from the models; a copied tensor has one.
+        layer: Relative depth, 0 to 1, or None outside the layers.
+        settings: Resolved settings; None if it is not merged.
+        is_token_table: Whether rows are mapped through the plan's tokens.
+        is_placed: Whether an architecture merge assigned the tensor to its place.
+        made: Returns computed rows in the storage type, in blocks.
     """
 
     name: str
-    stored: str
+    dtype: str
     shape: tuple[int, ...]
     base: SourceTensor | None
     parents: tuple[SourceTensor, ...]
     layer: float | None = None
-    tuned: ResolvedSettings | None = None
-    is_table: bool = False
+    settings: ResolvedSettings | None = None
+    is_token_table: bool = False
     is_placed: bool = False
     made: Callable[[Merge], Iterator[Array]] | None = None
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is merged; otherwise it is copied, placed or made."""
-        return self.tuned is not None
+        """Whether it is merged; else it is copied, placed or computed."""
+        return self.settings is not None
 
     @property
     def is_copied(self) -> bool:
-        """Whether one source's is taken although the method would merge it."""
-        return self.tuned is None and not self.is_placed
+        """Whether it is copied from one source although the method merges."""
+        return self.settings is None and not self.is_placed
 
     @property
     def inputs(self) -> tuple[SourceTensor, ...]:
-        """All that is read for it, the base first."""
+        """All inputs, the base first."""
         return (*([self.base] if self.base else []), *self.parents)
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it takes in the result."""
-        return math.prod(self.shape) * DTYPE_SIZES[self.stored]
+        """Size in the result, in bytes."""
+        return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """Every tensor of the result in order of name, and what the merge costs."""
+    """Every tensor of the result ordered by name, and the cost of the merge."""
 
     method: str
     sources: tuple[str, ...]
@@ -122,24 +129,24 @@ class MergePlan:
 
     @property
     def written_bytes(self) -> int:
-        """The bytes of the result's tensors."""
+        """Total bytes of the result's tensors."""
         return sum(tensor.size_bytes for tensor in self.tensors)
 
     @property
     def memory_bytes(self) -> int:
-        """The most memory that blocks take: inputs as stored and as computed, and temporaries.
+        """Peak memory of blocks: inputs in storage and compute type, and temporaries.
 
-        What an assembly holds beside them is counted too: a model that is run, whole tables.
+        Includes what an architecture merge holds: a model that is run, whole tables.
         """
         widest = max((self._widest(tensor) for tensor in self.tensors), default=0)
         return widest * 8 * (2 * len(self.sources) + 6) + self.held_bytes
 
     def count(self, *, merged: bool) -> int:
-        """Return how many tensors are merged (or placed where they belong), or only copied."""
+        """Return the number of merged (or placed) tensors, or of copied ones."""
         return sum(tensor.is_copied != merged for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "method": self.method,
             "sources": list(self.sources),
@@ -155,7 +162,7 @@ class MergePlan:
         }
 
     def __str__(self) -> str:
-        """Return the plan as the lines a user reads."""
+        """Return the printed plan."""
         copied = [tensor.name for tensor in self.tensors if tensor.is_copied]
         lines = [
             f"{self.method} of {', '.join(self.sources)}",
@@ -173,17 +180,17 @@ class MergePlan:
 
     @staticmethod
     def _widest(tensor: PlannedTensor) -> int:
-        whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+        is_whole = tensor.settings is not None and tensor.settings.method.needs_whole(
             tensor.name, tensor.shape
         )
-        return max(BLOCK_ELEMENTS, math.prod(tensor.shape if whole else tensor.shape[1:]))
+        return max(BLOCK_ELEMENTS, math.prod(tensor.shape if is_whole else tensor.shape[1:]))
 
 
 def plan_merge(recipe: MergeRecipe) -> MergePlan:
-    """Return the plan of a recipe, having read headers only.
+    """Return the plan of a recipe, reading headers only.
 
     Raises:
-        CheckpointError: If a source is missing or broken, or the sources do not belong together.
+        CheckpointError: If a source is missing or broken, or the sources do not match.
         ShapeError: If a tensor's shapes differ.
     """
     from stillroom.merge.planning.inputs import open_sources
@@ -201,27 +208,27 @@ def plan_sources(
     """Return the plan for opened sources.
 
     Raises:
-        CheckpointError: If the sources do not belong together.
+        CheckpointError: If the sources do not match.
         ShapeError: If a tensor's shapes differ.
-        RecipeError: If slices name layers that a model has not, or an assembly cannot be made.
+        RecipeError: If slices name missing layers, or an architecture merge is impossible.
     """
-    made = [
+    notes = [
         f"note: {source.name} is dequantized from {source.checkpoint.dequantized_from}"
         for source in (*([base] if base else []), *parents)
         if source.checkpoint.dequantized_from
     ]
     if isinstance(method, ArchitectureMerge):
         plan = method.arrange(base, parents, rules)
-        return replace(plan, notes=(*made, *plan.notes))
+        return replace(plan, notes=(*notes, *plan.notes))
     planner = _Planner(method, base, parents, rules)
     plan = planner.plan()
-    idle = rules.find_idle([tensor.name for tensor in plan.tensors], planner.called)
-    return replace(plan, notes=(*made, *plan.notes, *idle))
+    idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.called)
+    return replace(plan, notes=(*notes, *plan.notes, *idle))
 
 
 @dataclass(frozen=True, slots=True)
 class _TensorRequest:
-    """One tensor of the result before it is looked at: where each source would have it."""
+    """A tensor of the result before validation: its name in every source."""
 
     name: str
     homes: tuple[SourceTensor, ...]
@@ -231,7 +238,7 @@ class _TensorRequest:
 
 
 class _Planner:
-    """Plans one merge, and gathers what is wrong with it."""
+    """Plans one merge, and collects its problems."""
 
     def __init__(
         self,
@@ -260,18 +267,22 @@ class _Planner:
         all_tied = all(source.checkpoint.is_tied for source in self.sources)
         names = sorted({name for source in self.sources for name in source.checkpoint.names()})
         tied = tuple(name for name in names if name == HEAD and all_tied and EMBEDDING in names)
-        kept = [name for name in names if name not in tied]
+        tensor_names = [name for name in names if name not in tied]
         config: dict[str, Any] = dict(self.sources[0].checkpoint.config)
         if self.rules.slices:
-            wanted, config = self._stack(kept, config)
+            requests, config = self._stack(tensor_names, config)
         else:
-            wanted = list(self._place(kept))
-        planned = [found for each in wanted if (found := self._plan_tensor(each))]
-        for kind, listed in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
-            if listed:
-                raise kind(limit_problems(listed))
+            requests = list(self._place(tensor_names))
+        planned = [
+            planned_tensor for request in requests if (planned_tensor := self._plan_tensor(request))
+        ]
+        for kind, problems in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
+            if problems:
+                raise kind(limit_problems(problems))
         if self.rules.compat == "mergekit":
-            self.notes[describe_expert_differences(config, kept, self.method.method_name())] = None
+            self.notes[
+                describe_expert_differences(config, tensor_names, self.method.method_name())
+            ] = None
         if "tie_word_embeddings" in config or not all_tied:
             config["tie_word_embeddings"] = all_tied
         if self.tokens is not None:
@@ -289,7 +300,7 @@ class _Planner:
         )
 
     def _place(self, names: Sequence[str]) -> Iterator[_TensorRequest]:
-        """Yield every tensor in its own place."""
+        """Yield every tensor at its own name."""
         stacks = find_stacks(names)
         for name in names:
             layer = self._depth(name, stacks)
@@ -300,8 +311,8 @@ class _Planner:
         return parts[1] / max(stacks[parts[0]].count - 1, 1) if parts else None
 
     def _gather(self, name: str, layer: float | None) -> _TensorRequest:
-        """Return a tensor with all sources that take part in it: of its part, if it has one."""
-        group = self.rules.part_of(name)
+        """Return a tensor with the sources that take part in it, those of its part if any."""
+        group = self.rules.group_of(name)
         homes = tuple(
             SourceTensor(number, home)
             for number in self._members(group)
@@ -310,7 +321,7 @@ class _Planner:
         return _TensorRequest(name, homes, layer, None, group)
 
     def _members(self, group: TensorGroup | None) -> list[int]:
-        """Return the numbers of a part's sources, the base always first."""
+        """Return the indices of a part's sources, always including the base."""
         if group is None or group.models is None:
             return list(range(len(self.sources)))
         return [*range(self.shift), *(number + self.shift for number in group.models)]
@@ -318,66 +329,66 @@ class _Planner:
     def _stack(
         self, names: Sequence[str], config: dict[str, Any]
     ) -> tuple[list[_TensorRequest], dict[str, Any]]:
-        """Return the tensors of the slices' layers and of what stands around them."""
+        """Return the tensors of the slices' layers and those outside the layers."""
         stacks = [find_main_stack(s.checkpoint.names(), s.checkpoint.config) for s in self.sources]
         if any(stack is None for stack in stacks) or len({s.prefix for s in stacks if s}) > 1:
             raise _slice_error(
                 "slices",
-                "the layers of these models cannot be told by their names",
-                "one stack of numbered layers, as many as config.json says, in every model",
+                "the layers of these models cannot be identified by name",
+                "one stack of numbered layers, as many as in config.json, in every model",
             )
         prefix = stacks[0].prefix if stacks[0] else ""
-        wanted: list[_TensorRequest] = []
+        requests: list[_TensorRequest] = []
         origin: list[int] = []
         for number, part in enumerate(self.rules.slices):
-            for place in range(part.count):
-                layer = place / (part.count - 1) if part.count > 1 else 1.0
-                wanted += self._stack_layer(part, number, place, prefix, len(origin), layer)
-                origin.append(part.models[0].layers[0] + place)
+            for offset in range(part.count):
+                layer = offset / (part.count - 1) if part.count > 1 else 1.0
+                requests += self._stack_layer(part, number, offset, prefix, len(origin), layer)
+                origin.append(part.models[0].layers[0] + offset)
         stack_of = find_stacks(names)
-        around = [
+        outer_names = [
             name for name in names if not name.startswith(prefix) or not split_layer_name(name)
         ]
-        for name in around:
-            if self.rules.part_of(name) is not None:
-                wanted.append(self._gather(name, self._depth(name, stack_of)))
+        for name in outer_names:
+            if self.rules.group_of(name) is not None:
+                requests.append(self._gather(name, self._depth(name, stack_of)))
                 continue
             part = self.rules.slices[0 if is_embedding(name) else -1]
             homes = [SourceTensor(entry.model + self.shift, name) for entry in part.models]
             homes = [home for home in homes if _find_source_name(self.sources[home.source], name)]
-            wanted.append(_TensorRequest(name, tuple(homes), None, part))
+            requests.append(_TensorRequest(name, tuple(homes), None, part))
         first = self.rules.slices[0].models[0].model + self.shift
         donor = self.base or self.sources[first]
-        return wanted, restack_config(dict(donor.checkpoint.config), origin)
+        return requests, restack_config(dict(donor.checkpoint.config), origin)
 
     def _stack_layer(
-        self, part: Slice, number: int, place: int, prefix: str, out: int, layer: float
+        self, part: Slice, number: int, offset: int, prefix: str, out: int, layer: float
     ) -> Iterator[_TensorRequest]:
-        rests: dict[str, list[SourceTensor]] = {}
+        homes_by_suffix: dict[str, list[SourceTensor]] = {}
         for position, entry in enumerate(part.models):
             source = self.sources[entry.model + self.shift]
-            start = f"{prefix}{entry.layers[0] + place}."
-            found = [name for name in source.checkpoint.names() if name.startswith(start)]
-            if not found:
+            start = f"{prefix}{entry.layers[0] + offset}."
+            names = [name for name in source.checkpoint.names() if name.startswith(start)]
+            if not names:
                 raise _slice_error(
                     f"slices.{number}.models.{position}.layers",
-                    f"{source.name} has no layer {entry.layers[0] + place}",
-                    f"layers that it has: 0 to {self._count_layers(source)}",
+                    f"{source.name} has no layer {entry.layers[0] + offset}",
+                    f"existing layers: 0 to {self._count_layers(source)}",
                 )
-            for name in found:
+            for name in names:
                 home = SourceTensor(entry.model + self.shift, name)
-                rests.setdefault(name.removeprefix(start), []).append(home)
-        for rest, homes in rests.items():
-            yield _TensorRequest(f"{prefix}{out}.{rest}", tuple(homes), layer, part)
+                homes_by_suffix.setdefault(name.removeprefix(start), []).append(home)
+        for suffix, homes in homes_by_suffix.items():
+            yield _TensorRequest(f"{prefix}{out}.{suffix}", tuple(homes), layer, part)
 
     def _count_layers(self, source: MergeSource) -> int:
         stack = find_main_stack(source.checkpoint.names(), source.checkpoint.config)
         return stack.count if stack else 0
 
-    def _plan_tensor(self, wanted: _TensorRequest) -> PlannedTensor | None:
-        name, rules = wanted.name, self.rules
-        entries = [self._entry(home) for home in wanted.homes]
-        lacking = self._lacking(wanted)
+    def _plan_tensor(self, request: _TensorRequest) -> PlannedTensor | None:
+        name, rules = request.name, self.rules
+        entries = [self._entry(home) for home in request.homes]
+        lacking = self._lacking(request)
         if lacking and rules.rest == "refuse" and rules.merges(name):
             self.problems.append(
                 Problem(
@@ -391,66 +402,77 @@ class _Planner:
             )
             return None
         if not entries or lacking or not rules.merges(name):
-            return self._copied(wanted)
-        if self._is_table(wanted.homes, entries):
+            return self._copied(request)
+        if self._is_table(request.homes, entries):
             entries = [replace(entry, shape=self._table_shape(entry)) for entry in entries]
         if len({entry.shape for entry in entries}) > 1:
-            self._refuse_shapes(wanted, entries)
+            self._refuse_shapes(request, entries)
             return None
         if any(entry.dtype not in FLOATS for entry in entries) or 0 in entries[0].shape:
-            return self._copied(wanted)
-        return self._merged(wanted, entries)
+            return self._copied(request)
+        return self._merged(request, entries)
 
-    def _merged(self, wanted: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
-        asked = self.rules.dtype or self.rules.compute
-        stored = (
-            SAFETENSORS_DTYPES[asked]
-            if asked
+    def _merged(self, request: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
+        dtype = self.rules.dtype or self.rules.compute
+        stored_dtype = (
+            SAFETENSORS_DTYPES[dtype]
+            if dtype
             else _widest_dtype([entry.dtype for entry in entries])
         )
-        is_base = [self.base is not None and home.source == 0 for home in wanted.homes]
-        base = next((home for home, at in zip(wanted.homes, is_base, strict=True) if at), None)
-        parents = tuple(home for home, at in zip(wanted.homes, is_base, strict=True) if not at)
+        is_base = [self.base is not None and home.source == 0 for home in request.homes]
+        base = next(
+            (
+                home
+                for home, is_base_home in zip(request.homes, is_base, strict=True)
+                if is_base_home
+            ),
+            None,
+        )
+        parents = tuple(
+            home
+            for home, is_base_home in zip(request.homes, is_base, strict=True)
+            if not is_base_home
+        )
         sources = [self.sources[home.source] for home in parents]
-        tuned = self.rules.tune(
+        settings = self.rules.resolve(
             self.method,
             tuple(source.weight for source in sources),
-            tuple(source.own for source in sources),
-            self._numbers(wanted, parents),
-            self.called(wanted.name),
-            wanted.layer,
-            wanted.part or wanted.group,
+            tuple(source.settings for source in sources),
+            self._numbers(request, parents),
+            self.called(request.name),
+            request.layer,
+            request.part or request.group,
         )
         if self.rules.compat == "mergekit":
-            self.notes[tuned.method.check_replica(tuned.weights)] = None
+            self.notes[settings.method.check_mergekit(settings.weights)] = None
         else:
-            tuned.method.check(tuned.weights)
-        if self.method.needs_base and base is None and wanted.part is not None:
+            settings.method.check(settings.weights)
+        if self.method.needs_base and base is None and request.part is not None:
             raise _slice_error(
                 "slices",
-                f"no slice gives the base's '{wanted.name}'",
+                f"no slice gives the base's '{request.name}'",
                 "the base (-1) in every slice of a method that needs it",
             )
         return PlannedTensor(
-            wanted.name,
-            stored,
+            request.name,
+            stored_dtype,
             entries[0].shape,
             base,
             parents,
-            wanted.layer,
-            tuned,
-            self._is_table(wanted.homes, [self._entry(home) for home in wanted.homes]),
+            request.layer,
+            settings,
+            self._is_table(request.homes, [self._entry(home) for home in request.homes]),
         )
 
     def called(self, name: str) -> str:
-        """Return a tensor's name, in mergekit's arithmetic as mergekit has it."""
-        is_theirs = self.rules.compat == "mergekit"
-        if is_theirs and has_fused_experts(self.sources[0].checkpoint.config):
+        """Return the name of a tensor, in mergekit's arithmetic that of its fused tensor."""
+        is_mergekit = self.rules.compat == "mergekit"
+        if is_mergekit and has_fused_experts(self.sources[0].checkpoint.config):
             return to_mergekit_name(name)
         return name
 
     def _is_table(self, homes: Sequence[SourceTensor], entries: Sequence[Any]) -> bool:
-        """Return whether a tensor has one row a token, in every source."""
+        """Return whether a tensor has one row per token, in every source."""
         tokens = self.tokens
         return tokens is not None and all(
             tokens.is_token_table(home.name, entry.shape, home.source)
@@ -460,11 +482,11 @@ class _Planner:
     def _table_shape(self, entry: Any) -> tuple[int, ...]:
         return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
 
-    def _numbers(self, wanted: _TensorRequest, parents: Sequence[SourceTensor]) -> tuple[int, ...]:
-        """Return each parent's number in the list that variations count in."""
-        if wanted.part is None:
+    def _numbers(self, request: _TensorRequest, parents: Sequence[SourceTensor]) -> tuple[int, ...]:
+        """Return each parent's index in the list that variations refer to."""
+        if request.part is None:
             return tuple(home.source - self.shift for home in parents)
-        listed = [entry.model + self.shift for entry in wanted.part.models]
+        listed = [entry.model + self.shift for entry in request.part.models]
         numbers, begin = [], 0
         for home in parents:
             begin = listed.index(home.source, begin)
@@ -472,37 +494,39 @@ class _Planner:
             begin += 1
         return tuple(numbers)
 
-    def _copied(self, wanted: _TensorRequest) -> PlannedTensor | None:
-        if not wanted.homes:
+    def _copied(self, request: _TensorRequest) -> PlannedTensor | None:
+        if not request.homes:
             return None
-        entry = self._entry(wanted.homes[0])
-        stored = entry.dtype
-        asked = self.rules.dtype or self.rules.compute
-        if asked and stored in FLOATS:
-            stored = SAFETENSORS_DTYPES[asked]
-        return PlannedTensor(wanted.name, stored, entry.shape, None, wanted.homes[:1], wanted.layer)
+        entry = self._entry(request.homes[0])
+        stored_dtype = entry.dtype
+        dtype = self.rules.dtype or self.rules.compute
+        if dtype and stored_dtype in FLOATS:
+            stored_dtype = SAFETENSORS_DTYPES[dtype]
+        return PlannedTensor(
+            request.name, stored_dtype, entry.shape, None, request.homes[:1], request.layer
+        )
 
-    def _lacking(self, wanted: _TensorRequest) -> list[str]:
-        having = {home.source for home in wanted.homes}
-        if wanted.part is None:
-            expected = set(self._members(wanted.group))
+    def _lacking(self, request: _TensorRequest) -> list[str]:
+        having = {home.source for home in request.homes}
+        if request.part is None:
+            expected = set(self._members(request.group))
         else:
-            expected = {entry.model + self.shift for entry in wanted.part.models}
+            expected = {entry.model + self.shift for entry in request.part.models}
         return [self.sources[number].name for number in sorted(expected - having)]
 
-    def _refuse_shapes(self, wanted: _TensorRequest, entries: Sequence[Any]) -> None:
-        names = [self.sources[home.source].name for home in wanted.homes]
+    def _refuse_shapes(self, request: _TensorRequest, entries: Sequence[Any]) -> None:
+        names = [self.sources[home.source].name for home in request.homes]
         listed = ", ".join(
             f"{name} {entry.shape}" for name, entry in zip(names, entries, strict=True)
         )
         rows = {entry.shape[:1] for entry in entries}
         only_rows = len({entry.shape[1:] for entry in entries}) == 1 and len(rows) > 1
-        is_table = only_rows and (is_embedding(wanted.name) or wanted.name == HEAD)
+        is_table = only_rows and (is_embedding(request.name) or request.name == HEAD)
         self.shapes.append(
             Problem(
-                f"tensor '{wanted.name}' has different shapes: {listed}",
+                f"tensor '{request.name}' has different shapes: {listed}",
                 "merge.shape",
-                wanted.name,
+                request.name,
                 "one shape in every model",
                 "the vocabularies differ in size: add 'tokenizer: {source: union}' or base"
                 if is_table
@@ -553,7 +577,7 @@ def _format_tokens(report: Mapping[str, Any]) -> list[str]:
 
 
 def _find_source_name(source: MergeSource, name: str) -> str:
-    """Return under which name a source has a tensor; a tied output embedding is the input one."""
+    """Return a source's name for a tensor; a tied output embedding is the input embedding."""
     tied = name == HEAD and source.checkpoint.is_tied and EMBEDDING in source.checkpoint
     if tied:
         return EMBEDDING
@@ -567,7 +591,7 @@ def _widest_dtype(dtypes: Sequence[str]) -> str:
     return "F64" if "F64" in kinds else "F32"
 
 
-def _slice_error(where: str, what: str, expected: str) -> RecipeError:
+def _slice_error(where: str, problem: str, expected: str) -> RecipeError:
     return RecipeError(
-        what, code="merge.slice", where=where, expected=expected, next="change the slices"
+        problem, code="merge.slice", where=where, expected=expected, next="change the slices"
     )

@@ -1,9 +1,9 @@
 """Merge recipes from files: Stillroom recipes and mergekit configurations.
 
-Source: the behavior of mergekit 0.1.5, from its users' guide and by running it. A recipe made here
-says ``compat: mergekit`` and sets what mergekit takes for granted. Keys and parameters that
-mergekit itself overlooks for a method are noted; what it would read and we could not, and what
-nobody reads, is an error with its line and column, all of them at once.
+Source: the behavior of mergekit 0.1.5, from its documentation and from running it. A converted
+recipe sets ``compat: mergekit`` and makes mergekit's defaults explicit. Keys and parameters that
+mergekit ignores for a method are noted. Unsupported and unknown ones are errors with line and
+column, reported all at once.
 """
 
 from __future__ import annotations
@@ -43,32 +43,39 @@ def load_merges(
     parts: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[tuple[str, MergeRecipe]]:
-    """Return the merges of a file in the order in which they have to be made, each with its name.
+    """Return the merges of a file with their names, in order of dependency.
 
     Args:
-        path: A recipe of kind merge, or a mergekit file of one document or several.
-        overrides: ``KEY=VALUE``, for the last; of a mergekit file in mergekit's words, but for
-            ``seed``, ``threads`` and ``device``, which there are options of its command.
-        arithmetic: What all merges of the file compute as, a recipe's ``compat``; default what
-            the recipe says, and of a mergekit file mergekit's own.
-        parts: Where the results of those before the last will lie, by name.
-        say: Told what in a mergekit file changes nothing.
+        path: A recipe of kind merge, or a mergekit file with one document or several.
+        overrides: ``KEY=VALUE`` for the last merge; for a mergekit file in mergekit's keys, except
+            ``seed``, ``threads`` and ``device``, which are options of its command.
+        arithmetic: Overrides ``compat`` of all merges; default that of the recipe, or mergekit's
+            for a mergekit file.
+        parts: Folder of the results of earlier merges, by name.
+        say: Called with notes on keys of a mergekit file that have no effect.
 
     Raises:
-        RecipeError: If it is neither, or something in it cannot be honored.
+        RecipeError: If it is neither, or contains something unsupported.
     """
-    # Other bytes are refused, with their place, by whoever reads it in earnest.
+    # Invalid UTF-8 is reported, with its position, when the file is parsed.
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if is_mergekit_config(text):
-        ours = [each for each in overrides if each.partition("=")[0] in _OPTIONS]
-        imported = read_mergekit_config(path, [each for each in overrides if each not in ours])
-        for each in imported:
-            for note in each.notes:
+        own_overrides = [
+            override for override in overrides if override.partition("=")[0] in _OPTIONS
+        ]
+        imported = read_mergekit_config(
+            path, [override for override in overrides if override not in own_overrides]
+        )
+        for override in imported:
+            for note in override.notes:
                 (say or _discard)(note)
-        placed = [(each.name, _resolve_steps(each.recipe, parts or Path())) for each in imported]
+        placed = [
+            (override.name, _resolve_steps(override.recipe, parts or Path()))
+            for override in imported
+        ]
         if arithmetic == "paper":
             placed = [(name, _use_paper_arithmetic(recipe)) for name, recipe in placed]
-        return [(name, _build(recipe, path, ours)) for name, recipe in placed]
+        return [(name, _build(recipe, path, own_overrides)) for name, recipe in placed]
     loaded = load_recipe(path, [*overrides, *_choose_arithmetic(arithmetic, overrides)])
     if not isinstance(loaded, MergeRecipe):
         raise RecipeError(
@@ -76,29 +83,29 @@ def load_merges(
             code="recipe.wrong-kind",
             where=str(path),
             expected="kind: merge, or a mergekit file",
-            next="stillroom run RECIPE does every kind",
+            next="stillroom run RECIPE runs every kind",
         )
     return [("", loaded)]
 
 
 def _choose_arithmetic(arithmetic: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return the override that an option stands for; two that name one setting are refused."""
+    """Return the override for the option; raise an error if both are given."""
     if arithmetic is None:
         return []
     for override in overrides:
         if override.partition("=")[0].strip() == "compat":
             raise RecipeError(
-                f"both --arithmetic {arithmetic} and {override:.40} say how to compute",
+                f"both --arithmetic {arithmetic} and {override:.40} set the arithmetic",
                 code="merge.compat",
                 where=f"override '{override:.40}'",
-                expected="one of the two",
+                expected="one of them",
                 next="remove one of them",
             )
     return [f"compat={arithmetic}"]
 
 
 def _resolve_steps(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
-    """Return a recipe whose ``step:NAME`` are the folders of other merges of the same file."""
+    """Replace ``step:NAME`` by the folders of other merges of the same file."""
 
     def place(reference: str) -> str:
         return str(parts / reference[5:]) if reference.startswith("step:") else reference
@@ -113,9 +120,9 @@ def _resolve_steps(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
 
 
 def _use_paper_arithmetic(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mergekit file's recipe in the papers' arithmetic, its settings as they are.
+    """Return a mergekit file's recipe with the papers' arithmetic and unchanged settings.
 
-    The type that mergekit would compute in is then only the one that is stored.
+    mergekit's compute type then only determines the storage type.
     """
     changed = {key: value for key, value in recipe.items() if key != "compute"}
     if "compute" in recipe:
@@ -135,7 +142,7 @@ def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> M
 
 
 def _discard(note: str) -> None:
-    """Say nothing."""
+    """Ignore a note."""
 
 
 def load_merge(
@@ -145,19 +152,19 @@ def load_merge(
     arithmetic: Literal["paper", "mergekit"] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> MergeRecipe:
-    """Return the one merge of a file; arguments as those of ``load_merges``.
+    """Return the single merge of a file; arguments as in ``load_merges``.
 
     Raises:
-        RecipeError: If it is none, or describes several that stand on each other.
+        RecipeError: If it is not a merge, or describes several.
     """
     merges = load_merges(path, overrides, arithmetic=arithmetic, say=say)
     if len(merges) > 1:
         raise RecipeError(
-            f"the file describes {len(merges)} merges, each of which needs the one before",
+            f"the file describes {len(merges)} merges that depend on each other",
             code="merge.several",
             where=str(path),
             expected="one merge",
-            next="stillroom merge run makes all of them",
+            next="stillroom merge run runs all of them",
         )
     return merges[0][1]
 
@@ -166,7 +173,7 @@ def transplant_recipe(donor: str, target: str, k: int) -> MergeRecipe:
     """Return the recipe that gives ``target`` the tokenizer of ``donor``.
 
     Raises:
-        RecipeError: If ``k`` is no count.
+        RecipeError: If ``k`` is invalid.
     """
     values = {
         "method": {"name": "transplant", "k": k},
@@ -190,10 +197,10 @@ class ImportedMerge:
     """One merge of a mergekit file.
 
     Attributes:
-        name: Its name; other merges of the file call its result ``step:NAME``.
-        recipe: Settings of our recipe of kind ``merge``.
-        position: Where it stands in the file.
-        notes: What mergekit overlooks, and so changes nothing.
+        name: Its name; other merges of the file refer to its result as ``step:NAME``.
+        recipe: Settings of a recipe of kind ``merge``.
+        position: Position in the file.
+        notes: Notes on keys without effect.
     """
 
     name: str
@@ -203,14 +210,14 @@ class ImportedMerge:
 
     @property
     def needs(self) -> list[str]:
-        """The names of the merges whose results it takes."""
+        """Names of the merges it depends on."""
         named = [self.recipe.get("base"), *(model["checkpoint"] for model in self.recipe["models"])]
         steps = [str(name) for name in named if str(name).startswith("step:")]
         return list(dict.fromkeys(step.removeprefix("step:") for step in steps))
 
 
 def is_mergekit_config(text: str) -> bool:
-    """Return whether a text looks like a configuration of mergekit's."""
+    """Return whether a text looks like a mergekit configuration."""
     return _MARK.search(text) is not None or _MIXTURE.search(text) is not None
 
 
@@ -221,26 +228,27 @@ def read_mergekit_config(
     folder: FilePath | None = None,
     where: str = "mergekit.yml",
 ) -> list[ImportedMerge]:
-    """Read a file of mergekit's: one merge, or several that build on each other.
+    """Convert a mergekit file: one merge, or several that depend on each other.
 
     Args:
         source: The file, or its text.
-        overrides: ``KEY=VALUE`` each, in mergekit's words, for the last merge.
-        folder: Where relative paths start that do not exist from here; default the file's.
-        where: What places call a text.
+        overrides: ``KEY=VALUE`` in mergekit's keys, for the last merge.
+        folder: Base of relative paths that do not exist in the working directory; default the
+            file's folder.
+        where: Name of the text in positions.
 
     Returns:
-        The merges, each after those whose results it takes; the last is what the file is for.
+        The merges in order of dependency, the final one last.
 
     Raises:
-        RecipeError: With everything that is wrong.
+        RecipeError: With all problems of the file.
     """
     if isinstance(source, FilePath):
         text, where, folder = _read_text(source), str(source), folder or source.parent
     else:
         text = source
     from stillroom.merge.mergekit.converter import (
-        ConfigConverter,  # only for files that are mergekit's
+        ConfigConverter,  # only for mergekit files
     )
     from stillroom.merge.mergekit.documents import read_documents
 
@@ -249,21 +257,21 @@ def read_mergekit_config(
     apply_overrides(final, overrides)
     named = _name_documents(trees, final, FilePath(where).stem)
     problems = [problem for tree in trees for problem in tree.problems]
-    found: dict[str, ImportedMerge] = {}
+    merges: dict[str, ImportedMerge] = {}
     for name, tree in named.items():
         converter = ConfigConverter(tree, name, frozenset(named.keys() - {name}), folder)
-        for made in converter.convert():
-            found[made.name] = ImportedMerge(
-                made.name, made.recipe, made.position, tuple(made.notes)
+        for converted in converter.convert():
+            merges[converted.name] = ImportedMerge(
+                converted.name, converted.recipe, converted.position, tuple(converted.notes)
             )
         problems += converter.problems
     if problems:
         raise RecipeError(sorted(problems, key=_line_of))
-    return _sort_by_dependency(found, next(name for name, tree in named.items() if tree is final))
+    return _sort_by_dependency(merges, next(name for name, tree in named.items() if tree is final))
 
 
 def format_recipe(imported: ImportedMerge) -> str:
-    """Return the recipe as YAML that ``stillroom run`` takes, notes as comments."""
+    """Return the recipe as YAML for ``stillroom run``, with notes as comments."""
     lines = [f"# {note}" for note in imported.notes]
     return "\n".join([*lines, *emit_yaml(imported.recipe)]) + "\n"
 
@@ -276,13 +284,13 @@ def _read_text(path: FilePath) -> str:
         raise RecipeError(
             f"{path} cannot be read: {error!s:.80}",
             code="recipe.not-found" if isinstance(error, OSError) else "recipe.encoding",
-            expected="a file of mergekit's, in UTF-8",
+            expected="a mergekit file, in UTF-8",
             next="check the path",
         ) from error
 
 
 def _find_final(trees: Sequence[YamlTree]) -> YamlTree:
-    """Return the document that the file is for: the one without a name, else the last."""
+    """Return the final document: the one without a name, else the last."""
     unnamed = [tree for tree in trees if not (isinstance(tree.data, dict) and "name" in tree.data)]
     if len(unnamed) > 1:
         raise RecipeError(
@@ -307,31 +315,31 @@ def _name_documents(trees: Sequence[YamlTree], final: YamlTree, stem: str) -> di
                 f"two merges are called {name!r}" if name in named else f"no name: {name!r:.60}",
                 code="merge.mergekit-steps",
                 where=tree.place_of_value(("name",)),
-                expected="a name of its own for every merge, of letters and digits",
+                expected="a unique name for every merge, of letters and digits",
                 next="rename one",
             )
         named[name] = tree
     return named
 
 
-def _sort_by_dependency(found: Mapping[str, ImportedMerge], final: str) -> list[ImportedMerge]:
-    """Return the merges so that each comes after those it takes, the final one last."""
+def _sort_by_dependency(merges: Mapping[str, ImportedMerge], final: str) -> list[ImportedMerge]:
+    """Sort the merges by dependency, the final one last."""
     done: dict[str, ImportedMerge] = {}
-    left = dict(found)
-    while left:
-        ready = [name for name, made in left.items() if not set(made.needs) - done.keys()]
+    remaining = dict(merges)
+    while remaining:
+        ready = [name for name, merge in remaining.items() if not set(merge.needs) - done.keys()]
         if not ready:
-            first = next(iter(left.values()))
+            first = next(iter(remaining.values()))
             raise RecipeError(
-                f"merges wait for each other: {', '.join(left)}",
+                f"merges depend on each other: {', '.join(remaining)}",
                 code="merge.mergekit-steps",
                 where=first.position,
-                expected="merges that build on models, or on merges that do",
-                next="take one reference out",
+                expected="merges without circular dependencies",
+                next="remove one reference",
             )
         for name in ready:
-            done[name] = left.pop(name)
-    return sorted(done.values(), key=lambda made: made.name == final)
+            done[name] = remaining.pop(name)
+    return sorted(done.values(), key=lambda merge: merge.name == final)
 
 
 def _line_of(problem: Problem) -> tuple[int, int]:

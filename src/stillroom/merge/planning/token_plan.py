@@ -1,9 +1,9 @@
 """The merged tokenizer: vocabulary, source of every embedding row, and chat template.
 
-A token's row is, for each model: its own; else the base's; else that of the only model that has the
-token; else the mean over those that have it; else zero. Rows that no token has (padding) stay the
-model's own, else the base's, else the mean of the model's other rows. Works on tokenizer.json and
-config.json; weights are read by whoever asks for rows.
+A token's row is, for each model, the first that exists of: its own; the base's; that of the only
+model with the token; the mean over the models with the token; zero. Padding rows are the model's
+own, else the base's, else the mean of the model's other rows. Uses tokenizer.json and config.json
+only; weights are read when rows are requested.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 Read = Callable[[int, "np.ndarray[Any, Any]"], Array]
 
 
-"""Gives rows of a token table: of which source (base first), and which rows, int64."""
+"""Reads rows of a token table: source index (base first), and row indices, int64."""
 
 
 _ZERO, _MEAN, _PAD = -1, -2, -3
@@ -68,61 +68,66 @@ _TABLES = re.compile(
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """Every row of the merged token tables, and where each source's part in it comes from.
+    """The merged token tables: for every row and source, where it comes from.
 
-    ``vocabulary`` is the result's; its files come from the source ``definer``. ``own`` has a line a
-    source (base first) and a column a row of the result: the source's own row, or -1. ``fill`` says
-    which source fills in for those (or zero, mean, padding), ``fill_row`` which of its rows. Where
-    ``forced`` is set, every source is filled in for.
+    Attributes:
+        vocabulary: Vocabulary of the result.
+        sources: Vocabularies of the sources.
+        has_base: Whether the first source is the base.
+        definer: Index of the source whose tokenizer files are used.
+        own_rows: Each source's own row of every result row, or -1, (sources, rows).
+        fill: The source that fills in if there is none, or zero, mean, padding, (rows,).
+        fill_row: Its row, (rows,).
+        forced: Where set, the fill is used for every source, (rows,).
     """
 
     vocabulary: Vocabulary
     sources: tuple[Vocabulary, ...]
     has_base: bool
     definer: int
-    own: Array
+    own_rows: Array
     fill: Array
     fill_row: Array
     forced: Array
 
     @property
     def size(self) -> int:
-        """How many rows a token table of the result has, padding counted."""
-        return int(self.own.shape[1])
+        """Number of rows of a token table of the result, including padding."""
+        return int(self.own_rows.shape[1])
 
     @property
     def is_new(self) -> bool:
-        """Whether the tokenizer is none of the sources', so that its files are written anew."""
+        """Whether the tokenizer differs from all sources', so that its files are rewritten."""
         return self.vocabulary.data is not self.sources[self.definer].data
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the tokens and of where every row comes from."""
+        """SHA-256 of the tokens and the origin of every row."""
         text = "\0".join(token or "" for token in self.vocabulary.tokens)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-        for part in (self.own, self.fill, self.fill_row, self.forced):
+        for part in (self.own_rows, self.fill, self.fill_row, self.forced):
             digest.update(part.tobytes())
         return digest.hexdigest()
 
     def is_identity(self, source: int) -> bool:
-        """Return whether a source's token tables are taken as they are."""
+        """Return whether a source's token tables are used unchanged."""
         import numpy as np
 
-        own = self.own[source]
+        own_rows = self.own_rows[source]
         return (
             self.size == self.sources[source].rows
             and not bool(self.forced.any())
-            and bool((own == np.arange(self.size, dtype=own.dtype)).all())
+            and bool((own_rows == np.arange(self.size, dtype=own_rows.dtype)).all())
         )
 
     def is_token_table(self, name: str, shape: Sequence[int], source: int) -> bool:
-        """Return whether a source's tensor has one row a token.
+        """Return whether a source's tensor has one row per token.
 
-        It has as many rows as config.json's vocab_size says; and its name is that of an embedding
-        or of a head, or it is outside the layers and nothing else in the config has that size.
+        It must have as many rows as config.json's vocab_size, and either have the name of an
+        embedding or head, or be outside the layers with no other config value of that size.
 
         Raises:
-            CheckpointError: If its name says that it is one and its rows say that it is not.
+            CheckpointError: If name and number of rows contradict each other.
         """
         vocabulary = self.sources[source]
         if not 1 <= len(shape) <= 2 or _LAYER.search(name):
@@ -132,26 +137,26 @@ class TokenPlan:
             return is_named or (vocabulary.config_rows > 0 and not vocabulary.is_ambiguous)
         if is_named and name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")):
             raise CheckpointError(
-                f"'{name}' of '{vocabulary.name}' has {shape[0]} rows, and its vocabulary "
+                f"'{name}' of '{vocabulary.name}' has {shape[0]} rows, but its vocabulary "
                 f"{vocabulary.rows}",
                 code="merge.tokenizer-rows",
                 where=name,
-                expected="vocab_size of config.json and the embedding's rows to be one number",
+                expected="vocab_size of config.json equal to the embedding's number of rows",
                 next="correct vocab_size in that model's config.json",
             )
         return False
 
     def rows(self, source: int, start: int, stop: int, read: Read) -> Array:
-        """Return rows ``start`` to ``stop`` of a token table, as a source has its part in them.
+        """Return rows ``start`` to ``stop`` of a token table for one source.
 
         Args:
-            source: Which source, base first.
+            source: Index of the source, base first.
             start: First row of the result.
             stop: Row after the last.
-            read: Gives rows of the same table of any source: (rows,) int64 to (rows, ...) floats.
+            read: Reads rows of the same table of any source: (rows,) int64 to (rows, ...) floats.
 
         Returns:
-            (stop - start, ...), in the type that ``read`` gives; freshly made.
+            A new array (stop - start, ...), in the type that ``read`` returns.
         """
         import numpy as np
 
@@ -161,25 +166,25 @@ class TokenPlan:
         """Write the tokenizer's files into a checkpoint's folder; return their names.
 
         Raises:
-            CheckpointError: If the written tokenizer numbers or spells anything differently.
+            CheckpointError: If the written tokenizer changes ids or texts.
         """
         from stillroom.merge.planning.vocabulary import write_tokenizer
 
         return write_tokenizer(self, folder)
 
     def adapt_config(self, config: Mapping[str, Any], donor: int = 0) -> dict[str, Any]:
-        """Return a config.json for the result: its vocab_size, and ids of its special tokens.
+        """Return a config.json for the result, with vocab_size and ids of its special tokens.
 
         Args:
-            config: What the source ``donor`` says.
-            donor: Which source it comes from, base first.
+            config: The config of the source ``donor``.
+            donor: Index of that source, base first.
         """
         from stillroom.merge.planning.vocabulary import adapt_config
 
         return adapt_config(self, config, donor)
 
     def report(self) -> dict[str, Any]:
-        """Return how many rows of each source come from where, as plain values."""
+        """Return the numbers of rows by origin for each source, as JSON values."""
         import numpy as np
 
         named = sum(token is not None for token in self.vocabulary.tokens)
@@ -211,76 +216,76 @@ class TokenPlan:
             "left_out": len(self.sources[number].ids.keys() - self.vocabulary.ids.keys()),
         }
 
-    def _homes(self, source: int, at: Any) -> tuple[Array, Array]:
-        """Return whose row each of some rows is, and which, int64."""
+    def _homes(self, source: int, index: Any) -> tuple[Array, Array]:
+        """Return source and row index (int64) of each of some rows."""
         import numpy as np
 
-        own = self.own[source, at]
-        is_own = (own >= 0) & ~self.forced[at]
-        home = np.where(is_own, np.int16(source), self.fill[at])
-        return home, np.where(is_own, own, self.fill_row[at]).astype(np.int64)
+        own_rows = self.own_rows[source, index]
+        is_own = (own_rows >= 0) & ~self.forced[index]
+        home = np.where(is_own, np.int16(source), self.fill[index])
+        return home, np.where(is_own, own_rows, self.fill_row[index]).astype(np.int64)
 
-    def _gather(self, source: int, at: Array, read: Read) -> Array:
+    def _gather(self, source: int, index: Array, read: Read) -> Array:
         import numpy as np
 
-        home, rows = self._homes(source, at)
-        if at.size and bool((home == source).all()):
+        home, rows = self._homes(source, index)
+        if index.size and bool((home == source).all()):
             return read(source, rows)
         sample = read(source, np.zeros(1, np.int64))
-        made: Array = np.zeros((at.size, *sample.shape[1:]), sample.dtype)
-        for other in range(len(self.sources)):
-            here = np.flatnonzero(home == other)
+        rows_out: Array = np.zeros((index.size, *sample.shape[1:]), sample.dtype)
+        for owner in range(len(self.sources)):
+            here = np.flatnonzero(home == owner)
             if here.size:
-                made[here] = read(other, rows[here])
+                rows_out[here] = read(owner, rows[here])
         means = np.flatnonzero(home == _MEAN)
         if means.size:
-            made[means] = self._mean_of_owners(at[means], read)
+            rows_out[means] = self._mean_of_owners(index[means], read)
         pads = np.flatnonzero(home == _PAD)
         if pads.size:
-            made[pads] = self._mean_of_rows(source, read)
-        return made
+            rows_out[pads] = self._mean_of_rows(source, read)
+        return rows_out
 
-    def _mean_of_owners(self, at: Array, read: Read) -> Array:
+    def _mean_of_owners(self, index: Array, read: Read) -> Array:
         import numpy as np
 
         total: Any = None
-        own = self.own[:, at].astype(np.int64)
-        for other, rows in enumerate(own):
+        own_rows = self.own_rows[:, index].astype(np.int64)
+        for owner, rows in enumerate(own_rows):
             having = np.flatnonzero(rows >= 0)
             if having.size:
-                got = read(other, rows[having])
+                values = read(owner, rows[having])
                 if total is None:
-                    total = np.zeros((at.size, *got.shape[1:]), got.dtype)
-                total[having] += got
-        counts = (own >= 0).sum(0).astype(total.dtype)
-        made: Array = total / counts.reshape(-1, *[1] * (total.ndim - 1))
-        return made
+                    total = np.zeros((index.size, *values.shape[1:]), values.dtype)
+                total[having] += values
+        counts = (own_rows >= 0).sum(0).astype(total.dtype)
+        mean: Array = total / counts.reshape(-1, *[1] * (total.ndim - 1))
+        return mean
 
     def _mean_of_rows(self, source: int, read: Read) -> Any:
-        """Return the mean over the rows that have a token, in chunks of a fixed size and order."""
+        """Return the mean over rows with a token, in chunks of a fixed size and order."""
         import numpy as np
 
-        at = np.flatnonzero([token is not None for token in self.vocabulary.tokens])
+        index = np.flatnonzero([token is not None for token in self.vocabulary.tokens])
         total: Any = 0.0
-        for start in range(0, at.size, _CHUNK):
-            part = self._gather(source, at[start : start + _CHUNK], read)
+        for start in range(0, index.size, _CHUNK):
+            part = self._gather(source, index[start : start + _CHUNK], read)
             total = total + part.sum(0, dtype=np.float64)
-        return total / max(at.size, 1)
+        return total / max(index.size, 1)
 
 
 def plan_tokenizer(
     settings: TokenizerSettings, base_folder: Path | None, parent_folders: Sequence[Path]
 ) -> TokenPlan:
-    """Return the plan of a merge's tokenizer, having read tokenizer.json and config.json only.
+    """Return the plan of a merge's tokenizer, reading tokenizer.json and config.json only.
 
     Args:
-        settings: What the recipe says.
-        base_folder: The base's checkpoint; where there is none, ``base`` means the first model.
-        parent_folders: The models' checkpoints.
+        settings: Tokenizer settings of the recipe.
+        base_folder: Folder of the base; without one, ``base`` means the first model.
+        parent_folders: Folders of the models.
 
     Raises:
         CheckpointError: If a tokenizer is missing, broken, or has no union with the others.
-        RecipeError: If the settings name a model or a token that is not there.
+        RecipeError: If the settings name a missing model or token.
     """
     folders = [*([base_folder] if base_folder else []), *parent_folders]
     read = {folder: read_vocabulary(folder) for folder in dict.fromkeys(folders)}
@@ -293,21 +298,23 @@ def plan_tokenizer(
         )
     vocabulary = sources[definer]
     if settings.source == "union":
-        # A token that no model has a row for is none that the result could have learned.
+        # Exclude tokens that no model has an embedding row for.
         vocabulary = drop_tokens_without_rows(vocabulary)
         known = vocabulary.ids.keys()
-        having = (drop_tokens_without_rows(other) for other in read.values())
-        others = [other for other in having if other.ids.keys() - known]
-        vocabulary = join_vocabularies(vocabulary, others) if others else vocabulary
-    new = [token for token, each in settings.tokens.items() if each.add]
+        having = (drop_tokens_without_rows(candidate) for candidate in read.values())
+        larger = [candidate for candidate in having if candidate.ids.keys() - known]
+        vocabulary = join_vocabularies(vocabulary, larger) if larger else vocabulary
+    new = [token for token, token_settings in settings.tokens.items() if token_settings.add]
     vocabulary = extend_vocabulary(vocabulary, [t for t in new if t not in vocabulary.ids])
-    own = _map_own_rows(vocabulary, sources, _count_rows(settings.pad_to_multiple_of, vocabulary))
-    fill, fill_row, forced = _choose_fill(
-        own, len(vocabulary.tokens), vocabulary, has_base=has_base
+    own_rows = _map_own_rows(
+        vocabulary, sources, _count_rows(settings.pad_to_multiple_of, vocabulary)
     )
-    plan = TokenPlan(vocabulary, sources, has_base, definer, own, fill, fill_row, forced)
+    fill, fill_row, forced = _choose_fill(
+        own_rows, len(vocabulary.tokens), vocabulary, has_base=has_base
+    )
+    plan = TokenPlan(vocabulary, sources, has_base, definer, own_rows, fill, fill_row, forced)
     _apply_tokens(settings.tokens, plan)
-    for part in (own, fill, fill_row, forced):
+    for part in (own_rows, fill, fill_row, forced):
         part.flags.writeable = False
     return plan
 
@@ -320,10 +327,10 @@ def _count_rows(multiple: int | None, vocabulary: Vocabulary) -> int:
 
 
 def _map_own_rows(vocabulary: Vocabulary, sources: Sequence[Vocabulary], size: int) -> Array:
-    """Return each source's own row of every row of the result, (sources, rows) int32, or -1."""
+    """Return each source's own row of every result row, (sources, rows) int32, or -1."""
     import numpy as np
 
-    own: Array = np.full((len(sources), size), -1, np.int32)
+    own_rows: Array = np.full((len(sources), size), -1, np.int32)
     count = len(vocabulary.tokens)
     pads = np.array([token is None for token in vocabulary.tokens] + [True] * (size - count), bool)
     for number, source in enumerate(sources):
@@ -333,34 +340,34 @@ def _map_own_rows(vocabulary: Vocabulary, sources: Sequence[Vocabulary], size: i
         else:
             find = source.spelled  # type: ignore[assignment]  # keys are bytes on both sides
             keys = [None if t is None else vocabulary.spell(t) for t in vocabulary.tokens]
-        own[number, :count] = [-1 if key is None else find.get(key, -1) for key in keys]
-        # A row that no token has here and there is padding on both sides.
+        own_rows[number, :count] = [-1 if key is None else find.get(key, -1) for key in keys]
+        # Rows without a token in source and result are padding in both.
         free = np.zeros(size, bool)
         free[: source.rows] = True
-        taken = [row for row, token in enumerate(source.tokens[:size]) if token is not None]
-        free[taken] = False
+        named_rows = [row for row, token in enumerate(source.tokens[:size]) if token is not None]
+        free[named_rows] = False
         free &= pads
-        own[number, free] = np.flatnonzero(free)
-        own[number][own[number] >= source.rows] = -1
-    return own
+        own_rows[number, free] = np.flatnonzero(free)
+        own_rows[number][own_rows[number] >= source.rows] = -1
+    return own_rows
 
 
 def _choose_fill(
-    own: Array, count: int, vocabulary: Vocabulary, *, has_base: bool
+    own_rows: Array, count: int, vocabulary: Vocabulary, *, has_base: bool
 ) -> tuple[Array, Array, Array]:
-    """Return who fills in for a source that lacks a row, with which of its rows; none is forced."""
+    """Return the source and row that fill in for missing rows, and ``forced``, all False."""
     import numpy as np
 
-    has = own >= 0
+    has = own_rows >= 0
     owners = has.sum(0)
     fill = np.select([owners == 0, owners == 1], [_ZERO, has.argmax(0)], _MEAN).astype(np.int16)
-    named = np.zeros(own.shape[1], bool)
+    named = np.zeros(own_rows.shape[1], bool)
     named[:count] = [token is not None for token in vocabulary.tokens]
     fill[~named] = _PAD
     if has_base:
         fill[has[0]] = 0
-    rows = np.take_along_axis(own, np.maximum(fill, 0)[None].astype(np.int64), 0)[0]
-    return fill, np.where(fill >= 0, rows, 0).astype(np.int32), np.zeros(own.shape[1], bool)
+    rows = np.take_along_axis(own_rows, np.maximum(fill, 0)[None].astype(np.int64), 0)[0]
+    return fill, np.where(fill >= 0, rows, 0).astype(np.int32), np.zeros(own_rows.shape[1], bool)
 
 
 def _apply_tokens(tokens: Mapping[str, TokenEmbeddingSettings], plan: TokenPlan) -> None:
@@ -373,11 +380,11 @@ def _apply_tokens(tokens: Mapping[str, TokenEmbeddingSettings], plan: TokenPlan)
             continue
         if settings.source is None:
             continue
-        found = _find_source(token, settings.source, plan, where)
-        if isinstance(found, Problem):
-            problems.append(found)
+        origin = _find_source(token, settings.source, plan, where)
+        if isinstance(origin, Problem):
+            problems.append(origin)
             continue
-        plan.fill[row], plan.fill_row[row] = found
+        plan.fill[row], plan.fill_row[row] = origin
         plan.forced[row] = settings.force
     if problems:
         raise RecipeError(problems)
@@ -389,7 +396,7 @@ def _find_source(
     plan: TokenPlan,
     where: str,
 ) -> tuple[int, int] | Problem:
-    """Return which source's which row fills in, or what is wrong."""
+    """Return the source and row that fill in, or the problem."""
     if source == "zero":
         return _ZERO, 0
     if isinstance(source, TokenRowReference):
@@ -420,14 +427,14 @@ def _missing_token(token: str, vocabulary: Vocabulary, where: str, holder: str) 
         f"the token {token!r} is not in {holder}",
         "merge.tokenizer-token",
         where,
-        f"one of its {len(vocabulary.ids)} tokens, as tokenizer.json spells it",
-        suggest(token, vocabulary.ids) or "name one that it has, or set 'add: true' for a new one",
+        f"one of its {len(vocabulary.ids)} tokens, spelled as in tokenizer.json",
+        suggest(token, vocabulary.ids) or "use an existing token, or set 'add: true' for a new one",
     )
 
 
 def _missing_model(number: object, count: int, where: str) -> Problem:
     return Problem(
-        f"there is no model {number}",
+        f"model {number} does not exist",
         "merge.tokenizer-source",
         where,
         f"an index into 'models', from 0 to {count - 1}",
@@ -468,11 +475,11 @@ KNOWN_TEMPLATES = {
 }
 
 
-"""Templates by name: ours, of the forms that their makers published."""
+"""Templates by name, written here for the formats that their publishers documented."""
 
 
 def read_chat_template(folder: Path) -> str:
-    """Return a checkpoint's chat template; empty where it has none."""
+    """Return a checkpoint's chat template; empty if it has none."""
     if (folder / _FILE).is_file():
         return (folder / _FILE).read_text(encoding="utf-8")
     try:
@@ -482,43 +489,43 @@ def read_chat_template(folder: Path) -> str:
     return named if isinstance(named, str) else ""
 
 
-def choose_chat_template(wanted: str, sources: Sequence[Path]) -> str:
-    """Return the text of a merge's chat template; empty where ``auto`` finds none to take.
+def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
+    """Return the text of a merge's chat template; empty if ``auto`` finds none.
 
     Args:
-        wanted: ``auto``, the name of a known one, or a Jinja text.
+        template: ``auto``, the name of a known template, or a Jinja text.
         sources: The models' folders, the base first.
 
     Raises:
-        RecipeError: If it is none of these.
+        RecipeError: If the template is unknown.
     """
-    if wanted == "auto":
-        found = Counter(text for source in sources if (text := read_chat_template(source)))
-        return found.most_common(1)[0][0] if found else ""
-    text = KNOWN_TEMPLATES.get(wanted, wanted if "{" in wanted else "")
+    if template == "auto":
+        counts = Counter(text for source in sources if (text := read_chat_template(source)))
+        return counts.most_common(1)[0][0] if counts else ""
+    text = KNOWN_TEMPLATES.get(template, template if "{" in template else "")
     if not text:
         raise RecipeError(
-            f"there is no chat template '{wanted:.60}'",
+            f"unknown chat template '{template:.60}'",
             code="merge.chat-template",
             where="chat_template",
             expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",
-            next="give the text of the template itself",
+            next="pass the text of the template",
         )
     return text
 
 
-def write_chat_template(wanted: str, sources: Sequence[Path], folder: Path) -> None:
-    """Write the chat template of the result, where there is one.
+def write_chat_template(template: str, sources: Sequence[Path], folder: Path) -> None:
+    """Write the chat template of the result, if there is one.
 
     Args:
-        wanted: As ``choose_chat_template`` takes it.
+        template: As in ``choose_chat_template``.
         sources: The models' folders, the base first.
-        folder: The result's.
+        folder: Folder of the result.
 
     Raises:
-        RecipeError: If it is no template.
+        RecipeError: If the template is unknown.
     """
-    text = choose_chat_template(wanted, sources)
+    text = choose_chat_template(template, sources)
     if not text:
         return
     _drop_from_config(folder / "tokenizer_config.json")
@@ -527,7 +534,7 @@ def write_chat_template(wanted: str, sources: Sequence[Path], folder: Path) -> N
 
 
 def _drop_from_config(path: Path) -> None:
-    """Take a template out of a tokenizer's config, which would count beside the file."""
+    """Remove the template from a tokenizer's config, which would conflict with the file."""
     if not path.is_file():
         return
     values = json.loads(path.read_bytes())

@@ -1,7 +1,7 @@
 """Vocabularies read from tokenizer.json, their union, and the written tokenizer files.
 
-Knows the four models of the tokenizers library (BPE, Unigram, WordPiece, WordLevel) as JSON, and
-how each spells bytes and spaces; knows no weights. Encoding and decoding are left to the library.
+Handles the four models of the tokenizers library (BPE, Unigram, WordPiece, WordLevel) as JSON, and
+how each spells bytes and spaces. Reads no weights; encoding and decoding use the library.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ _CONFIGS = ("text_config", "llm_config", "language_config")
 class Vocabulary:
     """The tokens of one folder.
 
-    ``ids`` says which row a token has; where an added token took over the row of another, both are
-    there. ``tokens`` lists the tokens by row, None where no token has it. ``rows`` is how many rows
-    the weights have by config.json; that may be more, or fewer.
+    Attributes:
+        folder: The checkpoint's folder.
+        data: Contents of tokenizer.json.
+        config: Contents of config.json.
+        ids: Row of each token; if an added token replaced another's row, both are listed.
+        tokens: Tokens by row, None for rows without a token.
+        rows: Number of embedding rows by config.json; may be more or fewer than tokens.
     """
 
     folder: Path
@@ -65,17 +69,17 @@ class Vocabulary:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Display name."""
         return self.folder.name or str(self.folder)
 
     @property
     def kind(self) -> str:
-        """The model of the tokenizers library: BPE, Unigram, WordPiece or WordLevel."""
+        """Model of the tokenizers library: BPE, Unigram, WordPiece or WordLevel."""
         return str(self.data["model"]["type"])
 
     @cached_property
     def spelling(self) -> str:
-        """How a token spells its text: ``bytes``, ``spaces`` (with a lower bar) or ``letters``."""
+        """How tokens spell text: ``bytes``, ``spaces`` (with a lower bar) or ``letters``."""
         parts = json.dumps([self.data.get("pre_tokenizer"), self.data.get("decoder")])
         if '"ByteLevel"' in parts:
             return "bytes"
@@ -84,21 +88,21 @@ class Vocabulary:
 
     @property
     def added(self) -> list[dict[str, Any]]:
-        """The added tokens, as tokenizer.json lists them."""
+        """Added tokens, as listed in tokenizer.json."""
         return list(self.data.get("added_tokens") or ())
 
     @property
     def config_rows(self) -> int:
-        """What config.json says of ``vocab_size``; 0 where it says nothing."""
+        """``vocab_size`` of config.json; 0 if it is missing."""
         return _config_rows(self.config)
 
     @cached_property
     def is_ambiguous(self) -> bool:
-        """Whether another size of config.json is the same number as ``vocab_size``."""
+        """Whether another value of config.json equals ``vocab_size``."""
         return sum(_count_values(self.config, self.rows)) > 1
 
     def spell(self, token: str) -> bytes:
-        """Return the bytes of text that a token stands for, however its tokenizer spells them."""
+        """Return the bytes of text that a token represents, independent of its spelling."""
         if token in self._literal or self.spelling == "letters":
             return token.encode("utf-8", "surrogatepass")
         if self.spelling == "bytes":
@@ -114,11 +118,11 @@ class Vocabulary:
 
     @cached_property
     def spelled(self) -> Mapping[bytes, int]:
-        """Rows by the bytes a token stands for; the first of several."""
-        found: dict[bytes, int] = {}
+        """Rows by the bytes of their tokens; the first of several."""
+        rows_by_bytes: dict[bytes, int] = {}
         for token, row in sorted(self.ids.items(), key=lambda item: item[1]):
-            found.setdefault(self.spell(token), row)
-        return found
+            rows_by_bytes.setdefault(self.spell(token), row)
+        return rows_by_bytes
 
     @cached_property
     def _literal(self) -> frozenset[str]:
@@ -129,17 +133,17 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the vocabulary of a checkpoint's folder.
 
     Raises:
-        CheckpointError: If there is no tokenizer.json, or it cannot be believed.
+        CheckpointError: If tokenizer.json is missing or invalid.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
-            f"'{folder.name}' has no tokenizer.json, so no row of its embedding has a name",
+            f"'{folder.name}' has no tokenizer.json, which assigns tokens to embedding rows",
             code="merge.tokenizer-missing",
             where=str(folder),
-            expected="a fast tokenizer, as the tokenizers library writes it",
+            expected="a fast tokenizer, as written by the tokenizers library",
             next="load the tokenizer with transformers and save_pretrained it into the folder, "
-            "or leave 'tokenizer' out of the recipe",
+            "or omit 'tokenizer' in the recipe",
         )
     try:
         data = json.loads(path.read_bytes())
@@ -149,85 +153,87 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             f"tokenizer.json cannot be read: {error!s:.100}",
             code="checkpoint.tokenizer",
             where=str(path),
-            expected="a tokenizer as the tokenizers library writes it",
+            expected="a tokenizer as written by the tokenizers library",
             next="download the file again",
         ) from error
     tokens, config = _by_row(ids), _read_config(folder / "config.json")
     return Vocabulary(folder, data, config, ids, tokens, _config_rows(config) or len(tokens))
 
 
-def join_vocabularies(first: Vocabulary, others: Sequence[Vocabulary]) -> Vocabulary:
-    """Return the union: the first one's tokens and rules, then what is new in the others.
+def join_vocabularies(first: Vocabulary, more: Sequence[Vocabulary]) -> Vocabulary:
+    """Return the union: the first vocabulary's tokens and rules, then new tokens of the others.
 
-    New tokens come in the order of the others and of their rows; merges of the others come after
-    the first one's; an added token that several define is what the first of them says. Rows of the
-    first stay what they were.
+    New tokens are appended in the order of the others and of their rows; BPE merges of the others
+    follow the first one's; the first definition of an added token counts. Rows of the first
+    vocabulary do not change.
 
     Raises:
-        CheckpointError: If the tokenizers are of two kinds, so that no one can hold both.
+        CheckpointError: If the tokenizers are of different kinds.
     """
-    for other in others:
-        _check_alike(first, other)
+    for vocabulary in more:
+        _check_alike(first, vocabulary)
     joined = copy.deepcopy(dict(first.data))
     added = {str(token["content"]): dict(token) for token in first.added}
     ids = dict(first.ids)
     following = itertools.count(len(first.tokens))
-    for other in others:
-        for found in other.tokens:
-            if found is not None and found not in ids:
-                ids[found] = next(following)
-        for token in other.added:
+    for vocabulary in more:
+        for new_token in vocabulary.tokens:
+            if new_token is not None and new_token not in ids:
+                ids[new_token] = next(following)
+        for token in vocabulary.added:
             content = str(token["content"])
-            if content not in ids:  # another added token took over its row
+            if content not in ids:  # another added token replaced its row
                 ids[content] = next(following)
             added.setdefault(content, {**token, "id": ids[content]})
     joined["added_tokens"] = sorted(added.values(), key=lambda token: int(token["id"]))
     model = joined["model"]
     if first.kind == "Unigram":
-        model["vocab"] = _join_pieces(first, others, ids)
+        model["vocab"] = _join_pieces(first, more, ids)
     else:
-        # An added token is also listed here, so that the numbers have no holes.
+        # Added tokens are listed here, too, so that ids have no gaps.
         model["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
     if first.kind == "BPE":
-        model["merges"] = _join_merges([first, *others])
+        model["merges"] = _join_merges([first, *more])
     tokens = _by_row(ids)
     rows = max(first.rows, len(tokens))
     return Vocabulary(first.folder, joined, first.config, ids, tokens, rows)
 
 
 def drop_tokens_without_rows(vocabulary: Vocabulary) -> Vocabulary:
-    """Return a vocabulary without the tokens whose numbers lie beyond the rows of the weights.
+    """Remove the tokens whose ids exceed the rows of the weights.
 
-    The model never had a number for them; itself, where there are none.
+    The model has no embedding for them. Returns the vocabulary itself if there are none.
     """
-    kept = {token: row for token, row in vocabulary.ids.items() if row < vocabulary.rows}
-    if len(kept) == len(vocabulary.ids):
+    ids = {token: row for token, row in vocabulary.ids.items() if row < vocabulary.rows}
+    if len(ids) == len(vocabulary.ids):
         return vocabulary
     data = copy.deepcopy(dict(vocabulary.data))
-    data["added_tokens"] = [one for one in vocabulary.added if str(one["content"]) in kept]
+    data["added_tokens"] = [entry for entry in vocabulary.added if str(entry["content"]) in ids]
     model = data["model"]
     if isinstance(model["vocab"], list):
         model["vocab"] = model["vocab"][: vocabulary.rows]
     else:
-        model["vocab"] = {token: row for token, row in model["vocab"].items() if token in kept}
+        model["vocab"] = {token: row for token, row in model["vocab"].items() if token in ids}
     if model.get("merges"):
-        pairs = [one.split(" ", 1) if isinstance(one, str) else one for one in model["merges"]]
-        model["merges"] = [list(pair) for pair in pairs if {*pair, "".join(pair)} <= kept.keys()]
-    return replace(vocabulary, data=data, ids=kept, tokens=_by_row(kept))
+        pairs = [
+            entry.split(" ", 1) if isinstance(entry, str) else entry for entry in model["merges"]
+        ]
+        model["merges"] = [list(pair) for pair in pairs if {*pair, "".join(pair)} <= ids.keys()]
+    return replace(vocabulary, data=data, ids=ids, tokens=_by_row(ids))
 
 
 def extend_vocabulary(vocabulary: Vocabulary, tokens: Sequence[str]) -> Vocabulary:
-    """Return a vocabulary with new added tokens, which texts are split at, after all others."""
+    """Append new added tokens, at which texts are split."""
     if not tokens:
         return vocabulary
     first = len(vocabulary.tokens)
-    ids = {**vocabulary.ids, **{token: first + at for at, token in enumerate(tokens)}}
+    ids = {**vocabulary.ids, **{token: first + offset for offset, token in enumerate(tokens)}}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special", "normalized"), False)
     added = [{"id": ids[token], "content": token, **flags} for token in tokens]
     data = {**vocabulary.data, "added_tokens": [*vocabulary.added, *added]}
-    found = _by_row(ids)
-    rows = max(vocabulary.rows, len(found))
-    return Vocabulary(vocabulary.folder, data, vocabulary.config, ids, found, rows)
+    all_tokens = _by_row(ids)
+    rows = max(vocabulary.rows, len(all_tokens))
+    return Vocabulary(vocabulary.folder, data, vocabulary.config, ids, all_tokens, rows)
 
 
 def _by_row(ids: Mapping[str, int]) -> tuple[str | None, ...]:
@@ -237,12 +243,12 @@ def _by_row(ids: Mapping[str, int]) -> tuple[str | None, ...]:
     return tuple(tokens)
 
 
-def _check_alike(first: Vocabulary, other: Vocabulary) -> None:
-    if (first.kind, first.spelling) == (other.kind, other.spelling):
+def _check_alike(first: Vocabulary, second: Vocabulary) -> None:
+    if (first.kind, first.spelling) == (second.kind, second.spelling):
         return
     raise CheckpointError(
         f"the tokenizers of '{first.name}' ({first.kind}, spells {first.spelling}) and "
-        f"'{other.name}' ({other.kind}, spells {other.spelling}) have no union",
+        f"'{second.name}' ({second.kind}, spells {second.spelling}) have no union",
         code="merge.tokenizer-kind",
         where="tokenizer.source",
         expected="tokenizers of one kind",
@@ -252,11 +258,11 @@ def _check_alike(first: Vocabulary, other: Vocabulary) -> None:
 
 
 def _join_pieces(
-    first: Vocabulary, others: Sequence[Vocabulary], ids: Mapping[str, int]
+    first: Vocabulary, more: Sequence[Vocabulary], ids: Mapping[str, int]
 ) -> list[list[Any]]:
-    """Return pieces by row: a Unigram model numbers them by their place."""
+    """Return pieces by row: the ids of a Unigram model are list positions."""
     scores: dict[str, float] = {}
-    for vocabulary in (first, *others):
+    for vocabulary in (first, *more):
         for piece, score in vocabulary.data["model"]["vocab"]:
             scores.setdefault(piece, score)
     size = max(ids.values(), default=-1) + 1
@@ -267,18 +273,18 @@ def _join_pieces(
 
 
 def _join_merges(vocabularies: Iterable[Vocabulary]) -> list[list[str]]:
-    found: dict[tuple[str, ...], None] = {}
+    pairs: dict[tuple[str, ...], None] = {}
     for vocabulary in vocabularies:
         for merge in vocabulary.data["model"].get("merges") or ():
             pair = merge.split(" ", 1) if isinstance(merge, str) else merge
-            found.setdefault(tuple(pair))
-    return [list(pair) for pair in found]
+            pairs.setdefault(tuple(pair))
+    return [list(pair) for pair in pairs]
 
 
 def _read_ids(data: Any) -> dict[str, int]:
     model = data["model"]
     vocab = model["vocab"]
-    if "type" not in model:  # files of old versions: the parts tell what it is
+    if "type" not in model:  # files of old versions: infer the type from the keys
         model["type"] = "BPE" if "merges" in model else "WordPiece"
     if isinstance(vocab, list):
         pairs: list[tuple[Any, Any]] = [(item[0], row) for row, item in enumerate(vocab)]
@@ -287,7 +293,7 @@ def _read_ids(data: Any) -> dict[str, int]:
     pairs += [(token["content"], token["id"]) for token in data.get("added_tokens") or ()]
     for token, row in pairs:
         if not isinstance(token, str) or type(row) is not int or not 0 <= row < _MOST_TOKENS:
-            raise ValueError(f"the token {token!r:.60} has the number {row!r:.20}")
+            raise ValueError(f"the token {token!r:.60} has the id {row!r:.20}")
     return dict(pairs)
 
 
@@ -300,7 +306,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _config_rows(config: Mapping[str, Any]) -> int:
-    """Return ``vocab_size``, also where a config keeps it in the part of its language model."""
+    """Return ``vocab_size``, also from the language model's part of a config."""
     for part in (config, *(config.get(name) for name in _CONFIGS)):
         size = part.get("vocab_size") if isinstance(part, Mapping) else None
         if type(size) is int and 0 < size <= _MOST_TOKENS:
@@ -315,12 +321,12 @@ def _count_values(config: Any, number: int) -> Iterator[int]:
 
 
 def _byte_letters() -> Mapping[str, int]:
-    """Return which byte a letter of byte-level BPE stands for."""
+    """Return the byte of each letter of byte-level BPE."""
     if not _LETTERS:
         plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         moved = [byte for byte in range(256) if byte not in set(plain)]
         _LETTERS.update({chr(byte): byte for byte in plain})
-        _LETTERS.update({chr(256 + place): byte for place, byte in enumerate(moved)})
+        _LETTERS.update({chr(256 + offset): byte for offset, byte in enumerate(moved)})
     return _LETTERS
 
 
@@ -352,18 +358,18 @@ _TEXTS = (
 def write_tokenizer(plan: TokenPlan, folder: Path) -> list[str]:
     """Write the files of a plan's tokenizer; return their names, sorted.
 
-    A tokenizer that is one of the sources' is copied file by file. Of a new one the older forms
-    (vocab.json, merges.txt, tokenizer.model) are not written, and taken away if they are there:
-    they would count differently.
+    A tokenizer equal to a source's is copied file by file. For a new one, the older formats
+    (vocab.json, merges.txt, tokenizer.model) are not written, and existing ones are removed,
+    because their ids would differ.
 
     Raises:
-        CheckpointError: If the written tokenizer numbers or spells anything differently.
+        CheckpointError: If the written tokenizer changes ids or texts.
     """
     origin = plan.sources[plan.definer].folder
     names = _COPIED if plan.is_new else ("tokenizer.json", *_COPIED, *_COUNTED)
     written = [name for name in names if (origin / name).is_file()]
     for name in {"tokenizer.json", *_COPIED, *_COUNTED} - set(written):
-        (folder / name).unlink(missing_ok=True)  # of another tokenizer
+        (folder / name).unlink(missing_ok=True)  # from another tokenizer
     for name in written:
         shutil.copyfile(origin / name, folder / name)
     if plan.is_new:
@@ -376,9 +382,9 @@ def write_tokenizer(plan: TokenPlan, folder: Path) -> list[str]:
 
 
 def adapt_config(plan: TokenPlan, config: Mapping[str, Any], donor: int) -> dict[str, Any]:
-    """Return config.json with the result's vocab_size and its special tokens' ids.
+    """Return config.json with the result's vocab_size and ids of its special tokens.
 
-    An id is that of the vocabulary's own model where that names it, else that of the same token.
+    An id is taken from the vocabulary's model if its config has it, else translated by token.
     """
     definer = plan.sources[plan.definer].config
     adapted: dict[str, Any] = {}
@@ -395,7 +401,7 @@ def adapt_config(plan: TokenPlan, config: Mapping[str, Any], donor: int) -> dict
 
 
 def _translate(plan: TokenPlan, value: Any, donor: int) -> Any:
-    """Return the row that a token of the donor has in the result; None where it has none."""
+    """Return the result's row of a donor's token; None if it has none."""
     if isinstance(value, list):
         return [row for row in (_translate(plan, part, donor) for part in value) if row is not None]
     tokens = plan.sources[donor].tokens
@@ -405,20 +411,24 @@ def _translate(plan: TokenPlan, value: Any, donor: int) -> Any:
 
 
 def _extend_config(plan: TokenPlan, path: Path) -> None:
-    """Name the new added tokens in tokenizer_config.json, where it lists them, and no others.
+    """List the new added tokens in tokenizer_config.json, if it lists any, and remove others.
 
-    A token that is named there and is not in tokenizer.json would be added when it is loaded.
+    A token that is listed there but not in tokenizer.json would be added when it is loaded.
     """
     if not path.is_file():
         return
     config, known = json.loads(path.read_bytes()), plan.vocabulary.ids
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if isinstance(config.get(key), list):
-            config[key] = [one for one in config[key] if not isinstance(one, str) or one in known]
+            config[key] = [
+                entry for entry in config[key] if not isinstance(entry, str) or entry in known
+            ]
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, dict):
-        gone = [row for row, one in listed.items() if known.get(one.get("content")) != int(row)]
-        for row in gone:
+        removed = [
+            row for row, entry in listed.items() if known.get(entry.get("content")) != int(row)
+        ]
+        for row in removed:
             del listed[row]
         for token in plan.vocabulary.added:
             flags = {flag: bool(token.get(flag)) for flag in _FLAGS}
@@ -431,14 +441,14 @@ def _check_written(plan: TokenPlan, path: Path) -> None:
     from tokenizers import Tokenizer
 
     try:
-        made = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
         raise _mismatch_error(path, f"cannot be read back: {error!s:.120}") from error
-    numbered = made.get_vocab(with_added_tokens=True)
+    numbered = tokenizer.get_vocab(with_added_tokens=True)
     for token, row in plan.vocabulary.ids.items():
         if numbered.get(token) != row and plan.vocabulary.tokens[row] == token:
             raise _mismatch_error(
-                path, f"gives {token!r} the number {numbered.get(token)} instead of {row}"
+                path, f"gives {token!r} the id {numbered.get(token)} instead of {row}"
             )
     if not plan.is_new:
         return
@@ -447,8 +457,10 @@ def _check_written(plan: TokenPlan, path: Path) -> None:
         for folder in dict.fromkeys(source.folder for source in plan.sources)
     ]
     for text in _TEXTS:
-        spelled = _spell(made, text)
-        if spelled != text and all(_spell(other, text) != spelled for other in before):
+        spelled = _spell(tokenizer, text)
+        if spelled != text and all(
+            _spell(source_tokenizer, text) != spelled for source_tokenizer in before
+        ):
             raise _mismatch_error(path, f"spells {text!r} as {spelled!r}")
 
 
@@ -457,11 +469,11 @@ def _spell(tokenizer: Tokenizer, text: str) -> str:
     return str(tokenizer.decode(encoded.ids, skip_special_tokens=False))
 
 
-def _mismatch_error(path: Path, what: str) -> CheckpointError:
+def _mismatch_error(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"the merged tokenizer {what}",
+        f"the merged tokenizer {problem}",
         code="merge.tokenizer-round-trip",
         where=str(path),
-        expected="the same numbers and texts as those of the models",
+        expected="the same ids and texts as those of the models",
         next="set tokenizer.source to 'base' or to the index of a model",
     )

@@ -3,12 +3,15 @@
 Source: AdaMerging (Yang et al. 2023, arXiv:2310.02575), layer-wise, starting at 0.3, by Adam: the
 entropy of predictions on unlabeled data, or, for language models, the cross-entropy of the
 assistant's tokens. Gradients go through theta = base + sum of coefficient times task vector, so the
-gradient of a coefficient is that of the weights along the task vector; or, without gradients, SPSA
-(Spall 1992): two losses a step along a random direction. Differs: records are split three ways.
-Coefficients are learned on the first part, the best step is chosen on the second, and what is
-reported is the cross-entropy on the third, beside the parents and the start; where nothing is
-gained, it says so. Entropy alone can fall without any gain: sure of everything, right about little.
-What comes out is a recipe for ``task_arithmetic``, so that the engine does the merge.
+gradient of a coefficient is the weights' gradient projected on the task vector. Without gradients:
+SPSA (Spall 1992), two losses per step along a random direction.
+
+Differs: records are split in three. Coefficients are learned on the first part, the best step is
+chosen on the second, and the cross-entropy on the third is reported, with those of the parents and
+of the start, and whether the gain is significant. Entropy alone can fall without any gain:
+confident, but wrong.
+
+The result is a recipe for ``task_arithmetic``, so that the merge engine writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,9 +48,9 @@ Group = Literal["layer", "module", "model"]
 
 @dataclass(frozen=True, slots=True)
 class CoefficientTraining:
-    """How coefficients are learned.
+    """Settings of coefficient learning.
 
-    ``group`` says what shares a coefficient: a layer, a kind of module, or the whole model.
+    ``group`` is the unit that shares a coefficient: a layer, a type of module, or the whole model.
     """
 
     objective: Objective = "cross_entropy"
@@ -65,11 +68,18 @@ class CoefficientTraining:
 
 @dataclass(frozen=True)
 class LearnedCoefficients:
-    """Coefficients by group and parent, and what they gained on records that they never saw.
+    """Coefficients by group and parent, and their gain on held-out records.
 
-    ``losses`` are nats a token (cross-entropy, whatever was learned by) on the last part of the
-    records: of each parent, of ``start`` and of ``learned``. ``gain`` is the best parent's loss
-    minus the learned one's, record by record.
+    Attributes:
+        parents: Names of the parents.
+        groups: Tensor names of each group.
+        coefficients: One value per parent for each group.
+        losses: Cross-entropy in nats per token on the last part of the records: of each parent, of
+            ``start`` and of ``learned``.
+        gain: Loss of the best parent minus that of the learned merge, paired by record.
+        best_parent: Name of the parent with the lowest loss.
+        step: Step of the chosen coefficients.
+        history: Step and loss of each evaluation.
     """
 
     parents: tuple[str, ...]
@@ -83,15 +93,15 @@ class LearnedCoefficients:
 
     @property
     def is_better(self) -> bool:
-        """Whether the gain over the best parent is shown to be above zero."""
+        """Whether the gain over the best parent is significantly positive."""
         return self.gain.side() > 0
 
     def to_recipe(self, base: str, models: Sequence[str]) -> dict[str, Any]:
-        """Return the recipe that makes this merge.
+        """Return the recipe of this merge.
 
         Args:
-            base: The base's reference.
-            models: The parents' references, in their order.
+            base: Reference of the base.
+            models: References of the parents, in order.
         """
         vary = [
             {
@@ -113,13 +123,13 @@ class LearnedCoefficients:
         }
 
     def __str__(self) -> str:
-        """Return the lines a user reads."""
+        """Return the printed report."""
         lines = [f"coefficients of step {self.step}:"]
         lines += [
             f"  {group:<16} " + "  ".join(f"{value:>8.4f}" for value in values)
             for group, values in self.coefficients.items()
         ]
-        lines.append("loss on records that were never seen, nats a token:")
+        lines.append("loss on held-out records, nats per token:")
         lines += [
             f"  {name:<24} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]"
             for name, metric in self.losses.items()
@@ -133,7 +143,7 @@ class LearnedCoefficients:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {
             "parents": list(self.parents),
             "coefficients": {group: list(values) for group, values in self.coefficients.items()},
@@ -155,21 +165,21 @@ def learn_coefficients(
     device: str = "auto",
     on_step: Callable[[], None] | None = None,
 ) -> LearnedCoefficients:
-    """Learn how much of each parent's task vector every layer takes.
+    """Learn the coefficient of each parent's task vector for every group.
 
     The base and every task vector are held in memory, in float32.
 
     Args:
-        base: What all were fine-tuned from; a causal language model.
+        base: Common base, a causal language model.
         parents: Checkpoints, or adapters over the base.
-        records: Of all tasks together, in any order; twelve or more.
-        learning: How; default AdaMerging's layer-wise setting with cross-entropy.
-        device: Where the model runs.
+        records: Records of all tasks, in any order; at least twelve.
+        learning: Settings; default AdaMerging's layer-wise setting with cross-entropy.
+        device: Torch device of the model.
         on_step: Called after each step.
 
     Raises:
-        RecipeError: If a setting makes no sense.
-        DataError: If there are too few records with an assistant's token.
+        RecipeError: If a setting is invalid.
+        DataError: If there are too few records with an assistant token.
         CheckpointError: If a model cannot be loaded.
     """
     learning = learning or CoefficientTraining()
@@ -184,14 +194,14 @@ def learn_coefficients(
         losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm, "cross_entropy")
     losses["start"] = mixer.losses(mixer.start(), confirm, "cross_entropy")
     losses["learned"] = mixer.losses(best, confirm, "cross_entropy")
-    metrics = {name: _mean(name, found) for name, found in losses.items()}
+    metrics = {name: _mean(name, record_losses) for name, record_losses in losses.items()}
     winner = min(list(metrics)[:count], key=lambda name: metrics[name].value)
     return LearnedCoefficients(
         tuple(names),
         mixer.patterns(),
         {
-            group: tuple(float(best[number, at]) for number in range(count))
-            for at, group in enumerate(mixer.groups)
+            group: tuple(float(best[number, index]) for number in range(count))
+            for index, group in enumerate(mixer.groups)
         },
         metrics,
         _compare(losses[winner], losses["learned"]),
@@ -211,7 +221,7 @@ def write_recipe(recipe: Mapping[str, Any], path: Path) -> None:
 
     with atomic_write(path) as file:
         file.write(f"# stillroom run {path.name} --out merged\n")
-        yaml = YAML()  # it keeps the order of keys: version and kind come first
+        yaml = YAML()  # preserves the order of keys
         yaml.dump(dict(recipe), file)
 
 
@@ -234,40 +244,43 @@ class _Mixer:
         self._base = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._vectors = []
         for parent in parents:
-            other = dict(load_model(parent.weights, device)[0].named_parameters())
+            parent_parameters = dict(load_model(parent.weights, device)[0].named_parameters())
             with torch.no_grad():
                 self._vectors.append(
-                    {name: other[name].detach() - start for name, start in self._base.items()}
+                    {
+                        name: parent_parameters[name].detach() - start
+                        for name, start in self._base.items()
+                    }
                 )
-        found = {name: _find_group(name, learning.group) for name in self._base}
-        self.groups = list(dict.fromkeys(found.values()))
-        self._at = {name: self.groups.index(group) for name, group in found.items()}
+        group_of = {name: _find_group(name, learning.group) for name in self._base}
+        self.groups = list(dict.fromkeys(group_of.values()))
+        self._group_index = {name: self.groups.index(group) for name, group in group_of.items()}
 
     def start(self) -> torch.Tensor:
-        """Return the coefficients to begin with, (parents, groups)."""
+        """Return the initial coefficients, (parents, groups)."""
         import torch
 
         return torch.full((len(self._vectors), len(self.groups)), self.learning.start)
 
     def only(self, parent: int) -> torch.Tensor:
-        """Return the coefficients that give one parent itself."""
+        """Return the coefficients that reproduce one parent."""
         coefficients = self.start() * 0
         coefficients[parent] = 1
         return coefficients
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
-        """Return the names of the tensors that share each coefficient."""
+        """Return the names of the tensors of each group."""
         return {
-            group: tuple(name for name, at in self._at.items() if at == number)
+            group: tuple(name for name, index in self._group_index.items() if index == number)
             for number, group in enumerate(self.groups)
         }
 
     def encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
-        """Return the records that have a token to be judged by."""
+        """Return the encoded records that have an assistant token."""
         from stillroom.evaluate.lm.loss import encode_records
 
         encoded = encode_records(self.tokenizer, records, max_tokens=self.learning.max_tokens)
-        return [each for each in encoded if each.targets]
+        return [record for record in encoded if record.targets]
 
     def losses(
         self,
@@ -275,7 +288,7 @@ class _Mixer:
         records: Sequence[EncodedConversation],
         objective: Objective | None = None,
     ) -> list[tuple[float, int]]:
-        """Return the (sum of nats, tokens) of each record by an objective, without gradients."""
+        """Return (sum of nats, tokens) of each record for an objective, without gradients."""
         import torch
 
         self._put(coefficients)
@@ -287,7 +300,7 @@ class _Mixer:
     def gradient(
         self, coefficients: torch.Tensor, batch: Sequence[EncodedConversation]
     ) -> torch.Tensor:
-        """Return the gradient of the mean objective by each coefficient, (parents, groups)."""
+        """Return the gradient of the mean objective by coefficient, (parents, groups)."""
         import torch
 
         self._put(coefficients)
@@ -299,7 +312,9 @@ class _Mixer:
         for name, value in self._parameters.items():
             if value.grad is not None:
                 for number, vector in enumerate(self._vectors):
-                    slopes[number, self._at[name]] += (value.grad * vector[name]).sum().cpu()
+                    slopes[number, self._group_index[name]] += (
+                        (value.grad * vector[name]).sum().cpu()
+                    )
         return slopes
 
     def _put(self, coefficients: torch.Tensor) -> None:
@@ -309,10 +324,12 @@ class _Mixer:
             for name, value in self._parameters.items():
                 value.copy_(self._base[name])
                 for number, vector in enumerate(self._vectors):
-                    value.add_(vector[name], alpha=float(coefficients[number, self._at[name]]))
+                    value.add_(
+                        vector[name], alpha=float(coefficients[number, self._group_index[name]])
+                    )
 
     def _sum(self, record: EncodedConversation, objective: Objective | None = None) -> torch.Tensor:
-        """Return the sum over the record's tokens of cross-entropy, or of entropy."""
+        """Return the sum of cross-entropy or entropy over the record's tokens."""
         import torch
 
         ids = torch.tensor(record.ids, device=self.model.device)
@@ -331,7 +348,7 @@ def _search(
     learning: CoefficientTraining,
     on_step: Callable[[], None] | None,
 ) -> tuple[torch.Tensor, int, list[tuple[int, float]]]:
-    """Return the coefficients with the least loss on ``choose``, their step, and all losses."""
+    """Return the coefficients with the lowest loss on ``choose``, their step, and all losses."""
     import torch
 
     rng = random.Random(learning.seed)
@@ -349,7 +366,7 @@ def _search(
         optimizer.step()
         if step % learning.every == 0 or step == learning.steps:
             loss = _total(mixer.losses(coefficients, choose))
-            if loss < min(seen for _, seen in history):
+            if loss < min(previous_loss for _, previous_loss in history):
                 best, best_step = coefficients.detach().clone(), step
             history.append((step, loss))
         if on_step:
@@ -364,7 +381,7 @@ def _perturb(
     size: float,
     rng: random.Random,
 ) -> torch.Tensor:
-    """Return SPSA's estimate of the gradient: two losses along one random direction of signs."""
+    """Return the SPSA estimate of the gradient: two losses along a random sign vector."""
     import torch
 
     signs = torch.tensor([[rng.choice((-1.0, 1.0)) for _ in row] for row in coefficients.tolist()])
@@ -376,12 +393,12 @@ def _perturb(
 def _split(
     encoded: Sequence[EncodedConversation], seed: int
 ) -> tuple[list[EncodedConversation], list[EncodedConversation], list[EncodedConversation]]:
-    """Return half of the records to learn from, a quarter to choose by, a quarter to confirm."""
+    """Split records: half to learn from, a quarter to choose by, a quarter to confirm."""
     if len(encoded) < 12:
         raise DataError(
-            f"{len(encoded)} records have a token to be judged by",
+            f"{len(encoded)} records have an assistant token",
             code="merge.no-records",
-            expected="twelve or more: coefficients are learned, chosen and confirmed on others",
+            expected="at least twelve: for learning, choice and confirmation on different records",
             next="give more records of the models' tasks",
         )
     shuffled = list(encoded)
@@ -438,11 +455,11 @@ def _check(learning: CoefficientTraining, parents: Sequence[InspectedModel]) -> 
     }
     wrong = next((f"{name} is {value:g}" for name, value in sizes.items() if value <= 0), "")
     if not parents:
-        wrong = "there is no model"
+        wrong = "no model is given"
     if wrong:
         raise RecipeError(
             wrong,
             code="merge.learning-settings",
-            expected="one model or more, and settings above zero",
+            expected="at least one model, and settings above zero",
             next="correct the call",
         )

@@ -1,11 +1,11 @@
-"""The search of a merge: trials, choice on held-out records, final score and its result.
+"""The search of a merge: trials, choice on held-out records, final score and result.
 
-Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a Parzen estimator over any number of
-a recipe. Other than there, records are parted in three: one half scores the trials; a quarter
-chooses among the best trials, the recipes one would try by hand, and the parents; the last quarter
-says how good the chosen one is. A search always finds something that looks better on what it
-searched, so only the last number counts; if it is not better than the best parent's, that parent is
-kept as it is.
+Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a tree-structured Parzen estimator over
+any numeric setting of a recipe. Differs: records are split in three. One half scores the trials; a
+quarter chooses among the best trials, hand-made baselines and the parents; the last quarter
+measures the selected one. A search always finds candidates that look better on the records it
+optimized, so only the last score counts; if it is not better than the best parent's, that parent is
+kept unchanged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _MIN_RECORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class _RecordSplit:
-    """Which records the trials are scored on, which choose, and which only report."""
+    """Record indices for scoring trials, for choosing, and for the final report."""
 
     search: tuple[int, ...]
     choose: tuple[int, ...]
@@ -78,7 +78,7 @@ class _RecordSplit:
 
 @dataclass(frozen=True)
 class _Finalist:
-    """One that may be kept: changes of the recipe, or a parent as it is."""
+    """A candidate for the result: changes of the recipe, or an unchanged parent."""
 
     name: str
     changes: dict[str, Any] | None
@@ -86,23 +86,23 @@ class _Finalist:
     parent: MergeCandidate | None = None
     failed: str = ""
 
-    def cost(self, at: Sequence[int], sign: int) -> float:
+    def cost(self, indices: Sequence[int], sign: int) -> float:
         if self.failed:
             return math.inf
-        return sign * mean_over_records([self.scores[i] for i in at], range(len(at)))
+        return sign * mean_over_records([self.scores[i] for i in indices], range(len(indices)))
 
 
 def search_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> SearchResult:
-    """Search, choose and measure; a killed search goes on with the trials that are journaled.
+    """Search, choose and measure; an interrupted search resumes with the journaled trials.
 
     Raises:
-        RecipeError: If what is searched is not in the recipe, or no candidate can be merged.
-        DataError: If too few records have something to judge by, or the journal is another's.
+        RecipeError: If a searched setting is not in the recipe, or no candidate can be merged.
+        DataError: If too few records have tokens to score, or the journal does not match.
         MissingExtraError: If the optimizer's library is not installed.
         Cancelled: If the user stopped it.
     """
     if recipe.search is None:
-        raise ValueError("the recipe searches nothing")
+        raise ValueError("the recipe has no search")
     return _Search(recipe, recipe.search, merge, job).run()
 
 
@@ -114,16 +114,16 @@ class _Search:
     ) -> None:
         self.recipe, self.settings, self.merge, self.job = recipe, settings, merge, job
         self.space = SearchSpace.of(recipe, self._count_layers())
-        measure = ScoringSettings(
+        scoring = ScoringSettings(
             settings.objective,
             settings.max_tokens,
             settings.batch_tokens,
             settings.max_new_tokens,
             settings.teacher,
         )
-        self.sign = measure.sign
-        scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
-        self.bench = TrialRunner(recipe, merge, scorer)
+        self.sign = scoring.sign
+        scorer = MergeScorer(scoring, job.scratch / "candidate", job.say)
+        self.runner = TrialRunner(recipe, merge, scorer)
         self.records = draw_records(
             settings.records,
             split=settings.split,
@@ -137,26 +137,36 @@ class _Search:
 
     def run(self) -> SearchResult:
         parents = self._score_parents()
-        hands = [
+        baselines = [
             self._entry(name, changes, (*self.parts.search, *self.parts.choose, *self.parts.final))
             for name, changes in list_baselines(self.recipe).items()
         ]
-        trials, stopped = self._try(create_optimizer(self.settings, self.space.begin(), self._seed))
+        trials, stopped = self._run_trials(
+            create_optimizer(self.settings, self.space.begin(), self._seed)
+        )
         finalists = self._pick_finalists(trials)
         self.job.check_cancelled()
-        entries = [*parents, *hands, *finalists]
-        # Parents stand first and min takes the first of equals: a merge has to be better.
-        kept = min(entries, key=lambda one: one.cost(self.parts.choose, self.sign))
-        best = min(parents, key=lambda one: one.cost(self.parts.choose, self.sign))
-        hand = min(hands, key=lambda one: one.cost(self.parts.choose, self.sign), default=None)
-        if kept.parent is None and self._final(kept) >= self._final(best):
-            kept = best
-        details = self._describe(entries, kept, best, hand) | self._count(trials, stopped)
-        self.bench.scorer.close()
+        entries = [*parents, *baselines, *finalists]
+        # Parents come first and min returns the first of equals: a merge must be strictly better.
+        selected = min(entries, key=lambda entry: entry.cost(self.parts.choose, self.sign))
+        best = min(parents, key=lambda entry: entry.cost(self.parts.choose, self.sign))
+        best_baseline = min(
+            baselines, key=lambda entry: entry.cost(self.parts.choose, self.sign), default=None
+        )
+        if selected.parent is None and self._final(selected) >= self._final(best):
+            selected = best
+        details = self._describe(entries, selected, best, best_baseline) | self._count(
+            trials, stopped
+        )
+        self.runner.scorer.close()
         self.job.say(format_search(details))
-        recipe = apply_changes(self.recipe, kept.changes) if kept.changes is not None else None
-        if kept.parent is not None:
-            return SearchResult(_copy_parent(self.recipe, kept), kept.parent.merge, details, trials)
+        recipe = (
+            apply_changes(self.recipe, selected.changes) if selected.changes is not None else None
+        )
+        if selected.parent is not None:
+            return SearchResult(
+                _copy_parent(self.recipe, selected), selected.parent.merge, details, trials
+            )
         if recipe is None:
             raise AssertionError("a merge has changes")
         return SearchResult(recipe, reconfigure_merge(self.merge, recipe), details, trials)
@@ -175,23 +185,25 @@ class _Search:
         return [stack.count if stack else 0 for stack in stacks]
 
     def _score_parents(self) -> list[_Finalist]:
-        """Score parents on all records, and part those that all of them can be judged by."""
+        """Score parents on all records, and split the records that all of them can score."""
         candidates = list_parent_candidates(self.recipe, self.merge)
-        found: list[list[Score]] = []
-        done = sum(f"parent {each.name}" in self.journal for each in candidates)
+        scores: list[list[Score]] = []
+        done = sum(f"parent {candidate.name}" in self.journal for candidate in candidates)
         with self.job.phase("parents", len(candidates), "models", done=done) as progress:
-            for each in candidates:
-                key = f"parent {each.name}"
+            for candidate in candidates:
+                key = f"parent {candidate.name}"
                 if key not in self.journal:
-                    self.journal.put(key, self.bench.scorer.score(each.merge, self.records))
-                    self._say_cut()
-                    progress.advance(note=each.name)
+                    self.journal.put(key, self.runner.scorer.score(candidate.merge, self.records))
+                    self._log_truncated()
+                    progress.advance(note=candidate.name)
                     self.job.check_cancelled()
-                found.append([(value, count) for value, count in self.journal[key]])
-        counted = [at for at in range(len(self.records)) if all(row[at][1] for row in found)]
+                scores.append([(value, count) for value, count in self.journal[key]])
+        counted = [
+            index for index in range(len(self.records)) if all(row[index][1] for row in scores)
+        ]
         if len(counted) < _MIN_RECORDS:
             raise DataError(
-                f"{len(counted)} of {len(self.records)} records have something to judge by",
+                f"{len(counted)} of {len(self.records)} records have tokens to score",
                 code="merge.no-records",
                 where=self.settings.records,
                 expected=f"at least {_MIN_RECORDS} conversations with an answer",
@@ -199,74 +211,76 @@ class _Search:
             )
         self.parts = _RecordSplit.of(counted)
         return [
-            _Finalist(each.name, None, {at: row[at] for at in counted}, each)
-            for each, row in zip(candidates, found, strict=True)
+            _Finalist(candidate.name, None, {index: row[index] for index in counted}, candidate)
+            for candidate, row in zip(candidates, scores, strict=True)
         ]
 
-    def _try(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
-        """Try what the optimizer asks for until there is a reason to stop."""
+    def _run_trials(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
+        """Evaluate the optimizer's points until a stopping criterion holds."""
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
         total = settings.evaluations
-        team = open_trial_pool(self.bench, self._pick(self.parts.search), self.job.engine)
-        with self.job.phase("trials", total, "candidates", done=0) as progress, team:
+        pool = open_trial_pool(self.runner, self._pick(self.parts.search), self.job.engine)
+        with self.job.phase("trials", total, "candidates", done=0) as progress, pool:
             while True:
                 reason = self._reason_to_stop(trials, optimizer, time.monotonic() - started)
                 if reason:
                     return trials, reason
                 points = optimizer.ask()
-                kept = points[: total - len(trials)]
-                changes = [self.space.read(point) for point in kept]
+                used_points = points[: total - len(trials)]
+                changes = [self.space.read(point) for point in used_points]
                 costs = []
-                outcomes = self._outcomes(team, kept, changes, trials, started)
-                for point, change, outcome in zip(kept, changes, outcomes, strict=True):
+                outcomes = self._outcomes(pool, used_points, changes, trials, started)
+                for point, change, outcome in zip(used_points, changes, outcomes, strict=True):
                     row = self._row(len(trials), point, change, outcome)
                     costs.append(
                         _MAX_FAILURES if row["value"] is None else self.sign * row["value"]
                     )
                     trials.append(row)
                     progress.advance(note=f"best {self._best(trials)}")
-                if len(kept) < len(points):
+                if len(used_points) < len(points):
                     return trials, "evaluations"
                 optimizer.tell(costs)
 
     def _outcomes(
         self,
-        team: Any,
+        pool: Any,
         points: Sequence[Sequence[float]],
         changes: Sequence[dict[str, Any]],
         trials: Sequence[dict[str, Any]],
         started: float,
     ) -> list[TrialResult]:
-        """Return the outcomes of one round: journaled, known from the same changes, or new."""
-        keys = [f"trial {len(trials) + at}" for at in range(len(points))]
+        """Return the outcomes of one round: journaled, known from equal changes, or new."""
+        keys = [f"trial {len(trials) + index}" for index in range(len(points))]
         known = {digest_json(row["changes"]): row["number"] for row in trials}
         fresh = []
-        for at, key in enumerate(keys):
+        for index, key in enumerate(keys):
             if key in self.journal:
-                self._check_same(key, points[at])
+                self._check_same(key, points[index])
                 continue
-            same = known.get(digest_json(changes[at]))
+            same = known.get(digest_json(changes[index]))
             if same is None:
-                fresh.append(at)
+                fresh.append(index)
             else:
-                entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[at])}
+                entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[index])}
                 self.journal.put(key, entry)
-        for at, outcome in zip(fresh, team.try_all([changes[at] for at in fresh]), strict=True):
+        for index, outcome in zip(
+            fresh, pool.try_all([changes[index] for index in fresh]), strict=True
+        ):
             spent = time.monotonic() - started
-            entry = {"point": list(points[at]), "spent": spent, **outcome.to_json()}
-            self.journal.put(keys[at], entry)
+            entry = {"point": list(points[index]), "spent": spent, **outcome.to_json()}
+            self.journal.put(keys[index], entry)
             self.job.check_cancelled()
         return [TrialResult.from_json(self.journal[key]) for key in keys]
 
     def _check_same(self, key: str, point: Sequence[float]) -> None:
         if self.journal[key]["point"] != list(point):
             raise DataError(
-                f"the journal's {key} was another point than the search asks for now",
+                f"the journal's {key} is a different point than the optimizer now proposes",
                 code="merge.search-resume",
                 where=str(self.journal.path),
-                expected="the same optimizer library as when the search began",
-                next="start over with --overwrite, or install the version that it began with",
+                expected="the same version of the optimizer library as at the start of the search",
+                next="start over with --overwrite, or install that version",
             )
 
     def _spent(self) -> float:
@@ -308,7 +322,7 @@ class _Search:
         return "none yet" if best is None else f"{best:.4f}"
 
     def _pick_finalists(self, trials: Sequence[dict[str, Any]]) -> list[_Finalist]:
-        """Score the best trials, each with changes of its own, on the records that choose."""
+        """Score the best trials with distinct changes on the records for choosing."""
         distinct = {digest_json(row["changes"]): row for row in reversed(trials)}.values()
         good = [row for row in distinct if row["value"] is not None]
         if not good:
@@ -321,51 +335,59 @@ class _Search:
             )
         good.sort(key=lambda row: (self.sign * row["value"], row["number"]))
         picked = good[: self.settings.finalists]
-        rest = (*self.parts.choose, *self.parts.final)
-        return [self._entry(f"trial {row['number']}", row["changes"], rest) for row in picked]
+        remaining = (*self.parts.choose, *self.parts.final)
+        return [self._entry(f"trial {row['number']}", row["changes"], remaining) for row in picked]
 
-    def _entry(self, name: str, changes: dict[str, Any], at: Sequence[int]) -> _Finalist:
-        """Return a candidate scored on records, from the journal where it is there."""
+    def _entry(self, name: str, changes: dict[str, Any], indices: Sequence[int]) -> _Finalist:
+        """Return a candidate scored on records, from the journal if possible."""
         key = f"finalist {name}"
         if key not in self.journal:
-            outcome = self.bench.try_changes(changes, self._pick(at))
+            outcome = self.runner.try_changes(changes, self._pick(indices))
             self.journal.put(key, outcome.to_json())
             self.job.check_cancelled()
         outcome = TrialResult.from_json(self.journal[key])
         if outcome.failed:
             self.job.say(f"{name} cannot be merged: {outcome.failed}")
-        scores = dict(zip(at, outcome.scores, strict=not outcome.failed))
+        scores = dict(zip(indices, outcome.scores, strict=not outcome.failed))
         return _Finalist(name, changes, scores, failed=outcome.failed)
 
     def _final(self, entry: _Finalist) -> float:
         return entry.cost(self.parts.final, self.sign)
 
-    def _pick(self, at: Sequence[int]) -> list[Record]:
-        return [self.records[i] for i in at]
+    def _pick(self, indices: Sequence[int]) -> list[Record]:
+        return [self.records[i] for i in indices]
 
-    def _say_cut(self) -> None:
-        scorer = self.bench.scorer
-        if scorer.cut:
-            longest = scorer.measure.max_tokens
-            self.job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+    def _log_truncated(self) -> None:
+        scorer = self.runner.scorer
+        if scorer.truncated:
+            longest = scorer.settings.max_tokens
+            self.job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
 
     def _describe(
-        self, entries: Sequence[_Finalist], kept: _Finalist, best: _Finalist, hand: _Finalist | None
+        self,
+        entries: Sequence[_Finalist],
+        selected: _Finalist,
+        best: _Finalist,
+        best_baseline: _Finalist | None,
     ) -> dict[str, Any]:
         return {
             "objective": self.settings.objective,
-            "candidates": [self._tell(one, self.parts.choose) for one in entries],
-            "kept": kept.name,
-            "helped": kept.parent is None,
+            "candidates": [self._build_row(entry, self.parts.choose) for entry in entries],
+            "kept": selected.name,
+            "helped": selected.parent is None,
             "best_parent": best.name,
-            "best_hand": hand.name if hand else None,
-            "changes": kept.changes,
+            "best_hand": best_baseline.name if best_baseline else None,
+            "changes": selected.changes,
             "final": {
-                "kept": self._tell(kept, self.parts.final),
-                "best_parent": self._tell(best, self.parts.final),
-                "best_hand": self._tell(hand, self.parts.final) if hand else None,
-                "difference": self._compare(kept, best),
-                "difference_to_hand": self._compare(kept, hand) if hand else None,
+                "kept": self._build_row(selected, self.parts.final),
+                "best_parent": self._build_row(best, self.parts.final),
+                "best_hand": self._build_row(best_baseline, self.parts.final)
+                if best_baseline
+                else None,
+                "difference": self._compare(selected, best),
+                "difference_to_hand": self._compare(selected, best_baseline)
+                if best_baseline
+                else None,
                 "records": len(self.parts.final),
             },
             "records": {
@@ -386,39 +408,42 @@ class _Search:
             * min(self.sign * row["value"] for row in trials if row["value"] is not None),
         }
 
-    def _tell(self, entry: _Finalist, at: Sequence[int]) -> dict[str, Any]:
-        """Return a candidate's row for a table."""
+    def _build_row(self, entry: _Finalist, indices: Sequence[int]) -> dict[str, Any]:
+        """Return a candidate's row of the table."""
         kind = {"is_merge": entry.parent is None}
         if entry.failed:
             return {"name": entry.name, "value": None, "failed": entry.failed} | kind
-        scores = [entry.scores[i] for i in at]
-        return build_score_row(entry.name, scores, range(len(at)), self.recipe.seed, "value") | kind
+        scores = [entry.scores[i] for i in indices]
+        return (
+            build_score_row(entry.name, scores, range(len(indices)), self.recipe.seed, "value")
+            | kind
+        )
 
-    def _compare(self, kept: _Finalist, other: _Finalist) -> dict[str, Any] | None:
-        if kept is other or other.failed:
+    def _compare(self, selected: _Finalist, baseline: _Finalist) -> dict[str, Any] | None:
+        if selected is baseline or baseline.failed:
             return None
         return paired_difference(
-            [mean_per_token(kept.scores[i]) for i in self.parts.final],
-            [mean_per_token(other.scores[i]) for i in self.parts.final],
+            [mean_per_token(selected.scores[i]) for i in self.parts.final],
+            [mean_per_token(baseline.scores[i]) for i in self.parts.final],
             seed=self.recipe.seed,
-            name=f"{self.settings.objective} less that of {other.name}",
+            name=f"{self.settings.objective} less that of {baseline.name}",
         ).to_json()
 
 
 def _find_last_improvement(trials: Sequence[dict[str, Any]], sign: int) -> int:
-    """Return how many trials there had been when the best so far was found, that one counted."""
-    best, at = math.inf, 0
+    """Return the number of trials up to and including the best so far."""
+    best, position = math.inf, 0
     for number, row in enumerate(trials):
         if row["value"] is not None and sign * row["value"] < best:
-            best, at = sign * row["value"], number + 1
-    return at
+            best, position = sign * row["value"], number + 1
+    return position
 
 
-def _copy_parent(recipe: MergeRecipe, kept: _Finalist) -> MergeRecipe:
+def _copy_parent(recipe: MergeRecipe, selected: _Finalist) -> MergeRecipe:
     """Return the recipe that copies a parent."""
     data = recipe.model_dump(mode="json")
-    place = kept.parent.place if kept.parent else 0
-    reference = {"checkpoint": recipe.base} if place < 0 else data["models"][place]
+    index = selected.parent.place if selected.parent else 0
+    reference = {"checkpoint": recipe.base} if index < 0 else data["models"][index]
     keep = ("checkpoint", "adapter")
     model = {key: value for key, value in reference.items() if key in keep}
     return MergeRecipe.model_validate(
@@ -437,7 +462,7 @@ SEARCH_FILE, RESULT_RECIPE_FILE = "search.json", "found.yaml"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the recipe as changed, its merge, what to tell, and every trial."""
+    """Result of a search: the changed recipe, its merge, details, and every trial."""
 
     recipe: MergeRecipe
     merge: Merge
@@ -445,40 +470,40 @@ class SearchResult:
     trials: list[dict[str, Any]] = field(repr=False)
 
 
-def write_search_result(found: SearchResult, job: Job) -> None:
-    """Write output/search.json with all trials, and found.yaml, the recipe without the search."""
+def write_search_result(result: SearchResult, job: Job) -> None:
+    """Write output/search.json with all trials, and found.yaml, the recipe without search."""
     with atomic_write(job.output / SEARCH_FILE) as file:
-        json.dump(found.details | {"trials": found.trials}, file, ensure_ascii=False, indent=1)
+        json.dump(result.details | {"trials": result.trials}, file, ensure_ascii=False, indent=1)
     with atomic_write(job.work / RESULT_RECIPE_FILE) as file:
-        file.write(dump_recipe(found.recipe))
+        file.write(dump_recipe(result.recipe))
 
 
 def read_search_result(folder: Path) -> dict[str, Any]:
-    """Return what ``write_search_result`` wrote into a job's folder.
+    """Read the file written by ``write_search_result`` from a job's folder.
 
     Raises:
-        DataError: If there is none, or it is not one of ours.
+        DataError: If it is missing or invalid.
     """
     path = folder / "output" / SEARCH_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "trials" not in found:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "trials" not in result:
             raise ValueError("no trials")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} holds no search that can be read",
+            f"{folder} contains no readable search result",
             code="merge.no-search",
             where=str(path),
             expected="the folder of a merge whose recipe has 'search'",
-            next=f"stillroom show {folder} says what it is",
+            next=f"stillroom show {folder} describes it",
         ) from error
-    return found
+    return result
 
 
 def format_search(details: Mapping[str, Any]) -> str:
-    """Return the outcome in one or two sentences, for people and for the card."""
+    """Return the outcome in one or two sentences, for the log and the card."""
     final, objective = details["final"], details["objective"]
-    ours, parent = final["kept"], final["best_parent"]
+    selected, parent = final["kept"], final["best_parent"]
     records = f"on {final['records']} records that the search never saw"
     if not details["helped"]:
         return (
@@ -489,7 +514,7 @@ def format_search(details: Mapping[str, Any]) -> str:
     few = warn_small_sample(final["records"], "records")
     tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
     return (
-        f"Kept of {details['tried']} trials: {ours['name']}. {records.capitalize()}, its "
-        f"{objective} is {ours['value']:.4f}, that of the best parent, {parent['name']}, "
+        f"Kept of {details['tried']} trials: {selected['name']}. {records.capitalize()}, its "
+        f"{objective} is {selected['value']:.4f}, that of the best parent, {parent['name']}, "
         f"{parent['value']:.4f}" + (f". {few}" if few else tail)
     )

@@ -1,8 +1,8 @@
 """Scoring of merges in memory on held-out records.
 
-No checkpoint is written. A model whose weights transformers stores under other names than its
-modules have cannot be filled so; it is written to scratch and loaded instead, and that is said.
-Knows nothing of which candidate is better.
+No checkpoint is written, except for models that transformers stores under other names than those of
+its modules: these are written to scratch and loaded, with a log message. Does not compare
+candidates.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 Score = tuple[float, int]
-"""Of one record: the sum of what is measured, and of how many tokens (or answers) it is."""
+"""Score of one record: the sum of the measure, and the number of tokens (or answers)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSettings:
-    """What is measured, and within what bounds.
+    """The measure, and its limits.
 
-    ``teacher`` is the checkpoint that ``kl`` and ``agreement`` compare with; it must have the
-    models' tokenizer.
+    ``teacher`` is the reference checkpoint of ``kl`` and ``agreement``; it must have the models'
+    tokenizer.
     """
 
     objective: Objective = "loss"
@@ -56,38 +56,40 @@ class ScoringSettings:
 
     @property
     def sign(self) -> int:
-        """1 where less is better, else -1."""
+        """1 if lower is better, else -1."""
         return -1 if self.objective in HIGHER_IS_BETTER else 1
 
 
 class MergeScorer:
-    """One model in memory that takes on the weights of candidate after candidate.
+    """A model in memory that receives the weights of one candidate after another.
 
-    ``cut`` says how many records were longer than ``max_tokens`` when it last measured.
+    ``truncated`` is the number of records longer than ``max_tokens`` in the last measurement.
     """
 
-    def __init__(self, measure: ScoringSettings, scratch: Path, say: Callable[[str], None]) -> None:
-        """Load nothing yet.
+    def __init__(
+        self, settings: ScoringSettings, scratch: Path, say: Callable[[str], None]
+    ) -> None:
+        """Create a scorer; models are loaded on first use.
 
         Args:
-            measure: What is measured.
-            scratch: A folder that may be made and removed, for models that cannot be filled.
-            say: Hears what the user should know.
+            settings: The measure and its limits.
+            scratch: Temporary folder for models that cannot be filled in memory.
+            say: Called with log messages.
         """
-        self.measure, self.scratch, self.say = measure, scratch, say
-        self.cut = 0
+        self.settings, self.scratch, self.say = settings, scratch, say
+        self.truncated = 0
         self._model: Any = None
         self._config_key = ""
         self._kind: tuple[Any, Any, Any] | None = None
         self._tokenizers: dict[str, Any] = {}
         self._teacher: Any = None
-        self._said = False
+        self._has_warned = False
 
     def score(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
-        """Return what the merge scores on every record, (0.0, 0) where there is nothing to measure.
+        """Return the score of a merge on every record, (0.0, 0) for records without scored tokens.
 
         Raises:
-            CheckpointError: If the sources do not belong together, or a number is not finite.
+            CheckpointError: If the sources do not match, or a value is not finite.
             RecipeError: If the method cannot merge these models.
         """
         plan = merge.plan()
@@ -99,14 +101,14 @@ class MergeScorer:
         return self._score_written(merge, records)
 
     def measure_model(self, model: Any, tokenizer: Any, records: Sequence[Record]) -> list[Score]:
-        """Return what a loaded model scores on every record."""
-        cut: list[int] = []
+        """Return the score of a loaded model on every record."""
+        truncated: list[int] = []
         bounds: dict[str, Any] = {
-            "max_tokens": self.measure.max_tokens,
-            "batch_tokens": self.measure.batch_tokens,
-            "on_truncated": lambda at, tokens: cut.append(at),
+            "max_tokens": self.settings.max_tokens,
+            "batch_tokens": self.settings.batch_tokens,
+            "on_truncated": lambda index, tokens: truncated.append(index),
         }
-        objective = self.measure.objective
+        objective = self.settings.objective
         if objective == "loss":
             from stillroom.evaluate.lm.loss import held_out_loss
 
@@ -114,21 +116,26 @@ class MergeScorer:
         elif objective in ("kl", "agreement"):
             from stillroom.evaluate.lm.divergence import measure_agreement
 
-            found = measure_agreement(model, self._load_teacher(), tokenizer, records, **bounds)
-            scores = [(getattr(one, objective) * one.tokens, one.tokens) for one in found]
+            agreements = measure_agreement(
+                model, self._load_teacher(), tokenizer, records, **bounds
+            )
+            scores = [
+                (getattr(agreement, objective) * agreement.tokens, agreement.tokens)
+                for agreement in agreements
+            ]
         else:
-            scores = _answer(model, tokenizer, records, self.measure)
-        self.cut = len(cut)
+            scores = _answer(model, tokenizer, records, self.settings)
+        self.truncated = len(truncated)
         return scores
 
     def close(self) -> None:
-        """Let go of the models."""
+        """Release the models."""
         self._model = self._teacher = None
         self._config_key = ""
         gc.collect()
 
     def _prepare(self, plan: MergePlan, folder: Path) -> Any:
-        """Return a model of the plan's shape that can be filled, or None."""
+        """Return a model with the plan's tensors that can be filled, or None."""
         key = digest_json(plan.config)
         if key != self._config_key:
             self._model = self._build(plan, folder)
@@ -138,29 +145,29 @@ class MergeScorer:
         return self._model
 
     def _build(self, plan: MergePlan, folder: Path) -> Any:
-        """Return a model for the plan's config: loaded where that is its donor's, else made."""
+        """Return a model for the plan's config: loaded from its donor if equal, else created."""
         from stillroom.checkpoints import Checkpoint
 
-        ours = Checkpoint.open(folder).config
-        if self._kind is not None and not _is_config(plan, ours, self._kind[1]):
+        donor_config = Checkpoint.open(folder).config
+        if self._kind is not None and not _is_config(plan, donor_config, self._kind[1]):
             return self._make(plan)
         from stillroom.models import load_causal_lm
 
         model, _ = load_causal_lm(folder, dtype="float32")
         self._kind = (type(model), model.config, model.device)
-        return model if _is_config(plan, ours, model.config) else self._make(plan)
+        return model if _is_config(plan, donor_config, model.config) else self._make(plan)
 
     def _make(self, plan: MergePlan) -> Any:
-        """Return a model of a config that no source has, as after slices; its weights are drawn."""
+        """Return a randomly initialized model of a config that no source has."""
         if self._kind is None:
-            raise AssertionError("a model was loaded first")
+            raise AssertionError("no model was loaded before")
         kind, config, device = self._kind
         self._model = None
-        made: Any = kind(type(config).from_dict(dict(plan.config)))
-        return made.float().to(device).eval()
+        model: Any = kind(type(config).from_dict(dict(plan.config)))
+        return model.float().to(device).eval()
 
     def _tokenizer(self, merge: Merge, plan: MergePlan) -> Any:
-        """Return the result's tokenizer: its donor's, or one that the merge makes."""
+        """Return the result's tokenizer: its donor's, or a merged one."""
         from stillroom.models.local.causal_lm import load_tokenizer
 
         folder = merge.sources[0].checkpoint.folder
@@ -179,9 +186,11 @@ class MergeScorer:
     def _score_written(self, merge: Merge, records: Sequence[Record]) -> list[Score]:
         from stillroom.models import load_causal_lm
 
-        if not self._said:
-            self.say("candidates are written to scratch: this architecture is loaded file by file")
-            self._said = True
+        if not self._has_warned:
+            self.say(
+                "candidates are written to scratch: this architecture cannot be filled in memory"
+            )
+            self._has_warned = True
         try:
             merge.write(self.scratch)
             model, tokenizer = load_causal_lm(self.scratch, dtype="float32")
@@ -193,7 +202,7 @@ class MergeScorer:
         from stillroom.models import load_causal_lm, resolve_checkpoint
 
         if self._teacher is None:
-            reference = Path(self.measure.teacher or "")
+            reference = Path(self.settings.teacher or "")
             path = reference if reference.exists() else resolve_checkpoint(str(reference))
             self._teacher, _ = load_causal_lm(_find_folder(path), dtype="float32")
         return self._teacher
@@ -208,18 +217,18 @@ def draw_records(
     say: Callable[[str], None],
     setting: str = "select",
 ) -> list[Record]:
-    """Return the records that judge, in an order that the seed and their ids set.
+    """Sample the records used for scoring, in an order determined by the seed and their ids.
 
     Args:
         reference: A records artifact or file.
-        split: Only records with this ``fields.split``; empty is all.
-        limit: Most records.
-        seed: Which are drawn, and in what order.
-        say: Hears how many rows cannot be read.
-        setting: The recipe's section, for the error.
+        split: Use only records with this ``fields.split``; empty: all.
+        limit: Maximum number of records.
+        seed: Seed of sample and order.
+        say: Called with the number of unreadable rows.
+        setting: Section of the recipe, for the error.
 
     Raises:
-        DataError: If none fits.
+        DataError: If no record matches.
     """
     from stillroom.evaluate.qa.questions import find_records
     from stillroom.records import read_records
@@ -232,37 +241,39 @@ def draw_records(
         if not split or record.fields.get("split") == split
     }
     if dropped:
-        say(f"{len(dropped)} rows of {path.name} cannot be read and do not judge")
+        say(f"{len(dropped)} rows of {path.name} cannot be read and are skipped")
     if not fitting:
         raise DataError(
-            f"no record has fields.split '{split}'" if split else f"{path.name} holds no record",
+            f"no record has fields.split '{split}'" if split else f"{path.name} contains no record",
             code="merge.no-records",
             where=str(path),
             expected="records that no model was trained on",
             next=f"set {setting}.split to another split, or to '' for all records"
             if split
-            else "give a file that holds some",
+            else "pass a file with records",
         )
-    drawn = sorted(fitting, key=lambda each: digest_json([seed, each]))[:limit]
-    return [fitting[each] for each in drawn]
+    record_ids = sorted(fitting, key=lambda record_id: digest_json([seed, record_id]))[:limit]
+    return [fitting[record_id] for record_id in record_ids]
 
 
 def mean_per_token(score: Score) -> float:
-    """Return one record's mean a token (or answer)."""
+    """Return a record's mean per token (or answer)."""
     return score[0] / score[1]
 
 
-def mean_over_records(scores: Sequence[Score], at: Sequence[int]) -> float:
-    """Return the mean over all tokens of the records ``at`` together."""
-    return math.fsum(scores[i][0] for i in at) / sum(scores[i][1] for i in at)
+def mean_over_records(scores: Sequence[Score], indices: Sequence[int]) -> float:
+    """Return the mean over all tokens of the records at ``indices``."""
+    return math.fsum(scores[i][0] for i in indices) / sum(scores[i][1] for i in indices)
 
 
 def build_score_row(
-    name: str, scores: Sequence[Score], at: Sequence[int], seed: int, key: str = "loss"
+    name: str, scores: Sequence[Score], indices: Sequence[int], seed: int, key: str = "loss"
 ) -> dict[str, Any]:
-    """Return a candidate's name, and its mean (under ``key``) with its interval over records."""
+    """Return a candidate's name, and its mean (as ``key``) with its interval over records."""
     metric = bootstrap(
-        [mean_per_token(scores[i]) for i in at], weights=[scores[i][1] for i in at], seed=seed
+        [mean_per_token(scores[i]) for i in indices],
+        weights=[scores[i][1] for i in indices],
+        seed=seed,
     )
     low, high = metric.low, metric.high
     return {
@@ -270,22 +281,22 @@ def build_score_row(
         key: metric.value,
         "low": metric.value if math.isnan(low) else low,
         "high": metric.value if math.isnan(high) else high,
-        "n": len(at),
+        "n": len(indices),
     }
 
 
-def _is_config(plan: MergePlan, ours: Mapping[str, Any], loaded: Any) -> bool:
-    """Return whether a donor's config is the plan's, whether embeddings are tied included."""
+def _is_config(plan: MergePlan, donor_config: Mapping[str, Any], loaded: Any) -> bool:
+    """Return whether a donor's config equals the plan's, including tied embeddings."""
     tied = "tie_word_embeddings"
-    left = {key: value for key, value in plan.config.items() if key != tied}
-    right = {key: value for key, value in ours.items() if key != tied}
-    return left == right and plan.config.get(tied, loaded.tie_word_embeddings) == getattr(
-        loaded, tied
-    )
+    plan_config = {key: value for key, value in plan.config.items() if key != tied}
+    other_config = {key: value for key, value in donor_config.items() if key != tied}
+    return plan_config == other_config and plan.config.get(
+        tied, loaded.tie_word_embeddings
+    ) == getattr(loaded, tied)
 
 
 def _fits(model: Any, plan: MergePlan) -> bool:
-    """Return whether the plan's tensors are the model's, by name and shape, and all of them."""
+    """Return whether the plan's tensors are exactly those of the model, by name and shape."""
     state = model.state_dict()
     covered = set()
     for tensor in plan.tensors:
@@ -297,7 +308,7 @@ def _fits(model: Any, plan: MergePlan) -> bool:
 
 
 def _fill(model: Any, merge: Merge) -> None:
-    """Copy a merge's tensors into the model as a written checkpoint would be read."""
+    """Copy a merge's tensors into the model, as if it was written and loaded."""
     import numpy as np
     import torch
 
@@ -314,39 +325,39 @@ def _fill(model: Any, merge: Merge) -> None:
 
 
 def _answer(
-    model: Any, tokenizer: Any, records: Sequence[Record], measure: ScoringSettings
+    model: Any, tokenizer: Any, records: Sequence[Record], settings: ScoringSettings
 ) -> list[Score]:
-    """Let the model answer greedily; score F1 or exact match with the record's last turn."""
+    """Generate greedily; score F1 or exact match with the record's last turn."""
     import torch
 
     from stillroom.models.tokenization.chat_template import render_prompt
     from stillroom.text.unicode import exact_match, token_f1
 
-    compare = token_f1 if measure.objective == "f1" else exact_match
+    compare = token_f1 if settings.objective == "f1" else exact_match
     scores: list[Score] = []
     for record in records:
-        asked, expected = _split_answer(record.messages)
-        if not expected or not asked:
+        prompt_messages, expected = _split_answer(record.messages)
+        if not expected or not prompt_messages:
             scores.append((0.0, 0))
             continue
-        text = render_prompt(tokenizer, Prompt(asked))
+        text = render_prompt(tokenizer, Prompt(prompt_messages))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        ids = ids[:, -measure.max_tokens :].to(model.device)
+        ids = ids[:, -settings.max_tokens :].to(model.device)
         with torch.inference_mode():
-            drawn = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=measure.max_new_tokens,
+                max_new_tokens=settings.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        said = tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
-        scores.append((float(compare(said, expected)), 1))
+        answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        scores.append((float(compare(answer, expected)), 1))
     return scores
 
 
 def _split_answer(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
-    """Return the turns before the assistant's last, and what it says there."""
+    """Return the turns before the assistant's last, and its text."""
     if not messages or messages[-1].role != "assistant":
         return (), ""
     return tuple(messages[:-1]), messages[-1].content.strip()

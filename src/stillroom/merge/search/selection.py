@@ -1,10 +1,10 @@
 """Selection of the best candidate on held-out records.
 
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
-the records and confirmed on the other, so that choosing the luckiest of many does not pass for
-progress. Where no merge is confirmed, the best parent is kept as it is, and the artifact says so.
-A share of the records (``select.final``) takes no part in either, and says how good the kept one
-is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
+the records and confirmed on the other, so that selection bias does not pass for progress. If no
+merge is confirmed, the best parent is kept unchanged, as the artifact records. A share of the
+records (``select.final``) is used for neither and measures the selected one. Candidates are merged
+in memory. Only the loss is compared: a lower loss need not mean better answers.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _MIN_SPLIT, _FINAL = 16, 0.25
 
 @dataclass(frozen=True)
 class MergeCandidate:
-    """One checkpoint that may be kept: a parent as it is, or a merge.
+    """A candidate checkpoint: an unchanged parent, or a merge.
 
-    ``place`` is a parent's number in the recipe's ``models``, -1 the base's.
+    ``place`` is the index of a parent in the recipe's ``models``, -1 for the base.
     """
 
     name: str
@@ -61,54 +61,53 @@ class MergeCandidate:
 
 
 def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
-    """Score all candidates and return the merge to make, with what to tell about the choice.
+    """Score all candidates; return the selected merge and the details of the choice.
 
     Raises:
-        DataError: If fewer than two records have a token to be judged by, and the recipe does not
-            go on without.
-        Cancelled: If the user stopped it; scores that are done stay done.
+        DataError: If fewer than two records have an assistant token, and the recipe requires it.
+        Cancelled: If the user stopped it; finished scores are kept.
     """
     if recipe.select is None:
-        raise ValueError("the recipe selects nothing")
+        raise ValueError("the recipe has no selection")
     select = recipe.select
     candidates = list_candidates(recipe, merge)
-    left = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
-    skipped = [count for count in select.averages if count > left]
+    available = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
+    skipped = [count for count in select.averages if count > available]
     if skipped:
-        job.say(f"the run left {left} checkpoints: no average of the last {skipped} is tried")
+        job.say(f"the run has {available} checkpoints: averages of the last {skipped} are skipped")
     try:
         scores, counted = _score_records(candidates, select, recipe.seed, job)
     except DataError as error:
         if recipe.when_too_few == "refuse" or error.code != "merge.no-records":
             raise
         return _keep_first(candidates, error.problems[0].what, job)
-    kept, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
+    selected, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
     job.say(
-        f"kept {candidates[kept].name}: "
+        f"kept {candidates[selected].name}: "
         + ("merging lowered" if details["helped"] else "merging did not lower")
         + " the held-out loss"
     )
     if "final" in details:
         job.say(_format_final(details["final"]))
-    return candidates[kept].merge, details | {"skipped_averages": skipped}
+    return candidates[selected].merge, details | {"skipped_averages": skipped}
 
 
 def _score_records(
     candidates: Sequence[MergeCandidate], select: SelectionSettings, seed: int, job: Job
 ) -> tuple[list[list[Score]], list[int]]:
-    """Return every candidate's score of each record, and which records all of them can be told by.
+    """Return the scores of all candidates by record, and the records that all can score.
 
     Raises:
-        DataError: If those are fewer than two.
+        DataError: If there are fewer than two.
     """
     records = draw_records(
         select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
     )
-    measure = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
-    scorer = MergeScorer(measure, job.scratch / "candidate", job.say)
+    settings = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
+    scorer = MergeScorer(settings, job.scratch / "candidate", job.say)
     scores = _score_all(candidates, records, scorer, job) if len(records) > 1 else []
     scorer.close()
-    counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
+    counted = [index for index in range(len(records)) if all(loss[index][1] for loss in scores)]
     if len(counted) < 2:
         raise DataError(
             f"{len(counted)} of {len(records)} records have an assistant's token to judge by"
@@ -125,9 +124,13 @@ def _score_records(
 def _keep_first(
     candidates: Sequence[MergeCandidate], why: str, job: Job
 ) -> tuple[Merge, dict[str, Any]]:
-    """Return the first model as it is, and that nothing was judged."""
-    first = next(each for each in candidates if each.parent is not None and each.place == 0)
-    job.say(f"warning: {why}; no merge can be judged, and {first.name} is kept as it is")
+    """Return the first model unchanged, with details that nothing was scored."""
+    first = next(
+        candidate
+        for candidate in candidates
+        if candidate.parent is not None and candidate.place == 0
+    )
+    job.say(f"warning: {why}; no merge can be scored, so {first.name} is kept unchanged")
     return first.merge, {
         "candidates": [],
         "kept": first.name,
@@ -137,34 +140,34 @@ def _keep_first(
 
 
 def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
-    """Return all candidates of a recipe: parents first, then averages, mixes and the merge."""
+    """Return all candidates of a recipe: parents, averages, interpolations and the merge."""
     finals = _list_final_checkpoints(recipe, merge.parents)
-    found = _open_parents(recipe, merge)
+    candidates = _open_parents(recipe, merge)
     name = recipe.method.method_name()
     run = list_run_checkpoints(finals[0])
     for count in recipe.select.averages if recipe.select else ():
         average = Merge(METHODS.build("run_average"), None, run[-count:], merge.rules, merge.seed)
         if count <= len(run) and not _is_same(average, merge):
-            found.append(
+            candidates.append(
                 MergeCandidate(f"average of the last {count} of {finals[0].name}", average)
             )
     if merge.base is not None:
-        found += [
+        candidates += [
             MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
             for share in _list_mixes(recipe)
         ]
     if _differs_from_parent(recipe, merge):
-        found.append(MergeCandidate(name, merge))
-    return _number_names(found)
+        candidates.append(MergeCandidate(name, merge))
+    return _number_names(candidates)
 
 
 def list_parent_candidates(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
-    """Return the base, if any, and every model of a recipe, each as it is."""
+    """Return the base, if any, and every model of a recipe as unchanged candidates."""
     return _number_names(_open_parents(recipe, merge))
 
 
 def count_candidates(recipe: MergeRecipe) -> int:
-    """Return how many candidates a recipe will score, without opening any; at most one too many."""
+    """Return an upper bound on the number of candidates, without opening any."""
     if recipe.select is None:
         return 0
     parents = len(recipe.models) + (recipe.base is not None)
@@ -176,17 +179,20 @@ def _open_parents(recipe: MergeRecipe, merge: Merge) -> list[MergeCandidate]:
     finals = _list_final_checkpoints(recipe, merge.parents)
     return [
         *base,
-        *(replace(_copy_candidate(each, merge.rules), place=at) for at, each in enumerate(finals)),
+        *(
+            replace(_copy_candidate(source, merge.rules), place=index)
+            for index, source in enumerate(finals)
+        ),
     ]
 
 
-def _number_names(found: Sequence[MergeCandidate]) -> list[MergeCandidate]:
-    """Return the candidates with a number after names that come twice."""
-    seen: Counter[str] = Counter()
+def _number_names(candidates: Sequence[MergeCandidate]) -> list[MergeCandidate]:
+    """Number repeated names of candidates."""
+    counts: Counter[str] = Counter()
     named = []
-    for candidate in found:
-        seen[candidate.name] += 1
-        count = seen[candidate.name]
+    for candidate in candidates:
+        counts[candidate.name] += 1
+        count = counts[candidate.name]
         name = f"{candidate.name} ({count})" if count > 1 else candidate.name
         named.append(replace(candidate, name=name))
     return named
@@ -201,20 +207,24 @@ def _list_mixes(recipe: MergeRecipe) -> tuple[float, ...]:
 def _list_final_checkpoints(
     recipe: MergeRecipe, parents: Sequence[MergeSource]
 ) -> list[MergeSource]:
-    """Return the final checkpoint of each model, leaving out those along its run."""
+    """Return the final checkpoint of each model, without its earlier run checkpoints."""
     counts = (max(entry.along_run, 1) for entry in recipe.models)
     return [parents[stop - 1] for stop in accumulate(counts)]
 
 
-def _is_same(one: Merge, other: Merge) -> bool:
-    """Whether two merges are sure to give the same bytes."""
-    ours = [(each.checkpoint.folder, each.weight, each.own) for each in one.parents]
-    theirs = [(each.checkpoint.folder, each.weight, each.own) for each in other.parents]
-    return one.method == other.method and ours == theirs
+def _is_same(first: Merge, second: Merge) -> bool:
+    """Whether two merges are certain to give the same bytes."""
+    first_sources = [
+        (source.checkpoint.folder, source.weight, source.settings) for source in first.parents
+    ]
+    second_sources = [
+        (source.checkpoint.folder, source.weight, source.settings) for source in second.parents
+    ]
+    return first.method == second.method and first_sources == second_sources
 
 
 def _differs_from_parent(recipe: MergeRecipe, merge: Merge) -> bool:
-    """Whether the merge itself differs from its one parent."""
+    """Whether the merge differs from its only parent."""
     alone = {"linear", "passthrough", "run_average"}
     return len(merge.parents) > 1 or recipe.method.method_name() not in alone
 
@@ -233,11 +243,11 @@ def _score_all(
     with job.phase("score", len(candidates), "candidates", done=done) as progress:
         for candidate in candidates:
             if candidate.name not in journal:
-                found = _score(candidate, records, scorer)
-                if scorer.cut:
-                    longest = scorer.measure.max_tokens
-                    job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
-                journal.put(candidate.name, found)
+                record_scores = _score(candidate, records, scorer)
+                if scorer.truncated:
+                    longest = scorer.settings.max_tokens
+                    job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
+                journal.put(candidate.name, record_scores)
                 progress.advance(note=candidate.name)
                 job.check_cancelled()
             scores.append([(nats, tokens) for nats, tokens in journal[candidate.name]])
@@ -259,7 +269,7 @@ def _score(
 
 @dataclass(frozen=True, slots=True)
 class _SelectionSplit:
-    """Which records choose, which confirm, and which only say how good the kept one is."""
+    """Record indices for choosing, confirming, and the final report."""
 
     choosing: Sequence[int]
     confirming: Sequence[int]
@@ -268,14 +278,16 @@ class _SelectionSplit:
 
     @classmethod
     def of(cls, counted: Sequence[int], share: float | None) -> _SelectionSplit:
-        """Part the records; every record of the final part is seen by no choice."""
+        """Split the records; the final part is not used for any choice."""
         if share is None:
             share = _FINAL if len(counted) >= _MIN_SPLIT else 0.0
-        kept_back = round(len(counted) * share)
-        rest = counted[: len(counted) - kept_back]
-        final = counted[len(counted) - kept_back :]
-        halves = len(rest) >= _MIN_HALVED
-        choosing, confirming = (rest[::2], rest[1::2]) if halves else (rest, rest)
+        final_count = round(len(counted) * share)
+        remaining = counted[: len(counted) - final_count]
+        final = counted[len(counted) - final_count :]
+        halves = len(remaining) >= _MIN_HALVED
+        choosing, confirming = (
+            (remaining[::2], remaining[1::2]) if halves else (remaining, remaining)
+        )
         return cls(choosing, confirming, final, halves)
 
 
@@ -286,20 +298,20 @@ def _choose_candidate(
     select: SelectionSettings,
     seed: int,
 ) -> tuple[int, dict[str, Any]]:
-    """Return the number of the candidate to keep, and the details of the choice."""
+    """Return the index of the selected candidate, and the details of the choice."""
     parts = _SelectionSplit.of(counted, select.final)
     on_choosing = [mean_over_records(losses, parts.choosing) for losses in scores]
-    parents = [at for at, candidate in enumerate(candidates) if candidate.parent is not None]
-    # Parents stand first, and min takes the first of equals: a merge has to be better, not as good.
-    best = min(range(len(candidates)), key=lambda at: on_choosing[at])
-    best_parent = min(parents, key=lambda at: on_choosing[at])
-    kept, difference = best, None
+    parents = [index for index, candidate in enumerate(candidates) if candidate.parent is not None]
+    # Parents come first and min returns the first of equals: a merge must be strictly better.
+    best = min(range(len(candidates)), key=lambda index: on_choosing[index])
+    best_parent = min(parents, key=lambda index: on_choosing[index])
+    selected, difference = best, None
     if best not in parents:
         difference = _compare(scores[best], scores[best_parent], parts.confirming, seed)
         if mean_over_records(scores[best], parts.confirming) >= mean_over_records(
             scores[best_parent], parts.confirming
         ):
-            kept = best_parent
+            selected = best_parent
     judged = [*parts.choosing, *parts.confirming] if parts.halves else parts.choosing
     rows = [
         build_score_row(candidate.name, losses, sorted(judged), seed)
@@ -310,15 +322,15 @@ def _choose_candidate(
         }
         for candidate, losses in zip(candidates, scores, strict=True)
     ]
-    return kept, {
+    return selected, {
         "candidates": rows,
-        "kept": candidates[kept].name,
-        "helped": kept not in parents,
+        "kept": candidates[selected].name,
+        "helped": selected not in parents,
         "best_parent": candidates[best_parent].name,
         "difference": difference,
         "confirmed_on_other_records": parts.halves,
         "records": {"choosing": len(parts.choosing), "confirming": len(parts.confirming)},
-        **_score_final(candidates, scores, parts, (kept, best_parent), seed),
+        **_score_final(candidates, scores, parts, (selected, best_parent), seed),
     }
 
 
@@ -326,17 +338,20 @@ def _score_final(
     candidates: Sequence[MergeCandidate],
     scores: Sequence[Sequence[Score]],
     parts: _SelectionSplit,
-    places: tuple[int, int],
+    selection: tuple[int, int],
     seed: int,
 ) -> dict[str, Any]:
-    """Return how the kept one and the best parent do on records that no choice saw."""
+    """Return the scores of the selected candidate and the best parent on the final records."""
     if not parts.final:
         return {}
-    kept, best_parent = places
-    rows = [build_score_row(candidates[at].name, scores[at], parts.final, seed) for at in places]
+    selected, best_parent = selection
+    rows = [
+        build_score_row(candidates[index].name, scores[index], parts.final, seed)
+        for index in selection
+    ]
     difference = None
-    if kept != best_parent:
-        difference = _compare(scores[kept], scores[best_parent], parts.final, seed)
+    if selected != best_parent:
+        difference = _compare(scores[selected], scores[best_parent], parts.final, seed)
     return {
         "final": {
             "kept": rows[0],
@@ -348,23 +363,25 @@ def _score_final(
 
 
 def _format_final(final: Mapping[str, Any]) -> str:
-    """Return how the kept one did on the records that no choice saw, in words."""
-    said = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
+    """Return the scores on the final records as a sentence."""
+    text = (
+        f"on {final['records']} records not used for the choice: loss {final['kept']['loss']:.4f}"
+    )
     gap = final["difference"]
     if gap is None:
-        return said
+        return text
     return (
-        f"{said}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
+        f"{text}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
         f"[{gap['low']:+.4f}, {gap['high']:+.4f}]"
     )
 
 
 def _compare(
-    ours: Sequence[Score], theirs: Sequence[Score], at: Sequence[int], seed: int
+    scores: Sequence[Score], parent_scores: Sequence[Score], indices: Sequence[int], seed: int
 ) -> dict[str, Any]:
     return paired_difference(
-        [mean_per_token(ours[i]) for i in at],
-        [mean_per_token(theirs[i]) for i in at],
+        [mean_per_token(scores[i]) for i in indices],
+        [mean_per_token(parent_scores[i]) for i in indices],
         seed=seed,
         name="loss against the best parent",
     ).to_json()

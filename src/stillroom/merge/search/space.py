@@ -1,12 +1,12 @@
 """The search space of a merge, and the optimizers that sample it.
 
-Source: Akiba et al. 2024 (arXiv:2403.13187): merging coefficients in the space of parameters, and
-paths through layers. Their path is a bit for every entry of a list of all layers, gone through
-several times; so is ours, a number above the middle standing for 1. What they scale between layers
-is not searched, and the result's length is bounded: the entries with the largest numbers stay.
+Source: Akiba et al. 2024 (arXiv:2403.13187): merging coefficients in parameter space, and paths
+through layers. A path is a bit for every entry of a list of all layers, repeated several times;
+here, a number above 0.5 is a 1. Differs: scales between layers are not searched, and the result's
+length is bounded by keeping the entries with the largest numbers.
 
-Both are libraries of the extra ``search``. Each depends on its seed and on what it was told alone,
-so a search that is told the same again asks the same again.
+The optimizers are libraries of the extra ``search``. Each is determined by its seed and the
+reported costs, so that repeating the same costs proposes the same points.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-_IN, _OUT = 0.8, 0.2  # where a path begins: the first model's layers in, all others out
+_IN, _OUT = 0.8, 0.2  # start of a path: the first model's layers in, all others out
 
 
 _MIDDLE = 0.5
@@ -37,9 +37,9 @@ _MIDDLE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """What a recipe's ``search`` goes through.
+    """Search space of a recipe's ``search``.
 
-    ``layers`` is the list of a path's entries, (model, layer), empty without a path.
+    ``layers`` lists the entries of a path, (model, layer); empty without a path.
     """
 
     recipe: MergeRecipe
@@ -49,18 +49,18 @@ class SearchSpace:
 
     @classmethod
     def of(cls, recipe: MergeRecipe, counts: Sequence[int]) -> SearchSpace:
-        """Return the space of a recipe.
+        """Return the search space of a recipe.
 
         Args:
             recipe: A recipe with ``search``.
-            counts: How many layers each of its models has; looked at for a path only.
+            counts: Number of layers of each model; used for a path only.
 
         Raises:
-            RecipeError: If what is searched is not in the recipe.
+            RecipeError: If a searched setting is not in the recipe.
         """
         search = recipe.search
         if search is None:
-            raise ValueError("the recipe searches nothing")
+            raise ValueError("the recipe has no search")
         problems = _find_problems(recipe)
         if problems:
             raise RecipeError(problems)
@@ -69,61 +69,61 @@ class SearchSpace:
 
     @property
     def labels(self) -> list[str]:
-        """The name of every number."""
+        """Name of every dimension."""
         names: list[str] = []
         for item in self.items:
             if item.layers is None:
                 names.append(item.label)
             else:
                 names += [f"{item.label}.layers.{knot}" for knot in range(item.layers)]
-        seen: dict[tuple[int, int], int] = {}
+        counts: dict[tuple[int, int], int] = {}
         for model, layer in self.layers:
-            seen[model, layer] = seen.get((model, layer), 0) + 1
-            names.append(f"path.{model}.{layer}.{seen[model, layer]}")
+            counts[model, layer] = counts.get((model, layer), 0) + 1
+            names.append(f"path.{model}.{layer}.{counts[model, layer]}")
         return names
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """Number of dimensions."""
         return sum(item.layers or 1 for item in self.items) + len(self.layers)
 
     def begin(self) -> list[float]:
-        """Return the point that the recipe as written is, or lies next to."""
+        """Return the point of the recipe as written, clipped to the space."""
         point: list[float] = []
         for item in self.items:
             value = _read_written_value(self.recipe, item)
             middle = item.low + (item.high - item.low) / 2
             share = ((middle if value is None else value) - item.low) / (item.high - item.low)
             point += [min(max(share, 0.0), 1.0)] * (item.layers or 1)
-        passed: set[tuple[int, int]] = set()
+        visited: set[tuple[int, int]] = set()
         first = self.layers[0][0] if self.layers else 0
         for entry in self.layers:
-            is_in = entry[0] == first and entry not in passed
+            is_in = entry[0] == first and entry not in visited
             point.append(_IN if is_in else _OUT)
-            passed.add(entry)
+            visited.add(entry)
         return point
 
     def read(self, point: Sequence[float]) -> dict[str, Any]:
-        """Return the changes of the recipe that a point stands for, as JSON values."""
+        """Return a point's changes of the recipe, as JSON values."""
         changes: dict[str, Any] = {"models": {}, "method": {}, "vary": []}
-        at = 0
+        start = 0
         for item in self.items:
             count = item.layers or 1
-            values = [self._value(item, share) for share in point[at : at + count]]
-            at += count
+            values = [self._value(item, share) for share in point[start : start + count]]
+            start += count
             is_own = item.model is None or item.setting in ModelEntry.model_fields
             if item.layers is None and item.tensors == ("*",) and is_own:
                 if item.model is None:
                     changes["method"][item.setting] = values[0]
                 else:
-                    own = changes["models"].setdefault(str(item.model), {})
-                    own[item.setting] = values[0]
+                    model_changes = changes["models"].setdefault(str(item.model), {})
+                    model_changes[item.setting] = values[0]
             else:
-                what = {"value": values[0]} if item.layers is None else {"layers": values}
-                place = {"setting": item.setting, "model": item.model}
-                changes["vary"].append({**place, "tensors": list(item.tensors), **what})
+                values_entry = {"value": values[0]} if item.layers is None else {"layers": values}
+                target = {"setting": item.setting, "model": item.model}
+                changes["vary"].append({**target, "tensors": list(item.tensors), **values_entry})
         if self.path is not None:
-            changes["slices"] = self._walk(point[at:])
+            changes["slices"] = self._walk(point[start:])
         return changes
 
     def _value(self, item: SearchParameter, share: float) -> float | int | bool:
@@ -136,17 +136,17 @@ class SearchSpace:
                 return round(value)
         return value
 
-    def _walk(self, marks: Sequence[float]) -> list[dict[str, Any]]:
-        """Return the path as slices; layers that follow each other in one model are one slice."""
-        chosen = [at for at, mark in enumerate(marks) if mark > _MIDDLE]
-        chosen = chosen or [max(range(len(marks)), key=lambda at: (marks[at], -at))]
+    def _walk(self, scores: Sequence[float]) -> list[dict[str, Any]]:
+        """Return the path as slices, joining consecutive layers of one model."""
+        selected = [index for index, mark in enumerate(scores) if mark > _MIDDLE]
+        selected = selected or [max(range(len(scores)), key=lambda index: (scores[index], -index))]
         limit = self._limit()
-        if len(chosen) > limit:
-            best = sorted(chosen, key=lambda at: (-marks[at], at))[:limit]
-            chosen = sorted(best)
+        if len(selected) > limit:
+            best = sorted(selected, key=lambda index: (-scores[index], index))[:limit]
+            selected = sorted(best)
         runs: list[list[int]] = []
-        for at in chosen:
-            model, layer = self.layers[at]
+        for index in selected:
+            model, layer = self.layers[index]
             if runs and runs[-1][0] == model and runs[-1][2] == layer:
                 runs[-1][2] = layer + 1
             else:
@@ -161,14 +161,14 @@ class SearchSpace:
 
 
 def apply_changes(recipe: MergeRecipe, changes: Mapping[str, Any]) -> MergeRecipe:
-    """Return a recipe with changes made, checked as any; it searches and selects nothing more.
+    """Return a validated recipe with changes applied, without search and selection.
 
     Raises:
-        ValueError: If a changed setting is not allowed (RecipeError is one).
+        ValueError: If a changed setting is invalid (including RecipeError).
     """
     data = recipe.model_dump(mode="json")
-    for number, own in changes.get("models", {}).items():
-        data["models"][int(number)].update(own)
+    for number, model_changes in changes.get("models", {}).items():
+        data["models"][int(number)].update(model_changes)
     data["method"].update(changes.get("method", {}))
     data["vary"] = [*changes.get("vary", ()), *data["vary"]]
     if "slices" in changes:
@@ -178,16 +178,18 @@ def apply_changes(recipe: MergeRecipe, changes: Mapping[str, Any]) -> MergeRecip
 
 
 def list_baselines(recipe: MergeRecipe) -> dict[str, dict[str, Any]]:
-    """Return the changes that make what one would try by hand: as written, and equal weights."""
+    """Return the changes of hand-made baselines: as written, and equal weights."""
     if recipe.search is not None and recipe.search.path is not None:
         return {}
-    found: dict[str, dict[str, Any]] = {"as written": {}}
+    baselines: dict[str, dict[str, Any]] = {"as written": {}}
     weights = {model.weight for model in recipe.models}
     share = 1 / len(recipe.models)
     if recipe.method.uses_weights and weights != {share}:
         numbers = range(len(recipe.models))
-        found["equal weights"] = {"models": {str(at): {"weight": share} for at in numbers}}
-    return found
+        baselines["equal weights"] = {
+            "models": {str(number): {"weight": share} for number in numbers}
+        }
+    return baselines
 
 
 def _list_layers(path: LayerPathSettings, counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -199,15 +201,17 @@ def _list_layers(path: LayerPathSettings, counts: Sequence[int]) -> tuple[tuple[
 
 
 def _read_written_value(recipe: MergeRecipe, item: SearchParameter) -> float | None:
-    """Return what the recipe itself sets, where that is a number."""
+    """Return the value set in the recipe, if it is a number."""
     value: Any = getattr(recipe.method, item.setting, None)
     if item.model is not None:
         model = recipe.models[item.model]
-        value = model.weight if item.setting == "weight" else model.own.get(item.setting, value)
+        value = (
+            model.weight if item.setting == "weight" else model.settings.get(item.setting, value)
+        )
     for variation in recipe.vary:
         same = (variation.setting, variation.model) == (item.setting, item.model)
         if same and variation.tensors == item.tensors:
-            value = variation.at(0.0)
+            value = variation.value_at(0.0)
             break
     return float(value) if isinstance(value, int | float) else None
 
@@ -216,31 +220,32 @@ def _find_problems(recipe: MergeRecipe) -> list[Problem]:
     search = recipe.search
     if search is None:
         return []
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for number, item in enumerate(search.space):
-        found += _check_item(recipe, item, f"search.space.{number}")
+        problems += _check_item(recipe, item, f"search.space.{number}")
     if search.path is not None:
-        found += _check_path(recipe, search.path)
+        problems += _check_path(recipe, search.path)
     is_sliced = bool(recipe.slices) or search.path is not None
     if is_sliced and any(item.model is not None for item in search.space):
-        found.append(
+        problems.append(
             _problem(
-                "a model's settings are searched beside slices, which count models of their own",
+                "settings of a model cannot be searched with slices, which have their own model "
+                "indices",
                 "search.space",
                 "settings of the method, or no slices",
-                "leave out 'model' or the slices",
+                "omit 'model' or the slices",
             )
         )
     if recipe.select is not None:
-        found.append(
+        problems.append(
             _problem(
-                "select and search both choose what is kept",
+                "select and search both choose the result",
                 "search",
                 "one of them",
-                "leave out select: a search scores the parents too",
+                "omit select: a search scores the parents, too",
             )
         )
-    return found
+    return problems
 
 
 def _check_item(recipe: MergeRecipe, item: SearchParameter, where: str) -> list[Problem]:
@@ -253,67 +258,72 @@ def _check_item(recipe: MergeRecipe, item: SearchParameter, where: str) -> list[
             return []
         return [
             _problem(
-                f"{item.setting} is not a number that {recipe.method.method_name()} has",
+                f"{item.setting} is not a numeric setting of {recipe.method.method_name()}",
                 f"{where}.setting",
-                f"one of: {', '.join(sorted(known))}" if known else "(it has none)",
-                "a model's own setting needs 'model', its number in 'models'",
+                f"one of: {', '.join(sorted(known))}" if known else "no setting",
+                "a setting of a model needs 'model', its index in 'models'",
             )
         ]
     if item.model >= len(recipe.models):
         return [
             _problem(
-                f"there is no model {item.model}",
+                f"model {item.model} does not exist",
                 f"{where}.model",
                 f"a number from 0 to {len(recipe.models) - 1}",
                 "count the models from 0",
             )
         ]
     weight = ("weight",) if recipe.method.uses_weights else ()
-    own = [*weight, *recipe.method.per_model]
-    if item.setting in own:
+    allowed = [*weight, *recipe.method.per_model]
+    if item.setting in allowed:
         return []
     return [
         _problem(
             f"{recipe.method.method_name()} does not use the {item.setting} of a model",
             f"{where}.setting",
-            f"one of: {', '.join(own)}" if own else "a setting of the method, without 'model'",
+            f"one of: {', '.join(allowed)}"
+            if allowed
+            else "a setting of the method, without 'model'",
             "change the setting, or choose another method",
         )
     ]
 
 
 def _check_path(recipe: MergeRecipe, path: LayerPathSettings) -> list[Problem]:
-    found = []
+    problems = []
     if recipe.slices:
-        found.append(
+        problems.append(
             _problem(
-                "search.path makes slices, and there are some", "slices", "none", "remove them"
+                "search.path generates slices, but the recipe has some",
+                "slices",
+                "none",
+                "remove them",
             )
         )
-    if recipe.method.least_parents > 1:
-        found.append(
+    if recipe.method.min_models > 1:
+        problems.append(
             _problem(
                 f"{recipe.method.method_name()} merges several models in every layer",
                 "search.path",
-                "a method that takes one model, as passthrough",
+                "a method for one model, such as passthrough",
                 "set method to passthrough, or search without a path",
             )
         )
     missing = [number for number in path.models if number >= len(recipe.models)]
     if missing:
-        found.append(
+        problems.append(
             _problem(
-                f"there is no model {missing[0]}",
+                f"model {missing[0]} does not exist",
                 "search.path.models",
                 f"numbers from 0 to {len(recipe.models) - 1}",
                 "count the models from 0",
             )
         )
-    return found
+    return problems
 
 
-def _problem(what: str, where: str, expected: str, next_step: str) -> Problem:
-    return Problem(what, "merge.search", where, expected, next_step)
+def _problem(text: str, where: str, expected: str, next_step: str) -> Problem:
+    return Problem(text, "merge.search", where, expected, next_step)
 
 
 _PURPOSE = "search a merge"
@@ -323,25 +333,25 @@ _START_SHARE = 2
 
 
 class Optimizer(Protocol):
-    """Chooses the points of a search; less is better."""
+    """Proposes the points of a search; lower costs are better."""
 
     def ask(self) -> list[list[float]]:
-        """Return the next points, each number between 0 and 1."""
+        """Return the next points, with coordinates between 0 and 1."""
 
     def tell(self, costs: Sequence[float]) -> None:
-        """Hear what the points last asked for cost, in their order."""
+        """Report the costs of the points proposed last, in order."""
 
     def is_done(self) -> bool:
-        """Return whether going on is of no use."""
+        """Return whether the optimizer has converged."""
 
 
 def create_optimizer(search: SearchSettings, start: Sequence[float], seed: int) -> Optimizer:
-    """Return the optimizer that a recipe names.
+    """Create the optimizer named in a recipe.
 
     Args:
         search: The recipe's section.
-        start: Where to begin, each number between 0 and 1.
-        seed: Of all it draws.
+        start: Initial point, with coordinates between 0 and 1.
+        seed: Random seed.
 
     Raises:
         MissingExtraError: If its library is not installed.
@@ -352,19 +362,19 @@ def create_optimizer(search: SearchSettings, start: Sequence[float], seed: int) 
 
 
 class _Cma:
-    """CMA-ES: Hansen 2016 (arXiv:1604.00772), as the package ``cma`` has it."""
+    """CMA-ES: Hansen 2016 (arXiv:1604.00772), from the package ``cma``."""
 
     def __init__(self, search: SearchSettings, start: Sequence[float], seed: int) -> None:
         import numpy as np
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns that it cannot plot
+                warnings.simplefilter("ignore")  # warns about missing matplotlib
                 import cma
         except ImportError as error:
             raise MissingExtraError.of("cma", "search", _PURPOSE) from error
         self.size = len(start)
-        padded = [*start, *([0.5] if self.size == 1 else [])]  # it knows no search in one dimension
+        padded = [*start, *([0.5] if self.size == 1 else [])]  # one dimension is not supported
         rng = np.random.default_rng(seed)
         options: dict[str, Any] = {
             "bounds": [0, 1],
@@ -390,7 +400,7 @@ class _Cma:
 
 
 class _Bayes:
-    """The tree-structured Parzen estimator of Bergstra et al. 2011, as ``optuna`` has it."""
+    """The tree-structured Parzen estimator of Bergstra et al. 2011, from ``optuna``."""
 
     def __init__(self, search: SearchSettings, start: Sequence[float], seed: int) -> None:
         try:
@@ -400,7 +410,7 @@ class _Bayes:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.batch = search.population or 1
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls settings of the sampler experimental
+            warnings.simplefilter("ignore")  # warns about experimental sampler settings
             sampler = optuna.samplers.TPESampler(
                 seed=seed % 2**32,
                 n_startup_trials=max(_START_SHARE * len(start), 5),

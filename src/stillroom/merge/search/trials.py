@@ -1,8 +1,7 @@
 """Trials of a search: candidates scored one after another, or by several workers.
 
-A worker opens the sources itself and keeps one model; what goes to it is a recipe's changes, what
-comes back is scores. A candidate that cannot be merged is a failed trial with its reason, not the
-end of the search.
+A worker opens the sources and keeps one model; it receives changes of the recipe and returns
+scores. A candidate that cannot be merged is a failed trial with its reason; the search continues.
 """
 
 from __future__ import annotations
@@ -32,40 +31,40 @@ __all__ = ["TrialPool", "TrialResult", "TrialRunner", "open_trial_pool"]
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What came of a trial: a score of every record, or why there is none."""
+    """Result of a trial: the scores by record, or the reason of its failure."""
 
     scores: tuple[Score, ...] = ()
     failed: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON-serializable values."""
         return {"failed": self.failed} if self.failed else {"scores": [*map(list, self.scores)]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
-        """Read what ``to_json`` wrote."""
+        """Create a result from the output of ``to_json``."""
         scores = tuple((value, count) for value, count in data.get("scores", ()))
         return cls(scores, data.get("failed", ""))
 
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """What one candidate after the other is made of and scored with."""
+    """Builds and scores candidates, one at a time."""
 
     recipe: MergeRecipe
     merge: Merge
     scorer: MergeScorer
 
     def build(self, changes: Mapping[str, Any]) -> Merge:
-        """Return the merge that a recipe's changes describe.
+        """Return the merge of a changed recipe.
 
         Raises:
-            RecipeError: If the changed recipe is not allowed.
+            RecipeError: If the changed recipe is invalid.
         """
         return reconfigure_merge(self.merge, apply_changes(self.recipe, changes))
 
     def try_changes(self, changes: Mapping[str, Any], records: Sequence[Record]) -> TrialResult:
-        """Make and score the candidate of a recipe's changes."""
+        """Build and score the candidate of a changed recipe."""
         try:
             scores = self.scorer.score(self.build(changes), records)
         except (RecipeError, ShapeError, ValidationError) as error:
@@ -80,25 +79,25 @@ class TrialRunner:
 
 
 class TrialPool:
-    """Tries candidates: here, in other processes, or on a cluster; use as a context manager."""
+    """Runs trials inline, in processes, or on a cluster; use as a context manager."""
 
     def __init__(
         self,
-        bench: TrialRunner,
+        runner: TrialRunner,
         records: Sequence[Record],
         *,
         pool: Callable[[], Any] | None = None,
         engine: Engine | None = None,
     ) -> None:
-        """Stand over a bench.
+        """Create a pool.
 
         Args:
-            bench: What makes and scores candidates here.
-            records: What they are scored on.
-            pool: Starts processes that have a bench each.
-            engine: Whose workers have a bench each.
+            runner: Builds and scores candidates inline.
+            records: Records to score on.
+            pool: Starts processes, each with its own runner.
+            engine: Remote engine whose workers each have their own runner.
         """
-        self.bench, self.records = bench, records
+        self.runner, self.records = runner, records
         self._start, self._engine = pool, engine
         self._pool: Any = None
 
@@ -114,72 +113,72 @@ class TrialPool:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the processes."""
+        """Stop the processes."""
         if self._pool is not None:
             self._pool.terminate()
             self._pool.join()
             self._pool = None
 
-    def try_all(self, listed: Sequence[Mapping[str, Any]]) -> Iterator[TrialResult]:
-        """Yield the outcome of every candidate, in order."""
+    def try_all(self, candidates: Sequence[Mapping[str, Any]]) -> Iterator[TrialResult]:
+        """Yield the result of every candidate, in order."""
         if self._engine is not None:
-            yield from self._engine.stream(self._trying(), listed)
+            yield from self._engine.stream(self._trying(), candidates)
             return
         if self._pool is not None:
-            yield from self._pool.imap(_run_trial, listed)
+            yield from self._pool.imap(_run_trial, candidates)
             return
-        for changes in listed:
-            yield self.bench.try_changes(changes, self.records)
+        for changes in candidates:
+            yield self.runner.try_changes(changes, self.records)
 
     def _trying(self) -> _TrialWork:
-        recipe = json.dumps(self.bench.recipe.model_dump(mode="json"))
-        return _TrialWork(recipe, tuple(self.records), self.bench.scorer.measure)
+        recipe = json.dumps(self.runner.recipe.model_dump(mode="json"))
+        return _TrialWork(recipe, tuple(self.records), self.runner.scorer.settings)
 
 
 @dataclass(frozen=True)
 class _TrialWork:
-    """The work of a cluster's worker: try candidates on a bench of its own."""
+    """Work of a cluster's worker: run trials with its own runner."""
 
     recipe: str
     records: tuple[Record, ...] = field(hash=False)
-    measure: ScoringSettings
+    settings: ScoringSettings
     concurrency: int = 1
 
     def open(self) -> WorkerResources[Mapping[str, Any], TrialResult]:
         recipe = MergeRecipe.model_validate_json(self.recipe)
-        # The scorer makes the folder for a candidate that needs one, and removes it.
+        # The scorer creates and removes the folder when needed.
         scratch = Path(tempfile.gettempdir()) / f"stillroom-candidate-{uuid4().hex}"
-        scorer = MergeScorer(self.measure, scratch, lambda line: None)
-        bench = TrialRunner(recipe, open_merge(recipe), scorer)
+        scorer = MergeScorer(self.settings, scratch, lambda line: None)
+        runner = TrialRunner(recipe, open_merge(recipe), scorer)
 
-        def try_all(listed: Sequence[Mapping[str, Any]]) -> list[TrialResult]:
-            return [bench.try_changes(changes, self.records) for changes in listed]
+        def try_all(candidates: Sequence[Mapping[str, Any]]) -> list[TrialResult]:
+            return [runner.try_changes(changes, self.records) for changes in candidates]
 
         return WorkerResources(try_all, (scorer.close,))
 
 
-def open_trial_pool(bench: TrialRunner, records: Sequence[Record], engine: Engine) -> TrialPool:
-    """Return the team that a recipe's ``search`` and the job's engine make."""
+def open_trial_pool(runner: TrialRunner, records: Sequence[Record], engine: Engine) -> TrialPool:
+    """Create the pool for a recipe's ``search`` and the job's engine."""
     if engine.is_remote:
-        return TrialPool(bench, records, engine=engine)
-    search = bench.recipe.search
+        return TrialPool(runner, records, engine=engine)
+    search = runner.recipe.search
     if search is None or search.workers == 1:
-        return TrialPool(bench, records)
+        return TrialPool(runner, records)
     import multiprocessing
 
     import torch
 
-    scorer = bench.scorer
+    scorer = runner.scorer
     arguments = (
-        bench.recipe.model_dump(mode="json"),
+        runner.recipe.model_dump(mode="json"),
         list(records),
-        scorer.measure,
+        scorer.settings,
         str(scorer.scratch),
-        # As many threads as here: with another number the last bits of a score differ.
+        # Same number of threads: the last bits of a score depend on it.
         torch.get_num_threads(),
     )
     make = multiprocessing.get_context("spawn").Pool
-    return TrialPool(bench, records, pool=lambda: make(search.workers, _start_worker, arguments))
+    return TrialPool(runner, records, pool=lambda: make(search.workers, _start_worker, arguments))
 
 
 _STATE: dict[str, Any] = {}
@@ -188,25 +187,25 @@ _STATE: dict[str, Any] = {}
 def _start_worker(
     recipe: dict[str, Any],
     records: list[Record],
-    measure: ScoringSettings,
+    settings: ScoringSettings,
     scratch: str,
     threads: int,
 ) -> None:
-    """Make a worker's own bench."""
+    """Create a worker's runner."""
     import os
 
     import torch
 
     torch.set_num_threads(threads)
     loaded = MergeRecipe.model_validate(recipe)
-    scorer = MergeScorer(measure, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
+    scorer = MergeScorer(settings, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
     _STATE["bench"] = TrialRunner(loaded, open_merge(loaded), scorer)
     _STATE["records"] = records
 
 
 def _run_trial(changes: Mapping[str, Any]) -> TrialResult:
-    bench: TrialRunner = _STATE["bench"]
-    return bench.try_changes(changes, _STATE["records"])
+    runner: TrialRunner = _STATE["bench"]
+    return runner.try_changes(changes, _STATE["records"])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,22 +1,22 @@
 """Linear algebra of merging: SVD, spherical means and the closed form of RegMean.
 
-Which tensors are matrices is decided by shape and name: two dimensions, both over 1, and, unless a
-recipe says otherwise, no embedding or output head, whose rows are words and not directions. All
-else is averaged, as the papers' code does.
+Whether a tensor is a matrix is decided by shape and name: two dimensions, both over 1, and, unless
+configured, not an embedding or output head, whose rows are tokens rather than directions. All other
+tensors are averaged, as in the papers' code.
 
-What it costs: LAPACK's decomposition of an (m, n) matrix, m >= n, is some 6 m n**2 + 20 n**3
-operations; on one core in float32 0.2 s at (1536, 576) and 12 s at (8192, 2048). The engine holds
-LAPACK to one thread of its own: with another number of them the last bits differ.
+Cost: LAPACK's decomposition of an (m, n) matrix, m >= n, takes about 6 m n**2 + 20 n**3 operations;
+on one core in float32 0.2 s at (1536, 576) and 12 s at (8192, 2048). LAPACK is limited to one
+thread: the last bits depend on their number.
 
-Elementwise methods stay on the processor: for averages, loading torch costs more than a card could
-save below about a billion parameters, and votes and ranks have no version for cards yet
-(docs/explanation/merging.md has the sums). What gains are decompositions of matrices, and
-mergekit's arithmetic on whole tensors. A card rounds otherwise, so the device is part of the recipe
-and never chosen silently; a recipe that asks for one in vain is told so.
+Elementwise methods run on the CPU: for averages, importing torch costs more than a GPU saves below
+about a billion parameters, and sign election and ranking have no GPU version (see
+docs/explanation/merging.md). Decompositions of matrices and mergekit's arithmetic on whole tensors
+benefit. A GPU rounds differently, so the device is part of the recipe and never chosen silently; a
+recipe whose device is unused gets a warning.
 
-Every point that these methods visit is a combination of the models' vectors, so all they need of a
-tensor is its Gram matrix: one pass of reading, then arithmetic on a handful of numbers, then one
-elementwise pass. A vector of length zero has no direction: it counts in lengths only.
+Every point that spherical methods visit is a combination of the models' vectors, so they only need
+a tensor's Gram matrix: one reading pass, arithmetic on a few numbers, then one elementwise pass. A
+vector of length zero has no direction; it only counts in lengths.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _EMBEDDING_NAMES = re.compile(r"embed|lm_head|\bwte\b|\bwpe\b|\bshared\.weight$|
 
 
 def is_matrix(name: str, shape: tuple[int, ...], *, embeddings: bool = False) -> bool:
-    """Tell whether a tensor is merged as a matrix.
+    """Return whether a tensor is merged as a matrix.
 
     Args:
-        name: The tensor's name.
+        name: Name of the tensor.
         shape: Its shape.
-        embeddings: Whether embeddings and output heads are matrices too.
+        embeddings: Whether embeddings and output heads are matrices, too.
     """
     if len(shape) != 2 or min(shape) < 2:
         return False
@@ -75,7 +75,7 @@ def is_matrix(name: str, shape: tuple[int, ...], *, embeddings: bool = False) ->
 
 
 def plain_mean(vectors: Sequence[Array]) -> Array:
-    """Return the plain mean, added in the given order."""
+    """Return the unweighted mean, added in the given order."""
     total = vectors[0].copy()
     for vector in vectors[1:]:
         total += vector
@@ -84,9 +84,9 @@ def plain_mean(vectors: Sequence[Array]) -> Array:
 
 
 def decompose(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return left directions, singular values and right directions, the largest value first.
+    """Return left singular vectors, singular values (descending) and right singular vectors.
 
-    Where LAPACK does not converge in float32, which is rare, it is asked again in float64.
+    If LAPACK does not converge in float32, which is rare, float64 is used.
     """
     try:
         left, values, right = svd(matrix)
@@ -102,22 +102,22 @@ def decompose(matrix: Array) -> tuple[Array, Array, Array]:
 def orthogonalize(directions: Array, parts: tuple[Array, Array, Array] | None = None) -> Array:
     """Return the nearest matrix with orthonormal columns or rows: the polar factor.
 
-    Directions that the matrix does not have stay zero; the decomposition would make them up.
+    Directions missing in the matrix stay zero; the decomposition would choose arbitrary ones.
 
     Args:
         directions: The matrix.
-        parts: Its decomposition, where it is at hand.
+        parts: Its decomposition, if available.
     """
     left, values, right = parts or decompose(directions)
     largest = float(values[0]) if len(values) else 0.0
     limit = max(directions.shape) * float(np.finfo(directions.dtype).eps) * largest
-    kept = int(np.count_nonzero(values > limit))
-    polar: Array = left[:, :kept] @ right[:kept]
+    rank = int(np.count_nonzero(values > limit))
+    polar: Array = left[:, :rank] @ right[:rank]
     return polar
 
 
 def reconstruct(left: Array, values: Array, right: Array) -> Array:
-    """Return the matrix with these directions and singular values."""
+    """Return the matrix with the given singular vectors and values."""
     product: Array = (left * values) @ right
     return product
 
@@ -129,32 +129,32 @@ _device_stack: list[str] = []
 
 
 def warn_unused_device(device: str, method: MergeMethod, compat: str) -> list[str]:
-    """Return a line that says so where a merge asks for a device that it has no work for."""
+    """Return a warning if the requested device is not used by a merge."""
     if device == "cpu" or method.decomposes or compat == "mergekit":
         return []
     return [
-        f"device {device} has nothing to do here: {method.method_name()} decomposes no matrices, "
-        "and its row blocks are combined on the processor; leave 'device' out"
+        f"device {device} is not used: {method.method_name()} decomposes no matrices, "
+        "and its row blocks are combined on the CPU; omit 'device'"
     ]
 
 
 @contextmanager
 def device_context(device: str) -> Iterator[None]:
-    """Do heavy arithmetic on a device within the body.
+    """Run heavy arithmetic in the body on a device.
 
     Raises:
-        ResourceError: If there is no such device.
+        ResourceError: If the device is not available.
     """
     if device != "cpu":
         import torch
 
         if not torch.cuda.is_available():
             raise ResourceError(
-                "there is no CUDA device",
+                "no CUDA device is available",
                 code="merge.device",
                 where="device",
-                expected="a graphics card that torch can use, or cpu",
-                next="leave 'device' out, or install torch for CUDA",
+                expected="a GPU supported by torch, or cpu",
+                next="omit 'device', or install torch for CUDA",
             )
     _device_stack.append(device)
     try:
@@ -164,7 +164,7 @@ def device_context(device: str) -> Iterator[None]:
 
 
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return the thin singular value decomposition: left, values (largest first), right.
+    """Return the thin singular value decomposition: left, values (descending), right.
 
     Raises:
         numpy.linalg.LinAlgError: If LAPACK does not converge.
@@ -176,7 +176,7 @@ def svd(matrix: Array) -> tuple[Array, Array, Array]:
 
 
 def svd_with_torch(matrix: Array, device: str) -> tuple[Array, Array, Array]:
-    """Return the decomposition as torch makes it on a device."""
+    """Return the decomposition computed by torch on a device."""
     import torch
 
     parts = torch.linalg.svd(torch.from_numpy(matrix).to(device), full_matrices=False)
@@ -187,7 +187,7 @@ def svd_with_torch(matrix: Array, device: str) -> tuple[Array, Array, Array]:
 MixCoefficients = tuple[list[float], float]
 
 
-"""A coefficient for each model, and what their sum exceeds 1 by."""
+"""A coefficient for each model, and their sum minus 1."""
 
 
 _FLAT = 1e-12
@@ -205,7 +205,7 @@ def normalize_weights(weights: Sequence[float], method: str) -> list[float]:
     total = math.fsum(weights)
     if abs(total) < 1e-9:
         raise RecipeError(
-            f"the weights of {method} add up to zero, which nothing can be divided by",
+            f"the weights of {method} add up to zero",
             code="merge.weights",
             where="models",
             expected="weights with a sum other than 0",
@@ -215,7 +215,7 @@ def normalize_weights(weights: Sequence[float], method: str) -> list[float]:
 
 
 def slerp_weight(weights: Sequence[float], method: str) -> float:
-    """Return how far from the first of two models to the second their weights lie.
+    """Return the interpolation share of the second of two models from their weights.
 
     Raises:
         RecipeError: If the weights add up to zero.
@@ -224,7 +224,7 @@ def slerp_weight(weights: Sequence[float], method: str) -> float:
 
 
 def parent_gram_matrix(blocks: TensorBlocks) -> Array:
-    """Return the Gram matrix of the models: of their task vectors where there is a base."""
+    """Return the Gram matrix of the models, or of their task vectors if there is a base."""
 
     def vectors_of(block: RowBlock) -> Sequence[Array]:
         if block.base is None:
@@ -234,17 +234,19 @@ def parent_gram_matrix(blocks: TensorBlocks) -> Array:
     return gram_matrix(blocks, vectors_of)
 
 
-def combine_parents(base: Array | None, parents: Sequence[Array], how: MixCoefficients) -> Array:
-    """Return the combination of the models, or of their task vectors on the base.
+def combine_parents(
+    base: Array | None, parents: Sequence[Array], coefficients_and_extra: MixCoefficients
+) -> Array:
+    """Return the combination of the models, or of their task vectors added to the base.
 
-    Written as the first model plus differences from it, so that equal models give themselves back
-    bit for bit where the coefficients' sum exceeds 1 by exactly 0.
+    Computed as the first model plus differences from it, so that equal models are reproduced bit
+    for bit if the coefficients add up to exactly 1.
     """
-    first, *others = parents
-    coefficients, extra = how
+    first, *tail = parents
+    coefficients, extra = coefficients_and_extra
     total = first.copy()
-    for other, coefficient in zip(others, coefficients[1:], strict=True):
-        step = other - first
+    for parent, coefficient in zip(tail, coefficients[1:], strict=True):
+        step = parent - first
         step *= step.dtype.type(coefficient)
         total += step
     if extra:
@@ -253,15 +255,14 @@ def combine_parents(base: Array | None, parents: Sequence[Array], how: MixCoeffi
 
 
 def slerp_coefficients(gram: Array, share: float) -> MixCoefficients:
-    """Return the point on the great circle from the first vector to the second.
+    """Return the coefficients of spherical interpolation from the first vector to the second.
 
-    Vectors of length zero, and such that point the same or the opposite way, have no great circle
-    of their own: they are mixed on the straight line.
+    Vectors of length zero, and parallel or opposite ones, are interpolated linearly.
     """
-    turned = cosine(gram, 0, 1) if len(gram) else 1.0
-    if 1 - turned * turned <= _FLAT or not gram[0, 0] * gram[1, 1]:
+    cosine_value = cosine(gram, 0, 1) if len(gram) else 1.0
+    if 1 - cosine_value * cosine_value <= _FLAT or not gram[0, 0] * gram[1, 1]:
         return [1 - share, share], 0.0
-    angle = math.acos(turned)
+    angle = math.acos(cosine_value)
     first = math.sin((1 - share) * angle) / math.sin(angle)
     second = math.sin(share * angle) / math.sin(angle)
     return [first, second], first + second - 1
@@ -271,13 +272,13 @@ def multislerp_coefficients(gram: Array, weights: Sequence[float], total: float)
     """Return the tangent-space mean: log map at the normalized mean, weighted sum, exp map.
 
     Args:
-        gram: Of the vectors.
-        weights: One a vector.
-        total: The sum of the weights; exactly 1 where they were normalized.
+        gram: Gram matrix of the vectors.
+        weights: One per vector.
+        total: Sum of the weights; exactly 1 if they were normalized.
 
     Returns:
-        The mean, as long as the weighted sum of the lengths. Where the directions cancel out there
-        is no mean direction, and the weighted sum itself is returned.
+        The mean, with the weighted sum of the lengths as length; the weighted sum of the vectors if
+        the directions cancel out.
     """
     lengths, units = _normalize(gram)
     shares = np.asarray(weights, np.float64)
@@ -301,16 +302,16 @@ def multislerp_coefficients(gram: Array, weights: Sequence[float], total: float)
 def karcher_coefficients(
     gram: Array, shares: Sequence[float], most: int, tolerance: float
 ) -> MixCoefficients:
-    """Return the Karcher mean of the directions, as long as the weighted mean of the lengths.
+    """Return the Karcher mean of the directions, with the weighted mean of the lengths as length.
 
     Args:
-        gram: Of the vectors.
+        gram: Gram matrix of the vectors.
         shares: Weights with sum 1.
-        most: Steps at most.
-        tolerance: Ends where a step is shorter than this.
+        most: Maximum number of steps.
+        tolerance: Stop when a step is shorter than this.
 
     Returns:
-        The mean; the weighted mean of the vectors where they are all equal or all zero.
+        The mean; the weighted mean of the vectors if all are equal or zero.
     """
     lengths, units = _normalize(gram)
     line: MixCoefficients = list(shares), 0.0
@@ -336,21 +337,21 @@ def karcher_coefficients(
 
 
 def _tangent(point: Array, shares: Array, units: Array) -> Array:
-    """Return the weighted sum of the log maps at a point, as coefficients of the directions."""
+    """Return the weighted sum of the log maps at a point, in coefficients of the directions."""
     step = np.zeros_like(point)
-    for number, turned in enumerate(np.clip(units @ point, -1, 1).tolist()):
-        angle = math.acos(turned)
-        sine = math.sqrt(max(0.0, 1 - turned * turned))
+    for number, cosine_value in enumerate(np.clip(units @ point, -1, 1).tolist()):
+        angle = math.acos(cosine_value)
+        sine = math.sqrt(max(0.0, 1 - cosine_value * cosine_value))
         if sine < _FLAT:
             continue
         factor = float(shares[number]) * angle / sine
-        step -= factor * turned * point
+        step -= factor * cosine_value * point
         step[number] += factor
     return step
 
 
 def _normalize(gram: Array) -> tuple[Array, Array]:
-    """Return the vectors' lengths, and the cosines between them; 0 with a vector of length 0."""
+    """Return the vectors' lengths and cosines; cosines with a zero vector are 0."""
     lengths = np.sqrt(np.diag(gram))
     scale = np.outer(lengths, lengths)
     return lengths, np.divide(gram, scale, out=np.zeros_like(gram), where=scale > 0)
@@ -361,12 +362,12 @@ def _length(coefficients: Array, units: Array) -> float:
 
 
 def _are_equal(gram: Array) -> bool:
-    """Tell whether all vectors are the same one: exactly then are all products the same."""
+    """Return whether all vectors are equal, which holds exactly if all products are."""
     return not gram.size or bool((gram == gram[0, 0]).all())
 
 
 def _to_mix(point: Array, lengths: Array) -> MixCoefficients:
-    """Turn coefficients of directions into coefficients of vectors."""
+    """Convert coefficients of directions to coefficients of vectors."""
     scaled = np.divide(point, lengths, out=np.zeros_like(point), where=lengths > 0)
     coefficients = [float(value) for value in scaled]
     return coefficients, math.fsum(coefficients) - 1
@@ -376,34 +377,34 @@ _JITTER = 1e-9
 
 
 def check_positive_weights(weights: Sequence[float], method: str) -> None:
-    """Refuse weights that are not above zero: they say how much each model's outputs count.
+    """Raise an error unless all weights are positive.
 
     Raises:
-        RecipeError: If one is zero or negative.
+        RecipeError: If a weight is zero or negative.
     """
     if not all(weight > 0 for weight in weights):
         raise RecipeError(
-            f"{method} cannot weigh models by {', '.join(f'{weight:g}' for weight in weights)}",
+            f"{method} cannot use the weights {', '.join(f'{weight:g}' for weight in weights)}",
             code="merge.weights",
             where="models",
             expected="weights above zero",
-            next="leave a model out instead of giving it no weight",
+            next="remove the model instead of setting its weight to zero",
         )
 
 
 def solve_regmean(
     parents: Sequence[Array], grams: Sequence[Array], weights: Sequence[float], share: float
 ) -> Array:
-    """Return W that minimizes the sum of weighted squared distances of outputs, (out, in), float64.
+    """Return W that minimizes the weighted squared distances of outputs, (out, in), float64.
 
-    Solved as a change from the first parent, so that equal parents give that parent exactly.
-    Where no parent's inputs ever went, the weighted mean is taken.
+    Solved as a change from the first parent, so that equal parents give exactly that parent. For
+    inputs that no parent received, the weighted mean is used.
 
     Args:
-        parents: The parents' matrices, (out, in).
-        grams: The mean of x x^T over each parent's inputs, (in, in).
-        weights: How much each parent's outputs count.
-        share: What off-diagonal products are multiplied by (alpha); 1 leaves the Gram matrix.
+        parents: Matrices of the parents, (out, in).
+        grams: Mean of x x^T over each parent's inputs, (in, in).
+        weights: Weights of the parents' outputs.
+        share: Factor of off-diagonal products (alpha); 1 keeps the Gram matrix.
     """
     first = np.asarray(parents[0], dtype=np.float64)
     scaled = []
@@ -419,12 +420,12 @@ def solve_regmean(
         vector = np.asarray(parent, dtype=np.float64) - first
         change += vector @ shrunk + (jitter * weight / mass) * vector
     total[np.diag_indices_from(total)] += jitter
-    # total is symmetric: W total = change is total W^T = change^T.
+    # total is symmetric, so W total = change is total W^T = change^T.
     return first + np.linalg.solve(total, change.T).T
 
 
 def weighted_mean(parents: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Return the weighted mean as a change from the first parent: equal parents give it exactly."""
+    """Return the weighted mean as a change from the first parent, exact for equal parents."""
     mass = sum(weights)
     result = parents[0].copy()
     for parent, weight in zip(parents[1:], weights[1:], strict=True):

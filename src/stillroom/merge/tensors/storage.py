@@ -1,9 +1,8 @@
-"""Reading and writing of stored tensors, and of model statistics kept as tensors.
+"""Reading and writing of stored tensors, and of model statistics stored as tensors.
 
-A folder holds statistics.json (of which model, which records, how many tokens) and
-statistics.safetensors, its arrays by the names of the model's tensors. Methods find a parent's
-statistics by the parent's fingerprint, so that neither order nor place of the models matters.
-Knows how statistics are kept, not how they are gathered: that is ``calibration``.
+A folder has statistics.json (model, records, number of tokens) and statistics.safetensors, with
+arrays by the names of the model's tensors. Methods find a parent's statistics by its fingerprint,
+independent of order and location of the models. Gathering is in ``calibration``.
 """
 
 from __future__ import annotations
@@ -65,23 +64,23 @@ _LEAST_ROWS = 8
 
 
 class TensorReader(Protocol):
-    """What gives stored rows by name: a checkpoint, or one file of tensors."""
+    """Reads stored rows by tensor name: a checkpoint, or a single file."""
 
     def entry(self, name: str) -> TensorEntry:
-        """Return a tensor's type and shape."""
+        """Return a tensor's storage type and shape."""
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return the bytes of some rows."""
+        """Return the bytes of a range of rows."""
 
 
 class TensorFile:
-    """One safetensors file, its header checked, its tensors read when asked for."""
+    """A safetensors file with a validated header; tensors are read on demand."""
 
     def __init__(self, path: Path) -> None:
         """Open ``path``.
 
         Raises:
-            CheckpointError: If it is not a sound safetensors file.
+            CheckpointError: If it is not a valid safetensors file.
         """
         self.path = path
         entries = read_header(path)
@@ -89,11 +88,11 @@ class TensorFile:
         self._store = SafetensorsStore(dict.fromkeys(entries, path), entries)
 
     def entry(self, name: str) -> TensorEntry:
-        """Return a tensor's type and shape."""
+        """Return a tensor's storage type and shape."""
         return self.entries[name]
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return the bytes of some rows."""
+        """Return the bytes of a range of rows."""
         return self._store.read(name, start, stop)
 
     def array(self, name: str, dtype: Any = np.float64) -> Array:
@@ -109,14 +108,14 @@ def read_rows(
     *,
     dtype: Any = np.float32,
 ) -> Array:
-    """Return rows of a stored tensor as floats, (rows, ...), in memory of their own."""
+    """Return rows of a stored tensor as floats, (rows, ...), in new memory."""
     entry = source.entry(name)
     stop = entry.rows if stop is None else stop
     return widen(read_stored_rows(source, name, start, stop), entry.dtype, dtype)
 
 
 def read_stored_rows(source: TensorReader, name: str, start: int, stop: int) -> Array:
-    """Return rows of a tensor as they are stored; a scalar is one row of shape ()."""
+    """Return rows of a tensor in the storage type; a scalar is one row of shape ()."""
     entry = source.entry(name)
     data: Any = source.read(name, start, stop)
     bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
@@ -124,20 +123,20 @@ def read_stored_rows(source: TensorReader, name: str, start: int, stop: int) -> 
 
 
 def iter_row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the (start, stop) of row blocks that depend on the shape alone."""
+    """Yield (start, stop) of row blocks that depend on the shape only."""
     rows, step = (shape[0] if shape else 1), count_block_rows(shape)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
 
 def count_block_rows(shape: Sequence[int]) -> int:
-    """Return how many rows make a block of about 65,536 numbers, a power of two."""
+    """Return the number of rows of a block of about 65,536 elements, a power of two."""
     rows = max(_LEAST_ROWS, _TILE // max(math.prod(shape[1:]), 1))
     return int(1 << (rows.bit_length() - 1))
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what lies there, unless asked to.
+    """Raise an error if a folder exists, unless ``overwrite`` is set.
 
     Raises:
         DataError: If ``folder`` exists and may not be replaced.
@@ -154,7 +153,7 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a neighbor to write in, which becomes ``folder`` when the body ends well.
+    """Yield a temporary folder that replaces ``folder`` when the body succeeds.
 
     Raises:
         DataError: If ``folder`` exists and may not be replaced.
@@ -177,7 +176,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class PendingTensor:
-    """A tensor to be written: the type it is stored in, its shape, and what makes its numbers."""
+    """A tensor to be written: storage type, shape, and a function that computes its values."""
 
     kind: str
     shape: tuple[int, ...]
@@ -185,17 +184,17 @@ class PendingTensor:
 
     @classmethod
     def of(cls, kind: str, values: Array) -> PendingTensor:
-        """Return an array that is there already."""
+        """Wrap an existing array."""
         return cls(kind, values.shape, lambda: values)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
-    """Write a safetensors file of floats; one tensor at a time is made and held."""
+    """Write a safetensors file of floats, computing one tensor at a time."""
     rows, end = [], 0
     for name in sorted(tensors, key=lambda name: (-DTYPE_SIZES[tensors[name].kind], name)):
-        each = tensors[name]
-        size = math.prod(each.shape) * DTYPE_SIZES[each.kind]
-        rows.append((name, each.kind, each.shape, end, end + size))
+        tensor = tensors[name]
+        size = math.prod(tensor.shape) * DTYPE_SIZES[tensor.kind]
+        rows.append((name, tensor.kind, tensor.shape, end, end + size))
         end += size
     with atomic_write(path, "wb") as file:
         file.write(build_header(rows))
@@ -204,20 +203,20 @@ def write_tensors(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file that people can read."""
+    """Write an indented JSON file."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def open_checkpoint(reference: str, say: Callable[[str], None] | None = None) -> Checkpoint:
-    """Open a checkpoint by path, or by a reference that the hub or a job resolves.
+    """Open a checkpoint by path, or by a reference to the hub or a job.
 
     Raises:
         CheckpointError: If it is missing or broken.
     """
     from stillroom.checkpoints import Checkpoint
 
-    if is_address(reference):  # rows are read where they lie
+    if is_address(reference):  # rows are read remotely
         from stillroom.models import resolve_checkpoint
 
         return Checkpoint.open(resolve_checkpoint(reference, say=say, weights=False))
@@ -225,7 +224,7 @@ def open_checkpoint(reference: str, say: Callable[[str], None] | None = None) ->
 
 
 def resolve_path(reference: str, say: Callable[[str], None] | None = None) -> Path:
-    """Return the path that a reference names, through the hub where it is none itself."""
+    """Return the path of a reference, downloaded from the hub if it is not a path."""
     path = Path(reference)
     if path.exists():
         return path
@@ -246,30 +245,30 @@ _VERSION = 1
 class ModelStatistics:
     """The statistics of one model. Use ``ModelStatistics.open``."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], file: TensorFile) -> None:
-        """Stand over an opened file; callers use ``open``."""
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], file: TensorFile) -> None:
+        """Create statistics from an opened file; use ``open``."""
         self.folder = folder
-        self.about = about
-        self.kind: str = about["kind"]
-        self.model: str = about["model"]
-        self.tokens: int = about["tokens"]
-        self._same: Mapping[str, str] = about.get("same") or {}
+        self.about = metadata
+        self.kind: str = metadata["kind"]
+        self.model: str = metadata["model"]
+        self.tokens: int = metadata["tokens"]
+        self._same: Mapping[str, str] = metadata.get("same") or {}
         self._file = file
 
     @classmethod
     def open(cls, folder: Path) -> ModelStatistics:
-        """Open a folder that ``write_statistics`` wrote.
+        """Open a folder written by ``write_statistics``.
 
         Raises:
             CheckpointError: If it is missing or broken.
         """
         try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-            if about["version"] != _VERSION or about["kind"] not in ("fisher", "gram"):
-                raise ValueError("it is of another version or kind")
-            if not (isinstance(about["model"], str) and isinstance(about["tokens"], int)):
-                raise TypeError("model or tokens is not what it should be")
-            if not isinstance(about.get("same", {}), dict):
+            metadata = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            if metadata["version"] != _VERSION or metadata["kind"] not in ("fisher", "gram"):
+                raise ValueError("unsupported version or kind")
+            if not (isinstance(metadata["model"], str) and isinstance(metadata["tokens"], int)):
+                raise TypeError("model or tokens has the wrong type")
+            if not isinstance(metadata.get("same", {}), dict):
                 raise TypeError("same is not a mapping")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
@@ -282,20 +281,20 @@ class ModelStatistics:
         path = folder / _ARRAYS
         if not path.is_file():
             raise CheckpointError(
-                f"{folder} holds no {_ARRAYS}",
+                f"{folder} contains no {_ARRAYS}",
                 code="merge.statistics-broken",
                 where=str(folder),
                 expected=f"{_ABOUT} and {_ARRAYS}",
                 next="gather the statistics again",
             )
-        return cls(folder, about, TensorFile(path))
+        return cls(folder, metadata, TensorFile(path))
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is an array for a tensor of the model."""
+        """Return whether there is an array for a tensor."""
         return self._home(name) in self._file.entries
 
     def names(self) -> list[str]:
-        """Return the names of all tensors that have an array, sorted."""
+        """Return the sorted names of all tensors with an array."""
         return sorted({*self._file.entries, *self._same})
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -326,18 +325,18 @@ def write_statistics(
     details: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ModelStatistics:
-    """Write statistics, whole or not at all, and open them.
+    """Write statistics atomically, and open them.
 
     Args:
-        folder: Where they are written.
+        folder: Output folder.
         kind: ``fisher``, squared gradients in float32, or ``gram``, products of inputs in float64.
-        arrays: By the names of the model's tensors.
-        model: The model's fingerprint.
-        tokens: How many tokens the arrays are means over.
-        records: The digest of what they were gathered on.
-        same: Tensors that share the array of another, which is named.
-        details: What else to keep.
-        overwrite: Replace what lies at ``folder``.
+        arrays: Arrays by tensor name.
+        model: Fingerprint of the model.
+        tokens: Number of tokens in the means.
+        records: Digest of the records.
+        same: Tensors that share another tensor's array, with its name.
+        details: Additional entries of statistics.json.
+        overwrite: Replace an existing ``folder``.
 
     Raises:
         DataError: If ``folder`` exists.
@@ -346,7 +345,7 @@ def write_statistics(
     squares = math.fsum(
         float(np.sum(np.square(array, dtype=np.float64))) for array in arrays.values()
     )
-    about = {
+    metadata = {
         "version": _VERSION,
         "kind": kind,
         "model": model,
@@ -362,7 +361,7 @@ def write_statistics(
             work / _ARRAYS,
             {name: PendingTensor.of(stored, array) for name, array in arrays.items()},
         )
-        write_json(work / _ABOUT, about)
+        write_json(work / _ABOUT, metadata)
     return ModelStatistics.open(folder)
 
 
@@ -372,17 +371,17 @@ def find_statistics(
     """Return the statistics of every parent, found by its fingerprint.
 
     Args:
-        folders: Where statistics lie.
-        keys: The parents', as the engine gives them: a fingerprint, and a count after ``#``.
-        kind: What is needed.
-        method: Who asks.
+        folders: Folders of statistics.
+        keys: Keys of the parents: a fingerprint, and a count after ``#``.
+        kind: Required kind.
+        method: Name of the method, for errors.
 
     Raises:
         RecipeError: If a parent has none, or they are of another kind.
         CheckpointError: If a folder is broken.
     """
-    about = [Path(folder) / _ABOUT for folder in folders]
-    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in about)
+    metadata_files = [Path(folder) / _ABOUT for folder in folders]
+    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in metadata_files)
     return list(_find_for_parent(tuple(folders), stamps, tuple(keys), kind, method))
 
 
@@ -396,10 +395,14 @@ def _find_for_parent(
 ) -> tuple[ModelStatistics, ...]:
     opened = [ModelStatistics.open(Path(folder)) for folder in folders]
     known = {statistics.model: statistics for statistics in opened if statistics.kind == kind}
-    found = [known.get(key.partition("#")[0]) for key in keys]
-    missing = [key for key, statistics in zip(keys, found, strict=True) if statistics is None]
+    statistics_by_parent = [known.get(key.partition("#")[0]) for key in keys]
+    missing = [
+        key
+        for key, statistics in zip(keys, statistics_by_parent, strict=True)
+        if statistics is None
+    ]
     if missing:
-        held = ", ".join(f"{each.folder.name} ({each.kind})" for each in opened)
+        held = ", ".join(f"{statistics.folder.name} ({statistics.kind})" for statistics in opened)
         raise RecipeError(
             f"{method} has no {kind} statistics of the model with fingerprint {missing[0]:.20}",
             code="merge.statistics",
@@ -407,4 +410,4 @@ def _find_for_parent(
             expected=f"a folder of {kind} statistics for every model; given: {held or 'none'}",
             next=f"stillroom merge calibrate MODEL --records RECORDS --for {method} --out DIR",
         )
-    return tuple(statistics for statistics in found if statistics is not None)
+    return tuple(statistics for statistics in statistics_by_parent if statistics is not None)

@@ -1,11 +1,11 @@
 """Tensor names and their structure: layers, embeddings, experts, and pairs of two checkpoints.
 
-No list of model families: a layer is a number between dots in a tensor's name, and a stack is what
-shares the words before that number. Config keys that count layers are found by their value.
+There is no list of model families: a layer is a number between dots in a tensor's name, and a stack
+consists of the names with the same prefix. Config keys that count layers are found by their value.
 
-All experts of a layer are one tensor there, the gate's and the up projection's rows joined: an
-angle, a norm or a density is of them all together. The result keeps the parents' names, which old
-and new versions of transformers load.
+In mergekit, all experts of a layer are one tensor, with the rows of gate and up projection joined:
+angles, norms and densities refer to all of them together. The result keeps the parents' names,
+which old and new versions of transformers load.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ _PARTS = ("text_config", "llm_config", "language_config")
 
 @dataclass(frozen=True, slots=True)
 class LayerStack:
-    """Layers that follow each other: the words before their numbers, and how many there are."""
+    """A stack of layers: the name prefix before the layer numbers, and their count."""
 
     prefix: str
     count: int
 
 
 def split_layer_name(name: str) -> tuple[str, int, str] | None:
-    """Return what stands before a tensor's layer number, the number, and what stands after."""
-    found = _LAYER.match(name)
-    return (found["prefix"], int(found["layer"]), found["rest"]) if found else None
+    """Split a tensor's name into prefix, layer number and suffix."""
+    match = _LAYER.match(name)
+    return (match["prefix"], int(match["layer"]), match["rest"]) if match else None
 
 
 def find_stacks(names: Iterable[str]) -> dict[str, LayerStack]:
@@ -92,14 +92,14 @@ def find_stacks(names: Iterable[str]) -> dict[str, LayerStack]:
 
 
 def find_main_stack(names: Iterable[str], config: Mapping[str, Any]) -> LayerStack | None:
-    """Return the one stack with as many layers as the config says; None if it is not clear."""
-    wanted = count_layers(config)
-    found = [stack for stack in find_stacks(names).values() if stack.count == wanted]
-    return found[0] if len(found) == 1 else None
+    """Return the only stack with the config's number of layers; None if ambiguous."""
+    count = count_layers(config)
+    stacks = [stack for stack in find_stacks(names).values() if stack.count == count]
+    return stacks[0] if len(stacks) == 1 else None
 
 
 def count_layers(config: Mapping[str, Any]) -> int | None:
-    """Return how many layers the (language) model has, as its config says."""
+    """Return the number of layers of the (language) model in its config."""
     for part in (config, *(config.get(key) or {} for key in _PARTS)):
         for key in _COUNTS:
             if isinstance(part, Mapping) and isinstance(part.get(key), int):
@@ -108,29 +108,29 @@ def count_layers(config: Mapping[str, Any]) -> int | None:
 
 
 def is_embedding(name: str) -> bool:
-    """Return whether a tensor stands before the layers: it embeds tokens or positions."""
-    return any(word in name for word in _EMBEDDINGS) and "lm_head" not in name
+    """Return whether a tensor embeds tokens or positions, by its name."""
+    return any(part in name for part in _EMBEDDINGS) and "lm_head" not in name
 
 
 def restack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Return a config for a model whose layer i is what was layer ``layers[i]``.
+    """Return a config for a model whose layer i is the former layer ``layers[i]``.
 
-    Counts of layers are set anew, and every list with one entry a layer is put in the new order.
+    Layer counts are updated, and lists with one entry per layer are reordered.
     """
     old = count_layers(config)
 
     def renew(part: Mapping[str, Any]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        renewed: dict[str, Any] = {}
         for key, value in part.items():
             if key in _COUNTS and value == old:
-                made[key] = len(layers)
+                renewed[key] = len(layers)
             elif isinstance(value, list) and len(value) == old and old:
-                made[key] = [value[layer] for layer in layers]
+                renewed[key] = [value[layer] for layer in layers]
             elif key in _PARTS and isinstance(value, Mapping):
-                made[key] = renew(value)
+                renewed[key] = renew(value)
             else:
-                made[key] = value
-        return made
+                renewed[key] = value
+        return renewed
 
     return renew(config)
 
@@ -142,14 +142,14 @@ _NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "embed_out", "norm", "ln_", "sc
 
 
 def pair_tensors(finetuned: Checkpoint, base: Checkpoint) -> list[tuple[str, str]]:
-    """Return every tensor with its name in the base; both have the same ones, of equal shapes."""
+    """Return every tensor with its name in the base; names and shapes must match."""
     names = {name for name in finetuned.names() if not _is_tied_head(finetuned, name)}
     known = {name for name in base.names() if not _is_tied_head(base, name)}
     homes = {name: name for name in names & known}
-    lonely = (names | known) - set(homes)
+    unmatched = (names | known) - set(homes)
     if base.is_tied and HEAD in names and EMBEDDING in known:
         homes[HEAD] = EMBEDDING
-        lonely.discard(HEAD)
+        unmatched.discard(HEAD)
     problems = [
         Problem(
             f"tensor '{name:.120}' is missing in "
@@ -159,13 +159,13 @@ def pair_tensors(finetuned: Checkpoint, base: Checkpoint) -> list[tuple[str, str
             "the same tensors in both",
             "give the base that it was fine-tuned from",
         )
-        for name in sorted(lonely)
+        for name in sorted(unmatched)
     ]
     if problems:
         raise CheckpointError(problems)
     wrong = [
         Problem(
-            f"tensor '{name:.120}' is {finetuned.shape(name)}, and {base.shape(home)} in the base",
+            f"tensor '{name:.120}' is {finetuned.shape(name)}, but {base.shape(home)} in the base",
             "merge.shape",
             name,
             "one shape in both",
@@ -184,25 +184,25 @@ def _is_tied_head(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def is_linear(name: str, shape: Sequence[int]) -> bool:
-    """Return whether a tensor, by its name and shape, is the matrix of a linear layer."""
+    """Return whether a tensor is the weight of a linear layer, by name and shape."""
     last = name.removesuffix(".weight").rpartition(".")[2].lower()
     return (
         len(shape) == 2
         and name.endswith(".weight")
-        and not any(word in last for word in _NOT_LINEAR)
+        and not any(part in last for part in _NOT_LINEAR)
         and min(shape) > 1
     )
 
 
 def compute_difference(finetuned: Checkpoint, base: Checkpoint, name: str, home: str) -> Array:
-    """Return a whole tensor of fine-tuned minus base, float64."""
+    """Return the whole difference of a tensor, fine-tuned minus base, in float64."""
     delta = read_rows(finetuned, name, dtype=np.float64)
     delta -= read_rows(base, home, dtype=np.float64)
     return delta
 
 
 def compute_difference_norm(finetuned: Checkpoint, base: Checkpoint, name: str, home: str) -> float:
-    """Return the norm of the difference, read in blocks."""
+    """Return the norm of a tensor's difference, read in blocks."""
     if not check_floats(finetuned, base, name, home):
         return 0.0
     squares = []
@@ -218,7 +218,7 @@ def compute_difference_norm(finetuned: Checkpoint, base: Checkpoint, name: str, 
 def read_difference_rows(
     finetuned: Checkpoint, base: Checkpoint, name: str, home: str, start: int, stop: int
 ) -> Array:
-    """Return rows of fine-tuned minus base, float32, or float64 where one is stored so."""
+    """Return rows of fine-tuned minus base in float32, or float64 if one is stored so."""
     dtype = np.float64 if choose_difference_dtype(finetuned, base, name) == "F64" else np.float32
     block = read_rows(finetuned, name, start, stop, dtype=np.float64)
     block -= read_rows(base, home, start, stop, dtype=np.float64)
@@ -226,30 +226,32 @@ def read_difference_rows(
 
 
 def choose_difference_dtype(finetuned: Checkpoint, base: Checkpoint, name: str) -> str:
-    """Return the storage type that holds a difference: F32, or F64 where one is stored so."""
+    """Return the storage type of a difference: F32, or F64 if one is stored so."""
     kinds = {finetuned.entry(name).dtype, *({base.entry(name).dtype} if name in base else ())}
     return "F64" if "F64" in kinds else "F32"
 
 
 def check_floats(finetuned: Checkpoint, base: Checkpoint, name: str, home: str) -> bool:
-    """Return whether both are floats; others must be equal."""
-    one, two = finetuned.entry(name), base.entry(home)
-    if one.dtype in FLOATS and two.dtype in FLOATS:
+    """Return whether both tensors are floats; others must be equal."""
+    entry, base_entry = finetuned.entry(name), base.entry(home)
+    if entry.dtype in FLOATS and base_entry.dtype in FLOATS:
         return True
-    if one.dtype == two.dtype and finetuned.read(name, 0, one.rows) == base.read(home, 0, two.rows):
+    if entry.dtype == base_entry.dtype and finetuned.read(name, 0, entry.rows) == base.read(
+        home, 0, base_entry.rows
+    ):
         return False
     raise CheckpointError(
-        f"tensor '{name:.120}' is {one.dtype} and {two.dtype} in the base, and not the same",
+        f"tensor '{name:.120}' is {entry.dtype}, {base_entry.dtype} in the base, and differs",
         code="merge.not-floats",
         where=name,
-        expected="floating-point numbers where something changed",
+        expected="floating-point tensors where values differ",
         next="extract from checkpoints that are not quantized",
     )
 
 
 def _non_finite_error(name: str) -> CheckpointError:
     return CheckpointError(
-        f"tensor '{name:.120}' holds numbers that are not finite",
+        f"tensor '{name:.120}' has values that are not finite",
         code="merge.not-finite",
         where=name,
         expected="finite numbers in both checkpoints",
@@ -260,7 +262,7 @@ def _non_finite_error(name: str) -> CheckpointError:
 _FUSED = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
 
 
-"""The kinds of models of which that was seen."""
+"""Model types for which this was observed."""
 
 
 _EXPERT = re.compile(r"(.*\.)?(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
@@ -274,22 +276,22 @@ _FUSED_POSITIONS = {
 
 
 def has_fused_experts(config: Mapping[str, Any]) -> bool:
-    """Return whether mergekit merges the experts of such a model as one tensor."""
+    """Return whether mergekit merges the experts of a model as one tensor."""
     return config.get("model_type") in _FUSED
 
 
 def to_mergekit_name(name: str) -> str:
-    """Return the name that mergekit has for a tensor, or for the one that it is a part of."""
-    found = _EXPERT.fullmatch(name)
-    if found and found[3] in _FUSED_POSITIONS:
-        return f"{found[1] or ''}mlp.experts.{_FUSED_POSITIONS[found[3]][0]}"
+    """Return mergekit's name of a tensor, or of the fused tensor that contains it."""
+    match = _EXPERT.fullmatch(name)
+    if match and match[3] in _FUSED_POSITIONS:
+        return f"{match[1] or ''}mlp.experts.{_FUSED_POSITIONS[match[3]][0]}"
     return name.replace(".block_sparse_moe.", ".mlp.")
 
 
 def describe_expert_differences(
     config: Mapping[str, Any], names: Iterable[str], method: str
 ) -> str:
-    """Return in what mergekit's arithmetic may give other experts than mergekit; else nothing."""
+    """Return a note if experts may be merged differently than in mergekit, else ""."""
     if not any(_EXPERT.fullmatch(name) for name in names):
         return ""
     if not has_fused_experts(config):
@@ -302,7 +304,7 @@ def describe_expert_differences(
 
 @dataclass
 class FusedExperts:
-    """The matrices of a layer's experts that are merged as one: by expert and place in it."""
+    """Matrices of a layer's experts merged as one tensor: by expert and position in it."""
 
     name: str
     members: dict[tuple[int, int], PlannedTensor] = field(default_factory=dict)
@@ -310,61 +312,64 @@ class FusedExperts:
 
     @property
     def first(self) -> PlannedTensor:
-        """One of them: all have the same shape, sources and settings."""
+        """One member; all have the same shape, sources and settings."""
         return next(iter(self.members.values()))
 
     @property
     def last(self) -> str:
-        """The name of the one that is written last."""
+        """Name of the member written last."""
         return max(member.name for member in self.members.values())
 
     @property
     def is_whole(self) -> bool:
-        """Whether every expert is there, and alike."""
+        """Whether all experts are present and alike."""
         experts = {expert for expert, _ in self.members}
-        places = {place for _, place in self.members}
+        positions = {position for _, position in self.members}
         alike = {
             (
-                one.shape,
-                one.stored,
-                one.base is None,
-                tuple(home.source for home in one.parents),
+                member.shape,
+                member.dtype,
+                member.base is None,
+                tuple(home.source for home in member.parents),
             )
-            for one in self.members.values()
+            for member in self.members.values()
         }
-        is_full = len(self.members) == len(experts) * len(places)
-        wanted = 2 if self.name.endswith("gate_up_proj") else 1
-        return is_full and len(alike) == 1 and places == set(range(wanted))
+        is_full = len(self.members) == len(experts) * len(positions)
+        expected_count = 2 if self.name.endswith("gate_up_proj") else 1
+        return is_full and len(alike) == 1 and positions == set(range(expected_count))
 
     def join(self, read: Callable[[PlannedTensor], torch.Tensor]) -> torch.Tensor:
-        """Return the fused tensor, (experts, rows, columns), of what is read of each member."""
+        """Return the fused tensor, (experts, rows, columns), read member by member."""
         import torch
 
         experts = sorted({expert for expert, _ in self.members})
-        places = sorted({place for _, place in self.members})
+        positions = sorted({position for _, position in self.members})
         return torch.stack(
-            [torch.cat([read(self.members[one, place]) for place in places]) for one in experts]
+            [
+                torch.cat([read(self.members[expert, position]) for position in positions])
+                for expert in experts
+            ]
         )
 
     def part(self, name: str) -> torch.Tensor:
-        """Return a member's part of what was merged."""
+        """Return a member's part of the merged tensor."""
         if self.merged is None:
             raise ValueError(f"{self.name} is not merged yet")
         experts = sorted({expert for expert, _ in self.members})
-        expert, place = next(at for at, one in self.members.items() if one.name == name)
+        expert, position = next(key for key, member in self.members.items() if member.name == name)
         rows = self.first.shape[0]
-        return self.merged[experts.index(expert), place * rows : (place + 1) * rows]
+        return self.merged[experts.index(expert), position * rows : (position + 1) * rows]
 
 
 def group_experts(tensors: Iterable[PlannedTensor]) -> dict[str, FusedExperts]:
-    """Return by the name of each expert's matrix the tensor that it is merged as a part of."""
+    """Return the fused tensor of each expert matrix, by the matrix's name."""
     groups: dict[str, FusedExperts] = {}
     for tensor in tensors:
-        found = _EXPERT.fullmatch(tensor.name)
-        if found and found[3] in _FUSED_POSITIONS and tensor.is_merged and len(tensor.shape) == 2:
-            called = to_mergekit_name(tensor.name)
-            group = groups.setdefault(called, FusedExperts(called))
-            group.members[int(found[2]), _FUSED_POSITIONS[found[3]][1]] = tensor
+        match = _EXPERT.fullmatch(tensor.name)
+        if match and match[3] in _FUSED_POSITIONS and tensor.is_merged and len(tensor.shape) == 2:
+            fused_name = to_mergekit_name(tensor.name)
+            group = groups.setdefault(fused_name, FusedExperts(fused_name))
+            group.members[int(match[2]), _FUSED_POSITIONS[match[3]][1]] = tensor
     return {
         member.name: group
         for group in groups.values()
@@ -377,10 +382,10 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def locate_tensor(name: str) -> tuple[str, str]:
-    """Return a tensor's layer and its kind of module; outside the layers both are its own name."""
+    """Return a tensor's layer and module type; outside the layers both are its own name."""
     module = name.removesuffix(".weight").removesuffix(".bias")
     last = module.rpartition(".")[2]
-    found = _LAYER_NUMBER.search(name)
-    if not found:
+    match = _LAYER_NUMBER.search(name)
+    if not match:
         return last, last
-    return f"layer {int(found[1])}", last + (" bias" if name.endswith(".bias") else "")
+    return f"layer {int(match[1])}", last + (" bias" if name.endswith(".bias") else "")

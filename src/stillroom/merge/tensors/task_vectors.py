@@ -1,12 +1,13 @@
 """Task vector arithmetic: weighted sums, sign election, Gram matrices and random pruning.
 
-Everything here gives the same bits for any block size and any number of threads: sums go row by row
-and are then added exactly, and random numbers are counted, not drawn in turn.
+All results are independent of block size and number of threads: sums are taken by row and then
+added exactly, and random numbers are counter-based.
 
-Ranking is one integer sort a row: a key holds the magnitude's upper bits and, below them, the place
-in the row. So equal magnitudes rank by place, and so do those that differ by less than about one
-part in 2**11, which moves a probability by no more than a step. The random number belongs to the
-rank, not to the place, which spares a second permutation and is as independent of blocks.
+Ranking is one integer sort per row: a key has the magnitude's upper bits and, below them, the
+position in the row. Equal magnitudes thus rank by position, and so do those that differ by less
+than about one part in 2**11, which changes a probability by at most a step. The random number
+belongs to the rank instead of the position, which saves a second permutation and is equally
+independent of blocks.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def task_vectors(
 
 
 def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Return the weighted sum of arrays in their own type, added in the given order."""
+    """Return the weighted sum of arrays in their type, added in the given order."""
     total: Array = arrays[0] * arrays[0].dtype.type(weights[0])
     for array, weight in zip(arrays[1:], weights[1:], strict=True):
         total += array if weight == 1 else array * array.dtype.type(weight)
@@ -98,14 +99,14 @@ def combine_weighted(
 
 
 def check_weight_sum(weights: Sequence[float]) -> None:
-    """Refuse weights whose sum nothing can be divided by.
+    """Raise an error for weights that add up to zero.
 
     Raises:
-        RecipeError: If so.
+        RecipeError: If the sum is zero.
     """
     if abs(math.fsum(weights)) < _LEAST_SUM:
         raise RecipeError(
-            "the weights add up to zero, which nothing can be divided by",
+            "the weights add up to zero",
             code="merge.weights",
             where="models",
             expected="weights with a sum other than 0",
@@ -114,17 +115,17 @@ def check_weight_sum(weights: Sequence[float]) -> None:
 
 
 def rescale(vector: Array, factor: float) -> Array:
-    """Return a vector times a factor in its own type; itself at 1."""
+    """Multiply a vector by a factor in its type; return it unchanged at 1."""
     return vector if factor == 1 else vector * vector.dtype.type(factor)
 
 
 def elect_sign(vectors: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Return per element the sign with the larger weighted mass, as a sign bit; a draw elects +.
+    """Return per element the sign with the larger weighted mass, as a sign bit; ties elect +.
 
-    The bits are integers as wide as the vectors: 0 where + is elected, the top bit where - is.
+    The bits are integers as wide as the vectors: 0 for +, the top bit for -.
     """
     votes = np.atleast_1d(weighted_sum(vectors, weights))
-    votes += 0.0  # a negative zero is a draw too
+    votes += 0.0  # a negative zero is a tie, too
     bits = _bits(votes)
     bits &= bits.dtype.type(1 << (8 * bits.itemsize - 1))
     return bits.reshape(np.shape(vectors[0]))
@@ -133,14 +134,14 @@ def elect_sign(vectors: Sequence[Array], weights: Sequence[float]) -> Array:
 def disjoint_mean(
     vectors: Sequence[Array], sign: Array, weights: Sequence[float], *, normalize: bool = True
 ) -> Array:
-    """Return the weighted mean, per element, of the values that have the elected sign.
+    """Return the weighted mean, per element, of the values with the elected sign.
 
-    A zero has no sign: it counts neither in the sum nor in the divisor.
+    Zeros have no sign: they count neither in the sum nor in the divisor.
     """
     total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
-    zeros = np.zeros_like(vectors[0])  # numpy's maximum with one number is three times as slow
+    zeros = np.zeros_like(vectors[0])  # numpy's maximum with a scalar is three times as slow
     for vector, weight in zip(vectors, weights, strict=True):
-        # With the elected sign flipped to +, what agrees is what is positive.
+        # With the elected sign flipped to +, positive elements agree with it.
         flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
         share = vector.dtype.type(weight)
         if normalize:
@@ -160,9 +161,9 @@ def gram_matrix(blocks: TensorBlocks, vectors_of: Callable[[RowBlock], Sequence[
     def reduce(block: RowBlock) -> list[Array]:
         rows = [_as_rows(vector) for vector in vectors_of(block)]
         return [
-            np.einsum("ij,ij->i", left, right).astype(np.float64)
-            for i, left in enumerate(rows)
-            for right in rows[: i + 1]
+            np.einsum("ij,ij->i", first, second).astype(np.float64)
+            for i, first in enumerate(rows)
+            for second in rows[: i + 1]
         ]
 
     parts = blocks.each(reduce)
@@ -171,9 +172,9 @@ def gram_matrix(blocks: TensorBlocks, vectors_of: Callable[[RowBlock], Sequence[
     sums = [math.fsum(np.concatenate(column).tolist()) for column in zip(*parts, strict=True)]
     size = int((math.isqrt(8 * len(sums) + 1) - 1) // 2)
     gram = np.zeros((size, size))
-    for at, value in enumerate(sums):
-        i = (math.isqrt(8 * at + 1) - 1) // 2
-        j = at - i * (i + 1) // 2
+    for index, value in enumerate(sums):
+        i = (math.isqrt(8 * index + 1) - 1) // 2
+        j = index - i * (i + 1) // 2
         gram[i, j] = gram[j, i] = value
     return gram
 
@@ -181,7 +182,7 @@ def gram_matrix(blocks: TensorBlocks, vectors_of: Callable[[RowBlock], Sequence[
 def exact_sum(
     blocks: TensorBlocks, values_of: Callable[[RowBlock], Sequence[Array]]
 ) -> list[float]:
-    """Return the exact sum over one tensor of each of several arrays a block."""
+    """Return the exact sums over one tensor of several arrays per block."""
     parts = blocks.each(
         lambda block: [
             _as_rows(values).sum(axis=1).astype(np.float64) for values in values_of(block)
@@ -191,94 +192,94 @@ def exact_sum(
 
 
 def cosine(gram: Array, i: int, j: int) -> float:
-    """Return the cosine of two vectors of a Gram matrix, within -1 and 1; of a zero vector, 0."""
+    """Return the clipped cosine of two vectors of a Gram matrix; 0 for zero vectors."""
     norm = math.sqrt(gram[i, i] * gram[j, j])
     return min(1.0, max(-1.0, float(gram[i, j]) / norm)) if norm > 0 else 0.0
 
 
 def magnitude_bits(vector: Array) -> Array:
-    """Return the float32 patterns of magnitudes, flat int32; they order as the magnitudes do."""
+    """Return the float32 bits of magnitudes, flat int32, in the order of the magnitudes."""
     flat = np.ascontiguousarray(vector, dtype=np.float32).reshape(-1)
     bits: Array = flat.view(np.int32) & np.int32(0x7FFFFFFF)
     return bits
 
 
 def round_probability(share: float) -> float:
-    """Return the probability, in steps of 2**-16, with which a mask of that share keeps."""
+    """Round a probability to steps of 2**-16, as used by masks."""
     return round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
 
 
-def philox_uint16(shape: tuple[int, ...], key: str, at: BlockContext) -> Array:
-    """Return random numbers of 16 bits, (shape), uint16.
+def philox_uint16(shape: tuple[int, ...], key: str, context: BlockContext) -> Array:
+    """Return random 16-bit numbers, (shape), uint16.
 
-    Drawn by a counter (Philox): element n of tensor ``at.name`` has the same number for one seed
-    and key, however the tensor is cut into blocks and whatever else is merged.
+    Counter-based (Philox): an element of a tensor has the same number for a seed and key,
+    independent of blocks and of other tensors.
 
     Args:
-        shape: Of the block.
-        key: Names the parent.
-        at: Where the block lies.
+        shape: Shape of the block.
+        key: Key of the parent.
+        context: Position of the block.
     """
     count = math.prod(shape)
-    name = f"{at.seed}\0{at.name}\0{key}".encode("utf-8", "surrogatepass")
+    name = f"{context.seed}\0{context.name}\0{key}".encode("utf-8", "surrogatepass")
     words = np.frombuffer(hashlib.sha256(name).digest()[:16], "<u8").astype(np.uint64)
-    # One step of the counter gives four words of 64 bits, that is sixteen elements of 16.
-    step, skip = divmod(at.offset, 16)
+    # One counter step gives four 64-bit words, that is sixteen elements of 16 bits.
+    step, skip = divmod(context.offset, 16)
     stream = np.random.Philox(key=words).advance(step)
     raw = stream.random_raw((skip + count + 3) // 4).astype("<u8", copy=False)
     return raw.view("<u2")[skip : skip + count].reshape(shape)
 
 
-def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, at: BlockContext) -> Array:
+def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: BlockContext) -> Array:
     """Return a mask that keeps each element with a probability, (shape), bool.
 
     Args:
-        shape: Of the block.
-        share: The probability; counted in steps of 2**-16, see ``round_probability``.
-        key: Names the parent.
-        at: Where the block lies; see ``philox_uint16``.
+        shape: Shape of the block.
+        share: The probability, in steps of 2**-16, see ``round_probability``.
+        key: Key of the parent.
+        context: Position of the block; see ``philox_uint16``.
     """
     level = round(share * PROBABILITY_LEVELS)
     if level >= PROBABILITY_LEVELS:
         return np.ones(shape, bool)
-    return np.asarray(philox_uint16(shape, key, at) < np.uint16(level), dtype=bool)
+    return np.asarray(philox_uint16(shape, key, context) < np.uint16(level), dtype=bool)
 
 
 def random_sparsify(
-    vectors: Sequence[Array], shares: Sequence[float], at: BlockContext, *, rescale: bool
+    vectors: Sequence[Array], shares: Sequence[float], context: BlockContext, *, rescale: bool
 ) -> list[Array]:
-    """Return vectors with elements dropped at random, each vector with a mask of its own.
+    """Drop elements of vectors at random, with an independent mask per vector.
 
     Args:
-        vectors: One a parent, any shape; changed in place, which spares the cache their copies.
-        shares: The share of each that is kept.
-        at: Where the block lies.
-        rescale: Divide what is kept by the probability with which it is.
+        vectors: One per parent, any shape; modified in place to save memory traffic.
+        shares: Probability of keeping an element, per vector.
+        context: Position of the block.
+        rescale: Divide kept elements by their probability.
     """
-    kept = []
-    for vector, key, share in zip(vectors, at.keys, shares, strict=True):
+    pruned = []
+    for vector, key, share in zip(vectors, context.keys, shares, strict=True):
         thinned = np.atleast_1d(vector)
-        thinned *= bernoulli_mask(thinned.shape, share, key, at)
+        thinned *= bernoulli_mask(thinned.shape, share, key, context)
         exact = round_probability(share)
         if rescale and 0 < exact < 1:
             thinned *= thinned.dtype.type(1 / exact)
-        kept.append(thinned.reshape(np.shape(vector)))
-    return kept
+        pruned.append(thinned.reshape(np.shape(vector)))
+    return pruned
 
 
 def _as_rows(vector: Array) -> Array:
-    """Return an array of any shape as (rows, numbers of a row)."""
+    """Reshape an array to (rows, elements per row)."""
     return vector.reshape(vector.shape[0] if vector.ndim else 1, -1)
 
 
 def _bits(vector: Array) -> Array:
-    """Return an array's own bits as integers of the same width."""
+    """Return an array's bits as integers of the same width."""
     flat = np.ascontiguousarray(vector).reshape(np.shape(vector))
     return flat.view(np.uint32 if flat.itemsize == 4 else np.uint64)
 
 
 def count_changed(vectors: Sequence[Array], epsilon: float) -> Array:
-    """Return how many of the task vectors moved each element by more than epsilon."""
+    """Count the task vectors that changed each element by more than epsilon."""
     count = np.zeros_like(vectors[0])
     for vector in vectors:
         count += np.abs(vector) > epsilon
@@ -286,19 +287,19 @@ def count_changed(vectors: Sequence[Array], epsilon: float) -> Array:
 
 
 def drop_unchanged(vectors: Sequence[Array], epsilon: float) -> list[Array]:
-    """Return the task vectors without the moves of epsilon or less."""
+    """Set changes of at most epsilon to zero."""
     return [vector * (np.abs(vector) > epsilon) for vector in vectors]
 
 
 def plain_sum(vectors: Sequence[Array]) -> Array:
-    """Return the plain sum, a fresh array."""
+    """Return the unweighted sum in a new array."""
     total = vectors[0].copy()
     for vector in vectors[1:]:
         total += vector
     return total
 
 
-# Of one vector that is a single row, what each element is multiplied with; else nothing.
+# Factors of the elements of a single-row vector.
 ElementFactors = list[float]
 
 
@@ -306,10 +307,10 @@ _MAX_PACKED_WIDTH = 1 << 12
 
 
 def check_probability_window(density: float, epsilon: float) -> None:
-    """Refuse a window of probabilities that leaves 0 to 1.
+    """Raise an error for keep probabilities outside of 0 to 1.
 
     Raises:
-        RecipeError: If so.
+        RecipeError: If the window exceeds this range.
     """
     if not (density - epsilon > 0 and density + epsilon <= 1):
         raise RecipeError(
@@ -325,20 +326,20 @@ def check_probability_window(density: float, epsilon: float) -> None:
 def measure_single_row(
     blocks: TensorBlocks, method: str, windows: list[tuple[float, float]], *, rescale: bool
 ) -> list[ElementFactors] | None:
-    """Return the shares of a tensor that is one row, which blocks cut; of others None.
+    """Return the factors of a single-row tensor, which blocks would split; None for others.
 
     Args:
         blocks: The tensor.
-        method: Its name, for a missing base.
+        method: Name of the method, for a missing base.
         windows: Density and epsilon of every parent.
         rescale: As in ``prune_by_rank``.
 
     Raises:
-        RecipeError: If a window of probabilities leaves 0 to 1, or there is no base.
+        RecipeError: If a probability is outside 0 to 1, or there is no base.
     """
     for density, epsilon in windows:
         check_probability_window(density, epsilon)
-    if len(blocks.at.shape) > 1:
+    if len(blocks.context.shape) > 1:
         return None
 
     def vectors_of(block: RowBlock) -> list[Array]:
@@ -346,8 +347,8 @@ def measure_single_row(
 
     rows = [np.concatenate(parts) for parts in zip(*blocks.each(vectors_of), strict=True)]
     return [
-        _draw_factors(row[None], window, key, blocks.at, rescale=rescale)[0].tolist()
-        for row, window, key in zip(rows, windows, blocks.at.keys, strict=False)
+        _draw_factors(row[None], window, key, blocks.context, rescale=rescale)[0].tolist()
+        for row, window, key in zip(rows, windows, blocks.context.keys, strict=False)
     ]
 
 
@@ -355,48 +356,50 @@ def prune_by_rank(
     vectors: list[Array],
     windows: list[tuple[float, float]],
     measured: list[ElementFactors] | None,
-    at: BlockContext,
+    context: BlockContext,
     *,
     rescale: bool,
 ) -> list[Array]:
-    """Return vectors with elements dropped at random, small ones of a row more often.
+    """Drop elements of vectors at random, small ones of a row more often.
 
     Args:
-        vectors: One a parent, any shape; a row is the last dimension.
-        windows: Of each the mean probability of being kept, and how far it is from that for the
-            smallest (below) and largest (above) of a row.
-        measured: What ``measure_single_row`` returned.
-        at: Where the block lies.
-        rescale: Divide what is kept by the probability with which it was.
+        vectors: One per parent, any shape; rows run along the last dimension.
+        windows: Mean keep probability per vector, and its distance from those of the smallest
+            (below) and largest (above) element of a row.
+        measured: Result of ``measure_single_row``.
+        context: Position of the block.
+        rescale: Divide kept elements by their probability.
     """
-    kept = []
-    for number, (vector, window, key) in enumerate(zip(vectors, windows, at.keys, strict=True)):
+    pruned = []
+    for number, (vector, window, key) in enumerate(
+        zip(vectors, windows, context.keys, strict=True)
+    ):
         size = math.prod(vector.shape)
         if measured is not None:
-            cut = measured[number][at.offset : at.offset + size]
+            cut = measured[number][context.offset : context.offset + size]
             shares = np.asarray(cut, vector.dtype)
         elif size:
             rows = vector.reshape(-1, vector.shape[-1])
-            shares = _draw_factors(rows, window, key, at, rescale=rescale)
+            shares = _draw_factors(rows, window, key, context, rescale=rescale)
         else:
             shares = np.zeros(0, vector.dtype)
-        kept.append(vector * shares.reshape(vector.shape))
-    return kept
+        pruned.append(vector * shares.reshape(vector.shape))
+    return pruned
 
 
 def _draw_factors(
-    rows: Array, window: tuple[float, float], key: str, at: BlockContext, *, rescale: bool
+    rows: Array, window: tuple[float, float], key: str, context: BlockContext, *, rescale: bool
 ) -> Array:
-    """Return what each element is multiplied with: 0, or 1 over its probability; (rows, width)."""
+    """Return the factor of each element: 0, or 1 over its probability; (rows, width)."""
     width = rows.shape[1]
     if not rows.size:
         return np.zeros(rows.shape, rows.dtype)
     last, factors = _find_rank_factors(width, *window, rows.dtype, rescale=rescale)
-    kept = factors * (philox_uint16(rows.shape, key, at) <= last)
-    places = _argsort_magnitudes(rows)
-    places += (np.arange(len(rows), dtype=np.int64) * width)[:, None]
+    factors_by_rank = factors * (philox_uint16(rows.shape, key, context) <= last)
+    positions = _argsort_magnitudes(rows)
+    positions += (np.arange(len(rows), dtype=np.int64) * width)[:, None]
     shares = np.empty(rows.size, rows.dtype)
-    shares[places.reshape(-1)] = kept.reshape(-1)
+    shares[positions.reshape(-1)] = factors_by_rank.reshape(-1)
     return shares.reshape(rows.shape)
 
 
@@ -404,9 +407,9 @@ def _draw_factors(
 def _find_rank_factors(
     width: int, density: float, epsilon: float, dtype: np.dtype[Any], *, rescale: bool
 ) -> tuple[Array, Array]:
-    """Return for every rank the largest draw that keeps, uint16, and what is then multiplied with.
+    """Return for every rank the largest random number that keeps (uint16), and its factor.
 
-    A model's rows have few widths, and its blocks are thousands.
+    Cached: a model's rows have few widths, but thousands of blocks.
     """
     levels = _rank_probabilities(width, density, epsilon)
     factors = PROBABILITY_LEVELS / levels if rescale else np.ones(width)
@@ -414,7 +417,7 @@ def _find_rank_factors(
 
 
 def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
-    """Return the probability of every rank, from the smallest up, in steps of 2**-16."""
+    """Return the keep probability of every rank, ascending, in steps of 2**-16."""
     rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
     return np.clip(
         np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
@@ -422,7 +425,7 @@ def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
 
 
 def _argsort_magnitudes(rows: Array) -> Array:
-    """Return the places of every row's elements from the smallest up, (rows, width), int64."""
+    """Return the positions of every row's elements by magnitude, (rows, width), int64."""
     width = rows.shape[1]
     if width > _MAX_PACKED_WIDTH:
         bits = magnitude_bits(rows).reshape(rows.shape)
@@ -431,7 +434,7 @@ def _argsort_magnitudes(rows: Array) -> Array:
         wide &= 0xFFFFFFFF
         return wide
     room = (width - 1).bit_length()
-    # Without its sign bit a magnitude begins at the top of the key.
+    # Without the sign bit, the magnitude starts at the top of the key.
     keys = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32) << np.uint32(1)
     keys &= np.uint32(0xFFFFFFFF >> room << room)
     keys |= np.arange(width, dtype=np.uint32)

@@ -1,9 +1,9 @@
 """Magnitude trimming: the largest elements of task vectors, over a tensor or a whole model.
 
-Exact and in bounded memory. A sample of the blocks says between which magnitudes the threshold must
-lie; one walk counts what is above and gathers the few in between, from which the threshold is
-selected, and with it the element at which equal magnitudes stop being kept. Where too many lie in
-between they are tallied and walked again; where the sample misled, everything is, bin by bin.
+Exact and in bounded memory. A sample of the blocks bounds the threshold; one pass counts the
+elements above and collects the few between the bounds, from which the threshold and the last kept
+element among equal magnitudes are selected. If too many lie between, they are counted in bins and
+the pass is repeated; if the sample was misleading, all elements are binned.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "trim_to_band",
 ]
 
-# Two cuts as plain values, the outer one first: what it keeps and the inner one does not.
+# Two thresholds as JSON values: kept are elements that the first keeps and the second does not.
 MagnitudeBand: TypeAlias = "list[tuple[int, str, int] | None]"
 
 _TOP = 0x7FFFFFFF
@@ -46,11 +46,11 @@ _SIGMAS = 12
 
 @dataclass(frozen=True, slots=True)
 class TrimThreshold:
-    """Which elements of a task vector are kept: those above a magnitude, and some equal to it.
+    """Threshold of trimming: keeps elements above a magnitude, and some equal to it.
 
-    ``bits`` is the float32 pattern of the magnitude. Of the elements equal to it, those up to
-    element ``index`` of tensor ``name`` are kept, in order of tensor name and element: the rule
-    that makes ties stable. ``index`` -1 keeps none of that tensor.
+    ``bits`` are the float32 bits of the magnitude. Equal elements are kept in order of tensor name
+    and element, up to element ``index`` of tensor ``name``, which makes ties stable. ``index`` -1
+    keeps none of that tensor.
     """
 
     bits: int
@@ -58,23 +58,27 @@ class TrimThreshold:
     index: int
 
 
-def mask_above(vector: Array, cut: TrimThreshold, at: BlockContext) -> Array:
-    """Return a mask of the elements that the cut keeps."""
+def mask_above(vector: Array, threshold: TrimThreshold, context: BlockContext) -> Array:
+    """Return a mask of the elements that the threshold keeps."""
     bits = magnitude_bits(vector)
-    before = cut.index - at.offset + 1 if at.name == cut.name else int(at.name < cut.name) * _TOP
+    before = (
+        threshold.index - context.offset + 1
+        if context.name == threshold.name
+        else int(context.name < threshold.name) * _TOP
+    )
     if before <= 0:
-        keep = bits > cut.bits
+        keep = bits > threshold.bits
     elif before >= bits.size:
-        keep = bits >= cut.bits
+        keep = bits >= threshold.bits
     else:
-        keep = bits > cut.bits
-        keep[:before] |= bits[:before] == cut.bits
+        keep = bits > threshold.bits
+        keep[:before] |= bits[:before] == threshold.bits
     return keep.reshape(vector.shape)
 
 
-def trim(vector: Array, cut: TrimThreshold | None, at: BlockContext) -> Array:
-    """Return the vector with all elements set to zero that the cut does not keep."""
-    return vector if cut is None else vector * mask_above(vector, cut, at)
+def trim(vector: Array, threshold: TrimThreshold | None, context: BlockContext) -> Array:
+    """Set elements that the threshold does not keep to zero."""
+    return vector if threshold is None else vector * mask_above(vector, threshold, context)
 
 
 def find_thresholds(
@@ -82,15 +86,15 @@ def find_thresholds(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     densities: Sequence[float],
 ) -> list[TrimThreshold | None]:
-    """Find which elements make up the ``density`` largest by magnitude, of several vectors at once.
+    """Find the thresholds of the ``density`` largest magnitudes of several vectors at once.
 
     Args:
-        tensors: The tensors that are ranked together, in order of name.
-        vectors_of: The vectors of a block, one a density.
-        densities: Share of elements to keep of each; 1 or more keeps all.
+        tensors: Tensors ranked together, in order of name.
+        vectors_of: Returns the vectors of a block, one per density.
+        densities: Share of elements to keep per vector; 1 or more keeps all.
 
     Returns:
-        One cut a vector; None where everything is kept.
+        One threshold per vector; None if everything is kept.
     """
     count = sum(tensor.size for tensor in tensors)
     return find_thresholds_by_count(
@@ -103,9 +107,9 @@ def find_thresholds_by_count(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     counts: Sequence[int],
 ) -> list[TrimThreshold | None]:
-    """Find which elements are the ``counts`` largest by magnitude; else as ``find_thresholds``."""
+    """As ``find_thresholds``, for the ``counts`` largest elements."""
     count = sum(tensor.size for tensor in tensors)
-    searches = [_ThresholdSearch(wanted, count) for wanted in counts]
+    searches = [_ThresholdSearch(retained, count) for retained in counts]
     if count > _SMALL:
         _narrow(tensors, vectors_of, searches)
     while any(not search.is_done for search in searches):
@@ -117,13 +121,13 @@ def find_thresholds_by_count(
 def find_bands(
     blocks: TensorBlocks, method: str, densities: Sequence[float], gammas: Sequence[float]
 ) -> list[MagnitudeBand]:
-    """Find the middle of every parent's task vector: below its outliers, above the small elements.
+    """Find the middle of every parent's task vector: without outliers and small elements.
 
     Args:
         blocks: The tensor.
-        method: The method's name, for a missing base.
-        densities: Share of elements to keep of each.
-        gammas: Share of the largest to leave out of each.
+        method: Name of the method, for a missing base.
+        densities: Share of elements to keep per parent.
+        gammas: Share of the largest elements to drop per parent.
     """
 
     def vectors_of(block: RowBlock) -> list[Array]:
@@ -134,55 +138,56 @@ def find_bands(
     for density, gamma in zip(densities, gammas, strict=True):
         outliers = int(gamma * blocks.size)
         counts += [min(blocks.size, outliers + int(density * blocks.size)), outliers]
-    cuts = [
-        (cut.bits, cut.name, cut.index) if cut else None
-        for cut in find_thresholds_by_count([blocks], vectors_of, counts)
+    thresholds = [
+        (threshold.bits, threshold.name, threshold.index) if threshold else None
+        for threshold in find_thresholds_by_count([blocks], vectors_of, counts)
     ]
-    return [cuts[at : at + 2] for at in range(0, len(cuts), 2)]
+    return [thresholds[index : index + 2] for index in range(0, len(thresholds), 2)]
 
 
-def trim_to_band(vector: Array, band: MagnitudeBand, at: BlockContext) -> Array:
-    """Return the vector with all elements set to zero that are not within a band."""
+def trim_to_band(vector: Array, band: MagnitudeBand, context: BlockContext) -> Array:
+    """Set elements outside of a band to zero."""
     outer, inner = band
-    if inner is None:  # the outliers are everything
+    if inner is None:  # all elements are outliers
         return np.zeros_like(vector)
-    keep = ~mask_above(vector, TrimThreshold(*inner), at)
+    keep = ~mask_above(vector, TrimThreshold(*inner), context)
     if outer is not None:
-        keep &= mask_above(vector, TrimThreshold(*outer), at)
+        keep &= mask_above(vector, TrimThreshold(*outer), context)
     return vector * keep
 
 
 def l1_rescale_factors(
     blocks: TensorBlocks, method: str, keep: Callable[[int, Array, BlockContext], Array]
 ) -> list[float]:
-    """Return what each parent's kept elements are multiplied with to keep their tensor's L1 norm.
+    """Return the factor per parent that restores a tensor's L1 norm after pruning.
 
     Args:
         blocks: The tensor.
-        method: The method's name, for a missing base.
-        keep: Returns what is kept of the vector of a numbered parent.
+        method: Name of the method, for a missing base.
+        keep: Prunes the vector of a parent, given its index.
     """
 
     def lengths_of(block: RowBlock) -> list[Array]:
         vectors = task_vectors(block.base, block.parents, method)[1]
-        kept = [keep(number, vector, block.at) for number, vector in enumerate(vectors)]
-        return [np.abs(vector) for vector in (*vectors, *kept)]
+        pruned = [keep(number, vector, block.context) for number, vector in enumerate(vectors)]
+        return [np.abs(vector) for vector in (*vectors, *pruned)]
 
     lengths = exact_sum(blocks, lengths_of)
     half = len(lengths) // 2
     return [
-        whole / kept if kept else 1.0
-        for whole, kept in zip(lengths[:half], lengths[half:], strict=True)
+        original / pruned if pruned else 1.0
+        for original, pruned in zip(lengths[:half], lengths[half:], strict=True)
     ]
 
 
 @dataclass
 class _ThresholdSearch:
-    """The search for one vector's cut: it lies within ``low`` and ``high``.
+    """Search for one vector's threshold between ``low`` and ``high``.
 
-    What a walk finds between them waits in ``parts``, (tensor, offset of the block, magnitudes over
-    ``low``). If little does, the threshold is selected from it; if much, it is tallied as it comes,
-    so that no more than ``_BINS`` and a block of each thread's ever wait, and walked once more.
+    A pass collects the elements between them in ``parts``: (tensor, offset of the block, magnitudes
+    minus ``low``). If they are few, the threshold is selected from them; if many, they are counted
+    in bins as they arrive, so that at most ``_BINS`` and one block per thread are held, and the
+    pass is repeated.
     """
 
     wanted: int
@@ -207,7 +212,7 @@ class _ThresholdSearch:
 
     @property
     def shift(self) -> int:
-        """How many of the lowest bits a tally does not tell apart."""
+        """Number of low bits that bins ignore."""
         return max(0, (self.high - self.low + 1).bit_length() - _BINS.bit_length())
 
     def begin(self) -> None:
@@ -215,11 +220,11 @@ class _ThresholdSearch:
         self.parts, self.tally = [], None
 
     def sift(self, bits: Array) -> tuple[int, Array]:
-        """Count the magnitudes above the bounds; return that and those within, over ``low``."""
+        """Return the number of magnitudes above the bounds, and those within, minus ``low``."""
         if (self.low, self.high) == (0, _TOP):
             return 0, bits
         above = int(np.count_nonzero(bits > self.high))
-        bits -= np.int32(self.low)  # below the bounds wraps around to what is far above
+        bits -= np.int32(self.low)  # values below the bounds wrap around to far above
         return above, bits[bits.view(np.uint32) <= np.uint32(self.high - self.low)]
 
     def take(self, tensor: int, offset: int, above: int, inside: Array) -> None:
@@ -230,7 +235,7 @@ class _ThresholdSearch:
             self.add_up()
 
     def add_up(self) -> None:
-        """Tally what waits."""
+        """Count the collected elements in bins."""
         if self.tally is None:
             self.tally = np.zeros(((self.high - self.low) >> self.shift) + 1, np.int64)
         if not self.parts:
@@ -241,7 +246,7 @@ class _ThresholdSearch:
         self.parts, self.waiting = [], 0
 
     def end(self) -> None:
-        """Find the threshold among what was found, or narrow the bounds to one bin."""
+        """Select the threshold from the collected elements, or narrow the bounds to one bin."""
         rank = self.wanted - self.above
         if self.tally is not None:
             self.add_up()
@@ -254,38 +259,38 @@ class _ThresholdSearch:
         if not 0 < rank <= downward[-1]:
             self._start_again()
             return
-        place = int(np.searchsorted(downward, rank))
+        bin_index = int(np.searchsorted(downward, rank))
         shift = self.shift
-        low = self.low + ((len(tally) - 1 - place) << shift)
+        low = self.low + ((len(tally) - 1 - bin_index) << shift)
         self.low, self.high = low, min(low + (1 << shift) - 1, self.high)
         if shift == 0:
-            self.ties = rank - (int(downward[place - 1]) if place else 0)
+            self.ties = rank - (int(downward[bin_index - 1]) if bin_index else 0)
 
     def _select(self, rank: int) -> None:
         if not 0 < rank <= self.waiting:
             self._start_again()
             return
         values = np.concatenate([inside for _, _, inside in self.parts])
-        found = np.partition(values, self.waiting - rank)[self.waiting - rank]
-        self.ties = rank - int(np.count_nonzero(values > found))
-        self.low = self.high = self.low + int(found)
-        left, number, last = self.ties, -1, -1
-        # Threads may have come in any order; every block has left a part, be it empty.
+        selected = np.partition(values, self.waiting - rank)[self.waiting - rank]
+        self.ties = rank - int(np.count_nonzero(values > selected))
+        self.low = self.high = self.low + int(selected)
+        remaining, number, last = self.ties, -1, -1
+        # Threads append in any order; every block has a part, possibly empty.
         for tensor, _, inside in sorted(self.parts, key=lambda part: part[:2]):
             number, last = (number + 1 if tensor == last else 0), tensor
-            ties = int(np.count_nonzero(inside == found))
-            if ties >= left:
-                self.spot, self.ties = (tensor, number), left
+            ties = int(np.count_nonzero(inside == selected))
+            if ties >= remaining:
+                self.spot, self.ties = (tensor, number), remaining
                 break
-            left -= ties
+            remaining -= ties
         self.parts = []
 
     def _start_again(self) -> None:
-        self.low, self.high = 0, _TOP  # the sample misled
+        self.low, self.high = 0, _TOP  # the sample was misleading
 
 
 def count_retained(density: float, count: int) -> int:
-    """Return how many of so many elements a density keeps; one at least, unless it is 0."""
+    """Return the number of elements kept by a density; at least one, unless it is 0."""
     return min(count, max(1, int(density * count))) if density > 0 and count else 0
 
 
@@ -294,29 +299,29 @@ def _narrow(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     searches: Sequence[_ThresholdSearch],
 ) -> None:
-    """Set bounds from a sample: every few blocks of every tensor, every few elements of those."""
+    """Set bounds from a sample: some elements of some blocks of every tensor."""
     count = sum(tensor.size for tensor in tensors)
     every = max(1, min(8, sum(len(tensor) for tensor in tensors) // 64))
     stride = max(_STRIDE, math.ceil(count / every / _SAMPLE) | 1)
     samples: list[list[Array]] = [[] for _ in searches]
     first = 0
     for tensor in tensors:
-        chosen = range(-first % every, len(tensor), every)
+        sampled_blocks = range(-first % every, len(tensor), every)
         first += len(tensor)
-        for index in chosen:
+        for index in sampled_blocks:
             for sample, vector in zip(samples, vectors_of(tensor[index]), strict=True):
                 sample.append(magnitude_bits(vector.reshape(-1)[::stride]))
     sigmas = _SIGMAS if every > 1 else _SIGMAS // 2
     for search, parts in zip(searches, samples, strict=True):
         if search.is_trivial:
             continue
-        drawn = np.sort(np.concatenate(parts))
+        sample_values = np.sort(np.concatenate(parts))
         share = search.wanted / search.count
-        rank = (1 - share) * len(drawn)
-        margin = sigmas * math.sqrt(len(drawn) * share * (1 - share)) + 8
+        rank = (1 - share) * len(sample_values)
+        margin = sigmas * math.sqrt(len(sample_values) * share * (1 - share)) + 8
         low, high = math.floor(rank - margin), math.ceil(rank + margin)
-        search.low = int(drawn[low]) if low >= 0 else 0
-        search.high = int(drawn[high]) if high < len(drawn) else _TOP
+        search.low = int(sample_values[low]) if low >= 0 else 0
+        search.high = int(sample_values[high]) if high < len(sample_values) else _TOP
 
 
 def _walk(
@@ -324,23 +329,23 @@ def _walk(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     searches: Sequence[_ThresholdSearch],
 ) -> None:
-    """Read everything once: count what is above each search's bounds, gather what is within."""
-    going = [search for search in searches if not search.is_done]
-    for search in going:
+    """Read all blocks once: count elements above each search's bounds, collect those within."""
+    active = [search for search in searches if not search.is_done]
+    for search in active:
         search.begin()
 
     lock = Lock()
 
     def reduce(block: RowBlock, number: int) -> None:
         vectors = zip(searches, vectors_of(block), strict=True)
-        found = [s.sift(magnitude_bits(vector)) for s, vector in vectors if not s.is_done]
-        with lock:  # counts are whole numbers: the order in which threads come changes none
-            for search, (above, inside) in zip(going, found, strict=True):
-                search.take(number, block.at.offset, above, inside)
+        counted = [s.sift(magnitude_bits(vector)) for s, vector in vectors if not s.is_done]
+        with lock:  # integer counts do not depend on the order of threads
+            for search, (above, inside) in zip(active, counted, strict=True):
+                search.take(number, block.context.offset, above, inside)
 
     for number, tensor in enumerate(tensors):
         tensor.each(partial(reduce, number=number))
-    for search in going:
+    for search in active:
         search.end()
 
 
@@ -349,8 +354,8 @@ def _locate(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     searches: Sequence[_ThresholdSearch],
 ) -> None:
-    """Find the last of the equal magnitudes that is kept, and so the cut."""
-    going = []
+    """Find the last kept element among equal magnitudes, and set the thresholds."""
+    active = []
     for number, search in enumerate(searches):
         if search.wanted == 0 and search.count:
             search.cut = TrimThreshold(_TOP, "", -1)
@@ -358,19 +363,19 @@ def _locate(
             tensor, block = search.spot
             _place(search, number, tensors[tensor], block, vectors_of)
         elif not search.is_trivial:
-            going.append((number, search))
-    for each in tensors:
-        if not going:
+            active.append((number, search))
+    for tensor_blocks in tensors:
+        if not active:
             return
-        asked = tuple(going)
-        counts = each.each(partial(_count_ties, vectors_of=vectors_of, searches=asked))
-        for (number, search), column in zip(asked, zip(*counts, strict=True), strict=False):
+        pending = tuple(active)
+        counts = tensor_blocks.each(partial(_count_ties, vectors_of=vectors_of, searches=pending))
+        for (number, search), column in zip(pending, zip(*counts, strict=True), strict=False):
             for block, ties in enumerate(column):
                 if ties >= search.ties:
-                    _place(search, number, each, block, vectors_of)
+                    _place(search, number, tensor_blocks, block, vectors_of)
                     break
                 search.ties -= ties
-        going = [(number, search) for number, search in going if search.cut is None]
+        active = [(number, search) for number, search in active if search.cut is None]
 
 
 def _place(
@@ -380,11 +385,11 @@ def _place(
     block: int,
     vectors_of: Callable[[RowBlock], Sequence[Array]],
 ) -> None:
-    """Set the cut of a search at the last of the ties that it keeps, in a block of a tensor."""
-    found = tensor[block]
-    ties = np.flatnonzero(magnitude_bits(vectors_of(found)[number]) == search.low)
+    """Set the threshold of a search at its last kept tie, in a block of a tensor."""
+    row_block = tensor[block]
+    ties = np.flatnonzero(magnitude_bits(vectors_of(row_block)[number]) == search.low)
     search.cut = TrimThreshold(
-        search.low, tensor.at.name, found.at.offset + int(ties[search.ties - 1])
+        search.low, tensor.context.name, row_block.context.offset + int(ties[search.ties - 1])
     )
 
 
@@ -393,7 +398,7 @@ def _count_ties(
     vectors_of: Callable[[RowBlock], Sequence[Array]],
     searches: Sequence[tuple[int, _ThresholdSearch]],
 ) -> list[int]:
-    """Return how many elements equal each search's threshold; where they are would fill memory."""
+    """Count the elements equal to each search's threshold; listing them would need memory."""
     vectors = vectors_of(block)
     return [
         int(np.count_nonzero(magnitude_bits(vectors[number]) == search.low))

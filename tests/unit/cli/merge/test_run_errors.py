@@ -29,7 +29,7 @@ def test_the_plan_of_a_mergekit_file_warns_of_what_is_overlooked(model, tmp_path
         f"models: [{{model: {model}, parameters: {{weight: 1}}}}]\n"
     )
     done = CliRunner().invoke(plan_command, [str(path), "--json"], catch_exceptions=False)
-    assert "warning: extras is overlooked" in done.stderr
+    assert "warning: extras is ignored" in done.stderr
     assert json.loads(done.stdout)["plan"]["method"] == "linear"
 
 

@@ -23,7 +23,7 @@ def tensors_of(folder):
 
 def merge_by(name, base, parents, out, **settings):
     method = METHODS.get(name)
-    parents = parents[: min(len(parents), method.most_parents)]
+    parents = parents[: min(len(parents), method.max_models)]
     return merge_checkpoints(name, base if method.needs_base else None, parents, out, **settings)
 
 
@@ -32,7 +32,7 @@ def as_merge(name, base, parents, **settings):
     return Merge(
         method,
         MergeSource("base", Checkpoint.open(base)) if method.needs_base else None,
-        [MergeSource(p.name, Checkpoint.open(p)) for p in parents[: method.most_parents]],
+        [MergeSource(p.name, Checkpoint.open(p)) for p in parents[: method.max_models]],
         **settings,
     )
 
@@ -51,9 +51,9 @@ def test_block_size_and_threads_never_change_a_bit(name, kind, request, tmp_path
 @pytest.mark.parametrize("name", [n for n in NAMES if not METHODS.get(n).is_ordered])
 def test_order_of_the_models_never_changes_a_bit(name, half_family, tmp_path):
     base, parents = half_family
-    parents = parents[: METHODS.get(name).most_parents]
+    parents = parents[: METHODS.get(name).max_models]
     one = merge_by(name, base, parents, tmp_path / "one")
-    if METHODS.get(name).most_parents > 1:
+    if METHODS.get(name).max_models > 1:
         two = merge_by(name, base, parents[::-1], tmp_path / "two")
         assert one.fingerprint == two.fingerprint
 
@@ -217,7 +217,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_owner(value, family,
     with pytest.raises(CheckpointError) as caught:
         merge_checkpoints("task_arithmetic", base, [parents[1], bad], tmp_path / "out")
     assert caught.value.code == "merge.not-finite"
-    assert "not so in: bad" in str(caught.value)
+    assert "not finite in: bad" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -323,6 +323,6 @@ def test_merges_that_differ_in_weights_share_what_was_surveyed(half_family, monk
     assert len(surveyed) == 2  # one for the first and its trial, one for the fresh merge
     denser = fresh(0.6, (1, 1, 1))
     assert bits(replace(first, method=denser.method)) == bits(denser)
-    own = [replace(source, own={"density": 0.9}) for source in first.parents]
+    own = [replace(source, settings={"density": 0.9}) for source in first.parents]
     assert bits(replace(first, parents=own)) != bits(first)
     assert len(surveyed) == 5

@@ -203,7 +203,7 @@ def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_
                 list(plan_of([good, bad], method, seed=seed, **settings).tensors())
             problem = caught.value.problems[0]
             assert problem.code == "merge.not-finite"
-            assert problem.expected.endswith("not so in: bad")
+            assert problem.expected.endswith("not finite in: bad")
 
 
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
@@ -304,7 +304,7 @@ def test_a_nan_of_an_expert_is_refused_with_its_name_and_its_models(tmp_path):
             list(plan_of([good, bad], method).tensors())
         problem = caught.value.problems[0]
         assert (problem.code, problem.where) == ("merge.not-finite", spoiled)
-        assert problem.expected.endswith("not so in: bad")
+        assert problem.expected.endswith("not finite in: bad")
 
 
 @pytest.mark.parametrize(

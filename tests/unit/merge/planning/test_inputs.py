@@ -202,6 +202,6 @@ def test_what_holds_for_no_tensor_is_said(pair):
 
 def test_a_part_that_holds_for_no_tensor_is_refused(pair):
     recipe = recipe_of(pair, parts=[{"tensors": ["vision.*"], "models": [0]}])
-    with pytest.raises(RecipeError, match=r"parts\.0 holds for no tensor") as caught:
+    with pytest.raises(RecipeError, match=r"parts\.0 matches no tensor") as caught:
         plan_merge(recipe)
     assert caught.value.code == "merge.idle-part"

@@ -67,7 +67,7 @@ def test_a_ties_merge_with_everything_it_may_say():
             {"setting": "density", "model": 1, "layers": [0.0, 0.5, 1.0]},
         ],
     }
-    assert made.notes == ("parameters.int8_mask changes no number",)
+    assert made.notes == ("parameters.int8_mask does not change the result",)
 
 
 def test_the_result_is_a_recipe_of_ours():
@@ -323,10 +323,10 @@ def test_what_mergekit_overlooks_is_noted():
     )[-1]
     assert made.recipe["method"] == {"name": "slerp", "t": 0.3}
     assert made.notes == (
-        "int8_mask changes no number",
-        "parameters.normalize is nothing that slerp reads",
-        "models.0.parameters.weight is nothing that slerp reads",
-        "models.0.parameters.t is read for all models together only",
+        "int8_mask does not change the result",
+        "parameters.normalize is not read by slerp",
+        "models.0.parameters.weight is not read by slerp",
+        "models.0.parameters.t is only read for all models together",
     )
 
 
@@ -414,7 +414,7 @@ def test_an_override_that_mergekit_would_overlook_is_refused(override):
 def test_what_a_file_has_mergekit_overlook_stays_a_warning_beside_an_override():
     text = "merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nextras: 1\n"
     made = read_mergekit_config(text, overrides=["parameters.t=0.4", "chat_template=llama3"])[-1]
-    assert "warning: extras is overlooked, as mergekit does" in made.notes
+    assert "warning: extras is ignored, as in mergekit" in made.notes
     assert made.recipe["method"]["t"] == 0.4
 
 

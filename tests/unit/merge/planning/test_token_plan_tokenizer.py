@@ -274,8 +274,8 @@ def test_two_kinds_of_tokenizer_have_no_union(pair, tmp_path):
 def test_two_kinds_of_tokenizer_share_what_spells_the_same_text(pair, tmp_path):
     other = unigram(tmp_path / "unigram", [("▁blue", -1.0), ("r", -2.0)])
     plan = plan_tokenizer(TokenizerSettings(source="base"), pair[1], [other])
-    assert plan.own[1][plan.vocabulary.ids["Ġblue"]] == 1
-    assert plan.own[1][plan.vocabulary.ids["r"]] == 2
+    assert plan.own_rows[1][plan.vocabulary.ids["Ġblue"]] == 1
+    assert plan.own_rows[1][plan.vocabulary.ids["r"]] == 2
 
 
 def test_the_union_of_unigram_models_is_written(tmp_path):

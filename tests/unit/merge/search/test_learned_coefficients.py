@@ -99,7 +99,7 @@ def test_the_recipe_makes_the_merge_that_was_learned(family, opened, tmp_path):
     recipe = load_recipe(path)
     assert isinstance(recipe, MergeRecipe)
     name = "model.layers.1.self_attn.q_proj.weight"
-    tuned = read_rules(recipe).tune(recipe.method, (1.0, 1.0), ({}, {}), (0, 1), name, 1.0)
+    tuned = read_rules(recipe).resolve(recipe.method, (1.0, 1.0), ({}, {}), (0, 1), name, 1.0)
     assert tuned.weights == found.coefficients["q_proj"]
 
 

@@ -490,7 +490,7 @@ def test_a_path_does_not_go_with_slices_or_a_model_that_is_not_there(pair, recor
     assert {problem.where for problem in caught.value.problems} == {"slices", "search.path.models"}
     space = [{"setting": "weight", "model": 0, "low": 0, "high": 1}]
     recipe = recipe_for(pair[:2], records, search={"space": space}, slices=parts)
-    with pytest.raises(RecipeError, match="beside slices"):
+    with pytest.raises(RecipeError, match="cannot be searched with slices"):
         SearchSpace.of(recipe, [])
 
 
@@ -519,5 +519,5 @@ def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, pair, records):
-    with pytest.raises(ValueError, match=r"low must|give 'space'|need a teacher"):
+    with pytest.raises(ValueError, match=r"low must|set 'space'|need a teacher"):
         recipe_for(pair[1:], records, search=settings)

@@ -60,4 +60,4 @@ def test_the_plan_says_that_a_card_has_nothing_to_do(family, tmp_path):
     recipe.write_text(f"version: 1\nkind: merge\ndevice: cuda\nmethod: linear\nmodels:\n{models}")
     said = CliRunner().invoke(stillroom, ["merge", "plan", str(recipe)])
     assert said.exit_code == 0
-    assert "warning: device cuda has nothing to do here: linear" in said.output
+    assert "warning: device cuda is not used: linear" in said.output
