@@ -1,8 +1,8 @@
 """Text-model backend for diffusion checkpoints, registered as ``models.backends`` ``diffusion``.
 
-It comes in by the door that plug-ins use: an entry point of the seam models.backends, chosen where
-config.json says ``stillroom_backend: diffusion``. Streamed text only grows: a place is given out
-when every place before it is written for good.
+An entry point of the seam ``models.backends``, as a plug-in would register one; selected where
+config.json has ``stillroom_backend: diffusion``. Streamed text is append-only: a token is emitted
+once every position before it is final.
 """
 
 from __future__ import annotations
@@ -47,36 +47,35 @@ __all__ = ["Diffusion"]
 
 
 class Diffusion(Backend):
-    """A masked diffusion model, embedded."""
+    """Local masked diffusion model."""
 
     paper: ClassVar[str] = ""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+        "auto", description="dtype of the weights; auto: bfloat16 where the device supports it"
     )
     preset: str | None = Field(
         None,
-        description="a preset that `stillroom diffusion tune` wrote, or the folder it left: order, "
-        "commit rule, blocks, cache and the rest, in place of the three below; null is the one "
-        "that tune --write left at the checkpoint, where none of the three is given; 'none' is "
-        "none",
+        description="preset file of `stillroom diffusion tune`, or its folder; replaces "
+        "block_length, commit and cache. null: the preset that tune --write left at the "
+        "checkpoint, if none of the three is set; 'none': no preset",
     )
     block_length: int | None = Field(
-        None, ge=1, description="places written before the next ones are begun"
+        None, ge=1, description="tokens per block; blocks are decoded from left to right"
     )
     commit: Annotated[UnmaskRule, UNMASK_RULES.choice("threshold")] = Field(
         default_factory=lambda: UNMASK_RULES.build("threshold"),
-        description="how many places are written in one step",
+        description="unmasking rule: how many positions are unmasked per step",
     )
     cache: Annotated[KVCacheMethod, KV_CACHES.choice()] | None = Field(
-        None, description="what of earlier calls is used again; null is what changes nothing"
+        None, description="KV cache method; null: the exact one"
     )
     estimator: Annotated[LikelihoodEstimator, ESTIMATORS.choice("chain_rule")] = Field(
         default_factory=lambda: ESTIMATORS.build("chain_rule"),
-        description="how completions are scored: chain_rule gives every token its own number",
+        description="estimator for scoring completions; chain_rule gives a value per token",
     )
-    rows: int = Field(1, ge=1, le=1024, description="texts read in one call")
+    rows: int = Field(1, ge=1, le=1024, description="sequences per forward pass")
 
     @override
     def open(self, reference: str) -> TextModel:
@@ -91,13 +90,13 @@ class Diffusion(Backend):
             raise BackendError(
                 f"{reference} has no tokenizer",
                 code="backend.tokenizer",
-                expected="tokenizer.json beside the weights",
-                next="copy the tokenizer's files into the folder",
+                expected="tokenizer.json in the folder of the weights",
+                next="copy the tokenizer files into the folder",
             )
         return _DiffusionTextModel(model, self, self._preset(model, Path(reference)))
 
     def _preset(self, model: DiffusionModel, checkpoint: Path) -> DecodingPreset | None:
-        """Read the preset, which must have been measured on these weights."""
+        """Return the preset, checked against the fingerprint of the weights."""
         named = {"block_length", "commit", "cache"} & self.model_fields_set
         place = Path(self.preset) if self.preset is not None else None
         if place is None and not named:
@@ -107,9 +106,9 @@ class Diffusion(Backend):
         found = read_preset(place)
         if named:
             raise RecipeError(
-                f"preset '{found.name}' and {', '.join(sorted(named))} are both given",
+                f"preset '{found.name}' and {', '.join(sorted(named))} are both set",
                 code="diffusion.preset",
-                expected="a preset, or settings of one's own",
+                expected="a preset, or single settings",
                 next="leave one of them out",
             )
         found.check_against(model.fingerprint)
@@ -118,7 +117,7 @@ class Diffusion(Backend):
 
 
 class _DiffusionTextModel:
-    """A TextModel over a diffusion model; one request at a time."""
+    """TextModel of a diffusion checkpoint; requests run one at a time."""
 
     def __init__(
         self, model: DiffusionModel, engine: Diffusion, preset: DecodingPreset | None = None
@@ -133,7 +132,7 @@ class _DiffusionTextModel:
         self.settings = DecodeSettings(
             block_length=engine.block_length, commit=engine.commit, cache=engine.cache
         )
-        if preset is not None:  # what is recorded is what was used, wherever the file lay
+        if preset is not None:  # the fingerprint holds the settings, not the path
             self.settings = preset.settings
             kept |= {"preset": preset.settings.model_dump(mode="json")}
             mark = f"{preset.name}-"
@@ -165,7 +164,7 @@ class _DiffusionTextModel:
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the text in pieces; a piece is given out once nothing before it is open."""
+        """Yield the text in pieces; a piece is final: no position before it is still masked."""
         done = Completion("", model=self.fingerprint)
         with closing(self.stream_canvas(prompt, sampling)) as steps:
             for item in stream_with_completion(steps):
@@ -178,7 +177,7 @@ class _DiffusionTextModel:
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling
     ) -> Generator[str | DenoisingStep, None, Completion]:
-        """Yield what ``stream`` yields, and each step before the piece that it settled."""
+        """Yield the pieces of ``stream``, and each denoising step before the piece it completed."""
         import queue
 
         from stillroom.diffusion.sampling.sampler import StepEvent
@@ -189,7 +188,7 @@ class _DiffusionTextModel:
         def work() -> None:
             try:
                 events.put(self._ask(prompt, sampling, is_left.is_set, events.put))
-            except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            except Exception as error:  # noqa: BLE001  # raised again in the consumer's thread
                 events.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -209,13 +208,13 @@ class _DiffusionTextModel:
                 if isinstance(found, Completion):
                     return found
         finally:
-            is_left.set()  # a reader that has left frees the model at the next call
+            is_left.set()  # a closed consumer stops the sampler before its next forward pass
             thread.join()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Return log-probabilities of writing each completion from left to right.
+        """Return the log-probabilities of each completion, token by token from left to right.
 
-        With another estimator than ``chain_rule`` the bound is shared out evenly over the tokens.
+        Estimators other than ``chain_rule`` give one bound, which is divided evenly by the tokens.
         """
         import torch
 
@@ -263,7 +262,7 @@ class _DiffusionTextModel:
         is_cancelled: Callable[[], bool],
         on_news: Callable[[Any], None] | None = None,
     ) -> Completion:
-        """Complete a prompt; ``on_news`` gets the steps, or the texts of a filled skeleton."""
+        """Complete a prompt; ``on_news`` receives step events, or partial texts of a template."""
         if prompt.schema is None:
             sample, length = self._write(prompt, sampling, on_news, is_cancelled)
             return self._complete(sample, length, sampling)
@@ -278,7 +277,7 @@ class _DiffusionTextModel:
         on_text: Callable[[str], None] | None,
         is_cancelled: Callable[[], bool],
     ) -> tuple[InfillResult, int]:
-        """Fill the skeleton of a prompt's schema; stops do not cut what must parse."""
+        """Fill the JSON template of a prompt's schema; stop strings are not applied."""
         from stillroom.diffusion.constrained.infilling import JsonInfiller
         from stillroom.diffusion.constrained.json_template import build_template
         from stillroom.diffusion.sampling.sequence import build_prompt_request
@@ -355,7 +354,7 @@ class _DiffusionTextModel:
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
     def _settled(self, found: StepEvent | Completion | str, sampling: Sampling) -> str:
-        """Return the text that no later step changes."""
+        """Return the part of the text that no later step changes."""
         if isinstance(found, str):
             return found
         if isinstance(found, Completion):
@@ -376,7 +375,7 @@ class _DiffusionTextModel:
 
 
 def _causal_logprobs(scorer: Any, torch: Any) -> tuple[float, ...]:
-    """Return the log-probability of each token, those before it known."""
+    """Return the log-probability of each token given the tokens before it."""
     count = len(scorer.places)
     masks = torch.ones(count, count, dtype=torch.bool).triu()
     if scorer.model.metadata.attention != "full":

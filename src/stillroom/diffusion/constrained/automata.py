@@ -1,8 +1,8 @@
 """Deterministic finite automata over bytes for the values of a JSON Schema.
 
-A state is a number, 0 the first; a byte leads to one state or to none. Built are those of the
-values that JSON Schema names: literals, numbers within bounds, strings of a length, and lists of
-them. Knows neither tokens nor models.
+A state is an integer, 0 the initial one; a byte leads to one state or to none. Automata cover the
+values of JSON Schema: literals, bounded numbers, strings of bounded length, and lists of them.
+Independent of tokenizers and models.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
     "match_union",
 ]
 
-_State = Any  # whatever can be a key: the states of one kind have one form
+_State = Any  # hashable; the states of one automaton have one type
 _DIGITS = range(0x30, 0x3A)
 _ASCII_TEXT = [byte for byte in range(0x20, 0x80) if byte not in (0x22, 0x5C, 0x7F)]
-# leading bytes of UTF-8 and how many follow; E0, ED, F0 and F4 have narrower seconds
+# UTF-8 leading bytes: continuation bytes, and range of the first one (narrower for E0, ED, F0, F4)
 _UTF8_LEADS = {
     **dict.fromkeys(range(0xC2, 0xE0), (1, 0x80, 0xC0)),
     **dict.fromkeys(range(0xE1, 0xF0), (2, 0x80, 0xC0)),
@@ -42,18 +42,18 @@ _UTF8_LEADS = {
 
 @dataclass(frozen=True, slots=True)
 class ByteDFA:
-    """Which bytes lead where.
+    """Transition table over bytes.
 
     Args:
-        table: The next state of each state by byte, -1 for none, (S, 256), int32.
-        accepts: In which states a value may end, (S,), bool.
+        table: Next state by state and byte, -1 for none, (S, 256), int32.
+        accepts: Accepting states, (S,), bool.
     """
 
     table: npt.NDArray[np.int32]
     accepts: npt.NDArray[np.bool_]
 
     def reads(self, data: bytes) -> bool:
-        """Return whether bytes are a value."""
+        """Return whether the automaton accepts a byte string."""
         state = 0
         for byte in data:
             state = int(self.table[state, byte])
@@ -67,7 +67,7 @@ def _number_states(
     step: Callable[[_State], dict[int, _State]],
     is_end: Callable[[_State], bool],
 ) -> ByteDFA:
-    """Number the states that are reached from the first."""
+    """Build the automaton of all states reachable from the first."""
     numbers_, rows = {first: 0}, []
     queue = [first]
     for state in queue:
@@ -82,7 +82,7 @@ def _number_states(
 
 
 def match_literals(values: Sequence[bytes]) -> ByteDFA:
-    """Return what reads these and nothing else."""
+    """Return the automaton of a set of literals."""
     wanted = set(values)
 
     def step(state: _State) -> dict[int, _State]:
@@ -98,7 +98,7 @@ def match_literals(values: Sequence[bytes]) -> ByteDFA:
 
 
 def match_strings(least: int = 0, most: int | None = None) -> ByteDFA:
-    """Return what reads the inside of a JSON string without escapes, of so many characters."""
+    """Return the automaton of strings without escapes, ``least`` to ``most`` characters."""
     top = least if most is None else most
 
     def count(now: int) -> int:
@@ -123,7 +123,7 @@ def match_strings(least: int = 0, most: int | None = None) -> ByteDFA:
 
 
 def match_quoted(inner: ByteDFA) -> ByteDFA:
-    """Return what reads a quotation mark, the inner, and another; the inner holds none."""
+    """Return the automaton of a quoted value; ``inner`` accepts no quotation mark."""
     size = len(inner.table)
     table = np.full((size + 2, 256), -1, dtype=np.int32)
     table[0, 0x22] = 1
@@ -133,7 +133,7 @@ def match_quoted(inner: ByteDFA) -> ByteDFA:
 
 
 def match_integers(low: int | None = None, high: int | None = None) -> ByteDFA:
-    """Return what reads integers from ``low`` to ``high``, both possible; at most 18 digits."""
+    """Return the automaton of the integers in [``low``, ``high``]; at most 18 digits."""
     limit = 10**18 - 1
     low, high = (
         max(-limit, -limit if low is None else low),
@@ -152,7 +152,7 @@ _Range = tuple[int, int] | None
 
 
 def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, _State]:
-    """Return where digits lead: a state is a sign and how the digits compare with both bounds."""
+    """Return transitions by digit; a state is a sign and the comparison with both bounds."""
     kind, *rest = state
     found: dict[int, _State] = {}
     if kind == "start":
@@ -167,7 +167,7 @@ def _digit_transitions(state: _State, plus: _Range, minus: _Range) -> dict[int, 
     if not rest:
         return _start_number(kind, bounds)
     count, below, above = rest
-    if (count, below, above) == (1, None, None):  # a lone zero is followed by nothing
+    if (count, below, above) == (1, None, None):  # no digit follows a leading zero
         return {}
     return {
         byte: following
@@ -190,9 +190,9 @@ def _start_number(kind: str, bounds: tuple[int, int]) -> dict[int, _State]:
 def _append_digit(
     kind: str, bounds: tuple[int, int], count: int, below: int, above: int, digit: int
 ) -> _State | None:
-    """Return the state after one digit more, or None where no number within bounds begins so.
+    """Return the state after one more digit, or None where no number within bounds has the prefix.
 
-    ``below`` and ``above`` compare the digits so far with the first ones of each bound: -1, 0, 1.
+    ``below`` and ``above`` compare the digits so far with the prefix of each bound: -1, 0 or 1.
     """
     least, most = str(bounds[0]), str(bounds[1])
     if count >= len(most):
@@ -226,7 +226,7 @@ def _is_within(state: _State, plus: _Range, minus: _Range) -> bool:
 
 
 def match_numbers() -> ByteDFA:
-    """Return what reads any JSON number, without an exponent."""
+    """Return the automaton of JSON numbers without an exponent."""
 
     def step(state: _State) -> dict[int, _State]:
         ways: dict[_State, dict[int, _State]] = {
@@ -243,7 +243,7 @@ def match_numbers() -> ByteDFA:
 
 
 def match_union(parts: Sequence[ByteDFA]) -> ByteDFA | None:
-    """Return what reads the values of any part, or None where two may begin with the same byte."""
+    """Return the union of automata, or None where two accept the same first byte."""
     tables, accepts, first, is_end = [], [], np.full(256, -1, dtype=np.int32), False
     offset = 1
     for part in parts:
@@ -260,12 +260,13 @@ def match_union(parts: Sequence[ByteDFA]) -> ByteDFA | None:
 
 
 def match_list(element: ByteDFA, least: int, most: int) -> ByteDFA:
-    """Return what reads so many values with ", " between them; none holds a comma outside quotes.
+    """Return the automaton of ``least`` to ``most`` elements joined by ", ".
 
-    An element that ends is one after which a comma may come: its own bytes never are commas there.
+    Elements must not contain commas outside quotation marks: a comma in an accepting state of an
+    element starts the next one.
     """
     size = len(element.table)
-    per = size + 2  # the element's states, after a comma, after its space
+    per = size + 2  # states of the element, after the comma, after the space
     table = np.full((per * most + 1, 256), -1, dtype=np.int32)
     accepts = np.zeros(per * most + 1, dtype=np.bool_)
     for number in range(most):
@@ -278,7 +279,7 @@ def match_list(element: ByteDFA, least: int, most: int) -> ByteDFA:
                 element.accepts, base + size, table[base : base + size, 0x2C]
             )
             table[base + size, 0x20] = base + per
-    # the first state is the element's own first one, where a list may also be empty
+    # the initial state is that of the first element; accepting where the list may be empty
     table[0] = table[1]
     accepts[0] = least == 0
     return ByteDFA(table, accepts)

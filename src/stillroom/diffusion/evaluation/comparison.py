@@ -1,12 +1,11 @@
 """Comparison of a diffusion model with an autoregressive model trained on the same data.
 
-Asked are three things, each in the form that both can be asked in, or said to be asked of one
-alone: how likely held-out text is (a bound on one side, exact on the other); a run of tokens left
-out of the middle (the twin sees only what stands before it); and facts that were told one way,
-asked the same way, for the name before them, and the other way round.
+Three measurements: the log-likelihood of held-out text (a bound for the diffusion model, exact for
+the autoregressive baseline); infilling of a span in the middle (the baseline sees the left context
+only); and recall of facts in the trained direction, for their first name, and reversed.
 
-A fact that was told both ways says nothing of who can turn it round; nor does one whose turned
-sentence stands within a longer text. Knows no model.
+A fact that was trained in both directions is left out of the reversal test, as is one whose
+reversed sentence occurs within a longer text. Independent of the models.
 """
 
 from __future__ import annotations
@@ -46,27 +45,27 @@ __all__ = [
 ]
 
 
-_SPAN_DIVISOR = 4  # a quarter of the learned tokens is left out
+_SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
 
 
 _SIDES = ("diffusion", "autoregressive")
 
 
 def derive_baseline_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
-    """Return the recipe of the autoregressive twin: same network, records, arithmetic and seed.
+    """Return the recipe of the autoregressive baseline: same network, records, compute and seed.
 
-    It takes as many steps of as many records, and times as many as the diffusion model reads a text
-    more often: twice by blocks (noisy and clean), twice by complements.
+    The number of steps is multiplied by the passes per step of the diffusion model: two for
+    block-causal attention (noisy and clean copy), two for complementary masking.
 
     Raises:
-        RecipeError: If the recipe is a twin's already.
+        RecipeError: If the recipe is that of a baseline.
     """
     if recipe.noising.is_causal:
         raise RecipeError(
             "this recipe trains an autoregressive model",
             code="diffusion.twin",
             where="noising",
-            expected="a recipe of a diffusion model: its twin is made of it",
+            expected="the recipe of a diffusion model",
             next="set noising: independent and attention: full",
         )
     said = recipe.model_dump(mode="json")
@@ -80,7 +79,7 @@ def derive_baseline_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
 
 
 def _count_passes(recipe: DiffusionRecipe) -> int:
-    """Return how often a step reads each text."""
+    """Return the number of passes over each text per step."""
     by_blocks = 2 if recipe.attention == "block_causal" else 1
     return by_blocks * (2 if recipe.noising.method_name() == "complementary" else 1)
 
@@ -97,21 +96,21 @@ def compare_models(
     """Measure both models and return the report.
 
     Args:
-        diffusion: The diffusion model's finished job.
-        twin: The autoregressive one's.
-        recipe: The diffusion model's.
-        template: A sentence with ``{a}`` and ``{b}`` that facts of the records read as; empty asks
-            for none.
-        questions: Records whose answers both models are to write, by a name of their own.
-        most: Held-out records, facts, and records of a name, that are asked about at most.
+        diffusion: Finished job of the diffusion model.
+        twin: Finished job of the autoregressive baseline.
+        recipe: Recipe of the diffusion model.
+        template: Sentence pattern with ``{a}`` and ``{b}`` for facts of the records; empty skips
+            the test.
+        questions: Named sets of records whose answers both models generate.
+        most: Maximum held-out records, facts, and records per set.
 
     Raises:
-        RecipeError: If no record has the template's form.
-        DataError: If a name's records have no answer.
+        RecipeError: If no record matches the template.
+        DataError: If a set's records have no answer.
     """
     split = split_records(resolve_local(recipe.records))
     asked = _ModelPair(diffusion, twin, recipe)
-    report = Report("A diffusion model beside its autoregressive twin")
+    report = Report("A diffusion model and its autoregressive baseline")
     _add_cost(report, asked, diffusion, twin)
     _add_likelihood(report, diffusion, twin)
     _add_infilling(report, asked, split, most)
@@ -123,7 +122,7 @@ def compare_models(
 
 
 class _ModelPair:
-    """Both models, asked in one way."""
+    """Both models behind one interface."""
 
     def __init__(self, diffusion: Path, twin: Path, recipe: DiffusionRecipe) -> None:
         self.recipe = recipe
@@ -131,19 +130,19 @@ class _ModelPair:
         self.twin, self.words = load_causal_lm(twin / "output", dtype="float32")
 
     def fill(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, bool]:
-        """Return who writes the tokens from ``start`` to ``stop`` rightly, all of them.
+        """Return, for each model, whether it predicts all tokens of a span correctly.
 
         Args:
-            ids: The whole text.
-            start: First token that is asked for.
-            stop: The one after the last.
-            behind: Whether the diffusion model is shown what stands behind.
+            ids: Tokens of the whole text.
+            start: First token to predict.
+            stop: Last token to predict + 1.
+            behind: Whether the diffusion model sees the text after ``stop``.
         """
         hits = self.share(ids, start, stop, behind=behind)
         return {side: hits[side] == 1.0 for side in hits}
 
     def share(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, float]:
-        """Return each model's share of right tokens."""
+        """Return each model's share of correct tokens."""
         last = stop if behind else len(ids)
         known = [None if start <= at < last else int(token) for at, token in enumerate(ids)]
         settings = DecodeSettings(commit="top_k", end={"stop_early": False})  # type: ignore[arg-type]
@@ -165,7 +164,7 @@ class _ModelPair:
 
 
 def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) -> None:
-    """Say what both took, so that their equality can be looked at."""
+    """Add the training cost of both models."""
     model = asked.model
     embedded = model.body.get_input_embeddings().weight.numel()
     inner = sum(weight.numel() for weight in model.body.parameters()) - embedded
@@ -184,10 +183,10 @@ def _add_cost(report: Report, asked: _ModelPair, diffusion: Path, twin: Path) ->
             )
         )
     report.section(
-        "What both took",
-        "Both have the same network, and the twin so many steps that both do the same arithmetic "
-        "in the layers: 6 floating-point operations a weight and token that is read. The head "
-        "comes on top, on every token that is asked for: all of them in the twin, the masked ones, "
+        "Training cost",
+        "Both models have the same network, and the baseline takes as many steps as give both the "
+        "same compute in the layers: 6 floating-point operations per weight and token. The head "
+        "is not counted: it is applied to all tokens in the baseline, and to the masked tokens, "
         "about half, in the diffusion model.",
         table=Table(
             "Training",
@@ -204,7 +203,7 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
     metrics = []
     for side, after in zip(_SIDES, found, strict=True):
         value, error = after["nats_per_token"], after["error"]
-        note = "a bound: the model's own loss is at most this" if after["is_bound"] else "exact"
+        note = "upper bound of the model's loss" if after["is_bound"] else "exact"
         metrics.append(
             Metric(
                 f"{side}/nats_per_token",
@@ -217,10 +216,10 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
             )
         )
     report.section(
-        "How likely held-out text is",
-        "Nats a token, less is better. The diffusion model's is an upper bound of its loss, so the "
-        "two are not equals: that the bound is larger does not say the model is worse. The "
-        "interval is that of the masks drawn, not of the records.",
+        "Likelihood of held-out text",
+        "Nats per token, lower is better. The value of the diffusion model is an upper bound of "
+        "its loss, so the two are not comparable: a larger bound does not mean a worse model. The "
+        "interval covers the sampled masks, not the records.",
         metrics=metrics,
     )
 
@@ -242,10 +241,10 @@ def _add_infilling(report: Report, asked: _ModelPair, split: RecordSplit, most: 
     if lessons:
         _add_pair(
             report,
-            "A run of tokens left out of the middle",
-            "The share of its tokens that are written rightly, a quarter of each held-out text "
-            "being left out. The diffusion model reads what stands on both sides; the "
-            "autoregressive one goes on from what stands before, which is all that it can read.",
+            "Infilling",
+            "Share of correct tokens in a span of a quarter of each held-out text. The diffusion "
+            "model sees the context on both sides; the autoregressive baseline sees the left "
+            "context only.",
             {"infilling": rows},
         )
 
@@ -275,15 +274,15 @@ def _add_facts(
                 rows[name][side].append(float(is_right))
     _add_pair(
         report,
-        "Facts told one way, asked both ways",
-        f"Sentences of the form {template!r}. Forward: the second name of a sentence that was "
-        "told. Infill: its first name, the rest being shown; the autoregressive model sees nothing "
-        "before it, so its figure is a guess. Reversed: the second name of the sentence turned "
-        f"round, which stands in no text of any record. {both} sentences were told both ways and "
-        f"are not asked about; of {together} that are asked, the names also stand together in "
-        "another text, which may tell the fact in other words. What is claimed: how often each "
-        "model answers these sentences. What is not: that one of them knows the fact and the other "
-        "does not; an autoregressive model can also be asked by scoring every name.",
+        "Recall of facts, forward and reversed",
+        f"Sentences of the form {template!r}. Forward: the second name of a sentence in the "
+        "training data. Infill: its first name, given the rest; the autoregressive model has no "
+        "left context there, so its value is a guess. Reversed: the second name of the reversed "
+        f"sentence, which occurs in no record. {both} sentences were trained in both directions "
+        f"and are left out; of {together} sentences in the test, both names also occur in another "
+        "text, which may state the fact in other words. Claimed: how often each model completes "
+        "these sentences. Not claimed: that one model knows the fact and the other does not; an "
+        "autoregressive model can also be tested by scoring every name.",
         rows,
     )
 
@@ -311,26 +310,26 @@ def _add_questions(
         )
         if not lessons:
             raise DataError(
-                f"none of {len(records)} records has an answer to be asked for",
+                f"none of {len(records)} records has an answer",
                 code="diffusion.no-places",
                 where=name,
                 expected="records whose last message is the assistant's",
-                next="look at the file by `stillroom show`",
+                next="inspect the file with `stillroom show`",
             )
         rows[name] = {side: [] for side in _SIDES}
         for lesson in lessons:
             ids, (start, stop) = lesson.ids.tolist(), lesson.turns[-1]
             while stop - start > 1 and ids[stop - 1] in special:
-                stop -= 1  # an end token is no part of the answer
+                stop -= 1  # end tokens are not part of the answer
             for side, is_right in asked.fill(ids, start, stop, behind=False).items():
                 rows[name][side].append(float(is_right))
-        told.append(f"{name}: {known} of {len(records)} word for word")
+        told.append(f"{name}: {known} of {len(records)}")
     _add_pair(
         report,
-        "Answers of records of your own",
-        "Each model writes the answer, the likeliest token in each place; right is an answer whose "
-        "tokens are all right. The diffusion model is given as many places as the text had. Of "
-        f"them, in what both learned from stand {'; '.join(told)}.",
+        "Answers of given records",
+        "Each model generates the answer greedily; an answer is correct if all its tokens are. "
+        "The diffusion model is given the length of the answer. Records that occur verbatim in "
+        f"the training data: {'; '.join(told)}.",
         rows,
     )
 
@@ -349,13 +348,13 @@ def _add_pair(
         title,
         text,
         metrics=metrics,
-        grid=ComparisonTable("Share that is right", _SIDES, tuple(lines)),
+        grid=ComparisonTable("Share of correct predictions", _SIDES, tuple(lines)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A sentence that was told, and where its two names stand in it, as characters."""
+    """A sentence of the training data, and the character spans of its two names."""
 
     text: str
     first: tuple[int, int]
@@ -368,23 +367,23 @@ class Fact:
 
 
 def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], list[Fact], int]:
-    """Return facts told one way, the same turned round, and how many were told both ways.
+    """Return facts trained in one direction, these reversed, and the number trained in both.
 
-    What was told both ways is in neither list: what is turned round stands in no text of any
-    record, be it as a part of one.
+    A fact trained in both directions is in neither list: no reversed sentence occurs in a record,
+    nor within a longer text.
 
     Args:
-        records: What was learned.
-        template: A sentence with ``{a}`` and ``{b}``, as "{a} is {b} .".
+        records: Training records.
+        template: Sentence pattern with ``{a}`` and ``{b}``, e.g. "{a} is {b} .".
 
     Raises:
-        RecipeError: If the template does not hold both names once, or no record fits it.
+        RecipeError: If the template lacks a name, or no record matches it.
     """
     parts = re.split(r"(\{a\}|\{b\})", template)
     names = [part for part in parts if part in ("{a}", "{b}")]
     if names != ["{a}", "{b}"]:
         raise _no_facts_error(
-            f"the template {template!r} does not hold {{a}} and then {{b}}, once each"
+            f"the template {template!r} does not have {{a}} and then {{b}}, once each"
         )
     before, between, behind = parts[0], parts[2], parts[4]
     pattern = re.compile(f"{re.escape(before)}(.+?){re.escape(between)}(.+?){re.escape(behind)}")
@@ -407,7 +406,7 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
         if back is not None:
             turned.append(Fact(reverse, (start, middle), (middle + len(between), end)))
     if not told:
-        raise _no_facts_error(f"no record reads as {template!r} and is told one way only")
+        raise _no_facts_error(f"no record matches {template!r} in one direction only")
     return told, turned, both
 
 
@@ -416,9 +415,9 @@ def _texts_of(records: Sequence[Record]) -> list[str]:
 
 
 def count_cooccurrences(facts: Sequence[Fact], records: Sequence[Record]) -> int:
-    """Return of how many facts the names also stand together in another text that was learned.
+    """Return the number of facts whose names also occur together in another training text.
 
-    Such a text may have told the fact in other words.
+    Such a text may state the fact in other words.
     """
     texts = _texts_of(records)
     found = 0
@@ -431,16 +430,16 @@ def count_cooccurrences(facts: Sequence[Fact], records: Sequence[Record]) -> int
 
 
 def _contains_phrase(text: str, words: str) -> bool:
-    """Return whether a text holds words whole, not as a part of longer ones."""
+    """Return whether a text contains a phrase at word boundaries."""
     return words in text and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 def locate_name(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, int]:
-    """Return a fact's tokens, and the first and last + 1 of those that make up one of its names.
+    """Return a fact's tokens, and the first and last + 1 token of one of its names.
 
     Args:
-        tokenizer: A fast one.
-        fact: The sentence.
+        tokenizer: Fast tokenizer.
+        fact: Sentence with two names.
         slot: ``first`` or ``second``.
     """
     encoded = tokenizer(fact.text, return_offsets_mapping=True)
@@ -458,6 +457,6 @@ def _no_facts_error(what: str) -> RecipeError:
         what,
         code="diffusion.no-facts",
         where="--facts",
-        expected="a sentence that records read as word for word, as '{a} is {b} .'",
-        next="look at the records, or leave --facts out",
+        expected="a sentence pattern that records match verbatim, e.g. '{a} is {b} .'",
+        next="inspect the records, or omit --facts",
     )

@@ -1,12 +1,11 @@
 """Sampler of one sequence by iterative unmasking, and batched generation.
 
-A writer is a coroutine: it yields what it wants read and is sent the states. So several texts can
-be written side by side and share calls, while each depends on nothing but itself: its own places,
-its own step counts, its own random numbers.
+A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
+share forward passes, and each depends on its own positions, step counts and random numbers only.
 
-With ``rows: 1`` every call reads one text, without padding: a text gets the same bits whatever is
-asked beside it. On a processor that costs nothing, as blocks keep it busy; on an accelerator raise
-``rows``, and texts agree up to rounding.
+With ``rows: 1`` every forward pass reads one sequence, without padding, and results are the same
+bits whatever the batch. On a CPU this is as fast, as blocks keep it busy; on an accelerator raise
+``rows``: results then agree up to rounding.
 """
 
 from __future__ import annotations
@@ -51,18 +50,18 @@ Reads = Generator[ForwardRequest, Tensor, None]
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """A text after one step.
+    """State of a sequence after one step.
 
     Args:
-        row: Which of the requests.
-        step: From 0, over all blocks.
-        nfe: Readings so far.
-        ids: The text, the mask token where open, (T,).
-        is_open: (T,).
-        written: Places that were written in this step.
-        changed: Places that were opened again or replaced.
-        confidence: Of every token when it was chosen, (T,).
-        tail: Where the room behind the request's text begins.
+        row: Index of the request.
+        step: Step over all blocks, from 0.
+        nfe: Forward passes so far.
+        ids: Token ids, the mask token where masked, (T,).
+        is_open: Masked positions, (T,).
+        written: Positions unmasked in this step.
+        changed: Positions remasked or replaced in this step.
+        confidence: Confidence of every token when it was chosen, (T,).
+        tail: First position after the request's own tokens.
     """
 
     row: int
@@ -78,14 +77,14 @@ class StepEvent:
 
 @dataclass(slots=True)
 class DiffusionSampler:
-    """Writes one text.
+    """Sampler of one sequence.
 
     Args:
-        model: What is read.
-        settings: How.
-        request: What.
-        row: Which of the requests, for events.
-        on_step: Told after every step.
+        model: Diffusion model.
+        settings: Decoding settings.
+        request: Infill request.
+        row: Index of the request, for events.
+        on_step: Called after every step.
     """
 
     model: DiffusionModel
@@ -102,21 +101,20 @@ class DiffusionSampler:
     _sessions: list[CacheSession] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Lay the text out.
+        """Validate the request and open the caches.
 
         Raises:
-            DataError: If nothing is open, a token is none of the model's, there are more places
-                than the model knows positions, or the first place is open and the model's logits
-                are shifted.
+            DataError: If nothing is masked, a token id is invalid, the text exceeds the context
+                length, or the first position is masked and the model's logits are shifted.
         """
         metadata, room = self.model.metadata, self.request.max_new_tokens
         length, most = len(self.request.ids) + room, self.model.context_length
         if length > most:
             raise DataError(
-                f"the text and its room have {length} places, and the model knows {most} positions",
+                f"text and max_new_tokens are {length} positions; the context length is {most}",
                 code="diffusion.too-long",
-                expected=f"at most {most} places",
-                next="give less text, or lower max_new_tokens",
+                expected=f"at most {most} positions",
+                next="shorten the text, or lower max_new_tokens",
             )
         self.canvas = SequenceState.of(
             self.request,
@@ -126,18 +124,18 @@ class DiffusionSampler:
         )
         if metadata.logit_shift and bool(self.canvas.is_open[0]):
             raise DataError(
-                "this model tells a place by the state before it, and the first has none before it",
+                "the model predicts a token from the state before it, and the first token has none",
                 code="diffusion.first-place",
-                expected="a text that begins with a given token",
-                next="begin the prompt with the model's beginning-of-text token",
+                expected="a text whose first token is given",
+                next="start the prompt with the beginning-of-text token",
             )
         if self.settings.length.needs_whole and not bool(
             self.canvas.is_given[: self.canvas.tail].all()
         ):
             raise DataError(
-                f"length '{self.settings.length.method_name()}' is for text behind a prompt",
+                f"length '{self.settings.length.method_name()}' does not support infilling",
                 code="diffusion.holes",
-                expected="no holes in the text",
+                expected="a prompt without holes",
                 next="use length fixed",
             )
         seed = self.settings.seed if self.request.seed is None else self.request.seed
@@ -148,7 +146,7 @@ class DiffusionSampler:
         self._sessions = [cache.open(self.model, capacity) for _ in range(sides)]
 
     def run(self) -> Reads:
-        """Yield readings until the text is written."""
+        """Yield forward requests until the sequence is complete."""
         yield from self._extend()
         size = self.settings.block_length or self.model.metadata.block_size
         is_aligned = self.model.metadata.attention == "block_causal"
@@ -162,7 +160,7 @@ class DiffusionSampler:
                 return
 
     def sample(self, *, cancelled: bool = False) -> SampledSequence:
-        """Return the text as it stands."""
+        """Return the current sequence as a result."""
         canvas, metadata = self.canvas, self.model.metadata
         ids = canvas.ids.tolist()
         end = canvas.end_place(metadata.end_token_ids)
@@ -181,7 +179,7 @@ class DiffusionSampler:
         )
 
     def _extend(self) -> Reads:
-        """Add places until the last ones say that the text has ended."""
+        """Append mask tokens until the last ones predict the end."""
         length, canvas = self.settings.length, self.canvas
         while length.window and canvas.length - canvas.tail < self.request.max_new_tokens:
             places = canvas.open_in(canvas.tail, canvas.length)
@@ -193,7 +191,7 @@ class DiffusionSampler:
             canvas.insert(canvas.length, more, self.model.metadata.mask_token_id)
 
     def _write(self, start: int, stop: int, block: int, blocks: int) -> Reads:
-        """Write one block."""
+        """Decode one block."""
         canvas, opened = self.canvas, len(self.canvas.open_in(start, stop))
         remasking, looks = self.settings.remasking, 0
         number = 0
@@ -222,9 +220,9 @@ class DiffusionSampler:
     def _logits(
         self, places: Tensor, asked: Tensor, start: int, stop: int, step: int
     ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
-        """Return logits at open places (k, V), and at written ones (m, V) where they are asked for.
+        """Return logits at masked positions, (k, V), and at requested unmasked ones, (m, V).
 
-        With guidance both sides are read: l = l_u + (w + 1)(l_c - l_u), the given text masked in
+        Guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given text is masked in
         l_u (Nie et al. 2024, arXiv:2410.18514).
         """
         canvas, mask = self.canvas, self.model.metadata.mask_token_id
@@ -279,7 +277,7 @@ class DiffusionSampler:
         )
 
     def _commit(self, places: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
-        """Write the places that order and commit rule choose; return them."""
+        """Unmask the positions that order and rule select; return them."""
         if len(places) == 0:
             return places
         settings = self.settings
@@ -297,7 +295,7 @@ class DiffusionSampler:
         return chosen
 
     def _choose(self, places: Tensor, logits: Tensor) -> Tensor:
-        """Return what would be written at places, (k,): drawn, or as the text's rule allows."""
+        """Return a token for each position, (k,): sampled, or constrained by the request's rule."""
         settings, rule = self.settings, self.request.rule
         if rule is None:
             return sample_tokens(
@@ -308,19 +306,19 @@ class DiffusionSampler:
                 top_p=settings.top_p,
             )
         if settings.temperature:
-            # the likeliest of perturbed logits: exact where places do not depend on each other
+            # argmax of perturbed logits: exact where positions are independent
             noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
             logits = logits.double() / settings.temperature - noise
         return rule.choose(self.canvas.ids, self.canvas.is_open, places, logits)
 
     def _without_ends(self, view: Candidates) -> Candidates:
-        """Leave out candidates that end the text, unless there are no others."""
+        """Leave out candidates that are end tokens, unless there are no others."""
         ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
         others = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
         return view.ordered(others) if len(others) else view
 
     def _review(self, seen: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
-        """Let remasking take tokens back or replace them; return the places that changed."""
+        """Remask or replace tokens; return the changed positions."""
         remasking, canvas = self.settings.remasking, self.canvas
         if remasking is None or len(seen) == 0:
             return _NO_POSITIONS
@@ -348,7 +346,7 @@ class DiffusionSampler:
     def _expand(
         self, logits: Tensor, places: Tensor, stop: int
     ) -> Generator[ForwardRequest, Tensor, int]:
-        """Put places before the least sure one; return how many."""
+        """Insert mask tokens before the least confident position; return how many."""
         yield from ()
         length, canvas = self.settings.length, self.canvas
         still = canvas.is_open[places]
@@ -364,7 +362,7 @@ class DiffusionSampler:
         return count
 
     def _end_confidence(self, places: Tensor, logits: Tensor) -> float:
-        """Return how sure the last places are that the text has ended, from 0 to 1."""
+        """Return the confidence that the text has ended, over the last positions, 0 to 1."""
         canvas, ends = self.canvas, torch.tensor(list(self.model.metadata.end_token_ids))
         window = min(self.settings.length.window, canvas.length - canvas.tail)
         first = canvas.length - window
@@ -409,19 +407,20 @@ def generate(
     on_done: Callable[[int, SampledSequence], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> list[SampledSequence]:
-    """Write every request, in order.
+    """Complete all requests, and return their results in order.
 
     Args:
-        model: A diffusion model.
-        requests: What to write.
-        settings: How.
-        on_step: Told after every step of every text.
-        on_done: Told of each text as it is done, in any order.
-        is_cancelled: Asked before every call; once true, texts come back as they stand.
+        model: Diffusion model.
+        requests: Infill requests.
+        settings: Decoding settings.
+        on_step: Called after every step of every sequence.
+        on_done: Called with each finished sequence, in any order.
+        is_cancelled: Polled before every forward pass; unfinished sequences are returned as they
+            are.
 
     Raises:
-        RecipeError: If the settings ask for what the model cannot do.
-        DataError: If a request cannot be written.
+        RecipeError: If the settings do not suit the model.
+        DataError: If a request is invalid.
     """
     settings.check_against(model.metadata)
     writers = [
@@ -458,7 +457,7 @@ def generate(
 
 
 def _select_call(active: dict[int, tuple[Reads, ForwardRequest]]) -> list[int]:
-    """Return the rows whose readings go into one call: all with keys, or all without."""
+    """Return the rows of the next forward pass: all with a cache, or all without."""
     rows = sorted(active)
     with_keys = active[rows[0]][1].keys is not None
     return [row for row in rows if (active[row][1].keys is not None) == with_keys]

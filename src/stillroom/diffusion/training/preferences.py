@@ -1,8 +1,8 @@
-"""Preference pairs: tokenization, bounds of both answers, and weights from the slope of the loss.
+"""Preference pairs: tokenization, bounds of both answers, and weights from the loss gradient.
 
-A record tells a pair by ``fields.chosen`` and ``fields.rejected``, as synth writes them; what is
-said before its last assistant message is the prompt of both. Where ``fields.prefix`` is there (the
-pivotal word of an answer that is not finished), what both have in common is given and not scored.
+A pair is in ``fields.chosen`` and ``fields.rejected``, as written by synth; the messages before the
+last assistant message are the common prompt. With ``fields.prefix`` (the start of an unfinished
+answer, up to a pivotal token) the common part of both answers is given and not scored.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
     "tokenize_pairs",
 ]
 
-_POLICY_SEED, _REFERENCE_SEED, _HELD_OUT_SEED = 11, 12, 13  # so that no two draws share a seed
+_POLICY_SEED, _REFERENCE_SEED, _HELD_OUT_SEED = 11, 12, 13  # distinct random streams
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two answers to one prompt, as tokens."""
+    """Two tokenized answers to one prompt."""
 
     record_id: str
     chosen: MaskableExample
@@ -68,13 +68,13 @@ def tokenize_pairs(
     first: int,
     on_done: Callable[[], None] | None = None,
 ) -> TokenizedDataset:
-    """Return the pairs that records tell, and how many tell none.
+    """Tokenize preference pairs, and count records without one.
 
     Args:
-        tokenizer: A fast tokenizer.
-        records: With ``fields.chosen`` and ``fields.rejected``.
-        max_tokens: Tokens that are kept of an answer with its prompt, from their start.
-        first: The first place that may be masked: 1 where logits are shifted.
+        tokenizer: Fast tokenizer.
+        records: Records with ``fields.chosen`` and ``fields.rejected``.
+        max_tokens: Maximum tokens of prompt and answer; the end is truncated.
+        first: First position that may be masked: 1 with shifted logits.
         on_done: Called after each record.
     """
     pairs: list[PreferencePair] = []
@@ -102,7 +102,7 @@ def tokenize_pairs(
 
 
 def _split_pair(record: Record) -> list[Record] | None:
-    """Return a record of each answer, or None where there are no two."""
+    """Return one record per answer, or None without a pair."""
     texts = [record.fields.get(name) for name in ("chosen", "rejected")]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return None
@@ -113,7 +113,7 @@ def _split_pair(record: Record) -> list[Record] | None:
 
 
 def _strip_common(one: MaskableExample, other: MaskableExample) -> list[MaskableExample]:
-    """Return two unfinished answers with only what differs left to be scored, and nothing after."""
+    """Return two unfinished answers with the differing part as the only scored run."""
     shortest = min(len(one.ids), len(other.ids))
     same = one.ids[:shortest] == other.ids[:shortest]
     start = int(np.argmin(same)) if not same.all() else shortest
@@ -134,9 +134,9 @@ def draw_masks(
     metadata: DiffusionMetadata,
     rng: np.random.Generator,
 ) -> list[CorruptedExample]:
-    """Return an answer under each drawn time and mask; their mean weighed loss is minus the bound.
+    """Return an answer under each drawn mask; the mean weighted loss is minus the bound.
 
-    Every block of attention has its own time. Scales are those of the loss, and make the bound.
+    Each block has its own time. Scales are those of the bound, not of the preference loss.
     """
     places = np.arange(len(lesson.ids))
     size = metadata.block_size
@@ -167,7 +167,7 @@ def draw_masks(
 def _draw_mask(
     group: npt.NDArray[np.int64], share: float, rng: np.random.Generator, *, counted: bool
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Return which places are masked, and what each weighs."""
+    """Return the masked positions, and the weight of each."""
     size = len(group)
     if counted:
         count = min(int(share * size) + 1, size)
@@ -178,7 +178,7 @@ def _draw_mask(
 def average_bounds(
     texts: Sequence[CorruptedExample], logprobs: Sequence[Tensor], samples: int
 ) -> Tensor:
-    """Return the bound of each run of ``samples`` texts, float64, nats."""
+    """Return the mean of each run of ``samples`` texts: bounds, float64, nats."""
     values = [
         float(own @ torch.from_numpy(text.scale[text.is_learned]))
         for text, own in zip(texts, logprobs, strict=True)
@@ -187,10 +187,10 @@ def average_bounds(
 
 
 class PreferenceDataSource(WeightedDataSource):
-    """Draws the masks of each step's pairs, and weighs them by the slope of the loss."""
+    """Source of preference pairs, weighted by the gradient of the loss."""
 
     def __init__(self, method: Vrpo, course: ObjectiveContext) -> None:
-        """Stand over pairs; the reference is the model as it is now."""
+        """Prepare a training run; the reference is the current model."""
         super().__init__(course, [pair.record_id for pair in course.lessons])
         self.method = method
         self.samples = method.times * method.masks_per_time
@@ -205,10 +205,11 @@ class PreferenceDataSource(WeightedDataSource):
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
-        """Return both answers of each pair under every mask, weighed.
+        """Return both answers of each pair under every mask, weighted.
 
-        The loss is a function of two bounds. Its slope by each, times a token's share of the bound,
-        is what the token's cross-entropy weighs: the gradient is the loss's own.
+        The loss is a function of two bounds. Its derivative by each, times a token's share of the
+        bound, is the weight of the token's cross-entropy, which gives the exact gradient of the
+        loss.
         """
         chosen = [self.course.lessons[number] for number in self._records.chosen(step)]
         texts = self._draw(chosen, step, _POLICY_SEED)
@@ -264,9 +265,9 @@ class PreferenceDataSource(WeightedDataSource):
 def evaluate_pairs(
     method: Vrpo, recipe: DiffusionRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
 ) -> dict[str, float]:
-    """Return how often, and by how many nats, the chosen answer's bound is above the rejected's.
+    """Return how often, and by how many nats, the chosen bound exceeds the rejected one.
 
-    The same masks every time, so that what moves is the model.
+    Masks are the same at every call, so that only the model changes.
     """
     if not pairs:
         return {}

@@ -1,8 +1,8 @@
 """Rollouts for reinforcement learning: sampled answers, rewards, and token weights.
 
-A round begins with prompts; each gets a group of answers, a verifier rewards them, and several
-updates learn from them. What a round wrote is journaled before it is learned from: a resumed run
-goes on with the same answers and ends with the same bytes.
+A round starts with prompts; each gets a group of answers, a verifier rewards them, and several
+updates train on them. Answers are journaled before they are used: a resumed run continues with the
+same answers and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = [
     "tokenize_prompts",
 ]
 
-_PROMPT_SEED, _SAMPLE_SEED = 21, 22  # so that no two draws share a seed
+_PROMPT_SEED, _SAMPLE_SEED = 21, 22  # distinct random streams
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiablePrompt:
-    """A prompt as tokens, and what an answer is checked by."""
+    """A tokenized prompt, with the fields its verifier needs."""
 
     record_id: str
     ids: tuple[int, ...]
@@ -53,14 +53,14 @@ class VerifiablePrompt:
 
 @dataclass(frozen=True, slots=True)
 class RolloutAnswer:
-    """What was written for a task.
+    """Sampled answer to a prompt.
 
     Args:
-        task: Its number among the lessons.
-        ids: The whole canvas, prompt first, (T,).
-        tail: Where the answer begins.
-        learned: How many tokens it has, its end token among them.
-        reward: What the verifier gave.
+        task: Index of the prompt among the examples.
+        ids: Prompt and answer, (T,).
+        tail: First position of the answer.
+        learned: Number of its tokens, including the end token.
+        reward: Reward by the verifier.
     """
 
     task: int
@@ -70,24 +70,24 @@ class RolloutAnswer:
     reward: float
 
     def to_json(self) -> list[Any]:
-        """Return plain JSON values."""
+        """Return a JSON list."""
         return [self.task, list(self.ids), self.tail, self.learned, self.reward]
 
     @classmethod
     def from_json(cls, said: Sequence[Any]) -> RolloutAnswer:
-        """Read what ``to_json`` wrote."""
+        """Return the answer from ``to_json`` output."""
         task, ids, tail, learned, reward = said
         return cls(int(task), tuple(map(int, ids)), int(tail), int(learned), float(reward))
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """The answers of several updates, and their tokens' log-probabilities in each of them.
+    """Answers of a round, and the log-probabilities of their tokens in each update.
 
     Args:
-        answers: Groups one after the other.
-        wrote: By the model that wrote them, for each update and answer.
-        reference: By the model before all training, likewise; empty where it is not asked.
+        answers: Groups of answers, one after the other.
+        wrote: Log-probabilities by the sampling policy, per update and answer.
+        reference: Log-probabilities by the reference, likewise; empty without one.
     """
 
     answers: tuple[RolloutAnswer, ...]
@@ -95,7 +95,7 @@ class RolloutBatch:
     reference: tuple[tuple[Tensor, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return {
             "answers": [answer.to_json() for answer in self.answers],
             "wrote": [[one.tolist() for one in update] for update in self.wrote],
@@ -104,7 +104,7 @@ class RolloutBatch:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> RolloutBatch:
-        """Read what ``to_json`` wrote."""
+        """Return the batch from ``to_json`` output."""
         wrote, reference = (
             tuple(
                 tuple(torch.tensor(one, dtype=torch.float64) for one in update)
@@ -123,9 +123,9 @@ def tokenize_prompts(
     max_tokens: int,
     on_done: Callable[[], None] | None = None,
 ) -> TokenizedDataset:
-    """Return the tasks that records tell; what is too long or cannot be checked is left out.
+    """Tokenize prompts, and count records that are too long or cannot be verified.
 
-    A record's own answer is ``fields.answer``, or else its last assistant message.
+    The reference answer is ``fields.answer``, or else the last assistant message.
     """
     tasks: list[VerifiablePrompt] = []
     counts = {"records_too_long": 0, "records_unverifiable": 0, "tokens": 0}
@@ -161,7 +161,7 @@ def _read_reward(method: DiffuGrpo, text: str, task: VerifiablePrompt) -> float:
 
 
 def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> int:
-    """Return how many tokens of an answer are learned: its own, and the one that ended it."""
+    """Return the number of learned tokens of an answer, including its end token."""
     count = len(sample.new_ids)
     at = tail + count
     has_end = sample.finish_reason == "stop" and at < len(sample.ids) and sample.ids[at] in ends
@@ -169,10 +169,10 @@ def _count_learned(sample: SampledSequence, tail: int, ends: Sequence[int]) -> i
 
 
 class RolloutDataSource(WeightedDataSource):
-    """Has answers written and rewarded, and weighs their tokens by the slope of the loss."""
+    """Source of sampled answers, weighted by the gradient of the loss."""
 
     def __init__(self, method: DiffuGrpo, course: ObjectiveContext) -> None:
-        """Stand over tasks; the reference is the model as it is now."""
+        """Prepare a training run; the reference is the current model."""
         super().__init__(course, [task.record_id for task in course.lessons])
         self.method = method
         self.reference = ReferenceModel(course.model) if method.kl_weight else None
@@ -181,17 +181,17 @@ class RolloutDataSource(WeightedDataSource):
         self._round = RolloutBatch((), (), ())
 
     def __len__(self) -> int:
-        """Return how many lessons one epoch has: each task serves several updates."""
+        """Return the number of examples per epoch: each prompt serves several updates."""
         return len(self.ids) * self.method.steps_per_batch
 
     def describe(self) -> object:
-        """Return the prompts."""
+        """Return the token ids of every prompt."""
         return [list(task.ids) for task in self.course.lessons]
 
     def weigh(
         self, step: int, ranks: ProcessGroup
     ) -> tuple[list[CorruptedExample], dict[str, float]]:
-        """Return the round's answers under this update's masks, weighed."""
+        """Return the round's answers under this update's masks, weighted."""
         update = step % self.method.updates
         self._enter(step - update, ranks, is_first=update == 0)
         answers = self._round.answers
@@ -239,16 +239,16 @@ class RolloutDataSource(WeightedDataSource):
         return self.method.advantages(groups).flatten()
 
     def _enter(self, first: int, ranks: ProcessGroup, *, is_first: bool) -> None:
-        """Take the round that begins at a step: from memory, from the journal, or new."""
+        """Set the round that starts at a step: the current one, from the journal, or new."""
         if first == self._at:
             return
         known = ranks.gather(self._journal.get(str(first)) if ranks.is_main else None)[0]
         if known is None and not is_first:
             raise IntegrityError(
-                f"the answers of optimizer step {first + 1} are not in the journal",
+                f"the rollouts of optimizer step {first + 1} are missing in the journal",
                 code="diffusion.rollouts-lost",
                 where=str(self._journal.path),
-                expected="every round that the saved weights have learned from",
+                expected="every round that the saved weights were trained on",
                 next="start over with --overwrite",
             )
         self._round = (
@@ -260,7 +260,7 @@ class RolloutDataSource(WeightedDataSource):
             self._journal.sync()
 
     def _write(self, first: int, ranks: ProcessGroup) -> RolloutBatch:
-        """Have a round's answers written, rewarded and read."""
+        """Sample the answers of a round, and compute rewards and log-probabilities."""
         numbers = self._records.chosen(first // self.method.updates)
         group = self.method.group
         wanted = [
@@ -303,7 +303,7 @@ class RolloutDataSource(WeightedDataSource):
         return found
 
     def _texts_of(self, update: int) -> list[CorruptedExample]:
-        """Return the answers all masked, each prompt masked in part by this update's draw."""
+        """Return the answers, fully masked, after prompts masked in part for this update."""
         found = []
         for place, answer in enumerate(self._round.answers):
             ids = np.asarray(answer.ids, dtype=np.int64)
@@ -330,7 +330,7 @@ class RolloutDataSource(WeightedDataSource):
 def evaluate_prompts(
     method: DiffuGrpo, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
 ) -> dict[str, float]:
-    """Return the mean reward of the likeliest answers to held-out tasks."""
+    """Return the mean reward of greedy answers to held-out prompts."""
     if not tasks:
         return {}
     settings = method.decode.model_copy(update={"temperature": 0.0})

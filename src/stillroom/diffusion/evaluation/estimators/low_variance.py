@@ -1,6 +1,6 @@
 """Monte Carlo estimate with a uniformly drawn number of masks: same mean, lower variance.
 
-Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The l are drawn from strata, one each.
+Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The number of masks l is stratified.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["LowVariance"]
 
 
 class LowVariance(LikelihoodEstimator):
-    """L / l times the loss of l masked tokens, l evenly from 1 to L."""
+    """L / l times the loss of l masked tokens, l uniform on 1 to L."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
 
-    samples: int = Field(default=32, ge=1, le=100_000, description="masks that are drawn")
+    samples: int = Field(default=32, ge=1, le=100_000, description="number of masks")
     is_stratified: bool = Field(
-        default=True, description="draw the numbers of masks from strata, one each"
+        default=True, description="draw the number of masked tokens by stratified sampling"
     )
 
     @override

@@ -1,7 +1,7 @@
 """Dream-7B and DiffuCoder checkpoints, loaded as Qwen2 with shifted logits.
 
 Source: Ye et al. 2025, arXiv:2508.15487; DiffuCoder, arXiv:2506.20639. The state at a position
-predicts the next one, as in the autoregressive model that both began from.
+predicts the next token, as in the autoregressive model that both were initialized from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DROPPED = ("architectures", "auto_map", "model_type", "mask_token_id", "transfo
 
 
 class Dream(CheckpointFormat):
-    """Dream's format: the tensors have Qwen2's names already."""
+    """Dream's format; tensors have Qwen2's names."""
 
     paper: ClassVar[str] = "arXiv:2508.15487"
     model_types: ClassVar[tuple[str, ...]] = ("Dream", "dream")

@@ -1,6 +1,6 @@
 """No cache: the whole visible text is recomputed in every step.
 
-Source: none; it is what the others are measured against.
+Source: none; the baseline of the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Session(CacheSession):
 
 
 class Whole(KVCacheMethod):
-    """Read everything, every time."""
+    """Recompute everything in every step."""
 
     paper: ClassVar[str] = "none"
 
