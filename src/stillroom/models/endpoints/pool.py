@@ -1,15 +1,15 @@
 """Load balancing over several endpoints: weights, failover and hedged requests.
 
-Which endpoint a request goes to first follows from the request alone (weighted rendezvous hashing),
-so that a repeated run asks the same one, however much is asked at once. An endpoint that fails as a
-whole (down, refused key, spent quota, over its rate) is passed over, and not asked first again for
-a while; what only this request did wrong is not asked of others. Whose answer it is stands in the
-completion's ``model``.
+The first endpoint of a request is a function of the request alone (weighted rendezvous hashing), so
+that repeated runs use the same one at any concurrency. An endpoint that fails as a whole (down,
+invalid key, exhausted quota, rate limit) is skipped, and not tried first for a while; errors of the
+request itself do not fail over. A completion's ``model`` identifies its endpoint.
 
-Of requests that are not hedged none keeps a thread waiting where the endpoints need none. A hedged
-one does: the request that comes second is broken off by who waits for it.
+Requests without hedging block no thread if the endpoints support ``submit``. Hedged requests block
+one, which cancels the slower request.
 
 Sources: Thaler and Ravishankar 1998 (rendezvous hashing); Dean and Barroso 2013, "The Tail at
+Scale" (hedged requests).
 Scale" (hedged requests).
 """
 
@@ -49,42 +49,42 @@ _FAILOVER_CODES = {
     "backend.malformed",
     "backend.answer",
 }
-"""Errors after which another endpoint is asked; ``backend.refused`` is the request's own."""
+"""Errors that fail over to another endpoint; ``backend.refused`` does not."""
 _REQUEST_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
 _COOLDOWN_CODES = _FAILOVER_CODES - _REQUEST_CODES
 
 
 @dataclass(frozen=True, slots=True)
 class PoolEndpoint:
-    """One endpoint and its share of the requests; 0 is asked only when others fail."""
+    """An endpoint and its weight; with weight 0 it is a fallback."""
 
     model: TextModel
     weight: float = 1.0
 
 
 class LoadBalancedModel:
-    """A TextModel over several; each request goes to one, and on to the next if that one fails.
+    """TextModel over several endpoints; each request goes to one, and fails over to the next.
 
-    It has ``submit`` where all members have it and nothing is hedged.
+    It has ``submit`` if all members have it and hedging is off.
     """
 
     submit: Callable[[Prompt, Sampling, OnDone], None]
-    """See ``SubmittingModel``."""
+    """See ``AsyncModel``."""
 
     def __init__(self, members: Sequence[PoolEndpoint], *, hedge_after_s: float = 0.0) -> None:
-        """Pool members.
+        """Pool endpoints.
 
         Args:
-            members: In order of preference; at least one with a weight above 0.
-            hedge_after_s: Ask a second one too when the first has not answered after so long, and
-                take whichever comes first; 0 never does.
+            members: Endpoints in order of preference; at least one with a positive weight.
+            hedge_after_s: Seconds without an answer after which a second endpoint is asked, too,
+                and the first answer is used; 0: never.
         """
         self._members = list(members)
         self._hedge_after_s = hedge_after_s
         self._resting: dict[int, float] = {}
         self._lock = threading.Lock()
         self.asked = [0] * len(self._members)
-        """How many requests each member was sent."""
+        """Number of requests sent to each member."""
         first = self._members[0].model
         self.name = first.name
         prints = [[one.model.fingerprint, one.weight] for one in self._members]
@@ -106,10 +106,11 @@ class LoadBalancedModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt; see ``TextModel.generate``.
+        """Complete all prompts; see ``TextModel.generate``.
 
         Raises:
-            BackendError: If every endpoint fails, or refuses a prompt; the others are done then.
+            BackendError: If all endpoints fail, or one refuses a prompt; other prompts are
+                completed.
         """
         samplings = broadcast_sampling(prompts, sampling)
         failed: dict[int, BackendError] = {}
@@ -132,7 +133,7 @@ class LoadBalancedModel:
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion of the endpoint that comes first for the prompt."""
+        """Yield the completion of the prompt's first endpoint."""
         first = self._members[self._order(prompt, sampling)[0]].model
         return (yield from first.stream(prompt, sampling))
 
@@ -140,26 +141,26 @@ class LoadBalancedModel:
         """Score with the first member.
 
         Raises:
-            BackendError: As that one does.
+            BackendError: As raised by the member.
         """
         return self._members[0].model.score(prompts, completions)
 
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
-        """Weigh options with the first member.
+        """Return the probabilities of options by the first member.
 
         Raises:
-            BackendError: If its engine tells no chances.
+            BackendError: If its engine has no log-probabilities.
         """
         return score_options_by_logprob(self._members[0].model, prompts, options)
 
     def count_tokens(self, text: str) -> int:
-        """Count with the first member."""
+        """Count tokens with the first member."""
         return self._members[0].model.count_tokens(text)
 
     def close(self) -> None:
-        """Close every member."""
+        """Close all members."""
         for member in self._members:
             member.model.close()
 
@@ -168,7 +169,7 @@ class LoadBalancedModel:
         return self._hedge_after_s > 0 and len(self._members) > 1
 
     def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
-        """Ask the first in order; where one fails, its thread asks the next."""
+        """Submit to the first endpoint in order; a failure submits to the next on its thread."""
         waiting = deque(self._order(prompt, sampling))
         errors: list[BackendError] = []
 
@@ -188,7 +189,7 @@ class LoadBalancedModel:
                 return
             try:
                 ask()
-            except BackendError as error:  # it was closed meanwhile
+            except BackendError as error:  # closed in the meantime
                 done(error)
 
         ask()
@@ -225,7 +226,7 @@ class LoadBalancedModel:
         sampling: Sampling,
         is_stopped: Callable[[], bool],
     ) -> Completion:
-        """Ask the first; after a while, or when it fails, the next too; take what comes first."""
+        """Ask the first endpoint, after a delay or failure the next; return the first answer."""
         won = threading.Event()
 
         def is_over() -> bool:
@@ -278,7 +279,7 @@ class LoadBalancedModel:
             self.asked[at] += 1
 
     def _note(self, at: int, value: Completion | BaseException) -> None:
-        """Let a member rest that failed as a whole, and no longer where it has answered."""
+        """Start the cooldown of a failed member, or end that of a member that answered."""
         with self._lock:
             if isinstance(value, Completion):
                 self._resting.pop(at, None)
@@ -286,7 +287,7 @@ class LoadBalancedModel:
                 self._resting[at] = time.monotonic() + _COOLDOWN_S
 
     def _order(self, prompt: Prompt, sampling: Sampling) -> list[int]:
-        """Return in which order members are asked: by weight and the request, the resting last."""
+        """Return the order of members: by weight and request, members in cooldown last."""
         request = digest_json([prompt.to_json(), asdict(sampling)])
         now = time.monotonic()
         with self._lock:
@@ -308,7 +309,7 @@ class LoadBalancedModel:
 
 
 def _weighted_distance(request: str, at: int, weight: float) -> float:
-    """Return how far a member is from a request; the nearest has it, in proportion to weights."""
+    """Return the weighted distance of a member from a request; the nearest is first."""
     if weight <= 0:
         return 0.0
     share = (int(digest_json([request, at])[:13], 16) + 1) / (16**13 + 1)

@@ -1,7 +1,7 @@
 """Runtime of local engines: accelerators, reserved ports, silenced output.
 
-A fenced process may connect to the ports alone that were named before the fence went up; so some
-free ones are named first, and engines that open a port afterwards take one of those.
+A sandboxed process may connect only to ports that were named before the sandbox was set up; free
+ports are therefore reserved first, and engines use those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings within the body, and restore them."""
+    """Silence transformers' progress bars and warnings within the context."""
     from transformers.utils import logging as engine_logging
 
     logging: Any = engine_logging  # its functions carry no types
@@ -48,9 +48,9 @@ def silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def silence_output() -> Iterator[None]:
-    """Send what native code writes to standard output and error within the body to nowhere.
+    """Discard what native code writes to standard output and error within the context.
 
-    Works on file descriptors, so it covers C and C++; other threads are silenced with it.
+    Redirects file descriptors, so it includes C and C++, and other threads.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +72,7 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One device: its name for ``--device``, what it is, its memory and whether it has bfloat16."""
+    """A device: name for ``--device``, display name, memory and bfloat16 support."""
 
     device: str
     name: str
@@ -80,12 +80,12 @@ class Accelerator:
     has_bf16: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return a JSON object."""
         return asdict(self)
 
 
 def list_accelerators() -> list[Accelerator]:
-    """Return the devices that torch can use; empty on a machine with processors alone."""
+    """Return the accelerators that torch can use; empty on CPU-only machines."""
     import torch
 
     found = []
@@ -97,7 +97,7 @@ def list_accelerators() -> list[Accelerator]:
                     f"cuda:{number}",
                     str(about.name),
                     int(about.total_memory),
-                    about.major >= 8,  # Ampere was the first
+                    about.major >= 8,  # Ampere and later
                 )
             )
     elif torch.backends.mps.is_available():
@@ -106,15 +106,17 @@ def list_accelerators() -> list[Accelerator]:
 
 
 def explain_unused_driver() -> str:
-    """Return why an NVIDIA driver that is there is of no use to torch; empty where all is well."""
+    """Return why torch cannot use an installed NVIDIA driver; empty if it can or there is none."""
     import torch
 
     has_driver = _NVIDIA_DRIVER.is_file() or shutil.which("nvidia-smi") is not None
     if not has_driver or torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
-        return "an NVIDIA driver is there, but this torch was built for processors alone"
-    return f"an NVIDIA driver is there, but this torch (CUDA {torch.version.cuda}) cannot use it"
+        return "an NVIDIA driver is installed, but this torch is a CPU-only build"
+    return (
+        f"an NVIDIA driver is installed, but this torch (CUDA {torch.version.cuda}) cannot use it"
+    )
 
 
 _PORTS_VARIABLE = "STILLROOM_ENGINE_PORTS"
@@ -124,7 +126,7 @@ _LOCALHOST = "127.0.0.1"
 
 
 def reserve_ports(count: int) -> list[int]:
-    """Return free ports and keep them for the engines of this process and its children."""
+    """Reserve free ports for the engines of this process and its children; return them."""
     with contextlib.ExitStack() as opened:
         bound = [
             opened.enter_context(contextlib.closing(socket.create_server((_LOCALHOST, 0))))
@@ -136,7 +138,7 @@ def reserve_ports(count: int) -> list[int]:
 
 
 def choose_port() -> int:
-    """Return a port that was named and is free, or 0 (any) where none was named."""
+    """Return a free reserved port, or 0 (any) without reservations."""
     named = os.environ.get(_PORTS_VARIABLE, "")
     for port in map(int, named.split(",") if named else ()):
         with contextlib.suppress(OSError), socket.create_server((_LOCALHOST, port)):

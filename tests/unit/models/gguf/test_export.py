@@ -277,12 +277,12 @@ def test_spaces_before_a_text_and_after_marks_are_cut_alike(tmp_path, values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (metaspace("first"), "before the first piece alone"),
-        (metaspace("always"), "before the pieces that begin with none"),
-        (metaspace("never", split=True), "cuts at each space and has the token"),
-        ({**metaspace("never"), "normalizer": {"type": "NFKC"}}, "normalizes by"),
-        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "normalizes by"),
-        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "splits words by"),
+        (metaspace("first"), "to the first piece only"),
+        (metaspace("always"), "to the pieces without one"),
+        (metaspace("never", split=True), "splits at spaces and has the token"),
+        ({**metaspace("never"), "normalizer": {"type": "NFKC"}}, "its normalizer is"),
+        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "its normalizer is"),
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "its normalizer is"),
     ],
 )
 def test_spaces_that_would_be_cut_otherwise_are_refused(tmp_path, values, said):
@@ -359,7 +359,7 @@ def test_unknown_tensors_large_numbers_and_files_in_the_way_are_refused(tmp_path
     assert not list(tmp_path.glob(".*"))
     assert not out.exists()
     save_file({**weights, "extra.weight": torch.ones(2)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"'extra\.weight' has no place") as caught:
+    with pytest.raises(CheckpointError, match=r"'extra\.weight' has no equivalent") as caught:
         export_gguf(folder, out)
     assert caught.value.code == "checkpoint.gguf-tensor"
     out.write_text("mine", encoding="utf-8")

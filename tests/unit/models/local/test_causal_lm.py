@@ -45,7 +45,7 @@ def test_a_device_that_is_not_there_is_refused():
     ("change", "named"),
     [
         (lambda t: t.pop("model.layers.0.mlp.up_proj.weight"), "up_proj.weight' is missing"),
-        (lambda t: t.update({"model.odd": torch.zeros(2)}), "'model.odd' has no place"),
+        (lambda t: t.update({"model.odd": torch.zeros(2)}), "'model.odd' is unexpected"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"has shape \(3,\), not"),
     ],
 )
